@@ -1,0 +1,22 @@
+"""The numbers: defaults and named configs, as plain data.
+
+None stands for "decided by the program" everywhere; the comment beside it says how.
+"""
+
+from config import datamodule, inference, maest, module, named, probe, trainer
+
+# ex_maest.py
+MAEST = {
+    "seed": 0,  # of every random draw: the same seed, data and machine give the same run
+    "ckpt_path": None,  # a Lightning checkpoint (exp_logs/<id>/checkpoints/…) to continue from
+    "maest": maest.DEFAULTS,
+    "module": module.DEFAULTS,
+    "datamodule": datamodule.DEFAULTS,
+    "trainer": trainer.DEFAULTS,
+    "inference": inference.DEFAULTS,
+}
+MAEST_NAMED = named.MAEST
+
+# ex_tl.py
+TL = probe.DEFAULTS
+TL_NAMED = named.TL

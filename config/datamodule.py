@@ -1,0 +1,19 @@
+"""The data. By default the embedded data set, which is built where it is missing."""
+
+from pathlib import Path
+
+SCORES = Path(__file__).resolve().parent.parent / "datasets" / "scores" / "data"
+
+DEFAULTS = {
+    "groundtruth_train": str(SCORES / "style" / "groundtruth-train.pk"),
+    "groundtruth_val": str(SCORES / "style" / "groundtruth-validation.pk"),
+    "groundtruth_test": str(SCORES / "style" / "groundtruth-test.pk"),
+    "groundtruth_predict": str(SCORES / "style" / "groundtruth-all.pk"),
+    "base_dir": str(SCORES / "melspectrograms"),  # what the ground truths' paths are relative to
+    "clip_length": None,  # seconds; the checkpoint's, or else 5
+    "batch_size_train": 16,  # clips
+    "batch_size_eval": 8,  # whole tracks
+    "clips_per_epoch": None,  # all clips once
+    "balanced_sampling": False,  # draw clips with rare labels more often
+    "num_workers": None,  # reading processes; none without a GPU, else one a core, at most 12
+}

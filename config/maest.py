@@ -1,0 +1,22 @@
+"""The network."""
+
+DEFAULTS = {
+    "arch": None,  # maest_tiny, maest_small, maest_base; the checkpoint's, or else maest_tiny
+    "pretrained": False,  # start from the published weights of the arch, where there are any
+    "checkpoint": None,  # a model folder (exp_logs/<id>/model) or a checkpoint file
+    "n_classes": None,  # the checkpoint's, or that of the ground truth
+    "input_t": None,  # frames; the checkpoint's, or datamodule.clip_length · 16000 // 256
+    "distilled_type": None,  # "mean" (default) or "separated": one head, or one each for cls, dist
+    # Patchout in training, drawn for each batch. The grid of a 5 s clip has 9 rows x 30 columns.
+    "s_patchout_t": 15,  # time columns dropped; the paper: 15, 30, 60, 90 for 5, 10, 20, 30 s
+    "s_patchout_f": 0,  # frequency rows dropped
+    "u_patchout": 0,  # single patches dropped
+    # Patchout that always acts, at inference too.
+    "s_patchout_t_indices": [],  # the columns with these numbers are dropped
+    "s_patchout_f_indices": [],
+    "s_patchout_t_interleaved": 0,  # only every k-th column is kept
+    "s_patchout_f_interleaved": 0,
+    "drop_rate": 0.0,  # dropout after projections
+    "attn_drop_rate": 0.0,  # dropout of attention weights
+    "drop_path_rate": 0.0,  # stochastic depth of the last block
+}

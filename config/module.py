@@ -1,0 +1,21 @@
+"""The training recipe. These values suit a small network from scratch, in minutes.
+
+The paper's own are in the named config `paper_recipe`.
+"""
+
+DEFAULTS = {
+    "lr": 1e-3,
+    "weight_decay": 1e-4,
+    # exponential warm-up, level, linear ramp down from ramp_start to ramp_end (epochs)
+    "warmup_epochs": 1,
+    "ramp_start": 2,
+    "ramp_end": 10,
+    "last_lr_factor": 0.01,
+    "lr_interval": "step",  # the rate moves on each "step", or each "epoch"
+    "mixup_alpha": 0.3,  # 0: no mixup
+    # SpecAugment on the normalised mel: number of masks, and the width they stay below
+    "time_masks": 20,
+    "time_mask_width": 8,
+    "freq_masks": 8,
+    "freq_mask_width": 5,
+}

@@ -1,0 +1,46 @@
+"""Named configs: name → the settings it changes."""
+
+from config.datamodule import SCORES
+
+_INSTRUMENT = SCORES / "instrument"
+
+MAEST = {
+    # The optimisation of the paper's code; arch, clip length and data are yours to name.
+    "paper_recipe": {
+        "datamodule": {
+            "batch_size_train": 12,
+            "clips_per_epoch": 200_000,
+            "balanced_sampling": True,
+        },
+        "module": {
+            "lr": 2e-5,
+            "weight_decay": 1e-4,
+            "warmup_epochs": 5,
+            "ramp_start": 50,
+            "ramp_end": 100,
+            "last_lr_factor": 0.01,
+            "lr_interval": "epoch",
+        },
+        "trainer": {"max_epochs": 130},
+    },
+    # Extraction for the downstream task of the embedded data set.
+    "target_scores": {
+        "datamodule": {
+            "groundtruth_predict": str(_INSTRUMENT / "groundtruth-all.pk"),
+            "base_dir": str(SCORES / "melspectrograms"),
+        },
+        "inference": {"out_dir": "embeddings/scores", "transformer_block": 7},
+    },
+}
+
+TL = {
+    "target_scores_tl": {
+        "data": {
+            "embeddings_dir": "embeddings/scores/5sec/7",
+            "groundtruth_train": str(_INSTRUMENT / "groundtruth-train.pk"),
+            "groundtruth_val": str(_INSTRUMENT / "groundtruth-validation.pk"),
+            "groundtruth_test": str(_INSTRUMENT / "groundtruth-test.pk"),
+            "base_dir": str(SCORES / "melspectrograms"),
+        },
+    },
+}

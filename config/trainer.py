@@ -1,0 +1,22 @@
+"""What Lightning's Trainer takes."""
+
+DEFAULTS = {
+    "max_epochs": 10,
+    "max_steps": -1,  # -1: no limit
+    "accelerator": "auto",  # a GPU where there is one
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "precision": None,  # 16-mixed on CUDA, 32-true elsewhere
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "check_val_every_n_epoch": 1,
+    "limit_train_batches": None,  # a number of batches, or a share between 0.0 and 1.0
+    "limit_val_batches": None,
+    "limit_test_batches": None,
+    "limit_predict_batches": None,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "deterministic": None,
+    "enable_progress_bar": True,
+}

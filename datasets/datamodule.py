@@ -1,0 +1,246 @@
+"""The Lightning data module: ground truth and log-mel files in, batches out.
+
+A worker process only reads and crops; everything after that runs batched on the device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datasets.groundtruth import GroundTruth, read_groundtruth, read_labels
+from datasets.melspectrograms import MelFileError, find_mel, read_crop, read_patches
+from datasets.sampling import ClipSampler
+from helpers.errors import InputError
+
+SCORES_DIR = Path(__file__).resolve().parent / "scores" / "data"
+
+
+@dataclass
+class TrackBatch:
+    """Whole tracks, cut into patches, for evaluation and extraction.
+
+    Patches of one length, of all the tracks, are one group: a group is one pass of the network.
+
+    Attributes:
+        keys: the N tracks' ground-truth keys.
+        targets: [N, C] float32.
+        groups: for each length, ``(mel [n, T, F] as it is on disk, track [n])``; ``track`` says
+            which of the N tracks a patch is of. A track's patches are in order.
+        errors: what went wrong with a track that could not be read, by key. Such tracks are not
+            among the N.
+    """
+
+    keys: list[str]
+    targets: Tensor
+    groups: list[tuple[Tensor, Tensor]]
+    errors: dict[str, str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device, **kwargs) -> TrackBatch:
+        """Move the tensors; Lightning calls this."""
+        groups = [(mel.to(device, **kwargs), track.to(device)) for mel, track in self.groups]
+        return TrackBatch(self.keys, self.targets.to(device), groups, self.errors)
+
+    def pin_memory(self) -> TrackBatch:
+        """Called by a DataLoader that pins memory."""
+        groups = [(mel.pin_memory(), track) for mel, track in self.groups]
+        return TrackBatch(self.keys, self.targets, groups, self.errors)
+
+
+class CropDataset(Dataset):
+    """Random crops for training. An item is asked for as ``(index, seed of the crop)``."""
+
+    def __init__(self, groundtruth: GroundTruth, base_dir: Path, frames: int) -> None:
+        self.groundtruth, self.base_dir, self.frames = groundtruth, base_dir, frames
+
+    def __len__(self) -> int:
+        return len(self.groundtruth)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """``(mel [T, F] as it is on disk, targets [C] float32)``."""
+        index, seed = item
+        path = find_mel(self.base_dir, self.groundtruth.keys[index])
+        crop = read_crop(path, self.frames, np.random.default_rng(seed))
+        return crop, self.groundtruth.targets[index].astype(np.float32)
+
+
+class TrackDataset(Dataset):
+    """Whole tracks as patches; an item is ``(key, patches or the error, targets)``."""
+
+    def __init__(
+        self, groundtruth: GroundTruth, base_dir: Path, frames: int, keep_going: bool
+    ) -> None:
+        self.groundtruth, self.base_dir, self.frames = groundtruth, base_dir, frames
+        self.keep_going = keep_going
+
+    def __len__(self) -> int:
+        return len(self.groundtruth)
+
+    def __getitem__(self, index: int) -> tuple[str, list[np.ndarray] | MelFileError, np.ndarray]:
+        key = self.groundtruth.keys[index]
+        targets = self.groundtruth.targets[index].astype(np.float32)
+        try:
+            return key, read_patches(find_mel(self.base_dir, key), self.frames), targets
+        except MelFileError as error:
+            if self.keep_going:
+                return key, error, targets
+            raise
+
+
+def collate_tracks(items: Sequence[tuple[str, list[np.ndarray] | MelFileError, np.ndarray]]):
+    """Make a :class:`TrackBatch`, with the patches of one length together."""
+    errors = {key: str(mel) for key, mel, _ in items if isinstance(mel, Exception)}
+    good = [item for item in items if item[0] not in errors]
+    by_length: dict[int, tuple[list[np.ndarray], list[int]]] = {}
+    for track, (_, pieces, _) in enumerate(good):
+        for piece in pieces:
+            mels, tracks = by_length.setdefault(len(piece), ([], []))
+            mels.append(piece)
+            tracks.append(track)
+    groups = [
+        (torch.from_numpy(np.stack(mels)), torch.tensor(tracks))
+        for _, (mels, tracks) in sorted(by_length.items(), reverse=True)
+    ]
+    targets = [target for _, _, target in good]
+    stacked = torch.from_numpy(np.stack(targets)) if targets else torch.zeros(0, 0)
+    return TrackBatch([key for key, _, _ in good], stacked, groups, errors)
+
+
+class MaestDataModule(pl.LightningDataModule):
+    """Log-mel clips and their labels.
+
+    Args:
+        groundtruth_train, groundtruth_val, groundtruth_test, groundtruth_predict: pickles of
+            {path relative to ``base_dir``: labels}; those that a command does not need may be None.
+        base_dir: folder of the log-mel files.
+        clip_frames: length of a training crop and of an evaluation patch, in frames.
+        batch_size_train: clips in a training batch.
+        batch_size_eval: tracks in an evaluation or extraction batch.
+        clips_per_epoch: length of an epoch; all clips if None.
+        balanced_sampling: draw clips of rare labels more often.
+        num_workers: reading processes; by default none on a machine without a GPU, where the
+            network needs every core.
+        seed: of the draws and crops.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_dir: str | Path,
+        clip_frames: int,
+        groundtruth_train: str | Path | None = None,
+        groundtruth_val: str | Path | None = None,
+        groundtruth_test: str | Path | None = None,
+        groundtruth_predict: str | Path | None = None,
+        batch_size_train: int = 12,
+        batch_size_eval: int = 8,
+        clips_per_epoch: int | None = None,
+        balanced_sampling: bool = False,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.base_dir = Path(base_dir)
+        self.clip_frames = clip_frames
+        self.paths = {
+            "train": groundtruth_train,
+            "val": groundtruth_val,
+            "test": groundtruth_test,
+            "predict": groundtruth_predict,
+        }
+        self.batch_size_train = batch_size_train
+        self.batch_size_eval = batch_size_eval
+        self.clips_per_epoch = clips_per_epoch
+        self.balanced_sampling = balanced_sampling
+        if num_workers is None:
+            num_workers = min(os.cpu_count() or 1, 12) if torch.cuda.is_available() else 0
+        self.num_workers = num_workers
+        self.seed = seed
+        self._groundtruths: dict[str, GroundTruth] = {}
+
+    def prepare_data(self) -> None:
+        """Build the embedded data set if the settings point to it and it is not there."""
+        wanted = [Path(path) for path in self.paths.values() if path is not None]
+        missing = [path for path in wanted if not path.exists()]
+        if any(path.resolve().is_relative_to(SCORES_DIR) for path in missing):
+            from datasets.scores.preprocess import build  # its libraries are slow to import
+
+            build()
+
+    def groundtruth(self, split: str) -> GroundTruth:
+        """The ground truth of "train", "val", "test" or "predict", read once.
+
+        Raises:
+            InputError: if the settings name none, or the file is no valid ground truth.
+        """
+        if split not in self._groundtruths:
+            path = self.paths[split]
+            if path is None:
+                raise InputError(
+                    f"datamodule.groundtruth_{split} is not set: give a ground-truth pickle"
+                )
+            self._groundtruths[split] = read_groundtruth(path)
+        return self._groundtruths[split]
+
+    def labels(self, split: str) -> list[str] | None:
+        """The names in the ``labels.json`` beside a split's ground truth; None if there is none."""
+        groundtruth = self.groundtruth(split)
+        path = groundtruth.path.parent / "labels.json"
+        if not path.is_file():
+            return None
+        names = read_labels(path)
+        if len(names) != groundtruth.n_classes:
+            raise InputError(
+                f"{path}: {len(names)} labels, and {groundtruth.path.name} beside it has "
+                f"{groundtruth.n_classes} to a track: they are not of one data set"
+            )
+        return names
+
+    def train_dataloader(self) -> DataLoader:
+        groundtruth = self.groundtruth("train")
+        sampler = ClipSampler(
+            groundtruth.targets, self.clips_per_epoch, self.balanced_sampling, self.seed
+        )
+        dataset = CropDataset(groundtruth, self.base_dir, self.clip_frames)
+        return self._loader(dataset, self.batch_size_train, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._tracks("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._tracks("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._tracks("predict", keep_going=True)
+
+    def _tracks(self, split: str, keep_going: bool = False) -> DataLoader:
+        dataset = TrackDataset(
+            self.groundtruth(split), self.base_dir, self.clip_frames, keep_going=keep_going
+        )
+        return self._loader(dataset, self.batch_size_eval, collate_fn=collate_tracks)
+
+    def _loader(
+        self, dataset: Dataset, batch_size: int, sampler: Sampler | None = None, collate_fn=None
+    ) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            collate_fn=collate_fn,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+

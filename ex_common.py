@@ -1,0 +1,125 @@
+"""What both experiments share: how a Sacred experiment is set up, run and kept.
+
+Every run has a folder ``exp_logs/<id>/`` (in the working directory) with its configuration, its
+output and whatever else it makes.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*")
+
+from sacred import SETTINGS, Experiment  # noqa: E402
+from sacred.observers import FileStorageObserver  # noqa: E402
+from sacred.run import Run  # noqa: E402
+from sacred.utils import SacredError, apply_backspaces_and_linefeeds  # noqa: E402
+
+from helpers.errors import InputError  # noqa: E402
+from helpers.settings import check_arguments, check_settings  # noqa: E402
+
+LOG_DIR = Path("exp_logs")
+
+SETTINGS.CONFIG.READ_ONLY_CONFIG = False
+SETTINGS.CAPTURE_MODE = "sys"  # file descriptors are shared with worker processes
+
+# Advice of Lightning's that is of no use to a user here.
+for message in (
+    ".*does not have many workers.*",
+    ".*You are using `torch.load` with `weights_only=False`.*",
+    ".*The number of training batches.*is smaller than the logging interval.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+):
+    warnings.filterwarnings("ignore", message=message)
+logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+
+
+class UserError(SacredError):
+    """Printed as its message alone."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, print_traceback=False)
+
+
+def has_git_commit() -> bool:
+    """Whether Sacred can record the commit: there is git, and a repository with a commit."""
+    try:
+        query = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+        folder = Path(__file__).resolve().parent
+        return subprocess.run(query, cwd=folder, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def set_up(ex: Experiment, defaults: Mapping[str, Any], named: Mapping[str, Mapping]) -> None:
+    """Give an experiment its settings, the check of what is changed in them, and its log folder."""
+    defaults = deepcopy(dict(defaults))
+    ex.add_config(deepcopy(defaults))
+    for name, changes in named.items():
+        ex.add_named_config(name, deepcopy(dict(changes)))
+    ex.observers.append(FileStorageObserver(LOG_DIR, copy_sources=False))
+    ex.captured_out_filter = apply_backspaces_and_linefeeds
+
+    @ex.config_hook
+    def check(config: dict, command_name: str, logger: logging.Logger) -> dict:
+        try:
+            check_settings(config, defaults)
+        except InputError as error:
+            raise UserError(str(error)) from None
+        return {}
+
+
+def command(ex: Experiment, main: bool = False, unobserved: bool = False) -> Callable:
+    """Make a function a command of the experiment; what a user can mend is told in one message."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def wrapped(*args, **kwargs):
+            try:
+                return function(*args, **kwargs)
+            except (InputError, FileNotFoundError) as error:
+                raise UserError(_message(error)) from error
+
+        return ex.main(wrapped) if main else ex.command(wrapped, unobserved=unobserved)
+
+    return decorate
+
+
+def _message(error: Exception) -> str:
+    """The message; of an error that a worker process passed on, what it was there."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return text
+
+
+def run_dir(run: Run) -> Path:
+    """The folder of a run; made here if no observer keeps one (Sacred's ``--unobserved``)."""
+    for observer in run.observers:
+        if isinstance(observer, FileStorageObserver) and observer.dir:
+            return Path(observer.dir)
+    folder = LOG_DIR / f"unobserved-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def run_command_line(ex: Experiment) -> None:
+    """Run what was typed, and exit: with 1 if anything failed."""
+    try:
+        check_arguments(sys.argv[1:], list(ex.commands), list(ex.named_configs))
+    except InputError as error:
+        sys.exit(f"Error: {error}")
+    run = ex.run_commandline()
+    result = run.result if run is not None else None
+    failed = result.get("failed") if isinstance(result, dict) else 0
+    sys.exit(1 if failed else 0)

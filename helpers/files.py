@@ -1,0 +1,54 @@
+"""Files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
+
+    A reader sees the old file or the whole new one, never a part. If the block raises, the
+    temporary file is removed and ``path`` is left as it was. Missing parent folders are made.
+
+    The temporary name keeps the suffix of ``path``: writers such as ``numpy.save`` and soundfile
+    choose their format, or add a suffix of their own, by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A fixed-length stem: a name near the file system's limit must not become too long.
+    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix[-16:], dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; a result is as readable as any other file of the user's.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` to ``path`` as indented UTF-8 JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def point_link(link: str | Path, target: str | Path) -> None:
+    """Make the symbolic link ``link`` point at ``target``, in one step if there was one before."""
+    link = Path(link)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=link.parent) as folder:
+        temporary = Path(folder) / "link"
+        temporary.symlink_to(os.path.relpath(target, link.parent))
+        os.replace(temporary, link)

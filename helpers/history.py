@@ -1,0 +1,66 @@
+"""The record of a training run: one line an epoch, on the screen and in a file."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytorch_lightning as pl
+from tqdm import tqdm
+
+from helpers.files import atomic_path
+
+
+class History(pl.Callback):
+    """Keeps the figures of each epoch; writes them to ``path`` as CSV after each, whole.
+
+    Args:
+        path: the CSV file.
+        record: called with (name, value, epoch) for each figure, to send it elsewhere too.
+    """
+
+    def __init__(
+        self, path: str | Path, record: Callable[[str, float, int], None] | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.record = record
+        self.epochs: list[dict[str, float]] = []
+        self._started = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning has run the epoch's validation by now."""
+        figures = trainer.callback_metrics
+        row: dict[str, float] = {"epoch": trainer.current_epoch}
+        for name, value in sorted(figures.items()):
+            if not name.endswith("_step") and name != "train_loss":
+                row[name.removesuffix("_epoch")] = float(value)
+        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["seconds"] = time.monotonic() - self._started
+        self.epochs.append(row)
+        if self.record:
+            for name, value in row.items():
+                if name != "epoch":
+                    self.record(name, value, int(row["epoch"]))
+        if trainer.is_global_zero:
+            self._write()
+            self._show(row)
+
+    def _write(self) -> None:
+        names = list(dict.fromkeys(name for row in self.epochs for name in row))
+        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+            rows = csv.DictWriter(file, names)
+            rows.writeheader()
+            rows.writerows(self.epochs)
+
+    @staticmethod
+    def _show(row: dict[str, float]) -> None:
+        parts = [f"epoch {row['epoch']:3.0f}", f"train loss {row.get('train_loss', float('nan')):.4f}"]
+        for name, label in (("val_loss", "val loss"), ("val_ap", "val AP"), ("val_roc_auc", "val ROC-AUC")):
+            if name in row:
+                parts.append(f"{label} {row[name]:.4f}")
+        tqdm.write("  ".join([*parts, f"{row['seconds']:.0f} s"]))

@@ -1,0 +1,136 @@
+"""The front end: 16 kHz waveform to log-mel bands, as the released MAEST models were trained on.
+
+Their features came from Essentia's ``TensorflowInputMusiCNN``. This module computes the same from
+its definition, batched, on any device; `tests/test_melspectrogram.py` holds it against Essentia.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SAMPLE_RATE = 16_000  # Hz
+N_FFT = 512  # samples in a frame: 32 ms
+HOP_LENGTH = 256  # samples between frame centres: 16 ms, 62.5 frames a second
+N_MELS = 96  # bands, 0 Hz to 8 kHz
+
+# Mean and half-scale of the log-mel values of the original pre-training data (Discogs20).
+# The network's input is (x - NORM_MEAN) / (2 * NORM_STD).
+NORM_MEAN = 2.06755686098554
+NORM_STD = 1.268292820667291
+
+# Long signals go through the transform in pieces of this many frames (about four minutes), so
+# that an hour of audio does not need an hour's complex spectrum in memory at once.
+_FRAMES_PER_PIECE = 16_384
+
+
+def n_frames(n_samples: int) -> int:
+    """The number of frames of a signal of ``n_samples`` samples: 1 + ceil(n / 256)."""
+    return 1 + math.ceil(n_samples / HOP_LENGTH)
+
+
+def slaney_filter_bank() -> Tensor:
+    """The 96 area-normalised triangles on the Slaney mel scale, [257 bins, 96 bands], float32.
+
+    Worked out in float32 with the band edges reached by repeated addition, the way Essentia does.
+    `librosa.filters.mel` computes the same bank in float64: it differs by at most 3e-7, which
+    shows (2e-3 in the logarithm) where a strong tone sits on the edge of a band.
+
+    Mel scale: M. Slaney, Auditory Toolbox, 1998: linear below 1 kHz, logarithmic above.
+    """
+    f32 = np.float32
+    log_step = f32(np.log(f32(6.4)) / f32(27.0))
+
+    def to_mel(hertz: np.float32) -> np.float32:
+        if hertz < 1000:
+            return f32(hertz / f32(200.0 / 3.0))
+        return f32(f32(15.0) + f32(np.log(f32(hertz / f32(1000.0)))) / log_step)
+
+    def to_hertz(mel: np.float32) -> np.float32:
+        if mel < 15:
+            return f32(mel * f32(200.0 / 3.0))
+        return f32(f32(1000.0) * f32(np.exp(f32(log_step * f32(mel - f32(15.0))))))
+
+    lowest, highest = to_mel(f32(0)), to_mel(f32(SAMPLE_RATE / 2))
+    step = f32(f32(highest - lowest) / f32(N_MELS + 1))
+    mels = [lowest]
+    for _ in range(N_MELS + 1):
+        mels.append(f32(mels[-1] + step))
+    edges = np.array([to_hertz(m) for m in mels], dtype=f32)
+
+    bins = np.arange(N_FFT // 2 + 1, dtype=f32) * f32(SAMPLE_RATE / N_FFT)
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    rising = (bins[:, None] - lower) / (centre - lower)
+    falling = (upper - bins[:, None]) / (upper - centre)
+    triangles = np.maximum(f32(0), np.minimum(rising, falling)) * (f32(2) / (upper - lower))
+    return torch.from_numpy(triangles.astype(f32))
+
+
+class MelSpectrogram(nn.Module):
+    """Log-mel spectrogram: ``log10(1 + 10000 · mel power)``, before any normalisation.
+
+    Frames of 512 samples are centred on every multiple of 256; the signal is taken to be silent
+    (zero) beyond both of its ends. The window is the symmetric Hann window.
+
+    The constants are buffers that move with the module but are no part of its state dict, and they
+    stay float32 when a model is cast to another type: in half precision the bands would be noise.
+    """
+
+    window: Tensor
+    filter_bank: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(N_FFT, periodic=False), persistent=False)
+        self.register_buffer("filter_bank", slaney_filter_bank(), persistent=False)
+
+    def _apply(self, fn, recurse: bool = True):
+        constants = {name: buffer for name, buffer in self.named_buffers()}
+        super()._apply(fn, recurse)
+        for name, constant in constants.items():
+            setattr(self, name, constant.to(getattr(self, name).device))
+        return self
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Compute the log-mel spectrogram.
+
+        Args:
+            waveform: float tensor [..., samples], mono at 16 kHz, at least one sample. It is
+                computed in float32 whatever its type, also under autocast.
+
+        Returns:
+            float32 tensor [..., 96 bands, T frames], T = 1 + ceil(samples / 256).
+
+        Raises:
+            ValueError: if there is no sample.
+        """
+        samples = waveform.shape[-1] if waveform.ndim else 0
+        if samples == 0:
+            raise ValueError(
+                f"the waveform is empty (shape {tuple(waveform.shape)}): "
+                "expected [..., samples] with at least one sample"
+            )
+        frames = n_frames(samples)
+        with torch.autocast(waveform.device.type, enabled=False):
+            signal = waveform.to(torch.float32)
+            # From half a frame before the first centre to half a frame after the last.
+            end = (frames - 1) * HOP_LENGTH + N_FFT // 2
+            signal = F.pad(signal, (N_FFT // 2, end - samples))
+            pieces = []
+            for first in range(0, frames, _FRAMES_PER_PIECE):
+                last = min(first + _FRAMES_PER_PIECE, frames)
+                piece = signal[..., first * HOP_LENGTH : (last - 1) * HOP_LENGTH + N_FFT]
+                pieces.append(self._log_mel(piece))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
+    def _log_mel(self, signal: Tensor) -> Tensor:
+        """[..., 256 (T - 1) + 512] samples, no more padding to be done → [..., 96, T]."""
+        frames = signal.unfold(-1, N_FFT, HOP_LENGTH) * self.window
+        spectrum = torch.fft.rfft(frames)
+        power = spectrum.real.square() + spectrum.imag.square()
+        mel = power @ self.filter_bank
+        return torch.log10(1 + 10_000 * mel).transpose(-1, -2)

@@ -1,0 +1,34 @@
+"""Mixup, H. Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mixup(x: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Mix each clip of a batch with another one, inputs and targets alike.
+
+    The weight λ of a clip's own part is drawn per clip from Beta(alpha, alpha) and is at least 0.5;
+    partners are a random permutation of the batch.
+
+    Args:
+        x: [B, ...] inputs.
+        targets: [B, C] targets.
+        alpha: parameter of the Beta distribution; 0 switches mixup off.
+
+    Returns:
+        mixed ``(x, targets)``, new tensors.
+    """
+    if not alpha:
+        return x, targets
+    beta = torch.distributions.Beta(*torch.full((2, 1), float(alpha), device=x.device))
+    own = beta.sample((len(x),)).flatten()
+    own = torch.maximum(own, 1 - own).to(x.dtype)
+    partner = torch.randperm(len(x), device=x.device)
+
+    def mix(values: Tensor) -> Tensor:
+        weight = own.view(-1, *[1] * (values.ndim - 1))
+        return values * weight + values[partner] * (1 - weight)
+
+    return mix(x), mix(targets)

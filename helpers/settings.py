@@ -1,0 +1,128 @@
+"""Checks of a nested configuration against its defaults, and of what was typed to get there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+from helpers.errors import InputError
+
+
+class SettingsError(InputError):
+    """A setting, named config or command that does not exist or does not fit."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """" Did you mean 'x'?" for the known name nearest to ``name``; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def check_settings(given: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse keys that are not in ``defaults``, at any depth, and values of another kind.
+
+    A default of None says nothing of the kind. A number may stand for another kind of number, and
+    None for anything ("decide by yourself").
+
+    Raises:
+        SettingsError: naming the key, what was found, and the nearest key there is.
+    """
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        if key not in defaults:
+            own_level = [f"{prefix}{known}" for known in defaults]
+            where = f" in {prefix[:-1]!r}" if prefix else ""
+            raise SettingsError(
+                f"unknown setting {name!r}.{did_you_mean(name, own_level)} "
+                f"The settings{where} are: {', '.join(defaults)}"
+            )
+        default = defaults[key]
+        if isinstance(default, Mapping):
+            if not isinstance(value, Mapping):
+                raise SettingsError(
+                    f"{name} is a section of settings, not a value: write {name}.<setting>="
+                    f"{value} with one of {', '.join(default)}"
+                )
+            check_settings(value, default, f"{name}.")
+        elif not _same_kind(value, default):
+            raise SettingsError(
+                f"{name} is {value!r} ({type(value).__name__}): expected "
+                f"{_kind(default)}, such as the default {default!r}"
+            )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "True or False"
+    if isinstance(value, Real):
+        return "a number"
+    return "a list" if isinstance(value, (list, tuple)) else "text"
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    if value is None or default is None:
+        return True
+    if isinstance(default, str) and isinstance(value, Real) and not isinstance(value, bool):
+        return True  # a folder named 2024 is typed as one and read as a number
+    return _kind(value) == _kind(default) and not isinstance(value, Mapping)
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise SettingsError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        shown = ", ".join(map(repr, choices))
+        near = did_you_mean(str(value), [str(choice) for choice in choices])
+        raise SettingsError(f"{name} is {value!r}: expected one of {shown}.{near}")
+
+
+def check_arguments(
+    arguments: list[str], commands: Collection[str], named_configs: Collection[str]
+) -> None:
+    """Check a command line (without the program's name) of the form ``[command] with ...``.
+
+    Raises:
+        SettingsError: for a stray space around ``=``, an unknown named config or command, and a
+            named config typed where a command belongs.
+    """
+    for i, argument in enumerate(arguments):
+        if argument.startswith("="):
+            key = arguments[i - 1] if i else "key"
+            value = argument[1:] or (arguments[i + 1] if i + 1 < len(arguments) else "value")
+            raise SettingsError(
+                f"a space before '=' in {key!r} {argument!r}: write {key}={value}, without spaces"
+            )
+        if argument.endswith("=") and i + 1 < len(arguments) and "=" not in arguments[i + 1]:
+            raise SettingsError(
+                f"a space after {argument!r}: write {argument}{arguments[i + 1]}, without spaces "
+                f"(or {argument}'' for an empty value)"
+            )
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    if words and words[0] != "with" and words[0] not in {*commands, "help"}:
+        word = words[0]
+        rest = " ".join(w for w in words[1:] if w != "with")
+        if word in named_configs or "=" in word:
+            what = "a named config" if word in named_configs else "a setting"
+            raise SettingsError(
+                f"{word!r} is {what}, not a command: write 'with {word}{' ' * bool(rest)}{rest}'"
+            )
+        raise SettingsError(
+            f"unknown command {word!r}.{did_you_mean(word, [*commands, *named_configs])} "
+            f"The commands are: {', '.join(commands)}"
+        )
+    if "with" in arguments:
+        for update in arguments[arguments.index("with") + 1 :]:
+            if "=" not in update and not update.startswith("-"):
+                check_named_config(update, named_configs)
+
+
+def check_named_config(name: str, named_configs: Collection[str]) -> None:
+    """Raise SettingsError unless ``name`` is a named config, or a file of settings."""
+    if name in named_configs or name.endswith((".json", ".yaml", ".yml", ".pickle")):
+        return
+    raise SettingsError(
+        f"unknown named config {name!r}.{did_you_mean(name, named_configs)} "
+        f"The named configs are: {', '.join(named_configs) or 'none'}. "
+        "(A setting is written key=value)"
+    )

@@ -1,0 +1,437 @@
+"""The network: a vision transformer over log-mel patches, with patchout.
+
+Music Audio Efficient Spectrogram Transformer, P. Alonso-Jiménez et al., ISMIR 2023
+(arXiv 2309.16418), after PaSST, K. Koutini et al., Interspeech 2022 (arXiv 2110.05069).
+Parameter names are those of the released checkpoints.
+
+Shapes in comments: B batch, F frequency rows, T time columns (frames or patch columns, as said),
+N tokens, D channels, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers import patches
+from helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD, MelSpectrogram, n_frames
+from helpers.patches import PATCH_SIZE
+
+STRIDE = 10  # frames and bands from one patch to the next
+DISTILLED_TYPES = ("mean", "separated")
+
+# A long waveform is computed this many patches at a time, so that its length is no question of
+# memory (16 patches of 30 s take about 2 GB in the base model).
+_PATCHES_PER_PASS = 16
+
+
+def grid_size(size: int) -> int:
+    """How many patches the strided convolution makes of ``size`` bands or frames."""
+    return (size - PATCH_SIZE) // STRIDE + 1
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches of the spectrogram, each projected to D channels."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(1, embed_dim, kernel_size=PATCH_SIZE, stride=STRIDE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)  # [B, 1, F bands, T frames] → [B, D, F rows, T columns]
+
+
+class Maest(nn.Module):
+    """The MAEST network.
+
+    Args:
+        n_classes: number of labels C.
+        input_t: longest input, in frames (62.5 a second).
+        input_f: mel bands of an input.
+        embed_dim: channels D.
+        depth: number of transformer blocks.
+        num_heads: attention heads of a block.
+        mlp_ratio: hidden width of a block's MLP over D.
+        distilled_type: "mean": one head on the mean of the cls and dist tokens; "separated": a head
+            for each (teacher-student training).
+        head_eps: epsilon of the head's LayerNorm.
+        s_patchout_t, s_patchout_f: structured patchout: time columns and frequency rows dropped at
+            random in training, the same for a whole batch.
+        u_patchout: single patches dropped at random in training.
+        s_patchout_t_indices, s_patchout_f_indices: columns and rows that are always dropped, by
+            number; columns that a short input does not have are no error.
+        s_patchout_t_interleaved, s_patchout_f_interleaved: keep only every k-th column or row.
+        drop_rate, attn_drop_rate, drop_path_rate: dropout of projections, of attention weights, and
+            of whole residual branches (the last one's rate grows linearly over the blocks).
+        norm_mean, norm_std: normalisation of the input, ``(x - mean) / (2 · std)``.
+        labels: the C label names, if known.
+
+    Raises:
+        ValueError: for sizes or patchout settings that leave no network or no token.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_classes: int,
+        input_t: int,
+        input_f: int = N_MELS,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        distilled_type: str = "mean",
+        head_eps: float = 1e-5,
+        s_patchout_t: int = 0,
+        s_patchout_f: int = 0,
+        u_patchout: int = 0,
+        s_patchout_t_indices: Sequence[int] = (),
+        s_patchout_f_indices: Sequence[int] = (),
+        s_patchout_t_interleaved: int = 0,
+        s_patchout_f_interleaved: int = 0,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_mean: float = NORM_MEAN,
+        norm_std: float = NORM_STD,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if distilled_type not in DISTILLED_TYPES:
+            raise ValueError(
+                f"distilled_type is {distilled_type!r}: expected one of {DISTILLED_TYPES}"
+            )
+        if n_classes < 1 or depth < 1:
+            raise ValueError(f"n_classes ({n_classes}) and depth ({depth}) must be at least 1")
+        if min(input_t, input_f) < PATCH_SIZE:
+            raise ValueError(
+                f"input_f x input_t is {input_f} x {input_t}: a patch alone is "
+                f"{PATCH_SIZE} x {PATCH_SIZE}"
+            )
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+        if labels is not None and len(labels) != n_classes:
+            raise ValueError(f"{len(labels)} labels for {n_classes} classes")
+
+        self.n_classes = n_classes
+        self.input_f = input_f
+        self.input_t = input_t
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.distilled_type = distilled_type
+        self.head_eps = head_eps
+        self.norm_mean = norm_mean
+        self.norm_std = norm_std
+        self.labels = None if labels is None else list(labels)
+
+        rows, columns = grid_size(input_f), input_t // STRIDE
+        self.s_patchout_t = _check_patchout("s_patchout_t", s_patchout_t, columns)
+        self.s_patchout_f = _check_patchout("s_patchout_f", s_patchout_f, rows)
+        self.u_patchout = _check_patchout("u_patchout", u_patchout, rows * columns)
+        # Which columns and rows the two deterministic settings leave, of the longest input's.
+        self.kept_columns = _kept("t", columns, s_patchout_t_indices, s_patchout_t_interleaved)
+        self.kept_rows = _kept("f", rows, s_patchout_f_indices, s_patchout_f_interleaved)
+
+        self.frontend = MelSpectrogram()
+        self.patch_embed = PatchEmbed(embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.new_pos_embed = nn.Parameter(torch.zeros(1, 2, embed_dim))  # of cls and of dist
+        self.freq_new_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, rows, 1))
+        self.time_new_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, 1, columns))
+        self.pos_drop = nn.Dropout(drop_rate)
+
+        block_norm = partial(nn.LayerNorm, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=True,
+                proj_drop=drop_rate,
+                attn_drop=attn_drop_rate,
+                drop_path=float(rate),
+                norm_layer=block_norm,
+            )
+            for rate in np.linspace(0, drop_path_rate, depth)
+        )
+        self.norm = block_norm(embed_dim)
+        self.head = nn.Sequential(
+            nn.LayerNorm(embed_dim, eps=head_eps), nn.Linear(embed_dim, n_classes)
+        )
+        self.head_dist = nn.Linear(embed_dim, n_classes)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw fresh weights: truncated normal of std 0.02; the convolution keeps PyTorch's own."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.dist_token, std=0.02)
+        nn.init.trunc_normal_(self.new_pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.freq_new_pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.time_new_pos_embed, std=0.02)
+
+    # ---------------------------------------------------------------- from the outside
+
+    def forward(
+        self, x: Tensor, transformer_block: int = -1, melspectrogram_input: bool = False
+    ) -> tuple[Tensor | tuple[Tensor, Tensor] | None, Tensor]:
+        """Compute logits and embeddings.
+
+        Args:
+            x: a float tensor, one of
+
+                - [samples]: a mono waveform at 16 kHz of any length, cut into B patches
+                  (`helpers.patches.cut`);
+                - [B, samples]: a batch of waveforms, each no longer than one patch;
+                - [F, T], with ``melspectrogram_input``: a normalised log-mel spectrogram of any
+                  length T, cut into B patches;
+                - [B, F, T] or [B, 1, F, T]: a batch of normalised log-mel spectrograms, each no
+                  longer than one patch.
+
+                Inputs of fewer than 16 frames are padded with silence to 16.
+            transformer_block: whose output to return: -1 for logits and the final embedding, or
+                the zero-based number of a block. Later blocks are not computed.
+            melspectrogram_input: says that a 2-D ``x`` is a spectrogram, not waveforms.
+
+        Returns:
+            ``(logits, embeddings)``. For block -1: logits [B, C] (before the sigmoid) and
+            embeddings [B, D], the mean of the cls and dist tokens after the final norm. For a
+            block: ``None`` and [B, 3·D]: cls token, dist token, mean of all other tokens, without
+            the final norm. With ``distilled_type="separated"`` logits are the pair (cls head, dist
+            head) in training mode and the mean of the two in eval mode.
+
+        Raises:
+            TypeError: if ``x`` is not a floating-point tensor.
+            ValueError: for an empty input, another number of bands or dimensions, an input that is
+                too long where it is not cut, no such block, patchout that leaves no token, and, in
+                eval mode outside compile and export, NaN or infinite values.
+        """
+        if not -1 <= transformer_block < self.depth:
+            raise ValueError(
+                f"transformer_block is {transformer_block}: expected 0 to {self.depth - 1}, "
+                "or -1 for the logits and the final embedding"
+            )
+        self._check_input(x)
+        if x.ndim == 1:
+            return self._forward_long(self.melspectrogram(x), transformer_block)
+        if x.ndim == 2 and melspectrogram_input:
+            return self._forward_long(x, transformer_block)
+        if x.ndim == 2:
+            x = self.melspectrogram(x)
+        if x.ndim == 4:
+            if x.shape[1] != 1:
+                raise ValueError(f"x is {list(x.shape)}: expected one channel, [B, 1, F, T]")
+            x = x[:, 0]
+        return self._forward_patches(x, transformer_block)
+
+    def melspectrogram(self, waveform: Tensor) -> Tensor:
+        """Waveform at 16 kHz, [samples] or [B, samples] → normalised log-mel, [F, T] or [B, F, T].
+
+        T = 1 + ceil(samples / 256). What the network takes as spectrogram input.
+        """
+        return self.normalise(self.frontend(waveform))
+
+    def normalise(self, log_mel: Tensor) -> Tensor:
+        """Log-mel values as they are on disk → as the network takes them."""
+        return (log_mel - self.norm_mean) / (2 * self.norm_std)
+
+    @torch.no_grad()
+    def predict_labels(
+        self, x: Tensor, melspectrogram_input: bool = False
+    ) -> tuple[np.ndarray, list[str] | None]:
+        """Tag one track.
+
+        Args:
+            x: as :meth:`forward`; a waveform [samples] of any length, usually. A batch is taken
+                for the patches of one track.
+            melspectrogram_input: as :meth:`forward`.
+
+        Returns:
+            ``(activations, labels)``: float32 array [C] between 0 and 1, the mean over patches,
+            weighted by their seconds, of the sigmoid of the logits; and ``self.labels``.
+        """
+        was_training = self.training
+        if was_training:
+            self.eval()
+        try:
+            logits, _ = self(x, melspectrogram_input=melspectrogram_input)
+        finally:
+            if was_training:
+                self.train()
+        weights = np.ones(len(logits))
+        if x.ndim == 1 or (x.ndim == 2 and melspectrogram_input):
+            frames = n_frames(len(x)) if x.ndim == 1 else x.shape[-1]
+            weights = np.array([last - first for first, last in patches.cut(frames, self.input_t)])
+        activations = logits.float().sigmoid().cpu().numpy()
+        return np.average(activations, axis=0, weights=weights).astype(np.float32), self.labels
+
+    def sizes(self) -> dict[str, int | float | str]:
+        """What `Maest(**sizes)` needs to build a network of the same shape and normalisation."""
+        names = (
+            "n_classes input_t input_f embed_dim depth num_heads mlp_ratio distilled_type "
+            "head_eps norm_mean norm_std"
+        )
+        return {name: getattr(self, name) for name in names.split()}
+
+    # ---------------------------------------------------------------- inside
+
+    @staticmethod
+    def _check_input(x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"x is a {type(x).__name__}: expected a torch.Tensor (torch.from_numpy makes one)"
+            )
+        if not x.is_floating_point():
+            raise TypeError(
+                f"x is of type {x.dtype}: expected floating point (16-bit PCM: divide by 32768)"
+            )
+        if not 1 <= x.ndim <= 4 or x.numel() == 0:
+            what = "is empty" if x.numel() == 0 and x.ndim else f"has {x.ndim} dimensions"
+            raise ValueError(
+                f"x {what} (shape {list(x.shape)}): expected a waveform [samples], waveforms "
+                "[B, samples], or log-mel spectrograms [F, T], [B, F, T] or [B, 1, F, T]"
+            )
+
+    def _forward_long(self, mel: Tensor, block: int):
+        """[F, T] of any length: cut, and compute the patches of one length together."""
+        self._check_bands(mel)
+        cuts = patches.cut(mel.shape[-1], self.input_t)
+        whole = [mel[:, first:last] for first, last in cuts if last - first == self.input_t]
+        groups = [
+            torch.stack(whole[i : i + _PATCHES_PER_PASS])
+            for i in range(0, len(whole), _PATCHES_PER_PASS)
+        ]
+        if len(whole) < len(cuts):
+            groups.append(mel[None, :, slice(*cuts[-1])])
+        outputs = [self._forward_patches(group, block) for group in groups]
+        embeddings = torch.cat([embedding for _, embedding in outputs])
+        logits = [logit for logit, _ in outputs]
+        if logits[0] is None:
+            return None, embeddings
+        if isinstance(logits[0], tuple):
+            return tuple(torch.cat(part) for part in zip(*logits, strict=True)), embeddings
+        return torch.cat(logits), embeddings
+
+    def _forward_patches(self, mel: Tensor, block: int):
+        """[B, F, T frames], no longer than one patch."""
+        self._check_bands(mel)
+        self._check_finite(mel)
+        missing = PATCH_SIZE - mel.shape[-1]
+        if missing > 0:
+            silence = -self.norm_mean / (2 * self.norm_std)
+            mel = F.pad(mel, (0, missing), value=silence)
+        columns = grid_size(mel.shape[-1])
+        if columns > self.time_new_pos_embed.shape[-1]:
+            limit = self.time_new_pos_embed.shape[-1]
+            raise ValueError(
+                f"an input of {mel.shape[-1]} frames makes {columns} patch columns, and the model "
+                f"has positions for {limit} (input_t = {self.input_t} frames). Cut the input, or "
+                "pass one track as a waveform [samples] or a spectrogram [F, T]: those are cut "
+                "into patches"
+            )
+        x = self._tokens(mel)
+        for layer in self.blocks if block < 0 else self.blocks[: block + 1]:
+            x = layer(x)
+        if block >= 0:
+            return None, torch.cat((x[:, 0], x[:, 1], x[:, 2:].mean(dim=1)), dim=1)
+
+        x = self.norm(x[:, :2])  # only the two tokens are read from here on
+        cls, dist = x[:, 0], x[:, 1]
+        embeddings = (cls + dist) / 2
+        if self.distilled_type == "mean":
+            return self.head(embeddings), embeddings
+        logits = self.head(cls), self.head_dist(dist)
+        return (logits if self.training else (logits[0] + logits[1]) / 2), embeddings
+
+    def _tokens(self, mel: Tensor) -> Tensor:
+        """[B, F, T frames] → [B, N, D]: cls, dist, then the patches that patchout leaves."""
+        x = self.patch_embed(mel[:, None].to(self.cls_token.dtype))  # [B, D, F rows, T columns]
+        time = self.time_new_pos_embed
+        offset = 0
+        if self.training:  # any run of positions, so that all of them learn
+            offset = int(torch.randint(time.shape[-1] - x.shape[-1] + 1, ()))
+        x = x + time[..., offset : offset + x.shape[-1]] + self.freq_new_pos_embed
+
+        # Whole columns and rows go first: what is left is still a grid.
+        columns = _select("t", x.shape[3], self.kept_columns, self._dropped(self.s_patchout_t))
+        rows = _select("f", x.shape[2], self.kept_rows, self._dropped(self.s_patchout_f))
+        if columns is not None:
+            x = x[..., columns.to(x.device)]
+        if rows is not None:
+            x = x[:, :, rows.to(x.device)]
+
+        x = x.flatten(2).transpose(1, 2)  # [B, D, F, T] → [B, F·T, D], frequency-major
+        if self._dropped(self.u_patchout):
+            single = _select("patch", x.shape[1], None, self.u_patchout)
+            x = x[:, single.to(x.device)]
+
+        two = torch.cat((self.cls_token, self.dist_token), dim=1) + self.new_pos_embed
+        return self.pos_drop(torch.cat((two.expand(len(x), -1, -1), x), dim=1))
+
+    def _dropped(self, patchout: int) -> int:
+        return patchout if self.training else 0
+
+    def _check_bands(self, mel: Tensor) -> None:
+        if mel.shape[-2] != self.input_f:
+            hint = " (transposed?)" if mel.shape[-1] == self.input_f else ""
+            raise ValueError(
+                f"a spectrogram of {mel.shape[-2]} bands x {mel.shape[-1]} frames{hint}: "
+                f"expected {self.input_f} bands, [..., F, T]"
+            )
+
+    def _check_finite(self, x: Tensor) -> None:
+        if self.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        if not torch.isfinite(x).all():
+            raise ValueError("the input has NaN or infinite values")
+
+
+def _check_patchout(name: str, dropped: int, available: int) -> int:
+    if not 0 <= dropped < available:
+        raise ValueError(f"{name} is {dropped}: expected 0 to {available - 1}, of {available}")
+    return dropped
+
+
+def _kept(axis: str, available: int, indices: Sequence[int], every: int) -> Tensor | None:
+    """The columns or rows that the deterministic patchout keeps, sorted; None for all of them."""
+    indices = [indices] if isinstance(indices, int) else list(indices or ())
+    name = f"s_patchout_{axis}"
+    wrong = [i for i in indices if not 0 <= i < available]
+    if wrong:
+        raise ValueError(f"{name}_indices has {wrong}: expected numbers from 0 to {available - 1}")
+    if every < 0:
+        raise ValueError(f"{name}_interleaved is {every}: expected 0 (off) or how many to step")
+    kept = [i for i in range(0, available, every or 1) if i not in set(indices)]
+    if not kept:
+        raise ValueError(f"{name}_indices and {name}_interleaved leave nothing of {available}")
+    return torch.tensor(kept) if len(kept) < available else None
+
+
+def _select(axis: str, available: int, kept: Tensor | None, dropped: int) -> Tensor | None:
+    """Which of ``available`` positions stay: ``kept`` ones, less ``dropped`` at random; sorted."""
+    if kept is None and not dropped:
+        return None
+    indices = torch.arange(available) if kept is None else kept[kept < available]
+    if len(indices) <= dropped:
+        raise ValueError(
+            f"patchout along {axis!r} leaves nothing: {len(indices)} of {available} positions are "
+            f"kept, and {dropped} of them are to be dropped at random. Lower s_patchout_{axis}, or "
+            "use longer clips"
+        )
+    if dropped:
+        indices = indices[torch.randperm(len(indices))[dropped:].sort().values]
+    return indices
