@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -113,13 +113,13 @@ def run_dir(run: Run) -> Path:
     return folder
 
 
-def run_command_line(ex: Experiment) -> None:
-    """Run what was typed, and exit: with 1 if anything failed."""
+def run_command_line(ex: Experiment, argv: Sequence[str]) -> int:
+    """Run what was typed; ``argv`` begins with the program's name. Returns the exit code."""
     try:
-        check_arguments(sys.argv[1:], list(ex.commands), list(ex.named_configs))
+        check_arguments(list(argv[1:]), list(ex.commands), list(ex.named_configs))
     except InputError as error:
-        sys.exit(f"Error: {error}")
-    run = ex.run_commandline()
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    run = ex.run_commandline(list(argv))
     result = run.result if run is not None else None
-    failed = result.get("failed") if isinstance(result, dict) else 0
-    sys.exit(1 if failed else 0)
+    return 1 if isinstance(result, dict) and result.get("failed") else 0

@@ -1,33 +1,39 @@
 """Pre-train MAEST, evaluate it, and extract embeddings and logits.
 
-    python ex_maest.py                                              # pre-train
-    python ex_maest.py test with maest.checkpoint=exp_logs/latest/model
-    python ex_maest.py extract_embeddings with maest.checkpoint=exp_logs/latest/model
-    python ex_maest.py extract_logits with maest.checkpoint=exp_logs/latest/model
+python ex_maest.py                                              # pre-train
+python ex_maest.py test with maest.checkpoint=exp_logs/latest/model
+python ex_maest.py extract_embeddings with maest.checkpoint=exp_logs/latest/model
+python ex_maest.py extract_logits with maest.checkpoint=exp_logs/latest/model
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from ex_common import command, has_git_commit, run_command_line, run_dir, set_up  # first: it quiets warnings
-from sacred import Experiment
-
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 import config as settings
 from datasets.datamodule import MaestDataModule
+from ex_common import (
+    Experiment,
+    command,
+    has_git_commit,
+    run_command_line,
+    run_dir,
+    set_up,
+)
 from helpers import metrics, plots
 from helpers.errors import InputError
 from helpers.files import point_link, write_json
-from helpers.history import History
+from helpers.history import History, ProgressBar
 from helpers.settings import check_choice
 from helpers.writer import POOLS, TrackWriter
 from models import Maest, get_maest, load_checkpoint, save_model
@@ -50,9 +56,16 @@ _RANDOM += ("drop_rate", "attn_drop_rate", "drop_path_rate")
 # ---------------------------------------------------------------- putting things together
 
 
-def set_up_data(config: dict[str, Any], checkpoint: Checkpoint | None) -> MaestDataModule:
-    """The data module, with the clip length that settings and checkpoint agree on; data is there."""
+def set_up_data(
+    config: dict[str, Any], checkpoint: Checkpoint | None, *splits: str
+) -> MaestDataModule:
+    """The data module for some splits, with the clip length that settings or checkpoint say.
+
+    Its data is there: the embedded data set is built if it is wanted and missing.
+    """
     options = dict(config["datamodule"])
+    for split in {"train", "val", "test", "predict"} - set(splits):
+        options.pop(f"groundtruth_{split}")
     clip_length = options.pop("clip_length")
     if clip_length is not None:
         frames = input_frames(clip_length)
@@ -103,7 +116,10 @@ def set_up_network(
                 f"has {n_classes} labels to a track: leave it out, or correct it"
             )
         options["n_classes"], labels = n_classes, data.labels(split)
-    return get_maest(checkpoint=checkpoint, labels=labels, **options)
+    try:
+        return get_maest(checkpoint=checkpoint, labels=labels, **options)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def set_up_trainer(config: dict[str, Any], folder: Path, **options: Any) -> pl.Trainer:
@@ -113,8 +129,10 @@ def set_up_trainer(config: dict[str, Any], folder: Path, **options: Any) -> pl.T
         cuda = torch.cuda.is_available() and given["accelerator"] in ("auto", "gpu", "cuda")
         given["precision"] = "16-mixed" if cuda else "32-true"
     callbacks = options.pop("callbacks", [])
+    # A bar redraws its line: in a file or a pipe that is noise.
+    given["enable_progress_bar"] &= sys.stderr.isatty()
     if given["enable_progress_bar"]:
-        callbacks = [*callbacks, TQDMProgressBar(refresh_rate=5)]
+        callbacks = [*callbacks, ProgressBar(refresh_rate=5)]
     return pl.Trainer(
         default_root_dir=folder,
         callbacks=callbacks,
@@ -128,12 +146,12 @@ def set_up_trainer(config: dict[str, Any], folder: Path, **options: Any) -> pl.T
 
 @command(ex, main=True)
 def pretrain(_run, _config) -> dict[str, Any]:
-    """Train on datamodule.groundtruth_train, validate each epoch, keep the best as a model folder."""
+    """Train on datamodule.groundtruth_train, validate each epoch, write a model folder."""
     config, folder, started = _config, run_dir(_run), time.monotonic()
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     check_choice("module.lr_interval", config["module"]["lr_interval"], ("step", "epoch"))
     checkpoint = find_checkpoint(config)
-    data = set_up_data(config, checkpoint)
+    data = set_up_data(config, checkpoint, "train", "val")
     net = set_up_network(config, checkpoint, data, "train", training=True)
     arch = config["maest"]["arch"] or (checkpoint.arch if checkpoint else DEFAULT_ARCH)
     if data.groundtruth("val").n_classes != net.n_classes:
@@ -181,7 +199,11 @@ def pretrain(_run, _config) -> dict[str, Any]:
     model = save_model(folder / "model", net.eval(), arch, trained_on=_provenance(config, results))
     point_link(folder.parent / "latest", folder)
     _report(results, folder, model)
-    return {"val_ap": results["val_ap"], "val_roc_auc": results["val_roc_auc"], "folder": str(folder)}
+    return {
+        "val_ap": results["val_ap"],
+        "val_roc_auc": results["val_roc_auc"],
+        "folder": str(folder),
+    }
 
 
 @command(ex)
@@ -190,7 +212,7 @@ def test(_run, _config) -> dict[str, Any]:
     config, folder = _config, run_dir(_run)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     checkpoint = _needed_checkpoint(config)
-    data = set_up_data(config, checkpoint)
+    data = set_up_data(config, checkpoint, "test")
     net = set_up_network(config, checkpoint, data, "test")
     groundtruth = data.groundtruth("test")
     if groundtruth.n_classes != net.n_classes:
@@ -242,7 +264,7 @@ def _extract(run, config: dict[str, Any], kind: str, output: str | int) -> dict[
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     check_choice("inference.pool", inference["pool"], POOLS)
     checkpoint = _needed_checkpoint(config) if kind == "logits" else find_checkpoint(config)
-    data = set_up_data(config, checkpoint)
+    data = set_up_data(config, checkpoint, "predict")
     net = set_up_network(config, checkpoint, data, "predict")
     if checkpoint is None:
         log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
@@ -343,4 +365,4 @@ def _report(results: dict[str, Any], folder: Path, model: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command_line(ex)
+    sys.exit(run_command_line(ex, sys.argv))

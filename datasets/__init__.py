@@ -1,1 +1,1 @@
-"""The data: files in, batches out. This package shadows the Hugging Face package of the same name."""
+"""The data: files in, batches out. It shadows the Hugging Face package of the same name."""

@@ -6,7 +6,7 @@ A worker process only reads and crops; everything after that runs batched on the
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,15 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from datasets.groundtruth import GroundTruth, read_groundtruth, read_labels
 from datasets.melspectrograms import MelFileError, find_mel, read_crop, read_patches
@@ -234,8 +242,8 @@ class MaestDataModule(pl.LightningDataModule):
         self, dataset: Dataset, batch_size: int, sampler: Sampler | None = None, collate_fn=None
     ) -> DataLoader:
         return DataLoader(
-            dataset,
-            batch_size,
+            dataset=dataset,
+            batch_size=batch_size,
             sampler=sampler,
             collate_fn=collate_fn,
             num_workers=self.num_workers,
@@ -244,3 +252,41 @@ class MaestDataModule(pl.LightningDataModule):
         )
 
 
+class FeatureDataModule(pl.LightningDataModule):
+    """Features held in memory, for the probe. A batch is indexed at once, not item by item.
+
+    Args:
+        splits: "train", "val", "test" → (features float32 [N, D], targets [N, C] of 0 and 1).
+        batch_size: tracks in a batch.
+        seed: of the order of the training tracks.
+    """
+
+    def __init__(
+        self, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], batch_size: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.splits = {
+            name: TensorDataset(torch.from_numpy(x), torch.from_numpy(y.astype(np.float32)))
+            for name, (x, y) in splits.items()
+        }
+        self.batch_size = batch_size
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def _loader(self, split: str) -> DataLoader:
+        dataset = self.splits[split]
+        order = (
+            RandomSampler(dataset, generator=self.generator)
+            if split == "train"
+            else SequentialSampler(dataset)
+        )
+        batches = BatchSampler(order, self.batch_size, drop_last=False)
+        return DataLoader(dataset, sampler=batches, batch_size=None)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")

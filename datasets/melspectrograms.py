@@ -52,7 +52,11 @@ def find_mel(base_dir: str | Path, key: str) -> Path:
         MelFileError: if there is none.
     """
     path = Path(base_dir) / key
-    for candidate in (path, path.with_name(path.name + ".mmap"), path.with_name(path.name + ".npy")):
+    for candidate in (
+        path,
+        path.with_name(path.name + ".mmap"),
+        path.with_name(path.name + ".npy"),
+    ):
         if candidate.is_file():
             return candidate
     kind = "is a folder, not a file" if path.is_dir() else "no such file"
@@ -79,6 +83,8 @@ def open_mel(path: str | Path) -> np.ndarray:
             if not len(mel):
                 raise MelFileError(f"{path}: has no frames; {_PREPROCESS}")
             return mel
+        if path.is_dir():
+            raise MelFileError(f"{path}: is a folder, not a file")
         size = path.stat().st_size
         if size == 0:
             raise MelFileError(f"{path}: the file is empty; {_PREPROCESS}")
@@ -91,7 +97,9 @@ def open_mel(path: str | Path) -> np.ndarray:
     except MelFileError:
         raise
     except FileNotFoundError:
-        raise MelFileError(f"{path}: no such file; make it with the data set's preprocess.py") from None
+        raise MelFileError(
+            f"{path}: no such file; make it with the data set's preprocess.py"
+        ) from None
     except (OSError, ValueError, EOFError) as error:
         raise MelFileError(f"{path}: cannot be read ({error}); {_PREPROCESS}") from error
 
@@ -100,7 +108,9 @@ def _read(mel: np.ndarray, path: str | Path, first: int, last: int) -> np.ndarra
     """Copy frames first to last; a NaN is found here, where the file's name is still known."""
     frames = np.array(mel[first:last])
     if not np.isfinite(frames).all():
-        raise MelFileError(f"{path}: NaN or infinite values in frames {first}-{last}; {_PREPROCESS}")
+        raise MelFileError(
+            f"{path}: NaN or infinite values in frames {first}-{last}; {_PREPROCESS}"
+        )
     return frames
 
 

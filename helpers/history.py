@@ -8,9 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
 from helpers.files import atomic_path
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, with the figures that move within an epoch."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict:
+        shown = super().get_metrics(trainer, pl_module)
+        return {name: v for name, v in shown.items() if name not in ("v_num", "train_loss_epoch")}
 
 
 class History(pl.Callback):
@@ -59,8 +68,15 @@ class History(pl.Callback):
 
     @staticmethod
     def _show(row: dict[str, float]) -> None:
-        parts = [f"epoch {row['epoch']:3.0f}", f"train loss {row.get('train_loss', float('nan')):.4f}"]
-        for name, label in (("val_loss", "val loss"), ("val_ap", "val AP"), ("val_roc_auc", "val ROC-AUC")):
+        parts = [
+            f"epoch {row['epoch']:3.0f}",
+            f"train loss {row.get('train_loss', float('nan')):.4f}",
+        ]
+        for name, label in (
+            ("val_loss", "val loss"),
+            ("val_ap", "val AP"),
+            ("val_roc_auc", "val ROC-AUC"),
+        ):
             if name in row:
                 parts.append(f"{label} {row[name]:.4f}")
         tqdm.write("  ".join([*parts, f"{row['seconds']:.0f} s"]))

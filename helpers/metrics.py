@@ -72,5 +72,5 @@ def chance_scores(targets: np.ndarray, seed: int = 0, draws: int = 20) -> tuple[
 
 
 def constant_scores(targets: np.ndarray, frequencies: np.ndarray) -> TaggingScores:
-    """What predicting each label's training frequency, whatever the input, gets on these targets."""
+    """What predicting each label's training frequency for every input gets on these targets."""
     return tagging_scores(targets, np.broadcast_to(frequencies, np.shape(targets)))

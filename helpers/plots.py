@@ -11,7 +11,7 @@ import numpy as np
 from helpers.files import atomic_path
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 (the backend is chosen first)
+from matplotlib import pyplot as plt
 
 
 def save_figure(figure: plt.Figure, path: str | Path) -> Path:

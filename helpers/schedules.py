@@ -27,7 +27,11 @@ def warmup_ramp_factor(
     """
     warmup = 1.0
     if epoch < warmup_epochs:
-        warmup = math.exp(-5 * (1 - max(epoch, 0.5) / warmup_epochs) ** 2) if warmup_epochs > 0.5 else 1.0
+        warmup = (
+            math.exp(-5 * (1 - max(epoch, 0.5) / warmup_epochs) ** 2)
+            if warmup_epochs > 0.5
+            else 1.0
+        )
     if epoch <= ramp_start:
         return warmup
     if epoch >= ramp_end:

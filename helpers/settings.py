@@ -15,7 +15,7 @@ class SettingsError(InputError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """" Did you mean 'x'?" for the known name nearest to ``name``; empty if none is near."""
+    """ " Did you mean 'x'?" for the known name nearest to ``name``; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -98,7 +98,13 @@ def check_arguments(
                 f"a space after {argument!r}: write {argument}{arguments[i + 1]}, without spaces "
                 f"(or {argument}'' for an empty value)"
             )
-    words = [argument for argument in arguments if not argument.startswith("-")]
+    # An option may take the word after it: that one is left to the experiment's own parser.
+    words = [
+        argument
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+        if not argument.startswith("-")
+        and (not before.startswith("-") or argument == "with" or "=" in argument)
+    ]
     if words and words[0] != "with" and words[0] not in {*commands, "help"}:
         word = words[0]
         rest = " ".join(w for w in words[1:] if w != "with")
@@ -111,9 +117,9 @@ def check_arguments(
             f"unknown command {word!r}.{did_you_mean(word, [*commands, *named_configs])} "
             f"The commands are: {', '.join(commands)}"
         )
-    if "with" in arguments:
-        for update in arguments[arguments.index("with") + 1 :]:
-            if "=" not in update and not update.startswith("-"):
+    if "with" in words:
+        for update in words[words.index("with") + 1 :]:
+            if "=" not in update:
                 check_named_config(update, named_configs)
 
 

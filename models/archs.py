@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 
 from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
@@ -49,7 +50,9 @@ def find_arch(name: str) -> Arch:
 
 def clip_seconds(input_t: int) -> float:
     """Seconds of an input of ``input_t`` frames, the inverse of :func:`input_frames`: 312 → 5."""
-    whole = -(-input_t * HOP_LENGTH // SAMPLE_RATE)
-    if input_frames(whole) == input_t:
-        return whole
-    return round(input_t * HOP_LENGTH / SAMPLE_RATE, 2)
+    exact = input_t * HOP_LENGTH / SAMPLE_RATE
+    for digits in range(3):  # the roundest number that makes as many frames
+        rounded = math.ceil(exact * 10**digits) / 10**digits
+        if input_frames(rounded) == input_t:
+            return rounded
+    return exact

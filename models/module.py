@@ -216,5 +216,3 @@ class MaestModule(pl.LightningModule):
             [durations[rows].astype(np.float64) for rows in own],
             batch.errors,
         )
-
-

@@ -1,0 +1,368 @@
+"""Ground truth: a pickled dict, track path relative to ``base_dir`` → multi-hot labels.
+
+Read without running code from it (`helpers.safe_pickle`), validated, written atomically.
+Look at any ground truth with ``python datasets/groundtruth.py show FILE``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import pickle
+import posixpath
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if not __package__:  # started as a script: import from the repository root, not from datasets/
+    _FOLDER = Path(__file__).resolve().parent
+    sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
+
+from helpers.errors import InputError
+from helpers.files import atomic_path, write_json
+from helpers.safe_pickle import PickleError, load_pickle, short_repr
+
+
+class GroundTruthError(InputError):
+    """A ground-truth or label file that is refused; the message names the file and the reason."""
+
+
+# --- The ground truth ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """The labels of a split.
+
+    Attributes:
+        path: the file it was read from.
+        keys: [N] tracks, as paths relative to ``base_dir``, in the file's order.
+        targets: [N, C] uint8, 0 or 1.
+    """
+
+    path: Path
+    keys: list[str]
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def n_classes(self) -> int:
+        """C, the number of labels."""
+        return self.targets.shape[1]
+
+    def counts(self) -> np.ndarray:
+        """[C] int64: how many tracks have each label."""
+        return self.targets.sum(axis=0, dtype=np.int64)
+
+
+def read_groundtruth(path: str | Path, n_classes: int | None = None) -> GroundTruth:
+    """Read and validate a ground truth.
+
+    Args:
+        path: a pickled dict, relative path → multi-hot labels (a NumPy bool, integer or float
+            array, or a tuple or list of 0/1).
+        n_classes: the number of labels that is expected, if it is known.
+
+    Raises:
+        GroundTruthError: the file is refused by `helpers.safe_pickle`, a key is no path that stays
+            inside ``base_dir``, or labels are not 0/1 vectors of one length (of ``n_classes``).
+    """
+    path = Path(path)
+    try:
+        content = load_pickle(path)
+    except PickleError as error:
+        raise GroundTruthError(str(error)) from None
+    keys, targets = _validate(content, path)
+    if n_classes is not None and targets.shape[1] != n_classes:
+        raise GroundTruthError(
+            f"{path}: found {targets.shape[1]} labels per track, expected {n_classes}. "
+            "Set the number of classes to that of the file, or choose the file that fits the model"
+        )
+    return GroundTruth(path, keys, targets)
+
+
+def write_groundtruth(path: str | Path, groundtruth: Mapping[str, Any]) -> None:
+    """Write a ground truth, atomically: a pickled dict, key → [C] NumPy bool array.
+
+    Args:
+        path: the file.
+        groundtruth: relative path → 0/1 labels, under the rules of ``read_groundtruth``.
+
+    Raises:
+        GroundTruthError: a key or value that would not be read back; nothing is written then.
+    """
+    path = Path(path)
+    keys, targets = _validate(groundtruth, path)
+    rows = dict(zip(keys, targets.view(np.bool_), strict=True))
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        pickle.dump(rows, file, protocol=4)
+
+
+def check_disjoint(*groundtruths: GroundTruth) -> None:
+    """Raise GroundTruthError if two splits share tracks, naming the files and some of the keys."""
+    tracks = [{posixpath.normpath(key): key for key in split.keys} for split in groundtruths]
+    for (a, tracks_a), (b, tracks_b) in combinations(zip(groundtruths, tracks, strict=True), 2):
+        shared = sorted(tracks_a.keys() & tracks_b.keys())
+        if shared:
+            some = ", ".join(short_repr(tracks_a[track]) for track in shared[:3])
+            more = ", ..." if len(shared) > 3 else ""
+            raise GroundTruthError(
+                f"{a.path} and {b.path} share {len(shared)} tracks ({some}{more}). "
+                "Keep each track in one split, or the scores mean nothing"
+            )
+
+
+def _validate(groundtruth: object, path: Path) -> tuple[list[str], np.ndarray]:
+    """Check a ground truth's rules, stated in ``read_groundtruth``.
+
+    Returns:
+        keys [N] and targets [N, C] uint8.
+
+    Raises:
+        GroundTruthError: naming the file and the key.
+    """
+    if not isinstance(groundtruth, Mapping):
+        raise GroundTruthError(
+            f"{path}: found {_kind(groundtruth)}, expected a dict of relative path → labels"
+        )
+    if not groundtruth:
+        raise GroundTruthError(f"{path}: found no tracks, expected one at least")
+    targets: np.ndarray | None = None
+    seen: dict[str, str] = {}
+    for row, (key, labels) in enumerate(groundtruth.items()):
+        try:
+            track = _check_key(key)
+            if seen.setdefault(track, key) is not key:
+                raise GroundTruthError(f"the same path as key {short_repr(seen[track])}")
+            labels = _check_labels(labels)
+            if targets is None:
+                targets = np.empty((len(groundtruth), len(labels)), np.uint8)
+            if len(labels) != targets.shape[1]:
+                raise GroundTruthError(
+                    f"found {len(labels)} labels, expected {targets.shape[1]} as in the first track"
+                )
+        except GroundTruthError as error:
+            raise GroundTruthError(f"{path}: key {short_repr(key)}: {error}") from None
+        targets[row] = labels
+    return list(groundtruth), targets
+
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def _check_key(key: object) -> str:
+    """The normalised path of a key. Raises GroundTruthError unless it stays inside base_dir."""
+    if type(key) is not str:
+        raise GroundTruthError(f"found {_kind(key)}, expected a string")
+    if not key:
+        raise GroundTruthError("found an empty string, expected a relative path")
+    if "\0" in key or "\\" in key:
+        raise GroundTruthError("found a NUL or a backslash, expected a path with forward slashes")
+    if key[0] == "/" or _DRIVE.match(key):
+        raise GroundTruthError("found an absolute path, expected one relative to base_dir")
+    track = posixpath.normpath(key)
+    if track == ".." or track.startswith("../"):
+        raise GroundTruthError("found a path that leaves base_dir, expected one that stays inside")
+    if track == "." or key[-1] == "/":
+        raise GroundTruthError("found the path of a folder, expected that of a file")
+    return track
+
+
+_BUILTIN_INTEGERS = frozenset([int, bool])
+_NUMBER_TYPES = (int, float, np.bool_, np.integer, np.floating)
+
+
+def _check_labels(labels: object) -> np.ndarray | bytes:
+    """One track's labels as C values that a uint8 row takes. Raises GroundTruthError."""
+    if isinstance(labels, np.ndarray):
+        if labels.ndim != 1 or labels.dtype.kind not in "biuf":
+            raise GroundTruthError(
+                f"found a {labels.ndim}-D array of dtype {labels.dtype}, "
+                "expected a 1-D array of bool, integers or floats"
+            )
+        values = labels.view(np.ndarray)
+        wrong = None if values.dtype.kind == "b" else (values != 0) & (values != 1)
+        if wrong is not None and wrong.any():
+            index = int(wrong.argmax())
+            raise _wrong_label(values[index].item(), index)
+    elif isinstance(labels, list | tuple):
+        types = set(map(type, labels))
+        if not all(issubclass(kind, _NUMBER_TYPES) for kind in types):
+            index, value = next(
+                (i, v) for i, v in enumerate(labels) if not isinstance(v, _NUMBER_TYPES)
+            )
+            raise _wrong_label(value, index)
+        if not {0, 1}.issuperset(labels):
+            index, value = next((i, v) for i, v in enumerate(labels) if v not in (0, 1))
+            raise _wrong_label(value, index)
+        values = np.frombuffer(
+            bytes(labels if types <= _BUILTIN_INTEGERS else map(int, labels)), np.uint8
+        )
+    else:
+        raise GroundTruthError(
+            f"found {_kind(labels)}, expected a 1-D NumPy array, a list or a tuple of 0/1"
+        )
+    if len(values) == 0:
+        raise GroundTruthError("found no labels, expected one at least")
+    return values
+
+
+def _wrong_label(value: object, index: int) -> GroundTruthError:
+    return GroundTruthError(f"found {short_repr(value)} at label {index}, expected 0 or 1")
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+# --- Label names --------------------------------------------------------------------------------
+
+
+def write_labels(path: str | Path, names: Iterable[str]) -> None:
+    """Write the labels' names, in the order of the targets' columns, as a JSON list, atomically.
+
+    Raises:
+        GroundTruthError: a name that is empty, no string, or there twice.
+    """
+    path = Path(path)
+    write_json(path, _check_names(list(names), path))
+
+
+def read_labels(path: str | Path) -> list[str]:
+    """Read the labels' names from a JSON list of distinct, non-empty strings.
+
+    Raises:
+        GroundTruthError: the file cannot be read or holds anything else.
+    """
+    path = Path(path)
+    try:
+        names = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise GroundTruthError(f"{path}: no such file. Check the path of the labels") from None
+    except OSError as error:
+        raise GroundTruthError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise GroundTruthError(f"{path}: not a JSON file ({error})") from None
+    return _check_names(names, path)
+
+
+def _check_names(names: object, path: Path) -> list[str]:
+    if not isinstance(names, list):
+        raise GroundTruthError(f"{path}: found {_kind(names)}, expected a list of label names")
+    if not names:
+        raise GroundTruthError(f"{path}: found no label names, expected one at least")
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise GroundTruthError(
+                f"{path}: found {short_repr(name)} as name of label {index}, "
+                "expected a string that is not empty"
+            )
+        if seen.setdefault(name, index) != index:
+            raise GroundTruthError(
+                f"{path}: labels {seen[name]} and {index} are both named {short_repr(name)}, "
+                "expected distinct names"
+            )
+    return names
+
+
+# --- Command line -------------------------------------------------------------------------------
+
+_BAR = 40  # characters of the longest bar of the histogram
+_BINS = 10
+
+
+def describe(
+    groundtruth: GroundTruth, labels: Sequence[str] | None = None, first: int = 5
+) -> list[str]:
+    """Lines that show a ground truth to a person: counts, labels per clip and the first keys.
+
+    Args:
+        groundtruth: what to show.
+        labels: the C names of the labels; without them, their numbers are shown.
+        first: how many keys to show.
+    """
+    names = list(labels) if labels else [f"label {i}" for i in range(groundtruth.n_classes)]
+    per_clip = groundtruth.targets.sum(axis=1, dtype=np.int64)
+    low, mean, high = per_clip.min(), per_clip.mean(), per_clip.max()
+    lines = [
+        f"{groundtruth.path}",
+        f"tracks                {len(groundtruth)}",
+        f"labels                {groundtruth.n_classes}",
+        f"tracks without labels {np.count_nonzero(per_clip == 0)}",
+        f"labels per clip       min {low}, mean {mean:.2f}, max {high}",
+    ]
+    edges = np.unique(np.linspace(low, high + 1, _BINS + 1).astype(int))
+    sizes, _ = np.histogram(per_clip, bins=edges)
+    for low, high, size in zip(edges[:-1], edges[1:] - 1, sizes, strict=True):
+        bin_name = f"{low}" if low == high else f"{low}-{high}"
+        bar = "#" * math.ceil(_BAR * size / sizes.max())
+        lines.append(f"  {bin_name:>9} {size:>8} {bar}".rstrip())
+    lines += ["", "tracks with each label"]
+    lines += [
+        f"  {count:>8} {name}" for name, count in zip(names, groundtruth.counts(), strict=True)
+    ]
+    if first > 0:
+        lines += ["", "first keys"]
+        for key, target in zip(groundtruth.keys[:first], groundtruth.targets, strict=False):
+            own = ", ".join(names[i] for i in np.flatnonzero(target)) or "(no label)"
+            lines.append(f"  {key!r}: {own}")
+    return lines
+
+
+def _show(args: argparse.Namespace) -> None:
+    groundtruth = read_groundtruth(args.file)
+    beside = args.file.parent / "labels.json"
+    names_file = args.labels or (beside if beside.is_file() else None)
+    labels = read_labels(names_file) if names_file else None
+    note = None
+    if labels and len(labels) != groundtruth.n_classes:
+        note = f"{names_file}: found {len(labels)} names for {groundtruth.n_classes} labels"
+        if args.labels:
+            raise GroundTruthError(
+                f"{note}. Give the labels.json that was written with {args.file}"
+            )
+        labels = None
+    for line in describe(groundtruth, labels, args.first):
+        print(line)
+    if note:
+        print(f"\n{note}: not used")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(description="Look at ground-truth files.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="print counts, labels per clip and the first keys")
+    show.add_argument("file", type=Path, metavar="FILE", help="a ground-truth pickle")
+    show.add_argument("--first", type=int, default=5, metavar="K", help="keys to show (default 5)")
+    show.add_argument(
+        "--labels", type=Path, help="the labels' names (default: labels.json beside FILE)"
+    )
+    show.set_defaults(run=_show)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except GroundTruthError as error:
+        print(str(error).replace("\n", " "), file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    # A key may hold characters that the terminal's encoding lacks.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The embedded data set: compositions of the music21 corpus, performed by a SoundFont."""

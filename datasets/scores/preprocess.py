@@ -1,0 +1,484 @@
+"""Build the embedded data set: read scores, perform them, and write mel files and ground truths.
+
+    python datasets/scores/preprocess.py --works 640 --renditions 1
+
+Two stages, each parallel, resumable and deterministic by seed: *read* (scores to note events,
+cached) and *perform* (note events to log-mel clips). What is whole is not made again, so a second
+call returns at once and one for more works makes what is missing. See README.md in this folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a script: import from the repository root, not from this folder
+    _FOLDER = Path(__file__).resolve().parent
+    sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from datasets.groundtruth import write_groundtruth, write_labels
+from datasets.scores.cache import READER_VERSION, open_cache
+from datasets.scores.corpus import Score, Unreadable, Work, corpus_folder, list_works, read
+from datasets.scores.labels import (
+    SPLITS,
+    LabelSet,
+    choose_labels,
+    group_works,
+    split_of,
+    style_labels,
+)
+from datasets.scores.performance import (
+    SAMPLE_RATE,
+    TooShort,
+    arrange,
+    generator,
+    render_clip,
+)
+from helpers.files import atomic_path, write_json
+
+DEFAULT_OUT_DIR = Path(__file__).resolve().parent / "data"
+DEFAULT_WORKS = 640
+DEFAULT_CLIP_SECONDS = 30.0
+# Raise it when arranging or rendering changes: clips made by another version are made again.
+_PERFORMER_VERSION = 1
+
+_CLIP_COLUMNS = (
+    "key", "work", "title", "collection", "group", "split", "seconds", "start_seconds",
+    "quarter_bpm", "transposition", "programs", "instrument", "style",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the content of a build.
+
+    Attributes:
+        works: how many works are taken; None for all of the corpus.
+        renditions: performances of each work.
+        seed: of orchestration, performance and splits. (Which works are taken does not depend on
+            it: what has been read serves every seed.)
+        clip_seconds: longest clip.
+        keep_audio: whether the clips' audio is kept too, as FLAC.
+    """
+
+    works: int | None = DEFAULT_WORKS
+    renditions: int = 1
+    seed: int = 0
+    clip_seconds: float = DEFAULT_CLIP_SECONDS
+    keep_audio: bool = False
+
+    def __post_init__(self) -> None:
+        if self.works is not None and self.works < 1:
+            raise ValueError(f"works: expected a positive number or all, found {self.works}")
+        if self.renditions < 1:
+            raise ValueError(f"renditions: expected a positive number, found {self.renditions}")
+        if not self.clip_seconds >= 1:
+            raise ValueError(f"clip_seconds: expected 1 or more, found {self.clip_seconds}")
+
+    @property
+    def recipe(self) -> str:
+        """What the content of a clip depends on, besides its work and the rendition's number."""
+        return json.dumps(
+            {
+                "seed": self.seed,
+                "clip_seconds": self.clip_seconds,
+                "performer": _PERFORMER_VERSION,
+                "symusic": version("symusic"),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a build did.
+
+    Attributes:
+        out_dir: where everything is.
+        done, skipped, failed: clips made now, whole before, and not to be had (with their works).
+        works: works asked for; ``unreadable`` and ``duplicates`` of them gave nothing.
+        clips: clips in the ground truths, by split.
+        labels: number of labels of each label set.
+    """
+
+    out_dir: Path
+    done: int
+    skipped: int
+    failed: int
+    works: int
+    unreadable: int
+    duplicates: int
+    clips: dict[str, int]
+    labels: dict[str, int]
+
+    def __str__(self) -> str:
+        splits = " / ".join(str(self.clips[split]) for split in SPLITS)
+        labels = ", ".join(f"{count} {name} labels" for name, count in self.labels.items())
+        return (
+            f"scores: {self.done} clips done, {self.skipped} skipped, {self.failed} failed; "
+            f"{self.works} works, {self.unreadable} of them unreadable, {self.duplicates} "
+            f"duplicates; train / validation / test {splits}; {labels}; {self.out_dir}"
+        )
+
+
+def build(
+    out_dir: str | Path = DEFAULT_OUT_DIR,
+    works: int | None = DEFAULT_WORKS,
+    renditions: int = 1,
+    seed: int = 0,
+    clip_seconds: float = DEFAULT_CLIP_SECONDS,
+    keep_audio: bool = False,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """Build the data set, or what is missing of it.
+
+    Args:
+        out_dir: where to; made if need be. One process builds at a time, others wait for it.
+        works, renditions, seed, clip_seconds, keep_audio: see :class:`Settings`.
+        num_workers: processes; None for one a core. The result does not depend on it.
+        progress: whether to show progress bars.
+
+    Raises:
+        ValueError: for a setting out of range, or so few works that a split or a label set is
+            empty.
+    """
+    settings = Settings(works, renditions, seed, clip_seconds, keep_audio)
+    out_dir = Path(out_dir).resolve()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(out_dir / ".lock"):
+        return _build(out_dir, settings, num_workers or _cores(), progress)
+
+
+def _build(out_dir: Path, settings: Settings, num_workers: int, progress: bool) -> Report:
+    folder = corpus_folder()
+    chosen = list_works(folder)[: settings.works]
+    with open_cache(out_dir / "notes.sqlite") as cache:
+        results = cache.works(work.id for work in chosen)
+        missing = [work for work in chosen if work.id not in results]
+        read_now = _parallel(_read_works, missing, (folder,), 8, num_workers, progress, "read")
+        for batch in read_now:
+            cache.add_works(batch)
+            results.update(batch)
+        unreadable = {w.id: results[w.id] for w in chosen if isinstance(results[w.id], str)}
+        scores = {identity: r for identity, r in results.items() if isinstance(r, Score)}
+        kept, duplicates = _drop_duplicates([w for w in chosen if w.id in scores], scores)
+
+        rows = cache.clips(settings.recipe)
+        tasks = [(w, scores[w.id], r) for w in kept for r in range(settings.renditions)]
+        keys = [clip_key(work, rendition) for work, _, rendition in tasks]
+        todo = [
+            task
+            for task, key in zip(tasks, keys, strict=True)
+            if not _is_whole(out_dir, key, rows.get(key), settings.keep_audio)
+        ]
+        cache.forget_clips(clip_key(work, rendition) for work, _, rendition in todo)
+        performed = _parallel(
+            _perform_works, todo, (out_dir, settings), 8, num_workers, progress, "perform"
+        )
+        for batch in performed:
+            cache.add_clips(settings.recipe, batch)
+            rows.update(batch)
+
+    rows = {key: rows[key] for key in keys}
+    failed = {key: row["error"] for key, row in rows.items() if "error" in row}
+    made_now = {clip_key(work, rendition) for work, _, rendition in todo}
+    leaders, by_id = group_works(kept, scores), {work.id: work for work in kept}
+    clips = []
+    for (work, score, _), key in zip(tasks, keys, strict=True):
+        if key not in failed:
+            leader = by_id[leaders[work.id]]
+            clips.append(
+                {
+                    "key": key,
+                    "work": work.id,
+                    "title": next(iter(score.metadata.titles), ""),
+                    "collection": work.collection,
+                    "group": leader.id,
+                    "split": split_of(leader, settings.seed),
+                    **rows[key],
+                    "style": style_labels(work, score),
+                }
+            )
+    clips.sort(key=lambda clip: clip["key"])
+    split_counts = Counter(clip["split"] for clip in clips)
+    for split in SPLITS:
+        if not split_counts[split]:
+            raise ValueError(f"{len(chosen)} works leave the {split} split empty: ask for more")
+    label_sets = {name: _write_label_set(out_dir, name, clips) for name in ("style", "instrument")}
+    _write_clips(out_dir / "clips.csv", clips)
+
+    report = Report(
+        out_dir=out_dir,
+        done=len(made_now - failed.keys()),
+        skipped=len(keys) - len(made_now | failed.keys()),
+        failed=len(failed) + len(unreadable) * settings.renditions,
+        works=len(chosen),
+        unreadable=len(unreadable),
+        duplicates=len(duplicates),
+        clips={split: split_counts[split] for split in SPLITS},
+        labels={name: len(labels.names) for name, labels in label_sets.items()},
+    )
+    _write_report(out_dir, settings, report, unreadable, duplicates, failed, clips, label_sets)
+    return report
+
+
+# ---- the two stages, in worker processes ---------------------------------------------------------
+
+
+def _read_works(works: list[Work], folder: Path) -> list[tuple[str, Score | str]]:
+    """Read works; one that cannot be read gives the reason in place of a score."""
+    results: list[tuple[str, Score | str]] = []
+    for work in works:
+        try:
+            results.append((work.id, read(work, folder)))
+        except Unreadable as error:
+            results.append((work.id, str(error)))
+        except Exception as error:  # whatever a damaged file leads to, the others are read
+            results.append((work.id, f"{type(error).__name__}: {error}"[:200]))
+    return results
+
+
+def _perform_works(
+    tasks: list[tuple[Work, Score, int]], out_dir: Path, settings: Settings
+) -> list[tuple[str, dict[str, Any]]]:
+    """Perform works, write their files, and return the facts of each clip by its key."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same sums in the same order, whatever the machine
+    try:
+        return [
+            (clip_key(work, rendition), _perform(work, score, rendition, out_dir, settings))
+            for work, score, rendition in tasks
+        ]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _perform(
+    work: Work, score: Score, rendition: int, out_dir: Path, settings: Settings
+) -> dict[str, Any]:
+    import torch
+
+    from datasets.melspectrograms import write_mel
+    from helpers.melspectrogram import MelSpectrogram
+
+    rng = generator(settings.seed, work, rendition)
+    arrangement = arrange(work, score, rng)
+    try:
+        clip = render_clip(arrangement, settings.clip_seconds, rng)
+    except TooShort as error:
+        return {"error": str(error)}
+    key = clip_key(work, rendition)
+    if settings.keep_audio:
+        _write_audio(_audio_path(out_dir, key), clip.audio)
+    with torch.inference_mode():
+        mel = MelSpectrogram()(torch.from_numpy(clip.audio))
+    write_mel(out_dir / "melspectrograms" / key, mel.T.numpy())
+    return {
+        "seconds": round(len(clip.audio) / SAMPLE_RATE, 3),
+        "start_seconds": round(clip.start, 3),
+        "quarter_bpm": round(arrangement.tempo, 2),
+        "transposition": arrangement.transposition,
+        "programs": clip.programs,
+        "instrument": clip.instruments,
+        "bytes": mel.numel() * 2,  # float16
+    }
+
+
+def _parallel(
+    function: Callable[..., list],
+    items: list,
+    arguments: tuple,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+    title: str,
+) -> Iterator[list]:
+    """Apply ``function(batch, *arguments)`` to batches of items, and yield results as they come."""
+    if not items:
+        return
+    # Interleaved, so that the slow works (neighbours in no order but that of a book) are spread.
+    n_batches = -(-len(items) // batch_size)
+    batches = [items[i::n_batches] for i in range(n_batches)]
+    results: Iterable[list]
+    if num_workers <= 1 or n_batches == 1:
+        results = (function(batch, *arguments) for batch in batches)
+    else:
+        from joblib import Parallel, delayed
+
+        # Idle processes go soon: what follows a build is often a training run, which wants memory.
+        pool = Parallel(
+            n_jobs=min(num_workers, n_batches),
+            return_as="generator_unordered",
+            idle_worker_timeout=5,
+        )
+        results = pool(delayed(function)(batch, *arguments) for batch in batches)
+    with tqdm(total=len(items), desc=title, unit="work", disable=not progress) as bar:
+        for batch in results:
+            yield batch
+            bar.update(len(batch))
+
+
+def _cores() -> int:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def clip_key(work: Work, rendition: int) -> str:
+    """A clip's path below ``melspectrograms/``."""
+    return f"{work.id}-r{rendition}.mmap"
+
+
+def _audio_path(out_dir: Path, key: str) -> Path:
+    return (out_dir / "audio" / key).with_suffix(".flac")
+
+
+def _is_whole(out_dir: Path, key: str, row: dict[str, Any] | None, keep_audio: bool) -> bool:
+    if row is None:
+        return False
+    if "error" in row:
+        return True
+    path = out_dir / "melspectrograms" / key
+    whole = path.is_file() and path.stat().st_size == row["bytes"]
+    return whole and (not keep_audio or _audio_path(out_dir, key).is_file())
+
+
+def _write_audio(path: Path, audio: np.ndarray) -> None:
+    import soundfile
+
+    with atomic_path(path) as temporary:
+        soundfile.write(temporary, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+
+
+def _drop_duplicates(
+    works: list[Work], scores: dict[str, Score]
+) -> tuple[list[Work], dict[str, str]]:
+    """Works whose notes are not those of an earlier one; and the others, with that one's id."""
+    first: dict[bytes, str] = {}
+    duplicates: dict[str, str] = {}
+    for work in works:
+        original = first.setdefault(scores[work.id].notes.tobytes(), work.id)
+        if original != work.id:
+            duplicates[work.id] = original
+    return [work for work in works if work.id not in duplicates], duplicates
+
+
+def _write_label_set(out_dir: Path, name: str, clips: list[dict[str, Any]]) -> LabelSet:
+    labels = choose_labels((clip["split"], clip[name]) for clip in clips)
+    if not labels.names:
+        raise ValueError(f"no {name} label has enough positives in each split: ask for more works")
+    index = {label: i for i, label in enumerate(labels.names)}
+    targets = {}
+    for clip in clips:
+        target = np.zeros(len(index), bool)
+        target[[index[label] for label in clip[name] if label in index]] = True
+        targets[clip["key"]] = target
+    for split in SPLITS:
+        part = {clip["key"]: targets[clip["key"]] for clip in clips if clip["split"] == split}
+        write_groundtruth(out_dir / name / f"groundtruth-{split}.pk", part)
+    write_groundtruth(out_dir / name / "groundtruth-all.pk", targets)
+    write_labels(out_dir / name / "labels.json", labels.names)
+    return labels
+
+
+def _write_clips(path: Path, clips: list[dict[str, Any]]) -> None:
+    """One row a clip; lists are joined with "; ". All labels stand here, those left out too."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _CLIP_COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        for clip in clips:
+            joined = {
+                name: "; ".join(map(str, value)) if isinstance(value, list) else value
+                for name, value in clip.items()
+            }
+            writer.writerow(joined)
+
+
+def _write_report(
+    out_dir: Path,
+    settings: Settings,
+    report: Report,
+    unreadable: dict[str, Any],
+    duplicates: dict[str, str],
+    failed: dict[str, str],
+    clips: list[dict[str, Any]],
+    label_sets: dict[str, LabelSet],
+) -> None:
+    versions = {name: version(name) for name in ("music21", "symusic", "pretty_midi", "torch")}
+    write_json(
+        out_dir / "report.json",
+        {
+            "settings": {**vars(settings), "works": settings.works or "all"},
+            "versions": {**versions, "reader": READER_VERSION, "performer": _PERFORMER_VERSION},
+            "done": report.done,
+            "skipped": report.skipped,
+            "failed": report.failed,
+            "works": report.works,
+            "clips": report.clips,
+            "hours": round(sum(clip["seconds"] for clip in clips) / 3600, 3),
+            "collections": dict(sorted(Counter(clip["collection"] for clip in clips).items())),
+            "clips_without_label": {
+                name: sum(not set(clip[name]) & set(labels.names) for clip in clips)
+                for name, labels in label_sets.items()
+            },
+            "labels": {name: labels.counts for name, labels in label_sets.items()},
+            "labels_left_out": {name: labels.dropped for name, labels in label_sets.items()},
+            "unreadable": unreadable,
+            "duplicates": duplicates,
+            "failed_clips": failed,
+        },
+    )
+
+
+def _number_or_all(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Build the embedded data set from the music21 corpus.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--works",
+        type=_number_or_all,
+        default=DEFAULT_WORKS,
+        help="works to take, or all",
+    )
+    parser.add_argument("--renditions", type=int, default=1, help="performances of each work")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clip-seconds", type=float, default=DEFAULT_CLIP_SECONDS)
+    parser.add_argument("--keep-audio", action="store_true", help="keep the audio too, as FLAC")
+    parser.add_argument("--num-workers", type=int, help="processes; by default one a core")
+    parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR)
+    options = parser.parse_args(arguments)
+    try:
+        print(build(**vars(options)))
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    # Functions sent to worker processes must have an importable module's name, not __main__'s.
+    from datasets.scores.preprocess import main as _main
+
+    _main()

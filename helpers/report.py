@@ -1,0 +1,66 @@
+"""The report of a demo run: Markdown tables beside the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up in plain text too; numbers stand to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "| " + " | ".join([first, *others]) + " |"
+
+    rule = (
+        "|"
+        + "|".join(
+            "-" * (width + 2) if i == 0 else "-" * (width + 1) + ":"
+            for i, width in enumerate(widths)
+        )
+        + "|"
+    )
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def pretraining_table(results: Mapping[str, Any]) -> str:
+    """Validation figures of each epoch, and of the two baselines.
+
+    Args:
+        results: a pre-training run's ``results.json``.
+    """
+    rows = [
+        [
+            f"epoch {epoch['epoch'] + 1:.0f}" + (" (kept)" * (epoch["epoch"] + 1 == best)),
+            f"{epoch.get('train_loss', float('nan')):.4f}",
+            f"{epoch['val_ap']:.4f}",
+            f"{epoch['val_roc_auc']:.4f}",
+        ]
+        for best in [results["best_epoch"]]
+        for epoch in results["epochs"]
+        if "val_ap" in epoch
+    ]
+    for name, key in (
+        ("label frequencies, whatever the input", "label_frequencies"),
+        ("chance", "chance"),
+    ):
+        rows.append([name, "", f"{results[key]['ap']:.4f}", f"{results[key]['roc_auc']:.4f}"])
+    return table(["", "training loss", "validation AP", "ROC-AUC"], rows)
+
+
+def probe_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Test figures of probes on different features, mean ± standard deviation over seeds.
+
+    Args:
+        runs: ``results.json`` of each probe run, on the same tracks.
+    """
+    rows = [
+        [run["name"]] + [f"{run[m]['mean']:.4f} ± {run[m]['std']:.4f}" for m in ("ap", "roc_auc")]
+        for run in runs
+    ]
+    chance = runs[0]["chance"]
+    rows.append(["chance", f"{chance['ap']:.4f}", f"{chance['roc_auc']:.4f}"])
+    return table(["features", "test AP", "test ROC-AUC"], rows)

@@ -1,0 +1,55 @@
+"""What several tests need: a small data set whose labels can be heard."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.groundtruth import write_groundtruth, write_labels
+from datasets.melspectrograms import write_mel
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests say what a CPU does
+
+
+@dataclass(frozen=True)
+class ToySet:
+    """Tracks whose label is the band that is loud."""
+
+    root: Path
+    labels: tuple[str, ...] = ("low", "middle", "high")
+
+    @property
+    def mels(self) -> Path:
+        return self.root / "mels"
+
+    def groundtruth(self, split: str) -> Path:
+        return self.root / f"groundtruth-{split}.pk"
+
+    def settings(self) -> dict[str, str]:
+        """`datamodule` settings."""
+        names = {"train": "train", "val": "validation", "test": "test", "predict": "test"}
+        paths = {f"groundtruth_{k}": str(self.groundtruth(v)) for k, v in names.items()}
+        return {"base_dir": str(self.mels), **paths}
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> ToySet:
+    """60 tracks of 1 to 4 seconds."""
+    toy = ToySet(tmp_path_factory.mktemp("toy"))
+    rng = np.random.default_rng(0)
+    for split, tracks in (("train", 36), ("validation", 12), ("test", 12)):
+        groundtruth = {}
+        for i in range(tracks):
+            label = i % 3
+            mel = rng.random((int(rng.integers(63, 250)), 96), np.float32)
+            mel[:, 32 * label : 32 * label + 32] += 2.5
+            key = f"{split}/{i:02d}.mmap"
+            write_mel(toy.mels / key, mel)
+            groundtruth[key] = np.arange(3) == label
+        write_groundtruth(toy.groundtruth(split), groundtruth)
+    write_labels(toy.root / "labels.json", toy.labels)
+    return toy

@@ -1,0 +1,293 @@
+"""Ground truth: what is let in, what is refused by name, and that nothing refused ever runs."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets import groundtruth as gt
+from datasets.groundtruth import (
+    GroundTruth,
+    GroundTruthError,
+    check_disjoint,
+    read_groundtruth,
+    read_labels,
+    write_groundtruth,
+    write_labels,
+)
+
+PROTOCOLS = range(6)
+SCRIPT = Path(gt.__file__)
+
+
+def save(path: Path, value: object, protocol: int = 4) -> Path:
+    path.write_bytes(value if isinstance(value, bytes) else pickle.dumps(value, protocol))
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Write a value (or raw bytes) as a pickle; give its path."""
+    return lambda value, protocol=4: save(tmp_path / "gt.pk", value, protocol)
+
+
+class Payload:
+    """Unpickled by ``pickle.load``, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.fixture
+def flag(tmp_path):
+    """The file that a payload would make."""
+    return tmp_path / "flag"
+
+
+def test_payload_is_refused_here_too(file, flag):
+    with pytest.raises(GroundTruthError, match=r"refused global \w+\.system"):
+        read_groundtruth(file({"a.mmap": Payload(flag)}))
+    assert not flag.exists()
+
+
+# --- Validation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_way_to_write_labels(file, protocol):
+    row = [1, 0, 1]
+    values = [
+        row,
+        tuple(row),
+        [1.0, 0.0, True],
+        [np.int64(1), np.float32(0), np.bool_(1)],
+        *(np.array(row, dtype) for dtype in ["?", "u1", "i8", "f2", "f8", ">f4"]),
+        np.array([1, 9, 0, 9, 1])[::2],
+    ]
+    path = file({f"a/{i}.mmap": value for i, value in enumerate(values)}, protocol)
+    groundtruth = read_groundtruth(path, n_classes=3)
+    assert groundtruth.path == path
+    assert groundtruth.keys == [f"a/{i}.mmap" for i in range(len(values))]
+    assert groundtruth.targets.dtype == np.uint8
+    np.testing.assert_array_equal(groundtruth.targets, [row] * len(values))
+    assert len(groundtruth) == len(values)
+    assert groundtruth.n_classes == 3
+    assert groundtruth.counts().tolist() == [len(values), 0, len(values)]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ([0, 2], "found 2 at label 1, expected 0 or 1"),
+        ((0, -1), "found -1 at label 1"),
+        ([0.5, 1], "found 0.5 at label 0"),
+        ([0, float("nan")], "found nan at label 1"),
+        ([0, "1"], "found '1' at label 1"),
+        ([0, None], "found None at label 1"),
+        ([[0], [1]], "found [0] at label 0"),
+        (np.array([0, 2]), "found 2 at label 1, expected 0 or 1"),
+        (np.array([0, np.nan]), "found nan at label 1"),
+        (np.array([0.1, 0], "f4"), "found 0.1"),
+        (np.array(1), "found a 0-D array of dtype int64, expected a 1-D array"),
+        (np.zeros((1, 2)), "found a 2-D array"),
+        ([0, 1, 0], "found 3 labels, expected 2 as in the first track"),
+        (np.zeros(1, bool), "found 1 labels, expected 2"),
+        ([], "found no labels"),
+        (b"\x00\x01", "found a bytes"),
+        ("01", "found a str"),
+        ({"x": 1}, "found a dict"),
+        (None, "found None"),
+        (1, "found a int"),
+    ],
+)
+def test_bad_labels(file, value, found):
+    path = file({"first.mmap": [0, 1], "folder/second.mmap": value})
+    with pytest.raises(GroundTruthError) as error:
+        read_groundtruth(path)
+    assert str(path) in str(error.value)
+    assert found in str(error.value)
+    assert "key 'folder/second.mmap'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("", "/etc/passwd", "C:/a", "c:a", "..", "../a", "a/../../b", "./../a", "a\0b"),
+        *("a\\b", "..\\a", "\\\\host\\a", "//host/a", ".", "a/..", "a/", 7, None, (1, 2), b"a"),
+    ],
+)
+def test_bad_keys(file, key):
+    with pytest.raises(GroundTruthError) as error:
+        read_groundtruth(file({"good": [0, 1], key: [0, 1]}))
+    assert f"key {key!r}: found" in str(error.value)
+    assert "expected" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["a..b", "..a/b", "a/./b", "a/../b", "é/ü.mmap", "a b", "ab:c", "…"]
+)
+def test_good_keys(file, key):
+    assert read_groundtruth(file({key: [0, 1]})).keys == [key]
+
+
+def test_two_keys_for_one_track(file):
+    with pytest.raises(GroundTruthError, match=r"key 'a/\./b': the same path as key 'a/b'"):
+        read_groundtruth(file({"a/b": [0], "c": [1], "a/./b": [0]}))
+
+
+def test_long_keys_are_shortened(file):
+    with pytest.raises(GroundTruthError) as error:
+        read_groundtruth(file({"x" * 10**5: [3]}))
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("value", [{}, [], [("a", [1])], "text", None, np.zeros(3)])
+def test_no_dict_or_an_empty_one(file, value):
+    with pytest.raises(GroundTruthError, match="expected"):
+        read_groundtruth(file(value))
+
+
+def test_number_of_classes(file):
+    with pytest.raises(GroundTruthError, match="found 2 labels per track, expected 400"):
+        read_groundtruth(file({"a": [0, 1]}), n_classes=400)
+
+
+# --- Writing ------------------------------------------------------------------------------------
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "new" / "gt.pk"
+    draw = np.random.default_rng(0)
+    targets = draw.random((20, 7)) < 0.3
+    rows = {f"{i % 3}/ü{i}.mmap": row for i, row in enumerate(targets)}
+    write_groundtruth(path, rows)
+    groundtruth = read_groundtruth(path, 7)
+    assert groundtruth.keys == list(rows)
+    np.testing.assert_array_equal(groundtruth.targets, targets)
+    plain = pickle.loads(path.read_bytes())
+    assert path.read_bytes()[:2] == b"\x80\x04"
+    assert all(row.dtype == bool and row.shape == (7,) for row in plain.values())
+    write_groundtruth(path, dict(zip(groundtruth.keys, groundtruth.targets, strict=True)))
+    np.testing.assert_array_equal(read_groundtruth(path).targets, targets)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "gt.pk"
+    write_groundtruth(path, {"a": [1, 0]})
+    with pytest.raises(GroundTruthError, match="key 'b': found 3 labels"):
+        write_groundtruth(path, {"a": [1, 0], "b": [1, 1, 1]})
+
+    def fail(value, file, protocol):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(gt.pickle, "dump", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_groundtruth(path, {"b": [1, 0]})
+    assert read_groundtruth(path).keys == ["a"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_labels_round_trip(tmp_path):
+    path = tmp_path / "labels.json"
+    names = ["Folk---Jig", "Rock", "ü"]
+    write_labels(path, iter(names))
+    assert read_labels(path) == names
+    with pytest.raises(GroundTruthError, match="labels 0 and 2 are both named 'a'"):
+        write_labels(path, ["a", "b", "a"])
+    assert read_labels(path) == names
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not a JSON file"),
+        ("[" * 10**5, "not a JSON file"),
+        ('{"a": 0}', "found a dict, expected a list"),
+        ("[]", "found no label names"),
+        ('["a", " "]', "found ' ' as name of label 1"),
+        ("[1]", "found 1 as name of label 0"),
+        ('["a", "a"]', "both named 'a'"),
+    ],
+)
+def test_bad_labels_file(tmp_path, content, message):
+    path = tmp_path / "labels.json"
+    path.write_text(content)
+    with pytest.raises(GroundTruthError, match=message) as error:
+        read_labels(path)
+    assert str(path) in str(error.value)
+    with pytest.raises(GroundTruthError, match="no such file"):
+        read_labels(tmp_path / "none.json")
+
+
+def test_disjoint():
+    def split(name, *keys):
+        return GroundTruth(Path(name), list(keys), np.zeros((len(keys), 1), np.uint8))
+
+    check_disjoint()
+    check_disjoint(split("train.pk", "a", "b"), split("val.pk", "c"), split("test.pk", "d"))
+    with pytest.raises(GroundTruthError, match=r"train.pk and test.pk share 1 tracks \('x/b'\)"):
+        check_disjoint(
+            split("train.pk", "a", "x/b"), split("val.pk", "c"), split("test.pk", "d", "x/./b")
+        )
+
+
+# --- Command line -------------------------------------------------------------------------------
+
+
+def run(*args: object, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_show_from_another_folder(tmp_path):
+    write_groundtruth(
+        tmp_path / "gt.pk", {"a/1.mmap": [1, 1, 0], "a/2.mmap": [0, 0, 0], "a/3.mmap": [0, 1, 0]}
+    )
+    bare = run("show", "gt.pk", cwd=tmp_path)
+    assert (bare.returncode, bare.stderr) == (0, "")
+    assert "'a/1.mmap': label 0, label 1" in bare.stdout
+    write_labels(tmp_path / "labels.json", ["jig", "reel", "mass"])
+    named = run("show", tmp_path / "gt.pk", "--first", 2, cwd=Path("/"))
+    assert (named.returncode, named.stderr) == (0, "")
+    lines = [" ".join(line.split()) for line in named.stdout.splitlines()]
+    for line in ("tracks 3", "labels 3", "tracks without labels 1", "2 reel", "0 mass"):
+        assert line in lines
+    assert "labels per clip min 0, mean 1.00, max 2" in lines
+    assert "'a/1.mmap': jig, reel" in lines
+    assert "'a/2.mmap': (no label)" in lines
+    assert "a/3.mmap" not in named.stdout
+
+
+def test_show_errors_are_one_line(tmp_path, flag):
+    save(tmp_path / "bad.pk", {"a": Payload(flag)})
+    for name, message in [("bad.pk", "posix.system"), ("none.pk", "no such file"), ("", "read")]:
+        result = run("show", tmp_path / name, cwd=tmp_path)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert not flag.exists()
+
+
+def test_show_with_labels_that_do_not_fit(tmp_path, capsys):
+    write_groundtruth(tmp_path / "gt.pk", {"a": [1, 0]})
+    write_labels(tmp_path / "labels.json", ["one"])
+    assert gt.main(["show", str(tmp_path / "gt.pk")]) == 0
+    assert "labels.json: found 1 names for 2 labels: not used" in capsys.readouterr().out
+    arguments = ["show", str(tmp_path / "gt.pk"), "--labels", str(tmp_path / "labels.json")]
+    assert gt.main(arguments) == 1
+    assert "found 1 names for 2 labels" in capsys.readouterr().err
+
+
+def test_show_into_a_closed_pipe(tmp_path):
+    write_groundtruth(tmp_path / "gt.pk", {f"{i}": np.zeros(20000, bool) for i in range(2)})
+    command = f"{sys.executable} {SCRIPT} show {tmp_path / 'gt.pk'} | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert (result.stdout.strip(), result.stderr) == (str(tmp_path / "gt.pk"), "")

@@ -1,0 +1,136 @@
+"""The store: written float16, read only where asked, refused by name where broken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from datasets.melspectrograms import (
+    MelFileError,
+    find_mel,
+    open_mel,
+    read_crop,
+    read_patches,
+    write_mel,
+)
+from helpers.melspectrogram import MelSpectrogram
+from models.maest import Maest
+
+
+def mel_of(frames: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((frames, 96), np.float32) * 5
+
+
+def test_layout_on_disk(tmp_path):
+    mel = mel_of(70)
+    write_mel(tmp_path / "a.mmap", mel)
+    raw = np.fromfile(tmp_path / "a.mmap", np.float16).reshape(-1, 96)
+    np.testing.assert_array_equal(raw, mel.astype(np.float16))
+    np.testing.assert_array_equal(open_mel(tmp_path / "a.mmap"), raw)
+
+
+def test_npy_is_read_too(tmp_path):
+    np.save(tmp_path / "a.npy", mel_of(70))
+    np.testing.assert_array_equal(read_patches(tmp_path / "a.npy", 100)[0], mel_of(70))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize(
+    ("mel", "message"),
+    [
+        (np.zeros((96, 70)), "expected an array"),
+        (np.zeros((0, 96)), "expected an array"),
+        (np.full((3, 96), np.nan), "NaN"),
+        (np.full((3, 96), 1e6), "infinite"),  # beyond float16
+    ],
+)
+def test_what_is_not_written(tmp_path, mel, message):
+    with pytest.raises(ValueError, match=message):
+        write_mel(tmp_path / "a.mmap", mel)
+    assert not list(tmp_path.iterdir())
+
+
+def test_broken_files_are_named(tmp_path):
+    (tmp_path / "empty.mmap").touch()
+    (tmp_path / "part.mmap").write_bytes(bytes(96 * 2 * 5 + 1))
+    (tmp_path / "folder.mmap").mkdir()
+    np.save(tmp_path / "shape.npy", np.zeros((96, 5), np.float32))
+    np.save(tmp_path / "ints.npy", np.zeros((5, 96), int))
+    np.save(tmp_path / "objects.npy", np.array([[{}] * 96]), allow_pickle=True)
+    (tmp_path / "torn.npy").write_bytes(b"\x93NUMPY\x01")
+    for name, message in {
+        "empty.mmap": "the file is empty",
+        "part.mmap": "no whole number of frames",
+        "none.mmap": "no such file",
+        "folder.mmap": "is a folder",
+        "shape.npy": "expected floats",
+        "ints.npy": "expected floats",
+        "objects.npy": "cannot be read",
+        "torn.npy": "cannot be read",
+    }.items():
+        with pytest.raises(MelFileError, match=message) as error:
+            open_mel(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+
+
+def test_nan_is_found_where_it_is_read(tmp_path):
+    mel = mel_of(200).astype(np.float16)
+    mel[150, 3] = np.nan
+    mel.tofile(tmp_path / "a.mmap")
+    with pytest.raises(MelFileError, match=r"a\.mmap: NaN or infinite values in frames 100-200"):
+        read_patches(tmp_path / "a.mmap", 100)
+
+
+def test_keys_find_their_files(tmp_path):
+    for name in ("a.mmap", "b.npy", "c"):
+        (tmp_path / name).touch()
+    assert find_mel(tmp_path, "a.mmap").name == "a.mmap"
+    assert find_mel(tmp_path, "a").name == "a.mmap"
+    assert find_mel(tmp_path, "b").name == "b.npy"
+    assert find_mel(tmp_path, "c").name == "c"
+    with pytest.raises(MelFileError, match=r"d: no such file.*datamodule\.base_dir"):
+        find_mel(tmp_path, "d")
+
+
+def test_crop_is_anywhere_and_exact(tmp_path):
+    mel = np.repeat(np.arange(40, dtype=np.float16)[:, None], 96, axis=1)
+    write_mel(tmp_path / "a.mmap", mel)
+    rng = np.random.default_rng(0)
+    starts = set()
+    for _ in range(300):
+        crop = read_crop(tmp_path / "a.mmap", 30, rng)
+        assert crop.shape == (30, 96)
+        starts.add(int(crop[0, 0]))
+        np.testing.assert_array_equal(crop, mel[int(crop[0, 0]) :][:30])
+    assert starts == set(range(11))
+
+
+@pytest.mark.parametrize("frames", [1, 19, 20])
+def test_short_track_is_centred_in_silence(tmp_path, frames):
+    write_mel(tmp_path / "a.mmap", np.ones((frames, 96)))
+    crop = read_crop(tmp_path / "a.mmap", 20, np.random.default_rng(0))
+    start = (20 - frames) // 2
+    expected = np.zeros((20, 96))
+    expected[start : start + frames] = 1
+    np.testing.assert_array_equal(crop, expected)
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.4, 3.0, 5.3, 7.9, 8.0, 9.1])
+def test_a_track_gives_the_same_from_audio_and_from_its_file(tmp_path, seconds):
+    import torch
+
+    rng = np.random.default_rng(1)
+    waveform = torch.from_numpy(rng.standard_normal(int(seconds * 16_000)).astype(np.float32)) / 10
+    write_mel(tmp_path / "a.mmap", MelSpectrogram()(waveform).T.numpy())
+    torch.manual_seed(0)
+    model = Maest(n_classes=2, input_t=250, embed_dim=64, num_heads=1, depth=2).eval()
+    pieces = read_patches(tmp_path / "a.mmap", model.input_t)
+    with torch.no_grad():
+        _, expected = model(waveform, transformer_block=1)
+        found = [
+            model(model.normalise(torch.from_numpy(piece.astype(np.float32)).T[None]), 1)[1]
+            for piece in pieces
+        ]
+    # float16 keeps three digits: the patches are the same ones, the values nearly
+    torch.testing.assert_close(torch.cat(found), expected, atol=2e-2, rtol=2e-2)
+    assert len(pieces) == len(expected)

@@ -1,0 +1,185 @@
+"""The parts of the training recipe, each against an independent statement of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from datasets.sampling import ClipSampler, label_balanced_weights
+from helpers.masking import spec_augment
+from helpers.metrics import chance_scores, constant_scores, tagging_scores
+from helpers.mixup import mixup
+from helpers.schedules import warmup_ramp_factor
+
+PAPER = {"warmup_epochs": 5, "ramp_start": 50, "ramp_end": 100, "last_factor": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "factor"),
+    [
+        (0, math.exp(-5 * 0.9**2)),  # epochs count as at least 0.5
+        (0.5, math.exp(-5 * 0.9**2)),
+        (1, math.exp(-5 * 0.8**2)),
+        (4, math.exp(-5 * 0.2**2)),
+        (5, 1),
+        (49, 1),
+        (50, 1),
+        (75, 0.505),
+        (100, 0.01),
+        (129, 0.01),
+    ],
+)
+def test_schedule_of_the_paper(epoch, factor):
+    assert warmup_ramp_factor(epoch, **PAPER) == pytest.approx(factor)
+
+
+def test_schedule_without_warmup_or_ramp():
+    flat = {"warmup_epochs": 0, "ramp_start": 10, "ramp_end": 10, "last_factor": 1}
+    assert {warmup_ramp_factor(e, **flat) for e in range(30)} == {1}
+
+
+def test_mixup_keeps_at_least_half_of_each_clip():
+    torch.manual_seed(0)
+    x = torch.eye(64).reshape(64, 8, 8)
+    own_x, own_y = x.clone(), torch.eye(64)
+    mixed, targets = mixup(x, own_y.clone(), alpha=0.3)
+    torch.testing.assert_close(x, own_x)
+    torch.testing.assert_close(mixed.reshape(64, 64), targets)  # one weight, one partner for both
+    own = targets.diagonal()
+    assert (own >= 0.5).all()
+    torch.testing.assert_close(targets.sum(1), torch.ones(64))
+    assert len(own.unique()) > 30  # a weight for each clip
+    partners = targets - torch.diag(own)
+    assert ((partners > 0).sum(1) <= 1).all()
+
+
+def test_mixup_weights_follow_the_beta_distribution():
+    torch.manual_seed(0)
+    _, targets = mixup(torch.zeros(20_000, 1), torch.ones(20_000, 1), 0.3)
+    torch.testing.assert_close(targets, torch.ones_like(targets))
+    x = torch.zeros(20_000, 1)
+    x[::2] = 1
+    # Beta(0.3, 0.3) folded at a half: the mean of max(λ, 1 - λ) by simulation
+    draws = np.random.default_rng(0).beta(0.3, 0.3, 200_000)
+    expected = np.maximum(draws, 1 - draws).mean()
+    mixed, _ = mixup(x, x, 0.3)
+    # a clip of ones keeps λ, plus 1 - λ where its partner (every second time) is of ones too
+    assert mixed[::2].mean() == pytest.approx(expected + (1 - expected) / 2, abs=0.01)
+
+
+def test_mixup_off():
+    x, y = torch.rand(4, 3), torch.rand(4, 2)
+    assert mixup(x, y, 0) == (x, y)
+
+
+def runs(hidden: np.ndarray) -> list[int]:
+    """Lengths of the runs of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], hidden.astype(int), [0]))))
+    return (edges[1::2] - edges[::2]).tolist()
+
+
+def test_one_mask_has_a_uniform_width_and_lies_anywhere():
+    torch.manual_seed(0)
+    masked = spec_augment(torch.ones(20_000, 4, 40), 1, 8, 0, 0)
+    assert (masked == masked[:, :1]).all()  # a stripe of time covers all bands
+    hidden = (masked[:, 0] == 0).numpy()
+    widths = np.array([sum(runs(row)) for row in hidden])
+    assert all(len(runs(row)) <= 1 for row in hidden[:500])
+    counts = np.bincount(widths, minlength=8)
+    assert len(counts) == 8  # 0 to 7
+    assert np.abs(counts / len(hidden) - 1 / 8).max() < 0.01
+    starts = np.bincount([row.argmax() for row in hidden[widths == 7]], minlength=34)
+    assert len(starts) == 34
+    assert (starts > 0).all()
+    assert starts[0] == pytest.approx(starts.mean(), rel=0.4)
+
+
+def test_masks_of_a_batch():
+    torch.manual_seed(0)
+    mel = torch.rand(32, 96, 312) + 1
+    before = mel.clone()
+    masked = spec_augment(mel, 20, 8, 8, 5)
+    torch.testing.assert_close(mel, before)
+    hidden = masked == 0
+    torch.testing.assert_close(masked[~hidden], mel[~hidden])
+    time, freq = hidden.all(1), hidden.all(2)
+    assert (hidden == (time[:, None] | freq[:, :, None])).all()  # nothing but stripes
+    assert len({tuple(row.tolist()) for row in time}) == 32  # each clip has its own
+    assert (freq.sum(1) <= 8 * 4).all()
+    # 20 masks of mean width 3.5 on 312 frames, overlapping at times
+    assert time.float().mean() == pytest.approx(1 - (1 - 3.5 / 312) ** 20, abs=0.03)
+
+
+def test_masks_off_and_wider_than_the_input():
+    mel = torch.ones(2, 96, 20)
+    assert spec_augment(mel, 0, 8, 0, 5) is mel
+    assert spec_augment(torch.ones(500, 3, 4), 1, 100, 1, 100).shape == (500, 3, 4)
+
+
+def test_balanced_weights_by_hand():
+    targets = np.array([[1, 0], [1, 1], [0, 0], [1, 0]])
+    common, rare = 1000 / 103, 1000 / 101
+    expected = np.array([common, common + rare, common, common])
+    np.testing.assert_allclose(label_balanced_weights(targets), expected / expected.sum())
+
+
+def test_balanced_sampler_on_a_skewed_set(caplog):
+    targets = np.zeros((1000, 2), np.uint8)
+    targets[:900, 0] = targets[900:, 1] = 1
+    with caplog.at_level(logging.INFO):
+        sampler = ClipSampler(targets, 20_000, balanced=True, seed=0)
+    assert "with replacement" in caplog.text
+    rare = np.mean([index >= 900 for index, _ in sampler])
+    expected = 100 * (1000 / 200) / (100 * (1000 / 200) + 900 * (1000 / 1000))
+    assert rare == pytest.approx(expected, abs=0.01)
+    fewer = ClipSampler(targets, 300, balanced=True, seed=0)
+    assert len({index for index, _ in fewer}) == 300  # without replacement
+
+
+def test_sampler_draws_anew_each_epoch_and_the_same_for_a_seed():
+    targets = np.ones((10, 1))
+    sampler = ClipSampler(targets, None, balanced=False, seed=3)
+    first = list(sampler)
+    assert sorted(index for index, _ in first) == list(range(10))
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(ClipSampler(targets, None, balanced=False, seed=3)) == first
+    assert list(ClipSampler(targets, None, balanced=False, seed=4)) != first
+    longer = [index for index, _ in ClipSampler(targets, 25, balanced=False, seed=0)]
+    assert sorted(np.bincount(longer)) == [2] * 5 + [3] * 5
+
+
+def test_metrics_equal_scikit_learn():
+    rng = np.random.default_rng(0)
+    targets, scores = rng.random((50, 6)) < 0.3, rng.random((50, 6))
+    found = tagging_scores(targets, scores)
+    assert found.macro_ap == pytest.approx(average_precision_score(targets, scores))
+    assert found.macro_roc_auc == pytest.approx(roc_auc_score(targets, scores))
+    assert found.left_out == 0
+
+
+def test_classes_that_cannot_be_scored_are_left_out_and_counted():
+    targets = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1]])
+    found = tagging_scores(targets, np.array([[0.9, 0.1, 0], [0.1, 0.2, 0], [0.8, 0, 0]]))
+    assert found.left_out == 2
+    assert (found.macro_ap, found.macro_roc_auc) == (1, 1)
+    assert np.isnan(found.ap[1:]).all()
+    assert np.isnan(tagging_scores(np.zeros((3, 1)), np.zeros((3, 1))).macro_ap)
+    with pytest.raises(ValueError, match="NaN"):
+        tagging_scores(targets, np.full((3, 3), np.nan))
+
+
+def test_baselines():
+    rng = np.random.default_rng(0)
+    targets = rng.random((3000, 2)) < [0.1, 0.4]
+    constant = constant_scores(targets, np.array([0.1, 0.4]))
+    assert constant.macro_ap == pytest.approx(targets.mean())
+    assert constant.macro_roc_auc == 0.5
+    ap, roc_auc = chance_scores(targets, seed=1)
+    assert (ap, roc_auc) == (pytest.approx(0.25, abs=0.02), pytest.approx(0.5, abs=0.02))

@@ -1,0 +1,112 @@
+"""A setting, named config or command that does not exist is refused with the nearest one."""
+
+from __future__ import annotations
+
+import pytest
+
+import config
+from helpers.settings import SettingsError, check_arguments, check_choice, check_settings
+
+DEFAULTS = {"seed": 0, "trainer": {"max_epochs": 10, "precision": None, "deep": {"flag": True}}}
+
+
+@pytest.mark.parametrize(
+    ("given", "found", "nearest"),
+    [
+        ({"sed": 1}, "'sed'", "'seed'"),
+        ({"trainer": {"max_epoch": 1}}, "'trainer.max_epoch'", "'trainer.max_epochs'"),
+        ({"trainer": {"deep": {"flags": 1}}}, "'trainer.deep.flags'", "'trainer.deep.flag'"),
+    ],
+)
+def test_unknown_key_at_any_depth(given, found, nearest):
+    with pytest.raises(SettingsError, match=f"unknown setting {found}.*Did you mean {nearest}"):
+        check_settings(given, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": "abc"}, "seed is 'abc'.*expected a number"),
+        ({"seed": True}, "expected a number"),
+        ({"trainer": 5}, "trainer is a section"),
+        ({"trainer": {"deep": {"flag": 1}}}, "expected True or False"),
+        ({"trainer": {"max_epochs": [1]}}, "expected a number"),
+    ],
+)
+def test_value_of_another_kind(given, message):
+    with pytest.raises(SettingsError, match=message):
+        check_settings(given, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"seed": 1.5},
+        {"seed": None},
+        {"trainer": {"precision": "16-mixed"}},
+        {"trainer": {"precision": 32}},
+        {"trainer": {"deep": {"flag": False}}},
+    ],
+)
+def test_good_settings(given):
+    check_settings(given, DEFAULTS)
+
+
+COMMANDS, NAMED = ("pretrain", "extract_embeddings"), ("target_scores", "paper_recipe")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("with datamodule.base_dir =my/data/dir/", "write datamodule.base_dir=my/data/dir/"),
+        ("with datamodule.base_dir = my/data/dir/", "write datamodule.base_dir=my/data/dir/"),
+        ("with datamodule.base_dir= my/data/dir/", "write datamodule.base_dir=my/data/dir/"),
+        ("with target_score", "unknown named config 'target_score'.*'target_scores'"),
+        ("extract_embedings with seed=1", "unknown command.*'extract_embeddings'"),
+        (
+            "target_scores with seed=1",
+            "named config, not a command: write 'with target_scores seed=1'",
+        ),
+        ("seed=1", "setting, not a command: write 'with seed=1'"),
+    ],
+)
+def test_slips_of_the_command_line(line, message):
+    with pytest.raises(SettingsError, match=message):
+        check_arguments(line.split(), COMMANDS, NAMED)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "help",
+        "pretrain",
+        "with target_scores seed=1",
+        "extract_embeddings with target_scores inference.out_dir=a=b",
+        "pretrain with settings.yaml -l DEBUG",
+        "with maest.checkpoint=",
+        "-u with seed=1",
+        "-l DEBUG pretrain with seed=1",
+        "-u pretrain with seed=1",
+    ],
+)
+def test_good_command_lines(line):
+    check_arguments(line.split(), COMMANDS, NAMED)
+
+
+def test_choice():
+    check_choice("pool", "mean", ("mean", "none"))
+    with pytest.raises(SettingsError, match=r"one of 'mean', 'none'\..*'mean'"):
+        check_choice("pool", "men", ("mean", "none"))
+
+
+@pytest.mark.parametrize(
+    ("defaults", "named"),
+    [(config.MAEST, config.MAEST_NAMED), (config.TL, config.TL_NAMED)],
+    ids=["ex_maest", "ex_tl"],
+)
+def test_named_configs_change_only_what_there_is(defaults, named):
+    assert named
+    for changes in named.values():
+        check_settings(changes, defaults)

@@ -1,0 +1,282 @@
+"""The whole way through, as a user types it: pre-train → model folder → extract → probe."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ex_common import run_command_line  # isort: skip (first: it quiets warnings)
+
+import ex_maest
+import ex_tl
+from datasets.groundtruth import write_groundtruth
+from datasets.melspectrograms import read_patches
+from models import get_maest
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = (
+    "trainer.max_epochs=1 trainer.limit_train_batches=2 maest.s_patchout_t=2 "
+    "datamodule.clip_length=1.5"
+)
+EXPERIMENTS = {"ex_maest.py": ex_maest.ex, "ex_tl.py": ex_tl.ex}
+
+
+@dataclass
+class Done:
+    """A command line that has been run: exit code, output and errors."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(script: str, line: str, cwd: Path) -> Done:
+    """Run a command line in a folder of its own, as `python script line` would."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = run_command_line(EXPERIMENTS[script], [script, *line.split()])
+        except SystemExit as exit:
+            code = exit.code
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def good(script: str, line: str, cwd: Path) -> str:
+    """Run a command line that must succeed."""
+    done = run(script, line, cwd)
+    assert done.code == 0, done.out[-3000:] + done.err[-3000:]
+    return done.out
+
+
+def bad(script: str, line: str, cwd: Path) -> str:
+    """Run a command line that must fail with a message, not a traceback."""
+    done = run(script, line, cwd)
+    assert done.code == 1, done.out + done.err
+    assert "Traceback" not in done.err, done.err
+    return done.err
+
+
+def settings(toy) -> str:
+    """The toy set as command-line settings."""
+    return " ".join(f"datamodule.{name}={value}" for name, value in toy.settings().items())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, toy) -> Path:
+    """A working directory with a finished pre-training run, exp_logs/1."""
+    home = tmp_path_factory.mktemp("home")
+    good("ex_maest.py", f"with {settings(toy)} {QUICK}", home)
+    return home
+
+
+def test_pretraining_leaves_everything_in_its_folder(home, toy):
+    folder = home / "exp_logs" / "1"
+    assert (home / "exp_logs" / "latest").resolve() == folder
+    results = json.loads((folder / "results.json").read_text())
+    assert results["steps"] == 2
+    assert 0 <= results["val_ap"] <= 1
+    assert [row["label"] for row in results["per_label"]] == list(toy.labels)
+    assert results["label_frequencies"]["ap"] == pytest.approx(1 / 3)
+    for name in ("learning_curve.png", "labels.png", "history.csv", "config.json", "run.json"):
+        assert (folder / name).stat().st_size, name
+    assert list((folder / "checkpoints").glob("*.ckpt"))
+    assert list((folder / "tensorboard").rglob("events.*"))
+    assert "val_ap" in json.loads((folder / "metrics.json").read_text())
+    config = json.loads((folder / "model" / "config.json").read_text())
+    assert config["arch"] == "maest_tiny"
+    assert config["labels"] == list(toy.labels)
+    assert config["sizes"]["input_t"] == 93
+    assert config["trained_on"]["groundtruth_train"] == str(toy.groundtruth("train"))
+
+
+def test_same_seed_same_result(home, toy, tmp_path):
+    good("ex_maest.py", f"with {settings(toy)} {QUICK} datamodule.num_workers=2", tmp_path)
+    first, again = (
+        get_maest(checkpoint=folder / "exp_logs" / "1" / "model").state_dict()
+        for folder in (home, tmp_path)
+    )
+    for name, value in first.items():
+        assert torch.equal(value, again[name]), name
+    good("ex_maest.py", f"with {settings(toy)} {QUICK} seed=1", tmp_path)
+    other = get_maest(checkpoint=tmp_path / "exp_logs" / "2" / "model").state_dict()
+    assert not torch.equal(first["head.1.weight"], other["head.1.weight"])
+
+
+def test_embeddings_are_the_networks_own(home, toy):
+    out = good(
+        "ex_maest.py",
+        f"extract_embeddings with {settings(toy)} maest.checkpoint=exp_logs/latest/model "
+        "inference.transformer_block=7",
+        home,
+    )
+    assert "12 tracks done, 0 failed" in out
+    model = get_maest(checkpoint=home / "exp_logs" / "1" / "model")
+    for key in ("test/00.mmap", "test/07.mmap"):
+        found = np.load(home / f"embeddings/1.5sec/7/{key}.embeddings.npy")
+        assert found.shape == (3, 192)
+        assert found.dtype == np.float32
+        pieces = read_patches(toy.mels / key, model.input_t)
+        with torch.no_grad():
+            values = [
+                model(model.normalise(torch.from_numpy(p).float().T[None]), 7)[1] for p in pieces
+            ]
+        expected = np.average(
+            torch.cat(values).reshape(-1, 3, 192).numpy(),
+            axis=0,
+            weights=[len(p) for p in pieces],
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_final_embedding_patches_apart_and_logits(home, toy):
+    base = f"with {settings(toy)} maest.checkpoint=exp_logs/latest/model inference.out_dir=out"
+    good("ex_maest.py", f"extract_embeddings {base} inference.transformer_block=-1", home)
+    good("ex_maest.py", f"extract_embeddings {base} inference.pool=none", home)
+    good("ex_maest.py", f"extract_logits {base}", home)
+    model = get_maest(checkpoint=home / "exp_logs" / "1" / "model")
+    for path in sorted(toy.mels.glob("test/*")):
+        key = f"test/{path.name}"
+        pieces = read_patches(path, model.input_t)
+        final = np.load(home / f"out/1.5sec/final/{key}.embeddings.npy")
+        patches = np.load(home / f"out/1.5sec/11/{key}.embeddings.npy")
+        logits = np.load(home / f"out/1.5sec/logits/{key}.logits.npy")
+        assert (final.shape, patches.shape) == ((192,), (len(pieces), 3, 192))
+        with torch.no_grad():
+            own = [model(model.normalise(torch.from_numpy(p).float().T[None]))[0] for p in pieces]
+        expected = np.average(torch.cat(own).numpy(), axis=0, weights=[len(p) for p in pieces])
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_test_command(home, toy):
+    base = f"test with {settings(toy)}"
+    out = good("ex_maest.py", f"{base} maest.checkpoint=exp_logs/latest/model", home)
+    assert "12 tracks: AP" in out
+    assert "which model?" in bad("ex_maest.py", base, home)
+
+
+def test_probe(home, toy):
+    for split in ("train", "validation", "test"):
+        good(
+            "ex_maest.py",
+            f"extract_embeddings with {settings(toy)} maest.checkpoint=exp_logs/latest/model "
+            f"datamodule.groundtruth_predict={toy.groundtruth(split)} inference.out_dir=probe",
+            home,
+        )
+    data = " ".join(
+        f"data.groundtruth_{name}={toy.groundtruth(split)}"
+        for name, split in (("train", "train"), ("val", "validation"), ("test", "test"))
+    )
+    line = f"with {data} data.embeddings_dir=probe/1.5sec/11 probe.max_epochs=3 seeds=2"
+    out = good("ex_tl.py", line, home)
+    assert "over 2 seeds" in out
+    folder = max((home / "exp_logs").glob("[0-9]*"), key=lambda path: int(path.name))
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["ap"]["values"]) == 2
+    assert results["features"] == 192
+    assert (folder / "labels.png").stat().st_size
+    assert (folder / "labels.csv").read_text().startswith("label,test_positives,ap,ap_std")
+
+    good("ex_tl.py", line, home)
+    again = json.loads((folder.parent / str(int(folder.name) + 1) / "results.json").read_text())
+    assert again["ap"] == results["ap"]
+
+    # loud bands are what mel statistics are made of
+    mel = f"data.features=mel_statistics data.base_dir={toy.mels} probe.lr=0.01 probe.batch_size=8"
+    out = good("ex_tl.py", f"with {data} {mel} probe.max_epochs=10 seeds=1", home)
+    assert "test AP 1.0000" in out
+
+    message = bad("ex_tl.py", f"with {data} data.embeddings_dir=nowhere", home)
+    assert "nowhere: no such folder" in message
+    (home / "probe/1.5sec/11/test/00.mmap.embeddings.npy").unlink()
+    message = bad("ex_tl.py", line, home)
+    assert "1 of 12 tracks of the test split have no embedding" in message
+
+
+def test_one_bad_file_costs_that_file_only(home, toy, tmp_path):
+    groundtruth = {f"test/{i:02d}.mmap": [1, 0, 0] for i in range(3)}
+    groundtruth |= {"none.mmap": [1, 0, 0], "torn.mmap": [0, 1, 0]}
+    write_groundtruth(tmp_path / "some.pk", groundtruth)
+    mels = tmp_path / "mels"
+    mels.mkdir()
+    (mels / "test").symlink_to(toy.mels / "test")
+    (mels / "torn.mmap").write_bytes(bytes(1001))
+    done = run(
+        "ex_maest.py",
+        f"extract_embeddings with datamodule.groundtruth_predict={tmp_path / 'some.pk'} "
+        f"datamodule.base_dir={mels} maest.checkpoint={home}/exp_logs/1/model",
+        tmp_path,
+    )
+    assert done.code == 1
+    assert "3 tracks done, 2 failed" in done.out
+    folder = tmp_path / "embeddings" / "1.5sec" / "11"
+    assert len(list(folder.glob("test/*.npy"))) == 3
+    failed = (folder / "failed.csv").read_text()
+    assert "none.mmap" in failed
+    assert "no such file" in failed
+    assert "no whole number of frames" in failed
+
+
+def test_training_on_a_broken_file_names_it(toy, tmp_path):
+    write_groundtruth(tmp_path / "train.pk", {"gone.mmap": [1, 0, 0]})
+    for workers in (0, 1):
+        message = bad(
+            "ex_maest.py",
+            f"with {settings(toy)} {QUICK} datamodule.groundtruth_train={tmp_path / 'train.pk'} "
+            f"datamodule.num_workers={workers}",
+            tmp_path,
+        )
+        assert "gone.mmap: no such file" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("with datamodule.base_di=x", "Did you mean 'datamodule.base_dir'"),
+        ("with modul.lr=1", "unknown setting 'modul'"),
+        ("with paper_recip", "Did you mean 'paper_recipe'"),
+        ("with datamodule.base_dir =my/data/dir/", "write datamodule.base_dir=my/data/dir/"),
+        ("with maest.arch=maest_tini {toy}", "Did you mean 'maest_tiny'"),
+        ("with maest.n_classes=7 {toy}", "maest.n_classes is 7"),
+        ("with maest.input_t=50 datamodule.clip_length=5 {toy}", "must hold a clip"),
+        ("with maest.s_patchout_t=99 {toy}", "s_patchout_t is 99"),
+        ("with maest.pretrained=True {toy}", "no published weights of 'maest_tiny'"),
+        ("with module.lr_interval=day {toy}", "module.lr_interval is 'day'"),
+        ("with maest.checkpoint=nowhere {toy}", "nowhere: no such file or folder"),
+        ("extract_embeddings with inference.pool=max {toy}", "inference.pool is 'max'"),
+        ("extract_embeddings with inference.transformer_block=12 {toy}", "transformer_block is 12"),
+        ("with datamodule.groundtruth_train=nowhere.pk", "nowhere.pk: no such file"),
+    ],
+)
+def test_mistakes_get_a_message(toy, tmp_path, line, message):
+    assert message in bad("ex_maest.py", line.format(toy=settings(toy)), tmp_path)
+
+
+def test_as_a_program(toy, tmp_path):
+    """The same through a process of its own: exit codes, and no noise."""
+
+    def program(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    done = program("ex_maest.py", "print_config")
+    assert done.returncode == 0
+    assert "groundtruth_train" in done.stdout
+    assert not done.stderr.replace("INFO - maest - ", "").strip().startswith("/")  # no warnings
+    assert not (tmp_path / "exp_logs").exists()
+    done = program("ex_tl.py", "print_named_configs")
+    assert "target_scores_tl" in done.stdout
+    done = program("ex_maest.py", "with", "datamodule.base_dir", "=my/data/dir/")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: a space before '='")
+    done = program("ex_maest.py", "with", "trainer.max_steps=2", *settings(toy).split())
+    assert done.returncode == 0, done.stderr
+    assert "2 steps" in done.stdout
