@@ -95,13 +95,14 @@ def write_report(pretraining: dict, probes: list[dict], seconds: float) -> None:
         "instruments heard: average precision on the test split",
     )
     times_chance = pretraining["val_ap"] / pretraining["chance"]["ap"]
+    tracks, seeds = probes[0]["tracks"]["test"], len(probes[0]["ap"]["values"])
     text = f"""# Pre-training: style, {pretraining["val_tracks"]} unseen validation tracks
 
 {pretraining_table(pretraining)}
 
 The kept weights reach {times_chance:.1f} times chance, after {pretraining["steps"]} steps.
 
-# Probing: instruments, {probes[0]["tracks"]["test"]} unseen test tracks, {len(probes[0]["ap"]["values"])} seeds
+# Probing: instruments, {tracks} unseen test tracks, {seeds} seeds
 
 {probe_table(probes)}
 

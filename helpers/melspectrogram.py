@@ -67,7 +67,7 @@ def slaney_filter_bank() -> Tensor:
     rising = (bins[:, None] - lower) / (centre - lower)
     falling = (upper - bins[:, None]) / (upper - centre)
     triangles = np.maximum(f32(0), np.minimum(rising, falling)) * (f32(2) / (upper - lower))
-    return torch.from_numpy(triangles.astype(f32))
+    return torch.tensor(triangles, dtype=torch.float32)
 
 
 class MelSpectrogram(nn.Module):
@@ -85,7 +85,8 @@ class MelSpectrogram(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("window", torch.hann_window(N_FFT, periodic=False), persistent=False)
+        window = torch.hann_window(N_FFT, periodic=False, dtype=torch.float32)
+        self.register_buffer("window", window, persistent=False)
         self.register_buffer("filter_bank", slaney_filter_bank(), persistent=False)
 
     def _apply(self, fn, recurse: bool = True):

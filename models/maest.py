@@ -25,6 +25,12 @@ from helpers.patches import PATCH_SIZE
 
 STRIDE = 10  # frames and bands from one patch to the next
 DISTILLED_TYPES = ("mean", "separated")
+# The arguments that make a network of the same shape, normalisation and heads: what a model folder
+# keeps. Patchout and dropout are settings of a run, not of a model.
+SIZE_NAMES = (
+    *("n_classes", "input_t", "input_f", "embed_dim", "depth", "num_heads", "mlp_ratio"),
+    *("distilled_type", "head_eps", "norm_mean", "norm_std"),
+)
 
 # A long waveform is computed this many patches at a time, so that its length is no question of
 # memory (16 patches of 30 s take about 2 GB in the base model).
@@ -114,8 +120,10 @@ class Maest(nn.Module):
                 f"input_f x input_t is {input_f} x {input_t}: a patch alone is "
                 f"{PATCH_SIZE} x {PATCH_SIZE}"
             )
-        if embed_dim % num_heads:
+        if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+        if norm_std <= 0:
+            raise ValueError(f"norm_std is {norm_std}: expected a positive number")
         if labels is not None and len(labels) != n_classes:
             raise ValueError(f"{len(labels)} labels for {n_classes} classes")
 
@@ -133,12 +141,15 @@ class Maest(nn.Module):
         self.labels = None if labels is None else list(labels)
 
         rows, columns = grid_size(input_f), input_t // STRIDE
-        self.s_patchout_t = _check_patchout("s_patchout_t", s_patchout_t, columns)
+        clip = grid_size(input_t)  # columns of a whole clip: one fewer than positions, at times
+        self.s_patchout_t = _check_patchout("s_patchout_t", s_patchout_t, clip)
         self.s_patchout_f = _check_patchout("s_patchout_f", s_patchout_f, rows)
-        self.u_patchout = _check_patchout("u_patchout", u_patchout, rows * columns)
+        self.u_patchout = _check_patchout("u_patchout", u_patchout, rows * clip)
         # Which columns and rows the two deterministic settings leave, of the longest input's.
-        self.kept_columns = _kept("t", columns, s_patchout_t_indices, s_patchout_t_interleaved)
-        self.kept_rows = _kept("f", rows, s_patchout_f_indices, s_patchout_f_interleaved)
+        self.kept_columns = _kept(
+            "s_patchout_t", columns, s_patchout_t_indices, s_patchout_t_interleaved
+        )
+        self.kept_rows = _kept("s_patchout_f", rows, s_patchout_f_indices, s_patchout_f_interleaved)
 
         self.frontend = MelSpectrogram()
         self.patch_embed = PatchEmbed(embed_dim)
@@ -220,12 +231,14 @@ class Maest(nn.Module):
                 too long where it is not cut, no such block, patchout that leaves no token, and, in
                 eval mode outside compile and export, NaN or infinite values.
         """
-        if not -1 <= transformer_block < self.depth:
+        if not isinstance(transformer_block, int) or not -1 <= transformer_block < self.depth:
             raise ValueError(
                 f"transformer_block is {transformer_block}: expected 0 to {self.depth - 1}, "
                 "or -1 for the logits and the final embedding"
             )
         self._check_input(x)
+        if x.ndim == 1 and melspectrogram_input:
+            raise ValueError("x has one dimension: a log-mel spectrogram has two, [F, T]")
         if x.ndim == 1:
             return self._forward_long(self.melspectrogram(x), transformer_block)
         if x.ndim == 2 and melspectrogram_input:
@@ -236,6 +249,8 @@ class Maest(nn.Module):
             if x.shape[1] != 1:
                 raise ValueError(f"x is {list(x.shape)}: expected one channel, [B, 1, F, T]")
             x = x[:, 0]
+        self._check_bands(x)
+        self._check_finite(x)
         return self._forward_patches(x, transformer_block)
 
     def melspectrogram(self, waveform: Tensor) -> Tensor:
@@ -264,14 +279,13 @@ class Maest(nn.Module):
             ``(activations, labels)``: float32 array [C] between 0 and 1, the mean over patches,
             weighted by their seconds, of the sigmoid of the logits; and ``self.labels``.
         """
-        was_training = self.training
-        if was_training:
-            self.eval()
+        were_training = [module for module in self.modules() if module.training]
+        self.eval()
         try:
             logits, _ = self(x, melspectrogram_input=melspectrogram_input)
         finally:
-            if was_training:
-                self.train()
+            for module in were_training:
+                module.training = True
         weights = np.ones(len(logits))
         if x.ndim == 1 or (x.ndim == 2 and melspectrogram_input):
             frames = n_frames(len(x)) if x.ndim == 1 else x.shape[-1]
@@ -281,11 +295,7 @@ class Maest(nn.Module):
 
     def sizes(self) -> dict[str, int | float | str]:
         """What `Maest(**sizes)` needs to build a network of the same shape and normalisation."""
-        names = (
-            "n_classes input_t input_f embed_dim depth num_heads mlp_ratio distilled_type "
-            "head_eps norm_mean norm_std"
-        )
-        return {name: getattr(self, name) for name in names.split()}
+        return {name: getattr(self, name) for name in SIZE_NAMES}
 
     # ---------------------------------------------------------------- inside
 
@@ -309,6 +319,7 @@ class Maest(nn.Module):
     def _forward_long(self, mel: Tensor, block: int):
         """[F, T] of any length: cut, and compute the patches of one length together."""
         self._check_bands(mel)
+        self._check_finite(mel)
         cuts = patches.cut(mel.shape[-1], self.input_t)
         whole = [mel[:, first:last] for first, last in cuts if last - first == self.input_t]
         groups = [
@@ -328,8 +339,6 @@ class Maest(nn.Module):
 
     def _forward_patches(self, mel: Tensor, block: int):
         """[B, F, T frames], no longer than one patch."""
-        self._check_bands(mel)
-        self._check_finite(mel)
         missing = PATCH_SIZE - mel.shape[-1]
         if missing > 0:
             silence = -self.norm_mean / (2 * self.norm_std)
@@ -367,23 +376,40 @@ class Maest(nn.Module):
         x = x + time[..., offset : offset + x.shape[-1]] + self.freq_new_pos_embed
 
         # Whole columns and rows go first: what is left is still a grid.
-        columns = _select("t", x.shape[3], self.kept_columns, self._dropped(self.s_patchout_t))
-        rows = _select("f", x.shape[2], self.kept_rows, self._dropped(self.s_patchout_f))
+        columns = self._select("s_patchout_t", x.shape[3], self.kept_columns)
+        rows = self._select("s_patchout_f", x.shape[2], self.kept_rows)
         if columns is not None:
             x = x[..., columns.to(x.device)]
         if rows is not None:
             x = x[:, :, rows.to(x.device)]
 
         x = x.flatten(2).transpose(1, 2)  # [B, D, F, T] → [B, F·T, D], frequency-major
-        if self._dropped(self.u_patchout):
-            single = _select("patch", x.shape[1], None, self.u_patchout)
+        single = self._select("u_patchout", x.shape[1], None)
+        if single is not None:
             x = x[:, single.to(x.device)]
 
         two = torch.cat((self.cls_token, self.dist_token), dim=1) + self.new_pos_embed
         return self.pos_drop(torch.cat((two.expand(len(x), -1, -1), x), dim=1))
 
-    def _dropped(self, patchout: int) -> int:
-        return patchout if self.training else 0
+    def _select(self, name: str, available: int, kept: Tensor | None) -> Tensor | None:
+        """Which of ``available`` positions stay, sorted; None for all of them.
+
+        Those that are ``kept`` (None for all), and, in training, less as many at random as the
+        setting of that name says.
+        """
+        dropped = getattr(self, name) if self.training else 0
+        if kept is None and not dropped:
+            return None
+        indices = torch.arange(available) if kept is None else kept[kept < available]
+        if len(indices) <= dropped:
+            raise ValueError(
+                f"{name} leaves nothing of an input with {available} positions: {len(indices)} are "
+                f"kept, and {dropped} of them are to be dropped at random. Lower {name}, or use "
+                "longer clips"
+            )
+        if dropped:
+            indices = indices[torch.randperm(len(indices))[dropped:].sort().values]
+        return indices
 
     def _check_bands(self, mel: Tensor) -> None:
         if mel.shape[-2] != self.input_f:
@@ -401,15 +427,17 @@ class Maest(nn.Module):
 
 
 def _check_patchout(name: str, dropped: int, available: int) -> int:
-    if not 0 <= dropped < available:
-        raise ValueError(f"{name} is {dropped}: expected 0 to {available - 1}, of {available}")
+    if not isinstance(dropped, int) or not 0 <= dropped < available:
+        raise ValueError(
+            f"{name} is {dropped}: expected a whole number from 0 to {available - 1}, of the "
+            f"{available} that a clip has"
+        )
     return dropped
 
 
-def _kept(axis: str, available: int, indices: Sequence[int], every: int) -> Tensor | None:
+def _kept(name: str, available: int, indices: Sequence[int], every: int) -> Tensor | None:
     """The columns or rows that the deterministic patchout keeps, sorted; None for all of them."""
-    indices = [indices] if isinstance(indices, int) else list(indices or ())
-    name = f"s_patchout_{axis}"
+    indices = [indices] if isinstance(indices, int) else list(indices)
     wrong = [i for i in indices if not 0 <= i < available]
     if wrong:
         raise ValueError(f"{name}_indices has {wrong}: expected numbers from 0 to {available - 1}")
@@ -419,19 +447,3 @@ def _kept(axis: str, available: int, indices: Sequence[int], every: int) -> Tens
     if not kept:
         raise ValueError(f"{name}_indices and {name}_interleaved leave nothing of {available}")
     return torch.tensor(kept) if len(kept) < available else None
-
-
-def _select(axis: str, available: int, kept: Tensor | None, dropped: int) -> Tensor | None:
-    """Which of ``available`` positions stay: ``kept`` ones, less ``dropped`` at random; sorted."""
-    if kept is None and not dropped:
-        return None
-    indices = torch.arange(available) if kept is None else kept[kept < available]
-    if len(indices) <= dropped:
-        raise ValueError(
-            f"patchout along {axis!r} leaves nothing: {len(indices)} of {available} positions are "
-            f"kept, and {dropped} of them are to be dropped at random. Lower s_patchout_{axis}, or "
-            "use longer clips"
-        )
-    if dropped:
-        indices = indices[torch.randperm(len(indices))[dropped:].sort().values]
-    return indices

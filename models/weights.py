@@ -24,12 +24,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.errors import InputError
-from models.maest import Maest
+from helpers.files import current_umask
+from helpers.patches import PATCH_SIZE
+from models.maest import SIZE_NAMES, STRIDE, Maest
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ FORMAT_VERSION = 1
 _HEAD_WIDTH = 64  # channels of an attention head, in every released size
 # Constants of the front end that some released files carry: no weights of ours.
 _IGNORED = re.compile(r"^melspectrogram\.")
+# What torch says of a pickle that it refuses.
+_REFUSED = re.compile(r"(?:GLOBAL|class|type) ([\w.]+\.[\w.]+)")
+# Time positions → input frames of 5, 10, 20 and 30 s. Positions alone say only the tens of frames.
+_RELEASED_INPUTS = {31: 312, 62: 625, 125: 1250, 187: 1875}
 
 
 class CheckpointError(InputError):
@@ -61,7 +66,10 @@ class Checkpoint:
 def save_model(
     folder: str | Path, model: Maest, arch: str | None = None, trained_on: Mapping | None = None
 ) -> Path:
-    """Write a model folder; it appears whole, and replaces an older one of that name.
+    """Write a model folder; it appears whole.
+
+    An older folder of that name is replaced, in two renames: a kill between them leaves it aside,
+    in a ``.tmp-`` folder.
 
     Args:
         folder: where to.
@@ -88,18 +96,30 @@ def save_model(
         safetensors.torch.save_file(state, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (temporary / CONFIG_NAME).write_text(text, "utf-8")
-        temporary.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
-            os.replace(folder, old / folder.name)
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
+        temporary.chmod(0o777 & ~current_umask())
+        _move_into_place(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return folder
+
+
+def _move_into_place(new: Path, folder: Path) -> None:
+    """Rename ``new`` to ``folder``; an older folder there is kept if that fails."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    older = aside / folder.name
+    try:
+        os.replace(folder, older)
+        try:
+            os.replace(new, folder)
+        except BaseException:
+            os.rename(older, folder)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -148,17 +168,34 @@ def _load_folder(folder: Path) -> Checkpoint:
             f"{folder / CONFIG_NAME}: format_version {config.get('format_version')!r}, expected "
             f"{FORMAT_VERSION}: written by another version of this program"
         )
-    sizes = config.get("sizes")
-    if not isinstance(sizes, dict):
-        raise CheckpointError(f"{folder / CONFIG_NAME}: no sizes of the network in it")
+    sizes, labels = config.get("sizes"), config.get("labels")
+    _check_config(sizes, labels, folder / CONFIG_NAME)
     return Checkpoint(
         folder,
-        _load_file(folder / WEIGHTS_NAME),
+        _unwrap(_load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME),
         sizes=sizes,
         arch=config.get("arch"),
-        labels=config.get("labels"),
+        labels=labels,
         trained_on=config.get("trained_on") or {},
     )
+
+
+def _check_config(sizes: Any, labels: Any, path: Path) -> None:
+    """Raise CheckpointError unless sizes and labels are what `save_model` writes."""
+    if not isinstance(sizes, dict) or set(sizes) != set(SIZE_NAMES):
+        found = ", ".join(sizes) if isinstance(sizes, dict) else sizes
+        raise CheckpointError(
+            f"{path}: sizes are {found}: expected exactly {', '.join(SIZE_NAMES)}"
+        )
+    for name, value in sizes.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        if not (isinstance(value, str) if name == "distilled_type" else number):
+            raise CheckpointError(f"{path}: sizes.{name} is {value!r}")
+    good = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if labels is not None and not (good and len(labels) == sizes["n_classes"]):
+        raise CheckpointError(
+            f"{path}: labels must be null, or a list of {sizes['n_classes']} names (n_classes)"
+        )
 
 
 def _load_file(path: Path) -> Any:
@@ -169,20 +206,17 @@ def _load_file(path: Path) -> Any:
         # A safetensors file begins with the length of its header, and the header with a brace.
         if start[8:9] == b"{":
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
+        with path.open("rb") as file:  # by name, torch would go by the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise nearly anything
+        if isinstance(error, UnpicklingError) and (named := _REFUSED.search(str(error))):
+            raise CheckpointError(
+                f"{path}: refused: it asks for {named[1]}, and anything but tensors and plain "
+                "containers could run code on loading. Save the state dict alone"
+            ) from None
         raise CheckpointError(
-            f"{path}: refused: it holds something other than tensors and plain containers, which "
-            f"could run code on loading. Save the state dict alone. ({_first_line(error)})"
+            f"{path}: cannot be read: damaged, or no checkpoint ({type(error).__name__})"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: damaged, or no checkpoint ({_first_line(error)})"
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
@@ -192,10 +226,13 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    nested = {key[4:]: value for key, value in state.items() if str(key).startswith("net.")}
-    state = nested or state
-    return {key: value for key, value in state.items() if not _IGNORED.match(str(key))}
+    state = {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    nested = {key[4:]: value for key, value in state.items() if key.startswith("net.")}
+    return {key: value for key, value in (nested or state).items() if not _IGNORED.match(key)}
 
 
 def _sizes_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
@@ -211,11 +248,10 @@ def _sizes_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
             "num_heads": max(1, embed_dim // _HEAD_WIDTH),
             "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
             "n_classes": state["head.1.weight"].shape[0],
-            # The released lengths, 312, 625, 1250 and 1875, are not all multiples of the stride.
-            "input_t": int(positions * 10 / 62.5 + 0.5) * 16_000 // 256,
-            "input_f": 96 if rows == 9 else rows * 10 + 6,
+            "input_t": _RELEASED_INPUTS.get(positions, max(positions * STRIDE, PATCH_SIZE)),
+            "input_f": (rows - 1) * STRIDE + PATCH_SIZE,
         }
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         some = ", ".join(list(state)[:4]) or "nothing"
         raise CheckpointError(
             f"{path}: no weights of a MAEST network in it (no {error}; it has {some} …)"
