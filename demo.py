@@ -8,113 +8,170 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import shlex
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import ex_maest
 import ex_tl
 from datasets.scores import preprocess
+from ex_common import LOG_DIR, run_command_line
 from helpers import plots
-from helpers.files import atomic_path
+from helpers.files import atomic_path, write_json
 from helpers.report import pretraining_table, probe_table
 
-MODEL = "exp_logs/latest/model"
-OUT = Path("exp_logs") / "demo"
+MODEL = LOG_DIR / "latest" / "model"
+OUT = LOG_DIR / "demo"
+RANDOM = "embeddings/scores-random"
+BLOCK = ex_maest.settings.MAEST_NAMED["target_scores"]["inference"]["transformer_block"]
+
+# What each step is called, and what is typed. The last three are the rows of the probe's table.
+DATA = ("The data set: real scores, performed", "datasets/scores/preprocess.py")
+PRETRAIN = ("Pre-training on style labels", "ex_maest.py")
+EXTRACT = (
+    (
+        "Embeddings of the model just trained",
+        f"ex_maest.py extract_embeddings with target_scores maest.checkpoint={MODEL}",
+    ),
+    (
+        "Embeddings of the same network with random weights, to compare with",
+        f"ex_maest.py extract_embeddings with target_scores inference.out_dir={RANDOM}",
+    ),
+)
+PROBES = (
+    (
+        "Which instruments are heard? Probes of the model's embeddings",
+        "ex_tl.py with target_scores_tl name='(a) the model just pre-trained'",
+    ),
+    (
+        "… of the random network's",
+        "ex_tl.py with target_scores_tl name='(b) the same network, random weights' "
+        f"data.embeddings_dir={RANDOM}/5sec/{BLOCK}",
+    ),
+    (
+        "… and of plain statistics of the mel bands",
+        "ex_tl.py with target_scores_tl name='(c) mel bands, mean and deviation' "
+        "data.features=mel_statistics",
+    ),
+)
 
 
-def step(title: str, command: str) -> dict:
-    """Show a command line of one of the experiments, run it, and give what its run returned."""
-    print(f"\n\033[1m{title}\033[0m\n$ python {command}", flush=True)
-    argv = shlex.split(command)
-    experiment = {"ex_maest.py": ex_maest.ex, "ex_tl.py": ex_tl.ex}[argv[0]]
-    return experiment.run_commandline(argv).result
-
-
-def results(run: dict) -> dict:
-    """The figures that a run left in its folder."""
-    return json.loads((Path(run["folder"]) / "results.json").read_text("utf-8"))
+def run(argv: list[str]) -> dict | None:
+    """Run one command line, here; stop everything if it fails. Returns an experiment's result."""
+    if argv[0] == DATA[1]:
+        preprocess.main(argv[1:])
+        return None
+    ex = {"ex_maest.py": ex_maest.ex, "ex_tl.py": ex_tl.ex}[argv[0]]
+    if code := run_command_line(ex, argv):
+        raise SystemExit(code)
+    return ex.current_run.result
 
 
 def main() -> None:
-    """Run all steps, and print and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--works", default=None, help="scores in the data set (default: a few hundred)"
-    )
-    parser.add_argument("--epochs", type=int, default=None, help="epochs of pre-training")
+    """Run all steps; print the report and write it to exp_logs/demo/."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--works", help="scores in the data set (default: some hundreds)")
+    parser.add_argument("--epochs", type=int, help="epochs of pre-training (default: ex_maest's)")
+    parser.add_argument("--record", type=Path, help="also write figures and times to this JSON")
     args = parser.parse_args()
-    started = time.monotonic()
-
-    print("\033[1m1/5 The data set: real scores, performed\033[0m")
-    works = ["--works", args.works] if args.works else []
-    print(f"$ python datasets/scores/preprocess.py {' '.join(works)}", flush=True)
-    if code := preprocess.main(works):
-        raise SystemExit(code)
-
+    works = f" --works {args.works}" if args.works else ""
     epochs = f" with trainer.max_epochs={args.epochs}" if args.epochs else ""
-    pretrained = step("2/5 Pre-training on style labels", f"ex_maest.py{epochs}")
-    step(
-        "3/5 Embeddings of the model just trained",
-        f"ex_maest.py extract_embeddings with target_scores maest.checkpoint={MODEL}",
-    )
-    step(
-        "4/5 Embeddings of the same network with random weights, to compare with",
-        "ex_maest.py extract_embeddings with target_scores "
-        "inference.out_dir=embeddings/scores-random",
-    )
-    print("\n\033[1m5/5 Probes: which instruments are heard?\033[0m", end="")
-    probes = [
-        step("", f"ex_tl.py with target_scores_tl {options}")
-        for options in (
-            "name='(a) the model just pre-trained'",
-            "name='(b) the same network, random weights' "
-            "data.embeddings_dir=embeddings/scores-random/5sec/7",
-            "name='(c) mel bands, mean and deviation' data.features=mel_statistics",
-        )
-    ]
-    write_report(results(pretrained), list(map(results, probes)), time.monotonic() - started)
+    steps = [(DATA[0], DATA[1] + works), (PRETRAIN[0], PRETRAIN[1] + epochs), *EXTRACT, *PROBES]
+
+    found, times = [], {}
+    for number, (title, line) in enumerate(steps, 1):
+        print(f"\n── {number}/{len(steps)} {title}\n$ python {line}\n", flush=True)
+        started = time.monotonic()
+        found.append(run(shlex.split(line)))
+        times[line] = round(time.monotonic() - started, 1)
+
+    folders = [Path(result["folder"]) for result in (found[1], *found[-len(PROBES) :])]
+    pretraining, *probes = (json.loads((f / "results.json").read_text("utf-8")) for f in folders)
+    text = report(pretraining, probes)
+    pictures = draw(pretraining, probes)
+    with atomic_path(OUT / "report.md") as temporary:
+        shown = "\n".join(f"\n![]({picture.name})" for picture in pictures)
+        temporary.write_text(f"{text}{shown}\n", "utf-8")
+    print(f"\n{text}\nlearning curve:  {pictures[0]}\nper instrument:  {pictures[1]}")
+    print(f"this report:     {OUT / 'report.md'}\nthe model:       {MODEL}")
+    print(f"done in {sum(times.values()) / 60:.1f} minutes")
+    if args.record:
+        write_json(args.record, record(times, pretraining, probes))
 
 
-def write_report(pretraining: dict, probes: list[dict], seconds: float) -> None:
-    """Print the figures; write them as Markdown, with the pictures beside."""
-    folder = OUT
-    lines = {
-        name: pretraining[key]["ap"]
-        for name, key in (("chance", "chance"), ("label frequencies", "label_frequencies"))
-    }
-    curve = plots.learning_curve(folder / "learning_curve.png", pretraining["epochs"], lines)
-    labels = [row["label"] for row in probes[0]["per_label"]]
-    bars = plots.label_bars(
-        folder / "instruments.png",
-        labels,
-        {
-            p["name"]: [row["ap"]["mean"] if row["ap"] else float("nan") for row in p["per_label"]]
-            for p in probes
-        },
-        "instruments heard: average precision on the test split",
-    )
+def report(pretraining: dict, probes: list[dict]) -> str:
+    """The two tables as Markdown, with a word on each."""
     times_chance = pretraining["val_ap"] / pretraining["chance"]["ap"]
     tracks, seeds = probes[0]["tracks"]["test"], len(probes[0]["ap"]["values"])
-    text = f"""# Pre-training: style, {pretraining["val_tracks"]} unseen validation tracks
+    return f"""## Pre-training: style, {pretraining["val_tracks"]} clips of unseen works
 
 {pretraining_table(pretraining)}
 
 The kept weights reach {times_chance:.1f} times chance, after {pretraining["steps"]} steps.
 
-# Probing: instruments, {tracks} unseen test tracks, {seeds} seeds
+## Probing: instruments, {tracks} test clips of unseen works, {seeds} seeds
 
 {probe_table(probes)}
 
 Minutes of training teach the pre-training task, and not yet a representation that transfers: (a)
 may well lie below (b) or (c). More music and more steps change that.
 """
-    with atomic_path(folder / "report.md") as temporary:
-        temporary.write_text(text + "\n![](learning_curve.png)\n\n![](instruments.png)\n", "utf-8")
-    print(f"\n{text}\nlearning curve:      {curve}\nper instrument:      {bars}")
-    print(f"this report:         {folder / 'report.md'}")
-    print(f"the model:           {MODEL}")
-    print(f"done in {seconds / 60:.1f} minutes")
+
+
+def draw(pretraining: dict, probes: list[dict]) -> list[Path]:
+    """The learning curve, and the probes' figures for each instrument."""
+    baselines = {"chance": "chance", "label frequencies": "label_frequencies"}
+    curve = plots.learning_curve(
+        OUT / "learning_curve.png",
+        pretraining["epochs"],
+        {name: pretraining[key]["ap"] for name, key in baselines.items()},
+    )
+    bars = plots.label_bars(
+        OUT / "instruments.png",
+        [row["label"] for row in probes[0]["per_label"]],
+        {
+            probe["name"]: [row["ap"]["mean"] if row["ap"] else None for row in probe["per_label"]]
+            for probe in probes
+        },
+        "instruments heard: average precision on the test split",
+    )
+    return [curve, bars]
+
+
+def record(times: dict[str, float], pretraining: dict, probes: list[dict]) -> dict:
+    """Machine, versions, seconds of each step, and the report's figures."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "pytorch-lightning", "timm", "symusic")},
+        },
+        "seconds": {**times, "total": round(sum(times.values()), 1)},
+        "pretraining": {
+            key: pretraining[key]
+            for key in (
+                *("val_ap", "val_roc_auc", "val_tracks", "chance", "label_frequencies"),
+                *("steps", "best_epoch", "epochs"),
+            )
+        },
+        "probes": [
+            {key: probe[key] for key in ("name", "ap", "roc_auc", "chance")} for probe in probes
+        ],
+    }
+
+
+def _processor() -> str:
+    import cpuinfo  # comes with Sacred
+
+    return cpuinfo.get_cpu_info().get("brand_raw", platform.processor())
 
 
 if __name__ == "__main__":

@@ -209,11 +209,11 @@ def test_style_labels_come_from_the_headers():
 
 def test_labels_that_stay():
     clips = [("train", ["a", "common"])] * 280 + [("validation", ["a"])] * 60
-    clips += [("test", ["a", "common"])] * 2 + [("test", ["b"])] * 58 + [("train", ["b"])] * 8
-    clips += [("validation", ["b"])] * 3
-    chosen = labels.choose_labels(clips)
+    clips += [("test", ["a", "common"])] * 2 + [("test", ["b"])] * 58 + [("train", ["b"])] * 15
+    clips += [("validation", ["b"])] * 4
+    chosen = labels.choose_labels(clips, 0.4)
     assert chosen.names == ["b"]
-    assert chosen.counts["b"] == {"train": 8, "validation": 3, "test": 58}
+    assert chosen.counts["b"] == {"train": 15, "validation": 4, "test": 58}
     assert "more than" in chosen.dropped["common"]
 
 
@@ -408,7 +408,7 @@ def test_unreadable_and_duplicate_works_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(
         preprocess, "split_of", lambda work, seed: labels.SPLITS[int(work.id[-1]) % 3]
     )
-    monkeypatch.setattr(labels, "MAX_SHARE", 1.0)
+    monkeypatch.setattr(preprocess, "MAX_SHARE", {"style": 1.0, "instrument": 1.0})
     monkeypatch.setattr(performance, "choose_ensemble", lambda kind, rng: (("fiddle",),))
     report = preprocess.build(tmp_path, works=None, clip_seconds=4, num_workers=1, progress=False)
     assert (report.unreadable, report.duplicates, report.failed) == (1, 1, 1)

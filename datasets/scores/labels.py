@@ -19,8 +19,8 @@ from datasets.scores.corpus import COLLECTIONS, Score, Work
 
 SPLITS = ("train", "validation", "test")
 # A label that most clips have teaches little; one with a handful of positives cannot be measured.
-MAX_SHARE = 0.4
-MIN_POSITIVES = {"train": 8, "validation": 3, "test": 3}
+MAX_SHARE = {"style": 0.25, "instrument": 0.4}
+MIN_POSITIVES = {"train": 15, "validation": 4, "test": 4}
 # The counts above are for a build of at least so many clips; smaller ones need fewer, at least 1.
 FULL_SIZE = 400
 
@@ -53,6 +53,12 @@ _DANCES = (
     (r"(quick ?step|march)(es|s)?", "March"),
 )
 _TUNES = frozenset({"ryan", "oneill", "aird", "minstrelsy", "fife"})
+_TUNE_KINDS = {
+    "ryan": "american fiddle tune",
+    "oneill": "irish tune",
+    "aird": "scottish tune",
+    "minstrelsy": "northumbrian tune",
+}
 _SONGS = frozenset({"german", "luxembourg", "lorraine", "irish-songs"})
 # MusicXML must say "major" or "minor", so editors write "major" by habit: not for modal music.
 _MODE_IN_MUSICXML = frozenset({"bach", "quartets"})
@@ -81,11 +87,12 @@ def kind_of(work: Work, score: Score) -> str:
     }
     if work.collection in kinds:
         return kinds[work.collection]
-    if work.collection in _SONGS or work.collection == "minstrelsy":
+    if work.collection in _SONGS:
         return "song"
     if work.collection in _TUNES:
-        marches = dance_of(work, score) == "March" or work.collection == "fife"
-        return "march" if marches else "fiddle tune"
+        if dance_of(work, score) == "March" or work.collection == "fife":
+            return "march"
+        return _TUNE_KINDS[work.collection]
     is_piano = any("piano" in part.lower() for part in score.metadata.parts)
     return "keyboard" if is_piano else "chamber"
 
@@ -235,11 +242,12 @@ class LabelSet:
     counts: dict[str, dict[str, int]]
 
 
-def choose_labels(clips: Iterable[tuple[str, Iterable[str]]]) -> LabelSet:
+def choose_labels(clips: Iterable[tuple[str, Iterable[str]]], max_share: float) -> LabelSet:
     """Decide which labels stay: enough positives in each split, and not on too many clips.
 
     Args:
         clips: (split, labels) of every clip.
+        max_share: of the clips, that may have a label.
     """
     clips = [(split, set(labels)) for split, labels in clips]
     count: dict[str, Counter[str]] = defaultdict(Counter)
@@ -252,8 +260,8 @@ def choose_labels(clips: Iterable[tuple[str, Iterable[str]]]) -> LabelSet:
     for label in sorted(count):
         few = [s for s in SPLITS if count[label][s] < needed[s]]
         share = count[label].total() / len(clips)
-        if share > MAX_SHARE:
-            dropped[label] = f"on {share:.0%} of the clips, more than {MAX_SHARE:.0%}"
+        if share > max_share:
+            dropped[label] = f"on {share:.0%} of the clips, more than {max_share:.0%}"
         elif few:
             found = ", ".join(f"{count[label][s]} in {s} (of {needed[s]})" for s in few)
             dropped[label] = f"too few positives: {found}"

@@ -35,6 +35,7 @@ from datasets.scores.corpus import Score, Unreadable, Work, corpus_folder, list_
 from datasets.scores.labels import (
     SPLITS,
     LabelSet,
+    MAX_SHARE,
     choose_labels,
     group_works,
     split_of,
@@ -50,10 +51,10 @@ from datasets.scores.performance import (
 from helpers.files import atomic_path, write_json
 
 DEFAULT_OUT_DIR = Path(__file__).resolve().parent / "data"
-DEFAULT_WORKS = 640
+DEFAULT_WORKS = 700
 DEFAULT_CLIP_SECONDS = 30.0
 # Raise it when arranging or rendering changes: clips made by another version are made again.
-_PERFORMER_VERSION = 1
+_PERFORMER_VERSION = 2
 
 _CLIP_COLUMNS = (
     "key", "work", "title", "collection", "group", "split", "seconds", "start_seconds",
@@ -383,7 +384,7 @@ def _drop_duplicates(
 
 
 def _write_label_set(out_dir: Path, name: str, clips: list[dict[str, Any]]) -> LabelSet:
-    labels = choose_labels((clip["split"], clip[name]) for clip in clips)
+    labels = choose_labels(((clip["split"], clip[name]) for clip in clips), MAX_SHARE[name])
     if not labels.names:
         raise ValueError(f"no {name} label has enough positives in each split: ask for more works")
     index = {label: i for i, label in enumerate(labels.names)}
