@@ -116,6 +116,8 @@ def set_up_network(
                 f"has {n_classes} labels to a track: leave it out, or correct it"
             )
         options["n_classes"], labels = n_classes, data.labels(split)
+    if checkpoint is None and options["norm_mean"] is None and options["norm_std"] is None:
+        options["norm_mean"], options["norm_std"] = data.mean_and_std(split)
     try:
         return get_maest(checkpoint=checkpoint, labels=labels, **options)
     except ValueError as error:

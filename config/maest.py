@@ -7,6 +7,10 @@ DEFAULTS = {
     "n_classes": None,  # the checkpoint's, or that of the ground truth
     "input_t": None,  # frames; the checkpoint's, or datamodule.clip_length · 16000 // 256
     "distilled_type": None,  # "mean" (default) or "separated": one head, or one each for cls, dist
+    # Input: (x - norm_mean) / (2 · norm_std). The checkpoint's; with fresh weights, measured on the
+    # data. The released models': 2.06755686098554, 1.268292820667291.
+    "norm_mean": None,
+    "norm_std": None,
     # Patchout in training, drawn for each batch. The grid of a 5 s clip has 9 rows x 30 columns.
     "s_patchout_t": 15,  # time columns dropped; the paper: 15, 30, 60, 90 for 5, 10, 20, 30 s
     "s_patchout_f": 0,  # frequency rows dropped

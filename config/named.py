@@ -12,6 +12,7 @@ MAEST = {
             "clips_per_epoch": 200_000,
             "balanced_sampling": True,
         },
+        "maest": {"norm_mean": 2.06755686098554, "norm_std": 1.268292820667291},
         "module": {
             "lr": 2e-5,
             "weight_decay": 1e-4,

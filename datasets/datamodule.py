@@ -25,7 +25,14 @@ from torch.utils.data import (
 )
 
 from datasets.groundtruth import GroundTruth, read_groundtruth, read_labels
-from datasets.melspectrograms import MelFileError, find_mel, read_crop, read_patches
+from datasets.melspectrograms import (
+    MelFileError,
+    find_mel,
+    mean_and_std,
+    mel_path,
+    read_crop,
+    read_patches,
+)
 from datasets.sampling import ClipSampler
 from helpers.errors import InputError
 
@@ -214,6 +221,15 @@ class MaestDataModule(pl.LightningDataModule):
                 f"{groundtruth.n_classes} to a track: they are not of one data set"
             )
         return names
+
+    def mean_and_std(self, split: str, tracks: int = 200) -> tuple[float, float]:
+        """Mean and standard deviation of a split's log-mel values.
+
+        Of all its tracks, or of ``tracks`` that are spread evenly over the ground truth.
+        """
+        keys = self.groundtruth(split).keys
+        some = np.linspace(0, len(keys) - 1, min(tracks, len(keys))).astype(int)
+        return mean_and_std(mel_path(self.base_dir, keys[i]) for i in some)
 
     def train_dataloader(self) -> DataLoader:
         groundtruth = self.groundtruth("train")

@@ -7,6 +7,7 @@ frames than it was asked for.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -45,25 +46,30 @@ def write_mel(path: str | Path, mel: np.ndarray) -> None:
         stored.tofile(temporary)
 
 
-def find_mel(base_dir: str | Path, key: str) -> Path:
+def mel_path(base_dir: str | Path, key: str) -> Path:
     """The file of a ground-truth key: ``base_dir/key``, or that name with .mmap or .npy added.
 
-    Raises:
-        MelFileError: if there is none.
+    Where there is none of them, ``base_dir/key``.
     """
     path = Path(base_dir) / key
-    for candidate in (
-        path,
-        path.with_name(path.name + ".mmap"),
-        path.with_name(path.name + ".npy"),
-    ):
-        if candidate.is_file():
-            return candidate
-    kind = "is a folder, not a file" if path.is_dir() else "no such file"
-    raise MelFileError(
-        f"{path}: {kind} (nor with .mmap or .npy added). Check datamodule.base_dir, "
-        "or make the file with the data set's preprocess.py"
-    )
+    added = (path.with_name(f"{path.name}{suffix}") for suffix in ("", ".mmap", ".npy"))
+    return next((candidate for candidate in added if candidate.is_file()), path)
+
+
+def find_mel(base_dir: str | Path, key: str) -> Path:
+    """The same, if it is there.
+
+    Raises:
+        MelFileError: if there is no such file.
+    """
+    path = mel_path(base_dir, key)
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise MelFileError(
+            f"{path}: {kind} (nor with .mmap or .npy added). Check datamodule.base_dir, "
+            "or make the file with the data set's preprocess.py"
+        )
+    return path
 
 
 def open_mel(path: str | Path) -> np.ndarray:
@@ -102,6 +108,35 @@ def open_mel(path: str | Path) -> np.ndarray:
         ) from None
     except (OSError, ValueError, EOFError) as error:
         raise MelFileError(f"{path}: cannot be read ({error}); {_PREPROCESS}") from error
+
+
+def mean_and_std(paths: Iterable[str | Path]) -> tuple[float, float]:
+    """Mean and standard deviation over all values of some files, read one after the other.
+
+    Files that cannot be read are left out: whoever uses them will be told.
+
+    Raises:
+        MelFileError: if not one of them can be read.
+    """
+    count, mean, squares = 0, 0.0, 0.0  # squares: sum of squared deviations from the mean
+    error = MelFileError("no log-mel files to take the mean of")
+    for path in paths:
+        try:
+            values = np.asarray(open_mel(path), dtype=np.float64)
+        except MelFileError as reason:
+            error = reason
+            continue
+        if not np.isfinite(values).all():
+            error = MelFileError(f"{path}: NaN or infinite values; {_PREPROCESS}")
+            continue
+        # Chan, Golub and LeVeque's update: exact however long the stream.
+        delta, total = values.mean() - mean, count + values.size
+        squares += values.var() * values.size + delta**2 * count * values.size / total
+        mean += delta * values.size / total
+        count = total
+    if not count:
+        raise error
+    return float(mean), float(np.sqrt(squares / count))
 
 
 def _read(mel: np.ndarray, path: str | Path, first: int, last: int) -> np.ndarray:

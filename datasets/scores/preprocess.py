@@ -33,9 +33,9 @@ from datasets.groundtruth import write_groundtruth, write_labels
 from datasets.scores.cache import READER_VERSION, open_cache
 from datasets.scores.corpus import Score, Unreadable, Work, corpus_folder, list_works, read
 from datasets.scores.labels import (
+    MAX_SHARE,
     SPLITS,
     LabelSet,
-    MAX_SHARE,
     choose_labels,
     group_works,
     split_of,
