@@ -110,7 +110,7 @@ def report(pretraining: dict, probes: list[dict]) -> str:
 
 {pretraining_table(pretraining)}
 
-The kept weights reach {times_chance:.1f} times chance, after {pretraining["steps"]} steps.
+The kept weights reach {times_chance:.1f} times chance, after {pretraining["best_steps"]} steps.
 
 ## Probing: instruments, {tracks} test clips of unseen works, {seeds} seeds
 
@@ -159,7 +159,7 @@ def record(times: dict[str, float], pretraining: dict, probes: list[dict]) -> di
             key: pretraining[key]
             for key in (
                 *("val_ap", "val_roc_auc", "val_tracks", "chance", "label_frequencies"),
-                *("steps", "best_epoch", "epochs"),
+                *("steps", "best_steps", "best_epoch", "epochs"),
             )
         },
         "probes": [

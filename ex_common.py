@@ -19,6 +19,7 @@ from typing import Any
 
 warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*")
 
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: E402
 from sacred import SETTINGS, Experiment  # noqa: E402
 from sacred.observers import FileStorageObserver  # noqa: E402
 from sacred.run import Run  # noqa: E402
@@ -37,8 +38,10 @@ for message in (
     ".*does not have many workers.*",
     ".*You are using `torch.load` with `weights_only=False`.*",
     ".*The number of training batches.*is smaller than the logging interval.*",
-    ".*isinstance.treespec, LeafSpec.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The dirpath has changed from .*",
+    ".*Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*",
+    ".*LeafSpec.*",
 ):
     warnings.filterwarnings("ignore", message=message)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
@@ -61,7 +64,12 @@ def has_git_commit() -> bool:
         return False
 
 
-def set_up(ex: Experiment, defaults: Mapping[str, Any], named: Mapping[str, Mapping]) -> None:
+def set_up(
+    ex: Experiment,
+    defaults: Mapping[str, Any],
+    named: Mapping[str, Mapping],
+    limits: Mapping[str, Any],
+) -> None:
     """Give an experiment its settings, the check of what is changed in them, and its log folder."""
     defaults = deepcopy(dict(defaults))
     ex.add_config(deepcopy(defaults))
@@ -73,7 +81,7 @@ def set_up(ex: Experiment, defaults: Mapping[str, Any], named: Mapping[str, Mapp
     @ex.config_hook
     def check(config: dict, command_name: str, logger: logging.Logger) -> dict:
         try:
-            check_settings(config, defaults)
+            check_settings(config, defaults, limits)
         except InputError as error:
             raise UserError(str(error)) from None
         return {}
@@ -87,7 +95,7 @@ def command(ex: Experiment, main: bool = False, unobserved: bool = False) -> Cal
         def wrapped(*args, **kwargs):
             try:
                 return function(*args, **kwargs)
-            except (InputError, FileNotFoundError) as error:
+            except (InputError, MisconfigurationException, OSError) as error:
                 raise UserError(_message(error)) from error
 
         return ex.main(wrapped) if main else ex.command(wrapped, unobserved=unobserved)

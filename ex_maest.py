@@ -44,10 +44,8 @@ from models.weights import Checkpoint, load_into
 log = logging.getLogger(__name__)
 
 ex = Experiment("maest", save_git_info=has_git_commit())
-set_up(ex, settings.MAEST, settings.MAEST_NAMED)
+set_up(ex, settings.MAEST, settings.MAEST_NAMED, settings.LIMITS)
 
-DEFAULT_ARCH = "maest_tiny"
-DEFAULT_CLIP_LENGTH = 5  # seconds
 # Settings of the network that only training uses: the random ones.
 _RANDOM = ("s_patchout_t", "s_patchout_f", "u_patchout")
 _RANDOM += ("drop_rate", "attn_drop_rate", "drop_path_rate")
@@ -74,14 +72,16 @@ def set_up_data(
     elif checkpoint is not None:
         frames = checkpoint.sizes["input_t"]
     else:
-        frames = input_frames(DEFAULT_CLIP_LENGTH)
+        frames = input_frames(settings.DEFAULT_CLIP_LENGTH)
     data = MaestDataModule(clip_frames=frames, seed=config["seed"], **options)
     data.prepare_data()
     return data
 
 
-def find_checkpoint(config: dict[str, Any]) -> Checkpoint | None:
+def find_checkpoint(config: dict[str, Any], training: bool = False) -> Checkpoint | None:
     """What ``maest.checkpoint`` points to, read."""
+    if config["ckpt_path"] is not None and not training:
+        raise InputError("ckpt_path continues a training; to use a model, give maest.checkpoint=…")
     path = config["maest"]["checkpoint"]
     return None if path is None else load_checkpoint(path)
 
@@ -99,9 +99,11 @@ def set_up_network(
     if not training:
         options = {name: value for name, value in options.items() if name not in _RANDOM}
     if checkpoint is None and options["arch"] is None:
-        options["arch"] = DEFAULT_ARCH
+        options["arch"] = settings.DEFAULT_ARCH
     if options["input_t"] is None:
         options["input_t"] = data.clip_frames
+        if checkpoint is not None and not training:  # of a shorter clip, positions are cropped
+            options["input_t"] = max(data.clip_frames, checkpoint.sizes["input_t"])
     if options["input_t"] < data.clip_frames:
         raise InputError(
             f"maest.input_t is {options['input_t']} frames, and datamodule.clip_length makes clips "
@@ -116,20 +118,24 @@ def set_up_network(
                 f"has {n_classes} labels to a track: leave it out, or correct it"
             )
         options["n_classes"], labels = n_classes, data.labels(split)
-    if checkpoint is None and options["norm_mean"] is None and options["norm_std"] is None:
-        options["norm_mean"], options["norm_std"] = data.mean_and_std(split)
+    norm = ("norm_mean", "norm_std")
+    if checkpoint is None and None in [options[name] for name in norm]:
+        for name, measured in zip(norm, data.mean_and_std(split), strict=True):
+            options[name] = measured if options[name] is None else options[name]
     try:
         return get_maest(checkpoint=checkpoint, labels=labels, **options)
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
-def set_up_trainer(config: dict[str, Any], folder: Path, **options: Any) -> pl.Trainer:
-    """Lightning's trainer; fp16 mixed precision where CUDA is used, unless told otherwise."""
+def set_up_trainer(
+    config: dict[str, Any], folder: Path, training: bool = False, **options: Any
+) -> pl.Trainer:
+    """Lightning's trainer; on CUDA it trains in fp16 mixed precision, unless told otherwise."""
     given = {name: value for name, value in config["trainer"].items() if value is not None}
     if "precision" not in given:
         cuda = torch.cuda.is_available() and given["accelerator"] in ("auto", "gpu", "cuda")
-        given["precision"] = "16-mixed" if cuda else "32-true"
+        given["precision"] = "16-mixed" if cuda and training else "32-true"
     callbacks = options.pop("callbacks", [])
     # A bar redraws its line: in a file or a pipe that is noise.
     given["enable_progress_bar"] &= sys.stderr.isatty()
@@ -137,6 +143,7 @@ def set_up_trainer(config: dict[str, Any], folder: Path, **options: Any) -> pl.T
         callbacks = [*callbacks, ProgressBar(refresh_rate=5)]
     return pl.Trainer(
         default_root_dir=folder,
+        devices=1,
         callbacks=callbacks,
         enable_model_summary=False,
         **{"logger": False, **given, **options},
@@ -152,10 +159,12 @@ def pretrain(_run, _config) -> dict[str, Any]:
     config, folder, started = _config, run_dir(_run), time.monotonic()
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     check_choice("module.lr_interval", config["module"]["lr_interval"], ("step", "epoch"))
-    checkpoint = find_checkpoint(config)
+    if config["trainer"]["limit_val_batches"] == 0:
+        raise InputError("trainer.limit_val_batches is 0: validation decides which epoch is kept")
+    checkpoint = find_checkpoint(config, training=True)
     data = set_up_data(config, checkpoint, "train", "val")
     net = set_up_network(config, checkpoint, data, "train", training=True)
-    arch = config["maest"]["arch"] or (checkpoint.arch if checkpoint else DEFAULT_ARCH)
+    arch = config["maest"]["arch"] or (checkpoint.arch if checkpoint else settings.DEFAULT_ARCH)
     if data.groundtruth("val").n_classes != net.n_classes:
         raise InputError(
             f"{data.groundtruth('val').path}: {data.groundtruth('val').n_classes} labels to a "
@@ -173,32 +182,37 @@ def pretrain(_run, _config) -> dict[str, Any]:
         clip_seconds(data.clip_frames),
     )
 
-    history = History(folder / "history.csv", record=_run.log_scalar)
+    earlier = None if config["ckpt_path"] is None else Path(config["ckpt_path"]).parent.parent
+    history = History(
+        folder / "history.csv",
+        record=_run.log_scalar,
+        continued=earlier and earlier / "history.csv",
+    )
     best = ModelCheckpoint(
         folder / "checkpoints", "best-{epoch}", monitor="val_ap", mode="max", save_last=True
     )
     trainer = set_up_trainer(
         config,
         folder,
+        training=True,
         callbacks=[history, best, LearningRateMonitor("step")],
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
     )
     net.train()
     trainer.fit(module, data, ckpt_path=config["ckpt_path"])
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-
-    epoch = trainer.current_epoch
-    if best.best_model_path:
-        found = load_checkpoint(best.best_model_path)
+    kept = {"epoch": trainer.current_epoch, "steps": trainer.global_step}
+    if path := _best_checkpoint(best, folder, config["ckpt_path"]):
+        found = load_checkpoint(path)
         load_into(net, found)
-        epoch = int(Path(best.best_model_path).stem.partition("=")[2].partition("-")[0]) + 1
+        kept = found.trained_on
     trainer.validate(module, data, verbose=False)
     results = _summarise(module, data, history, folder)
-    results |= {"best_epoch": epoch, "seconds": time.monotonic() - started}
-    results["steps"] = trainer.global_step
+    results |= {"best_epoch": kept["epoch"], "best_steps": kept["steps"]}
+    results |= {"steps": trainer.global_step, "seconds": time.monotonic() - started}
     write_json(folder / "results.json", results)
-    model = save_model(folder / "model", net.eval(), arch, trained_on=_provenance(config, results))
+    model = save_model(
+        folder / "model", net.eval(), arch, trained_on=_provenance(config, data, results)
+    )
     point_link(folder.parent / "latest", folder)
     _report(results, folder, model)
     return {
@@ -223,11 +237,13 @@ def test(_run, _config) -> dict[str, Any]:
             f"{net.n_classes}: they are not of one task"
         )
     module = MaestModule(net, patches_per_pass=config["inference"]["patches_per_pass"])
+    if config["trainer"]["limit_test_batches"] == 0:
+        raise InputError("trainer.limit_test_batches is 0: nothing would be tested")
     set_up_trainer(config, folder).test(module, data, verbose=False)
     results = _figures("test", module, net.labels)
     write_json(folder / "results.json", results)
     print(
-        f"{len(groundtruth)} tracks: AP {results['test_ap']:.4f}, ROC-AUC "
+        f"{results['test_tracks']} tracks: AP {results['test_ap']:.4f}, ROC-AUC "
         f"{results['test_roc_auc']:.4f} (chance {results['chance']['ap']:.4f}, "
         f"{results['chance']['roc_auc']:.4f}); {results['test_classes_left_out']} labels left out; "
         f"per label: {folder / 'results.json'}"
@@ -251,11 +267,27 @@ def extract_logits(_run, _config) -> dict[str, Any]:
 # ---------------------------------------------------------------- their parts
 
 
+def _best_checkpoint(callback: ModelCheckpoint, folder: Path, resumed: str | None) -> Path | None:
+    """The checkpoint with the best validation AP: of this run, or of the one that it continues."""
+    found: list[tuple[float, Path]] = []
+    own = Path(callback.best_model_path) if callback.best_model_path else None
+    if own and own.parent.resolve() == (folder / "checkpoints").resolve():
+        found.append((float(callback.best_model_score), own))
+    if resumed is not None:
+        content = torch.load(resumed, map_location="cpu", weights_only=True)
+        for state in content["callbacks"].values():
+            if state.get("best_model_path") and Path(state["best_model_path"]).is_file():
+                score = float(state["best_model_score"])
+                found.append((score, Path(state["best_model_path"])))
+    return max(found)[1] if found else None
+
+
 def _needed_checkpoint(config: dict[str, Any]) -> Checkpoint:
     checkpoint = find_checkpoint(config)
     if checkpoint is None:
         raise InputError(
-            "which model? Give maest.checkpoint=<model folder>, such as exp_logs/latest/model"
+            "which model? Give maest.checkpoint=<model folder>, such as exp_logs/latest/model "
+            "(embeddings of random weights are to be had by naming maest.arch alone)"
         )
     return checkpoint
 
@@ -265,7 +297,9 @@ def _extract(run, config: dict[str, Any], kind: str, output: str | int) -> dict[
     inference = config["inference"]
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     check_choice("inference.pool", inference["pool"], POOLS)
-    checkpoint = _needed_checkpoint(config) if kind == "logits" else find_checkpoint(config)
+    checkpoint = find_checkpoint(config)
+    if kind == "logits" or config["maest"]["arch"] is None:
+        checkpoint = _needed_checkpoint(config)
     data = set_up_data(config, checkpoint, "predict")
     net = set_up_network(config, checkpoint, data, "predict")
     if checkpoint is None:
@@ -335,13 +369,17 @@ def _summarise(
     return results
 
 
-def _provenance(config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
-    """What a model folder says of its making."""
+def _provenance(
+    config: dict[str, Any], data: MaestDataModule, results: dict[str, Any]
+) -> dict[str, Any]:
+    """What a model folder says of its making; names, not paths: it is made to be passed on."""
+    groundtruth, started_from = data.groundtruth("train"), config["maest"]["checkpoint"]
     return {
-        "groundtruth_train": config["datamodule"]["groundtruth_train"],
-        "started_from": config["maest"]["checkpoint"],
+        "groundtruth": "/".join(groundtruth.path.parts[-2:]),
+        "tracks": len(groundtruth),
+        "started_from": started_from and "/".join(Path(started_from).parts[-3:]),
         "seed": config["seed"],
-        "steps": results["steps"],
+        "steps": results["best_steps"],
         "epoch": results["best_epoch"],
         "val_ap": results["val_ap"],
         "val_roc_auc": results["val_roc_auc"],

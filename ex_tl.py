@@ -33,7 +33,7 @@ from models.probe import Probe, ProbeOptions
 log = logging.getLogger(__name__)
 
 ex = Experiment("maest_tl", save_git_info=has_git_commit())
-set_up(ex, settings.TL, settings.TL_NAMED)
+set_up(ex, settings.TL, settings.TL_NAMED, settings.LIMITS)
 
 SPLITS = ("train", "val", "test")
 FEATURES = ("embeddings", "mel_statistics")
@@ -50,9 +50,6 @@ def probe(_run, _config) -> dict[str, Any]:
         name: (load_features(groundtruth.keys, read, name), groundtruth.targets)
         for name, groundtruth in groundtruths.items()
     }
-    if config["seeds"] < 1:
-        raise InputError(f"seeds is {config['seeds']}: expected at least 1")
-
     seeds = range(config["seed"], config["seed"] + config["seeds"])
     bar = tqdm(seeds, desc="probe", unit="seed", disable=None)
     runs = [run_seed(config["probe"], splits, seed) for seed in bar]
@@ -107,6 +104,9 @@ def feature_reader(data: dict[str, Any]) -> Callable[[str], np.ndarray]:
     """What reads a track's features, as ``data.features`` says."""
     check_choice("data.features", data["features"], FEATURES)
     if data["features"] == "mel_statistics":
+        for name in ("types", "reduce"):
+            if data[name] != settings.TL["data"][name]:
+                raise InputError(f"data.{name} has no effect on mel_statistics: leave it out")
         if data["base_dir"] is None:
             raise InputError("data.base_dir is not set: give the folder of the log-mel files")
         return statistics_reader(data["base_dir"])

@@ -3,7 +3,7 @@
 None stands for "decided by the program" everywhere; the comment beside it says how.
 """
 
-from config import datamodule, inference, maest, module, named, probe, trainer
+from config import datamodule, inference, limits, maest, module, named, probe, trainer
 
 # ex_maest.py
 MAEST = {
@@ -17,6 +17,12 @@ MAEST = {
 }
 MAEST_NAMED = named.MAEST
 
+# A fresh network, where neither the settings nor a checkpoint say more
+DEFAULT_ARCH = "maest_tiny"
+DEFAULT_CLIP_LENGTH = 5  # seconds
+
 # ex_tl.py
 TL = probe.DEFAULTS
 TL_NAMED = named.TL
+
+LIMITS = limits.LIMITS  # of both

@@ -5,11 +5,12 @@ The paper's own are in the named config `paper_recipe`.
 
 DEFAULTS = {
     "lr": 1e-3,
-    "weight_decay": 1e-4,
+    "weight_decay": 0.05,
+    "betas": [0.9, 0.95],  # of AdamW
     # exponential warm-up, level, linear ramp down from ramp_start to ramp_end (epochs)
-    "warmup_epochs": 1,
-    "ramp_start": 2,
-    "ramp_end": 10,
+    "warmup_epochs": 1.0,
+    "ramp_start": 2.0,
+    "ramp_end": 10.0,
     "last_lr_factor": 0.01,
     "lr_interval": "step",  # the rate moves on each "step", or each "epoch"
     "mixup_alpha": 0.3,  # 0: no mixup

@@ -16,6 +16,7 @@ MAEST = {
         "module": {
             "lr": 2e-5,
             "weight_decay": 1e-4,
+            "betas": [0.9, 0.999],
             "warmup_epochs": 5,
             "ramp_start": 50,
             "ramp_end": 100,

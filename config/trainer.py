@@ -4,9 +4,6 @@ DEFAULTS = {
     "max_epochs": 10,
     "max_steps": -1,  # -1: no limit
     "accelerator": "auto",  # a GPU where there is one
-    "devices": 1,
-    "num_nodes": 1,
-    "strategy": "auto",
     "precision": None,  # 16-mixed on CUDA, 32-true elsewhere
     "accumulate_grad_batches": 1,
     "gradient_clip_val": None,

@@ -185,10 +185,10 @@ class MaestDataModule(pl.LightningDataModule):
         self._groundtruths: dict[str, GroundTruth] = {}
 
     def prepare_data(self) -> None:
-        """Build the embedded data set if the settings point to it and it is not there."""
-        wanted = [Path(path) for path in self.paths.values() if path is not None]
-        missing = [path for path in wanted if not path.exists()]
-        if any(path.resolve().is_relative_to(SCORES_DIR) for path in missing):
+        """Build the embedded data set if the settings point to it and there is none."""
+        wanted = [Path(path).resolve() for path in self.paths.values() if path is not None]
+        ours = [path for path in wanted if path.is_relative_to(SCORES_DIR)]
+        if ours and not (SCORES_DIR / "report.json").exists():
             from datasets.scores.preprocess import build  # its libraries are slow to import
 
             build()

@@ -20,6 +20,10 @@ class FeatureError(InputError):
     """Embeddings that are missing, or not what they should be."""
 
 
+class MissingFeature(FeatureError):
+    """A track without an embedding."""
+
+
 def embedding_path(folder: str | Path, key: str) -> Path:
     """The file of a track's embedding."""
     return Path(folder) / f"{key}.embeddings.npy"
@@ -38,8 +42,9 @@ def select_tokens(embedding: np.ndarray, types: str, reduce: str) -> np.ndarray:
 
 
 def check_types(types: str, reduce: str) -> None:
-    """Raise FeatureError for tokens or a reduction that do not exist or have no effect."""
-    if not types or len(set(types)) < len(types) or not set(types) <= set(TOKENS):
+    """Raise FeatureError for tokens or a reduction that do not exist."""
+    known = isinstance(types, str) and set(types) <= set(TOKENS)
+    if not (known and types and len(set(types)) == len(types)):
         raise FeatureError(
             f'data.types is {types!r}: expected some of "c" (cls), "d" (dist) and "t" (average of '
             'the other tokens), each at most once, such as "c" or "cdt"'
@@ -51,8 +56,8 @@ def check_types(types: str, reduce: str) -> None:
 def read_embedding(path: Path, types: str, reduce: str) -> np.ndarray:
     """Read one track's embedding as a float32 vector.
 
-    The file holds [3, D], or [patches, 3, D] (patches are averaged first), or [D], the embedding
-    after the final norm, which has no tokens to choose from.
+    The file holds [3, D], or [D], the embedding after the final norm, which has no tokens to choose
+    from; or, for single patches, [patches, 3, D] or [patches, 1, D]: their plain mean is taken.
 
     Raises:
         FeatureError: naming the file, if it is missing or damaged, or holds something else.
@@ -60,11 +65,13 @@ def read_embedding(path: Path, types: str, reduce: str) -> np.ndarray:
     try:
         embedding = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise FeatureError(f"{path}: no such file") from None
+        raise MissingFeature(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError) as error:
         raise FeatureError(f"{path}: cannot be read ({error}); extract it again") from None
     if embedding.ndim == 3:
         embedding = embedding.mean(axis=0)
+    if embedding.ndim == 2 and len(embedding) == 1:
+        embedding = embedding[0]
     if embedding.ndim == 1:
         if types != "c" or reduce != "mean":
             raise FeatureError(
@@ -108,9 +115,7 @@ def load_features(keys: Sequence[str], read: Callable[[str], np.ndarray], name: 
     for key in tqdm(keys, desc=f"{name} features", unit="track", leave=False, disable=None):
         try:
             vector = read(key)
-        except FeatureError as error:
-            if not str(error).endswith("no such file"):
-                raise
+        except MissingFeature as error:
             missing.append(str(error))
             continue
         if features and vector.shape != features[0].shape:

@@ -28,15 +28,32 @@ class History(pl.Callback):
     Args:
         path: the CSV file.
         record: called with (name, value, epoch) for each figure, to send it elsewhere too.
+        continued: the CSV file of the run that this one continues, whose epochs come first.
+
+    A row has the epoch's number (from 0), the figures that were logged, the learning rate after the
+    epoch, and its seconds. Figures of the validation are in the rows of epochs that had one.
     """
 
     def __init__(
-        self, path: str | Path, record: Callable[[str, float, int], None] | None = None
+        self,
+        path: str | Path,
+        record: Callable[[str, float, int], None] | None = None,
+        continued: str | Path | None = None,
     ) -> None:
         self.path = Path(path)
         self.record = record
+        self.continued = continued
         self.epochs: list[dict[str, float]] = []
+        self._validated = False
         self._started = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.continued is not None and Path(self.continued).is_file():
+            earlier = read_history(self.continued)
+            self.epochs = [row for row in earlier if row["epoch"] < trainer.current_epoch]
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.monotonic()
@@ -46,10 +63,13 @@ class History(pl.Callback):
         figures = trainer.callback_metrics
         row: dict[str, float] = {"epoch": trainer.current_epoch}
         for name, value in sorted(figures.items()):
-            if not name.endswith("_step") and name != "train_loss":
+            # Lightning keeps the figures of the last validation, whenever that was.
+            stale = name.startswith("val_") and not self._validated
+            if not name.endswith("_step") and name != "train_loss" and not stale:
                 row[name.removesuffix("_epoch")] = float(value)
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["seconds"] = time.monotonic() - self._started
+        self._validated = False
         self.epochs.append(row)
         if self.record:
             for name, value in row.items():
@@ -80,3 +100,10 @@ class History(pl.Callback):
             if name in row:
                 parts.append(f"{label} {row[name]:.4f}")
         tqdm.write("  ".join([*parts, f"{row['seconds']:.0f} s"]))
+
+
+def read_history(path: str | Path) -> list[dict[str, float]]:
+    """The rows of a history file, without the figures that an epoch does not have."""
+    with Path(path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]

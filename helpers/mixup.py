@@ -22,9 +22,11 @@ def mixup(x: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """
     if not alpha:
         return x, targets
-    beta = torch.distributions.Beta(*torch.full((2, 1), float(alpha), device=x.device))
-    own = beta.sample((len(x),)).flatten()
-    own = torch.maximum(own, 1 - own).to(x.dtype)
+    # Apple's MPS cannot draw from a Beta distribution.
+    device = torch.device("cpu") if x.device.type == "mps" else x.device
+    beta = torch.distributions.Beta(*torch.full((2, 1), float(alpha), device=device))
+    own = beta.sample((len(x),)).flatten().to(x)
+    own = torch.maximum(own, 1 - own)
     partner = torch.randperm(len(x), device=x.device)
 
     def mix(values: Tensor) -> Tensor:

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from helpers.files import atomic_path
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
-
-def save_figure(figure: plt.Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, atomically, and close it."""
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, atomically. No window system is asked, and no backend changed."""
     path = Path(path)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
     return path
 
 
@@ -33,10 +29,11 @@ def learning_curve(
         epochs: a row of figures for each epoch, as `helpers.history.History` keeps.
         lines: levels to compare the AP with, by name.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure = Figure(figsize=(11, 4))
+    left, right = figure.subplots(1, 2)
     x = [row["epoch"] + 1 for row in epochs]
     for axes, names in (
-        (left, {"train_loss": "training (mixed, masked)", "val_loss": "validation"}),
+        (left, {"train_loss": "training", "val_loss": "validation"}),
         (right, {"val_ap": "AP", "val_roc_auc": "ROC-AUC"}),
     ):
         for name, label in names.items():
@@ -72,7 +69,8 @@ def label_bars(
     first = np.nan_to_num(np.asarray(next(iter(series.values())), dtype=float), nan=-1)
     order = np.argsort(first)
     height = 0.8 / len(series)
-    figure, axes = plt.subplots(figsize=(8, 1.5 + 0.12 * len(labels) * (1 + len(series))))
+    figure = Figure(figsize=(8, 1.5 + 0.12 * len(labels) * (1 + len(series))))
+    axes = figure.subplots()
     at = np.arange(len(labels))
     for i, (name, values) in enumerate(series.items()):
         spread = (errors or {}).get(name)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from numbers import Real
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 from helpers.errors import InputError
+
+
+class Limit(NamedTuple):
+    """What the default of a setting does not tell of it."""
+
+    example: Any = None
+    least: float | None = None
 
 
 class SettingsError(InputError):
@@ -20,11 +27,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def check_settings(given: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> None:
+def check_settings(
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    limits: Mapping[str, tuple] | None = None,
+    prefix: str = "",
+) -> None:
     """Refuse keys that are not in ``defaults``, at any depth, and values of another kind.
 
-    A default of None says nothing of the kind. A number may stand for another kind of number, and
-    None for anything ("decide by yourself").
+    None is let through where the default is None; a whole number where a fraction is the default.
+
+    Args:
+        given: the settings.
+        defaults: all settings there are, and their kinds.
+        limits: by dotted name, what a default does not tell: an example value of the kind where the
+            default is None, and the least value of a number.
+        prefix: of the names of this section.
 
     Raises:
         SettingsError: naming the key, what was found, and the nearest key there is.
@@ -45,24 +63,36 @@ def check_settings(given: Mapping[str, Any], defaults: Mapping[str, Any], prefix
                     f"{name} is a section of settings, not a value: write {name}.<setting>="
                     f"{value} with one of {', '.join(default)}"
                 )
-            check_settings(value, default, f"{name}.")
-        elif not _same_kind(value, default):
-            raise SettingsError(
-                f"{name} is {value!r} ({type(value).__name__}): expected "
-                f"{_kind(default)}, such as the default {default!r}"
-            )
+            check_settings(value, default, limits, f"{name}.")
+        else:
+            _check_value(name, value, default, Limit(*(limits or {}).get(name, ())))
+
+
+def _check_value(name: str, value: Any, default: Any, limit: Limit) -> None:
+    if value is None and default is None:
+        return
+    example = limit.example if default is None else default
+    if example is not None and not _same_kind(value, example):
+        raise SettingsError(
+            f"{name} is {value!r} ({type(value).__name__}): expected "
+            f"{_kind(example)}, such as {example!r}"
+        )
+    if limit.least is not None and value < limit.least:
+        raise SettingsError(f"{name} is {value}: expected at least {limit.least}")
 
 
 def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "True or False"
+    if isinstance(value, Integral):
+        return "a whole number"
     if isinstance(value, Real):
         return "a number"
     return "a list" if isinstance(value, (list, tuple)) else "text"
 
 
 def _same_kind(value: Any, default: Any) -> bool:
-    if value is None or default is None:
+    if isinstance(default, float) and isinstance(value, Integral) and not isinstance(value, bool):
         return True
     if isinstance(default, str) and isinstance(value, Real) and not isinstance(value, bool):
         return True  # a folder named 2024 is typed as one and read as a number

@@ -53,6 +53,8 @@ class TrackWriter(BasePredictionWriter):
             if not np.isfinite(values).all():
                 self.failed[key] = "the network's output has NaN or infinite values"
                 continue
+            if self.pool == "none" and self.kind == "embeddings" and values.ndim == 2:
+                values = values[:, None]  # [patches, 1, D]: not to be taken for tokens
             if self.pool == "mean":
                 values = np.average(values, axis=0, weights=seconds)
             with atomic_path(self.path(key)) as temporary:

@@ -24,9 +24,9 @@ class Arch:
 
 
 ARCHS = {
-    "maest_tiny": Arch(embed_dim=192, num_heads=3),  # 5.5 M parameters: learns on a laptop
+    "maest_tiny": Arch(embed_dim=192, num_heads=3),  # 5.4 M parameters: learns on a laptop
     "maest_small": Arch(embed_dim=384, num_heads=6),  # 22 M
-    "maest_base": Arch(embed_dim=768, num_heads=12),  # 86 M: the size of the released models
+    "maest_base": Arch(embed_dim=768, num_heads=12),  # 85 M: the size of the released models
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,32 +18,34 @@ from helpers.mixup import mixup
 from helpers.patches import seconds
 from helpers.schedules import warmup_ramp_factor
 from models.maest import Maest
+from models.weights import TRAINER_KEY
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The options of the recipe; the values here are the paper's (arXiv 2309.16418).
+    """The options of the recipe; `config/module.py` has the values.
 
     Attributes:
-        lr, weight_decay: of AdamW.
+        lr, weight_decay, betas: of AdamW.
         warmup_epochs, ramp_start, ramp_end, last_lr_factor: `helpers.schedules`.
         lr_interval: when the learning rate moves on: after each "epoch", or each "step" of one.
         mixup_alpha: of Beta(alpha, alpha); 0 for no mixup.
         time_masks, time_mask_width, freq_masks, freq_mask_width: SpecAugment; 0 masks for none.
     """
 
-    lr: float = 2e-5
-    weight_decay: float = 1e-4
-    warmup_epochs: float = 5
-    ramp_start: float = 50
-    ramp_end: float = 100
-    last_lr_factor: float = 0.01
-    lr_interval: str = "epoch"
-    mixup_alpha: float = 0.3
-    time_masks: int = 20
-    time_mask_width: int = 8
-    freq_masks: int = 8
-    freq_mask_width: int = 5
+    lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    warmup_epochs: float
+    ramp_start: float
+    ramp_end: float
+    last_lr_factor: float
+    lr_interval: str
+    mixup_alpha: float
+    time_masks: int
+    time_mask_width: int
+    freq_masks: int
+    freq_mask_width: int
 
 
 @dataclass
@@ -67,7 +70,7 @@ class MaestModule(pl.LightningModule):
 
     Args:
         net: the network.
-        options: the training recipe.
+        options: the training recipe; None for a network that is only evaluated.
         patches_per_pass: how many patches of whole tracks go through the network at once.
     """
 
@@ -76,13 +79,12 @@ class MaestModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.net = net
-        self.options = options or TrainingOptions()
+        self.options = options
         self.patches_per_pass = patches_per_pass
         # What predict_step returns: "logits", or the number of a block (-1: final embedding).
         self.predict_output: str | int = "logits"
         self.scores: TaggingScores | None = None  # of the last validation or test
         self.targets: np.ndarray | None = None
-        self.activations: np.ndarray | None = None
         self._evaluated: list[tuple[Tensor, Tensor, Tensor]] = []
 
     # ------------------------------------------------------------------ training
@@ -119,13 +121,17 @@ class MaestModule(pl.LightningModule):
         """AdamW, and the schedule stepped each epoch or each step."""
         options = self.options
         optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=options.lr, weight_decay=options.weight_decay
+            self.net.parameters(),
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            betas=tuple(options.betas),
         )
         per_epoch = 1
         if options.lr_interval == "step":
             _ = self.trainer.estimated_stepping_batches  # has Lightning set the loader up
             batches = self.trainer.num_training_batches
-            per_epoch = max(1, batches // self.trainer.accumulate_grad_batches)
+            # The last, smaller group of accumulated batches is a step too.
+            per_epoch = max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
 
         def factor(step: int) -> float:
             return warmup_ramp_factor(
@@ -141,6 +147,10 @@ class MaestModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": options.lr_interval},
         }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the weights alone do not say, so that a checkpoint can be used as a model."""
+        checkpoint[TRAINER_KEY] = {"sizes": self.net.sizes(), "labels": self.net.labels}
 
     # ------------------------------------------------------------------ whole tracks
 
@@ -182,8 +192,8 @@ class MaestModule(pl.LightningModule):
     def _evaluation_end(self, prefix: str) -> None:
         logits, activations, targets = map(torch.cat, zip(*self._evaluated, strict=True))
         self._evaluated.clear()
-        self.targets, self.activations = targets.numpy(), activations.numpy()
-        self.scores = tagging_scores(self.targets, self.activations)
+        self.targets = targets.numpy()
+        self.scores = tagging_scores(self.targets, activations.numpy())
         self.log(f"{prefix}_loss", self._loss(logits, targets))
         self.log(f"{prefix}_ap", self.scores.macro_ap, prog_bar=True)
         self.log(f"{prefix}_roc_auc", self.scores.macro_roc_auc, prog_bar=True)

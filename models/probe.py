@@ -17,7 +17,7 @@ from helpers.schedules import warmup_ramp_factor
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """The recipe of the paper's downstream evaluation (arXiv 2309.16418).
+    """The recipe of the probe; `config/probe.py` has the values of the paper (arXiv 2309.16418).
 
     Attributes:
         hidden: width of the hidden layer.
@@ -26,14 +26,14 @@ class ProbeOptions:
         warmup_epochs, ramp_start, ramp_end, last_lr_factor: `helpers.schedules`, by epoch.
     """
 
-    hidden: int = 512
-    dropout: float = 0.5
-    lr: float = 1e-4
-    weight_decay: float = 1e-3
-    warmup_epochs: float = 10
-    ramp_start: float = 10
-    ramp_end: float = 60
-    last_lr_factor: float = 1e-7
+    hidden: int
+    dropout: float
+    lr: float
+    weight_decay: float
+    warmup_epochs: float
+    ramp_start: float
+    ramp_end: float
+    last_lr_factor: float
 
 
 class Probe(pl.LightningModule):

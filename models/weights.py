@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.errors import InputError
-from helpers.files import current_umask
+from helpers.files import current_umask, to_json
 from helpers.patches import PATCH_SIZE
 from models.maest import SIZE_NAMES, STRIDE, Maest
 
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+TRAINER_KEY = "maest"  # where our Lightning checkpoints keep sizes and labels
 FORMAT = "maest"
 FORMAT_VERSION = 1
 _HEAD_WIDTH = 64  # channels of an attention head, in every released size
@@ -94,8 +95,7 @@ def save_model(
     try:
         state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
         safetensors.torch.save_file(state, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (temporary / CONFIG_NAME).write_text(text, "utf-8")
+        (temporary / CONFIG_NAME).write_text(to_json(config), "utf-8")
         temporary.chmod(0o777 & ~current_umask())
         _move_into_place(temporary, folder)
     except BaseException:
@@ -141,8 +141,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: no such file or folder. maest.checkpoint takes a model folder (a finished "
             "run's exp_logs/<id>/model) or a checkpoint file"
         )
-    state = _unwrap(_load_file(path), path)
-    return Checkpoint(path, state, sizes=_sizes_of(state, path))
+    content = _load_file(path)
+    state = _unwrap(content, path)
+    if not (isinstance(content, Mapping) and isinstance(content.get(TRAINER_KEY), Mapping)):
+        sizes = _sizes_of(state, path)
+        log.info("%s: weights alone: heads of 64 channels and Discogs20's norm are taken", path)
+        return Checkpoint(path, state, sizes=sizes)
+    known = content[TRAINER_KEY]
+    _check_config(known.get("sizes"), known.get("labels"), path)
+    done = {"epoch": content.get("epoch", -1) + 1, "steps": content.get("global_step", 0)}
+    return Checkpoint(
+        path, state, sizes=dict(known["sizes"]), labels=known["labels"], trained_on=done
+    )
 
 
 def _load_folder(folder: Path) -> Checkpoint:

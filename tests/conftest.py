@@ -12,7 +12,7 @@ import pytest
 from datasets.groundtruth import write_groundtruth, write_labels
 from datasets.melspectrograms import write_mel
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests say what a CPU does
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests say what a CPU does
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,8 @@ def test_the_embedded_data_set_is_built_only_where_it_is_wanted_and_missing(
     assert not built
     prepare(tmp_path / "style" / "groundtruth-train.pk")
     assert built == [True]
-    write_groundtruth(tmp_path / "there.pk", {"a": [1]})
-    prepare(tmp_path / "there.pk")
+    (tmp_path / "report.json").touch()  # a build is there: a mistyped name is no reason for another
+    prepare(tmp_path / "style" / "groundtruth-trian.pk")
     assert built == [True]
 
 

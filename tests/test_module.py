@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
+import config
 from datasets.datamodule import FeatureDataModule, collate_tracks
 from helpers.metrics import tagging_scores
 from models.maest import Maest
 from models.module import MaestModule, TrainingOptions
 from models.probe import Probe, ProbeOptions
 
-PLAIN = TrainingOptions(mixup_alpha=0, time_masks=0, freq_masks=0)
+
+def training_options(**changes) -> TrainingOptions:
+    return TrainingOptions(**config.module.DEFAULTS | changes)
+
+
+def probe_options(**changes) -> ProbeOptions:
+    recipe = {k: v for k, v in config.probe.DEFAULTS["probe"].items() if k in PROBE_FIELDS}
+    return ProbeOptions(**recipe | changes)
+
+
+PROBE_FIELDS = {field.name for field in dataclasses.fields(ProbeOptions)}
+PLAIN = training_options(mixup_alpha=0, time_masks=0, freq_masks=0)
 
 
 def network(**options) -> Maest:
@@ -94,7 +108,7 @@ def test_prediction_keeps_the_order_of_patches(output, shape):
 
 @pytest.mark.parametrize(("interval", "expected"), [("epoch", [0, 1, 2]), ("step", [0, 0.25, 0.5])])
 def test_learning_rate_moves_with_epochs_or_steps(interval, expected):
-    options = TrainingOptions(
+    options = training_options(
         lr=1, warmup_epochs=0, ramp_start=0, ramp_end=10, last_lr_factor=0, lr_interval=interval
     )
     module = MaestModule(network(), options)
@@ -128,7 +142,7 @@ def test_probe_learns_keeps_its_best_epoch_and_is_the_recipe():
     parts = {"train": slice(200), "val": slice(200, 250), "test": slice(250, 300)}
     splits = {name: (x[part], y[part]) for name, part in parts.items()}
     pl.seed_everything(0, verbose=False)
-    probe = Probe(16, 4, ProbeOptions(lr=1e-2))
+    probe = Probe(16, 4, probe_options(lr=1e-2))
     kinds = [type(layer).__name__ for layer in probe.net]
     assert kinds == ["Linear", "ReLU", "Dropout", "Linear"]
     assert (probe.net[0].out_features, probe.net[2].p) == (512, 0.5)

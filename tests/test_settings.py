@@ -7,6 +7,7 @@ import pytest
 import config
 from helpers.settings import SettingsError, check_arguments, check_choice, check_settings
 
+LIMITS = {"seed": (None, 0), "trainer.precision": ("16-mixed", None)}
 DEFAULTS = {"seed": 0, "trainer": {"max_epochs": 10, "precision": None, "deep": {"flag": True}}}
 
 
@@ -26,31 +27,32 @@ def test_unknown_key_at_any_depth(given, found, nearest):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"seed": "abc"}, "seed is 'abc'.*expected a number"),
-        ({"seed": True}, "expected a number"),
+        ({"seed": "abc"}, "seed is 'abc'.*expected a whole number"),
+        ({"seed": True}, "expected a whole number"),
+        ({"seed": 1.5}, "expected a whole number"),
+        ({"seed": None}, "expected a whole number"),
+        ({"seed": -1}, "seed is -1: expected at least 0"),
         ({"trainer": 5}, "trainer is a section"),
         ({"trainer": {"deep": {"flag": 1}}}, "expected True or False"),
-        ({"trainer": {"max_epochs": [1]}}, "expected a number"),
+        ({"trainer": {"max_epochs": [1]}}, "expected a whole number"),
     ],
 )
 def test_value_of_another_kind(given, message):
     with pytest.raises(SettingsError, match=message):
-        check_settings(given, DEFAULTS)
+        check_settings(given, DEFAULTS, LIMITS)
 
 
 @pytest.mark.parametrize(
     "given",
     [
         {},
-        {"seed": 1.5},
-        {"seed": None},
+        {"trainer": {"max_epochs": 5}},
         {"trainer": {"precision": "16-mixed"}},
-        {"trainer": {"precision": 32}},
         {"trainer": {"deep": {"flag": False}}},
     ],
 )
 def test_good_settings(given):
-    check_settings(given, DEFAULTS)
+    check_settings(given, DEFAULTS, LIMITS)
 
 
 COMMANDS, NAMED = ("pretrain", "extract_embeddings"), ("target_scores", "paper_recipe")
@@ -109,4 +111,22 @@ def test_choice():
 def test_named_configs_change_only_what_there_is(defaults, named):
     assert named
     for changes in named.values():
-        check_settings(changes, defaults)
+        check_settings(changes, defaults, config.LIMITS)
+
+
+def test_every_limit_is_of_a_setting_and_every_default_keeps_it():
+    names: dict[str, object] = {}
+
+    def collect(section: dict, prefix: str = "") -> None:
+        for key, value in section.items():
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{key}.")
+            else:
+                names[prefix + key] = value
+
+    for defaults in (config.MAEST, config.TL):
+        collect(defaults)
+        check_settings(defaults, defaults, config.LIMITS)
+    assert set(config.LIMITS) <= set(names)
+    open_ended = {name for name, value in names.items() if value is None} - set(config.LIMITS)
+    assert open_ended == {"trainer.precision"}  # a number or a word

@@ -16,6 +16,7 @@ import torch
 
 from ex_common import run_command_line  # isort: skip (first: it quiets warnings)
 
+import config
 import ex_maest
 import ex_tl
 from datasets.groundtruth import write_groundtruth
@@ -91,11 +92,13 @@ def test_pretraining_leaves_everything_in_its_folder(home, toy):
     assert list((folder / "checkpoints").glob("*.ckpt"))
     assert list((folder / "tensorboard").rglob("events.*"))
     assert "val_ap" in json.loads((folder / "metrics.json").read_text())
-    config = json.loads((folder / "model" / "config.json").read_text())
-    assert config["arch"] == "maest_tiny"
-    assert config["labels"] == list(toy.labels)
-    assert config["sizes"]["input_t"] == 93
-    assert config["trained_on"]["groundtruth_train"] == str(toy.groundtruth("train"))
+    card = json.loads((folder / "model" / "config.json").read_text())
+    assert card["arch"] == "maest_tiny"
+    assert card["labels"] == list(toy.labels)
+    assert card["sizes"]["input_t"] == 93
+    assert card["trained_on"]["groundtruth"].endswith("/groundtruth-train.pk")
+    assert card["trained_on"]["tracks"] == 36
+    assert (results["best_epoch"], results["best_steps"]) == (1, 2)
 
 
 def test_same_seed_same_result(home, toy, tmp_path):
@@ -201,6 +204,69 @@ def test_probe(home, toy):
     assert "1 of 12 tracks of the test split have no embedding" in message
 
 
+def test_a_checkpoint_can_be_used_as_a_model(home):
+    """What the weights alone do not say is in the checkpoint too."""
+    (path,) = (home / "exp_logs" / "1" / "checkpoints").glob("best-*.ckpt")
+    found = get_maest(checkpoint=path)
+    expected = get_maest(checkpoint=home / "exp_logs" / "1" / "model")
+    assert found.sizes() == expected.sizes()
+    assert found.labels == expected.labels
+    assert expected.norm_mean != pytest.approx(2.0676, abs=0.1)  # measured on the toy set
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+def test_a_training_can_be_continued(home, toy, tmp_path):
+    """The epochs, the best checkpoint and the figures of the first part are not lost."""
+    line = f"with {settings(toy)} {QUICK} module.lr=0"
+    good("ex_maest.py", line.replace("module.lr=0", ""), tmp_path)
+    last = "exp_logs/1/checkpoints/last.ckpt"
+    line = line.replace("trainer.max_epochs=1", f"trainer.max_epochs=4 ckpt_path={last}")
+    good("ex_maest.py", f"{line} trainer.check_val_every_n_epoch=3", tmp_path)
+    first, second = (
+        json.loads((tmp_path / f"exp_logs/{i}/results.json").read_text()) for i in (1, 2)
+    )
+    assert [row["epoch"] for row in second["epochs"]] == [0, 1, 2, 3]
+    assert second["epochs"][0] == first["epochs"][0]
+    assert ["val_ap" in row for row in second["epochs"]] == [True, False, True, False]
+    assert second["steps"] == 8
+    assert second["val_ap"] >= first["val_ap"]
+
+
+def test_a_shorter_clip_at_inference_crops_the_positions(home, toy):
+    good(
+        "ex_maest.py",
+        f"extract_embeddings with {settings(toy)} maest.checkpoint=exp_logs/latest/model "
+        "datamodule.clip_length=1 inference.out_dir=short",
+        home,
+    )
+    model = get_maest(checkpoint=home / "exp_logs" / "1" / "model")
+    key = "test/03.mmap"
+    pieces = read_patches(toy.mels / key, 62)
+    with torch.no_grad():
+        own = [model(model.normalise(torch.from_numpy(p).float().T[None]), 11)[1] for p in pieces]
+    expected = np.average(
+        torch.cat(own).reshape(-1, 3, 192).numpy(), axis=0, weights=[len(p) for p in pieces]
+    )
+    found = np.load(home / f"short/1sec/11/{key}.embeddings.npy")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_precision_is_chosen_by_what_there_is(tmp_path, monkeypatch):
+    """fp16 for training on CUDA; fp32 elsewhere, and for what is extracted."""
+    chosen = []
+    monkeypatch.setattr(ex_maest.pl, "Trainer", lambda **options: chosen.append(options))
+    defaults = config.MAEST
+    for cuda in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        for training in (True, False):
+            ex_maest.set_up_trainer(defaults, tmp_path, training=training)
+    assert [options["precision"] for options in chosen] == [
+        *("32-true", "32-true"),
+        *("16-mixed", "32-true"),
+    ]
+
+
 def test_one_bad_file_costs_that_file_only(home, toy, tmp_path):
     groundtruth = {f"test/{i:02d}.mmap": [1, 0, 0] for i in range(3)}
     groundtruth |= {"none.mmap": [1, 0, 0], "torn.mmap": [0, 1, 0]}
@@ -251,13 +317,25 @@ def test_training_on_a_broken_file_names_it(toy, tmp_path):
         ("with maest.pretrained=True {toy}", "no published weights of 'maest_tiny'"),
         ("with module.lr_interval=day {toy}", "module.lr_interval is 'day'"),
         ("with maest.checkpoint=nowhere {toy}", "nowhere: no such file or folder"),
-        ("extract_embeddings with inference.pool=max {toy}", "inference.pool is 'max'"),
-        ("extract_embeddings with inference.transformer_block=12 {toy}", "transformer_block is 12"),
+        (
+            "extract_embeddings with maest.arch=maest_tiny inference.pool=max {toy}",
+            "inference.pool is 'max'",
+        ),
+        (
+            "extract_embeddings with maest.arch=maest_tiny inference.transformer_block=12 {toy}",
+            "transformer_block is 12",
+        ),
+        ("extract_embeddings with {toy}", "which model?"),
+        ("extract_embeddings with ckpt_path=a.ckpt {toy}", "give maest.checkpoint"),
+        ("with trainer.limit_val_batches=0 {toy}", "trainer.limit_val_batches is 0"),
+        ("with datamodule.clip_length=ten", "expected a number, such as 10.0"),
+        ("with datamodule.batch_size_train=0", "expected at least 1"),
+        ("with ckpt_path={tmp} {toy}", "Is a directory"),
         ("with datamodule.groundtruth_train=nowhere.pk", "nowhere.pk: no such file"),
     ],
 )
 def test_mistakes_get_a_message(toy, tmp_path, line, message):
-    assert message in bad("ex_maest.py", line.format(toy=settings(toy)), tmp_path)
+    assert message in bad("ex_maest.py", line.format(toy=settings(toy), tmp=tmp_path), tmp_path)
 
 
 def test_as_a_program(toy, tmp_path):
@@ -270,13 +348,15 @@ def test_as_a_program(toy, tmp_path):
     done = program("ex_maest.py", "print_config")
     assert done.returncode == 0
     assert "groundtruth_train" in done.stdout
-    assert not done.stderr.replace("INFO - maest - ", "").strip().startswith("/")  # no warnings
+    assert "Warning" not in done.stderr, done.stderr
     assert not (tmp_path / "exp_logs").exists()
     done = program("ex_tl.py", "print_named_configs")
     assert "target_scores_tl" in done.stdout
     done = program("ex_maest.py", "with", "datamodule.base_dir", "=my/data/dir/")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: a space before '='")
-    done = program("ex_maest.py", "with", "trainer.max_steps=2", *settings(toy).split())
+    short = [*settings(toy).split(), *QUICK.split(), "trainer.max_steps=2"]
+    done = program("ex_maest.py", "with", *short)
     assert done.returncode == 0, done.stderr
     assert "2 steps" in done.stdout
+    assert "Warning" not in done.stderr, done.stderr

@@ -27,7 +27,7 @@ FULL_SIZE = 400
 _FOLK = {
     "ryan": "Folk---American Fiddle",
     "oneill": "Folk---Irish",
-    "aird": "Folk---Scottish",  # "A Selection of Scotch, English, Irish and Foreign Airs", Glasgow
+    "aird": "Folk---Aird's Airs",  # Scotch, English, Irish and Foreign: not Scottish alone
     "minstrelsy": "Folk---Northumbrian",
     "fife": "Folk---Fife and Drum",
 }

@@ -153,7 +153,8 @@ def _tempo(work: Work, score: Score, rng: np.random.Generator) -> float:
         (len(np.unique(part[:, 1])), part[:, 2].sum() / TICKS_PER_QUARTER)
         for part in (score.notes[score.notes[:, 0] == i] for i in range(score.n_parts))
     ]
-    notes_per_quarter = max(n / max(q, 1.0) for n, q in quarters if n >= 4 or len(quarters) == 1)
+    busy = [n / max(q, 1.0) for n, q in quarters if n >= 4]
+    notes_per_quarter = max(busy or [n / max(q, 1.0) for n, q in quarters])
     return float(np.clip(60 * rng.uniform(*pace) / notes_per_quarter, 25, 400))
 
 

@@ -278,11 +278,13 @@ def _perform(
     from helpers.melspectrogram import MelSpectrogram
 
     rng = generator(settings.seed, work, rendition)
-    arrangement = arrange(work, score, rng)
     try:
+        arrangement = arrange(work, score, rng)
         clip = render_clip(arrangement, settings.clip_seconds, rng)
     except TooShort as error:
         return {"error": str(error)}
+    except Exception as error:  # whatever an odd score leads to, the others are performed
+        return {"error": f"{type(error).__name__}: {error}"[:200]}
     key = clip_key(work, rendition)
     if settings.keep_audio:
         _write_audio(_audio_path(out_dir, key), clip.audio)
@@ -328,7 +330,7 @@ def _parallel(
             idle_worker_timeout=5,
         )
         results = pool(delayed(function)(batch, *arguments) for batch in batches)
-    with tqdm(total=len(items), desc=title, unit="work", disable=not progress) as bar:
+    with tqdm(total=len(items), desc=title, unit="work", disable=None if progress else True) as bar:
         for batch in results:
             yield batch
             bar.update(len(batch))
@@ -474,8 +476,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         print(build(**vars(options)))
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"{parser.prog}: {error} (--out-dir names another folder)\n")
 
 
 if __name__ == "__main__":
