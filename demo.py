@@ -38,7 +38,8 @@ EXTRACT = (
     ),
     (
         "Embeddings of the same network with random weights, to compare with",
-        f"ex_maest.py extract_embeddings with target_scores inference.out_dir={RANDOM}",
+        f"ex_maest.py extract_embeddings with target_scores inference.out_dir={RANDOM} "
+        f"maest.arch={ex_maest.settings.DEFAULT_ARCH}",
     ),
 )
 PROBES = (

@@ -201,11 +201,14 @@ def pretrain(_run, _config) -> dict[str, Any]:
     net.train()
     trainer.fit(module, data, ckpt_path=config["ckpt_path"])
     kept = {"epoch": trainer.current_epoch, "steps": trainer.global_step}
+    validated = bool(history.epochs) and "val_ap" in history.epochs[-1]
     if path := _best_checkpoint(best, folder, config["ckpt_path"]):
         found = load_checkpoint(path)
         load_into(net, found)
+        validated &= found.trained_on == kept  # the last epoch was the best
         kept = found.trained_on
-    trainer.validate(module, data, verbose=False)
+    if not validated:
+        trainer.validate(module, data, verbose=False)
     results = _summarise(module, data, history, folder)
     results |= {"best_epoch": kept["epoch"], "best_steps": kept["steps"]}
     results |= {"steps": trainer.global_step, "seconds": time.monotonic() - started}

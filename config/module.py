@@ -1,6 +1,7 @@
 """The training recipe. These values suit a small network from scratch, in minutes.
 
-The paper's own are in the named config `paper_recipe`.
+Chosen on validation figures of the embedded data set: within minutes mixup and SpecAugment slow the
+learning down, and are off. The paper's values are in the named config `paper_recipe`.
 """
 
 DEFAULTS = {
@@ -8,15 +9,15 @@ DEFAULTS = {
     "weight_decay": 0.05,
     "betas": [0.9, 0.95],  # of AdamW
     # exponential warm-up, level, linear ramp down from ramp_start to ramp_end (epochs)
-    "warmup_epochs": 1.0,
-    "ramp_start": 2.0,
-    "ramp_end": 10.0,
+    "warmup_epochs": 0.4,
+    "ramp_start": 1.0,
+    "ramp_end": 4.0,
     "last_lr_factor": 0.01,
     "lr_interval": "step",  # the rate moves on each "step", or each "epoch"
-    "mixup_alpha": 0.3,  # 0: no mixup
+    "mixup_alpha": 0.0,  # 0: no mixup
     # SpecAugment on the normalised mel: number of masks, and the width they stay below
-    "time_masks": 20,
+    "time_masks": 0,
     "time_mask_width": 8,
-    "freq_masks": 8,
+    "freq_masks": 0,
     "freq_mask_width": 5,
 }

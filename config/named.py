@@ -5,7 +5,8 @@ from config.datamodule import SCORES
 _INSTRUMENT = SCORES / "instrument"
 
 MAEST = {
-    # The optimisation of the paper's code; arch, clip length and data are yours to name.
+    # The recipe of the paper's code, but for its averaging of weights. Arch, clip length, patchout and
+    # data are yours to name.
     "paper_recipe": {
         "datamodule": {
             "batch_size_train": 12,
@@ -22,6 +23,9 @@ MAEST = {
             "ramp_end": 100,
             "last_lr_factor": 0.01,
             "lr_interval": "epoch",
+            "mixup_alpha": 0.3,
+            "time_masks": 20,
+            "freq_masks": 8,
         },
         "trainer": {"max_epochs": 130},
     },
