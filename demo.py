@@ -39,7 +39,7 @@ EXTRACT = (
     (
         "Embeddings of the same network with random weights, to compare with",
         f"ex_maest.py extract_embeddings with target_scores inference.out_dir={RANDOM} "
-        f"maest.arch={ex_maest.settings.DEFAULT_ARCH}",
+        f"maest.arch={ex_maest.settings.DEFAULT_ARCH} {{norm}}",
     ),
 )
 PROBES = (
@@ -71,6 +71,12 @@ def run(argv: list[str]) -> dict | None:
     return ex.current_run.result
 
 
+def normalisation() -> str:
+    """That of the model just trained, as settings: the random network takes the same input."""
+    sizes = json.loads((MODEL / "config.json").read_text("utf-8"))["sizes"]
+    return " ".join(f"maest.{name}={sizes[name]:.6g}" for name in ("norm_mean", "norm_std"))
+
+
 def main() -> None:
     """Run all steps; print the report and write it to exp_logs/demo/."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -84,6 +90,7 @@ def main() -> None:
 
     found, times = [], {}
     for number, (title, line) in enumerate(steps, 1):
+        line = line.replace("{norm}", normalisation() if "{norm}" in line else "")
         print(f"\n── {number}/{len(steps)} {title}\n$ python {line}\n", flush=True)
         started = time.monotonic()
         found.append(run(shlex.split(line)))

@@ -5,8 +5,8 @@ from config.datamodule import SCORES
 _INSTRUMENT = SCORES / "instrument"
 
 MAEST = {
-    # The recipe of the paper's code, but for its averaging of weights. Arch, clip length, patchout and
-    # data are yours to name.
+    # The recipe of the paper's code, but for its averaging of weights. Arch, clip length, patchout
+    # and data are yours to name.
     "paper_recipe": {
         "datamodule": {
             "batch_size_train": 12,

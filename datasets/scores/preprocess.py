@@ -1,6 +1,6 @@
 """Build the embedded data set: read scores, perform them, and write mel files and ground truths.
 
-    python datasets/scores/preprocess.py --works 640 --renditions 1
+    python datasets/scores/preprocess.py --works 700 --renditions 1
 
 Two stages, each parallel, resumable and deterministic by seed: *read* (scores to note events,
 cached) and *perform* (note events to log-mel clips). What is whole is not made again, so a second
