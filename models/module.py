@@ -125,6 +125,8 @@ class MaestModule(pl.LightningModule):
             lr=options.lr,
             weight_decay=options.weight_decay,
             betas=tuple(options.betas),
+            # In one kernel; under mixed precision it unscales gradients too late to clip them.
+            fused=self.trainer.gradient_clip_val is None,
         )
         per_epoch = 1
         if options.lr_interval == "step":
