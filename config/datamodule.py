@@ -13,7 +13,7 @@ DEFAULTS = {
     "clip_length": None,  # seconds; the checkpoint's, or else 5
     "batch_size_train": 8,  # clips
     "batch_size_eval": 8,  # whole tracks
-    "clips_per_epoch": 2200,  # random crops; None: one of each track
+    "clips_per_epoch": 2400,  # random crops; None: one of each track
     "balanced_sampling": False,  # draw clips with rare labels more often
     "num_workers": None,  # reading processes; none without a GPU, else one a core, at most 12
 }

@@ -11,7 +11,7 @@ DEFAULTS = {
     # exponential warm-up, level, linear ramp down from ramp_start to ramp_end (epochs)
     "warmup_epochs": 0.4,
     "ramp_start": 1.0,
-    "ramp_end": 5.0,
+    "ramp_end": 4.0,
     "last_lr_factor": 0.01,
     "lr_interval": "step",  # the rate moves on each "step", or each "epoch"
     "mixup_alpha": 0.0,  # 0: no mixup

@@ -1,7 +1,7 @@
 """What Lightning's Trainer takes."""
 
 DEFAULTS = {
-    "max_epochs": 5,
+    "max_epochs": 4,
     "max_steps": -1,  # -1: no limit
     "accelerator": "auto",  # a GPU where there is one
     "precision": None,  # 16-mixed on CUDA, 32-true elsewhere

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from helpers.files import atomic_path
 
@@ -39,6 +40,7 @@ def learning_curve(
         for name, label in names.items():
             axes.plot(x, [row.get(name, np.nan) for row in epochs], marker="o", ms=3, label=label)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     for (name, level), style in zip(lines.items(), ("--", ":", "-."), strict=False):
         right.axhline(level, color="grey", linestyle=style, label=f"{name} (AP {level:.3f})")

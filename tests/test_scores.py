@@ -211,7 +211,7 @@ def test_labels_that_stay():
     clips = [("train", ["a", "common"])] * 280 + [("validation", ["a"])] * 60
     clips += [("test", ["a", "common"])] * 2 + [("test", ["b"])] * 58 + [("train", ["b"])] * 15
     clips += [("validation", ["b"])] * 4
-    chosen = labels.choose_labels(clips, 0.4)
+    chosen = labels.choose_labels(clips, 0.4, {"train": 15, "validation": 4, "test": 4})
     assert chosen.names == ["b"]
     assert chosen.counts["b"] == {"train": 15, "validation": 4, "test": 58}
     assert "more than" in chosen.dropped["common"]

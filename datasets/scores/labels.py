@@ -20,7 +20,10 @@ from datasets.scores.corpus import COLLECTIONS, Score, Work
 SPLITS = ("train", "validation", "test")
 # A label that most clips have teaches little; one with a handful of positives cannot be measured.
 MAX_SHARE = {"style": 0.25, "instrument": 0.4}
-MIN_POSITIVES = {"train": 15, "validation": 4, "test": 4}
+MIN_POSITIVES = {
+    "style": {"train": 15, "validation": 6, "test": 6},
+    "instrument": {"train": 15, "validation": 4, "test": 4},
+}
 # The counts above are for a build of at least so many clips; smaller ones need fewer, at least 1.
 FULL_SIZE = 400
 
@@ -242,12 +245,15 @@ class LabelSet:
     counts: dict[str, dict[str, int]]
 
 
-def choose_labels(clips: Iterable[tuple[str, Iterable[str]]], max_share: float) -> LabelSet:
+def choose_labels(
+    clips: Iterable[tuple[str, Iterable[str]]], max_share: float, min_positives: Mapping[str, int]
+) -> LabelSet:
     """Decide which labels stay: enough positives in each split, and not on too many clips.
 
     Args:
         clips: (split, labels) of every clip.
         max_share: of the clips, that may have a label.
+        min_positives: of a label, for each split, in a build of full size.
     """
     clips = [(split, set(labels)) for split, labels in clips]
     count: dict[str, Counter[str]] = defaultdict(Counter)
@@ -255,7 +261,7 @@ def choose_labels(clips: Iterable[tuple[str, Iterable[str]]], max_share: float) 
         for label in labels:
             count[label][split] += 1
     scale = min(1.0, len(clips) / FULL_SIZE)
-    needed = {split: max(1, int(number * scale)) for split, number in MIN_POSITIVES.items()}
+    needed = {split: max(1, int(number * scale)) for split, number in min_positives.items()}
     names, dropped = [], {}
     for label in sorted(count):
         few = [s for s in SPLITS if count[label][s] < needed[s]]

@@ -34,6 +34,7 @@ from datasets.scores.cache import READER_VERSION, open_cache
 from datasets.scores.corpus import Score, Unreadable, Work, corpus_folder, list_works, read
 from datasets.scores.labels import (
     MAX_SHARE,
+    MIN_POSITIVES,
     SPLITS,
     LabelSet,
     choose_labels,
@@ -54,7 +55,7 @@ DEFAULT_OUT_DIR = Path(__file__).resolve().parent / "data"
 DEFAULT_WORKS = 700
 DEFAULT_CLIP_SECONDS = 30.0
 # Raise it when arranging or rendering changes: clips made by another version are made again.
-_PERFORMER_VERSION = 2
+_PERFORMER_VERSION = 3
 
 _CLIP_COLUMNS = (
     "key", "work", "title", "collection", "group", "split", "seconds", "start_seconds",
@@ -386,7 +387,9 @@ def _drop_duplicates(
 
 
 def _write_label_set(out_dir: Path, name: str, clips: list[dict[str, Any]]) -> LabelSet:
-    labels = choose_labels(((clip["split"], clip[name]) for clip in clips), MAX_SHARE[name])
+    labels = choose_labels(
+        ((clip["split"], clip[name]) for clip in clips), MAX_SHARE[name], MIN_POSITIVES[name]
+    )
     if not labels.names:
         raise ValueError(f"no {name} label has enough positives in each split: ask for more works")
     index = {label: i for i, label in enumerate(labels.names)}
