@@ -45,7 +45,7 @@ def pretraining_table(results: Mapping[str, Any]) -> str:
     ]
     for name, key in (
         ("label frequencies, whatever the input", "label_frequencies"),
-        ("chance", "chance"),
+        ("chance: random scores", "chance"),
     ):
         rows.append([name, "", f"{results[key]['ap']:.4f}", f"{results[key]['roc_auc']:.4f}"])
     return table(["", "training loss", "validation AP", "ROC-AUC"], rows)
