@@ -119,8 +119,8 @@ def report(pretraining: dict, probes: list[dict]) -> str:
 
 {pretraining_table(pretraining)}
 
-The kept weights reach {times_constant:.1f} times the label frequencies, and {times_chance:.1f} times
-random scores (which gain on so few clips), after {pretraining["best_steps"]} steps.
+The kept weights reach {times_constant:.1f} times the label frequencies, and {times_chance:.1f}
+times random scores (which gain on so few clips), after {pretraining["best_steps"]} steps.
 
 ## Probing: instruments, {tracks} test clips of unseen works, {seeds} seeds
 

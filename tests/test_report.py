@@ -71,7 +71,7 @@ def test_demo_report_pictures_and_record(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "OUT", tmp_path)
     probes = [probe("(a)", 0.5), probe("(b)", 0.25)]
     text = demo.report(PRETRAINING, probes)
-    assert "3.8 times the label frequencies, and 3.0 times\nrandom scores" in text
+    assert "3.8 times the label frequencies, and 3.0\ntimes random scores" in text
     assert "5 test clips of unseen works, 3 seeds" in text
     for picture in demo.draw(PRETRAINING, probes):
         assert picture.read_bytes().startswith(b"\x89PNG")
