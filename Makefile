@@ -5,7 +5,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# The first of these that runs and is 3.11 or 3.12.
+#: the first of these that runs and is 3.11 or 3.12
 PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && echo $$python && break; done)
@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 .PHONY: help install install-dev demo test lint format clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 4
+	@sed -n 's/^# //p' Makefile | head -n 3
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

@@ -27,7 +27,7 @@ from datasets.scores.orchestration import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = {"works": 20, "clip_seconds": 6.0, "seed": 3, "progress": False}
+SETTINGS = {"works": 48, "clip_seconds": 6.0, "seed": 3, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +356,7 @@ def test_second_call_skips_and_a_lost_clip_comes_back(built):
 
 def test_workers_do_not_matter_and_the_script_runs_anywhere(built, tmp_path):
     """Two processes, as a script, from another folder: the same bytes."""
-    options = ["--works", "20", "--clip-seconds", "6", "--seed", "3", "--num-workers", "2"]
+    options = ["--works", "48", "--clip-seconds", "6", "--seed", "3", "--num-workers", "2"]
     script = str(ROOT / "datasets" / "scores" / "preprocess.py")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
@@ -381,7 +381,7 @@ def test_more_works_and_renditions_extend(built, tmp_path):
 
     out_dir = tmp_path / "grown"
     shutil.copytree(built[0], out_dir)
-    settings = {**SETTINGS, "works": 24, "renditions": 2}
+    settings = {**SETTINGS, "works": 56, "renditions": 2}
     report = preprocess.build(out_dir, num_workers=1, **settings)
     assert report.skipped == built[1].done
     before, after = files_of(built[0]), files_of(out_dir)

@@ -59,7 +59,6 @@ INSTRUMENTS = {
     "recorder": Instrument(74, 60, 96, "Recorder"),
     "shakuhachi": Instrument(77, 55, 86, "Shakuhachi"),
     "banjo": Instrument(105, 48, 86, "Banjo"),
-    "shamisen": Instrument(106, 50, 84, "Shamisen"),
     "koto": Instrument(107, 45, 88, "Koto"),
     "bagpipe": Instrument(109, 60, 84, "Bagpipe"),
     "fiddle": Instrument(110, 55, 88, "Violin"),

@@ -479,7 +479,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         print(build(**vars(options)))
-    except (ValueError, OSError) as error:
+    except ValueError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    except OSError as error:
         parser.exit(1, f"{parser.prog}: {error} (--out-dir names another folder)\n")
 
 
