@@ -22,7 +22,7 @@ from tqdm import tqdm
 import config as settings
 from datasets.datamodule import FeatureDataModule
 from datasets.embeddings import embedding_reader, load_features, statistics_reader
-from datasets.groundtruth import GroundTruth, check_disjoint, read_groundtruth, read_labels
+from datasets.groundtruth import GroundTruth, check_disjoint, labels_beside, read_groundtruth
 from ex_common import Experiment, command, has_git_commit, run_command_line, run_dir, set_up
 from helpers import metrics, plots
 from helpers.errors import InputError
@@ -88,16 +88,7 @@ def read_splits(data: dict[str, Any]) -> dict[str, GroundTruth]:
 
 def label_names(groundtruth: GroundTruth) -> list[str]:
     """The names in the ``labels.json`` beside a ground truth; numbers where there is none."""
-    path = groundtruth.path.parent / "labels.json"
-    if not path.is_file():
-        return [str(i) for i in range(groundtruth.n_classes)]
-    names = read_labels(path)
-    if len(names) != groundtruth.n_classes:
-        raise InputError(
-            f"{path}: {len(names)} labels, and {groundtruth.path} has {groundtruth.n_classes} to a "
-            "track: they are not of one data set"
-        )
-    return names
+    return labels_beside(groundtruth) or [str(i) for i in range(groundtruth.n_classes)]
 
 
 def feature_reader(data: dict[str, Any]) -> Callable[[str], np.ndarray]:

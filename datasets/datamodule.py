@@ -24,7 +24,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from datasets.groundtruth import GroundTruth, read_groundtruth, read_labels
+from datasets.groundtruth import GroundTruth, labels_beside, read_groundtruth
 from datasets.melspectrograms import (
     MelFileError,
     find_mel,
@@ -34,9 +34,8 @@ from datasets.melspectrograms import (
     read_patches,
 )
 from datasets.sampling import ClipSampler
+from datasets.scores import DATA_DIR as SCORES_DIR
 from helpers.errors import InputError
-
-SCORES_DIR = Path(__file__).resolve().parent / "scores" / "data"
 
 
 @dataclass
@@ -210,17 +209,7 @@ class MaestDataModule(pl.LightningDataModule):
 
     def labels(self, split: str) -> list[str] | None:
         """The names in the ``labels.json`` beside a split's ground truth; None if there is none."""
-        groundtruth = self.groundtruth(split)
-        path = groundtruth.path.parent / "labels.json"
-        if not path.is_file():
-            return None
-        names = read_labels(path)
-        if len(names) != groundtruth.n_classes:
-            raise InputError(
-                f"{path}: {len(names)} labels, and {groundtruth.path.name} beside it has "
-                f"{groundtruth.n_classes} to a track: they are not of one data set"
-            )
-        return names
+        return labels_beside(self.groundtruth(split))
 
     def mean_and_std(self, split: str, tracks: int = 200) -> tuple[float, float]:
         """Mean and standard deviation of a split's log-mel values.

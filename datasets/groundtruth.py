@@ -256,6 +256,24 @@ def read_labels(path: str | Path) -> list[str]:
     return _check_names(names, path)
 
 
+def labels_beside(groundtruth: GroundTruth) -> list[str] | None:
+    """The C names in the ``labels.json`` beside a ground truth; None if there is none.
+
+    Raises:
+        GroundTruthError: there is one, and it is damaged or of another number of labels.
+    """
+    path = groundtruth.path.parent / "labels.json"
+    if not path.is_file():
+        return None
+    names = read_labels(path)
+    if len(names) != groundtruth.n_classes:
+        raise GroundTruthError(
+            f"{path}: {len(names)} labels, and {groundtruth.path.name} beside it has "
+            f"{groundtruth.n_classes} to a track: they are not of one data set"
+        )
+    return names
+
+
 def _check_names(names: object, path: Path) -> list[str]:
     if not isinstance(names, list):
         raise GroundTruthError(f"{path}: found {_kind(names)}, expected a list of label names")

@@ -2,19 +2,20 @@
 
 from pathlib import Path
 
+import essentia
 import librosa
 import music21
 import numpy as np
 import pretty_midi
 import pytest
+import symusic
 import torch
+from essentia.standard import FrameGenerator, TensorflowInputMusiCNN
 
 from helpers import melspectrogram
 from helpers.melspectrogram import MelSpectrogram, n_frames, slaney_filter_bank
 
-essentia = pytest.importorskip("essentia")
 essentia.log.warningActive = False
-from essentia.standard import FrameGenerator, TensorflowInputMusiCNN  # noqa: E402
 
 BOUND = 5e-4  # largest error on the log10 scale
 LENGTHS = (1, 2, 255, 256, 257, 511, 512, 513, 16_000, 160_000)
@@ -70,7 +71,6 @@ SIGNALS = {
 @pytest.fixture(scope="module")
 def music() -> np.ndarray:
     """Six seconds of a fiddle tune, performed by a SoundFont."""
-    symusic = pytest.importorskip("symusic")
     tunes = Path(music21.__file__).parent / "corpus" / "ryansMammoth"
     tune = sorted(tunes.glob("*Reel.abc"))[0].read_text("utf-8")
     font = Path(pretty_midi.__file__).with_name("TimGM6mb.sf2")

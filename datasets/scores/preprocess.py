@@ -30,6 +30,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from datasets.groundtruth import write_groundtruth, write_labels
+from datasets.scores import DATA_DIR
 from datasets.scores.cache import READER_VERSION, open_cache
 from datasets.scores.corpus import Score, Unreadable, Work, corpus_folder, list_works, read
 from datasets.scores.labels import (
@@ -51,7 +52,6 @@ from datasets.scores.performance import (
 )
 from helpers.files import atomic_path, write_json
 
-DEFAULT_OUT_DIR = Path(__file__).resolve().parent / "data"
 DEFAULT_WORKS = 700
 DEFAULT_CLIP_SECONDS = 30.0
 # Raise it when arranging or rendering changes: clips made by another version are made again.
@@ -136,7 +136,7 @@ class Report:
 
 
 def build(
-    out_dir: str | Path = DEFAULT_OUT_DIR,
+    out_dir: str | Path = DATA_DIR,
     works: int | None = DEFAULT_WORKS,
     renditions: int = 1,
     seed: int = 0,
@@ -475,7 +475,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clip-seconds", type=float, default=DEFAULT_CLIP_SECONDS)
     parser.add_argument("--keep-audio", action="store_true", help="keep the audio too, as FLAC")
     parser.add_argument("--num-workers", type=int, help="processes; by default one a core")
-    parser.add_argument("--out-dir", type=Path, default=DEFAULT_OUT_DIR)
+    parser.add_argument("--out-dir", type=Path, default=DATA_DIR)
     options = parser.parse_args(arguments)
     try:
         print(build(**vars(options)))
