@@ -25,11 +25,13 @@ from helpers.patches import PATCH_SIZE
 
 STRIDE = 10  # frames and bands from one patch to the next
 DISTILLED_TYPES = ("mean", "separated")
+# What the targets are: any number of labels, exactly one label, or C real values.
+TASKS = ("multi-label", "single-label", "regression")
 # The arguments that make a network of the same shape, normalisation and heads: what a model folder
 # keeps. Patchout and dropout are settings of a run, not of a model.
 SIZE_NAMES = (
     *("n_classes", "input_t", "input_f", "embed_dim", "depth", "num_heads", "mlp_ratio"),
-    *("distilled_type", "head_eps", "norm_mean", "norm_std"),
+    *("distilled_type", "head_eps", "norm_mean", "norm_std", "task"),
 )
 
 # A long waveform is computed this many patches at a time, so that its length is no question of
@@ -76,6 +78,8 @@ class Maest(nn.Module):
         drop_rate, attn_drop_rate, drop_path_rate: dropout of projections, of attention weights, and
             of whole residual branches (the last one's rate grows linearly over the blocks).
         norm_mean, norm_std: normalisation of the input, ``(x - mean) / (2 · std)``.
+        task: what the logits are for: "multi-label" (sigmoid), "single-label" (softmax) or
+            "regression" (as they are).
         labels: the C label names, if known.
 
     Raises:
@@ -106,9 +110,12 @@ class Maest(nn.Module):
         drop_path_rate: float = 0.0,
         norm_mean: float = NORM_MEAN,
         norm_std: float = NORM_STD,
+        task: str = "multi-label",
         labels: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        if task not in TASKS:
+            raise ValueError(f"task is {task!r}: expected one of {TASKS}")
         if distilled_type not in DISTILLED_TYPES:
             raise ValueError(
                 f"distilled_type is {distilled_type!r}: expected one of {DISTILLED_TYPES}"
@@ -138,6 +145,7 @@ class Maest(nn.Module):
         self.head_eps = head_eps
         self.norm_mean = norm_mean
         self.norm_std = norm_std
+        self.task = task
         self.labels = None if labels is None else list(labels)
 
         rows, columns = grid_size(input_f), input_t // STRIDE
@@ -180,6 +188,18 @@ class Maest(nn.Module):
         )
         self.head_dist = nn.Linear(embed_dim, n_classes)
         self.init_weights()
+
+    @classmethod
+    def without_weights(cls, **sizes) -> Maest:
+        """The network's shape alone: its parameters have no memory until weights are assigned.
+
+        ``load_state_dict(..., assign=True)`` gives it weights: neither time nor memory goes into
+        fresh ones that would be overwritten.
+        """
+        with torch.device("meta"):
+            model = cls(**sizes)
+        model.frontend = MelSpectrogram()  # its constants are computed, not loaded
+        return model
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -276,8 +296,8 @@ class Maest(nn.Module):
             melspectrogram_input: as :meth:`forward`.
 
         Returns:
-            ``(activations, labels)``: float32 array [C] between 0 and 1, the mean over patches,
-            weighted by their seconds, of the sigmoid of the logits; and ``self.labels``.
+            ``(activations, labels)``: float32 array [C], the mean over patches, weighted by their
+            seconds, of :meth:`activations`; and ``self.labels``.
         """
         were_training = [module for module in self.modules() if module.training]
         self.eval()
@@ -290,8 +310,17 @@ class Maest(nn.Module):
         if x.ndim == 1 or (x.ndim == 2 and melspectrogram_input):
             frames = n_frames(len(x)) if x.ndim == 1 else x.shape[-1]
             weights = np.array([last - first for first, last in patches.cut(frames, self.input_t)])
-        activations = logits.float().sigmoid().cpu().numpy()
+        activations = self.activations(logits).cpu().numpy()
         return np.average(activations, axis=0, weights=weights).astype(np.float32), self.labels
+
+    def activations(self, logits: Tensor) -> Tensor:
+        """Logits [..., C] → float32 [..., C]: the sigmoid for many labels, the softmax for one.
+
+        Between 0 and 1 then; for regression, the predicted values, as they are.
+        """
+        if self.task == "multi-label":
+            return logits.float().sigmoid()
+        return logits.float().softmax(-1) if self.task == "single-label" else logits.float()
 
     def sizes(self) -> dict[str, int | float | str]:
         """What `Maest(**sizes)` needs to build a network of the same shape and normalisation."""
@@ -446,4 +475,4 @@ def _kept(name: str, available: int, indices: Sequence[int], every: int) -> Tens
     kept = [i for i in range(0, available, every or 1) if i not in set(indices)]
     if not kept:
         raise ValueError(f"{name}_indices and {name}_interleaved leave nothing of {available}")
-    return torch.tensor(kept) if len(kept) < available else None
+    return torch.tensor(kept, device="cpu") if len(kept) < available else None

@@ -199,7 +199,7 @@ def _check_config(sizes: Any, labels: Any, path: Path) -> None:
         )
     for name, value in sizes.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-        if not (isinstance(value, str) if name == "distilled_type" else number):
+        if not (isinstance(value, str) if name in ("distilled_type", "task") else number):
             raise CheckpointError(f"{path}: sizes.{name} is {value!r}")
     good = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if labels is not None and not (good and len(labels) == sizes["n_classes"]):
