@@ -69,12 +69,17 @@ def set_up(
     defaults: Mapping[str, Any],
     named: Mapping[str, Mapping],
     limits: Mapping[str, Any],
+    sentences: Mapping[str, str],
 ) -> None:
-    """Give an experiment its settings, the check of what is changed in them, and its log folder."""
+    """Give an experiment its settings, the check of what is changed in them, and its log folder.
+
+    ``sentences`` say what each named config is for; ``print_named_configs`` shows them.
+    """
     defaults = deepcopy(dict(defaults))
     ex.add_config(deepcopy(defaults))
     for name, changes in named.items():
         ex.add_named_config(name, deepcopy(dict(changes)))
+        ex.named_configs[name].__doc__ = sentences[name]
     ex.observers.append(FileStorageObserver(LOG_DIR, copy_sources=False))
     ex.captured_out_filter = apply_backspaces_and_linefeeds
 
@@ -121,13 +126,35 @@ def run_dir(run: Run) -> Path:
     return folder
 
 
-def run_command_line(ex: Experiment, argv: Sequence[str]) -> int:
-    """Run what was typed; ``argv`` begins with the program's name. Returns the exit code."""
+def _as_meant(argument: str, aliases: Mapping[str, str]) -> str:
+    """A setting under its own name; and ``dataset/…`` as ``datasets/…`` if only that is there."""
+    key, equals, value = argument.partition("=")
+    section, dot, rest = key.partition(".")
+    if not equals:
+        return argument
+    if dot and section in aliases:
+        key = f"{aliases[section]}.{rest}"
+    if value.startswith(("dataset/", "./dataset/")) and not Path(value).exists():
+        right = value.replace("dataset/", "datasets/", 1)
+        if Path(right).exists():
+            logging.getLogger(__name__).warning("%s: read as %s", value, right)
+            value = right
+    return f"{key}={value}"
+
+
+def run_command_line(
+    ex: Experiment, argv: Sequence[str], aliases: Mapping[str, str] | None = None
+) -> int:
+    """Run what was typed; ``argv`` begins with the program's name. Returns the exit code.
+
+    ``aliases`` are other names of sections of settings.
+    """
+    arguments = [_as_meant(argument, aliases or {}) for argument in argv[1:]]
     try:
-        check_arguments(list(argv[1:]), list(ex.commands), list(ex.named_configs))
+        check_arguments(arguments, list(ex.commands), list(ex.named_configs))
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    run = ex.run_commandline(list(argv))
+    run = ex.run_commandline([argv[0], *arguments])
     result = run.result if run is not None else None
     return 1 if isinstance(result, dict) and result.get("failed") else 0

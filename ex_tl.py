@@ -33,7 +33,7 @@ from models.probe import Probe, ProbeOptions
 log = logging.getLogger(__name__)
 
 ex = Experiment("maest_tl", save_git_info=has_git_commit())
-set_up(ex, settings.TL, settings.TL_NAMED, settings.LIMITS)
+set_up(ex, settings.TL, settings.TL_NAMED, settings.LIMITS, settings.SENTENCES)
 
 SPLITS = ("train", "val", "test")
 FEATURES = ("embeddings", "mel_statistics")
@@ -212,4 +212,4 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command_line(ex, sys.argv))
+    sys.exit(run_command_line(ex, sys.argv, settings.SECTION_ALIASES))

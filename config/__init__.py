@@ -3,7 +3,7 @@
 None stands for "decided by the program" everywhere; the comment beside it says how.
 """
 
-from config import datamodule, inference, limits, maest, module, named, probe, trainer
+from config import datamodule, export, inference, limits, maest, module, named, probe, trainer
 
 # ex_maest.py
 MAEST = {
@@ -14,8 +14,12 @@ MAEST = {
     "datamodule": datamodule.DEFAULTS,
     "trainer": trainer.DEFAULTS,
     "inference": inference.DEFAULTS,
+    "export": export.DEFAULTS,
 }
 MAEST_NAMED = named.MAEST
+
+# Sections that users of the original repository know under another name
+SECTION_ALIASES = {"predict": "inference"}
 
 # A fresh network, where neither the settings nor a checkpoint say more
 DEFAULT_ARCH = "maest_tiny"
@@ -24,5 +28,6 @@ DEFAULT_CLIP_LENGTH = 5  # seconds
 # ex_tl.py
 TL = probe.DEFAULTS
 TL_NAMED = named.TL
+SENTENCES = named.SENTENCES  # what each named config is for
 
 LIMITS = limits.LIMITS  # of both

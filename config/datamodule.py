@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-SCORES = Path(__file__).resolve().parent.parent / "datasets" / "scores" / "data"
+DATASETS = Path(__file__).resolve().parent.parent / "datasets"
+SCORES = DATASETS / "scores" / "data"
 
 DEFAULTS = {
     "groundtruth_train": str(SCORES / "style" / "groundtruth-train.pk"),
@@ -10,6 +11,7 @@ DEFAULTS = {
     "groundtruth_test": str(SCORES / "style" / "groundtruth-test.pk"),
     "groundtruth_predict": str(SCORES / "style" / "groundtruth-all.pk"),
     "base_dir": str(SCORES / "melspectrograms"),  # what the ground truths' paths are relative to
+    "teacher_dir": None,  # teacher-student: the folder of the teacher's logits (extract_logits)
     "clip_length": None,  # seconds; the checkpoint's, or else 5
     "batch_size_train": 8,  # clips
     "batch_size_eval": 8,  # whole tracks

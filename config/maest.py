@@ -1,9 +1,16 @@
 """The network."""
 
 DEFAULTS = {
-    "arch": None,  # maest_tiny, maest_small, maest_base; the checkpoint's, or else maest_tiny
-    "pretrained": False,  # start from the published weights of the arch, where there are any
-    "checkpoint": None,  # a model folder (exp_logs/<id>/model) or a checkpoint file
+    "arch": None,  # a name of models/archs.py; the checkpoint's, or else maest_tiny
+    # Start from the published weights of the arch, fetched once; None: where it has any
+    "pretrained": None,
+    # Instead of them: a model folder (exp_logs/<id>/model), a folder from the model hub, or a file
+    # of MAEST, PaSST or DeiT weights
+    "checkpoint": None,
+    "checkpoint_swa_weights": False,  # of a trainer's checkpoint, take the weights' average
+    "checkpoint_discard_head": False,  # a fresh head, even where the checkpoint's would fit
+    "labels": None,  # names of the labels, for weights that carry none: a JSON list, or a text file
+    "task": None,  # "multi-label" (default), "single-label" or "regression"; the checkpoint's
     "n_classes": None,  # the checkpoint's, or that of the ground truth
     "input_t": None,  # frames; the checkpoint's, or datamodule.clip_length · 16000 // 256
     "distilled_type": None,  # "mean" (default) or "separated": one head, or one each for cls, dist

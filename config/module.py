@@ -20,4 +20,9 @@ DEFAULTS = {
     "time_mask_width": 8,
     "freq_masks": 0,
     "freq_mask_width": 5,
+    # Fine-tuning: each block learns more slowly than the one after it, by this factor; 1: no
+    "layer_decay": 1.0,
+    "freeze_blocks": 0,  # the patch embedding and so many first blocks stay as they are
+    # Teacher-student: activations of the teacher from which on a label is a target
+    "teacher_threshold": 0.45,
 }

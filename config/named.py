@@ -1,55 +1,196 @@
-"""Named configs: name → the settings it changes."""
+"""Named configs: name → the settings it changes, and a sentence that says what it is for."""
 
-from config.datamodule import SCORES
+from config.datamodule import DATASETS, SCORES
 
-_INSTRUMENT = SCORES / "instrument"
+MAEST: dict[str, dict] = {}
+TL: dict[str, dict] = {}
+SENTENCES: dict[str, str] = {}
 
-MAEST = {
-    # The recipe of the paper's code, but for its averaging of weights. Arch, clip length, patchout
-    # and data are yours to name.
-    "paper_recipe": {
-        "datamodule": {
-            "batch_size_train": 12,
-            "clips_per_epoch": 200_000,
-            "balanced_sampling": True,
-        },
-        "maest": {"norm_mean": 2.06755686098554, "norm_std": 1.268292820667291},
-        "module": {
-            "lr": 2e-5,
-            "weight_decay": 1e-4,
-            "betas": [0.9, 0.999],
-            "warmup_epochs": 5,
-            "ramp_start": 50,
-            "ramp_end": 100,
-            "last_lr_factor": 0.01,
-            "lr_interval": "epoch",
-            "mixup_alpha": 0.3,
-            "time_masks": 20,
-            "freq_masks": 8,
-        },
-        "trainer": {"max_epochs": 130},
+
+def _add(table: dict[str, dict], name: str, sentence: str, *sections: dict) -> None:
+    """Enter a named config, made of one or more dicts of sections; later ones win."""
+    settings: dict[str, dict] = {}
+    for part in sections:
+        for section, values in part.items():
+            settings[section] = settings.get(section, {}) | values
+    table[name] = settings
+    SENTENCES[name] = sentence
+
+
+# ---------------------------------------------------------------- recipes
+
+# What the released models were trained on.
+_NORM = {"norm_mean": 2.06755686098554, "norm_std": 1.268292820667291}
+
+_PAPER = {
+    "datamodule": {
+        "batch_size_train": 12,
+        "clips_per_epoch": 200_000,
+        "balanced_sampling": True,
     },
-    # Extraction for the downstream task of the embedded data set.
-    "target_scores": {
-        "datamodule": {
-            "groundtruth_predict": str(_INSTRUMENT / "groundtruth-all.pk"),
-            "base_dir": str(SCORES / "melspectrograms"),
-        },
-        "inference": {"out_dir": "embeddings/scores", "transformer_block": 7},
+    "maest": _NORM,
+    "module": {
+        "lr": 2e-5,
+        "weight_decay": 1e-4,
+        "betas": [0.9, 0.999],
+        "warmup_epochs": 5,
+        "ramp_start": 50,
+        "ramp_end": 100,
+        "last_lr_factor": 0.01,
+        "lr_interval": "epoch",
+        "mixup_alpha": 0.3,
+        "time_masks": 20,
+        "freq_masks": 8,
     },
+    "trainer": {"max_epochs": 130},
+}
+_FINETUNE = {
+    "datamodule": {"batch_size_train": 8, "clips_per_epoch": None},
+    "module": {
+        "lr": 3e-4,  # of the head; the first block's is 3 % of it
+        "weight_decay": 0.05,
+        "betas": [0.9, 0.999],
+        "layer_decay": 0.75,
+        "warmup_epochs": 1,
+        "ramp_start": 1,
+        "ramp_end": 10,
+        "last_lr_factor": 0.01,
+        "lr_interval": "step",
+    },
+    "trainer": {"max_epochs": 10},
 }
 
-TL = {
-    "target_scores_tl": {
-        "data": {
-            "embeddings_dir": "embeddings/scores/5sec/7",
-            "groundtruth_train": str(_INSTRUMENT / "groundtruth-train.pk"),
-            "groundtruth_val": str(_INSTRUMENT / "groundtruth-validation.pk"),
-            "groundtruth_test": str(_INSTRUMENT / "groundtruth-test.pk"),
-            "base_dir": str(SCORES / "melspectrograms"),
-        },
+_add(
+    MAEST,
+    "paper_recipe",
+    "The recipe of the paper's code, but for its averaging of weights; arch, clip length, patchout "
+    "and data are yours to name.",
+    _PAPER,
+)
+_add(
+    MAEST,
+    "maest_finetune",
+    "Fine-tune maest.checkpoint on your own ground truth: slower learning in earlier blocks.",
+    _FINETUNE,
+)
+
+# ---------------------------------------------------------------- the family
+
+_DEIT, _PASST = "passt_deit_bd_p16_384", "passt_s_swa_p16_128_ap476"
+_START = {
+    "maest_base": "random weights",
+    _DEIT: "the DeiT weights",
+    _PASST: "the PaSST weights",
+}
+
+# The paper's models: names → seconds of a clip, what training starts from, the released model.
+_FAMILY = [
+    (("maest_10s_random_weights",), 10, "maest_base", "discogs-maest-10s-fs-129e"),
+    (("maest_10s_from_deit",), 10, _DEIT, "discogs-maest-10s-dw-75e"),
+    *(
+        (
+            (
+                f"maest_{seconds}s_from_passt",
+                f"maest_discogs_{seconds}sec",
+                f"maest_discogs_{seconds}s",
+            ),
+            *(seconds, _PASST, f"discogs-maest-{seconds}s-pw-129e"),
+        )
+        for seconds in (5, 10, 20, 30)
+    ),
+    (
+        ("maest_30s_teacher_student", "maest_30s_from_passt_teacher_student"),
+        *(30, _PASST, "discogs-maest-30s-pw-73e-ts"),
+    ),
+]
+# Time columns that patchout drops in training: about half.
+_PATCHOUT = {5: 15, 10: 30, 20: 60, 30: 90}
+
+_TEACHER_STUDENT = {
+    # A teacher's logits of the training clips: what extract_logits writes.
+    "datamodule": {"batch_size_train": 4, "teacher_dir": "embeddings/30sec/logits"},
+    "maest": {"distilled_type": "separated"},
+}
+
+
+for _names, _seconds, _start, _released in _FAMILY:
+    _clips = {
+        "datamodule": {"clip_length": _seconds},
+        "maest": {"s_patchout_t": _PATCHOUT[_seconds]},
+    }
+    _teacher = "teacher_student" in _names[0]
+    for _name in _names:
+        _add(
+            MAEST,
+            f"{_name}_pretrain",
+            f"Pre-train on clips of {_seconds} s from {_START[_start]}, by the paper's recipe"
+            + (", with a teacher's logits as targets of the second head." if _teacher else "."),
+            _PAPER,
+            _clips,
+            {"maest": {"arch": _start}},
+            _TEACHER_STUDENT if _teacher else {},
+        )
+        for _suffix in ("inference", "infer"):
+            _add(
+                MAEST,
+                f"{_name}_{_suffix}",
+                f"Use {_released}, or your maest.checkpoint, on patches of {_seconds} s; "
+                "embeddings of block 7.",
+                {"datamodule": {"clip_length": _seconds}},
+                {"maest": {"arch": _released}, "inference": {"transformer_block": 7}},
+            )
+        _add(
+            MAEST,
+            f"{_name}_finetune",
+            f"Fine-tune {_released}, or your maest.checkpoint, on clips of {_seconds} s of your "
+            "own ground truth.",
+            _FINETUNE,
+            _clips,
+            {"maest": {"arch": _released}},
+        )
+
+# ---------------------------------------------------------------- data sets
+
+_MTT = DATASETS / "mtt"
+
+# name → what it is, where its ground truths and spectrograms are, the length of extraction's
+# patches, and what the probe needs otherwise than by default.
+_TARGETS = {
+    "scores": (
+        *("instruments on the embedded data set", SCORES / "instrument"),
+        *(SCORES / "melspectrograms", 5),
         # Hundreds of tracks are few steps: the recipe's own rate and batch do not get anywhere.
         # Chosen on the validation split, over embeddings and mel statistics alike.
-        "probe": {"lr": 3e-3, "batch_size": 32},
-    },
+        {"probe": {"lr": 3e-3, "batch_size": 32}},
+    ),
+    "mtt": ("tags of MagnaTagATune", _MTT, _MTT / "melspectrograms", 30, {}),
 }
+
+for _name, (_what, _folder, _mels, _seconds, _probe) in _TARGETS.items():
+    _add(
+        MAEST,
+        f"target_{_name}",
+        f"Extract for the downstream task: {_what}.",
+        {
+            "datamodule": {
+                "groundtruth_predict": str(_folder / "groundtruth-all.pk"),
+                "base_dir": str(_mels),
+            },
+            "inference": {"out_dir": f"embeddings/{_name}", "transformer_block": 7},
+        },
+    )
+    _add(
+        TL,
+        f"target_{_name}_tl",
+        f"Probe embeddings of block 7: {_what}.",
+        {
+            "data": {
+                "embeddings_dir": f"embeddings/{_name}/{_seconds}sec/7",
+                "groundtruth_train": str(_folder / "groundtruth-train.pk"),
+                "groundtruth_val": str(_folder / "groundtruth-validation.pk"),
+                "groundtruth_test": str(_folder / "groundtruth-test.pk"),
+                "base_dir": str(_mels),
+            },
+        },
+        _probe,
+    )

@@ -35,7 +35,8 @@ def check_settings(
 ) -> None:
     """Refuse keys that are not in ``defaults``, at any depth, and values of another kind.
 
-    None is let through where the default is None; a whole number where a fraction is the default.
+    None is let through where the default is None, or ``limits`` has an example beside the default;
+    a whole number where a fraction is the default.
 
     Args:
         given: the settings.
@@ -69,7 +70,7 @@ def check_settings(
 
 
 def _check_value(name: str, value: Any, default: Any, limit: Limit) -> None:
-    if value is None and default is None:
+    if value is None and (default is None or limit.example is not None):
         return
     example = limit.example if default is None else default
     if example is not None and not _same_kind(value, example):
@@ -116,18 +117,7 @@ def check_arguments(
         SettingsError: for a stray space around ``=``, an unknown named config or command, and a
             named config typed where a command belongs.
     """
-    for i, argument in enumerate(arguments):
-        if argument.startswith("="):
-            key = arguments[i - 1] if i else "key"
-            value = argument[1:] or (arguments[i + 1] if i + 1 < len(arguments) else "value")
-            raise SettingsError(
-                f"a space before '=' in {key!r} {argument!r}: write {key}={value}, without spaces"
-            )
-        if argument.endswith("=") and i + 1 < len(arguments) and "=" not in arguments[i + 1]:
-            raise SettingsError(
-                f"a space after {argument!r}: write {argument}{arguments[i + 1]}, without spaces "
-                f"(or {argument}'' for an empty value)"
-            )
+    slip, arguments = _join_stray_spaces(arguments)
     # An option may take the word after it: that one is left to the experiment's own parser.
     words = [
         argument
@@ -137,20 +127,52 @@ def check_arguments(
     ]
     if words and words[0] != "with" and words[0] not in {*commands, "help"}:
         word = words[0]
-        rest = " ".join(w for w in words[1:] if w != "with")
-        if word in named_configs or "=" in word:
-            what = "a named config" if word in named_configs else "a setting"
-            raise SettingsError(
-                f"{word!r} is {what}, not a command: write 'with {word}{' ' * bool(rest)}{rest}'"
-            )
+        near = difflib.get_close_matches(word, [*commands, *named_configs], n=1, cutoff=0.5)
+        if "=" in word:
+            near = [word]
+        if "=" in word or (near and near[0] in named_configs):
+            what = f"{word!r} is {'a setting' if '=' in word else 'a named config'}, not a command"
+            if near[0] != word:
+                what = f"unknown command {word!r}; {near[0]!r} is a named config, not a command"
+            right = " ".join([near[0], *(w for w in words[1:] if w != "with")])
+            raise SettingsError(f"{what}: write 'with {right}'")
         raise SettingsError(
             f"unknown command {word!r}.{did_you_mean(word, [*commands, *named_configs])} "
             f"The commands are: {', '.join(commands)}"
         )
+    if slip:
+        raise SettingsError(slip)
     if "with" in words:
         for update in words[words.index("with") + 1 :]:
             if "=" not in update:
                 check_named_config(update, named_configs)
+
+
+def _join_stray_spaces(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """What is wrong with the first ``key =value`` or ``key= value``, and all of them joined."""
+    slip, joined, i = None, [], 0
+    while i < len(arguments):
+        argument = arguments[i]
+        if argument.startswith("="):
+            key = joined.pop() if joined else "key"
+            if not argument[1:] and i + 1 < len(arguments):
+                i += 1
+            value = argument[1:] or arguments[i].removeprefix("=") or "value"
+            joined.append(f"{key}={value}")
+            slip = slip or (
+                f"a space before '=' in {key!r} {argument!r}: write {joined[-1]}, without spaces"
+            )
+        elif argument.endswith("=") and i + 1 < len(arguments) and "=" not in arguments[i + 1]:
+            joined.append(argument + arguments[i + 1])
+            slip = slip or (
+                f"a space after {argument!r}: write {joined[-1]}, without spaces "
+                f"(or {argument}'' for an empty value)"
+            )
+            i += 1
+        else:
+            joined.append(argument)
+        i += 1
+    return slip, joined
 
 
 def check_named_config(name: str, named_configs: Collection[str]) -> None:

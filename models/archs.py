@@ -1,4 +1,4 @@
-"""The named architectures: name → sizes."""
+"""The named architectures: name → sizes, and where their published weights live."""
 
 from __future__ import annotations
 
@@ -11,22 +11,83 @@ from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
 
 @dataclass(frozen=True)
 class Arch:
-    """Sizes of a network. All have 12 blocks, and heads of 64 channels."""
+    """Sizes of a network, and its published weights. All have 12 blocks, and heads of 64 channels.
 
-    embed_dim: int
-    num_heads: int
+    Attributes:
+        embed_dim, num_heads, depth: of the network.
+        clip_length: seconds of an input, unless input_t says otherwise.
+        n_classes: of the published weights.
+        hub: the weights' repository on the Hugging Face hub.
+        url: the weights' file, where they are no hub repository.
+        timm: timm's name of the weights.
+        elsewhere: another place where people get the file by hand.
+        licence: of the weights, as an SPDX identifier.
+    """
+
+    embed_dim: int = 768
+    num_heads: int = 12
     depth: int = 12
-    clip_length: float = 10.0  # seconds, unless input_t says otherwise
+    clip_length: float = 10.0
+    n_classes: int | None = None
+    hub: str | None = None
+    url: str | None = None
+    timm: str | None = None
+    elsewhere: str | None = None
+    licence: str | None = None
 
     @property
     def input_t(self) -> int:
         return input_frames(self.clip_length)
 
+    @property
+    def published(self) -> bool:
+        """Whether there are weights to fetch."""
+        return any((self.hub, self.url, self.timm))
+
+
+def _released(name: str, seconds: int, n_classes: int = 400) -> dict[str, Arch]:
+    """A model of the paper: P. Alonso-Jiménez et al., ISMIR 2023."""
+    return {
+        name: Arch(
+            clip_length=seconds,
+            n_classes=n_classes,
+            hub=f"mtg-upf/{name}",
+            elsewhere=f"https://github.com/palonso/MAEST/releases/download/v0.0.0-beta/{name}-swa.ckpt",
+            licence="CC-BY-NC-SA-4.0",
+        )
+    }
+
+
+PASST = "passt_s_swa_p16_128_ap476"
+DEIT = "passt_deit_bd_p16_384"
 
 ARCHS = {
+    # To train from scratch
     "maest_tiny": Arch(embed_dim=192, num_heads=3),  # 5.4 M parameters: learns on a laptop
     "maest_small": Arch(embed_dim=384, num_heads=6),  # 22 M
-    "maest_base": Arch(embed_dim=768, num_heads=12),  # 85 M: the size of the released models
+    "maest_base": Arch(),  # 86 M: the size of the released models
+    # Released, trained on Discogs20. fs: from scratch, dw: from DeiT's weights, pw: from PaSST's;
+    # 129e: epochs; ts: teacher-student; 519l: labels
+    **_released("discogs-maest-10s-fs-129e", 10),
+    **_released("discogs-maest-10s-dw-75e", 10),
+    **_released("discogs-maest-10s-pw-129e", 10),
+    **_released("discogs-maest-5s-pw-129e", 5),
+    **_released("discogs-maest-20s-pw-129e", 20),
+    **_released("discogs-maest-30s-pw-129e", 30),
+    **_released("discogs-maest-30s-pw-73e-ts", 30),
+    **_released("discogs-maest-30s-pw-129e-519l", 30, n_classes=519),
+    # Weights to start from: other tasks' heads, and positions of another grid
+    PASST: Arch(
+        n_classes=527,
+        url="https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/"
+        "passt-s-f128-p16-s10-ap.476-swa.pt",
+        licence="Apache-2.0",
+    ),
+    DEIT: Arch(
+        n_classes=1000,
+        timm="deit_base_distilled_patch16_384.fb_in1k",
+        licence="Apache-2.0",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Model folders and checkpoint files → our state dict, and back.
+"""Model folders and checkpoint files → the network, and back.
 
 A *model folder* is the unit of hand-over: ``config.json`` (architecture and sizes, input length,
 normalisation, labels, what it was trained on) and ``model.safetensors``. Nothing else is needed to
@@ -6,6 +6,9 @@ use the model.
 
 Files are recognised by what is in them, and read as tensors and plain containers only
 (safetensors, or ``torch.load(..., weights_only=True)``): nothing in a file is ever run.
+`models.layouts` knows the names that others give to the same weights.
+
+Files are mapped, not read: a tensor becomes memory when a network takes it, once.
 """
 
 from __future__ import annotations
@@ -16,20 +19,25 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from helpers.errors import InputError
-from helpers.files import current_umask, to_json
+from helpers.files import atomic_path, current_umask, to_json
+from helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD
 from helpers.patches import PATCH_SIZE
+from models import layouts
+from models.layouts import DEIT, HUB, PASST, LayoutError
 from models.maest import SIZE_NAMES, STRIDE, Maest
 
 log = logging.getLogger(__name__)
@@ -40,10 +48,21 @@ TRAINER_KEY = "maest"  # where our Lightning checkpoints keep sizes and labels
 FORMAT = "maest"
 FORMAT_VERSION = 1
 _HEAD_WIDTH = 64  # channels of an attention head, in every released size
+# Sizes that came later; folders without them have the default.
+_LATER_SIZES = {"task": "multi-label"}
 # Constants of the front end that some released files carry: no weights of ours.
-_IGNORED = re.compile(r"^melspectrogram\.")
+_FRONT_END = ("melspectrogram.spec.window", "melspectrogram.mel_scale.fb")
+# Keys that may be missing, and then stay fresh: a head that a layout does not have, or that is for
+# another task than music.
+_OPTIONAL = {HUB: ("head_dist.",), PASST: ("head.", "head_dist."), DEIT: ("head.", "head_dist.")}
+_HEADS = ("head.", "head_dist.")
+# What trainers put before the names: the network's own prefix, and that of its weight average.
+_RAW, _AVERAGE = "net.", "net_swa."
+_WRAPPERS = ("module.", "_orig_mod.")  # of averaging and distribution, and of torch.compile
 # What torch says of a pickle that it refuses.
 _REFUSED = re.compile(r"(?:GLOBAL|class|type) ([\w.]+\.[\w.]+)")
+_HUB_TYPE = "audio-spectrogram-transformer"
+_HUB_TASKS = {"single_label_classification": "single-label", "regression": "regression"}
 # Time positions → input frames of 5, 10, 20 and 30 s. Positions alone say only the tens of frames.
 _RELEASED_INPUTS = {31: 312, 62: 625, 125: 1250, 187: 1875}
 
@@ -52,25 +71,38 @@ class CheckpointError(InputError):
     """A checkpoint that cannot be used as it is; the message names it and says what to do."""
 
 
+class DamagedError(CheckpointError):
+    """A file that cannot be read as what it should be: broken, or half of it."""
+
+
 @dataclass
 class Checkpoint:
-    """What was found in a file or folder: weights under our names, and what is known of them."""
+    """What was found in a file or folder: weights under our names, and what is known of them.
+
+    Attributes:
+        path: the file or folder.
+        parts: our parameter name → the tensors that make it, joined along the first axis. They may
+            be views of the file.
+        sizes: arguments of `Maest`, as far as they are known.
+        layout: whose names the weights had (`models.layouts`).
+        arch, labels, trained_on: what the file or folder says, if it does.
+        licence: of the weights, if it is known.
+    """
 
     path: Path
-    state: dict[str, Tensor]
-    sizes: dict[str, Any] = field(default_factory=dict)  # arguments of `Maest`, as far as known
+    parts: layouts.Parts
+    sizes: dict[str, Any] = field(default_factory=dict)
+    layout: str = layouts.MAEST
     arch: str | None = None
     labels: list[str] | None = None
     trained_on: dict[str, Any] = field(default_factory=dict)
+    licence: str | None = None
 
 
 def save_model(
     folder: str | Path, model: Maest, arch: str | None = None, trained_on: Mapping | None = None
 ) -> Path:
     """Write a model folder; it appears whole.
-
-    An older folder of that name is replaced, in two renames: a kill between them leaves it aside,
-    in a ``.tmp-`` folder.
 
     Args:
         folder: where to.
@@ -81,8 +113,6 @@ def save_model(
     Returns:
         the folder.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -91,17 +121,55 @@ def save_model(
         "labels": model.labels,
         "trained_on": dict(trained_on or {}),
     }
+    with atomic_folder(folder) as temporary:
+        safetensors.torch.save_file(
+            plain_state(model), temporary / WEIGHTS_NAME, metadata={"format": "pt"}
+        )
+        (temporary / CONFIG_NAME).write_text(to_json(config), "utf-8")
+    return Path(folder)
+
+
+def save_safetensors(
+    path: str | Path, model: Maest, arch: str | None = None, trained_on: Mapping | None = None
+) -> Path:
+    """Write one file with the weights under the released checkpoints' names.
+
+    What a model folder keeps in ``config.json`` is in the file's metadata.
+    """
+    known = {
+        "sizes": model.sizes(),
+        "labels": model.labels,
+        "arch": arch,
+        "trained_on": dict(trained_on or {}),
+    }
+    with atomic_path(path) as temporary:
+        metadata = {"format": "pt", TRAINER_KEY: to_json(known)}
+        safetensors.torch.save_file(plain_state(model), temporary, metadata=metadata)
+    return Path(path)
+
+
+def plain_state(model: Maest) -> dict[str, Tensor]:
+    """The state dict, on the CPU, as safetensors takes it."""
+    return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder, and rename it to ``folder`` if the block succeeds.
+
+    An older folder of that name is replaced, in two renames: a kill between them leaves it aside,
+    in a ``.tmp-`` folder.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
     try:
-        state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-        safetensors.torch.save_file(state, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        (temporary / CONFIG_NAME).write_text(to_json(config), "utf-8")
+        yield temporary
         temporary.chmod(0o777 & ~current_umask())
         _move_into_place(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return folder
 
 
 def _move_into_place(new: Path, folder: Path) -> None:
@@ -122,36 +190,51 @@ def _move_into_place(new: Path, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a model folder, or a file with a state dict of MAEST weights.
+def load_checkpoint(path: str | Path, average: bool = False) -> Checkpoint:
+    """Find out what a folder or file holds: see `Checkpoint`.
 
-    A file may be safetensors or PyTorch's own format; the state dict may stand at the top, or under
-    ``state_dict`` (Lightning, with the prefix ``net.``) or ``model``.
+    A folder may be a model folder of ours, or one in the model hub's layout (``config.json`` and
+    ``model.safetensors`` of `ASTForAudioClassification`). A file may be safetensors or PyTorch's
+    own format, with weights of MAEST, PaSST, DeiT or the hub's layout; the state dict may stand at
+    the top, or under ``state_dict`` (Lightning, with the prefix ``net.``, and ``net_swa.`` for the
+    weights' average) or ``model``.
+
+    Args:
+        path: the folder or file.
+        average: take the weights' average that a trainer kept beside the weights.
 
     Raises:
         FileNotFoundError: if there is nothing at ``path``.
         CheckpointError: if what is there is damaged, holds anything but tensors and plain
-            containers, or is no MAEST model.
+            containers, is no model of this family, or has no average where one is asked for.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return _load_folder(path)
+        checkpoint = _load_folder(path)
+        if average:
+            raise CheckpointError(_no_average(path))
+        return checkpoint
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file or folder. maest.checkpoint takes a model folder (a finished "
             "run's exp_logs/<id>/model) or a checkpoint file"
         )
-    content = _load_file(path)
-    state = _unwrap(content, path)
-    if not (isinstance(content, Mapping) and isinstance(content.get(TRAINER_KEY), Mapping)):
-        sizes = _sizes_of(state, path)
+    content, metadata = _load_file(path)
+    checkpoint = _understand(_unwrap(content, path, average), path)
+    if isinstance(content, Mapping) and isinstance(content.get(TRAINER_KEY), Mapping):
+        done = {"epoch": content.get("epoch", -1) + 1, "steps": content.get("global_step", 0)}
+        _apply_config(checkpoint, {"trained_on": done} | dict(content[TRAINER_KEY]), path)
+    elif metadata is not None:
+        _apply_config(checkpoint, metadata, path)
+    elif checkpoint.layout == layouts.MAEST:
         log.info("%s: weights alone: heads of 64 channels and Discogs20's norm are taken", path)
-        return Checkpoint(path, state, sizes=sizes)
-    known = content[TRAINER_KEY]
-    _check_config(known.get("sizes"), known.get("labels"), path)
-    done = {"epoch": content.get("epoch", -1) + 1, "steps": content.get("global_step", 0)}
-    return Checkpoint(
-        path, state, sizes=dict(known["sizes"]), labels=known["labels"], trained_on=done
+    return checkpoint
+
+
+def _no_average(path: Path) -> str:
+    return (
+        f"{path}: there is no average of weights in it (keys {_AVERAGE}*): "
+        "leave maest.checkpoint_swa_weights out"
     )
 
 
@@ -164,35 +247,94 @@ def _load_folder(folder: Path) -> Checkpoint:
             f"{folder}: no model folder: it has no {' and no '.join(missing)}. A finished "
             f"training run writes one to exp_logs/<id>/model.{hint}"
         )
+    path, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
     try:
-        config = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{folder / CONFIG_NAME}: not valid JSON ({error})") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        config = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    ours = isinstance(config, dict) and config.get("format") == FORMAT
+    if not ours and not (isinstance(config, dict) and config.get("model_type") == _HUB_TYPE):
         raise CheckpointError(
-            f"{folder / CONFIG_NAME}: not the configuration of a MAEST model folder "
-            f'(expected "format": "{FORMAT}")'
+            f"{path}: not the configuration of a MAEST model folder (expected "
+            f'"format": "{FORMAT}", or the hub\'s "model_type": "{_HUB_TYPE}")'
         )
-    if config.get("format_version") != FORMAT_VERSION:
+    if ours and config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder / CONFIG_NAME}: format_version {config.get('format_version')!r}, expected "
+            f"{path}: format_version {config.get('format_version')!r}, expected "
             f"{FORMAT_VERSION}: written by another version of this program"
         )
-    sizes, labels = config.get("sizes"), config.get("labels")
-    _check_config(sizes, labels, folder / CONFIG_NAME)
-    return Checkpoint(
-        folder,
-        _unwrap(_load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME),
-        sizes=sizes,
-        arch=config.get("arch"),
-        labels=labels,
-        trained_on=config.get("trained_on") or {},
-    )
+    checkpoint = _understand(_unwrap(_load_file(weights)[0], weights), weights)
+    checkpoint.path = folder
+    if ours:
+        _apply_config(checkpoint, config, path)
+    else:
+        _apply_hub_config(checkpoint, config, path)
+    return checkpoint
+
+
+def _apply_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: Path) -> None:
+    """Take over what `save_model` wrote, if it is of these weights."""
+    _check_config(config.get("sizes"), config.get("labels"), path)
+    sizes = _LATER_SIZES | config["sizes"]
+    differing = [
+        f"{name} {sizes[name]} ({found} in the weights)"
+        for name, found in checkpoint.sizes.items()
+        if name in ("embed_dim", "depth", "n_classes", "mlp_ratio") and sizes[name] != found
+    ]
+    if differing:
+        raise CheckpointError(f"{path}: of another model than the weights: {', '.join(differing)}")
+    checkpoint.sizes = sizes
+    checkpoint.labels = config.get("labels")
+    checkpoint.arch = config.get("arch")
+    checkpoint.trained_on = config.get("trained_on") or {}
+    checkpoint.licence = checkpoint.trained_on.get("licence")
+
+
+def _apply_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: Path) -> None:
+    """Take over a `config.json` of transformers; what it says must be what the network does."""
+    sizes = checkpoint.sizes
+    expected = {
+        "hidden_size": sizes["embed_dim"],
+        "num_hidden_layers": sizes["depth"],
+        "patch_size": PATCH_SIZE,
+        "frequency_stride": STRIDE,
+        "time_stride": STRIDE,
+        "num_mel_bins": N_MELS,
+        "qkv_bias": True,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    }
+    # What transformers takes where the file does not say.
+    defaults = {"patch_size": 16, "frequency_stride": 10, "time_stride": 10, "qkv_bias": True}
+    defaults |= {"hidden_act": "gelu", "num_mel_bins": 128, "layer_norm_eps": 1e-12}
+    found = {name: config.get(name, defaults.get(name, value)) for name, value in expected.items()}
+    wrong = [f"{k} {found[k]!r} (expected {v!r})" for k, v in expected.items() if found[k] != v]
+    heads = config.get("num_attention_heads", 12)
+    if not isinstance(heads, int) or heads < 1 or sizes["embed_dim"] % heads:
+        wrong.append(f"num_attention_heads {heads!r} for hidden_size {sizes['embed_dim']}")
+    if wrong:
+        raise CheckpointError(f"{path}: not a network of this family: {', '.join(wrong)}")
+    sizes["num_heads"] = heads
+    sizes["task"] = _HUB_TASKS.get(config.get("problem_type"), "multi-label")
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and len(labels) == sizes.get("n_classes"):
+        names = [labels.get(str(i)) for i in range(len(labels))]
+        if all(isinstance(name, str) for name in names) and names != _unnamed(len(names)):
+            checkpoint.labels = names
+    ours = config.get(TRAINER_KEY)
+    if isinstance(ours, Mapping):  # exported from here: what the layout itself does not say
+        ours = dict(ours) | {"labels": checkpoint.labels}
+        _apply_config(checkpoint, ours, path)
+
+
+def _unnamed(n_classes: int) -> list[str]:
+    """What transformers calls classes without names."""
+    return [f"LABEL_{i}" for i in range(n_classes)]
 
 
 def _check_config(sizes: Any, labels: Any, path: Path) -> None:
     """Raise CheckpointError unless sizes and labels are what `save_model` writes."""
-    if not isinstance(sizes, dict) or set(sizes) != set(SIZE_NAMES):
+    if not isinstance(sizes, dict) or set(_LATER_SIZES | sizes) != set(SIZE_NAMES):
         found = ", ".join(sizes) if isinstance(sizes, dict) else sizes
         raise CheckpointError(
             f"{path}: sizes are {found}: expected exactly {', '.join(SIZE_NAMES)}"
@@ -208,28 +350,40 @@ def _check_config(sizes: Any, labels: Any, path: Path) -> None:
         )
 
 
-def _load_file(path: Path) -> Any:
-    """Tensors by name, from safetensors or from a PyTorch file, as the content says."""
+def _load_file(path: Path) -> tuple[Any, Mapping[str, Any] | None]:
+    """Tensors by name, from safetensors or from a PyTorch file, as the content says.
+
+    Returns:
+        ``(content, what `save_safetensors` wrote of the model, or None)``.
+    """
     with path.open("rb") as file:
         start = file.read(9)
     try:
         # A safetensors file begins with the length of its header, and the header with a brace.
         if start[8:9] == b"{":
-            return safetensors.torch.load_file(path)
+            with safetensors.safe_open(path, "pt") as file:
+                known = (file.metadata() or {}).get(TRAINER_KEY)
+            return safetensors.torch.load_file(path), known and json.loads(known)
+        if start[:4] == b"PK\3\4" and path.suffix != ".safetensors":
+            # Mapped files are not checked by torch on reading.
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} has another checksum than it should")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), None
         with path.open("rb") as file:  # by name, torch would go by the suffix
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True), None
     except Exception as error:  # a damaged file can raise nearly anything
         if isinstance(error, UnpicklingError) and (named := _REFUSED.search(str(error))):
             raise CheckpointError(
                 f"{path}: refused: it asks for {named[1]}, and anything but tensors and plain "
                 "containers could run code on loading. Save the state dict alone"
             ) from None
-        raise CheckpointError(
+        raise DamagedError(
             f"{path}: cannot be read: damaged, or no checkpoint ({type(error).__name__})"
         ) from None
 
 
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+def _unwrap(content: Any, path: Path, average: bool = False) -> dict[str, Tensor]:
     """The state dict in a file, without the nesting and prefix of the trainer that wrote it."""
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -241,74 +395,201 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
         for key, value in content.items()
         if isinstance(key, str) and isinstance(value, Tensor)
     }
-    nested = {key[4:]: value for key, value in state.items() if key.startswith("net.")}
-    return {key: value for key, value in (nested or state).items() if not _IGNORED.match(key)}
-
-
-def _sizes_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """Read the sizes off the shapes of the weights, where no configuration tells them."""
-    try:
-        embed_dim = state["cls_token"].shape[-1]
-        positions = state["time_new_pos_embed"].shape[-1]
-        rows = state["freq_new_pos_embed"].shape[-2]
-        blocks = {int(key.split(".")[1]) for key in state if key.startswith("blocks.")}
-        return {
-            "embed_dim": embed_dim,
-            "depth": max(blocks) + 1,
-            "num_heads": max(1, embed_dim // _HEAD_WIDTH),
-            "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
-            "n_classes": state["head.1.weight"].shape[0],
-            "input_t": _RELEASED_INPUTS.get(positions, max(positions * STRIDE, PATCH_SIZE)),
-            "input_f": (rows - 1) * STRIDE + PATCH_SIZE,
+    averaged = any(key.startswith(_AVERAGE) for key in state)
+    if average and not averaged:
+        raise CheckpointError(_no_average(path))
+    if averaged or any(key.startswith(_RAW) for key in state):
+        wanted, other = (_AVERAGE, _RAW) if average else (_RAW, _AVERAGE)
+        if averaged and not average:
+            log.info(
+                "%s: the weights themselves are taken; their average is in the file too "
+                "(maest.checkpoint_swa_weights=True)",
+                path,
+            )
+        beside = [key for key in state if not key.startswith((wanted, other))]
+        if beside:
+            log.info("%s: the trainer's own, and left out: %s", path, ", ".join(beside))
+        state = {
+            key.removeprefix(wanted): value
+            for key, value in state.items()
+            if key.startswith(wanted) and key != f"{wanted}n_averaged"
         }
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+    for wrapper in _WRAPPERS:
+        if state and all(key.startswith(wrapper) for key in state):
+            state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    return {key: value for key, value in state.items() if key not in _FRONT_END}
+
+
+def _understand(state: Mapping[str, Tensor], path: Path) -> Checkpoint:
+    """A state dict in any of the layouts → what it holds, with the sizes that the shapes tell."""
+    layout = layouts.recognise(state)
+    if layout is None:
         some = ", ".join(list(state)[:4]) or "nothing"
         raise CheckpointError(
-            f"{path}: no weights of a MAEST network in it (no {error}; it has {some} …)"
+            f"{path}: no weights of a MAEST network, nor of PaSST or DeiT, in it (it has {some} …)"
+        )
+    try:
+        parts = layouts.read(state, layout)
+        sizes = _sizes_of(parts, layout)
+    except LayoutError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{path}: looks like weights of {layout}, but the sizes of the network cannot be read "
+            f"off it ({type(error).__name__}: {error})"
         ) from None
+    return Checkpoint(path, parts, sizes, layout)
 
 
-def load_into(model: Maest, checkpoint: Checkpoint) -> Maest:
-    """Copy a checkpoint's weights into a network, adapting what may differ.
+def _sizes_of(parts: layouts.Parts, layout: str) -> dict[str, Any]:
+    """Read the sizes off the shapes of the weights, where no configuration tells them.
 
-    Position embeddings of another length are resized along their own axis (bicubic); a head for
-    another number of classes stays fresh. Both are logged. Anything else must match.
+    ``n_classes`` is left out if there is no head; PaSST and DeiT, which never saw our input, tell
+    nothing of its length.
+    """
+    embed_dim = parts["cls_token"][0].shape[-1]
+    blocks = {int(key.split(".")[1]) for key in parts if key.startswith("blocks.")}
+    sizes = {
+        "embed_dim": embed_dim,
+        "depth": max(blocks) + 1,
+        "num_heads": max(1, embed_dim // _HEAD_WIDTH),
+        "mlp_ratio": parts["blocks.0.mlp.fc1.weight"][0].shape[0] / embed_dim,
+        "input_f": N_MELS,
+    }
+    if "head.1.weight" in parts:
+        sizes["n_classes"] = parts["head.1.weight"][0].shape[0]
+    if layout in (layouts.MAEST, HUB):
+        positions = parts["time_new_pos_embed"][0].shape[-1]
+        longest = max(positions * STRIDE, PATCH_SIZE)
+        sizes["input_t"] = _RELEASED_INPUTS.get(positions, longest)
+        sizes |= {"norm_mean": NORM_MEAN, "norm_std": NORM_STD}
+    if layout == HUB:
+        sizes["head_eps"] = 1e-6
+    return sizes
+
+
+def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) -> Maest:
+    """Give a network a checkpoint's weights, adapting what may differ.
+
+    Position embeddings of another size are resized along their own axis (bicubic); a head for
+    another number of classes or another task stays fresh, but for its norm. Both are logged.
+    Anything else must match.
+
+    Args:
+        model: the network; one made by `Maest.without_weights` gets memory of its own for each
+            weight, and no more.
+        checkpoint: what `load_checkpoint` found.
+        discard_head: leave the whole head fresh.
 
     Raises:
         CheckpointError: listing the keys that are missing, unexpected or of another shape.
     """
-    state = dict(checkpoint.state)
     own = model.state_dict()
-    notes = []
-    for name in ("time_new_pos_embed", "freq_new_pos_embed"):
-        if name in state and state[name].shape != own[name].shape:
-            size = own[name].shape[2:]
-            if state[name].shape[:2] != own[name].shape[:2]:
-                continue  # another width: reported below
-            notes.append(f"{name} resized from {tuple(state[name].shape[2:])} to {tuple(size)}")
-            state[name] = F.interpolate(
-                state[name].float(), size=size, mode="bicubic", align_corners=False
-            )
-    head = state.get("head.1.weight")
-    if head is not None and head.shape[0] != model.n_classes:
-        notes.append(f"the head is fresh: {head.shape[0]} classes there, {model.n_classes} here")
-        for name in ("head.1.weight", "head.1.bias", "head_dist.weight", "head_dist.bias"):
-            state[name] = own[name]
+    parts = dict(checkpoint.parts)
+    notes = _fit_positions(parts, own)
+    fresh = _fresh_names(model, checkpoint, discard_head, notes)
+    for name in fresh:
+        parts.pop(name, None)
 
-    problems = [f"missing: {name}" for name in own if name not in state]
-    problems += [f"unexpected: {name}" for name in state if name not in own]
+    shapes = {name: _joined_shape(tensors) for name, tensors in parts.items()}
+    problems = [f"missing: {name}" for name in own if name not in parts and name not in fresh]
+    problems += [f"unexpected: {name}" for name in parts if name not in own]
     problems += [
-        f"{name}: {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        f"{name}: {shapes[name]}, expected {tuple(own[name].shape)}"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if name in parts and shapes[name] != tuple(own[name].shape)
     ]
     if problems:
         shown = "\n  ".join(problems[:20]) + ("\n  …" if len(problems) > 20 else "")
+        hint = ""
+        if any(checkpoint.sizes[name] != getattr(model, name) for name in ("embed_dim", "depth")):
+            sizes = checkpoint.sizes
+            hint = (
+                f"\nThe checkpoint has {sizes['depth']} blocks of {sizes['embed_dim']} channels, "
+                f"the network {model.depth} of {model.embed_dim}. If maest.arch or another size "
+                "was given, leave it out (maest.arch=None after a named config): the checkpoint "
+                "knows its own"
+            )
         raise CheckpointError(
-            f"{checkpoint.path}: does not fit the network ({len(problems)} keys):\n  {shown}\n"
-            "If maest.arch or another size was given, leave it out: the checkpoint knows its own"
+            f"{checkpoint.path}: does not fit the network ({len(problems)} keys):\n  {shown}{hint}"
         )
-    model.load_state_dict(state)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in parts:
+                value = torch.cat(parts[name])  # a copy: the parts may be views of the file
+            elif tensor.is_meta:
+                value = _fresh(name, tensor.shape)
+            else:
+                continue  # fresh as it is
+            if tensor.is_meta:
+                module, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(module), leaf, nn.Parameter(value.float()))
+            else:
+                tensor.copy_(value)
     for note in notes:
         log.warning("%s: %s", checkpoint.path, note)
     return model
+
+
+def _joined_shape(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
+    first = tuple(tensors[0].shape)
+    return (sum(len(t) for t in tensors), *first[1:]) if len(tensors) > 1 else first
+
+
+def _fit_positions(parts: layouts.Parts, own: Mapping[str, Tensor]) -> list[str]:
+    """Resize the position embeddings in ``parts`` where they do not fit; what was done."""
+    notes = []
+    rows, columns = (own[f"{axis}_new_pos_embed"].shape for axis in ("freq", "time"))
+    if "pos_embed" in parts:
+        grid = parts.pop("pos_embed")[0]
+        freq, time = layouts.split_square_positions(grid, rows[2], columns[3])
+        parts |= {"freq_new_pos_embed": (freq,), "time_new_pos_embed": (time,)}
+        side = round(grid.shape[1] ** 0.5)
+        notes.append(
+            f"positions of a {side} x {side} grid resized to {rows[2]} x {columns[3]}, and taken "
+            "apart into frequency and time"
+        )
+    for name, wanted in (("time_new_pos_embed", columns), ("freq_new_pos_embed", rows)):
+        if name not in parts or parts[name][0].shape == wanted:
+            continue
+        found = parts[name][0]
+        # Of another width or number of axes: reported as what does not fit.
+        if found.ndim == 4 and found.shape[:2] == wanted[:2] and found.numel():
+            parts[name] = (layouts.resize_positions(found, *wanted[2:]),)
+            notes.append(f"{name} resized from {tuple(found.shape[2:])} to {tuple(wanted[2:])}")
+    return notes
+
+
+def _fresh_names(
+    model: Maest, checkpoint: Checkpoint, discard_head: bool, notes: list[str]
+) -> set[str]:
+    """The parameters that the checkpoint does not set; why is added to ``notes``."""
+    names = list(model.state_dict())
+    if discard_head:
+        notes.append("the head is discarded: a fresh one")
+        return {name for name in names if name.startswith(_HEADS)}
+    # The norm before the head fits any head.
+    last = {name for name in names if name.startswith(("head.1.", "head_dist."))}
+    classes = checkpoint.sizes.get("n_classes")
+    if classes is not None and classes != model.n_classes:
+        notes.append(f"the head is fresh: {classes} classes there, {model.n_classes} here")
+        fresh = last
+    elif checkpoint.sizes.get("task", model.task) != model.task:
+        notes.append(f"the head is fresh: {checkpoint.sizes['task']} there, {model.task} here")
+        fresh = last
+    else:
+        fresh = set()
+    optional = _OPTIONAL.get(checkpoint.layout, ())
+    absent = {n for n in names if n.startswith(optional) and n not in checkpoint.parts}
+    if classes is None and absent:
+        notes.append("the head is fresh: the file has none for music")
+    return fresh | absent
+
+
+def _fresh(name: str, shape: torch.Size) -> Tensor:
+    """What `Maest.init_weights` gives to a part of the head."""
+    if name.endswith(".bias"):
+        return torch.zeros(shape)
+    if name == "head.0.weight":
+        return torch.ones(shape)
+    return nn.init.trunc_normal_(torch.empty(shape), std=0.02)

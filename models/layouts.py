@@ -1,0 +1,198 @@
+"""The layouts in which others keep the weights of this family, and our names for them.
+
+Each reader takes a foreign state dict and gives *parts*: our parameter name → the tensors that
+make it, to be joined along the first axis. Nothing is copied here: the tensors may be views of a
+file, and become memory only where a network takes them.
+
+Shapes in comments: F, T rows and columns of the patch grid, D channels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.maest import grid_size
+
+Parts = dict[str, tuple[Tensor, ...]]
+
+MAEST, PASST, DEIT, HUB = "MAEST", "PaSST", "DeiT", "hub"
+
+
+class LayoutError(ValueError):
+    """A state dict that is not what its layout says; the message lists keys."""
+
+
+def recognise(state: Mapping[str, Tensor]) -> str | None:
+    """Which layout a state dict is in, by its keys; None if in none that is known."""
+    if any(key.endswith("embeddings.position_embeddings") for key in state):
+        return HUB
+    if "freq_new_pos_embed" in state and "time_new_pos_embed" in state:
+        # PaSST has the same names; its spectrogram has 128 bands, which make 12 rows.
+        rows = state["freq_new_pos_embed"].shape[-2:-1]
+        return MAEST if tuple(rows) == (grid_size(96),) else PASST
+    return DEIT if "pos_embed" in state and "dist_token" in state else None
+
+
+def read(state: Mapping[str, Tensor], layout: str) -> Parts:
+    """A state dict in one of the layouts → parts under our names.
+
+    Keys that the layout does not have are passed through, to be reported as unexpected.
+
+    Raises:
+        LayoutError: for a hub layout that lacks keys, or whose positions are not a sum of
+            frequency and time.
+    """
+    if layout == HUB:
+        return _read_hub(state)
+    parts = {name: (tensor,) for name, tensor in state.items()}
+    if layout == DEIT:  # its heads are for ImageNet, and without a norm of their own
+        for name in ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias"):
+            parts.pop(name, None)
+        if parts["pos_embed"][0].ndim == 3:
+            positions = parts.pop("pos_embed")[0]
+            parts["new_pos_embed"] = (positions[:, :2],)
+            parts["pos_embed"] = (positions[:, 2:],)  # until the grid's size is known
+    colours = parts.get("patch_embed.proj.weight", (torch.empty(0),))[0]
+    if colours.ndim == 4 and colours.shape[1] == 3:
+        parts["patch_embed.proj.weight"] = (colours.sum(dim=1, keepdim=True),)
+    return parts
+
+
+def resize_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """Resize positions [1, D, F, T] bicubically, as PaSST does."""
+    return functional.interpolate(
+        positions.float(), size=(rows, columns), mode="bicubic", align_corners=False
+    )
+
+
+def split_square_positions(positions: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Positions of a square grid [1, n², D] → of frequency [1, D, F, 1] and of time [1, D, 1, T].
+
+    The grid is resized to F x T; its mean over one axis is the embedding of the other.
+    """
+    side = round(positions.shape[1] ** 0.5)
+    if side * side != positions.shape[1]:
+        raise LayoutError(f"pos_embed has {positions.shape[1]} patches: expected a square grid")
+    grid = positions.transpose(1, 2).unflatten(2, (side, side))
+    grid = resize_positions(grid, rows, columns)
+    return grid.mean(dim=3, keepdim=True), grid.mean(dim=2, keepdim=True)
+
+
+# ------------------------------------------------------------------ the hub's layout
+#
+# `ASTForAudioClassification` of transformers. The published files have the first names; its
+# version 5 uses the second ones in memory.
+
+_TOP = "audio_spectrogram_transformer."
+_HUB_BLOCK = {  # ours → theirs
+    "norm1": ("layernorm_before", "layernorm_before"),
+    "attn.proj": ("attention.output.dense", "attention.o_proj"),
+    "norm2": ("layernorm_after", "layernorm_after"),
+    "mlp.fc1": ("intermediate.dense", "mlp.fc1"),
+    "mlp.fc2": ("output.dense", "mlp.fc2"),
+}
+_HUB_QKV = (
+    tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
+    tuple(f"attention.{part}_proj" for part in "qkv"),
+)
+_HUB_SINGLE = {
+    "cls_token": "embeddings.cls_token",
+    "dist_token": "embeddings.distillation_token",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+_HUB_HEAD = {"head.0": "classifier.layernorm", "head.1": "classifier.dense"}
+_HUB_POSITIONS = "embeddings.position_embeddings"
+_HUB_BLOCK_KEY = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.")
+
+
+def _read_hub(state: Mapping[str, Tensor]) -> Parts:
+    left = dict(state)
+    missing: list[str] = []
+
+    def take(*names: str) -> tuple[Tensor, ...]:
+        missing.extend(name for name in names if name not in left)
+        return tuple(left.pop(name) for name in names if name in left)
+
+    # Without a head (`ASTModel`), transformers writes no prefix.
+    top = _TOP if any(key.startswith(_TOP) for key in state) else ""
+    parts = {ours: take(top + theirs) for ours, theirs in _HUB_SINGLE.items()}
+    numbers = [found[1] for key in state if (found := _HUB_BLOCK_KEY.match(key.removeprefix(top)))]
+    newer = any(key.startswith(f"{top}layers.") for key in state)
+    blocks = f"{top}layers" if newer else f"{top}encoder.layer"
+    for block in range(max(map(int, numbers), default=-1) + 1):
+        for kind in ("weight", "bias"):
+            for ours, theirs in _HUB_BLOCK.items():
+                name = f"blocks.{block}.{ours}.{kind}"
+                parts[name] = take(f"{blocks}.{block}.{theirs[newer]}.{kind}")
+            qkv = [f"{blocks}.{block}.{name}.{kind}" for name in _HUB_QKV[newer]]
+            parts[f"blocks.{block}.attn.qkv.{kind}"] = take(*qkv)
+    for ours, theirs in _HUB_HEAD.items():  # an `ASTModel` has none
+        for kind in ("weight", "bias"):
+            if f"{theirs}.{kind}" in left:
+                parts[f"{ours}.{kind}"] = take(f"{theirs}.{kind}")
+    positions = take(top + _HUB_POSITIONS)
+    if missing:
+        raise LayoutError(_listing("missing", missing))
+    if left:
+        raise LayoutError(_listing("unexpected", list(left)))
+    parts |= _split_positions(positions[0])
+    return parts
+
+
+def _split_positions(positions: Tensor) -> Parts:
+    """[1, 2 + F·T, D], frequency-major → those of the two tokens, of frequency, and of time."""
+    rows = grid_size(96)
+    if positions.ndim != 3 or positions.shape[1] < 2 + rows or (positions.shape[1] - 2) % rows:
+        raise LayoutError(
+            f"position_embeddings are {tuple(positions.shape)}: expected [1, 2 + {rows}·T, D], "
+            "the grid of a spectrogram with 96 bands"
+        )
+    grid = positions[:, 2:].unflatten(1, (rows, -1))  # [1, F, T, D]
+    time = grid[:, :1]
+    freq = grid[:, :, :1] - grid[:, :1, :1]
+    exact = torch.finfo(positions.dtype).eps * 64 * float(grid.abs().max())
+    off = float((freq + time - grid).abs().max())
+    if not off <= exact:
+        raise LayoutError(
+            f"position_embeddings are no sum of frequency and time (off by {off:.2g}), which is "
+            "all that this network has: trained further without that constraint, or no MAEST"
+        )
+    return {
+        "new_pos_embed": (positions[:, :2],),
+        "freq_new_pos_embed": (freq.permute(0, 3, 1, 2),),
+        "time_new_pos_embed": (time.permute(0, 3, 1, 2),),
+    }
+
+
+def _listing(what: str, names: list[str]) -> str:
+    shown = "\n  ".join(f"{what}: {name}" for name in names[:20])
+    return f"{len(names)} keys:\n  {shown}" + ("\n  …" if len(names) > 20 else "")
+
+
+def write_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict → the published files' names. ``head_dist`` is not carried."""
+    hub = {_TOP + theirs: state[ours] for ours, theirs in _HUB_SINGLE.items()}
+    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    for block in range(depth):
+        ours, theirs = f"blocks.{block}", f"{_TOP}encoder.layer.{block}"
+        for kind in ("weight", "bias"):
+            for mine, (published, _) in _HUB_BLOCK.items():
+                hub[f"{theirs}.{published}.{kind}"] = state[f"{ours}.{mine}.{kind}"]
+            qkv = state[f"{ours}.attn.qkv.{kind}"].chunk(3)
+            for name, part in zip(_HUB_QKV[0], qkv, strict=True):
+                hub[f"{theirs}.{name}.{kind}"] = part
+    for mine, theirs in _HUB_HEAD.items():
+        for kind in ("weight", "bias"):
+            hub[f"{theirs}.{kind}"] = state[f"{mine}.{kind}"]
+    grid = state["freq_new_pos_embed"] + state["time_new_pos_embed"]  # [1, D, F, T]
+    grid = grid.flatten(2).transpose(1, 2)
+    hub[_TOP + _HUB_POSITIONS] = torch.cat((state["new_pos_embed"], grid), dim=1)
+    return hub
