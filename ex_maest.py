@@ -1,9 +1,11 @@
-"""Pre-train MAEST, evaluate it, and extract embeddings and logits.
+"""Pre-train or fine-tune MAEST, evaluate it, extract embeddings and logits, hand it on.
 
 python ex_maest.py                                              # pre-train
+python ex_maest.py with maest_finetune datamodule.groundtruth_train=…
 python ex_maest.py test with maest.checkpoint=exp_logs/latest/model
 python ex_maest.py extract_embeddings with maest.checkpoint=exp_logs/latest/model
 python ex_maest.py extract_logits with maest.checkpoint=exp_logs/latest/model
+python ex_maest.py export with maest.checkpoint=exp_logs/latest/model export.format=onnx
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 import config as settings
 from datasets.datamodule import MaestDataModule
+from datasets.groundtruth import read_labels, write_labels
 from ex_common import (
     Experiment,
     command,
@@ -37,21 +40,49 @@ from helpers.history import History, ProgressBar
 from helpers.settings import check_choice
 from helpers.writer import POOLS, TrackWriter
 from models import Maest, get_maest, load_checkpoint, save_model
-from models.archs import clip_seconds, input_frames
+from models.archs import clip_seconds, find_arch, input_frames
+from models.download import fetch
+from models.huggingface import export_huggingface
+from models.maest import TASKS
 from models.module import MaestModule, TrainingOptions
-from models.weights import Checkpoint, load_into
+from models.onnx_export import export_onnx
+from models.weights import Checkpoint, load_into, save_safetensors
 
 log = logging.getLogger(__name__)
 
 ex = Experiment("maest", save_git_info=has_git_commit())
-set_up(ex, settings.MAEST, settings.MAEST_NAMED, settings.LIMITS)
+set_up(ex, settings.MAEST, settings.MAEST_NAMED, settings.LIMITS, settings.SENTENCES)
 
 # Settings of the network that only training uses: the random ones.
 _RANDOM = ("s_patchout_t", "s_patchout_f", "u_patchout")
 _RANDOM += ("drop_rate", "attn_drop_rate", "drop_path_rate")
+# Settings that say which weights to take, and not what the network is.
+_WEIGHTS = ("pretrained", "checkpoint", "checkpoint_swa_weights", "checkpoint_discard_head")
+
+# What results.json calls the answer that does not look at the input
+_BASELINES = {
+    "multi-label": "label_frequencies",
+    "single-label": "most_frequent_class",
+    "regression": "training_mean",
+}
+_SHOWN = {
+    "multi-label": ("ap", "roc_auc"),
+    "single-label": ("accuracy", "macro_f1"),
+    "regression": ("r2", "mse"),
+}
+FORMATS = ("huggingface", "onnx", "safetensors")
 
 
 # ---------------------------------------------------------------- putting things together
+
+
+def find_task(config: dict[str, Any], checkpoint: Checkpoint | None) -> str:
+    """What the targets are: as the settings say, or the checkpoint, or else many labels."""
+    task = config["maest"]["task"]
+    if task is not None:
+        check_choice("maest.task", task, TASKS)
+        return task
+    return checkpoint.sizes.get("task", TASKS[0]) if checkpoint else TASKS[0]
 
 
 def set_up_data(
@@ -64,13 +95,19 @@ def set_up_data(
     options = dict(config["datamodule"])
     for split in {"train", "val", "test", "predict"} - set(splits):
         options.pop(f"groundtruth_{split}")
-    clip_length = options.pop("clip_length")
+    if "train" not in splits:
+        options.pop("teacher_dir")
+    # Of tracks to extract only the names count: any targets will do.
+    options["task"] = "regression" if splits == ("predict",) else find_task(config, checkpoint)
+    clip_length, arch = options.pop("clip_length"), config["maest"]["arch"]
     if clip_length is not None:
         frames = input_frames(clip_length)
     elif config["maest"]["input_t"] is not None:
         frames = config["maest"]["input_t"]
-    elif checkpoint is not None:
+    elif checkpoint is not None and "input_t" in checkpoint.sizes:
         frames = checkpoint.sizes["input_t"]
+    elif arch is not None and find_arch(arch).published:
+        frames = find_arch(arch).input_t
     else:
         frames = input_frames(settings.DEFAULT_CLIP_LENGTH)
     data = MaestDataModule(clip_frames=frames, seed=config["seed"], **options)
@@ -79,11 +116,27 @@ def set_up_data(
 
 
 def find_checkpoint(config: dict[str, Any], training: bool = False) -> Checkpoint | None:
-    """What ``maest.checkpoint`` points to, read."""
+    """The weights to start from: ``maest.checkpoint``'s, or the published ones of the arch."""
     if config["ckpt_path"] is not None and not training:
         raise InputError("ckpt_path continues a training; to use a model, give maest.checkpoint=…")
-    path = config["maest"]["checkpoint"]
-    return None if path is None else load_checkpoint(path)
+    maest = config["maest"]
+    path, arch, pretrained = maest["checkpoint"], maest["arch"], maest["pretrained"]
+    if path is not None:
+        return load_checkpoint(path, average=maest["checkpoint_swa_weights"])
+    if maest["checkpoint_swa_weights"]:
+        raise InputError("maest.checkpoint_swa_weights is for a file: give maest.checkpoint=<file>")
+    if arch is None:
+        if pretrained:
+            raise InputError("maest.pretrained=True: of which architecture? Give maest.arch=…")
+        return None
+    try:
+        return fetch(arch) if pretrained or (pretrained is None and _published(arch)) else None
+    except ValueError as error:  # no such architecture, or no weights of it
+        raise InputError(str(error)) from error
+
+
+def _published(arch: str | None) -> bool:
+    return arch is not None and find_arch(arch).published
 
 
 def set_up_network(
@@ -94,38 +147,80 @@ def set_up_network(
     training: bool = False,
 ) -> Maest:
     """The network that settings, checkpoint and (where they leave it open) a split ask for."""
-    options = dict(config["maest"])
-    options.pop("checkpoint")
-    if not training:
-        options = {name: value for name, value in options.items() if name not in _RANDOM}
+    options = network_options(config, checkpoint, training)
     if checkpoint is None and options["arch"] is None:
         options["arch"] = settings.DEFAULT_ARCH
+    known = checkpoint.sizes if checkpoint else {}
     if options["input_t"] is None:
         options["input_t"] = data.clip_frames
-        if checkpoint is not None and not training:  # of a shorter clip, positions are cropped
-            options["input_t"] = max(data.clip_frames, checkpoint.sizes["input_t"])
+        if not training:  # of a shorter clip, positions are cropped
+            options["input_t"] = max(data.clip_frames, known.get("input_t", 0))
     if options["input_t"] < data.clip_frames:
         raise InputError(
             f"maest.input_t is {options['input_t']} frames, and datamodule.clip_length makes clips "
             f"of {data.clip_frames}: the network's input must hold a clip"
         )
-    labels = None
-    if training or (checkpoint is None and options["n_classes"] is None):
-        n_classes = data.groundtruth(split).n_classes
-        if options["n_classes"] not in (None, n_classes):
+    discard_head = config["maest"]["checkpoint_discard_head"]
+    if training or (options["n_classes"] is None and "n_classes" not in known):
+        groundtruth = data.groundtruth(split)
+        if options["n_classes"] not in (None, groundtruth.n_classes):
             raise InputError(
-                f"maest.n_classes is {options['n_classes']}, and {data.groundtruth(split).path} "
-                f"has {n_classes} labels to a track: leave it out, or correct it"
+                f"maest.n_classes is {options['n_classes']}, and {groundtruth.path} "
+                f"has {groundtruth.n_classes} labels to a track: leave it out, or correct it"
             )
-        options["n_classes"], labels = n_classes, data.labels(split)
-    norm = ("norm_mean", "norm_std")
-    if checkpoint is None and None in [options[name] for name in norm]:
-        for name, measured in zip(norm, data.mean_and_std(split), strict=True):
-            options[name] = measured if options[name] is None else options[name]
+        options["n_classes"] = groundtruth.n_classes
+        options["labels"] = options["labels"] or data.labels(split)
+        if checkpoint and checkpoint.labels and options["labels"] and not discard_head:
+            discard_head = checkpoint.labels != options["labels"]
+            if discard_head:
+                log.warning("the weights were trained on other labels: a fresh head")
+    _check_labels(options, options["n_classes"] or known.get("n_classes"), config)
+    norm = [name for name in ("norm_mean", "norm_std") if name not in known]
+    if None in [options[name] for name in norm]:
+        measured = dict(zip(("norm_mean", "norm_std"), data.mean_and_std(split), strict=True))
+        for name in norm:
+            options[name] = measured[name] if options[name] is None else options[name]
     try:
-        return get_maest(checkpoint=checkpoint, labels=labels, **options)
+        return get_maest(checkpoint=checkpoint, discard_head=discard_head, **options)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def network_options(
+    config: dict[str, Any], checkpoint: Checkpoint | None, training: bool = False
+) -> dict[str, Any]:
+    """The settings of section ``maest`` as arguments of `get_maest`."""
+    left_out = _WEIGHTS if training else (*_WEIGHTS, *_RANDOM)
+    options = {name: value for name, value in config["maest"].items() if name not in left_out}
+    options |= {"pretrained": False, "task": find_task(config, checkpoint)}
+    # An arch with published weights stands for those: a checkpoint takes their place.
+    if config["maest"]["checkpoint"] is not None and _published(options["arch"]):
+        log.info("maest.checkpoint takes the place of the weights of %s", options["arch"])
+        options["arch"] = None
+    if options["labels"] is not None:
+        options["labels"] = read_labels(options["labels"])
+    return options
+
+
+def _check_labels(options: dict[str, Any], n_classes: int | None, config: dict) -> None:
+    labels = options["labels"]
+    if labels is not None and n_classes is not None and len(labels) != n_classes:
+        raise InputError(
+            f"{config['maest']['labels'] or 'labels.json'}: {len(labels)} labels, and the model "
+            f"has {n_classes}: they are not of one task"
+        )
+
+
+def needs_head(checkpoint: Checkpoint, net: Maest, config: dict[str, Any]) -> None:
+    """Raise InputError if the network's head is not the checkpoint's: its logits would be noise."""
+    discarded = config["maest"]["checkpoint_discard_head"]
+    same_task = checkpoint.sizes.get("task", net.task) == net.task
+    if discarded or checkpoint.sizes.get("n_classes") != net.n_classes or not same_task:
+        raise InputError(
+            f"{checkpoint.path}: the head for {net.n_classes} classes would be a fresh one, and "
+            "its logits noise: leave out maest.n_classes, maest.task and "
+            "maest.checkpoint_discard_head, or use a model that was trained on these labels"
+        )
 
 
 def set_up_trainer(
@@ -164,7 +259,7 @@ def pretrain(_run, _config) -> dict[str, Any]:
     checkpoint = find_checkpoint(config, training=True)
     data = set_up_data(config, checkpoint, "train", "val")
     net = set_up_network(config, checkpoint, data, "train", training=True)
-    arch = config["maest"]["arch"] or (checkpoint.arch if checkpoint else settings.DEFAULT_ARCH)
+    arch = checkpoint.arch if checkpoint else config["maest"]["arch"] or settings.DEFAULT_ARCH
     if data.groundtruth("val").n_classes != net.n_classes:
         raise InputError(
             f"{data.groundtruth('val').path}: {data.groundtruth('val').n_classes} labels to a "
@@ -188,8 +283,9 @@ def pretrain(_run, _config) -> dict[str, Any]:
         record=_run.log_scalar,
         continued=earlier and earlier / "history.csv",
     )
+    monitor = f"val_{metrics.MONITOR[net.task]}"
     best = ModelCheckpoint(
-        folder / "checkpoints", "best-{epoch}", monitor="val_ap", mode="max", save_last=True
+        folder / "checkpoints", "best-{epoch}", monitor=monitor, mode="max", save_last=True
     )
     trainer = set_up_trainer(
         config,
@@ -201,7 +297,7 @@ def pretrain(_run, _config) -> dict[str, Any]:
     net.train()
     trainer.fit(module, data, ckpt_path=config["ckpt_path"])
     kept = {"epoch": trainer.current_epoch, "steps": trainer.global_step}
-    validated = bool(history.epochs) and "val_ap" in history.epochs[-1]
+    validated = bool(history.epochs) and monitor in history.epochs[-1]
     if path := _best_checkpoint(best, folder, config["ckpt_path"]):
         found = load_checkpoint(path)
         load_into(net, found)
@@ -214,13 +310,15 @@ def pretrain(_run, _config) -> dict[str, Any]:
     results |= {"steps": trainer.global_step, "seconds": time.monotonic() - started}
     write_json(folder / "results.json", results)
     model = save_model(
-        folder / "model", net.eval(), arch, trained_on=_provenance(config, data, results)
+        folder / "model",
+        net.eval(),
+        arch,
+        trained_on=_provenance(config, checkpoint, data, results),
     )
     point_link(folder.parent / "latest", folder)
-    _report(results, folder, model)
+    _report(results, net.task, folder, model)
     return {
-        "val_ap": results["val_ap"],
-        "val_roc_auc": results["val_roc_auc"],
+        **{f"val_{name}": results[f"val_{name}"] for name in _SHOWN[net.task]},
         "folder": str(folder),
     }
 
@@ -239,19 +337,21 @@ def test(_run, _config) -> dict[str, Any]:
             f"{groundtruth.path}: {groundtruth.n_classes} labels to a track, and the model has "
             f"{net.n_classes}: they are not of one task"
         )
+    needs_head(checkpoint, net, config)
     module = MaestModule(net, patches_per_pass=config["inference"]["patches_per_pass"])
     if config["trainer"]["limit_test_batches"] == 0:
         raise InputError("trainer.limit_test_batches is 0: nothing would be tested")
     set_up_trainer(config, folder).test(module, data, verbose=False)
     results = _figures("test", module, net.labels)
     write_json(folder / "results.json", results)
+    found = _in_words(net.task, {name: results[f"test_{name}"] for name in _SHOWN[net.task]})
+    chance = f" (chance: {_in_words(net.task, results['chance'])})" if "chance" in results else ""
+    left_out = module.evaluation.left_out
     print(
-        f"{results['test_tracks']} tracks: AP {results['test_ap']:.4f}, ROC-AUC "
-        f"{results['test_roc_auc']:.4f} (chance {results['chance']['ap']:.4f}, "
-        f"{results['chance']['roc_auc']:.4f}); {results['test_classes_left_out']} labels left out; "
+        f"{results['test_tracks']} tracks: {found}{chance}; {left_out} labels left out; "
         f"per label: {folder / 'results.json'}"
     )
-    return {name: results[name] for name in ("test_ap", "test_roc_auc")}
+    return {f"test_{name}": results[f"test_{name}"] for name in _SHOWN[net.task]}
 
 
 @command(ex)
@@ -265,6 +365,58 @@ def extract_embeddings(_run, _config) -> dict[str, Any]:
 def extract_logits(_run, _config) -> dict[str, Any]:
     """Write the logits, before the sigmoid, for each track of datamodule.groundtruth_predict."""
     return _extract(_run, _config, "logits", "logits")
+
+
+@command(ex)
+def export(_run, _config) -> dict[str, Any]:
+    """Write maest.checkpoint for other programs: transformers, ONNX runtimes, or one file."""
+    config, options = _config, _config["export"]
+    check_choice("export.format", options["format"], FORMATS)
+    if options["format"] != "onnx" and (options["with_frontend"] or options["blocks"] is not None):
+        raise InputError("export.with_frontend and export.blocks are for export.format=onnx")
+    checkpoint = _needed_checkpoint(config)
+    network = network_options(config, checkpoint)
+    _check_labels(network, checkpoint.sizes.get("n_classes"), config)
+    try:
+        net = get_maest(checkpoint=checkpoint, **network)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    needs_head(checkpoint, net, config)
+    folder = Path(str(options["out_dir"]))
+    licence = options["licence"] or checkpoint.licence
+    trained_on = dict(checkpoint.trained_on) | ({"licence": licence} if licence else {})
+    notes: list[str] = []
+    try:
+        if options["format"] == "huggingface":
+            written = folder
+            _check_replaceable(folder)
+            notes = export_huggingface(
+                folder, net, arch=checkpoint.arch, trained_on=trained_on, licence=licence
+            )
+        elif options["format"] == "onnx":
+            blocks = options["blocks"]
+            if blocks is None:
+                blocks = [config["inference"]["transformer_block"]]
+            metadata = {"arch": checkpoint.arch or "", "licence": licence or ""}
+            written = export_onnx(
+                folder / "model.onnx",
+                net,
+                blocks,
+                with_frontend=options["with_frontend"],
+                metadata=metadata,
+            )
+        else:
+            written = save_safetensors(
+                folder / "model.safetensors", net, checkpoint.arch, trained_on
+            )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if options["format"] != "huggingface" and net.labels:
+        write_labels(folder / "labels.json", net.labels)
+    for note in notes:
+        log.warning(note)
+    print(f"written: {written}")
+    return {"written": str(written), "notes": notes}
 
 
 # ---------------------------------------------------------------- their parts
@@ -289,8 +441,9 @@ def _needed_checkpoint(config: dict[str, Any]) -> Checkpoint:
     checkpoint = find_checkpoint(config)
     if checkpoint is None:
         raise InputError(
-            "which model? Give maest.checkpoint=<model folder>, such as exp_logs/latest/model "
-            "(embeddings of random weights are to be had by naming maest.arch alone)"
+            "which model? Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or "
+            "maest.arch=<a released model> (embeddings of random weights are to be had by naming "
+            "an arch without published weights, such as maest_tiny)"
         )
     return checkpoint
 
@@ -307,7 +460,9 @@ def _extract(run, config: dict[str, Any], kind: str, output: str | int) -> dict[
     net = set_up_network(config, checkpoint, data, "predict")
     if checkpoint is None:
         log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
-    if output != "logits":
+    if output == "logits":
+        needs_head(checkpoint, net, config)
+    else:
         check_choice("inference.transformer_block", output, range(-1, net.depth))
 
     module = MaestModule(net, patches_per_pass=inference["patches_per_pass"])
@@ -328,78 +483,117 @@ def _extract(run, config: dict[str, Any], kind: str, output: str | int) -> dict[
     return {"written": writer.written, "failed": len(writer.failed), "folder": str(folder)}
 
 
+def _check_replaceable(folder: Path) -> None:
+    """Raise InputError if an exported folder would replace something else."""
+    if folder.exists() and not (folder / "preprocessor_config.json").is_file():
+        empty = folder.is_dir() and not any(folder.iterdir())
+        if not empty:
+            raise InputError(
+                f"{folder}: is there already, and was not made by an export: choose another "
+                "export.out_dir"
+            )
+
+
 def _figures(split: str, module: MaestModule, labels: list[str] | None) -> dict[str, Any]:
     """The last evaluation's figures, over all labels and for each, and what chance gets."""
-    scores, targets = module.scores, module.targets
+    evaluation, targets = module.evaluation, module.targets
     names = labels or [str(i) for i in range(targets.shape[1])]
-    chance_ap, chance_roc_auc = metrics.chance_scores(targets)
-    return {
-        f"{split}_ap": scores.macro_ap,
-        f"{split}_roc_auc": scores.macro_roc_auc,
-        f"{split}_classes_left_out": scores.left_out,
-        f"{split}_tracks": len(targets),
-        "chance": {"ap": chance_ap, "roc_auc": chance_roc_auc},
-        "per_label": [
-            {
-                "label": name,
-                "ap": None if np.isnan(scores.ap[i]) else float(scores.ap[i]),
-                "roc_auc": None if np.isnan(scores.roc_auc[i]) else float(scores.roc_auc[i]),
-                "positives": int(targets[:, i].sum()),
-            }
-            for i, name in enumerate(names)
-        ],
-    }
+    results: dict[str, Any] = {f"{split}_{k}": v for k, v in evaluation.figures.items()}
+    results[f"{split}_tracks"] = len(targets)
+    multi_label, regression = module.net.task == "multi-label", module.net.task == "regression"
+    if multi_label:
+        results["chance"] = dict(
+            zip(_SHOWN["multi-label"], metrics.chance_scores(targets), strict=True)
+        )
+    results["per_label"] = [
+        {
+            "label": name,
+            **{k: None if np.isnan(v[i]) else float(v[i]) for k, v in evaluation.per_label.items()},
+            **({} if regression else {"positives": int(targets[:, i].sum())}),
+        }
+        for i, name in enumerate(names)
+    ]
+    return results
 
 
 def _summarise(
     module: MaestModule, data: MaestDataModule, history: History, folder: Path
 ) -> dict[str, Any]:
-    """Figures of the kept weights on the validation split, beside two baselines; with pictures."""
+    """Figures of the kept weights on the validation split, beside baselines; with pictures."""
+    task = module.net.task
     results = _figures("val", module, module.net.labels)
-    frequencies = data.groundtruth("train").targets.mean(axis=0)
-    constant = metrics.constant_scores(module.targets, frequencies)
-    results["label_frequencies"] = {"ap": constant.macro_ap, "roc_auc": constant.macro_roc_auc}
+    baseline = metrics.baseline(task, data.groundtruth("train").targets, module.targets)
+    name, first = _BASELINES[task], _SHOWN[task][0]
+    results[name] = {figure: baseline.figures[figure] for figure in _SHOWN[task]}
     results["epochs"] = history.epochs
     if history.epochs:
-        lines = {"chance": results["chance"]["ap"], "label frequencies": constant.macro_ap}
+        lines = {"chance": results["chance"][first]} if "chance" in results else {}
+        lines[name.replace("_", " ")] = results[name][first]
         plots.learning_curve(folder / "learning_curve.png", history.epochs, lines)
+    figure = "f1" if task == "single-label" else first
     plots.label_bars(
         folder / "labels.png",
         [row["label"] for row in results["per_label"]],
-        {"model": module.scores.ap, "label frequencies": constant.ap},
-        "average precision on the validation split",
+        {
+            "model": module.evaluation.per_label[figure],
+            name.replace("_", " "): baseline.per_label[figure],
+        },
+        f"{_PER_LABEL[figure]} on the validation split",
     )
     return results
 
 
+_PER_LABEL = {"ap": "average precision", "f1": "F1", "r2": "R²"}
+
+
 def _provenance(
-    config: dict[str, Any], data: MaestDataModule, results: dict[str, Any]
+    config: dict[str, Any],
+    checkpoint: Checkpoint | None,
+    data: MaestDataModule,
+    results: dict[str, Any],
 ) -> dict[str, Any]:
     """What a model folder says of its making; names, not paths: it is made to be passed on."""
     groundtruth, started_from = data.groundtruth("train"), config["maest"]["checkpoint"]
+    if started_from is not None:
+        started_from = "/".join(Path(started_from).parts[-3:])
+    elif checkpoint is not None:
+        started_from = checkpoint.arch
+    licence = checkpoint.licence if checkpoint else None
     return {
         "groundtruth": "/".join(groundtruth.path.parts[-2:]),
         "tracks": len(groundtruth),
-        "started_from": started_from and "/".join(Path(started_from).parts[-3:]),
+        "started_from": started_from,
+        # Share alike: what is made of such weights has their licence.
+        **({"licence": licence} if licence and "-SA-" in licence else {}),
         "seed": config["seed"],
         "steps": results["best_steps"],
         "epoch": results["best_epoch"],
-        "val_ap": results["val_ap"],
-        "val_roc_auc": results["val_roc_auc"],
+        **{f"val_{name}": results[f"val_{name}"] for name in _SHOWN[data.task]},
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"torch": torch.__version__, "pytorch_lightning": pl.__version__},
     }
 
 
-def _report(results: dict[str, Any], folder: Path, model: Path) -> None:
-    chance, constant = results["chance"], results["label_frequencies"]
+def _in_words(task: str, figures: dict[str, float]) -> str:
+    return ", ".join(f"{metrics.FIGURE_NAMES[n]} {figures[n]:.4f}" for n in _SHOWN[task])
+
+
+def _report(results: dict[str, Any], task: str, folder: Path, model: Path) -> None:
+    rows = {"model": {name: results[f"val_{name}"] for name in _SHOWN[task]}}
+    rows[_BASELINES[task].replace("_", " ")] = results[_BASELINES[task]]
+    if "chance" in results:
+        rows["chance"] = results["chance"]
+    names = [metrics.FIGURE_NAMES[name] for name in _SHOWN[task]]
+    lines = [f"  {'':19s}" + "".join(f"{name:>9s}" for name in names)]
+    lines += [
+        f"  {row:19s}" + "".join(f"{figures[name]:9.4f}" for name in _SHOWN[task])
+        for row, figures in rows.items()
+    ]
+    left_out = next(int(v) for k, v in results.items() if k.endswith("_left_out"))
     print(
         f"\nvalidation, {results['val_tracks']} tracks, best epoch {results['best_epoch']}:\n"
-        f"                        AP  ROC-AUC\n"
-        f"  model             {results['val_ap']:6.4f}   {results['val_roc_auc']:6.4f}\n"
-        f"  label frequencies {constant['ap']:6.4f}   {constant['roc_auc']:6.4f}\n"
-        f"  chance            {chance['ap']:6.4f}   {chance['roc_auc']:6.4f}\n"
-        f"({results['val_classes_left_out']} labels without positives left out; "
+        + "\n".join(lines)
+        + f"\n({left_out} labels left out, as they cannot be scored; "
         f"{results['steps']} steps in {results['seconds']:.0f} s)\n"
         f"learning curve: {folder / 'learning_curve.png'}\n"
         f"per label:      {folder / 'labels.png'}\n"
@@ -408,4 +602,4 @@ def _report(results: dict[str, Any], folder: Path, model: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command_line(ex, sys.argv))
+    sys.exit(run_command_line(ex, sys.argv, settings.SECTION_ALIASES))

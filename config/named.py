@@ -70,8 +70,9 @@ _add(
 _add(
     MAEST,
     "maest_finetune",
-    "Fine-tune maest.checkpoint on your own ground truth: slower learning in earlier blocks.",
+    "Fine-tune maest.checkpoint, or the newest finished training, on your own ground truth.",
     _FINETUNE,
+    {"maest": {"checkpoint": "exp_logs/latest/model"}},
 )
 
 # ---------------------------------------------------------------- the family

@@ -1,0 +1,271 @@
+"""The HEAR 2021 common API: our models, as HEAR's evaluation kit and others' benchmarks take them.
+
+    python -m heareval.embeddings.runner models.hear --model exp_logs/latest/model
+
+or, in Python:
+
+>>> from models.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
+>>> model = load_model("exp_logs/latest/model")
+>>> scenes = get_scene_embeddings(audio, model)  # [S, samples] → [S, 3·D]
+>>> embeddings, timestamps = get_timestamp_embeddings(audio, model)  # [S, K, 3·D], [S, K] ms
+
+J. Turian et al., "HEAR: Holistic Evaluation of Audio Representations", PMLR 176, 2022;
+https://hearbenchmark.com/hear-api.html. An embedding is what a transformer block makes of a piece
+of sound: its cls token, its dist token and the mean of its other tokens.
+
+Shapes: S sounds, K timestamps; the other letters are those of `models/maest.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers import patches
+from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
+from helpers.patches import PATCH_SIZE
+from models import ARCHS, get_maest
+from models.maest import Maest, grid_size
+
+DEFAULT_ARCH = "discogs-maest-30s-pw-129e"  # what `load_model()` gives
+DEFAULT_BLOCK = 7  # of 12, from 0: what is usually extracted from, here and in the README
+
+# A timestamp's embedding is that of the frames around it. One column of patches is the shortest
+# input of the network (256 ms between the outer edges of its 16 hops), so it tells best *when*
+# something is heard, it fits every model whatever its input length, and it costs 11 tokens.
+# PaSST, the parent network, also takes one column of patches there (160 ms, at its rate).
+WINDOW_FRAMES = PATCH_SIZE  # 16 frames: 256 ms, of which the first and the last see 8 ms more
+# HEAR asks for 50 ms or less (the tolerance of its transcription task). 50 ms is no whole number
+# of frames, and 3 frames are: all windows can be cut from one spectrogram, computed once.
+HOP_FRAMES = 3
+HOP_SAMPLES = HOP_FRAMES * HOP_LENGTH  # 768
+HOP_MS = 1000 * HOP_SAMPLES / SAMPLE_RATE  # 48 ms, exactly
+
+# From a window's centre to the centre of its first or last frame: 7.5 hops of 16 ms. Half a hop,
+# because an even number of frames has its centre between two of them.
+_REACH_SAMPLES = (WINDOW_FRAMES - 1) * HOP_LENGTH // 2  # 1920
+
+# So many tokens go through the network at a time, whatever the length and number of sounds: about
+# 0.6 GB of activations in the base model; 1489 windows, or 9 patches of 30 s.
+_TOKENS_PER_PASS = 16_384
+
+
+class HearModel(nn.Module):
+    """A MAEST network with what HEAR reads off a model.
+
+    Args:
+        net: the network.
+        transformer_block: whose output is the embedding: the zero-based number of a block, or -1
+            for the final embedding.
+
+    Attributes:
+        sample_rate: of the audio that is expected, in Hz: 16000.
+        scene_embedding_size, timestamp_embedding_size: 3·D, or D for block -1.
+
+    Raises:
+        ValueError: if the network has no such block.
+    """
+
+    def __init__(self, net: Maest, transformer_block: int = DEFAULT_BLOCK) -> None:
+        super().__init__()
+        whole = isinstance(transformer_block, int) and not isinstance(transformer_block, bool)
+        if not whole or not -1 <= transformer_block < net.depth:
+            raise ValueError(
+                f"transformer_block is {transformer_block!r}, and the model has {net.depth} "
+                f"blocks: pass load_model(..., transformer_block=…), 0 to {net.depth - 1}, or -1 "
+                "for the final embedding"
+            )
+        self.net = net
+        self.transformer_block = transformer_block
+        self.sample_rate = SAMPLE_RATE
+        size = net.embed_dim if transformer_block == -1 else 3 * net.embed_dim
+        self.scene_embedding_size = size
+        self.timestamp_embedding_size = size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.net.cls_token.device
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Normalised log-mel patches, [B, F, T frames] → their embeddings, float32 [B, 3·D]."""
+        _, embeddings = self.net(mel, transformer_block=self.transformer_block)
+        return embeddings.float()
+
+
+def load_model(
+    model_file_path: str | Path = "", transformer_block: int = DEFAULT_BLOCK
+) -> HearModel:
+    """Load a model, on the CPU, in eval mode.
+
+    Args:
+        model_file_path: a model folder or a checkpoint file; or the name of an architecture with
+            published weights (`models.ARCHS`), which are fetched if need be; or "", for
+            "discogs-maest-30s-pw-129e". A file or folder goes before an architecture of that name.
+        transformer_block: whose output is the embedding: the zero-based number of a block, or -1
+            for the final embedding. The evaluation kit passes it on:
+            ``--model-options '{"transformer_block": 6}'``.
+
+    Raises:
+        FileNotFoundError: if there is no such file, folder or architecture.
+        models.CheckpointError: if what is there is no MAEST model.
+        ValueError: if the model has no such block, or the architecture no published weights.
+    """
+    name = str(model_file_path) or DEFAULT_ARCH
+    path = Path(name).expanduser()
+    if path.exists():
+        net = get_maest(checkpoint=path)
+    elif name in ARCHS or not str(model_file_path):
+        # Said aloud: embeddings of random weights would look like any others.
+        net = get_maest(name, pretrained=True)
+    else:
+        near = difflib.get_close_matches(name, ARCHS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise FileNotFoundError(
+            f"{name}: no such file or folder, and no architecture of that name. load_model takes "
+            "a model folder (a finished run's exp_logs/<id>/model), a checkpoint file, or one of "
+            f"{', '.join(ARCHS)}.{hint}"
+        )
+    return HearModel(net, transformer_block).eval()
+
+
+def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
+    """One embedding for each sound: the mean over its patches, weighted by their seconds.
+
+    Patches are cut as everywhere (`helpers.patches.cut`): one after the other, of the model's input
+    length; a remainder of a second or more is a shorter patch.
+
+    Args:
+        audio: float tensor [n_sounds, n_samples], mono, 16 kHz, in -1..1; any length from one
+            sample on. On any device: a sound at a time goes to the model's.
+        model: what :func:`load_model` returned.
+
+    Returns:
+        float32 tensor [n_sounds, model.scene_embedding_size], on the model's device. A sound's
+        embedding does not depend on the other sounds in ``audio``, but for rounding.
+
+    Raises:
+        TypeError: if ``audio`` is no tensor or ``model`` not from :func:`load_model`.
+        ValueError: for audio of another shape or type, an empty one, NaN or infinite values.
+    """
+    _check(audio, model)
+    with _inference(model):
+        mels = torch.stack([_melspectrogram(sound, model) for sound in audio])  # [S, F, T]
+        cuts = patches.cut(mels.shape[-1], model.net.input_t)
+        lengths = [last - first for first, last in cuts]
+        # All patches but the last are of one length: those go through the network together.
+        whole = lengths.count(lengths[0])
+        embeddings = _embed(mels[..., : cuts[whole - 1][1]], lengths[0], lengths[0], model)
+        if whole < len(cuts):
+            rest = _embed(mels[..., slice(*cuts[-1])], lengths[-1], lengths[-1], model)
+            embeddings = torch.cat((embeddings, rest), dim=1)  # [S, patches, 3·D]
+        weights = torch.tensor(lengths, dtype=torch.float32, device=model.device) / sum(lengths)
+        return (embeddings * weights[:, None]).sum(dim=1)
+
+
+def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
+    """An embedding every 48 ms, of the 256 ms around it.
+
+    A window is 16 frames of the spectrogram of the whole sound, 8 before its timestamp and 8 after;
+    beyond both of its ends the sound is taken to be silent. The outer frames of a window thus hear
+    the sound around it (all frames together: 136 ms before the timestamp and 136 ms after) as the
+    frames of a clip do in training, which is also cut from a spectrogram. A spectrogram of the
+    window's samples alone would have a fade that is not in the sound, at both ends of every window.
+
+    Args:
+        audio: as for :func:`get_scene_embeddings`.
+        model: what :func:`load_model` returned.
+
+    Returns:
+        ``(embeddings, timestamps)``, both on the model's device:
+
+        - float32 [n_sounds, K, model.timestamp_embedding_size], K = 1 + floor(n_samples / 768).
+          Like a scene's, they do not depend on the other sounds;
+        - float32 [n_sounds, K]: the windows' centres, in milliseconds: 0, 48, 96 … up to the end
+          of the sound.
+
+    Raises:
+        as :func:`get_scene_embeddings`.
+    """
+    _check(audio, model)
+    sounds, samples = audio.shape
+    count = 1 + samples // HOP_SAMPLES
+    # Moves the grid of frames so that 7.5 of its steps lie before the first timestamp, 0, and as
+    # many behind the last; fewer than 768 samples are behind the last timestamp, so all is seen.
+    behind = (count - 1) * HOP_SAMPLES + _REACH_SAMPLES - samples
+    with _inference(model):
+        mels = torch.stack(
+            [_melspectrogram(F.pad(sound, (_REACH_SAMPLES, behind)), model) for sound in audio]
+        )  # [S, F, 3 (K - 1) + 16]
+        embeddings = _embed(mels, WINDOW_FRAMES, HOP_FRAMES, model)
+    timestamps = HOP_MS * torch.arange(count, dtype=torch.float32, device=model.device)
+    return embeddings, timestamps.repeat(sounds, 1)
+
+
+@contextmanager
+def _inference(model: HearModel) -> Iterator[None]:
+    """No gradients, and eval mode, whatever mode the model is in; that comes back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _melspectrogram(sound: Tensor, model: HearModel) -> Tensor:
+    """[samples] on any device → normalised log-mel [F, T] on the model's.
+
+    One sound at a time: the transform of a large batch would need many times the batch's memory.
+    """
+    return model.net.melspectrogram(sound.to(model.device))
+
+
+def _embed(mels: Tensor, length: int, hop: int, model: HearModel) -> Tensor:
+    """Embed all stretches of ``length`` frames, ``hop`` frames apart: [S, F, T] → [S, K, 3·D].
+
+    Some at a time, over the sounds: many short sounds and one long sound take the same memory.
+    """
+    stretches = mels.unfold(-1, length, hop)  # [S, F, K, length], a view
+    per_sound = stretches.shape[2]
+    total = len(mels) * per_sound
+    columns = grid_size(max(length, PATCH_SIZE))
+    together = max(1, _TOKENS_PER_PASS // (2 + grid_size(mels.shape[1]) * columns))
+    out = []
+    for first in range(0, total, together):
+        index = torch.arange(first, min(first + together, total), device=mels.device)
+        out.append(model(stretches[index // per_sound, :, index % per_sound]))  # [B, F, length]
+    return torch.cat(out).unflatten(0, (len(mels), per_sound))
+
+
+def _check(audio: Tensor, model: HearModel) -> None:
+    if not isinstance(model, HearModel):
+        raise TypeError(f"model is a {type(model).__name__}: expected what load_model returned")
+    if not isinstance(audio, Tensor):
+        raise TypeError(
+            f"audio is a {type(audio).__name__}: expected a torch.Tensor (torch.from_numpy makes "
+            "one)"
+        )
+    if audio.ndim != 2 or audio.numel() == 0:
+        hint = " One sound is audio[None]." if audio.ndim == 1 and len(audio) else ""
+        raise ValueError(
+            f"audio has the shape {list(audio.shape)}: expected [n_sounds, n_samples], at least "
+            f"one sound of one sample.{hint}"
+        )
+    if not audio.is_floating_point():
+        raise ValueError(
+            f"audio is of type {audio.dtype}: expected floating point, in -1..1 (16-bit PCM: "
+            "divide by 32768)"
+        )
+    finite = torch.isfinite(audio).all(dim=1)
+    if not finite.all():
+        sound = int((~finite).nonzero()[0])
+        raise ValueError(f"audio has NaN or infinite values, first in sound {sound}")

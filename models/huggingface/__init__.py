@@ -1,0 +1,215 @@
+"""A model as a folder that `transformers` opens: the layout of the released models on the hub.
+
+``ASTForAudioClassification.from_pretrained(folder)`` gives the network, and
+``AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)`` the front end, whose code
+is in the folder: the one that transformers has for this kind of model computes other features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from helpers import melspectrogram
+from helpers.files import to_json
+from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE
+from helpers.patches import PATCH_SIZE
+from models.archs import clip_seconds
+from models.layouts import write_hub
+from models.maest import STRIDE, Maest
+from models.weights import CONFIG_NAME, TRAINER_KEY, WEIGHTS_NAME, atomic_folder, plain_state
+
+EXTRACTOR = Path(__file__).with_name("feature_extraction_maest.py")
+EXTRACTOR_CLASS = "MaestFeatureExtractor"
+_EPS = 1e-6  # of every norm in this layout, the head's too
+_PROBLEMS = {
+    "multi-label": "multi_label_classification",
+    "single-label": "single_label_classification",
+    "regression": "regression",
+}
+_FUNCTIONS = {
+    "multi-label": "A sigmoid of the logits gives the activation of each label.",
+    "single-label": "A softmax of the logits gives the probability of each label.",
+    "regression": "The logits are the predicted values.",
+}
+
+
+def export_huggingface(
+    folder: str | Path,
+    model: Maest,
+    *,
+    arch: str | None = None,
+    trained_on: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+) -> list[str]:
+    """Write the folder; it appears whole, and replaces an older one.
+
+    Args:
+        folder: where to.
+        model: the network.
+        arch: name of the architecture, for people to read.
+        trained_on: what is known of its making, for the model card.
+        licence: of the weights, as an SPDX identifier.
+
+    Returns:
+        what the layout cannot carry, a sentence each; they are in the model card too.
+
+    Raises:
+        ValueError: if the network's spectrogram has not 96 bands.
+    """
+    if model.input_f != N_MELS:
+        raise ValueError(f"input_f is {model.input_f}: the layout is for {N_MELS} bands")
+    notes = limits(model)
+    columns = model.time_new_pos_embed.shape[-1]
+    frames = (columns - 1) * STRIDE + PATCH_SIZE
+    labels = model.labels or [f"LABEL_{i}" for i in range(model.n_classes)]
+    # The network that the folder holds: one head on the mean of both tokens.
+    sizes = model.sizes() | {"distilled_type": "mean"}
+    config = {
+        "architectures": ["ASTForAudioClassification"],
+        "model_type": "audio-spectrogram-transformer",
+        "hidden_size": model.embed_dim,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": round(model.embed_dim * model.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": _EPS,
+        "qkv_bias": True,
+        "patch_size": PATCH_SIZE,
+        "frequency_stride": STRIDE,
+        "time_stride": STRIDE,
+        "num_mel_bins": N_MELS,
+        "max_length": frames,
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": _PROBLEMS[model.task],
+        "dtype": "float32",
+        # What the layout does not say, for our own import
+        TRAINER_KEY: {"sizes": sizes, "arch": arch, "trained_on": dict(trained_on or {})},
+    }
+    extractor = {
+        "feature_extractor_type": EXTRACTOR_CLASS,
+        "auto_map": {"AutoFeatureExtractor": f"{EXTRACTOR.stem}.{EXTRACTOR_CLASS}"},
+        "sampling_rate": SAMPLE_RATE,
+        "num_mel_bins": N_MELS,
+        "max_length": frames,
+        "mean": model.norm_mean,
+        "std": model.norm_std,
+        "feature_size": 1,
+        "padding_value": 0.0,
+    }
+    state = {name: tensor.float() for name, tensor in plain_state(model).items()}
+    hub = {name: tensor.contiguous() for name, tensor in write_hub(state).items()}
+    with atomic_folder(folder) as temporary:
+        safetensors.torch.save_file(hub, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+        (temporary / CONFIG_NAME).write_text(to_json(config), "utf-8")
+        (temporary / "preprocessor_config.json").write_text(to_json(extractor), "utf-8")
+        (temporary / EXTRACTOR.name).write_text(EXTRACTOR.read_text("utf-8"), "utf-8")
+        # The front end itself: the very file that this program uses.
+        own = Path(melspectrogram.__file__)
+        (temporary / own.name).write_text(own.read_text("utf-8"), "utf-8")
+        card = model_card(Path(folder).name, model, frames, arch, trained_on, licence, notes)
+        (temporary / "README.md").write_text(card, "utf-8")
+    return notes
+
+
+def limits(model: Maest) -> list[str]:
+    """What this layout cannot carry of a network."""
+    notes = []
+    if model.head_eps != _EPS:
+        notes.append(
+            f"The classifier's norm has an epsilon of {_EPS:g} in this layout, and of "
+            f"{model.head_eps:g} in the network: logits differ by up to 5e-4, embeddings do not."
+        )
+    if model.distilled_type == "separated":
+        notes.append(
+            "The second head (head_dist) is not carried: logits are the first head's, on the mean "
+            "of the cls and dist tokens, as in the released teacher-student model."
+        )
+    if model.kept_columns is not None or model.kept_rows is not None:
+        notes.append("Patchout that drops given rows or columns is not carried: all are computed.")
+    if model.labels is None:
+        notes.append("The labels have no names.")
+    return notes
+
+
+def model_card(
+    name: str,
+    model: Maest,
+    frames: int,
+    arch: str | None,
+    trained_on: Mapping[str, Any] | None,
+    licence: str | None,
+    notes: list[str],
+) -> str:
+    """The README.md of the folder: what the model is, how it is used, data, metrics, licence."""
+    trained_on = dict(trained_on or {})
+    figures = {k: v for k, v in trained_on.items() if k.startswith(("val_", "test_"))}
+    facts = {k: v for k, v in trained_on.items() if k not in figures and k != "licence"}
+    lines = [
+        "---",
+        f"license: {licence.lower() if licence else 'unknown'}",
+        "library_name: transformers",
+        "pipeline_tag: audio-classification",
+        "tags: [music, maest, audio-spectrogram-transformer]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A MAEST network{f' ({arch})' if arch else ''}: a spectrogram transformer for music, "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M weights, {model.depth} blocks "
+        f"of {model.embed_dim} channels, for patches of {clip_seconds(model.input_t):g} s. Method: "
+        "Alonso-Jiménez, Serra and Bogdanov, "
+        "[ISMIR 2023](https://arxiv.org/abs/2309.16418).",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import soundfile, torch",
+        "from transformers import ASTForAudioClassification, AutoFeatureExtractor",
+        "",
+        'folder = "."  # this folder, or its name on the hub',
+        "extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)",
+        "model = ASTForAudioClassification.from_pretrained(folder).eval()",
+        f'waveform, rate = soundfile.read("song.wav", dtype="float32")  # mono, {SAMPLE_RATE} Hz',
+        'inputs = extractor(waveform, sampling_rate=rate, return_tensors="pt")',
+        "with torch.no_grad():",
+        "    outputs = model(**inputs, output_hidden_states=True)",
+        f"outputs.logits  # [1, {model.n_classes}]",
+        "outputs.hidden_states[7]  # of the seventh block: cls token, dist token, patches",
+        "```",
+        "",
+        _FUNCTIONS[model.task],
+        "",
+        f"Input: `input_values` [batch, {frames} frames, {N_MELS} bands], log-mel at "
+        f"{SAMPLE_RATE / HOP_LENGTH:g} frames a second, normalised: "
+        f"(x - {model.norm_mean:.6g}) / (2 · {model.norm_std:.6g}). The code of the front end is "
+        "in this folder; the `ASTFeatureExtractor` of transformers computes something else.",
+        "",
+        f"Labels ({model.n_classes}): " + (", ".join(model.labels or []) or "without names") + ".",
+        "",
+        "## Data",
+        "",
+        *([f"- {key}: {json.dumps(facts[key], ensure_ascii=False)}" for key in facts] or ["-"]),
+        "",
+        "## Metrics",
+        "",
+        *([f"- {key}: {figures[key]}" for key in figures] or ["None is recorded."]),
+        "",
+        "## Licence",
+        "",
+        licence or "Not stated. Whoever passes these weights on should say it here.",
+        "",
+        "## What this format does not carry",
+        "",
+        *([f"- {note}" for note in notes] or ["Nothing: outputs are those of the network."]),
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""The front end of an exported model, for `transformers`.
+
+Copied into the folder of each exported model, beside the ``melspectrogram.py`` that it imports:
+``AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)``.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+
+from .melspectrogram import NORM_MEAN, NORM_STD, MelSpectrogram
+
+
+class MaestFeatureExtractor(SequenceFeatureExtractor):
+    """Waveforms → normalised log-mel spectrograms of one length.
+
+    Args:
+        feature_size: channels of the audio, 1.
+        sampling_rate: of the audio, in Hz.
+        padding_value: log-mel value of what is added to short audio: silence.
+        num_mel_bins: mel bands.
+        max_length: frames of an input.
+        mean, std: the input is ``(x - mean) / (2 · std)``.
+    """
+
+    model_input_names: ClassVar[list[str]] = ["input_values"]
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 16_000,
+        padding_value: float = 0.0,
+        num_mel_bins: int = 96,
+        max_length: int = 1876,
+        mean: float = NORM_MEAN,
+        std: float = NORM_STD,
+        **kwargs,
+    ) -> None:
+        super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
+        self.num_mel_bins = num_mel_bins
+        self.max_length = max_length
+        self.mean = mean
+        self.std = std
+
+    def __call__(
+        self,
+        raw_speech,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = "np",
+        **kwargs,
+    ) -> BatchFeature:
+        """Compute the input of the network.
+
+        Args:
+            raw_speech: mono audio, float [samples], a batch of it [B, samples], or a list of B
+                arrays of any lengths. What is longer than an input is cut off.
+            sampling_rate: of the audio; another than the model's is refused.
+            return_tensors: "pt" or "np".
+
+        Returns:
+            ``input_values``, float32 [B, max_length frames, num_mel_bins].
+        """
+        if sampling_rate not in (None, self.sampling_rate):
+            raise ValueError(
+                f"the audio is sampled at {sampling_rate} Hz, and the model takes "
+                f"{self.sampling_rate} Hz: resample it"
+            )
+        one = np.ndim(raw_speech[0]) == 0
+        spectrogram = MelSpectrogram()
+        inputs = np.full(
+            (1 if one else len(raw_speech), self.max_length, self.num_mel_bins),
+            self.padding_value,
+            np.float32,
+        )
+        for row, audio in zip(inputs, [raw_speech] if one else raw_speech, strict=True):
+            waveform = torch.as_tensor(np.asarray(audio, np.float32))
+            if waveform.ndim != 1:
+                raise ValueError(
+                    f"audio of shape {tuple(waveform.shape)}: expected mono, [samples]"
+                )
+            frames = spectrogram(waveform).T[: self.max_length].numpy()
+            row[: len(frames)] = frames
+        values = (inputs - self.mean) / (2 * self.std)
+        return BatchFeature({"input_values": values.astype(np.float32)}, tensor_type=return_tensors)

@@ -1,0 +1,306 @@
+"""Our network → one ONNX file, with or without the front end.
+
+The graph is made by PyTorch's own exporter from the same modules that train. It takes any batch and
+any length up to the longest that the positions hold, and has no external data.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers.errors import InputError
+from helpers.files import atomic_path
+from helpers.melspectrogram import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
+from helpers.patches import PATCH_SIZE
+from models.maest import STRIDE, Maest
+
+_LARGEST = 2**31  # bytes: what one protobuf message, an ONNX file without external data, can hold
+
+
+def export_onnx(
+    path: str | Path,
+    model: Maest,
+    blocks: Sequence[int],
+    *,
+    with_frontend: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a network as an ONNX file.
+
+    The input, float32, one of
+
+    - ``melspectrogram`` [batch, F, frames]: normalised log-mel, as ``model(x)`` takes [B, F, T];
+    - ``waveform`` [batch, samples], with ``with_frontend``: mono at 16 kHz, as ``model(x)`` takes
+      [B, samples].
+
+    Batch and time are free. As in ``model(x)``, fewer than 16 frames are padded with silence, and
+    an input is at most one patch long: of ``n = input_t // 10`` patch columns, which are
+    ``10 · n + 15`` frames, or 256 times one fewer samples. A longer one is an error of the runtime.
+    Cutting a track is left to the caller (`helpers.patches.cut`).
+
+    The outputs, float32:
+
+    - ``logits`` [batch, C]: those of ``model.eval()(x)``, before the sigmoid or softmax, and for a
+      teacher-student model the mean of its two heads;
+    - ``embeddings_<block>`` [batch, 3, D] for each of ``blocks``: cls token, dist token, mean of
+      all other tokens;
+    - ``embeddings_final`` [batch, D] for block -1: the mean of the cls and dist tokens after the
+      final norm.
+
+    The file's ``metadata_props`` say what is needed to use it: sample_rate (Hz), hop_length
+    (samples), n_mels, norm_mean, norm_std, input_t (frames), task, blocks (JSON list), labels (JSON
+    list; absent if the model has none), and what is in ``metadata``.
+
+    What the format carries of patchout: the columns and rows that are always dropped are dropped
+    here too; what is dropped at random, in training, is no part of the file. What it does not
+    carry: the type of the weights (those of a half-precision model are written as float32), and the
+    refusal of NaN and infinite values.
+
+    Args:
+        path: where to; an older file is replaced once the new one is whole and valid.
+        model: the network; its mode, device and weights are left as they are.
+        blocks: whose embeddings to put out: zero-based numbers, and -1 for the final embedding, in
+            any order. None at all leaves the logits alone.
+        with_frontend: take a waveform. The transform is then a part of the file.
+        metadata: further entries of the file's ``metadata_props``.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: (a ValueError) for a block that is not there or is named twice, a name in
+            ``metadata`` that is taken, a front end for other than 96 bands, and a network that one
+            ONNX file cannot hold: of 2 GiB or more, or with positions for one column only.
+        RuntimeError: if the exporter fails; nothing is written then.
+    """
+    import onnx  # on use: it takes a second, and networks are used without
+
+    path = Path(path)
+    blocks = _checked_blocks(blocks, model.depth)
+    properties = _properties(model, blocks, metadata or {})
+    network = _ExportNetwork(_float32_copy(model), blocks, with_frontend).eval()
+    longest = model.time_new_pos_embed.shape[-1] * STRIDE + PATCH_SIZE - 1  # frames
+    _check_fits(model, with_frontend)
+
+    if with_frontend:
+        name, time = "waveform", "samples"
+        limit = (longest - 1) * HOP_LENGTH
+        example = torch.zeros(2, limit, device="cpu")
+    else:
+        name, time = "melspectrogram", "frames"
+        limit = longest
+        example = torch.zeros(2, model.input_f, limit, device="cpu")
+    batch = torch.export.Dim("batch", min=1)
+    shape = {0: batch, example.ndim - 1: torch.export.Dim(time, min=1, max=limit)}
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), _silence():
+        proto = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[name],
+            output_names=["logits", *(_output_name(block) for block in blocks)],
+            dynamic_shapes=(shape,),
+        ).model_proto
+    dimensions = [d.dim_param or d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
+    if [dimensions[0], dimensions[-1]] != ["batch", time]:  # it can fix them and say nothing
+        raise RuntimeError(f"torch.onnx.export made an input of fixed size {dimensions}")
+    _strip(proto)
+    onnx.helper.set_model_props(proto, properties)
+    with atomic_path(path) as temporary:
+        onnx.save(proto, temporary)
+        onnx.checker.check_model(temporary, full_check=True)
+    return path
+
+
+class _ExportNetwork(nn.Module):
+    """One pass through a network, for all outputs at once; written so that all sizes stay free.
+
+    Holds only what an exporter can follow: `Maest.forward` has one output at a time, checks the
+    values of its input, and takes random decisions in training.
+    """
+
+    def __init__(self, net: Maest, blocks: Sequence[int], with_frontend: bool) -> None:
+        super().__init__()
+        self.net = net
+        self.chosen = list(blocks)
+        self.frontend = _MatrixMelSpectrogram(net) if with_frontend else None
+        # The indices are constants of the graph. Buffers, or the exporter would not find them.
+        self.register_buffer("kept_columns", net.kept_columns)
+        self.register_buffer("kept_rows", net.kept_rows)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        net = self.net
+        if self.frontend is not None:
+            x = net.normalise(self.frontend(x))
+        x = self._tokens(x)
+        embeddings = {}
+        for block, layer in enumerate(net.blocks):
+            x = layer(x)
+            if block in self.chosen:
+                embeddings[block] = torch.stack((x[:, 0], x[:, 1], x[:, 2:].mean(dim=1)), dim=1)
+        x = net.norm(x[:, :2])
+        cls, dist = x[:, 0], x[:, 1]
+        embeddings[-1] = (cls + dist) / 2
+        if net.distilled_type == "mean":
+            logits = net.head(embeddings[-1])
+        else:
+            logits = (net.head(cls) + net.head_dist(dist)) / 2
+        return logits, *(embeddings[block] for block in self.chosen)
+
+    def _tokens(self, mel: Tensor) -> Tensor:
+        """[B, F, T frames] → [B, N, D], as `Maest._tokens` does in eval mode."""
+        net = self.net
+        silence = -net.norm_mean / (2 * net.norm_std)
+        mel = F.pad(mel, (0, torch.sym_max(PATCH_SIZE - mel.shape[-1], 0)), value=silence)
+        x = net.patch_embed(mel[:, None])  # [B, D, F rows, T columns]
+        columns = x.shape[-1]
+        # An input that is too long has more columns than positions here: the sum fails.
+        x = x + net.time_new_pos_embed[..., :columns] + net.freq_new_pos_embed
+        if self.kept_columns is not None:
+            there = self.kept_columns < columns
+            # The first one is always asked for: an input without any column that is kept is an
+            # error, as in the network, and no mean of nothing.
+            there = there | (self.kept_columns == self.kept_columns[0])
+            x = x[..., self.kept_columns[there]]
+        if self.kept_rows is not None:
+            x = x[:, :, self.kept_rows]
+        x = x.flatten(2).transpose(1, 2)
+        two = torch.cat((net.cls_token, net.dist_token), dim=1) + net.new_pos_embed
+        return torch.cat((two.expand(x.shape[0], -1, -1), x), dim=1)
+
+
+class _MatrixMelSpectrogram(nn.Module):
+    """`helpers.melspectrogram.MelSpectrogram` without the FFT, which few runtimes have.
+
+    Same padding, frames, window, filter bank and order of operations; the transform is a product
+    with the matrix of cosines and sines. [B, samples] → [B, 96 bands, T frames], log-mel before
+    normalisation, T = 1 + ceil(samples / 256).
+    """
+
+    def __init__(self, net: Maest) -> None:
+        super().__init__()
+        self.register_buffer("window", net.frontend.window)
+        self.register_buffer("filter_bank", net.frontend.filter_bank)
+        sample = torch.arange(N_FFT, device="cpu")
+        frequency = torch.arange(N_FFT // 2 + 1, device="cpu")
+        # Whole turns are taken off as integers: the angles are exact to float64.
+        angle = (sample[:, None] * frequency % N_FFT).double() * (2 * math.pi / N_FFT)
+        self.register_buffer("cos", angle.cos().float())
+        self.register_buffer("sin", angle.sin().float())
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        samples = waveform.shape[-1]
+        frames = 1 + (samples + HOP_LENGTH - 1) // HOP_LENGTH
+        # Half a frame of silence before; after, up to half a frame after the last frame's centre.
+        signal = F.pad(waveform, (HOP_LENGTH, frames * HOP_LENGTH - samples))
+        # A frame is two hops: the frames are every hop and the one after it.
+        hops = signal.reshape(-1, frames + 1, HOP_LENGTH)
+        windowed = torch.cat((hops[:, :-1], hops[:, 1:]), dim=-1) * self.window
+        power = (windowed @ self.cos).square() + (windowed @ self.sin).square()
+        mel = power @ self.filter_bank
+        return torch.log10(1 + 10_000 * mel).transpose(-1, -2)
+
+
+def _float32_copy(model: Maest) -> Maest:
+    """The same network on the CPU in float32, in eval mode; the model itself is only read."""
+    network = Maest.without_weights(**model.sizes())
+    state = {
+        name: value.detach().to("cpu", torch.float32) for name, value in model.state_dict().items()
+    }
+    network.load_state_dict(state, assign=True)
+    network.kept_columns, network.kept_rows = model.kept_columns, model.kept_rows
+    return network.eval()
+
+
+def _output_name(block: int) -> str:
+    return "embeddings_final" if block < 0 else f"embeddings_{block}"
+
+
+def _checked_blocks(blocks: Sequence[int], depth: int) -> list[int]:
+    blocks = list(blocks)
+    expected = f"expected numbers from 0 to {depth - 1}, or -1 for the final embedding"
+    whole = [block for block in blocks if isinstance(block, int) and not isinstance(block, bool)]
+    wrong = [block for block in blocks if block not in whole or not -1 <= block < depth]
+    if wrong:
+        raise InputError(f"blocks has {wrong}: {expected}")
+    if repeated := sorted({block for block in blocks if blocks.count(block) > 1}):
+        raise InputError(f"blocks has {repeated} more than once: {expected}, each once")
+    return blocks
+
+
+def _check_fits(model: Maest, with_frontend: bool) -> None:
+    """Raise InputError for what one ONNX file does not carry."""
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if size >= _LARGEST:
+        raise InputError(
+            f"the weights are {size / 2**30:.1f} GiB in float32, and one ONNX file holds less than "
+            "2 GiB: keep this model as a model folder"
+        )
+    if model.time_new_pos_embed.shape[-1] == 1:
+        # One position would be added to every column of an input that is too long.
+        raise InputError(
+            f"input_t is {model.input_t} frames, which is one patch column: ONNX cannot refuse a "
+            "longer input then. Export a model with input_t of 20 or more"
+        )
+    if with_frontend and model.input_f != N_MELS:
+        raise InputError(
+            f"the model takes {model.input_f} bands, and the front end makes {N_MELS}: export it "
+            "without the front end"
+        )
+
+
+def _properties(model: Maest, blocks: list[int], metadata: Mapping[str, str]) -> dict[str, str]:
+    """What the file says about itself."""
+    properties = {
+        "sample_rate": str(SAMPLE_RATE),
+        "hop_length": str(HOP_LENGTH),
+        "n_mels": str(model.input_f),
+        "norm_mean": repr(float(model.norm_mean)),
+        "norm_std": repr(float(model.norm_std)),
+        "input_t": str(model.input_t),
+        "task": model.task,
+        "blocks": json.dumps(blocks),
+    }
+    if taken := sorted({*properties, "labels"} & set(metadata)):
+        raise InputError(f"metadata has {', '.join(taken)}: the export writes these itself")
+    for name, value in metadata.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise InputError(f"metadata has {name!r}: {value!r}: expected text, as ONNX holds")
+    if model.labels is not None:
+        properties["labels"] = json.dumps(model.labels, ensure_ascii=False)
+    return properties | dict(metadata)
+
+
+def _strip(proto) -> None:
+    """Take out what the exporter notes about each node: its source line, file paths included."""
+    del proto.metadata_props[:]
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
+        tensor.doc_string = ""
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing from the exporter on the console: what matters it raises."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
