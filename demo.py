@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import ex_maest
@@ -21,7 +18,7 @@ from datasets.scores import preprocess
 from ex_common import LOG_DIR, run_command_line
 from helpers import plots
 from helpers.files import atomic_path, write_json
-from helpers.report import pretraining_table, probe_table
+from helpers.report import machine, pretraining_table, probe_table, versions
 
 MODEL = LOG_DIR / "latest" / "model"
 OUT = LOG_DIR / "demo"
@@ -155,15 +152,8 @@ def record(times: dict[str, float], pretraining: dict, probes: list[dict]) -> di
     """Machine, versions, seconds of each step, and the report's figures."""
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "pytorch-lightning", "timm", "symusic")},
-        },
+        "machine": machine(),
+        "versions": versions("torch", "pytorch-lightning", "timm", "symusic"),
         "seconds": {**times, "total": round(sum(times.values()), 1)},
         "pretraining": {
             key: pretraining[key]
@@ -176,12 +166,6 @@ def record(times: dict[str, float], pretraining: dict, probes: list[dict]) -> di
             {key: probe[key] for key in ("name", "ap", "roc_auc", "chance")} for probe in probes
         ],
     }
-
-
-def _processor() -> str:
-    import cpuinfo  # comes with Sacred
-
-    return cpuinfo.get_cpu_info().get("brand_raw", platform.processor())
 
 
 if __name__ == "__main__":

@@ -125,12 +125,9 @@ def find_checkpoint(config: dict[str, Any], training: bool = False) -> Checkpoin
         return load_checkpoint(path, average=maest["checkpoint_swa_weights"])
     if maest["checkpoint_swa_weights"]:
         raise InputError("maest.checkpoint_swa_weights is for a file: give maest.checkpoint=<file>")
-    if arch is None:
-        if pretrained:
-            raise InputError("maest.pretrained=True: of which architecture? Give maest.arch=…")
-        return None
     try:
-        return fetch(arch) if pretrained or (pretrained is None and _published(arch)) else None
+        wanted = _published(arch) if pretrained is None else pretrained
+        return fetch(arch or settings.DEFAULT_ARCH) if wanted else None
     except ValueError as error:  # no such architecture, or no weights of it
         raise InputError(str(error)) from error
 

@@ -1,8 +1,11 @@
-"""The report of a demo run: Markdown tables beside the pictures."""
+"""Reports: the demo's tables, and what a recorded figure says of where it was measured."""
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 
@@ -64,3 +67,20 @@ def probe_table(runs: Sequence[Mapping[str, Any]]) -> str:
     chance = runs[0]["chance"]
     rows.append(["chance", f"{chance['ap']:.4f}", f"{chance['roc_auc']:.4f}"])
     return table(["features", "test AP", "test ROC-AUC"], rows)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, system, and the GPU if there is one."""
+    import cpuinfo  # comes with Sacred
+    import torch
+
+    processor = cpuinfo.get_cpu_info().get("brand_raw", platform.processor())
+    found = {"processor": processor, "cores": os.cpu_count(), "system": platform.system()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python and of the named packages."""
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
