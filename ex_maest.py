@@ -97,8 +97,7 @@ def set_up_data(
         options.pop(f"groundtruth_{split}")
     if "train" not in splits:
         options.pop("teacher_dir")
-    # Of tracks to extract only the names count: any targets will do.
-    options["task"] = "regression" if splits == ("predict",) else find_task(config, checkpoint)
+    options["task"] = find_task(config, checkpoint)
     clip_length, arch = options.pop("clip_length"), config["maest"]["arch"]
     if clip_length is not None:
         frames = input_frames(clip_length)
@@ -171,6 +170,13 @@ def set_up_network(
             discard_head = checkpoint.labels != options["labels"]
             if discard_head:
                 log.warning("the weights were trained on other labels: a fresh head")
+    if training and options["task"] == "regression":
+        same = {"n_classes": options["n_classes"], "task": "regression"}
+        if discard_head or any(known.get(name) != value for name, value in same.items()):
+            targets = data.groundtruth(split).targets
+            options["target_mean"] = targets.mean(axis=0).tolist()
+            deviation = targets.std(axis=0)
+            options["target_std"] = np.where(deviation > 0, deviation, 1).tolist()
     _check_labels(options, options["n_classes"] or known.get("n_classes"), config)
     norm = [name for name in ("norm_mean", "norm_std") if name not in known]
     if None in [options[name] for name in norm]:

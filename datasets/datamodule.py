@@ -24,7 +24,12 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from datasets.groundtruth import GroundTruth, labels_beside, read_groundtruth
+from datasets.groundtruth import (
+    GroundTruth,
+    GroundTruthError,
+    labels_beside,
+    read_groundtruth,
+)
 from datasets.melspectrograms import (
     MelFileError,
     find_mel,
@@ -35,6 +40,7 @@ from datasets.melspectrograms import (
 )
 from datasets.sampling import ClipSampler
 from datasets.scores import DATA_DIR as SCORES_DIR
+from datasets.teacher import check_teacher_files, read_teacher_logits
 from helpers.errors import InputError
 
 
@@ -75,18 +81,31 @@ class TrackBatch:
 class CropDataset(Dataset):
     """Random crops for training. An item is asked for as ``(index, seed of the crop)``."""
 
-    def __init__(self, groundtruth: GroundTruth, base_dir: Path, frames: int) -> None:
+    def __init__(
+        self,
+        groundtruth: GroundTruth,
+        base_dir: Path,
+        frames: int,
+        teacher_dir: Path | None = None,
+    ) -> None:
         self.groundtruth, self.base_dir, self.frames = groundtruth, base_dir, frames
+        self.teacher_dir = teacher_dir
 
     def __len__(self) -> int:
         return len(self.groundtruth)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """``(mel [T, F] as it is on disk, targets [C] float32)``."""
+    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, ...]:
+        """``(mel [T, F] as it is on disk, targets [C] float32)``.
+
+        With a ``teacher_dir`` also the teacher's logits for the whole track, [C] float32.
+        """
         index, seed = item
-        path = find_mel(self.base_dir, self.groundtruth.keys[index])
-        crop = read_crop(path, self.frames, np.random.default_rng(seed))
-        return crop, self.groundtruth.targets[index].astype(np.float32)
+        key = self.groundtruth.keys[index]
+        crop = read_crop(find_mel(self.base_dir, key), self.frames, np.random.default_rng(seed))
+        targets = self.groundtruth.targets[index].astype(np.float32)
+        if self.teacher_dir is None:
+            return crop, targets
+        return crop, targets, read_teacher_logits(self.teacher_dir, key, len(targets))
 
 
 class TrackDataset(Dataset):
@@ -132,11 +151,12 @@ def collate_tracks(items: Sequence[tuple[str, list[np.ndarray] | MelFileError, n
 
 
 class MaestDataModule(pl.LightningDataModule):
-    """Log-mel clips and their labels.
+    """Log-mel clips and their targets.
 
     Args:
         groundtruth_train, groundtruth_val, groundtruth_test, groundtruth_predict: pickles of
-            {path relative to ``base_dir``: labels}; those that a command does not need may be None.
+            {path relative to ``base_dir``: targets}; those that a command does not need may be
+            None.
         base_dir: folder of the log-mel files.
         clip_frames: length of a training crop and of an evaluation patch, in frames.
         batch_size_train: clips in a training batch.
@@ -146,6 +166,12 @@ class MaestDataModule(pl.LightningDataModule):
         num_workers: reading processes; by default none on a machine without a GPU, where the
             network needs every core.
         seed: of the draws and crops.
+        task: what the targets are: "multi-label", "single-label" or "regression".
+        teacher_dir: folder of a teacher's logits for the training tracks, as ``extract_logits``
+            writes it; a training batch then has them as a third part.
+
+    Raises:
+        InputError: for settings that do not go together with the task.
     """
 
     def __init__(
@@ -163,8 +189,21 @@ class MaestDataModule(pl.LightningDataModule):
         balanced_sampling: bool = False,
         num_workers: int | None = None,
         seed: int = 0,
+        task: str = "multi-label",
+        teacher_dir: str | Path | None = None,
     ) -> None:
         super().__init__()
+        if groundtruth_train is not None:  # the two are settings of training alone
+            if balanced_sampling and task == "regression":
+                raise InputError(
+                    "datamodule.balanced_sampling=True counts labels, and maest.task=regression "
+                    "has none: leave one of the two out"
+                )
+            if teacher_dir is not None and task != "multi-label":
+                raise InputError(
+                    f"datamodule.teacher_dir gives many labels to a track, and maest.task is "
+                    f"{task!r}: leave it out, or set maest.task=multi-label"
+                )
         self.base_dir = Path(base_dir)
         self.clip_frames = clip_frames
         self.paths = {
@@ -181,6 +220,8 @@ class MaestDataModule(pl.LightningDataModule):
             num_workers = min(os.cpu_count() or 1, 12) if torch.cuda.is_available() else 0
         self.num_workers = num_workers
         self.seed = seed
+        self.task = task
+        self.teacher_dir = None if teacher_dir is None else Path(teacher_dir)
         self._groundtruths: dict[str, GroundTruth] = {}
 
     def prepare_data(self) -> None:
@@ -192,8 +233,15 @@ class MaestDataModule(pl.LightningDataModule):
 
             build()
 
+    def setup(self, stage: str) -> None:
+        """Called by Lightning; before a training, all the teacher's files must be there."""
+        if stage == "fit" and self.teacher_dir is not None:
+            check_teacher_files(self.teacher_dir, self.groundtruth("train").keys)
+
     def groundtruth(self, split: str) -> GroundTruth:
         """The ground truth of "train", "val", "test" or "predict", read once.
+
+        That of "predict" may be of any task: nothing but its tracks matters.
 
         Raises:
             InputError: if the settings name none, or the file is no valid ground truth.
@@ -204,7 +252,9 @@ class MaestDataModule(pl.LightningDataModule):
                 raise InputError(
                     f"datamodule.groundtruth_{split} is not set: give a ground-truth pickle"
                 )
-            self._groundtruths[split] = read_groundtruth(path)
+            self._groundtruths[split] = (
+                _read_any(path) if split == "predict" else read_groundtruth(path, task=self.task)
+            )
         return self._groundtruths[split]
 
     def labels(self, split: str) -> list[str] | None:
@@ -225,7 +275,7 @@ class MaestDataModule(pl.LightningDataModule):
         sampler = ClipSampler(
             groundtruth.targets, self.clips_per_epoch, self.balanced_sampling, self.seed
         )
-        dataset = CropDataset(groundtruth, self.base_dir, self.clip_frames)
+        dataset = CropDataset(groundtruth, self.base_dir, self.clip_frames, self.teacher_dir)
         return self._loader(dataset, self.batch_size_train, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
@@ -255,6 +305,17 @@ class MaestDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _read_any(path: str | Path) -> GroundTruth:
+    """Read labels, or else real values."""
+    try:
+        return read_groundtruth(path)
+    except GroundTruthError as error:
+        try:
+            return read_groundtruth(path, task="regression")
+        except GroundTruthError:
+            raise error from None
 
 
 class FeatureDataModule(pl.LightningDataModule):

@@ -1,4 +1,4 @@
-"""Ground truth: a pickled dict, track path relative to ``base_dir`` → multi-hot labels.
+"""Ground truth: a pickled dict, track path relative to ``base_dir`` → multi-hot labels or values.
 
 Read without running code from it (`helpers.safe_pickle`), validated, written atomically.
 Look at any ground truth with ``python datasets/groundtruth.py show FILE``.
@@ -40,70 +40,85 @@ class GroundTruthError(InputError):
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """The labels of a split.
+    """The targets of a split.
 
     Attributes:
         path: the file it was read from.
         keys: [N] tracks, as paths relative to ``base_dir``, in the file's order.
-        targets: [N, C] uint8, 0 or 1.
+        targets: [N, C] uint8, 0 or 1; for the task "regression" float32.
+        task: what the targets are: "multi-label", "single-label" or "regression".
     """
 
     path: Path
     keys: list[str]
     targets: np.ndarray
+    task: str = "multi-label"
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def n_classes(self) -> int:
-        """C, the number of labels."""
+        """C, the number of labels (of a regression, values to a track)."""
         return self.targets.shape[1]
 
     def counts(self) -> np.ndarray:
-        """[C] int64: how many tracks have each label."""
+        """[C] int64: how many tracks have each label. Of no use for a regression."""
         return self.targets.sum(axis=0, dtype=np.int64)
 
 
-def read_groundtruth(path: str | Path, n_classes: int | None = None) -> GroundTruth:
+def read_groundtruth(
+    path: str | Path, n_classes: int | None = None, task: str = "multi-label"
+) -> GroundTruth:
     """Read and validate a ground truth.
 
     Args:
-        path: a pickled dict, relative path → multi-hot labels (a NumPy bool, integer or float
-            array, or a tuple or list of 0/1).
-        n_classes: the number of labels that is expected, if it is known.
+        path: a pickled dict, relative path → targets. Multi-label: multi-hot labels (a NumPy bool,
+            integer or float array, or a tuple or list of 0/1). Single-label: the same, with exactly
+            one 1. Regression: real values (a NumPy array, a tuple or list of numbers, or one bare
+            number).
+        n_classes: the number of labels or values that is expected, if it is known.
+        task: "multi-label", "single-label" or "regression".
 
     Raises:
         GroundTruthError: the file is refused by `helpers.safe_pickle`, a key is no path that stays
-            inside ``base_dir``, or labels are not 0/1 vectors of one length (of ``n_classes``).
+            inside ``base_dir``, or targets are not of that task, finite, and of one length (of
+            ``n_classes``).
     """
     path = Path(path)
     try:
         content = load_pickle(path)
     except PickleError as error:
         raise GroundTruthError(str(error)) from None
-    keys, targets = _validate(content, path)
+    keys, targets = _validate(content, path, task)
     if n_classes is not None and targets.shape[1] != n_classes:
         raise GroundTruthError(
-            f"{path}: found {targets.shape[1]} labels per track, expected {n_classes}. "
+            f"{path}: found {targets.shape[1]} {_what(task)} per track, expected {n_classes}. "
             "Set the number of classes to that of the file, or choose the file that fits the model"
         )
-    return GroundTruth(path, keys, targets)
+    return GroundTruth(path, keys, targets, task)
 
 
-def write_groundtruth(path: str | Path, groundtruth: Mapping[str, Any]) -> None:
-    """Write a ground truth, atomically: a pickled dict, key → [C] NumPy bool array.
+def write_groundtruth(
+    path: str | Path, groundtruth: Mapping[str, Any], task: str = "multi-label"
+) -> None:
+    """Write a ground truth, atomically: a pickled dict, key → [C] NumPy array.
+
+    Its type is bool; for the task "regression" float32.
 
     Args:
         path: the file.
-        groundtruth: relative path → 0/1 labels, under the rules of ``read_groundtruth``.
+        groundtruth: relative path → targets, under the rules of ``read_groundtruth``.
+        task: "multi-label", "single-label" or "regression".
 
     Raises:
         GroundTruthError: a key or value that would not be read back; nothing is written then.
     """
     path = Path(path)
-    keys, targets = _validate(groundtruth, path)
-    rows = dict(zip(keys, targets.view(np.bool_), strict=True))
+    keys, targets = _validate(groundtruth, path, task)
+    if task != "regression":
+        targets = targets.view(np.bool_)
+    rows = dict(zip(keys, targets, strict=True))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         pickle.dump(rows, file, protocol=4)
 
@@ -122,15 +137,18 @@ def check_disjoint(*groundtruths: GroundTruth) -> None:
             )
 
 
-def _validate(groundtruth: object, path: Path) -> tuple[list[str], np.ndarray]:
+def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np.ndarray]:
     """Check a ground truth's rules, stated in ``read_groundtruth``.
 
     Returns:
-        keys [N] and targets [N, C] uint8.
+        keys [N] and targets [N, C], uint8 or (regression) float32.
 
     Raises:
         GroundTruthError: naming the file and the key.
     """
+    if task not in _CHECKS:
+        raise GroundTruthError(f"task is {task!r}: expected one of {tuple(_CHECKS)}")
+    check, dtype = _CHECKS[task]
     if not isinstance(groundtruth, Mapping):
         raise GroundTruthError(
             f"{path}: found {_kind(groundtruth)}, expected a dict of relative path → labels"
@@ -144,12 +162,13 @@ def _validate(groundtruth: object, path: Path) -> tuple[list[str], np.ndarray]:
             track = _check_key(key)
             if seen.setdefault(track, key) is not key:
                 raise GroundTruthError(f"the same path as key {short_repr(seen[track])}")
-            labels = _check_labels(labels)
+            labels = check(labels)
             if targets is None:
-                targets = np.empty((len(groundtruth), len(labels)), np.uint8)
+                targets = np.empty((len(groundtruth), len(labels)), dtype)
             if len(labels) != targets.shape[1]:
                 raise GroundTruthError(
-                    f"found {len(labels)} labels, expected {targets.shape[1]} as in the first track"
+                    f"found {len(labels)} {_what(task)}, expected {targets.shape[1]} as in the "
+                    "first track"
                 )
         except GroundTruthError as error:
             raise GroundTruthError(f"{path}: key {short_repr(key)}: {error}") from None
@@ -180,9 +199,10 @@ def _check_key(key: object) -> str:
 
 _BUILTIN_INTEGERS = frozenset([int, bool])
 _NUMBER_TYPES = (int, float, np.bool_, np.integer, np.floating)
+_REAL_VALUES = "(real values are read with maest.task=regression; show: --task regression)"
 
 
-def _check_labels(labels: object) -> np.ndarray | bytes:
+def _check_labels(labels: object) -> np.ndarray:
     """One track's labels as C values that a uint8 row takes. Raises GroundTruthError."""
     if isinstance(labels, np.ndarray):
         if labels.ndim != 1 or labels.dtype.kind not in "biuf":
@@ -209,8 +229,9 @@ def _check_labels(labels: object) -> np.ndarray | bytes:
             bytes(labels if types <= _BUILTIN_INTEGERS else map(int, labels)), np.uint8
         )
     else:
+        hint = f" {_REAL_VALUES}" if isinstance(labels, _NUMBER_TYPES) else ""
         raise GroundTruthError(
-            f"found {_kind(labels)}, expected a 1-D NumPy array, a list or a tuple of 0/1"
+            f"found {_kind(labels)}, expected a 1-D NumPy array, a list or a tuple of 0/1{hint}"
         )
     if len(values) == 0:
         raise GroundTruthError("found no labels, expected one at least")
@@ -218,7 +239,70 @@ def _check_labels(labels: object) -> np.ndarray | bytes:
 
 
 def _wrong_label(value: object, index: int) -> GroundTruthError:
-    return GroundTruthError(f"found {short_repr(value)} at label {index}, expected 0 or 1")
+    hint = f" {_REAL_VALUES}" if isinstance(value, _NUMBER_TYPES) else ""
+    return GroundTruthError(f"found {short_repr(value)} at label {index}, expected 0 or 1{hint}")
+
+
+def _check_one_label(labels: object) -> np.ndarray:
+    """The same, with exactly one 1."""
+    values = _check_labels(labels)
+    ones = np.flatnonzero(values)
+    if len(ones) != 1:
+        some = f" (at {', '.join(map(str, ones[:3]))}{', ...' * (len(ones) > 3)})"
+        raise GroundTruthError(
+            f"found {len(ones)} labels{some if len(ones) else ''}, expected exactly one: "
+            "single-label means that each track is of one class. Any number of labels: "
+            "maest.task=multi-label"
+        )
+    return values
+
+
+def _check_values(values: object) -> np.ndarray:
+    """One track's real values, float32 [C]. Raises GroundTruthError."""
+    if isinstance(values, _NUMBER_TYPES):
+        values = [values]
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1 or values.dtype.kind not in "biuf":
+            raise GroundTruthError(
+                f"found a {values.ndim}-D array of dtype {values.dtype}, "
+                "expected a 1-D array of integers or floats"
+            )
+    elif isinstance(values, list | tuple):
+        for index, value in enumerate(values):
+            if not isinstance(value, _NUMBER_TYPES):
+                raise GroundTruthError(
+                    f"found {short_repr(value)} at value {index}, expected a number"
+                )
+    else:
+        raise GroundTruthError(
+            f"found {_kind(values)}, expected numbers: a 1-D NumPy array, a list, a tuple, or one"
+        )
+    if len(values) == 0:
+        raise GroundTruthError("found no values, expected one at least")
+    try:
+        with np.errstate(over="ignore"):
+            real = np.array(values, np.float64).astype(np.float32)
+    except OverflowError:  # of a Python integer
+        raise GroundTruthError("found an integer of more than 300 digits") from None
+    finite = np.isfinite(real)
+    if not finite.all():
+        index = int(finite.argmin())
+        raise GroundTruthError(
+            f"found {float(values[index])} at value {index}, expected a finite number below 3e38"
+        )
+    return real
+
+
+# For each task: the check of one track's targets, and the type they are kept in.
+_CHECKS = {
+    "multi-label": (_check_labels, np.uint8),
+    "single-label": (_check_one_label, np.uint8),
+    "regression": (_check_values, np.float32),
+}
+
+
+def _what(task: str) -> str:
+    return "values" if task == "regression" else "labels"
 
 
 def _kind(value: object) -> str:
@@ -239,21 +323,42 @@ def write_labels(path: str | Path, names: Iterable[str]) -> None:
 
 
 def read_labels(path: str | Path) -> list[str]:
-    """Read the labels' names from a JSON list of distinct, non-empty strings.
+    """Read the labels' names: a JSON list of distinct, non-empty strings, or one name a line.
+
+    What the file is, its first character says: ``[`` begins a JSON list. Both are UTF-8.
 
     Raises:
         GroundTruthError: the file cannot be read or holds anything else.
     """
     path = Path(path)
     try:
-        names = json.loads(path.read_text("utf-8"))
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise GroundTruthError(f"{path}: no such file. Check the path of the labels") from None
     except OSError as error:
         raise GroundTruthError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise GroundTruthError(f"{path}: not a JSON file ({error})") from None
-    return _check_names(names, path)
+    except UnicodeDecodeError as error:
+        raise GroundTruthError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}). "
+            "Label names are a JSON list, or text with one name a line"
+        ) from None
+    if text.lstrip()[:1] in ("[", "{"):  # a dict is no text either: it is refused by name
+        try:
+            names = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise GroundTruthError(
+                f"{path}: not a JSON file ({error}), and text with one name a line does not begin "
+                f"with {text.lstrip()[0]!r}"
+            ) from None
+        return _check_names(names, path)
+    control = next((c for c in text if c < " " and c not in "\t\r\n"), None)
+    if control is not None:
+        raise GroundTruthError(
+            f"{path}: found the character {control!r}: a binary file? "
+            "Label names are a JSON list, or text with one name a line"
+        )
+    lines = text.rstrip().split("\n") if text.strip() else []
+    return _check_names([line.strip() for line in lines], path)
 
 
 def labels_beside(groundtruth: GroundTruth) -> list[str] | None:
@@ -305,11 +410,15 @@ def describe(
 ) -> list[str]:
     """Lines that show a ground truth to a person: counts, labels per clip and the first keys.
 
+    Of a regression: the range, mean and standard deviation of each value, and the first keys.
+
     Args:
         groundtruth: what to show.
         labels: the C names of the labels; without them, their numbers are shown.
         first: how many keys to show.
     """
+    if groundtruth.task == "regression":
+        return _describe_values(groundtruth, labels, first)
     names = list(labels) if labels else [f"label {i}" for i in range(groundtruth.n_classes)]
     per_clip = groundtruth.targets.sum(axis=1, dtype=np.int64)
     low, mean, high = per_clip.min(), per_clip.mean(), per_clip.max()
@@ -338,14 +447,38 @@ def describe(
     return lines
 
 
+def _describe_values(
+    groundtruth: GroundTruth, labels: Sequence[str] | None, first: int
+) -> list[str]:
+    values = groundtruth.targets.astype(np.float64)
+    names = list(labels) if labels else [f"value {i}" for i in range(groundtruth.n_classes)]
+    lines = [
+        f"{groundtruth.path}",
+        f"tracks           {len(groundtruth)}",
+        f"values per track {groundtruth.n_classes}",
+        "",
+        f"  {'min':>10} {'mean':>10} {'max':>10} {'deviation':>10}",
+    ]
+    figures = (values.min(0), values.mean(0), values.max(0), values.std(0))
+    for name, *own in zip(names, *figures, strict=True):
+        lines.append("  " + " ".join(f"{value:>10.4g}" for value in own) + f" {name}")
+    if first > 0:
+        lines += ["", "first keys"]
+        for key, own in zip(groundtruth.keys[:first], groundtruth.targets, strict=False):
+            some = ", ".join(f"{value:.4g}" for value in own[:_BINS])
+            lines.append(f"  {key!r}: {some}{', ...' * (len(own) > _BINS)}")
+    return lines
+
+
 def _show(args: argparse.Namespace) -> None:
-    groundtruth = read_groundtruth(args.file)
+    groundtruth = read_groundtruth(args.file, task=args.task)
     beside = args.file.parent / "labels.json"
     names_file = args.labels or (beside if beside.is_file() else None)
     labels = read_labels(names_file) if names_file else None
     note = None
     if labels and len(labels) != groundtruth.n_classes:
-        note = f"{names_file}: found {len(labels)} names for {groundtruth.n_classes} labels"
+        wanted = f"{groundtruth.n_classes} {_what(args.task)}"
+        note = f"{names_file}: found {len(labels)} names for {wanted}"
         if args.labels:
             raise GroundTruthError(
                 f"{note}. Give the labels.json that was written with {args.file}"
@@ -361,11 +494,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Look at ground-truth files.")
     commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("show", help="print counts, labels per clip and the first keys")
+    show = commands.add_parser("show", help="print counts, labels or values, and the first keys")
     show.add_argument("file", type=Path, metavar="FILE", help="a ground-truth pickle")
     show.add_argument("--first", type=int, default=5, metavar="K", help="keys to show (default 5)")
     show.add_argument(
         "--labels", type=Path, help="the labels' names (default: labels.json beside FILE)"
+    )
+    show.add_argument(
+        "--task", choices=tuple(_CHECKS), default="multi-label", help="what the targets are"
     )
     show.set_defaults(run=_show)
     args = parser.parse_args(argv)

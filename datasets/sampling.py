@@ -36,7 +36,7 @@ class ClipSampler(Sampler[tuple[int, int]]):
     a run is the same whatever the number of worker processes.
 
     Args:
-        targets: [N, C] of 0 and 1.
+        targets: [N, C]; of 0 and 1 if ``balanced``, else no more than their number matters.
         clips_per_epoch: length of an epoch; N if None. More than N: clips come repeatedly.
         balanced: draw by :func:`label_balanced_weights`, without replacement; with replacement
             where an epoch has no fewer clips than there are.

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
 from helpers.files import atomic_path
+from helpers.metrics import FIGURE_NAMES
 
 
 class ProgressBar(TQDMProgressBar):
@@ -31,7 +32,8 @@ class History(pl.Callback):
         continued: the CSV file of the run that this one continues, whose epochs come first.
 
     A row has the epoch's number (from 0), the figures that were logged, the learning rate after the
-    epoch, and its seconds. Figures of the validation are in the rows of epochs that had one.
+    epoch (of several groups of weights, the highest: the head's), and its seconds. Figures of the
+    validation are in the rows of epochs that had one.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class History(pl.Callback):
             stale = name.startswith("val_") and not self._validated
             if not name.endswith("_step") and name != "train_loss" and not stale:
                 row[name.removesuffix("_epoch")] = float(value)
-        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         row["seconds"] = time.monotonic() - self._started
         self._validated = False
         self.epochs.append(row)
@@ -92,13 +94,9 @@ class History(pl.Callback):
             f"epoch {row['epoch']:3.0f}",
             f"train loss {row.get('train_loss', float('nan')):.4f}",
         ]
-        for name, label in (
-            ("val_loss", "val loss"),
-            ("val_ap", "val AP"),
-            ("val_roc_auc", "val ROC-AUC"),
-        ):
-            if name in row:
-                parts.append(f"{label} {row[name]:.4f}")
+        for name, label in FIGURE_NAMES.items():
+            if f"val_{name}" in row:
+                parts.append(f"val {label} {row[f'val_{name}']:.4f}")
         tqdm.write("  ".join([*parts, f"{row['seconds']:.0f} s"]))
 
 

@@ -73,6 +73,9 @@ def get_maest(
     if n_classes is None and labels is not None:
         n_classes = len(labels)
     explicit = {"n_classes": n_classes, "input_t": input_t, **options}
+    head = {name: explicit.get(name) or sizes.get(name) for name in ("n_classes", "task")}
+    if not same_head or any(sizes.get(name) != value for name, value in head.items()):
+        sizes |= {"target_mean": None, "target_std": None}  # the scale of another head's values
     sizes.update({name: value for name, value in explicit.items() if value is not None})
     if "n_classes" not in sizes:
         raise ValueError("n_classes is not known: give n_classes or labels")

@@ -22,6 +22,7 @@ class Arch:
         timm: timm's name of the weights.
         elsewhere: another place where people get the file by hand.
         licence: of the weights, as an SPDX identifier.
+        data: what they were trained on.
     """
 
     embed_dim: int = 768
@@ -34,6 +35,7 @@ class Arch:
     timm: str | None = None
     elsewhere: str | None = None
     licence: str | None = None
+    data: str | None = None
 
     @property
     def input_t(self) -> int:
@@ -54,6 +56,7 @@ def _released(name: str, seconds: int, n_classes: int = 400) -> dict[str, Arch]:
             hub=f"mtg-upf/{name}",
             elsewhere=f"https://github.com/palonso/MAEST/releases/download/v0.0.0-beta/{name}-swa.ckpt",
             licence="CC-BY-NC-SA-4.0",
+            data="Discogs20, the authors' collection",
         )
     }
 
@@ -82,11 +85,13 @@ ARCHS = {
         url="https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/"
         "passt-s-f128-p16-s10-ap.476-swa.pt",
         licence="Apache-2.0",
+        data="AudioSet",
     ),
     DEIT: Arch(
         n_classes=1000,
         timm="deit_base_distilled_patch16_384.fb_in1k",
         licence="Apache-2.0",
+        data="ImageNet-1k",
     ),
 }
 

@@ -58,6 +58,7 @@ def fetch(name: str) -> Checkpoint:
         raise DownloadError(f"{error}\nThe damaged download was removed: try again") from None
     checkpoint.arch = name
     checkpoint.licence = arch.licence
+    checkpoint.trained_on = {"data": arch.data} if arch.data else {}
     return checkpoint
 
 

@@ -31,7 +31,8 @@ TASKS = ("multi-label", "single-label", "regression")
 # keeps. Patchout and dropout are settings of a run, not of a model.
 SIZE_NAMES = (
     *("n_classes", "input_t", "input_f", "embed_dim", "depth", "num_heads", "mlp_ratio"),
-    *("distilled_type", "head_eps", "norm_mean", "norm_std", "task"),
+    *("distilled_type", "head_eps", "norm_mean", "norm_std"),
+    *("task", "target_mean", "target_std"),
 )
 
 # A long waveform is computed this many patches at a time, so that its length is no question of
@@ -80,6 +81,8 @@ class Maest(nn.Module):
         norm_mean, norm_std: normalisation of the input, ``(x - mean) / (2 · std)``.
         task: what the logits are for: "multi-label" (sigmoid), "single-label" (softmax) or
             "regression" (as they are).
+        target_mean, target_std: of regression targets, C values each: the heads learn standardised
+            values, and logits are in the targets' own units. None: they are standardised already.
         labels: the C label names, if known.
 
     Raises:
@@ -111,11 +114,22 @@ class Maest(nn.Module):
         norm_mean: float = NORM_MEAN,
         norm_std: float = NORM_STD,
         task: str = "multi-label",
+        target_mean: Sequence[float] | None = None,
+        target_std: Sequence[float] | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if task not in TASKS:
             raise ValueError(f"task is {task!r}: expected one of {TASKS}")
+        if (target_mean is None) != (target_std is None):
+            raise ValueError("target_mean and target_std go together: give both or none")
+        if target_mean is not None:
+            lengths = {len(target_mean), len(target_std)}
+            if task != "regression" or lengths != {n_classes} or min(target_std) <= 0:
+                raise ValueError(
+                    f"target_mean and target_std are for regression, {n_classes} values each, and "
+                    f"deviations above 0: found {len(target_mean)}, {len(target_std)}, for {task}"
+                )
         if distilled_type not in DISTILLED_TYPES:
             raise ValueError(
                 f"distilled_type is {distilled_type!r}: expected one of {DISTILLED_TYPES}"
@@ -146,6 +160,8 @@ class Maest(nn.Module):
         self.norm_mean = norm_mean
         self.norm_std = norm_std
         self.task = task
+        self.target_mean = None if target_mean is None else [float(v) for v in target_mean]
+        self.target_std = None if target_std is None else [float(v) for v in target_std]
         self.labels = None if labels is None else list(labels)
 
         rows, columns = grid_size(input_f), input_t // STRIDE
@@ -313,6 +329,12 @@ class Maest(nn.Module):
         activations = self.activations(logits).cpu().numpy()
         return np.average(activations, axis=0, weights=weights).astype(np.float32), self.labels
 
+    def in_units(self, values: Tensor) -> Tensor:
+        """What a head gives, [..., C] → logits: in the targets' units, if they have any."""
+        if self.target_mean is None:
+            return values
+        return values * values.new_tensor(self.target_std) + values.new_tensor(self.target_mean)
+
     def activations(self, logits: Tensor) -> Tensor:
         """Logits [..., C] → float32 [..., C]: the sigmoid for many labels, the softmax for one.
 
@@ -322,7 +344,7 @@ class Maest(nn.Module):
             return logits.float().sigmoid()
         return logits.float().softmax(-1) if self.task == "single-label" else logits.float()
 
-    def sizes(self) -> dict[str, int | float | str]:
+    def sizes(self) -> dict[str, int | float | str | list[float] | None]:
         """What `Maest(**sizes)` needs to build a network of the same shape and normalisation."""
         return {name: getattr(self, name) for name in SIZE_NAMES}
 
@@ -391,8 +413,8 @@ class Maest(nn.Module):
         cls, dist = x[:, 0], x[:, 1]
         embeddings = (cls + dist) / 2
         if self.distilled_type == "mean":
-            return self.head(embeddings), embeddings
-        logits = self.head(cls), self.head_dist(dist)
+            return self.in_units(self.head(embeddings)), embeddings
+        logits = self.in_units(self.head(cls)), self.in_units(self.head_dist(dist))
         return (logits if self.training else (logits[0] + logits[1]) / 2), embeddings
 
     def _tokens(self, mel: Tensor) -> Tensor:
@@ -418,7 +440,7 @@ class Maest(nn.Module):
             x = x[:, single.to(x.device)]
 
         two = torch.cat((self.cls_token, self.dist_token), dim=1) + self.new_pos_embed
-        return self.pos_drop(torch.cat((two.expand(len(x), -1, -1), x), dim=1))
+        return self.pos_drop(torch.cat((two.expand(x.shape[0], -1, -1), x), dim=1))
 
     def _select(self, name: str, available: int, kept: Tensor | None) -> Tensor | None:
         """Which of ``available`` positions stay, sorted; None for all of them.

@@ -202,7 +202,7 @@ class MaestModule(pl.LightningModule):
         )
         x, targets = mixup(x, targets, options.mixup_alpha)
         logits, _ = self.net(x)
-        loss = self._loss(logits, *targets.split(self.net.n_classes, dim=1))
+        loss = self._loss(logits, *targets.chunk(1 + len(teacher), dim=1))
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(x))
         return loss
 
@@ -237,7 +237,11 @@ class MaestModule(pl.LightningModule):
             cls, dist = logits
             other = targets if dist_targets is None else dist_targets
             return (self._loss(cls, targets) + self._loss(dist, other)) / 2
-        return _LOSSES[self.net.task](logits.float(), targets)
+        logits = logits.float()
+        if self.net.target_std is not None:  # values of any scale count alike
+            deviation = logits.new_tensor(self.net.target_std)
+            logits, targets = logits / deviation, targets / deviation
+        return _LOSSES[self.net.task](logits, targets)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained: one group, or one a level where the learning rate decays over layers."""

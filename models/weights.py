@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -49,7 +50,7 @@ FORMAT = "maest"
 FORMAT_VERSION = 1
 _HEAD_WIDTH = 64  # channels of an attention head, in every released size
 # Sizes that came later; folders without them have the default.
-_LATER_SIZES = {"task": "multi-label"}
+_LATER_SIZES = {"task": "multi-label", "target_mean": None, "target_std": None}
 # Constants of the front end that some released files carry: no weights of ours.
 _FRONT_END = ("melspectrogram.spec.window", "melspectrogram.mel_scale.fb")
 # Keys that may be missing, and then stay fresh: a head that a layout does not have, or that is for
@@ -324,6 +325,8 @@ def _apply_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
     ours = config.get(TRAINER_KEY)
     if isinstance(ours, Mapping):  # exported from here: what the layout itself does not say
         ours = dict(ours) | {"labels": checkpoint.labels}
+        if isinstance(ours.get("sizes"), dict):  # trained there since, it may have another head
+            ours["sizes"] = ours["sizes"] | {"n_classes": sizes.get("n_classes", 1)}
         _apply_config(checkpoint, ours, path)
 
 
@@ -340,14 +343,23 @@ def _check_config(sizes: Any, labels: Any, path: Path) -> None:
             f"{path}: sizes are {found}: expected exactly {', '.join(SIZE_NAMES)}"
         )
     for name, value in sizes.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-        if not (isinstance(value, str) if name in ("distilled_type", "task") else number):
+        if name in ("target_mean", "target_std"):
+            good = value is None or (isinstance(value, list) and all(map(_is_number, value)))
+        elif name in ("distilled_type", "task"):
+            good = isinstance(value, str)
+        else:
+            good = _is_number(value) and value > 0
+        if not good:
             raise CheckpointError(f"{path}: sizes.{name} is {value!r}")
     good = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if labels is not None and not (good and len(labels) == sizes["n_classes"]):
         raise CheckpointError(
             f"{path}: labels must be null, or a list of {sizes['n_classes']} names (n_classes)"
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _load_file(path: Path) -> tuple[Any, Mapping[str, Any] | None]:

@@ -10,6 +10,7 @@ from datasets import datamodule
 from datasets.datamodule import FeatureDataModule, MaestDataModule, collate_tracks
 from datasets.groundtruth import write_groundtruth, write_labels
 from datasets.melspectrograms import MelFileError
+from datasets.teacher import TeacherFileError, read_teacher_logits
 from helpers.errors import InputError
 
 
@@ -117,3 +118,131 @@ def test_features_in_memory():
     features, targets = next(iter(data.test_dataloader()))
     assert features.tolist() == x[:4].tolist()
     assert (targets.dtype, targets.shape) == (torch.float32, (4, 10))
+
+
+# --- Tasks, and a teacher -----------------------------------------------------------------------
+
+
+def test_targets_of_each_task(toy, tmp_path):
+    data = MaestDataModule(clip_frames=40, task="single-label", **toy.settings())
+    assert data.groundtruth("train").task == "single-label"
+    write_groundtruth(tmp_path / "two.pk", {"test/00.mmap": [1, 1, 0]})
+    values = {"test/00.mmap": [0.5, -2.0], "test/01.mmap": [1.5, 3.0]}
+    write_groundtruth(tmp_path / "values.pk", values, task="regression")
+
+    def module(name: str, task: str) -> MaestDataModule:
+        path = tmp_path / name
+        splits = {f"groundtruth_{split}": path for split in ("train", "test", "predict")}
+        return MaestDataModule(base_dir=toy.mels, clip_frames=40, task=task, **splits)
+
+    with pytest.raises(InputError, match=r"key 'test/00\.mmap': found 2 labels"):
+        module("two.pk", "single-label").groundtruth("train")
+    regression = module("values.pk", "regression")
+    _, targets = next(iter(regression.train_dataloader()))
+    assert targets.dtype == torch.float32
+    assert sorted(targets.tolist()) == sorted(values.values())
+    batch = next(iter(regression.test_dataloader()))
+    assert batch.targets.tolist() == list(values.values())
+    # What is only listened to may be labelled in any way.
+    for name, task in (("two.pk", "single-label"), ("values.pk", "multi-label")):
+        assert len(module(name, task).groundtruth("predict")) > 0
+    (tmp_path / "bad.pk").write_bytes(b"no pickle")
+    with pytest.raises(InputError, match=r"bad\.pk"):
+        module("bad.pk", "multi-label").groundtruth("predict")
+
+
+def test_settings_that_do_not_go_together(toy):
+    given = {"clip_frames": 40, "task": "regression", **toy.settings()}
+    with pytest.raises(InputError, match=r"datamodule\.balanced_sampling=True .*maest\.task"):
+        MaestDataModule(balanced_sampling=True, **given)
+    with pytest.raises(InputError, match=r"datamodule\.teacher_dir .*maest\.task"):
+        MaestDataModule(teacher_dir="logits", **given)
+    given["groundtruth_train"] = None  # no training, no matter
+    MaestDataModule(balanced_sampling=True, teacher_dir="logits", **given)
+
+
+@pytest.fixture
+def teacher(toy, tmp_path):
+    """Logits for the toy set's training tracks: the track's number, times -1, 0 and 1."""
+    for i in range(36):
+        path = tmp_path / f"train/{i:02d}.mmap.logits.npy"
+        path.parent.mkdir(exist_ok=True)
+        logits = np.array([-i, 0, i], np.float32)
+        np.save(path, logits if i % 2 else np.stack([logits - 1, logits + 1]))
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_teachers_logits_stand_beside_their_tracks(toy, teacher, workers):
+    def data(**options) -> MaestDataModule:
+        return MaestDataModule(clip_frames=40, num_workers=workers, **toy.settings(), **options)
+
+    taught, plain = data(teacher_dir=teacher), data()
+    taught.setup("fit")
+    numbers = []
+    for (mel, targets, logits), (own_mel, own_targets) in zip(
+        taught.train_dataloader(), plain.train_dataloader(), strict=True
+    ):
+        assert torch.equal(mel, own_mel)
+        assert torch.equal(targets, own_targets)
+        assert (logits.shape, logits.dtype) == ((len(mel), 3), torch.float32)
+        assert (logits[:, 0] == -logits[:, 2]).all()  # also of the mean over patches
+        numbers += logits[:, 2].int().tolist()
+        assert (logits[:, 2] % 3 == targets.argmax(1)).all()
+    assert sorted(numbers) == list(range(36))
+    assert len(next(iter(taught.val_dataloader())).targets) == 8
+
+
+def test_missing_logits_are_counted_before_a_training(toy, teacher):
+    for i in (3, 5, 7, 9):
+        (teacher / f"train/{i:02d}.mmap.logits.npy").unlink()
+    data = MaestDataModule(clip_frames=40, teacher_dir=teacher, **toy.settings())
+    data.setup("test")
+    with pytest.raises(InputError) as error:
+        data.setup("fit")
+    for part in (
+        "4 of 36 training tracks",
+        "(train/03.mmap.logits.npy, train/05.mmap.logits.npy, train/07.mmap.logits.npy, ...)",
+        "datamodule.teacher_dir",
+        "python ex_maest.py extract_logits",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (np.zeros(4, np.float32), r"holds float32 \(4,\); expected floats \[3\]"),
+        (np.zeros((2, 4)), r"holds float64 \(2, 4\)"),
+        (np.zeros((1, 2, 3)), r"holds float64 \(1, 2, 3\)"),
+        (np.zeros((0, 3)), r"holds float64 \(0, 3\)"),
+        (np.float32(0), r"holds float32 \(\)"),
+        (np.zeros(3, int), "holds int64"),
+        (np.array([0, np.nan, 0]), "NaN or infinite values"),
+        (np.array([0, None, 0]), "cannot be read"),
+        (b"", "cannot be read"),
+        (b"\x93NUMPY half", "cannot be read"),
+        (None, "no such file"),
+    ],
+)
+def test_bad_logits(tmp_path, content, found):
+    path = tmp_path / "a" / "b.mmap.logits.npy"
+    path.parent.mkdir()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    with pytest.raises(TeacherFileError, match=found) as error:
+        read_teacher_logits(tmp_path, "a/b.mmap", 3)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "extract_logits" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_logits_are_told_by_a_worker_process(toy, teacher):
+    np.save(teacher / "train/04.mmap.logits.npy", np.zeros(9, np.float32))
+    data = MaestDataModule(
+        clip_frames=40, num_workers=1, teacher_dir=teacher, batch_size_train=36, **toy.settings()
+    )
+    with pytest.raises(TeacherFileError, match=r"04\.mmap\.logits\.npy: holds float32 \(9,\)"):
+        next(iter(data.train_dataloader()))

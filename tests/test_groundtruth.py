@@ -19,6 +19,7 @@ from datasets.groundtruth import (
     write_groundtruth,
     write_labels,
 )
+from models.maest import TASKS
 
 PROTOCOLS = range(6)
 SCRIPT = Path(gt.__file__)
@@ -159,6 +160,122 @@ def test_number_of_classes(file):
         read_groundtruth(file({"a": [0, 1]}), n_classes=400)
 
 
+# --- One label, or values -----------------------------------------------------------------------
+
+
+def test_single_label(file, tmp_path):
+    path = file({"a": [0, 1, 0], "b": np.array([1.0, 0, 0]), "c": (False, False, True)})
+    groundtruth = read_groundtruth(path, 3, task="single-label")
+    assert (groundtruth.task, groundtruth.targets.dtype) == ("single-label", np.uint8)
+    assert groundtruth.targets.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert read_groundtruth(path).task == "multi-label"
+    again = tmp_path / "again.pk"
+    rows = dict(zip(groundtruth.keys, groundtruth.targets, strict=True))
+    write_groundtruth(again, rows, task="single-label")
+    assert pickle.loads(again.read_bytes())["a"].dtype == bool
+    assert (read_groundtruth(again, 3, "single-label").targets == groundtruth.targets).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ([0, 0, 0], "found 0 labels, expected exactly one"),
+        ([1, 0, 1], "found 2 labels (at 0, 2), expected exactly one"),
+        (np.ones(5), "found 5 labels (at 0, 1, 2, ...)"),
+        ([0, 0.5, 1], "found 0.5 at label 1, expected 0 or 1"),
+        (2, "found a int"),
+    ],
+)
+def test_no_single_label(file, tmp_path, value, found):
+    rows = {"first": [0, 1, 0], "second": value}
+    with pytest.raises(GroundTruthError) as error:
+        read_groundtruth(file(rows), task="single-label")
+    assert f"key 'second': {found}" in str(error.value)
+    if "exactly" in found:
+        assert "single-label means that each track is of one class" in str(error.value)
+        assert "maest.task=multi-label" in str(error.value)
+    with pytest.raises(GroundTruthError):
+        write_groundtruth(tmp_path / "new.pk", rows, task="single-label")
+    assert not (tmp_path / "new.pk").exists()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_way_to_write_values(file, protocol):
+    row = [0.5, -3.0]
+    values = [
+        row,
+        tuple(row),
+        [np.float32(0.5), np.int64(-3)],
+        *(np.array(row, dtype) for dtype in ["f2", "f4", "f8", ">f4"]),
+        np.array([0.5, 9, -3.0])[::2],
+    ]
+    path = file({f"{i}": value for i, value in enumerate(values)}, protocol)
+    groundtruth = read_groundtruth(path, 2, task="regression")
+    assert (groundtruth.task, groundtruth.targets.dtype) == ("regression", np.float32)
+    assert groundtruth.n_classes == 2
+    np.testing.assert_array_equal(groundtruth.targets, [row] * len(values))
+
+
+@pytest.mark.parametrize("value", [120.5, np.float64(120.5), np.float32(120.5), [120.5]])
+def test_a_bare_number_is_one_value(file, value):
+    groundtruth = read_groundtruth(file({"a": value, "b": 60}), task="regression")
+    np.testing.assert_array_equal(groundtruth.targets, np.array([[120.5], [60]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ([0.5, float("nan")], "found nan at value 1, expected a finite number"),
+        (np.array([np.inf, 0]), "found inf at value 0"),
+        ([0.5, 1e39], "found 1e+39 at value 1"),  # it is infinite as float32
+        ([0.5, 10**400], "found an integer of more than 300 digits"),
+        ([0.5, "1"], "found '1' at value 1, expected a number"),
+        ([0.5, None], "found None at value 1"),
+        ([0.5, 1j], "found 1j at value 1"),
+        ([[0.5], [1]], "found [0.5] at value 0"),
+        ([], "found no values"),
+        ([0.5], "found 1 values, expected 2 as in the first track"),
+        (1.0, "found 1 values, expected 2"),
+        (np.zeros((1, 2)), "found a 2-D array"),
+        ("0.5", "found a str, expected numbers"),
+        (None, "found None, expected numbers"),
+        ({"x": 1}, "found a dict"),
+    ],
+)
+def test_bad_values(tmp_path, value, found):
+    rows = {"first": [0.5, 1], "second": value}
+    with pytest.raises(GroundTruthError) as error:
+        write_groundtruth(tmp_path / "gt.pk", rows, task="regression")
+    assert f"key 'second': {found}" in str(error.value)
+    assert not (tmp_path / "gt.pk").exists()
+    save(tmp_path / "gt.pk", rows)
+    with pytest.raises(GroundTruthError):  # some are refused while they are read
+        read_groundtruth(tmp_path / "gt.pk", task="regression")
+
+
+def test_values_where_labels_are_expected_are_told_their_task(file):
+    for value in ([0.5, 1], 0.5):
+        with pytest.raises(GroundTruthError, match=r"maest\.task=regression"):
+            read_groundtruth(file({"a": value}))
+    with pytest.raises(GroundTruthError, match="found 1 values per track, expected 2"):
+        read_groundtruth(file({"a": 0.5}), 2, task="regression")
+    with pytest.raises(GroundTruthError, match="task is 'tagging': expected one of"):
+        read_groundtruth(file({"a": [1]}), task="tagging")
+
+
+def test_the_tasks_are_the_networks():
+    assert tuple(gt._CHECKS) == TASKS
+
+
+def test_values_round_trip(tmp_path):
+    values = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    rows = {f"{i}.mmap": row for i, row in enumerate(values)}
+    write_groundtruth(tmp_path / "gt.pk", rows, task="regression")
+    groundtruth = read_groundtruth(tmp_path / "gt.pk", task="regression")
+    assert groundtruth.keys == list(rows)
+    np.testing.assert_array_equal(groundtruth.targets, values)
+
+
 # --- Writing ------------------------------------------------------------------------------------
 
 
@@ -208,23 +325,54 @@ def test_labels_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "not a JSON file"),
+        ("", "found no label names"),
+        (" \n\n", "found no label names"),
         ("[" * 10**5, "not a JSON file"),
         ('{"a": 0}', "found a dict, expected a list"),
         ("[]", "found no label names"),
         ('["a", " "]', "found ' ' as name of label 1"),
         ("[1]", "found 1 as name of label 0"),
         ('["a", "a"]', "both named 'a'"),
+        ("[brackets]\nrock\n", r"text with one name a line does not begin with '\['"),
+        ("rock\n\njazz\n", "found '' as name of label 1"),
+        ("rock\njazz\nrock", "labels 0 and 2 are both named 'rock'"),
+        ("rock\0", r"found the character '\\x00': a binary file"),
+        ("\x89PNG", "Label names are a JSON list, or text"),
     ],
 )
 def test_bad_labels_file(tmp_path, content, message):
     path = tmp_path / "labels.json"
-    path.write_text(content)
+    path.write_bytes(content.encode("latin-1"))
     with pytest.raises(GroundTruthError, match=message) as error:
         read_labels(path)
     assert str(path) in str(error.value)
     with pytest.raises(GroundTruthError, match="no such file"):
         read_labels(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n", "\n \n\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_labels_as_text(tmp_path, end, encoding):
+    path = tmp_path / "labels.txt"
+    names = ["Folk, World---Jig", "  Rock & Roll", "ü [live]", "{x}", "a\u2028b"]
+    newline = "\r\n" if "\r" in end else "\n"
+    path.write_bytes((newline.join(names) + end).encode(encoding))
+    assert read_labels(path) == [name.strip() for name in names]
+    path.write_bytes('["a", "ü"]'.encode(encoding))
+    assert read_labels(path) == ["a", "ü"]
+
+
+def test_labels_of_another_encoding(tmp_path):
+    path = tmp_path / "labels.txt"
+    for encoding in ("utf-16", "latin-1"):
+        path.write_text("Müsette\nWalzer\n", encoding)
+        with pytest.raises(GroundTruthError, match="not UTF-8 text"):
+            read_labels(path)
+    path.write_bytes(pickle.dumps(["a", "b"]))
+    with pytest.raises(GroundTruthError, match="Label names are a JSON list, or text"):
+        read_labels(path)
+    with pytest.raises(GroundTruthError, match="cannot be read"):
+        read_labels(tmp_path)
 
 
 def test_disjoint():
@@ -291,3 +439,19 @@ def test_show_into_a_closed_pipe(tmp_path):
     command = f"{sys.executable} {SCRIPT} show {tmp_path / 'gt.pk'} | head -n 1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert (result.stdout.strip(), result.stderr) == (str(tmp_path / "gt.pk"), "")
+
+
+def test_show_values(tmp_path, capsys):
+    path = tmp_path / "gt.pk"
+    write_groundtruth(path, {"a": [60, 0.25], "b": [180, -0.5]}, task="regression")
+    assert gt.main(["show", str(path), "--task", "regression"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in ("tracks 2", "values per track 2", "60 120 180 60 value 0", "'b': 180, -0.5"):
+        assert line in lines
+    write_labels(tmp_path / "labels.json", ["tempo", "valence"])
+    assert gt.main(["show", str(path), "--task", "regression", "--first", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "-0.5     -0.125       0.25      0.375 valence" in out
+    assert "first keys" not in out
+    assert gt.main(["show", str(path)]) == 1
+    assert "show: --task regression" in capsys.readouterr().err

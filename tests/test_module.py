@@ -11,10 +11,15 @@ import torch
 from torch.nn import functional as F
 
 import config
-from datasets.datamodule import FeatureDataModule, collate_tracks
-from helpers.metrics import tagging_scores
-from models.maest import Maest
-from models.module import MaestModule, TrainingOptions
+from datasets.datamodule import FeatureDataModule, MaestDataModule, collate_tracks
+from datasets.groundtruth import write_groundtruth
+from datasets.melspectrograms import write_mel
+from helpers.errors import InputError
+from helpers.history import History, read_history
+from helpers.metrics import baseline, evaluate, tagging_scores
+from helpers.mixup import mixup
+from models.maest import TASKS, Maest
+from models.module import MaestModule, TrainingOptions, teacher_targets
 from models.probe import Probe, ProbeOptions
 
 
@@ -27,6 +32,29 @@ def probe_options(**changes) -> ProbeOptions:
     return ProbeOptions(**recipe | changes)
 
 
+def trainer(**options) -> pl.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"accelerator": "cpu", "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    return pl.Trainer(**quiet | options)
+
+
+def loader(batches: list) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(batches, batch_size=None)
+
+
+def step(module: MaestModule, *batch: torch.Tensor) -> torch.Tensor:
+    """The loss of a training step."""
+    torch.manual_seed(0)  # in training the positions begin at a random column
+    module.log = lambda *args, **kwargs: None
+    return module.training_step(batch, 0)
+
+
+def training_logits(net: Maest, mel: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """The logits that such a step makes, without augmentation."""
+    torch.manual_seed(0)
+    return net.train()(net.normalise(mel.float()).transpose(1, 2))[0]
+
+
 PROBE_FIELDS = {field.name for field in dataclasses.fields(ProbeOptions)}
 PLAIN = training_options(mixup_alpha=0, time_masks=0, freq_masks=0)
 
@@ -34,7 +62,7 @@ PLAIN = training_options(mixup_alpha=0, time_masks=0, freq_masks=0)
 def network(**options) -> Maest:
     torch.manual_seed(0)
     sizes = {"n_classes": 3, "input_t": 62, "embed_dim": 64, "num_heads": 1, "depth": 2}
-    return Maest(**sizes, **options).eval()
+    return Maest(**sizes | options).eval()
 
 
 def mels(*lengths: int) -> list[np.ndarray]:
@@ -170,3 +198,327 @@ def test_probe_learns_keeps_its_best_epoch_and_is_the_recipe():
     with torch.no_grad():
         val = tagging_scores(y[200:250], probe(torch.from_numpy(x[200:250])).numpy())
     assert val.macro_roc_auc == pytest.approx(probe.best_roc_auc)
+
+
+# --- Tasks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("distilled_type", ["mean", "separated"])
+def test_loss_of_each_task_by_hand(task, distilled_type):
+    net = network(task=task, distilled_type=distilled_type)
+    mel = torch.from_numpy(np.stack(mels(62, 62, 62, 62)))
+    targets = torch.tensor([[1, 0, 0], [0.6, 0.4, 0], [0, 0, 1], [0, 1, 0]])  # one of mixup
+    logits = training_logits(net, mel)
+    heads = logits if distilled_type == "separated" else (logits,)
+
+    def by_hand(z: torch.Tensor) -> torch.Tensor:
+        if task == "single-label":
+            return -(targets * (z - z.exp().sum(1, keepdim=True).log())).sum(1).mean()
+        if task == "regression":
+            return ((z - targets) ** 2).mean()
+        p = 1 / (1 + (-z).exp())
+        return -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
+
+    expected = sum(by_hand(z) for z in heads) / len(heads)
+    torch.testing.assert_close(step(MaestModule(net, PLAIN), mel, targets), expected)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluation_logs_the_figures_of_the_task(task):
+    net = network(task=task)
+    module = MaestModule(net)
+    logged = {}
+    module.log = lambda name, value, **kwargs: logged.update({name: float(value)})
+    targets = np.eye(3, dtype=np.float32)
+    if task == "regression":
+        targets = targets * 7 - 3
+    tracks = [mels(62, 62, 40), mels(62, 30), mels(20)]
+    keys = "abc"
+    with torch.no_grad():
+        module.validation_step(collate_tracks(list(zip(keys, tracks, targets, strict=True))), 0)
+        module.on_validation_epoch_end()
+        own = [
+            [net(net.normalise(torch.from_numpy(p).float().T[None]))[0][0] for p in pieces]
+            for pieces in tracks
+        ]
+    seconds = [[len(piece) for piece in pieces] for pieces in tracks]
+    expected = [
+        np.average([net.activations(z).numpy() for z in zs], axis=0, weights=weights)
+        for zs, weights in zip(own, seconds, strict=True)
+    ]
+    np.testing.assert_allclose(module.outputs, expected, atol=1e-5)
+    assert (module.outputs.dtype, module.outputs.shape) == (np.float32, (3, 3))
+    np.testing.assert_array_equal(module.targets, targets)
+    figures = {
+        "multi-label": {"ap", "roc_auc", "classes_left_out"},
+        "single-label": {"accuracy", "macro_f1", "classes_left_out"},
+        "regression": {"r2", "mse", "targets_left_out"},
+    }[task]
+    assert set(logged) == {f"val_{name}" for name in figures | {"loss"}}
+    found = evaluate(task, targets, module.outputs).figures
+    for name in figures:
+        assert logged[f"val_{name}"] == pytest.approx(found[name])
+    logits = torch.from_numpy(
+        np.stack([np.average(z, axis=0, weights=w) for z, w in zip(own, seconds, strict=True)])
+    ).float()
+    loss = {
+        "multi-label": F.binary_cross_entropy_with_logits,
+        "single-label": lambda z, y: F.cross_entropy(z, y.argmax(1)),
+        "regression": F.mse_loss,
+    }[task](logits, torch.from_numpy(targets))
+    assert logged["val_loss"] == pytest.approx(loss.item(), abs=1e-5)
+    if task == "multi-label":
+        assert module.scores.macro_ap == found["ap"]
+    else:
+        assert module.scores is None
+
+
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory):
+    """Tracks with two real values: the loudness of the low bands, and of the high ones."""
+    root = tmp_path_factory.mktemp("levels")
+    rng = np.random.default_rng(0)
+    paths = {}
+    for split, tracks in (("train", 96), ("val", 24)):
+        groundtruth = {}
+        for i in range(tracks):
+            low, high = rng.uniform(-1, 1, 2)
+            mel = rng.random((62, 96), np.float32)
+            mel[:, :48] += 2 * low
+            mel[:, 48:] += 2 * high
+            write_mel(root / f"{split}/{i}.mmap", mel)
+            groundtruth[f"{split}/{i}.mmap"] = [low, 3 * high + 1]
+        paths[f"groundtruth_{split}"] = root / f"{split}.pk"
+        write_groundtruth(root / f"{split}.pk", groundtruth, task="regression")
+    return {"base_dir": root, **paths}
+
+
+def learn(net: Maest, data: MaestDataModule, epochs: int, **changes) -> dict[str, float]:
+    """Train; return the last validation's figures."""
+    pl.seed_everything(0, verbose=False)
+    flat = {"mixup_alpha": 0.3, "warmup_epochs": 0, "ramp_start": 100, "ramp_end": 101}
+    module = MaestModule(net.train(), training_options(**flat | changes))
+    run = trainer(max_epochs=epochs)
+    run.fit(module, data)
+    return {name: float(value) for name, value in run.callback_metrics.items()}
+
+
+def test_single_label_is_learnt(toy):
+    data = MaestDataModule(clip_frames=62, task="single-label", **toy.settings())
+    figures = learn(network(task="single-label"), data, 6)
+    split = (data.groundtruth(name).targets for name in ("train", "val"))
+    assert baseline("single-label", *split).figures["accuracy"] < 0.4
+    assert figures["val_accuracy"] > 0.9
+    assert figures["val_macro_f1"] > 0.9
+    assert figures["val_loss"] < 0.7 * np.log(3)
+
+
+def test_regression_is_learnt(levels):
+    data = MaestDataModule(clip_frames=62, task="regression", **levels)
+    figures = learn(network(task="regression", n_classes=2), data, 20, mixup_alpha=0)
+    split = (data.groundtruth(name).targets for name in ("train", "val"))
+    constant = baseline("regression", *split).figures
+    assert constant["r2"] <= 0
+    assert figures["val_r2"] > 0.7
+    assert figures["val_mse"] < constant["mse"] / 2
+    assert figures["val_loss"] == pytest.approx(figures["val_mse"], rel=1e-4)
+
+
+# --- A teacher ----------------------------------------------------------------------------------
+
+
+def test_teacher_targets_by_hand():
+    at = np.log(0.45 / 0.55)  # the logit of the threshold
+    logits = [[at + 0.01, at - 0.01, 5.0], [-9.0, at - 0.01, -3.0], [-9.0, -8.0, -8.5], [9, 8, 7]]
+    expected = [[1, 0, 1], [0, 1, 0], [0, 1, 0], [1, 1, 1]]
+    found = teacher_targets(torch.tensor(logits), 0.45)
+    assert found.dtype == torch.float32
+    assert found.tolist() == expected
+    assert teacher_targets(torch.tensor(logits), 0.46).tolist()[0] == [0, 0, 1]
+
+
+def test_a_teacher_teaches_the_dist_head_alone():
+    net = network(distilled_type="separated")
+    mel = torch.from_numpy(np.stack(mels(62, 62)))
+    targets = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    logits = torch.tensor([[-4.0, 2, 3], [-3, -2, -9]])
+    cls, dist = training_logits(net, mel)
+    first = F.binary_cross_entropy_with_logits(cls, targets)
+    second = F.binary_cross_entropy_with_logits(dist, torch.tensor([[0.0, 1, 1], [0, 1, 0]]))
+    module = MaestModule(net, PLAIN)
+    torch.testing.assert_close(step(module, mel, targets, logits), (first + second) / 2)
+    # at another threshold the first clip's second label is none
+    second = F.binary_cross_entropy_with_logits(dist, torch.tensor([[0.0, 0, 1], [0, 1, 0]]))
+    module = MaestModule(net, dataclasses.replace(PLAIN, teacher_threshold=0.9))
+    torch.testing.assert_close(step(module, mel, targets, logits), (first + second) / 2)
+
+
+def test_a_teachers_targets_are_mixed_as_the_clips_are():
+    net = network(distilled_type="separated").train()
+    mel = torch.from_numpy(np.stack(mels(62, 62, 62, 62)))
+    targets, of_teacher = torch.eye(4)[:, :3], torch.eye(4)[:, [3, 2, 1]]
+    of_teacher[0] = torch.tensor([1, 0, 0])
+    torch.manual_seed(0)
+    x, both = mixup(
+        net.normalise(mel.float()).transpose(1, 2), torch.cat((targets, of_teacher), 1), 0.3
+    )
+    assert ((both > 0) & (both < 1)).any()
+    cls, dist = net(x)[0]
+    first = F.binary_cross_entropy_with_logits(cls, both[:, :3])
+    second = F.binary_cross_entropy_with_logits(dist, both[:, 3:])
+    module = MaestModule(net, dataclasses.replace(PLAIN, mixup_alpha=0.3))
+    loss = step(module, mel, targets, (of_teacher - 0.5) * 9)
+    torch.testing.assert_close(loss, (first + second) / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"distilled_type": "mean"}, r"maest\.distilled_type=separated"),
+        ({"distilled_type": "separated", "task": "single-label"}, r"maest\.task=multi-label"),
+    ],
+)
+def test_a_teacher_needs_a_head_of_its_own(options, named):
+    module = MaestModule(network(**options).train(), PLAIN)
+    mel = torch.from_numpy(np.stack(mels(62, 62)))
+    with pytest.raises(InputError, match=named) as error:
+        step(module, mel, torch.zeros(2, 3), torch.zeros(2, 3))
+    assert "datamodule.teacher_dir" in str(error.value)
+
+
+def test_training_with_a_teacher_from_disk(toy, tmp_path):
+    for i in range(36):  # a teacher that knows the labels, and is wrong by one
+        path = tmp_path / f"train/{i:02d}.mmap.logits.npy"
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, (np.arange(3) == (i + 1) % 3).astype(np.float32) * 10 - 5)
+    data = MaestDataModule(clip_frames=62, teacher_dir=tmp_path, **toy.settings())
+    net = network(distilled_type="separated")
+    learn(net, data, 6, mixup_alpha=0)
+    batch = next(iter(data.test_dataloader()))
+    mel, track = batch.groups[0]
+    with torch.no_grad():
+        cls, dist = training_logits(net, mel)
+    labels = batch.targets[track].argmax(1)
+    assert (cls.argmax(1) == labels).float().mean() > 0.9
+    assert (dist.argmax(1) == (labels + 1) % 3).float().mean() > 0.9
+
+
+# --- Layers -------------------------------------------------------------------------------------
+
+
+def test_learning_rates_decay_from_the_head_down(tmp_path):
+    net = network(depth=3).train()
+    options = training_options(
+        lr=1.0,
+        layer_decay=0.5,
+        lr_interval="epoch",
+        warmup_epochs=0,
+        ramp_start=0,
+        ramp_end=10,
+        last_lr_factor=0,
+    )
+    module = MaestModule(net, options)
+    rates: list[dict[str, float]] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, *args) -> None:
+            groups = trainer.optimizers[0].param_groups
+            of = {id(p): group["lr"] for group in groups for p in group["params"]}
+            rates.append({n: of[id(p)] for n, p in net.named_parameters()})
+
+    history = History(tmp_path / "history.csv")
+    batches = [(torch.from_numpy(np.stack(mels(62, 62))), torch.zeros(2, 3))]
+    trainer(max_epochs=2, callbacks=[Watch(), history]).fit(module, loader(batches))
+    expected = {
+        "cls_token": 1 / 16,
+        "dist_token": 1 / 16,
+        "new_pos_embed": 1 / 16,
+        "freq_new_pos_embed": 1 / 16,
+        "time_new_pos_embed": 1 / 16,
+        "patch_embed.proj.weight": 1 / 16,
+        "blocks.0.norm1.weight": 1 / 8,
+        "blocks.0.mlp.fc2.bias": 1 / 8,
+        "blocks.1.attn.qkv.weight": 1 / 4,
+        "blocks.2.attn.proj.weight": 1 / 2,
+        "norm.weight": 1,
+        "head.0.weight": 1,
+        "head.1.bias": 1,
+        "head_dist.weight": 1,
+    }
+    for epoch, factor in enumerate((1, 0.9)):  # the schedule is the same for all
+        for name, rate in expected.items():
+            assert rates[epoch][name] == pytest.approx(rate * factor), name
+        assert set(rates[epoch].values()) == {factor / 2**i for i in range(5)}
+    assert [row["lr"] for row in read_history(history.path)] == pytest.approx([0.9, 0.8])
+
+
+def test_one_group_without_decay_or_frozen_blocks():
+    module = MaestModule(network(), PLAIN)
+    (group,) = module._parameter_groups()
+    for own, parameter in zip(group["params"], module.net.parameters(), strict=True):
+        assert own is parameter
+
+
+@pytest.mark.parametrize(("blocks", "decay"), [(1, 1.0), (2, 0.5), (3, 1.0)])
+def test_frozen_blocks_stay_as_they_are(blocks, decay):
+    # time columns are dropped, and dropout acts, where nothing is frozen
+    net = network(depth=3, drop_rate=0.5, drop_path_rate=0.5, s_patchout_t=1).train()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    module = MaestModule(
+        net, dataclasses.replace(PLAIN, lr=0.1, freeze_blocks=blocks, layer_decay=decay)
+    )
+    modes: list[list[bool]] = []
+    parts = [net.patch_embed, net.pos_drop, *net.blocks]
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *args) -> None:
+            assert net.training
+            modes.append([part.training for part in parts])
+            for part in parts:
+                assert {module.training for module in part.modules()} == {part.training}
+
+    batch = (torch.from_numpy(np.stack(mels(62, 62))), torch.ones(2, 3))
+    tracks = [collate_tracks([("a", mels(62), np.ones(3, np.float32))])]
+    run = trainer(max_epochs=2, callbacks=[Watch()])
+    run.fit(module, loader([batch]), loader(tracks))
+    frozen = ["cls_token", "dist_token", "new_pos_embed", "freq_new_pos_embed"]
+    frozen += ["time_new_pos_embed", "patch_embed.", *(f"blocks.{i}." for i in range(blocks))]
+    held = {id(p) for group in run.optimizers[0].param_groups for p in group["params"]}
+    for name, parameter in net.named_parameters():
+        fixed = name.startswith(tuple(frozen))
+        assert parameter.requires_grad is not fixed
+        assert (id(parameter) in held) is not fixed
+        # the second head is not used by "mean"; a key's bias changes no attention
+        if not name.startswith("head_dist"):
+            assert torch.equal(parameter, before[name]) is fixed, name
+    assert modes == [[False] * (2 + blocks) + [True] * (3 - blocks)] * 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"freeze_blocks": 3}, {"freeze_blocks": -1}, {"freeze_blocks": 1.5}),
+        *({"layer_decay": 0.0}, {"layer_decay": 1.1}, {"layer_decay": float("nan")}),
+        *({"teacher_threshold": 0.0}, {"teacher_threshold": 1.0}),
+    ],
+)
+def test_options_out_of_range(options):
+    (name,) = options
+    with pytest.raises(InputError, match=rf"module\.{name} is .*: expected"):
+        MaestModule(network(), training_options(**options))
+
+
+def test_history_shows_the_figures_there_are(tmp_path, capsys):
+    history = History(tmp_path / "history.csv")
+    row = {"epoch": 0, "train_loss": 1.0, "val_loss": 2.0, "seconds": 3.0}
+    history._show(row | {"val_ap": 0.25, "val_roc_auc": 0.5, "val_classes_left_out": 1.0})
+    history._show(row | {"val_accuracy": 0.25, "val_macro_f1": 0.5})
+    history._show(row | {"val_r2": -0.25, "val_mse": 2.0})
+    shown = capsys.readouterr().out.splitlines()
+    start = "epoch   0  train loss 1.0000  val loss 2.0000  "
+    assert shown == [
+        f"{start}val AP 0.2500  val ROC-AUC 0.5000  3 s",
+        f"{start}val accuracy 0.2500  val macro F1 0.5000  3 s",
+        f"{start}val R² -0.2500  val MSE 2.0000  3 s",
+    ]

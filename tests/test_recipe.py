@@ -8,13 +8,29 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    mean_squared_error,
+    r2_score,
+    roc_auc_score,
+)
 
 from datasets.sampling import ClipSampler, label_balanced_weights
 from helpers.masking import spec_augment
-from helpers.metrics import chance_scores, constant_scores, tagging_scores
+from helpers.metrics import (
+    FIGURE_NAMES,
+    MONITOR,
+    baseline,
+    chance_scores,
+    constant_scores,
+    evaluate,
+    tagging_scores,
+)
 from helpers.mixup import mixup
 from helpers.schedules import warmup_ramp_factor
+from models.maest import TASKS
 
 PAPER = {"warmup_epochs": 5, "ramp_start": 50, "ramp_end": 100, "last_factor": 0.01}
 
@@ -183,3 +199,93 @@ def test_baselines():
     assert constant.macro_roc_auc == 0.5
     ap, roc_auc = chance_scores(targets, seed=1)
     assert (ap, roc_auc) == (pytest.approx(0.25, abs=0.02), pytest.approx(0.5, abs=0.02))
+
+
+# --- Figures of any task ------------------------------------------------------------------------
+
+
+def test_every_task_has_its_figures():
+    assert set(MONITOR) == set(TASKS)
+    one_hot = np.eye(3)[[0, 1, 2, 0]]
+    for task in TASKS:
+        found = evaluate(task, one_hot, one_hot)
+        assert found.figures[MONITOR[task]] == 1
+        assert set(found.figures) - {"classes_left_out", "targets_left_out"} <= set(FIGURE_NAMES)
+        assert found.left_out == 0
+        assert all(values.shape == (3,) for values in found.per_label.values())
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            evaluate(task, one_hot, np.full((4, 3), np.inf))
+        with pytest.raises(ValueError, match="expected the same"):
+            evaluate(task, one_hot, one_hot[:, :2])
+    with pytest.raises(ValueError, match="task is 'tagging'"):
+        evaluate("tagging", one_hot, one_hot)
+
+
+def test_multi_label_figures_are_the_tagging_scores():
+    rng = np.random.default_rng(0)
+    targets, scores = rng.random((50, 6)) < 0.3, rng.random((50, 6))
+    targets[:, 2] = False
+    found, expected = evaluate("multi-label", targets, scores), tagging_scores(targets, scores)
+    ap, roc_auc = expected.macro_ap, expected.macro_roc_auc
+    assert found.figures == {"ap": ap, "roc_auc": roc_auc, "classes_left_out": 1}
+    np.testing.assert_array_equal(found.per_label["ap"], expected.ap)
+    np.testing.assert_array_equal(found.per_label["roc_auc"], expected.roc_auc)
+
+
+def test_single_label_figures_equal_scikit_learn():
+    rng = np.random.default_rng(0)
+    true, guess = rng.integers(0, 4, 60), rng.integers(0, 4, 60)
+    scores = rng.random((60, 6)) * 0.5 + np.eye(6)[np.where(rng.random(60) < 0.5, true, guess)]
+    predicted = scores.argmax(1)
+    assert set(true) == set(predicted) == set(range(4))  # classes 4 and 5 are nowhere
+    found = evaluate("single-label", np.eye(6)[true], scores)
+    assert found.figures["accuracy"] == pytest.approx(accuracy_score(true, predicted))
+    assert found.figures["macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
+    assert found.left_out == found.figures["classes_left_out"] == 2
+    np.testing.assert_allclose(found.per_label["f1"][:4], f1_score(true, predicted, average=None))
+    assert np.isnan([values[4:] for values in found.per_label.values()]).all()
+
+
+def test_single_label_figures_by_hand():
+    # class 0 is never predicted, class 2 is never a target; class 3 is neither
+    found = evaluate("single-label", np.eye(4)[[0, 1, 1, 1]], np.eye(4)[[1, 1, 1, 2]])
+    np.testing.assert_allclose(found.per_label["precision"], [np.nan, 2 / 3, 0, np.nan])
+    np.testing.assert_allclose(found.per_label["recall"], [0, 2 / 3, np.nan, np.nan])
+    np.testing.assert_allclose(found.per_label["f1"], [0, 2 / 3, 0, np.nan])
+    assert found.figures["accuracy"] == 0.5
+    assert found.figures["macro_f1"] == pytest.approx(2 / 9)
+
+
+def test_regression_figures_equal_scikit_learn():
+    rng = np.random.default_rng(0)
+    targets = (rng.standard_normal((40, 3)) * [1, 20, 300] + [0, 5, 1000]).astype(np.float32)
+    outputs = (targets + rng.standard_normal((40, 3)) * [0.5, 40, 100]).astype(np.float32)
+    found = evaluate("regression", targets, outputs)
+    assert found.figures["r2"] == pytest.approx(r2_score(targets, outputs), rel=1e-5)
+    assert found.figures["mse"] == pytest.approx(mean_squared_error(targets, outputs), rel=1e-5)
+    assert found.per_label["r2"][1] < 0  # worse than the mean: no error, and no zero
+    each = mean_squared_error(targets, outputs, multioutput="raw_values")
+    np.testing.assert_allclose(found.per_label["mse"], each, rtol=1e-5)
+
+
+def test_targets_that_do_not_vary_are_left_out_and_counted():
+    targets = np.array([[1.0, 7.0], [2.0, 7.0], [3.0, 7.0]])
+    found = evaluate("regression", targets, np.array([[1.0, 6.0], [2.0, 7.0], [3.0, 8.0]]))
+    assert found.figures == {"r2": 1, "mse": pytest.approx(1 / 3), "targets_left_out": 1}
+    np.testing.assert_array_equal(found.per_label["r2"], [1, np.nan])
+    alone = evaluate("regression", targets[:1], targets[:1])
+    assert alone.left_out == 2
+    assert np.isnan(alone.figures["r2"])
+
+
+def test_baselines_of_each_task():
+    rng = np.random.default_rng(0)
+    train, targets = rng.random((500, 3)) < [0.1, 0.5, 0.3], rng.random((400, 3)) < 0.4
+    found = baseline("multi-label", train, targets)
+    assert found.figures["ap"] == pytest.approx(targets.mean())
+    assert found.figures["roc_auc"] == 0.5
+    train, own = np.eye(3)[[0, 1, 1, 2, 1]].astype(np.uint8), np.eye(3)[[0, 1, 2, 1]]
+    assert baseline("single-label", train, own).figures["accuracy"] == 0.5
+    train, own = np.array([[1.0], [2.0], [6.0]]), np.array([[2.0], [4.0]])
+    found = baseline("regression", train, own).figures
+    assert found == {"r2": pytest.approx(0), "mse": pytest.approx(1), "targets_left_out": 0}

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ex_common import run_command_line  # isort: skip (first: it quiets warnings)
+from command_line import bad, good, run, settings  # isort: skip (first: it quiets warnings)
 
 import config
 import ex_maest
-import ex_tl
 from datasets.groundtruth import write_groundtruth
 from datasets.melspectrograms import read_patches
 from models import get_maest
@@ -28,47 +24,6 @@ QUICK = (
     "trainer.max_epochs=1 trainer.limit_train_batches=2 maest.s_patchout_t=2 "
     "datamodule.clip_length=1.5"
 )
-EXPERIMENTS = {"ex_maest.py": ex_maest.ex, "ex_tl.py": ex_tl.ex}
-
-
-@dataclass
-class Done:
-    """A command line that has been run: exit code, output and errors."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run(script: str, line: str, cwd: Path) -> Done:
-    """Run a command line in a folder of its own, as `python script line` would."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = run_command_line(EXPERIMENTS[script], [script, *line.split()])
-        except SystemExit as exit:
-            code = exit.code
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-def good(script: str, line: str, cwd: Path) -> str:
-    """Run a command line that must succeed."""
-    done = run(script, line, cwd)
-    assert done.code == 0, done.out[-3000:] + done.err[-3000:]
-    return done.out
-
-
-def bad(script: str, line: str, cwd: Path) -> str:
-    """Run a command line that must fail with a message, not a traceback."""
-    done = run(script, line, cwd)
-    assert done.code == 1, done.out + done.err
-    assert "Traceback" not in done.err, done.err
-    return done.err
-
-
-def settings(toy) -> str:
-    """The toy set as command-line settings."""
-    return " ".join(f"datamodule.{name}={value}" for name, value in toy.settings().items())
 
 
 @pytest.fixture(scope="module")

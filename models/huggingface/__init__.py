@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from helpers import melspectrogram
 from helpers.files import to_json
@@ -68,7 +69,7 @@ def export_huggingface(
     frames = (columns - 1) * STRIDE + PATCH_SIZE
     labels = model.labels or [f"LABEL_{i}" for i in range(model.n_classes)]
     # The network that the folder holds: one head on the mean of both tokens.
-    sizes = model.sizes() | {"distilled_type": "mean"}
+    sizes = model.sizes() | {"distilled_type": "mean", "target_mean": None, "target_std": None}
     config = {
         "architectures": ["ASTForAudioClassification"],
         "model_type": "audio-spectrogram-transformer",
@@ -106,6 +107,10 @@ def export_huggingface(
         "padding_value": 0.0,
     }
     state = {name: tensor.float() for name, tensor in plain_state(model).items()}
+    if model.target_std is not None:  # the last layer gives the values in their units
+        std, mean = torch.tensor(model.target_std), torch.tensor(model.target_mean)
+        state["head.1.weight"] = state["head.1.weight"] * std[:, None]
+        state["head.1.bias"] = state["head.1.bias"] * std + mean
     hub = {name: tensor.contiguous() for name, tensor in write_hub(state).items()}
     with atomic_folder(folder) as temporary:
         safetensors.torch.save_file(hub, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
