@@ -33,7 +33,8 @@ _PROBLEMS = {
     "regression": "regression",
 }
 _FUNCTIONS = {
-    "multi-label": "A sigmoid of the logits gives the activation of each label.",
+    "multi-label": "A sigmoid of the logits gives the activation of each label "
+    '(`pipeline("audio-classification", …)` wants `function_to_apply="sigmoid"` for it).',
     "single-label": "A softmax of the logits gives the probability of each label.",
     "regression": "The logits are the predicted values.",
 }
