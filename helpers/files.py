@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,43 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder, and rename it to ``folder`` if the block succeeds.
+
+    An older folder of that name is replaced, in two renames: a kill between them leaves it aside,
+    in a ``.tmp-`` folder.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~current_umask())
+        _move_into_place(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _move_into_place(new: Path, folder: Path) -> None:
+    """Rename ``new`` to ``folder``; an older folder there is kept if that fails."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    older = aside / folder.name
+    try:
+        os.replace(folder, older)
+        try:
+            os.replace(new, folder)
+        except BaseException:
+            os.rename(older, folder)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def current_umask() -> int:

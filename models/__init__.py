@@ -13,6 +13,7 @@ from typing import Any
 
 from models.archs import ARCHS, find_arch
 from models.download import DownloadError, fetch
+from models.layouts import HUB
 from models.maest import Maest
 from models.weights import Checkpoint, CheckpointError, load_checkpoint, load_into, save_model
 
@@ -78,7 +79,11 @@ def get_maest(
         sizes |= {"target_mean": None, "target_std": None}  # the scale of another head's values
     sizes.update({name: value for name, value in explicit.items() if value is not None})
     if "n_classes" not in sizes:
-        raise ValueError("n_classes is not known: give n_classes or labels")
+        unknown = "n_classes is not known: give n_classes or labels"
+        if checkpoint is None:
+            raise ValueError(unknown)
+        key = {HUB: "classifier.dense.weight"}.get(checkpoint.layout, "head.1.weight")
+        raise CheckpointError(f"{checkpoint.path}: it has no head ({key}), so {unknown}")
 
     if checkpoint is None:
         return Maest(labels=labels, **sizes).eval()

@@ -9,7 +9,9 @@ What is in the cache is used without asking the network.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -21,11 +23,13 @@ from models.weights import (
     WEIGHTS_NAME,
     Checkpoint,
     CheckpointError,
-    DamagedError,
     load_checkpoint,
 )
 
 log = logging.getLogger(__name__)
+
+
+_HUB = "https://huggingface.co"
 
 
 class DownloadError(CheckpointError):
@@ -51,21 +55,28 @@ def fetch(name: str) -> Checkpoint:
     files, path = _fetch_files(name, arch)
     try:
         checkpoint = load_checkpoint(path)
-    except DamagedError as error:
-        for file in files:  # of the hub's cache: the link, and what it links to
+    except CheckpointError as error:  # damaged in the cache, or never what it should be
+        raise DownloadError(f"{error}\n{_remove(files)}\n{_by_hand(arch)}") from None
+    checkpoint.arch = name
+    checkpoint.trained_on = {"data": arch.data, "licence": arch.licence}
+    return checkpoint
+
+
+def _remove(files: list[Path]) -> str:
+    """Take files out of the cache; what was done, in words."""
+    try:
+        for file in files:  # in the hub's cache, a link and what it links to
             file.resolve().unlink(missing_ok=True)
             file.unlink(missing_ok=True)
-        raise DownloadError(f"{error}\nThe damaged download was removed: try again") from None
-    checkpoint.arch = name
-    checkpoint.licence = arch.licence
-    checkpoint.trained_on = {"data": arch.data} if arch.data else {}
-    return checkpoint
+    except OSError as error:
+        return f"Remove it from the cache, which failed here ({error}), and try again"
+    return "It was removed from the cache: try again"
 
 
 def _fetch_files(name: str, arch: Arch) -> tuple[list[Path], Path]:
     """``(files in the cache, the one or the folder to load)``."""
     if arch.url:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / arch.url.rpartition("/")[2]
+        file = _cached(arch)
         if not file.is_file():
             _release_file(name, arch, file)
         return [file], file
@@ -91,18 +102,24 @@ def _hub_file(
         return Path(hf_hub_download(repository, file, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         pass
-    page = f"https://huggingface.co/{repository}"
-    log.info("fetching %s of %s", file, page)
+    log.info("fetching %s of %s/%s", file, _HUB, repository)
     try:
-        return Path(hf_hub_download(repository, file, revision=revision))
+        path = Path(hf_hub_download(repository, file, revision=revision))
+        _check_digest(path)
+        return path
     except Exception as error:  # the hub's own, its HTTP library's, the system's
-        by_hand = f"{file} from {page}/tree/main, and give maest.checkpoint=<file>"
-        if arch.hub:
-            by_hand = (
-                f"{CONFIG_NAME} and {WEIGHTS_NAME} from {page}/tree/main into one folder, and give "
-                f"maest.checkpoint=<folder>"
-            )
-        raise _failed(name, arch, f"{repository}/{file}", by_hand, error) from error
+        raise _failed(name, arch, f"{repository}/{file}", error) from error
+
+
+def _check_digest(path: Path) -> None:
+    """Hold a file of the hub's cache against its name: for large files, that is their SHA-256."""
+    blob = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        with blob.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != blob.name:
+            _remove([path])
+            raise CheckpointError(f"{path.name}: its SHA-256 is {digest}, expected {blob.name}")
 
 
 def _release_file(name: str, arch: Arch, file: Path) -> None:
@@ -125,15 +142,39 @@ def _release_file(name: str, arch: Arch, file: Path) -> None:
             downloader=Checked(progressbar=sys.stderr.isatty()),
         )
     except Exception as error:  # the system's, the HTTP library's, ours
-        by_hand = f"{arch.url} and put it to {file}, or give maest.checkpoint=<file>"
-        raise _failed(name, arch, arch.url, by_hand, error) from error
+        raise _failed(name, arch, arch.url, error) from error
 
 
-def _failed(name: str, arch: Arch, what: str, by_hand: str, error: Exception) -> DownloadError:
-    cause = error.__cause__ or error.__context__ or error
-    reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    other = f"\nThe same weights: {arch.elsewhere} (maest.checkpoint=<file>)" * bool(arch.elsewhere)
+def _failed(name: str, arch: Arch, what: str, error: Exception) -> DownloadError:
+    cause = error
+    while following := cause.__cause__ or cause.__context__:  # the first of them says most
+        cause = following
+    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     return DownloadError(
         f"{name}: {what} could not be fetched ({reason}), and is not in the cache.\n"
-        f"Get {by_hand}.{other}\nmaest.pretrained=False builds the network with fresh weights"
+        f"{_by_hand(arch)}\nmaest.pretrained=False builds the network with fresh weights"
     )
+
+
+def _by_hand(arch: Arch) -> str:
+    """How to do without the download."""
+    use = "give maest.checkpoint=<{}> (in Python, checkpoint=…)"
+    if arch.hub:
+        return (
+            f"By hand: get {CONFIG_NAME} and {WEIGHTS_NAME} from {_HUB}/{arch.hub}/tree/main into "
+            f"one folder, and {use.format('folder')}; or {arch.elsewhere} and "
+            f"{use.format('file')}"
+        )
+    if arch.url:
+        return f"By hand: get {arch.url} and put it to {_cached(arch)}, or {use.format('file')}"
+    from timm.models import get_pretrained_cfg
+
+    repository = get_pretrained_cfg(arch.timm).hf_hub_id
+    return (
+        f"By hand: get {WEIGHTS_NAME} from {_HUB}/{repository}/tree/main and {use.format('file')}"
+    )
+
+
+def _cached(arch: Arch) -> Path:
+    """Where a release's file is kept."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / arch.url.rpartition("/")[2]

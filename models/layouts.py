@@ -9,8 +9,10 @@ Shapes in comments: F, T rows and columns of the patch grid, D channels.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -38,6 +40,19 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
     return DEIT if "pos_embed" in state and "dist_token" in state else None
 
 
+def count_blocks(names: Collection[str], pattern: str) -> int:
+    """How many blocks the names tell of: one more than the highest number.
+
+    Raises:
+        LayoutError: if there are none, or more than the names could fill.
+    """
+    numbers = [int(found[1]) for name in names if (found := re.match(pattern, name))]
+    depth = max(numbers, default=-1) + 1
+    if not 0 < depth <= len(names):
+        raise LayoutError(f"it seems to have {depth} blocks, and it has {len(names)} keys")
+    return depth
+
+
 def read(state: Mapping[str, Tensor], layout: str) -> Parts:
     """A state dict in one of the layouts → parts under our names.
 
@@ -53,13 +68,18 @@ def read(state: Mapping[str, Tensor], layout: str) -> Parts:
     if layout == DEIT:  # its heads are for ImageNet, and without a norm of their own
         for name in ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias"):
             parts.pop(name, None)
-        if parts["pos_embed"][0].ndim == 3:
-            positions = parts.pop("pos_embed")[0]
-            parts["new_pos_embed"] = (positions[:, :2],)
-            parts["pos_embed"] = (positions[:, 2:],)  # until the grid's size is known
+        positions = parts.pop("pos_embed")[0]
+        side = math.isqrt(max(positions.shape[1] - 2, 0)) if positions.ndim == 3 else 0
+        if not side or positions.shape[1] != 2 + side * side:
+            raise LayoutError(
+                f"pos_embed is {tuple(positions.shape)}: expected [1, 2 + n², D], two tokens and a "
+                "square grid"
+            )
+        parts["new_pos_embed"] = (positions[:, :2],)
+        parts["pos_embed"] = (positions[:, 2:],)  # until the grid's size is known
     colours = parts.get("patch_embed.proj.weight", (torch.empty(0),))[0]
     if colours.ndim == 4 and colours.shape[1] == 3:
-        parts["patch_embed.proj.weight"] = (colours.sum(dim=1, keepdim=True),)
+        parts["patch_embed.proj.weight"] = (colours.float().sum(dim=1, keepdim=True),)
     return parts
 
 
@@ -75,9 +95,7 @@ def split_square_positions(positions: Tensor, rows: int, columns: int) -> tuple[
 
     The grid is resized to F x T; its mean over one axis is the embedding of the other.
     """
-    side = round(positions.shape[1] ** 0.5)
-    if side * side != positions.shape[1]:
-        raise LayoutError(f"pos_embed has {positions.shape[1]} patches: expected a square grid")
+    side = math.isqrt(positions.shape[1])
     grid = positions.transpose(1, 2).unflatten(2, (side, side))
     grid = resize_positions(grid, rows, columns)
     return grid.mean(dim=3, keepdim=True), grid.mean(dim=2, keepdim=True)
@@ -110,7 +128,6 @@ _HUB_SINGLE = {
 }
 _HUB_HEAD = {"head.0": "classifier.layernorm", "head.1": "classifier.dense"}
 _HUB_POSITIONS = "embeddings.position_embeddings"
-_HUB_BLOCK_KEY = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.")
 
 
 def _read_hub(state: Mapping[str, Tensor]) -> Parts:
@@ -124,16 +141,20 @@ def _read_hub(state: Mapping[str, Tensor]) -> Parts:
     # Without a head (`ASTModel`), transformers writes no prefix.
     top = _TOP if any(key.startswith(_TOP) for key in state) else ""
     parts = {ours: take(top + theirs) for ours, theirs in _HUB_SINGLE.items()}
-    numbers = [found[1] for key in state if (found := _HUB_BLOCK_KEY.match(key.removeprefix(top)))]
-    newer = any(key.startswith(f"{top}layers.") for key in state)
+    newer = not any(key.startswith(f"{top}encoder.layer.") for key in state)
     blocks = f"{top}layers" if newer else f"{top}encoder.layer"
-    for block in range(max(map(int, numbers), default=-1) + 1):
+    for block in range(count_blocks(state, re.escape(blocks) + r"\.(\d+)\.")):
         for kind in ("weight", "bias"):
             for ours, theirs in _HUB_BLOCK.items():
                 name = f"blocks.{block}.{ours}.{kind}"
                 parts[name] = take(f"{blocks}.{block}.{theirs[newer]}.{kind}")
             qkv = [f"{blocks}.{block}.{name}.{kind}" for name in _HUB_QKV[newer]]
-            parts[f"blocks.{block}.attn.qkv.{kind}"] = take(*qkv)
+            found = take(*qkv)
+            if len({tensor.shape for tensor in found}) > 1 or any(not t.ndim for t in found):
+                shapes = zip(qkv, (tuple(tensor.shape) for tensor in found), strict=False)
+                shown = ", ".join(f"{name} {shape}" for name, shape in shapes)
+                raise LayoutError(f"expected one shape of {shown}")
+            parts[f"blocks.{block}.attn.qkv.{kind}"] = found
     for ours, theirs in _HUB_HEAD.items():  # an `ASTModel` has none
         for kind in ("weight", "bias"):
             if f"{theirs}.{kind}" in left:
@@ -155,10 +176,11 @@ def _split_positions(positions: Tensor) -> Parts:
             f"position_embeddings are {tuple(positions.shape)}: expected [1, 2 + {rows}·T, D], "
             "the grid of a spectrogram with 96 bands"
         )
+    exact = torch.finfo(positions.dtype).eps * 8 * float(positions.abs().max())
+    positions = positions.float()
     grid = positions[:, 2:].unflatten(1, (rows, -1))  # [1, F, T, D]
     time = grid[:, :1]
     freq = grid[:, :, :1] - grid[:, :1, :1]
-    exact = torch.finfo(positions.dtype).eps * 64 * float(grid.abs().max())
     off = float((freq + time - grid).abs().max())
     if not off <= exact:
         raise LayoutError(
@@ -196,3 +218,9 @@ def write_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     grid = grid.flatten(2).transpose(1, 2)
     hub[_TOP + _HUB_POSITIONS] = torch.cat((state["new_pos_embed"], grid), dim=1)
     return hub
+
+
+def fingerprint(parts: Parts) -> str:
+    """Of the last layer's weights: another one tells that a network was trained since."""
+    weights = torch.cat(parts["head.1.weight"]) if "head.1.weight" in parts else torch.empty(0)
+    return hashlib.sha256(weights.float().contiguous().numpy().tobytes()).hexdigest()

@@ -163,6 +163,8 @@ class Maest(nn.Module):
         self.target_mean = None if target_mean is None else [float(v) for v in target_mean]
         self.target_std = None if target_std is None else [float(v) for v in target_std]
         self.labels = None if labels is None else list(labels)
+        # Parameters that a checkpoint left as they were drawn (`models.weights.load_into`).
+        self.fresh: frozenset[str] = frozenset()
 
         rows, columns = grid_size(input_f), input_t // STRIDE
         clip = grid_size(input_t)  # columns of a whole clip: one fewer than positions, at times
@@ -279,6 +281,11 @@ class Maest(nn.Module):
             return self._forward_long(self.melspectrogram(x), transformer_block)
         if x.ndim == 2 and melspectrogram_input:
             return self._forward_long(x, transformer_block)
+        if x.ndim == 2 and x.shape[1] <= 8 < x.shape[0]:
+            raise ValueError(
+                f"x is {list(x.shape)}: waveforms are [B, samples]. Audio of several channels, "
+                "[samples, channels]? Mix it down to one: x.mean(1)"
+            )
         if x.ndim == 2:
             x = self.melspectrogram(x)
         if x.ndim == 4:
@@ -333,6 +340,7 @@ class Maest(nn.Module):
         """What a head gives, [..., C] → logits: in the targets' units, if they have any."""
         if self.target_mean is None:
             return values
+        values = values.float()  # under autocast too: 16 bits do not hold every unit
         return values * values.new_tensor(self.target_std) + values.new_tensor(self.target_mean)
 
     def activations(self, logits: Tensor) -> Tensor:

@@ -8,21 +8,18 @@ Files are recognised by what is in them, and read as tensors and plain container
 (safetensors, or ``torch.load(..., weights_only=True)``): nothing in a file is ever run.
 `models.layouts` knows the names that others give to the same weights.
 
-Files are mapped, not read: a tensor becomes memory when a network takes it, once.
+Files are mapped, not read (but for PyTorch's format of before version 1.6): a tensor becomes memory
+when a network takes it, once.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
-import os
 import re
-import shutil
-import tempfile
+import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -34,12 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from helpers.errors import InputError
-from helpers.files import atomic_path, current_umask, to_json
+from helpers.files import atomic_folder, atomic_path, to_json
 from helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD
 from helpers.patches import PATCH_SIZE
 from models import layouts
 from models.layouts import DEIT, HUB, PASST, LayoutError
-from models.maest import SIZE_NAMES, STRIDE, Maest
+from models.maest import SIZE_NAMES, STRIDE, Maest, grid_size
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +58,14 @@ _HEADS = ("head.", "head_dist.")
 _RAW, _AVERAGE = "net.", "net_swa."
 _WRAPPERS = ("module.", "_orig_mod.")  # of averaging and distribution, and of torch.compile
 # What torch says of a pickle that it refuses.
-_REFUSED = re.compile(r"(?:GLOBAL|class|type) ([\w.]+\.[\w.]+)")
+_NAMED = re.compile(r"GLOBAL ([\w.]+)|(?:class|type) ([\w.]+\.[\w.]+)")
 _HUB_TYPE = "audio-spectrogram-transformer"
-_HUB_TASKS = {"single_label_classification": "single-label", "regression": "regression"}
+_HUB_TASKS = {
+    None: "multi-label",  # as the released models' files are
+    "multi_label_classification": "multi-label",
+    "single_label_classification": "single-label",
+    "regression": "regression",
+}
 # Time positions → input frames of 5, 10, 20 and 30 s. Positions alone say only the tens of frames.
 _RELEASED_INPUTS = {31: 312, 62: 625, 125: 1250, 187: 1875}
 
@@ -87,7 +89,6 @@ class Checkpoint:
         sizes: arguments of `Maest`, as far as they are known.
         layout: whose names the weights had (`models.layouts`).
         arch, labels, trained_on: what the file or folder says, if it does.
-        licence: of the weights, if it is known.
     """
 
     path: Path
@@ -97,7 +98,11 @@ class Checkpoint:
     arch: str | None = None
     labels: list[str] | None = None
     trained_on: dict[str, Any] = field(default_factory=dict)
-    licence: str | None = None
+
+    @property
+    def licence(self) -> str | None:
+        """Of the weights, if it is known."""
+        return self.trained_on.get("licence")
 
 
 def save_model(
@@ -154,43 +159,6 @@ def plain_state(model: Maest) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
-@contextmanager
-def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder, and rename it to ``folder`` if the block succeeds.
-
-    An older folder of that name is replaced, in two renames: a kill between them leaves it aside,
-    in a ``.tmp-`` folder.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~current_umask())
-        _move_into_place(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _move_into_place(new: Path, folder: Path) -> None:
-    """Rename ``new`` to ``folder``; an older folder there is kept if that fails."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
-    older = aside / folder.name
-    try:
-        os.replace(folder, older)
-        try:
-            os.replace(new, folder)
-        except BaseException:
-            os.rename(older, folder)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def load_checkpoint(path: str | Path, average: bool = False) -> Checkpoint:
     """Find out what a folder or file holds: see `Checkpoint`.
 
@@ -223,9 +191,13 @@ def load_checkpoint(path: str | Path, average: bool = False) -> Checkpoint:
     content, metadata = _load_file(path)
     checkpoint = _understand(_unwrap(content, path, average), path)
     if isinstance(content, Mapping) and isinstance(content.get(TRAINER_KEY), Mapping):
-        done = {"epoch": content.get("epoch", -1) + 1, "steps": content.get("global_step", 0)}
+        epoch, steps = content.get("epoch"), content.get("global_step")
+        counted = type(epoch) is type(steps) is int
+        done = {"epoch": epoch + 1, "steps": steps} if counted else {}
         _apply_config(checkpoint, {"trained_on": done} | dict(content[TRAINER_KEY]), path)
     elif metadata is not None:
+        if not isinstance(metadata, dict):
+            raise CheckpointError(f"{path}: its metadata {TRAINER_KEY!r} is not what we write")
         _apply_config(checkpoint, metadata, path)
     elif checkpoint.layout == layouts.MAEST:
         log.info("%s: weights alone: heads of 64 channels and Discogs20's norm are taken", path)
@@ -252,7 +224,7 @@ def _load_folder(folder: Path) -> Checkpoint:
     try:
         config = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+        raise DamagedError(f"{path}: not valid JSON ({error})") from None
     ours = isinstance(config, dict) and config.get("format") == FORMAT
     if not ours and not (isinstance(config, dict) and config.get("model_type") == _HUB_TYPE):
         raise CheckpointError(
@@ -270,25 +242,45 @@ def _load_folder(folder: Path) -> Checkpoint:
         _apply_config(checkpoint, config, path)
     else:
         _apply_hub_config(checkpoint, config, path)
+        if not checkpoint.licence and (licence := _licence_of_card(folder / "README.md")):
+            checkpoint.trained_on = checkpoint.trained_on | {"licence": licence}
     return checkpoint
+
+
+def _licence_of_card(card: Path) -> str | None:
+    """What the head of a model card says, as an SPDX identifier."""
+    if not card.is_file():
+        return None
+    found = re.match(r"---\n(?:.*\n)*?license: *(\S+)", card.read_text("utf-8", "replace"))
+    return found[1].upper() if found and found[1] not in ("unknown", "other") else None
 
 
 def _apply_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: Path) -> None:
     """Take over what `save_model` wrote, if it is of these weights."""
-    _check_config(config.get("sizes"), config.get("labels"), path)
+    _check_config(config, path)
     sizes = _LATER_SIZES | config["sizes"]
-    differing = [
-        f"{name} {sizes[name]} ({found} in the weights)"
-        for name, found in checkpoint.sizes.items()
-        if name in ("embed_dim", "depth", "n_classes", "mlp_ratio") and sizes[name] != found
-    ]
+    own = checkpoint.sizes
+    found = {name: own.get(name) for name in ("embed_dim", "depth", "n_classes", "mlp_ratio")}
+    said = {name: sizes[name] for name in found}
+    if "time_new_pos_embed" in checkpoint.parts:
+        rows, columns = (
+            checkpoint.parts[f"{axis}_new_pos_embed"][0].shape[i]
+            for axis, i in (("freq", 2), ("time", 3))
+        )
+        found |= {"rows of positions": rows, "columns of positions": columns}
+        said["rows of positions"] = grid_size(sizes["input_f"])
+        said["columns of positions"] = sizes["input_t"] // STRIDE
+    differing = [f"{n} {said[n]} ({v} in the weights)" for n, v in found.items() if said[n] != v]
     if differing:
         raise CheckpointError(f"{path}: of another model than the weights: {', '.join(differing)}")
+    try:
+        Maest.without_weights(**sizes)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: sizes are of no network: {error}") from None
     checkpoint.sizes = sizes
     checkpoint.labels = config.get("labels")
     checkpoint.arch = config.get("arch")
     checkpoint.trained_on = config.get("trained_on") or {}
-    checkpoint.licence = checkpoint.trained_on.get("licence")
 
 
 def _apply_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: Path) -> None:
@@ -311,23 +303,47 @@ def _apply_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
     found = {name: config.get(name, defaults.get(name, value)) for name, value in expected.items()}
     wrong = [f"{k} {found[k]!r} (expected {v!r})" for k, v in expected.items() if found[k] != v]
     heads = config.get("num_attention_heads", 12)
-    if not isinstance(heads, int) or heads < 1 or sizes["embed_dim"] % heads:
+    if type(heads) is not int or heads < 1 or sizes["embed_dim"] % heads:
         wrong.append(f"num_attention_heads {heads!r} for hidden_size {sizes['embed_dim']}")
     if wrong:
         raise CheckpointError(f"{path}: not a network of this family: {', '.join(wrong)}")
     sizes["num_heads"] = heads
-    sizes["task"] = _HUB_TASKS.get(config.get("problem_type"), "multi-label")
-    labels = config.get("id2label")
-    if isinstance(labels, dict) and len(labels) == sizes.get("n_classes"):
+    problem = config.get("problem_type")
+    if not isinstance(problem, str | None) or problem not in _HUB_TASKS:
+        known = ", ".join(map(str, _HUB_TASKS))
+        raise CheckpointError(f"{path}: problem_type is {problem!r}: expected one of {known}")
+    sizes["task"] = _HUB_TASKS[problem]
+    labels, classes = config.get("id2label"), sizes.get("n_classes")
+    if isinstance(labels, dict) and classes is not None:
         names = [labels.get(str(i)) for i in range(len(labels))]
-        if all(isinstance(name, str) for name in names) and names != _unnamed(len(names)):
+        if len(names) != classes or not all(isinstance(name, str) for name in names):
+            log.warning("%s: id2label does not name the %d classes: left out", path, classes)
+        elif names != _unnamed(classes):
             checkpoint.labels = names
+    _apply_hub_extractor(checkpoint, path.with_name("preprocessor_config.json"))
     ours = config.get(TRAINER_KEY)
-    if isinstance(ours, Mapping):  # exported from here: what the layout itself does not say
-        ours = dict(ours) | {"labels": checkpoint.labels}
-        if isinstance(ours.get("sizes"), dict):  # trained there since, it may have another head
-            ours["sizes"] = ours["sizes"] | {"n_classes": sizes.get("n_classes", 1)}
-        _apply_config(checkpoint, ours, path)
+    if not isinstance(ours, Mapping):
+        return
+    # Exported from here: what the layout itself does not say.
+    if ours.get("head") != layouts.fingerprint(checkpoint.parts):
+        log.warning("%s: trained further since its export: its record is left out", path)
+        return
+    _apply_config(checkpoint, dict(ours) | {"labels": checkpoint.labels}, path)
+
+
+def _apply_hub_extractor(checkpoint: Checkpoint, path: Path) -> None:
+    """Take over the input's normalisation from the feature extractor's config, if there is one."""
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        mean, std = found.get("mean", NORM_MEAN), found.get("std", NORM_STD)
+        good = _is_number(mean) and _is_number(std) and std > 0
+    except (ValueError, AttributeError, RecursionError):
+        good = False
+    if not good:
+        raise DamagedError(f"{path}: expected an object with the numbers mean and std")
+    checkpoint.sizes |= {"norm_mean": mean, "norm_std": std}
 
 
 def _unnamed(n_classes: int) -> list[str]:
@@ -335,8 +351,9 @@ def _unnamed(n_classes: int) -> list[str]:
     return [f"LABEL_{i}" for i in range(n_classes)]
 
 
-def _check_config(sizes: Any, labels: Any, path: Path) -> None:
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
     """Raise CheckpointError unless sizes and labels are what `save_model` writes."""
+    sizes, labels = config.get("sizes"), config.get("labels")
     if not isinstance(sizes, dict) or set(_LATER_SIZES | sizes) != set(SIZE_NAMES):
         found = ", ".join(sizes) if isinstance(sizes, dict) else sizes
         raise CheckpointError(
@@ -347,10 +364,14 @@ def _check_config(sizes: Any, labels: Any, path: Path) -> None:
             good = value is None or (isinstance(value, list) and all(map(_is_number, value)))
         elif name in ("distilled_type", "task"):
             good = isinstance(value, str)
+        elif name in ("mlp_ratio", "head_eps", "norm_mean", "norm_std"):
+            good = _is_number(value) and (value > 0 or name == "norm_mean")
         else:
-            good = _is_number(value) and value > 0
+            good = type(value) is int and value > 0
         if not good:
-            raise CheckpointError(f"{path}: sizes.{name} is {value!r}")
+            raise CheckpointError(f"{path}: sizes.{name} is {str(value)[:40]}")
+    if not isinstance(config.get("trained_on") or {}, dict):
+        raise CheckpointError(f"{path}: trained_on must be null or an object")
     good = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if labels is not None and not (good and len(labels) == sizes["n_classes"]):
         raise CheckpointError(
@@ -359,7 +380,9 @@ def _check_config(sizes: Any, labels: Any, path: Path) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e30  # not NaN, nor an integer that no float holds
 
 
 def _load_file(path: Path) -> tuple[Any, Mapping[str, Any] | None]:
@@ -375,24 +398,70 @@ def _load_file(path: Path) -> tuple[Any, Mapping[str, Any] | None]:
         if start[8:9] == b"{":
             with safetensors.safe_open(path, "pt") as file:
                 known = (file.metadata() or {}).get(TRAINER_KEY)
-            return safetensors.torch.load_file(path), known and json.loads(known)
-        if start[:4] == b"PK\3\4" and path.suffix != ".safetensors":
-            # Mapped files are not checked by torch on reading.
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise ValueError(f"{damaged} has another checksum than it should")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), None
-        with path.open("rb") as file:  # by name, torch would go by the suffix
-            return torch.load(file, map_location="cpu", weights_only=True), None
+            return safetensors.torch.load_file(path), None if known is None else json.loads(known)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guesses at what it is
+            mapped = start[:4] == b"PK\3\4"
+            if mapped:  # torch does not look at the checksums of what it maps
+                with zipfile.ZipFile(path) as archive:
+                    if damaged := archive.testzip():
+                        raise ValueError(f"{damaged} has another checksum than it should")
+            if mapped and path.suffix != ".safetensors":  # torch would go by that name
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                with path.open("rb") as file:
+                    content = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):  # says nothing of the file's content
+        raise
     except Exception as error:  # a damaged file can raise nearly anything
-        if isinstance(error, UnpicklingError) and (named := _REFUSED.search(str(error))):
+        if "allocate memory" in str(error):
+            raise MemoryError(f"{path}: {error}") from None
+        if refused := _refused(error, start):
             raise CheckpointError(
-                f"{path}: refused: it asks for {named[1]}, and anything but tensors and plain "
-                "containers could run code on loading. Save the state dict alone"
+                f"{path}: refused: {refused}, and anything but tensors and plain containers could "
+                "run code on loading. Save the state dict alone"
             ) from None
         raise DamagedError(
             f"{path}: cannot be read: damaged, or no checkpoint ({type(error).__name__})"
         ) from None
+    if odd := _not_plain(content):
+        raise CheckpointError(f"{path}: refused: it holds a {odd}. Save the state dict alone")
+    return content, None
+
+
+# What a checkpoint may hold. torch lets some more through, such as exceptions.
+_PLAIN = (Tensor, str, bytes, int, float, complex, type(None), torch.Size, torch.dtype)
+_PLAIN += (torch.device,)
+
+
+def _not_plain(content: Any) -> str | None:
+    """The name of a type in ``content`` that is no tensor, number, text or plain container."""
+    left, seen = [content], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, _PLAIN) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            left += value
+        else:
+            return type(value).__name__
+    return None
+
+
+def _refused(error: Exception, start: bytes) -> str | None:
+    """What torch refused, of a file that begins with ``start``; None if that was not the matter."""
+    if "TorchScript" in str(error):
+        return "it is a TorchScript program"
+    if not isinstance(error, UnpicklingError):
+        return None
+    if named := _NAMED.search(str(error)):
+        return f"it asks for {named[1] or named[2]}"
+    if start[:1] == b"\x80" and start[1:2] in (b"\3", b"\4", b"\5"):
+        return f"it is a pickle (protocol {start[1]}), which is not how torch saves tensors"
+    return None
 
 
 def _unwrap(content: Any, path: Path, average: bool = False) -> dict[str, Tensor]:
@@ -407,6 +476,8 @@ def _unwrap(content: Any, path: Path, average: bool = False) -> dict[str, Tensor
         for key, value in content.items()
         if isinstance(key, str) and isinstance(value, Tensor)
     }
+    if other := [str(key) for key in content if key not in state]:
+        log.info("%s: no tensors, and left out: %s", path, ", ".join(other))
     averaged = any(key.startswith(_AVERAGE) for key in state)
     if average and not averaged:
         raise CheckpointError(_no_average(path))
@@ -418,6 +489,11 @@ def _unwrap(content: Any, path: Path, average: bool = False) -> dict[str, Tensor
                 "(maest.checkpoint_swa_weights=True)",
                 path,
             )
+        if not any(key.startswith(wanted) for key in state):
+            raise CheckpointError(
+                f"{path}: it has the weights' average alone: maest.checkpoint_swa_weights=True "
+                "(in Python load_checkpoint(path, average=True)) takes that"
+            )
         beside = [key for key in state if not key.startswith((wanted, other))]
         if beside:
             log.info("%s: the trainer's own, and left out: %s", path, ", ".join(beside))
@@ -426,10 +502,25 @@ def _unwrap(content: Any, path: Path, average: bool = False) -> dict[str, Tensor
             for key, value in state.items()
             if key.startswith(wanted) and key != f"{wanted}n_averaged"
         }
-    for wrapper in _WRAPPERS:
-        if state and all(key.startswith(wrapper) for key in state):
-            state = {key.removeprefix(wrapper): value for key, value in state.items()}
-    return {key: value for key, value in state.items() if key not in _FRONT_END}
+    while state and (
+        wrapper := next((w for w in _WRAPPERS if all(key.startswith(w) for key in state)), None)
+    ):
+        state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if key not in _FRONT_END}
+    odd = {key: kind for key, value in state.items() if (kind := _odd(value))}
+    if odd:
+        shown = "\n  ".join(f"{key}: {kind}" for key, kind in list(odd.items())[:20])
+        raise CheckpointError(f"{path}: tensors that are no weights ({len(odd)}):\n  {shown}")
+    return state
+
+
+def _odd(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being weights; None for nothing."""
+    if tensor.is_meta:
+        return "without values (meta)"
+    if tensor.layout != torch.strided:
+        return f"{tensor.layout}"
+    return None if tensor.is_floating_point() else f"{tensor.dtype}, expected real floating point"
 
 
 def _understand(state: Mapping[str, Tensor], path: Path) -> Checkpoint:
@@ -460,16 +551,21 @@ def _sizes_of(parts: layouts.Parts, layout: str) -> dict[str, Any]:
     nothing of its length.
     """
     embed_dim = parts["cls_token"][0].shape[-1]
-    blocks = {int(key.split(".")[1]) for key in parts if key.startswith("blocks.")}
     sizes = {
         "embed_dim": embed_dim,
-        "depth": max(blocks) + 1,
+        "depth": layouts.count_blocks(parts, r"blocks\.(\d+)\."),
         "num_heads": max(1, embed_dim // _HEAD_WIDTH),
         "mlp_ratio": parts["blocks.0.mlp.fc1.weight"][0].shape[0] / embed_dim,
         "input_f": N_MELS,
     }
     if "head.1.weight" in parts:
         sizes["n_classes"] = parts["head.1.weight"][0].shape[0]
+        for name in ("head.1.bias", "head_dist.weight", "head_dist.bias"):
+            if name in parts and parts[name][0].shape[:1] != (sizes["n_classes"],):
+                raise LayoutError(
+                    f"head.1.weight is for {sizes['n_classes']} classes, and {name} is "
+                    f"{tuple(parts[name][0].shape)}"
+                )
     if layout in (layouts.MAEST, HUB):
         positions = parts["time_new_pos_embed"][0].shape[-1]
         longest = max(positions * STRIDE, PATCH_SIZE)
@@ -529,6 +625,8 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
         for name, tensor in own.items():
             if name in parts:
                 value = torch.cat(parts[name])  # a copy: the parts may be views of the file
+                if not torch.isfinite(value).all():
+                    raise CheckpointError(f"{checkpoint.path}: {name} has NaN or infinite values")
             elif tensor.is_meta:
                 value = _fresh(name, tensor.shape)
             else:
@@ -538,14 +636,16 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
                 setattr(model.get_submodule(module), leaf, nn.Parameter(value.float()))
             else:
                 tensor.copy_(value)
+    model.fresh = frozenset(fresh)
     for note in notes:
         log.warning("%s: %s", checkpoint.path, note)
     return model
 
 
 def _joined_shape(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
+    """Of parts of one shape each."""
     first = tuple(tensors[0].shape)
-    return (sum(len(t) for t in tensors), *first[1:]) if len(tensors) > 1 else first
+    return (first[0] * len(tensors), *first[1:]) if first else ()
 
 
 def _fit_positions(parts: layouts.Parts, own: Mapping[str, Tensor]) -> list[str]:
@@ -592,9 +692,17 @@ def _fresh_names(
     else:
         fresh = set()
     optional = _OPTIONAL.get(checkpoint.layout, ())
-    absent = {n for n in names if n.startswith(optional) and n not in checkpoint.parts}
-    if classes is None and absent:
+    absent = set()
+    for prefix in optional:
+        group = {name for name in names if name.startswith(prefix)}
+        if group.isdisjoint(checkpoint.parts):  # a part of a head is no head
+            absent |= group
+    if any(name.startswith("head.") for name in absent):
         notes.append("the head is fresh: the file has none for music")
+    elif absent and (model.distilled_type == "separated" or checkpoint.layout == PASST):
+        notes.append("the second head (head_dist) is fresh: the file has none")
+    if not fresh | absent and checkpoint.labels is None and checkpoint.layout == PASST:
+        notes.append(f"the head is AudioSet's, or of {classes} classes that are not named")
     return fresh | absent
 
 
