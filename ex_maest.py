@@ -25,6 +25,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 import config as settings
 from datasets.datamodule import MaestDataModule
 from datasets.groundtruth import read_labels, write_labels
+from datasets.scores import DATA_DIR as SCORES_DIR
 from ex_common import (
     Experiment,
     command,
@@ -59,21 +60,21 @@ _RANDOM += ("drop_rate", "attn_drop_rate", "drop_path_rate")
 # Settings that say which weights to take, and not what the network is.
 _WEIGHTS = ("pretrained", "checkpoint", "checkpoint_swa_weights", "checkpoint_discard_head")
 
-# What results.json calls the answer that does not look at the input
-_BASELINES = {
-    "multi-label": "label_frequencies",
-    "single-label": "most_frequent_class",
-    "regression": "training_mean",
-}
-_SHOWN = {
-    "multi-label": ("ap", "roc_auc"),
-    "single-label": ("accuracy", "macro_f1"),
-    "regression": ("r2", "mse"),
-}
 FORMATS = ("huggingface", "onnx", "safetensors")
 
 
 # ---------------------------------------------------------------- putting things together
+
+
+def check_files(config: dict[str, Any], *splits: str) -> None:
+    """Raise InputError if a ground truth is not there: before weights are fetched for it."""
+    for split in splits:
+        path = config["datamodule"][f"groundtruth_{split}"]
+        if path is not None and not Path(path).exists() and SCORES_DIR not in Path(path).parents:
+            raise InputError(
+                f"{path}: no such file. Check datamodule.groundtruth_{split}; a data set's own "
+                "preprocess.py makes it"
+            )
 
 
 def find_task(config: dict[str, Any], checkpoint: Checkpoint | None) -> str:
@@ -120,19 +121,24 @@ def find_checkpoint(config: dict[str, Any], training: bool = False) -> Checkpoin
         raise InputError("ckpt_path continues a training; to use a model, give maest.checkpoint=…")
     maest = config["maest"]
     path, arch, pretrained = maest["checkpoint"], maest["arch"], maest["pretrained"]
-    if path is not None:
-        return load_checkpoint(path, average=maest["checkpoint_swa_weights"])
-    if maest["checkpoint_swa_weights"]:
-        raise InputError("maest.checkpoint_swa_weights is for a file: give maest.checkpoint=<file>")
     try:
-        wanted = _published(arch) if pretrained is None else pretrained
-        return fetch(arch or settings.DEFAULT_ARCH) if wanted else None
+        published = arch is not None and find_arch(arch).published
+        if path is not None:
+            if published:
+                log.warning("maest.checkpoint takes the place of the weights of %s", arch)
+            return load_checkpoint(path, average=maest["checkpoint_swa_weights"])
+        if maest["checkpoint_swa_weights"]:
+            raise InputError(
+                "maest.checkpoint_swa_weights is for a file: give maest.checkpoint=<file>"
+            )
+        if pretrained and arch is None:
+            raise InputError(
+                "which weights? Give maest.checkpoint=<model>, such as exp_logs/latest/model, or "
+                "maest.arch=<a released model>"
+            )
+        return fetch(arch) if (published if pretrained is None else pretrained) else None
     except ValueError as error:  # no such architecture, or no weights of it
         raise InputError(str(error)) from error
-
-
-def _published(arch: str | None) -> bool:
-    return arch is not None and find_arch(arch).published
 
 
 def set_up_network(
@@ -170,6 +176,11 @@ def set_up_network(
             discard_head = checkpoint.labels != options["labels"]
             if discard_head:
                 log.warning("the weights were trained on other labels: a fresh head")
+        elif checkpoint and not discard_head and known.get("n_classes") == groundtruth.n_classes:
+            log.warning(
+                "the head is kept, as it is for as many labels: whether they are the same is not "
+                "known (maest.checkpoint_discard_head=True makes a fresh one)"
+            )
     if training and options["task"] == "regression":
         same = {"n_classes": options["n_classes"], "task": "regression"}
         if discard_head or any(known.get(name) != value for name, value in same.items()):
@@ -197,11 +208,13 @@ def network_options(
     options = {name: value for name, value in config["maest"].items() if name not in left_out}
     options |= {"pretrained": False, "task": find_task(config, checkpoint)}
     # An arch with published weights stands for those: a checkpoint takes their place.
-    if config["maest"]["checkpoint"] is not None and _published(options["arch"]):
-        log.info("maest.checkpoint takes the place of the weights of %s", options["arch"])
+    arch = options["arch"]
+    if config["maest"]["checkpoint"] is not None and arch and find_arch(arch).published:
         options["arch"] = None
     if options["labels"] is not None:
         options["labels"] = read_labels(options["labels"])
+        if checkpoint and checkpoint.labels and checkpoint.labels != options["labels"]:
+            log.warning("maest.labels are other names than those of %s", checkpoint.path)
     return options
 
 
@@ -214,15 +227,25 @@ def _check_labels(options: dict[str, Any], n_classes: int | None, config: dict) 
         )
 
 
-def needs_head(checkpoint: Checkpoint, net: Maest, config: dict[str, Any]) -> None:
-    """Raise InputError if the network's head is not the checkpoint's: its logits would be noise."""
-    discarded = config["maest"]["checkpoint_discard_head"]
-    same_task = checkpoint.sizes.get("task", net.task) == net.task
-    if discarded or checkpoint.sizes.get("n_classes") != net.n_classes or not same_task:
+def check_head(checkpoint: Checkpoint, net: Maest) -> None:
+    """Raise InputError if a head that is read is not the checkpoint's."""
+    read = ("head.", "head_dist.") if net.distilled_type == "separated" else ("head.",)
+    trained_as = checkpoint.sizes.get("distilled_type", net.distilled_type)
+    if trained_as != net.distilled_type or any(name.startswith(read) for name in net.fresh):
         raise InputError(
-            f"{checkpoint.path}: the head for {net.n_classes} classes would be a fresh one, and "
-            "its logits noise: leave out maest.n_classes, maest.task and "
+            f"{checkpoint.path}: a head for {net.n_classes} classes would be a fresh one, and "
+            "its logits noise: leave out maest.n_classes, maest.task, maest.distilled_type and "
             "maest.checkpoint_discard_head, or use a model that was trained on these labels"
+        )
+
+
+def check_labels(net: Maest, data: MaestDataModule, split: str) -> None:
+    """Raise InputError if the network's labels are known to be others than a split's."""
+    labels = data.labels(split)
+    if None not in (labels, net.labels) and labels != net.labels:
+        raise InputError(
+            f"{data.groundtruth(split).path.parent / 'labels.json'}: other labels, or another "
+            "order, than the model's: they are not of one task"
         )
 
 
@@ -259,6 +282,7 @@ def pretrain(_run, _config) -> dict[str, Any]:
     check_choice("module.lr_interval", config["module"]["lr_interval"], ("step", "epoch"))
     if config["trainer"]["limit_val_batches"] == 0:
         raise InputError("trainer.limit_val_batches is 0: validation decides which epoch is kept")
+    check_files(config, "train", "val")
     checkpoint = find_checkpoint(config, training=True)
     data = set_up_data(config, checkpoint, "train", "val")
     net = set_up_network(config, checkpoint, data, "train", training=True)
@@ -268,6 +292,7 @@ def pretrain(_run, _config) -> dict[str, Any]:
             f"{data.groundtruth('val').path}: {data.groundtruth('val').n_classes} labels to a "
             f"track, and the training ground truth has {net.n_classes}"
         )
+    check_labels(net, data, "val")
     module = MaestModule(net, TrainingOptions(**config["module"]))
     weights = sum(parameter.numel() for parameter in net.parameters())
     log.info(
@@ -321,7 +346,7 @@ def pretrain(_run, _config) -> dict[str, Any]:
     point_link(folder.parent / "latest", folder)
     _report(results, net.task, folder, model)
     return {
-        **{f"val_{name}": results[f"val_{name}"] for name in _SHOWN[net.task]},
+        **{f"val_{name}": results[f"val_{name}"] for name in metrics.SHOWN[net.task]},
         "folder": str(folder),
     }
 
@@ -331,6 +356,7 @@ def test(_run, _config) -> dict[str, Any]:
     """Evaluate maest.checkpoint on whole tracks of datamodule.groundtruth_test."""
     config, folder = _config, run_dir(_run)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
+    check_files(config, "test")
     checkpoint = _needed_checkpoint(config)
     data = set_up_data(config, checkpoint, "test")
     net = set_up_network(config, checkpoint, data, "test")
@@ -340,21 +366,22 @@ def test(_run, _config) -> dict[str, Any]:
             f"{groundtruth.path}: {groundtruth.n_classes} labels to a track, and the model has "
             f"{net.n_classes}: they are not of one task"
         )
-    needs_head(checkpoint, net, config)
+    check_head(checkpoint, net)
+    check_labels(net, data, "test")
     module = MaestModule(net, patches_per_pass=config["inference"]["patches_per_pass"])
     if config["trainer"]["limit_test_batches"] == 0:
         raise InputError("trainer.limit_test_batches is 0: nothing would be tested")
     set_up_trainer(config, folder).test(module, data, verbose=False)
     results = _figures("test", module, net.labels)
     write_json(folder / "results.json", results)
-    found = _in_words(net.task, {name: results[f"test_{name}"] for name in _SHOWN[net.task]})
+    found = _in_words(net.task, {name: results[f"test_{name}"] for name in metrics.SHOWN[net.task]})
     chance = f" (chance: {_in_words(net.task, results['chance'])})" if "chance" in results else ""
-    left_out = module.evaluation.left_out
+    what = "targets" if net.task == "regression" else "labels"
     print(
-        f"{results['test_tracks']} tracks: {found}{chance}; {left_out} labels left out; "
-        f"per label: {folder / 'results.json'}"
+        f"{results['test_tracks']} tracks: {found}{chance}; {module.evaluation.left_out} {what} "
+        f"left out; one by one: {folder / 'results.json'}"
     )
-    return {f"test_{name}": results[f"test_{name}"] for name in _SHOWN[net.task]}
+    return {f"test_{name}": results[f"test_{name}"] for name in metrics.SHOWN[net.task]}
 
 
 @command(ex)
@@ -384,9 +411,15 @@ def export(_run, _config) -> dict[str, Any]:
         net = get_maest(checkpoint=checkpoint, **network)
     except ValueError as error:
         raise InputError(str(error)) from error
-    needs_head(checkpoint, net, config)
+    check_head(checkpoint, net)
     folder = Path(str(options["out_dir"]))
     licence = options["licence"] or checkpoint.licence
+    if (
+        checkpoint.licence
+        and "-SA-" in checkpoint.licence.upper()
+        and licence != checkpoint.licence
+    ):
+        log.warning("%s is shared alike: %s is no licence for it", checkpoint.licence, licence)
     trained_on = dict(checkpoint.trained_on) | ({"licence": licence} if licence else {})
     notes: list[str] = []
     try:
@@ -408,10 +441,15 @@ def export(_run, _config) -> dict[str, Any]:
                 with_frontend=options["with_frontend"],
                 metadata=metadata,
             )
+            notes = [
+                f"Input of up to {clip_seconds(net.input_t):g} s: what is longer is to be cut."
+            ]
         else:
             written = save_safetensors(
                 folder / "model.safetensors", net, checkpoint.arch, trained_on
             )
+            if net.kept_columns is not None or net.kept_rows is not None:
+                notes = ["Patchout is a setting of a run: the file does not carry it."]
     except ValueError as error:
         raise InputError(str(error)) from error
     if options["format"] != "huggingface" and net.labels:
@@ -419,7 +457,7 @@ def export(_run, _config) -> dict[str, Any]:
     for note in notes:
         log.warning(note)
     print(f"written: {written}")
-    return {"written": str(written), "notes": notes}
+    return {"written": str(written)}
 
 
 # ---------------------------------------------------------------- their parts
@@ -456,6 +494,7 @@ def _extract(run, config: dict[str, Any], kind: str, output: str | int) -> dict[
     inference = config["inference"]
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     check_choice("inference.pool", inference["pool"], POOLS)
+    check_files(config, "predict")
     checkpoint = find_checkpoint(config)
     if kind == "logits" or config["maest"]["arch"] is None:
         checkpoint = _needed_checkpoint(config)
@@ -464,7 +503,7 @@ def _extract(run, config: dict[str, Any], kind: str, output: str | int) -> dict[
     if checkpoint is None:
         log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
     if output == "logits":
-        needs_head(checkpoint, net, config)
+        check_head(checkpoint, net)
     else:
         check_choice("inference.transformer_block", output, range(-1, net.depth))
 
@@ -506,7 +545,7 @@ def _figures(split: str, module: MaestModule, labels: list[str] | None) -> dict[
     multi_label, regression = module.net.task == "multi-label", module.net.task == "regression"
     if multi_label:
         results["chance"] = dict(
-            zip(_SHOWN["multi-label"], metrics.chance_scores(targets), strict=True)
+            zip(metrics.SHOWN["multi-label"], metrics.chance_scores(targets), strict=True)
         )
     results["per_label"] = [
         {
@@ -526,8 +565,8 @@ def _summarise(
     task = module.net.task
     results = _figures("val", module, module.net.labels)
     baseline = metrics.baseline(task, data.groundtruth("train").targets, module.targets)
-    name, first = _BASELINES[task], _SHOWN[task][0]
-    results[name] = {figure: baseline.figures[figure] for figure in _SHOWN[task]}
+    name, first = metrics.BASELINES[task], metrics.SHOWN[task][0]
+    results[name] = {figure: baseline.figures[figure] for figure in metrics.SHOWN[task]}
     results["epochs"] = history.epochs
     if history.epochs:
         lines = {"chance": results["chance"][first]} if "chance" in results else {}
@@ -541,12 +580,9 @@ def _summarise(
             "model": module.evaluation.per_label[figure],
             name.replace("_", " "): baseline.per_label[figure],
         },
-        f"{_PER_LABEL[figure]} on the validation split",
+        f"{metrics.FIGURE_NAMES[figure]} on the validation split",
     )
     return results
-
-
-_PER_LABEL = {"ap": "average precision", "f1": "F1", "r2": "R²"}
 
 
 def _provenance(
@@ -571,33 +607,33 @@ def _provenance(
         "seed": config["seed"],
         "steps": results["best_steps"],
         "epoch": results["best_epoch"],
-        **{f"val_{name}": results[f"val_{name}"] for name in _SHOWN[data.task]},
+        **{f"val_{name}": results[f"val_{name}"] for name in metrics.SHOWN[data.task]},
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"torch": torch.__version__, "pytorch_lightning": pl.__version__},
     }
 
 
 def _in_words(task: str, figures: dict[str, float]) -> str:
-    return ", ".join(f"{metrics.FIGURE_NAMES[n]} {figures[n]:.4f}" for n in _SHOWN[task])
+    return ", ".join(f"{metrics.FIGURE_NAMES[n]} {figures[n]:.4f}" for n in metrics.SHOWN[task])
 
 
 def _report(results: dict[str, Any], task: str, folder: Path, model: Path) -> None:
-    rows = {"model": {name: results[f"val_{name}"] for name in _SHOWN[task]}}
-    rows[_BASELINES[task].replace("_", " ")] = results[_BASELINES[task]]
+    rows = {"model": {name: results[f"val_{name}"] for name in metrics.SHOWN[task]}}
+    rows[metrics.BASELINES[task].replace("_", " ")] = results[metrics.BASELINES[task]]
     if "chance" in results:
         rows["chance"] = results["chance"]
-    names = [metrics.FIGURE_NAMES[name] for name in _SHOWN[task]]
+    names = [metrics.FIGURE_NAMES[name] for name in metrics.SHOWN[task]]
     lines = [f"  {'':19s}" + "".join(f"{name:>9s}" for name in names)]
     lines += [
-        f"  {row:19s}" + "".join(f"{figures[name]:9.4f}" for name in _SHOWN[task])
+        f"  {row:19s}" + "".join(f"{figures[name]:9.4f}" for name in metrics.SHOWN[task])
         for row, figures in rows.items()
     ]
     left_out = next(int(v) for k, v in results.items() if k.endswith("_left_out"))
     print(
         f"\nvalidation, {results['val_tracks']} tracks, best epoch {results['best_epoch']}:\n"
         + "\n".join(lines)
-        + f"\n({left_out} labels left out, as they cannot be scored; "
-        f"{results['steps']} steps in {results['seconds']:.0f} s)\n"
+        + f"\n({left_out} {'targets' if task == 'regression' else 'labels'} left out, as they "
+        f"cannot be scored; {results['steps']} steps in {results['seconds']:.0f} s)\n"
         f"learning curve: {folder / 'learning_curve.png'}\n"
         f"per label:      {folder / 'labels.png'}\n"
         f"model folder:   {model}"

@@ -70,9 +70,9 @@ _add(
 _add(
     MAEST,
     "maest_finetune",
-    "Fine-tune maest.checkpoint, or the newest finished training, on your own ground truth.",
+    "Fine-tune maest.checkpoint, or the released maest.arch, on your own ground truth.",
     _FINETUNE,
-    {"maest": {"checkpoint": "exp_logs/latest/model"}},
+    {"maest": {"pretrained": True}},  # weights are wanted
 )
 
 # ---------------------------------------------------------------- the family
@@ -121,10 +121,13 @@ for _names, _seconds, _start, _released in _FAMILY:
     }
     _teacher = "teacher_student" in _names[0]
     for _name in _names:
+        _same = f"The same as {_names[0]}_{{}}." if _name != _names[0] else None
         _add(
             MAEST,
             f"{_name}_pretrain",
-            f"Pre-train on clips of {_seconds} s from {_START[_start]}, by the paper's recipe"
+            _same.format("pretrain")
+            if _same
+            else f"Pre-train on clips of {_seconds} s from {_START[_start]}, by the paper's recipe"
             + (", with a teacher's logits as targets of the second head." if _teacher else "."),
             _PAPER,
             _clips,
@@ -135,7 +138,9 @@ for _names, _seconds, _start, _released in _FAMILY:
             _add(
                 MAEST,
                 f"{_name}_{_suffix}",
-                f"Use {_released}, or your maest.checkpoint, on patches of {_seconds} s; "
+                f"The same as {_names[0]}_inference."
+                if _same or _suffix == "infer"
+                else f"Use {_released}, or your maest.checkpoint, on patches of {_seconds} s; "
                 "embeddings of block 7.",
                 {"datamodule": {"clip_length": _seconds}},
                 {"maest": {"arch": _released}, "inference": {"transformer_block": 7}},
@@ -143,8 +148,10 @@ for _names, _seconds, _start, _released in _FAMILY:
         _add(
             MAEST,
             f"{_name}_finetune",
-            f"Fine-tune {_released}, or your maest.checkpoint, on clips of {_seconds} s of your "
-            "own ground truth.",
+            _same.format("finetune")
+            if _same
+            else f"Fine-tune {_released}, or your maest.checkpoint, on clips of {_seconds} s of "
+            "your own ground truth.",
             _FINETUNE,
             _clips,
             {"maest": {"arch": _released}},

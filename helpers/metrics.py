@@ -19,6 +19,18 @@ from sklearn.metrics import (
 
 # The figure that says which of two models is the better one; more is better.
 MONITOR = {"multi-label": "ap", "single-label": "accuracy", "regression": "r2"}
+# The two figures that a report shows
+SHOWN = {
+    "multi-label": ("ap", "roc_auc"),
+    "single-label": ("accuracy", "macro_f1"),
+    "regression": ("r2", "mse"),
+}
+# What a report calls the one answer for every input (:func:`baseline`)
+BASELINES = {
+    "multi-label": "label_frequencies",
+    "single-label": "most_frequent_class",
+    "regression": "training_mean",
+}
 # How a figure is called where people read it.
 FIGURE_NAMES = {
     "loss": "loss",
@@ -26,6 +38,7 @@ FIGURE_NAMES = {
     "roc_auc": "ROC-AUC",
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
+    "f1": "F1",
     "r2": "R²",
     "mse": "MSE",
 }

@@ -104,7 +104,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Raise SettingsError unless ``value`` is one of ``choices``."""
     if value not in choices:
         shown = ", ".join(map(repr, choices))
-        near = did_you_mean(str(value), [str(choice) for choice in choices])
+        near = did_you_mean(value, [str(c) for c in choices]) if isinstance(value, str) else ""
         raise SettingsError(f"{name} is {value!r}: expected one of {shown}.{near}")
 
 
@@ -130,18 +130,23 @@ def check_arguments(
         near = difflib.get_close_matches(word, [*commands, *named_configs], n=1, cutoff=0.5)
         if "=" in word:
             near = [word]
+        later = [w for w in words[1:] if w in commands]
         if "=" in word or (near and near[0] in named_configs):
             what = f"{word!r} is {'a setting' if '=' in word else 'a named config'}, not a command"
             if near[0] != word:
                 what = f"unknown command {word!r}; {near[0]!r} is a named config, not a command"
-            right = " ".join([near[0], *(w for w in words[1:] if w != "with")])
-            raise SettingsError(f"{what}: write 'with {right}'")
+            updates = [w for w in words[1:] if w != "with" and w not in later]
+            right = " ".join([*later[:1], "with", near[0], *updates])
+            raise SettingsError(f"{what}: write '{right}'")
         raise SettingsError(
             f"unknown command {word!r}.{did_you_mean(word, [*commands, *named_configs])} "
             f"The commands are: {', '.join(commands)}"
         )
     if slip:
         raise SettingsError(slip)
+    if len(words) > 1 and "with" not in words and words[0] != "help":
+        right = " ".join([words[0], "with", *words[1:]])
+        raise SettingsError(f"settings come after 'with': write '{right}'")
     if "with" in words:
         for update in words[words.index("with") + 1 :]:
             if "=" not in update:
@@ -181,6 +186,5 @@ def check_named_config(name: str, named_configs: Collection[str]) -> None:
         return
     raise SettingsError(
         f"unknown named config {name!r}.{did_you_mean(name, named_configs)} "
-        f"The named configs are: {', '.join(named_configs) or 'none'}. "
-        "(A setting is written key=value)"
+        "The command print_named_configs shows all. (A setting is written key=value)"
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 
 from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
+from helpers.settings import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ class Arch:
         return any((self.hub, self.url, self.timm))
 
 
-def _released(name: str, seconds: int, n_classes: int = 400) -> dict[str, Arch]:
-    """A model of the paper: P. Alonso-Jiménez et al., ISMIR 2023."""
-    return {
-        name: Arch(
-            clip_length=seconds,
-            n_classes=n_classes,
-            hub=f"mtg-upf/{name}",
-            elsewhere=f"https://github.com/palonso/MAEST/releases/download/v0.0.0-beta/{name}-swa.ckpt",
-            licence="CC-BY-NC-SA-4.0",
-            data="Discogs20, the authors' collection",
-        )
-    }
+# The models of the paper (P. Alonso-Jiménez et al., ISMIR 2023): seconds, labels. fs: from scratch,
+# dw: from DeiT's weights, pw: from PaSST's; 129e: epochs; ts: teacher-student; 519l: labels
+_RELEASED = {
+    "discogs-maest-10s-fs-129e": (10, 400),
+    "discogs-maest-10s-dw-75e": (10, 400),
+    "discogs-maest-10s-pw-129e": (10, 400),
+    "discogs-maest-5s-pw-129e": (5, 400),
+    "discogs-maest-20s-pw-129e": (20, 400),
+    "discogs-maest-30s-pw-129e": (30, 400),
+    "discogs-maest-30s-pw-73e-ts": (30, 400),
+    "discogs-maest-30s-pw-129e-519l": (30, 519),
+}
 
 
 PASST = "passt_s_swa_p16_128_ap476"
@@ -69,16 +69,18 @@ ARCHS = {
     "maest_tiny": Arch(embed_dim=192, num_heads=3),  # 5.4 M parameters: learns on a laptop
     "maest_small": Arch(embed_dim=384, num_heads=6),  # 22 M
     "maest_base": Arch(),  # 86 M: the size of the released models
-    # Released, trained on Discogs20. fs: from scratch, dw: from DeiT's weights, pw: from PaSST's;
-    # 129e: epochs; ts: teacher-student; 519l: labels
-    **_released("discogs-maest-10s-fs-129e", 10),
-    **_released("discogs-maest-10s-dw-75e", 10),
-    **_released("discogs-maest-10s-pw-129e", 10),
-    **_released("discogs-maest-5s-pw-129e", 5),
-    **_released("discogs-maest-20s-pw-129e", 20),
-    **_released("discogs-maest-30s-pw-129e", 30),
-    **_released("discogs-maest-30s-pw-73e-ts", 30),
-    **_released("discogs-maest-30s-pw-129e-519l", 30, n_classes=519),
+    **{
+        name: Arch(
+            clip_length=seconds,
+            n_classes=n_classes,
+            hub=f"mtg-upf/{name}",
+            elsewhere="https://github.com/palonso/MAEST/releases/download/v0.0.0-beta/"
+            f"{name}-swa.ckpt",
+            licence="CC-BY-NC-SA-4.0",
+            data="Discogs20, the authors' collection",
+        )
+        for name, (seconds, n_classes) in _RELEASED.items()
+    },
     # Weights to start from: other tasks' heads, and positions of another grid
     PASST: Arch(
         n_classes=527,
@@ -109,8 +111,7 @@ def find_arch(name: str) -> Arch:
     """
     if name in ARCHS:
         return ARCHS[name]
-    near = difflib.get_close_matches(str(name), ARCHS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(name), ARCHS)
     raise ValueError(f"unknown arch {name!r}: expected one of {', '.join(ARCHS)}.{hint}")
 
 

@@ -18,7 +18,6 @@ Shapes: S sounds, K timestamps; the other letters are those of `models/maest.py`
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 from helpers import patches
 from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
 from helpers.patches import PATCH_SIZE
+from helpers.settings import did_you_mean
 from models import ARCHS, get_maest
 from models.maest import Maest, grid_size
 
@@ -125,8 +125,7 @@ def load_model(
         # Said aloud: embeddings of random weights would look like any others.
         net = get_maest(name, pretrained=True)
     else:
-        near = difflib.get_close_matches(name, ARCHS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, ARCHS)
         raise FileNotFoundError(
             f"{name}: no such file or folder, and no architecture of that name. load_model takes "
             "a model folder (a finished run's exp_logs/<id>/model), a checkpoint file, or one of "

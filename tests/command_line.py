@@ -55,3 +55,8 @@ def bad(script: str, line: str, cwd: Path) -> str:
 def settings(toy) -> str:
     """The toy set as command-line settings."""
     return " ".join(f"datamodule.{name}={value}" for name, value in toy.settings().items())
+
+
+def newest(home: Path) -> Path:
+    """The folder of the last run in a working directory."""
+    return max((home / "exp_logs").glob("[0-9]*"), key=lambda path: int(path.name))

@@ -197,7 +197,7 @@ def test_export_to_onnx(folder, tmp_path):
             np.testing.assert_allclose(found[f"embeddings_{block}"], own, atol=1e-4)
     assert json.loads((tmp_path / "out" / "labels.json").read_text("utf-8")) == LABELS
     message = bad("ex_maest.py", line, tmp_path)  # block 11, the default, of 3
-    assert "11" in message
+    assert "blocks has [11]" in message
 
 
 def test_export_to_one_file(folder, tmp_path):
@@ -221,6 +221,33 @@ def test_labels_for_a_file_that_has_none(tmp_path):
     assert "two.json: 2 labels, and the model has 3" in message
 
 
+def test_trained_further_in_transformers(tmp_path):
+    """Then our record of it is of another model."""
+    options = {"trained_on": {"val_ap": 0.5}, "arch": "maest_tiny"}
+    export_huggingface(tmp_path / "hub", network(norm_mean=1.5, norm_std=0.9), **options)
+    assert load_checkpoint(tmp_path / "hub").trained_on == {"val_ap": 0.5}
+    hub = ASTForAudioClassification.from_pretrained(tmp_path / "hub")
+    with torch.no_grad():
+        hub.classifier.dense.weight += 0.01
+    hub.config.problem_type = "single_label_classification"
+    hub.save_pretrained(tmp_path / "hub")
+    found = load_checkpoint(tmp_path / "hub")
+    assert found.trained_on == {}
+    assert (found.sizes["head_eps"], found.sizes["task"]) == (1e-6, "single-label")
+    assert found.sizes["norm_mean"] == 1.5  # the feature extractor's
+
+
+def test_a_licence_is_read_off_the_card(tmp_path, caplog):
+    export_huggingface(tmp_path / "hub", network(), licence="CC-BY-NC-SA-4.0")
+    path = tmp_path / "hub" / "config.json"
+    theirs = json.loads(path.read_text("utf-8"))
+    del theirs["maest"]
+    path.write_text(json.dumps(theirs))
+    assert load_checkpoint(tmp_path / "hub").licence == "CC-BY-NC-SA-4.0"
+    good("ex_maest.py", "export with maest.checkpoint=hub export.licence=MIT", tmp_path)
+    assert "shared alike" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -228,7 +255,9 @@ def test_labels_for_a_file_that_has_none(tmp_path):
         ("maest.checkpoint=model export.format=tensorflow", "export.format is 'tensorflow'"),
         ("maest.checkpoint=model export.with_frontend=True", "are for export.format=onnx"),
         ("maest.checkpoint=model maest.n_classes=5", "its logits noise"),
-        ("maest.checkpoint=model export.format=onnx export.blocks=[7]", "7"),
+        ("maest.checkpoint=model maest.distilled_type=separated", "its logits noise"),
+        ("maest.checkpoint=model maest.arch=nonsense", "unknown arch 'nonsense'"),
+        ("maest.checkpoint=model export.format=onnx export.blocks=[7]", "blocks has [7]"),
         ("maest.checkpoint=model maest.checkpoint_swa_weights=True", "no average"),
     ],
 )

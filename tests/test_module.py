@@ -522,3 +522,16 @@ def test_history_shows_the_figures_there_are(tmp_path, capsys):
         f"{start}val accuracy 0.2500  val macro F1 0.5000  3 s",
         f"{start}val R² -0.2500  val MSE 2.0000  3 s",
     ]
+
+
+def test_units_hold_in_sixteen_bits():
+    """1990 ± 20 and 100,000 ± 30,000 do not fit into half precision."""
+    scale = {"target_mean": [1990, 1e5, 0], "target_std": [20, 3e4, 1]}
+    net = network(task="regression", **scale)
+    x = torch.randn(4, 96, 62)
+    with torch.no_grad():
+        expected = net(x)[0]
+        with torch.autocast("cpu", dtype=torch.float16):
+            found = net(x)[0]
+    deviations = (found - expected) / torch.tensor(scale["target_std"])
+    assert deviations.abs().max() < 0.05

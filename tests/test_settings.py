@@ -71,6 +71,10 @@ COMMANDS, NAMED = ("pretrain", "extract_embeddings"), ("target_scores", "paper_r
             "named config, not a command: write 'with target_scores seed=1'",
         ),
         ("seed=1", "setting, not a command: write 'with seed=1'"),
+        ("target_score with seed=1", "'target_scores' is a named config, not a command"),
+        ("pretrain target_scores seed=1", "write 'pretrain with target_scores seed=1'"),
+        ("target_scores pretrain", "write 'pretrain with target_scores'"),
+        ("target_score with seed =1", "write 'with target_scores seed=1'"),
     ],
 )
 def test_slips_of_the_command_line(line, message):

@@ -15,7 +15,7 @@ from command_line import bad, good, run, settings  # isort: skip (first: it quie
 
 import config
 import ex_maest
-from datasets.groundtruth import write_groundtruth
+from datasets.groundtruth import write_groundtruth, write_labels
 from datasets.melspectrograms import read_patches
 from models import get_maest
 
@@ -119,6 +119,14 @@ def test_test_command(home, toy):
     out = good("ex_maest.py", f"{base} maest.checkpoint=exp_logs/latest/model", home)
     assert "12 tracks: AP" in out
     assert "which model?" in bad("ex_maest.py", base, home)
+
+
+def test_labels_in_another_order_are_not_of_one_task(home, toy, tmp_path):
+    (tmp_path / "test.pk").write_bytes(toy.groundtruth("test").read_bytes())
+    write_labels(tmp_path / "labels.json", reversed(toy.labels))
+    line = f"test with {settings(toy)} maest.checkpoint=exp_logs/latest/model"
+    message = bad("ex_maest.py", f"{line} datamodule.groundtruth_test={tmp_path}/test.pk", home)
+    assert "other labels, or another order" in message
 
 
 def test_probe(home, toy):
@@ -269,7 +277,8 @@ def test_training_on_a_broken_file_names_it(toy, tmp_path):
         ("with maest.n_classes=7 {toy}", "maest.n_classes is 7"),
         ("with maest.input_t=50 datamodule.clip_length=5 {toy}", "must hold a clip"),
         ("with maest.s_patchout_t=99 {toy}", "s_patchout_t is 99"),
-        ("with maest.pretrained=True {toy}", "no published weights of 'maest_tiny'"),
+        ("with maest.pretrained=True {toy}", "which weights?"),
+        ("with maest.pretrained=True maest.arch=maest_tiny {toy}", "no published weights"),
         ("with module.lr_interval=day {toy}", "module.lr_interval is 'day'"),
         ("with maest.checkpoint=nowhere {toy}", "nowhere: no such file or folder"),
         (
