@@ -624,8 +624,8 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
     with torch.no_grad():
         for name, tensor in own.items():
             if name in parts:
-                value = torch.cat(parts[name])  # a copy: the parts may be views of the file
-                if not torch.isfinite(value).all():
+                value = torch.cat(parts[name]).float()  # a copy: the parts may be views of a file
+                if not value.sum().isfinite():  # without a temporary of its size
                     raise CheckpointError(f"{checkpoint.path}: {name} has NaN or infinite values")
             elif tensor.is_meta:
                 value = _fresh(name, tensor.shape)
@@ -633,7 +633,7 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
                 continue  # fresh as it is
             if tensor.is_meta:
                 module, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(module), leaf, nn.Parameter(value.float()))
+                setattr(model.get_submodule(module), leaf, nn.Parameter(value))
             else:
                 tensor.copy_(value)
     model.fresh = frozenset(fresh)
