@@ -103,12 +103,17 @@ def _hub_file(
     except LocalEntryNotFoundError:
         pass
     log.info("fetching %s of %s/%s", file, _HUB, repository)
+    retries = logging.getLogger("huggingface_hub")
+    level = retries.level
+    retries.setLevel(logging.ERROR)  # it tells of each retry; one error tells of them all
     try:
         path = Path(hf_hub_download(repository, file, revision=revision))
         _check_digest(path)
         return path
     except Exception as error:  # the hub's own, its HTTP library's, the system's
         raise _failed(name, arch, f"{repository}/{file}", error) from error
+    finally:
+        retries.setLevel(level)
 
 
 def _check_digest(path: Path) -> None:
