@@ -102,7 +102,8 @@ class Checkpoint:
     @property
     def licence(self) -> str | None:
         """Of the weights, if it is known."""
-        return self.trained_on.get("licence")
+        licence = self.trained_on.get("licence")
+        return licence if isinstance(licence, str) else None
 
 
 def save_model(

@@ -388,6 +388,30 @@ def test_workers_do_not_matter_and_the_script_runs_anywhere(built, tmp_path):
     assert files_of(tmp_path / "1").keys() == files_of(built[0]).keys()
 
 
+def test_each_tune_is_read_in_a_folder_of_its_own(monkeypatch):
+    """symusic names its temporary files alike in every process: one read another's tune."""
+    import symusic
+
+    folders = []
+
+    class Reader:
+        @staticmethod
+        def from_abc(text: str) -> symusic.Score:
+            folders.append(os.environ["TMPDIR"])
+            assert os.listdir(folders[-1]) == []
+            return original.from_abc(text)
+
+    original = symusic.Score
+    monkeypatch.setattr(symusic, "Score", Reader)
+    monkeypatch.setenv("TMPDIR", "as it was")
+    for i in range(2):
+        text = f"X:1\nT:{i}\nM:4/4\nL:1/8\nK:C\nCDEF GABc|\n"
+        assert len(corpus.read(Work(f"ryan/{i}", "ryan", "", text, len(text)), Path()).notes) == 8
+    assert len(set(folders)) == 2
+    assert not any(Path(folder).exists() for folder in folders)
+    assert os.environ["TMPDIR"] == "as it was"
+
+
 def test_more_works_and_renditions_extend(built, tmp_path):
     import shutil
 

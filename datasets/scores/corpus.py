@@ -404,7 +404,7 @@ def _read_abc(work: Work, folder: Path) -> tuple[list[np.ndarray], Metadata]:
     from symusic import Score as Sequence
 
     assert work.text is not None
-    with _captured_output() as captured:
+    with _captured_output() as captured, _own_temporary_folder():
         try:
             sequence = Sequence.from_abc(plain_abc(work.text))
         except RuntimeError:
@@ -423,6 +423,25 @@ def _read_abc(work: Work, folder: Path) -> tuple[list[np.ndarray], Metadata]:
         pitch = np.asarray(note["pitch"])
         parts.append(np.rint(np.column_stack([start, duration, pitch])).astype(np.int32))
     return parts, abc_metadata(work.text, work.collection)
+
+
+@contextmanager
+def _own_temporary_folder() -> Iterator[None]:
+    """Have C++ code put its temporary files into a folder of this call's own.
+
+    symusic 0.5.8 names them ``symusic_temp_<number>.abc``, and draws the same numbers in every
+    process: one can read the tune that another has just written.
+    """
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
 
 
 class _Captured:
