@@ -47,6 +47,12 @@ for message in (
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
 
 
+# Sacred finds fault with every setting whose default is None, or may be; `check_settings` checks.
+logging.getLogger().addFilter(
+    lambda record: "Changed type of config entry" not in record.getMessage()
+)
+
+
 class UserError(SacredError):
     """Printed as its message alone."""
 

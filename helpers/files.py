@@ -51,6 +51,9 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
     try:
         yield temporary
+        # Some writers make private files; these are as readable as any other of the user's.
+        for path in temporary.rglob("*"):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~current_umask())
         temporary.chmod(0o777 & ~current_umask())
         _move_into_place(temporary, folder)
     except BaseException:

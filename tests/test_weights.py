@@ -102,7 +102,8 @@ def test_the_weights_can_be_read_by_others(folder):
     expected = tiny(labels=LABELS).state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
-    assert (folder / "config.json").stat().st_mode & 0o444 == 0o444 & ~_umask()
+    for path in folder.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~_umask(), path
 
 
 def _umask() -> int:
