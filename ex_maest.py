@@ -67,7 +67,10 @@ FORMATS = ("huggingface", "onnx", "safetensors")
 
 
 def check_files(config: dict[str, Any], *splits: str) -> None:
-    """Raise InputError if a ground truth is not there: before weights are fetched for it."""
+    """Raise InputError if ground truths or a teacher's logits are not there.
+
+    Before weights are fetched for them.
+    """
     for split in splits:
         path = config["datamodule"][f"groundtruth_{split}"]
         if path is not None and not Path(path).exists() and SCORES_DIR not in Path(path).parents:
@@ -75,6 +78,13 @@ def check_files(config: dict[str, Any], *splits: str) -> None:
                 f"{path}: no such file. Check datamodule.groundtruth_{split}; a data set's own "
                 "preprocess.py makes it"
             )
+    teacher = config["datamodule"]["teacher_dir"]
+    if "train" in splits and teacher is not None and not Path(teacher).is_dir():
+        raise InputError(
+            f"{teacher}: no such folder. datamodule.teacher_dir is where `python ex_maest.py "
+            "extract_logits with maest.checkpoint=<the teacher>` has written the logits of a model "
+            "of the same labels, for all training tracks"
+        )
 
 
 def find_task(config: dict[str, Any], checkpoint: Checkpoint | None) -> str:
