@@ -73,7 +73,9 @@ def check_files(config: dict[str, Any], *splits: str) -> None:
     """
     for split in splits:
         path = config["datamodule"][f"groundtruth_{split}"]
-        if path is not None and not Path(path).exists() and SCORES_DIR not in Path(path).parents:
+        if path is None or Path(path).exists():
+            continue
+        if SCORES_DIR not in Path(path).resolve().parents:  # which is built where it is missing
             raise InputError(
                 f"{path}: no such file. Check datamodule.groundtruth_{split}; a data set's own "
                 "preprocess.py makes it"
@@ -174,30 +176,11 @@ def set_up_network(
         )
     discard_head = config["maest"]["checkpoint_discard_head"]
     if training or (options["n_classes"] is None and "n_classes" not in known):
-        groundtruth = data.groundtruth(split)
-        if options["n_classes"] not in (None, groundtruth.n_classes):
-            raise InputError(
-                f"maest.n_classes is {options['n_classes']}, and {groundtruth.path} "
-                f"has {groundtruth.n_classes} labels to a track: leave it out, or correct it"
-            )
-        options["n_classes"] = groundtruth.n_classes
-        options["labels"] = options["labels"] or data.labels(split)
-        if checkpoint and checkpoint.labels and options["labels"] and not discard_head:
-            discard_head = checkpoint.labels != options["labels"]
-            if discard_head:
-                log.warning("the weights were trained on other labels: a fresh head")
-        elif checkpoint and not discard_head and known.get("n_classes") == groundtruth.n_classes:
-            log.warning(
-                "the head is kept, as it is for as many labels: whether they are the same is not "
-                "known (maest.checkpoint_discard_head=True makes a fresh one)"
-            )
+        discard_head = _fit_head(options, checkpoint, data, split, discard_head)
     if training and options["task"] == "regression":
         same = {"n_classes": options["n_classes"], "task": "regression"}
         if discard_head or any(known.get(name) != value for name, value in same.items()):
-            targets = data.groundtruth(split).targets
-            options["target_mean"] = targets.mean(axis=0).tolist()
-            deviation = targets.std(axis=0)
-            options["target_std"] = np.where(deviation > 0, deviation, 1).tolist()
+            options |= _scale(data.groundtruth(split).targets)
     _check_labels(options, options["n_classes"] or known.get("n_classes"), config)
     norm = [name for name in ("norm_mean", "norm_std") if name not in known]
     if None in [options[name] for name in norm]:
@@ -208,6 +191,45 @@ def set_up_network(
         return get_maest(checkpoint=checkpoint, discard_head=discard_head, **options)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _fit_head(
+    options: dict[str, Any],
+    checkpoint: Checkpoint | None,
+    data: MaestDataModule,
+    split: str,
+    discard_head: bool,
+) -> bool:
+    """Set classes and labels to a split's; whether the checkpoint's head is to go for that."""
+    groundtruth = data.groundtruth(split)
+    if options["n_classes"] not in (None, groundtruth.n_classes):
+        raise InputError(
+            f"maest.n_classes is {options['n_classes']}, and {groundtruth.path} "
+            f"has {groundtruth.n_classes} labels to a track: leave it out, or correct it"
+        )
+    options["n_classes"] = groundtruth.n_classes
+    options["labels"] = options["labels"] or data.labels(split)
+    if checkpoint is None or discard_head:
+        return discard_head
+    if checkpoint.labels and options["labels"]:
+        if checkpoint.labels != options["labels"]:
+            log.warning("the weights were trained on other labels: a fresh head")
+        return checkpoint.labels != options["labels"]
+    if checkpoint.sizes.get("n_classes") == groundtruth.n_classes:
+        log.warning(
+            "the head is kept, as it is for as many labels: whether they are the same is not "
+            "known (maest.checkpoint_discard_head=True makes a fresh one)"
+        )
+    return False
+
+
+def _scale(targets: np.ndarray) -> dict[str, list[float]]:
+    """Mean and deviation of the targets of a regression, [N, C], as arguments of `get_maest`."""
+    deviation = targets.std(axis=0)
+    return {
+        "target_mean": targets.mean(axis=0).tolist(),
+        "target_std": np.where(deviation > 0, deviation, 1).tolist(),
+    }
 
 
 def network_options(
