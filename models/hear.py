@@ -18,8 +18,6 @@ Shapes: S sounds, K timestamps; the other letters are those of `models/maest.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,7 +29,7 @@ from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
 from helpers.patches import PATCH_SIZE
 from helpers.settings import did_you_mean
 from models import ARCHS, get_maest
-from models.maest import Maest, grid_size
+from models.maest import Maest, grid_size, inference
 
 DEFAULT_ARCH = "discogs-maest-30s-pw-129e"  # what `load_model()` gives
 DEFAULT_BLOCK = 7  # of 12, from 0: what is usually extracted from, here and in the README
@@ -154,7 +152,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
         ValueError: for audio of another shape or type, an empty one, NaN or infinite values.
     """
     _check(audio, model)
-    with _inference(model):
+    with inference(model):
         mels = torch.stack([_melspectrogram(sound, model) for sound in audio])  # [S, F, T]
         cuts = patches.cut(mels.shape[-1], model.net.input_t)
         lengths = [last - first for first, last in cuts]
@@ -198,26 +196,13 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     # Moves the grid of frames so that 7.5 of its steps lie before the first timestamp, 0, and as
     # many behind the last; fewer than 768 samples are behind the last timestamp, so all is seen.
     behind = (count - 1) * HOP_SAMPLES + _REACH_SAMPLES - samples
-    with _inference(model):
+    with inference(model):
         mels = torch.stack(
             [_melspectrogram(F.pad(sound, (_REACH_SAMPLES, behind)), model) for sound in audio]
         )  # [S, F, 3 (K - 1) + 16]
         embeddings = _embed(mels, WINDOW_FRAMES, HOP_FRAMES, model)
     timestamps = HOP_MS * torch.arange(count, dtype=torch.float32, device=model.device)
     return embeddings, timestamps.repeat(sounds, 1)
-
-
-@contextmanager
-def _inference(model: HearModel) -> Iterator[None]:
-    """No gradients, and eval mode, whatever mode the model is in; that comes back afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _melspectrogram(sound: Tensor, model: HearModel) -> Tensor:

@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.maest import grid_size
+from helpers.melspectrogram import N_MELS
+from helpers.patches import PATCH_SIZE
+from models.maest import STRIDE, grid_size
 
 Parts = dict[str, tuple[Tensor, ...]]
 
@@ -29,6 +31,12 @@ class LayoutError(ValueError):
     """A state dict that is not what its layout says; the message lists keys."""
 
 
+def listing(lines: Sequence[str]) -> str:
+    """What is wrong with which keys, a line each; the first 20 of them."""
+    shown = "\n  ".join(lines[:20])
+    return f"{len(lines)} keys:\n  {shown}" + ("\n  …" if len(lines) > 20 else "")
+
+
 def recognise(state: Mapping[str, Tensor]) -> str | None:
     """Which layout a state dict is in, by its keys; None if in none that is known."""
     if any(key.endswith("embeddings.position_embeddings") for key in state):
@@ -36,7 +44,7 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
     if "freq_new_pos_embed" in state and "time_new_pos_embed" in state:
         # PaSST has the same names; its spectrogram has 128 bands, which make 12 rows.
         rows = state["freq_new_pos_embed"].shape[-2:-1]
-        return MAEST if tuple(rows) == (grid_size(96),) else PASST
+        return MAEST if tuple(rows) == (grid_size(N_MELS),) else PASST
     return DEIT if "pos_embed" in state and "dist_token" in state else None
 
 
@@ -106,6 +114,25 @@ def split_square_positions(positions: Tensor, rows: int, columns: int) -> tuple[
 # `ASTForAudioClassification` of transformers. The published files have the first names; its
 # version 5 uses the second ones in memory.
 
+HUB_TYPE = "audio-spectrogram-transformer"
+HUB_EPS = 1e-6  # of every norm, the head's too
+# What its configuration can say, and is the same in every network of this family
+HUB_FIXED = {
+    "patch_size": PATCH_SIZE,
+    "frequency_stride": STRIDE,
+    "time_stride": STRIDE,
+    "num_mel_bins": N_MELS,
+    "qkv_bias": True,
+    "hidden_act": "gelu",
+    "layer_norm_eps": HUB_EPS,
+}
+# Our name of a task → that layout's
+HUB_PROBLEMS = {
+    "multi-label": "multi_label_classification",
+    "single-label": "single_label_classification",
+    "regression": "regression",
+}
+
 _TOP = "audio_spectrogram_transformer."
 _HUB_BLOCK = {  # ours → theirs
     "norm1": ("layernorm_before", "layernorm_before"),
@@ -161,16 +188,16 @@ def _read_hub(state: Mapping[str, Tensor]) -> Parts:
                 parts[f"{ours}.{kind}"] = take(f"{theirs}.{kind}")
     positions = take(top + _HUB_POSITIONS)
     if missing:
-        raise LayoutError(_listing("missing", missing))
+        raise LayoutError(listing([f"missing: {name}" for name in missing]))
     if left:
-        raise LayoutError(_listing("unexpected", list(left)))
+        raise LayoutError(listing([f"unexpected: {name}" for name in left]))
     parts |= _split_positions(positions[0])
     return parts
 
 
 def _split_positions(positions: Tensor) -> Parts:
     """[1, 2 + F·T, D], frequency-major → those of the two tokens, of frequency, and of time."""
-    rows = grid_size(96)
+    rows = grid_size(N_MELS)
     if positions.ndim != 3 or positions.shape[1] < 2 + rows or (positions.shape[1] - 2) % rows:
         raise LayoutError(
             f"position_embeddings are {tuple(positions.shape)}: expected [1, 2 + {rows}·T, D], "
@@ -194,9 +221,9 @@ def _split_positions(positions: Tensor) -> Parts:
     }
 
 
-def _listing(what: str, names: list[str]) -> str:
-    shown = "\n  ".join(f"{what}: {name}" for name in names[:20])
-    return f"{len(names)} keys:\n  {shown}" + ("\n  …" if len(names) > 20 else "")
+def hub_unnamed(n_classes: int) -> list[str]:
+    """What transformers calls classes without names."""
+    return [f"LABEL_{i}" for i in range(n_classes)]
 
 
 def write_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

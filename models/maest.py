@@ -10,7 +10,8 @@ N tokens, D channels, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -38,6 +39,19 @@ SIZE_NAMES = (
 # A long waveform is computed this many patches at a time, so that its length is no question of
 # memory (16 patches of 30 s take about 2 GB in the base model).
 _PATCHES_PER_PASS = 16
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """No gradients, and eval mode, whatever mode the model is in; that comes back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def grid_size(size: int) -> int:
@@ -307,7 +321,6 @@ class Maest(nn.Module):
         """Log-mel values as they are on disk → as the network takes them."""
         return (log_mel - self.norm_mean) / (2 * self.norm_std)
 
-    @torch.no_grad()
     def predict_labels(
         self, x: Tensor, melspectrogram_input: bool = False
     ) -> tuple[np.ndarray, list[str] | None]:
@@ -322,13 +335,8 @@ class Maest(nn.Module):
             ``(activations, labels)``: float32 array [C], the mean over patches, weighted by their
             seconds, of :meth:`activations`; and ``self.labels``.
         """
-        were_training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
+        with inference(self):
             logits, _ = self(x, melspectrogram_input=melspectrogram_input)
-        finally:
-            for module in were_training:
-                module.training = True
         weights = np.ones(len(logits))
         if x.ndim == 1 or (x.ndim == 2 and melspectrogram_input):
             frames = n_frames(len(x)) if x.ndim == 1 else x.shape[-1]

@@ -59,13 +59,8 @@ _RAW, _AVERAGE = "net.", "net_swa."
 _WRAPPERS = ("module.", "_orig_mod.")  # of averaging and distribution, and of torch.compile
 # What torch says of a pickle that it refuses.
 _NAMED = re.compile(r"GLOBAL ([\w.]+)|(?:class|type) ([\w.]+\.[\w.]+)")
-_HUB_TYPE = "audio-spectrogram-transformer"
-_HUB_TASKS = {
-    None: "multi-label",  # as the released models' files are
-    "multi_label_classification": "multi-label",
-    "single_label_classification": "single-label",
-    "regression": "regression",
-}
+_HUB_TASKS = {problem: task for task, problem in layouts.HUB_PROBLEMS.items()}
+_HUB_TASKS[None] = "multi-label"  # the released models' files say nothing
 # Time positions → input frames of 5, 10, 20 and 30 s. Positions alone say only the tens of frames.
 _RELEASED_INPUTS = {31: 312, 62: 625, 125: 1250, 187: 1875}
 
@@ -227,10 +222,10 @@ def _load_folder(folder: Path) -> Checkpoint:
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: not valid JSON ({error})") from None
     ours = isinstance(config, dict) and config.get("format") == FORMAT
-    if not ours and not (isinstance(config, dict) and config.get("model_type") == _HUB_TYPE):
+    if not ours and not (isinstance(config, dict) and config.get("model_type") == layouts.HUB_TYPE):
         raise CheckpointError(
             f"{path}: not the configuration of a MAEST model folder (expected "
-            f'"format": "{FORMAT}", or the hub\'s "model_type": "{_HUB_TYPE}")'
+            f'"format": "{FORMAT}", or the hub\'s "model_type": "{layouts.HUB_TYPE}")'
         )
     if ours and config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -290,13 +285,7 @@ def _apply_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
     expected = {
         "hidden_size": sizes["embed_dim"],
         "num_hidden_layers": sizes["depth"],
-        "patch_size": PATCH_SIZE,
-        "frequency_stride": STRIDE,
-        "time_stride": STRIDE,
-        "num_mel_bins": N_MELS,
-        "qkv_bias": True,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
+        **layouts.HUB_FIXED,
     }
     # What transformers takes where the file does not say.
     defaults = {"patch_size": 16, "frequency_stride": 10, "time_stride": 10, "qkv_bias": True}
@@ -319,7 +308,7 @@ def _apply_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
         names = [labels.get(str(i)) for i in range(len(labels))]
         if len(names) != classes or not all(isinstance(name, str) for name in names):
             log.warning("%s: id2label does not name the %d classes: left out", path, classes)
-        elif names != _unnamed(classes):
+        elif names != layouts.hub_unnamed(classes):
             checkpoint.labels = names
     _apply_hub_extractor(checkpoint, path.with_name("preprocessor_config.json"))
     ours = config.get(TRAINER_KEY)
@@ -345,11 +334,6 @@ def _apply_hub_extractor(checkpoint: Checkpoint, path: Path) -> None:
     if not good:
         raise DamagedError(f"{path}: expected an object with the numbers mean and std")
     checkpoint.sizes |= {"norm_mean": mean, "norm_std": std}
-
-
-def _unnamed(n_classes: int) -> list[str]:
-    """What transformers calls classes without names."""
-    return [f"LABEL_{i}" for i in range(n_classes)]
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
@@ -510,8 +494,8 @@ def _unwrap(content: Any, path: Path, average: bool = False) -> dict[str, Tensor
     state = {key: value for key, value in state.items() if key not in _FRONT_END}
     odd = {key: kind for key, value in state.items() if (kind := _odd(value))}
     if odd:
-        shown = "\n  ".join(f"{key}: {kind}" for key, kind in list(odd.items())[:20])
-        raise CheckpointError(f"{path}: tensors that are no weights ({len(odd)}):\n  {shown}")
+        shown = layouts.listing([f"{key}: {kind}" for key, kind in odd.items()])
+        raise CheckpointError(f"{path}: tensors that are no weights, {shown}")
     return state
 
 
@@ -573,7 +557,7 @@ def _sizes_of(parts: layouts.Parts, layout: str) -> dict[str, Any]:
         sizes["input_t"] = _RELEASED_INPUTS.get(positions, longest)
         sizes |= {"norm_mean": NORM_MEAN, "norm_std": NORM_STD}
     if layout == HUB:
-        sizes["head_eps"] = 1e-6
+        sizes["head_eps"] = layouts.HUB_EPS
     return sizes
 
 
@@ -609,7 +593,6 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
         if name in parts and shapes[name] != tuple(own[name].shape)
     ]
     if problems:
-        shown = "\n  ".join(problems[:20]) + ("\n  …" if len(problems) > 20 else "")
         hint = ""
         if any(checkpoint.sizes[name] != getattr(model, name) for name in ("embed_dim", "depth")):
             sizes = checkpoint.sizes
@@ -620,7 +603,7 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
                 "knows its own"
             )
         raise CheckpointError(
-            f"{checkpoint.path}: does not fit the network ({len(problems)} keys):\n  {shown}{hint}"
+            f"{checkpoint.path}: does not fit the network, {layouts.listing(problems)}{hint}"
         )
     with torch.no_grad():
         for name, tensor in own.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from datasets.groundtruth import write_groundtruth, write_labels
 from datasets.melspectrograms import write_mel
@@ -53,3 +54,12 @@ def toy(tmp_path_factory) -> ToySet:
         write_groundtruth(toy.groundtruth(split), groundtruth)
     write_labels(toy.root / "labels.json", toy.labels)
     return toy
+
+
+@pytest.fixture
+def one_thread():
+    """Networks this small spend more time on sharing the work than on the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

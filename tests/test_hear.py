@@ -18,13 +18,7 @@ RATE = 16_000
 D = 64
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small spend more time on sharing the work than on the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(seed: int = 0, **options) -> Maest:

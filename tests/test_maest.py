@@ -19,13 +19,7 @@ INPUT_T = 165  # frames: 16 positions, and 15 patch columns of a full input
 COLUMNS, ROWS = 15, 9
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small spend more time on sharing the work than on the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(seed: int = 0, **options) -> Maest:

@@ -21,18 +21,20 @@ from helpers.files import atomic_folder, to_json
 from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE
 from helpers.patches import PATCH_SIZE
 from models.archs import clip_seconds
-from models.layouts import fingerprint, write_hub
-from models.maest import STRIDE, Maest
+from models.layouts import (
+    HUB_EPS,
+    HUB_FIXED,
+    HUB_PROBLEMS,
+    HUB_TYPE,
+    fingerprint,
+    hub_unnamed,
+    write_hub,
+)
+from models.maest import STRIDE, Maest, inference
 from models.weights import CONFIG_NAME, TRAINER_KEY, WEIGHTS_NAME, plain_state
 
 EXTRACTOR = Path(__file__).with_name("feature_extraction_maest.py")
 EXTRACTOR_CLASS = "MaestFeatureExtractor"
-_EPS = 1e-6  # of every norm in this layout, the head's too
-_PROBLEMS = {
-    "multi-label": "multi_label_classification",
-    "single-label": "single_label_classification",
-    "regression": "regression",
-}
 _FUNCTIONS = {
     "multi-label": "A sigmoid of the logits gives the activation of each label "
     '(`pipeline("audio-classification", …)` wants `function_to_apply="sigmoid"` for it).',
@@ -75,30 +77,24 @@ def export_huggingface(
     hub = {name: tensor.contiguous() for name, tensor in write_hub(state).items()}
     columns = model.time_new_pos_embed.shape[-1]
     frames = (columns - 1) * STRIDE + PATCH_SIZE
-    labels = model.labels or [f"LABEL_{i}" for i in range(model.n_classes)]
+    labels = model.labels or hub_unnamed(model.n_classes)
     # The network that the folder holds: one head on the mean of both tokens.
     sizes = model.sizes() | {"distilled_type": "mean", "target_mean": None, "target_std": None}
     config = {
         "architectures": ["ASTForAudioClassification"],
-        "model_type": "audio-spectrogram-transformer",
+        "model_type": HUB_TYPE,
         "hidden_size": model.embed_dim,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.num_heads,
         "intermediate_size": round(model.embed_dim * model.mlp_ratio),
-        "hidden_act": "gelu",
+        **HUB_FIXED,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,
-        "layer_norm_eps": _EPS,
-        "qkv_bias": True,
-        "patch_size": PATCH_SIZE,
-        "frequency_stride": STRIDE,
-        "time_stride": STRIDE,
-        "num_mel_bins": N_MELS,
         "max_length": frames,
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
-        "problem_type": _PROBLEMS[model.task],
+        "problem_type": HUB_PROBLEMS[model.task],
         "dtype": "float32",
         # What the layout does not say, for our own import
         TRAINER_KEY: {
@@ -135,9 +131,9 @@ def export_huggingface(
 def limits(model: Maest) -> list[str]:
     """What this layout cannot carry of a network."""
     notes = []
-    if model.head_eps != _EPS:
+    if model.head_eps != HUB_EPS:
         notes.append(
-            f"The classifier's norm has an epsilon of {_EPS:g} in this layout, and of "
+            f"The classifier's norm has an epsilon of {HUB_EPS:g} in this layout, and of "
             f"{model.head_eps:g} in the network: logits differ, by up to "
             f"{_epsilon_difference(model):.1g} on noise and silence; embeddings do not."
         )
@@ -154,7 +150,6 @@ def limits(model: Maest) -> list[str]:
     return notes
 
 
-@torch.no_grad()
 def _epsilon_difference(model: Maest) -> float:
     """How far the logits move with the epsilon of this layout: measured on noise and silence."""
     generator = torch.Generator().manual_seed(0)
@@ -162,12 +157,11 @@ def _epsilon_difference(model: Maest) -> float:
     noise = torch.randn(3, model.input_f, frames, generator=generator)
     silence = torch.full_like(noise[:1], -model.norm_mean / (2 * model.norm_std))
     mel = torch.cat((noise, silence)).to(model.cls_token)
-    were_training = model.training
-    _, embeddings = model.eval()(mel)
-    model.train(were_training)
     norm, last = model.head
-    theirs = functional.layer_norm(embeddings, norm.normalized_shape, norm.weight, norm.bias, _EPS)
-    difference = model.in_units(last(theirs)) - model.in_units(last(norm(embeddings)))
+    with inference(model):
+        _, x = model(mel)
+        theirs = functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, HUB_EPS)
+        difference = model.in_units(last(theirs)) - model.in_units(last(norm(x)))
     return float(difference.abs().max())
 
 
