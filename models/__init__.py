@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from models.archs import ARCHS, find_arch
+from models.checkpoint_files import CheckpointError
 from models.download import DownloadError, fetch
 from models.layouts import HUB
 from models.maest import Maest
-from models.weights import Checkpoint, CheckpointError, load_checkpoint, load_into, save_model
+from models.weights import Checkpoint, load_checkpoint, load_into, save_model
 
 __all__ = ["ARCHS", "CheckpointError", "DownloadError", "Maest", "get_maest"]
 __all__ += ["load_checkpoint", "save_model"]

@@ -18,13 +18,8 @@ from pathlib import Path
 import torch
 
 from models.archs import Arch, find_arch
-from models.weights import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-)
+from models.checkpoint_files import CheckpointError
+from models.weights import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, load_checkpoint
 
 log = logging.getLogger(__name__)
 

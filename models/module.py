@@ -19,8 +19,8 @@ from helpers.metrics import MONITOR, Evaluation, TaggingScores, evaluate
 from helpers.mixup import mixup
 from helpers.patches import seconds
 from helpers.schedules import warmup_ramp_factor
+from models.checkpoint_files import TRAINER_KEY
 from models.maest import Maest
-from models.weights import TRAINER_KEY
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,8 @@ A *model folder* is the unit of hand-over: ``config.json`` (architecture and siz
 normalisation, labels, what it was trained on) and ``model.safetensors``. Nothing else is needed to
 use the model.
 
-Files are recognised by what is in them, and read as tensors and plain containers only
-(safetensors, or ``torch.load(..., weights_only=True)``): nothing in a file is ever run.
-`models.layouts` knows the names that others give to the same weights.
-
-Files are mapped, not read (but for PyTorch's format of before version 1.6): a tensor becomes memory
-when a network takes it, once.
+`models.checkpoint_files` reads files, and runs nothing that is in them; `models.layouts` knows the
+names that others give to the same weights. A tensor becomes memory when a network takes it, once.
 """
 
 from __future__ import annotations
@@ -17,12 +13,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import safetensors
@@ -30,11 +23,18 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from helpers.errors import InputError
 from helpers.files import atomic_folder, atomic_path, to_json
 from helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD
 from helpers.patches import PATCH_SIZE
 from models import layouts
+from models.checkpoint_files import (
+    TRAINER_KEY,
+    CheckpointError,
+    DamagedError,
+    load_file,
+    no_average,
+    unwrap,
+)
 from models.layouts import DEIT, HUB, PASST, LayoutError
 from models.maest import SIZE_NAMES, STRIDE, Maest, grid_size
 
@@ -42,35 +42,19 @@ log = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-TRAINER_KEY = "maest"  # where our Lightning checkpoints keep sizes and labels
 FORMAT = "maest"
 FORMAT_VERSION = 1
 _HEAD_WIDTH = 64  # channels of an attention head, in every released size
 # Sizes that came later; folders without them have the default.
 _LATER_SIZES = {"task": "multi-label", "target_mean": None, "target_std": None}
-# Constants of the front end that some released files carry: no weights of ours.
-_FRONT_END = ("melspectrogram.spec.window", "melspectrogram.mel_scale.fb")
 # Keys that may be missing, and then stay fresh: a head that a layout does not have, or that is for
 # another task than music.
 _OPTIONAL = {HUB: ("head_dist.",), PASST: ("head.", "head_dist."), DEIT: ("head.", "head_dist.")}
 _HEADS = ("head.", "head_dist.")
-# What trainers put before the names: the network's own prefix, and that of its weight average.
-_RAW, _AVERAGE = "net.", "net_swa."
-_WRAPPERS = ("module.", "_orig_mod.")  # of averaging and distribution, and of torch.compile
-# What torch says of a pickle that it refuses.
-_NAMED = re.compile(r"GLOBAL ([\w.]+)|(?:class|type) ([\w.]+\.[\w.]+)")
 _HUB_TASKS = {problem: task for task, problem in layouts.HUB_PROBLEMS.items()}
 _HUB_TASKS[None] = "multi-label"  # the released models' files say nothing
 # Time positions → input frames of 5, 10, 20 and 30 s. Positions alone say only the tens of frames.
 _RELEASED_INPUTS = {31: 312, 62: 625, 125: 1250, 187: 1875}
-
-
-class CheckpointError(InputError):
-    """A checkpoint that cannot be used as it is; the message names it and says what to do."""
-
-
-class DamagedError(CheckpointError):
-    """A file that cannot be read as what it should be: broken, or half of it."""
 
 
 @dataclass
@@ -177,15 +161,15 @@ def load_checkpoint(path: str | Path, average: bool = False) -> Checkpoint:
     if path.is_dir():
         checkpoint = _load_folder(path)
         if average:
-            raise CheckpointError(_no_average(path))
+            raise CheckpointError(no_average(path))
         return checkpoint
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file or folder. maest.checkpoint takes a model folder (a finished "
             "run's exp_logs/<id>/model) or a checkpoint file"
         )
-    content, metadata = _load_file(path)
-    checkpoint = _understand(_unwrap(content, path, average), path)
+    content, metadata = load_file(path)
+    checkpoint = _understand(unwrap(content, path, average), path)
     if isinstance(content, Mapping) and isinstance(content.get(TRAINER_KEY), Mapping):
         epoch, steps = content.get("epoch"), content.get("global_step")
         counted = type(epoch) is type(steps) is int
@@ -198,13 +182,6 @@ def load_checkpoint(path: str | Path, average: bool = False) -> Checkpoint:
     elif checkpoint.layout == layouts.MAEST:
         log.info("%s: weights alone: heads of 64 channels and Discogs20's norm are taken", path)
     return checkpoint
-
-
-def _no_average(path: Path) -> str:
-    return (
-        f"{path}: there is no average of weights in it (keys {_AVERAGE}*): "
-        "leave maest.checkpoint_swa_weights out"
-    )
 
 
 def _load_folder(folder: Path) -> Checkpoint:
@@ -232,7 +209,7 @@ def _load_folder(folder: Path) -> Checkpoint:
             f"{path}: format_version {config.get('format_version')!r}, expected "
             f"{FORMAT_VERSION}: written by another version of this program"
         )
-    checkpoint = _understand(_unwrap(_load_file(weights)[0], weights), weights)
+    checkpoint = _understand(unwrap(load_file(weights)[0], weights), weights)
     checkpoint.path = folder
     if ours:
         _apply_config(checkpoint, config, path)
@@ -368,144 +345,6 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e30  # not NaN, nor an integer that no float holds
-
-
-def _load_file(path: Path) -> tuple[Any, Mapping[str, Any] | None]:
-    """Tensors by name, from safetensors or from a PyTorch file, as the content says.
-
-    Returns:
-        ``(content, what `save_safetensors` wrote of the model, or None)``.
-    """
-    with path.open("rb") as file:
-        start = file.read(9)
-    try:
-        # A safetensors file begins with the length of its header, and the header with a brace.
-        if start[8:9] == b"{":
-            with safetensors.safe_open(path, "pt") as file:
-                known = (file.metadata() or {}).get(TRAINER_KEY)
-            return safetensors.torch.load_file(path), None if known is None else json.loads(known)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's guesses at what it is
-            mapped = start[:4] == b"PK\3\4"
-            if mapped:  # torch does not look at the checksums of what it maps
-                with zipfile.ZipFile(path) as archive:
-                    if damaged := archive.testzip():
-                        raise ValueError(f"{damaged} has another checksum than it should")
-            if mapped and path.suffix != ".safetensors":  # torch would go by that name
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            else:
-                with path.open("rb") as file:
-                    content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):  # says nothing of the file's content
-        raise
-    except Exception as error:  # a damaged file can raise nearly anything
-        if "allocate memory" in str(error):
-            raise MemoryError(f"{path}: {error}") from None
-        if refused := _refused(error, start):
-            raise CheckpointError(
-                f"{path}: refused: {refused}, and anything but tensors and plain containers could "
-                "run code on loading. Save the state dict alone"
-            ) from None
-        raise DamagedError(
-            f"{path}: cannot be read: damaged, or no checkpoint ({type(error).__name__})"
-        ) from None
-    if odd := _not_plain(content):
-        raise CheckpointError(f"{path}: refused: it holds a {odd}. Save the state dict alone")
-    return content, None
-
-
-# What a checkpoint may hold. torch lets some more through, such as exceptions.
-_PLAIN = (Tensor, str, bytes, int, float, complex, type(None), torch.Size, torch.dtype)
-_PLAIN += (torch.device,)
-
-
-def _not_plain(content: Any) -> str | None:
-    """The name of a type in ``content`` that is no tensor, number, text or plain container."""
-    left, seen = [content], set()
-    while left:
-        value = left.pop()
-        if isinstance(value, _PLAIN) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            left += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple | set | frozenset):
-            left += value
-        else:
-            return type(value).__name__
-    return None
-
-
-def _refused(error: Exception, start: bytes) -> str | None:
-    """What torch refused, of a file that begins with ``start``; None if that was not the matter."""
-    if "TorchScript" in str(error):
-        return "it is a TorchScript program"
-    if not isinstance(error, UnpicklingError):
-        return None
-    if named := _NAMED.search(str(error)):
-        return f"it asks for {named[1] or named[2]}"
-    if start[:1] == b"\x80" and start[1:2] in (b"\3", b"\4", b"\5"):
-        return f"it is a pickle (protocol {start[1]}), which is not how torch saves tensors"
-    return None
-
-
-def _unwrap(content: Any, path: Path, average: bool = False) -> dict[str, Tensor]:
-    """The state dict in a file, without the nesting and prefix of the trainer that wrote it."""
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    state = {
-        key: value
-        for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
-    }
-    if other := [str(key) for key in content if key not in state]:
-        log.info("%s: no tensors, and left out: %s", path, ", ".join(other))
-    averaged = any(key.startswith(_AVERAGE) for key in state)
-    if average and not averaged:
-        raise CheckpointError(_no_average(path))
-    if averaged or any(key.startswith(_RAW) for key in state):
-        wanted, other = (_AVERAGE, _RAW) if average else (_RAW, _AVERAGE)
-        if averaged and not average:
-            log.info(
-                "%s: the weights themselves are taken; their average is in the file too "
-                "(maest.checkpoint_swa_weights=True)",
-                path,
-            )
-        if not any(key.startswith(wanted) for key in state):
-            raise CheckpointError(
-                f"{path}: it has the weights' average alone: maest.checkpoint_swa_weights=True "
-                "(in Python load_checkpoint(path, average=True)) takes that"
-            )
-        beside = [key for key in state if not key.startswith((wanted, other))]
-        if beside:
-            log.info("%s: the trainer's own, and left out: %s", path, ", ".join(beside))
-        state = {
-            key.removeprefix(wanted): value
-            for key, value in state.items()
-            if key.startswith(wanted) and key != f"{wanted}n_averaged"
-        }
-    while state and (
-        wrapper := next((w for w in _WRAPPERS if all(key.startswith(w) for key in state)), None)
-    ):
-        state = {key.removeprefix(wrapper): value for key, value in state.items()}
-    state = {key: value for key, value in state.items() if key not in _FRONT_END}
-    odd = {key: kind for key, value in state.items() if (kind := _odd(value))}
-    if odd:
-        shown = layouts.listing([f"{key}: {kind}" for key, kind in odd.items()])
-        raise CheckpointError(f"{path}: tensors that are no weights, {shown}")
-    return state
-
-
-def _odd(tensor: Tensor) -> str | None:
-    """What keeps a tensor from being weights; None for nothing."""
-    if tensor.is_meta:
-        return "without values (meta)"
-    if tensor.layout != torch.strided:
-        return f"{tensor.layout}"
-    return None if tensor.is_floating_point() else f"{tensor.dtype}, expected real floating point"
 
 
 def _understand(state: Mapping[str, Tensor], path: Path) -> Checkpoint:

@@ -21,6 +21,7 @@ from helpers.files import atomic_folder, to_json
 from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE
 from helpers.patches import PATCH_SIZE
 from models.archs import clip_seconds
+from models.checkpoint_files import TRAINER_KEY
 from models.layouts import (
     HUB_EPS,
     HUB_FIXED,
@@ -31,7 +32,7 @@ from models.layouts import (
     write_hub,
 )
 from models.maest import STRIDE, Maest, inference
-from models.weights import CONFIG_NAME, TRAINER_KEY, WEIGHTS_NAME, plain_state
+from models.weights import CONFIG_NAME, WEIGHTS_NAME, plain_state
 
 EXTRACTOR = Path(__file__).with_name("feature_extraction_maest.py")
 EXTRACTOR_CLASS = "MaestFeatureExtractor"
