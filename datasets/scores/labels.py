@@ -19,10 +19,12 @@ from datasets.scores.corpus import COLLECTIONS, Score, Work
 
 SPLITS = ("train", "validation", "test")
 # A label that most clips have teaches little; one with a handful of positives cannot be measured.
-MAX_SHARE = {"style": 0.25, "instrument": 0.4}
+# "tags": all that is known of a clip, to pre-train on.
+MAX_SHARE = {"style": 0.25, "instrument": 0.4, "tags": 0.5}
 MIN_POSITIVES = {
     "style": {"train": 15, "validation": 6, "test": 6},
     "instrument": {"train": 15, "validation": 4, "test": 4},
+    "tags": {"train": 15, "validation": 6, "test": 6},
 }
 # The counts above are for a build of at least so many clips; smaller ones need fewer, at least 1.
 FULL_SIZE = 400
@@ -195,22 +197,25 @@ def group_marks(work: Work, score: Score) -> list[str]:
     return marks
 
 
-def group_works(works: Sequence[Work], scores: Mapping[str, Score]) -> dict[str, str]:
-    """Work id → id of the first work of its group, in the order given (union-find over marks)."""
-    parent = list(range(len(works)))
+def group_works(works: Sequence[Work], scores: Mapping[str, Score], seed: int) -> dict[str, str]:
+    """Work id → id of the first work of its group, in the order given.
 
-    def find(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    seen: dict[str, int] = {}
-    for i, work in enumerate(works):
-        for mark in group_marks(work, scores[work.id]):
-            a, b = find(seen.setdefault(mark, i)), find(i)
-            parent[max(a, b)] = min(a, b)
-    return {work.id: works[find(i)].id for i, work in enumerate(works)}
+    A work joins the group that has one of its marks already. One whose marks are in groups on
+    different sides of the split is a variant of both, and is left out: it has no entry. So no mark
+    is on two sides, and works that come later in the order move none that came before.
+    """
+    groups: dict[str, Work] = {}  # mark → the first work of the group that has it
+    leaders = {}
+    for work in works:
+        marks = group_marks(work, scores[work.id])
+        found = [groups[mark] for mark in marks if mark in groups]
+        if len({split_of(leader, seed) for leader in found}) > 1:
+            continue
+        leader = found[0] if found else work
+        leaders[work.id] = leader.id
+        for mark in marks:
+            groups.setdefault(mark, leader)
+    return leaders
 
 
 def split_of(leader: Work, seed: int) -> str:
@@ -218,8 +223,7 @@ def split_of(leader: Work, seed: int) -> str:
 
     The works of a collection take turns at the places of a week: five days of training, one of
     validation, one of test, in an order drawn by seed. The collections start on different days. So
-    every collection, and any number of works, is split close to 71/14/14, and a larger selection
-    leaves the smaller one where it was.
+    every collection, and any number of works, is split close to 71/14/14.
     """
     days = np.array(["train"] * 5 + ["validation", "test"])
     days = _generator(seed, "days").permutation(days)

@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +25,6 @@ if not __package__:  # started as a script: import from the repository root, not
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
 from datasets.groundtruth import write_groundtruth, write_labels
 from datasets.scores import DATA_DIR
@@ -51,6 +48,7 @@ from datasets.scores.performance import (
     render_clip,
 )
 from helpers.files import atomic_path, write_json
+from helpers.parallel import one_torch_thread, run_parallel
 
 DEFAULT_WORKS = 700
 DEFAULT_CLIP_SECONDS = 30.0
@@ -161,22 +159,26 @@ def build(
     out_dir = Path(out_dir).resolve()
     out_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(out_dir / ".lock"):
-        return _build(out_dir, settings, num_workers or _cores(), progress)
+        return _build(out_dir, settings, num_workers, progress)
 
 
-def _build(out_dir: Path, settings: Settings, num_workers: int, progress: bool) -> Report:
+def _build(out_dir: Path, settings: Settings, num_workers: int | None, progress: bool) -> Report:
     folder = corpus_folder()
     chosen = list_works(folder)[: settings.works]
     with open_cache(out_dir / "notes.sqlite") as cache:
         results = cache.works(work.id for work in chosen)
         missing = [work for work in chosen if work.id not in results]
-        read_now = _parallel(_read_works, missing, (folder,), 8, num_workers, progress, "read")
+        how = {"batch_size": 8, "num_workers": num_workers, "progress": progress, "unit": "work"}
+        read_now = run_parallel(_read_works, missing, (folder,), title="read", **how)
         for batch in read_now:
             cache.add_works(batch)
             results.update(batch)
         unreadable = {w.id: results[w.id] for w in chosen if isinstance(results[w.id], str)}
         scores = {identity: r for identity, r in results.items() if isinstance(r, Score)}
         kept, duplicates = _drop_duplicates([w for w in chosen if w.id in scores], scores)
+        leaders = group_works(kept, scores, settings.seed)
+        between = [work.id for work in kept if work.id not in leaders]
+        kept = [work for work in kept if work.id in leaders]
 
         rows = cache.clips(settings.recipe)
         tasks = [(w, scores[w.id], r) for w in kept for r in range(settings.renditions)]
@@ -187,9 +189,7 @@ def _build(out_dir: Path, settings: Settings, num_workers: int, progress: bool) 
             if not _is_whole(out_dir, key, rows.get(key), settings.keep_audio)
         ]
         cache.forget_clips(clip_key(work, rendition) for work, _, rendition in todo)
-        performed = _parallel(
-            _perform_works, todo, (out_dir, settings), 8, num_workers, progress, "perform"
-        )
+        performed = run_parallel(_perform_works, todo, (out_dir, settings), title="perform", **how)
         for batch in performed:
             cache.add_clips(settings.recipe, batch)
             rows.update(batch)
@@ -197,7 +197,7 @@ def _build(out_dir: Path, settings: Settings, num_workers: int, progress: bool) 
     rows = {key: rows[key] for key in keys}
     failed = {key: row["error"] for key, row in rows.items() if "error" in row}
     made_now = {clip_key(work, rendition) for work, _, rendition in todo}
-    leaders, by_id = group_works(kept, scores), {work.id: work for work in kept}
+    by_id = {work.id: work for work in kept}
     clips = []
     for (work, score, _), key in zip(tasks, keys, strict=True):
         if key not in failed:
@@ -214,12 +214,15 @@ def _build(out_dir: Path, settings: Settings, num_workers: int, progress: bool) 
                     "style": style_labels(work, score),
                 }
             )
+    for clip in clips:
+        instruments = [f"Instrument---{name}" for name in clip["instrument"]]
+        clip["tags"] = clip["style"] + instruments
     clips.sort(key=lambda clip: clip["key"])
     split_counts = Counter(clip["split"] for clip in clips)
     for split in SPLITS:
         if not split_counts[split]:
             raise ValueError(f"{len(chosen)} works leave the {split} split empty: ask for more")
-    label_sets = {name: _write_label_set(out_dir, name, clips) for name in ("style", "instrument")}
+    label_sets = {name: _write_label_set(out_dir, name, clips) for name in MAX_SHARE}
     _write_clips(out_dir / "clips.csv", clips)
 
     report = Report(
@@ -233,7 +236,8 @@ def _build(out_dir: Path, settings: Settings, num_workers: int, progress: bool) 
         clips={split: split_counts[split] for split in SPLITS},
         labels={name: len(labels.names) for name, labels in label_sets.items()},
     )
-    _write_report(out_dir, settings, report, unreadable, duplicates, failed, clips, label_sets)
+    left_out = {"unreadable": unreadable, "duplicates": duplicates, "between_splits": between}
+    _write_report(out_dir, settings, report, left_out, failed, clips, label_sets)
     return report
 
 
@@ -257,17 +261,11 @@ def _perform_works(
     tasks: list[tuple[Work, Score, int]], out_dir: Path, settings: Settings
 ) -> list[tuple[str, dict[str, Any]]]:
     """Perform works, write their files, and return the facts of each clip by its key."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same sums in the same order, whatever the machine
-    try:
+    with one_torch_thread():
         return [
             (clip_key(work, rendition), _perform(work, score, rendition, out_dir, settings))
             for work, score, rendition in tasks
         ]
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _perform(
@@ -301,47 +299,6 @@ def _perform(
         "instrument": clip.instruments,
         "bytes": mel.numel() * 2,  # float16
     }
-
-
-def _parallel(
-    function: Callable[..., list],
-    items: list,
-    arguments: tuple,
-    batch_size: int,
-    num_workers: int,
-    progress: bool,
-    title: str,
-) -> Iterator[list]:
-    """Apply ``function(batch, *arguments)`` to batches of items, and yield results as they come."""
-    if not items:
-        return
-    # Interleaved, so that the slow works (neighbours in no order but that of a book) are spread.
-    n_batches = -(-len(items) // batch_size)
-    batches = [items[i::n_batches] for i in range(n_batches)]
-    results: Iterable[list]
-    if num_workers <= 1 or n_batches == 1:
-        results = (function(batch, *arguments) for batch in batches)
-    else:
-        from joblib import Parallel, delayed
-
-        # Idle processes go soon: what follows a build is often a training run, which wants memory.
-        pool = Parallel(
-            n_jobs=min(num_workers, n_batches),
-            return_as="generator_unordered",
-            idle_worker_timeout=5,
-        )
-        results = pool(delayed(function)(batch, *arguments) for batch in batches)
-    with tqdm(total=len(items), desc=title, unit="work", disable=None if progress else True) as bar:
-        for batch in results:
-            yield batch
-            bar.update(len(batch))
-
-
-def _cores() -> int:
-    """The CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -423,8 +380,7 @@ def _write_report(
     out_dir: Path,
     settings: Settings,
     report: Report,
-    unreadable: dict[str, Any],
-    duplicates: dict[str, str],
+    left_out: dict[str, Any],
     failed: dict[str, str],
     clips: list[dict[str, Any]],
     label_sets: dict[str, LabelSet],
@@ -448,8 +404,7 @@ def _write_report(
             },
             "labels": {name: labels.counts for name, labels in label_sets.items()},
             "labels_left_out": {name: labels.dropped for name, labels in label_sets.items()},
-            "unreadable": unreadable,
-            "duplicates": duplicates,
+            **left_out,
             "failed_clips": failed,
         },
     )
