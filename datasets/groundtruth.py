@@ -1,7 +1,9 @@
 """Ground truth: a pickled dict, track path relative to ``base_dir`` → multi-hot labels or values.
 
 Read without running code from it (`helpers.safe_pickle`), validated, written atomically.
-Look at any ground truth with ``python datasets/groundtruth.py show FILE``.
+
+    python datasets/groundtruth.py show FILE                          # look at any ground truth
+    python datasets/groundtruth.py build TABLE.csv --out-dir DIR      # make them from a table
 """
 
 from __future__ import annotations
@@ -159,7 +161,7 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
     seen: dict[str, str] = {}
     for row, (key, labels) in enumerate(groundtruth.items()):
         try:
-            track = _check_key(key)
+            track = check_key(key)
             if seen.setdefault(track, key) is not key:
                 raise GroundTruthError(f"the same path as key {short_repr(seen[track])}")
             labels = check(labels)
@@ -179,8 +181,8 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-def _check_key(key: object) -> str:
-    """The normalised path of a key. Raises GroundTruthError unless it stays inside base_dir."""
+def check_key(key: object) -> str:
+    """The normalised path of a key. Raises GroundTruthError unless it stays inside ``base_dir``."""
     if type(key) is not str:
         raise GroundTruthError(f"found {_kind(key)}, expected a string")
     if not key:
@@ -490,9 +492,72 @@ def _show(args: argparse.Namespace) -> None:
         print(f"\n{note}: not used")
 
 
+def _build(args: argparse.Namespace) -> None:
+    from datasets.build import build, describe  # these import this file
+    from datasets.tables import read_table
+
+    options = vars(args)
+    reading = ("path_column", "labels_column", "split_column", "group_column", "ignore_split")
+    table = read_table(
+        args.table, separator=args.separator, **{name: options[name] for name in reading}
+    )
+    building = ("fractions", "seed", "min_positives", "base_dir", "skip_missing")
+    built = build(table, args.out_dir, **{name: options[name] for name in building})
+    for line in describe(built):
+        print(line)
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as 0.8,0.1,0.1") from None
+
+
+def _add_build(commands: argparse._SubParsersAction) -> None:
+    build = commands.add_parser(
+        "build",
+        help="make groundtruth-{train,validation,test,all}.pk and labels.json from a table",
+        description="A row of the table is a track: its path (of the audio, or of the log-mel "
+        "file), its labels, and optionally its split or its group (artist, album). Columns are "
+        "recognised by their names; without a column of labels, each column that has only 0 and 1 "
+        "in it is a label. Without a split, the tracks are split by group.",
+    )
+    build.add_argument("table", type=Path, metavar="TABLE", help="CSV or TSV with column names")
+    build.add_argument("--out-dir", type=Path, required=True, help="where the files go")
+    build.add_argument("--path-column", metavar="NAME")
+    build.add_argument("--labels-column", metavar="NAME", nargs="+", default=[], help="one or more")
+    build.add_argument("--split-column", metavar="NAME")
+    build.add_argument("--group-column", metavar="NAME", help="what must stay on one side")
+    build.add_argument("--ignore-split", action="store_true", help="split by group all the same")
+    build.add_argument("--separator", default=";", help="between labels (default ;)")
+    build.add_argument(
+        "--fractions",
+        type=_fractions,
+        default=[0.8, 0.1, 0.1],
+        metavar="T,V,T",
+        help="of the tracks in train, validation and test (default 0.8,0.1,0.1)",
+    )
+    build.add_argument("--seed", type=int, default=0, help="of the split (default 0)")
+    build.add_argument(
+        "--min-positives",
+        type=int,
+        default=1,
+        metavar="N",
+        help="leave out labels that fewer tracks have (default 1)",
+    )
+    build.add_argument(
+        "--base-dir", type=Path, metavar="MELS", help="check that the log-mel files are there"
+    )
+    build.add_argument(
+        "--skip-missing", action="store_true", help="leave out tracks whose file is not there"
+    )
+    build.set_defaults(run=_build)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(description="Look at ground-truth files.")
+    parser = argparse.ArgumentParser(description="Look at ground-truth files, or make them.")
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="print counts, labels or values, and the first keys")
     show.add_argument("file", type=Path, metavar="FILE", help="a ground-truth pickle")
@@ -504,11 +569,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--task", choices=tuple(_CHECKS), default="multi-label", help="what the targets are"
     )
     show.set_defaults(run=_show)
+    _add_build(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)
         sys.stdout.flush()
-    except GroundTruthError as error:
+    except InputError as error:
         print(str(error).replace("\n", " "), file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader (head, less) has seen enough

@@ -1,0 +1,101 @@
+"""A folder of audio: what is in it, and what the log-mel files are called."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from helpers.audio import AUDIO_SUFFIXES
+from helpers.errors import InputError
+
+_SHOWN = 5  # of a list of files in an error
+
+
+class PreprocessError(InputError):
+    """A collection or a store that cannot be worked on."""
+
+
+def mel_key(path: str) -> str:
+    """The name that the log-mel file of an audio file has: the audio suffix becomes ``.mmap``.
+
+    A path with another suffix, or none, is given back as it is: it names a log-mel file already.
+    """
+    stem, dot, suffix = path.rpartition(".")
+    if stem and not stem.endswith("/") and f"{dot}{suffix}".lower() in AUDIO_SUFFIXES:
+        return f"{stem}.mmap"
+    return path
+
+
+def find_audio(
+    audio_dir: Path, leave_out: Path | None = None, failed: dict[str, str] | None = None
+) -> list[str]:
+    """Audio files below a folder, as paths relative to it, in the order of their bytes.
+
+    Links are followed, but not around in a circle. Hidden files and folders (a name that begins
+    with a dot) are left out, and so is a folder ``leave_out`` inside.
+
+    Args:
+        audio_dir: the folder.
+        leave_out: a folder that is not looked into (unless it is ``audio_dir``).
+        failed: takes the folders that may not be read, with the reason.
+    """
+    names: list[str] = []
+    folders = [("", (_identity(audio_dir),))]
+    while folders:
+        prefix, way = folders.pop()
+        try:
+            entries = list(os.scandir(audio_dir / prefix))
+        except OSError as error:
+            if failed is not None:
+                failed[prefix or "."] = f"the folder cannot be read: {error.strerror}"
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = prefix + entry.name
+            if entry.is_dir():
+                own = _identity(Path(entry.path))
+                if own not in way and Path(entry.path) != leave_out:
+                    folders.append((f"{name}/", (*way, own)))
+            elif Path(name).suffix.lower() in AUDIO_SUFFIXES and _is_file_or_broken_link(entry):
+                names.append(name)
+    return sorted(names, key=os.fsencode)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def _is_file_or_broken_link(entry: os.DirEntry) -> bool:
+    """Whether to try reading it: a link that leads nowhere is told about, a pipe is left alone."""
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return True
+
+
+def refuse_collisions(names: list[str], audio_dir: Path, fold: bool = False) -> None:
+    """Raise PreprocessError if two audio files would have one log-mel file.
+
+    Args:
+        names: the files.
+        audio_dir: their folder, for the message.
+        fold: whether names that differ in upper and lower case only are one too.
+    """
+    first: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        key = mel_key(name).casefold() if fold else mel_key(name)
+        if first.setdefault(key, name) != name:
+            pairs.append(f"{first[key]!r} and {name!r}")
+    if pairs:
+        some = "; ".join(pairs[:_SHOWN]) + (
+            f"; and {len(pairs) - _SHOWN} more pairs" if len(pairs) > _SHOWN else ""
+        )
+        why = " (the store's disk does not tell upper from lower case)" if fold else ""
+        raise PreprocessError(
+            f"{audio_dir}: files that differ in their suffix only would get the same .mmap{why}: "
+            f"{some}. Rename or move one of each; nothing has been made"
+        )

@@ -1,0 +1,366 @@
+"""From a folder of audio to log-mel files: the store that training and extraction read.
+
+    python datasets/preprocess.py AUDIO_DIR MELSPEC_DIR
+
+``AUDIO_DIR/a/song.mp3`` becomes ``MELSPEC_DIR/a/song.mmap``. A second call makes what is missing.
+A file that cannot be read costs that file only: it is listed in ``MELSPEC_DIR/failed.csv``, and the
+exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import errno
+import functools
+import json
+import os
+import re
+import signal
+import stat
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a script: import from the repository root, not from this folder
+    _FOLDER = Path(__file__).resolve().parent
+    sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
+
+import torch
+
+from datasets.collection import PreprocessError, find_audio, mel_key, refuse_collisions
+from datasets.melspectrograms import DTYPE, write_mel
+from helpers.audio import AUDIO_SUFFIXES, AudioError, read_audio
+from helpers.errors import InputError
+from helpers.files import atomic_path, write_json
+from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE, MelSpectrogram
+from helpers.parallel import BACKENDS, check_backend, one_torch_thread, run_parallel
+
+DEFAULT_SECONDS = 300.0
+RECIPE_FILE = "preprocess.json"
+_VERSION = 1  # raise it when reading or the front end changes what is written
+_FRAME_BYTES = N_MELS * DTYPE.itemsize
+_SHOWN = 5  # of a list of files in an error
+_DAY = 24 * 3600  # seconds
+_NAMES_FILE_ONLY = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        melspec_dir: where the files are.
+        done, skipped: files made now, and whole before.
+        failed: audio file relative to its folder → reason.
+        seconds: of audio in the files made now.
+        failed_csv: the list of failures, if there are any.
+    """
+
+    melspec_dir: Path
+    done: int
+    skipped: int
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    failed_csv: Path | None = None
+
+    def __str__(self) -> str:
+        where = f" (listed with reasons in {self.failed_csv})" if self.failed_csv else ""
+        return (
+            f"{self.done} done ({self.seconds / 3600:.2f} h of audio), {self.skipped} skipped, "
+            f"{len(self.failed)} failed{where}; {self.melspec_dir}"
+        )
+
+
+def preprocess(
+    audio_dir: str | Path,
+    melspec_dir: str | Path,
+    *,
+    seconds: float | None = DEFAULT_SECONDS,
+    files: Iterable[str | Path] | None = None,
+    num_workers: int | None = None,
+    backend: str = "loky",
+    scheduler: str | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> Report:
+    """Make the log-mel file of each audio file, or of those that have none yet.
+
+    Args:
+        audio_dir: folder of audio, with any folders in it. Hidden files are left out.
+        melspec_dir: where to; made if need be.
+        seconds: at most so much of each track is kept, its centre; None for all of it.
+        files: paths below ``audio_dir``, to do these only; None for all that look like audio.
+        num_workers: processes; None for one a core. The files do not depend on it.
+        backend, scheduler: "loky" for this machine, or "dask" and a scheduler's address.
+        shard: (k, n), the k-th of n parts, k from 1: every n-th file, in the order of names.
+        progress: whether to show a progress bar.
+
+    Returns:
+        what was done. Failures are in it, and in ``failed.csv`` (of a shard ``failed-k-of-n.csv``).
+
+    Raises:
+        PreprocessError: no such folder, no audio, two files whose log-mel would have one name, a
+            store made with other settings, or one that cannot be written to.
+        helpers.parallel.ParallelError: as `helpers.parallel.run_parallel`.
+    """
+    if seconds is not None and not seconds * SAMPLE_RATE >= 1:
+        raise PreprocessError(f"--seconds is {seconds}: expected a positive number, or all")
+    if shard is not None and not 1 <= shard[0] <= shard[1]:
+        raise PreprocessError(f"--shard is {shard[0]}/{shard[1]}: expected K/N with K from 1 to N")
+    check_backend(backend, scheduler)
+    audio_dir, melspec_dir = Path(audio_dir).resolve(), Path(melspec_dir).resolve()
+    if not audio_dir.is_dir():
+        kind = "is a file, not a folder" if audio_dir.exists() else "no such folder"
+        raise PreprocessError(f"{audio_dir}: {kind}. Expected a folder of audio files")
+
+    failed: dict[str, str] = {}
+    if files is None:
+        names = find_audio(audio_dir, melspec_dir, failed)
+    else:
+        names = sorted({Path(file).as_posix() for file in files}, key=os.fsencode)
+    if not names and not failed:
+        raise PreprocessError(
+            f"{audio_dir}: no audio in it. Looked for files that end in "
+            f"{' '.join(sorted(AUDIO_SUFFIXES))}, in all folders below"
+        )
+    refuse_collisions(names, audio_dir)
+    _open_store(melspec_dir, names, seconds)
+    if shard is None:
+        _remove_leftovers(melspec_dir)
+    else:
+        names = names[shard[0] - 1 :: shard[1]]
+
+    todo = [name for name in names if not _is_whole(melspec_dir / mel_key(name))]
+    csv_name = "failed.csv" if shard is None else f"failed-{shard[0]}-of-{shard[1]}.csv"
+    done, heard = 0, 0.0
+    results = run_parallel(
+        _make_files,
+        todo,
+        (str(audio_dir), str(melspec_dir), seconds),
+        num_workers=num_workers,
+        backend=backend,
+        scheduler=scheduler,
+        progress=progress,
+        title="preprocess",
+        unit="file",
+    )
+    try:
+        for batch in results:
+            for name, length in batch:
+                if isinstance(length, str):
+                    failed[name] = length
+                else:
+                    done, heard = done + 1, heard + length
+    finally:  # after Ctrl-C too: what is known is written
+        results.close()
+        failed_csv = _write_failures(melspec_dir / csv_name, failed)
+    if shard is None:  # this run went over what the shards had left
+        for older in melspec_dir.glob("failed-*-of-*.csv"):
+            older.unlink(missing_ok=True)
+    return Report(melspec_dir, done, len(names) - len(todo), failed, heard, failed_csv)
+
+
+# ---- one file, in a worker process ---------------------------------------------------------------
+
+
+@functools.cache
+def _front_end() -> MelSpectrogram:
+    return MelSpectrogram()
+
+
+def _make_files(
+    names: list[str], audio_dir: str, melspec_dir: str, seconds: float | None
+) -> list[tuple[str, float | str]]:
+    """Make log-mel files; for each the seconds of audio in it, or the reason why there is none."""
+    with one_torch_thread(), torch.inference_mode():
+        return [
+            (name, _make_file(Path(audio_dir) / name, Path(melspec_dir) / mel_key(name), seconds))
+            for name in names
+        ]
+
+
+def _make_file(audio: Path, target: Path, seconds: float | None) -> float | str:
+    try:
+        waveform = read_audio(audio, seconds)
+        mel = _front_end()(torch.from_numpy(waveform)).T.numpy()
+    except AudioError as error:
+        return str(error)
+    except Exception as error:  # whatever a damaged file leads to, the others are made
+        return f"{type(error).__name__}: {error}"[:300]
+    try:
+        write_mel(target, mel)
+    except ValueError:
+        return "its log-mel spectrogram has values that float16 does not hold: samples far above 1"
+    except OSError as error:
+        if error.errno in _NAMES_FILE_ONLY:
+            return f"its log-mel file cannot be written: {error.strerror}"
+        raise PreprocessError(
+            f"{target}: cannot be written ({error.strerror}). What is done is kept: "
+            "make room or give another MELSPEC_DIR, and run the same again"
+        ) from None
+    return len(waveform) / SAMPLE_RATE
+
+
+# ---- the store -----------------------------------------------------------------------------------
+
+
+def _recipe(seconds: float | None) -> dict[str, Any]:
+    """What the content of a log-mel file depends on, besides the audio."""
+    return {
+        "seconds": "all" if seconds is None else float(seconds),
+        "sample_rate": SAMPLE_RATE,
+        "hop": HOP_LENGTH,
+        "bands": N_MELS,
+        "version": _VERSION,
+    }
+
+
+def _open_store(melspec_dir: Path, names: list[str], seconds: float | None) -> None:
+    """Make the folder and its recipe, or check that what is there was made with the same.
+
+    Raises:
+        PreprocessError: it was not, or the folder cannot be made.
+    """
+    recipe, path = _recipe(seconds), melspec_dir / RECIPE_FILE
+    try:
+        melspec_dir.mkdir(parents=True, exist_ok=True)
+        # In this order: another shard writes the recipe before its first file.
+        there = next((key for name in names if (melspec_dir / (key := mel_key(name))).exists()), "")
+        if not path.exists():
+            if there:
+                raise PreprocessError(
+                    f"{melspec_dir}: holds {there!r} already, and no {RECIPE_FILE} that says how "
+                    "it was made. Give an empty MELSPEC_DIR"
+                )
+            write_json(path, recipe)
+        found = _read_recipe(path)
+    except OSError as error:
+        raise PreprocessError(
+            f"{melspec_dir}: cannot be written to ({error.strerror}). Give another MELSPEC_DIR"
+        ) from None
+    if found != recipe:
+        differ = [name for name in recipe if found.get(name) != recipe[name]]
+        was, wanted = (
+            ", ".join(f"{name} {settings.get(name)}" for name in differ)
+            for settings in (found, recipe)
+        )
+        raise PreprocessError(
+            f"{path}: the files there were made with {was}; this run is for {wanted}. The two "
+            "must not mix: give another MELSPEC_DIR, or delete this one, or use the same settings"
+        )
+    if path.with_name(RECIPE_FILE.upper()).exists():
+        refuse_collisions(names, melspec_dir, fold=True)
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise PreprocessError(
+            f"{path}: expected the settings that the files there were made with, as JSON. "
+            "Give an empty MELSPEC_DIR"
+        )
+    return found
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0 and found.st_size % _FRAME_BYTES == 0
+
+
+def _remove_leftovers(melspec_dir: Path) -> None:
+    """Remove temporary files that a killed run left, a day ago or earlier."""
+    for path in melspec_dir.rglob(".tmp-*.mmap"):
+        try:
+            if time.time() - path.stat().st_mtime > _DAY:
+                path.unlink()
+        except OSError:
+            continue
+
+
+def _write_failures(path: Path, failed: dict[str, str]) -> Path | None:
+    """A row for each failure: path, reason. Without failures, no file."""
+    if not failed:
+        path.unlink(missing_ok=True)
+        return None
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(("path", "reason"))
+        writer.writerows(sorted(failed.items()))
+    return path
+
+
+# ---- command line --------------------------------------------------------------------------------
+
+
+def _seconds(text: str) -> float | None:
+    return None if text == "all" else float(text)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``3/100`` → (3, 100)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected K/N, such as 3/100")
+    return int(found[1]), int(found[2])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, 1 for failures, 130 when interrupted."""
+    parser = argparse.ArgumentParser(
+        description="Make the log-mel file of each audio file in a folder."
+    )
+    parser.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help="a folder of audio")
+    parser.add_argument("melspec_dir", type=Path, metavar="MELSPEC_DIR", help="where to")
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=DEFAULT_SECONDS,
+        help="keep at most so much of each track, its centre; or all (default: 300)",
+    )
+    parser.add_argument("--num-workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--backend", choices=BACKENDS, default="loky", help="(default: loky)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster")
+    parser.add_argument(
+        "--shard", type=parse_shard, metavar="K/N", help="do the K-th of N parts, for job arrays"
+    )
+    parser.add_argument("--no-progress", dest="progress", action="store_false")
+    options = parser.parse_args(arguments)
+    try:
+        report = preprocess(**vars(options))
+    except InputError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"{parser.prog}: interrupted. The files in {options.melspec_dir} are whole; "
+            "run the same again to go on",
+            file=sys.stderr,
+        )
+        return 130
+    for name, reason in sorted(report.failed.items())[:_SHOWN]:
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    print(report)
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    # Functions sent to worker processes must have an importable module's name, not __main__'s.
+    from datasets.preprocess import main as _main
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what job schedulers send
+    for _stream in (sys.stdout, sys.stderr):  # a name may have bytes that are no text
+        _stream.reconfigure(errors="backslashreplace")
+    sys.exit(_main())

@@ -1,0 +1,169 @@
+"""Splitting tracks into train, validation and test: groups whole, labels on every side.
+
+A greedy scheme after Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data"
+(ECML PKDD 2011), over groups of tracks rather than tracks: the rarest label is dealt out first,
+each group to the side that wants it most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from helpers.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+
+
+def split_by_group(
+    groups: Sequence[Hashable], targets: np.ndarray, fractions: Sequence[float], seed: int
+) -> list[str]:
+    """Choose a split for each track; all tracks of a group get the same.
+
+    The shares of tracks, and of the tracks with each label, come close to ``fractions``, as far as
+    the sizes of the groups allow. A label in three groups or more is on every side, unless groups
+    with several labels stand in the way.
+
+    Args:
+        groups: [N] group of each track.
+        targets: [N, C] bool, labels of each track.
+        fractions: of the tracks in train, validation and test: positive, together 1.
+        seed: the same seed, groups and labels give the same splits.
+
+    Returns:
+        [N] names of splits.
+
+    Raises:
+        InputError: fractions that are not three positive numbers that sum to 1.
+    """
+    wanted = check_fractions(fractions)
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    own = np.array([number[group] for group in groups])
+    # For each group: tracks in all, and of each label it has.
+    sizes = np.bincount(own, minlength=len(number))
+    n_labels = targets.shape[1]
+    tracks, columns = np.nonzero(targets)
+    cells, counts = np.unique(own[tracks] * n_labels + columns, return_counts=True)
+    rng = np.random.default_rng(seed)
+    dealer = _Dealer(sizes, np.stack(np.divmod(cells, n_labels)), counts, n_labels, wanted, rng)
+    dealer.deal()
+    dealer.repair()
+    return [SPLITS[side] for side in dealer.side[own]]
+
+
+def check_fractions(fractions: Sequence[float]) -> np.ndarray:
+    """[3] float64. Raises InputError unless they are positive and sum to 1."""
+    found = np.array(fractions, np.float64)
+    if found.shape != (3,) or not (found > 0).all() or abs(found.sum() - 1) > 1e-6:
+        shown = ",".join(f"{fraction:g}" for fraction in fractions)
+        raise InputError(
+            f"--fractions is {shown}: expected three positive numbers that sum to 1 (train, "
+            "validation, test), such as 0.8,0.1,0.1"
+        )
+    return found
+
+
+def missing_labels(positives: np.ndarray) -> list[list[int]]:
+    """[splits, C] tracks with each label → for each split the labels that it has no track of."""
+    return [np.flatnonzero(counts == 0).tolist() for counts in positives]
+
+
+class _Dealer:
+    """Deals groups to sides.
+
+    Attributes:
+        side: [G] side of each group, -1 for none yet.
+        tracks: [3] tracks on each side.
+        positives: [3, C] tracks with each label on each side.
+        holders: [3, C] groups with each label on each side.
+    """
+
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        cells: np.ndarray,
+        counts: np.ndarray,
+        n_labels: int,
+        fractions: np.ndarray,
+        rng: np.random.Generator,
+    ) -> None:
+        """``sizes`` [G]: tracks of each group. ``cells`` [2, K]: group and label of ``counts``."""
+        self.sizes, self.fractions = sizes, fractions
+        bounds = np.searchsorted(cells[0], np.arange(len(sizes) + 1))
+        slices = [slice(a, b) for a, b in pairwise(bounds)]
+        self.labels = [cells[1, own] for own in slices]  # of each group
+        self.counts = [counts[own] for own in slices]
+        by_label = np.argsort(cells[1], kind="stable")
+        ends = np.searchsorted(cells[1, by_label], np.arange(n_labels + 1))
+        slices = [by_label[a:b] for a, b in pairwise(ends)]
+        self.groups = [cells[0, own] for own in slices]  # of each label
+        self.label_counts = [counts[own] for own in slices]
+        self.total = np.array([own.sum() for own in self.label_counts])
+        self.order = rng.permutation(len(sizes))  # breaks ties
+        self.side = np.full(len(sizes), -1)
+        self.tracks = np.zeros(3, np.int64)
+        self.positives = np.zeros((3, n_labels), np.int64)
+        self.holders = np.zeros((3, n_labels), np.int64)
+
+    def put(self, group: int, side: int) -> None:
+        """Move a group to a side, from the side it is on, if any."""
+        labels, counts = self.labels[group], self.counts[group]
+        for where, sign in ((self.side[group], -1), (side, 1)):
+            if where >= 0:
+                self.tracks[where] += sign * self.sizes[group]
+                self.positives[where, labels] += sign * counts
+                self.holders[where, labels] += sign
+        self.side[group] = side
+
+    def deal(self) -> None:
+        left = np.array([len(own) for own in self.groups])  # groups not dealt yet, of each label
+        while left.any():
+            label = int(np.where(left > 0, left, left.max() + 1).argmin())
+            free = np.flatnonzero(self.side[self.groups[label]] < 0)
+            groups, counts = self.groups[label][free], self.label_counts[label][free]
+            # The largest first: the small ones even out what they leave.
+            for i in np.lexsort((self.order[groups], -counts)):
+                self.put(groups[i], self._best_side(groups[i], label, left[label]))
+                left[self.labels[groups[i]]] -= 1
+        unlabelled = np.flatnonzero(self.side < 0)
+        for group in unlabelled[np.lexsort((self.order[unlabelled], -self.sizes[unlabelled]))]:
+            self.put(group, int(self._room().argmax()))
+
+    def _room(self) -> np.ndarray:
+        """[3] tracks that each side still wants."""
+        return self.fractions * self.sizes.sum() - self.tracks
+
+    def _best_side(self, group: int, label: int, left: int) -> int:
+        """The side that is served best by a group; one without the label, if few groups are left.
+
+        Served: how much nearer it comes to its shares of the label and of tracks; where that is
+        equal, of all labels of the group.
+        """
+        labels, counts = self.labels[group], self.counts[group]
+        wants = self.fractions[:, None] * self.total[labels] - self.positives[:, labels]
+        gains = np.abs(wants) - np.abs(wants - counts)
+        room = self._room()
+        served = np.abs(room) - np.abs(room - self.sizes[group])
+        served += gains[:, np.flatnonzero(labels == label)[0]]
+        lacking = self.holders[:, label] == 0
+        if left <= lacking.sum():
+            served = np.where(lacking, served, -np.inf)
+        return int(np.lexsort((room, gains.sum(axis=1), served.round(9)))[-1])
+
+    def repair(self) -> None:
+        """Move single groups to sides that lack a label, where no other label suffers from it."""
+        full = np.array([len(own) >= 3 for own in self.groups])
+        for side in range(3):
+            for label in np.flatnonzero(full & (self.holders[side] == 0)):
+                if self.holders[side, label]:  # came with another label
+                    continue
+                able = [group for group in self.groups[label] if self._can_leave(group, full)]
+                if able:
+                    self.put(min(able, key=lambda g: (self.sizes[g], self.order[g])), side)
+
+    def _can_leave(self, group: int, full: np.ndarray) -> bool:
+        labels = self.labels[group]
+        own = labels[full[labels]]
+        return bool((self.holders[self.side[group], own] >= 2).all())

@@ -1,0 +1,151 @@
+"""Work in parallel: order, batches, workers that die, a Dask cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import parallel
+from helpers.parallel import ParallelError, cores, one_torch_thread, run_parallel
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def add(numbers: list[int], amount: int) -> list[int]:
+    return [number + amount for number in numbers]
+
+
+def where(numbers: list[int]) -> list[int]:
+    return [os.getpid() for _ in numbers]
+
+
+def threads(numbers: list[int]) -> list[int]:
+    with one_torch_thread():
+        return [torch.get_num_threads() for _ in numbers]
+
+
+def die(numbers: list[int]) -> list[int]:
+    if 5 in numbers:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return numbers
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_ordered_results_are_in_the_order_of_the_items(num_workers):
+    how = {"batch_size": 3, "num_workers": num_workers, "progress": False, "ordered": True}
+    found = list(run_parallel(add, list(range(11)), (100,), **how))
+    assert [len(batch) for batch in found] == [3, 3, 3, 2]
+    assert [x for batch in found for x in batch] == [100 + i for i in range(11)]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_unordered_batches_are_interleaved_and_complete(num_workers):
+    how = {"batch_size": 3, "num_workers": num_workers, "progress": False}
+    found = sorted(run_parallel(add, list(range(11)), (0,), **how))
+    assert found == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7]]
+
+
+def test_one_worker_is_this_process_and_two_are_not():
+    how = {"progress": False}
+    assert list(run_parallel(where, [1, 2], num_workers=1, **how)) == [[os.getpid()]] * 2
+    others = {pid for batch in run_parallel(where, [1, 2], num_workers=2, **how) for pid in batch}
+    assert os.getpid() not in others
+
+
+def test_nothing_to_do_starts_nothing():
+    assert list(run_parallel(die, [], num_workers=2)) == []
+
+
+def test_one_torch_thread_and_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert threads([0]) == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_cores_are_those_of_this_process():
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]);"
+    code += "from helpers.parallel import cores; print(cores())"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.strip() == "1", run.stderr
+    assert cores() == len(os.sched_getaffinity(0))
+
+
+def test_a_worker_that_is_killed_is_told_about():
+    with pytest.raises(ParallelError, match=r"killed.*fewer --num-workers"):
+        list(run_parallel(die, list(range(8)), num_workers=2, progress=False))
+    again = run_parallel(add, [1, 2], (1,), num_workers=2, progress=False)
+    assert sorted(again) == [[2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"backend": "threads"}, "'threads': expected one of loky, dask"),
+        ({"backend": "dask"}, "--scheduler"),
+        ({"scheduler": "tcp://127.0.0.1:8786"}, "--backend dask only"),
+    ],
+)
+def test_backend_and_scheduler_are_checked(how, message):
+    with pytest.raises(ParallelError, match=message):
+        list(run_parallel(add, [1], (1,), progress=False, **how))
+
+
+def test_no_dask_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    how = {"backend": "dask", "scheduler": "tcp://127.0.0.1:8786", "progress": False}
+    with pytest.raises(ParallelError, match="pip install"):
+        list(run_parallel(add, [1], (1,), **how))
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "not an address"])
+def test_no_scheduler_there(monkeypatch, address):
+    monkeypatch.setattr(parallel, "_CONNECT_SECONDS", 1)
+    with pytest.raises(ParallelError, match="no Dask scheduler answers"):
+        list(run_parallel(add, [1], (1,), backend="dask", scheduler=address, progress=False))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from distributed import LocalCluster
+
+    how = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(protocol="tcp", **how) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_dask_gives_the_same_batches(cluster, ordered):
+    how = {"batch_size": 2, "ordered": ordered, "progress": False}
+    expected = list(run_parallel(add, list(range(7)), (1,), num_workers=1, **how))
+    found = list(run_parallel(add, list(range(7)), (1,), backend="dask", scheduler=cluster, **how))
+    assert found == expected if ordered else sorted(found) == sorted(expected)
+
+
+def fail(numbers: list[int]) -> list[int]:
+    raise ParallelError("no room")
+
+
+def test_an_error_on_dask_reaches_the_caller(cluster):
+    with pytest.raises(ParallelError, match="no room"):
+        list(run_parallel(fail, [1], backend="dask", scheduler=cluster, progress=False))
+
+
+def test_a_dask_cluster_without_workers(monkeypatch):
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(parallel, "_CONNECT_SECONDS", 1)
+    how = {"n_workers": 0, "processes": False, "dashboard_address": None, "protocol": "tcp"}
+    with LocalCluster(**how) as empty:
+        how = {"backend": "dask", "scheduler": empty.scheduler_address, "progress": False}
+        with pytest.raises(ParallelError, match="no workers"):
+            list(run_parallel(add, [1], (1,), **how))

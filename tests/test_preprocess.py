@@ -1,0 +1,480 @@
+"""From a folder of audio to log-mel files: names, resume, failures, shards, kills, clusters."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from datasets import preprocess as module
+from datasets.collection import PreprocessError, find_audio, mel_key
+from datasets.melspectrograms import open_mel
+from datasets.preprocess import main, parse_shard, preprocess
+from helpers.audio import read_audio
+from helpers.melspectrogram import MelSpectrogram
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = str(ROOT / "datasets" / "preprocess.py")
+QUIET = {"progress": False, "num_workers": 1}
+
+
+def write_audio(path: Path, seconds: float = 1.0, seed: int = 0, rate: int = 22_050) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    sound = 0.1 * rng.standard_normal((round(seconds * rate), 2))
+    soundfile.write(path, sound, rate)
+    return path
+
+
+@pytest.fixture
+def collection(tmp_path) -> Path:
+    """Seven tracks of three formats in three folders."""
+    audio = tmp_path / "audio"
+    names = [
+        "a/1.wav",
+        "a/2.FLAC",
+        "a/deep/er/3.mp3",
+        "b.c/4.wav",
+        "b.c/no.4.ogg",
+        "5.wav",
+        "6.mp3",
+    ]
+    for seed, name in enumerate(names):
+        write_audio(audio / name, 1 + 0.2 * seed, seed)
+    return audio
+
+
+KEYS = [
+    "5.mmap",
+    "6.mmap",
+    "a/1.mmap",
+    "a/2.mmap",
+    "a/deep/er/3.mmap",
+    "b.c/4.mmap",
+    "b.c/no.4.mmap",
+]
+
+
+def mels(folder: Path) -> dict[str, bytes]:
+    """The log-mel files of a folder, leftovers of killed runs not among them."""
+    paths = [path for path in folder.rglob("*.mmap") if not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def failures(path: Path) -> dict[str, str]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def run_script(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+# ---- what is made --------------------------------------------------------------------------------
+
+
+def test_every_track_gets_the_front_ends_mel_under_its_name(collection, tmp_path):
+    report = preprocess(collection, tmp_path / "mels", **QUIET)
+    assert (report.done, report.skipped, report.failed, report.failed_csv) == (7, 0, {}, None)
+    assert sorted(mels(tmp_path / "mels")) == KEYS
+    assert report.seconds == pytest.approx(sum(1 + 0.2 * i for i in range(7)), abs=0.3)
+    for name in find_audio(collection):
+        waveform = torch.from_numpy(read_audio(collection / name))
+        stored = open_mel(tmp_path / "mels" / mel_key(name))
+        expected = MelSpectrogram()(waveform).T.numpy()
+        assert stored.shape == (1 + -(-len(waveform) // 256), 96)
+        np.testing.assert_allclose(np.asarray(stored, np.float32), expected, rtol=1e-3, atol=1e-3)
+    assert not list((tmp_path / "mels").rglob(".tmp-*"))
+
+
+def test_central_seconds_are_kept(tmp_path):
+    rate = 16_000
+    sound = np.zeros(10 * rate, np.float32)
+    sound[4 * rate : 6 * rate] = 0.1 * np.random.default_rng(0).standard_normal(2 * rate)
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio" / "a.wav", sound, rate)
+    preprocess(tmp_path / "audio", tmp_path / "mels", seconds=2, **QUIET)
+    loud = open_mel(tmp_path / "mels" / "a.mmap")
+    assert len(loud) == 126
+    assert float(loud[2:-2].mean(axis=1).min()) > 0.5
+    preprocess(tmp_path / "audio", tmp_path / "whole", seconds=None, **QUIET)
+    whole = open_mel(tmp_path / "whole" / "a.mmap")
+    assert len(whole) == 626
+    assert not np.asarray(whole[:240]).any()
+
+
+def test_processes_do_not_change_the_files(collection, tmp_path):
+    preprocess(collection, tmp_path / "one", **QUIET)
+    preprocess(collection, tmp_path / "two", progress=False, num_workers=2)
+    assert mels(tmp_path / "one") == mels(tmp_path / "two")
+
+
+def test_the_script_runs_anywhere_and_says_what_it_did(collection, tmp_path):
+    done = run_script("audio", "mels", "--num-workers", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("7 done (")
+    assert ", 0 skipped, 0 failed; " in done.stdout
+    assert sorted(mels(tmp_path / "mels")) == KEYS
+    again = run_script("audio", "mels", cwd=tmp_path)
+    assert again.stdout.startswith("0 done (0.00 h of audio), 7 skipped, 0 failed")
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("a/b.mp3", "a/b.mmap"),
+        ("a/b.WAV", "a/b.mmap"),
+        ("a.b/c.d.flac", "a.b/c.d.mmap"),
+        ("a/b.mmap", "a/b.mmap"),
+        ("a/b", "a/b"),
+        ("a.mp3/b", "a.mp3/b"),
+        ("a/.mp3", "a/.mp3"),
+        ("87/4887.mmap", "87/4887.mmap"),
+        ("a/vol. 2", "a/vol. 2"),
+    ],
+)
+def test_key_of_a_path(path, key):
+    assert mel_key(path) == key
+
+
+# ---- again, and what is in the way ---------------------------------------------------------------
+
+
+def test_what_is_whole_is_skipped_and_what_is_not_is_made(collection, tmp_path):
+    store = tmp_path / "mels"
+    preprocess(collection, store, **QUIET)
+    before = mels(store)
+    (store / KEYS[0]).unlink()
+    (store / KEYS[1]).write_bytes(before[KEYS[1]][:-1])
+    (store / KEYS[2]).write_bytes(b"")
+    kept = (store / KEYS[3]).stat().st_mtime_ns
+    report = preprocess(collection, store, **QUIET)
+    assert (report.done, report.skipped) == (3, 4)
+    assert mels(store) == before
+    assert (store / KEYS[3]).stat().st_mtime_ns == kept
+
+
+def test_other_settings_do_not_mix(collection, tmp_path):
+    preprocess(collection, tmp_path / "mels", **QUIET)
+    before = mels(tmp_path / "mels")
+    with pytest.raises(PreprocessError, match=r"seconds 300\.0; this run is for seconds all"):
+        preprocess(collection, tmp_path / "mels", seconds=None, **QUIET)
+    assert mels(tmp_path / "mels") == before
+
+
+def test_files_of_unknown_making_are_not_taken_for_ours(collection, tmp_path):
+    (tmp_path / "mels" / "a").mkdir(parents=True)
+    (tmp_path / "mels" / "a" / "1.mmap").write_bytes(bytes(192))
+    with pytest.raises(PreprocessError, match=r"holds 'a/1\.mmap' already"):
+        preprocess(collection, tmp_path / "mels", **QUIET)
+    (tmp_path / "mels" / "preprocess.json").write_text("[]")
+    with pytest.raises(PreprocessError, match="expected the settings"):
+        preprocess(collection, tmp_path / "mels", **QUIET)
+
+
+def test_two_files_of_one_name_are_refused_before_any_work(collection, tmp_path):
+    write_audio(collection / "a" / "1.flac")
+    write_audio(collection / "a" / "2.mp3")
+    with pytest.raises(PreprocessError) as refused:
+        preprocess(collection, tmp_path / "mels", shard=(1, 9), **QUIET)
+    assert "'a/1.flac' and 'a/1.wav'" in str(refused.value)
+    assert "'a/2.FLAC' and 'a/2.mp3'" in str(refused.value)
+    assert not (tmp_path / "mels").exists()
+
+
+def test_case_counts_where_the_disk_tells_it_apart(collection, tmp_path):
+    write_audio(collection / "A" / "1.wav", seed=9)
+    assert preprocess(collection, tmp_path / "mels", **QUIET).done == 8
+    # A disk that does not: the recipe is found under any case.
+    (tmp_path / "mels" / "PREPROCESS.JSON").touch()
+    with pytest.raises(PreprocessError, match="upper from lower case"):
+        preprocess(collection, tmp_path / "mels", **QUIET)
+
+
+def test_bad_files_cost_themselves_only(collection, tmp_path, capsys):
+    store = tmp_path / "mels"
+    (collection / "empty.mp3").touch()
+    (collection / "text.wav").write_text("not audio" * 99)
+    (collection / "gone.flac").symlink_to("nowhere.flac")
+    (collection / "loud.wav").symlink_to(tmp_path / "loud.wav")
+    soundfile.write(tmp_path / "loud.wav", np.full(999, 1e38), 16_000, subtype="FLOAT")
+    assert main([str(collection), str(store), "--num-workers", "1", "--no-progress"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("7 done (")
+    assert f"4 failed (listed with reasons in {store / 'failed.csv'})" in out
+    assert "failed: empty.mp3: the file is empty" in err
+    assert sorted(mels(store)) == KEYS
+    found = failures(store / "failed.csv")
+    assert sorted(found) == ["empty.mp3", "gone.flac", "loud.wav", "text.wav"]
+    assert "float16" in found["loud.wav"]
+    for name in found:
+        (collection / name).unlink()
+    assert main([str(collection), str(store), "--no-progress"]) == 0
+    assert not (store / "failed.csv").exists()
+
+
+@pytest.mark.parametrize(("code", "costs"), [(errno.ENAMETOOLONG, 1), (errno.ENOSPC, None)])
+def test_a_full_disk_ends_the_run_and_a_long_name_does_not(
+    collection, tmp_path, monkeypatch, code, costs
+):
+    write = module.write_mel
+
+    def fail(path, mel):
+        if path.name == "1.mmap":
+            raise OSError(code, os.strerror(code))
+        write(path, mel)
+
+    monkeypatch.setattr(module, "write_mel", fail)
+    if costs is None:
+        with pytest.raises(PreprocessError, match="make room"):
+            preprocess(collection, tmp_path / "mels", **QUIET)
+    else:
+        assert list(preprocess(collection, tmp_path / "mels", **QUIET).failed) == ["a/1.wav"]
+    monkeypatch.undo()
+    preprocess(collection, tmp_path / "mels", **QUIET)
+    assert sorted(mels(tmp_path / "mels")) == KEYS
+
+
+# ---- the collection ------------------------------------------------------------------------------
+
+
+def test_what_is_found(tmp_path):
+    audio = tmp_path / "audio"
+    for name in ("b/z.wav", "b/a.WAV", "a.mp3"):
+        write_audio(audio / name, 0.1)
+    for name in ("._a.mp3", "notes.txt", "cover.jpg", ".hidden/x.wav"):
+        (audio / name).parent.mkdir(exist_ok=True)
+        (audio / name).touch()
+    (audio / "b" / "round").symlink_to(audio)
+    (tmp_path / "other").mkdir()
+    write_audio(tmp_path / "other" / "linked.wav", 0.1)
+    (audio / "other").symlink_to(tmp_path / "other")
+    (audio / "folder.wav").mkdir()
+    os.mkfifo(audio / "pipe.wav")
+    assert find_audio(audio) == ["a.mp3", "b/a.WAV", "b/z.wav", "other/linked.wav"]
+
+
+def test_names_that_are_not_text(tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    write_audio(tmp_path / "audio" / "a.wav", 0.2).rename(tmp_path / "audio" / name)
+    (tmp_path / "audio" / os.fsdecode(b"bad\xff.mp3")).touch()
+    done = run_script("audio", "mels", "--num-workers", 1, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("1 done (")
+    assert (tmp_path / "mels" / os.fsdecode(b"caf\xe9.mmap")).stat().st_size == 14 * 192
+    assert list(failures(tmp_path / "mels" / "failed.csv")) == [os.fsdecode(b"bad\xff.mp3")]
+
+
+def test_a_folder_that_cannot_be_read_is_a_failure(collection, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "b.c":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("datasets.collection.os.scandir", refuse)
+    report = preprocess(collection, tmp_path / "mels", **QUIET)
+    assert report.done == 5
+    assert list(report.failed.values()) == ["the folder cannot be read: Permission denied"]
+
+
+def test_the_store_may_be_inside_the_collection(collection):
+    store = collection / "mels"
+    preprocess(collection, store, **QUIET)
+    write_audio(store / "listen.wav")  # somebody's; not a track
+    assert preprocess(collection, store, **QUIET).skipped == 7
+    assert preprocess(collection, collection, **QUIET).done == 8  # and may be the collection
+
+
+def test_only_the_files_named(collection, tmp_path):
+    files = ["a/1.wav", Path("6.mp3"), "not/there.mp3"]
+    report = preprocess(collection, tmp_path / "mels", files=files, **QUIET)
+    assert sorted(mels(tmp_path / "mels")) == ["6.mmap", "a/1.mmap"]
+    assert list(report.failed) == ["not/there.mp3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "mels"], "nowhere: no such folder"),
+        (["file.wav", "mels"], "is a file, not a folder"),
+        (["none", "mels"], "no audio in it. Looked for files that end in"),
+        (["audio", "file.wav"], "cannot be written to"),
+        (["audio", "mels", "--seconds", "0"], "expected a positive number, or all"),
+        (["audio", "mels", "--seconds", "nan"], "expected a positive number, or all"),
+        (["audio", "mels", "--shard", "5/4"], "K from 1 to N"),
+        (["audio", "mels", "--shard", "0/4"], "K from 1 to N"),
+        (["audio", "mels", "--backend", "dask"], "--scheduler"),
+    ],
+)
+def test_what_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
+    write_audio(tmp_path / "audio" / "a.wav", 0.1)
+    write_audio(tmp_path / "file.wav", 0.1)
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert message in err
+    assert not out
+    assert not (tmp_path / "mels").exists()
+
+
+# ---- parts, kills, clusters ----------------------------------------------------------------------
+
+
+def test_shards_are_disjoint_and_complete(collection, tmp_path):
+    (collection / "bad.wav").touch()
+    made: list[str] = []
+    for k in (1, 2, 3):
+        preprocess(collection, tmp_path / "mels", shard=(k, 3), **QUIET)
+        now = mels(tmp_path / "mels")
+        made += [key for key in now if key not in made]
+        alone = preprocess(collection, tmp_path / f"alone{k}", shard=(k, 3), **QUIET)
+        assert alone.done + len(alone.failed) in (2, 3)
+    assert sorted(made) == KEYS
+    parts = [set(mels(tmp_path / f"alone{k}")) for k in (1, 2, 3)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 7
+    lists = sorted(path.name for path in (tmp_path / "mels").glob("failed*.csv"))
+    assert len(lists) == 1
+    assert lists[0].startswith("failed-")
+    # A run over all of them replaces the shards' lists.
+    preprocess(collection, tmp_path / "mels", **QUIET)
+    assert [path.name for path in (tmp_path / "mels").glob("failed*.csv")] == ["failed.csv"]
+
+
+def test_shard_as_typed():
+    assert parse_shard("3/100") == (3, 100)
+    for wrong in ("3", "3/", "a/b", "3/100/2", "-1/3"):
+        with pytest.raises(Exception, match="expected K/N"):
+            parse_shard(wrong)
+
+
+def start_long_run(tmp_path: Path, **options) -> subprocess.Popen:
+    for i in range(120):
+        target = tmp_path / "audio" / f"{i:03d}.wav"
+        if i == 0:
+            write_audio(target, 40, rate=48_000)
+        else:
+            target.hardlink_to(tmp_path / "audio" / "000.wav")
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, "audio", "mels", "--num-workers", "2"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("mels/*.mmap"))) < 5:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def check_whole_and_finish(tmp_path: Path) -> None:
+    deadline = time.monotonic() + 30
+    found = mels(tmp_path / "mels")
+    while time.monotonic() < deadline:  # workers finish the file they are at
+        time.sleep(0.5)
+        now = mels(tmp_path / "mels")
+        if now.keys() == found.keys():
+            break
+        found = now
+    assert 5 <= len(found) < 120
+    assert {len(content) for content in found.values()} == {2501 * 192}
+    report = preprocess(tmp_path / "audio", tmp_path / "mels", **QUIET)
+    assert (report.done, report.skipped) == (120 - len(found), len(found))
+    assert len(set(mels(tmp_path / "mels").values())) == 1
+
+
+def test_a_killed_run_leaves_whole_files_and_is_taken_up(tmp_path):
+    process = start_long_run(tmp_path)
+    process.kill()
+    process.wait(30)
+    check_whole_and_finish(tmp_path)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, sent):
+    process = start_long_run(tmp_path, start_new_session=True)
+    if sent == signal.SIGINT:
+        os.killpg(process.pid, sent)  # Ctrl-C reaches the whole group
+    else:
+        process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "run the same again to go on" in err
+    assert "Traceback" not in err
+    assert not out
+    check_whole_and_finish(tmp_path)
+    assert not list(tmp_path.glob("mels/.tmp-*"))
+
+
+def test_leftovers_of_killed_runs_go_after_a_day(collection, tmp_path):
+    store = tmp_path / "mels"
+    preprocess(collection, store, **QUIET)
+    old, new = store / "a" / ".tmp-old.mmap", store / "a" / ".tmp-new.mmap"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (time.time() - 90_000,) * 2)
+    preprocess(collection, store, **QUIET)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_dask_cluster_makes_the_same_files(collection, tmp_path):
+    """Scheduler and worker start in another folder, and know nothing of this repository."""
+    (collection / "bad.mp3").touch()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    address_file = elsewhere / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    common = ["--scheduler-file", str(address_file)]
+    with ExitStack() as running:
+        for command in (
+            ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *common],
+            ["worker", *common, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"],
+        ):
+            process = subprocess.Popen(
+                [*dask, *command],
+                cwd=elsewhere,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            running.callback(process.wait, 30)
+            running.callback(process.terminate)
+            deadline = time.monotonic() + 60
+            while not address_file.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        address = json.loads(address_file.read_text())["address"]
+        options = ["--backend", "dask", "--scheduler", address, "--no-progress"]
+        done = run_script("audio", "mels", *options, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("7 done ("), done.stdout + done.stderr
+    assert list(failures(tmp_path / "mels" / "failed.csv")) == ["bad.mp3"]
+    preprocess(collection, tmp_path / "here", **QUIET)
+    assert mels(tmp_path / "mels") == mels(tmp_path / "here")
