@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -19,11 +20,16 @@ from typing import Any
 
 warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*")
 
+from pytorch_lightning.utilities import rank_zero_only  # noqa: E402
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: E402
 from sacred import SETTINGS, Experiment  # noqa: E402
 from sacred.observers import FileStorageObserver  # noqa: E402
 from sacred.run import Run  # noqa: E402
-from sacred.utils import SacredError, apply_backspaces_and_linefeeds  # noqa: E402
+from sacred.utils import (  # noqa: E402
+    SacredError,
+    SacredInterrupt,
+    apply_backspaces_and_linefeeds,
+)
 
 from helpers.errors import InputError  # noqa: E402
 from helpers.settings import check_arguments, check_settings  # noqa: E402
@@ -42,6 +48,10 @@ for message in (
     ".*The dirpath has changed from .*",
     ".*Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*",
     ".*LeafSpec.*",
+    ".*`broadcast_buffers` is deprecated.*",
+    ".*Grad strides do not match bucket view strides.*",
+    ".*sync_dist=True.*",  # the figures are of all processes already
+    ".*your dataloader is not resumable.*",  # its sampler is
 ):
     warnings.filterwarnings("ignore", message=message)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
@@ -58,6 +68,24 @@ class UserError(SacredError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, print_traceback=False)
+
+
+class Interrupted(UserError, SacredInterrupt):
+    """A run that a signal has ended: Sacred keeps it as interrupted, and the exit code tells."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process of a training, or the first of several, which keeps the run.
+
+    torchrun, SLURM and Lightning's own launcher say so in the environment.
+    """
+    if "RANK" not in os.environ and os.environ.get("NODE_RANK", "0") != "0":
+        return False
+    return rank_zero_only.rank == 0
 
 
 def has_git_commit() -> bool:
@@ -86,7 +114,10 @@ def set_up(
     for name, changes in named.items():
         ex.add_named_config(name, deepcopy(dict(changes)))
         ex.named_configs[name].__doc__ = sentences[name]
-    ex.observers.append(FileStorageObserver(LOG_DIR, copy_sources=False))
+    if is_first_process():
+        ex.observers.append(FileStorageObserver(LOG_DIR, copy_sources=False))
+    else:  # the others say what is wrong, and nothing else
+        logging.getLogger().setLevel(logging.WARNING)
     ex.captured_out_filter = apply_backspaces_and_linefeeds
 
     @ex.config_hook
@@ -128,6 +159,8 @@ def run_dir(run: Run) -> Path:
         if isinstance(observer, FileStorageObserver) and observer.dir:
             return Path(observer.dir)
     folder = LOG_DIR / f"unobserved-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not is_first_process():  # which writes nothing
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -161,6 +194,11 @@ def run_command_line(
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    run = ex.run_commandline([argv[0], *arguments])
+    try:
+        run = ex.run_commandline([argv[0], *arguments])
+    except SystemExit as end:
+        if isinstance(end.__context__, Interrupted):
+            return end.__context__.exit_code
+        raise
     result = run.result if run is not None else None
     return 1 if isinstance(result, dict) and result.get("failed") else 0

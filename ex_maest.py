@@ -11,40 +11,60 @@ python ex_maest.py export with maest.checkpoint=exp_logs/latest/model export.for
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 
 import config as settings
 from datasets.datamodule import MaestDataModule
-from datasets.groundtruth import read_labels, write_labels
-from datasets.scores import DATA_DIR as SCORES_DIR
+from datasets.groundtruth import write_labels
 from ex_common import (
+    LOG_DIR,
     Experiment,
+    Interrupted,
     command,
     has_git_commit,
     run_command_line,
     run_dir,
     set_up,
 )
+from ex_setup import (
+    check_files,
+    check_head,
+    check_label_names,
+    check_labels,
+    compile_if_it_pays,
+    find_checkpoint,
+    find_run_to_continue,
+    find_sizes,
+    flops_per_clip,
+    needed_checkpoint,
+    network_options,
+    set_up_data,
+    set_up_network,
+    set_up_trainer,
+)
 from helpers import metrics, plots
+from helpers.averaging import WeightAverage
+from helpers.checkpoints import LAST, Checkpoints, Stopped
 from helpers.errors import InputError
 from helpers.files import point_link, write_json
-from helpers.history import History, ProgressBar
+from helpers.history import History
 from helpers.settings import check_choice
+from helpers.throughput import Throughput
 from helpers.writer import POOLS, TrackWriter
 from models import Maest, get_maest, load_checkpoint, save_model
-from models.archs import clip_seconds, find_arch, input_frames
-from models.download import fetch
+from models.archs import clip_seconds
 from models.huggingface import export_huggingface
-from models.maest import TASKS
 from models.module import MaestModule, TrainingOptions
 from models.onnx_export import export_onnx
 from models.weights import Checkpoint, load_into, save_safetensors
@@ -54,253 +74,7 @@ log = logging.getLogger(__name__)
 ex = Experiment("maest", save_git_info=has_git_commit())
 set_up(ex, settings.MAEST, settings.MAEST_NAMED, settings.LIMITS, settings.SENTENCES)
 
-# Settings of the network that only training uses: the random ones.
-_RANDOM = ("s_patchout_t", "s_patchout_f", "u_patchout")
-_RANDOM += ("drop_rate", "attn_drop_rate", "drop_path_rate")
-# Settings that say which weights to take, and not what the network is.
-_WEIGHTS = ("pretrained", "checkpoint", "checkpoint_swa_weights", "checkpoint_discard_head")
-
 FORMATS = ("huggingface", "onnx", "safetensors")
-
-
-# ---------------------------------------------------------------- putting things together
-
-
-def check_files(config: dict[str, Any], *splits: str) -> None:
-    """Raise InputError if ground truths or a teacher's logits are not there.
-
-    Before weights are fetched for them.
-    """
-    for split in splits:
-        path = config["datamodule"][f"groundtruth_{split}"]
-        if path is None or Path(path).exists():
-            continue
-        if SCORES_DIR not in Path(path).resolve().parents:  # which is built where it is missing
-            raise InputError(
-                f"{path}: no such file. Check datamodule.groundtruth_{split}; a data set's own "
-                "preprocess.py makes it"
-            )
-    teacher = config["datamodule"]["teacher_dir"]
-    if "train" in splits and teacher is not None and not Path(teacher).is_dir():
-        raise InputError(
-            f"{teacher}: no such folder. datamodule.teacher_dir is where `python ex_maest.py "
-            "extract_logits with maest.checkpoint=<the teacher>` has written the logits of a model "
-            "of the same labels, for all training tracks"
-        )
-
-
-def find_task(config: dict[str, Any], checkpoint: Checkpoint | None) -> str:
-    """What the targets are: as the settings say, or the checkpoint, or else many labels."""
-    task = config["maest"]["task"]
-    if task is not None:
-        check_choice("maest.task", task, TASKS)
-        return task
-    return checkpoint.sizes.get("task", TASKS[0]) if checkpoint else TASKS[0]
-
-
-def set_up_data(
-    config: dict[str, Any], checkpoint: Checkpoint | None, *splits: str
-) -> MaestDataModule:
-    """The data module for some splits, with the clip length that settings or checkpoint say.
-
-    Its data is there: the embedded data set is built if it is wanted and missing.
-    """
-    options = dict(config["datamodule"])
-    for split in {"train", "val", "test", "predict"} - set(splits):
-        options.pop(f"groundtruth_{split}")
-    if "train" not in splits:
-        options.pop("teacher_dir")
-    options["task"] = find_task(config, checkpoint)
-    clip_length, arch = options.pop("clip_length"), config["maest"]["arch"]
-    if clip_length is not None:
-        frames = input_frames(clip_length)
-    elif config["maest"]["input_t"] is not None:
-        frames = config["maest"]["input_t"]
-    elif checkpoint is not None and "input_t" in checkpoint.sizes:
-        frames = checkpoint.sizes["input_t"]
-    elif arch is not None and find_arch(arch).published:
-        frames = find_arch(arch).input_t
-    else:
-        frames = input_frames(settings.DEFAULT_CLIP_LENGTH)
-    data = MaestDataModule(clip_frames=frames, seed=config["seed"], **options)
-    data.prepare_data()
-    return data
-
-
-def find_checkpoint(config: dict[str, Any], training: bool = False) -> Checkpoint | None:
-    """The weights to start from: ``maest.checkpoint``'s, or the published ones of the arch."""
-    if config["ckpt_path"] is not None and not training:
-        raise InputError("ckpt_path continues a training; to use a model, give maest.checkpoint=…")
-    maest = config["maest"]
-    path, arch, pretrained = maest["checkpoint"], maest["arch"], maest["pretrained"]
-    try:
-        published = arch is not None and find_arch(arch).published
-        if path is not None:
-            if published:
-                log.warning("maest.checkpoint takes the place of the weights of %s", arch)
-            return load_checkpoint(path, average=maest["checkpoint_swa_weights"])
-        if maest["checkpoint_swa_weights"]:
-            raise InputError(
-                "maest.checkpoint_swa_weights is for a file: give maest.checkpoint=<file>"
-            )
-        if pretrained and arch is None:
-            raise InputError(
-                "which weights? Give maest.checkpoint=<model>, such as exp_logs/latest/model, or "
-                "maest.arch=<a released model>"
-            )
-        return fetch(arch) if (published if pretrained is None else pretrained) else None
-    except ValueError as error:  # no such architecture, or no weights of it
-        raise InputError(str(error)) from error
-
-
-def set_up_network(
-    config: dict[str, Any],
-    checkpoint: Checkpoint | None,
-    data: MaestDataModule,
-    split: str,
-    training: bool = False,
-) -> Maest:
-    """The network that settings, checkpoint and (where they leave it open) a split ask for."""
-    options = network_options(config, checkpoint, training)
-    if checkpoint is None and options["arch"] is None:
-        options["arch"] = settings.DEFAULT_ARCH
-    known = checkpoint.sizes if checkpoint else {}
-    if options["input_t"] is None:
-        options["input_t"] = data.clip_frames
-        if not training:  # of a shorter clip, positions are cropped
-            options["input_t"] = max(data.clip_frames, known.get("input_t", 0))
-    if options["input_t"] < data.clip_frames:
-        raise InputError(
-            f"maest.input_t is {options['input_t']} frames, and datamodule.clip_length makes clips "
-            f"of {data.clip_frames}: the network's input must hold a clip"
-        )
-    discard_head = config["maest"]["checkpoint_discard_head"]
-    if training or (options["n_classes"] is None and "n_classes" not in known):
-        discard_head = _fit_head(options, checkpoint, data, split, discard_head)
-    if training and options["task"] == "regression":
-        same = {"n_classes": options["n_classes"], "task": "regression"}
-        if discard_head or any(known.get(name) != value for name, value in same.items()):
-            options |= _scale(data.groundtruth(split).targets)
-    _check_labels(options, options["n_classes"] or known.get("n_classes"), config)
-    norm = [name for name in ("norm_mean", "norm_std") if name not in known]
-    if None in [options[name] for name in norm]:
-        measured = dict(zip(("norm_mean", "norm_std"), data.mean_and_std(split), strict=True))
-        for name in norm:
-            options[name] = measured[name] if options[name] is None else options[name]
-    try:
-        return get_maest(checkpoint=checkpoint, discard_head=discard_head, **options)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def _fit_head(
-    options: dict[str, Any],
-    checkpoint: Checkpoint | None,
-    data: MaestDataModule,
-    split: str,
-    discard_head: bool,
-) -> bool:
-    """Set classes and labels to a split's; whether the checkpoint's head is to go for that."""
-    groundtruth = data.groundtruth(split)
-    if options["n_classes"] not in (None, groundtruth.n_classes):
-        raise InputError(
-            f"maest.n_classes is {options['n_classes']}, and {groundtruth.path} "
-            f"has {groundtruth.n_classes} labels to a track: leave it out, or correct it"
-        )
-    options["n_classes"] = groundtruth.n_classes
-    options["labels"] = options["labels"] or data.labels(split)
-    if checkpoint is None or discard_head:
-        return discard_head
-    if checkpoint.labels and options["labels"]:
-        if checkpoint.labels != options["labels"]:
-            log.warning("the weights were trained on other labels: a fresh head")
-        return checkpoint.labels != options["labels"]
-    if checkpoint.sizes.get("n_classes") == groundtruth.n_classes:
-        log.warning(
-            "the head is kept, as it is for as many labels: whether they are the same is not "
-            "known (maest.checkpoint_discard_head=True makes a fresh one)"
-        )
-    return False
-
-
-def _scale(targets: np.ndarray) -> dict[str, list[float]]:
-    """Mean and deviation of the targets of a regression, [N, C], as arguments of `get_maest`."""
-    deviation = targets.std(axis=0)
-    return {
-        "target_mean": targets.mean(axis=0).tolist(),
-        "target_std": np.where(deviation > 0, deviation, 1).tolist(),
-    }
-
-
-def network_options(
-    config: dict[str, Any], checkpoint: Checkpoint | None, training: bool = False
-) -> dict[str, Any]:
-    """The settings of section ``maest`` as arguments of `get_maest`."""
-    left_out = _WEIGHTS if training else (*_WEIGHTS, *_RANDOM)
-    options = {name: value for name, value in config["maest"].items() if name not in left_out}
-    options |= {"pretrained": False, "task": find_task(config, checkpoint)}
-    # An arch with published weights stands for those: a checkpoint takes their place.
-    arch = options["arch"]
-    if config["maest"]["checkpoint"] is not None and arch and find_arch(arch).published:
-        options["arch"] = None
-    if options["labels"] is not None:
-        options["labels"] = read_labels(options["labels"])
-        if checkpoint and checkpoint.labels and checkpoint.labels != options["labels"]:
-            log.warning("maest.labels are other names than those of %s", checkpoint.path)
-    return options
-
-
-def _check_labels(options: dict[str, Any], n_classes: int | None, config: dict) -> None:
-    labels = options["labels"]
-    if labels is not None and n_classes is not None and len(labels) != n_classes:
-        raise InputError(
-            f"{config['maest']['labels'] or 'labels.json'}: {len(labels)} labels, and the model "
-            f"has {n_classes}: they are not of one task"
-        )
-
-
-def check_head(checkpoint: Checkpoint, net: Maest) -> None:
-    """Raise InputError if a head that is read is not the checkpoint's."""
-    read = ("head.", "head_dist.") if net.distilled_type == "separated" else ("head.",)
-    trained_as = checkpoint.sizes.get("distilled_type", net.distilled_type)
-    if trained_as != net.distilled_type or any(name.startswith(read) for name in net.fresh):
-        raise InputError(
-            f"{checkpoint.path}: a head for {net.n_classes} classes would be a fresh one, and "
-            "its logits noise: leave out maest.n_classes, maest.task, maest.distilled_type and "
-            "maest.checkpoint_discard_head, or use a model that was trained on these labels"
-        )
-
-
-def check_labels(net: Maest, data: MaestDataModule, split: str) -> None:
-    """Raise InputError if the network's labels are known to be others than a split's."""
-    labels = data.labels(split)
-    if None not in (labels, net.labels) and labels != net.labels:
-        raise InputError(
-            f"{data.groundtruth(split).path.parent / 'labels.json'}: other labels, or another "
-            "order, than the model's: they are not of one task"
-        )
-
-
-def set_up_trainer(
-    config: dict[str, Any], folder: Path, training: bool = False, **options: Any
-) -> pl.Trainer:
-    """Lightning's trainer; on CUDA it trains in fp16 mixed precision, unless told otherwise."""
-    given = {name: value for name, value in config["trainer"].items() if value is not None}
-    if "precision" not in given:
-        cuda = torch.cuda.is_available() and given["accelerator"] in ("auto", "gpu", "cuda")
-        given["precision"] = "16-mixed" if cuda and training else "32-true"
-    callbacks = options.pop("callbacks", [])
-    # A bar redraws its line: in a file or a pipe that is noise.
-    given["enable_progress_bar"] &= sys.stderr.isatty()
-    if given["enable_progress_bar"]:
-        callbacks = [*callbacks, ProgressBar(refresh_rate=5)]
-    return pl.Trainer(
-        default_root_dir=folder,
-        devices=1,
-        callbacks=callbacks,
-        enable_model_summary=False,
-        **{"logger": False, **given, **options},
-    )
 
 
 # ---------------------------------------------------------------- commands
@@ -325,7 +99,8 @@ def pretrain(_run, _config) -> dict[str, Any]:
             f"track, and the training ground truth has {net.n_classes}"
         )
     check_labels(net, data, "val")
-    module = MaestModule(net, TrainingOptions(**config["module"]))
+    module = MaestModule(net, TrainingOptions(**config["module"]), seed=config["seed"])
+    continued = find_run_to_continue(config, LOG_DIR)
     weights = sum(parameter.numel() for parameter in net.parameters())
     log.info(
         "%s, %.1f M weights; %d training and %d validation tracks, %d labels; clips of %g s",
@@ -337,43 +112,58 @@ def pretrain(_run, _config) -> dict[str, Any]:
         clip_seconds(data.clip_frames),
     )
 
-    earlier = None if config["ckpt_path"] is None else Path(config["ckpt_path"]).parent.parent
-    history = History(
-        folder / "history.csv",
-        record=_run.log_scalar,
-        continued=earlier and earlier / "history.csv",
-    )
+    _look_at(data)
     monitor = f"val_{metrics.MONITOR[net.task]}"
-    best = ModelCheckpoint(
-        folder / "checkpoints", "best-{epoch}", monitor=monitor, mode="max", save_last=True
+    history = History(folder / "history.csv", record=_run.log_scalar)
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        {"best": monitor, "best-swa": monitor.replace("val_", "val_swa_")},
+        minutes=config["trainer"]["checkpoint_minutes"],
+        earlier=continued and continued.parent,
     )
+    frozen = config["module"]["freeze_blocks"]
+    throughput = Throughput(flops_per_clip(net, data.clip_frames, frozen))
+    callbacks = [throughput, history, checkpoints, LearningRateMonitor("step")]
+    if config["module"]["swa_start"] is not None:
+        callbacks.append(WeightAverage(config["module"]["swa_start"]))
     trainer = set_up_trainer(
         config,
         folder,
         training=True,
-        callbacks=[history, best, LearningRateMonitor("step")],
+        callbacks=callbacks,
         logger=TensorBoardLogger(folder, name="", version="tensorboard"),
     )
     net.train()
-    trainer.fit(module, data, ckpt_path=config["ckpt_path"])
-    kept = {"epoch": trainer.current_epoch, "steps": trainer.global_step}
-    validated = bool(history.epochs) and monitor in history.epochs[-1]
-    if path := _best_checkpoint(best, folder, config["ckpt_path"]):
+    compile_if_it_pays(config, net, data.clips_per_epoch or len(data.groundtruth("train")))
+    try:
+        trainer.fit(module, data, ckpt_path=continued, weights_only=True)
+    except Stopped as stop:
+        raise _interrupted(stop, checkpoints, trainer) from None
+    if not trainer.is_global_zero:
+        return {}
+
+    last = {"epoch": trainer.current_epoch, "steps": trainer.global_step}
+    kept, validated = last, bool(history.epochs) and monitor in history.epochs[-1]
+    if path := checkpoints.path("best"):
         found = load_checkpoint(path)
         load_into(net, found)
-        validated &= found.trained_on == kept  # the last epoch was the best
+        validated &= found.trained_on == last  # the last epoch was the best
         kept = found.trained_on
     if not validated:
-        trainer.validate(module, data, verbose=False)
+        module.also_evaluated.clear()
+        set_up_trainer(config, folder).validate(module, data, verbose=False)
     results = _summarise(module, data, history, folder)
     results |= {"best_epoch": kept["epoch"], "best_steps": kept["steps"]}
-    results |= {"steps": trainer.global_step, "seconds": time.monotonic() - started}
+    results |= {"steps": last["steps"], "seconds": time.monotonic() - started}
+    results |= {"skipped": module.skipped}
+    average = _average(net, checkpoints, history, results)
     write_json(folder / "results.json", results)
     model = save_model(
         folder / "model",
         net.eval(),
         arch,
         trained_on=_provenance(config, checkpoint, data, results),
+        average=average,
     )
     point_link(folder.parent / "latest", folder)
     _report(results, net.task, folder, model)
@@ -389,7 +179,7 @@ def test(_run, _config) -> dict[str, Any]:
     config, folder = _config, run_dir(_run)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     check_files(config, "test")
-    checkpoint = _needed_checkpoint(config)
+    checkpoint = needed_checkpoint(config)
     data = set_up_data(config, checkpoint, "test")
     net = set_up_network(config, checkpoint, data, "test")
     groundtruth = data.groundtruth("test")
@@ -417,6 +207,34 @@ def test(_run, _config) -> dict[str, Any]:
 
 
 @command(ex)
+def check_data(_run, _config) -> dict[str, Any]:
+    """Look at all ground truths and files for what would stop a training, or spoil it."""
+    config, folder = _config, run_dir(_run)
+    splits = [s for s in ("train", "val", "test") if config["datamodule"][f"groundtruth_{s}"]]
+    data = set_up_data(config, find_sizes(config), *splits)
+    report = data.check(splits)
+    write_json(folder / "check.json", report.to_dict())
+    print(f"{report}\nall of it: {folder / 'check.json'}")
+    return {"failed": len(report.problems), "warnings": len(report.warnings)}
+
+
+@command(ex)
+def compute_norm_stats(_run, _config) -> dict[str, Any]:
+    """Mean and standard deviation of all log-mel values of datamodule.groundtruth_train."""
+    config, folder = _config, run_dir(_run)
+    check_files(config, "train")
+    stats = set_up_data(config, find_sizes(config), "train").norm_stats()
+    write_json(folder / "norm_stats.json", vars(stats))
+    for reason in list(stats.failed.values())[:10]:
+        log.error("%s", reason)
+    print(
+        f"{stats.tracks} tracks, {stats.frames} frames; {len(stats.failed)} files could not be "
+        f"read\nmaest.norm_mean={stats.mean!r} maest.norm_std={stats.std!r}"
+    )
+    return {"norm_mean": stats.mean, "norm_std": stats.std, "failed": len(stats.failed)}
+
+
+@command(ex)
 def extract_embeddings(_run, _config) -> dict[str, Any]:
     """Write an embedding for each track of datamodule.groundtruth_predict."""
     block = _config["inference"]["transformer_block"]
@@ -436,9 +254,9 @@ def export(_run, _config) -> dict[str, Any]:
     check_choice("export.format", options["format"], FORMATS)
     if options["format"] != "onnx" and (options["with_frontend"] or options["blocks"] is not None):
         raise InputError("export.with_frontend and export.blocks are for export.format=onnx")
-    checkpoint = _needed_checkpoint(config)
+    checkpoint = needed_checkpoint(config)
     network = network_options(config, checkpoint)
-    _check_labels(network, checkpoint.sizes.get("n_classes"), config)
+    check_label_names(network, checkpoint.sizes.get("n_classes"), config)
     try:
         net = get_maest(checkpoint=checkpoint, **network)
     except ValueError as error:
@@ -495,30 +313,51 @@ def export(_run, _config) -> dict[str, Any]:
 # ---------------------------------------------------------------- their parts
 
 
-def _best_checkpoint(callback: ModelCheckpoint, folder: Path, resumed: str | None) -> Path | None:
-    """The checkpoint with the best validation AP: of this run, or of the one that it continues."""
-    found: list[tuple[float, Path]] = []
-    own = Path(callback.best_model_path) if callback.best_model_path else None
-    if own and own.parent.resolve() == (folder / "checkpoints").resolve():
-        found.append((float(callback.best_model_score), own))
-    if resumed is not None:
-        content = torch.load(resumed, map_location="cpu", weights_only=True)
-        for state in content["callbacks"].values():
-            if state.get("best_model_path") and Path(state["best_model_path"]).is_file():
-                score = float(state["best_model_score"])
-                found.append((score, Path(state["best_model_path"])))
-    return max(found)[1] if found else None
-
-
-def _needed_checkpoint(config: dict[str, Any]) -> Checkpoint:
-    checkpoint = find_checkpoint(config)
-    if checkpoint is None:
+def _look_at(data: MaestDataModule) -> None:
+    """A brief check of the data: what would stop the training does so now; the rest is told."""
+    report = data.check(("train", "val"), brief=True)
+    stops = [f for f in report.problems if f.kind in ("groundtruth", "files", "teacher")]
+    if stops and data.on_error == "raise":
         raise InputError(
-            "which model? Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or "
-            "maest.arch=<a released model> (embeddings of random weights are to be had by naming "
-            "an arch without published weights, such as maest_tiny)"
+            f"{report}\nTo see all that is wrong: python ex_maest.py check_data with the same "
+            "settings. To go on without bad files: datamodule.on_error=skip"
         )
-    return checkpoint
+    for finding in (*report.problems, *report.warnings):
+        log.warning("%s", finding.message)
+
+
+def _interrupted(stop: Stopped, checkpoints: Checkpoints, trainer: pl.Trainer) -> Interrupted:
+    """What a user is told whose training was stopped by a signal."""
+    if not trainer.is_global_zero:  # the first process tells it
+        return Interrupted(str(stop), stop.signal)
+    arguments = [a for a in sys.argv[1:] if not a.startswith("ckpt_path=")]
+    arguments += ["ckpt_path=last"] if "with" in arguments else ["with", "ckpt_path=last"]
+    command_line = shlex.join(["python", *sys.argv[:1], *arguments])
+    if stop.saved:
+        state = f"saved at step {trainer.global_step}, {checkpoints.folder / LAST}"
+    elif (checkpoints.folder / LAST).is_file():
+        state = f"not saved now; {checkpoints.folder / LAST} is as it was"
+    else:
+        return Interrupted(f"{stop.signal.name}: stopped before anything was saved", stop.signal)
+    return Interrupted(f"{stop.signal.name}: {state}. To continue:\n  {command_line}", stop.signal)
+
+
+def _average(
+    net: Maest, checkpoints: Checkpoints, history: History, results: dict[str, Any]
+) -> Maest | None:
+    """The best average of weights, or None; its figures go into ``results["swa"]``."""
+    path = checkpoints.path("best-swa")
+    if path is None:
+        return None
+    epoch = checkpoints.best["best-swa"]["epoch"]
+    row = next(row for row in history.epochs if row["epoch"] == epoch)
+    found = load_checkpoint(path, average=True)
+    results["swa"] = {
+        "epoch": found.trained_on["epoch"],
+        "steps": found.trained_on["steps"],
+        **{n.replace("val_swa_", "val_"): v for n, v in row.items() if n.startswith("val_swa_")},
+    }
+    return load_into(deepcopy(net), found)
 
 
 def _extract(run, config: dict[str, Any], kind: str, output: str | int) -> dict[str, Any]:
@@ -529,7 +368,7 @@ def _extract(run, config: dict[str, Any], kind: str, output: str | int) -> dict[
     check_files(config, "predict")
     checkpoint = find_checkpoint(config)
     if kind == "logits" or config["maest"]["arch"] is None:
-        checkpoint = _needed_checkpoint(config)
+        checkpoint = needed_checkpoint(config)
     data = set_up_data(config, checkpoint, "predict")
     net = set_up_network(config, checkpoint, data, "predict")
     if checkpoint is None:
@@ -640,6 +479,7 @@ def _provenance(
         "steps": results["best_steps"],
         "epoch": results["best_epoch"],
         **{f"val_{name}": results[f"val_{name}"] for name in metrics.SHOWN[data.task]},
+        **({"swa": results["swa"]} if "swa" in results else {}),
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"torch": torch.__version__, "pytorch_lightning": pl.__version__},
     }
@@ -651,6 +491,8 @@ def _in_words(task: str, figures: dict[str, float]) -> str:
 
 def _report(results: dict[str, Any], task: str, folder: Path, model: Path) -> None:
     rows = {"model": {name: results[f"val_{name}"] for name in metrics.SHOWN[task]}}
+    if "swa" in results:
+        rows["its average"] = {name: results["swa"][f"val_{name}"] for name in metrics.SHOWN[task]}
     rows[metrics.BASELINES[task].replace("_", " ")] = results[metrics.BASELINES[task]]
     if "chance" in results:
         rows["chance"] = results["chance"]
@@ -669,7 +511,10 @@ def _report(results: dict[str, Any], task: str, folder: Path, model: Path) -> No
         f"learning curve: {folder / 'learning_curve.png'}\n"
         f"per label:      {folder / 'labels.png'}\n"
         f"model folder:   {model}"
+        + (" (the average: maest.checkpoint_swa_weights=True)" if "swa" in results else "")
     )
+    if results["skipped"]:
+        print(f"{len(results['skipped'])} files could not be read, and were skipped: results.json")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from config import datamodule, export, inference, limits, maest, module, named, 
 # ex_maest.py
 MAEST = {
     "seed": 0,  # of every random draw: the same seed, data and machine give the same run
-    "ckpt_path": None,  # a Lightning checkpoint (exp_logs/<id>/checkpoints/…) to continue from
+    # Continue a training: its exp_logs/<id>/checkpoints/last.ckpt, or "last" for the newest one of
+    # the same settings (which starts anew where there is none)
+    "ckpt_path": None,
     "maest": maest.DEFAULTS,
     "module": module.DEFAULTS,
     "datamodule": datamodule.DEFAULTS,

@@ -17,5 +17,6 @@ DEFAULTS = {
     "batch_size_eval": 8,  # whole tracks
     "clips_per_epoch": 2400,  # random crops; None: one of each track
     "balanced_sampling": False,  # draw clips with rare labels more often
+    "on_error": "raise",  # a file that cannot be read: "raise" ends the run, "skip" goes on without
     "num_workers": None,  # reading processes; none without a GPU, else one a core, at most 12
 }

@@ -38,6 +38,7 @@ _PAPER = {
         "ramp_end": 100,
         "last_lr_factor": 0.01,
         "lr_interval": "epoch",
+        "swa_start": 50,
         "mixup_alpha": 0.3,
         "time_masks": 20,
         "freq_masks": 8,
@@ -65,8 +66,7 @@ _FINETUNE = {
 _add(
     MAEST,
     "paper_recipe",
-    "The recipe of the paper's code, but for its averaging of weights; arch, clip length, patchout "
-    "and data are yours to name.",
+    "The recipe of the paper's code; arch, clip length, patchout and data are yours to name.",
     _PAPER,
 )
 _add(

@@ -5,15 +5,16 @@ A worker process only reads and crops; everything after that runs batched on the
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from filelock import FileLock
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -24,134 +25,31 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from datasets.batches import ON_ERROR, CropDataset, TrackDataset, collate_tracks
+from datasets.check import CheckReport, check_data
 from datasets.groundtruth import (
     GroundTruth,
     GroundTruthError,
     labels_beside,
     read_groundtruth,
 )
-from datasets.melspectrograms import (
-    MelFileError,
-    find_mel,
-    mean_and_std,
-    mel_path,
-    read_crop,
-    read_patches,
-)
-from datasets.sampling import ClipSampler
+from datasets.melspectrograms import mel_path
+from datasets.norm import NormStats, mean_and_std, norm_stats
+from datasets.sampling import ClipSampler, TrackSampler
 from datasets.scores import DATA_DIR as SCORES_DIR
-from datasets.teacher import check_teacher_files, read_teacher_logits
+from datasets.teacher import TeacherFileError, check_teacher_files
 from helpers.errors import InputError
+from helpers.settings import check_choice
 
-
-@dataclass
-class TrackBatch:
-    """Whole tracks, cut into patches, for evaluation and extraction.
-
-    Patches of one length, of all the tracks, are one group: a group is one pass of the network.
-
-    Attributes:
-        keys: the N tracks' ground-truth keys.
-        targets: [N, C] float32.
-        groups: for each length, ``(mel [n, T, F] as it is on disk, track [n])``; ``track`` says
-            which of the N tracks a patch is of. A track's patches are in order.
-        errors: what went wrong with a track that could not be read, by key. Such tracks are not
-            among the N.
-    """
-
-    keys: list[str]
-    targets: Tensor
-    groups: list[tuple[Tensor, Tensor]]
-    errors: dict[str, str]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def to(self, device: torch.device, **kwargs) -> TrackBatch:
-        """Move the tensors; Lightning calls this."""
-        groups = [(mel.to(device, **kwargs), track.to(device)) for mel, track in self.groups]
-        return TrackBatch(self.keys, self.targets.to(device), groups, self.errors)
-
-    def pin_memory(self) -> TrackBatch:
-        """Called by a DataLoader that pins memory."""
-        groups = [(mel.pin_memory(), track) for mel, track in self.groups]
-        return TrackBatch(self.keys, self.targets, groups, self.errors)
-
-
-class CropDataset(Dataset):
-    """Random crops for training. An item is asked for as ``(index, seed of the crop)``."""
-
-    def __init__(
-        self,
-        groundtruth: GroundTruth,
-        base_dir: Path,
-        frames: int,
-        teacher_dir: Path | None = None,
-    ) -> None:
-        self.groundtruth, self.base_dir, self.frames = groundtruth, base_dir, frames
-        self.teacher_dir = teacher_dir
-
-    def __len__(self) -> int:
-        return len(self.groundtruth)
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        """``(mel [T, F] as it is on disk, targets [C] float32)``.
-
-        With a ``teacher_dir`` also the teacher's logits for the whole track, [C] float32.
-        """
-        index, seed = item
-        key = self.groundtruth.keys[index]
-        crop = read_crop(find_mel(self.base_dir, key), self.frames, np.random.default_rng(seed))
-        targets = self.groundtruth.targets[index].astype(np.float32)
-        if self.teacher_dir is None:
-            return crop, targets
-        return crop, targets, read_teacher_logits(self.teacher_dir, key, len(targets))
-
-
-class TrackDataset(Dataset):
-    """Whole tracks as patches; an item is ``(key, patches or the error, targets)``."""
-
-    def __init__(
-        self, groundtruth: GroundTruth, base_dir: Path, frames: int, keep_going: bool
-    ) -> None:
-        self.groundtruth, self.base_dir, self.frames = groundtruth, base_dir, frames
-        self.keep_going = keep_going
-
-    def __len__(self) -> int:
-        return len(self.groundtruth)
-
-    def __getitem__(self, index: int) -> tuple[str, list[np.ndarray] | MelFileError, np.ndarray]:
-        key = self.groundtruth.keys[index]
-        targets = self.groundtruth.targets[index].astype(np.float32)
-        try:
-            return key, read_patches(find_mel(self.base_dir, key), self.frames), targets
-        except MelFileError as error:
-            if self.keep_going:
-                return key, error, targets
-            raise
-
-
-def collate_tracks(items: Sequence[tuple[str, list[np.ndarray] | MelFileError, np.ndarray]]):
-    """Make a :class:`TrackBatch`, with the patches of one length together."""
-    errors = {key: str(mel) for key, mel, _ in items if isinstance(mel, Exception)}
-    good = [item for item in items if item[0] not in errors]
-    by_length: dict[int, tuple[list[np.ndarray], list[int]]] = {}
-    for track, (_, pieces, _) in enumerate(good):
-        for piece in pieces:
-            mels, tracks = by_length.setdefault(len(piece), ([], []))
-            mels.append(piece)
-            tracks.append(track)
-    groups = [
-        (torch.from_numpy(np.stack(mels)), torch.tensor(tracks))
-        for _, (mels, tracks) in sorted(by_length.items(), reverse=True)
-    ]
-    targets = [target for _, _, target in good]
-    stacked = torch.from_numpy(np.stack(targets)) if targets else torch.zeros(0, 0)
-    return TrackBatch([key for key, _, _ in good], stacked, groups, errors)
+log = logging.getLogger(__name__)
 
 
 class MaestDataModule(pl.LightningDataModule):
     """Log-mel clips and their targets.
+
+    Under several training processes each loads its own share: a disjoint part of the one draw of an
+    epoch, and of the tracks to evaluate. Lightning must leave the samplers as they are
+    (``Trainer(use_distributed_sampler=False)``).
 
     Args:
         groundtruth_train, groundtruth_val, groundtruth_test, groundtruth_predict: pickles of
@@ -161,17 +59,22 @@ class MaestDataModule(pl.LightningDataModule):
         clip_frames: length of a training crop and of an evaluation patch, in frames.
         batch_size_train: clips in a training batch.
         batch_size_eval: tracks in an evaluation or extraction batch.
-        clips_per_epoch: length of an epoch; all clips if None.
+        clips_per_epoch: length of an epoch, of all processes together; all clips if None.
         balanced_sampling: draw clips of rare labels more often.
         num_workers: reading processes; by default none on a machine without a GPU, where the
-            network needs every core.
+            network needs every core, and else one a core, at most 12, shared by the training
+            processes of a machine.
         seed: of the draws and crops.
         task: what the targets are: "multi-label", "single-label" or "regression".
         teacher_dir: folder of a teacher's logits for the training tracks, as ``extract_logits``
-            writes it; a training batch then has them as a third part.
+            writes it; a training batch then has them.
+        on_error: "raise", or "skip" to go on without a file that cannot be read: in training
+            another clip takes its place, in validation and test the track is left out. Batches
+            say which and why (``errors``). Prediction always goes on.
 
     Raises:
-        InputError: for settings that do not go together with the task.
+        InputError: for settings that do not go together with the task, or an ``on_error`` that is
+            neither.
     """
 
     def __init__(
@@ -191,8 +94,10 @@ class MaestDataModule(pl.LightningDataModule):
         seed: int = 0,
         task: str = "multi-label",
         teacher_dir: str | Path | None = None,
+        on_error: str = "raise",
     ) -> None:
         super().__init__()
+        check_choice("datamodule.on_error", on_error, ON_ERROR)
         if groundtruth_train is not None:  # the two are settings of training alone
             if balanced_sampling and task == "regression":
                 raise InputError(
@@ -216,27 +121,63 @@ class MaestDataModule(pl.LightningDataModule):
         self.batch_size_eval = batch_size_eval
         self.clips_per_epoch = clips_per_epoch
         self.balanced_sampling = balanced_sampling
-        if num_workers is None:
-            num_workers = min(os.cpu_count() or 1, 12) if torch.cuda.is_available() else 0
-        self.num_workers = num_workers
+        self._num_workers = num_workers
         self.seed = seed
         self.task = task
         self.teacher_dir = None if teacher_dir is None else Path(teacher_dir)
+        self.on_error = on_error
         self._groundtruths: dict[str, GroundTruth] = {}
+        self._start = (0, 0)  # the epoch and batch that training begins with
+
+    @property
+    def num_workers(self) -> int:
+        """Reading processes of a loader."""
+        if self._num_workers is not None:
+            return self._num_workers
+        if not torch.cuda.is_available():
+            return 0
+        processes = 1 if self.trainer is None else self.trainer.world_size // self.trainer.num_nodes
+        return max(1, min((os.cpu_count() or 1) // max(1, processes), 12))
+
+    def _rank(self) -> tuple[int, int]:
+        """Which of how many training processes this is."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
 
     def prepare_data(self) -> None:
-        """Build the embedded data set if the settings point to it and there is none."""
+        """Build the embedded data set if the settings point to it and there is none.
+
+        Of several processes one builds it and the others wait.
+        """
         wanted = [Path(path).resolve() for path in self.paths.values() if path is not None]
         ours = [path for path in wanted if path.is_relative_to(SCORES_DIR)]
-        if ours and not (SCORES_DIR / "report.json").exists():
-            from datasets.scores.preprocess import build  # its libraries are slow to import
+        report = SCORES_DIR / "report.json"  # written last
+        if not ours or report.exists():
+            return
+        SCORES_DIR.mkdir(parents=True, exist_ok=True)
+        with FileLock(SCORES_DIR / ".prepare.lock"):
+            if not report.exists():
+                from datasets.scores.preprocess import build  # its libraries are slow to import
 
-            build()
+                build()
 
     def setup(self, stage: str) -> None:
-        """Called by Lightning; before a training, all the teacher's files must be there."""
-        if stage == "fit" and self.teacher_dir is not None:
+        """Called by Lightning; before a training, all the teacher's files must be there.
+
+        With ``on_error="skip"`` those that are not are told, and passed over.
+
+        Raises:
+            TeacherFileError: with the number of missing files.
+        """
+        if stage != "fit" or self.teacher_dir is None:
+            return
+        try:
             check_teacher_files(self.teacher_dir, self.groundtruth("train").keys)
+        except TeacherFileError as error:
+            if self.on_error == "raise":
+                raise
+            log.warning("%s", error)
 
     def groundtruth(self, split: str) -> GroundTruth:
         """The ground truth of "train", "val", "test" or "predict", read once.
@@ -270,13 +211,54 @@ class MaestDataModule(pl.LightningDataModule):
         some = np.linspace(0, len(keys) - 1, min(tracks, len(keys))).astype(int)
         return mean_and_std(mel_path(self.base_dir, keys[i]) for i in some)
 
+    def norm_stats(
+        self, split: str = "train", num_workers: int | None = None, progress: bool = True
+    ) -> NormStats:
+        """Mean and standard deviation over all of a split, see :func:`datasets.norm.norm_stats`."""
+        keys = self.groundtruth(split).keys
+        return norm_stats(self.base_dir, keys, num_workers, progress)
+
+    def check(self, splits: Sequence[str] | None = None, brief: bool = False) -> CheckReport:
+        """Look for what is wrong with the data, see :func:`datasets.check.check_data`."""
+        return check_data(self, splits, brief)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training is, for a checkpoint: the epoch, and its batches that are done."""
+        epoch, batches = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_idx + 1
+        if batches >= self.trainer.num_training_batches:
+            epoch, batches = epoch + 1, 0
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Of a checkpoint, before the training loader is made."""
+        self.start_at(state_dict["epoch"], state_dict["batches"])
+
+    def start_at(self, epoch: int, batches: int) -> None:
+        """Let training begin at a batch of an epoch; nothing is read of those before it.
+
+        Args:
+            epoch: its number, from 0.
+            batches: how many of its batches, of this process, are done.
+        """
+        self._start = (epoch, batches)
+
     def train_dataloader(self) -> DataLoader:
         groundtruth = self.groundtruth("train")
         sampler = ClipSampler(
-            groundtruth.targets, self.clips_per_epoch, self.balanced_sampling, self.seed
+            groundtruth.targets,
+            self.clips_per_epoch,
+            self.balanced_sampling,
+            self.seed,
+            *self._rank(),
         )
-        dataset = CropDataset(groundtruth, self.base_dir, self.clip_frames, self.teacher_dir)
-        return self._loader(dataset, self.batch_size_train, sampler=sampler)
+        # Worker processes begin to read before Lightning has told the sampler the epoch.
+        epoch, batches = self._start
+        sampler.set_epoch(epoch)
+        sampler.skip(min(batches * self.batch_size_train, len(sampler)))
+        dataset = CropDataset(
+            groundtruth, self.base_dir, self.clip_frames, self.teacher_dir, self.on_error
+        )
+        return self._loader(dataset, self.batch_size_train, sampler, _as_it_is)
 
     def val_dataloader(self) -> DataLoader:
         return self._tracks("val")
@@ -285,16 +267,17 @@ class MaestDataModule(pl.LightningDataModule):
         return self._tracks("test")
 
     def predict_dataloader(self) -> DataLoader:
-        return self._tracks("predict", keep_going=True)
+        return self._tracks("predict")
 
-    def _tracks(self, split: str, keep_going: bool = False) -> DataLoader:
-        dataset = TrackDataset(
-            self.groundtruth(split), self.base_dir, self.clip_frames, keep_going=keep_going
-        )
-        return self._loader(dataset, self.batch_size_eval, collate_fn=collate_tracks)
+    def _tracks(self, split: str) -> DataLoader:
+        predict = split == "predict"
+        keep_going = predict or self.on_error == "skip"
+        dataset = TrackDataset(self.groundtruth(split), self.base_dir, self.clip_frames, keep_going)
+        sampler = TrackSampler(len(dataset), *self._rank(), pad=not predict)
+        return self._loader(dataset, self.batch_size_eval, sampler, collate_tracks)
 
     def _loader(
-        self, dataset: Dataset, batch_size: int, sampler: Sampler | None = None, collate_fn=None
+        self, dataset: Dataset, batch_size: int, sampler: Sampler, collate_fn: Callable
     ) -> DataLoader:
         return DataLoader(
             dataset=dataset,
@@ -305,6 +288,11 @@ class MaestDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """What collates a batch that is whole already."""
+    return batch
 
 
 def _read_any(path: str | Path) -> GroundTruth:

@@ -1,13 +1,15 @@
 """The store of log-mel spectrograms.
 
 On disk a track is one headerless, C-order float16 array of frames x 96 bands, not normalised,
-with the suffix ``.mmap``. A ``.npy`` file of the same shape is read too. A reader never loads more
-frames than it was asked for.
+with the suffix ``.mmap``. A ``.npy`` file of the same shape is read too, not quite as fast. A
+reader never loads more frames than it was asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,9 @@ from helpers.files import atomic_path
 from helpers.melspectrogram import N_MELS
 
 DTYPE = np.dtype(np.float16)
-_FRAME_BYTES = N_MELS * DTYPE.itemsize
+FRAME_BYTES = N_MELS * DTYPE.itemsize
+_SUFFIXES = ("", ".mmap", ".npy")  # that a key may lack
+_CHUNK = 20_000  # frames read at once of a file that is read as a whole: 320 s, 3.8 MB
 _PREPROCESS = "write it again with the data set's preprocess.py"
 
 
@@ -52,7 +56,7 @@ def mel_path(base_dir: str | Path, key: str) -> Path:
     Where there is none of them, ``base_dir/key``.
     """
     path = Path(base_dir) / key
-    added = (path.with_name(f"{path.name}{suffix}") for suffix in ("", ".mmap", ".npy"))
+    added = (path.with_name(f"{path.name}{suffix}") for suffix in _SUFFIXES)
     return next((candidate for candidate in added if candidate.is_file()), path)
 
 
@@ -79,99 +83,208 @@ def open_mel(path: str | Path) -> np.ndarray:
         MelFileError: if the file is missing, empty, no whole number of frames, or of another shape.
     """
     path = Path(path)
-    try:
-        if path.suffix == ".npy":
+    if path.suffix == ".npy":
+        try:
             mel = np.load(path, mmap_mode="r", allow_pickle=False)
-            if mel.ndim != 2 or mel.shape[1] != N_MELS or not np.issubdtype(mel.dtype, np.floating):
-                raise MelFileError(
-                    f"{path}: holds {mel.dtype} {mel.shape}; expected floats [frames, {N_MELS}]"
-                )
-            if not len(mel):
-                raise MelFileError(f"{path}: has no frames; {_PREPROCESS}")
-            return mel
-        if path.is_dir():
-            raise MelFileError(f"{path}: is a folder, not a file")
-        size = path.stat().st_size
-        if size == 0:
-            raise MelFileError(f"{path}: the file is empty; {_PREPROCESS}")
-        if size % _FRAME_BYTES:
+        except FileNotFoundError:
+            raise _missing(path) from None
+        except (OSError, ValueError, EOFError) as error:
+            raise _unreadable(path, error) from error
+        if mel.ndim != 2 or mel.shape[1] != N_MELS or not np.issubdtype(mel.dtype, np.floating):
             raise MelFileError(
-                f"{path}: {size} bytes are no whole number of frames ({_FRAME_BYTES} bytes each, "
-                f"{N_MELS} bands of {DTYPE}): the file is truncated, or not a .mmap; {_PREPROCESS}"
+                f"{path}: holds {mel.dtype} {mel.shape}; expected floats [frames, {N_MELS}]"
             )
-        return np.memmap(path, DTYPE, mode="r", shape=(size // _FRAME_BYTES, N_MELS))
-    except MelFileError:
-        raise
-    except FileNotFoundError:
-        raise MelFileError(
-            f"{path}: no such file; make it with the data set's preprocess.py"
-        ) from None
-    except (OSError, ValueError, EOFError) as error:
-        raise MelFileError(f"{path}: cannot be read ({error}); {_PREPROCESS}") from error
+        if not len(mel):
+            raise MelFileError(f"{path}: has no frames; {_PREPROCESS}")
+        return mel
+    with MelFile(path) as mel:
+        frames = len(mel)
+    return np.memmap(path, DTYPE, mode="r", shape=(frames, N_MELS))
 
 
-def mean_and_std(paths: Iterable[str | Path]) -> tuple[float, float]:
-    """Mean and standard deviation over all values of some files, read one after the other.
+def _missing(path: str | Path) -> MelFileError:
+    return MelFileError(f"{path}: no such file; make it with the data set's preprocess.py")
 
-    Files that cannot be read are left out: whoever uses them will be told.
+
+def _unreadable(path: str | Path, error: Exception) -> MelFileError:
+    return MelFileError(f"{path}: cannot be read ({error}); {_PREPROCESS}")
+
+
+class MelFile:
+    """A log-mel file that is open for reading. No frame is read before it is asked for.
+
+    A ``.mmap`` is read by position, straight into the caller's array: opening it, its size, the
+    read and closing it are one system call each, and a file that shrinks meanwhile is an error here
+    where a mapped one would end the process. Use it in a ``with`` statement.
+
+    Attributes:
+        path: of the file.
+        dtype: float16; of a ``.npy`` the file's own.
 
     Raises:
-        MelFileError: if not one of them can be read.
+        MelFileError: as :func:`open_mel`.
     """
-    count, mean, squares = 0, 0.0, 0.0  # squares: sum of squared deviations from the mean
-    error = MelFileError("no log-mel files to take the mean of")
-    for path in paths:
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = os.fspath(path)
+        self.dtype = DTYPE
+        self._mapped: np.ndarray | None = None  # of a .npy
+        self._descriptor = -1
+        if self.path.endswith(".npy"):
+            self._mapped = open_mel(self.path)
+            self._frames, self.dtype = len(self._mapped), self._mapped.dtype
+            return
         try:
-            values = np.asarray(open_mel(path), dtype=np.float64)
-        except MelFileError as reason:
-            error = reason
-            continue
-        if not np.isfinite(values).all():
-            error = MelFileError(f"{path}: NaN or infinite values; {_PREPROCESS}")
-            continue
-        # Chan, Golub and LeVeque's update: exact however long the stream.
-        delta, total = values.mean() - mean, count + values.size
-        squares += values.var() * values.size + delta**2 * count * values.size / total
-        mean += delta * values.size / total
-        count = total
-    if not count:
-        raise error
-    return float(mean), float(np.sqrt(squares / count))
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            found = os.fstat(self._descriptor)
+        except FileNotFoundError:
+            raise _missing(self.path) from None
+        except (OSError, ValueError) as error:
+            raise _unreadable(self.path, error) from error
+        problem = size_problem(found)
+        if problem:
+            self.close()
+            raise MelFileError(f"{self.path}: {problem}")
+        self._frames = found.st_size // FRAME_BYTES
+
+    @classmethod
+    def of_key(cls, base_dir: str | Path, key: str) -> MelFile:
+        """The file of a ground-truth key, as :func:`find_mel` finds it.
+
+        The key's own name is tried before any other is looked for.
+        """
+        try:
+            return cls(os.path.join(base_dir, key))
+        except MelFileError:
+            path = find_mel(base_dir, key)
+            if path.name == os.path.basename(key):
+                raise
+            return cls(path)
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return self._frames
+
+    def __enter__(self) -> MelFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._mapped = None
+
+    def read_into(self, out: np.ndarray, first: int) -> None:
+        """Read ``len(out)`` frames from ``first`` on.
+
+        Args:
+            out: C-ordered array [n, 96] of the file's ``dtype``.
+            first: frame; there are n frames from it on.
+
+        Raises:
+            MelFileError: the file is shorter by now, cannot be read, or has NaN or infinite values
+                in these frames.
+        """
+        if self._mapped is not None:
+            out[:] = self._mapped[first : first + len(out)]
+        else:
+            self._read_bytes(memoryview(out).cast("B"), first * FRAME_BYTES)
+        if not all_finite(out):
+            raise MelFileError(
+                f"{self.path}: NaN or infinite values in frames {first}-{first + len(out)}; "
+                f"{_PREPROCESS}"
+            )
+
+    def _read_bytes(self, buffer: memoryview, offset: int) -> None:
+        while len(buffer):  # once, but on file systems that read less than was asked for
+            try:
+                done = os.preadv(self._descriptor, [buffer], offset)
+            except OSError as error:
+                raise _unreadable(self.path, error) from error
+            if not done:
+                raise MelFileError(
+                    f"{self.path}: ends at byte {offset}, and had {self._frames * FRAME_BYTES} "
+                    f"bytes when it was opened: it is being written or cut off; {_PREPROCESS}"
+                )
+            buffer, offset = buffer[done:], offset + done
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Frames ``first`` to ``last`` (left out), as a new array [last - first, 96]."""
+        frames = np.empty((last - first, N_MELS), self.dtype)
+        self.read_into(frames, first)
+        return frames
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """The whole file in pieces of at most 320 s, so that memory does not grow with it."""
+        for first in range(0, self._frames, _CHUNK):
+            yield self.read(first, min(first + _CHUNK, self._frames))
 
 
-def _read(mel: np.ndarray, path: str | Path, first: int, last: int) -> np.ndarray:
-    """Copy frames first to last; a NaN is found here, where the file's name is still known."""
-    frames = np.array(mel[first:last])
-    if not np.isfinite(frames).all():
-        raise MelFileError(
-            f"{path}: NaN or infinite values in frames {first}-{last}; {_PREPROCESS}"
+def size_problem(found: os.stat_result) -> str | None:
+    """What is wrong with a ``.mmap`` file, as far as its size says; None if nothing is."""
+    if stat.S_ISDIR(found.st_mode):
+        return "is a folder, not a file"
+    if not found.st_size:
+        return f"the file is empty; {_PREPROCESS}"
+    if found.st_size % FRAME_BYTES:
+        return (
+            f"{found.st_size} bytes are no whole number of frames ({FRAME_BYTES} bytes each, "
+            f"{N_MELS} bands of {DTYPE}): the file is truncated, or not a .mmap; {_PREPROCESS}"
         )
-    return frames
+    return None
 
 
-def read_crop(path: str | Path, frames: int, rng: np.random.Generator) -> np.ndarray:
+_INFINITY = 0x7C00  # the bits of float16's infinity: all of the exponent
+
+
+def all_finite(mel: np.ndarray) -> bool:
+    """Whether an array has no NaN or infinite value.
+
+    Of float16, which NumPy's own ``isfinite`` takes one by one, by the bits: as unsigned integers
+    all finite values without a sign come before infinity. A log-mel has no sign, so that one pass
+    is enough; where one is found, another looks at the exponents.
+    """
+    if mel.dtype != DTYPE:
+        return bool(np.isfinite(mel).all())
+    bits = mel.view(np.uint16)
+    return bool(bits.max(initial=0) < _INFINITY or (bits & _INFINITY).max() < _INFINITY)
+
+
+# --- Reading for training and evaluation --------------------------------------------------------
+
+
+def read_crop(
+    mel: MelFile, frames: int, rng: np.random.Generator, out: np.ndarray | None = None
+) -> np.ndarray:
     """Read a random crop of exactly ``frames`` frames, for training.
 
     Args:
-        path: a ``.mmap`` or ``.npy`` file.
+        mel: an open file.
         frames: length of the crop.
         rng: draws the crop's start, uniformly.
+        out: float16 [frames, 96] to read into, if the file has that type.
 
     Returns:
-        float array [frames, 96] in the file's own type. A shorter track stands in the middle of
-        zeros (silence on this scale).
+        ``out``, or else a new array [frames, 96] in the file's own type. A shorter track stands in
+        the middle of zeros (silence on this scale).
 
     Raises:
-        MelFileError: as :func:`open_mel`, or for NaN or infinite values.
+        MelFileError: as :meth:`MelFile.read_into`.
     """
-    mel = open_mel(path)
+    if out is None or out.dtype != mel.dtype:
+        out = np.empty((frames, N_MELS), mel.dtype)
     if len(mel) >= frames:
-        start = int(rng.integers(len(mel) - frames + 1))
-        return _read(mel, path, start, start + frames)
-    crop = np.zeros((frames, N_MELS), mel.dtype)
+        mel.read_into(out, int(rng.integers(len(mel) - frames + 1)))
+        return out
     start = (frames - len(mel)) // 2
-    crop[start : start + len(mel)] = _read(mel, path, 0, len(mel))
-    return crop
+    out[:start] = 0
+    out[start + len(mel) :] = 0
+    mel.read_into(out[start : start + len(mel)], 0)
+    return out
 
 
 def read_patches(path: str | Path, longest: int) -> list[np.ndarray]:
@@ -185,11 +298,10 @@ def read_patches(path: str | Path, longest: int) -> list[np.ndarray]:
         A track shorter than 16 frames is padded to that with zeros (silence), at the end.
 
     Raises:
-        MelFileError: as :func:`read_crop`.
+        MelFileError: as :func:`open_mel` and :meth:`MelFile.read_into`.
     """
-    mel = open_mel(path)
-    cuts = patches.cut(len(mel), longest)
-    pieces = [_read(mel, path, first, last) for first, last in cuts]
+    with MelFile(path) as mel:
+        pieces = [mel.read(first, last) for first, last in patches.cut(len(mel), longest)]
     if len(pieces[0]) < patches.PATCH_SIZE:
         pieces[0] = np.pad(pieces[0], ((0, patches.PATCH_SIZE - len(pieces[0])), (0, 0)))
     return pieces

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from helpers.errors import InputError
+
 log = logging.getLogger(__name__)
 
 
@@ -33,29 +35,50 @@ class ClipSampler(Sampler[tuple[int, int]]):
     """Draw the clips of an epoch, each with the seed of its random crop.
 
     The draw depends on ``seed`` and the epoch alone (Lightning calls :meth:`set_epoch`), so that
-    a run is the same whatever the number of worker processes.
+    a run is the same whatever the number of worker processes. Several training processes share one
+    draw: rank r has its positions r, r + world_size, and so on, and no clip is read twice. So that
+    all have equally many, a tail of fewer than ``world_size`` clips is left out.
 
     Args:
         targets: [N, C]; of 0 and 1 if ``balanced``, else no more than their number matters.
-        clips_per_epoch: length of an epoch; N if None. More than N: clips come repeatedly.
+        clips_per_epoch: length of an epoch, of all ranks together; N if None. More than N: clips
+            come repeatedly.
         balanced: draw by :func:`label_balanced_weights`, without replacement; with replacement
             where an epoch has no fewer clips than there are.
         seed: of the draws.
+        rank, world_size: which of how many training processes this one is.
+
+    Raises:
+        InputError: if there are fewer clips in an epoch than processes.
     """
 
     def __init__(
-        self, targets: np.ndarray, clips_per_epoch: int | None, balanced: bool, seed: int
+        self,
+        targets: np.ndarray,
+        clips_per_epoch: int | None,
+        balanced: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        _check_rank(rank, world_size)
         self.size = len(targets)
-        self.length = clips_per_epoch or self.size
+        self.clips = clips_per_epoch or self.size
+        if self.clips < world_size:
+            raise InputError(
+                f"an epoch of {self.clips} clips is too short for {world_size} processes: raise "
+                "datamodule.clips_per_epoch, or train on fewer devices"
+            )
+        self.rank, self.world_size = rank, world_size
         self.weights = label_balanced_weights(targets) if balanced else None
-        self.replace = self.length >= self.size
+        self.replace = self.clips >= self.size
         self.seed = seed
         self.epoch = 0
-        if balanced and self.replace:
+        self.to_skip = 0
+        if balanced and self.replace and rank == 0:
             log.info(
                 "label-balanced sampling with replacement: an epoch is %d clips, of %d there are",
-                self.length,
+                self.clips,
                 self.size,
             )
 
@@ -63,15 +86,56 @@ class ClipSampler(Sampler[tuple[int, int]]):
         """Choose the epoch that is drawn next."""
         self.epoch = epoch
 
+    def skip(self, clips: int) -> None:
+        """Let the next iteration, and no other, begin after ``clips`` clips of this rank.
+
+        So a resumed run goes on inside an epoch, and nothing is loaded for what it has seen. The
+        length stays that of the whole epoch.
+        """
+        if not 0 <= clips <= len(self):
+            raise ValueError(f"cannot skip {clips} clips of an epoch of {len(self)}")
+        self.to_skip = clips
+
     def __len__(self) -> int:
-        return self.length
+        return self.clips // self.world_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        first, self.to_skip = self.to_skip, 0
         rng = np.random.default_rng((self.seed, self.epoch))
         if self.weights is not None:
-            order = rng.choice(self.size, self.length, replace=self.replace, p=self.weights)
+            order = rng.choice(self.size, self.clips, replace=self.replace, p=self.weights)
         else:
-            rounds = -(-self.length // self.size)
+            rounds = -(-self.clips // self.size)
             order = np.concatenate([rng.permutation(self.size) for _ in range(rounds)])
-        seeds = rng.integers(2**63, size=self.length)
-        yield from zip(order[: self.length].tolist(), seeds.tolist(), strict=True)
+        seeds = rng.integers(2**63, size=self.clips)
+        own = slice(
+            self.rank + first * self.world_size, len(self) * self.world_size, self.world_size
+        )
+        yield from zip(order[own].tolist(), seeds[own].tolist(), strict=True)
+
+
+class TrackSampler(Sampler[int]):
+    """Each track once, in order, shared by several processes: rank r has r, r + world_size, …
+
+    Args:
+        size: number of tracks N.
+        rank, world_size: which of how many processes this one is.
+        pad: give all ranks equally many, as collective operations need them: the last go on with
+            the first tracks again, which whoever gathers the results drops by their keys.
+    """
+
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1, pad: bool = True) -> None:
+        _check_rank(rank, world_size)
+        self.size, self.rank, self.world_size = size, rank, world_size
+        self.end = -(-size // world_size) * world_size if pad else size
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.end, self.world_size))
+
+    def __iter__(self) -> Iterator[int]:
+        return (i % self.size for i in range(self.rank, self.end, self.world_size))
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size} processes: expected 0 to {world_size - 1}")

@@ -14,7 +14,7 @@ from typing import Any
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
 
     A reader sees the old file or the whole new one, never a part. If the block raises, the
@@ -22,6 +22,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The temporary name keeps the suffix of ``path``: writers such as ``numpy.save`` and soundfile
     choose their format, or add a suffix of their own, by it.
+
+    ``durable``: the content is on the disk before the name is, so that a power failure leaves the
+    old file or the whole new one too.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,10 +36,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         # mkstemp makes private files; a result is as readable as any other file of the user's.
         temporary.chmod(0o666 & ~current_umask())
+        if durable:
+            _flush(temporary)
         os.replace(temporary, path)
+        if durable and os.name == "posix":  # elsewhere folders cannot be opened
+            _flush(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

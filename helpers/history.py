@@ -6,6 +6,7 @@ import csv
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
@@ -19,8 +20,12 @@ class ProgressBar(TQDMProgressBar):
     """Lightning's bar, with the figures that move within an epoch."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict:
+        """Called where the bar is drawn again: the loss is fetched from the device here only."""
         shown = super().get_metrics(trainer, pl_module)
-        return {name: v for name, v in shown.items() if name not in ("v_num", "train_loss_epoch")}
+        shown.pop("v_num", None)
+        if "train_loss_step" in trainer.callback_metrics:
+            shown["train_loss"] = float(trainer.callback_metrics["train_loss_step"])
+        return shown
 
 
 class History(pl.Callback):
@@ -29,36 +34,43 @@ class History(pl.Callback):
     Args:
         path: the CSV file.
         record: called with (name, value, epoch) for each figure, to send it elsewhere too.
-        continued: the CSV file of the run that this one continues, whose epochs come first.
 
     A row has the epoch's number (from 0), the figures that were logged, the learning rate after the
     epoch (of several groups of weights, the highest: the head's), and its seconds. Figures of the
-    validation are in the rows of epochs that had one.
+    validation are in the rows of epochs that had one. The rows are in the checkpoints too: a run
+    that continues another has those of both.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        record: Callable[[str, float, int], None] | None = None,
-        continued: str | Path | None = None,
+        self, path: str | Path, record: Callable[[str, float, int], None] | None = None
     ) -> None:
         self.path = Path(path)
         self.record = record
-        self.continued = continued
         self.epochs: list[dict[str, float]] = []
         self._validated = False
         self._started = time.monotonic()
+        self._earlier_seconds = 0.0  # of this epoch, in the run that this one continues
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.continued is not None and Path(self.continued).is_file():
-            earlier = read_history(self.continued)
-            self.epochs = [row for row in earlier if row["epoch"] < trainer.current_epoch]
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = [dict(row) for row in state_dict["epochs"]]
+        self._earlier_seconds = state_dict["seconds"]
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.monotonic()
+        if self.epochs and trainer.is_global_zero:  # of the run that this one continues
+            self._write()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._started = time.monotonic()
+        self._started, self._earlier_seconds = time.monotonic(), 0.0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning has run the epoch's validation by now."""
@@ -67,10 +79,10 @@ class History(pl.Callback):
         for name, value in sorted(figures.items()):
             # Lightning keeps the figures of the last validation, whenever that was.
             stale = name.startswith("val_") and not self._validated
-            if not name.endswith("_step") and name != "train_loss" and not stale:
-                row[name.removesuffix("_epoch")] = float(value)
+            if not name.endswith("_step") and not stale:
+                row[name] = float(value)
         row["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-        row["seconds"] = time.monotonic() - self._started
+        row["seconds"] = self._seconds()
         self._validated = False
         self.epochs.append(row)
         if self.record:
@@ -94,9 +106,10 @@ class History(pl.Callback):
             f"epoch {row['epoch']:3.0f}",
             f"train loss {row.get('train_loss', float('nan')):.4f}",
         ]
-        for name, label in FIGURE_NAMES.items():
-            if f"val_{name}" in row:
-                parts.append(f"val {label} {row[f'val_{name}']:.4f}")
+        for kind, word in (("val", "val"), ("val_swa", "averaged")):
+            for name, label in FIGURE_NAMES.items():
+                if f"{kind}_{name}" in row and (kind, name) != ("val_swa", "loss"):
+                    parts.append(f"{word} {label} {row[f'{kind}_{name}']:.4f}")
         tqdm.write("  ".join([*parts, f"{row['seconds']:.0f} s"]))
 
 

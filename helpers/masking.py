@@ -44,10 +44,11 @@ def spec_augment(
         masked [B, F, T].
     """
     batch, bands, frames = mel.shape
+    # Products with 0 and 1: several times as fast on a CPU as filling by a mask.
     if time_masks and time_width > 1:
         hidden = stripes(batch, frames, time_masks, time_width, mel.device)
-        mel = mel.masked_fill(hidden[:, None, :], 0)
+        mel = mel * (~hidden)[:, None, :].to(mel.dtype)
     if freq_masks and freq_width > 1:
         hidden = stripes(batch, bands, freq_masks, freq_width, mel.device)
-        mel = mel.masked_fill(hidden[:, :, None], 0)
+        mel = mel * (~hidden)[:, :, None].to(mel.dtype)
     return mel

@@ -32,7 +32,7 @@ TRAINER_KEY = "maest"  # where our Lightning checkpoints keep sizes and labels
 # Constants of the front end that some released files carry: no weights of ours.
 _FRONT_END = ("melspectrogram.spec.window", "melspectrogram.mel_scale.fb")
 # What trainers put before the names: the network's own prefix, and that of its weight average.
-_RAW, _AVERAGE = "net.", "net_swa."
+RAW, AVERAGE = "net.", "net_swa."
 _WRAPPERS = ("module.", "_orig_mod.")  # of averaging and distribution, and of torch.compile
 # What torch says of a pickle that it refuses.
 _NAMED = re.compile(r"GLOBAL ([\w.]+)|(?:class|type) ([\w.]+\.[\w.]+)")
@@ -139,11 +139,11 @@ def unwrap(content: Any, path: Path, average: bool = False) -> dict[str, Tensor]
     }
     if other := [str(key) for key in content if key not in state]:
         log.info("%s: no tensors, and left out: %s", path, ", ".join(other))
-    averaged = any(key.startswith(_AVERAGE) for key in state)
+    averaged = any(key.startswith(AVERAGE) for key in state)
     if average and not averaged:
         raise CheckpointError(no_average(path))
-    if averaged or any(key.startswith(_RAW) for key in state):
-        wanted, other = (_AVERAGE, _RAW) if average else (_RAW, _AVERAGE)
+    if averaged or any(key.startswith(RAW) for key in state):
+        wanted, other = (AVERAGE, RAW) if average else (RAW, AVERAGE)
         if averaged and not average:
             log.info(
                 "%s: the weights themselves are taken; their average is in the file too "
@@ -187,6 +187,6 @@ def _odd(tensor: Tensor) -> str | None:
 def no_average(path: Path) -> str:
     """The message for a file or folder that has no average of weights."""
     return (
-        f"{path}: there is no average of weights in it (keys {_AVERAGE}*): "
+        f"{path}: there is no average of weights in it (keys {AVERAGE}*): "
         "leave maest.checkpoint_swa_weights out"
     )

@@ -10,6 +10,7 @@ N tokens, D channels, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -52,6 +53,16 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Send a small tensor from the CPU to where it is used.
+
+    The host does not wait for a CUDA device to take it, as it does where memory is not pinned.
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def grid_size(size: int) -> int:
@@ -247,6 +258,23 @@ class Maest(nn.Module):
         nn.init.trunc_normal_(self.freq_new_pos_embed, std=0.02)
         nn.init.trunc_normal_(self.time_new_pos_embed, std=0.02)
 
+    def compile_blocks(self, **options) -> None:
+        """Compile the transformer blocks with ``torch.compile``, in place; a run's setting.
+
+        The blocks are compiled one by one, and all but about 1 % of the arithmetic is theirs. They
+        are of one shape, so that one graph serves all of them and compiling takes seconds; what is
+        random or depends on the input's length comes before them, and breaks no graph. Parameters,
+        their names and the state dict stay as they are; a copy or a saved model is not compiled.
+
+        Each rate of stochastic depth (``drop_path_rate``) takes a graph of its own, and dropout
+        draws other random numbers than without compiling.
+
+        Args:
+            options: of ``torch.compile``: mode, backend, dynamic ….
+        """
+        for block in self.blocks:
+            block.compile(**options)
+
     # ---------------------------------------------------------------- from the outside
 
     def forward(
@@ -349,7 +377,8 @@ class Maest(nn.Module):
         if self.target_mean is None:
             return values
         values = values.float()  # under autocast too: 16 bits do not hold every unit
-        return values * values.new_tensor(self.target_std) + values.new_tensor(self.target_mean)
+        std, mean = torch.tensor([self.target_std, self.target_mean], dtype=torch.float32)
+        return values * on_device(std, values.device) + on_device(mean, values.device)
 
     def activations(self, logits: Tensor) -> Tensor:
         """Logits [..., C] → float32 [..., C]: the sigmoid for many labels, the softmax for one.
@@ -359,6 +388,20 @@ class Maest(nn.Module):
         if self.task == "multi-label":
             return logits.float().sigmoid()
         return logits.float().softmax(-1) if self.task == "single-label" else logits.float()
+
+    def n_tokens(self, frames: int, training: bool = True) -> int:
+        """How many tokens the blocks get of an input of ``frames``, at least 16.
+
+        With ``training``, after random patchout too; cls and dist are counted.
+        """
+        grid = []
+        for name, available, kept in (
+            ("s_patchout_t", grid_size(frames), self.kept_columns),
+            ("s_patchout_f", grid_size(self.input_f), self.kept_rows),
+        ):
+            left = available if kept is None else int((kept < available).sum())
+            grid.append(left - getattr(self, name) if training else left)
+        return 2 + math.prod(grid) - (self.u_patchout if training else 0)
 
     def sizes(self) -> dict[str, int | float | str | list[float] | None]:
         """What `Maest(**sizes)` needs to build a network of the same shape and normalisation."""
@@ -442,21 +485,30 @@ class Maest(nn.Module):
             offset = int(torch.randint(time.shape[-1] - x.shape[-1] + 1, ()))
         x = x + time[..., offset : offset + x.shape[-1]] + self.freq_new_pos_embed
 
-        # Whole columns and rows go first: what is left is still a grid.
-        columns = self._select("s_patchout_t", x.shape[3], self.kept_columns)
-        rows = self._select("s_patchout_f", x.shape[2], self.kept_rows)
-        if columns is not None:
-            x = x[..., columns.to(x.device)]
-        if rows is not None:
-            x = x[:, :, rows.to(x.device)]
-
-        x = x.flatten(2).transpose(1, 2)  # [B, D, F, T] → [B, F·T, D], frequency-major
+        kept = self._kept_grid(*x.shape[2:])
+        x = x.flatten(2)  # [B, D, F·T], frequency-major
+        if kept is not None:
+            x = x.index_select(2, on_device(kept, x.device))
+        x = x.transpose(1, 2)
         single = self._select("u_patchout", x.shape[1], None)
         if single is not None:
-            x = x[:, single.to(x.device)]
+            x = x.index_select(1, on_device(single, x.device))
 
         two = torch.cat((self.cls_token, self.dist_token), dim=1) + self.new_pos_embed
         return self.pos_drop(torch.cat((two.expand(x.shape[0], -1, -1), x), dim=1))
+
+    def _kept_grid(self, rows: int, columns: int) -> Tensor | None:
+        """Which patches structured patchout leaves, frequency-major; None for all of them.
+
+        Whole columns and rows go: what is left is still a grid.
+        """
+        t = self._select("s_patchout_t", columns, self.kept_columns)
+        f = self._select("s_patchout_f", rows, self.kept_rows)
+        if t is None and f is None:
+            return None
+        grid = torch.arange(rows * columns).view(rows, columns)
+        grid = grid if t is None else grid[:, t]
+        return (grid if f is None else grid[f]).flatten()
 
     def _select(self, name: str, available: int, kept: Tensor | None) -> Tensor | None:
         """Which of ``available`` positions stay, sorted; None for all of them.

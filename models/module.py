@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +21,11 @@ from helpers.metrics import MONITOR, Evaluation, TaggingScores, evaluate
 from helpers.mixup import mixup
 from helpers.patches import seconds
 from helpers.schedules import warmup_ramp_factor
-from models.checkpoint_files import TRAINER_KEY
-from models.maest import Maest
+from helpers.seeds import derived_seed
+from models.checkpoint_files import AVERAGE, TRAINER_KEY
+from models.maest import Maest, on_device
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,9 @@ class TrainingOptions:
         lr, weight_decay, betas: of AdamW.
         warmup_epochs, ramp_start, ramp_end, last_lr_factor: `helpers.schedules`.
         lr_interval: when the learning rate moves on: after each "epoch", or each "step" of one.
+        swa_start: first epoch, from 0, whose weights enter the average; None for no average.
+        swa_lr: the learning rate from that epoch on, in place of the schedule's; None for the
+            schedule's.
         mixup_alpha: of Beta(alpha, alpha); 0 for no mixup.
         time_masks, time_mask_width, freq_masks, freq_mask_width: SpecAugment; 0 masks for none.
         layer_decay: each layer's learning rate over that of the layer after it, see
@@ -56,6 +64,12 @@ class TrainingOptions:
     layer_decay: float = 1.0
     freeze_blocks: int = 0
     teacher_threshold: float = 0.45
+    swa_start: int | None = None
+    swa_lr: float | None = None
+
+
+class Diverged(InputError):
+    """The loss is no number any more."""
 
 
 _LOSSES = {
@@ -120,30 +134,50 @@ class MaestModule(pl.LightningModule):
         net: the network. Its frozen part no longer asks for gradients afterwards.
         options: the training recipe; None for a network that is only evaluated.
         patches_per_pass: how many patches of whole tracks go through the network at once.
+        seed: of all draws of the training steps. A step's draws depend on it, the epoch, the
+            number of the batch and the process alone, and so not on whether the run was resumed.
 
     Raises:
         InputError: for an option out of its range.
     """
 
     def __init__(
-        self, net: Maest, options: TrainingOptions | None = None, patches_per_pass: int = 32
+        self,
+        net: Maest,
+        options: TrainingOptions | None = None,
+        patches_per_pass: int = 32,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.net = net
         self.options = options
         self.patches_per_pass = patches_per_pass
+        self.seed = seed
         # What predict_step returns: "logits", or the number of a block (-1: final embedding).
         self.predict_output: str | int = "logits"
-        # Of the last validation or test: the figures, and all tracks' targets and activations,
-        # float32 [N, C].
+        # Networks that are validated beside ``net``, by the name that their figures get.
+        self.also_evaluated: dict[str, Maest] = {}
+        # Of the last validation or test: the figures (of the others, by name), and all tracks'
+        # targets and activations, float32 [N, C].
         self.evaluation: Evaluation | None = None
+        self.other_evaluations: dict[str, Evaluation] = {}
         self.targets: np.ndarray | None = None
         self.outputs: np.ndarray | None = None
-        self._evaluated: list[tuple[Tensor, Tensor, Tensor]] = []
+        # Files that were passed over, and why (`datamodule.on_error=skip`).
+        self.skipped: dict[str, str] = {}
+        self._evaluated: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._evaluated_tracks: list[tuple[list[str], Tensor]] = []
+        self._loss_sum: Tensor | None = None  # over the epoch's clips so far
+        self._loss_clips = 0
         self._frozen: list[torch.nn.Module] = []  # what stays in eval mode: no dropout
         if options is not None:
             self._check_options()
             self._freeze()
+
+    @property
+    def _processes(self) -> int:
+        """How many processes train or evaluate together."""
+        return 1 if self._trainer is None else self._trainer.world_size
 
     @property
     def scores(self) -> TaggingScores | None:
@@ -167,6 +201,8 @@ class MaestModule(pl.LightningModule):
                 raise InputError(f"module.{name} is {getattr(options, name)}: expected {expected}")
 
     def _freeze(self) -> None:
+        if self.net.distilled_type == "mean":  # which leaves the second head out
+            self.net.head_dist.requires_grad_(False)
         blocks = self.options.freeze_blocks
         if not blocks:
             return
@@ -177,22 +213,29 @@ class MaestModule(pl.LightningModule):
 
     # ------------------------------------------------------------------ training
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
         for part in self._frozen:
             part.eval()
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """``batch``: mel [B, T, F] as it is on disk, and targets [B, C].
+    def on_train_epoch_start(self) -> None:
+        self.on_train_start()  # validation has put all in training mode
+        self._loss_sum, self._loss_clips = None, 0
 
-        A third part, a teacher's logits [B, C], is what the dist head learns from.
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One batch: mel [B, T, F] as it is on disk, targets [B, C], perhaps a teacher's logits.
+
+        Those, [B, C], are what the dist head learns from.
+
+        Raises:
+            Diverged: if the loss is NaN or infinite; on a GPU some steps later.
         """
-        mel, targets, *teacher = batch
-        options = self.options
-        if teacher:
+        torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        targets, teacher, options = batch.targets, batch.teacher, self.options
+        if teacher is not None:
             self._check_teacher()
-            of_teacher = teacher_targets(teacher[0], options.teacher_threshold)
+            of_teacher = teacher_targets(teacher, options.teacher_threshold)
             targets = torch.cat((targets, of_teacher), dim=1)  # mixed with the same weights
-        x = self._network_input(mel)
+        x = self._network_input(batch.mel)
         x = spec_augment(
             x,
             options.time_masks,
@@ -202,9 +245,53 @@ class MaestModule(pl.LightningModule):
         )
         x, targets = mixup(x, targets, options.mixup_alpha)
         logits, _ = self.net(x)
-        loss = self._loss(logits, *targets.chunk(1 + len(teacher), dim=1))
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(x))
+        loss = self._loss(logits, *targets.chunk(1 if teacher is None else 2, dim=1))
+        self._count(loss.detach(), len(x))
+        self._note_skipped(batch.errors)
+        # Not for the bar, for which Lightning would fetch it from the device after each batch.
+        self.log("train_loss_step", loss.detach(), batch_size=len(x))
         return loss
+
+    def _count(self, loss: Tensor, clips: int) -> None:
+        """Add to the epoch's loss. Its value is looked at on a CPU only: a GPU goes on."""
+        # Apple's MPS has no float64.
+        summed = loss.to(torch.float32 if loss.device.type == "mps" else torch.float64) * clips
+        self._loss_sum = summed if self._loss_sum is None else self._loss_sum + summed
+        self._loss_clips += clips
+        if loss.device.type == "cpu":
+            self._check_loss()
+
+    def _check_loss(self) -> None:
+        if self._loss_sum is None or torch.isfinite(self._loss_sum):
+            return
+        raise Diverged(
+            f"the training loss became NaN or infinite in epoch {self.current_epoch}, at step "
+            f"{self.global_step + 1} or shortly before. Lower module.lr, set "
+            "trainer.gradient_clip_val=1, or, if it is fp16 that overflows, "
+            "trainer.precision=bf16-mixed or 32-true. The last checkpoint was written before that: "
+            "ckpt_path=last continues from there"
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self._check_loss()
+        if self.trainer.is_last_batch:
+            self._check_loss()
+            total, clips = self._epoch_loss()
+            self.log("train_loss", total / clips, on_step=False, on_epoch=True, batch_size=1)
+
+    def _epoch_loss(self) -> tuple[Tensor, int]:
+        """Sum and number of the epoch's losses so far, of all processes."""
+        total, clips = self._loss_sum, torch.tensor(self._loss_clips, device=self._loss_sum.device)
+        if self._processes > 1:
+            strategy = self.trainer.strategy
+            total, clips = (strategy.reduce(v.clone(), reduce_op="sum") for v in (total, clips))
+        return total, int(clips)
+
+    def _note_skipped(self, errors: dict[str, str]) -> None:
+        for key in errors.keys() - self.skipped.keys():
+            log.warning("skipped: %s", errors[key])
+        self.skipped |= errors
 
     def _network_input(self, mel: Tensor) -> Tensor:
         """[B, T, F] as on disk → normalised float32 [B, F, T]."""
@@ -239,7 +326,7 @@ class MaestModule(pl.LightningModule):
             return (self._loss(cls, targets) + self._loss(dist, other)) / 2
         logits = logits.float()
         if self.net.target_std is not None:  # values of any scale count alike
-            deviation = logits.new_tensor(self.net.target_std)
+            deviation = on_device(torch.tensor(self.net.target_std), logits.device)
             logits, targets = logits / deviation, targets / deviation
         return _LOSSES[self.net.task](logits, targets)
 
@@ -270,18 +357,21 @@ class MaestModule(pl.LightningModule):
             weight_decay=options.weight_decay,
             betas=tuple(options.betas),
             # In one kernel; under mixed precision it unscales gradients too late to clip them.
-            fused=self.trainer.gradient_clip_val is None,
+            fused=True if self.trainer.gradient_clip_val is None else None,
         )
-        per_epoch = 1
-        if options.lr_interval == "step":
-            _ = self.trainer.estimated_stepping_batches  # has Lightning set the loader up
-            batches = self.trainer.num_training_batches
-            # The last, smaller group of accumulated batches is a step too.
-            per_epoch = max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
 
         def factor(step: int) -> float:
+            epoch: float = step
+            if options.lr_interval == "step" and step:
+                # Before the first step it is not known how many an epoch has. The last, smaller
+                # group of accumulated batches is a step too.
+                batches = self.trainer.num_training_batches
+                epoch = step / math.ceil(batches / self.trainer.accumulate_grad_batches)
+            averaging = options.swa_start is not None and epoch >= options.swa_start
+            if averaging and options.swa_lr is not None:
+                return options.swa_lr / options.lr
             return warmup_ramp_factor(
-                step / per_epoch,
+                epoch,
                 warmup_epochs=options.warmup_epochs,
                 ramp_start=options.ramp_start,
                 ramp_end=options.ramp_end,
@@ -295,29 +385,57 @@ class MaestModule(pl.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the weights alone do not say, so that a checkpoint can be used as a model."""
-        checkpoint[TRAINER_KEY] = {"sizes": self.net.sizes(), "labels": self.net.labels}
+        """Keep what the weights alone do not say, so that a checkpoint can be used as a model.
+
+        And what the epoch has come to so far.
+
+        Raises:
+            Diverged: if the loss was NaN; nothing is saved then.
+        """
+        self._check_loss()
+        ours = {"sizes": self.net.sizes(), "labels": self.net.labels, "skipped": self.skipped}
+        if self._loss_sum is not None:
+            total, clips = self._epoch_loss()
+            ours |= {"loss_sum": total.cpu(), "loss_clips": clips}
+        checkpoint[TRAINER_KEY] = ours
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the epoch's loss so far; the average of the weights is a callback's."""
+        ours = checkpoint.get(TRAINER_KEY, {})
+        self.skipped = dict(ours.get("skipped", {}))
+        if "loss_sum" in ours and self.global_rank == 0:  # it is of all processes
+            self._loss_sum = ours["loss_sum"].to(self.device)
+            self._loss_clips = ours["loss_clips"]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Without the weights' average, where a checkpoint has one."""
+        own = {name: v for name, v in state_dict.items() if not name.startswith(AVERAGE)}
+        return super().load_state_dict(own, *args, **kwargs)
 
     # ------------------------------------------------------------------ whole tracks
 
-    def run_patches(self, groups: list[tuple[Tensor, Tensor]], output: str | int):
+    def run_patches(
+        self, groups: list[tuple[Tensor, Tensor]], output: str | int, net: Maest | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the patches of a batch of whole tracks through the network.
 
         Args:
             groups: of a ``TrackBatch``.
             output: "logits", or a block's number.
+            net: another network than the module's own.
 
         Returns:
             ``(values [n, ...] float32, track [n], seconds [n])`` over all patches.
         """
+        net = net or self.net
         values, tracks, durations = [], [], []
         for mel, track in groups:
             for piece in mel.split(self.patches_per_pass):
                 block = -1 if output == "logits" else output
-                logits, embeddings = self.net(self._network_input(piece), transformer_block=block)
+                logits, embeddings = net(self._network_input(piece), transformer_block=block)
                 value = logits if output == "logits" else embeddings
                 if output != "logits" and block >= 0:  # [n, 3·D] → [n, 3, D]
-                    value = value.unflatten(1, (3, self.net.embed_dim))
+                    value = value.unflatten(1, (3, net.embed_dim))
                 values.append(value.float())
             tracks.append(track)
             durations.append(torch.full(track.shape, seconds(mel.shape[1])))
@@ -325,26 +443,75 @@ class MaestModule(pl.LightningModule):
 
     def _evaluate(self, batch: Any) -> None:
         """Collect each track's mean logits and mean activations, weighted by seconds."""
-        logits, track, durations = self.run_patches(batch.groups, "logits")
-        weights = durations.to(logits.device)[:, None]
-        total = logits.new_zeros(len(batch), 1).index_add_(0, track, weights)
+        self._note_skipped(batch.errors)
+        if not len(batch):
+            return
+        self._evaluated_tracks.append((batch.keys, batch.targets.cpu()))
+        for name, net in {"": self.net, **self.also_evaluated}.items():
+            logits, track, durations = self.run_patches(batch.groups, "logits", net)
+            weights = durations.to(logits.device)[:, None]
+            total = logits.new_zeros(len(batch), 1).index_add_(0, track, weights)
 
-        def mean(values: Tensor) -> Tensor:
-            summed = values.new_zeros(len(batch), values.shape[1])
-            return (summed.index_add_(0, track, values * weights) / total).cpu()
+            def mean(values: Tensor, track: Tensor = track, weights: Tensor = weights) -> Tensor:
+                summed = values.new_zeros(len(batch), values.shape[1])
+                return summed.index_add_(0, track, values * weights)
 
-        activations = self.net.activations(logits)
-        self._evaluated.append((mean(logits), mean(activations), batch.targets.cpu()))
+            activations = net.activations(logits)
+            self._evaluated[name].append(
+                ((mean(logits) / total).cpu(), (mean(activations) / total).cpu())
+            )
 
     def _evaluation_end(self, prefix: str) -> None:
-        logits, activations, targets = map(torch.cat, zip(*self._evaluated, strict=True))
+        keys = [key for own, _ in self._evaluated_tracks for key in own]
+        if not keys and self._processes == 1:
+            reasons = "; ".join(list(self.skipped.values())[:3])
+            raise InputError(f"not one of the tracks to evaluate on could be read: {reasons}")
+        parts = {"targets": [targets for _, targets in self._evaluated_tracks]}
+        for name, results in self._evaluated.items():
+            parts[f"logits {name}"] = [logits for logits, _ in results]
+            parts[f"activations {name}"] = [activations for _, activations in results]
+        tensors = {name: torch.cat(values) for name, values in parts.items() if values}
         self._evaluated.clear()
-        self.targets, self.outputs = targets.numpy(), activations.numpy()
-        self.evaluation = evaluate(self.net.task, self.targets, self.outputs)
-        self.log(f"{prefix}_loss", self._loss(logits, targets))
+        self._evaluated_tracks.clear()
+        keys, tensors = self._of_all_processes(keys, tensors)
         shown = (MONITOR[self.net.task], "roc_auc", "macro_f1")
-        for name, value in self.evaluation.figures.items():
-            self.log(f"{prefix}_{name}", value, prog_bar=name in shown)
+        self.targets = tensors["targets"].numpy()
+        self.outputs = tensors["activations "].numpy()
+        for name in ("", *self.also_evaluated):
+            own = f"{prefix}_{name}" if name else prefix
+            loss = self._loss(tensors[f"logits {name}"], tensors["targets"])
+            outputs = tensors[f"activations {name}"].numpy()
+            evaluation = evaluate(self.net.task, self.targets, outputs)
+            self.log(f"{own}_loss", loss)
+            for figure, value in evaluation.figures.items():
+                self.log(f"{own}_{figure}", value, prog_bar=figure in shown)
+            if name:
+                self.other_evaluations[name] = evaluation
+            else:
+                self.evaluation = evaluation
+
+    def _of_all_processes(
+        self, keys: list[str], tensors: dict[str, Tensor]
+    ) -> tuple[list[str], dict[str, Tensor]]:
+        """Put the tracks of all processes together, each once, in the order of the ground truth.
+
+        Process r of n has tracks r, r + n, r + 2n, …; some have one of another's too, so that all
+        have as many batches.
+        """
+        if self._processes == 1:
+            return keys, tensors
+        parts: list[Any] = [None] * self._processes
+        torch.distributed.all_gather_object(parts, (keys, tensors))
+        places: dict[str, tuple[int, int]] = {}
+        for row in range(max(len(own) for own, _ in parts)):
+            for rank, (own, _) in enumerate(parts):
+                if row < len(own):
+                    places.setdefault(own[row], (rank, row))
+        names = next(names for _, names in parts if names)
+        return list(places), {
+            name: torch.stack([parts[rank][1][name][row] for rank, row in places.values()])
+            for name in names
+        }
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate(batch)

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+AVERAGE_NAME = "model-swa.safetensors"  # beside them, the average of weights, if there is one
 FORMAT = "maest"
 FORMAT_VERSION = 1
 _HEAD_WIDTH = 64  # channels of an attention head, in every released size
@@ -86,7 +87,11 @@ class Checkpoint:
 
 
 def save_model(
-    folder: str | Path, model: Maest, arch: str | None = None, trained_on: Mapping | None = None
+    folder: str | Path,
+    model: Maest,
+    arch: str | None = None,
+    trained_on: Mapping | None = None,
+    average: Maest | None = None,
 ) -> Path:
     """Write a model folder; it appears whole.
 
@@ -94,7 +99,10 @@ def save_model(
         folder: where to.
         model: the network; its weights are stored as they are, in their own type.
         arch: name of the architecture, for people to read.
-        trained_on: anything JSON can hold: data, epochs, seed, figures.
+        trained_on: anything JSON can hold: data, epochs, seed, figures. What it has under "swa" is
+            the average's own.
+        average: the same network with the average of its weights, which is kept beside them:
+            ``load_checkpoint(folder, average=True)`` takes it.
 
     Returns:
         the folder.
@@ -111,6 +119,10 @@ def save_model(
         safetensors.torch.save_file(
             plain_state(model), temporary / WEIGHTS_NAME, metadata={"format": "pt"}
         )
+        if average is not None:
+            safetensors.torch.save_file(
+                plain_state(average), temporary / AVERAGE_NAME, metadata={"format": "pt"}
+            )
         (temporary / CONFIG_NAME).write_text(to_json(config), "utf-8")
     return Path(folder)
 
@@ -159,10 +171,7 @@ def load_checkpoint(path: str | Path, average: bool = False) -> Checkpoint:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        checkpoint = _load_folder(path)
-        if average:
-            raise CheckpointError(no_average(path))
-        return checkpoint
+        return _load_folder(path, average)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file or folder. maest.checkpoint takes a model folder (a finished "
@@ -184,7 +193,7 @@ def load_checkpoint(path: str | Path, average: bool = False) -> Checkpoint:
     return checkpoint
 
 
-def _load_folder(folder: Path) -> Checkpoint:
+def _load_folder(folder: Path, average: bool) -> Checkpoint:
     missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()]
     if missing:
         nested = folder / "model" / CONFIG_NAME
@@ -209,10 +218,17 @@ def _load_folder(folder: Path) -> Checkpoint:
             f"{path}: format_version {config.get('format_version')!r}, expected "
             f"{FORMAT_VERSION}: written by another version of this program"
         )
+    if average:
+        weights = folder / AVERAGE_NAME
+        if not weights.is_file():
+            raise CheckpointError(no_average(folder))
     checkpoint = _understand(unwrap(load_file(weights)[0], weights), weights)
     checkpoint.path = folder
     if ours:
         _apply_config(checkpoint, config, path)
+        if average:
+            own = checkpoint.trained_on.get("swa")
+            checkpoint.trained_on |= own if isinstance(own, dict) else {}
     else:
         _apply_hub_config(checkpoint, config, path)
         if not checkpoint.licence and (licence := _licence_of_card(folder / "README.md")):

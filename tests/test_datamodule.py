@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+import ex_common
 from datasets import datamodule
-from datasets.datamodule import FeatureDataModule, MaestDataModule, collate_tracks
-from datasets.groundtruth import write_groundtruth, write_labels
+from datasets.batches import ClipBatch, CropDataset, PackedStrings, TrackBatch, collate_tracks
+from datasets.datamodule import FeatureDataModule, MaestDataModule
+from datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
 from datasets.melspectrograms import MelFileError
 from datasets.teacher import TeacherFileError, read_teacher_logits
 from helpers.errors import InputError
@@ -16,7 +29,9 @@ from helpers.errors import InputError
 
 def test_a_training_batch_is_crops_as_they_are_on_disk(toy):
     data = MaestDataModule(clip_frames=40, batch_size_train=8, **toy.settings())
-    mel, targets = next(iter(data.train_dataloader()))
+    batch = next(iter(data.train_dataloader()))
+    mel, targets = batch.mel, batch.targets
+    assert (len(batch), batch.teacher, batch.errors) == (8, None, {})
     assert (mel.shape, mel.dtype) == ((8, 40, 96), torch.float16)
     assert (targets.shape, targets.dtype) == ((8, 3), torch.float32)
     loud = mel.float().reshape(8, 40, 3, 32).mean((1, 3))
@@ -26,10 +41,92 @@ def test_a_training_batch_is_crops_as_they_are_on_disk(toy):
 def test_batches_are_the_same_whatever_the_workers(toy):
     def batches(workers: int) -> list[torch.Tensor]:
         data = MaestDataModule(clip_frames=40, num_workers=workers, seed=5, **toy.settings())
-        return [mel for mel, _ in data.train_dataloader()]
+        return [batch.mel for batch in data.train_dataloader()]
 
     for alone, shared in zip(batches(0), batches(2), strict=True):
         assert torch.equal(alone, shared)
+
+
+def test_a_batch_is_the_clips_that_its_items_ask_for(toy):
+    """Each by itself from the file, mapped into memory as a whole."""
+    data = MaestDataModule(clip_frames=100, batch_size_train=7, seed=3, **toy.settings())
+    groundtruth, loader = data.groundtruth("train"), data.train_dataloader()
+    items = list(loader.sampler)
+    rows = [row for batch in loader for row in zip(batch.mel, batch.targets, strict=True)]
+    assert len(rows) == len(items) == 36
+    padded = 0
+    for (index, seed), (clip, target) in zip(items, rows, strict=True):
+        track = np.fromfile(toy.mels / groundtruth.keys[index], np.float16).reshape(-1, 96)
+        if len(track) >= 100:
+            start = np.random.default_rng(seed).integers(len(track) - 99)
+            expected = track[start : start + 100]
+        else:
+            before = (100 - len(track)) // 2
+            expected = np.pad(track, ((before, 100 - before - len(track)), (0, 0)))
+            padded += 1
+        np.testing.assert_array_equal(clip, expected)
+        assert target.tolist() == groundtruth.targets[index].tolist()
+    assert 0 < padded < 36
+
+
+def test_npy_tracks_of_another_type_may_be_among_them(tmp_path):
+    rng = np.random.default_rng(0)
+    mels = {"a.mmap": rng.random((30, 96)).astype(np.float16), "b.npy": rng.random((30, 96))}
+    mels["a.mmap"].tofile(tmp_path / "a.mmap")
+    np.save(tmp_path / "b.npy", mels["b.npy"])
+    write_groundtruth(tmp_path / "gt.pk", {"a.mmap": [1, 0], "b.npy": [0, 1]})
+    groundtruth = read_groundtruth(tmp_path / "gt.pk")
+    batch = CropDataset(groundtruth, tmp_path, 30).__getitems__([(1, 0), (0, 0), (1, 5)])
+    assert batch.mel.dtype == torch.float64
+    for clip, key in zip(batch.mel.numpy(), ("b.npy", "a.mmap", "b.npy"), strict=True):
+        np.testing.assert_array_equal(clip, mels[key])
+    alone = CropDataset(groundtruth, tmp_path, 30)[0, 0]
+    assert (alone.mel.dtype, len(alone)) == (torch.float16, 1)
+
+
+def test_batches_move_as_a_whole():
+    clips = ClipBatch(torch.ones(2, 4, 96).half(), torch.ones(2, 3), torch.zeros(2, 3), {"a": "b"})
+    tracks = TrackBatch(
+        ["a"], torch.ones(1, 3), [(torch.ones(2, 4, 96), torch.zeros(2))], {"c": "d"}
+    )
+    moved = clips.to("meta")
+    assert {moved.mel.device.type, moved.targets.device.type, moved.teacher.device.type} == {"meta"}
+    assert moved.errors == clips.errors
+    moved = tracks.to("meta", non_blocking=False)
+    (mel, track), *_ = moved.groups
+    assert {mel.device.type, track.device.type, moved.targets.device.type} == {"meta"}
+    assert (moved.keys, moved.errors) == (tracks.keys, tracks.errors)
+    assert clips.to("cpu").mel.dtype == torch.float16
+    assert ClipBatch(clips.mel, clips.targets).to("meta").teacher is None
+
+
+def test_copies_to_a_gpu_do_not_wait():
+    class Recorder:
+        def to(self, device, **options):
+            self.options = options
+            return self
+
+    mel, targets, teacher = Recorder(), Recorder(), Recorder()
+    for device, given, expected in (
+        ("cuda:0", {}, True),
+        (torch.device("cuda", 1), {"non_blocking": False}, False),
+        ("cpu", {}, False),  # a copy from a GPU must be there before it is looked at
+    ):
+        ClipBatch(mel, targets, teacher).to(device, **given)
+        TrackBatch([], targets, [(mel, teacher)], {}).to(device, **given)
+        for tensor in (mel, targets, teacher):
+            assert tensor.options == {"non_blocking": expected}
+
+
+def test_packed_strings():
+    strings = ["a/b.mmap", "", "Dvořák – Žalm/ß.mmap", "\udce9.mmap", "", "c"]
+    packed = PackedStrings(strings)
+    assert list(packed) == strings
+    assert [packed[np.int64(i)] for i in range(6)] == strings
+    assert packed[-1] == "c"
+    with pytest.raises(IndexError):
+        packed[6]
+    assert list(PackedStrings([])) == []
 
 
 def test_a_track_batch_groups_patches_of_one_length():
@@ -56,6 +153,7 @@ def test_a_batch_in_which_nothing_could_be_read():
     batch = collate_tracks([("c", MelFileError("gone"), np.zeros(2))])
     assert len(batch) == 0
     assert batch.groups == []
+    assert batch.targets.shape == (0, 2)
 
 
 def test_evaluation_stops_at_a_bad_file_and_extraction_goes_on(toy, tmp_path):
@@ -71,6 +169,238 @@ def test_evaluation_stops_at_a_bad_file_and_extraction_goes_on(toy, tmp_path):
     batch = next(iter(data.predict_dataloader()))
     assert batch.keys == ["test/00.mmap"]
     assert "no such file" in batch.errors["gone.mmap"]
+
+
+# --- Files that cannot be read ------------------------------------------------------------------
+
+
+@contextmanager
+def loading(loader: DataLoader) -> Iterator[DataLoader]:
+    """Ends worker processes at once, which after an error wait for a garbage collection."""
+    try:
+        yield loader
+    finally:
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()
+
+
+@pytest.fixture
+def faulty(toy, tmp_path):
+    """Settings of a copy of the toy set with six bad training files, and their reasons."""
+    shutil.copytree(toy.root, tmp_path / "copy")
+    mels = tmp_path / "copy" / "mels"
+    bad = {f"train/{i:02d}.mmap": reason for i, reason in enumerate(FAULTS)}
+    for key, reason in bad.items():
+        path = mels / key
+        if reason == "no such file":
+            path.unlink()
+        elif reason == "NaN":
+            np.full((200, 96), np.nan, np.float16).tofile(path)
+        else:
+            path.write_bytes(path.read_bytes()[:1001] if reason == "truncated" else b"")
+    (mels / "test/03.mmap").unlink()
+    (mels / "validation/05.mmap").write_bytes(bytes(7))
+    return replace(toy, root=tmp_path / "copy").settings(), bad
+
+
+FAULTS = ("no such file", "truncated", "NaN", "is empty", "no such file", "truncated")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_goes_on_without_bad_files(faulty, workers):
+    settings, bad = faulty
+
+    def epochs() -> list[list[ClipBatch]]:
+        data = MaestDataModule(
+            clip_frames=40, num_workers=workers, on_error="skip", clips_per_epoch=72, **settings
+        )
+        loader = data.train_dataloader()
+        return [(loader.sampler.set_epoch(epoch), list(loader))[1] for epoch in range(2)]
+
+    first, again = epochs(), epochs()
+    for epoch in first:
+        assert sum(map(len, epoch)) == 72
+        told = {key: reason for batch in epoch for key, reason in batch.errors.items()}
+        assert told.keys() == bad.keys()
+        assert all(bad[key] in reason and key in reason for key, reason in told.items())
+        for batch in epoch:  # a substitute has its own labels beside it
+            loud = batch.mel.float().reshape(-1, 40, 3, 32).mean((1, 3))
+            assert (loud.argmax(1) == batch.targets.argmax(1)).all()
+    for batch, same in zip(chain(*first), chain(*again), strict=True):
+        assert torch.equal(batch.mel, same.mel)
+        assert batch.errors == same.errors
+
+
+def test_other_clips_are_those_of_an_undisturbed_run(faulty, toy):
+    settings, bad = faulty
+    options = {"clip_frames": 40, "batch_size_train": 36, "seed": 2}
+    whole = MaestDataModule(**options, **toy.settings())
+    keys = whole.groundtruth("train").keys
+    index = [index for index, _ in whole.train_dataloader().sampler]
+    skipping = MaestDataModule(**options, on_error="skip", **settings)
+    one, other = (next(iter(data.train_dataloader())).mel for data in (whole, skipping))
+    same = [torch.equal(a, b) for a, b in zip(one, other, strict=True)]
+    assert same == [keys[i] not in bad for i in index]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_goes_on_without_bad_files(faulty, workers):
+    settings, _ = faulty
+    data = MaestDataModule(clip_frames=40, num_workers=workers, on_error="skip", **settings)
+    for loader, bad in (
+        (data.val_dataloader(), "validation/05.mmap"),
+        (data.test_dataloader(), "test/03.mmap"),
+    ):
+        batches = list(loader)
+        assert sum(map(len, batches)) == 11
+        assert [key for batch in batches for key in batch.errors] == [bad]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_file_stops_a_training_by_its_name(faulty, workers):
+    settings, _ = faulty
+    data = MaestDataModule(clip_frames=40, num_workers=workers, **settings)
+    with pytest.raises(MelFileError) as error, loading(data.train_dataloader()) as loader:
+        list(loader)
+    message = ex_common._message(error.value)
+    assert message.startswith(settings["base_dir"])
+    assert any(f"/{key}: " in message for key in faulty[1])
+    assert "preprocess.py" in message
+    assert "\n" not in message
+    assert "Traceback" not in message
+
+
+def test_a_file_that_goes_bad_in_the_middle_of_an_epoch(toy, tmp_path):
+    shutil.copytree(toy.root, tmp_path / "copy")
+    settings = replace(toy, root=tmp_path / "copy").settings()
+    batches = {}
+    for on_error in ("raise", "skip"):
+        options = {"clip_frames": 40, "batch_size_train": 4, "on_error": on_error}
+        data = MaestDataModule(**options, **settings)
+        items = list(data.train_dataloader().sampler)
+        victim = tmp_path / "copy" / "mels" / data.groundtruth("train").keys[items[-1][0]]
+        content = victim.read_bytes()
+        iterator = iter(data.train_dataloader())
+        batches[on_error] = [next(iterator) for _ in range(8)]
+        victim.write_bytes(content[:-1])
+        if on_error == "raise":
+            with pytest.raises(MelFileError, match=rf"{victim.name}.*truncated"):
+                next(iterator)
+        else:
+            last = next(iterator)
+            assert len(last) == 4
+            assert list(last.errors) == [f"train/{victim.name}"]
+        victim.write_bytes(content)
+    for one, other in zip(*batches.values(), strict=True):
+        assert torch.equal(one.mel, other.mel)
+
+
+def test_skipping_ends_where_nothing_can_be_read(toy, tmp_path):
+    tracks = {f"{i}.mmap": [1, 0] for i in range(500)}
+    write_groundtruth(tmp_path / "many.pk", tracks)
+    write_groundtruth(tmp_path / "few.pk", dict(list(tracks.items())[:4]))
+    for name, tried in (("many", "50 of 500"), ("few", "4 of 4")):
+        data = MaestDataModule(
+            base_dir=tmp_path,
+            clip_frames=40,
+            groundtruth_train=tmp_path / f"{name}.pk",
+            on_error="skip",
+        )
+        with pytest.raises(InputError, match=rf"{tried} training tracks .*no such file") as error:
+            next(iter(data.train_dataloader()))
+        assert not isinstance(error.value, MelFileError)
+    np.ones((50, 96), np.float16).tofile(tmp_path / "3.mmap")  # one good file of the few is found
+    assert len(next(iter(data.train_dataloader()))) == 4
+
+
+def test_on_error_is_one_of_two(toy):
+    with pytest.raises(InputError, match=r"datamodule\.on_error is 'ignore': .*'raise', 'skip'"):
+        MaestDataModule(clip_frames=40, on_error="ignore", **toy.settings())
+
+
+# --- Several processes, and resumed epochs ------------------------------------------------------
+
+
+def attached(data: MaestDataModule, rank: int, world_size: int) -> MaestDataModule:
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, num_nodes=1)
+    return data
+
+
+def test_each_process_loads_its_share(toy):
+    def data(rank: int, world_size: int) -> MaestDataModule:
+        # 36 clips for 5 processes: 7 each, and one is left out
+        made = MaestDataModule(clip_frames=40, batch_size_train=3, seed=1, **toy.settings())
+        return attached(made, rank, world_size)
+
+    whole = torch.cat([batch.mel for batch in data(0, 1).train_dataloader()])
+    loaders = [data(rank, 5).train_dataloader() for rank in range(5)]
+    parts = [torch.cat([batch.mel for batch in loader]) for loader in loaders]
+    assert [len(loader) for loader in loaders] == [3] * 5
+    assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole[:35])
+    for split, count in (("val", 3), ("predict", None)):
+        loaders = [getattr(data(rank, 5), f"{split}_dataloader")() for rank in range(5)]
+        keys = [[key for batch in loader for key in batch.keys] for loader in loaders]
+        assert {key for part in keys for key in part} == set(data(0, 1).groundtruth(split).keys)
+        if count:
+            assert [len(part) for part in keys] == [count] * 5
+        else:
+            assert sum(map(len, keys)) == 12
+
+
+def test_workers_are_shared_by_the_processes_of_a_machine(toy, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    data = MaestDataModule(clip_frames=40, **toy.settings())
+    assert data.num_workers == 12
+    assert attached(data, 0, 8).num_workers == 4
+    assert attached(data, 0, 64).num_workers == 1
+    assert MaestDataModule(clip_frames=40, num_workers=3, **toy.settings()).num_workers == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert data.num_workers == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_epoch_begins_at_its_batch(toy, workers, monkeypatch):
+    def data() -> MaestDataModule:
+        options = {"clip_frames": 40, "batch_size_train": 5, "num_workers": workers, "seed": 4}
+        return MaestDataModule(**options, **toy.settings())
+
+    loader = data().train_dataloader()
+    whole = []
+    for epoch in range(4):
+        loader.sampler.set_epoch(epoch)
+        whole.append([batch.mel for batch in loader])
+    resumed = data()
+    resumed.start_at(2, 3)
+    loader = resumed.train_dataloader()
+    assert len(loader) == 8
+    read = []
+    fetch = CropDataset.__getitems__
+    record = lambda self, items: (read.extend(items), fetch(self, items))[1]  # noqa: E731
+    monkeypatch.setattr(CropDataset, "__getitems__", record)  # which worker processes have not
+    rest = [batch.mel for batch in loader]
+    if not workers:
+        assert len(read) == 36 - 3 * 5  # nothing is read of what is skipped
+    for one, other in zip(rest, whole[2][3:], strict=True):
+        assert torch.equal(one, other)
+    loader.sampler.set_epoch(3)
+    for one, other in zip(loader, whole[3], strict=True):
+        assert torch.equal(one.mel, other)
+    done = data()
+    done.start_at(0, 8)  # of which the last is a smaller one
+    assert list(done.train_dataloader()) == []
+
+
+def test_skipped_batches_are_those_of_this_process(toy):
+    def data() -> MaestDataModule:
+        made = MaestDataModule(clip_frames=40, batch_size_train=5, **toy.settings())
+        return attached(made, 1, 2)
+
+    whole = [batch.mel for batch in data().train_dataloader()]
+    resumed = data()
+    resumed.start_at(0, 2)
+    for one, other in zip(resumed.train_dataloader(), whole[2:], strict=True):
+        assert torch.equal(one.mel, other)
 
 
 def test_labels_come_from_beside_the_ground_truth(toy, tmp_path):
@@ -108,6 +438,28 @@ def test_the_embedded_data_set_is_built_only_where_it_is_wanted_and_missing(
     assert built == [True]
 
 
+def test_of_several_processes_one_builds(tmp_path, monkeypatch):
+    from datasets.scores import preprocess
+
+    built = []
+
+    def build() -> None:
+        built.append(True)
+        time.sleep(0.2)
+        (tmp_path / "data" / "report.json").touch()
+
+    monkeypatch.setattr(preprocess, "build", build)
+    monkeypatch.setattr(datamodule, "SCORES_DIR", tmp_path / "data")
+    path = tmp_path / "data" / "style" / "groundtruth-train.pk"
+    data = [MaestDataModule(base_dir=".", clip_frames=40, groundtruth_train=path) for _ in range(3)]
+    threads = [threading.Thread(target=one.prepare_data) for one in data]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert built == [True]
+
+
 def test_features_in_memory():
     x, y = np.arange(20, dtype=np.float32).reshape(10, 2), np.eye(10, dtype=np.uint8)
     data = FeatureDataModule({"train": (x, y), "val": (x, y), "test": (x, y)}, 4, seed=0)
@@ -138,7 +490,7 @@ def test_targets_of_each_task(toy, tmp_path):
     with pytest.raises(InputError, match=r"key 'test/00\.mmap': found 2 labels"):
         module("two.pk", "single-label").groundtruth("train")
     regression = module("values.pk", "regression")
-    _, targets = next(iter(regression.train_dataloader()))
+    targets = next(iter(regression.train_dataloader())).targets
     assert targets.dtype == torch.float32
     assert sorted(targets.tolist()) == sorted(values.values())
     batch = next(iter(regression.test_dataloader()))
@@ -180,12 +532,11 @@ def test_a_teachers_logits_stand_beside_their_tracks(toy, teacher, workers):
     taught, plain = data(teacher_dir=teacher), data()
     taught.setup("fit")
     numbers = []
-    for (mel, targets, logits), (own_mel, own_targets) in zip(
-        taught.train_dataloader(), plain.train_dataloader(), strict=True
-    ):
-        assert torch.equal(mel, own_mel)
-        assert torch.equal(targets, own_targets)
-        assert (logits.shape, logits.dtype) == ((len(mel), 3), torch.float32)
+    for batch, own in zip(taught.train_dataloader(), plain.train_dataloader(), strict=True):
+        logits, targets = batch.teacher, batch.targets
+        assert torch.equal(batch.mel, own.mel)
+        assert torch.equal(targets, own.targets)
+        assert (logits.shape, logits.dtype) == ((len(batch), 3), torch.float32)
         assert (logits[:, 0] == -logits[:, 2]).all()  # also of the mean over patches
         numbers += logits[:, 2].int().tolist()
         assert (logits[:, 2] % 3 == targets.argmax(1)).all()
@@ -244,5 +595,25 @@ def test_bad_logits_are_told_by_a_worker_process(toy, teacher):
     data = MaestDataModule(
         clip_frames=40, num_workers=1, teacher_dir=teacher, batch_size_train=36, **toy.settings()
     )
-    with pytest.raises(TeacherFileError, match=r"04\.mmap\.logits\.npy: holds float32 \(9,\)"):
-        next(iter(data.train_dataloader()))
+    holds = r"04\.mmap\.logits\.npy: holds float32 \(9,\)"
+    with pytest.raises(TeacherFileError, match=holds), loading(data.train_dataloader()) as loader:
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_tracks_without_logits_are_passed_over(toy, teacher, workers, caplog):
+    (teacher / "train/03.mmap.logits.npy").unlink()
+    np.save(teacher / "train/04.mmap.logits.npy", np.zeros(9, np.float32))
+    data = MaestDataModule(
+        clip_frames=40, num_workers=workers, teacher_dir=teacher, on_error="skip", **toy.settings()
+    )
+    data.setup("fit")
+    assert "1 of 36 training tracks have no logits" in caplog.text
+    batches = list(data.train_dataloader())
+    errors = {key: reason for batch in batches for key, reason in batch.errors.items()}
+    assert set(errors) == {"train/03.mmap", "train/04.mmap"}
+    assert "holds float32 (9,)" in errors["train/04.mmap"]
+    numbers = torch.cat([batch.teacher for batch in batches])[:, 2].int()
+    assert len(numbers) == 36
+    assert not {3, 4} & set(numbers.tolist())
+    assert (numbers % 3 == torch.cat([batch.targets for batch in batches]).argmax(1)).all()

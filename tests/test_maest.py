@@ -1,6 +1,8 @@
 """The network: its contract with whoever calls it, block by block and token by token."""
 
+import copy
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.melspectrogram import MelSpectrogram
 from models import ARCHS, Maest, get_maest
@@ -582,6 +585,90 @@ def test_chance_in_training_comes_from_torchs_seed(name):
     assert any(not torch.allclose(found[0], other, atol=1e-4) for other in found[1:-1])
 
 
+# ------------------------------------------------------------------ speed
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that are run, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_is_fused(training):
+    """No table of all pairs of tokens; on a CPU and on CUDA the operation has this name."""
+    model, mel = tiny(depth=3).train(training), mels(2, 96, INPUT_T)
+    with Operations() as fused:
+        model(mel)
+    flash = [n for name, n in fused.counts.items() if "flash_attention" in name]
+    assert flash == [3]
+    assert "_softmax" not in fused.counts
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    with Operations() as plain:
+        model(mel)
+    assert plain.counts["_softmax"] == 3
+    assert not any("attention" in name for name in plain.counts)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("frames", [165, 116])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"s_patchout_t": 4, "s_patchout_f": 2, "u_patchout": 3},
+        {"s_patchout_t_indices": [1, 12], "s_patchout_f_interleaved": 2, "s_patchout_t": 2},
+    ],
+)
+def test_the_number_of_tokens(options, frames, training):
+    model = tiny(**options).train(training)
+    seen = watch(model)
+    with torch.no_grad():
+        model(mels(2, 96, frames))
+    assert model.n_tokens(frames, training=training) == seen[0].shape[1]
+
+
+def test_compiled_blocks_are_one_graph_and_the_same_network():
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = tiny(depth=4, s_patchout_t=3, s_patchout_f=1, u_patchout=2).train()
+    plain, names = copy.deepcopy(model), list(model.state_dict())
+    model.compile_blocks(backend=backend, fullgraph=True)  # an error where a graph would break
+    assert list(model.state_dict()) == names
+    # Other batches, lengths and draws of patchout: the first graph is for one number of tokens,
+    # the second for any
+    for step, (batch, frames) in enumerate([(3, INPUT_T), (3, INPUT_T), (4, 120), (2, 90)]):
+        mel = mels(batch, 96, frames, seed=step)
+        outputs = []
+        for net in (plain, model):
+            torch.manual_seed(step)
+            outputs.append(net(mel)[0])
+            net.zero_grad()
+            outputs[-1].square().mean().backward()
+        close(outputs[1], outputs[0])
+        for found, expected in zip(model.parameters(), plain.parameters(), strict=True):
+            if expected.grad is not None:
+                close(found.grad, expected.grad)
+    assert len(graphs) == 2
+    twin = copy.deepcopy(model).eval()  # is not compiled, and needs no compiler
+    with torch.no_grad():
+        close(twin(mel)[0], plain.eval()(mel)[0])
+    assert len(graphs) == 2
+    torch._dynamo.reset()
+
+
 # ------------------------------------------------------------------ patchout
 
 
@@ -677,6 +764,25 @@ def test_all_random_patchouts_together_on_a_short_input():
         assert len(rows) <= 5
         assert len(times) <= 8
         assert len(one) == 5 * 8 - 5
+
+
+def test_patchout_is_drawn_from_the_cpus_random_numbers_in_this_order():
+    """Offset, columns, rows, single patches: so that a seed gives the run that it always gave."""
+    model = tiny(s_patchout_t=3, s_patchout_f=2, u_patchout=7).train()
+    mel, seen = mels(2, 96, 116), watch(model)  # 11 columns, 16 positions
+    for seed in range(5):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            model(mel)
+        after = torch.get_rng_state()
+        torch.manual_seed(seed)
+        offset = int(torch.randint(6, ()))
+        columns = torch.randperm(11)[3:].sort().values
+        rows = torch.randperm(ROWS)[2:].sort().values
+        single = torch.randperm(8 * 7)[7:].sort().values
+        expected = [int(f * 11 + t) for f in rows for t in columns]
+        assert identify(model, mel, seen[-1]) == (offset, [expected[i] for i in single])
+        assert torch.equal(torch.get_rng_state(), after), "and nothing else is drawn"
 
 
 DETERMINISTIC = [

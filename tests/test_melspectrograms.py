@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 from datasets.melspectrograms import (
+    MelFile,
     MelFileError,
+    all_finite,
     find_mel,
     open_mel,
     read_crop,
@@ -98,7 +102,8 @@ def test_crop_is_anywhere_and_exact(tmp_path):
     rng = np.random.default_rng(0)
     starts = set()
     for _ in range(300):
-        crop = read_crop(tmp_path / "a.mmap", 30, rng)
+        with MelFile(tmp_path / "a.mmap") as file:
+            crop = read_crop(file, 30, rng)
         assert crop.shape == (30, 96)
         starts.add(int(crop[0, 0]))
         np.testing.assert_array_equal(crop, mel[int(crop[0, 0]) :][:30])
@@ -108,7 +113,8 @@ def test_crop_is_anywhere_and_exact(tmp_path):
 @pytest.mark.parametrize("frames", [1, 19, 20])
 def test_short_track_is_centred_in_silence(tmp_path, frames):
     write_mel(tmp_path / "a.mmap", np.ones((frames, 96)))
-    crop = read_crop(tmp_path / "a.mmap", 20, np.random.default_rng(0))
+    with MelFile(tmp_path / "a.mmap") as file:
+        crop = read_crop(file, 20, np.random.default_rng(0))
     start = (20 - frames) // 2
     expected = np.zeros((20, 96))
     expected[start : start + frames] = 1
@@ -134,3 +140,88 @@ def test_a_track_gives_the_same_from_audio_and_from_its_file(tmp_path, seconds):
     # float16 keeps three digits: the patches are the same ones, the values nearly
     torch.testing.assert_close(torch.cat(found), expected, atol=2e-2, rtol=2e-2)
     assert len(pieces) == len(expected)
+
+
+# --- An open file -------------------------------------------------------------------------------
+
+
+def test_only_the_frames_that_are_asked_for_are_read(tmp_path, monkeypatch):
+    mel_of(500).astype(np.float16).tofile(tmp_path / "a.mmap")
+    calls = []
+    preadv = os.preadv
+
+    def counted(descriptor, buffers, offset):
+        calls.append((sum(map(len, buffers)), offset))
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    with MelFile(tmp_path / "a.mmap") as file:
+        assert len(file) == 500
+        assert calls == []
+        read_crop(file, 100, np.random.default_rng(0))
+    start = int(np.random.default_rng(0).integers(401))
+    assert calls == [(100 * 192, start * 192)]
+
+
+def test_reads_that_come_in_parts_are_put_together(tmp_path, monkeypatch):
+    mel = mel_of(50).astype(np.float16)
+    mel.tofile(tmp_path / "a.mmap")
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda d, buffers, at: preadv(d, [buffers[0][:1000]], at))
+    with MelFile(tmp_path / "a.mmap") as file:
+        np.testing.assert_array_equal(file.read(3, 50), mel[3:])
+
+
+@pytest.mark.parametrize("left", [0, 192 * 120, 192 * 120 + 7])
+def test_a_file_that_shrinks_while_it_is_open(tmp_path, left):
+    path = tmp_path / "a.mmap"
+    mel_of(200).astype(np.float16).tofile(path)
+    with MelFile(path) as file:
+        os.truncate(path, left)
+        with pytest.raises(MelFileError, match=r"a\.mmap: ends at byte \d+, and had 38400 bytes"):
+            file.read(100, 200)
+
+
+def test_no_descriptor_is_left_open(tmp_path):
+    (tmp_path / "part.mmap").write_bytes(bytes(193))
+    np.full((20, 96), np.nan, np.float16).tofile(tmp_path / "nan.mmap")
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("part.mmap", "nan.mmap", "none.mmap"):
+        with pytest.raises(MelFileError):
+            read_patches(tmp_path / name, 10)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_of_a_key(tmp_path):
+    for frames, name in enumerate(("a.mmap", "b.npy", "c", "x/d.mmap"), start=1):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if path.suffix == ".npy":
+            np.save(path, mel_of(frames))
+        else:
+            mel_of(frames).astype(np.float16).tofile(path)
+    (tmp_path / "a").mkdir()  # a folder is no file of a track
+    (tmp_path / "torn").write_bytes(bytes(5))
+    mel_of(9).astype(np.float16).tofile(tmp_path / "torn.mmap")
+    keys = {"a.mmap": 1, "a": 1, "b.npy": 2, "b": 2, "c": 3, "x/d.mmap": 4, "x/d": 4}
+    for key, frames in keys.items():
+        with MelFile.of_key(tmp_path, key) as file:
+            assert len(file) == frames
+            assert file.path == str(find_mel(tmp_path, key))
+    with pytest.raises(MelFileError, match=r"torn: 5 bytes"):  # and not the other file
+        MelFile.of_key(tmp_path, "torn")
+    for key in ("gone", "x"):
+        with pytest.raises(MelFileError, match=r"(no such file|is a folder).*datamodule\.base_dir"):
+            MelFile.of_key(tmp_path, key)
+
+
+def test_finite_by_the_bits_is_finite():
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = np.isfinite(every)
+    assert finite.sum() == 2**16 - 2**11
+    for value, expected in zip(every, finite, strict=True):
+        assert all_finite(np.array([[1, value]], np.float16)) == expected
+    assert all_finite(every[finite])
+    assert all_finite(np.zeros((0, 96), np.float16))
+    assert not all_finite(np.array([0, np.inf]))
+    assert all_finite(np.array([0, 1e300]))

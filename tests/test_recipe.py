@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 import numpy as np
@@ -17,7 +16,6 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from datasets.sampling import ClipSampler, label_balanced_weights
 from helpers.masking import spec_augment
 from helpers.metrics import (
     FIGURE_NAMES,
@@ -135,40 +133,6 @@ def test_masks_off_and_wider_than_the_input():
     mel = torch.ones(2, 96, 20)
     assert spec_augment(mel, 0, 8, 0, 5) is mel
     assert spec_augment(torch.ones(500, 3, 4), 1, 100, 1, 100).shape == (500, 3, 4)
-
-
-def test_balanced_weights_by_hand():
-    targets = np.array([[1, 0], [1, 1], [0, 0], [1, 0]])
-    common, rare = 1000 / 103, 1000 / 101
-    expected = np.array([common, common + rare, common, common])
-    np.testing.assert_allclose(label_balanced_weights(targets), expected / expected.sum())
-
-
-def test_balanced_sampler_on_a_skewed_set(caplog):
-    targets = np.zeros((1000, 2), np.uint8)
-    targets[:900, 0] = targets[900:, 1] = 1
-    with caplog.at_level(logging.INFO):
-        sampler = ClipSampler(targets, 20_000, balanced=True, seed=0)
-    assert "with replacement" in caplog.text
-    rare = np.mean([index >= 900 for index, _ in sampler])
-    expected = 100 * (1000 / 200) / (100 * (1000 / 200) + 900 * (1000 / 1000))
-    assert rare == pytest.approx(expected, abs=0.01)
-    fewer = ClipSampler(targets, 300, balanced=True, seed=0)
-    assert len({index for index, _ in fewer}) == 300  # without replacement
-
-
-def test_sampler_draws_anew_each_epoch_and_the_same_for_a_seed():
-    targets = np.ones((10, 1))
-    sampler = ClipSampler(targets, None, balanced=False, seed=3)
-    first = list(sampler)
-    assert sorted(index for index, _ in first) == list(range(10))
-    assert list(sampler) == first
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    assert list(ClipSampler(targets, None, balanced=False, seed=3)) == first
-    assert list(ClipSampler(targets, None, balanced=False, seed=4)) != first
-    longer = [index for index, _ in ClipSampler(targets, 25, balanced=False, seed=0)]
-    assert sorted(np.bincount(longer)) == [2] * 5 + [3] * 5
 
 
 def test_metrics_equal_scikit_learn():

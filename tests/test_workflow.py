@@ -294,7 +294,7 @@ def test_training_on_a_broken_file_names_it(toy, tmp_path):
         ("with trainer.limit_val_batches=0 {toy}", "trainer.limit_val_batches is 0"),
         ("with datamodule.clip_length=ten", "expected a number, such as 10.0"),
         ("with datamodule.batch_size_train=0", "expected at least 1"),
-        ("with ckpt_path={tmp} {toy}", "Is a directory"),
+        ("with ckpt_path={tmp} {toy}", "is a folder, not a file. ckpt_path is"),
         ("with datamodule.groundtruth_train=nowhere.pk", "nowhere.pk: no such file"),
     ],
 )

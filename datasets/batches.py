@@ -1,0 +1,264 @@
+"""From files to batches: the data sets that a DataLoader reads, and what they give.
+
+A worker process only reads and crops; everything after that runs batched on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datasets.groundtruth import GroundTruth
+from datasets.melspectrograms import DTYPE, MelFile, MelFileError, find_mel, read_crop, read_patches
+from datasets.teacher import TeacherFileError, read_teacher_logits
+from helpers.errors import InputError
+from helpers.melspectrogram import N_MELS
+
+ON_ERROR = ("raise", "skip")  # what may be done about a file that cannot be read
+_TRIES = 50  # unreadable tracks in a row: more of them are no accident
+
+
+def _transfer(device: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of ``Tensor.to``: copies to a GPU wait for nothing, unless told otherwise.
+
+    (The GPU's own queue keeps them before the work that needs them. Lightning asks for this with
+    bare tensors alone.)
+    """
+    return {"non_blocking": torch.device(device).type == "cuda", **options}
+
+
+@dataclass
+class ClipBatch:
+    """Random crops, for training.
+
+    Attributes:
+        mel: [B, T, F] as it is on disk: not normalised, float16 (of ``.npy`` files their own type).
+        targets: [B, C] float32.
+        teacher: [B, C] float32, a teacher's logits of the whole tracks; None without a teacher.
+        errors: files that were passed over while this batch was made, key → reason. Other clips
+            stand in their places.
+    """
+
+    mel: Tensor
+    targets: Tensor
+    teacher: Tensor | None = None
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.mel)
+
+    def to(self, device: torch.device | str | int, **kwargs: Any) -> ClipBatch:
+        """Move the tensors; Lightning calls this. Options are those of ``Tensor.to``."""
+        options = _transfer(device, kwargs)
+        teacher = None if self.teacher is None else self.teacher.to(device, **options)
+        mel, targets = self.mel.to(device, **options), self.targets.to(device, **options)
+        return ClipBatch(mel, targets, teacher, self.errors)
+
+    def pin_memory(self) -> ClipBatch:
+        """Called by a DataLoader that pins memory."""
+        teacher = None if self.teacher is None else self.teacher.pin_memory()
+        return ClipBatch(self.mel.pin_memory(), self.targets.pin_memory(), teacher, self.errors)
+
+
+@dataclass
+class TrackBatch:
+    """Whole tracks, cut into patches, for evaluation and extraction.
+
+    Patches of one length, of all the tracks, are one group: a group is one pass of the network.
+
+    Attributes:
+        keys: the N tracks' ground-truth keys.
+        targets: [N, C] float32.
+        groups: for each length, ``(mel [n, T, F] as it is on disk, track [n])``; ``track`` says
+            which of the N tracks a patch is of. A track's patches are in order.
+        errors: what went wrong with a track that could not be read, by key. Such tracks are not
+            among the N.
+    """
+
+    keys: list[str]
+    targets: Tensor
+    groups: list[tuple[Tensor, Tensor]]
+    errors: dict[str, str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str | int, **kwargs: Any) -> TrackBatch:
+        """Move the tensors; Lightning calls this. Options are those of ``Tensor.to``."""
+        options = _transfer(device, kwargs)
+        groups = [
+            (mel.to(device, **options), track.to(device, **options)) for mel, track in self.groups
+        ]
+        return TrackBatch(self.keys, self.targets.to(device, **options), groups, self.errors)
+
+    def pin_memory(self) -> TrackBatch:
+        """Called by a DataLoader that pins memory."""
+        groups = [(mel.pin_memory(), track.pin_memory()) for mel, track in self.groups]
+        return TrackBatch(self.keys, self.targets.pin_memory(), groups, self.errors)
+
+
+class PackedStrings(Sequence[str]):
+    """Strings in two arrays.
+
+    A worker process is a fork that shares its parent's memory until one of them writes to it, and
+    looking at a Python object writes to it, to count the reference: a list of a million keys would
+    be copied by each worker as it goes through them. Arrays are not.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = np.fromiter(accumulate(map(len, encoded)), np.int64, len(encoded))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        end = self._ends[index]
+        start = self._ends[index - 1] if index % len(self) else 0
+        return self._bytes[start:end].tobytes().decode("utf-8", "surrogatepass")
+
+
+class CropDataset(Dataset):
+    """Random crops for training, a batch at a time.
+
+    Args:
+        groundtruth: the training tracks.
+        base_dir: folder of the log-mel files.
+        frames: T, length of a crop.
+        teacher_dir: folder of a teacher's logits, if they are wanted.
+        on_error: "raise", or "skip" to put another clip in the place of one that cannot be read.
+    """
+
+    def __init__(
+        self,
+        groundtruth: GroundTruth,
+        base_dir: str | Path,
+        frames: int,
+        teacher_dir: str | Path | None = None,
+        on_error: str = "raise",
+    ) -> None:
+        self.keys, self.targets = PackedStrings(groundtruth.keys), groundtruth.targets
+        self.base_dir, self.frames, self.teacher_dir = str(base_dir), frames, teacher_dir
+        self.skip = on_error == "skip"
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, item: tuple[int, int]) -> ClipBatch:
+        """A batch of one clip."""
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> ClipBatch:
+        """Read a batch; a DataLoader calls this with all of its items at once.
+
+        Args:
+            items: of each clip the track's index, and the seed of its random crop.
+
+        Raises:
+            MelFileError, TeacherFileError: for a file that cannot be read, unless it is to be
+                skipped.
+            InputError: if nearly nothing can be read.
+        """
+        mel = torch.empty(len(items), self.frames, N_MELS, dtype=torch.float16)
+        rows = mel.numpy()
+        teacher: list[np.ndarray] | None = None if self.teacher_dir is None else []
+        wider: dict[int, np.ndarray] = {}  # crops of .npy files of another type
+        errors: dict[str, str] = {}
+        tracks = []
+        for i, (index, seed) in enumerate(items):
+            track, crop, logits = self._read(index, seed, rows[i], errors)
+            tracks.append(track)
+            if crop.dtype != DTYPE:
+                wider[i] = crop
+            if teacher is not None:
+                teacher.append(logits)
+        if wider:
+            wide = rows.astype(np.result_type(DTYPE, *wider.values()))
+            for i, crop in wider.items():
+                wide[i] = crop
+            mel = torch.from_numpy(wide)
+        targets = torch.from_numpy(self.targets[tracks].astype(np.float32))
+        logits = None if teacher is None else torch.from_numpy(np.stack(teacher))
+        return ClipBatch(mel, targets, logits, errors)
+
+    def _read(
+        self, index: int, seed: int, out: np.ndarray, errors: dict[str, str]
+    ) -> tuple[int, np.ndarray, np.ndarray | None]:
+        """The track that was read, its crop, and the teacher's logits; ``errors`` is added to."""
+        tried: list[int] = []
+        reason = ""
+        substitutes = np.random.default_rng((seed, 1)) if self.skip else None
+        while len(tried) < min(_TRIES, len(self)):
+            key = self.keys[index]
+            try:
+                with MelFile.of_key(self.base_dir, key) as file:
+                    crop = read_crop(file, self.frames, np.random.default_rng(seed), out)
+                if self.teacher_dir is None:
+                    return index, crop, None
+                classes = self.targets.shape[1]
+                return index, crop, read_teacher_logits(self.teacher_dir, key, classes)
+            except (MelFileError, TeacherFileError) as error:
+                if not self.skip:
+                    raise
+                errors[key] = reason = str(error)
+            tried.append(index)
+            while index in tried and len(tried) < len(self):
+                index = int(substitutes.integers(len(self)))
+        raise InputError(
+            f"{len(tried)} of {len(self)} training tracks were tried one after the other, and not "
+            f"one can be read: datamodule.on_error=skip is for a few bad files. The last: {reason}"
+        )
+
+
+class TrackDataset(Dataset):
+    """Whole tracks as patches; an item is ``(key, patches or the error, targets)``."""
+
+    def __init__(
+        self, groundtruth: GroundTruth, base_dir: str | Path, frames: int, keep_going: bool
+    ) -> None:
+        self.keys, self.targets = PackedStrings(groundtruth.keys), groundtruth.targets
+        self.base_dir, self.frames, self.keep_going = base_dir, frames, keep_going
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[str, list[np.ndarray] | MelFileError, np.ndarray]:
+        key = self.keys[index]
+        targets = self.targets[index].astype(np.float32)
+        try:
+            return key, read_patches(find_mel(self.base_dir, key), self.frames), targets
+        except MelFileError as error:
+            if self.keep_going:
+                return key, error, targets
+            raise
+
+
+def collate_tracks(
+    items: Sequence[tuple[str, list[np.ndarray] | MelFileError, np.ndarray]],
+) -> TrackBatch:
+    """Make a :class:`TrackBatch`, with the patches of one length together."""
+    errors = {key: str(mel) for key, mel, _ in items if isinstance(mel, Exception)}
+    good = [item for item in items if item[0] not in errors]
+    by_length: dict[int, tuple[list[np.ndarray], list[int]]] = {}
+    for track, (_, pieces, _) in enumerate(good):
+        for piece in pieces:
+            mels, tracks = by_length.setdefault(len(piece), ([], []))
+            mels.append(piece)
+            tracks.append(track)
+    groups = [
+        (torch.from_numpy(np.stack(mels)), torch.tensor(tracks))
+        for _, (mels, tracks) in sorted(by_length.items(), reverse=True)
+    ]
+    targets = np.zeros((len(good), len(items[0][2])), np.float32)
+    for row, (_, _, target) in zip(targets, good, strict=True):
+        row[:] = target
+    return TrackBatch([key for key, _, _ in good], torch.from_numpy(targets), groups, errors)

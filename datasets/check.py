@@ -1,0 +1,460 @@
+"""Look at all the data before hours are spent on it, and say everything that is wrong at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datasets.groundtruth import GroundTruth, labels_beside
+from datasets.melspectrograms import MelFile, MelFileError
+from datasets.norm import in_order
+from datasets.teacher import TeacherFileError, check_teacher_files, read_teacher_logits
+from helpers.errors import InputError
+from helpers.patches import seconds
+from helpers.safe_pickle import short_repr
+
+if TYPE_CHECKING:
+    from datasets.datamodule import MaestDataModule
+
+BRIEF_FILES = 2000  # that a brief check looks at, at most
+BRIEF_SECONDS = 2.0  # that it takes for them, at most
+_SHOWN = 20  # bad files of a split that a report lists; its dict has all
+_SCORED = ("train", "val", "test")  # splits whose labels matter, and that must not share tracks
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or may be.
+
+    Attributes:
+        kind: "groundtruth", "files", "teacher", "labels", "shared" (a track in several splits),
+            "duplicate" (twice in one split), "short" or "silent".
+        message: a sentence that names the split and says what to do.
+        split: that it is of; None where it is of several.
+    """
+
+    kind: str
+    message: str
+    split: str | None = None
+
+
+@dataclass
+class SplitCheck:
+    """What was found in a split.
+
+    Attributes:
+        path: its ground truth.
+        tracks: N.
+        counts: label → how many tracks have it; None for a regression or tracks to predict.
+        unlabelled: tracks without a label.
+        looked_at: tracks whose files were looked at: all of them, but in a brief check.
+        hours: of music in these files.
+        bad: the files that cannot be used, key → reason; those of the teacher too.
+        short: tracks shorter than a clip.
+        silent: tracks whose values are all the same.
+    """
+
+    path: str
+    tracks: int
+    counts: dict[str, int] | None = None
+    unlabelled: int = 0
+    looked_at: int = 0
+    hours: float = 0.0
+    bad: dict[str, str] = field(default_factory=dict)
+    short: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CheckReport:
+    """What :func:`check_data` has found.
+
+    Attributes:
+        brief: whether files' contents were left unread.
+        splits: by name, those whose ground truth can be read.
+        problems: what must be put right: training would stop, or its figures mean nothing.
+        warnings: what may be meant.
+    """
+
+    brief: bool
+    splits: dict[str, SplitCheck] = field(default_factory=dict)
+    problems: list[Finding] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no problems."""
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        """For people: each split, problems with the first bad files of a split, and warnings."""
+        lines = [line for name, split in self.splits.items() for line in _describe(name, split)]
+        for title, findings in (("problems", self.problems), ("warnings", self.warnings)):
+            lines += [f"{title}: {len(findings) or 'none'}"]
+            for finding in findings:
+                lines.append(f"  - {finding.message}")
+                if finding.kind == "files":
+                    lines += self._bad_files(finding)
+        if self.brief:
+            lines.append("(a brief check: no file's content was read)")
+        return lines
+
+    def _bad_files(self, finding: Finding) -> Iterator[str]:
+        bad = self.splits[finding.split].bad
+        yield from (
+            f"      {short_repr(key)}: {reason}" for key, reason in list(bad.items())[:_SHOWN]
+        )
+        if len(bad) > _SHOWN:
+            yield f"      and {len(bad) - _SHOWN} more"
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "ok": self.ok,
+            "brief": self.brief,
+            "problems": [vars(finding) for finding in self.problems],
+            "warnings": [vars(finding) for finding in self.warnings],
+            "splits": {name: vars(split) for name, split in self.splits.items()},
+        }
+
+
+def check_data(
+    data: MaestDataModule,
+    splits: Sequence[str] | None = None,
+    brief: bool = False,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> CheckReport:
+    """Check ground truths, labels and files of some splits. It does not stop at what it finds.
+
+    Problems: a ground truth or ``labels.json`` that cannot be read; splits that do not agree on the
+    labels; a log-mel or teacher file that is missing, truncated, empty or has a NaN; a training
+    track that is in another split too, under its key, under another name of the same file, or as a
+    copy of it.
+
+    Warnings: files that ``on_error="skip"`` passes over, labels that no track or each track has,
+    tracks without labels, tracks shorter than a clip, files whose values are all the same, files
+    twice in one split, and tracks that validation and test share.
+
+    Args:
+        data: says where the splits and files are, the task, and the length of a clip.
+        splits: of "train", "val", "test" and "predict"; those that are set if None. The labels of
+            "predict" do not matter, and it may have others' tracks.
+        brief: look at the names and sizes of at most 2,000 files, spread over the splits, for at
+            most two seconds, and read none. Otherwise each file is read as a whole.
+        num_workers: threads that read; None for one a core.
+        progress: whether to show progress bars (a brief check has none).
+    """
+    if splits is None:
+        splits = [name for name, path in data.paths.items() if path is not None]
+    report = CheckReport(brief)
+    found: dict[str, GroundTruth] = {}
+    for name in splits:
+        try:
+            found[name] = data.groundtruth(name)
+        except InputError as error:
+            report.problems.append(Finding("groundtruth", f"{name}: {error}", name))
+    _check_labels(report, found)
+    looks = _brief_looks(data, found) if brief else _full_looks(data, found, num_workers, progress)
+    files: dict[str, dict[str, _File]] = {name: {} for name in found}
+    for name, key, file in looks:
+        files[name][key] = file
+    for name, groundtruth in found.items():
+        files[name] = {key: files[name][key] for key in groundtruth.keys if key in files[name]}
+        _check_files(report, name, files[name], data)
+    _check_shared(report, found, files)
+    return report
+
+
+def _describe(name: str, split: SplitCheck) -> Iterator[str]:
+    hours = f"{split.hours:.2f} hours"
+    if split.looked_at < split.tracks:
+        hours += f" in the {split.looked_at} looked at"
+    labels = "" if split.counts is None else f", {len(split.counts)} labels"
+    yield f"{name}: {split.tracks} tracks{labels}, {hours} ({split.path})"
+    if split.counts:
+        ordered = sorted(split.counts.items(), key=lambda item: item[1])
+        (least, fewest), (most, largest) = ordered[0], ordered[-1]
+        median = ordered[len(ordered) // 2][1]
+        yield f"  tracks to a label: {fewest} ({least}) to {largest} ({most}), median {median}"
+
+
+def _some(names: Iterable[str], shown: int = 3) -> str:
+    names = list(names)
+    return ", ".join(map(short_repr, names[:shown])) + ", ..." * (len(names) > shown)
+
+
+# --- Labels -------------------------------------------------------------------------------------
+
+
+def _check_labels(report: CheckReport, found: dict[str, GroundTruth]) -> None:
+    names: dict[str, list[str]] = {}
+    for split, groundtruth in found.items():
+        report.splits[split] = SplitCheck(str(groundtruth.path), len(groundtruth))
+        if split not in _SCORED:
+            continue
+        labels = None
+        try:
+            labels = labels_beside(groundtruth)
+        except InputError as error:
+            report.problems.append(Finding("labels", f"{split}: {error}", split))
+        if labels is not None:
+            names[split] = labels
+        _check_counts(report, split, groundtruth, labels)
+    scored = {split: groundtruth for split, groundtruth in found.items() if split in _SCORED}
+    for (a, one), (b, other) in combinations(scored.items(), 2):
+        if one.n_classes != other.n_classes:
+            text = f"{a} has {one.n_classes} labels to a track, and {b} has {other.n_classes}"
+        elif a in names and b in names and names[a] != names[b]:
+            i = next(
+                i
+                for i, pair in enumerate(zip(names[a], names[b], strict=True))
+                if len(set(pair)) > 1
+            )
+            text = (
+                f"labels.json of {a} and of {b} differ: label {i} is {short_repr(names[a][i])} and "
+                f"{short_repr(names[b][i])}"
+            )
+        else:
+            continue
+        report.problems.append(
+            Finding("labels", f"{text}: make all splits with one list of labels")
+        )
+
+
+def _check_counts(
+    report: CheckReport, split: str, groundtruth: GroundTruth, labels: list[str] | None
+) -> None:
+    kind = "value" if groundtruth.task == "regression" else "label"
+    names = labels or [f"{kind} {i}" for i in range(groundtruth.n_classes)]
+
+    def warn(which: np.ndarray, what: str) -> None:
+        chosen = [names[i] for i in np.flatnonzero(which)]
+        if chosen:
+            text = f"{split}: {len(chosen)} of {len(names)} {what} ({_some(chosen)})"
+            report.warnings.append(Finding("labels", text, split))
+
+    if groundtruth.task == "regression":
+        flat = (groundtruth.targets == groundtruth.targets[:1]).all(axis=0)
+        warn(flat, "values are the same on all tracks: there is nothing to learn")
+        return
+    counts = groundtruth.counts()
+    summary = report.splits[split]
+    summary.counts = dict(zip(names, counts.tolist(), strict=True))
+    summary.unlabelled = int((~groundtruth.targets.any(axis=1)).sum())
+    if summary.unlabelled == len(groundtruth):
+        report.problems.append(Finding("labels", f"{split}: not one track has a label", split))
+        return
+    if summary.unlabelled:
+        text = f"{split}: {summary.unlabelled} of {len(groundtruth)} tracks have no label"
+        report.warnings.append(Finding("labels", text, split))
+    lost = "they cannot be learnt" if split == "train" else "figures leave them out"
+    warn(counts == 0, f"labels are on no track: {lost}")
+    warn(counts == len(groundtruth), "labels are on all tracks: they tell nothing")
+
+
+# --- Files --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What is known of a track's file.
+
+    Attributes:
+        frames: 0 of one that cannot be used.
+        problem: why it cannot; "" if it can.
+        identity: device and inode: the same file, whatever its names.
+        content: a hash of the values; None if they were not read, or are all the same.
+        silent: whether they are all the same.
+    """
+
+    frames: int = 0
+    problem: str = ""
+    identity: tuple[int, int] | None = None
+    content: bytes | None = None
+    silent: bool = False
+
+
+def _looker(
+    data: MaestDataModule, split: str, n_classes: int, read: bool
+) -> Callable[[str], _File]:
+    """The function that looks at the files of a track of a split."""
+
+    def look(key: str) -> _File:
+        content, silent = None, False
+        try:
+            with MelFile.of_key(data.base_dir, key) as mel:
+                status = os.stat(mel.path)
+                if read:
+                    content, silent = _read(mel)
+            if split == "train" and data.teacher_dir is not None:
+                if read:
+                    read_teacher_logits(data.teacher_dir, key, n_classes)
+                else:
+                    check_teacher_files(data.teacher_dir, [key])
+        except (MelFileError, TeacherFileError) as error:
+            return _File(problem=str(error))
+        except OSError as error:  # gone since it was opened
+            return _File(problem=f"{mel.path}: cannot be read ({error.strerror})")
+        return _File(len(mel), "", (status.st_dev, status.st_ino), content, silent)
+
+    return look
+
+
+def _read(mel: MelFile) -> tuple[bytes | None, bool]:
+    """Hash of a file's content, and whether all its values are the same."""
+    content, first, silent = hashlib.blake2b(digest_size=16), None, True
+    for chunk in mel.chunks():
+        content.update(memoryview(chunk).cast("B"))
+        first = chunk[0, 0] if first is None else first
+        silent = silent and bool((chunk[0] == first).all() and (chunk == first).all())
+    return None if silent else content.digest(), silent
+
+
+def _full_looks(
+    data: MaestDataModule,
+    found: dict[str, GroundTruth],
+    num_workers: int | None,
+    progress: bool,
+) -> Iterator[tuple[str, str, _File]]:
+    known: dict[str, _File] = {}  # good files: those of several splits are read once
+    for split, groundtruth in found.items():
+        look = _looker(data, split, groundtruth.n_classes, read=True)
+        if split == "train":  # which may have a teacher's files to look at
+            known = {}
+        keys = [key for key in groundtruth.keys if key not in known]
+        files = in_order(look, keys, num_workers, f"check {split}" if progress else None)
+        now = dict(zip(keys, files, strict=True))
+        yield from (
+            (split, key, now[key] if key in now else known[key]) for key in groundtruth.keys
+        )
+        known |= {key: file for key, file in now.items() if not file.problem}
+
+
+def _brief_looks(
+    data: MaestDataModule, found: dict[str, GroundTruth]
+) -> Iterator[tuple[str, str, _File]]:
+    """In random order: wherever it ends, all splits and all parts of them have had their share."""
+    ends = np.cumsum([len(groundtruth) for groundtruth in found.values()])
+    if not len(ends):
+        return
+    lookers = [_looker(data, name, split.n_classes, read=False) for name, split in found.items()]
+    names, splits = list(found), list(found.values())
+    spread = np.unique(np.linspace(0, ends[-1] - 1, min(BRIEF_FILES, ends[-1])).astype(int))
+    deadline = time.monotonic() + BRIEF_SECONDS
+    for track in np.random.default_rng(0).permutation(spread).tolist():
+        i = int(np.searchsorted(ends, track, side="right"))
+        key = splits[i].keys[track - ends[i]]  # counted from the split's end
+        yield names[i], key, lookers[i](key)
+        if time.monotonic() > deadline:
+            return
+
+
+def _check_files(
+    report: CheckReport, name: str, files: dict[str, _File], data: MaestDataModule
+) -> None:
+    split = report.splits[name]
+    split.looked_at = len(files)
+    good = {key: file for key, file in files.items() if not file.problem}
+    split.hours = seconds(sum(file.frames for file in good.values())) / 3600
+    split.bad = {key: file.problem for key, file in files.items() if file.problem}
+    split.short = [key for key, file in good.items() if file.frames < data.clip_frames]
+    split.silent = [key for key, file in good.items() if file.silent]
+    if split.bad:
+        text = f"{name}: {len(split.bad)} of {len(files)} tracks cannot be read: "
+        skipped = data.on_error == "skip" and len(split.bad) < len(files)
+        if skipped:
+            text += "they will be skipped (datamodule.on_error)"
+        else:
+            text += "mend or leave them out, or go on without them by datamodule.on_error=skip"
+        where = report.warnings if skipped else report.problems
+        where.append(Finding("files", text, name))
+    if split.short and name in _SCORED:
+        text = (
+            f"{name}: {len(split.short)} of {len(files)} tracks are shorter than a clip of "
+            f"{seconds(data.clip_frames):g} s ({_some(split.short)}): silence is added in training"
+        )
+        report.warnings.append(Finding("short", text, name))
+    if split.silent:
+        text = (
+            f"{name}: {len(split.silent)} of {len(files)} files have the same value everywhere, as "
+            f"silence has ({_some(split.silent)})"
+        )
+        report.warnings.append(Finding("silent", text, name))
+
+
+# --- Tracks that are there twice ----------------------------------------------------------------
+
+
+def _check_shared(
+    report: CheckReport, found: dict[str, GroundTruth], files: dict[str, dict[str, _File]]
+) -> None:
+    tracks = [
+        (split, key, posixpath.normpath(key))
+        for split, groundtruth in found.items()
+        if split in _SCORED
+        for key in groundtruth.keys
+    ]
+
+    def file(split: str, key: str) -> _File:
+        return files[split].get(key, _File())
+
+    # What makes two tracks the same, and what has then been told of them before.
+    _report_twins(report, "track", ((s, k, path, None) for s, k, path in tracks))
+    _report_twins(report, "file", ((s, k, file(s, k).identity, path) for s, k, path in tracks))
+    by_content = ((s, k, file(s, k).content, file(s, k).identity) for s, k, _ in tracks)
+    _report_twins(report, "content", by_content)
+
+
+_TWINS = {
+    "track": "{} tracks are in both",
+    "file": "{} files are in both, under different keys",
+    "content": "{} tracks have the same content in both, in different files",
+}
+
+
+def _report_twins(
+    report: CheckReport, what: str, tracks: Iterable[tuple[str, str, Hashable, Hashable]]
+) -> None:
+    """Tell of tracks that are the same.
+
+    Args:
+        report: is added to.
+        what: makes them the same, a key of ``_TWINS``.
+        tracks: split, key, what is compared, and what must differ (None: nothing).
+    """
+    groups: dict[Hashable, list[tuple[str, str, Hashable]]] = defaultdict(list)
+    for split, key, same, different in tracks:
+        if same is not None:
+            groups[same].append((split, key, different))
+    shared: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for group in groups.values():
+        pairs = set()
+        for (a, key, one), (b, _, other) in combinations(group[:_SHOWN], 2):
+            if (one is None or one != other) and (a, b) not in pairs:
+                pairs.add((a, b))
+                shared[a, b].append(key)
+    for (a, b), keys in shared.items():
+        if a == b:
+            text = f"{a}: {len(keys)} tracks are there twice, as another key with the same {what}"
+            report.warnings.append(Finding("duplicate", f"{text} ({_some(keys)})", a))
+            continue
+        text = f"{a} and {b}: {_TWINS[what].format(len(keys))} ({_some(keys)}): "
+        if "train" in (a, b):
+            text += "keep each in one split, or the figures mean nothing"
+            report.problems.append(Finding("shared", text))
+        else:
+            text += "the test figures are those of tracks that the training was stopped by"
+            report.warnings.append(Finding("shared", text))

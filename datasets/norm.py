@@ -1,0 +1,171 @@
+"""Mean and standard deviation of the store's values, which a network's input is normalised by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from datasets.melspectrograms import MelFile, MelFileError, find_mel
+from helpers.melspectrogram import N_MELS
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Moments:
+    """Number, mean and sum of squared deviations of a stream of values, in float64.
+
+    Merging is the update of T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing
+    the sample variance", The American Statistician 37 (1983): exact to rounding however long the
+    stream, where a sum of squares would lose its digits.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, other: Moments) -> None:
+        """Take in the values of ``other``."""
+        total = self.count + other.count
+        if not self.count:
+            self.mean, self.squares = other.mean, other.squares
+        elif other.count:
+            delta = other.mean - self.mean
+            self.squares += other.squares + delta**2 * self.count * other.count / total
+            self.mean += delta * other.count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of the values, NaN of none."""
+        return float(np.sqrt(self.squares / self.count)) if self.count else float("nan")
+
+
+def file_moments(path: str | Path) -> Moments:
+    """Of all values of a file, which is read in pieces of at most 320 s.
+
+    Raises:
+        MelFileError: as :func:`open_mel` and :meth:`MelFile.read_into`.
+    """
+    moments = Moments()
+    with MelFile(path) as mel:
+        for chunk in mel.chunks():
+            values = chunk.astype(np.float64)
+            mean = float(values.mean())
+            values -= mean
+            squares = float(np.square(values, out=values).sum())
+            moments.add(Moments(values.size, mean, squares))
+    return moments
+
+
+def mean_and_std(paths: Iterable[str | Path]) -> tuple[float, float]:
+    """Mean and standard deviation over all values of some files, read one after the other.
+
+    Files that cannot be read are left out: whoever uses them will be told.
+
+    Raises:
+        MelFileError: if not one of them can be read.
+    """
+    moments = Moments()
+    error = MelFileError("no log-mel files to take the mean of")
+    for path in paths:
+        try:
+            moments.add(file_moments(path))
+        except MelFileError as reason:
+            error = reason
+    if not moments.count:
+        raise error
+    return moments.mean, moments.std
+
+
+@dataclass(frozen=True)
+class NormStats:
+    """Statistics of the log-mel values of many tracks.
+
+    Attributes:
+        mean, std: over all values of all frames; the deviation is that of the values, not an
+            estimate from a sample of them.
+        tracks: how many were read.
+        frames: of them together.
+        failed: why the others could not be read, by key; they are left out.
+    """
+
+    mean: float
+    std: float
+    tracks: int
+    frames: int
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def norm_stats(
+    base_dir: str | Path,
+    keys: Sequence[str],
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> NormStats:
+    """Mean and standard deviation over all values of all tracks, exact to float64's rounding.
+
+    Memory does not grow with a track's length or with their number. Files are read by several
+    threads and merged in the order of ``keys``, so that the figures are the same to the last bit
+    whatever the number of threads.
+
+    Args:
+        base_dir: folder of the log-mel files.
+        keys: the tracks, as in a ground truth.
+        num_workers: threads; None for one a core.
+        progress: whether to show a progress bar.
+
+    Raises:
+        MelFileError: if not one of the tracks can be read.
+    """
+
+    def of_key(key: str) -> Moments | str:
+        try:
+            return file_moments(find_mel(base_dir, key))
+        except MelFileError as error:
+            return str(error)
+
+    total, tracks, failed = Moments(), 0, {}
+    results = in_order(of_key, keys, num_workers, "norm statistics" if progress else None)
+    for key, result in zip(keys, results, strict=True):
+        if isinstance(result, str):
+            failed[key] = result
+        else:
+            total.add(result)
+            tracks += 1
+    if not tracks:
+        first = next(iter(failed.values()), "there are no tracks")
+        raise MelFileError(f"{base_dir}: not one of {len(keys)} log-mel files can be read: {first}")
+    return NormStats(total.mean, total.std, tracks, total.count // N_MELS, failed)
+
+
+def in_order(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    num_workers: int | None,
+    progress: str | None,
+) -> Iterator[Result]:
+    """``map(function, items)`` in threads, in order, with few results waiting at a time.
+
+    Args:
+        function: what NumPy and the file system spend most time in: Python itself runs one thread.
+        items: its arguments.
+        num_workers: threads; None for one a core.
+        progress: what a progress bar is called, which a terminal shows; None for no bar.
+    """
+    workers = num_workers or os.cpu_count() or 1
+    if workers == 1:
+        results = map(function, items)
+    else:
+        parallel = Parallel(n_jobs=workers, backend="threading", return_as="generator")
+        results = parallel(delayed(function)(item) for item in items)
+    hidden = None if progress else True  # None: unless on a terminal
+    return iter(tqdm(results, progress, total=len(items), disable=hidden, unit="file"))

@@ -1,0 +1,241 @@
+"""Checkpoints of a training: whole files, written at the ends of epochs, in between, and on demand.
+
+A run that was killed at any instant continues from ``last.ckpt`` as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from helpers.errors import InputError
+from helpers.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
+# Processes that train together ask one another this often, in steps, whether one was told to stop.
+_ASK_EVERY = 10
+
+
+class Stopped(Exception):
+    """Training was told to stop, by a signal, and has.
+
+    Attributes:
+        signal: which one.
+        saved: whether ``last.ckpt`` is of this very instant, or of an earlier one.
+    """
+
+    def __init__(self, number: int, saved: bool) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = signal.Signals(number)
+        self.saved = saved
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, to the disk itself, and renames it.
+
+    Lightning's own way goes through the folder for temporary files: where that is another file
+    system, a kill leaves part of a checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        with atomic_path(path, durable=True) as temporary:
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # of the archive's writer, when the file did not grow
+                raise OSError(
+                    f"{path}: the checkpoint could not be written ({_first_line(error)}): is the "
+                    f"disk full? ({shutil.disk_usage(temporary.parent).free / 2**20:.0f} MiB free) "
+                    "The one before it is as it was; make room, and continue with ckpt_path=last"
+                ) from error
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if not Path(path).is_file():
+            kind = "is a folder, not a file" if Path(path).is_dir() else "no such file"
+            raise InputError(
+                f"{path}: {kind}. ckpt_path is a checkpoint of a training, "
+                "exp_logs/<id>/checkpoints/last.ckpt, or `last` for that of the newest run"
+            )
+        return super().load_checkpoint(path, *args, **kwargs)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+class Checkpoints(Checkpoint):
+    """Keeps ``last.ckpt``, and for each monitored figure the checkpoint of its best epoch.
+
+    The best are ``<name>-epoch=<number>.ckpt``. An older best is removed only once ``last.ckpt``
+    says that there is a newer one.
+
+    On SIGTERM and SIGINT (and SIGUSR1, by which SLURM announces the end of a job's time) training
+    is saved after the step at hand, and :class:`Stopped` is raised; during the last batch and its
+    validation, once the epoch is over. A second signal stops at once.
+
+    Args:
+        folder: where to.
+        monitors: name → figure whose highest value counts; one that is not there is passed over.
+        minutes: time between saves within an epoch.
+        earlier: the folder of the checkpoint that training continues from.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        monitors: Mapping[str, str],
+        minutes: float = 10.0,
+        earlier: str | Path | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.monitors = dict(monitors)
+        self.minutes = minutes
+        self.earlier = None if earlier is None else Path(earlier)
+        self.best: dict[str, dict[str, float]] = {}  # name → {"epoch": …, "score": …}
+        self._validated = False
+        self._saved_at = time.monotonic()
+        self._told = 0  # the signal
+        self._handlers: dict[int, Any] = {}
+
+    # ------------------------------------------------------------------ what is kept
+
+    def path(self, name: str) -> Path | None:
+        """The checkpoint of the best epoch by a monitored figure; None if there is none."""
+        if name not in self.best:
+            return None
+        return self.folder / f"{name}-epoch={self.best[name]['epoch']}.ckpt"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": {name: dict(best) for name, best in self.best.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = {name: dict(best) for name, best in state_dict["best"].items()}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._adopt()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at = time.monotonic()
+        self._listen()
+
+    def _adopt(self) -> None:
+        """Take the best checkpoints of the run that this one continues into its own folder."""
+        for name in list(self.best):
+            path = self.path(name)
+            if path.is_file():
+                continue
+            there = None if self.earlier is None else self.earlier / path.name
+            if there is None or not there.is_file():
+                log.warning("%s is gone: the best epoch is sought among those to come", path.name)
+                del self.best[name]
+                continue
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(there, path)
+            except OSError:  # another file system, or one without links
+                with atomic_path(path) as temporary:
+                    shutil.copyfile(there, temporary)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        old = []
+        for name, monitor in self.monitors.items():
+            score = trainer.callback_metrics.get(monitor)
+            if score is None or not self._validated:
+                continue
+            best = self.best.get(name)
+            if best is None or float(score) > best["score"]:
+                old.append(self.path(name))
+                self.best[name] = {"epoch": trainer.current_epoch, "score": float(score)}
+                trainer.save_checkpoint(self.path(name), weights_only=False)
+        self._validated = False
+        self._save_last(trainer)
+        if trainer.is_global_zero:
+            for path in filter(None, old):
+                path.unlink(missing_ok=True)
+        last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
+        if self._agreed(trainer, bool(self._told)) and not last:
+            raise Stopped(self._told or signal.SIGTERM, saved=True)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        # The last batch is followed by the validation, and then the epoch is over.
+        steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        if rest or trainer.is_last_batch:
+            return
+        alone = trainer.world_size == 1
+        if not alone and steps % _ASK_EVERY:
+            return
+        due = time.monotonic() - self._saved_at > 60 * self.minutes
+        told = self._agreed(trainer, bool(self._told))
+        if told or self._agreed(trainer, due):
+            self._save_last(trainer)
+        if told:
+            raise Stopped(self._told or signal.SIGTERM, saved=True)
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        self._saved_at = time.monotonic()
+
+    @staticmethod
+    def _agreed(trainer: pl.Trainer, decision: bool) -> bool:
+        """Whether any of the processes says so."""
+        if trainer.world_size == 1:
+            return decision
+        return trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+    # ------------------------------------------------------------------ signals
+
+    def _listen(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._told:  # twice: at once
+            self._deafen()
+            raise Stopped(number, saved=False)
+        self._told = number
+        name = signal.Signals(number).name
+        log.warning("%s: saving and stopping after this step; once more stops at once", name)
+
+    def _deafen(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._handlers = {}
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._deafen()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._deafen()

@@ -1,0 +1,332 @@
+"""Each fault that is planted in a good set is found, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets import check
+from datasets.check import CheckReport, check_data
+from datasets.datamodule import MaestDataModule
+from datasets.groundtruth import write_groundtruth, write_labels
+from datasets.melspectrograms import write_mel
+from helpers.files import to_json
+
+LABELS = ["low", "middle", "high"]
+
+
+@dataclass
+class Set:
+    """A good data set in a folder: 24 tracks to train, 6 of each other split, one label each."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.tracks = {"train": {}, "val": {}, "test": {}}
+        for split, count in (("train", 24), ("val", 6), ("test", 6)):
+            for i in range(count):
+                key = f"{split}/{i:02d}.mmap"
+                write_mel(self.mels / key, rng.random((125, 96)))
+                self.tracks[split][key] = np.arange(3) == i % 3
+        write_labels(self.root / "labels.json", LABELS)
+
+    @property
+    def mels(self) -> Path:
+        return self.root / "mels"
+
+    def check(self, **options) -> CheckReport:
+        own = {name: options.pop(name) for name in ("splits", "brief") if name in options}
+        return check_data(self.data(**options), progress=False, num_workers=1, **own)
+
+    def data(self, **options) -> MaestDataModule:
+        paths = {}
+        for split, tracks in self.tracks.items():
+            path = paths[f"groundtruth_{split}"] = self.root / f"groundtruth-{split}.pk"
+            if isinstance(tracks, dict):
+                write_groundtruth(path, tracks, options.get("task", "multi-label"))
+            else:
+                path.write_bytes(tracks)
+        return MaestDataModule(**{"base_dir": self.mels, "clip_frames": 100, **paths, **options})
+
+
+@pytest.fixture
+def good(tmp_path) -> Set:
+    return Set(tmp_path)
+
+
+def messages(report: CheckReport) -> list[str]:
+    return [finding.message for finding in [*report.problems, *report.warnings]]
+
+
+def only(report: CheckReport, kind: str, problem: bool = True) -> str:
+    """The message of the one thing that a report has found."""
+    (finding,) = [*report.problems, *report.warnings]
+    assert finding.kind == kind
+    assert finding in (report.problems if problem else report.warnings)
+    assert report.ok != problem
+    assert finding.message in str(report)
+    assert finding.message in to_json(report.to_dict())
+    return finding.message
+
+
+@pytest.mark.parametrize("brief", [False, True])
+def test_nothing_is_found_in_a_good_set(good, brief):
+    report = good.check(brief=brief)
+    assert messages(report) == []
+    assert report.ok
+    train = report.splits["train"]
+    assert (train.tracks, train.looked_at, train.bad) == (24, 24, {})
+    assert train.counts == {"low": 8, "middle": 8, "high": 8}
+    assert train.hours == pytest.approx(24 * 125 / 62.5 / 3600)
+    assert "train: 24 tracks, 3 labels, 0.01 hours" in str(report)
+    assert "problems: none\nwarnings: none" in str(report)
+    assert json.loads(to_json(report.to_dict()))["splits"]["val"]["tracks"] == 6
+
+
+def test_files(good):
+    (good.mels / "train/00.mmap").unlink()
+    (good.mels / "train/01.mmap").write_bytes(b"")
+    (good.mels / "train/02.mmap").write_bytes(bytes(96 * 2 * 50 + 2))
+    for key, value in (("train/03.mmap", np.nan), ("test/04.mmap", np.inf)):
+        mel = np.ones((50_000 if value != value else 200, 96), np.float16)
+        mel[-1, -1] = value
+        mel.tofile(good.mels / key)
+    report = good.check()
+    assert [finding.kind for finding in report.problems] == ["files", "files"]
+    assert "train: 4 of 24 tracks cannot be read" in messages(report)[0]
+    assert "datamodule.on_error=skip" in messages(report)[0]
+    bad = {"00": "no such file", "01": "is empty", "02": "truncated", "03": "NaN"}
+    found = report.splits["train"].bad
+    assert found.keys() == {f"train/{name}.mmap" for name in bad}
+    for name, reason in bad.items():
+        assert reason in found[f"train/{name}.mmap"]
+        assert f"train/{name}.mmap" in str(report)
+    assert "NaN or infinite" in report.splits["test"].bad["test/04.mmap"]
+    sizes = good.check(brief=True)  # which do not tell of a NaN
+    assert list(sizes.splits["train"].bad) == [f"train/0{i}.mmap" for i in range(3)]
+    assert sizes.splits["test"].bad == {}
+    assert "no file's content was read" in str(sizes)
+
+
+def test_files_that_will_be_skipped_are_no_problem(good):
+    (good.mels / "train/00.mmap").unlink()
+    text = only(good.check(on_error="skip"), "files", problem=False)
+    assert "1 of 24 tracks cannot be read: they will be skipped" in text
+    shutil.rmtree(good.mels)
+    report = good.check(on_error="skip", splits=["train"])
+    assert "24 of 24" in only(report, "files")
+
+
+def test_the_first_bad_files_are_listed_and_all_are_in_the_dict(good, monkeypatch):
+    monkeypatch.setattr(check, "_SHOWN", 5)
+    for i in range(7):
+        (good.mels / f"train/{i:02d}.mmap").unlink()
+    report = good.check()
+    lines = [line for line in report.lines() if line.startswith("      ")]
+    assert len(lines) == 6
+    assert lines[-1] == "      and 2 more"
+    assert len(report.to_dict()["splits"]["train"]["bad"]) == 7
+
+
+def test_ground_truths_that_cannot_be_read_do_not_stop_it(good):
+    good.tracks["train"] = b"no pickle"
+    (good.mels / "val/03.mmap").unlink()
+    data = good.data(groundtruth_test=good.root / "gone.pk")
+    report = check_data(data, progress=False)
+    assert [(finding.kind, finding.split) for finding in report.problems] == [
+        ("groundtruth", "train"),
+        ("groundtruth", "test"),
+        ("files", "val"),
+    ]
+    assert "groundtruth-train.pk" in str(report)
+    assert "gone.pk" in str(report)
+    missing = MaestDataModule(base_dir=good.mels, clip_frames=10)
+    assert "datamodule.groundtruth_val is not set" in only(
+        check_data(missing, ["val"]), "groundtruth"
+    )
+    assert check_data(missing).ok  # no split is set
+
+
+def test_the_teachers_files(good):
+    teacher = good.root / "teacher"
+    for key in good.tracks["train"]:
+        path = teacher / f"{key}.logits.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.zeros((2, 3), np.float32))
+    assert messages(good.check(teacher_dir=teacher)) == []
+    np.save(teacher / "train/05.mmap.logits.npy", np.zeros(4, np.float32))
+    (teacher / "train/06.mmap.logits.npy").unlink()
+    report = good.check(teacher_dir=teacher)
+    assert "train: 2 of 24" in only(report, "files")
+    assert "holds float32 (4,)" in report.splits["train"].bad["train/05.mmap"]
+    assert "no such file" in report.splits["train"].bad["train/06.mmap"]
+    brief = good.check(teacher_dir=teacher, brief=True)
+    assert list(brief.splits["train"].bad) == ["train/06.mmap"]
+    again = good.check(teacher_dir=teacher, splits=["val", "train"])
+    assert len(again.splits["train"].bad) == 2
+
+
+# --- Labels -------------------------------------------------------------------------------------
+
+
+def test_labels_on_no_track_and_on_all(good):
+    for split in good.tracks:
+        for key in good.tracks[split]:
+            good.tracks[split][key] = np.array([1, 1, 0])
+    good.tracks["train"]["train/00.mmap"] = np.array([1, 0, 0])
+    good.tracks["val"]["val/00.mmap"] = np.array([1, 0, 1])
+    report = good.check(splits=["train", "val"])
+    assert report.ok
+    assert messages(report) == [
+        "train: 1 of 3 labels are on no track: they cannot be learnt ('high')",
+        "train: 1 of 3 labels are on all tracks: they tell nothing ('low')",
+        "val: 1 of 3 labels are on all tracks: they tell nothing ('low')",
+    ]
+    assert report.splits["val"].counts == {"low": 6, "middle": 5, "high": 1}
+
+
+def test_tracks_without_labels(good):
+    for key in list(good.tracks["val"])[:2]:
+        good.tracks["val"][key] = np.zeros(3)
+    report = good.check()
+    assert only(report, "labels", problem=False) == "val: 2 of 6 tracks have no label"
+    assert report.splits["val"].unlabelled == 2
+    good.tracks["val"] = {key: np.zeros(3) for key in good.tracks["val"]}
+    assert only(good.check(), "labels") == "val: not one track has a label"
+
+
+def test_splits_that_do_not_agree_on_the_labels(good):
+    good.tracks["val"] = {key: np.append(row, True) for key, row in good.tracks["val"].items()}
+    (good.root / "labels.json").unlink()
+    report = good.check(splits=["train", "val"])
+    assert report.problems[0].message.startswith("train has 3 labels to a track, and val has 4")
+    good.tracks["val"] = {key: row[:3] for key, row in good.tracks["val"].items()}
+    other = good.root / "other" / "groundtruth.pk"
+    write_groundtruth(other, good.tracks["val"])
+    write_labels(good.root / "labels.json", LABELS)
+    write_labels(other.parent / "labels.json", ["low", "high", "middle"])
+    report = good.check(splits=["train", "val", "test"], groundtruth_val=other)
+    assert [finding.kind for finding in report.problems] == ["labels", "labels"]
+    assert "train and of val differ: label 1 is 'middle' and 'high'" in messages(report)[0]
+    assert "of val and of test differ" in messages(report)[1]
+    (other.parent / "labels.json").write_text('["low"]')
+    assert "1 labels" in only(good.check(groundtruth_val=other), "labels")
+
+
+def test_values_of_a_regression(good):
+    for tracks in good.tracks.values():
+        for i, key in enumerate(tracks):
+            tracks[key] = np.array([i, 0.5])
+    (good.root / "labels.json").unlink()
+    report = good.check(task="regression", splits=["train"])
+    text = only(report, "labels", problem=False)
+    assert "1 of 2 values are the same on all tracks: there is nothing to learn ('value 1')" in text
+    assert report.splits["train"].counts is None
+
+
+# --- Tracks -------------------------------------------------------------------------------------
+
+
+def test_short_and_silent_tracks(good):
+    write_mel(good.mels / "train/03.mmap", np.random.default_rng(1).random((99, 96)))
+    np.zeros((300, 96), np.float16).tofile(good.mels / "val/01.mmap")
+    np.full((300, 96), 2, np.float16).tofile(good.mels / "val/02.mmap")
+    report = good.check()
+    assert report.ok
+    assert [(finding.kind, finding.split) for finding in report.warnings] == [
+        ("short", "train"),
+        ("silent", "val"),
+    ]
+    assert "1 of 24 tracks are shorter than a clip of 1.6 s ('train/03.mmap')" in str(report)
+    assert report.splits["val"].silent == ["val/01.mmap", "val/02.mmap"]
+    assert good.check(brief=True).splits["train"].short == ["train/03.mmap"]
+
+
+@pytest.mark.parametrize("brief", [False, True])
+def test_a_key_in_several_splits(good, brief):
+    good.tracks["val"]["train/00.mmap"] = np.array([1, 0, 0])
+    good.tracks["val"]["./train/01.mmap"] = np.array([1, 0, 0])  # the same path
+    text = only(good.check(brief=brief), "shared")
+    assert text.startswith("train and val: 2 tracks are in both ('train/00.mmap', 'train/01.mmap')")
+    # what is only listened to may be of any split
+    good.tracks["val"] = {key: good.tracks["val"][key] for key in list(good.tracks["val"])[:6]}
+    predict = good.root / "groundtruth-train.pk"
+    assert messages(good.check(brief=brief, groundtruth_predict=predict)) == []
+
+
+def test_validation_and_test_may_be_warned_of(good):
+    good.tracks["test"]["val/00.mmap"] = np.array([1, 0, 0])
+    assert only(good.check(), "shared", problem=False).startswith("val and test: 1 tracks")
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_one_file_under_two_names(good, link):
+    link(good.mels / "train/00.mmap", good.mels / "val/linked.mmap")
+    good.tracks["val"]["val/linked.mmap"] = np.array([1, 0, 0])
+    for brief in (True, False):
+        text = only(good.check(brief=brief), "shared")
+        assert "train and val: 1 files are in both, under different keys ('train/00.mmap')" in text
+
+
+def test_a_copy_of_a_track(good):
+    shutil.copy(good.mels / "train/00.mmap", good.mels / "test/copy.mmap")
+    good.tracks["test"]["test/copy.mmap"] = np.array([1, 0, 0])
+    text = only(good.check(), "shared")
+    assert "train and test: 1 tracks have the same content in both" in text
+    assert messages(good.check(brief=True)) == []  # nothing is read
+
+
+def test_twice_in_one_split(good):
+    good.tracks["train"]["train/00"] = np.array([1, 0, 0])  # .mmap is added to it
+    shutil.copy(good.mels / "train/01.mmap", good.mels / "train/copy.mmap")
+    good.tracks["train"]["train/copy.mmap"] = np.array([1, 0, 0])
+    report = good.check()
+    assert report.ok
+    assert [finding.kind for finding in report.warnings] == ["duplicate", "duplicate"]
+    assert "with the same file ('train/00.mmap')" in messages(report)[0]
+    assert "with the same content ('train/01.mmap')" in messages(report)[1]
+
+
+# --- How long it takes --------------------------------------------------------------------------
+
+
+def test_several_threads_find_the_same(good):
+    (good.mels / "train/00.mmap").unlink()
+    alone = good.check().to_dict()
+    assert check_data(good.data(), num_workers=3).to_dict() == alone
+
+
+def test_a_brief_check_of_many_tracks_is_quick(good, monkeypatch):
+    mel = np.ones((120, 96), np.float16)
+    mel.tofile(good.mels / "one.mmap")
+    for split, count in (("train", 9000), ("val", 1000)):
+        folder = good.mels / "many" / split
+        folder.mkdir(parents=True)
+        good.tracks[split] = {f"many/{split}/{i}.mmap": np.arange(3) == i % 3 for i in range(count)}
+        for key in good.tracks[split]:
+            (good.mels / key).symlink_to(good.mels / "one.mmap")
+    for i in range(0, 9000, 10):
+        (good.mels / f"many/train/{i}.mmap").unlink()
+    data = good.data()
+    for split in ("train", "val"):
+        data.groundtruth(split)
+    started = time.perf_counter()
+    report = check_data(data, ["train", "val"], brief=True)
+    assert time.perf_counter() - started < 5  # it takes 0.2 s, on a machine with nothing else to do
+    train, val = report.splits["train"], report.splits["val"]
+    assert train.looked_at + val.looked_at == 2000
+    assert train.looked_at == pytest.approx(1800, abs=20)
+    assert 100 < len(train.bad) < 300
+    assert f"{len(train.bad)} of {train.looked_at} tracks cannot be read" in str(report)
+    assert f"in the {val.looked_at} looked at" in str(report)
+    monkeypatch.setattr(check, "BRIEF_SECONDS", 0)
+    report = check_data(data, ["train", "val"], brief=True)
+    assert sum(split.looked_at for split in report.splits.values()) == 1

@@ -1,0 +1,96 @@
+"""Mean and deviation of the store, against NumPy on all values at once."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from datasets import norm
+from datasets.melspectrograms import MelFileError, write_mel
+from datasets.norm import Moments, in_order, mean_and_std, norm_stats
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Tracks of 1 to 400 frames of different levels, one a .npy; and all their values."""
+    folder = tmp_path_factory.mktemp("store")
+    rng = np.random.default_rng(0)
+    values, keys = [], []
+    for i in range(40):
+        mel = rng.random((int(rng.integers(1, 400)), 96)) * rng.uniform(0.1, 4) + i / 10
+        key = f"{i % 3}/{i}.mmap"
+        if i == 7:
+            key, mel = "7.npy", mel.astype(np.float32)
+            np.save(folder / key, mel)
+        else:
+            write_mel(folder / key, mel)
+            mel = mel.astype(np.float16)
+        keys.append(key)
+        values.append(mel.astype(np.float64))
+    return folder, keys, np.concatenate(values)
+
+
+def test_norm_stats_are_numpys(store, monkeypatch):
+    folder, keys, values = store
+    found = norm_stats(folder, keys, progress=False)
+    np.testing.assert_allclose([found.mean, found.std], [values.mean(), values.std()], rtol=1e-12)
+    assert (found.tracks, found.frames, found.failed) == (40, len(values), {})
+    np.testing.assert_allclose(mean_and_std(folder / key for key in keys), (found.mean, found.std))
+    monkeypatch.setattr("datasets.melspectrograms._CHUNK", 7)
+    pieces = norm_stats(folder, keys, progress=False)
+    np.testing.assert_allclose([pieces.mean, pieces.std], [values.mean(), values.std()], rtol=1e-12)
+
+
+def test_far_from_zero_no_digits_are_lost(tmp_path):
+    """Where the mean of squares less the square of the mean would have none left."""
+    mel = 1000 + np.random.default_rng(0).integers(2, size=(300, 96)) / 2
+    write_mel(tmp_path / "a.mmap", mel)
+    found = norm_stats(tmp_path, ["a.mmap"] * 5, progress=False)
+    np.testing.assert_allclose([found.mean, found.std], [mel.mean(), mel.std()], rtol=1e-12)
+
+
+def test_the_same_to_the_last_bit_whatever_the_threads(store):
+    folder, keys, _ = store
+    alone = norm_stats(folder, keys, num_workers=1, progress=False)
+    for workers in (2, 5):
+        assert norm_stats(folder, keys, num_workers=workers, progress=True) == alone
+
+
+def test_what_cannot_be_read_is_left_out_and_named(store, tmp_path):
+    folder, keys, values = store
+    (folder / "torn.mmap").write_bytes(bytes(96 * 2 + 1))
+    nan = np.ones((300, 96), np.float16)
+    nan[250, 3] = np.nan  # good frames come before it
+    nan.tofile(folder / "nan.mmap")
+    found = norm_stats(folder, ["torn.mmap", *keys[:20], "nan.mmap", *keys[20:], "gone"], 2, False)
+    np.testing.assert_allclose([found.mean, found.std], [values.mean(), values.std()], rtol=1e-12)
+    assert found.tracks == 40
+    assert list(found.failed) == ["torn.mmap", "nan.mmap", "gone"]
+    for key, part in (("torn.mmap", "truncated"), ("nan.mmap", "NaN"), ("gone", "no such file")):
+        assert part in found.failed[key]
+    with pytest.raises(MelFileError, match=r"not one of 2 .* no such file"):
+        norm_stats(folder, ["gone", "lost"], progress=False)
+    with pytest.raises(MelFileError, match="no tracks"):
+        norm_stats(folder, [], progress=False)
+    with pytest.raises(MelFileError, match="no such file"):
+        mean_and_std([folder / "gone"])
+    assert np.isnan(Moments().std)
+
+
+def test_memory_does_not_grow_with_a_track(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.melspectrograms._CHUNK", 1000)
+    np.ones((60_000, 96), np.float16).tofile(tmp_path / "hours.mmap")  # 11.5 MB; 46 MB as float64
+    tracemalloc.start()
+    found = norm.file_moments(tmp_path / "hours.mmap")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (found.count, found.mean, found.squares) == (60_000 * 96, 1, 0)
+    assert peak < 4e6
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_order(workers):
+    assert list(in_order(lambda i: i * i, range(100), workers, None)) == [i * i for i in range(100)]
+    assert list(in_order(abs, [], workers, "nothing")) == []
