@@ -1,5 +1,5 @@
 # make demo   installs into .venv, then runs the whole method on real music
-# make test   installs into .venv if need be, then runs the tests
+# make test   installs into .venv if need be, then runs the tests (make test-slow: the long ones)
 #
 # PYTHON=/path/to/python3.12 chooses the interpreter for .venv; DEMO="..." adds options to the demo.
 
@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && echo $$python && break; done)
 
-.PHONY: help install install-dev demo test lint format clean
+.PHONY: help install install-dev demo test test-slow lint format clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 3
@@ -38,6 +38,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -116,8 +116,6 @@ def set_up(
         ex.named_configs[name].__doc__ = sentences[name]
     if is_first_process():
         ex.observers.append(FileStorageObserver(LOG_DIR, copy_sources=False))
-    else:  # the others say what is wrong, and nothing else
-        logging.getLogger().setLevel(logging.WARNING)
     ex.captured_out_filter = apply_backspaces_and_linefeeds
 
     @ex.config_hook
@@ -194,6 +192,8 @@ def run_command_line(
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    if not is_first_process():  # the others say what stops them, and nothing else
+        arguments = ["--loglevel=ERROR", *arguments]
     try:
         run = ex.run_commandline([argv[0], *arguments])
     except SystemExit as end:

@@ -43,10 +43,12 @@ from ex_setup import (
     check_label_names,
     check_labels,
     compile_if_it_pays,
+    end_processes,
     find_checkpoint,
     find_run_to_continue,
     find_sizes,
     flops_per_clip,
+    lost_a_process,
     needed_checkpoint,
     network_options,
     set_up_data,
@@ -119,7 +121,6 @@ def pretrain(_run, _config) -> dict[str, Any]:
         folder / "checkpoints",
         {"best": monitor, "best-swa": monitor.replace("val_", "val_swa_")},
         minutes=config["trainer"]["checkpoint_minutes"],
-        earlier=continued and continued.parent,
     )
     frozen = config["module"]["freeze_blocks"]
     throughput = Throughput(flops_per_clip(net, data.clip_frames, frozen))
@@ -137,13 +138,27 @@ def pretrain(_run, _config) -> dict[str, Any]:
     compile_if_it_pays(config, net, data.clips_per_epoch or len(data.groundtruth("train")))
     try:
         trainer.fit(module, data, ckpt_path=continued, weights_only=True)
-    except Stopped as stop:
-        raise _interrupted(stop, checkpoints, trainer) from None
+    except Exception as error:
+        end_processes(trainer)
+        if isinstance(error, Stopped):
+            raise _interrupted(error, checkpoints, trainer) from None
+        if trainer.world_size > 1 and lost_a_process(error):
+            raise InputError(
+                "another process of this training has ended; what went wrong there is said above "
+                f"(here: {str(error).splitlines()[0]})"
+            ) from error
+        raise
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # From here on this process is alone, and Lightning would wait for the others.
+        torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:
         return {}
 
     last = {"epoch": trainer.current_epoch, "steps": trainer.global_step}
-    kept, validated = last, bool(history.epochs) and monitor in history.epochs[-1]
+    # A run that was over already has validated nothing.
+    validated = module.evaluation is not None and bool(history.epochs)
+    validated = validated and monitor in history.epochs[-1]
+    kept = last
     if path := checkpoints.path("best"):
         found = load_checkpoint(path)
         load_into(net, found)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +302,7 @@ def find_run_to_continue(config: dict[str, Any], log_dir: Path) -> Path | None:
     if config["ckpt_path"] != "last":
         return None if config["ckpt_path"] is None else Path(config["ckpt_path"])
     runs = [path for path in log_dir.glob("*/checkpoints/last.ckpt") if path.is_file()]
+    runs = [path for path in runs if not path.parents[1].is_symlink()]  # as "latest" is
     newest = None
     for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
@@ -364,13 +367,17 @@ def set_up_trainer(
     given["enable_progress_bar"] &= sys.stderr.isatty()
     if given["enable_progress_bar"]:
         callbacks = [*callbacks, ProgressBar(refresh_rate=5)]
-    return pl.Trainer(
+    trainer = pl.Trainer(
         default_root_dir=folder,
         callbacks=callbacks,
         enable_model_summary=False,
         enable_checkpointing=training,
         **{"logger": False, **given, **options},
     )
+    # Between several processes, Lightning asks at every step whether one was told to stop, and the
+    # host waits for the device to answer: `helpers.checkpoints` asks at every tenth.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
 
 
 def flops_per_clip(net: Maest, frames: int, frozen_blocks: int) -> float:
@@ -403,11 +410,44 @@ def compile_if_it_pays(config: dict[str, Any], net: Maest, clips: int) -> None:
 
 
 def _check_processes(devices: int, num_nodes: int) -> None:
-    """Raise InputError if torchrun has started another number of processes than is set."""
-    started = int(os.environ.get("WORLD_SIZE", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    """Raise InputError if torchrun or srun has started another number of processes than is set."""
+    who, options, started = "srun", "--ntasks-per-node and --nodes", 0
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        who, options = "torchrun", "--nproc-per-node and --nnodes"
+        started = int(os.environ["WORLD_SIZE"])
+    elif os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":  # of one, Lightning starts the others
+        started = int(os.environ["SLURM_STEP_NUM_TASKS"])
     if started and devices != -1 and started != devices * num_nodes:
         raise InputError(
-            f"torchrun has started {started} processes, and trainer.devices={devices} times "
+            f"{who} has started {started} processes, and trainer.devices={devices} times "
             f"trainer.num_nodes={num_nodes} is {devices * num_nodes}: set them to what "
-            "--nproc-per-node and --nnodes say"
+            f"{options} say"
         )
+
+
+def end_processes(trainer: pl.Trainer, patience: float = 5.0) -> None:
+    """Let the processes that Lightning has started end, and end those that do not by themselves.
+
+    They may wait for this one, which is about to stop.
+
+    Args:
+        trainer: of the first process of a machine.
+        patience: seconds that they get.
+    """
+    started = getattr(trainer.strategy.launcher, "procs", [])
+    processes = list(started)
+    # Lightning watches them, and kills this one if one has failed: before it has said what it has
+    # to say. Without any, it stops watching.
+    started.clear()
+    until = time.monotonic() + patience
+    for process in processes:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def lost_a_process(error: Exception) -> bool:
+    """Whether an error only says that another process has gone."""
+    return isinstance(error, torch.distributed.DistError) or "by peer" in str(error)

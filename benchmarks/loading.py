@@ -57,7 +57,7 @@ MEAN, STD = 2.06755686098554, 1.268292820667291
 MASKS = {"time_masks": 20, "time_width": 8, "freq_masks": 8, "freq_width": 5}
 LINKS = 700  # names of the store's folder: with 300 tracks, 210,000 keys
 MEMORY_EPOCHS = 6
-MEMORY_CLIPS = {OURS: 24_000, USUAL: 1_200}  # in an epoch
+MEMORY_CLIPS = 2400  # in an epoch
 
 
 class OneCallAMask(Dataset):
@@ -222,7 +222,7 @@ def private_mib(process: int | str) -> float:
 
 def memory(way: str, folder: Path, frames: int, workers: int, device: str) -> dict[str, list]:
     """Private MiB of the main process and of its workers together, after each epoch."""
-    loader = loader_of(way, folder / "many", frames, workers, MEMORY_CLIPS[way], device)
+    loader = loader_of(way, folder / "many", frames, workers, MEMORY_CLIPS, device)
     found: dict[str, list] = {"main": [], "workers": []}
     for i in range(MEMORY_EPOCHS):
         loader.sampler.set_epoch(i)

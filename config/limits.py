@@ -26,6 +26,7 @@ LIMITS = {
     "module.swa_start": (50, 0),
     "module.swa_lr": (2e-5, 0),
     "module.mixup_alpha": (None, 0),
+    "module.roll": (None, 0),
     "module.time_masks": (None, 0),
     "module.time_mask_width": (None, 0),
     "module.freq_masks": (None, 0),

@@ -19,6 +19,7 @@ DEFAULTS = {
     "swa_start": None,
     "swa_lr": None,  # the rate from that epoch on; None: as the schedule says
     "mixup_alpha": 0.0,  # 0: no mixup
+    "roll": 0,  # each clip is turned round in time by up to so many frames; PaSST's: 50
     # SpecAugment on the normalised mel: number of masks, and the width they stay below
     "time_masks": 0,
     "time_mask_width": 8,

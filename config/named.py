@@ -77,6 +77,25 @@ _add(
     {"maest": {"pretrained": True}},  # weights are wanted
 )
 
+_add(
+    MAEST,
+    "scores_pretrain",
+    "How maest-tiny-scores was trained, once the embedded data set has all works: "
+    "datasets/scores/preprocess.py --works all --renditions 4 --clip-seconds 10.",
+    {
+        "datamodule": {
+            "groundtruth_train": str(SCORES / "tags" / "groundtruth-train.pk"),
+            "groundtruth_val": str(SCORES / "tags" / "groundtruth-validation.pk"),
+            "groundtruth_test": str(SCORES / "tags" / "groundtruth-test.pk"),
+            "batch_size_train": 16,
+            "clips_per_epoch": 8000,
+            "balanced_sampling": True,
+        },
+        "module": {"warmup_epochs": 0.5, "ramp_start": 7, "ramp_end": 18, "swa_start": 13},
+        "trainer": {"max_epochs": 18},
+    },
+)
+
 # ---------------------------------------------------------------- the family
 
 _DEIT, _PASST = "passt_deit_bd_p16_384", "passt_s_swa_p16_128_ap476"

@@ -8,6 +8,8 @@ DEFAULTS = {
     "num_nodes": 1,  # machines
     "strategy": "auto",  # "ddp" where several train together
     "precision": None,  # 16-mixed on CUDA, 32-true elsewhere
+    # A step's batch is that many of datamodule.batch_size_train; divides an epoch's batches best,
+    # as a smaller last group counts less
     "accumulate_grad_batches": 1,
     "gradient_clip_val": None,
     "check_val_every_n_epoch": 1,

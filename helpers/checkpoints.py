@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -22,11 +23,14 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from helpers.errors import InputError
-from helpers.files import atomic_path
+from helpers.files import TEMPORARY, atomic_path
 
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
+# What a training cannot be continued without.
+_PARTS = {"state_dict", "loops", "optimizer_states", "lr_schedulers"}
+_ABANDONED = 600.0  # seconds after which a file that was being written is none any more
 # Processes that train together ask one another this often, in steps, whether one was told to stop.
 _ASK_EVERY = 10
 
@@ -72,11 +76,34 @@ class WholeFiles(TorchCheckpointIO):
                 f"{path}: {kind}. ckpt_path is a checkpoint of a training, "
                 "exp_logs/<id>/checkpoints/last.ckpt, or `last` for that of the newest run"
             )
-        return super().load_checkpoint(path, *args, **kwargs)
+        try:
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                whole = archive.testzip() is None
+            content = super().load_checkpoint(path, *args, **kwargs) if whole else None
+        except (OSError, MemoryError):  # says nothing of the file's content
+            raise
+        except Exception:  # a damaged file can raise nearly anything
+            content = None
+        if not isinstance(content, dict) or not content.keys() >= _PARTS:
+            raise InputError(
+                f"{path}: damaged, or no checkpoint of a training. ckpt_path can be another one, "
+                f"such as {Path(path).parent}/best-epoch=<number>.ckpt; to start from a model, "
+                "give maest.checkpoint"
+            )
+        return content
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file another name; where that cannot be, copy it."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        with atomic_path(target, durable=True) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 class Checkpoints(Checkpoint):
@@ -93,7 +120,6 @@ class Checkpoints(Checkpoint):
         folder: where to.
         monitors: name → figure whose highest value counts; one that is not there is passed over.
         minutes: time between saves within an epoch.
-        earlier: the folder of the checkpoint that training continues from.
     """
 
     def __init__(
@@ -101,12 +127,10 @@ class Checkpoints(Checkpoint):
         folder: str | Path,
         monitors: Mapping[str, str],
         minutes: float = 10.0,
-        earlier: str | Path | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.monitors = dict(monitors)
         self.minutes = minutes
-        self.earlier = None if earlier is None else Path(earlier)
         self.best: dict[str, dict[str, float]] = {}  # name → {"epoch": …, "score": …}
         self._validated = False
         self._saved_at = time.monotonic()
@@ -128,30 +152,38 @@ class Checkpoints(Checkpoint):
         self.best = {name: dict(best) for name, best in state_dict["best"].items()}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._adopt()
+        if trainer.is_global_zero and trainer.ckpt_path is not None:
+            self._adopt(Path(trainer.ckpt_path))
+        self.best = trainer.strategy.broadcast(self.best)  # all save, or none
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at = time.monotonic()
         self._listen()
+        if trainer.received_sigterm:  # since Lightning listens, which would end without a word
+            trainer._signal_connector.received_sigterm = False
+            self._told = signal.SIGTERM
 
-    def _adopt(self) -> None:
-        """Take the best checkpoints of the run that this one continues into its own folder."""
+    def _adopt(self, continued: Path) -> None:
+        """Take the checkpoints of the run that this one continues into its own folder.
+
+        The one that it continues from too: nothing depends on the earlier folder from here on.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
         for name in list(self.best):
             path = self.path(name)
             if path.is_file():
                 continue
-            there = None if self.earlier is None else self.earlier / path.name
-            if there is None or not there.is_file():
+            there = continued.parent / path.name
+            if not there.is_file():
                 log.warning("%s is gone: the best epoch is sought among those to come", path.name)
                 del self.best[name]
                 continue
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(there, path)
-            except OSError:  # another file system, or one without links
-                with atomic_path(path) as temporary:
-                    shutil.copyfile(there, temporary)
+            _link(there, path)
+        if not (self.folder / LAST).exists():
+            _link(continued, self.folder / LAST)
+        for part in continued.parent.glob(f"{TEMPORARY}*{Path(LAST).suffix}"):  # of a kill
+            if time.time() - part.stat().st_mtime > _ABANDONED:
+                part.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = not trainer.sanity_checking
@@ -166,7 +198,7 @@ class Checkpoints(Checkpoint):
             if best is None or float(score) > best["score"]:
                 old.append(self.path(name))
                 self.best[name] = {"epoch": trainer.current_epoch, "score": float(score)}
-                trainer.save_checkpoint(self.path(name), weights_only=False)
+                self._save(trainer, self.path(name))
         self._validated = False
         self._save_last(trainer)
         if trainer.is_global_zero:
@@ -185,8 +217,11 @@ class Checkpoints(Checkpoint):
         batch_idx: int,
     ) -> None:
         # The last batch is followed by the validation, and then the epoch is over.
+        if trainer.is_last_batch:
+            self._check_weights(trainer)
+            return
         steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
-        if rest or trainer.is_last_batch:
+        if rest:
             return
         alone = trainer.world_size == 1
         if not alone and steps % _ASK_EVERY:
@@ -199,8 +234,25 @@ class Checkpoints(Checkpoint):
             raise Stopped(self._told or signal.SIGTERM, saved=True)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        self._save(trainer, self.folder / LAST)
         self._saved_at = time.monotonic()
+
+    def _save(self, trainer: pl.Trainer, path: Path) -> None:
+        self._check_weights(trainer)
+        trainer.save_checkpoint(path, weights_only=False)
+
+    @staticmethod
+    def _check_weights(trainer: pl.Trainer) -> None:
+        """Raise InputError for weights that are no numbers: the loss tells a step later only."""
+        weights = [p.detach() for p in trainer.lightning_module.parameters()]
+        highest = torch._foreach_norm(weights, float("inf"))
+        if not torch.stack([norm.float() for norm in highest]).isfinite().all():
+            raise InputError(
+                f"the weights became NaN or infinite in epoch {trainer.current_epoch}, at step "
+                f"{trainer.global_step} or shortly before. Lower module.lr, or set "
+                "trainer.gradient_clip_val=1. They are not saved: ckpt_path=last continues from "
+                "the checkpoint before them"
+            )
 
     @staticmethod
     def _agreed(trainer: pl.Trainer, decision: bool) -> bool:

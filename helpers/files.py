@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".tmp-"  # what the names of unfinished files and folders begin with
+
 
 @contextmanager
 def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
@@ -29,7 +31,7 @@ def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A fixed-length stem: a name near the file system's limit must not become too long.
-    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix[-16:], dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix[-16:], dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -64,7 +66,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
     try:
         yield temporary
         # Some writers make private files; these are as readable as any other of the user's.
@@ -82,7 +84,7 @@ def _move_into_place(new: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(new, folder)
         return
-    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    aside = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
     older = aside / folder.name
     try:
         os.replace(folder, older)
@@ -126,7 +128,7 @@ def _finite(value: Any) -> Any:
 def point_link(link: str | Path, target: str | Path) -> None:
     """Make the symbolic link ``link`` point at ``target``, in one step if there was one before."""
     link = Path(link)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=link.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=link.parent) as folder:
         temporary = Path(folder) / "link"
         temporary.symlink_to(os.path.relpath(target, link.parent))
         os.replace(temporary, link)

@@ -77,9 +77,10 @@ class History(pl.Callback):
         figures = trainer.callback_metrics
         row: dict[str, float] = {"epoch": trainer.current_epoch}
         for name, value in sorted(figures.items()):
-            # Lightning keeps the figures of the last validation, whenever that was.
+            # Lightning keeps the figures of the last validation, whenever that was; and the rates
+            # that LearningRateMonitor saw last, some steps before.
             stale = name.startswith("val_") and not self._validated
-            if not name.endswith("_step") and not stale:
+            if not stale and not name.endswith("_step") and not name.startswith("lr-"):
                 row[name] = float(value)
         row["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         row["seconds"] = self._seconds()

@@ -37,8 +37,8 @@ def get_maest(
 
     Args:
         arch: name of the architecture (`models.ARCHS`); the checkpoint's, if None.
-        pretrained: fetch the published weights of ``arch``, once (`models.download`). None: where
-            it has any and no checkpoint is given. False: fresh weights.
+        pretrained: take the published weights of ``arch``, fetched once (`models.download`). None:
+            where it has any and no checkpoint is given. False: fresh weights.
         n_classes: number of labels; the checkpoint's, or that of ``labels``, if None.
         input_t: longest input, in frames; the checkpoint's, or the architecture's, if None.
         checkpoint: a model folder or a checkpoint file (`models.load_checkpoint`), or one that was

@@ -20,6 +20,7 @@ class Arch:
         hub: the weights' repository on the Hugging Face hub.
         url: the weights' file, where they are no hub repository.
         timm: timm's name of the weights.
+        shipped: whether the weights are in this repository, a model folder in models/pretrained.
         elsewhere: another place where people get the file by hand.
         licence: of the weights, as an SPDX identifier.
         data: what they were trained on.
@@ -33,6 +34,7 @@ class Arch:
     hub: str | None = None
     url: str | None = None
     timm: str | None = None
+    shipped: bool = False
     elsewhere: str | None = None
     licence: str | None = None
     data: str | None = None
@@ -43,8 +45,8 @@ class Arch:
 
     @property
     def published(self) -> bool:
-        """Whether there are weights to fetch."""
-        return any((self.hub, self.url, self.timm))
+        """Whether there are weights to be had."""
+        return any((self.hub, self.url, self.timm, self.shipped))
 
 
 # The models of the paper (P. Alonso-Jiménez et al., ISMIR 2023): seconds, labels. fs: from scratch,
@@ -69,6 +71,16 @@ ARCHS = {
     "maest_tiny": Arch(embed_dim=192, num_heads=3),  # 5.4 M parameters: learns on a laptop
     "maest_small": Arch(embed_dim=384, num_heads=6),  # 22 M
     "maest_base": Arch(),  # 86 M: the size of the released models
+    # Trained here, on the embedded data set
+    "maest-tiny-scores": Arch(
+        embed_dim=192,
+        num_heads=3,
+        clip_length=5,
+        n_classes=55,
+        shipped=True,
+        licence="CC-BY-NC-4.0",
+        data="scores of the music21 corpus, performed",
+    ),
     **{
         name: Arch(
             clip_length=seconds,

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 
 _HUB = "https://huggingface.co"
+PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # model folders of this repository
 
 
 class DownloadError(CheckpointError):
@@ -47,6 +48,10 @@ def fetch(name: str) -> Checkpoint:
             f"there are no published weights of {name!r}: build it with pretrained=False and train "
             "it, or pass a checkpoint"
         )
+    if arch.shipped:
+        checkpoint = load_checkpoint(PRETRAINED / name)
+        checkpoint.arch = name
+        return checkpoint
     files, path = _fetch_files(name, arch)
     try:
         checkpoint = load_checkpoint(path)

@@ -20,6 +20,7 @@ from helpers.masking import spec_augment
 from helpers.metrics import MONITOR, Evaluation, TaggingScores, evaluate
 from helpers.mixup import mixup
 from helpers.patches import seconds
+from helpers.roll import roll
 from helpers.schedules import warmup_ramp_factor
 from helpers.seeds import derived_seed
 from models.checkpoint_files import AVERAGE, TRAINER_KEY
@@ -39,6 +40,7 @@ class TrainingOptions:
         swa_start: first epoch, from 0, whose weights enter the average; None for no average.
         swa_lr: the learning rate from that epoch on, in place of the schedule's; None for the
             schedule's.
+        roll: each clip is rolled in time by up to so many frames; 0 for none.
         mixup_alpha: of Beta(alpha, alpha); 0 for no mixup.
         time_masks, time_mask_width, freq_masks, freq_mask_width: SpecAugment; 0 masks for none.
         layer_decay: each layer's learning rate over that of the layer after it, see
@@ -64,6 +66,7 @@ class TrainingOptions:
     layer_decay: float = 1.0
     freeze_blocks: int = 0
     teacher_threshold: float = 0.45
+    roll: int = 0
     swa_start: int | None = None
     swa_lr: float | None = None
 
@@ -236,6 +239,7 @@ class MaestModule(pl.LightningModule):
             of_teacher = teacher_targets(teacher, options.teacher_threshold)
             targets = torch.cat((targets, of_teacher), dim=1)  # mixed with the same weights
         x = self._network_input(batch.mel)
+        x = roll(x, options.roll)
         x = spec_augment(
             x,
             options.time_masks,
@@ -400,12 +404,29 @@ class MaestModule(pl.LightningModule):
         checkpoint[TRAINER_KEY] = ours
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the epoch's loss so far; the average of the weights is a callback's."""
+        """Take the epoch's loss so far; the average of the weights is a callback's.
+
+        Raises:
+            InputError: if the checkpoint is of another network, or trains other parts of it.
+        """
         ours = checkpoint.get(TRAINER_KEY, {})
+        self._check_same(ours.get("sizes", {}), checkpoint["optimizer_states"])
         self.skipped = dict(ours.get("skipped", {}))
         if "loss_sum" in ours and self.global_rank == 0:  # it is of all processes
             self._loss_sum = ours["loss_sum"].to(self.device)
             self._loss_clips = ours["loss_clips"]
+
+    def _check_same(self, sizes: dict[str, Any], optimizers: list[dict[str, Any]]) -> None:
+        own = self.net.sizes()
+        found = [f"{n} {v} (here {own[n]})" for n, v in sizes.items() if own.get(n, v) != v]
+        groups = [len(group["params"]) for group in optimizers[0]["param_groups"]]
+        if groups != [len(group["params"]) for group in self._parameter_groups()]:
+            found.append("other settings of module.layer_decay or module.freeze_blocks")
+        if found:
+            raise InputError(
+                f"the checkpoint that ckpt_path names is of another training: {'; '.join(found)}. "
+                "Give its settings, or start a new training from its weights with maest.checkpoint"
+            )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Without the weights' average, where a checkpoint has one."""
@@ -463,9 +484,6 @@ class MaestModule(pl.LightningModule):
 
     def _evaluation_end(self, prefix: str) -> None:
         keys = [key for own, _ in self._evaluated_tracks for key in own]
-        if not keys and self._processes == 1:
-            reasons = "; ".join(list(self.skipped.values())[:3])
-            raise InputError(f"not one of the tracks to evaluate on could be read: {reasons}")
         parts = {"targets": [targets for _, targets in self._evaluated_tracks]}
         for name, results in self._evaluated.items():
             parts[f"logits {name}"] = [logits for logits, _ in results]
@@ -474,6 +492,9 @@ class MaestModule(pl.LightningModule):
         self._evaluated.clear()
         self._evaluated_tracks.clear()
         keys, tensors = self._of_all_processes(keys, tensors)
+        if not keys:
+            reasons = "; ".join(list(self.skipped.values())[:3])
+            raise InputError(f"not one of the tracks to evaluate on could be read: {reasons}")
         shown = (MONITOR[self.net.task], "roc_auc", "macro_f1")
         self.targets = tensors["targets"].numpy()
         self.outputs = tensors["activations "].numpy()
@@ -496,18 +517,20 @@ class MaestModule(pl.LightningModule):
         """Put the tracks of all processes together, each once, in the order of the ground truth.
 
         Process r of n has tracks r, r + n, r + 2n, …; some have one of another's too, so that all
-        have as many batches.
+        have as many batches. What each has passed over is known to all from here on.
         """
         if self._processes == 1:
             return keys, tensors
         parts: list[Any] = [None] * self._processes
-        torch.distributed.all_gather_object(parts, (keys, tensors))
+        torch.distributed.all_gather_object(parts, (keys, tensors, self.skipped))
+        for _, _, skipped in parts:
+            self._note_skipped(skipped)
         places: dict[str, tuple[int, int]] = {}
-        for row in range(max(len(own) for own, _ in parts)):
-            for rank, (own, _) in enumerate(parts):
+        for row in range(max(len(own) for own, _, _ in parts)):
+            for rank, (own, _, _) in enumerate(parts):
                 if row < len(own):
                     places.setdefault(own[row], (rank, row))
-        names = next(names for _, names in parts if names)
+        names = next((names for _, names, _ in parts if names), {})
         return list(places), {
             name: torch.stack([parts[rank][1][name][row] for rank, row in places.values()])
             for name in names

@@ -41,5 +41,5 @@ def test_python_of_the_readme(tmp_path, block, capsys):
 
 def test_there_is_python_for_each_use():
     text = "".join(BLOCKS)
-    for name in ("predict_labels", "transformer_block=6", "save_model", "write_mel"):
+    for name in ("predict_labels", "transformer_block=6", "save_model"):
         assert name in text

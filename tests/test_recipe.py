@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from sklearn.metrics import (
     accuracy_score,
@@ -16,6 +17,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+import config
+from helpers.averaging import WeightAverage
 from helpers.masking import spec_augment
 from helpers.metrics import (
     FIGURE_NAMES,
@@ -28,7 +31,8 @@ from helpers.metrics import (
 )
 from helpers.mixup import mixup
 from helpers.schedules import warmup_ramp_factor
-from models.maest import TASKS
+from models.maest import TASKS, Maest
+from models.module import MaestModule, TrainingOptions
 
 PAPER = {"warmup_epochs": 5, "ramp_start": 50, "ramp_end": 100, "last_factor": 0.01}
 
@@ -39,6 +43,7 @@ PAPER = {"warmup_epochs": 5, "ramp_start": 50, "ramp_end": 100, "last_factor": 0
         (0, math.exp(-5 * 0.9**2)),  # epochs count as at least 0.5
         (0.5, math.exp(-5 * 0.9**2)),
         (1, math.exp(-5 * 0.8**2)),
+        (2.5, math.exp(-5 * 0.5**2)),
         (4, math.exp(-5 * 0.2**2)),
         (5, 1),
         (49, 1),
@@ -253,3 +258,137 @@ def test_baselines_of_each_task():
     train, own = np.array([[1.0], [2.0], [6.0]]), np.array([[2.0], [4.0]])
     found = baseline("regression", train, own).figures
     assert found == {"r2": pytest.approx(0), "mse": pytest.approx(1), "targets_left_out": 0}
+
+
+# --- The paper's recipe, number by number --------------------------------------------------------
+
+
+def configured(name: str) -> dict[str, dict]:
+    """All settings of `ex_maest.py with <name>`."""
+    changes = config.MAEST_NAMED[name]
+    return {
+        section: values | changes.get(section, {})
+        for section, values in config.MAEST.items()
+        if isinstance(values, dict)
+    }
+
+
+PRETRAIN = [name for name in config.MAEST_NAMED if name.startswith("maest") and "pretrain" in name]
+
+
+@pytest.mark.parametrize("name", ["paper_recipe", *PRETRAIN])
+def test_the_numbers_of_the_paper(name):
+    found = configured(name)
+    student = "teacher_student" in name
+    assert found["module"] == {
+        "lr": 2e-5,
+        "weight_decay": 1e-4,
+        "betas": [0.9, 0.999],  # PyTorch's own
+        "warmup_epochs": 5,
+        "ramp_start": 50,
+        "ramp_end": 100,
+        "last_lr_factor": 0.01,
+        "lr_interval": "epoch",
+        "swa_start": 50,
+        "swa_lr": None,
+        "mixup_alpha": 0.3,
+        "time_masks": 20,
+        "time_mask_width": 8,
+        "freq_masks": 8,
+        "freq_mask_width": 5,
+        "layer_decay": 1.0,
+        "freeze_blocks": 0,
+        "teacher_threshold": 0.45,
+    }
+    data, trainer, maest = found["datamodule"], found["trainer"], found["maest"]
+    assert data["batch_size_train"] == (4 if student else 12)
+    assert (data["clips_per_epoch"], data["balanced_sampling"]) == (200_000, True)
+    assert trainer["max_epochs"] == 130
+    assert trainer["precision"] is None  # fp16 on CUDA
+    assert trainer["gradient_clip_val"] is None
+    assert trainer["check_val_every_n_epoch"] == trainer["accumulate_grad_batches"] == 1
+    assert (maest["norm_mean"], maest["norm_std"]) == (2.06755686098554, 1.268292820667291)
+    assert maest["distilled_type"] == ("separated" if student else None)
+    assert maest["drop_rate"] == maest["attn_drop_rate"] == maest["drop_path_rate"] == 0
+    assert maest["s_patchout_f"] == maest["u_patchout"] == 0
+
+
+FAMILY = {
+    # stem: seconds, columns of a clip, columns dropped, what it starts from
+    "maest_10s_random_weights": (10, 61, 30, "maest_base"),
+    "maest_10s_from_deit": (10, 61, 30, "passt_deit_bd_p16_384"),
+    "maest_10s_from_passt": (10, 61, 30, "passt_s_swa_p16_128_ap476"),
+    "maest_5s_from_passt": (5, 30, 15, "passt_s_swa_p16_128_ap476"),
+    "maest_20s_from_passt": (20, 124, 60, "passt_s_swa_p16_128_ap476"),
+    "maest_30s_from_passt": (30, 186, 90, "passt_s_swa_p16_128_ap476"),
+    "maest_discogs_5sec": (5, 30, 15, "passt_s_swa_p16_128_ap476"),
+    "maest_discogs_30s": (30, 186, 90, "passt_s_swa_p16_128_ap476"),
+    "maest_30s_teacher_student": (30, 186, 90, "passt_s_swa_p16_128_ap476"),
+}
+
+
+@pytest.mark.parametrize(("stem", "expected"), FAMILY.items())
+def test_each_models_length_patchout_and_start(stem, expected):
+    seconds, columns, dropped, start = expected
+    found = configured(f"{stem}_pretrain")
+    assert found["datamodule"]["clip_length"] == seconds
+    assert (found["maest"]["s_patchout_t"], found["maest"]["arch"]) == (dropped, start)
+    assert (seconds * 16000 // 256 - 16) // 10 + 1 == columns
+    assert 0.45 < dropped / columns <= 0.5  # about half
+
+
+def test_block_of_the_embeddings():
+    assert config.MAEST["inference"]["transformer_block"] == 11
+    for name in config.MAEST_NAMED:
+        if name.endswith(("_inference", "_infer")):
+            assert configured(name)["inference"]["transformer_block"] == 7, name
+
+
+@pytest.mark.parametrize("swa_lr", [None, 2e-5])
+def test_rates_of_a_training_by_the_paper(swa_lr):
+    """AdamW's rate in each of the 130 epochs; in the released code averaging holds it at 2e-5."""
+    options = TrainingOptions(**configured("paper_recipe")["module"] | {"swa_lr": swa_lr})
+    net = Maest(n_classes=2, input_t=62, embed_dim=64, num_heads=1, depth=1)
+    module = MaestModule(net, options)
+    module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    found = module.configure_optimizers()
+    optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    assert found["lr_scheduler"]["interval"] == "epoch"
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+    assert optimizer.defaults["weight_decay"] == 1e-4
+    rates = []
+    for _ in range(130):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    early = {0: 3.48447e-7, 1: 8.15244e-7, 2: 3.30598e-6, 3: 8.98658e-6, 4: 1.63746e-5}
+    late = {51: 1.9604e-5, 75: 1.01e-5, 99: 5.96e-7, 100: 2e-7, 129: 2e-7}
+    expected = early | {5: 2e-5, 6: 2e-5, 30: 2e-5, 50: 2e-5}
+    expected |= late if swa_lr is None else dict.fromkeys(late, 2e-5)
+    assert {epoch: rates[epoch] for epoch in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_average_begins_with_the_51st_epoch():
+    average = WeightAverage(configured("paper_recipe")["module"]["swa_start"])
+    taken = [epoch for epoch in range(130) if average.should_update(epoch_idx=epoch)]
+    assert taken == list(range(50, 130))  # each
+    assert not average.should_update(step_idx=100_000)
+
+
+def test_frequency_masks_are_narrower():
+    torch.manual_seed(0)
+    masked = spec_augment(torch.ones(20_000, 20, 4), 0, 8, 1, 5)
+    assert (masked == masked[:, :, :1]).all()  # a stripe of bands covers all frames
+    widths = (masked[:, :, 0] == 0).sum(1)
+    counts = torch.bincount(widths) / len(widths)
+    torch.testing.assert_close(counts, torch.full((5,), 1 / 5), atol=0.01, rtol=0)  # 0 to 4
+
+
+def test_number_of_masks():
+    """Where they are wide apart, each can be counted."""
+    torch.manual_seed(0)
+    masked = spec_augment(torch.ones(500, 1, 20_000), 20, 2, 0, 0)[:, 0]
+    hidden = (masked == 0).sum(1).float()  # each mask has a width of 0 or 1
+    assert hidden.max() <= 20
+    assert hidden.mean() == pytest.approx(10, abs=0.4)

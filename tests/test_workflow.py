@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
-from command_line import bad, good, run, settings  # isort: skip (first: it quiets warnings)
+from command_line import bad, good, newest, run, settings  # isort: skip (first: it quiets warnings)
 
 import config
 import ex_maest
 from datasets.groundtruth import write_groundtruth, write_labels
 from datasets.melspectrograms import read_patches
+from ex_setup import compile_if_it_pays
+from helpers.history import read_history
 from models import get_maest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -218,7 +223,9 @@ def test_a_shorter_clip_at_inference_crops_the_positions(home, toy):
 def test_precision_is_chosen_by_what_there_is(tmp_path, monkeypatch):
     """fp16 for training on CUDA; fp32 elsewhere, and for what is extracted."""
     chosen = []
-    monkeypatch.setattr(ex_maest.pl, "Trainer", lambda **options: chosen.append(options))
+    monkeypatch.setattr(
+        ex_maest.pl, "Trainer", lambda **options: chosen.append(options) or MagicMock()
+    )
     defaults = config.MAEST
     for cuda in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
@@ -294,6 +301,10 @@ def test_training_on_a_broken_file_names_it(toy, tmp_path):
         ("with trainer.limit_val_batches=0 {toy}", "trainer.limit_val_batches is 0"),
         ("with datamodule.clip_length=ten", "expected a number, such as 10.0"),
         ("with datamodule.batch_size_train=0", "expected at least 1"),
+        (
+            "with datamodule.on_error=skipp {toy}",
+            "expected one of 'raise', 'skip'. Did you mean 'skip'",
+        ),
         ("with ckpt_path={tmp} {toy}", "is a folder, not a file. ckpt_path is"),
         ("with datamodule.groundtruth_train=nowhere.pk", "nowhere.pk: no such file"),
     ],
@@ -324,3 +335,147 @@ def test_as_a_program(toy, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 steps" in done.stdout
     assert "Warning" not in done.stderr, done.stderr
+
+
+# --- Before a training ---------------------------------------------------------------------------
+
+
+def a_set(toy, folder: Path, tracks: int = 6) -> tuple[str, Path]:
+    """Copies of toy tracks with a ground truth of their own; as settings, and where they are."""
+    for split, name in (("train", "train"), ("validation", "val")):
+        keys = [f"{split}/{i:02d}.mmap" for i in range(tracks)]
+        for key in keys:
+            (folder / key).parent.mkdir(exist_ok=True)
+            (folder / key).write_bytes((toy.mels / key).read_bytes())
+        groundtruth = {key: np.eye(3)[i % 3] for i, key in enumerate(keys)}
+        write_groundtruth(folder / f"{name}.pk", groundtruth)
+    files = f"datamodule.groundtruth_train={folder}/train.pk datamodule.base_dir={folder}"
+    return f"{files} datamodule.groundtruth_val={folder}/val.pk", folder
+
+
+def test_check_data(toy, tmp_path):
+    line, data = a_set(toy, tmp_path)
+    line = f"check_data with {line} datamodule.groundtruth_test=None datamodule.clip_length=1"
+    out = good("ex_maest.py", line, tmp_path)
+    assert "problems: none" in out
+    assert "warnings: none" in out
+    assert "train: 6 tracks, 3 labels" in out
+    found = json.loads((newest(tmp_path) / "check.json").read_text())
+    assert (found["ok"], found["brief"], found["problems"]) == (True, False, [])
+    assert found["splits"]["val"]["looked_at"] == 6
+
+    (data / "train/00.mmap").unlink()
+    (data / "train/01.mmap").write_bytes((data / "train/01.mmap").read_bytes()[:-1])
+    np.full((100, 96), np.inf, np.float16).tofile(data / "validation/02.mmap")
+    (data / "validation/03.mmap").write_bytes((data / "train/03.mmap").read_bytes())
+    done = run("ex_maest.py", line, tmp_path)
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    assert "train: 2 of 6 tracks cannot be read" in done.out
+    assert "val: 1 of 6 tracks cannot be read" in done.out
+    assert "'train/00.mmap': " in done.out
+    assert "no such file" in done.out
+    assert "'train/01.mmap': " in done.out
+    assert "no whole number of frames" in done.out
+    assert "'validation/02.mmap': " in done.out
+    assert "NaN or infinite values" in done.out
+    assert "train and val: 1 tracks have the same content in both" in done.out
+    found = json.loads((newest(tmp_path) / "check.json").read_text())
+    assert not found["ok"]
+    assert [problem["kind"] for problem in found["problems"]] == ["files", "files", "shared"]
+    assert set(found["splits"]["train"]["bad"]) == {"train/00.mmap", "train/01.mmap"}
+
+
+def test_missing_files_stop_a_training_at_once(toy, tmp_path):
+    """All of them are named, and nothing has been trained."""
+    line, data = a_set(toy, tmp_path)
+    for key in ("train/01.mmap", "train/04.mmap", "validation/05.mmap"):
+        (data / key).unlink()
+    message = bad("ex_maest.py", f"with {line} {QUICK}", tmp_path)
+    for key in ("train/01.mmap", "train/04.mmap", "validation/05.mmap"):
+        assert f"'{key}': {data / key}: no such file" in message
+    assert "train/02.mmap" not in message
+    assert "python ex_maest.py check_data" in message
+    assert not list(newest(tmp_path).glob("**/*.ckpt"))
+    done = run("ex_maest.py", f"with {line} {QUICK} datamodule.on_error=skip", tmp_path)
+    assert done.code == 0, done.err[-3000:]
+    skipped = json.loads((newest(tmp_path) / "results.json").read_text())["skipped"]
+    assert set(skipped) <= {"train/01.mmap", "train/04.mmap", "validation/05.mmap"}
+    assert "validation/05.mmap" in skipped
+
+
+def test_norm_stats_can_be_pasted(toy, tmp_path):
+    out = good("ex_maest.py", f"compute_norm_stats with {settings(toy)}", tmp_path)
+    values = np.concatenate(
+        [np.fromfile(path, np.float16) for path in sorted((toy.mels / "train").iterdir())]
+    ).astype(np.float64)
+    stats = json.loads((newest(tmp_path) / "norm_stats.json").read_text())
+    assert stats["mean"] == pytest.approx(values.mean(), rel=1e-12)
+    assert stats["std"] == pytest.approx(values.std(), rel=1e-12)
+    assert (stats["tracks"], stats["frames"]) == (36, values.size // 96)
+    pasted = out.splitlines()[-1]
+    assert pasted.startswith("maest.norm_mean=")
+    six = QUICK.replace("limit_train_batches=2", "limit_train_batches=6")
+    good(
+        "ex_maest.py",
+        f"with {settings(toy)} {six} {pasted} datamodule.batch_size_train=2",
+        tmp_path,
+    )
+    sizes = json.loads((newest(tmp_path) / "model" / "config.json").read_text())["sizes"]
+    assert (sizes["norm_mean"], sizes["norm_std"]) == (stats["mean"], stats["std"])
+    # how fast it was is told with each epoch
+    (row,) = read_history(newest(tmp_path) / "history.csv")
+    assert row["clips_per_second"] > 0
+    assert row["mfu"] > 0
+
+
+def test_norm_stats_leave_out_what_cannot_be_read(toy, tmp_path):
+    line, data = a_set(toy, tmp_path)
+    (data / "train/02.mmap").unlink()
+    done = run("ex_maest.py", f"compute_norm_stats with {line}", tmp_path)
+    assert done.code == 1
+    assert "5 tracks" in done.out
+    assert "1 files could not be read" in done.out
+    stats = json.loads((newest(tmp_path) / "norm_stats.json").read_text())
+    assert set(stats["failed"]) == {"train/02.mmap"}
+
+
+# --- torch.compile -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "cuda", "compiled"),
+    [
+        ({}, False, False),
+        ({"compile": True}, False, True),
+        ({"max_epochs": 4}, True, True),  # 4 · 2400 / 8 = 1200 steps
+        ({"max_epochs": 3}, True, False),  # 900: it would not pay
+        ({"max_epochs": 3, "compile": True}, True, True),
+        ({"compile": False}, True, False),
+        ({"accelerator": "cpu"}, True, False),
+    ],
+)
+def test_blocks_are_compiled_where_it_pays(monkeypatch, changes, cuda, compiled):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    calls = []
+    net = SimpleNamespace(compile_blocks=lambda: calls.append(1))
+    settings = {**config.MAEST, "trainer": config.MAEST["trainer"] | changes}
+    compile_if_it_pays(settings, net, clips=2400)
+    assert bool(calls) is compiled
+    deeper = settings["maest"] | {"drop_path_rate": 0.1}  # each rate would be a graph
+    compile_if_it_pays(settings | {"maest": deeper}, net, clips=2400)
+    assert len(calls) == compiled + (changes.get("compile") is True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a compiler")
+def test_a_compiled_training_is_the_same(toy, tmp_path):
+    for compiled in (False, True):
+        line = f"with {settings(toy)} {QUICK} trainer.compile={compiled}"
+        good("ex_maest.py", line, tmp_path)
+    plain, compiled = (
+        read_history(tmp_path / f"exp_logs/{i}/history.csv")[0]["train_loss"] for i in (1, 2)
+    )
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    net = get_maest(checkpoint=tmp_path / "exp_logs/2/model")
+    assert not any("_orig_mod" in name for name in net.state_dict())
