@@ -17,6 +17,8 @@ DEFAULTS = {
     "batch_size_eval": 8,  # whole tracks
     "clips_per_epoch": 2400,  # random crops; None: one of each track
     "balanced_sampling": False,  # draw clips with rare labels more often
-    "on_error": "raise",  # a file that cannot be read: "raise" ends the run, "skip" goes on without
+    # A file that cannot be read: "raise" ends the run, "skip" goes on without it, in training with
+    # a clip drawn evenly from all tracks in its place
+    "on_error": "raise",
     "num_workers": None,  # reading processes; none without a GPU, else one a core, at most 12
 }

@@ -135,7 +135,9 @@ class CropDataset(Dataset):
         base_dir: folder of the log-mel files.
         frames: T, length of a crop.
         teacher_dir: folder of a teacher's logits, if they are wanted.
-        on_error: "raise", or "skip" to put another clip in the place of one that cannot be read.
+        on_error: "raise", or "skip" to put another clip in the place of one that cannot be read:
+            of any track, each as likely, whatever weights the sampler draws by (so that a rare
+            label of ``balanced_sampling`` loses a little where its files are bad).
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """From a table of tracks to ground truths: split it by group, write the pickles.
 
-`datasets/groundtruth.py build` is the command line of it.
+`python datasets/groundtruth.py build` is the command line of it.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def build(
         step = (
             f"Mark some rows so in column {column!r}, or split by group: --ignore-split"
             if table.splits is not None
-            else f"There are {len(set(groups))} groups, and each stays on one side: expected 3 or "
-            "more (or another --group-column)"
+            else f"There are {len(set(groups))} groups, each of which stays on one side: three "
+            "sides need 3 or more (or another --group-column)"
         )
         raise TableError(f"{table.path}: no track for {' and '.join(empty)}. {step}")
 
@@ -170,7 +170,7 @@ def _warnings(
     names: list[str],
     positives: np.ndarray,
 ) -> list[str]:
-    found = []
+    found = list(table.warnings)
     if table.groups is None and table.splits is None:
         found.append(
             "the table has neither a split nor a group (artist, album): each track was taken for "
@@ -207,10 +207,12 @@ def describe(built: Built) -> list[str]:
     """Lines that tell a person what was written."""
     per_split = dict(zip(SPLITS, built.positives, strict=True))
     columns = "; ".join(
-        f"{what}: {names[0]}" if len(names) == 1 else f"{what}: {len(names)} columns"
+        f"{what}: {names[0]}" if len(names) == 1 else f"{what}: {len(names)} columns, see below"
         for what, names in built.columns.items()
     )
     lines = [f"columns  {columns}"]
+    if len(built.columns["labels"]) > 1:
+        lines.append(f"labels   {', '.join(built.columns['labels'])}")
     if built.unused:
         lines.append(f"not used {', '.join(built.unused)}")
     rows = [

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BRIEF_FILES = 2000  # that a brief check looks at, at most
 BRIEF_SECONDS = 2.0  # that it takes for them, at most
 _SHOWN = 20  # bad files of a split that a report lists; its dict has all
+_NAMED = 3  # tracks or labels that a message names
 _SCORED = ("train", "val", "test")  # splits whose labels matter, and that must not share tracks
 
 
@@ -191,7 +192,7 @@ def _describe(name: str, split: SplitCheck) -> Iterator[str]:
         yield f"  tracks to a label: {fewest} ({least}) to {largest} ({most}), median {median}"
 
 
-def _some(names: Iterable[str], shown: int = 3) -> str:
+def _some(names: Iterable[str], shown: int = _NAMED) -> str:
     names = list(names)
     return ", ".join(map(short_repr, names[:shown])) + ", ..." * (len(names) > shown)
 
@@ -430,10 +431,13 @@ def _report_twins(
 ) -> None:
     """Tell of tracks that are the same.
 
+    Between two splits, those of the later one are counted that are in the earlier one; in a split,
+    those that repeat an earlier track.
+
     Args:
         report: is added to.
         what: makes them the same, a key of ``_TWINS``.
-        tracks: split, key, what is compared, and what must differ (None: nothing).
+        tracks: split, key, what is compared, and what must differ (None: nothing); split by split.
     """
     groups: dict[Hashable, list[tuple[str, str, Hashable]]] = defaultdict(list)
     for split, key, same, different in tracks:
@@ -441,17 +445,23 @@ def _report_twins(
             groups[same].append((split, key, different))
     shared: dict[tuple[str, str], list[str]] = defaultdict(list)
     for group in groups.values():
-        pairs = set()
-        for (a, key, one), (b, _, other) in combinations(group[:_SHOWN], 2):
-            if (one is None or one != other) and (a, b) not in pairs:
-                pairs.add((a, b))
-                shared[a, b].append(key)
-    for (a, b), keys in shared.items():
-        if a == b:
-            text = f"{a}: {len(keys)} tracks are there twice, as another key with the same {what}"
-            report.warnings.append(Finding("duplicate", f"{text} ({_some(keys)})", a))
+        if len(group) == 1:
             continue
-        text = f"{a} and {b}: {_TWINS[what].format(len(keys))} ({_some(keys)}): "
+        before: dict[str, dict[Hashable, str]] = {}  # split → what must differ → its first key
+        for split, key, own in group:
+            for other, firsts in before.items():
+                twin = next((k for d, k in firsts.items() if d is None or d != own), None)
+                if twin is not None:
+                    names = (twin,) if posixpath.normpath(key) == twin else (twin, key)
+                    shared[other, split].append(" = ".join(map(short_repr, names)))
+            before.setdefault(split, {}).setdefault(own, key)
+    for (a, b), names in shared.items():
+        some = ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
+        if a == b:
+            text = f"{a}: {len(names)} tracks are there again, as another key with the same {what}"
+            report.warnings.append(Finding("duplicate", f"{text} ({some})", a))
+            continue
+        text = f"{a} and {b}: {_TWINS[what].format(len(names))} ({some}): "
         if "train" in (a, b):
             text += "keep each in one split, or the figures mean nothing"
             report.problems.append(Finding("shared", text))

@@ -39,6 +39,7 @@ from datasets.sampling import ClipSampler, TrackSampler
 from datasets.scores import DATA_DIR as SCORES_DIR
 from datasets.teacher import TeacherFileError, check_teacher_files
 from helpers.errors import InputError
+from helpers.parallel import cores
 from helpers.settings import check_choice
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class MaestDataModule(pl.LightningDataModule):
         clips_per_epoch: length of an epoch, of all processes together; all clips if None.
         balanced_sampling: draw clips of rare labels more often.
         num_workers: reading processes; by default none on a machine without a GPU, where the
-            network needs every core, and else one a core, at most 12, shared by the training
-            processes of a machine.
+            network needs every core, and else one a core that this process may use, at most 12 and
+            at most its share of the machine, which the training processes on it divide.
         seed: of the draws and crops.
         task: what the targets are: "multi-label", "single-label" or "regression".
         teacher_dir: folder of a teacher's logits for the training tracks, as ``extract_logits``
@@ -127,7 +128,8 @@ class MaestDataModule(pl.LightningDataModule):
         self.teacher_dir = None if teacher_dir is None else Path(teacher_dir)
         self.on_error = on_error
         self._groundtruths: dict[str, GroundTruth] = {}
-        self._start = (0, 0)  # the epoch and batch that training begins with
+        # The epoch and batch that the next training loader begins with, and no other after it.
+        self._start: tuple[int, int] | None = (0, 0)
 
     @property
     def num_workers(self) -> int:
@@ -137,7 +139,8 @@ class MaestDataModule(pl.LightningDataModule):
         if not torch.cuda.is_available():
             return 0
         processes = 1 if self.trainer is None else self.trainer.world_size // self.trainer.num_nodes
-        return max(1, min((os.cpu_count() or 1) // max(1, processes), 12))
+        share = (os.cpu_count() or 1) // max(1, processes)
+        return max(1, min(cores(), share, 12))
 
     def _rank(self) -> tuple[int, int]:
         """Which of how many training processes this is."""
@@ -224,10 +227,13 @@ class MaestDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """Where training is, for a checkpoint: the epoch, and its batches that are done."""
-        epoch, batches = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_idx + 1
+        loop = self.trainer.fit_loop
+        progress, batches = loop.epoch_progress.current, loop.epoch_loop.batch_idx + 1
+        if progress.started == progress.processed:  # between two epochs
+            return {"epoch": progress.processed, "batches": 0}
         if batches >= self.trainer.num_training_batches:
-            epoch, batches = epoch + 1, 0
-        return {"epoch": epoch, "batches": batches}
+            return {"epoch": progress.processed + 1, "batches": 0}
+        return {"epoch": progress.processed, "batches": batches}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Of a checkpoint, before the training loader is made."""
@@ -235,6 +241,9 @@ class MaestDataModule(pl.LightningDataModule):
 
     def start_at(self, epoch: int, batches: int) -> None:
         """Let training begin at a batch of an epoch; nothing is read of those before it.
+
+        This holds for the next training loader that is made. One after that
+        (``reload_dataloaders_every_n_epochs``) begins its epoch at the first batch.
 
         Args:
             epoch: its number, from 0.
@@ -252,7 +261,8 @@ class MaestDataModule(pl.LightningDataModule):
             *self._rank(),
         )
         # Worker processes begin to read before Lightning has told the sampler the epoch.
-        epoch, batches = self._start
+        epoch, batches = self._start or (self.trainer.current_epoch if self.trainer else 0, 0)
+        self._start = None
         sampler.set_epoch(epoch)
         sampler.skip(min(batches * self.batch_size_train, len(sampler)))
         dataset = CropDataset(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from datasets.melspectrograms import MelFile, MelFileError, find_mel
 from helpers.melspectrogram import N_MELS
+from helpers.parallel import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -120,7 +120,7 @@ def norm_stats(
     Args:
         base_dir: folder of the log-mel files.
         keys: the tracks, as in a ground truth.
-        num_workers: threads; None for one a core.
+        num_workers: threads; None for one a core that this process may use.
         progress: whether to show a progress bar.
 
     Raises:
@@ -158,10 +158,10 @@ def in_order(
     Args:
         function: what NumPy and the file system spend most time in: Python itself runs one thread.
         items: its arguments.
-        num_workers: threads; None for one a core.
+        num_workers: threads; None for one a core that this process may use.
         progress: what a progress bar is called, which a terminal shows; None for no bar.
     """
-    workers = num_workers or os.cpu_count() or 1
+    workers = num_workers or cores()
     if workers == 1:
         results = map(function, items)
     else:

@@ -23,8 +23,8 @@ def split_by_group(
     """Choose a split for each track; all tracks of a group get the same.
 
     The shares of tracks, and of the tracks with each label, come close to ``fractions``, as far as
-    the sizes of the groups allow. A label in three groups or more is on every side, unless groups
-    with several labels stand in the way.
+    the sizes of the groups allow. With three groups or more, no split is empty; a label in three
+    groups or more is on every side, unless groups with several labels stand in the way.
 
     Args:
         groups: [N] group of each track.
@@ -75,6 +75,7 @@ class _Dealer:
 
     Attributes:
         side: [G] side of each group, -1 for none yet.
+        members: [3] groups on each side.
         tracks: [3] tracks on each side.
         positives: [3, C] tracks with each label on each side.
         holders: [3, C] groups with each label on each side.
@@ -103,6 +104,7 @@ class _Dealer:
         self.total = np.array([own.sum() for own in self.label_counts])
         self.order = rng.permutation(len(sizes))  # breaks ties
         self.side = np.full(len(sizes), -1)
+        self.members = np.zeros(3, np.int64)
         self.tracks = np.zeros(3, np.int64)
         self.positives = np.zeros((3, n_labels), np.int64)
         self.holders = np.zeros((3, n_labels), np.int64)
@@ -112,6 +114,7 @@ class _Dealer:
         labels, counts = self.labels[group], self.counts[group]
         for where, sign in ((self.side[group], -1), (side, 1)):
             if where >= 0:
+                self.members[where] += sign
                 self.tracks[where] += sign * self.sizes[group]
                 self.positives[where, labels] += sign * counts
                 self.holders[where, labels] += sign
@@ -153,8 +156,11 @@ class _Dealer:
         return int(np.lexsort((room, gains.sum(axis=1), served.round(9)))[-1])
 
     def repair(self) -> None:
-        """Move single groups to sides that lack a label, where no other label suffers from it."""
+        """Move single groups to sides that are empty, or lack a label; no other label suffers."""
         full = np.array([len(own) >= 3 for own in self.groups])
+        for side in range(3):
+            if len(self.side) >= 3 and not self.members[side]:
+                self.put(self._to_fill(side, full), side)
         for side in range(3):
             for label in np.flatnonzero(full & (self.holders[side] == 0)):
                 if self.holders[side, label]:  # came with another label
@@ -163,7 +169,26 @@ class _Dealer:
                 if able:
                     self.put(min(able, key=lambda g: (self.sizes[g], self.order[g])), side)
 
+    def _to_fill(self, side: int, full: np.ndarray) -> int:
+        """The group that an empty side is served best by, of sides with two groups or more.
+
+        Best: one that no label suffers from, if there is any, and of these the one that brings the
+        sides nearest to their shares of tracks.
+        """
+        room = self._room()
+
+        def cost(group: int) -> tuple[bool, float, int]:
+            left = room.copy()
+            left[self.side[group]] += self.sizes[group]
+            left[side] -= self.sizes[group]
+            return not self._can_leave(group, full), np.abs(left).sum().round(9), self.order[group]
+
+        return int(min(np.flatnonzero(self.members[self.side] >= 2), key=cost))
+
     def _can_leave(self, group: int, full: np.ndarray) -> bool:
+        """Whether the group's side has others, and of each label in three groups or more too."""
+        if self.members[self.side[group]] < 2:
+            return False
         labels = self.labels[group]
         own = labels[full[labels]]
         return bool((self.holders[self.side[group], own] >= 2).all())

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import posixpath
+import re
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets.collection import mel_key
@@ -34,6 +37,12 @@ SPLIT_NAMES = {
 }
 
 
+DELIMITERS = (",", ";", "\t")
+_OTHER_SEPARATORS = (",", ";", "|", "/")  # that labels may have been meant to be cut at
+_ONE, _ZERO = ("1", "1.0"), ("0", "0.0")  # the latter of each as pandas writes them
+_SHOWN = 3  # of a list in a message
+
+
 class TableError(GroundTruthError):
     """A table that is refused; the message names the file, the line and the reason."""
 
@@ -50,7 +59,9 @@ class Table:
         lines: where the rows end in the file, from 1.
         labels: names of each track's labels.
         splits: "train", "validation" or "test", or None if the table has no split.
-        groups: each track's group, "" where it is not known, or None if the table has none.
+        groups: each track's group, "" where it is not known, or None if the table has none. One
+            that is written in several ways (upper and lower case, spaces) has the first of them.
+        warnings: what a person should look at before training.
     """
 
     path: Path
@@ -61,6 +72,7 @@ class Table:
     labels: list[frozenset[str]]
     splits: list[str] | None
     groups: list[str] | None
+    warnings: list[str] = field(default_factory=list)
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -75,12 +87,17 @@ def read_table(
     group_column: str | None = None,
     ignore_split: bool = False,
     separator: str = ";",
+    audio_dir: str | Path | None = None,
 ) -> Table:
-    """Read a table of tracks: UTF-8 text, comma- or tab-separated, its first line the names.
+    """Read a table of tracks: UTF-8 text, its first line the names of the columns.
+
+    Commas, tabs or semicolons are between the columns: what the first line has most of, a tab
+    before all. In a table with tabs, quote signs that do not come in pairs are part of the text.
 
     Columns that are not named here are recognised by their names (``PATH_COLUMNS`` and so on), in
     upper or lower case. Labels stand in one column, or several, ``separator`` between them. A
-    table without such a column has one column a label instead: those whose cells are all 0 or 1.
+    table without such a column has one column a label instead: those whose cells are all 0, 1 or
+    blank (which counts as 0). So are several ``labels_column`` if all of them are of this kind.
 
     Args:
         path: the file.
@@ -88,18 +105,20 @@ def read_table(
         labels_column: names of one column or more; a track's labels are those in any of them.
         ignore_split: read no split, whatever columns there are.
         separator: between labels.
+        audio_dir: absolute paths below this folder are taken as relative to it.
 
     Returns:
         the rows. An audio suffix of a path has become ``.mmap``: it names the log-mel file.
 
     Raises:
         TableError: no such file, no text, no such column, a row of another length, an empty or
-            absolute path, a path that is there twice, or the unknown name of a split.
+            absolute path, two paths that name one log-mel file, or the unknown name of a split.
     """
     path = Path(path)
     if not separator:
         raise TableError("--separator is empty: expected what stands between labels, such as ;")
-    header, rows, lines = _read_rows(path)
+    warnings: list[str] = []
+    header, rows, lines = _read_rows(path, warnings)
     place = {name: i for i, name in enumerate(header)}
     path_name = _find(path, header, path_column, PATH_COLUMNS, "--path-column")
     if path_name is None:
@@ -113,12 +132,22 @@ def read_table(
     group_name = _find(path, header, group_column, GROUP_COLUMNS, "--group-column")
     label_names = _find_labels(path, header, labels_column)
     taken = {path_name, split_name, group_name, *label_names}
-    if label_names:
+    matrix = _label_columns(header, rows, label_names) if len(label_names) > 1 else []
+    if label_names and len(matrix) < len(label_names):
         own = [[row[place[name]] for name in label_names] for row in rows]
         labels = [_names(cells, separator) for cells in own]
+        warnings += _warn_of_separators(labels, own, separator)
     else:
-        label_names, labels = _read_matrix(path, header, rows, taken)
+        label_names = matrix or _label_columns(header, rows, [n for n in header if n not in taken])
+        if not label_names:
+            raise TableError(
+                f"{path}: none of the columns ({', '.join(header)}) is named "
+                f"{', '.join(LABEL_COLUMNS)}, and none has only 0 and 1 in it (a column a label). "
+                "Name the one with the labels with --labels-column"
+            )
+        labels = _read_matrix(header, rows, label_names, warnings)
         taken |= set(label_names)
+    warnings += _warn_of_spellings(labels)
     columns = {"path": [path_name], "labels": label_names}
     splits = groups = None
     if split_name is not None:
@@ -129,21 +158,22 @@ def read_table(
         ]
     if group_name is not None:
         columns["group"] = [group_name]
-        groups = [row[place[group_name]].strip() for row in rows]
+        groups = _one_spelling([row[place[group_name]] for row in rows])
     return Table(
         path=path,
         columns=columns,
         unused=[name for name in header if name not in taken],
-        keys=_keys(path, [row[place[path_name]].strip() for row in rows], lines),
+        keys=_keys(path, [row[place[path_name]].strip() for row in rows], lines, audio_dir),
         lines=lines,
         labels=labels,
         splits=splits,
         groups=groups,
+        warnings=warnings,
     )
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """Names of the columns, rows, and the line that each row ends in."""
+def _read_rows(path: Path, warnings: list[str]) -> tuple[list[str], list[list[str]], list[int]]:
+    """Names of the columns, rows, and the line that each row ends in; ``warnings`` is added to."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -159,8 +189,31 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
         raise TableError(f"{path}: the table is empty; expected a line of column names, and rows")
-    delimiter = "\t" if "\t" in first else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    bare = re.sub(r'"[^"]*"', "", first)
+    delimiter = "\t" if "\t" in bare else max(DELIMITERS, key=bare.count)
+    if delimiter != "\t" or '"' not in text:
+        return _parse(path, text, delimiter)
+    try:
+        found, error = _parse(path, text, delimiter), None
+        if not any("\t" in cell or "\n" in cell for row in found[1] for cell in row):
+            return found  # else two quote signs far apart may have swallowed what is between them
+    except TableError as refused:
+        found, error = None, refused
+    try:  # titles such as "Heroes" live, which no one has quoted
+        found = _parse(path, text, delimiter, quoting=csv.QUOTE_NONE)
+    except TableError:
+        if error is not None:
+            raise error from None
+        return found
+    warnings.append("quote signs of the table do not come in pairs: they were taken as text")
+    return found
+
+
+def _parse(
+    path: Path, text: str, delimiter: str, quoting: int = csv.QUOTE_MINIMAL
+) -> tuple[list[str], list[list[str]], list[int]]:
+    content = io.StringIO(text, newline="")
+    reader = csv.reader(content, delimiter=delimiter, quoting=quoting, strict=True)
     rows, lines = [], []
     try:
         for row in reader:
@@ -175,13 +228,14 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
         found = f"{twice[0]!r} twice" if twice and twice[0] else "an empty name"
         raise TableError(
             f"{path}: line {lines[0]}: found {found} among the columns' names; expected distinct "
-            "names, separated by commas or tabs"
+            "names, separated by commas, tabs or semicolons"
         )
     for row, line in zip(rows[1:], lines[1:], strict=True):
         if len(row) != len(header):
             raise TableError(
                 f"{path}: line {line}: found {len(row)} cells, expected {len(header)} as in the "
-                "first line. A cell that has the delimiter in it must stand in double quotes"
+                f"first line. A cell that has the delimiter ({delimiter!r}) in it must stand in "
+                "double quotes"
             )
     if len(rows) == 1:
         raise TableError(f"{path}: has column names and no rows; expected a row for each track")
@@ -218,23 +272,81 @@ def _names(cells: list[str], separator: str) -> frozenset[str]:
     return frozenset(filter(None, parts))
 
 
+def _label_columns(header: list[str], rows: list[list[str]], names: list[str]) -> list[str]:
+    """Those of some columns that have nothing but 0, 1 and blanks in them, and one 0 or 1."""
+    allowed = {*_ONE, *_ZERO, ""}
+    found = []
+    for name in names:
+        i = header.index(name)
+        if all(row[i].strip() in allowed for row in rows) and any(row[i].strip() for row in rows):
+            found.append(name)
+    return found
+
+
 def _read_matrix(
-    path: Path, header: list[str], rows: list[list[str]], taken: set[str | None]
-) -> tuple[list[str], list[frozenset[str]]]:
-    """One column a label: the columns that have nothing but 0 and 1 in them."""
-    names = {
-        i: name
-        for i, name in enumerate(header)
-        if name not in taken and all(row[i].strip() in ("0", "1") for row in rows)
-    }
-    if not names:
-        raise TableError(
-            f"{path}: none of the columns ({', '.join(header)}) is named "
-            f"{', '.join(LABEL_COLUMNS)}, and none has only 0 and 1 in it (a column a label). "
-            "Name the one with the labels with --labels-column"
-        )
-    labels = [frozenset(name for i, name in names.items() if row[i].strip() == "1") for row in rows]
-    return list(names.values()), labels
+    header: list[str], rows: list[list[str]], names: list[str], warnings: list[str]
+) -> list[frozenset[str]]:
+    """One column a label. ``warnings`` is added to."""
+    place = {name: header.index(name) for name in names}
+    blank = [name for name, i in place.items() if any(not row[i].strip() for row in rows)]
+    if blank:
+        cells = sum(not row[place[name]].strip() for name in blank for row in rows)
+        warnings.append(f"{cells} blank cells were taken as 0, in columns {_some(blank)}")
+    return [frozenset(name for name, i in place.items() if row[i].strip() in _ONE) for row in rows]
+
+
+# ---- what may be meant otherwise -----------------------------------------------------------------
+
+
+def _fold(text: str) -> str:
+    """The same for whatever differs in upper and lower case, spaces and kinds of accents only."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def _one_spelling(names: Sequence[str]) -> list[str]:
+    """Each name as it was first written; those that :func:`_fold` makes equal are one."""
+    first: dict[str, str] = {}
+    return [first.setdefault(_fold(name), name.strip()) for name in names]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(short_repr, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)
+
+
+def _warn_of_separators(
+    labels: list[frozenset[str]], cells: list[list[str]], separator: str
+) -> list[str]:
+    """Labels with another separator in them, where the separator that was given never occurs."""
+    if any(separator in cell for row in cells for cell in row):
+        return []
+    names = sorted(frozenset().union(*labels))
+    found = []
+    for other in _OTHER_SEPARATORS:
+        whole = [name for name in names if other in name]
+        if whole:
+            found.append(
+                f"{len(whole)} of {len(names)} labels have {other!r} in them ({_some(whole)}), and "
+                f"no cell has the separator {separator!r}: each was taken as one label. If "
+                f"{other!r} stands between labels: --separator {shlex.quote(other)}"
+            )
+    return found
+
+
+def _warn_of_spellings(labels: list[frozenset[str]]) -> list[str]:
+    same: dict[str, list[str]] = {}
+    for name in sorted(frozenset().union(*labels)):
+        same.setdefault(_fold(name), []).append(name)
+    alike = [" and ".join(map(short_repr, names)) for names in same.values() if len(names) > 1]
+    if not alike:
+        return []
+    some = "; ".join(alike[:_SHOWN]) + "; ..." * (len(alike) > _SHOWN)
+    return [
+        f"{len(alike)} labels are written in several ways, and each way is a label of its own: "
+        f"{some}. Write them alike if they are the same"
+    ]
+
+
+# ---- cells ---------------------------------------------------------------------------------------
 
 
 def _split(cell: str, path: Path, line: int, column: str) -> str:
@@ -247,20 +359,31 @@ def _split(cell: str, path: Path, line: int, column: str) -> str:
     return split
 
 
-def _keys(path: Path, names: list[str], lines: list[int]) -> list[str]:
+def _keys(
+    path: Path, names: list[str], lines: list[int], audio_dir: str | Path | None
+) -> list[str]:
+    root = None if audio_dir is None else Path(os.path.abspath(audio_dir)).as_posix()
     keys: list[str] = []
     seen: dict[str, tuple[str, int]] = {}
     for name, line in zip(names, lines, strict=True):
         try:
-            key = mel_key(check_key(name))
+            key = mel_key(check_key(_relative(name, root)))
         except GroundTruthError as error:
-            raise TableError(f"{path}: line {line}: path {short_repr(name)}: {error}") from None
-        before, where = seen.setdefault(key, (name, line))
+            hint = ""
+            if name.startswith("/") and root is None:
+                hint = ". --audio-dir DIR takes paths below DIR as relative to it"
+            raise TableError(
+                f"{path}: line {line}: path {short_repr(name)}: {error}{hint}"
+            ) from None
+        # A log-mel file is found without its suffix too.
+        stem = key.removesuffix(".mmap").removesuffix(".npy")
+        before, where = seen.setdefault(stem, (name, line))
         if where != line:
             same = (
                 "the same path"
                 if posixpath.normpath(before) == posixpath.normpath(name)
-                else (f"{short_repr(before)}, which has the same log-mel file {short_repr(key)}")
+                else f"{short_repr(before)}, which has the same log-mel file "
+                f"{short_repr(f'{stem}.mmap')},"
             )
             raise TableError(
                 f"{path}: line {line}: path {short_repr(name)}: {same} is in line {where}. "
@@ -268,3 +391,16 @@ def _keys(path: Path, names: list[str], lines: list[int]) -> list[str]:
             )
         keys.append(key)
     return keys
+
+
+def _relative(name: str, root: str | None) -> str:
+    """A path relative to the folder ``root``, if it is an absolute one."""
+    if root is None or not name.startswith("/"):
+        return name
+    whole = posixpath.normpath(name)
+    if whole.startswith("//"):  # which normpath leaves
+        whole = whole[1:]
+    prefix = root.rstrip("/") + "/"
+    if not whole.startswith(prefix) or name.endswith("/"):
+        raise GroundTruthError(f"found an absolute path, expected one of a file in {root}")
+    return whole[len(prefix) :]

@@ -273,7 +273,10 @@ def test_one_file_under_two_names(good, link):
     good.tracks["val"]["val/linked.mmap"] = np.array([1, 0, 0])
     for brief in (True, False):
         text = only(good.check(brief=brief), "shared")
-        assert "train and val: 1 files are in both, under different keys ('train/00.mmap')" in text
+        assert (
+            "train and val: 1 files are in both, under different keys ('train/00.mmap' = 'val/"
+            in text
+        )
 
 
 def test_a_copy_of_a_track(good):
@@ -291,8 +294,41 @@ def test_twice_in_one_split(good):
     report = good.check()
     assert report.ok
     assert [finding.kind for finding in report.warnings] == ["duplicate", "duplicate"]
-    assert "with the same file ('train/00.mmap')" in messages(report)[0]
-    assert "with the same content ('train/01.mmap')" in messages(report)[1]
+    assert "1 tracks are there again" in messages(report)[0]
+    assert "with the same file ('train/00.mmap' = 'train/00')" in messages(report)[0]
+    assert "with the same content ('train/01.mmap' = 'train/copy.mmap')" in messages(report)[1]
+
+
+def test_one_copy_in_another_split_is_found_whatever_there_is_of_it_in_this(good):
+    """What is told are all tracks of the test, however many each group of the same has."""
+    for i in range(25):
+        for name, own in (("more", 0), ("even", 1)):
+            key = f"train/{name}{i}.mmap"
+            shutil.copy(good.mels / f"train/0{own}.mmap", good.mels / key)
+            good.tracks["train"][key] = np.array([1, 0, 0])
+    for name, own in (("a", 0), ("b", 1), ("c", 1)):
+        shutil.copy(good.mels / f"train/0{own}.mmap", good.mels / f"test/{name}.mmap")
+        good.tracks["test"][f"test/{name}.mmap"] = np.array([1, 0, 0])
+    report = good.check()
+    (problem,) = report.problems
+    assert "train and test: 3 tracks have the same content in both" in problem.message
+    assert "'train/00.mmap' = 'test/a.mmap'" in problem.message
+    warnings = [finding.message for finding in report.warnings]
+    assert [text.split(" tracks")[0] for text in warnings] == ["train: 50", "test: 1"]
+
+
+def test_all_splits_of_a_group_are_compared(good):
+    """A copy that is in all three; and one file under two names, told of once."""
+    for split in ("val", "test"):
+        shutil.copy(good.mels / "train/00.mmap", good.mels / f"{split}/copy.mmap")
+        good.tracks[split][f"{split}/copy.mmap"] = np.array([1, 0, 0])
+    os.link(good.mels / "test/copy.mmap", good.mels / "test/link.mmap")
+    good.tracks["test"]["test/link.mmap"] = np.array([1, 0, 0])
+    report = good.check()
+    starts = [finding.message.split(" tracks")[0] for finding in report.problems]
+    assert sorted(starts) == ["train and test: 2", "train and val: 1"]
+    starts = [finding.message.split(":")[0:2] for finding in report.warnings]
+    assert [split for split, _ in starts] == ["test", "val and test"]
 
 
 # --- How long it takes --------------------------------------------------------------------------

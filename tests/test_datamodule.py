@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
@@ -350,11 +351,20 @@ def test_each_process_loads_its_share(toy):
 def test_workers_are_shared_by_the_processes_of_a_machine(toy, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    monkeypatch.setattr(datamodule, "cores", lambda: 32)
     data = MaestDataModule(clip_frames=40, **toy.settings())
     assert data.num_workers == 12
     assert attached(data, 0, 8).num_workers == 4
     assert attached(data, 0, 64).num_workers == 1
     assert MaestDataModule(clip_frames=40, num_workers=3, **toy.settings()).num_workers == 3
+    # tasks that a scheduler has bound to some of the cores
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(datamodule, "cores", lambda: 8)
+    assert attached(data, 0, 4).num_workers == 8
+    monkeypatch.setattr(datamodule, "cores", lambda: 1)
+    assert attached(data, 0, 4).num_workers == 1
+    monkeypatch.setattr(datamodule, "cores", lambda: 128)
+    assert attached(data, 0, 16).num_workers == 8
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert data.num_workers == 0
 
@@ -401,6 +411,98 @@ def test_skipped_batches_are_those_of_this_process(toy):
     resumed.start_at(0, 2)
     for one, other in zip(resumed.train_dataloader(), whole[2:], strict=True):
         assert torch.equal(one.mel, other)
+
+
+class Listener(pl.LightningModule):
+    """Notes the clips of each training batch; may save, or stop, after so many of them."""
+
+    def __init__(self, save_after: dict | None = None, stop_after: int | None = None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.save_after, self.stop_after = save_after or {}, stop_after
+        self.seen: list[tuple[int, torch.Tensor]] = []  # epoch, clips
+
+    def training_step(self, batch: ClipBatch, index: int) -> torch.Tensor:
+        self.seen.append((self.current_epoch, batch.mel))
+        return self.weight * 0
+
+    def on_train_batch_end(self, *args) -> None:
+        if len(self.seen) in self.save_after:
+            self.trainer.save_checkpoint(self.save_after[len(self.seen)])
+        if self.stop_after == len(self.seen):
+            self.trainer.should_stop = True
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0)
+
+
+def listened(toy, folder, workers=0, save=None, stop=None, resume=None, epochs=3, **options):
+    """What a real training sees, and its trainer."""
+    own = {"clip_frames": 40, "batch_size_train": 5, "num_workers": workers, "seed": 4}
+    settings = {k: v for k, v in toy.settings().items() if k in ("base_dir", "groundtruth_train")}
+    data, module = MaestDataModule(**own, **settings), Listener(save, stop)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        min_epochs=0,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        **options,
+    )
+    trainer.fit(module, data, ckpt_path=resume)
+    return module.seen, trainer
+
+
+def assert_same(seen, expected) -> None:
+    assert [epoch for epoch, _ in seen] == [epoch for epoch, _ in expected]
+    for (_, clips), (_, other) in zip(seen, expected, strict=True):
+        assert torch.equal(clips, other)
+
+
+def state(path) -> dict[str, int]:
+    return torch.load(path, weights_only=False)["MaestDataModule"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("reload", [0, 1])
+def test_a_resumed_training_sees_the_rest_of_its_epoch(toy, tmp_path, workers, reload):
+    """Saved after 3 of the 8 batches of the second epoch, and at its end; resumed by Lightning."""
+    options = {"reload_dataloaders_every_n_epochs": reload}
+    middle, end = tmp_path / "middle.ckpt", tmp_path / "end.ckpt"
+    whole, _ = listened(toy, tmp_path, workers, save={11: middle, 16: end}, **options)
+    assert [epoch for epoch, _ in whole] == [0] * 8 + [1] * 8 + [2] * 8
+    assert not torch.equal(whole[0][1], whole[8][1])
+    assert state(middle) == {"epoch": 1, "batches": 3}
+    assert state(end) == {"epoch": 2, "batches": 0}
+    for path, seen in ((middle, 11), (end, 16)):
+        rest, _ = listened(toy, tmp_path, workers, resume=path, **options)
+        assert_same(rest, whole[seen:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_that_was_ended_early_is_done(toy, tmp_path, workers):
+    """Lightning counts it, and goes on with the next one, of which nothing is left out."""
+    path = tmp_path / "last.ckpt"
+    whole, trainer = listened(toy, tmp_path, epochs=3)
+    trainer.save_checkpoint(path)
+    assert state(path) == {"epoch": 3, "batches": 0}
+    begun, trainer = listened(toy, tmp_path, stop=11)
+    assert_same(begun, whole[:11])
+    trainer.save_checkpoint(path)
+    assert state(path) == {"epoch": 2, "batches": 0}
+    rest, _ = listened(toy, tmp_path, workers, resume=path)
+    assert_same(rest, whole[16:])
+
+
+def test_a_loader_that_is_made_again_skips_nothing(toy):
+    data = MaestDataModule(clip_frames=40, batch_size_train=5, **toy.settings())
+    data.start_at(0, 3)
+    assert len(list(data.train_dataloader())) == 5
+    assert len(list(data.train_dataloader())) == 8
 
 
 def test_labels_come_from_beside_the_ground_truth(toy, tmp_path):

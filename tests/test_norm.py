@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 
 import numpy as np
@@ -94,3 +95,13 @@ def test_memory_does_not_grow_with_a_track(tmp_path, monkeypatch):
 def test_results_come_in_order(workers):
     assert list(in_order(lambda i: i * i, range(100), workers, None)) == [i * i for i in range(100)]
     assert list(in_order(abs, [], workers, "nothing")) == []
+
+
+def test_threads_are_as_many_as_the_cores_of_this_process(monkeypatch):
+    asked = []
+    parallel = norm.Parallel
+    monkeypatch.setattr(norm, "Parallel", lambda **own: asked.append(own) or parallel(**own))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(norm, "cores", lambda: 3)
+    assert list(in_order(abs, [-1, -2], None, None)) == [1, 2]
+    assert asked[0]["n_jobs"] == 3

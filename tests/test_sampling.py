@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from datasets import sampling
 from datasets.sampling import ClipSampler, TrackSampler, label_balanced_weights
 from helpers.errors import InputError
 
@@ -33,6 +35,19 @@ def test_balanced_sampler_on_a_skewed_set(caplog):
     assert rare == pytest.approx(expected, abs=0.01)
     fewer = ClipSampler(targets, 300, balanced=True, seed=0)
     assert len({index for index, _ in fewer}) == 300  # without replacement
+
+
+def test_weights_of_many_clips_take_little_memory(monkeypatch):
+    monkeypatch.setattr(sampling, "_ROWS", 4096)
+    targets = (np.random.default_rng(0).random((50_001, 40)) < 0.05).astype(np.uint8)
+    tracemalloc.start()
+    found = label_balanced_weights(targets)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6e6  # all of them as float64 are 16 MB
+    whole = targets @ (1000 / (targets.sum(axis=0) + 100))
+    whole[whole == 0] = whole[whole > 0].min()
+    np.testing.assert_allclose(found, whole / whole.sum(), rtol=1e-14)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

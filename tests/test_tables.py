@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from datasets.build import build
-from datasets.groundtruth import main, read_groundtruth, read_labels
+from datasets.groundtruth import read_groundtruth, read_labels
+from datasets.groundtruth_command import main
 from datasets.melspectrograms import write_mel
 from datasets.splitting import SPLITS, split_by_group
 from datasets.tables import TableError, read_table
@@ -51,7 +52,7 @@ def test_rows_are_what_the_table_says(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("delimiter", [",", "\t"])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
 def test_encodings_line_ends_and_delimiters(tmp_path, encoding, end, delimiter):
     lines = [("Filename", "TAGS"), ("é/1.mp3", "ñu|b c"), ("", ""), ("ü.mp3", "b c")]
     text = end.join(delimiter.join(line) for line in lines) + end
@@ -69,6 +70,107 @@ def test_a_column_a_label(tmp_path):
     assert [set(labels) for labels in table.labels] == [{"guitar"}, {"guitar", "slow"}]
     assert table.unused == ["clip_id"]
     assert table.columns["labels"] == ["guitar", "slow", "loud"]
+
+
+def test_a_table_from_a_spreadsheet(tmp_path):
+    """Which has semicolons between its columns in half of Europe, and quotes what has them."""
+    text = 'path;labels;artist\na.mp3;"rock; pop";A, B\nb.mp3;jazz;C\n'
+    table = read_table(write(tmp_path / "t.csv", text))
+    assert [set(labels) for labels in table.labels] == [{"rock", "pop"}, {"jazz"}]
+    assert table.groups == ["A, B", "C"]
+    quoted = 'path,"a;b;c;d",labels\nx.mp3,1,rock\n'
+    assert read_table(write(tmp_path / "t.csv", quoted)).keys == ["x.mmap"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "titles"),
+    [
+        (('"Heroes" live', "b"), ['"Heroes" live', "b"]),  # a quote sign inside
+        (('"Heroes', "b"), ['"Heroes', "b"]),  # one that never ends
+        (('"Heroes', 'b"'), ['"Heroes', 'b"']),  # one that ends in another row
+        (('7" mix', "b"), ['7" mix', "b"]),
+        (('"Heroes ""live"""', "b"), ['Heroes "live"', "b"]),  # rightly quoted
+    ],
+)
+def test_quote_signs_in_titles(tmp_path, cells, titles):
+    rows = "".join(f"{i}.mp3\t{cell}\tx\n" for i, cell in enumerate(cells))
+    path = write(tmp_path / "t.tsv", f"path\tartist\tlabels\n{rows}")
+    table = read_table(path)
+    assert (table.keys, table.groups) == (["0.mmap", "1.mmap"], titles)
+    assert [set(labels) for labels in table.labels] == [{"x"}, {"x"}]
+    right = cells[0].endswith('"""') or cells[0][0] != '"'
+    assert table.warnings == (
+        [] if right else ["quote signs of the table do not come in pairs: they were taken as text"]
+    )
+
+
+def test_a_column_a_label_as_pandas_writes_it(tmp_path):
+    text = "path,guitar,loud,empty,year\na.mp3,1.0,0.0,,1\nb.mp3,,1,,2\nc.mp3, ,0,,1\n"
+    table = read_table(write(tmp_path / "t.csv", text))
+    assert [set(labels) for labels in table.labels] == [{"guitar"}, {"loud"}, set()]
+    assert table.columns["labels"] == ["guitar", "loud"]
+    assert table.unused == ["empty", "year"]
+    assert table.warnings == ["2 blank cells were taken as 0, in columns 'guitar'"]
+    with pytest.raises(TableError, match="none has only 0 and 1"):
+        read_table(write(tmp_path / "t.csv", "path,guitar\na.mp3,0.5\n"))
+
+
+def test_which_columns_of_0_and_1_are_labels_can_be_said(tmp_path, capsys):
+    rows = "".join(f"{i}.mp3,{i % 2},1,{i % 3 == 0:d}\n" for i in range(9))
+    path = write(tmp_path / "t.csv", f"path,guitar,explicit,loud\n{rows}")
+    command = ["build", str(path), "--out-dir", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "labels   guitar, explicit, loud\n" in capsys.readouterr().out
+    assert main([*command, "--labels-column", "loud", "guitar"]) == 0
+    assert "labels   loud, guitar\nnot used explicit\n" in capsys.readouterr().out
+    assert read_labels(tmp_path / "out" / "labels.json") == ["guitar", "loud"]
+    assert targets(tmp_path / "out" / "groundtruth-all.pk")["3.mmap"] == [1, 1]
+
+
+@pytest.mark.parametrize("cell", ["rock, pop", "rock|pop", "rock/pop"])
+def test_another_separator_is_warned_of(tmp_path, cell):
+    path = write(tmp_path / "t.tsv", f"path\tlabels\na.mp3\t{cell}\nb.mp3\tpop\n")
+    (warning,) = read_table(path).warnings
+    other = cell[4]
+    assert f"1 of 2 labels have {other!r} in them ('{cell}')" in warning
+    table = read_table(path, separator=other)
+    assert (table.labels[0], table.warnings) == ({"rock", "pop"}, [])
+    path = write(path, f"path\tlabels\na.mp3\t{cell}\nb.mp3\tpop;jazz\n")
+    assert read_table(path).warnings == []  # the separator is there: it is a label's name
+
+
+def test_labels_in_several_spellings_are_warned_of(tmp_path):
+    text = "path,labels\na.mp3,Pop\nb.mp3,pop\nc.mp3,Hip  Hop;rock\nd.mp3,hip hop;jazz\n"
+    table = read_table(write(tmp_path / "t.csv", text))
+    (warning,) = table.warnings
+    assert "2 labels are written in several ways" in warning
+    assert "'Hip  Hop' and 'hip hop'; 'Pop' and 'pop'" in warning
+    built = build(read_table(write(tmp_path / "t.csv", text)), tmp_path / "out")
+    assert warning in built.warnings
+
+
+def test_one_artist_in_several_spellings_is_one_group(tmp_path):
+    names = ["The Band", "the band", " THE  BAND ", "Be\u0301la", "B\u00e9la", ""]
+    rows = "".join(f"{i}.mp3,x,{name}\n" for i, name in enumerate(names))
+    table = read_table(write(tmp_path / "t.csv", f"path,labels,artist\n{rows}"))
+    assert table.groups == ["The Band"] * 3 + ["Be\u0301la"] * 2 + [""]
+    rows = "".join(f"{i}.mp3,x,{('The Band', 'the band', 'B', 'C')[i % 4]}\n" for i in range(40))
+    table = read_table(write(tmp_path / "t.csv", f"path,labels,artist\n{rows}"))
+    built = build(table, tmp_path / "out")
+    sides = {key: split for split, keys in built.splits.items() for key in keys}
+    assert len({sides[f"{i}.mmap"] for i in range(40) if i % 4 < 2}) == 1
+
+
+def test_absolute_paths(tmp_path, capsys):
+    path = write(tmp_path / "t.csv", "path,labels\n/music/x/a.mp3,x\n/music/./b.mp3,y\nc.mp3,y\n")
+    for folder in ("/music", "/music/", Path("/music/x/..")):
+        assert read_table(path, audio_dir=folder).keys == ["x/a.mmap", "b.mmap", "c.mmap"]
+    assert read_table(path, audio_dir="/").keys[0] == "music/x/a.mmap"
+    for folder in ("/mus", "/music/x", "music"):
+        with pytest.raises(TableError, match=r"line [23]: .*expected one of a file in /"):
+            read_table(path, audio_dir=folder)
+    assert main(["build", str(path), "--out-dir", str(tmp_path), "--audio-dir", "/music"]) == 0
+    assert read_groundtruth(tmp_path / "groundtruth-all.pk").keys[0] == "x/a.mmap"
 
 
 def test_columns_that_are_named(tmp_path):
@@ -96,7 +198,10 @@ def test_columns_that_are_named(tmp_path):
         ("path,labels,\na.mp3,x,y\n", "an empty name"),
         ("path,labels\na.mp3,x\nb.mp3,y\n./a.mp3,y\n", "line 4: .*the same path is in line 2"),
         ("path,labels\na.mp3,x\na.wav,y\n", r"line 3: .*same log-mel file 'a\.mmap'"),
-        ("path,labels\n/music/a.mp3,x\n", "line 2: .*absolute path"),
+        ("path,labels\n/music/a.mp3,x\n", "line 2: .*absolute path.*--audio-dir DIR"),
+        ("path,labels\n7,x\n8,x\n7.mp3,y\n", r"line 4: path '7\.mp3': '7', .* is in line 2"),
+        ("path,labels\na.npy,x\na.mmap,y\n", r"line 3: .*'a\.npy', .*file 'a\.mmap', is in line 2"),
+        ("path;labels\na.mp3;x;y\n", r"line 2: found 3 cells, .*delimiter \(';'\)"),
         ("path,labels\n../a.mp3,x\n", "line 2: .*leaves base_dir"),
         ("path,labels\nx\\a.mp3,x\n", "line 2: .*backslash"),
         ("path,labels\n,x\n", "line 2: .*empty string"),
@@ -177,7 +282,7 @@ def test_a_split_that_would_be_empty(tmp_path):
         build(read_table(path), tmp_path / "out")
     rows = "path,labels,artist\na.mp3,x,A\nb.mp3,y,A\nc.mp3,y,B\n"
     table = read_table(write(path, rows))
-    with pytest.raises(TableError, match="There are 2 groups"):
+    with pytest.raises(TableError, match=r"There are 2 groups, .* three sides need 3"):
         build(table, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -241,6 +346,19 @@ def test_a_label_in_three_groups_is_on_every_side():
         sides = np.array(split_by_group(groups, labels, (0.8, 0.1, 0.1), seed))
         for own in labels.T:
             assert set(sides[own]) == set(SPLITS)
+
+
+@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.1), (0.98, 0.01, 0.01), (0.01, 0.01, 0.98)])
+def test_three_groups_or_more_leave_no_split_empty(fractions):
+    rng = np.random.default_rng(0)
+    for trial in range(300):
+        n_groups, n_labels = int(rng.integers(3, 8)), int(rng.integers(1, 6))
+        sizes = rng.integers(1, (2, 12, 200)[trial % 3], n_groups)
+        groups = np.repeat(np.arange(n_groups), sizes)
+        labels = rng.random((len(groups), n_labels)) < rng.random(n_labels)
+        sides = np.array(split_by_group(groups.tolist(), labels, fractions, trial))
+        assert set(sides) == set(SPLITS)
+        assert all(len(set(sides[groups == group])) == 1 for group in range(n_groups))
 
 
 def test_labels_that_share_groups_are_on_every_side_all_the_same():

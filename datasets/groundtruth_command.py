@@ -1,0 +1,207 @@
+"""The command line of `datasets/groundtruth.py`: show a ground truth, or make some of a table."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.build import build
+from datasets.build import describe as describe_built
+from datasets.groundtruth import (
+    TASKS,
+    GroundTruth,
+    GroundTruthError,
+    read_groundtruth,
+    read_labels,
+)
+from datasets.tables import read_table
+from helpers.errors import InputError
+
+_BAR = 40  # characters of the longest bar of the histogram
+_BINS = 10
+
+
+def describe(
+    groundtruth: GroundTruth, labels: Sequence[str] | None = None, first: int = 5
+) -> list[str]:
+    """Lines that show a ground truth to a person: counts, labels per clip and the first keys.
+
+    Of a regression: the range, mean and standard deviation of each value, and the first keys.
+
+    Args:
+        groundtruth: what to show.
+        labels: the C names of the labels; without them, their numbers are shown.
+        first: how many keys to show.
+    """
+    if groundtruth.task == "regression":
+        return _describe_values(groundtruth, labels, first)
+    names = list(labels) if labels else [f"label {i}" for i in range(groundtruth.n_classes)]
+    per_clip = groundtruth.targets.sum(axis=1, dtype=np.int64)
+    low, mean, high = per_clip.min(), per_clip.mean(), per_clip.max()
+    lines = [
+        f"{groundtruth.path}",
+        f"tracks                {len(groundtruth)}",
+        f"labels                {groundtruth.n_classes}",
+        f"tracks without labels {np.count_nonzero(per_clip == 0)}",
+        f"labels per clip       min {low}, mean {mean:.2f}, max {high}",
+    ]
+    edges = np.unique(np.linspace(low, high + 1, _BINS + 1).astype(int))
+    sizes, _ = np.histogram(per_clip, bins=edges)
+    for low, high, size in zip(edges[:-1], edges[1:] - 1, sizes, strict=True):
+        bin_name = f"{low}" if low == high else f"{low}-{high}"
+        bar = "#" * math.ceil(_BAR * size / sizes.max())
+        lines.append(f"  {bin_name:>9} {size:>8} {bar}".rstrip())
+    lines += ["", "tracks with each label"]
+    lines += [
+        f"  {count:>8} {name}" for name, count in zip(names, groundtruth.counts(), strict=True)
+    ]
+    if first > 0:
+        lines += ["", "first keys"]
+        for key, target in zip(groundtruth.keys[:first], groundtruth.targets, strict=False):
+            own = ", ".join(names[i] for i in np.flatnonzero(target)) or "(no label)"
+            lines.append(f"  {key!r}: {own}")
+    return lines
+
+
+def _describe_values(
+    groundtruth: GroundTruth, labels: Sequence[str] | None, first: int
+) -> list[str]:
+    values = groundtruth.targets.astype(np.float64)
+    names = list(labels) if labels else [f"value {i}" for i in range(groundtruth.n_classes)]
+    lines = [
+        f"{groundtruth.path}",
+        f"tracks           {len(groundtruth)}",
+        f"values per track {groundtruth.n_classes}",
+        "",
+        f"  {'min':>10} {'mean':>10} {'max':>10} {'deviation':>10}",
+    ]
+    figures = (values.min(0), values.mean(0), values.max(0), values.std(0))
+    for name, *own in zip(names, *figures, strict=True):
+        lines.append("  " + " ".join(f"{value:>10.4g}" for value in own) + f" {name}")
+    if first > 0:
+        lines += ["", "first keys"]
+        for key, own in zip(groundtruth.keys[:first], groundtruth.targets, strict=False):
+            some = ", ".join(f"{value:.4g}" for value in own[:_BINS])
+            lines.append(f"  {key!r}: {some}{', ...' * (len(own) > _BINS)}")
+    return lines
+
+
+def _show(args: argparse.Namespace) -> None:
+    groundtruth = read_groundtruth(args.file, task=args.task)
+    beside = args.file.parent / "labels.json"
+    names_file = args.labels or (beside if beside.is_file() else None)
+    labels = read_labels(names_file) if names_file else None
+    note = None
+    if labels and len(labels) != groundtruth.n_classes:
+        what = "values" if args.task == "regression" else "labels"
+        note = f"{names_file}: found {len(labels)} names for {groundtruth.n_classes} {what}"
+        if args.labels:
+            raise GroundTruthError(
+                f"{note}. Give the labels.json that was written with {args.file}"
+            )
+        labels = None
+    for line in describe(groundtruth, labels, args.first):
+        print(line)
+    if note:
+        print(f"\n{note}: not used")
+
+
+def _build(args: argparse.Namespace) -> None:
+    options = vars(args)
+    reading = ("path_column", "labels_column", "split_column", "group_column", "ignore_split",
+               "separator", "audio_dir")  # fmt: skip
+    table = read_table(args.table, **{name: options[name] for name in reading})
+    building = ("fractions", "seed", "min_positives", "base_dir", "skip_missing")
+    built = build(table, args.out_dir, **{name: options[name] for name in building})
+    for line in describe_built(built):
+        print(line)
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as 0.8,0.1,0.1") from None
+
+
+def _add_build(commands: argparse._SubParsersAction) -> None:
+    build = commands.add_parser(
+        "build",
+        help="make groundtruth-{train,validation,test,all}.pk and labels.json from a table",
+        description="A row of the table is a track: its path (of the audio, or of the log-mel "
+        "file), its labels, and optionally its split or its group (artist, album). Columns are "
+        "recognised by their names; without a column of labels, each column that has only 0, 1 and "
+        "blanks (0) in it is a label. Without a split, the tracks are split by group.",
+    )
+    build.add_argument(
+        "table",
+        type=Path,
+        metavar="TABLE",
+        help="CSV (commas, semicolons) or TSV with column names",
+    )
+    build.add_argument("--out-dir", type=Path, required=True, help="where the files go")
+    build.add_argument("--path-column", metavar="NAME")
+    build.add_argument("--labels-column", metavar="NAME", nargs="+", default=[], help="one or more")
+    build.add_argument("--split-column", metavar="NAME")
+    build.add_argument("--group-column", metavar="NAME", help="what must stay on one side")
+    build.add_argument("--ignore-split", action="store_true", help="split by group all the same")
+    build.add_argument("--separator", default=";", help="between labels (default ;)")
+    build.add_argument(
+        "--audio-dir",
+        type=Path,
+        metavar="DIR",
+        help="take absolute paths below DIR as relative to it",
+    )
+    build.add_argument(
+        "--fractions",
+        type=_fractions,
+        default=[0.8, 0.1, 0.1],
+        metavar="T,V,T",
+        help="of the tracks in train, validation and test (default 0.8,0.1,0.1)",
+    )
+    build.add_argument("--seed", type=int, default=0, help="of the split (default 0)")
+    build.add_argument(
+        "--min-positives",
+        type=int,
+        default=1,
+        metavar="N",
+        help="leave out labels that fewer tracks have (default 1)",
+    )
+    build.add_argument(
+        "--base-dir", type=Path, metavar="MELS", help="check that the log-mel files are there"
+    )
+    build.add_argument(
+        "--skip-missing", action="store_true", help="leave out tracks whose file is not there"
+    )
+    build.set_defaults(run=_build)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(description="Look at ground-truth files, or make them.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="print counts, labels or values, and the first keys")
+    show.add_argument("file", type=Path, metavar="FILE", help="a ground-truth pickle")
+    show.add_argument("--first", type=int, default=5, metavar="K", help="keys to show (default 5)")
+    show.add_argument(
+        "--labels", type=Path, help="the labels' names (default: labels.json beside FILE)"
+    )
+    show.add_argument("--task", choices=TASKS, default="multi-label", help="what the targets are")
+    show.set_defaults(run=_show)
+    _add_build(commands)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except InputError as error:
+        print(str(error).replace("\n", " "), file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
