@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 
 from helpers.audio import AUDIO_SUFFIXES
@@ -28,7 +29,10 @@ def mel_key(path: str) -> str:
 
 
 def find_audio(
-    audio_dir: Path, leave_out: Path | None = None, failed: dict[str, str] | None = None
+    audio_dir: Path,
+    leave_out: Path | None = None,
+    failed: dict[str, str] | None = None,
+    others: Counter[str] | None = None,
 ) -> list[str]:
     """Audio files below a folder, as paths relative to it, in the order of their bytes.
 
@@ -39,6 +43,7 @@ def find_audio(
         audio_dir: the folder.
         leave_out: a folder that is not looked into (unless it is ``audio_dir``).
         failed: takes the folders that may not be read, with the reason.
+        others: counts, by suffix, the files that are left out because of it.
     """
     names: list[str] = []
     folders = [("", (_identity(audio_dir),))]
@@ -58,7 +63,12 @@ def find_audio(
                 own = _identity(Path(entry.path))
                 if own not in way and Path(entry.path) != leave_out:
                     folders.append((f"{name}/", (*way, own)))
-            elif Path(name).suffix.lower() in AUDIO_SUFFIXES and _is_file_or_broken_link(entry):
+                continue
+            suffix = Path(name).suffix.lower()
+            if suffix not in AUDIO_SUFFIXES:
+                if others is not None and suffix != ".mmap":
+                    others[suffix or "no suffix"] += 1
+            elif _is_file_or_broken_link(entry):
                 names.append(name)
     return sorted(names, key=os.fsencode)
 

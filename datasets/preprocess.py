@@ -2,9 +2,9 @@
 
     python datasets/preprocess.py AUDIO_DIR MELSPEC_DIR
 
-``AUDIO_DIR/a/song.mp3`` becomes ``MELSPEC_DIR/a/song.mmap``. A second call makes what is missing.
-A file that cannot be read costs that file only: it is listed in ``MELSPEC_DIR/failed.csv``, and the
-exit code is 1.
+``AUDIO_DIR/a/song.mp3`` becomes ``MELSPEC_DIR/a/song.mmap``. A second call makes what is missing,
+and what is older than its audio. A file that cannot be read costs that file only: it is listed in
+``MELSPEC_DIR/failed.csv``, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import csv
 import errno
 import functools
 import json
+import math
 import os
 import re
 import signal
 import stat
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,19 +35,19 @@ if not __package__:  # started as a script: import from the repository root, not
 import torch
 
 from datasets.collection import PreprocessError, find_audio, mel_key, refuse_collisions
-from datasets.melspectrograms import DTYPE, write_mel
+from datasets.melspectrograms import size_problem, write_mel
 from helpers.audio import AUDIO_SUFFIXES, AudioError, read_audio
 from helpers.errors import InputError
-from helpers.files import atomic_path, write_json
+from helpers.files import TEMPORARY, atomic_path, write_json
 from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE, MelSpectrogram
 from helpers.parallel import BACKENDS, check_backend, one_torch_thread, run_parallel
 
 DEFAULT_SECONDS = 300.0
 RECIPE_FILE = "preprocess.json"
 _VERSION = 1  # raise it when reading or the front end changes what is written
-_FRAME_BYTES = N_MELS * DTYPE.itemsize
-_SHOWN = 5  # of a list of files in an error
+_SHOWN = 5  # of a list, in an error or in the summary
 _DAY = 24 * 3600  # seconds
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NAMES_FILE_ONLY = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
 
 
@@ -58,6 +61,7 @@ class Report:
         failed: audio file relative to its folder → reason.
         seconds: of audio in the files made now.
         failed_csv: the list of failures, if there are any.
+        left_out: suffixes that are not taken for audio → how many files have them.
     """
 
     melspec_dir: Path
@@ -66,13 +70,24 @@ class Report:
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     failed_csv: Path | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         where = f" (listed with reasons in {self.failed_csv})" if self.failed_csv else ""
         return (
             f"{self.done} done ({self.seconds / 3600:.2f} h of audio), {self.skipped} skipped, "
-            f"{len(self.failed)} failed{where}; {self.melspec_dir}"
+            f"{len(self.failed)} failed{where}; {_left_out(self.left_out)}{self.melspec_dir}"
         )
+
+
+def _left_out(suffixes: Counter[str]) -> str:
+    """``6 files left out: .dsf 1, .txt 5; ``, or nothing."""
+    if not suffixes:
+        return ""
+    some = ", ".join(f"{suffix} {count}" for suffix, count in sorted(suffixes.most_common(_SHOWN)))
+    more = f", and {len(suffixes) - _SHOWN} more kinds" if len(suffixes) > _SHOWN else ""
+    files = "file" if suffixes.total() == 1 else "files"
+    return f"{suffixes.total()} {files} left out: {some}{more}; "
 
 
 def preprocess(
@@ -85,18 +100,21 @@ def preprocess(
     backend: str = "loky",
     scheduler: str | None = None,
     shard: tuple[int, int] | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Make the log-mel file of each audio file, or of those that have none yet.
+    """Make the log-mel file of each audio file that has none yet, or one older than itself.
 
     Args:
         audio_dir: folder of audio, with any folders in it. Hidden files are left out.
         melspec_dir: where to; made if need be.
         seconds: at most so much of each track is kept, its centre; None for all of it.
         files: paths below ``audio_dir``, to do these only; None for all that look like audio.
-        num_workers: processes; None for one a core. The files do not depend on it.
+        num_workers: processes; None for one a core. The files do not depend on it. 1 is this
+            process itself, which a file that crashes its decoder ends; others are started again.
         backend, scheduler: "loky" for this machine, or "dask" and a scheduler's address.
         shard: (k, n), the k-th of n parts, k from 1: every n-th file, in the order of names.
+        overwrite: whether to make all files again, those that are whole too.
         progress: whether to show a progress bar.
 
     Returns:
@@ -107,36 +125,41 @@ def preprocess(
             store made with other settings, or one that cannot be written to.
         helpers.parallel.ParallelError: as `helpers.parallel.run_parallel`.
     """
-    if seconds is not None and not seconds * SAMPLE_RATE >= 1:
+    if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
         raise PreprocessError(f"--seconds is {seconds}: expected a positive number, or all")
     if shard is not None and not 1 <= shard[0] <= shard[1]:
         raise PreprocessError(f"--shard is {shard[0]}/{shard[1]}: expected K/N with K from 1 to N")
-    check_backend(backend, scheduler)
+    check_backend(backend, scheduler, num_workers)
     audio_dir, melspec_dir = Path(audio_dir).resolve(), Path(melspec_dir).resolve()
     if not audio_dir.is_dir():
         kind = "is a file, not a folder" if audio_dir.exists() else "no such folder"
         raise PreprocessError(f"{audio_dir}: {kind}. Expected a folder of audio files")
 
     failed: dict[str, str] = {}
+    left_out: Counter[str] = Counter()
     if files is None:
-        names = find_audio(audio_dir, melspec_dir, failed)
+        names = find_audio(audio_dir, melspec_dir, failed, left_out)
     else:
         names = sorted({Path(file).as_posix() for file in files}, key=os.fsencode)
     if not names and not failed:
         raise PreprocessError(
-            f"{audio_dir}: no audio in it. Looked for files that end in "
+            f"{audio_dir}: no audio in it. {_left_out(left_out)}Looked for files that end in "
             f"{' '.join(sorted(AUDIO_SUFFIXES))}, in all folders below"
         )
     refuse_collisions(names, audio_dir)
-    _open_store(melspec_dir, names, seconds)
+    _open_store(melspec_dir, names, seconds, alone=shard is None)
     if shard is None:
         _remove_leftovers(melspec_dir)
     else:
         names = names[shard[0] - 1 :: shard[1]]
 
-    todo = [name for name in names if not _is_whole(melspec_dir / mel_key(name))]
+    todo = [
+        name
+        for name in names
+        if overwrite or not _is_made(audio_dir / name, melspec_dir / mel_key(name))
+    ]
     csv_name = "failed.csv" if shard is None else f"failed-{shard[0]}-of-{shard[1]}.csv"
-    done, heard = 0, 0.0
+    done, heard = set(), 0.0
     results = run_parallel(
         _make_files,
         todo,
@@ -144,6 +167,7 @@ def preprocess(
         num_workers=num_workers,
         backend=backend,
         scheduler=scheduler,
+        crashed=_crashed,
         progress=progress,
         title="preprocess",
         unit="file",
@@ -154,14 +178,24 @@ def preprocess(
                 if isinstance(length, str):
                     failed[name] = length
                 else:
-                    done, heard = done + 1, heard + length
-    finally:  # after Ctrl-C too: what is known is written
+                    done.add(name)
+                    heard += length
+    except BaseException:  # after Ctrl-C too: what is known is written
         results.close()
+        with suppress(OSError):  # on a full disk, the first error is the one to tell
+            older = _read_failures(melspec_dir / csv_name)
+            not_done = {name: reason for name, reason in older.items() if name not in done}
+            _write_failures(melspec_dir / csv_name, not_done | failed)
+        raise
+    try:
         failed_csv = _write_failures(melspec_dir / csv_name, failed)
+    except OSError as error:
+        raise _not_written(melspec_dir / csv_name, error) from None
     if shard is None:  # this run went over what the shards had left
         for older in melspec_dir.glob("failed-*-of-*.csv"):
             older.unlink(missing_ok=True)
-    return Report(melspec_dir, done, len(names) - len(todo), failed, heard, failed_csv)
+    skipped = len(names) - len(todo)
+    return Report(melspec_dir, len(done), skipped, failed, heard, failed_csv, left_out)
 
 
 # ---- one file, in a worker process ---------------------------------------------------------------
@@ -183,12 +217,19 @@ def _make_files(
         ]
 
 
+def _crashed(name: str) -> tuple[str, str]:
+    return name, (
+        "the process that read it was killed, twice: it crashes its decoder, or needs more memory "
+        "than there is"
+    )
+
+
 def _make_file(audio: Path, target: Path, seconds: float | None) -> float | str:
     try:
         waveform = read_audio(audio, seconds)
         mel = _front_end()(torch.from_numpy(waveform)).T.numpy()
     except AudioError as error:
-        return str(error)
+        return f"{error}{'; its log-mel file from before is kept' if target.exists() else ''}"
     except Exception as error:  # whatever a damaged file leads to, the others are made
         return f"{type(error).__name__}: {error}"[:300]
     try:
@@ -198,11 +239,18 @@ def _make_file(audio: Path, target: Path, seconds: float | None) -> float | str:
     except OSError as error:
         if error.errno in _NAMES_FILE_ONLY:
             return f"its log-mel file cannot be written: {error.strerror}"
-        raise PreprocessError(
-            f"{target}: cannot be written ({error.strerror}). What is done is kept: "
-            "make room or give another MELSPEC_DIR, and run the same again"
-        ) from None
+        raise _not_written(target, error) from None
     return len(waveform) / SAMPLE_RATE
+
+
+def _not_written(path: Path, error: OSError) -> PreprocessError:
+    # NumPy's tofile gives no number when a disk, or a quota, takes a part only.
+    full = error.errno is None or error.errno in _DISK_FULL
+    why = "the disk is full, or your share of it" if full else "give another MELSPEC_DIR"
+    return PreprocessError(
+        f"{path}: cannot be written: {error.strerror or error} ({why}). What is done is kept: "
+        f"{'make room' if full else 'mend that'}, and run the same again"
+    )
 
 
 # ---- the store -----------------------------------------------------------------------------------
@@ -219,29 +267,43 @@ def _recipe(seconds: float | None) -> dict[str, Any]:
     }
 
 
-def _open_store(melspec_dir: Path, names: list[str], seconds: float | None) -> None:
+def _open_store(melspec_dir: Path, names: list[str], seconds: float | None, alone: bool) -> None:
     """Make the folder and its recipe, or check that what is there was made with the same.
 
+    A recipe without any log-mel file is replaced, but not where others (``alone`` is False) may be
+    at work with it.
+
     Raises:
-        PreprocessError: it was not, or the folder cannot be made.
+        PreprocessError: it was made with another, or the folder cannot be made.
     """
     recipe, path = _recipe(seconds), melspec_dir / RECIPE_FILE
     try:
         melspec_dir.mkdir(parents=True, exist_ok=True)
-        # In this order: another shard writes the recipe before its first file.
-        there = next((key for name in names if (melspec_dir / (key := mel_key(name))).exists()), "")
-        if not path.exists():
-            if there:
+        if not path.exists() and any(melspec_dir.iterdir()):
+            keys = (mel_key(name) for name in names)
+            there = next((key for key in keys if (melspec_dir / key).exists()), None)
+            # Another shard writes the recipe before its first file: it may be there by now.
+            if there and not path.exists():
                 raise PreprocessError(
                     f"{melspec_dir}: holds {there!r} already, and no {RECIPE_FILE} that says how "
                     "it was made. Give an empty MELSPEC_DIR"
                 )
+        if not path.exists():
             write_json(path, recipe)
         found = _read_recipe(path)
+        if found != recipe and alone and not any(_mel_files(melspec_dir)):
+            write_json(path, recipe)
+            found = recipe
     except OSError as error:
         raise PreprocessError(
-            f"{melspec_dir}: cannot be written to ({error.strerror}). Give another MELSPEC_DIR"
+            f"{melspec_dir}: cannot be written to ({error.strerror or error}). "
+            "Give another MELSPEC_DIR"
         ) from None
+    if found is None:
+        raise PreprocessError(
+            f"{path}: expected the settings that the files there were made with, as JSON. "
+            "Give an empty MELSPEC_DIR"
+        )
     if found != recipe:
         differ = [name for name in recipe if found.get(name) != recipe[name]]
         was, wanted = (
@@ -256,35 +318,50 @@ def _open_store(melspec_dir: Path, names: list[str], seconds: float | None) -> N
         refuse_collisions(names, melspec_dir, fold=True)
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def _mel_files(melspec_dir: Path) -> Iterable[Path]:
+    return (path for path in melspec_dir.rglob("*.mmap") if not path.name.startswith(TEMPORARY))
+
+
+def _read_recipe(path: Path) -> dict[str, Any] | None:
+    """The settings there; None if it is no file of settings."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise PreprocessError(
-            f"{path}: expected the settings that the files there were made with, as JSON. "
-            "Give an empty MELSPEC_DIR"
-        )
-    return found
+        return None
+    return found if isinstance(found, dict) else None
 
 
-def _is_whole(path: Path) -> bool:
+def _is_made(audio: Path, target: Path) -> bool:
+    """Whether a log-mel file is whole, and not older than its audio."""
     try:
-        found = path.stat()
+        found = target.stat()
     except OSError:
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_size > 0 and found.st_size % _FRAME_BYTES == 0
+    if not stat.S_ISREG(found.st_mode) or size_problem(found):
+        return False
+    try:
+        return audio.stat().st_mtime_ns <= found.st_mtime_ns
+    except OSError:
+        return True
 
 
 def _remove_leftovers(melspec_dir: Path) -> None:
     """Remove temporary files that a killed run left, a day ago or earlier."""
-    for path in melspec_dir.rglob(".tmp-*.mmap"):
+    for path in melspec_dir.rglob(f"{TEMPORARY}*.mmap"):
         try:
             if time.time() - path.stat().st_mtime > _DAY:
                 path.unlink()
         except OSError:
             continue
+
+
+def _read_failures(path: Path) -> dict[str, str]:
+    """What `_write_failures` wrote; nothing if there is no such file, or another."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    except (FileNotFoundError, KeyError, csv.Error):
+        return {}
 
 
 def _write_failures(path: Path, failed: dict[str, str]) -> Path | None:
@@ -305,8 +382,23 @@ def _write_failures(path: Path, failed: dict[str, str]) -> Path | None:
 # ---- command line --------------------------------------------------------------------------------
 
 
-def _seconds(text: str) -> float | None:
-    return None if text == "all" else float(text)
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which job schedulers send."""
+
+    @classmethod
+    def handler(cls, *_: object) -> None:
+        """Raise it."""
+        raise cls
+
+
+def parse_seconds(text: str) -> float | None:
+    """``300`` → 300.0, ``all`` → None."""
+    try:
+        return None if text == "all" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a number of seconds, such as 300, or all"
+        ) from None
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -318,7 +410,11 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, 1 for failures, 130 when interrupted."""
+    """The command line.
+
+    Returns:
+        the exit code: 0, 1 for failures, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     parser = argparse.ArgumentParser(
         description="Make the log-mel file of each audio file in a folder."
     )
@@ -326,7 +422,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("melspec_dir", type=Path, metavar="MELSPEC_DIR", help="where to")
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=parse_seconds,
         default=DEFAULT_SECONDS,
         help="keep at most so much of each track, its centre; or all (default: 300)",
     )
@@ -336,6 +432,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--shard", type=parse_shard, metavar="K/N", help="do the K-th of N parts, for job arrays"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="make all files again, those that are whole too"
+    )
     parser.add_argument("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args(arguments)
     try:
@@ -343,13 +442,13 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(
             f"{parser.prog}: interrupted. The files in {options.melspec_dir} are whole; "
             "run the same again to go on",
             file=sys.stderr,
         )
-        return 130
+        return 143 if isinstance(interrupt, Terminated) else 130
     for name, reason in sorted(report.failed.items())[:_SHOWN]:
         print(f"failed: {name}: {reason}", file=sys.stderr)
     print(report)
@@ -358,9 +457,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # Functions sent to worker processes must have an importable module's name, not __main__'s.
+    from datasets.preprocess import Terminated as _Terminated
     from datasets.preprocess import main as _main
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what job schedulers send
+    signal.signal(signal.SIGTERM, _Terminated.handler)
     for _stream in (sys.stdout, sys.stderr):  # a name may have bytes that are no text
         _stream.reconfigure(errors="backslashreplace")
     sys.exit(_main())

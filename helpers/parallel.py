@@ -1,14 +1,17 @@
 """Work spread over processes, or over a cluster, with a progress bar.
 
-joblib does the spreading: over the cores of this machine (loky), or over a Dask cluster, for which
-``pip install "dask[distributed]"`` is needed.
+loky (which comes with joblib) spreads it over the cores of this machine; Dask over a cluster, for
+which ``pip install "dask[distributed]"`` is needed.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,10 @@ from helpers.errors import InputError
 BACKENDS = ("loky", "dask")
 _ROOT = Path(__file__).resolve().parent.parent
 _CONNECT_SECONDS = 20
+_WINDOW = 2  # batches under way for each worker: one that it works on, one that waits
+_RECOUNT_SECONDS = 1  # how often a cluster's workers are counted again
+_KEPT = "What is done is kept: run the same again"
+_THREAD_LIMITS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
 
 class ParallelError(InputError):
@@ -46,8 +53,10 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def check_backend(backend: str, scheduler: str | None) -> None:
-    """Raise ParallelError unless the backend exists and has a scheduler if it needs one."""
+def check_backend(backend: str, scheduler: str | None, num_workers: int | None = None) -> None:
+    """Raise ParallelError unless there is such a backend, with what it needs, and workers."""
+    if num_workers is not None and num_workers < 1:
+        raise ParallelError(f"--num-workers is {num_workers}: expected 1 or more")
     if backend not in BACKENDS:
         raise ParallelError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
     if backend == "dask" and not scheduler:
@@ -69,6 +78,7 @@ def run_parallel(
     backend: str = "loky",
     scheduler: str | None = None,
     ordered: bool = False,
+    crashed: Callable[[Any], Any] | None = None,
     progress: bool = True,
     title: str = "",
     unit: str = "item",
@@ -81,10 +91,13 @@ def run_parallel(
         arguments: the same for each batch; all of it must pickle.
         batch_size: items in a batch, at most.
         num_workers: processes; None for one a core, 1 for this process. A Dask cluster uses all
-            the threads of its workers.
+            the threads of its workers, those that join later too.
         backend, scheduler: "loky", or "dask" and the address of its scheduler.
         ordered: yield results in the order of items, or as they come. In that case batches are
             interleaved (items i, i + n, i + 2 n, ...): slow neighbours are spread.
+        crashed: gives the result of an item that kills its worker process. What was under way when
+            a worker was killed is done again, one item at a time; an item that kills again gets
+            this result, and the others go on. None: a killed worker ends the work.
         progress: whether to show a bar (where the output is a terminal or a file).
         title, unit: what the bar says.
 
@@ -92,9 +105,10 @@ def run_parallel(
         what ``function`` returned, batch by batch.
 
     Raises:
-        ParallelError: a backend that is not there, or a worker process that was killed.
+        ParallelError: a backend that is not there, no positive number of workers, a worker process
+            that was killed, a scheduler that went away.
     """
-    check_backend(backend, scheduler)
+    check_backend(backend, scheduler, num_workers)
     if not items:
         return
     n_batches = -(-len(items) // batch_size)
@@ -102,39 +116,87 @@ def run_parallel(
         batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
     else:
         batches = [items[i::n_batches] for i in range(n_batches)]
-    num_workers = min(num_workers or cores(), n_batches)
+    # One batch is no reason for a process, unless it may be one that kills it.
+    here = num_workers == 1 or (crashed is None and min(num_workers or cores(), n_batches) == 1)
     results: Iterable[list]
     if backend == "dask":
-        results = _dask(function, batches, arguments, scheduler, ordered)
-    elif num_workers <= 1:
+        results = _dask(function, batches, arguments, scheduler, ordered, crashed)
+    elif here:
         results = (function(batch, *arguments) for batch in batches)
     else:
-        results = _loky(function, batches, arguments, num_workers, ordered)
+        num_workers = min(num_workers or cores(), n_batches)
+        results = _loky(function, batches, arguments, num_workers, ordered, crashed)
     with tqdm(total=len(items), desc=title, unit=unit, disable=None if progress else True) as bar:
         for batch in results:
             yield batch
             bar.update(len(batch))
 
 
-def _return_as(ordered: bool) -> str:
-    return "generator" if ordered else "generator_unordered"
+# ---- this machine --------------------------------------------------------------------------------
+
+
+def _pool(num_workers: int) -> Executor:
+    """Worker processes: those of the last call, or new ones if one of them was killed."""
+    from joblib.externals.loky import get_reusable_executor
+
+    # Idle processes go soon: what follows is often a training run, which wants the memory.
+    return get_reusable_executor(max_workers=num_workers, timeout=5, env=_THREAD_LIMITS)
 
 
 def _loky(
-    function: Callable[..., list], batches: list, arguments: tuple, num_workers: int, ordered: bool
+    function: Callable[..., list],
+    batches: list,
+    arguments: tuple,
+    num_workers: int,
+    ordered: bool,
+    crashed: Callable[[Any], Any] | None,
 ) -> Iterator[list]:
-    from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
-    # Idle processes go soon: what follows is often a training run, which wants the memory.
-    pool = Parallel(n_jobs=num_workers, return_as=_return_as(ordered), idle_worker_timeout=5)
+    waiting, under_way = deque(batches), {}
     try:
-        yield from pool(delayed(function)(batch, *arguments) for batch in batches)
+        while waiting or under_way:
+            try:
+                pool = _pool(num_workers)
+                while waiting and len(under_way) < _WINDOW * num_workers:
+                    future = pool.submit(function, waiting[0], *arguments)
+                    under_way[future] = waiting.popleft()
+                if ordered:
+                    ready = [next(iter(under_way))]
+                else:
+                    ready = wait(under_way, return_when=FIRST_COMPLETED).done
+                for future in ready:
+                    result = future.result()
+                    del under_way[future]
+                    yield result
+            except BrokenProcessPool:
+                if crashed is None:
+                    raise ParallelError(
+                        "a worker process was killed (out of memory?). What is done is kept: "
+                        "run the same again, with fewer --num-workers"
+                    ) from None
+                wait(under_way)
+                for future, batch in under_way.items():
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        yield [_alone(function, item, arguments, crashed) for item in batch]
+                    else:
+                        yield future.result()
+                under_way.clear()
+    except BaseException:
+        _pool(num_workers).shutdown(kill_workers=True)
+        raise
+
+
+def _alone(
+    function: Callable[..., list], item: Any, arguments: tuple, crashed: Callable[[Any], Any]
+) -> Any:
+    """The result of one item, with no other under way."""
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    try:
+        return _pool(1).submit(function, [item], *arguments).result()[0]
     except BrokenProcessPool:
-        raise ParallelError(
-            "a worker process was killed (out of memory? it can also be a file that crashes its "
-            "decoder). What is done is kept: run the same again, with fewer --num-workers"
-        ) from None
+        return crashed(item)
 
 
 # ---- Dask ----------------------------------------------------------------------------------------
@@ -146,6 +208,7 @@ def _dask(
     arguments: tuple,
     scheduler: str | None,
     ordered: bool,
+    crashed: Callable[[Any], Any] | None,
 ) -> Iterator[list]:
     try:
         from distributed import Client
@@ -153,7 +216,6 @@ def _dask(
         raise ParallelError(
             'the dask backend needs Dask: pip install "dask[distributed]"'
         ) from None
-    from joblib import Parallel, delayed, parallel_config
 
     try:
         client = Client(scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
@@ -163,17 +225,83 @@ def _dask(
             "Check the address that `dask scheduler` prints"
         ) from None
     with client:
-        task = delayed(_anywhere(function, arguments))
-        with parallel_config("dask", client=client, wait_for_workers_timeout=_CONNECT_SECONDS):
-            pool = Parallel(n_jobs=-1, return_as=_return_as(ordered))
-            try:
-                results = pool(task(pickle.dumps(batch)) for batch in batches)
+        try:
+            client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+        except TimeoutError:
+            raise ParallelError(
+                f"the Dask cluster at {scheduler} has no workers: start some with "
+                f"`dask worker {scheduler}`"
+            ) from None
+        call = _anywhere(function, arguments)
+        yield from _on_cluster(client, scheduler, call, batches, ordered, crashed)
+
+
+def _on_cluster(
+    client: Any,
+    scheduler: str | None,
+    call: Callable[[bytes], list],
+    batches: list,
+    ordered: bool,
+    crashed: Callable[[Any], Any] | None,
+) -> Iterator[list]:
+    from distributed import KilledWorker, as_completed
+
+    def submit(batch: list) -> Any:
+        return client.submit(call, pickle.dumps(batch), pure=False)
+
+    def outcome(future: Any) -> list | None:
+        """What came of it; None if workers were killed at it."""
+        with _scheduler_needed(scheduler):
+            error = future.exception()
+            try:  # a worker that dies now takes it along, and Dask may wait for it for ever
+                result = future.result(_CONNECT_SECONDS) if error is None else None
             except TimeoutError:
+                result = None
+        if error is not None and not isinstance(error, KilledWorker):
+            raise error
+        return result
+
+    waiting, under_way, completed = deque(batches), {}, as_completed(loop=client.loop)
+    window, counted = 0, -float("inf")
+    while waiting or under_way:
+        with _scheduler_needed(scheduler):
+            if time.monotonic() - counted >= _RECOUNT_SECONDS:
+                window = _WINDOW * max(1, sum(client.nthreads().values()))
+                counted = time.monotonic()
+            while waiting and len(under_way) < window:
+                future = submit(waiting[0])
+                under_way[future] = waiting.popleft()
+                if not ordered:
+                    completed.add(future)
+            future = next(iter(under_way)) if ordered else next(completed)
+        batch, result = under_way.pop(future), outcome(future)
+        if result is None:
+            if crashed is None:
                 raise ParallelError(
-                    f"the Dask cluster at {scheduler} has no workers: start some with "
-                    f"`dask worker {scheduler}`"
-                ) from None
-        yield from results
+                    "workers of the Dask cluster were killed, one after another, at the same work "
+                    f"(out of memory?). {_KEPT}"
+                )
+            result = []
+            with _scheduler_needed(scheduler):
+                for other in under_way:  # one of which may be what kills
+                    other.exception()
+            for item in batch:
+                with _scheduler_needed(scheduler):
+                    future = submit([item])
+                result += outcome(future) or [crashed(item)]
+        yield result
+
+
+@contextmanager
+def _scheduler_needed(scheduler: str | None) -> Iterator[None]:
+    """Tell of a scheduler that does not answer any more."""
+    try:
+        yield
+    except (CancelledError, OSError, RuntimeError) as error:
+        raise ParallelError(
+            f"the Dask scheduler at {scheduler} does not answer any more "
+            f"({type(error).__name__}). {_KEPT}"
+        ) from None
 
 
 def _anywhere(function: Callable[..., list], arguments: tuple) -> Callable[[bytes], list]:

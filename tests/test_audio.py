@@ -170,15 +170,88 @@ def test_an_mp3_that_does_not_tell_its_length_is_read_to_its_end(tmp_path):
     assert len(read_audio(path, 4.0)) == 64_000
 
 
-def test_an_mp3_whose_end_is_missing_gives_the_centre_of_what_is_there(tmp_path):
-    path = tmp_path / "a.mp3"
-    soundfile.write(path, music(20), RATE)
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("name", ["a.wav", "a.rf64", "a.aiff", "a.mp3", "tagged.mp3", "c.mp3"])
+def test_a_missing_end_is_told(tmp_path, name, share):
+    path = tmp_path / name
+    soundfile.write(path, music(10), RATE, subtype=None if "mp3" in name else "PCM_16")
     content = path.read_bytes()
+    if name == "tagged.mp3":
+        content = b"ID3\x04\x00\x00\x00\x00\x40\x00" + b"\0" * 8192 + content
+    if name == "c.mp3":  # frames only, no bytes: Xing's flags are 15
+        assert content[36:44] == b"Xing\0\0\0\x0f"
+        content = content[:43] + b"\x01" + content[44:]
+    path.write_bytes(content)
+    assert abs(len(read_audio(path)) - 160_000) < 2_000
+    path.write_bytes(content[: int(len(content) * share)])
+    for seconds in (None, 2.0):
+        if seconds and share == 0.9 and name == "c.mp3":
+            continue  # its centre is there, and nothing tells without decoding the rest
+        with pytest.raises(AudioError, match=r"end is missing: .* promises 10\.0 s"):
+            read_audio(path, seconds)
+    # A frame or two are not what anybody misses.
+    path.write_bytes(content[: int(len(content) * 0.97)])
+    assert abs(len(read_audio(path)) - 155_000) < 2_500
+    assert len(read_audio(path, 2.0)) == 32_000
+
+
+@pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_FFFF, 0])
+def test_a_wav_that_was_streamed_does_not_tell_its_length(tmp_path, size):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, music(3, channels=1), RATE, subtype="PCM_16")
+    content = path.read_bytes()
+    assert content[36:40] == b"data"
+    path.write_bytes(content[:40] + size.to_bytes(4, "little") + content[44:])
+    if size:
+        assert len(read_audio(path)) == 48_000
+    else:
+        with pytest.raises(AudioError, match="no audio"):
+            read_audio(path)
+
+
+def test_a_film_whose_end_is_missing(tmp_path):
+    """Its index, at the start, tells the length; PCM has no packet that a cut breaks."""
+    path = tmp_path / "a.mov"
+    write_encoded(path, music(10), "pcm_f32le", {"movflags": "faststart"})
+    content = path.read_bytes()
+    assert len(read_audio(path)) == 160_000
     path.write_bytes(content[: len(content) // 2])
-    whole = read_audio(path)
-    assert 9 * 16_000 < len(whole) < 11 * 16_000
-    start = (len(whole) - 48_000) // 2
-    np.testing.assert_array_equal(read_audio(path, 3.0), whole[start : start + 48_000])
+    with pytest.raises(AudioError):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("seconds", [None, 2.0])
+def test_a_flac_without_its_length_is_read_to_its_end(tmp_path, seconds):
+    """As it is when FLAC is written to a pipe: 36 bits of STREAMINFO are 0."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, music(5), RATE)
+    expected = read_audio(path, seconds)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert soundfile.SoundFile(path).frames > 2**62
+    np.testing.assert_allclose(read_audio(path, seconds), expected, atol=1e-6)
+
+
+def test_floats_on_the_scale_of_integers_are_refused(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, 32768 * music(1), RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"up to 1\.\d+e\+04.*16-bit integers"):
+        read_audio(path)
+    soundfile.write(path, 10 * music(1), RATE, subtype="FLOAT")
+    assert np.abs(read_audio(path)).max() > 2
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mov", "aac"), ("mkv", "aac"), ("m4v", "aac"), ("avi", "mp2")]
+)
+def test_the_sound_of_films(tmp_path, suffix, codec):
+    path = tmp_path / f"a.{suffix}"
+    write_encoded(path, music(3), codec)
+    found = read_audio(path)
+    assert abs(len(found) - 48_000) < 400
+    assert len(read_audio(path, 1.0)) == 16_000
 
 
 def test_the_content_counts_where_the_suffix_is_wrong(tmp_path):
@@ -252,7 +325,7 @@ def test_no_permission(tmp_path, monkeypatch):
         read_audio(tmp_path / "a.wav")
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_length_out_of_range(tmp_path, seconds):
     with pytest.raises(ValueError, match="positive"):
         read_audio(tmp_path / "a.wav", seconds)

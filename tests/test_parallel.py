@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -87,11 +89,40 @@ def test_a_worker_that_is_killed_is_told_about():
     assert sorted(again) == [[2], [3]]
 
 
+def lost(number: int) -> str:
+    return f"lost {number}"
+
+
+@pytest.mark.parametrize("num_workers", [2, None])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_what_kills_its_worker_is_found_and_the_others_are_done(num_workers, ordered):
+    how = {"num_workers": num_workers, "ordered": ordered, "progress": False, "crashed": lost}
+    found = list(run_parallel(die, list(range(9)), batch_size=2, **how))
+    results = [x for batch in found for x in batch]
+    expected = [0, 1, 2, 3, 4, "lost 5", 6, 7, 8]
+    assert results == expected if ordered else sorted(results, key=str) == sorted(expected, key=str)
+    # The last item to be done, too, is not done in this process.
+    assert list(run_parallel(die, [5], num_workers=None, progress=False, crashed=lost)) == [
+        ["lost 5"]
+    ]
+
+
+def refuse(numbers: list[int]) -> list[int]:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_an_error_of_the_work_reaches_the_caller():
+    with pytest.raises(PermissionError):
+        list(run_parallel(refuse, [1, 2], num_workers=2, progress=False, crashed=lost))
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
         ({"backend": "threads"}, "'threads': expected one of loky, dask"),
         ({"backend": "dask"}, "--scheduler"),
+        ({"num_workers": 0}, "--num-workers is 0: expected 1 or more"),
+        ({"num_workers": -3}, "--num-workers is -3"),
         ({"scheduler": "tcp://127.0.0.1:8786"}, "--backend dask only"),
     ],
 )
@@ -138,6 +169,69 @@ def fail(numbers: list[int]) -> list[int]:
 def test_an_error_on_dask_reaches_the_caller(cluster):
     with pytest.raises(ParallelError, match="no room"):
         list(run_parallel(fail, [1], backend="dask", scheduler=cluster, progress=False))
+    with pytest.raises(PermissionError):
+        list(run_parallel(refuse, [1], backend="dask", scheduler=cluster, progress=False))
+
+
+def slow_where(numbers: list[int]) -> list[int]:
+    time.sleep(0.05)
+    return where(numbers)
+
+
+def test_workers_of_any_number_do_the_work_and_later_ones_join_in():
+    from distributed import LocalCluster
+
+    how = {"n_workers": 1, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with LocalCluster(**how) as small:
+        how = {"backend": "dask", "scheduler": small.scheduler_address, "progress": False}
+        results = run_parallel(slow_where, list(range(400)), **how)
+        pids = {next(results)[0] for _ in range(5)}
+        assert len(pids) == 1
+        assert os.getpid() not in pids
+        small.scale(2)
+        pids |= {pid for batch in results for pid in batch}
+        assert len(pids) == 2
+        assert os.getpid() not in pids
+
+
+def test_what_kills_the_workers_of_a_cluster_is_found(monkeypatch):
+    import dask
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(parallel, "_CONNECT_SECONDS", 10)
+    how = {"n_workers": 1, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    once = dask.config.set({"distributed.scheduler.allowed-failures": 0})
+    with once, LocalCluster(**how) as small:
+        how = {"backend": "dask", "scheduler": small.scheduler_address, "progress": False}
+        with pytest.raises(ParallelError, match=r"workers .* were killed"):
+            list(run_parallel(die, [4, 5, 6], **how))
+        found = sorted(run_parallel(die, [4, 5, 6], crashed=lost, **how), key=str)
+        assert found == [["lost 5"], [4], [6]]
+
+
+def test_a_scheduler_that_goes_away_is_told_about(tmp_path):
+    address_file = tmp_path / "scheduler.json"
+    command = [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    quiet["env"] = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    file = ["--scheduler-file", str(address_file)]
+    scheduler = subprocess.Popen([*command, "--no-dashboard", *file], **quiet)
+    while not address_file.exists():
+        assert scheduler.poll() is None
+        time.sleep(0.1)
+    worker = subprocess.Popen([sys.executable, "-m", "dask", "worker", *file], **quiet)
+    try:
+        address = json.loads(address_file.read_text())["address"]
+        how = {"backend": "dask", "scheduler": address, "progress": False}
+        results = run_parallel(slow_where, list(range(10_000)), **how)
+        next(results)
+        scheduler.kill()
+        with pytest.raises(ParallelError, match=r"does not answer any more.*run the same again"):
+            list(results)
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait(30)
 
 
 def test_a_dask_cluster_without_workers(monkeypatch):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from datasets import preprocess as module
 from datasets.collection import PreprocessError, find_audio, mel_key
 from datasets.melspectrograms import open_mel
-from datasets.preprocess import main, parse_shard, preprocess
+from datasets.preprocess import main, parse_seconds, parse_shard, preprocess
 from helpers.audio import read_audio
 from helpers.melspectrogram import MelSpectrogram
 
@@ -174,12 +175,70 @@ def test_what_is_whole_is_skipped_and_what_is_not_is_made(collection, tmp_path):
     assert (store / KEYS[3]).stat().st_mtime_ns == kept
 
 
+def test_what_is_older_than_its_audio_is_made_again(collection, tmp_path):
+    store = tmp_path / "mels"
+    preprocess(collection, store, **QUIET)
+    before, later = mels(store), time.time() + 60
+    write_audio(collection / "a" / "1.wav", 2, seed=77)
+    write_audio(collection / "5.wav", 2).write_bytes(b"no audio")
+    for name in ("a/1.wav", "5.wav"):
+        os.utime(collection / name, (later, later))
+    report = preprocess(collection, store, **QUIET)
+    assert (report.done, report.skipped) == (1, 5)
+    assert report.failed["5.wav"].endswith("; its log-mel file from before is kept")
+    after = mels(store)
+    assert {key for key in after if after[key] != before[key]} == {"a/1.mmap"}
+
+
+def test_overwrite_makes_all_again(collection, tmp_path):
+    store = tmp_path / "mels"
+    preprocess(collection, store, **QUIET)
+    before = mels(store)
+    (store / KEYS[0]).write_bytes(bytes(192))
+    assert preprocess(collection, store, **QUIET).done == 0
+    options = ["--overwrite", "--num-workers", "1", "--no-progress"]
+    assert main([str(collection), str(store), *options]) == 0
+    assert mels(store) == before
+
+
 def test_other_settings_do_not_mix(collection, tmp_path):
     preprocess(collection, tmp_path / "mels", **QUIET)
     before = mels(tmp_path / "mels")
     with pytest.raises(PreprocessError, match=r"seconds 300\.0; this run is for seconds all"):
         preprocess(collection, tmp_path / "mels", seconds=None, **QUIET)
     assert mels(tmp_path / "mels") == before
+
+
+@pytest.mark.parametrize("content", ['{"seconds": null}', "[]", None])
+def test_settings_of_no_file_are_replaced(collection, tmp_path, content):
+    """A run that failed early, or a file of settings that never was right, poisons nothing."""
+    store = tmp_path / "mels"
+    store.mkdir()
+    if content is None:
+        preprocess(collection, store, files=["not/there.wav"], seconds=7, **QUIET)
+    else:
+        (store / "preprocess.json").write_text(content)
+    with pytest.raises(PreprocessError, match="made with"):  # another job may be at work with it
+        preprocess(collection, store, shard=(1, 2), **QUIET)
+    assert preprocess(collection, store, **QUIET).done == 7
+    assert json.loads((store / "preprocess.json").read_text())["seconds"] == 300
+
+
+def test_a_job_of_an_array_does_not_look_for_every_file(collection, tmp_path, monkeypatch):
+    """Whether the store is empty, or has its settings, takes one look."""
+    looked = []
+    exists = Path.exists
+
+    def look(path, **options):
+        looked.append(path.name)
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", look)
+    preprocess(collection, tmp_path / "mels", shard=(1, 2), files=["gone.wav"], **QUIET)
+    (tmp_path / "mels" / "other").touch()
+    preprocess(collection, tmp_path / "mels", shard=(2, 2), **QUIET)
+    assert "preprocess.json" in looked
+    assert not set(looked) & {Path(key).name for key in KEYS}
 
 
 def test_files_of_unknown_making_are_not_taken_for_ours(collection, tmp_path):
@@ -226,7 +285,7 @@ def test_bad_files_cost_themselves_only(collection, tmp_path, capsys):
     assert sorted(mels(store)) == KEYS
     found = failures(store / "failed.csv")
     assert sorted(found) == ["empty.mp3", "gone.flac", "loud.wav", "text.wav"]
-    assert "float16" in found["loud.wav"]
+    assert "full scale is 1" in found["loud.wav"]
     for name in found:
         (collection / name).unlink()
     assert main([str(collection), str(store), "--no-progress"]) == 0
@@ -255,6 +314,90 @@ def test_a_full_disk_ends_the_run_and_a_long_name_does_not(
     assert sorted(mels(tmp_path / "mels")) == KEYS
 
 
+def test_a_full_disk_is_told_as_such(collection, tmp_path, monkeypatch):
+    """NumPy's `tofile` gives neither number nor text then; and failed.csv has no room either."""
+
+    def fill(path, mel):
+        np.zeros(100_000).tofile("/dev/full")
+        raise AssertionError
+
+    def no_room(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_mel", fill)
+    with pytest.raises(PreprocessError, match=r"requested and \d+ written \(the disk is full"):
+        preprocess(collection, tmp_path / "mels", **QUIET)
+    (collection / "0.wav").touch()  # a failure to write down
+    monkeypatch.setattr(module, "_write_failures", no_room)
+    with pytest.raises(PreprocessError, match=r"5\.mmap: cannot be written: .*the disk is full"):
+        preprocess(collection, tmp_path / "mels", **QUIET)
+    monkeypatch.setattr(module, "write_mel", lambda path, mel: None)
+    with pytest.raises(PreprocessError, match=r"failed\.csv: cannot be written: No space left"):
+        preprocess(collection, tmp_path / "mels", **QUIET)
+
+
+def test_an_interrupt_keeps_what_is_known_of_failures(collection, tmp_path, monkeypatch):
+    store = tmp_path / "mels"
+    for name in ("0.wav", "9.wav", "b.c/5.wav"):
+        (collection / name).touch()
+    preprocess(collection, store, overwrite=True, **QUIET)
+    before = failures(store / "failed.csv")
+    assert sorted(before) == ["0.wav", "9.wav", "b.c/5.wav"]
+
+    def interrupt(names, *arguments):
+        if names == stop:
+            raise KeyboardInterrupt
+        return make(names, *arguments)
+
+    make, stop = module._make_files, []
+    monkeypatch.setattr(module, "_make_files", interrupt)
+    for last, mended in (("0.wav", None), ("b.c/5.wav", "9.wav")):
+        stop[:] = [last]
+        if mended:
+            write_audio(collection / mended)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(collection, store, **QUIET)
+        before.pop(mended, None)
+        assert failures(store / "failed.csv") == before
+
+
+def test_a_file_that_crashes_its_decoder_costs_itself_only(collection, tmp_path, monkeypatch):
+    """Loaded by the workers: a soundfile that ends the process at a file of that name."""
+    real = Path(soundfile.__file__).parent
+    shim = tmp_path / "shim"
+    shim.mkdir()
+    (shim / "soundfile.py").write_text(
+        f"import os, sys\n"
+        f"sys.path.insert(0, {str(real)!r})\n"
+        f"here = sys.modules.pop('soundfile')\n"
+        f"sys.path.remove({str(shim)!r})\n"
+        f"import soundfile\n"
+        f"sys.path.insert(0, {str(shim)!r})\n"
+        f"whole = soundfile.SoundFile\n"
+        f"def crash(path, *rest):\n"
+        f"    if path.endswith(b'a/1.wav'):\n"
+        f"        os.abort()\n"
+        f"    return whole(path, *rest)\n"
+        f"soundfile.SoundFile = crash\n"
+    )
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:3]; from datasets.preprocess import main; "
+        "sys.exit(main(sys.argv[3:]))"
+    )
+    store = tmp_path / "mels"
+    for _ in range(2):  # and again, when it alone is left
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(shim), str(ROOT), str(collection), str(store)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 1, done.stderr
+        assert "failed: a/1.wav: the process that read it was killed, twice" in done.stderr
+        assert sorted(mels(store)) == [key for key in KEYS if key != "a/1.mmap"]
+        assert list(failures(store / "failed.csv")) == ["a/1.wav"]
+
+
 # ---- the collection ------------------------------------------------------------------------------
 
 
@@ -271,7 +414,28 @@ def test_what_is_found(tmp_path):
     (audio / "other").symlink_to(tmp_path / "other")
     (audio / "folder.wav").mkdir()
     os.mkfifo(audio / "pipe.wav")
-    assert find_audio(audio) == ["a.mp3", "b/a.WAV", "b/z.wav", "other/linked.wav"]
+    others = Counter()
+    expected = ["a.mp3", "b/a.WAV", "b/z.wav", "other/linked.wav"]
+    assert find_audio(audio, others=others) == expected
+    assert others == {".txt": 1, ".jpg": 1}
+
+
+def test_what_is_left_out_is_counted(collection, tmp_path):
+    for name in ("a.dsf", "a/c.AMR", "d.3gp", "e.mov", "f.spx", "g.shn"):
+        (collection / name).touch()
+    for suffix, count in (("txt", 5), ("Jpg", 3), ("xyz", 1)):
+        for i in range(count):
+            (collection / "a" / f"{i}.{suffix}").touch()
+    report = preprocess(collection, tmp_path / "mels", **QUIET)
+    assert len(report.failed) == 6  # they are taken for audio, which they are not
+    assert "; 9 files left out: .jpg 3, .txt 5, .xyz 1; " in str(report)
+    for suffix in "uvw":
+        (collection / f"a.{suffix}").touch()
+    (collection / "README").touch()
+    told = str(preprocess(collection, tmp_path / "mels", **QUIET))
+    assert "; 13 files left out: " in told
+    assert ".jpg 3" in told
+    assert ", and 2 more kinds; " in told
 
 
 def test_names_that_are_not_text(tmp_path):
@@ -323,6 +487,9 @@ def test_only_the_files_named(collection, tmp_path):
         (["audio", "file.wav"], "cannot be written to"),
         (["audio", "mels", "--seconds", "0"], "expected a positive number, or all"),
         (["audio", "mels", "--seconds", "nan"], "expected a positive number, or all"),
+        (["audio", "mels", "--seconds", "inf"], "expected a positive number, or all"),
+        (["audio", "mels", "--num-workers", "0"], "--num-workers is 0: expected 1 or more"),
+        (["audio", "mels", "--num-workers", "-3"], "expected 1 or more"),
         (["audio", "mels", "--shard", "5/4"], "K from 1 to N"),
         (["audio", "mels", "--shard", "0/4"], "K from 1 to N"),
         (["audio", "mels", "--backend", "dask"], "--scheduler"),
@@ -338,6 +505,13 @@ def test_what_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
     assert message in err
     assert not out
     assert not (tmp_path / "mels").exists()
+
+
+def test_seconds_as_typed(capsys):
+    assert (parse_seconds("all"), parse_seconds("2.5")) == (None, 2.5)
+    with pytest.raises(SystemExit):
+        main(["audio", "mels", "--seconds", "abc"])
+    assert "'abc': expected a number of seconds, such as 300, or all" in capsys.readouterr().err
 
 
 # ---- parts, kills, clusters ----------------------------------------------------------------------
@@ -424,7 +598,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, sent):
     else:
         process.send_signal(sent)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == (130 if sent == signal.SIGINT else 143), err
     assert "run the same again to go on" in err
     assert "Traceback" not in err
     assert not out
