@@ -6,6 +6,7 @@ output and whatever else it makes.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -35,6 +36,7 @@ from helpers.errors import InputError  # noqa: E402
 from helpers.settings import check_arguments, check_settings  # noqa: E402
 
 LOG_DIR = Path("exp_logs")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 SETTINGS.CONFIG.READ_ONLY_CONFIG = False
 SETTINGS.CAPTURE_MODE = "sys"  # file descriptors are shared with worker processes
@@ -135,7 +137,12 @@ def command(ex: Experiment, main: bool = False, unobserved: bool = False) -> Cal
         def wrapped(*args, **kwargs):
             try:
                 return function(*args, **kwargs)
-            except (InputError, MisconfigurationException, OSError) as error:
+            except (InputError, MisconfigurationException) as error:
+                raise UserError(_message(error)) from error
+            except OSError as error:
+                # One that names no file, and is none of ours, is a fault of the program's.
+                if error.filename is None and error.errno not in (None, *_NO_ROOM):
+                    raise
                 raise UserError(_message(error)) from error
 
         return ex.main(wrapped) if main else ex.command(wrapped, unobserved=unobserved)

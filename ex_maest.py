@@ -11,6 +11,7 @@ python ex_maest.py export with maest.checkpoint=exp_logs/latest/model export.for
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 import time
@@ -38,6 +39,7 @@ from ex_common import (
     set_up,
 )
 from ex_setup import (
+    as_it_began,
     check_files,
     check_head,
     check_label_names,
@@ -93,6 +95,8 @@ def pretrain(_run, _config) -> dict[str, Any]:
     check_files(config, "train", "val")
     checkpoint = find_checkpoint(config, training=True)
     data = set_up_data(config, checkpoint, "train", "val")
+    continued = find_run_to_continue(config, LOG_DIR)
+    config = as_it_began(config, continued)
     net = set_up_network(config, checkpoint, data, "train", training=True)
     arch = checkpoint.arch if checkpoint else config["maest"]["arch"] or settings.DEFAULT_ARCH
     if data.groundtruth("val").n_classes != net.n_classes:
@@ -102,7 +106,6 @@ def pretrain(_run, _config) -> dict[str, Any]:
         )
     check_labels(net, data, "val")
     module = MaestModule(net, TrainingOptions(**config["module"]), seed=config["seed"])
-    continued = find_run_to_continue(config, LOG_DIR)
     weights = sum(parameter.numel() for parameter in net.parameters())
     log.info(
         "%s, %.1f M weights; %d training and %d validation tracks, %d labels; clips of %g s",
@@ -138,7 +141,7 @@ def pretrain(_run, _config) -> dict[str, Any]:
     compile_if_it_pays(config, net, data.clips_per_epoch or len(data.groundtruth("train")))
     try:
         trainer.fit(module, data, ckpt_path=continued, weights_only=True)
-    except Exception as error:
+    except (Exception, Stopped) as error:
         end_processes(trainer)
         if isinstance(error, Stopped):
             raise _interrupted(error, checkpoints, trainer) from None
@@ -345,16 +348,24 @@ def _interrupted(stop: Stopped, checkpoints: Checkpoints, trainer: pl.Trainer) -
     """What a user is told whose training was stopped by a signal."""
     if not trainer.is_global_zero:  # the first process tells it
         return Interrupted(str(stop), stop.signal)
-    arguments = [a for a in sys.argv[1:] if not a.startswith("ckpt_path=")]
-    arguments += ["ckpt_path=last"] if "with" in arguments else ["with", "ckpt_path=last"]
-    command_line = shlex.join(["python", *sys.argv[:1], *arguments])
+    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
+        how = " give the same command with ckpt_path=last"  # to whatever has started this process
+    else:
+        how = f"\n  {_same_command()}"
     if stop.saved:
         state = f"saved at step {trainer.global_step}, {checkpoints.folder / LAST}"
     elif (checkpoints.folder / LAST).is_file():
         state = f"not saved now; {checkpoints.folder / LAST} is as it was"
     else:
         return Interrupted(f"{stop.signal.name}: stopped before anything was saved", stop.signal)
-    return Interrupted(f"{stop.signal.name}: {state}. To continue:\n  {command_line}", stop.signal)
+    return Interrupted(f"{stop.signal.name}: {state}. To continue:{how}", stop.signal)
+
+
+def _same_command() -> str:
+    """The command line that was typed, with ckpt_path=last."""
+    arguments = [a for a in sys.argv[1:] if not a.startswith("ckpt_path=")]
+    arguments += ["ckpt_path=last"] if "with" in arguments else ["with", "ckpt_path=last"]
+    return shlex.join(["python", *sys.argv[:1], *arguments])
 
 
 def _average(

@@ -273,6 +273,7 @@ def check_labels(net: Maest, data: MaestDataModule, split: str) -> None:
         )
 
 
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 # A run of fewer steps is over before compiling has paid.
 _STEPS_THAT_PAY = 1000
 
@@ -281,9 +282,12 @@ _SAME = {
     "seed": None,
     "maest": None,
     "module": None,
-    "datamodule": ("groundtruth_test", "groundtruth_predict", "batch_size_eval", "num_workers"),
+    "datamodule": (
+        *("groundtruth_test", "groundtruth_predict"),
+        *("batch_size_eval", "num_workers", "on_error"),
+    ),
     "trainer": (
-        *("max_epochs", "max_steps", "accelerator", "devices", "num_nodes", "strategy"),
+        *("max_epochs", "accelerator", "devices", "num_nodes", "strategy"),
         *("log_every_n_steps", "checkpoint_minutes", "enable_progress_bar", "compile"),
         *("limit_test_batches", "limit_predict_batches", "num_sanity_val_steps"),
     ),
@@ -325,6 +329,22 @@ def find_run_to_continue(config: dict[str, Any], log_dir: Path) -> Path | None:
     )
 
 
+def as_it_began(config: dict[str, Any], continued: Path | None) -> dict[str, Any]:
+    """The settings with the norm of the training that is continued, where they leave it open.
+
+    Measured again it would be another one if a file has gone since.
+    """
+    if continued is None or not continued.is_file():
+        return config
+    try:
+        sizes = load_checkpoint(continued).sizes
+    except InputError:  # which the training itself will tell
+        return config
+    norm = {name: sizes.get(name) for name in ("norm_mean", "norm_std")}
+    open_ones = {n: v for n, v in norm.items() if config["maest"][n] is None}
+    return config | {"maest": config["maest"] | open_ones}
+
+
 def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
     found = []
     for section, free in _SAME.items():
@@ -352,6 +372,7 @@ def set_up_trainer(
     if "precision" not in given:
         given["precision"] = "16-mixed" if cuda and training else "32-true"
     if training:
+        check_choice("trainer.precision", given["precision"], PRECISIONS)
         fast_math()
         given |= {"plugins": [WholeFiles()], "use_distributed_sampler": False}
         _check_processes(given["devices"], given["num_nodes"])
@@ -402,7 +423,14 @@ def compile_if_it_pays(config: dict[str, Any], net: Maest, clips: int) -> None:
     trainer, wanted = config["trainer"], config["trainer"]["compile"]
     if wanted is None:
         cuda = torch.cuda.is_available() and trainer["accelerator"] in ("auto", "gpu", "cuda")
-        steps = trainer["max_epochs"] * clips // config["datamodule"]["batch_size_train"]
+        devices = trainer["devices"] if trainer["devices"] > 0 else torch.cuda.device_count()
+        batch = config["datamodule"]["batch_size_train"] * devices * trainer["num_nodes"]
+        batches = clips // batch
+        if isinstance(trainer["limit_train_batches"], int):
+            batches = min(batches, trainer["limit_train_batches"])
+        steps = trainer["max_epochs"] * batches
+        if trainer["max_steps"] >= 0:
+            steps = min(steps, trainer["max_steps"])
         # Compiling takes about a minute; each rate of stochastic depth would be a graph of its own.
         wanted = cuda and steps >= _STEPS_THAT_PAY and not config["maest"]["drop_path_rate"]
     if wanted:

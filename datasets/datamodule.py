@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,16 +228,40 @@ class MaestDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """Where training is, for a checkpoint: the epoch, and its batches that are done."""
-        loop = self.trainer.fit_loop
+        loop, plan = self.trainer.fit_loop, self._plan()
         progress, batches = loop.epoch_progress.current, loop.epoch_loop.batch_idx + 1
         if progress.started == progress.processed:  # between two epochs
-            return {"epoch": progress.processed, "batches": 0}
+            return {"epoch": progress.processed, "batches": 0, **plan}
         if batches >= self.trainer.num_training_batches:
-            return {"epoch": progress.processed + 1, "batches": 0}
-        return {"epoch": progress.processed, "batches": batches}
+            return {"epoch": progress.processed + 1, "batches": 0, **plan}
+        return {"epoch": progress.processed, "batches": batches, **plan}
+
+    def _plan(self) -> dict[str, int]:
+        """What says how many clips a batch has, and how many batches and steps an epoch."""
+        return {
+            "training tracks": len(self.groundtruth("train")),
+            "datamodule.clips_per_epoch": self.clips_per_epoch or 0,
+            "datamodule.batch_size_train": self.batch_size_train,
+            "trainer.devices x trainer.num_nodes": self.trainer.world_size,
+            "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+        }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Of a checkpoint, before the training loader is made."""
+        """Of a checkpoint, before the training loader is made.
+
+        Raises:
+            InputError: if batches, or an epoch's number of them, are others here: neither the
+                position in an epoch nor the learning rate's would be what it was.
+        """
+        own = self._plan()
+        differing = [
+            f"{n} {state_dict[n]} (here {v})" for n, v in own.items() if state_dict[n] != v
+        ]
+        if differing:
+            raise InputError(
+                f"the training that ckpt_path names had {', '.join(differing)}. Give the same to "
+                "continue it, or start a new one from its weights with maest.checkpoint"
+            )
         self.start_at(state_dict["epoch"], state_dict["batches"])
 
     def start_at(self, epoch: int, batches: int) -> None:
@@ -297,7 +322,24 @@ class MaestDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C, and the signals of a cluster, reach all processes: the trainer still needs a worker.
+
+    It saves and stops, and workers end with it. A second SIGTERM is the trainer's own, to a worker
+    that hangs.
+    """
+
+    def first(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, first)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -31,12 +31,15 @@ LAST = "last.ckpt"
 # What a training cannot be continued without.
 _PARTS = {"state_dict", "loops", "optimizer_states", "lr_schedulers"}
 _ABANDONED = 600.0  # seconds after which a file that was being written is none any more
+_ECHO = 1.0  # seconds within which a signal that comes again is the same one
 # Processes that train together ask one another this often, in steps, whether one was told to stop.
 _ASK_EVERY = 10
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """Training was told to stop, by a signal, and has.
+
+    No Exception: a second signal raises it anywhere, and nothing is to take it for a fault.
 
     Attributes:
         signal: which one.
@@ -59,15 +62,16 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        with atomic_path(path, durable=True) as temporary:
-            try:
+        try:
+            with atomic_path(path, durable=True) as temporary:
                 torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # of the archive's writer, when the file did not grow
-                raise OSError(
-                    f"{path}: the checkpoint could not be written ({_first_line(error)}): is the "
-                    f"disk full? ({shutil.disk_usage(temporary.parent).free / 2**20:.0f} MiB free) "
-                    "The one before it is as it was; make room, and continue with ckpt_path=last"
-                ) from error
+        except (RuntimeError, OSError) as error:  # the archive's writer says it in its own way
+            free = shutil.disk_usage(Path(path).parent).free / 2**20
+            raise OSError(
+                f"{path}: the checkpoint could not be written ({_first_line(error)}): is the disk "
+                f"full? ({free:.0f} MiB free) The one before it is as it was; make room, and "
+                "continue with ckpt_path=last"
+            ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if not Path(path).is_file():
@@ -135,6 +139,7 @@ class Checkpoints(Checkpoint):
         self._validated = False
         self._saved_at = time.monotonic()
         self._told = 0  # the signal
+        self._told_at = 0.0
         self._handlers: dict[int, Any] = {}
 
     # ------------------------------------------------------------------ what is kept
@@ -161,7 +166,7 @@ class Checkpoints(Checkpoint):
         self._listen()
         if trainer.received_sigterm:  # since Lightning listens, which would end without a word
             trainer._signal_connector.received_sigterm = False
-            self._told = signal.SIGTERM
+            self._told, self._told_at = signal.SIGTERM, time.monotonic()
 
     def _adopt(self, continued: Path) -> None:
         """Take the checkpoints of the run that this one continues into its own folder.
@@ -250,7 +255,8 @@ class Checkpoints(Checkpoint):
             raise InputError(
                 f"the weights became NaN or infinite in epoch {trainer.current_epoch}, at step "
                 f"{trainer.global_step} or shortly before. Lower module.lr, or set "
-                "trainer.gradient_clip_val=1. They are not saved: ckpt_path=last continues from "
+                "trainer.gradient_clip_val=1. They are not saved: "
+                "ckpt_path=exp_logs/<id>/checkpoints/last.ckpt, with such settings, goes on from "
                 "the checkpoint before them"
             )
 
@@ -272,10 +278,12 @@ class Checkpoints(Checkpoint):
                 self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._told:  # twice: at once
+        if self._told:  # twice: at once, unless it is the first one, sent by two senders
+            if number == self._told and time.monotonic() - self._told_at < _ECHO:
+                return
             self._deafen()
             raise Stopped(number, saved=False)
-        self._told = number
+        self._told, self._told_at = number, time.monotonic()
         name = signal.Signals(number).name
         log.warning("%s: saving and stopping after this step; once more stops at once", name)
 

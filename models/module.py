@@ -199,6 +199,11 @@ class MaestModule(pl.LightningModule):
                 f"a whole number from 0 (nothing) to {depth}, the blocks of the network",
             ),
             ("teacher_threshold", 0 < options.teacher_threshold < 1, "between 0 and 1"),
+            (
+                "swa_lr",
+                options.swa_lr is None or options.swa_start is not None,
+                "None without module.swa_start, the epoch that it would hold from",
+            ),
         ):
             if not fits:
                 raise InputError(f"module.{name} is {getattr(options, name)}: expected {expected}")
@@ -217,11 +222,30 @@ class MaestModule(pl.LightningModule):
     # ------------------------------------------------------------------ training
 
     def on_train_start(self) -> None:
+        self._freeze_modes()
+        if self.trainer.ckpt_path is not None:
+            self._hold_to_settings()
+
+    def _freeze_modes(self) -> None:
         for part in self._frozen:
             part.eval()
 
+    def _hold_to_settings(self) -> None:
+        """Of a checkpoint, moments and position are taken; rates and decay are the settings'."""
+        schedule = self.trainer.lr_scheduler_configs[0].scheduler
+        options = self.options
+        for i, group in enumerate(self._parameter_groups()):
+            base = group.get("lr", options.lr)
+            schedule.base_lrs[i] = base
+            schedule.optimizer.param_groups[i] |= {
+                "initial_lr": base,
+                "lr": base * schedule.lr_lambdas[i](schedule.last_epoch),
+                "weight_decay": options.weight_decay,
+                "betas": tuple(options.betas),
+            }
+
     def on_train_epoch_start(self) -> None:
-        self.on_train_start()  # validation has put all in training mode
+        self._freeze_modes()  # validation has put all in training mode
         self._loss_sum, self._loss_clips = None, 0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -273,7 +297,7 @@ class MaestModule(pl.LightningModule):
             f"{self.global_step + 1} or shortly before. Lower module.lr, set "
             "trainer.gradient_clip_val=1, or, if it is fp16 that overflows, "
             "trainer.precision=bf16-mixed or 32-true. The last checkpoint was written before that: "
-            "ckpt_path=last continues from there"
+            "ckpt_path=exp_logs/<id>/checkpoints/last.ckpt, with such settings, goes on from there"
         )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -204,10 +204,11 @@ def test_every_architecture_without_weights(name):
     given = {} if arch.n_classes else {"n_classes": 5}
     with torch.device("meta"):  # the shapes alone
         model = get_maest(name, pretrained=False, **given)
-    widths = {"maest_tiny": 192, "maest_small": 384}
-    seconds = {"10s": 10, "5s": 5, "20s": 20, "30s": 30}
-    clip = next((s for key, s in seconds.items() if f"-{key}-" in name), 10)
-    classes = {PASST: 527, DEIT: 1000}.get(name, 519 if name.endswith("519l") else 400)
+    widths = {"maest_tiny": 192, "maest_small": 384, "maest-tiny-scores": 192}
+    seconds = {"10s": 10, "5s": 5, "20s": 20, "30s": 30, "scores": 5}
+    clip = next((s for key, s in seconds.items() if f"-{key}-" in f"{name}-"), 10)
+    classes = {PASST: 527, DEIT: 1000, "maest-tiny-scores": 55}
+    classes = classes.get(name, 519 if name.endswith("519l") else 400)
     assert model.embed_dim == widths.get(name, 768)
     assert (model.depth, model.num_heads) == (12, model.embed_dim // 64)
     assert model.input_f == 96
@@ -222,9 +223,11 @@ def test_every_architecture_without_weights(name):
     assert "blocks.12.norm1.weight" not in shapes
 
 
-def test_there_are_ten_published_architectures():
+def test_there_are_ten_published_architectures_and_one_of_ours():
     assert len(RELEASED) == 8
-    assert {name for name, arch in ARCHS.items() if arch.published} == {*RELEASED, PASST, DEIT}
+    assert {name for name, arch in ARCHS.items() if arch.published} == {
+        *(*RELEASED, PASST, DEIT, "maest-tiny-scores")
+    }
 
 
 def test_without_weights_they_are_drawn():

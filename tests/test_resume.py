@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import training_process as training
 from training_process import LAST, Before, KilledWhileSaving, Signal, assert_same, outcome
 
 from helpers.files import atomic_path
+from helpers.history import read_history
 from helpers.throughput import Throughput
 from models.module import MaestModule
 
@@ -293,3 +296,84 @@ def test_a_durable_file_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch)
         ("rename", str(temporary), str(tmp_path / "a.ckpt")),
         ("sync", str(tmp_path)),
     ]
+
+
+# ---------------------------------------------------------------- groups, other settings
+
+
+@dataclass
+class GroupSignal:
+    """Sends a signal to this process and its workers, as a terminal and clusters do."""
+
+    number: int
+
+    def __call__(self) -> None:
+        os.kill(0, self.number)
+
+
+def own_group() -> None:
+    os.setpgrp()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_workers_too(toy, unbroken, tmp_path, number):
+    command = f"{line(toy, 'steps')} datamodule.num_workers=2"
+    plan = Before(MaestModule, "training_step", 9, GroupSignal(number))
+    text = training.start(tmp_path, command, own_group, plan).wait(128 + number)
+    assert "saved at step 10" in text
+    assert text.count("saving and stopping") == 1
+    training.start(tmp_path, advice(text)).wait()
+    assert_same(outcome(tmp_path), unbroken("steps")[0])
+
+
+@pytest.fixture(scope="module")
+def stopped(toy, tmp_path_factory) -> Path:
+    """A home whose run was stopped after 9 steps, in the second of three epochs."""
+    home = tmp_path_factory.mktemp("stopped")
+    plan = Before(MaestModule, "training_step", 8, Signal((signal.SIGTERM,)))
+    training.start(home, line(toy, "steps"), plan).wait(128 + signal.SIGTERM)
+    return home
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("datamodule.batch_size_train=2", "datamodule.batch_size_train 4 (here 2)"),
+        ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches 1 (here 2)"),
+        ("maest.distilled_type=separated", "distilled_type mean (here separated)"),
+        ("module.layer_decay=0.5", "module.layer_decay"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(toy, stopped, change, named):
+    last = next((stopped / "exp_logs").glob(f"*/{LAST}"))
+    text = training.start(stopped, f"{line(toy, 'steps')} {change} ckpt_path={last}").wait(1)
+    assert named in text
+    assert "maest.checkpoint" in text
+    assert "Traceback" not in text
+
+
+def test_another_rate_holds_from_where_it_goes_on(toy, stopped, tmp_path):
+    last = next((stopped / "exp_logs").glob(f"*/{LAST}"))
+    change = "module.lr=1e-5 module.weight_decay=0.5 module.betas=[0.8,0.9]"
+    training.start(tmp_path, f"{line(toy, 'steps')} {change} ckpt_path={last}").wait()
+    found = torch.load(newest(tmp_path) / LAST, weights_only=True)
+    (group,) = found["optimizer_states"][0]["param_groups"]
+    assert (group["weight_decay"], tuple(group["betas"])) == (0.5, (0.8, 0.9))
+    rates = [row["lr"] for row in read_history(newest(tmp_path) / "history.csv")]
+    assert rates[0] == 1e-3  # before
+    assert max(rates[1:]) <= 1e-5
+
+
+def test_a_file_that_goes_changes_no_norm(toy, tmp_path):
+    """It was measured when training began: with a file less it would be another."""
+    mels = tmp_path / "mels"
+    shutil.copytree(toy.mels, mels)
+    command = f"{line(toy, 'steps')} datamodule.base_dir={mels}"
+    plan = Before(MaestModule, "training_step", 8, Signal((signal.SIGTERM,)))
+    training.start(tmp_path, command, plan).wait(128 + signal.SIGTERM)
+    (mels / "train" / "00.mmap").unlink()
+    resumed = f"{command} datamodule.on_error=skip ckpt_path=last"
+    training.start(tmp_path, resumed).wait()
+    card = json.loads((newest(tmp_path) / "model" / "config.json").read_text())
+    first = torch.load(tmp_path / "exp_logs/1" / LAST, weights_only=True)["maest"]["sizes"]
+    assert card["sizes"]["norm_mean"] == first["norm_mean"]
