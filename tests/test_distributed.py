@@ -292,6 +292,7 @@ def test_stopped_and_continued_under_torchrun(pair, place):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 def test_one_that_fails_ends_all(place):
     """Process 1 meets a broken file; process 0 waits for it in vain."""
     done = place.run(TWO.replace("=skip", "=raise"))

@@ -178,6 +178,7 @@ def slow_where(numbers: list[int]) -> list[int]:
     return where(numbers)
 
 
+@pytest.mark.slow
 def test_workers_of_any_number_do_the_work_and_later_ones_join_in():
     from distributed import LocalCluster
 
@@ -194,6 +195,7 @@ def test_workers_of_any_number_do_the_work_and_later_ones_join_in():
         assert os.getpid() not in pids
 
 
+@pytest.mark.slow
 def test_what_kills_the_workers_of_a_cluster_is_found(monkeypatch):
     import dask
     from distributed import LocalCluster
@@ -209,6 +211,7 @@ def test_what_kills_the_workers_of_a_cluster_is_found(monkeypatch):
         assert found == [["lost 5"], [4], [6]]
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_goes_away_is_told_about(tmp_path):
     address_file = tmp_path / "scheduler.json"
     command = [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0"]

@@ -291,6 +291,7 @@ def test_the_numbers_of_the_paper(name):
         "lr_interval": "epoch",
         "swa_start": 50,
         "swa_lr": None,
+        "roll": 0,
         "mixup_alpha": 0.3,
         "time_masks": 20,
         "time_mask_width": 8,
