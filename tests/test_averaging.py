@@ -266,3 +266,11 @@ def test_a_training_that_ends_before_it_begins(train, plain):
     }
     names = {path.name.partition("-epoch")[0] for path in (found.folder / "checkpoints").iterdir()}
     assert names == {"last.ckpt", "best"}
+
+
+def test_the_prefix_is_the_one_that_checkpoints_are_read_by():
+    """`helpers` and `models` each have it."""
+    from helpers.averaging import PREFIX
+    from models.checkpoint_files import AVERAGE
+
+    assert PREFIX == AVERAGE
