@@ -217,8 +217,22 @@ def _dask(
             'the dask backend needs Dask: pip install "dask[distributed]"'
         ) from None
 
+    class ClosedClient(Client):
+        """Ends at once where it cannot start.
+
+        Client leaves that to the garbage collector, which may come while another one starts, and
+        then both wait for the same lock, for ever.
+        """
+
+        def start(self, **options: Any) -> Any:
+            try:
+                return super().start(**options)
+            except BaseException:
+                self.close()
+                raise
+
     try:
-        client = Client(scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
+        client = ClosedClient(scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:  # a TimeoutError is an OSError
         raise ParallelError(
             f"no Dask scheduler answers at {scheduler} ({type(error).__name__}). "

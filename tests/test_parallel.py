@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dask_cluster import dask_cluster
 
 from helpers import parallel
 from helpers.parallel import ParallelError, cores, one_torch_thread, run_parallel
@@ -140,18 +142,21 @@ def test_no_dask_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "not an address"])
 def test_no_scheduler_there(monkeypatch, address):
+    from distributed import Client
+
     monkeypatch.setattr(parallel, "_CONNECT_SECONDS", 1)
     with pytest.raises(ParallelError, match="no Dask scheduler answers"):
         list(run_parallel(add, [1], (1,), backend="dask", scheduler=address, progress=False))
+    clients = [client for client in gc.get_objects() if isinstance(client, Client)]
+    assert {client.status for client in clients} <= {"closed"}, (
+        "one that the garbage collector has to close may hang the next that starts"
+    )
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    from distributed import LocalCluster
-
-    how = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
-    with LocalCluster(protocol="tcp", **how) as cluster:
-        yield cluster.scheduler_address
+def cluster(tmp_path_factory):
+    with dask_cluster(tmp_path_factory.mktemp("dask"), ROOT / "tests") as address:
+        yield address
 
 
 @pytest.mark.parametrize("ordered", [True, False])

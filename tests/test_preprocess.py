@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from dask_cluster import dask_cluster
 
 from datasets import preprocess as module
 from datasets.collection import PreprocessError, find_audio, mel_key
@@ -622,29 +622,7 @@ def test_a_dask_cluster_makes_the_same_files(collection, tmp_path):
     (collection / "bad.mp3").touch()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    address_file = elsewhere / "scheduler.json"
-    dask = [sys.executable, "-m", "dask"]
-    common = ["--scheduler-file", str(address_file)]
-    with ExitStack() as running:
-        for command in (
-            ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *common],
-            ["worker", *common, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"],
-        ):
-            process = subprocess.Popen(
-                [*dask, *command],
-                cwd=elsewhere,
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            running.callback(process.wait, 30)
-            running.callback(process.terminate)
-            deadline = time.monotonic() + 60
-            while not address_file.exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        address = json.loads(address_file.read_text())["address"]
+    with dask_cluster(elsewhere) as address:
         options = ["--backend", "dask", "--scheduler", address, "--no-progress"]
         done = run_script("audio", "mels", *options, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
