@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from datasets.groundtruth import write_groundtruth, write_labels
 from datasets.melspectrograms import write_mel
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests say what a CPU does
+# A shell has background jobs ignore Ctrl-C, and what they start: the tests send it to programs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -265,6 +265,7 @@ def test_the_first_process_alone_writes_and_speaks(pair, place):
     assert_ended(pair.pids)
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_under_torchrun(pair, place):
     """SIGTERM to the first process; what continues is bit for bit the unbroken run."""
     stop_after = TRACKS + VALIDATED + 5  # the third step of process 0

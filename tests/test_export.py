@@ -73,6 +73,7 @@ def test_a_model_with_the_hubs_epsilon_is_exact(tmp_path):
     assert get_maest(checkpoint=tmp_path / "hub").head_eps == 1e-6
 
 
+@pytest.mark.slow
 def test_a_base_model(tmp_path):
     torch.manual_seed(0)
     model = get_maest("maest_base", n_classes=400)

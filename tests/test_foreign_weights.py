@@ -275,6 +275,7 @@ def test_deit_at_other_lengths(tmp_path, frames):
         close(model(mel)[1], final)
 
 
+@pytest.mark.slow
 def test_deit_of_its_real_size(tmp_path):
     source = square_source(width=768, depth=12)
     state = source.state_dict()
@@ -655,6 +656,7 @@ def test_hub_folders(tmp_path, caplog, name, names):
     assert not any("resized" in line for line in warnings(caplog))
 
 
+@pytest.mark.slow
 def test_a_hub_folder_of_its_real_size(tmp_path):
     source, labels = ast(625, 400, width=768, depth=12)
     model = get_maest(checkpoint=hub_folder(source, tmp_path / "hub"))

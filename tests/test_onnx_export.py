@@ -199,6 +199,7 @@ def test_columns_and_rows_that_are_always_dropped(thinned, frames):
     thinned.check(torch.randn(2, 96, frames))
 
 
+@pytest.mark.slow
 def test_a_network_of_the_size_of_maest_base(tmp_path):
     torch.manual_seed(0)
     model = perturb(get_maest("maest_base", n_classes=400), 0.02)
