@@ -16,9 +16,9 @@ import numpy as np
 
 from datasets.groundtruth import GroundTruth, labels_beside
 from datasets.melspectrograms import MelFile, MelFileError
-from datasets.norm import in_order
 from datasets.teacher import TeacherFileError, check_teacher_files, read_teacher_logits
 from helpers.errors import InputError
+from helpers.parallel import in_order
 from helpers.patches import seconds
 from helpers.safe_pickle import short_repr
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from joblib import Parallel, delayed
-from tqdm import tqdm
 
 from datasets.melspectrograms import MelFile, MelFileError, find_mel
 from helpers.melspectrogram import N_MELS
-from helpers.parallel import cores
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from helpers.parallel import in_order
 
 
 @dataclass
@@ -145,27 +139,3 @@ def norm_stats(
         first = next(iter(failed.values()), "there are no tracks")
         raise MelFileError(f"{base_dir}: not one of {len(keys)} log-mel files can be read: {first}")
     return NormStats(total.mean, total.std, tracks, total.count // N_MELS, failed)
-
-
-def in_order(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    num_workers: int | None,
-    progress: str | None,
-) -> Iterator[Result]:
-    """``map(function, items)`` in threads, in order, with few results waiting at a time.
-
-    Args:
-        function: what NumPy and the file system spend most time in: Python itself runs one thread.
-        items: its arguments.
-        num_workers: threads; None for one a core that this process may use.
-        progress: what a progress bar is called, which a terminal shows; None for no bar.
-    """
-    workers = num_workers or cores()
-    if workers == 1:
-        results = map(function, items)
-    else:
-        parallel = Parallel(n_jobs=workers, backend="threading", return_as="generator")
-        results = parallel(delayed(function)(item) for item in items)
-    hidden = None if progress else True  # None: unless on a terminal
-    return iter(tqdm(results, progress, total=len(items), disable=hidden, unit="file"))

@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from helpers.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 BACKENDS = ("loky", "dask")
 _ROOT = Path(__file__).resolve().parent.parent
@@ -130,6 +133,32 @@ def run_parallel(
         for batch in results:
             yield batch
             bar.update(len(batch))
+
+
+def in_order(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    num_workers: int | None,
+    progress: str | None,
+) -> Iterator[Result]:
+    """``map(function, items)`` in threads, in order, with few results waiting at a time.
+
+    Args:
+        function: what NumPy and the file system spend most time in: Python itself runs one thread.
+        items: its arguments.
+        num_workers: threads; None for one a core that this process may use.
+        progress: what a progress bar is called, which a terminal shows; None for no bar.
+    """
+    from joblib import Parallel, delayed
+
+    workers = num_workers or cores()
+    if workers == 1:
+        results = map(function, items)
+    else:
+        parallel = Parallel(n_jobs=workers, backend="threading", return_as="generator")
+        results = parallel(delayed(function)(item) for item in items)
+    hidden = None if progress else True  # None: unless on a terminal
+    return iter(tqdm(results, progress, total=len(items), disable=hidden, unit="file"))
 
 
 # ---- this machine --------------------------------------------------------------------------------

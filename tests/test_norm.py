@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tracemalloc
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from datasets import norm
 from datasets.melspectrograms import MelFileError, write_mel
-from datasets.norm import Moments, in_order, mean_and_std, norm_stats
+from datasets.norm import Moments, mean_and_std, norm_stats
 
 
 @pytest.fixture(scope="module")
@@ -89,19 +88,3 @@ def test_memory_does_not_grow_with_a_track(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert (found.count, found.mean, found.squares) == (60_000 * 96, 1, 0)
     assert peak < 4e6
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_order(workers):
-    assert list(in_order(lambda i: i * i, range(100), workers, None)) == [i * i for i in range(100)]
-    assert list(in_order(abs, [], workers, "nothing")) == []
-
-
-def test_threads_are_as_many_as_the_cores_of_this_process(monkeypatch):
-    asked = []
-    parallel = norm.Parallel
-    monkeypatch.setattr(norm, "Parallel", lambda **own: asked.append(own) or parallel(**own))
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(norm, "cores", lambda: 3)
-    assert list(in_order(abs, [-1, -2], None, None)) == [1, 2]
-    assert asked[0]["n_jobs"] == 3

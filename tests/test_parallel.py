@@ -11,12 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import pytest
 import torch
 from dask_cluster import dask_cluster
 
 from helpers import parallel
-from helpers.parallel import ParallelError, cores, one_torch_thread, run_parallel
+from helpers.parallel import ParallelError, cores, in_order, one_torch_thread, run_parallel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,6 +85,22 @@ def test_cores_are_those_of_this_process():
     assert cores() == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_of_threads_come_in_order(workers):
+    assert list(in_order(lambda i: i * i, range(100), workers, None)) == [i * i for i in range(100)]
+    assert list(in_order(abs, [], workers, "nothing")) == []
+
+
+def test_threads_are_as_many_as_the_cores_of_this_process(monkeypatch):
+    asked = []
+    real = joblib.Parallel
+    monkeypatch.setattr(joblib, "Parallel", lambda **own: asked.append(own) or real(**own))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(parallel, "cores", lambda: 3)
+    assert list(in_order(abs, [-1, -2], None, None)) == [1, 2]
+    assert asked[0]["n_jobs"] == 3
+
+
 def test_a_worker_that_is_killed_is_told_about():
     with pytest.raises(ParallelError, match=r"killed.*fewer --num-workers"):
         list(run_parallel(die, list(range(8)), num_workers=2, progress=False))
@@ -146,7 +163,7 @@ def test_no_scheduler_there(monkeypatch, address):
     monkeypatch.setattr(parallel, "_CONNECT_SECONDS", 1)
     with pytest.raises(ParallelError, match="no Dask scheduler answers"):
         list(run_parallel(add, [1], (1,), backend="dask", scheduler=address, progress=False))
-    clients = [client for client in gc.get_objects() if isinstance(client, Client)]
+    clients = [thing for thing in gc.get_objects() if issubclass(type(thing), Client)]
     assert {client.status for client in clients} <= {"closed"}, (
         "one that the garbage collector has to close may hang the next that starts"
     )
