@@ -398,6 +398,33 @@ def test_workers_do_not_matter_and_the_script_runs_anywhere(built, tmp_path):
     assert files_of(tmp_path / "1").keys() == files_of(built[0]).keys()
 
 
+PLAYED = """
+import hashlib, sys
+import numpy as np
+from datasets.scores.orchestration import INSTRUMENTS, LONGEST_NOTES
+from datasets.scores.performance import Voice, synthesize
+
+digest = hashlib.sha256()
+for instrument in INSTRUMENTS.values():
+    pitches, _ = LONGEST_NOTES.get(instrument.program, ({instrument.high}, None))
+    for pitch in sorted(pitches):
+        digest.update(synthesize([Voice(instrument, np.array([[0.0, 4.0, pitch, 100]]))]))
+print(digest.hexdigest())
+"""
+
+
+def test_what_is_played_does_not_depend_on_what_the_memory_held():
+    """glibc fills what a program is given with the byte that the variable says."""
+    found = set()
+    for byte in ("17", "203"):
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_PERTURB_": byte}
+        how = {"env": environment, "capture_output": True, "text": True, "timeout": 120}
+        done = subprocess.run([sys.executable, "-c", PLAYED], **how)
+        assert done.returncode == 0, done.stderr
+        found.add(done.stdout)
+    assert len(found) == 1
+
+
 def test_each_tune_is_read_in_a_folder_of_its_own(monkeypatch):
     """symusic names its temporary files alike in every process: one read another's tune."""
     import symusic

@@ -64,6 +64,14 @@ INSTRUMENTS = {
     "fiddle": Instrument(110, 55, 88, "Violin"),
 }
 
+# Of these programs and pitches symusic 0.5.8 plays long notes beyond the end of the sample, and
+# what is heard then is what the memory happens to hold: program → (pitches, seconds that a note may
+# last). Found by playing every semitone for up to 12 s in memory of two known contents.
+LONGEST_NOTES: dict[int, tuple[frozenset[int], float]] = {
+    48: (frozenset({56, 59, 60, 89, 90}), 1.5),
+    56: (frozenset(range(57, 64)), 1.0),
+}
+
 # A layer is a row of instruments from high to low that shares all parts of the score among its
 # members; an ensemble is one layer or several that double each other.
 Layer = tuple[str, ...]

@@ -18,6 +18,7 @@ from datasets.scores.labels import dance_of, kind_of
 from datasets.scores.orchestration import (
     DANCE_PACE,
     INSTRUMENTS,
+    LONGEST_NOTES,
     PACE,
     Instrument,
     assign,
@@ -245,6 +246,8 @@ def synthesize(voices: list[Voice]) -> np.ndarray:
     for voice in voices:
         track = Track("", program=voice.instrument.program, is_drum=False, ttype="Second")
         start, duration, pitch, velocity = voice.notes.T
+        pitches, longest = LONGEST_NOTES.get(voice.instrument.program, ((), np.inf))
+        duration = np.where(np.isin(pitch, list(pitches)), np.minimum(duration, longest), duration)
         track.notes = Note.from_numpy(
             time=start.astype(np.float32),
             duration=duration.astype(np.float32),

@@ -53,7 +53,7 @@ from helpers.parallel import one_torch_thread, run_parallel
 DEFAULT_WORKS = 700
 DEFAULT_CLIP_SECONDS = 30.0
 # Raise it when arranging or rendering changes: clips made by another version are made again.
-_PERFORMER_VERSION = 3
+_PERFORMER_VERSION = 4
 
 _CLIP_COLUMNS = (
     "key", "work", "title", "collection", "group", "split", "seconds", "start_seconds",
