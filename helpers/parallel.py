@@ -1,4 +1,4 @@
-"""Work spread over processes, or over a cluster, with a progress bar.
+"""Work spread over processes, threads, or a cluster, with a progress bar.
 
 loky (which comes with joblib) spreads it over the cores of this machine; Dask over a cluster, for
 which ``pip install "dask[distributed]"`` is needed.

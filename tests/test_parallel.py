@@ -112,7 +112,14 @@ def lost(number: int) -> str:
     return f"lost {number}"
 
 
-@pytest.mark.parametrize(("num_workers", "ordered"), [(2, True), (None, False)])
+@pytest.mark.parametrize(
+    ("num_workers", "ordered"),
+    [
+        *((2, True), (None, False)),
+        pytest.param(2, False, marks=pytest.mark.slow),
+        pytest.param(None, True, marks=pytest.mark.slow),
+    ],
+)
 def test_what_kills_its_worker_is_found_and_the_others_are_done(num_workers, ordered):
     how = {"num_workers": num_workers, "ordered": ordered, "progress": False, "crashed": lost}
     found = list(run_parallel(die, list(range(9)), batch_size=2, **how))

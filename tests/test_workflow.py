@@ -325,6 +325,11 @@ def test_as_a_program(toy, tmp_path):
     assert "groundtruth_train" in done.stdout
     assert "Warning" not in done.stderr, done.stderr
     assert not (tmp_path / "exp_logs").exists()
+    done = program("ex_tl.py", "print_named_configs")
+    assert "target_scores_tl" in done.stdout
+    done = program("ex_maest.py", "with", "datamodule.base_dir", "=my/data/dir/")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: a space before '='")
     short = [*settings(toy).split(), *QUICK.split(), "trainer.max_steps=2"]
     done = program("ex_maest.py", "with", *short)
     assert done.returncode == 0, done.stderr
