@@ -128,6 +128,19 @@ class MelSpectrogram(nn.Module):
                 pieces.append(self._log_mel(piece))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
+    def of_padded(self, signal: Tensor) -> Tensor:
+        """The same for a stretch of a longer signal, whose ends are not padded any more.
+
+        Args:
+            signal: float tensor [..., 256 (T - 1) + 512]: from half a frame before the centre of
+                the first frame to half a frame after the last one's.
+
+        Returns:
+            float32 tensor [..., 96 bands, T frames].
+        """
+        with torch.autocast(signal.device.type, enabled=False):
+            return self._log_mel(signal.to(torch.float32))
+
     def _log_mel(self, signal: Tensor) -> Tensor:
         """[..., 256 (T - 1) + 512] samples, no more padding to be done → [..., 96, T]."""
         frames = signal.unfold(-1, N_FFT, HOP_LENGTH) * self.window
