@@ -10,6 +10,7 @@ import errno
 import functools
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -168,6 +169,15 @@ def run_dir(run: Run) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def same_command(*settings: str) -> str:
+    """The command line that was typed, with some settings changed or added, as key=value."""
+    keys = tuple(setting.partition("=")[0] + "=" for setting in settings)
+    arguments = [a for a in sys.argv[1:] if not (keys and a.startswith(keys))]
+    if settings and "with" not in arguments:
+        arguments.append("with")
+    return shlex.join(["python", *sys.argv[:1], *arguments, *settings])
 
 
 def _as_meant(argument: str, aliases: Mapping[str, str]) -> str:

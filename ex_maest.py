@@ -1,10 +1,11 @@
-"""Pre-train or fine-tune MAEST, evaluate it, extract embeddings and logits, hand it on.
+"""Pre-train or fine-tune MAEST, evaluate it, extract and predict with it, hand it on.
 
 python ex_maest.py                                              # pre-train
 python ex_maest.py with maest_finetune datamodule.groundtruth_train=…
 python ex_maest.py test with maest.checkpoint=exp_logs/latest/model
-python ex_maest.py extract_embeddings with maest.checkpoint=exp_logs/latest/model
-python ex_maest.py extract_logits with maest.checkpoint=exp_logs/latest/model
+python ex_maest.py extract_embeddings with maest.checkpoint=exp_logs/latest/model inference.audio=…
+python ex_maest.py extract_logits with maest.checkpoint=exp_logs/latest/model inference.audio=…
+python ex_maest.py predict with maest.arch=maest-tiny-scores inference.audio=song.mp3
 python ex_maest.py export with maest.checkpoint=exp_logs/latest/model export.format=onnx
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -34,8 +34,10 @@ from ex_common import (
     has_git_commit,
     run_command_line,
     run_dir,
+    same_command,
     set_up,
 )
+from ex_extraction import extract
 from ex_results import (
     average_of,
     figures_of,
@@ -71,7 +73,6 @@ from helpers.files import point_link, write_json
 from helpers.history import History
 from helpers.settings import check_choice
 from helpers.throughput import Throughput
-from helpers.writer import POOLS, TrackWriter
 from models import get_maest, load_checkpoint, save_model
 from models.archs import clip_seconds
 from models.huggingface import export_huggingface
@@ -214,7 +215,8 @@ def test(_run, _config) -> dict[str, Any]:
         )
     check_head(checkpoint, net)
     check_labels(net, data, "test")
-    module = MaestModule(net, patches_per_pass=config["inference"]["patches_per_pass"])
+    given = config["inference"]["patches_per_pass"]
+    module = MaestModule(net, **({} if given is None else {"patches_per_pass": given}))
     if config["trainer"]["limit_test_batches"] == 0:
         raise InputError("trainer.limit_test_batches is 0: nothing would be tested")
     set_up_trainer(config, folder).test(module, data, verbose=False)
@@ -260,15 +262,20 @@ def compute_norm_stats(_run, _config) -> dict[str, Any]:
 
 @command(ex)
 def extract_embeddings(_run, _config) -> dict[str, Any]:
-    """Write an embedding for each track of datamodule.groundtruth_predict."""
-    block = _config["inference"]["transformer_block"]
-    return _extract(_run, _config, "embeddings", block)
+    """Write embeddings for each track of inference.audio, or of datamodule.groundtruth_predict."""
+    return extract(_run, _config, "embeddings")
 
 
 @command(ex)
 def extract_logits(_run, _config) -> dict[str, Any]:
-    """Write the logits, before the sigmoid, for each track of datamodule.groundtruth_predict."""
-    return _extract(_run, _config, "logits", "logits")
+    """Write the logits, before the sigmoid, for each track of the same."""
+    return extract(_run, _config, "logits")
+
+
+@command(ex)
+def predict(_run, _config) -> dict[str, Any]:
+    """Write the top labels of each track of the same, and of each patch of it, as JSON and CSV."""
+    return extract(_run, _config, "predictions")
 
 
 @command(ex)
@@ -357,7 +364,7 @@ def _interrupted(stop: Stopped, checkpoints: Checkpoints, trainer: pl.Trainer) -
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
         how = " give the same command with ckpt_path=last"  # to whatever has started this process
     else:
-        how = f"\n  {_same_command()}"
+        how = f"\n  {same_command('ckpt_path=last')}"
     if stop.saved:
         state = f"saved at step {trainer.global_step}, {checkpoints.folder / LAST}"
     elif (checkpoints.folder / LAST).is_file():
@@ -365,49 +372,6 @@ def _interrupted(stop: Stopped, checkpoints: Checkpoints, trainer: pl.Trainer) -
     else:
         return Interrupted(f"{stop.signal.name}: stopped before anything was saved", stop.signal)
     return Interrupted(f"{stop.signal.name}: {state}. To continue:{how}", stop.signal)
-
-
-def _same_command() -> str:
-    """The command line that was typed, with ckpt_path=last."""
-    arguments = [a for a in sys.argv[1:] if not a.startswith("ckpt_path=")]
-    arguments += ["ckpt_path=last"] if "with" in arguments else ["with", "ckpt_path=last"]
-    return shlex.join(["python", *sys.argv[:1], *arguments])
-
-
-def _extract(run, config: dict[str, Any], kind: str, output: str | int) -> dict[str, Any]:
-    started = time.monotonic()
-    inference = config["inference"]
-    pl.seed_everything(config["seed"], workers=True, verbose=False)
-    check_choice("inference.pool", inference["pool"], POOLS)
-    check_files(config, "predict")
-    checkpoint = find_checkpoint(config)
-    if kind == "logits" or config["maest"]["arch"] is None:
-        checkpoint = needed_checkpoint(config)
-    data = set_up_data(config, checkpoint, "predict")
-    net = set_up_network(config, checkpoint, data, "predict")
-    if checkpoint is None:
-        log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
-    if output == "logits":
-        check_head(checkpoint, net)
-    else:
-        check_choice("inference.transformer_block", output, range(-1, net.depth))
-
-    module = MaestModule(net, patches_per_pass=inference["patches_per_pass"])
-    module.predict_output = output
-    level = "final" if output == -1 else str(output)
-    folder = Path(str(inference["out_dir"])) / f"{clip_seconds(data.clip_frames):g}sec" / level
-    writer = TrackWriter(folder, kind, inference["pool"])
-    trainer = set_up_trainer(config, run_dir(run), callbacks=[writer])
-    trainer.predict(module, data, return_predictions=False)
-
-    for key, reason in sorted(writer.failed.items())[:10]:
-        log.error("%s: %s", key, reason)
-    print(
-        f"{writer.written} tracks done, {len(writer.failed)} failed, in "
-        f"{time.monotonic() - started:.0f} s: {folder}"
-        + (f" (reasons: {folder / 'failed.csv'})" if writer.failed else "")
-    )
-    return {"written": writer.written, "failed": len(writer.failed), "folder": str(folder)}
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,7 @@ def check_labels(net: Maest, data: MaestDataModule, split: str) -> None:
         )
 
 
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 # A run of fewer steps is over before compiling has paid.
 _STEPS_THAT_PAY = 1000
@@ -359,27 +361,41 @@ def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def set_up_trainer(
-    config: dict[str, Any], folder: Path, training: bool = False, **options: Any
+    config: dict[str, Any],
+    folder: Path,
+    training: bool = False,
+    extraction: bool = False,
+    **options: Any,
 ) -> pl.Trainer:
-    """Lightning's trainer; on CUDA it trains in fp16 mixed precision, unless told otherwise.
+    """Lightning's trainer.
 
-    Several devices or machines are for training; all else runs on one.
+    On CUDA it trains and extracts in fp16 mixed precision, unless told otherwise. Several devices
+    or machines are for training and extraction; evaluation runs on one.
     """
     given = {name: value for name, value in config["trainer"].items() if value is not None}
-    for ours in ("checkpoint_minutes", "compile"):
+    check_choice("trainer.accelerator", given["accelerator"], ACCELERATORS)
+    for ours in ("checkpoint_minutes", "compile", "limit_predict_batches"):
         given.pop(ours, None)
     cuda = torch.cuda.is_available() and given["accelerator"] in ("auto", "gpu", "cuda")
     if "precision" not in given:
-        given["precision"] = "16-mixed" if cuda and training else "32-true"
-    if training:
-        check_choice("trainer.precision", given["precision"], PRECISIONS)
-        fast_math()
-        given |= {"plugins": [WholeFiles()], "use_distributed_sampler": False}
+        given["precision"] = "16-mixed" if cuda and (training or extraction) else "32-true"
+    if training or extraction:
+        given["use_distributed_sampler"] = False
         _check_processes(given["devices"], given["num_nodes"])
         several = given["devices"] != 1 or given["num_nodes"] > 1
         if given["strategy"] == "ddp" or (given["strategy"] == "auto" and several):
             # The buffers are constants; and evaluation need not wait for the other processes.
-            given["strategy"] = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+            # In extraction nothing is exchanged before the end, which may be days later for some.
+            patience = {"timeout": timedelta(days=7)} if extraction else {}
+            given["strategy"] = DDPStrategy(
+                broadcast_buffers=False, gradient_as_bucket_view=True, **patience
+            )
+    if training:
+        check_choice("trainer.precision", given["precision"], PRECISIONS)
+        fast_math()
+        given["plugins"] = [WholeFiles()]
+    elif extraction:
+        given["enable_progress_bar"] = False  # it has its own
     else:
         given |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         given["plugins"] = [LightningEnvironment()]  # whatever started this process

@@ -70,7 +70,7 @@ class ClipBatch:
 
 @dataclass
 class TrackBatch:
-    """Whole tracks, cut into patches, for evaluation and extraction.
+    """Whole tracks, cut into patches, for evaluation.
 
     Patches of one length, of all the tracks, are one group: a group is one pass of the network.
 
@@ -222,7 +222,14 @@ class CropDataset(Dataset):
 
 
 class TrackDataset(Dataset):
-    """Whole tracks as patches; an item is ``(key, patches or the error, targets)``."""
+    """Whole tracks as patches; an item is ``(key, patches or the error, targets)``.
+
+    Args:
+        groundtruth: the tracks.
+        base_dir: folder of the log-mel files.
+        frames: length of a patch.
+        keep_going: whether an error is an item, too; else it is raised.
+    """
 
     def __init__(
         self, groundtruth: GroundTruth, base_dir: str | Path, frames: int, keep_going: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
 from pathlib import Path
@@ -84,6 +85,30 @@ def _is_file_or_broken_link(entry: os.DirEntry) -> bool:
         return stat.S_ISREG(entry.stat().st_mode)
     except OSError:
         return True
+
+
+def describe_left_out(suffixes: Counter[str]) -> str:
+    """``6 files left out: .dsf 1, .txt 5; ``, or nothing."""
+    if not suffixes:
+        return ""
+    some = ", ".join(f"{suffix} {count}" for suffix, count in sorted(suffixes.most_common(_SHOWN)))
+    more = f", and {len(suffixes) - _SHOWN} more kinds" if len(suffixes) > _SHOWN else ""
+    files = "file" if suffixes.total() == 1 else "files"
+    return f"{suffixes.total()} {files} left out: {some}{more}; "
+
+
+def no_audio(audio_dir: Path, others: Counter[str]) -> str:
+    """What to say of a folder without audio, and with ``others`` (`find_audio`)."""
+    return (
+        f"{audio_dir}: no audio in it. {describe_left_out(others)}Looked for files that end in "
+        f"{' '.join(sorted(AUDIO_SUFFIXES))}, in all folders below"
+    )
+
+
+def split_shard(text: str) -> tuple[int, int] | None:
+    """``3/100`` → (3, 100), the third of a hundred parts; None of another text."""
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def refuse_collisions(names: list[str], audio_dir: Path, fold: bool = False) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from datasets.sampling import ClipSampler, TrackSampler
 from datasets.scores import DATA_DIR as SCORES_DIR
 from datasets.teacher import TeacherFileError, check_teacher_files
 from helpers.errors import InputError
-from helpers.parallel import cores
+from helpers.parallel import cores, leave_signals_to_the_main_process
 from helpers.settings import check_choice
 
 log = logging.getLogger(__name__)
@@ -56,11 +55,11 @@ class MaestDataModule(pl.LightningDataModule):
     Args:
         groundtruth_train, groundtruth_val, groundtruth_test, groundtruth_predict: pickles of
             {path relative to ``base_dir``: targets}; those that a command does not need may be
-            None.
+            None. Of the last, whose tracks extraction reads, there is no loader.
         base_dir: folder of the log-mel files.
         clip_frames: length of a training crop and of an evaluation patch, in frames.
         batch_size_train: clips in a training batch.
-        batch_size_eval: tracks in an evaluation or extraction batch.
+        batch_size_eval: tracks in an evaluation batch.
         clips_per_epoch: length of an epoch, of all processes together; all clips if None.
         balanced_sampling: draw clips of rare labels more often.
         num_workers: reading processes; by default none on a machine without a GPU, where the
@@ -72,7 +71,7 @@ class MaestDataModule(pl.LightningDataModule):
             writes it; a training batch then has them.
         on_error: "raise", or "skip" to go on without a file that cannot be read: in training
             another clip takes its place, in validation and test the track is left out. Batches
-            say which and why (``errors``). Prediction always goes on.
+            say which and why (``errors``).
 
     Raises:
         InputError: for settings that do not go together with the task, or an ``on_error`` that is
@@ -301,14 +300,10 @@ class MaestDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._tracks("test")
 
-    def predict_dataloader(self) -> DataLoader:
-        return self._tracks("predict")
-
     def _tracks(self, split: str) -> DataLoader:
-        predict = split == "predict"
-        keep_going = predict or self.on_error == "skip"
+        keep_going = self.on_error == "skip"
         dataset = TrackDataset(self.groundtruth(split), self.base_dir, self.clip_frames, keep_going)
-        sampler = TrackSampler(len(dataset), *self._rank(), pad=not predict)
+        sampler = TrackSampler(len(dataset), *self._rank())
         return self._loader(dataset, self.batch_size_eval, sampler, collate_tracks)
 
     def _loader(
@@ -322,24 +317,8 @@ class MaestDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=leave_signals_to_the_main_process,
         )
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C, and the signals of a cluster, reach all processes: the trainer still needs a worker.
-
-    It saves and stops, and workers end with it. A second SIGTERM is the trainer's own, to a worker
-    that hangs.
-    """
-
-    def first(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, first)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

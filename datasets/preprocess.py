@@ -10,13 +10,11 @@ and what is older than its audio. A file that cannot be read costs that file onl
 from __future__ import annotations
 
 import argparse
-import csv
 import errno
 import functools
 import json
 import math
 import os
-import re
 import signal
 import stat
 import sys
@@ -34,18 +32,27 @@ if not __package__:  # started as a script: import from the repository root, not
 
 import torch
 
-from datasets.collection import PreprocessError, find_audio, mel_key, refuse_collisions
+from datasets.collection import (
+    PreprocessError,
+    describe_left_out,
+    find_audio,
+    mel_key,
+    no_audio,
+    refuse_collisions,
+    split_shard,
+)
 from datasets.melspectrograms import size_problem, write_mel
-from helpers.audio import AUDIO_SUFFIXES, AudioError, read_audio
+from helpers.audio import AudioError, read_audio
 from helpers.errors import InputError
-from helpers.files import TEMPORARY, atomic_path, write_json
+from helpers.failures import read_failures, write_failures
+from helpers.files import TEMPORARY, write_json
 from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE, MelSpectrogram
 from helpers.parallel import BACKENDS, check_backend, one_torch_thread, run_parallel
 
 DEFAULT_SECONDS = 300.0
 RECIPE_FILE = "preprocess.json"
 _VERSION = 1  # raise it when reading or the front end changes what is written
-_SHOWN = 5  # of a list, in an error or in the summary
+_SHOWN = 5  # of a list, in the summary
 _DAY = 24 * 3600  # seconds
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NAMES_FILE_ONLY = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
@@ -74,20 +81,11 @@ class Report:
 
     def __str__(self) -> str:
         where = f" (listed with reasons in {self.failed_csv})" if self.failed_csv else ""
+        left_out = describe_left_out(self.left_out)
         return (
             f"{self.done} done ({self.seconds / 3600:.2f} h of audio), {self.skipped} skipped, "
-            f"{len(self.failed)} failed{where}; {_left_out(self.left_out)}{self.melspec_dir}"
+            f"{len(self.failed)} failed{where}; {left_out}{self.melspec_dir}"
         )
-
-
-def _left_out(suffixes: Counter[str]) -> str:
-    """``6 files left out: .dsf 1, .txt 5; ``, or nothing."""
-    if not suffixes:
-        return ""
-    some = ", ".join(f"{suffix} {count}" for suffix, count in sorted(suffixes.most_common(_SHOWN)))
-    more = f", and {len(suffixes) - _SHOWN} more kinds" if len(suffixes) > _SHOWN else ""
-    files = "file" if suffixes.total() == 1 else "files"
-    return f"{suffixes.total()} {files} left out: {some}{more}; "
 
 
 def preprocess(
@@ -142,10 +140,7 @@ def preprocess(
     else:
         names = sorted({Path(file).as_posix() for file in files}, key=os.fsencode)
     if not names and not failed:
-        raise PreprocessError(
-            f"{audio_dir}: no audio in it. {_left_out(left_out)}Looked for files that end in "
-            f"{' '.join(sorted(AUDIO_SUFFIXES))}, in all folders below"
-        )
+        raise PreprocessError(no_audio(audio_dir, left_out))
     refuse_collisions(names, audio_dir)
     _open_store(melspec_dir, names, seconds, alone=shard is None)
     if shard is None:
@@ -355,28 +350,8 @@ def _remove_leftovers(melspec_dir: Path) -> None:
             continue
 
 
-def _read_failures(path: Path) -> dict[str, str]:
-    """What `_write_failures` wrote; nothing if there is no such file, or another."""
-    try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return {row["path"]: row["reason"] for row in csv.DictReader(file)}
-    except (FileNotFoundError, KeyError, csv.Error):
-        return {}
-
-
-def _write_failures(path: Path, failed: dict[str, str]) -> Path | None:
-    """A row for each failure: path, reason. Without failures, no file."""
-    if not failed:
-        path.unlink(missing_ok=True)
-        return None
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(("path", "reason"))
-        writer.writerows(sorted(failed.items()))
-    return path
+_read_failures = functools.partial(read_failures, column="path")
+_write_failures = functools.partial(write_failures, column="path")
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -403,10 +378,10 @@ def parse_seconds(text: str) -> float | None:
 
 def parse_shard(text: str) -> tuple[int, int]:
     """``3/100`` → (3, 100)."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found:
+    shard = split_shard(text)
+    if shard is None:
         raise argparse.ArgumentTypeError(f"{text!r}: expected K/N, such as 3/100")
-    return int(found[1]), int(found[2])
+    return shard
 
 
 def main(arguments: list[str] | None = None) -> int:

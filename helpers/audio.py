@@ -4,8 +4,9 @@ soundfile (libsndfile) reads WAV, FLAC, Ogg, Opus, MP3, AIFF and their kin; PyAV
 others, such as AAC in M4A, and the sound of films. Channels are averaged, and soxr resamples ("HQ",
 what librosa uses too): up to 7 kHz the log-mel bands are those of Essentia's loader to 2e-3.
 
-A file goes through block by block, so that an hour of it is never in memory at its own rate; and
-of its central part no more is decoded than that part, where the format allows.
+A file goes through block by block: `stream_audio` hands these on, and holds as much of ten hours as
+of ten minutes; `read_audio` puts them together, so that an hour is never in memory at its own rate.
+Of its central part no more is decoded than that part, where the format allows.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from __future__ import annotations
 import errno
 import math
 import os
-import re
-import struct
+import stat
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
+from helpers.audio_headers import mp3_without_length, seconds_by_bytes
 from helpers.errors import InputError
 from helpers.melspectrogram import SAMPLE_RATE
 
@@ -44,13 +46,13 @@ FFMPEG_SUFFIXES = frozenset({
 # fmt: on
 AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 
-_BLOCK = 65_536  # frames decoded at a time: they stay in the processor's cache
+# Frames decoded at a time, so that they stay in the processor's cache; where the rate is below
+# 16 kHz, fewer: as many as make so many samples at 16 kHz.
+_BLOCK = 65_536
 # Decoded on both sides of a part and dropped again: more than a resampler's filter is long, and
 # than what a decoder of a compressed format needs to get into its stride.
 _MARGIN = 0.25  # seconds
-_LENGTH_TAGS = (b"Xing", b"Info")
 _NO_LENGTH = 2**62  # frames, or more, of a file that does not tell: FLAC as it was streamed
-_NO_SIZE = 0x7FFF_0000  # bytes, or more, that stand for "not known" in a WAV or AIFF
 # Both may be missing at the end: what encoders and taggers are at odds about.
 _MISSING_SECONDS, _MISSING_SHARE = 0.5, 0.01
 _LOUDEST = 16.0  # full scale is 1; a float mix may be above it, but not by 24 dB
@@ -87,31 +89,88 @@ def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
         aside, because the container's length is not that of all that the decoder gives.
 
     Raises:
-        AudioError: no such file, no permission, a format that nothing here reads, damage that the
-            decoder reports, an end that is missing, no audio, NaN or infinite samples, or samples
-            far above full scale.
+        AudioError: no such file, no permission, a folder, a format that nothing here reads, damage
+            that the decoder reports, an end that is missing, no audio, too little for one sample
+            at 16 kHz, NaN or infinite samples, or samples far above full scale.
     """
-    path = Path(path)
     if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
         raise ValueError(f"seconds: expected a positive length, found {seconds}")
-    try:
-        with path.open("rb"):
-            pass
-        samples = _read(path, seconds)
-    except OSError as error:
-        raise AudioError(_reason(error)) from None
-    if not len(samples):
-        raise AudioError("no audio in it (0 samples)")
+    samples = _joined(_blocks(Path(path), seconds))
     finite = np.isfinite(samples)
     if not finite.all():
         raise AudioError(f"{np.count_nonzero(~finite)} of {len(samples)} samples are NaN or inf")
+    _refuse_loud(samples)
+    return samples
+
+
+def stream_audio(path: str | Path) -> Iterator[np.ndarray]:
+    """Read an audio file block by block, as mono at 16 kHz; memory does not grow with its length.
+
+    The file is opened when the first block is asked for, and closed after the last, at an error, or
+    by the iterator's ``close()``.
+
+    Args:
+        path: the file.
+
+    Yields:
+        float32 [samples], at least one sample and at most some 70,000 (4 s). Put together they are
+        what ``read_audio(path)`` returns.
+
+    Raises:
+        AudioError: as `read_audio` does, from the iterator, as soon as it is known: bytes that are
+            missing at the end before the first block, where the header tells how many there are;
+            damage, NaN or infinite samples when they are come to.
+    """
+    done = 0
+    # Closed here: the traceback of an error would keep a generator alive, and its file open.
+    with closing(_blocks(Path(path))) as blocks:
+        for block in blocks:
+            finite = np.isfinite(block)
+            if not finite.all():
+                second = (done + int(finite.argmin())) / SAMPLE_RATE
+                raise AudioError(f"NaN or infinite samples at about second {second:.1f}")
+            _refuse_loud(block)
+            yield block
+            done += len(block)
+
+
+def _refuse_loud(samples: np.ndarray) -> None:
     peak = max(samples.max(), -samples.min())
     if peak > _LOUDEST:
         raise AudioError(
             f"samples of up to {peak:.3g}, where full scale is 1: floats on the scale of 16-bit "
             "integers? Then divide by 32768 and write the file again"
         )
-    return samples
+
+
+def _joined(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    pieces = list(blocks)
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def _blocks(path: Path, seconds: float | None = None) -> Iterator[np.ndarray]:
+    """All of a file block by block, or its central part as one; their values are not checked."""
+    empty = True
+    try:
+        _refuse_no_file(path)
+        for block in _decoded(path, seconds):
+            if len(block):
+                empty = False
+                yield block
+    except OSError as error:
+        raise AudioError(_reason(error)) from None
+    if empty:
+        raise AudioError("no audio in it (0 samples)")
+
+
+def _refuse_no_file(path: Path) -> None:
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise AudioError("it is a folder, not a file")
+    if not stat.S_ISREG(mode):  # to open a pipe is to wait until somebody writes to it
+        raise AudioError("it is a pipe, a socket or a device, not a file")
+    with path.open("rb"):
+        pass
 
 
 def _reason(error: OSError) -> str:
@@ -120,7 +179,7 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _read(path: Path, seconds: float | None) -> np.ndarray:
+def _decoded(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
     why = ""
     if path.suffix.lower() not in FFMPEG_SUFFIXES:
         try:
@@ -130,10 +189,12 @@ def _read(path: Path, seconds: float | None) -> np.ndarray:
             why = "; nor can libsndfile"
         else:
             with file:
+                # Of an MP3 that does not tell either, libsndfile would read what it estimates.
                 mp3 = file.format == "MP3"
-                if file.frames < _NO_LENGTH and not (mp3 and _mp3_without_length(path)):
-                    _refuse_missing_bytes(path, file)
-                    return _read_soundfile(file, seconds)
+                if file.frames < _NO_LENGTH and not (mp3 and mp3_without_length(path)):
+                    _refuse_missing_end(*seconds_by_bytes(path, file))
+                    yield from _from_soundfile(file, seconds)
+                    return
     if not path.stat().st_size:
         raise AudioError("the file is empty (0 bytes)")
     try:
@@ -144,12 +205,9 @@ def _read(path: Path, seconds: float | None) -> np.ndarray:
             "file to FLAC"
         ) from None
     try:
-        return _read_ffmpeg(path, seconds)
+        yield from _from_ffmpeg(path, seconds)
     except av.FFmpegError as error:
         raise AudioError(f"FFmpeg cannot decode it ({error.strerror}){why}") from None
-
-
-# ---- how long a file says it is ------------------------------------------------------------------
 
 
 def _refuse_missing_end(found: float, promised: float) -> None:
@@ -159,69 +217,6 @@ def _refuse_missing_end(found: float, promised: float) -> None:
         raise AudioError(
             f"its end is missing: {found:.1f} s of audio, where the file promises {promised:.1f} s"
         )
-
-
-def _refuse_missing_bytes(path: Path, file: soundfile.SoundFile) -> None:
-    """The same by the bytes, for formats that say how many there are: nothing is decoded."""
-    with path.open("rb") as raw:
-        start = raw.read(12)
-        if start[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
-            promised, there = _chunk_bytes(raw, "<" if start[:4] in (b"RIFF", b"RF64") else ">")
-            seconds = file.frames / file.samplerate  # of what is there
-            known = promised < _NO_SIZE or start[:4] == b"RF64"
-            if known and 0 < there < promised:
-                _refuse_missing_end(seconds, seconds * promised / there)
-        elif file.format == "MP3":
-            promised, there = _xing_bytes(raw)
-            seconds = file.frames / file.samplerate  # of what is promised
-            if there < promised:
-                _refuse_missing_end(seconds * there / promised, seconds)
-
-
-def _mp3_without_length(path: Path) -> bool:
-    """Whether an MP3 does not say how long it is.
-
-    libsndfile goes by an estimate then, and would stop there; FFmpeg reads on to the end.
-    """
-    with path.open("rb") as file:
-        start = _mp3_start(file)[1]
-    return not any(tag in start for tag in _LENGTH_TAGS)
-
-
-def _mp3_start(file: BinaryIO) -> tuple[int, bytes]:
-    """Where an MP3's frames begin, behind its ID3 tag, and the first bytes of them."""
-    file.seek(0)
-    head, first = file.read(10), 0
-    if len(head) == 10 and head.startswith(b"ID3"):
-        first = 10 + sum((byte & 0x7F) << 7 * i for i, byte in enumerate(reversed(head[6:])))
-    file.seek(first)
-    return first, file.read(4096)
-
-
-def _xing_bytes(file: BinaryIO) -> tuple[int, int]:
-    """How many bytes of frames an MP3's Xing header promises (0: it does not), and there are."""
-    first, start = _mp3_start(file)
-    there = file.seek(0, os.SEEK_END) - first
-    found = re.search(rb"(?:Xing|Info)\0\0\0([\x02\x03\x06\x07\x0a\x0b\x0e\x0f])", start)
-    if not found:
-        return 0, there
-    at = found.end() + (4 if found[1][0] & 1 else 0)  # behind the number of frames
-    return int.from_bytes(start[at : at + 4], "big"), there
-
-
-def _chunk_bytes(file: BinaryIO, order: str) -> tuple[int, int]:
-    """How many bytes of audio a WAV or AIFF promises (0: no such chunk), and there are."""
-    end, long_size = file.seek(0, os.SEEK_END), 0
-    at = 12
-    while at + 8 <= end:
-        file.seek(at)
-        name, size = struct.unpack(f"{order}4sI", file.read(8))
-        if name == b"ds64":  # RF64: the sizes that need 64 bits
-            long_size = struct.unpack("<8xQ", file.read(16))[0]
-        if name in (b"data", b"SSND"):
-            return (long_size if size == 0xFFFF_FFFF and long_size else size), end - at - 8
-        at += 8 + size + size % 2
-    return 0, 0
 
 
 # ---- a part of a file ----------------------------------------------------------------------------
@@ -272,33 +267,78 @@ def _mix(block: np.ndarray) -> np.ndarray:
     return mono
 
 
-def _resample(blocks: Iterable[np.ndarray], rate: int) -> np.ndarray:
-    """Mono float32 blocks at some rate → one signal at 16 kHz."""
+def _frames_at_a_time(rate: int) -> int:
+    return max(1, min(_BLOCK, _BLOCK * rate // SAMPLE_RATE))
+
+
+def _regrouped(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same samples in blocks of ``size``; the last may be shorter."""
+    held, length = [], 0
+    for block in blocks:
+        held.append(block)
+        length += len(block)
+        if length >= size:
+            joined = np.concatenate(held)
+            whole = length - length % size
+            yield from (joined[start : start + size] for start in range(0, whole, size))
+            held, length = [joined[whole:]], length - whole
+    if length:
+        yield np.concatenate(held)
+
+
+def _resampled(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+    """Mono float32 blocks at some rate → the same at 16 kHz; some may be empty."""
     if rate == SAMPLE_RATE:
-        pieces = list(blocks)
-    else:
-        stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-        pieces = [stream.resample_chunk(block) for block in blocks]
-        pieces.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    frames = made = 0
+    for block in blocks:
+        frames += len(block)
+        piece = stream.resample_chunk(block)
+        made += len(piece)
+        yield piece
+    piece = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    if frames and not made + len(piece):
+        raise AudioError(
+            f"too short: {frames} samples at {rate} Hz are not one at {SAMPLE_RATE} Hz"
+        )
+    yield piece
 
 
 # ---- the two libraries ---------------------------------------------------------------------------
 
 
-def _read_soundfile(file: soundfile.SoundFile, seconds: float | None) -> np.ndarray:
+def _whole(
+    blocks: Iterable[np.ndarray], promised: float | None, seconds: float | None
+) -> Iterator[np.ndarray]:
+    """All blocks at 16 kHz, or their centre as one; refused if they are less than was promised.
+
+    ``promised`` is in seconds; None where the file does not tell.
+    """
+    if seconds is not None:
+        yield _cut_central(_joined(_whole(blocks, promised, None)), seconds)
+        return
+    made = 0
+    for block in blocks:
+        made += len(block)
+        yield block
+    if promised is not None:
+        _refuse_missing_end(made / SAMPLE_RATE, promised)
+
+
+def _from_soundfile(file: soundfile.SoundFile, seconds: float | None) -> Iterator[np.ndarray]:
     rate = file.samplerate
     try:
         if seconds is not None and file.seekable() and file.frames > seconds * rate:
             part = _central(file.frames, rate, seconds)
             file.seek(part.first)
-            kept = _cut_part(_resample(_soundfile_blocks(file, part.count), rate), part)
+            kept = _cut_part(_joined(_resampled(_soundfile_blocks(file, part.count), rate)), part)
             if kept is not None:
-                return kept
+                yield kept
+                return
             file.seek(0)  # shorter than it says: the centre is that of what is there
-        samples = _resample(_soundfile_blocks(file), rate)
-        _refuse_missing_end(len(samples) / SAMPLE_RATE, file.frames / rate)
-        return _cut_central(samples, seconds)
+        yield from _whole(_resampled(_soundfile_blocks(file), rate), file.frames / rate, seconds)
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"damaged: libsndfile stopped decoding ({error.error_string.rstrip('.')})"
@@ -307,17 +347,20 @@ def _read_soundfile(file: soundfile.SoundFile, seconds: float | None) -> np.ndar
 
 def _soundfile_blocks(file: soundfile.SoundFile, count: int | None = None) -> Iterator[np.ndarray]:
     """Mono blocks from where the file stands; ``count`` frames, or all there are."""
-    buffer = np.empty((_BLOCK, file.channels), np.float32)
+    size = _frames_at_a_time(file.samplerate)
+    buffer = np.empty((size, file.channels), np.float32)
     left = math.inf if count is None else count
     while left > 0:
-        block = file.read(out=buffer[: int(min(_BLOCK, left))])
+        block = file.read(out=buffer[: int(min(size, left))])
         if not len(block):
             return
         left -= len(block)
-        yield _mix(block)
+        with np.errstate(all="ignore"):  # inf and NaN are refused later, in words
+            mono = _mix(block)
+        yield mono
 
 
-def _read_ffmpeg(path: Path, seconds: float | None) -> np.ndarray:
+def _from_ffmpeg(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
     import av
 
     with path.open("rb") as raw, av.open(raw, metadata_errors="replace") as container:
@@ -325,24 +368,26 @@ def _read_ffmpeg(path: Path, seconds: float | None) -> np.ndarray:
             raise AudioError(f"no audio in it (FFmpeg takes it for {container.format.name})")
         stream = container.streams.audio[0]
         rate = stream.rate
+
+        def decoded(part: _Part | None = None) -> Iterator[np.ndarray]:
+            frames = _ffmpeg_blocks(container, stream, part)
+            return _resampled(_regrouped(frames, _frames_at_a_time(rate)), rate)
+
         # Only some containers know where everything is; of others the length is a guess.
         indexed = "mp4" in container.format.name or "matroska" in container.format.name
-        if seconds is not None and indexed and stream.duration:
+        promised = float(stream.duration * stream.time_base) if stream.duration else None
+        if seconds is not None and indexed and promised:
             frames = int(stream.duration * stream.time_base * rate)
             if frames > seconds * rate:
                 part = _central(frames, rate, seconds)
                 before = max(0, part.first / rate - _MARGIN)
                 container.seek(int(before / stream.time_base), stream=stream)
-                blocks = _ffmpeg_blocks(container, stream, part)
-                kept = _cut_part(_resample(blocks, rate), part)
+                kept = _cut_part(_joined(decoded(part)), part)
                 if kept is not None:
-                    return kept
+                    yield kept
+                    return
                 container.seek(0, stream=stream)
-        samples = _resample(_ffmpeg_blocks(container, stream), rate)
-        if indexed and stream.duration:
-            promised = float(stream.duration * stream.time_base)
-            _refuse_missing_end(len(samples) / SAMPLE_RATE, promised)
-        return _cut_central(samples, seconds)
+        yield from _whole(decoded(), promised if indexed else None, seconds)
 
 
 def _ffmpeg_blocks(
@@ -351,16 +396,20 @@ def _ffmpeg_blocks(
     """Mono blocks of all that comes, or of a part; nothing if it cannot be told where that is."""
     import av
 
-    converter = av.AudioResampler(format="fltp", rate=stream.rate)
+    rate = stream.rate  # of the first frames; it follows the decoder
+    converter = kind = None
     position = None  # of the next frame, at the stream's rate
     for packet in container.decode(stream):
         if position is None and part is not None:
             if packet.pts is None:
                 return
             start = 0 if stream.start_time is None else stream.start_time
-            position = round((packet.pts - start) * stream.time_base * stream.rate)
+            position = round((packet.pts - start) * stream.time_base * rate)
             if position > part.first:
                 return
+        found = (packet.format.name, packet.layout.name, packet.sample_rate)
+        if found != kind:  # at the start, and where pieces of another make are joined on
+            converter, kind = av.AudioResampler(format="fltp", rate=rate), found
         for frame in converter.resample(packet):
             block = _mix(frame.to_ndarray().T)
             if part is None:

@@ -7,11 +7,13 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_UMASK = threading.Lock()
 TEMPORARY = ".tmp-"  # what the names of unfinished files and folders begin with
 
 
@@ -99,8 +101,9 @@ def _move_into_place(new: Path, folder: Path) -> None:
 
 def current_umask() -> int:
     """The permissions that new files do not get."""
-    umask = os.umask(0)
-    os.umask(umask)
+    with _UMASK:  # it can be read only by changing it, and it is that of all threads
+        umask = os.umask(0)
+        os.umask(umask)
     return umask
 
 

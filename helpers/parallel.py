@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,6 +55,25 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def leave_signals_to_the_main_process(worker: int = 0) -> None:
+    """Called in a reading process. Ctrl-C, and the signals of a cluster, reach all processes.
+
+    The main process decides: it may still need the data to save and stop, and its workers end with
+    it. A second SIGTERM is the main process's own, to a worker that hangs.
+
+    Args:
+        worker: its number, which a DataLoader gives; not used.
+    """
+
+    def first(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, first)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def check_backend(backend: str, scheduler: str | None, num_workers: int | None = None) -> None:

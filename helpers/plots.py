@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
 from helpers.files import atomic_path
+from helpers.melspectrogram import N_MELS, slaney_filter_bank
 from helpers.metrics import FIGURE_NAMES
 
 # The two panels of a learning curve, by the figure that tells the task: their titles, and the
@@ -112,3 +116,133 @@ def label_bars(
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right")
     return save_figure(figure, path)
+
+
+# ---- activations over time -----------------------------------------------------------------------
+
+_LONGEST_TITLE, _LONGEST_LABEL = 100, 40  # characters
+_HERTZ = (125, 500, 1000, 2000, 4000, 8000)  # marked on the mel axis
+# Distances of marks on the time axis, in seconds
+_TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
+_MOST_TIMES = 12
+
+
+def activation_plot(
+    path: str | Path,
+    picture: np.ndarray,
+    times: np.ndarray,
+    activations: np.ndarray,
+    labels: Sequence[str],
+    seconds: float,
+    title: str,
+    figure_name: str = "activation",
+) -> Path:
+    """Draw some labels' activations over time, above the track's log-mel; they share the axis.
+
+    A patch is drawn from its start to its end, or to the next one's start where patches overlap; a
+    gap between patches is left white.
+
+    Args:
+        path: the PNG file.
+        picture: [96, columns] log-mel of the whole track, its columns evenly spread over it.
+        times: [P, 3], start, centre and end of each patch in seconds.
+        activations: [P, L] of the labels, of each patch.
+        labels: L names, from the top row down.
+        seconds: duration of the track.
+        title: of the figure; taken as it is, "$" is no formula.
+        figure_name: what the colours stand for: "activation" (from 0), or "value".
+    """
+    rows = len(labels)
+    heights = 0.4 + 0.24 * max(rows, 3), 2.4  # inches, about
+    figure = Figure(figsize=(11, sum(heights) + 0.8), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=heights)
+    edges, columns = _patch_columns(times, activations)
+    least, most = np.nanmin(columns), np.nanmax(columns)
+    if figure_name == "activation":
+        least = 0.0
+    most = most if most > least else least + 1  # all the same: there is no range of colours
+    heat = upper.pcolorfast(
+        edges, np.arange(rows + 1) - 0.5, columns.T, cmap="magma_r", vmin=least, vmax=most
+    )
+    upper.set_yticks(range(rows), [_drawable(name, _LONGEST_LABEL) for name in labels])
+    upper.set_ylim(rows - 0.5, -0.5)  # the first label on top
+    upper.tick_params(axis="y", length=0)
+    for between in np.arange(1, rows) - 0.5:
+        upper.axhline(between, color="white", linewidth=1)
+    mel = lower.imshow(
+        np.asarray(picture, dtype=np.float32),
+        origin="lower",
+        aspect="auto",
+        extent=(0, seconds, -0.5, N_MELS - 0.5),
+        interpolation="antialiased",
+        cmap="magma",
+    )
+    at = np.interp(_HERTZ, *_band_centres())
+    lower.set_yticks(at, [f"{hertz}" if hertz < 1000 else f"{hertz // 1000}k" for hertz in _HERTZ])
+    lower.set_ylabel("mel bands (Hz)")
+    lower.set_xlabel("time" + (" (h:mm)" if seconds >= 3600 else " (m:ss)"))
+    _mark_times(lower, max(seconds, edges[-1]))
+    for image, axes, height, name in (
+        (heat, upper, heights[0], figure_name),
+        (mel, lower, heights[1], "log mel power"),
+    ):
+        figure.colorbar(image, ax=axes, label=name, pad=0.01, fraction=0.05, aspect=height / 0.14)
+    upper.set_title(_drawable(title, _LONGEST_TITLE))
+    for text in (upper.title, *upper.get_yticklabels()):
+        text.set_parse_math(False)
+    return save_figure(figure, path)
+
+
+def _patch_columns(times: np.ndarray, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edges [n + 1] in seconds, and the values [n, L] between them: NaN where no patch is."""
+    edges, columns = [], []
+    nothing = np.full(activations.shape[1], np.nan)
+    if times[0, 0] > 0:
+        edges.append(0.0)
+        columns.append(nothing)
+    following = np.append(times[1:, 0], np.inf)
+    for (start, _, end), later, values in zip(times, following, activations, strict=True):
+        edges.append(start)
+        columns.append(values)
+        if end < later < np.inf:
+            edges.append(end)
+            columns.append(nothing)
+    return np.array([*edges, max(times[-1, 2], edges[-1] + 1e-3)]), np.array(columns, np.float32)
+
+
+def _mark_times(axes: Axes, seconds: float) -> None:
+    """Round times along the x axis, as ``m:ss``, or ``h:mm`` from an hour on."""
+    axes.set_xlim(0, seconds)
+    step = next((s for s in _TIME_STEPS if seconds / s <= _MOST_TIMES), seconds / _MOST_TIMES)
+    if seconds < 2:
+        axes.set_xlabel("time (s)")
+        return
+    marks = np.arange(0, seconds + 1e-6, step)
+    unit = 60 if seconds >= 3600 else 1
+    pairs = (divmod(mark, 60) for mark in (marks / unit).round().astype(int).tolist())
+    texts = [f"{larger}:{smaller:02d}" for larger, smaller in pairs]
+    axes.set_xticks(marks, texts)
+
+
+@functools.cache
+def _band_centres() -> tuple[np.ndarray, np.ndarray]:
+    """Hertz of the mel bands' centres, rising, and the bands' numbers."""
+    bank = slaney_filter_bank().numpy()
+    return bank.argmax(axis=0) * 8000 / (len(bank) - 1), np.arange(N_MELS)
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """The characters that the figures' font has."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
+
+
+def _drawable(text: str, longest: int) -> str:
+    """The text in one line, cut at its start; a box for what the font has no sign for.
+
+    Matplotlib would warn of each such character, and cannot draw surrogates at all.
+    """
+    known = _characters()
+    signs = ("\u25a1" if ord(c) not in known or not c.isprintable() else c for c in text)
+    drawn = "".join(signs)
+    return drawn if len(drawn) <= longest else f"…{drawn[1 - longest :]}"

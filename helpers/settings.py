@@ -11,7 +11,13 @@ from helpers.errors import InputError
 
 
 class Limit(NamedTuple):
-    """What the default of a setting does not tell of it."""
+    """What the default of a setting does not tell of it.
+
+    Attributes:
+        example: a value of its kind, where the default is None, or where None may stand beside the
+            default; a tuple of values, where it may be of several kinds.
+        least: of a number.
+    """
 
     example: Any = None
     least: float | None = None
@@ -70,15 +76,15 @@ def check_settings(
 
 
 def _check_value(name: str, value: Any, default: Any, limit: Limit) -> None:
-    if value is None and (default is None or limit.example is not None):
+    several = limit.example if isinstance(limit.example, tuple) else ()
+    if value is None and (default is None or (limit.example is not None and not several)):
         return
-    example = limit.example if default is None else default
-    if example is not None and not _same_kind(value, example):
-        raise SettingsError(
-            f"{name} is {value!r} ({type(value).__name__}): expected "
-            f"{_kind(example)}, such as {example!r}"
-        )
-    if limit.least is not None and value < limit.least:
+    examples = several or (limit.example if default is None else default,)
+    kinds = [example for example in examples if example is not None]
+    if kinds and not any(_same_kind(value, example) for example in kinds):
+        expected = ", or ".join(f"{_kind(example)}, such as {example!r}" for example in kinds)
+        raise SettingsError(f"{name} is {value!r} ({type(value).__name__}): expected {expected}")
+    if limit.least is not None and isinstance(value, Real) and value < limit.least:
         raise SettingsError(f"{name} is {value}: expected at least {limit.least}")
 
 

@@ -1,74 +1,368 @@
-"""Writes what the network says of a track to one file a track, as soon as the track is done."""
+"""Writes what the network says of each track to files, in a thread, as soon as it is there.
+
+Files of a track are whole or absent, and a track is done when all of them are there
+(:func:`is_done`). In a folder for each :class:`Output`:
+
+- ``<key>.embeddings.npy``, ``<key>.logits.npy``: float32, as `helpers.tracks.TrackResult` holds
+  them; but per-patch embeddings after the final norm are [P, 1, D], not to be taken for tokens.
+- ``<key>.times.csv`` beside them if there is a row for each patch: ``patch`` (row, from 0),
+  ``start``, ``centre`` and ``end`` in seconds. It is written first.
+- ``<key>.predictions.json``, ``.predictions.csv`` and, if wanted, ``.predictions.png``: see
+  `helpers.predictions`. The JSON is written last.
+"""
 
 from __future__ import annotations
 
 import csv
+import errno
+import os
+import queue
+import stat
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
-from pytorch_lightning.callbacks import BasePredictionWriter
 
-from helpers.files import atomic_path
+from helpers.errors import InputError
+from helpers.files import TEMPORARY, atomic_path
+from helpers.plots import activation_plot
+from helpers.predictions import best, figure_name, label_names, write_predictions
+from helpers.tracks import FINAL, TrackResult
 
 POOLS = ("mean", "none")
+KINDS = ("embeddings", "logits", "predictions")
+MAX_WAITING = 32  # results
+MAX_WAITING_BYTES = 2**28  # in their arrays; one more is let in while there are fewer
+_SUFFIXES = {".npy", ".csv", ".json", ".png"}  # of what is written here
+_DAY = 24 * 3600  # seconds
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+# What a single name is to blame for, not the disk: too long, not one for this file system, a file
+# where a folder should be or the other way round, a loop of links.
+_NAMES_FILE_ONLY = {
+    *(errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR),
+    *(errno.EEXIST, errno.ELOOP),
+}
 
 
-class TrackWriter(BasePredictionWriter):
-    """Pools each track's patches and writes ``<folder>/<key>.<kind>.npy``, float32.
+@dataclass(frozen=True)
+class Output:
+    """Something that is written for each track, and where.
 
-    Args:
-        folder: where to; a key's own folders are kept.
-        kind: "embeddings" or "logits".
-        pool: "mean" over the patches, weighted by their seconds; "none" keeps them apart, one row
-            of the first axis each.
+    Attributes:
+        kind: "embeddings", "logits" or "predictions".
+        block: of embeddings, the block's number; -1 for those after the final norm.
+        folder: the level's folder, in which a key's own folders are kept.
     """
 
-    def __init__(self, folder: str | Path, kind: str, pool: str = "mean") -> None:
-        super().__init__(write_interval="batch")
-        self.folder = Path(folder)
-        self.kind = kind
-        self.pool = pool
-        self.written = 0
-        self.failed: dict[str, str] = {}
+    kind: str
+    block: int | None
+    folder: Path
 
     def path(self, key: str) -> Path:
-        """The file of a track."""
-        return self.folder / f"{key}.{self.kind}.npy"
+        """The file of a track that is written last: with it, this output is there."""
+        suffix = "json" if self.kind == "predictions" else "npy"
+        return self.folder / f"{key}.{self.kind}.{suffix}"
 
-    def write_on_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        prediction: Any,
-        batch_indices: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        for key, values, seconds in zip(
-            prediction.keys, prediction.outputs, prediction.seconds, strict=True
-        ):
-            if not np.isfinite(values).all():
-                self.failed[key] = "the network's output has NaN or infinite values"
+    @property
+    def pattern(self) -> str:
+        """What the names of these files match, for `helpers.manifest.open_folder`."""
+        return self.path("*").name
+
+
+def is_done(
+    key: str, outputs: Sequence[Output], newer_than: Path | None = None, plot: bool = False
+) -> bool:
+    """Whether all files of a track are there: not empty, and none older than what it was made of.
+
+    Args:
+        key: the track's.
+        outputs: what is written for each track.
+        newer_than: the audio or log-mel file.
+        plot: whether predictions come with a picture.
+    """
+    made = []
+    for output in outputs:
+        path = output.path(key)
+        paths = [path]
+        if plot and output.kind == "predictions":
+            paths.append(path.with_suffix(".png"))
+        for path in paths:
+            try:
+                found = path.stat()
+            except (OSError, ValueError):  # ValueError: no file can have that name
+                return False
+            if not stat.S_ISREG(found.st_mode) or not found.st_size:
+                return False
+            made.append(found.st_mtime_ns)
+    if newer_than is None or not made:
+        return bool(made)
+    try:
+        return newer_than.stat().st_mtime_ns <= min(made)
+    except (OSError, ValueError):
+        return True
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove temporary files that a killed run left, a day ago or earlier."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place) / name
+            if not name.startswith(TEMPORARY) or path.suffix not in _SUFFIXES:
                 continue
-            if self.pool == "none" and self.kind == "embeddings" and values.ndim == 2:
-                values = values[:, None]  # [patches, 1, D]: not to be taken for tokens
-            if self.pool == "mean":
-                values = np.average(values, axis=0, weights=seconds)
-            with atomic_path(self.path(key)) as temporary:
-                np.save(temporary, values.astype(np.float32))
-            self.written += 1
-        self.failed.update(prediction.errors)
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _DAY:
+                    path.unlink()
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the list of failures beside the results, or none if there was none."""
-        report = self.folder / "failed.csv"
-        if not self.failed:
-            report.unlink(missing_ok=True)
+
+class ResultWriter:
+    """Writes results to files, in a thread of its own.
+
+    A context manager: at its end, also after an exception, all that was put is written.
+
+    Args:
+        outputs: what is written of each result, and where.
+        labels: names of the C classes, for predictions; None for "label 0", ….
+        task: "multi-label", "single-label" or "regression".
+        top: how many labels predictions tell.
+        plot: whether predictions come with a picture.
+        half: whether the network ran in float16, which a reason may have to mention.
+
+    Attributes:
+        written: tracks that are done.
+        failed: key → reason of those that cannot be. Whoever finds out that a track cannot be read
+            may add it.
+    """
+
+    def __init__(
+        self,
+        outputs: Sequence[Output],
+        labels: Sequence[str] | None = None,
+        task: str = "multi-label",
+        top: int = 10,
+        plot: bool = False,
+        half: bool = False,
+    ) -> None:
+        for output in outputs:
+            if output.kind not in KINDS or (output.kind == "embeddings") != (
+                output.block is not None
+            ):
+                raise ValueError(f"{output}: expected embeddings of a block, logits or predictions")
+        self.outputs = tuple(outputs)
+        self.labels, self.task, self.top = labels, task, top
+        self.plot, self.half = plot, half
+        self.written = 0
+        self.failed: dict[str, str] = {}
+        self._error: BaseException | None = None
+        self._waiting = _Waiting(MAX_WAITING_BYTES)
+        self._closed = False
+        # A daemon: a program that ends without `close` must not wait for it for ever.
+        self._thread = threading.Thread(target=self._run, name="result writer", daemon=True)
+        self._thread.start()
+
+    def put(self, result: TrackResult) -> None:
+        """Have a result written; waits while too many are waiting.
+
+        Raises:
+            InputError: one before it could not be written, and no other can: the disk is full, or
+                the folder takes no files.
+            RuntimeError: the writer is closed.
+        """
+        if self._closed:
+            raise RuntimeError("the writer is closed")
+        self._raise()
+        self._waiting.put(result)
+        self._raise()
+
+    def close(self) -> None:
+        """Wait until all is written, and end the thread. Raises InputError as :meth:`put` does."""
+        if not self._closed:
+            self._closed = True
+            self._waiting.put(None)
+        self._thread.join()
+        self._raise()
+
+    def __enter__(self) -> ResultWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
             return
-        with atomic_path(report) as temporary, temporary.open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(("key", "reason"))
-            rows.writerows(sorted(self.failed.items()))
+        try:
+            self.close()
+        except Exception as other:  # the block's own error is the one that goes on
+            if other is not error:
+                error.add_note(str(other))
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # ---- in the thread ----
+
+    def _run(self) -> None:
+        while (result := self._waiting.get()) is not None:
+            if self._error is not None:
+                continue  # nothing can be written any more; `put` must not wait
+            try:
+                reason = self._write(result)
+            except BaseException as error:
+                self._error = error
+                continue
+            if reason is None:
+                self.written += 1
+            else:
+                self.failed[result.key] = reason
+
+    def _write(self, result: TrackResult) -> str | None:
+        """Write all files of a track; the reason why they cannot be. InputError: no file can."""
+        if problem := self._problem(result):
+            with suppress(OSError, ValueError):
+                if any(output.path(result.key).exists() for output in self.outputs):
+                    problem += "; its files from before are kept"
+            return problem
+        made: list[Path] = []
+        try:
+            for path, write in self._files(result):
+                made.append(path)
+                write(path)
+        except OSError as error:
+            if error.errno not in _NAMES_FILE_ONLY:
+                raise _not_written(made[-1], error) from error
+            _remove(made)
+            return f"its file cannot be written: {error.strerror}"
+        except Exception as error:  # whatever a strange name leads to, the others are written
+            _remove(made)
+            return f"its files cannot be written: {type(error).__name__}: {error}"[:300]
+        return None
+
+    def _problem(self, result: TrackResult) -> str | None:
+        if not len(result.times):
+            return (
+                "no patch could be taken from it: it is shorter than one, and the tail is dropped"
+            )
+        if all(np.isfinite(values).all() for values in self._arrays(result)):
+            return None
+        hint = ", in float16: try trainer.precision=32-true" if self.half else ""
+        return f"the network's output has NaN or infinite values{hint}"
+
+    def _arrays(self, result: TrackResult) -> Iterator[np.ndarray]:
+        for output in self.outputs:
+            if output.kind == "embeddings":
+                yield result.embeddings[output.block]
+            elif output.kind == "logits":
+                yield result.logits
+            else:
+                yield result.activations
+                yield result.patch_activations
+
+    def _files(self, result: TrackResult) -> Iterator[tuple[Path, Any]]:
+        """A track's files in the order in which they are written, each with what writes it."""
+        for output in self.outputs:
+            path = output.path(result.key)
+            if output.kind == "predictions":
+                if self.plot:
+                    yield path.with_suffix(".png"), lambda path: self._plot(path, result)
+                yield (
+                    path,
+                    lambda path: write_predictions(path, result, self.labels, self.top, self.task),
+                )
+                continue
+            values = result.logits if output.kind == "logits" else result.embeddings[output.block]
+            # [C] and [D], or [3, D], of a track; one dimension more for each patch.
+            of_track = 2 if output.kind == "embeddings" and output.block != FINAL else 1
+            if values.ndim > of_track:
+                times = output.folder / f"{result.key}.times.csv"
+                yield times, lambda path: _write_times(path, result.times)
+                if output.kind == "embeddings" and values.ndim == 2:
+                    values = values[:, None]  # [P, 1, D]
+            yield path, lambda path, values=values: _write_array(path, values)
+
+    def _plot(self, path: Path, result: TrackResult) -> None:
+        names = label_names(self.labels, len(result.activations))
+        shown = best(result.activations, self.top, self.task)
+        activation_plot(
+            path,
+            result.picture,
+            result.times,
+            result.patch_activations[:, shown],
+            [names[i] for i in shown],
+            result.seconds,
+            result.key,
+            figure_name(self.task),
+        )
+
+
+class _Waiting(queue.Queue):
+    """A queue that is full when its results hold so many bytes, or are `MAX_WAITING`."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self.held = 0
+
+    def _qsize(self) -> int:
+        return self.held
+
+    def _put(self, item: TrackResult | None) -> None:
+        super()._put(item)
+        self.held += self._weight(item)
+
+    def _get(self) -> TrackResult | None:
+        item = super()._get()
+        self.held -= self._weight(item)
+        return item
+
+    def _weight(self, item: TrackResult | None) -> int:
+        least = -(-self.maxsize // MAX_WAITING)
+        if item is None:
+            return least
+        own = (item.times, item.logits, item.activations, item.patch_activations, item.picture)
+        return max(least, sum(a.nbytes for a in (*own, *item.embeddings.values()) if a is not None))
+
+
+def _write_array(path: Path, values: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        np.save(temporary, np.ascontiguousarray(values, dtype=np.float32))
+
+
+def _write_times(path: Path, times: np.ndarray) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("patch", "start", "centre", "end"))
+        rows.writerows((i, *(f"{t:.3f}" for t in row)) for i, row in enumerate(times.tolist()))
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    """Remove what was written of a track that is not done."""
+    for path in paths:
+        for part in (path, path.with_suffix(".csv")) if path.suffix == ".json" else (path,):
+            with suppress(OSError, ValueError):
+                part.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, error: OSError) -> InputError:
+    # NumPy gives no number when a disk, or a quota, takes a part only.
+    full = error.errno is None or error.errno in _DISK_FULL
+    why, mend = (
+        ("the disk is full, or your share of it", "make room")
+        if full
+        else (
+            "a folder or disk that takes no files",
+            "mend that, or give another inference.out_dir",
+        )
+    )
+    return InputError(
+        f"{path}: cannot be written: {error.strerror or error} ({why}). What is done is kept: "
+        f"{mend}, and run the same again"
+    )

@@ -11,7 +11,7 @@ N tokens, D channels, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -79,6 +79,25 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)  # [B, 1, F bands, T frames] → [B, D, F rows, T columns]
+
+
+def _two_tokens(block: Block, x: Tensor) -> Tensor:
+    """A block's output for the cls and dist tokens alone: [B, N, D] → [B, 2, D].
+
+    They look at all tokens; the others' own queries, projections and MLP, five sixths of the
+    products, are not needed where nobody reads them. In eval mode.
+    """
+    attention, normed = block.attn, block.norm1(x)
+    weight, bias, width = attention.qkv.weight, attention.qkv.bias, x.shape[-1]
+    query = F.linear(normed[:, :2], weight[:width], bias[:width])
+    key, value = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+    query, key, value = (
+        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        for part in (query, key, value)
+    )
+    heads = F.scaled_dot_product_attention(query, key, value)
+    x = x[:, :2] + attention.proj(heads.transpose(1, 2).flatten(2))
+    return x + block.mlp(block.norm2(x))
 
 
 class Maest(nn.Module):
@@ -338,6 +357,40 @@ class Maest(nn.Module):
         self._check_finite(x)
         return self._forward_patches(x, transformer_block)
 
+    def outputs(
+        self, x: Tensor, blocks: Sequence[int] = (), logits: bool = False
+    ) -> tuple[Tensor | None, dict[int, Tensor]]:
+        """Several outputs of one pass, with no more blocks computed than they need.
+
+        Args:
+            x: float [B, F, T], normalised log-mel spectrograms, each no longer than one patch.
+            blocks: whose embeddings are wanted: numbers from 0, and -1 for the final one.
+            logits: whether logits are.
+
+        Returns:
+            ``(logits, embeddings)``: logits [B, C] (as :meth:`forward`'s), or None; embeddings by
+            block: [B, 3, D], cls token, dist token, mean of all others; of block -1 [B, D].
+
+        Raises:
+            TypeError, ValueError: as :meth:`forward`, and if nothing is asked for.
+        """
+        wrong = [block for block in blocks if block not in range(-1, self.depth)]
+        if wrong or not (len(blocks) or logits):
+            raise ValueError(
+                f"blocks is {list(blocks)}, logits {logits}: expected some of 0 to "
+                f"{self.depth - 1}, -1 for the final embedding, or the logits"
+            )
+        self._check_input(x)
+        if x.ndim != 3:
+            raise ValueError(f"x is {list(x.shape)}: expected spectrograms [B, F, T]")
+        self._check_bands(x)
+        self._check_finite(x)
+        found, embeddings = self._run(x, set(blocks), logits, shortcut=not self.training)
+        return found, {
+            block: values if block < 0 else values.unflatten(1, (3, self.embed_dim))
+            for block, values in embeddings.items()
+        }
+
     def melspectrogram(self, waveform: Tensor) -> Tensor:
         """Waveform at 16 kHz, [samples] or [B, samples] → normalised log-mel, [F, T] or [B, F, T].
 
@@ -449,6 +502,14 @@ class Maest(nn.Module):
 
     def _forward_patches(self, mel: Tensor, block: int):
         """[B, F, T frames], no longer than one patch."""
+        logits, embeddings = self._run(mel, {block}, block < 0)
+        return logits, embeddings[block]
+
+    def _run(self, mel: Tensor, wanted: Collection[int], logits: bool, shortcut: bool = False):
+        """One pass of [B, F, T frames]: logits, and embeddings by block, -1 the final one.
+
+        With ``shortcut``, the last block computes no more than is read of it.
+        """
         missing = PATCH_SIZE - mel.shape[-1]
         if missing > 0:
             silence = -self.norm_mean / (2 * self.norm_std)
@@ -462,19 +523,32 @@ class Maest(nn.Module):
                 "pass one track as a waveform [samples] or a spectrogram [F, T]: those are cut "
                 "into patches"
             )
+        embeddings: dict[int, Tensor] = {}
+        to_the_end = logits or -1 in wanted
+        last = self.depth - 1
         x = self._tokens(mel)
-        for layer in self.blocks if block < 0 else self.blocks[: block + 1]:
-            x = layer(x)
-        if block >= 0:
-            return None, torch.cat((x[:, 0], x[:, 1], x[:, 2:].mean(dim=1)), dim=1)
+        for block in range(self.depth if to_the_end else max(wanted) + 1):
+            if shortcut and block == last and block not in wanted:
+                x = _two_tokens(self.blocks[block], x)
+            else:
+                x = self.blocks[block](x)
+            if block in wanted:
+                average = x[:, 2:].mean(dim=1)
+                embeddings[block] = torch.cat((x[:, 0], x[:, 1], average), dim=1)
+        if not to_the_end:
+            return None, embeddings
 
         x = self.norm(x[:, :2])  # only the two tokens are read from here on
         cls, dist = x[:, 0], x[:, 1]
-        embeddings = (cls + dist) / 2
+        final = (cls + dist) / 2
+        if -1 in wanted:
+            embeddings[-1] = final
+        if not logits:
+            return None, embeddings
         if self.distilled_type == "mean":
-            return self.in_units(self.head(embeddings)), embeddings
-        logits = self.in_units(self.head(cls)), self.in_units(self.head_dist(dist))
-        return (logits if self.training else (logits[0] + logits[1]) / 2), embeddings
+            return self.in_units(self.head(final)), embeddings
+        both = self.in_units(self.head(cls)), self.in_units(self.head_dist(dist))
+        return (both if self.training else (both[0] + both[1]) / 2), embeddings
 
     def _tokens(self, mel: Tensor) -> Tensor:
         """[B, F, T frames] → [B, N, D]: cls, dist, then the patches that patchout leaves."""

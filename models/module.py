@@ -1,15 +1,13 @@
-"""The Lightning module that trains, evaluates and runs the network."""
+"""The Lightning module that trains the network; how it evaluates it is in `evaluation.py`."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -17,16 +15,13 @@ from torch.nn import functional as F
 
 from helpers.errors import InputError
 from helpers.masking import spec_augment
-from helpers.metrics import MONITOR, Evaluation, TaggingScores, evaluate
 from helpers.mixup import mixup
-from helpers.patches import seconds
 from helpers.roll import roll
 from helpers.schedules import warmup_ramp_factor
 from helpers.seeds import derived_seed
 from models.checkpoint_files import AVERAGE, TRAINER_KEY
-from models.maest import Maest, on_device
-
-log = logging.getLogger(__name__)
+from models.evaluation import TrackEvaluation
+from models.maest import Maest
 
 
 @dataclass(frozen=True)
@@ -75,30 +70,6 @@ class Diverged(InputError):
     """The loss is no number any more."""
 
 
-_LOSSES = {
-    "multi-label": F.binary_cross_entropy_with_logits,
-    "single-label": F.cross_entropy,  # with distributions over the classes as targets
-    "regression": F.mse_loss,
-}
-
-
-@dataclass
-class TrackOutputs:
-    """What the network says of whole tracks.
-
-    Attributes:
-        keys: the N tracks.
-        outputs: for each track a float32 array [patches, ...] on the CPU, in order of time.
-        seconds: for each track the seconds of its patches, float64 [patches].
-        errors: the tracks that could not be read, and why.
-    """
-
-    keys: list[str]
-    outputs: list[np.ndarray]
-    seconds: list[np.ndarray]
-    errors: dict[str, str]
-
-
 def layer_level(name: str, depth: int) -> int:
     """Which layer a parameter is of, for the layer-wise decay of the learning rate.
 
@@ -127,8 +98,8 @@ def teacher_targets(logits: Tensor, threshold: float) -> Tensor:
     return torch.where(targets.any(dim=1, keepdim=True), targets, highest)
 
 
-class MaestModule(pl.LightningModule):
-    """Trains a :class:`models.maest.Maest`, with the loss that its task asks for.
+class MaestModule(TrackEvaluation, pl.LightningModule):
+    """Trains a :class:`models.maest.Maest`, with the loss that its task asks for, and evaluates it.
 
     Binary cross-entropy (multi-label), cross-entropy (single-label) or mean squared error
     (regression); of two heads, the mean of the two losses.
@@ -151,43 +122,15 @@ class MaestModule(pl.LightningModule):
         patches_per_pass: int = 32,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.net = net
+        super().__init__(net, patches_per_pass)
         self.options = options
-        self.patches_per_pass = patches_per_pass
         self.seed = seed
-        # What predict_step returns: "logits", or the number of a block (-1: final embedding).
-        self.predict_output: str | int = "logits"
-        # Networks that are validated beside ``net``, by the name that their figures get.
-        self.also_evaluated: dict[str, Maest] = {}
-        # Of the last validation or test: the figures (of the others, by name), and all tracks'
-        # targets and activations, float32 [N, C].
-        self.evaluation: Evaluation | None = None
-        self.other_evaluations: dict[str, Evaluation] = {}
-        self.targets: np.ndarray | None = None
-        self.outputs: np.ndarray | None = None
-        # Files that were passed over, and why (`datamodule.on_error=skip`).
-        self.skipped: dict[str, str] = {}
-        self._evaluated: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        self._evaluated_tracks: list[tuple[list[str], Tensor]] = []
         self._loss_sum: Tensor | None = None  # over the epoch's clips so far
         self._loss_clips = 0
         self._frozen: list[torch.nn.Module] = []  # what stays in eval mode: no dropout
         if options is not None:
             self._check_options()
             self._freeze()
-
-    @property
-    def _processes(self) -> int:
-        """How many processes train or evaluate together."""
-        return 1 if self._trainer is None else self._trainer.world_size
-
-    @property
-    def scores(self) -> TaggingScores | None:
-        """The last evaluation of a multi-label network, label by label."""
-        if self.evaluation is None or self.net.task != "multi-label":
-            return None
-        return TaggingScores(**self.evaluation.per_label)
 
     def _check_options(self) -> None:
         options, depth = self.options, self.net.depth
@@ -218,8 +161,6 @@ class MaestModule(pl.LightningModule):
             if layer_level(name, self.net.depth) <= blocks:
                 parameter.requires_grad_(False)
         self._frozen = [self.net.patch_embed, self.net.pos_drop, *self.net.blocks[:blocks]]
-
-    # ------------------------------------------------------------------ training
 
     def on_train_start(self) -> None:
         self._freeze_modes()
@@ -316,15 +257,6 @@ class MaestModule(pl.LightningModule):
             total, clips = (strategy.reduce(v.clone(), reduce_op="sum") for v in (total, clips))
         return total, int(clips)
 
-    def _note_skipped(self, errors: dict[str, str]) -> None:
-        for key in errors.keys() - self.skipped.keys():
-            log.warning("skipped: %s", errors[key])
-        self.skipped |= errors
-
-    def _network_input(self, mel: Tensor) -> Tensor:
-        """[B, T, F] as on disk → normalised float32 [B, F, T]."""
-        return self.net.normalise(mel.float()).transpose(1, 2)
-
     def _check_teacher(self) -> None:
         for name, found, needed in (
             ("distilled_type", self.net.distilled_type, "separated"),
@@ -336,27 +268,6 @@ class MaestModule(pl.LightningModule):
                     f"{name} is {found!r}: set maest.{name}={needed}, or leave "
                     "datamodule.teacher_dir out"
                 )
-
-    def _loss(
-        self,
-        logits: Tensor | tuple[Tensor, Tensor],
-        targets: Tensor,
-        dist_targets: Tensor | None = None,
-    ) -> Tensor:
-        """Mean loss of logits [N, C]; of a pair of them, the mean of the two heads' losses.
-
-        ``targets`` [N, C] may be mixtures; ``dist_targets`` are those of the second head, if it has
-        its own.
-        """
-        if isinstance(logits, tuple):
-            cls, dist = logits
-            other = targets if dist_targets is None else dist_targets
-            return (self._loss(cls, targets) + self._loss(dist, other)) / 2
-        logits = logits.float()
-        if self.net.target_std is not None:  # values of any scale count alike
-            deviation = on_device(torch.tensor(self.net.target_std), logits.device)
-            logits, targets = logits / deviation, targets / deviation
-        return _LOSSES[self.net.task](logits, targets)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained: one group, or one a level where the learning rate decays over layers."""
@@ -456,134 +367,3 @@ class MaestModule(pl.LightningModule):
         """Without the weights' average, where a checkpoint has one."""
         own = {name: v for name, v in state_dict.items() if not name.startswith(AVERAGE)}
         return super().load_state_dict(own, *args, **kwargs)
-
-    # ------------------------------------------------------------------ whole tracks
-
-    def run_patches(
-        self, groups: list[tuple[Tensor, Tensor]], output: str | int, net: Maest | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the patches of a batch of whole tracks through the network.
-
-        Args:
-            groups: of a ``TrackBatch``.
-            output: "logits", or a block's number.
-            net: another network than the module's own.
-
-        Returns:
-            ``(values [n, ...] float32, track [n], seconds [n])`` over all patches.
-        """
-        net = net or self.net
-        values, tracks, durations = [], [], []
-        for mel, track in groups:
-            for piece in mel.split(self.patches_per_pass):
-                block = -1 if output == "logits" else output
-                logits, embeddings = net(self._network_input(piece), transformer_block=block)
-                value = logits if output == "logits" else embeddings
-                if output != "logits" and block >= 0:  # [n, 3·D] → [n, 3, D]
-                    value = value.unflatten(1, (3, net.embed_dim))
-                values.append(value.float())
-            tracks.append(track)
-            durations.append(torch.full(track.shape, seconds(mel.shape[1])))
-        return torch.cat(values), torch.cat(tracks), torch.cat(durations)
-
-    def _evaluate(self, batch: Any) -> None:
-        """Collect each track's mean logits and mean activations, weighted by seconds."""
-        self._note_skipped(batch.errors)
-        if not len(batch):
-            return
-        self._evaluated_tracks.append((batch.keys, batch.targets.cpu()))
-        for name, net in {"": self.net, **self.also_evaluated}.items():
-            logits, track, durations = self.run_patches(batch.groups, "logits", net)
-            weights = durations.to(logits.device)[:, None]
-            total = logits.new_zeros(len(batch), 1).index_add_(0, track, weights)
-
-            def mean(values: Tensor, track: Tensor = track, weights: Tensor = weights) -> Tensor:
-                summed = values.new_zeros(len(batch), values.shape[1])
-                return summed.index_add_(0, track, values * weights)
-
-            activations = net.activations(logits)
-            self._evaluated[name].append(
-                ((mean(logits) / total).cpu(), (mean(activations) / total).cpu())
-            )
-
-    def _evaluation_end(self, prefix: str) -> None:
-        keys = [key for own, _ in self._evaluated_tracks for key in own]
-        parts = {"targets": [targets for _, targets in self._evaluated_tracks]}
-        for name, results in self._evaluated.items():
-            parts[f"logits {name}"] = [logits for logits, _ in results]
-            parts[f"activations {name}"] = [activations for _, activations in results]
-        tensors = {name: torch.cat(values) for name, values in parts.items() if values}
-        self._evaluated.clear()
-        self._evaluated_tracks.clear()
-        keys, tensors = self._of_all_processes(keys, tensors)
-        if not keys:
-            reasons = "; ".join(list(self.skipped.values())[:3])
-            raise InputError(f"not one of the tracks to evaluate on could be read: {reasons}")
-        shown = (MONITOR[self.net.task], "roc_auc", "macro_f1")
-        self.targets = tensors["targets"].numpy()
-        self.outputs = tensors["activations "].numpy()
-        for name in ("", *self.also_evaluated):
-            own = f"{prefix}_{name}" if name else prefix
-            loss = self._loss(tensors[f"logits {name}"], tensors["targets"])
-            outputs = tensors[f"activations {name}"].numpy()
-            evaluation = evaluate(self.net.task, self.targets, outputs)
-            self.log(f"{own}_loss", loss)
-            for figure, value in evaluation.figures.items():
-                self.log(f"{own}_{figure}", value, prog_bar=figure in shown)
-            if name:
-                self.other_evaluations[name] = evaluation
-            else:
-                self.evaluation = evaluation
-
-    def _of_all_processes(
-        self, keys: list[str], tensors: dict[str, Tensor]
-    ) -> tuple[list[str], dict[str, Tensor]]:
-        """Put the tracks of all processes together, each once, in the order of the ground truth.
-
-        Process r of n has tracks r, r + n, r + 2n, …; some have one of another's too, so that all
-        have as many batches. What each has passed over is known to all from here on.
-        """
-        if self._processes == 1:
-            return keys, tensors
-        parts: list[Any] = [None] * self._processes
-        torch.distributed.all_gather_object(parts, (keys, tensors, self.skipped))
-        for _, _, skipped in parts:
-            self._note_skipped(skipped)
-        places: dict[str, tuple[int, int]] = {}
-        for row in range(max(len(own) for own, _, _ in parts)):
-            for rank, (own, _, _) in enumerate(parts):
-                if row < len(own):
-                    places.setdefault(own[row], (rank, row))
-        names = next((names for _, names, _ in parts if names), {})
-        return list(places), {
-            name: torch.stack([parts[rank][1][name][row] for rank, row in places.values()])
-            for name in names
-        }
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._evaluation_end("val")
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluation_end("test")
-
-    def predict_step(self, batch: Any, batch_idx: int) -> TrackOutputs:
-        """Logits or embeddings of whole tracks, patch by patch."""
-        if not len(batch):
-            return TrackOutputs([], [], [], batch.errors)
-        values, track, durations = self.run_patches(batch.groups, self.predict_output)
-        values, track, durations = values.cpu().numpy(), track.cpu().numpy(), durations.numpy()
-        # A track's patches are in order within a group, and its shorter last one is in a later
-        # group: in order of occurrence they are in order of time.
-        own = [track == i for i in range(len(batch))]
-        return TrackOutputs(
-            batch.keys,
-            [values[rows] for rows in own],
-            [durations[rows].astype(np.float64) for rows in own],
-            batch.errors,
-        )

@@ -298,7 +298,7 @@ def with_nan(path: Path) -> None:
     [
         ("gone.wav", lambda path: None, "no such file"),
         ("dangling.wav", lambda path: path.symlink_to("nowhere"), "no such file"),
-        ("folder.wav", lambda path: path.mkdir(), "[Dd]irectory"),
+        ("folder.mp3", lambda path: path.mkdir(), "is a folder, not a file"),
         ("empty.mp3", lambda path: path.touch(), "empty"),
         ("header.wav", lambda path: soundfile.write(path, np.zeros(0), RATE), "no audio"),
         ("text.flac", lambda path: path.write_text("no music" * 1000), "cannot decode|no audio"),

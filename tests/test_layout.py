@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = {"config", "datasets", "helpers", "models"}
 MAY_IMPORT = {"config": set(), "helpers": set(), "models": {"helpers"}, "datasets": {"helpers"}}
 # Files beside the experiments that may know Lightning.
-LIGHTNING = {"models/module.py", "models/probe.py", "datasets/datamodule.py"}
+LIGHTNING = {
+    *("models/module.py", "models/extraction_module.py", "models/probe.py"),
+    "datasets/datamodule.py",
+}
 
 
 def imported(path: Path) -> set[str]:

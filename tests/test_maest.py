@@ -1015,3 +1015,50 @@ def test_an_unknown_option_is_refused():
 def test_clip_lengths_in_frames_and_back(clip, frames):
     assert input_frames(clip) == frames
     assert clip_seconds(frames) == clip
+
+
+# ------------------------------------------------------------------ several outputs of one pass
+
+
+@pytest.mark.parametrize("distilled_type", ["mean", "separated"])
+@pytest.mark.parametrize("patchout", [{}, {"s_patchout_t_interleaved": 2}])
+@pytest.mark.parametrize("blocks", [(), (0,), (2, 0), (-1,), (0, 1, 2, -1)])
+@pytest.mark.parametrize("logits", [False, True])
+def test_outputs_are_those_of_single_passes(blocks, logits, distilled_type, patchout):
+    if not blocks and not logits:
+        return
+    model = tiny(depth=3, distilled_type=distilled_type, **patchout)
+    mel = mels(2, 96, 120)
+    with torch.no_grad():
+        found, embeddings = model.outputs(mel, blocks, logits)
+        expected, final = model(mel)
+        assert list(embeddings) == sorted(b for b in blocks if b >= 0) + [-1] * (-1 in blocks)
+        for block, values in embeddings.items():
+            alone = final if block < 0 else model(mel, transformer_block=block)[1].view(2, 3, 64)
+            close(values, alone)
+    assert (found is None) == (not logits)
+    if logits:
+        close(found, expected)
+
+
+def test_the_last_block_looks_at_all_tokens_for_the_two_that_are_read():
+    """Its other queries and its MLP are left out, and nothing else."""
+    model = tiny(depth=2)
+    mel = mels(1, 96, 100)
+    with torch.no_grad():
+        before, _ = model.outputs(mel, logits=True)
+        mel[..., 60:] += 1
+        after, _ = model.outputs(mel, logits=True)
+    assert (before - after).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("blocks", [(2,), (0, -2), ()])
+def test_outputs_that_are_not_there(blocks):
+    with pytest.raises(ValueError, match=r"blocks is .*0 to 1"):
+        tiny().outputs(mels(1, 96, 60), blocks)
+
+
+@pytest.mark.parametrize("shape", [(96, 60), (1, 1, 96, 60)])
+def test_outputs_take_a_batch_of_spectrograms(shape):
+    with pytest.raises(ValueError, match="expected spectrograms"):
+        tiny().outputs(mels(*shape), (0,))

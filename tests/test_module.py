@@ -17,7 +17,7 @@ from datasets.groundtruth import write_groundtruth
 from datasets.melspectrograms import write_mel
 from helpers.errors import InputError
 from helpers.history import History, read_history
-from helpers.metrics import baseline, evaluate, tagging_scores
+from helpers.metrics import baseline, tagging_scores
 from helpers.mixup import mixup
 from helpers.seeds import derived_seed
 from models.maest import TASKS, Maest
@@ -94,47 +94,6 @@ def test_separated_heads_share_the_loss():
     loss.backward()
     assert net.head[1].weight.grad.abs().sum() > 0
     assert net.head_dist.weight.grad.abs().sum() > 0
-
-
-def test_whole_tracks_are_averaged_by_seconds():
-    net = network()
-    module = MaestModule(net, patches_per_pass=2)
-    a, b, c = mels(62, 62, 62), mels(62, 30), mels(20)
-    targets = np.eye(3, dtype=np.float32)
-    batch = collate_tracks([("a", a, targets[0]), ("b", b, targets[1]), ("c", c, targets[2])])
-    with torch.no_grad():
-        module._evaluate(batch)
-        own = [
-            [net(net.normalise(torch.from_numpy(p).float().T[None]))[0][0] for p in pieces]
-            for pieces in (a, b, c)
-        ]
-    (logits, activations), (_, targets) = module._evaluated[""][0], module._evaluated_tracks[0]
-    for i, (values, pieces) in enumerate(zip(own, (a, b, c), strict=True)):
-        weights = [len(p) for p in pieces]
-        for found, each in ((logits, values), (activations, [v.sigmoid() for v in values])):
-            expected = np.average(torch.stack(each).numpy(), axis=0, weights=weights)
-            np.testing.assert_allclose(found[i], expected, atol=1e-5)
-    assert targets.tolist() == np.eye(3).tolist()
-
-
-@pytest.mark.parametrize(("output", "shape"), [("logits", (3,)), (-1, (64,)), (1, (3, 64))])
-def test_prediction_keeps_the_order_of_patches(output, shape):
-    net = network()
-    module = MaestModule(net, patches_per_pass=2)
-    module.predict_output = output
-    a, b = mels(62, 62, 62, 40), mels(25)
-    batch = collate_tracks([("a", a, np.zeros(3)), ("b", b, np.zeros(3))])
-    with torch.no_grad():
-        found = module.predict_step(batch, 0)
-    assert found.keys == ["a", "b"]
-    assert found.outputs[0].shape == (4, *shape)
-    np.testing.assert_allclose(found.seconds[0], np.array([62, 62, 62, 40]) / 62.5)
-    for piece, value in zip(a + b, [*found.outputs[0], *found.outputs[1]], strict=True):
-        x = net.normalise(torch.from_numpy(piece).float().T[None])
-        with torch.no_grad():
-            logits, embeddings = net(x, -1 if output == "logits" else output)
-        expected = logits if output == "logits" else embeddings
-        np.testing.assert_allclose(value.ravel(), expected[0].numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("interval", "expected"), [("epoch", [0, 1, 2]), ("step", [0, 0.25, 0.5])])
@@ -225,56 +184,6 @@ def test_loss_of_each_task_by_hand(task, distilled_type):
 
     expected = sum(by_hand(z) for z in heads) / len(heads)
     torch.testing.assert_close(step(MaestModule(net, PLAIN), mel, targets), expected)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_evaluation_logs_the_figures_of_the_task(task):
-    net = network(task=task)
-    module = MaestModule(net)
-    logged = {}
-    module.log = lambda name, value, **kwargs: logged.update({name: float(value)})
-    targets = np.eye(3, dtype=np.float32)
-    if task == "regression":
-        targets = targets * 7 - 3
-    tracks = [mels(62, 62, 40), mels(62, 30), mels(20)]
-    keys = "abc"
-    with torch.no_grad():
-        module.validation_step(collate_tracks(list(zip(keys, tracks, targets, strict=True))), 0)
-        module.on_validation_epoch_end()
-        own = [
-            [net(net.normalise(torch.from_numpy(p).float().T[None]))[0][0] for p in pieces]
-            for pieces in tracks
-        ]
-    seconds = [[len(piece) for piece in pieces] for pieces in tracks]
-    expected = [
-        np.average([net.activations(z).numpy() for z in zs], axis=0, weights=weights)
-        for zs, weights in zip(own, seconds, strict=True)
-    ]
-    np.testing.assert_allclose(module.outputs, expected, atol=1e-5)
-    assert (module.outputs.dtype, module.outputs.shape) == (np.float32, (3, 3))
-    np.testing.assert_array_equal(module.targets, targets)
-    figures = {
-        "multi-label": {"ap", "roc_auc", "classes_left_out"},
-        "single-label": {"accuracy", "macro_f1", "classes_left_out"},
-        "regression": {"r2", "mse", "targets_left_out"},
-    }[task]
-    assert set(logged) == {f"val_{name}" for name in figures | {"loss"}}
-    found = evaluate(task, targets, module.outputs).figures
-    for name in figures:
-        assert logged[f"val_{name}"] == pytest.approx(found[name])
-    logits = torch.from_numpy(
-        np.stack([np.average(z, axis=0, weights=w) for z, w in zip(own, seconds, strict=True)])
-    ).float()
-    loss = {
-        "multi-label": F.binary_cross_entropy_with_logits,
-        "single-label": lambda z, y: F.cross_entropy(z, y.argmax(1)),
-        "regression": F.mse_loss,
-    }[task](logits, torch.from_numpy(targets))
-    assert logged["val_loss"] == pytest.approx(loss.item(), abs=1e-5)
-    if task == "multi-label":
-        assert module.scores.macro_ap == found["ap"]
-    else:
-        assert module.scores is None
 
 
 @pytest.fixture(scope="module")

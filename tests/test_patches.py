@@ -6,7 +6,7 @@ import random
 import pytest
 
 from helpers.melspectrogram import n_frames
-from helpers.patches import cut, seconds
+from helpers.patches import cut, fresh, seconds, times
 
 MODELS = {5: 312, 10: 625, 20: 1250, 30: 1875}  # seconds → frames of the released models
 RATE = 16_000
@@ -98,3 +98,60 @@ def test_nothing_cannot_be_cut(frames, longest):
 def test_seconds_of_frames():
     assert seconds(625) == 10
     assert seconds(312) == pytest.approx(4.992)
+
+
+# ------------------------------------------------------------------ hops and tails
+
+
+@pytest.mark.parametrize(
+    ("frames", "hop", "tail", "expected"),
+    [
+        # patches of 200 frames; the last whole one leaves 50, 62 or 63 frames that are in none
+        (450, 100, "keep", [(0, 200), (100, 300), (200, 400)]),
+        (462, 100, "keep", [(0, 200), (100, 300), (200, 400)]),
+        (463, 100, "keep", [(0, 200), (100, 300), (200, 400), (300, 463)]),
+        (463, 100, "pad", [(0, 200), (100, 300), (200, 400), (300, 463)]),
+        (463, 100, "drop", [(0, 200), (100, 300), (200, 400)]),
+        # gaps: a remainder may begin in one
+        (450, 300, "keep", [(0, 200), (300, 450)]),
+        (350, 300, "keep", [(0, 200)]),
+        (290, 300, "keep", [(0, 200)]),
+        (450, 300, "drop", [(0, 200)]),
+        # shorter than one patch
+        (20, 100, "keep", [(0, 20)]),
+        (20, None, "pad", [(0, 20)]),
+        (199, 100, "drop", []),
+        (200, 100, "drop", [(0, 200)]),
+    ],
+)
+def test_hops_and_tails(frames, hop, tail, expected):
+    assert cut(frames, 200, hop, tail) == expected
+
+
+def test_no_hop_is_a_hop_of_a_patch():
+    for frames in range(1, 900, 7):
+        assert cut(frames, 200) == cut(frames, 200, 200)
+
+
+@pytest.mark.parametrize("hop", [1, 30, 100, 200])
+def test_what_is_fresh_adds_up_to_what_is_covered(hop):
+    for frames in (1, 150, 200, 263, 500, 777):
+        patches = cut(frames, 200, hop)
+        assert sum(fresh(patches)) == patches[-1][1]
+        assert min(fresh(patches)) >= 1
+    assert fresh(cut(463, 200, 100)) == [200, 100, 100, 63]
+
+
+def test_across_a_gap_all_of_a_patch_is_fresh():
+    assert fresh(cut(900, 200, 300)) == [200, 200, 200]
+
+
+def test_times_end_with_the_track():
+    assert times([(0, 625), (625, 700)], 700) == [(0, 5.0, 10.0), (10.0, 10.592, 11.184)]
+    assert times([(0, 1)], 1) == [(0, 0.008, 0.016)]
+
+
+@pytest.mark.parametrize("arguments", [(0, 5), (5, 0), (5, 5, 0), (5, 5, 5, "cut")])
+def test_what_cannot_be_cut(arguments):
+    with pytest.raises(ValueError, match=r"cannot cut|tail is 'cut'"):
+        cut(*arguments)

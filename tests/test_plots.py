@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+
 import numpy as np
 import pytest
 
@@ -61,3 +64,105 @@ def test_label_bars(tmp_path, figures, least, lowest):
     (axes,) = figures[0].axes
     assert axes.get_xlim() == pytest.approx((lowest, 1))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "c", "a"]
+
+
+def activations(path, patches: int, labels: list[str], hop=30.0, length=30.0, **options):
+    """Draw random activations; they and the figure's times."""
+    start = hop * np.arange(patches)
+    times = np.stack((start, start + length / 2, start + length), axis=1)
+    rng = np.random.default_rng(0)
+    values = rng.random((patches, len(labels)), np.float32)
+    picture = rng.random((96, 50), np.float32)
+    title = options.pop("title", "a song")
+    plots.activation_plot(path, picture, times, values, labels, times[-1, 2], title, **options)
+    return values, times
+
+
+@pytest.mark.parametrize(
+    ("patches", "labels", "length", "first", "last"),
+    [
+        (1, 1, 30, "0:00", "0:30"),
+        (1, 20, 5, "0:00", "0:05"),
+        (1200, 20, 30, "0:00", "10:00"),
+        (10, 3, 30, "0:00", "5:00"),
+        (1, 2, 0.256, None, None),
+    ],
+)
+def test_activations_over_time(tmp_path, figures, patches, labels, length, first, last):
+    names = [f"label {i}" for i in range(labels)]
+    path = tmp_path / "new" / "a.png"
+    values, times = activations(path, patches, names, length, length)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    upper, lower, *bars = figures[0].axes
+    np.testing.assert_array_equal(upper.images[0].get_array(), values.T)
+    assert [label.get_text() for label in upper.get_yticklabels()] == names
+    assert upper.get_ylim() == (labels - 0.5, -0.5)  # the first label on top
+    assert upper.get_xlim() == lower.get_xlim() == (0, times[-1, 2])
+    assert upper.images[0].get_clim() == (0, values.max())
+    marks = [label.get_text() for label in lower.get_xticklabels()]
+    if first:
+        assert (marks[0], marks[-1]) == (first, last)
+        assert len(marks) <= 13
+    else:
+        assert lower.get_xlabel() == "time (s)"
+    assert [label.get_text() for label in lower.get_yticklabels()][-2:] == ["4k", "8k"]
+    assert [bar.get_ylabel() for bar in bars] == ["activation", "log mel power"]
+
+
+def test_mel_bands_are_marked_where_their_frequency_is(tmp_path, figures):
+    activations(tmp_path / "a.png", 1, ["x"])
+    ticks = dict(
+        zip((125, 500, 1000, 2000, 4000, 8000), figures[0].axes[1].get_yticks(), strict=True)
+    )
+    bank = plots.slaney_filter_bank().numpy()  # [257, 96]
+    for hertz in (500, 1000, 2000, 4000):
+        loudest = bank[round(hertz / 31.25)].argmax()
+        assert abs(ticks[hertz] - loudest) <= 1
+
+
+def test_patches_that_overlap_and_gaps_between_them(tmp_path, figures):
+    values, times = activations(tmp_path / "a.png", 3, ["x"], hop=10, length=30)
+    assert plots._patch_columns(times, values)[0].tolist() == [0, 10, 20, 50]
+    values, times = activations(tmp_path / "b.png", 3, ["x"], 10, 4, figure_name="value")
+    assert plots._patch_columns(times, values)[0].tolist() == [0, 4, 10, 14, 20, 24]
+    assert plots._patch_columns(times + 1, values)[0].tolist() == [0, 1, 5, 11, 15, 21, 25]
+    heat = figures[1].axes[0].images[0]
+    drawn = np.ma.filled(heat.get_array(), np.nan).ravel()
+    np.testing.assert_array_equal(drawn[::2], values[:, 0])
+    assert np.isnan(drawn[1::2]).all()
+    assert heat.get_clim() == (values.min(), values.max())
+
+
+def test_any_title_and_label_from_a_thread(tmp_path, figures):
+    title = "x/" * 99 + "$x_ 日本 \\frac{\n\udcff$.mp3"
+    names = ["$d_x$", "日本", "\udcff", "l" * 99, "$"]
+    error = []
+
+    def draw():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                activations(tmp_path / "a.png", 2, names, title=title)
+        except Exception as problem:
+            error.append(problem)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    thread.join()
+    assert not error
+    upper = figures[0].axes[0]
+    shown = upper.get_title()
+    assert shown.startswith("…/x/x")
+    assert shown.endswith("$x_ □□ \\frac{□□$.mp3")
+    assert len(shown) == 100
+    labels = [label.get_text() for label in upper.get_yticklabels()]
+    assert labels == ["$d_x$", "□□", "□", "…" + "l" * 39, "$"]
+    assert not any(text.get_parse_math() for text in (upper.title, *upper.get_yticklabels()))
+
+
+def test_activations_that_are_all_zero(tmp_path, figures):
+    times = np.array([[0, 1, 2]])
+    plots.activation_plot(
+        tmp_path / "a.png", np.zeros((96, 1)), times, np.zeros((1, 1)), ["x"], 2, ""
+    )
+    assert figures[0].axes[0].images[0].get_clim()[0] == 0

@@ -1,0 +1,62 @@
+"""The list of what failed, with reasons, that a run leaves beside its results."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from helpers.files import atomic_path
+
+
+def write_failures(path: str | Path, failed: Mapping[str, str], column: str = "key") -> Path | None:
+    """Write a CSV with a row for each failure: its key, its reason; sorted by key.
+
+    Keys come back from :func:`read_failures` as they were, newlines and bytes that are no UTF-8
+    (surrogate escapes) included. What cannot be the name of a file is written as a backslash
+    escape.
+
+    Args:
+        path: the file. Without failures it is removed.
+        failed: key → reason.
+        column: what the first column is called.
+
+    Returns:
+        ``path``; None without failures.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = Path(path)
+    if not failed:
+        path.unlink(missing_ok=True)
+        return None
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        rows = csv.writer(file)
+        rows.writerow((column, "reason"))
+        rows.writerows((encodable(key), encodable(why)) for key, why in sorted(failed.items()))
+    return path
+
+
+def read_failures(path: str | Path, column: str = "key") -> dict[str, str]:
+    """What :func:`write_failures` wrote; nothing if there is no such file, or another."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return {row[column]: row["reason"] for row in csv.DictReader(file)}
+    except (FileNotFoundError, KeyError, csv.Error):
+        return {}
+
+
+def encodable(text: str) -> str:
+    """The text, as a file with ``errors="surrogateescape"`` takes it.
+
+    Surrogates that stand for no byte become backslash escapes.
+    """
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text

@@ -1,0 +1,227 @@
+"""With what the results in a folder were made: results of different settings must not mix.
+
+``manifest.json`` in a folder of results holds the settings that they depend on, and ``sources``,
+the folders of the tracks they were made of. Every run that writes there opens the folder first
+(:func:`open_folder`); any number of runs may do so at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from helpers.errors import InputError
+from helpers.files import TEMPORARY, write_json
+
+MANIFEST = "manifest.json"
+LOCK = ".manifest.lock"
+_LONGEST_WAIT = 1800  # seconds; another run removes what it overwrites meanwhile
+_HASH_SHOWN = 12  # characters
+_SHOWN = 60  # characters of any other setting
+_WAYS_OUT = "Give another inference.out_dir, or inference.overwrite=True"
+_REMOVES = "which removes what is there"
+# What is written beside the files of a pattern, see `helpers.writer`.
+_BESIDE = {
+    "*.predictions.json": ("*.predictions.csv", "*.predictions.png"),
+    "*": ("*.times.csv",),
+}
+
+
+def open_folder(
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    source: str,
+    overwrite: bool,
+    pattern: str,
+    present: Callable[[], str | None],
+) -> None:
+    """Make a folder for results, or check that what is there was made with the same settings.
+
+    Args:
+        folder: where results go.
+        settings: what they depend on; values as JSON has them.
+        source: the folder that the tracks' keys are relative to.
+        overwrite: whether results made with other settings, of unknown ones, or of a source that
+            is not yet in the manifest are removed, with what stands beside them; nothing else is,
+            and nothing in a folder that is a link. Results of the same settings and source stay:
+            the caller makes them again.
+        pattern: of results' names, such as ``*.embeddings.npy``.
+        present: tells the key of some track of this run that has a file there already, or None.
+            It is asked for a source that is not yet in the manifest.
+
+    Raises:
+        InputError: the folder holds results that were made otherwise; the manifest is damaged; or
+            the folder cannot be written to.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    wanted = _valid(json.loads(json.dumps(dict(settings))))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK, timeout=_LONGEST_WAIT):
+            sources = _agreed_sources(path, wanted, source, overwrite, pattern, present)
+            if sources is not None:
+                write_json(path, {"settings": wanted, "sources": sources})
+    except Timeout:
+        raise InputError(
+            f"{folder / LOCK}: another run has held this lock for {_LONGEST_WAIT // 60} minutes. "
+            "Wait for it, or end it; or give another inference.out_dir"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written to ({error.strerror or error}). "
+            "Give another inference.out_dir"
+        ) from None
+
+
+def _agreed_sources(
+    path: Path,
+    wanted: dict[str, Any],
+    source: str,
+    overwrite: bool,
+    pattern: str,
+    present: Callable[[], str | None],
+) -> list[str] | None:
+    """The sources to write down; None if the manifest stays as it is. Under the lock."""
+    shown = _text(source)
+    try:
+        found = read_manifest(path.parent)
+    except InputError:
+        if not overwrite:
+            raise
+        found = None
+    if found is None:
+        if next(_results(path.parent, pattern), None) is None:
+            return [shown]
+        if not overwrite:
+            raise InputError(
+                f"{path.parent}: holds results already, and no {MANIFEST} that says with which "
+                f"settings they were made. {_WAYS_OUT}, {_REMOVES}"
+            )
+    else:
+        was, sources = found["settings"], found["sources"]
+        if was == wanted and shown in sources:
+            return None
+        if was == wanted and not overwrite:
+            key = present()
+            if key is not None:
+                others = ", ".join(sources)
+                raise InputError(
+                    f"{path.parent}: holds {key!r} already, made from {others}; this run reads "
+                    f"{shown}: two tracks of one name would be taken for one. {_WAYS_OUT}, "
+                    f"{_REMOVES}"
+                )
+            return [*sources, shown]
+        if not overwrite:
+            raise InputError(
+                f"{path}: the results there were made with other settings: "
+                f"{_differences(was, wanted)}. {_WAYS_OUT}, {_REMOVES}"
+            )
+    for result in _results(path.parent, pattern):
+        result.unlink(missing_ok=True)
+    for beside in (*_BESIDE.get(pattern, ()), *_BESIDE["*"]):
+        for result in _results(path.parent, beside):
+            result.unlink(missing_ok=True)
+    return [shown]
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """``settings`` and ``sources`` of a folder of results; None if it has no manifest.
+
+    Raises:
+        InputError: it is damaged.
+        OSError: it cannot be read.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        found = None
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("settings"), dict)
+        or not isinstance(found.get("sources"), list)
+        or not all(isinstance(source, str) for source in found["sources"])
+    ):
+        raise InputError(
+            f"{path}: expected the settings that the results there were made with, as JSON. "
+            f"{_WAYS_OUT}, {_REMOVES}"
+        )
+    return found
+
+
+def _results(folder: Path, pattern: str) -> Iterator[Path]:
+    """The files below a folder whose names match; folders that are links are not entered."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if fnmatchcase(name, pattern) and not name.startswith(TEMPORARY):
+                yield Path(place) / name
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """``hop_seconds 30.0, now 15.0; …`` for each setting that differs."""
+    told = []
+    for name in {**was, **now}:
+        before, after = _shown(name, was), _shown(name, now)
+        if before != after:
+            pairs = enumerate(zip(before, after, strict=False))
+            same = next((i for i, (a, b) in pairs if a != b), min(len(before), len(after)))
+            told.append(f"{name} {_short(before, same)}, now {_short(after, same)}")
+    return "; ".join(told)
+
+
+def _shown(name: str, settings: Mapping[str, Any]) -> str:
+    value = settings.get(name)
+    if name not in settings:
+        return "not told"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _short(text: str, same: int) -> str:
+    """Some of a long text, from where it differs on; ``same`` characters before that do not."""
+    if re.fullmatch(r"[0-9a-f]{32,}", text):
+        return text[:_HASH_SHOWN]
+    if len(text) > _SHOWN and same > _SHOWN // 2:
+        text = f"…{text[same - _SHOWN // 4 :]}"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _valid(value: Any) -> Any:
+    """JSON whose texts are valid UTF-8."""
+    if isinstance(value, dict):
+        return {_text(name): _valid(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_valid(item) for item in value]
+    return _text(value) if isinstance(value, str) else value
+
+
+def _text(text: str) -> str:
+    """The text as valid UTF-8: bytes that are none become backslash escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def model_hash(state_dict: Mapping[str, torch.Tensor], sizes: Mapping[str, Any]) -> str:
+    """What tells a network from any other: SHA-256 of its weights and sizes, in hexadecimal.
+
+    Args:
+        state_dict: names, shapes, types and bytes count; order and device do not.
+        sizes: such as `Maest.sizes` gives.
+    """
+    digest = hashlib.sha256(json.dumps(dict(sizes), sort_keys=True).encode())
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        head = [name, str(tensor.dtype), list(tensor.shape)]
+        digest.update(json.dumps(head).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,307 @@
+"""What a network predicts of a track, as JSON and CSV, and as a table in a terminal.
+
+A classifier's figures are activations, between 0 and 1 (`Maest.activations`), and the ``top``
+labels with the highest are kept, highest first. A regression's are values, of any size: all targets
+are kept, in the model's order. JSON entries and CSV columns are named ``activation`` or ``value``
+accordingly.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from helpers.errors import InputError
+from helpers.failures import encodable
+from helpers.files import TEMPORARY, atomic_path, to_json
+from helpers.tracks import TrackResult
+
+SUFFIX = ".predictions.json"
+_DIGITS = 6
+_LABELS_A_PATCH = 3  # in the table
+_PATCHES = 60  # rows of the table
+_BAR = 20  # characters
+_WHOLE_SECONDS = 2.0  # patches that start closer together than this are told with tenths
+
+
+def figure_name(task: str) -> str:
+    """What a task's outputs are called: "activation", or "value" for regression."""
+    return "value" if task == "regression" else "activation"
+
+
+def best(values: np.ndarray, top: int, task: str) -> np.ndarray:
+    """The indices of the ``top`` highest of [C] activations, highest first; all for regression."""
+    if task == "regression":
+        return np.arange(len(values))
+    return np.argsort(-values, kind="stable")[:top]
+
+
+def label_names(labels: Sequence[str] | None, n_classes: int) -> list[str]:
+    """The labels, or "label 0", … for a model without names."""
+    return [f"label {i}" for i in range(n_classes)] if labels is None else list(labels)
+
+
+def write_predictions(
+    path_json: str | Path,
+    result: TrackResult,
+    labels: Sequence[str] | None,
+    top: int,
+    task: str = "multi-label",
+) -> None:
+    """Write a track's predictions as JSON, and as CSV beside it (``.csv`` for ``.json``).
+
+    The JSON, which comes last, holds ``track`` (the key; bytes that are no UTF-8 as backslash
+    escapes), ``seconds`` (its duration), ``task``, ``labels`` (of the whole track: ``label`` and
+    ``activation`` of each) and ``patches`` (``start`` and ``end`` in seconds, ``labels`` of each).
+    The CSV has the columns ``scope`` ("track" or "patch"), ``start``, ``end``, ``rank`` (from 1),
+    ``label`` and ``activation``.
+
+    Args:
+        path_json: the file.
+        result: with activations [C] and patch_activations [P, C].
+        labels: C names; None for "label 0", ….
+        top: how many labels are kept.
+        task: "multi-label", "single-label" or "regression".
+
+    Raises:
+        ValueError: the result has no activations, or not as many as there are labels.
+        OSError: a file cannot be written.
+    """
+    if result.activations is None or result.patch_activations is None:
+        raise ValueError("there are no activations to write")
+    names = label_names(labels, len(result.activations))
+    if len(names) != len(result.activations):
+        raise ValueError(f"{len(result.activations)} activations and {len(names)} labels")
+    names = [_text(name) for name in names]
+    figure = figure_name(task)
+
+    def entries(values: np.ndarray) -> list[dict[str, Any]]:
+        chosen = best(values, top, task)
+        return [{"label": names[i], figure: round(float(values[i]), _DIGITS)} for i in chosen]
+
+    prediction = {
+        "track": _text(result.key),
+        "seconds": round(result.seconds, 3),
+        "task": task,
+        "labels": entries(result.activations),
+        "patches": [
+            {
+                "start": round(float(start), 3),
+                "end": round(float(end), 3),
+                "labels": entries(values),
+            }
+            for (start, _, end), values in zip(result.times, result.patch_activations, strict=True)
+        ],
+    }
+    path_json = Path(path_json)
+    with (
+        atomic_path(path_json.with_suffix(".csv")) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        rows = csv.writer(file)
+        rows.writerow(("scope", "start", "end", "rank", "label", figure))
+        whole = {"start": 0.0, "end": prediction["seconds"], "labels": prediction["labels"]}
+        for scope, part in (("track", whole), *(("patch", p) for p in prediction["patches"])):
+            span = f"{part['start']:.3f}", f"{part['end']:.3f}"
+            rows.writerows(
+                (scope, *span, rank, entry["label"], f"{entry[figure]:.{_DIGITS}f}")
+                for rank, entry in enumerate(part["labels"], 1)
+            )
+    with atomic_path(path_json) as temporary:
+        temporary.write_text(to_json(prediction), "utf-8")
+
+
+def read_predictions(path_json: str | Path) -> dict[str, Any]:
+    """What :func:`write_predictions` wrote as JSON.
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
+    try:
+        prediction = json.loads(Path(path_json).read_text("utf-8"))
+        figure = figure_name(prediction["task"])
+        parts = [prediction, *prediction["patches"]]
+        for entry in (entry for part in parts for entry in part["labels"]):
+            str(entry["label"]), float(entry[figure])
+        for seconds in (
+            prediction["seconds"],
+            *(p[k] for p in parts[1:] for k in ("start", "end")),
+        ):
+            float(seconds)
+        str(prediction["track"])
+    except OSError as error:
+        raise InputError(
+            f"{path_json}: cannot be read ({error.strerror}). Run predict for this track first"
+        ) from None
+    except (ValueError, LookupError, TypeError):
+        raise InputError(
+            f"{path_json}: expected a track's predictions as JSON. Delete it, and run predict again"
+        ) from None
+    return prediction
+
+
+# ---- one CSV over a folder -----------------------------------------------------------------------
+
+
+def write_table(
+    path_csv: str | Path, folder: str | Path, keys: Iterable[str] | None = None
+) -> tuple[int, int]:
+    """Write one CSV with a row for each track: ``track,seconds,label_1,activation_1,label_2,…``.
+
+    Of the track as a whole; one file is read at a time. Keys with bytes that are no UTF-8 are
+    written as those bytes.
+
+    Args:
+        path_csv: the file.
+        folder: where the ``<key>.predictions.json`` are.
+        keys: of the tracks; None for all there are in the folder, in the order of names.
+
+    Returns:
+        how many tracks are in it; and how many are not, because their file is missing, cannot be
+        read, or has another number of labels than the first.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder = Path(folder)
+    width, header, written, left_out = None, "", 0, 0
+    with (
+        atomic_path(path_csv) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        rows = csv.writer(file)
+        for key in _keys(folder) if keys is None else keys:
+            try:
+                prediction = read_predictions(folder / f"{key}{SUFFIX}")
+            except (InputError, ValueError):  # ValueError: no file can have that name
+                left_out += 1
+                continue
+            figure, entries = figure_name(prediction["task"]), prediction["labels"]
+            if width is None:
+                width, header = len(entries), figure
+                pairs = ((f"label_{i}", f"{figure}_{i}") for i in range(1, width + 1))
+                rows.writerow(("track", "seconds", *(name for pair in pairs for name in pair)))
+            if (len(entries), figure) != (width, header):
+                left_out += 1
+                continue
+            pairs = ((e["label"], f"{e[figure]:.{_DIGITS}f}") for e in entries)
+            seconds = f"{prediction['seconds']:.3f}"
+            rows.writerow((encodable(key), seconds, *(cell for pair in pairs for cell in pair)))
+            written += 1
+        if width is None:
+            rows.writerow(("track", "seconds"))
+    return written, left_out
+
+
+def _keys(folder: Path) -> Iterator[str]:
+    """The keys of all predictions below a folder; links to folders are not followed."""
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if name.endswith(SUFFIX) and not name.startswith(TEMPORARY):
+                yield (Path(place) / name).relative_to(folder).as_posix().removesuffix(SUFFIX)
+
+
+# ---- in a terminal -------------------------------------------------------------------------------
+
+
+def table(prediction: dict[str, Any], width: int = 80) -> str:
+    """One track's predictions, for people: its top labels, then the first few of each patch.
+
+    Args:
+        prediction: as :func:`read_predictions` gives it.
+        width: characters in a line, at most (40 or more).
+    """
+    width = max(width, 40)
+    figure = figure_name(prediction["task"])
+    title = _cut(f"{_clock(prediction['seconds'])}  {_plain(prediction['track'])}", width)
+    track = _track_lines(prediction["labels"], figure, width)
+    patches = _patch_lines(prediction["patches"], figure, width)
+    return "\n".join(line.rstrip() for line in (title, "", *track, "", *patches))
+
+
+def _track_lines(entries: list[dict[str, Any]], figure: str, width: int) -> Iterator[str]:
+    """A line a label; activations with a bar."""
+    bars = figure == "activation"
+    digits = 5 if bars else 11
+    room = width - 4 - digits - (_BAR + 2 if bars else 0)
+    longest = min(room, max((_columns(_plain(e["label"])) for e in entries), default=0))
+    for entry in entries:
+        filled = round(_BAR * min(max(entry[figure], 0), 1)) if bars else 0
+        bar = f"  {'█' * filled}{'·' * (_BAR - filled)}" if bars else ""
+        number = f"{entry[figure]:.3f}" if bars else f"{entry[figure]:.5g}"
+        yield f"  {_fill(_plain(entry['label']), longest)}  {number:>{digits}}{bar}"
+
+
+def _patch_lines(patches: list[dict[str, Any]], figure: str, width: int) -> Iterator[str]:
+    """A line a patch, of the first few: when, and its first few labels."""
+    steps = [later["start"] - sooner["start"] for sooner, later in pairwise(patches)]
+    tenths = min(steps, default=_WHOLE_SECONDS) < _WHOLE_SECONDS
+    shown = patches[:_PATCHES]
+    spans = [f"{_clock(p['start'], tenths)}–{_clock(p['end'], tenths)}" for p in shown]
+    lead = max(map(len, spans), default=0)
+    most = (width - lead - 2) // _LABELS_A_PATCH - 2  # columns for a label and its figure
+
+    def text(entry: dict[str, Any]) -> str:
+        number = f"{entry[figure]:.2f}" if figure == "activation" else f"{entry[figure]:.3g}"
+        name, room = _plain(entry["label"]), most - len(number) - 1
+        if _columns(name) > room:  # of Discogs' "genre---style", the style
+            name = name.rpartition("---")[2]
+        return _cut(f"{_cut(name, room)} {number}", most)
+
+    rows = [[text(entry) for entry in patch["labels"][:_LABELS_A_PATCH]] for patch in shown]
+    widest = max((_columns(cell) for row in rows for cell in row), default=0)
+    for row, span in zip(rows, spans, strict=True):
+        yield f"  {span:>{lead}}  {'  '.join(_fill(cell, widest) for cell in row)}"
+    if len(patches) > _PATCHES:
+        yield _cut(f"  … and {len(patches) - _PATCHES} more patches: see the CSV", width)
+
+
+def _clock(seconds: float, tenths: bool = False) -> str:
+    """``m:ss``, or ``h:mm:ss`` from an hour on; with tenths of seconds if asked for."""
+    units = round(seconds * 10) if tenths else 10 * round(seconds)
+    minutes, rest = divmod(units, 600)
+    tail = f"{rest / 10:04.1f}" if tenths else f"{rest // 10:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
+
+
+def _plain(text: str) -> str:
+    """The text without characters that move a terminal's cursor, or are no text."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes: two for an ideograph, none for an accent."""
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
+
+
+def _cut(text: str, columns: int) -> str:
+    """At most so many columns of a text."""
+    if _columns(text) <= columns:
+        return text
+    while text and _columns(text) >= columns:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _fill(text: str, columns: int) -> str:
+    """Exactly so many columns."""
+    text = _cut(text, columns)
+    return text + " " * (columns - _columns(text))
+
+
+def _text(text: str) -> str:
+    """The text as valid UTF-8: surrogates become backslash escapes (``\\udcff``)."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,68 @@
+"""A small folder of music, and a small model for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from helpers.files import atomic_path
+from models import Maest, save_model
+
+RATE = 16_000
+LABELS = ["low", "middle", "high"]
+PATCH = 125  # frames: 2 s
+
+
+def save_small_model(folder: Path) -> Path:
+    """A model folder: three blocks of 32 channels, patches of 2 s, three labels."""
+    torch.manual_seed(0)
+    net = Maest(
+        n_classes=3, input_t=PATCH, embed_dim=32, num_heads=2, depth=3, labels=LABELS, head_eps=1e-5
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return save_model(folder, net)
+
+
+def tone(seconds: float, seed: int, rate: int = RATE, channels: int = 1) -> np.ndarray:
+    """float32 [samples, channels]: a chord with some noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * rate))[:, None] / rate
+    pitches = rng.uniform(100, 2_000, (3, channels))
+    sound = sum(np.sin(2 * np.pi * pitch * t) for pitch in pitches) * 0.1
+    return (sound + rng.normal(0, 0.01, sound.shape)).astype(np.float32)
+
+
+def write_music(folder: Path, tracks: int, seconds: tuple[float, float] = (0.5, 7)) -> list[str]:
+    """FLAC files of several lengths, in two folders; their names."""
+    names = []
+    for i in range(tracks):
+        name = f"{'ab'[i % 2]}/{i:03d}.flac"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        length = seconds[0] + (seconds[1] - seconds[0]) * (i * 7 % tracks) / max(1, tracks - 1)
+        with atomic_path(folder / name) as temporary:
+            soundfile.write(temporary, tone(length, i), RATE)
+        names.append(name)
+    return sorted(names, key=os.fsencode)
+
+
+def arrays(folder: Path, pattern: str = "*.npy") -> dict[str, np.ndarray]:
+    """All results below a folder, by their names relative to it."""
+    return {
+        path.relative_to(folder).as_posix(): np.load(path) for path in sorted(folder.rglob(pattern))
+    }
+
+
+def assert_same_results(found: Path, expected: Path, tolerance: float = 1e-5) -> None:
+    """The same files, with the same values but for ``tolerance`` of the largest of each."""
+    one, other = arrays(found), arrays(expected)
+    assert list(one) == list(other)
+    for name, values in other.items():
+        scale = max(1.0, float(np.abs(values).max()))
+        np.testing.assert_allclose(one[name], values, rtol=0, atol=tolerance * scale, err_msg=name)

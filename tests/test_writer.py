@@ -1,0 +1,411 @@
+"""What the network says of a track is on disk, whole, or the reason why it is not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.embeddings import read_embedding
+from helpers import writer as module
+from helpers.errors import InputError
+from helpers.predictions import read_predictions
+from helpers.tracks import TrackResult
+from helpers.writer import Output, ResultWriter, is_done, remove_leftovers
+
+D, C, P = 8, 3, 4
+
+
+def outputs(root: Path) -> list[Output]:
+    return [
+        Output("embeddings", 7, root / "7"),
+        Output("embeddings", -1, root / "final"),
+        Output("logits", None, root / "logits"),
+        Output("predictions", None, root / "predictions"),
+    ]
+
+
+def result(key: str = "a/b.mp3", pooled: bool = True, fill: float = 0.5) -> TrackResult:
+    """A track of 4 patches of 2 s."""
+    shape = () if pooled else (P,)
+    times = np.array([(2 * i, 2 * i + 1, 2 * i + 2) for i in range(P)], np.float64)
+    return TrackResult(
+        key,
+        0,
+        8.0,
+        times,
+        embeddings={
+            7: np.full((*shape, 3, D), fill, np.float32),
+            -1: np.full((*shape, D), fill, np.float32),
+        },
+        logits=np.full((*shape, C), fill, np.float32),
+        activations=np.full(C, fill, np.float32),
+        patch_activations=np.full((P, C), fill, np.float32),
+        picture=np.zeros((96, 10), np.float32),
+    )
+
+
+def files(root: Path) -> list[str]:
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir())
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# ---- what is written -----------------------------------------------------------------------------
+
+
+def test_pooled(tmp_path):
+    with ResultWriter(outputs(tmp_path), labels=["x", "y", "z"], top=2) as writer:
+        writer.put(result())
+    assert (writer.written, writer.failed) == (1, {})
+    assert files(tmp_path) == [
+        "7/a/b.mp3.embeddings.npy",
+        "final/a/b.mp3.embeddings.npy",
+        "logits/a/b.mp3.logits.npy",
+        "predictions/a/b.mp3.predictions.csv",
+        "predictions/a/b.mp3.predictions.json",
+    ]
+    shapes = [np.load(o.path("a/b.mp3")).shape for o in outputs(tmp_path)[:3]]
+    assert shapes == [(3, D), (D,), (C,)]
+    found = read_predictions(outputs(tmp_path)[3].path("a/b.mp3"))
+    assert [entry["label"] for entry in found["labels"]] == ["x", "y"]
+
+
+def test_of_each_patch(tmp_path):
+    with ResultWriter(outputs(tmp_path)[:3]) as writer:
+        writer.put(result(pooled=False))
+    assert files(tmp_path) == [
+        "7/a/b.mp3.embeddings.npy",
+        "7/a/b.mp3.times.csv",
+        "final/a/b.mp3.embeddings.npy",
+        "final/a/b.mp3.times.csv",
+        "logits/a/b.mp3.logits.npy",
+        "logits/a/b.mp3.times.csv",
+    ]
+    shapes = [np.load(o.path("a/b.mp3")).shape for o in outputs(tmp_path)[:3]]
+    assert shapes == [(P, 3, D), (P, 1, D), (P, C)]
+    assert (tmp_path / "7/a/b.mp3.times.csv").read_text().splitlines() == [
+        "patch,start,centre,end",
+        "0,0.000,1.000,2.000",
+        "1,2.000,3.000,4.000",
+        "2,4.000,5.000,6.000",
+        "3,6.000,7.000,8.000",
+    ]
+    for output, types in zip(outputs(tmp_path)[:2], ("cdt", "c"), strict=True):
+        embedding = read_embedding(output.path("a/b.mp3"), types, "mean")
+        np.testing.assert_array_equal(embedding, np.full(D, 0.5))
+
+
+def test_three_patches_are_not_taken_for_three_tokens(tmp_path):
+    three = result(pooled=False)
+    three.times, three.embeddings = three.times[:3], {-1: three.embeddings[-1][:3]}
+    output = Output("embeddings", -1, tmp_path)
+    with ResultWriter([output]) as writer:
+        writer.put(three)
+    assert np.load(output.path("a/b.mp3")).shape == (3, 1, D)
+
+
+def test_float32_whatever_comes(tmp_path):
+    half = result()
+    half.logits = half.logits.astype(np.float16)
+    output = Output("logits", None, tmp_path)
+    with ResultWriter([output]) as writer:
+        writer.put(half)
+    assert np.load(output.path("a/b.mp3")).dtype == np.float32
+
+
+def test_picture_comes_before_the_json(tmp_path, monkeypatch):
+    output = Output("predictions", None, tmp_path)
+    with ResultWriter([output], top=2, plot=True) as writer:
+        writer.put(result("$x_\udcff\n.mp3"))
+    assert writer.failed == {}
+    assert sorted(os.path.splitext(name)[1] for name in files(tmp_path)) == [
+        ".csv",
+        ".json",
+        ".png",
+    ]
+    assert is_done("$x_\udcff\n.mp3", [output], plot=True)
+    monkeypatch.setattr(module, "activation_plot", lambda *_: 1 / 0)
+    with ResultWriter([output], plot=True) as writer:
+        writer.put(result("b"))
+    assert writer.failed == {
+        "b": "its files cannot be written: ZeroDivisionError: division by zero"
+    }
+    assert not output.path("b").exists()
+
+
+@pytest.mark.parametrize("kind", [("embeddings", None), ("logits", 3), ("mel", None)])
+def test_outputs_that_do_not_exist(tmp_path, kind):
+    with pytest.raises(ValueError, match="expected embeddings of a block, logits or predictions"):
+        ResultWriter([Output(*kind, tmp_path)])
+
+
+# ---- done, or not --------------------------------------------------------------------------------
+
+
+def test_done_means_all_files(tmp_path):
+    audio, wanted = tmp_path / "b.mp3", outputs(tmp_path / "out")
+    audio.write_text("x")
+    assert not is_done("a/b.mp3", wanted)
+    with ResultWriter(wanted) as writer:
+        writer.put(result())
+    assert is_done("a/b.mp3", wanted, audio)
+    assert not is_done("a/b.mp3", wanted, plot=True)
+    assert is_done("a/b.mp3", wanted[:3], audio, plot=True)
+    assert is_done("a/b.mp3", wanted, tmp_path / "not there")
+    for output in wanted:
+        path = output.path("a/b.mp3")
+        before = path.read_bytes()
+        path.write_bytes(b"")
+        assert not is_done("a/b.mp3", wanted, audio)
+        path.unlink()
+        assert not is_done("a/b.mp3", wanted, audio)
+        path.mkdir()
+        assert not is_done("a/b.mp3", wanted, audio)
+        path.rmdir()
+        path.write_bytes(before)
+        assert is_done("a/b.mp3", wanted, audio)
+        stamp = audio.stat().st_mtime_ns
+        os.utime(path, ns=(stamp, stamp - 1))
+        assert not is_done("a/b.mp3", wanted, audio)
+        os.utime(path, ns=(stamp, stamp))
+        assert is_done("a/b.mp3", wanted, audio)
+    assert not is_done("nul\0", wanted)
+    assert not is_done("a/b.mp3", [])
+
+
+@pytest.mark.parametrize("killed_at", range(8))
+def test_a_kill_between_files_is_noticed(tmp_path, monkeypatch, killed_at):
+    """Times and array, three times; then CSV and JSON."""
+    wanted, rename, count = outputs(tmp_path), os.replace, iter(range(100))
+
+    def killed(*paths):
+        if next(count) >= killed_at:
+            raise KeyboardInterrupt
+        rename(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt), ResultWriter(wanted) as writer:
+            writer.put(result(pooled=False))
+    assert writer.written == 0
+    assert len(files(tmp_path)) == killed_at
+    assert not is_done("a/b.mp3", wanted)
+    for output in wanted[:3]:  # no array of patches without their times
+        if output.path("a/b.mp3").exists():
+            assert (output.folder / "a/b.mp3.times.csv").exists()
+    with ResultWriter(wanted) as writer:
+        writer.put(result(pooled=False))
+    assert is_done("a/b.mp3", wanted)
+    assert len(files(tmp_path)) == 8
+
+
+def test_a_kill_while_older_files_are_replaced_is_noticed(tmp_path, monkeypatch):
+    wanted, audio = outputs(tmp_path / "out"), tmp_path / "b.mp3"
+    with ResultWriter(wanted) as writer:
+        writer.put(result())
+    stamp = time.time_ns() - 10**10
+    for output in wanted:
+        os.utime(output.path("a/b.mp3"), ns=(stamp, stamp))
+    audio.write_text("a new one")
+    os.utime(audio, ns=(stamp + 1, stamp + 1))
+    monkeypatch.setattr(module, "write_predictions", full)
+    with pytest.raises(InputError), ResultWriter(wanted) as writer:
+        writer.put(result())
+    assert not is_done("a/b.mp3", wanted, audio)
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", range(5))
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_finite(tmp_path, where, value):
+    bad = result("bad")
+    arrays = (*bad.embeddings.values(), bad.logits, bad.activations, bad.patch_activations)
+    arrays[where].flat[-1] = value
+    with ResultWriter(outputs(tmp_path), half=where == 0) as writer:
+        writer.put(bad)
+        writer.put(result("good"))
+    assert writer.written == 1
+    hint = ", in float16: try trainer.precision=32-true" if where == 0 else ""
+    reason = f"the network's output has NaN or infinite values{hint}"
+    assert writer.failed == {"bad": reason}
+    assert not any("bad" in name for name in files(tmp_path))
+    with ResultWriter(outputs(tmp_path)) as writer:
+        arrays[where].flat[-1] = 0
+        writer.put(bad)
+        writer.close()
+        assert writer.written == 1
+    arrays[where].flat[-1] = value
+    with ResultWriter(outputs(tmp_path)) as writer:
+        writer.put(bad)
+    assert writer.failed["bad"].endswith("infinite values; its files from before are kept")
+
+
+def test_what_was_not_asked_for_need_not_be_finite(tmp_path):
+    other = result()
+    other.logits[:] = np.nan
+    with ResultWriter(outputs(tmp_path)[:2]) as writer:
+        writer.put(other)
+    assert writer.written == 1
+
+
+def test_no_patch(tmp_path):
+    empty = result("short")
+    empty.times = np.zeros((0, 3))
+    with ResultWriter(outputs(tmp_path)) as writer:
+        writer.put(empty)
+    assert writer.failed["short"].startswith("no patch could be taken from it")
+
+
+def test_names_that_no_file_can_have_cost_their_tracks_only(tmp_path):
+    wanted = outputs(tmp_path)
+    bad = ["n" * 245, "file.txt/x", "a/" + "d" * 300 + "/x", "nul\0", "lone\ud800", "folder"]
+    for output in wanted:
+        output.path("folder").mkdir(parents=True)
+        (output.folder / "file.txt").write_text("a file")
+        (output.folder / "loop").symlink_to("loop")
+    with ResultWriter(wanted) as writer:
+        for key in ("good 1", *bad, "loop/x", "n\n\udcff", "good 2"):
+            writer.put(result(key, pooled=False))
+    assert set(writer.failed) == {*bad, "loop/x"}
+    assert writer.written == 3
+    assert writer.failed[bad[0]] == "its file cannot be written: File name too long"
+    made = [name for name in files(tmp_path) if not name.endswith(("file.txt", "loop"))]
+    assert len(made) == 3 * 8
+    assert all(is_done(key, wanted) for key in ("good 1", "n\n\udcff", "good 2"))
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [
+        (full, "No space left on device .the disk is full, or your share of it.*: make room, and"),
+        (lambda *_: np.zeros(100_000).tofile("/dev/full"), "written .the disk is full, or your sh"),
+    ],
+)
+@pytest.mark.parametrize("what", ["_write_array", "_write_times", "write_predictions"])
+def test_full_disk(tmp_path, monkeypatch, fail, words, what):
+    wanted = outputs(tmp_path)
+    with ResultWriter(wanted) as writer:
+        writer.put(result("before"))
+    monkeypatch.setattr(module, what, fail)
+    with (  # noqa: PT012
+        pytest.raises(InputError, match=words) as caught,
+        ResultWriter(wanted) as writer,
+    ):
+        for i in range(10 * module.MAX_WAITING):  # more than can wait: `put` does not hang
+            writer.put(result(f"track {i}", pooled=False))
+    assert "What is done is kept" in str(caught.value)
+    assert f"{tmp_path}/" in str(caught.value)
+    assert "track 0." in str(caught.value)
+    assert writer.written == 0
+    assert is_done("before", wanted)
+    assert not is_done("track 0", wanted)
+    with pytest.raises(InputError, match=words):
+        writer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        writer.put(result())
+
+
+def test_folder_that_takes_no_files(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(module, "_write_array", refused)
+    writer = ResultWriter(outputs(tmp_path))
+    writer.put(result())
+    with pytest.raises(InputError, match=r"b\.mp3\.embeddings\.npy: .*another inference\.out_dir"):
+        writer.close()
+
+
+def test_a_slip_in_the_program_surfaces(tmp_path):
+    other = result()
+    del other.embeddings[7]
+    with pytest.raises(KeyError), ResultWriter(outputs(tmp_path)) as writer:
+        writer.put(other)
+
+
+def test_what_waits_is_written_after_an_exception(tmp_path, monkeypatch):
+    held, write = threading.Event(), module._write_array
+
+    def slowly(*arguments):
+        held.wait(10)
+        write(*arguments)
+
+    monkeypatch.setattr(module, "_write_array", slowly)
+    with (  # noqa: PT012
+        pytest.raises(KeyboardInterrupt),
+        ResultWriter(outputs(tmp_path)) as writer,
+    ):
+        for i in range(5):
+            writer.put(result(str(i)))
+        assert writer.written == 0
+        held.set()
+        raise KeyboardInterrupt
+    assert writer.written == 5
+    assert all(is_done(str(i), outputs(tmp_path)) for i in range(5))
+
+
+def test_the_first_error_is_the_one_to_tell(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_write_array", full)
+    with (  # noqa: PT012
+        pytest.raises(KeyboardInterrupt) as caught,
+        ResultWriter(outputs(tmp_path)) as writer,
+    ):
+        writer.put(result())
+        raise KeyboardInterrupt
+    assert "the disk is full" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(("values", "most"), [(1, module.MAX_WAITING), (2**22, 16)])
+def test_no_more_wait_than_memory_is_meant_for(tmp_path, monkeypatch, values, most):
+    """32 small ones, and 16 of 16 MiB; and the one that is being written."""
+    held, taken = threading.Event(), threading.Event()
+
+    def slowly(*_):
+        taken.set()
+        held.wait(10)
+
+    monkeypatch.setattr(module, "_write_array", slowly)
+    writer = ResultWriter([Output("logits", None, tmp_path)])
+    logits, count = np.zeros(values, np.float32), []
+
+    def put():
+        for i in range(most + 5):
+            writer.put(TrackResult(str(i), i, 1.0, np.zeros((1, 3)), logits=logits))
+            count.append(i)
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    taken.wait(10)
+    until = time.monotonic() + 10
+    while len(count) < most + 1 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(count) == most + 1
+    held.set()
+    thread.join()
+    writer.close()
+    assert writer.written == most + 5
+
+
+def test_leftovers_of_yesterday_are_removed(tmp_path):
+    names = (".tmp-1.npy", ".tmp-2.csv", "x.npy", ".tmp-notes.txt")
+    old, new, *mine = (tmp_path / "a" / name for name in names)
+    old.parent.mkdir()
+    for path in (old, new, *mine):
+        path.write_text("x")
+    past = time.time() - 2 * 24 * 3600
+    for path in (old, *mine):
+        os.utime(path, (past, past))
+    remove_leftovers(tmp_path)
+    assert files(tmp_path) == ["a/.tmp-2.csv", "a/.tmp-notes.txt", "a/x.npy"]
+    remove_leftovers(tmp_path / "not there")
