@@ -23,6 +23,7 @@ from helpers.report import machine, pretraining_table, probe_table, versions
 MODEL = LOG_DIR / "latest" / "model"
 OUT = LOG_DIR / "demo"
 RANDOM, SHIPPED = "embeddings/scores-random", "embeddings/scores-shipped"
+AGAIN = "inference.overwrite=True"  # another demo has left those of another model
 BLOCK = ex_maest.settings.MAEST_NAMED["target_scores"]["inference"]["transformer_block"]
 
 # What each step is called, and what is typed. The last four are the rows of the probe's table.
@@ -31,16 +32,16 @@ PRETRAIN = ("Pre-training on style labels", "ex_maest.py")
 EXTRACT = (
     (
         "Embeddings of the model just trained",
-        f"ex_maest.py extract_embeddings with target_scores maest.checkpoint={MODEL}",
+        f"ex_maest.py extract_embeddings with target_scores maest.checkpoint={MODEL} {AGAIN}",
     ),
     (
         "Embeddings of the same network with random weights, to compare with",
-        f"ex_maest.py extract_embeddings with target_scores inference.out_dir={RANDOM} "
+        f"ex_maest.py extract_embeddings with target_scores inference.out_dir={RANDOM} {AGAIN} "
         f"maest.arch={ex_maest.settings.DEFAULT_ARCH} {{norm}}",
     ),
     (
         "Embeddings of the model in this repository, trained for longer on more scores",
-        f"ex_maest.py extract_embeddings with target_scores inference.out_dir={SHIPPED} "
+        f"ex_maest.py extract_embeddings with target_scores inference.out_dir={SHIPPED} {AGAIN} "
         "maest.arch=maest-tiny-scores",
     ),
 )

@@ -6,13 +6,14 @@ python benchmarks/extraction_ways.py '{"task": "embed", "way": {â€¦}, "case": {â
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from models.extraction import PATCHES_PER_CHUNK, Extractor  # noqa: E402
 from models.maest import grid_size  # noqa: E402
 
 BLOCK = 6  # whose embeddings are wanted: blocks 0 to 6 are seven
+PIDS = ("Pid", "PPid")  # in /proc: a process's number, and its parent's
 # Those of trainer.precision that are measured; the others are autocast's.
 DTYPES = {"32-true": torch.float32, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
@@ -237,29 +239,34 @@ def embed(way: Way, case: Case) -> dict[str, Any]:
     run(tracks, every[: case.warmup], out / "warmup")
     synchronise(device)
     warmup = time.perf_counter() - started
+    started = time.perf_counter()
+    run(tracks, every, out)
+    took = time.perf_counter() - started
+    return {"seconds": took, "warmup_seconds": warmup, "peak_mib": highest_resident()["own"]}
+
+
+def remember(way: Way, case: Case) -> dict[str, Any]:
+    """The same, and the most that one of the reading processes had in memory."""
     with reader_peaks() as peaks:
-        started = time.perf_counter()
-        run(tracks, every, out)
-        took = time.perf_counter() - started
-    return {
-        "seconds": took,
-        "warmup_seconds": warmup,
-        "peak_mib": highest_resident("self"),
-        "reader_peak_mib": max(peaks.values(), default=0.0),
-    }
+        found = embed(way, case)
+    return found | {"reader_peak_mib": max(peaks.values(), default=0.0)}
 
 
-def highest_resident(process: int | str) -> float:
-    """The most that a process had in memory, MiB; 0 of one that has ended. Linux.
+def highest_resident() -> dict[str, float]:
+    """The most that this process ("own") and its children (by number) had in memory, MiB; Linux.
 
     A fork has its parent's memory to begin with, and shares it.
     """
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return 0.0
-    found = re.search(r"VmHWM:\s*(\d+) kB", status)
-    return int(found[1]) / 1024 if found else 0.0
+    found = {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError):  # it has ended
+            text = status.read_text()
+            process, parent = (int(re.search(rf"^{n}:\s*(\d+)", text, re.M)[1]) for n in PIDS)
+            peak = re.search(r"VmHWM:\s*(\d+) kB", text)
+            if peak and os.getpid() in (process, parent):
+                name = "own" if process == os.getpid() else str(process)
+                found[name] = int(peak[1]) / 1024
+    return found
 
 
 @contextmanager
@@ -269,11 +276,11 @@ def reader_peaks() -> Iterator[dict[str, float]]:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.05):
-            # Not by multiprocessing's list: to ask it is to wait for those that have ended.
-            for task in Path("/proc/self/task").glob("*/children"):
-                for child in task.read_text().split():
-                    peaks[child] = max(peaks.get(child, 0.0), highest_resident(child))
+        # multiprocessing has a list too, but to ask it is to wait for those that have ended.
+        while not done.wait(0.2):
+            for name, peak in highest_resident().items():
+                if name != "own":
+                    peaks[name] = max(peaks.get(name, 0.0), peak)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -321,13 +328,13 @@ def encode(way: Way, case: Case) -> dict[str, Any]:
     found: dict[str, list[float]] = {f"{name}_seconds": [] for name in works}
     ceilings: dict[str, list[float]] = {"torch.mm": []}
     if device.type == "cpu":
-        ceilings["fastest product"] = []
+        ceilings["fastest"] = []
     for work in works.values():
         timed(work)
     for _ in range(case.rounds):
         ceilings["torch.mm"].append(matmul_ceiling(device, dtype))
         if device.type == "cpu":
-            ceilings["fastest product"].append(cpu.matmul_ceiling())
+            ceilings["fastest"].append(cpu.matmul_ceiling())
         for name, work in works.items():
             found[f"{name}_seconds"].append(timed(work))
     sizes = {"tokens": tokens, "embed_dim": net.embed_dim, "depth": BLOCK + 1, "outputs": 0}
@@ -422,6 +429,7 @@ def spread(cosines: list[float]) -> dict[str, float]:
 
 TASKS = {
     "embed": embed,
+    "remember": remember,
     "encode": encode,
     "read": read,
     "first_result": first_result,
