@@ -277,7 +277,7 @@ def reader_peaks() -> Iterator[dict[str, float]]:
 
     def watch() -> None:
         # multiprocessing has a list too, but to ask it is to wait for those that have ended.
-        while not done.wait(0.2):
+        while not done.wait(0.05):
             for name, peak in highest_resident().items():
                 if name != "own":
                     peaks[name] = max(peaks.get(name, 0.0), peak)
