@@ -380,6 +380,8 @@ def set_up_trainer(
     if "precision" not in given:
         given["precision"] = "16-mixed" if cuda and (training or extraction) else "32-true"
     if training or extraction:
+        # (With weights in 16 bits, "16-true", Lightning would round the audio, too.)
+        check_choice("trainer.precision", given["precision"], PRECISIONS)
         given["use_distributed_sampler"] = False
         _check_processes(given["devices"], given["num_nodes"])
         several = given["devices"] != 1 or given["num_nodes"] > 1
@@ -391,7 +393,6 @@ def set_up_trainer(
                 broadcast_buffers=False, gradient_as_bucket_view=True, **patience
             )
     if training:
-        check_choice("trainer.precision", given["precision"], PRECISIONS)
         fast_math()
         given["plugins"] = [WholeFiles()]
     elif extraction:

@@ -219,7 +219,8 @@ def memory(bench: Bench) -> Iterator[tuple[str, Any]]:
     for name, row in rows.items():
         row["all_peak_mib"] = [run["peak_mib"] for run in runs[name]]
     columns = {
-        "main process, MiB": "{peak_mib:.0f}",
+        "with the model loaded, MiB": "{loaded_mib:.0f}",
+        "highest, MiB": "{peak_mib:.0f}",
         "a reading process, MiB": "{reader_peak_mib:.0f}",
         "seconds": "{seconds:.1f}",
     }
@@ -237,7 +238,7 @@ def latency(bench: Bench) -> Iterator[tuple[str, Any]]:
     ways = {
         name: way
         for name, way in bench.ways.items()
-        if way.network != "AST" and way.onednn and not (way.every or way.compile)
+        if name == bench.main or way.network == "plain" or way.quantize
     }
     works: dict[str, Callable[[], dict[str, Any]]] = {}
     for label, model in models.items():
@@ -278,7 +279,7 @@ def threads(bench: Bench) -> Iterator[tuple[str, Any]]:
         works = {
             f"{workers} reading, {n} of PyTorch": partial(one, workers=workers, threads=n)
             for workers in (0, 1, 2)
-            for n in range(1, cores() + 1)
+            for n in sorted({1, max(1, cores() // 2), cores()})
         }
         rows = {name: medians(found) for name, found in bench.in_turns(works).items()}
         for row in rows.values():
@@ -302,7 +303,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--arch", default="maest_base", help="maest_tiny for a quick trial")
     parser.add_argument("--lengths", type=int, nargs="+", help="seconds of a patch; 30 10 5, or 30")
-    parser.add_argument("--tracks", type=int, help="4; on CUDA 64")
+    parser.add_argument("--tracks", type=int, help="4; on CUDA 32")
     parser.add_argument("--track-seconds", type=float, help="90; on CUDA 180")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each way")
     parser.add_argument("--ways", nargs="+", help="some of them, by name")
@@ -316,7 +317,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         args.arch, args.repeats = "maest_tiny", 1
         args.lengths, args.tracks, args.track_seconds = args.lengths or [5], 2, 10.0
     args.lengths = args.lengths or ([30] if cuda else [30, 10, 5])
-    args.tracks = args.tracks or (64 if cuda else 4)
+    args.tracks = args.tracks or (32 if cuda else 4)
     args.track_seconds = args.track_seconds or (180.0 if cuda else 90.0)
     if args.repeats < 1 or args.tracks < 1:
         parser.error("--repeats and --tracks: expected 1 or more")
@@ -354,6 +355,8 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: PyTorch finds no CUDA device here")
     ways = chosen_ways(args)
+    if "trained" in args.parts and importlib.util.find_spec("onnxruntime") is None:
+        args.parts.remove("trained")
     packages = ["torch", "timm", "soundfile", "soxr"]
     packages += [p for p in ("transformers", "onnxruntime") if importlib.util.find_spec(p)]
     record: dict[str, Any] = {

@@ -235,6 +235,7 @@ def embed(way: Way, case: Case) -> dict[str, Any]:
     tracks, out = find_tracks(case.audio).tracks, Path(case.out)
     run = WAYS[way.network](way, case)
     device, every = torch.device(case.device), range(len(tracks))
+    before = highest_resident()["own"]
     started = time.perf_counter()
     run(tracks, every[: case.warmup], out / "warmup")
     synchronise(device)
@@ -242,7 +243,12 @@ def embed(way: Way, case: Case) -> dict[str, Any]:
     started = time.perf_counter()
     run(tracks, every, out)
     took = time.perf_counter() - started
-    return {"seconds": took, "warmup_seconds": warmup, "peak_mib": highest_resident()["own"]}
+    found = {"seconds": took, "warmup_seconds": warmup}
+    # Programs, libraries and the model are most of it.
+    found |= {"loaded_mib": before, "peak_mib": highest_resident()["own"]}
+    if device.type == "cuda":
+        found["gpu_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return found
 
 
 def remember(way: Way, case: Case) -> dict[str, Any]:
@@ -302,7 +308,7 @@ def encode(way: Way, case: Case) -> dict[str, Any]:
     device, dtype = torch.device(case.device), DTYPES[way.precision]
     net = load(way, case)
     encoder = Encoder(net, Wanted((BLOCK,)), way.quantize)
-    batch = Batcher(encoder)._limit(grid_size(net.input_t))
+    batch = Batcher(encoder)._limit(grid_size(net.input_t))  # no setting: its own choice
     tokens = net.n_tokens(net.input_t, training=False)
     mel = torch.rand(batch, net.input_t, net.input_f, device=device) * 4
     x = torch.randn(batch, tokens, net.embed_dim, device=device)

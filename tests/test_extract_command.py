@@ -461,6 +461,7 @@ def test_failures_of_a_shard_have_their_own_list(line, music, tmp_path):
         ("predict inference.top=0", "at least 1"),
         ("predict maest.n_classes=7", "leave out maest.n_classes"),
         ("predict trainer.accelerator=tpus", "tpus"),
+        ("predict trainer.precision=16-true", "'16-mixed'"),
     ],
 )
 def test_what_is_refused(line, tmp_path, arguments, said):
