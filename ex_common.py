@@ -171,9 +171,12 @@ def run_dir(run: Run) -> Path:
     return folder
 
 
-def same_command(*settings: str) -> str:
-    """The command line that was typed, with some settings changed or added, as key=value."""
-    keys = tuple(setting.partition("=")[0] + "=" for setting in settings)
+def same_command(*settings: str, without: Sequence[str] = ()) -> str:
+    """The command line that was typed, with some settings changed or added, as key=value.
+
+    Those whose keys are in ``without`` are left out.
+    """
+    keys = tuple(f"{setting.partition('=')[0]}=" for setting in (*settings, *without))
     arguments = [a for a in sys.argv[1:] if not (keys and a.startswith(keys))]
     if settings and "with" not in arguments:
         arguments.append("with")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import re
 import time
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
+import config as settings
 from datasets.chunk_loader import ChunkLoader
+from datasets.collection import describe_left_out
 from datasets.tracks import (
     AudioTracks,
     MelTracks,
@@ -22,6 +23,7 @@ from datasets.tracks import (
     parse_shard,
 )
 from ex_common import Interrupted, is_first_process, run_dir, same_command
+from ex_extraction_report import Done, Work, report
 from ex_setup import (
     check_files,
     check_head,
@@ -33,17 +35,15 @@ from ex_setup import (
     set_up_trainer,
 )
 from helpers.checkpoints import Stopped
-from helpers.collect import Collect
+from helpers.collect import Collect, stoppable
 from helpers.errors import InputError
-from helpers.failures import write_failures
 from helpers.manifest import model_hash, open_folder
 from helpers.melspectrogram import NORM_MEAN, NORM_STD
 from helpers.parallel import cores
 from helpers.patches import TAILS
-from helpers.predictions import read_predictions, table, write_table
 from helpers.settings import check_choice
 from helpers.tracks import FINAL, Cutting
-from helpers.writer import Output, ResultWriter, is_done, remove_leftovers
+from helpers.writer import KINDS, Output, ResultWriter, is_done, remove_leftovers
 from models import Maest
 from models.archs import clip_seconds
 from models.batching import POOLS, QUANTIZATIONS, Encoder, Wanted
@@ -54,36 +54,32 @@ from models.weights import Checkpoint
 
 log = logging.getLogger(__name__)
 
-KINDS = ("embeddings", "logits", "predictions")
-_SHOWN = 10  # failures that are printed
+EMBEDDINGS = "embeddings"
 _VERSION = 1  # of what results mean: another one is made again
 # On a GPU, fewer patches than these are done before compiling has paid.
 _TRACKS_THAT_PAY = 2000
 _NUMBERING = "blocks count from 0; -1 is after the final norm"
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a process has to do.
-
-    Attributes:
-        tracks: all tracks that the settings name.
-        own: the numbers of those that are this process's part.
-        todo: the numbers of those that are not done yet.
-    """
-
-    tracks: AudioTracks | MelTracks
-    own: range
-    todo: list[int]
-
-
 def extract(run, config: dict[str, Any], kind: str) -> dict[str, Any]:
     """Write embeddings, logits or predictions of each track; ``kind`` is the command's own."""
-    started, inference = time.monotonic(), config["inference"]
+    try:
+        with stoppable():
+            return _extract(run, config, kind)
+    except Stopped as stop:
+        # What overwrite=True replaces is gone by now, or made again.
+        go_on = same_command(without=["inference.overwrite"])
+        where = f" To go on:\n  {go_on}" if is_first_process() else ""
+        message = f"{stop.signal.name}: stopped. The tracks that were done are kept.{where}"
+        raise Interrupted(message, stop.signal) from None
+
+
+def _extract(run, config: dict[str, Any], kind: str) -> dict[str, Any]:
+    started, inference = time.time(), config["inference"]
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     kinds = _kinds(inference["outputs"], kind)
     shard = None if inference["shard"] is None else parse_shard(str(inference["shard"]))
-    _check_options(inference, kinds)
+    _check_options(config, kinds)
     checkpoint, config = _find_model(config, kinds)
     from_audio = inference["audio"] is not None
     data = set_up_data(config, checkpoint, *([] if from_audio else ["predict"]))
@@ -92,88 +88,91 @@ def extract(run, config: dict[str, Any], kind: str) -> dict[str, Any]:
         log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
     elif kinds != ["embeddings"]:
         check_head(checkpoint, net)
-    blocks = _blocks(inference["transformer_block"], net.depth) if "embeddings" in kinds else ()
-    pool = inference["pool"]
+    blocks = chosen_blocks(inference["transformer_block"], net.depth) if EMBEDDINGS in kinds else ()
     wanted = Wanted(
-        *(blocks, "logits" in kinds, "predictions" in kinds, pool),
-        inference["plot"] and "predictions" in kinds,
+        blocks,
+        logits="logits" in kinds,
+        activations="predictions" in kinds,
+        pool=inference["pool"],
+        pictures=inference["plot"],
     )
     cut = _cutting(net, data.clip_frames, inference)
-
     level = Path(str(inference["out_dir"])).expanduser() / f"{clip_seconds(data.clip_frames):g}sec"
     outputs = [
-        *(Output("embeddings", b, level / ("final" if b == FINAL else str(b))) for b in blocks),
-        *(Output(k, None, level / k) for k in kinds if k != "embeddings"),
+        *(Output(EMBEDDINGS, b, level / ("final" if b == FINAL else str(b))) for b in blocks),
+        *(Output(k, None, level / k) for k in kinds if k != EMBEDDINGS),
     ]
     failed: dict[str, str] = {}
+    left_out = ""
     if from_audio:
-        tracks, failed, _ = find_tracks(str(inference["audio"]), leave_out=level.parent)
+        tracks, failed, others = find_tracks(str(inference["audio"]), leave_out=level.parent)
+        left_out = describe_left_out(others)
     else:
         tracks = MelTracks(data.base_dir, data.groundtruth("predict").keys)
     tracks = _first_ones(tracks, config)
 
     trainer = set_up_trainer(config, run_dir(run), extraction=True)
-    precision = str(trainer.precision)
+    encoder = _encoder(net, wanted, config, trainer)
+    _open_folders(outputs, tracks, net, config, cut, str(trainer.precision))
     own = own_share(len(tracks.keys), shard, trainer.global_rank, trainer.world_size)
-    _open_folders(outputs, tracks, net, config, cut, precision, own)
-    todo = [
-        i
-        for i in own
-        if inference["overwrite"]
-        or not is_done(tracks.keys[i], outputs, tracks.path(i), wanted.pictures)
-    ]
-    work = Work(tracks, own, todo)
+    if inference["overwrite"]:  # a run that is stopped can then go on without it
+        _remove(tracks, own, outputs)
+    files = ((i, tracks.keys[i], tracks.path(i)) for i in own)
+    todo = [i for i, key, path in files if not is_done(key, outputs, path, wanted.pictures)]
+    work = Work(tracks, outputs, shard, own, todo, started, left_out)
+    _make_fast(net, config, trainer, len(todo))
+    return _run(work, failed, encoder, cut, config, trainer)
 
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    if inference["quantize"] and not on_cpu:
-        raise InputError("inference.quantize=int8 is for a CPU: set trainer.accelerator=cpu")
-    if on_cpu and precision == "32-true":
-        speed_up(net)
-    elif config["trainer"]["compile"] or (
-        config["trainer"]["compile"] is None
-        and trainer.strategy.root_device.type == "cuda"
-        and len(todo) >= _TRACKS_THAT_PAY
-    ):
-        net.compile_blocks()
-    encoder = Encoder(net, wanted, inference["quantize"] if todo else None)
-    module = ExtractionModule(encoder, inference["patches_per_pass"])
+
+def _run(
+    work: Work,
+    failed: dict[str, str],
+    encoder: Encoder,
+    cut: Cutting,
+    config: dict[str, Any],
+    trainer: pl.Trainer,
+) -> dict[str, Any]:
+    """Read, compute and write; ``failed`` are tracks that are known to be none."""
+    inference, net = config["inference"], encoder.net
+    device = trainer.strategy.root_device.type
     loader = ChunkLoader(
-        tracks,
-        todo,
+        work.tracks,
+        work.todo,
         cut,
         per_chunk=PATCHES_PER_CHUNK,
-        num_workers=_workers(config, on_cpu, len(todo)),
-        waveforms=from_audio and not on_cpu,
-        pin_memory=trainer.strategy.root_device.type == "cuda",
+        num_workers=_workers(config, device == "cpu", len(work.todo)),
+        waveforms=isinstance(work.tracks, AudioTracks) and device != "cpu",
+        pin_memory=device == "cuda",
     )
     writer = ResultWriter(
-        outputs,
+        work.outputs,
         labels=net.labels,
         task=net.task,
         top=inference["top"],
-        plot=wanted.pictures,
-        half=precision.startswith("16"),
+        plot=inference["plot"],
+        half=str(trainer.precision).startswith("16"),
     )
-    collect = Collect(writer, len(todo), config["trainer"]["enable_progress_bar"])
+    collect = Collect(writer, len(work.todo), config["trainer"]["enable_progress_bar"])
     trainer.callbacks.append(collect)
+    module = ExtractionModule(encoder, inference["patches_per_pass"])
     try:
         with writer:
-            if todo or trainer.world_size > 1:
+            if work.todo or trainer.world_size > 1:
                 trainer.predict(module, ThenEnd(loader), return_predictions=False)
-    except Stopped as stop:
+    except BaseException:
         end_processes(trainer)
-        message = f"{stop.signal.name}: stopped. {writer.written} tracks were done, and are kept"
         if trainer.is_global_zero:
-            message += f". To go on:\n  {same_command()}"
-        raise Interrupted(message, stop.signal) from None
-    except Exception:
-        end_processes(trainer)
+            with suppress(OSError):  # on a full disk, the first error is the one to tell
+                work.write_failures(failed | collect.failed | writer.failed)
         raise
-    failed |= collect.failed | writer.failed
-    if encoder.similarity:
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in encoder.similarity.items())
-        print(f"int8 against fp32, lowest cosine similarity on the first patches: {figures}")
-    return _report(work, outputs, writer, collect, failed, shard, trainer, started)
+    if procs := getattr(trainer.strategy.launcher, "procs", None):
+        procs.clear()  # Lightning would kill this process for another's exit code
+    own_failures = collect.failed | writer.failed
+    lost = len(work.todo) - writer.written - len(own_failures)
+    if lost:
+        raise RuntimeError(f"{lost} of {len(work.todo)} tracks were neither done nor did they fail")
+    done = Done(writer.written, len(work.own) - len(work.todo), collect.seconds)
+    return report(work, done, failed | own_failures, trainer, collect.group)
 
 
 # ---------------------------------------------------------------- settings
@@ -196,7 +195,12 @@ def _kinds(given: Any, own: str) -> list[str]:
     return kinds
 
 
-def _blocks(given: Any, depth: int) -> tuple[int, ...]:
+def chosen_blocks(given: Any, depth: int) -> tuple[int, ...]:
+    """The blocks that inference.transformer_block names: one, a list, or "all".
+
+    Raises:
+        InputError: there is no such block, or one is named twice.
+    """
     blocks = list(range(depth)) if given == "all" else _listed(given)
     for block in blocks:
         check_choice("inference.transformer_block", block, [*range(FINAL, depth), "all"])
@@ -208,7 +212,16 @@ def _blocks(given: Any, depth: int) -> tuple[int, ...]:
     return tuple(blocks)
 
 
-def _check_options(inference: dict[str, Any], kinds: list[str]) -> None:
+def _check_options(config: dict[str, Any], kinds: list[str]) -> None:
+    inference = config["inference"]
+    for name in ("s_patchout_t", "s_patchout_f", "u_patchout"):
+        if config["maest"][name] != settings.MAEST["maest"][name]:
+            log.warning(
+                "maest.%s acts in training alone; at inference, maest.s_patchout_t_interleaved=2 "
+                "leaves out every second column",
+                name,
+            )
+    check_choice("trainer.strategy", config["trainer"]["strategy"], ("auto", "ddp"))
     check_choice("inference.pool", inference["pool"], POOLS)
     check_choice("inference.tail", inference["tail"], TAILS)
     if inference["quantize"] is not None:
@@ -258,6 +271,26 @@ def _first_ones(tracks: AudioTracks | MelTracks, config: dict[str, Any]):
     return type(tracks)(tracks.folder, [tracks.keys[i] for i in first])
 
 
+def _encoder(net: Maest, wanted: Wanted, config: dict[str, Any], trainer: pl.Trainer) -> Encoder:
+    quantize, threads = config["inference"]["quantize"], None
+    if trainer.strategy.root_device.type == "cpu":  # its processes share the cores
+        threads = max(1, cores() // max(1, trainer.num_devices))
+    elif quantize:
+        raise InputError("inference.quantize=int8 is for a CPU: set trainer.accelerator=cpu")
+    return Encoder(net, wanted, quantize, threads)
+
+
+def _make_fast(net: Maest, config: dict[str, Any], trainer: pl.Trainer, tracks: int) -> None:
+    """Compile the blocks where that is asked for or pays; on a CPU, use its fastest products."""
+    device, compiled = trainer.strategy.root_device.type, config["trainer"]["compile"]
+    if compiled is None:
+        compiled = device == "cuda" and tracks >= _TRACKS_THAT_PAY
+    if compiled:
+        net.compile_blocks()
+    elif device == "cpu" and str(trainer.precision) == "32-true":
+        speed_up(net)
+
+
 def _workers(config: dict[str, Any], on_cpu: bool, tracks: int) -> int:
     """Reading processes: on a CPU one, as it needs few of the cores' cycles beside the network."""
     wanted = config["datamodule"]["num_workers"]
@@ -276,7 +309,6 @@ def _open_folders(
     config: dict[str, Any],
     cut: Cutting,
     precision: str,
-    own: range,
 ) -> None:
     """Check what the folders hold, or enter with what they are going to be filled."""
     inference, maest = config["inference"], config["maest"]
@@ -309,8 +341,7 @@ def _open_folders(
             settings["pool"] = inference["pool"]
 
         def present(output: Output = output) -> str | None:
-            keys = (tracks.keys[i] for i in own)
-            return next((key for key in keys if is_done(key, [output])), None)
+            return next((key for key in tracks.keys if is_done(key, [output])), None)
 
         open_folder(
             output.folder,
@@ -323,71 +354,9 @@ def _open_folders(
         remove_leftovers(output.folder)
 
 
-# ---------------------------------------------------------------- what has come of it
-
-
-def _report(
-    work: Work,
-    outputs: list[Output],
-    writer: ResultWriter,
-    collect: Collect,
-    failed: dict[str, str],
-    shard: tuple[int, int] | None,
-    trainer: pl.Trainer,
-    started: float,
-) -> dict[str, Any]:
-    written, heard = writer.written, collect.seconds
-    skipped = len(work.own) - len(work.todo)
-    if trainer.world_size > 1 and torch.distributed.is_initialized():
-        parts: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(parts, (written, skipped, heard, failed))
-        written, skipped, heard = (sum(part[i] for part in parts) for i in range(3))
-        failed = {key: reason for part in parts for key, reason in part[3].items()}
-        torch.distributed.destroy_process_group()
-    result = {
-        "written": written,
-        "skipped": skipped,
-        "failed": len(failed),
-        "seconds_of_audio": heard,
-        "folder": str(outputs[0].folder),
-        "folders": [str(output.folder) for output in outputs],
-    }
-    if not (trainer.is_global_zero and is_first_process()):
-        return result
-    name = "failed.csv" if shard is None else f"failed-{shard[0]}-of-{shard[1]}.csv"
-    for output in outputs:
-        write_failures(output.folder / name, failed)
-        if shard is None:
-            for older in output.folder.glob("failed-*-of-*.csv"):
-                older.unlink(missing_ok=True)
-    for output in outputs:
-        if output.kind == "predictions":
-            _show_predictions(output, work, shard)
-    for key, reason in sorted(failed.items())[:_SHOWN]:
-        log.error("%s: %s", key, reason)
-    took = time.monotonic() - started
-    speed = f" ({heard / 3600:.2f} h of audio, {heard / took:.0f} x real time)" if heard else ""
-    folders = str(outputs[0].folder)
-    if len(outputs) > 1:
-        levels = ",".join(output.folder.name for output in outputs)
-        folders = f"{outputs[0].folder.parent}/{{{levels}}}"
-    print(
-        f"{written} tracks done, {len(failed)} failed, {skipped} there already, in "
-        f"{took:.0f} s{speed}: {folders}"
-        + (f" (reasons: {outputs[0].folder / name})" if failed else "")
-    )
-    return result
-
-
-def _show_predictions(output: Output, work: Work, shard: tuple[int, int] | None) -> None:
-    """A table over the folder, and of one song what was found in it."""
-    own = work.own if shard is not None else range(len(work.tracks.keys))
-    keys = work.tracks.keys
-    if len(keys) == 1:
-        if output.path(keys[0]).is_file():
-            print(table(read_predictions(output.path(keys[0])), get_terminal_size().columns))
-        return
-    name = "tracks.csv" if shard is None else f"tracks-{shard[0]}-of-{shard[1]}.csv"
-    rows, _ = write_table(output.folder / name, output.folder, (keys[i] for i in own))
-    if rows:
-        print(f"{rows} tracks in one table: {output.folder / name}")
+def _remove(tracks: AudioTracks | MelTracks, own: range, outputs: list[Output]) -> None:
+    """Remove the results of these tracks; what cannot be removed will be replaced."""
+    for i in own:
+        for output in outputs:
+            with suppress(OSError, ValueError):
+                output.path(tracks.keys[i]).unlink(missing_ok=True)

@@ -37,7 +37,7 @@ from ex_common import (
     same_command,
     set_up,
 )
-from ex_extraction import extract
+from ex_extraction import chosen_blocks, extract
 from ex_results import (
     average_of,
     figures_of,
@@ -268,13 +268,13 @@ def extract_embeddings(_run, _config) -> dict[str, Any]:
 
 @command(ex)
 def extract_logits(_run, _config) -> dict[str, Any]:
-    """Write the logits, before the sigmoid, for each track of the same."""
+    """Write logits, before the sigmoid, for each track of inference.audio, or of log-mel files."""
     return extract(_run, _config, "logits")
 
 
 @command(ex)
 def predict(_run, _config) -> dict[str, Any]:
-    """Write the top labels of each track of the same, and of each patch of it, as JSON and CSV."""
+    """Write the top labels of each track of inference.audio, and of its patches: JSON, CSV."""
     return extract(_run, _config, "predictions")
 
 
@@ -313,7 +313,7 @@ def export(_run, _config) -> dict[str, Any]:
         elif options["format"] == "onnx":
             blocks = options["blocks"]
             if blocks is None:
-                blocks = [config["inference"]["transformer_block"]]
+                blocks = chosen_blocks(config["inference"]["transformer_block"], net.depth)
             metadata = {"arch": checkpoint.arch or "", "licence": licence or ""}
             written = export_onnx(
                 folder / "model.onnx",

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -387,11 +386,7 @@ def set_up_trainer(
         several = given["devices"] != 1 or given["num_nodes"] > 1
         if given["strategy"] == "ddp" or (given["strategy"] == "auto" and several):
             # The buffers are constants; and evaluation need not wait for the other processes.
-            # In extraction nothing is exchanged before the end, which may be days later for some.
-            patience = {"timeout": timedelta(days=7)} if extraction else {}
-            given["strategy"] = DDPStrategy(
-                broadcast_buffers=False, gradient_as_bucket_view=True, **patience
-            )
+            given["strategy"] = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     if training:
         fast_math()
         given["plugins"] = [WholeFiles()]

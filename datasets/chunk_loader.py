@@ -27,7 +27,7 @@ from helpers.parallel import ParallelError, leave_signals_to_the_main_process
 from helpers.tracks import Chunk, Cutting
 
 _NUMBER = 8  # bytes of a track's number in the queue
-_QUEUE = 1000  # tracks in the queue, at most: less than the smallest pipe takes
+_QUEUE = 500  # tracks in the queue, at most: less than the smallest pipe takes, 4096 bytes
 _BARREN = 3  # times that every process may end, one after another, and none begin a track
 _PATIENCE = 5  # seconds, for a process to end by itself
 _KILLED = (

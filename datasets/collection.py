@@ -43,7 +43,8 @@ def find_audio(
     Args:
         audio_dir: the folder.
         leave_out: a folder that is not looked into (unless it is ``audio_dir``).
-        failed: takes the folders that may not be read, with the reason.
+        failed: takes the folders that may not be read, and what cannot be told to be one (a link
+            to itself), with the reason; with an audio suffix it is taken for a file.
         others: counts, by suffix, the files that are left out because of it.
     """
     names: list[str] = []
@@ -60,12 +61,18 @@ def find_audio(
             if entry.name.startswith("."):
                 continue
             name = prefix + entry.name
-            if entry.is_dir():
-                own = _identity(Path(entry.path))
-                if own not in way and Path(entry.path) != leave_out:
-                    folders.append((f"{name}/", (*way, own)))
-                continue
             suffix = Path(name).suffix.lower()
+            try:
+                if entry.is_dir():
+                    own = _identity(Path(entry.path))
+                    if own not in way and Path(entry.path) != leave_out:
+                        folders.append((f"{name}/", (*way, own)))
+                    continue
+            except OSError as error:  # a link to itself; a folder in one that may not be entered
+                if suffix not in AUDIO_SUFFIXES:
+                    if failed is not None:
+                        failed[name] = f"cannot be looked at: {error.strerror}"
+                    continue
             if suffix not in AUDIO_SUFFIXES:
                 if others is not None and suffix != ".mmap":
                     others[suffix or "no suffix"] += 1

@@ -10,7 +10,6 @@ and what is older than its audio. A file that cannot be read costs that file onl
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
 import json
 import math
@@ -18,7 +17,6 @@ import os
 import signal
 import stat
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -45,7 +43,13 @@ from datasets.melspectrograms import size_problem, write_mel
 from helpers.audio import AudioError, read_audio
 from helpers.errors import InputError
 from helpers.failures import read_failures, write_failures
-from helpers.files import TEMPORARY, write_json
+from helpers.files import (
+    NAMES_FILE_ONLY,
+    TEMPORARY,
+    remove_leftovers,
+    why_not_written,
+    write_json,
+)
 from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE, MelSpectrogram
 from helpers.parallel import BACKENDS, check_backend, one_torch_thread, run_parallel
 
@@ -53,9 +57,6 @@ DEFAULT_SECONDS = 300.0
 RECIPE_FILE = "preprocess.json"
 _VERSION = 1  # raise it when reading or the front end changes what is written
 _SHOWN = 5  # of a list, in the summary
-_DAY = 24 * 3600  # seconds
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_NAMES_FILE_ONLY = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def preprocess(
     refuse_collisions(names, audio_dir)
     _open_store(melspec_dir, names, seconds, alone=shard is None)
     if shard is None:
-        _remove_leftovers(melspec_dir)
+        remove_leftovers(melspec_dir, {".mmap"})
     else:
         names = names[shard[0] - 1 :: shard[1]]
 
@@ -185,7 +186,8 @@ def preprocess(
     try:
         failed_csv = _write_failures(melspec_dir / csv_name, failed)
     except OSError as error:
-        raise _not_written(melspec_dir / csv_name, error) from None
+        text = why_not_written(melspec_dir / csv_name, error, "MELSPEC_DIR")
+        raise PreprocessError(text) from None
     if shard is None:  # this run went over what the shards had left
         for older in melspec_dir.glob("failed-*-of-*.csv"):
             older.unlink(missing_ok=True)
@@ -232,20 +234,10 @@ def _make_file(audio: Path, target: Path, seconds: float | None) -> float | str:
     except ValueError:
         return "its log-mel spectrogram has values that float16 does not hold: samples far above 1"
     except OSError as error:
-        if error.errno in _NAMES_FILE_ONLY:
+        if error.errno in NAMES_FILE_ONLY:
             return f"its log-mel file cannot be written: {error.strerror}"
-        raise _not_written(target, error) from None
+        raise PreprocessError(why_not_written(target, error, "MELSPEC_DIR")) from None
     return len(waveform) / SAMPLE_RATE
-
-
-def _not_written(path: Path, error: OSError) -> PreprocessError:
-    # NumPy's tofile gives no number when a disk, or a quota, takes a part only.
-    full = error.errno is None or error.errno in _DISK_FULL
-    why = "the disk is full, or your share of it" if full else "give another MELSPEC_DIR"
-    return PreprocessError(
-        f"{path}: cannot be written: {error.strerror or error} ({why}). What is done is kept: "
-        f"{'make room' if full else 'mend that'}, and run the same again"
-    )
 
 
 # ---- the store -----------------------------------------------------------------------------------
@@ -338,16 +330,6 @@ def _is_made(audio: Path, target: Path) -> bool:
         return audio.stat().st_mtime_ns <= found.st_mtime_ns
     except OSError:
         return True
-
-
-def _remove_leftovers(melspec_dir: Path) -> None:
-    """Remove temporary files that a killed run left, a day ago or earlier."""
-    for path in melspec_dir.rglob(f"{TEMPORARY}*.mmap"):
-        try:
-            if time.time() - path.stat().st_mtime > _DAY:
-                path.unlink()
-        except OSError:
-            continue
 
 
 _read_failures = functools.partial(read_failures, column="path")

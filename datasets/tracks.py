@@ -225,6 +225,8 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
     """
     failed: dict[str, str] = {}
     left_out: Counter[str] = Counter()
+    if not str(audio):
+        raise InputError("inference.audio is empty: expected an audio file, or a folder of them")
     try:
         path = Path(audio).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()

@@ -18,14 +18,25 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
-import soxr
 
-from helpers.audio_headers import mp3_without_length, seconds_by_bytes
-from helpers.errors import InputError
+from helpers.audio_blocks import (
+    MARGIN,
+    AudioError,
+    Part,
+    central,
+    cut_central,
+    cut_part,
+    frames_at_a_time,
+    joined,
+    mix,
+    regrouped,
+    resampled,
+)
+from helpers.audio_headers import mp3_without_length, ogg_chained, ogg_without_end, seconds_by_bytes
 from helpers.melspectrogram import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -46,34 +57,10 @@ FFMPEG_SUFFIXES = frozenset({
 # fmt: on
 AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 
-# Frames decoded at a time, so that they stay in the processor's cache; where the rate is below
-# 16 kHz, fewer: as many as make so many samples at 16 kHz.
-_BLOCK = 65_536
-# Decoded on both sides of a part and dropped again: more than a resampler's filter is long, and
-# than what a decoder of a compressed format needs to get into its stride.
-_MARGIN = 0.25  # seconds
 _NO_LENGTH = 2**62  # frames, or more, of a file that does not tell: FLAC as it was streamed
 # Both may be missing at the end: what encoders and taggers are at odds about.
 _MISSING_SECONDS, _MISSING_SHARE = 0.5, 0.01
 _LOUDEST = 16.0  # full scale is 1; a float mix may be above it, but not by 24 dB
-
-
-class AudioError(InputError):
-    """An audio file that cannot be read; the message is the reason, without the file's name."""
-
-
-class _Part(NamedTuple):
-    """A stretch of a file, and what of it is kept after resampling.
-
-    Attributes:
-        first, count: frames to decode, at the file's own rate.
-        skip, keep: samples at 16 kHz to drop from the start, and to keep after them.
-    """
-
-    first: int
-    count: int
-    skip: int
-    keep: int
 
 
 def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
@@ -95,7 +82,7 @@ def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
     """
     if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
         raise ValueError(f"seconds: expected a positive length, found {seconds}")
-    samples = _joined(_blocks(Path(path), seconds))
+    samples = joined(_blocks(Path(path), seconds))
     finite = np.isfinite(samples)
     if not finite.all():
         raise AudioError(f"{np.count_nonzero(~finite)} of {len(samples)} samples are NaN or inf")
@@ -143,16 +130,11 @@ def _refuse_loud(samples: np.ndarray) -> None:
         )
 
 
-def _joined(blocks: Iterable[np.ndarray]) -> np.ndarray:
-    pieces = list(blocks)
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-
-
 def _blocks(path: Path, seconds: float | None = None) -> Iterator[np.ndarray]:
     """All of a file block by block, or its central part as one; their values are not checked."""
     empty = True
     try:
-        _refuse_no_file(path)
+        _look_at(path)
         for block in _decoded(path, seconds):
             if len(block):
                 empty = False
@@ -163,14 +145,16 @@ def _blocks(path: Path, seconds: float | None = None) -> Iterator[np.ndarray]:
         raise AudioError("no audio in it (0 samples)")
 
 
-def _refuse_no_file(path: Path) -> None:
+def _look_at(path: Path) -> None:
+    """Raise AudioError for what can be told without decoding."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise AudioError("it is a folder, not a file")
     if not stat.S_ISREG(mode):  # to open a pipe is to wait until somebody writes to it
         raise AudioError("it is a pipe, a socket or a device, not a file")
-    with path.open("rb"):
-        pass
+    with path.open("rb") as file:
+        if ogg_without_end(file):
+            raise AudioError("its end is missing: the last page of the Ogg stream is not there")
 
 
 def _reason(error: OSError) -> str:
@@ -189,9 +173,9 @@ def _decoded(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
             why = "; nor can libsndfile"
         else:
             with file:
-                # Of an MP3 that does not tell either, libsndfile would read what it estimates.
-                mp3 = file.format == "MP3"
-                if file.frames < _NO_LENGTH and not (mp3 and mp3_without_length(path)):
+                # Of some MP3s and Oggs libsndfile would read a part only.
+                doubt = {"MP3": mp3_without_length, "OGG": ogg_chained}.get(file.format)
+                if file.frames < _NO_LENGTH and not (doubt and doubt(path)):
                     _refuse_missing_end(*seconds_by_bytes(path, file))
                     yield from _from_soundfile(file, seconds)
                     return
@@ -219,93 +203,6 @@ def _refuse_missing_end(found: float, promised: float) -> None:
         )
 
 
-# ---- a part of a file ----------------------------------------------------------------------------
-
-
-def _resampled_length(frames: int, rate: int) -> int:
-    """Samples at 16 kHz that soxr makes of so many frames: rounded to the nearest."""
-    return (2 * frames * SAMPLE_RATE + rate) // (2 * rate)
-
-
-def _central(frames: int, rate: int, seconds: float) -> _Part:
-    """The central part of a file, with its margins.
-
-    It starts where both rates have a sample at the same moment, so that resampling the part gives
-    the very samples that resampling the whole gives there.
-    """
-    divisor = math.gcd(rate, SAMPLE_RATE)
-    step_in, step_out = rate // divisor, SAMPLE_RATE // divisor
-    keep = round(seconds * SAMPLE_RATE)
-    start = (_resampled_length(frames, rate) - keep) // 2
-    margin = math.ceil(_MARGIN * rate)
-    step = max(0, start // step_out - math.ceil(margin / step_in))
-    first = step * step_in
-    last = min(frames, math.ceil((start + keep) * rate / SAMPLE_RATE) + margin)
-    return _Part(first, last - first, start - step * step_out, keep)
-
-
-def _cut_central(samples: np.ndarray, seconds: float | None) -> np.ndarray:
-    keep = len(samples) if seconds is None else round(seconds * SAMPLE_RATE)
-    start = max(0, len(samples) - keep) // 2
-    return samples[start : start + keep]
-
-
-def _cut_part(samples: np.ndarray, part: _Part) -> np.ndarray | None:
-    """What is kept of a decoded part; None if less came than the file's length promised."""
-    kept = samples[part.skip : part.skip + part.keep]
-    return kept if len(kept) == part.keep else None
-
-
-def _mix(block: np.ndarray) -> np.ndarray:
-    """[frames, channels] → [frames], the mean of the channels. (`mean` is 20 times slower.)"""
-    if block.shape[1] == 1:
-        return block[:, 0].copy()
-    mono = block[:, 0] + block[:, 1]
-    for channel in range(2, block.shape[1]):
-        mono += block[:, channel]
-    mono *= np.float32(1 / block.shape[1])
-    return mono
-
-
-def _frames_at_a_time(rate: int) -> int:
-    return max(1, min(_BLOCK, _BLOCK * rate // SAMPLE_RATE))
-
-
-def _regrouped(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same samples in blocks of ``size``; the last may be shorter."""
-    held, length = [], 0
-    for block in blocks:
-        held.append(block)
-        length += len(block)
-        if length >= size:
-            joined = np.concatenate(held)
-            whole = length - length % size
-            yield from (joined[start : start + size] for start in range(0, whole, size))
-            held, length = [joined[whole:]], length - whole
-    if length:
-        yield np.concatenate(held)
-
-
-def _resampled(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-    """Mono float32 blocks at some rate → the same at 16 kHz; some may be empty."""
-    if rate == SAMPLE_RATE:
-        yield from blocks
-        return
-    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-    frames = made = 0
-    for block in blocks:
-        frames += len(block)
-        piece = stream.resample_chunk(block)
-        made += len(piece)
-        yield piece
-    piece = stream.resample_chunk(np.zeros(0, np.float32), last=True)
-    if frames and not made + len(piece):
-        raise AudioError(
-            f"too short: {frames} samples at {rate} Hz are not one at {SAMPLE_RATE} Hz"
-        )
-    yield piece
-
-
 # ---- the two libraries ---------------------------------------------------------------------------
 
 
@@ -317,7 +214,7 @@ def _whole(
     ``promised`` is in seconds; None where the file does not tell.
     """
     if seconds is not None:
-        yield _cut_central(_joined(_whole(blocks, promised, None)), seconds)
+        yield cut_central(joined(_whole(blocks, promised, None)), seconds)
         return
     made = 0
     for block in blocks:
@@ -331,14 +228,14 @@ def _from_soundfile(file: soundfile.SoundFile, seconds: float | None) -> Iterato
     rate = file.samplerate
     try:
         if seconds is not None and file.seekable() and file.frames > seconds * rate:
-            part = _central(file.frames, rate, seconds)
+            part = central(file.frames, rate, seconds)
             file.seek(part.first)
-            kept = _cut_part(_joined(_resampled(_soundfile_blocks(file, part.count), rate)), part)
+            kept = cut_part(joined(resampled(_soundfile_blocks(file, part.count), rate)), part)
             if kept is not None:
                 yield kept
                 return
             file.seek(0)  # shorter than it says: the centre is that of what is there
-        yield from _whole(_resampled(_soundfile_blocks(file), rate), file.frames / rate, seconds)
+        yield from _whole(resampled(_soundfile_blocks(file), rate), file.frames / rate, seconds)
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"damaged: libsndfile stopped decoding ({error.error_string.rstrip('.')})"
@@ -347,7 +244,7 @@ def _from_soundfile(file: soundfile.SoundFile, seconds: float | None) -> Iterato
 
 def _soundfile_blocks(file: soundfile.SoundFile, count: int | None = None) -> Iterator[np.ndarray]:
     """Mono blocks from where the file stands; ``count`` frames, or all there are."""
-    size = _frames_at_a_time(file.samplerate)
+    size = frames_at_a_time(file.samplerate)
     buffer = np.empty((size, file.channels), np.float32)
     left = math.inf if count is None else count
     while left > 0:
@@ -356,7 +253,7 @@ def _soundfile_blocks(file: soundfile.SoundFile, count: int | None = None) -> It
             return
         left -= len(block)
         with np.errstate(all="ignore"):  # inf and NaN are refused later, in words
-            mono = _mix(block)
+            mono = mix(block)
         yield mono
 
 
@@ -369,9 +266,9 @@ def _from_ffmpeg(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
         stream = container.streams.audio[0]
         rate = stream.rate
 
-        def decoded(part: _Part | None = None) -> Iterator[np.ndarray]:
+        def decoded(part: Part | None = None) -> Iterator[np.ndarray]:
             frames = _ffmpeg_blocks(container, stream, part)
-            return _resampled(_regrouped(frames, _frames_at_a_time(rate)), rate)
+            return resampled(regrouped(frames, frames_at_a_time(rate)), rate)
 
         # Only some containers know where everything is; of others the length is a guess.
         indexed = "mp4" in container.format.name or "matroska" in container.format.name
@@ -379,10 +276,10 @@ def _from_ffmpeg(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
         if seconds is not None and indexed and promised:
             frames = int(stream.duration * stream.time_base * rate)
             if frames > seconds * rate:
-                part = _central(frames, rate, seconds)
-                before = max(0, part.first / rate - _MARGIN)
+                part = central(frames, rate, seconds)
+                before = max(0, part.first / rate - MARGIN)
                 container.seek(int(before / stream.time_base), stream=stream)
-                kept = _cut_part(_joined(decoded(part)), part)
+                kept = cut_part(joined(decoded(part)), part)
                 if kept is not None:
                     yield kept
                     return
@@ -391,7 +288,7 @@ def _from_ffmpeg(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
 
 
 def _ffmpeg_blocks(
-    container: av.container.InputContainer, stream: av.AudioStream, part: _Part | None = None
+    container: av.container.InputContainer, stream: av.AudioStream, part: Part | None = None
 ) -> Iterator[np.ndarray]:
     """Mono blocks of all that comes, or of a part; nothing if it cannot be told where that is."""
     import av
@@ -411,7 +308,7 @@ def _ffmpeg_blocks(
         if found != kind:  # at the start, and where pieces of another make are joined on
             converter, kind = av.AudioResampler(format="fltp", rate=rate), found
         for frame in converter.resample(packet):
-            block = _mix(frame.to_ndarray().T)
+            block = mix(frame.to_ndarray().T)
             if part is None:
                 yield block
                 continue

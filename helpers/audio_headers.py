@@ -1,11 +1,12 @@
 """What the headers of audio files say of their length, without decoding anything.
 
 For files whose end is missing, which the decoders take for shorter files; and for MP3s that do not
-say how long they are.
+say how long they are. An Ogg does not say it either, but marks its last page (RFC 3533).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -15,6 +16,9 @@ from typing import BinaryIO
 import soundfile
 
 _LENGTH_TAGS = (b"Xing", b"Info")
+_OGG_PAGE = re.compile(rb"OggS\0[\0-\x07]")  # version 0, and a page's flags
+_OGG_LAST = 4  # the flag of the last page of a stream
+_OGG_TAIL = 65_536  # bytes; a page has 65,307 at most
 _NO_SIZE = 0x7FFF_0000  # bytes, or more, that stand for "not known" in a WAV or AIFF
 
 
@@ -43,18 +47,54 @@ def seconds_by_bytes(path: Path, file: soundfile.SoundFile) -> tuple[float, floa
     return seconds, seconds
 
 
+def ogg_without_end(file: BinaryIO) -> bool:
+    """Whether a file is an Ogg (Vorbis, Opus, FLAC, …), and its last page is not the last.
+
+    Of streams one after the other, or side by side, it is the last page of all that counts. What
+    stands behind it, such as a tag, does not. No more than the end of the file is read.
+    """
+    if not _behind_id3(file)[1].startswith(b"OggS"):
+        return False
+    page = _last_ogg_page(file)
+    if not page:  # something long stands behind the last one
+        return False
+    # RFC 3533, section 6: 27 bytes, the last of which counts the lengths that follow, of the rest.
+    count = page[26] if len(page) > 26 else math.inf
+    whole = 27 + count <= len(page) and 27 + count + sum(page[27 : 27 + count]) <= len(page)
+    return not (whole and page[5] & _OGG_LAST)
+
+
+def ogg_chained(path: Path) -> bool:
+    """Whether an Ogg ends with another stream than it begins with.
+
+    libsndfile may stop after the first one; FFmpeg reads them all.
+    """
+    with path.open("rb") as file:
+        serial = _behind_id3(file)[1][14:18]
+        page = _last_ogg_page(file)
+    return len(page) > 17 and page[14:18] != serial
+
+
+def _last_ogg_page(file: BinaryIO) -> bytes:
+    """From the last page's first byte to the end of the file; nothing if no page begins there."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _OGG_TAIL))
+    tail = file.read(_OGG_TAIL)
+    starts = [page.start() for page in _OGG_PAGE.finditer(tail)]
+    return tail[starts[-1] :] if starts else b""
+
+
 def mp3_without_length(path: Path) -> bool:
     """Whether an MP3 does not say how long it is.
 
     libsndfile goes by an estimate then, and would stop there; FFmpeg reads on to the end.
     """
     with path.open("rb") as file:
-        start = _mp3_start(file)[1]
+        start = _behind_id3(file)[1]
     return not any(tag in start for tag in _LENGTH_TAGS)
 
 
-def _mp3_start(file: BinaryIO) -> tuple[int, bytes]:
-    """Where an MP3's frames begin, behind its ID3 tag, and the first bytes of them."""
+def _behind_id3(file: BinaryIO) -> tuple[int, bytes]:
+    """Where an MP3's frames or an Ogg's pages begin, and the first bytes of them."""
     file.seek(0)
     head, first = file.read(10), 0
     if len(head) == 10 and head.startswith(b"ID3"):
@@ -65,7 +105,7 @@ def _mp3_start(file: BinaryIO) -> tuple[int, bytes]:
 
 def _xing_bytes(file: BinaryIO) -> tuple[int, int]:
     """How many bytes of frames an MP3's Xing header promises (0: it does not), and there are."""
-    first, start = _mp3_start(file)
+    first, start = _behind_id3(file)
     there = file.seek(0, os.SEEK_END) - first
     found = re.search(rb"(?:Xing|Info)\0\0\0([\x02\x03\x06\x07\x0a\x0b\x0e\x0f])", start)
     if not found:

@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from tqdm import tqdm
 
 from helpers.checkpoints import Stopped
+from helpers.patches import seconds
 from helpers.tracks import TrackResult
 from helpers.writer import ResultWriter
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # the last announces the end of a SLURM job's time
 
 
+# Processes meet once, at the end, and one may come much later than the others.
+_PATIENCE = timedelta(days=7)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number, saved=True)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within this, SIGINT, SIGTERM and SIGUSR1 raise `helpers.checkpoints.Stopped`, at once."""
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other may set them
+        handlers = {n: signal.signal(n, _stop) for n in _numbers()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _numbers() -> list[int]:
+    return [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+
+
 class Collect(pl.Callback):
     """Hands results to the writer, keeps account of failures, and moves a progress bar.
-
-    On SIGINT, SIGTERM and SIGUSR1 it raises :class:`helpers.checkpoints.Stopped`, at once: what is
-    not written by then is made by the next run.
 
     Args:
         writer: of the results.
@@ -32,6 +60,7 @@ class Collect(pl.Callback):
         seconds: of the audio that was done.
         failed: reasons by key.
         started: `time.monotonic` when the first chunk was asked for.
+        group: of several processes, for what they tell one another at the end.
     """
 
     def __init__(self, writer: ResultWriter, total: int, progress: bool = True) -> None:
@@ -41,23 +70,21 @@ class Collect(pl.Callback):
         self.failed: dict[str, str] = {}
         self.started = time.monotonic()
         self._progress = progress
+        self.group: Any = None
         self._bar: tqdm | None = None
-        self._handlers: dict[int, Any] = {}
+        self._compared = False
+        self._heard = 0.0  # seconds that have gone in
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.monotonic()
         shown = self._progress and trainer.is_global_zero
-        self._bar = tqdm(
-            total=self.total, desc="extract", unit="track", disable=None if shown else True
-        )
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            raise Stopped(number, saved=True)
-
-        for name in _SIGNALS:
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                self._handlers[number] = signal.signal(number, stop)
+        name = "extract" if trainer.world_size == 1 else "extract (part of the first process)"
+        self._bar = tqdm(total=self.total, desc=name, unit="track", disable=None if shown else True)
+        if trainer.world_size > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        if threading.current_thread() is threading.main_thread():
+            for number in _numbers():  # again: Lightning has set its own by now
+                signal.signal(number, _stop)
 
     def on_predict_batch_end(
         self,
@@ -68,17 +95,25 @@ class Collect(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        similarity = pl_module.encoder.similarity
+        if similarity is not None and not self._compared and trainer.is_global_zero:
+            figures = ", ".join(f"{name} {value:.6f}" for name, value in similarity.items())
+            tqdm.write(
+                f"int8 against fp32, lowest cosine similarity on the first patches: {figures}"
+            )
+            self._compared = True
         for result in outputs:
             if isinstance(result, TrackResult):
                 self.writer.put(result)
                 self.seconds += result.seconds
             else:
                 self.failed[result.key] = result.reason
-        if outputs:
-            speed = self.seconds / max(time.monotonic() - self.started, 1e-9)
-            hours = f"{self.seconds / 3600:.2f} h of audio, {speed:.0f} x real time"
-            self._bar.set_postfix_str(hours, refresh=False)
-            self._bar.update(len(outputs))
+        # Patch by patch: of a long track, too, one sees that it goes on.
+        self._heard += seconds(int(batch.fresh.sum()))
+        speed = self._heard / max(time.monotonic() - self.started, 1e-9)
+        hours = f"{self._heard / 3600:.2f} h of audio, {speed:.0f} x real time"
+        self._bar.set_postfix_str(hours, refresh=False)
+        self._bar.update(len(outputs))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._end()
@@ -91,6 +126,3 @@ class Collect(pl.Callback):
     def _end(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()

@@ -58,5 +58,10 @@ def encodable(text: str) -> str:
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode()
+        return valid_utf8(text)
     return text
+
+
+def valid_utf8(text: str) -> str:
+    """The text without surrogates: they become backslash escapes (``\\udcff``)."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,20 +1,32 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and what to say of those that cannot be written."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 _UMASK = threading.Lock()
 TEMPORARY = ".tmp-"  # what the names of unfinished files and folders begin with
+# Errors that a single name is to blame for, not the disk: too long, not one for this file system, a
+# file where a folder should be or the other way round, a loop of links.
+NAMES_FILE_ONLY = frozenset(
+    {
+        *(errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR),
+        *(errno.EEXIST, errno.ELOOP),
+    }
+)
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DAY = 24 * 3600  # seconds
 
 
 @contextmanager
@@ -97,6 +109,44 @@ def _move_into_place(new: Path, folder: Path) -> None:
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | Path, suffixes: Collection[str]) -> None:
+    """Remove unfinished files that a killed run left below a folder, a day ago or earlier.
+
+    Args:
+        folder: it need not be there. Folders that are links are not entered.
+        suffixes: of the files that the caller writes there, such as ``.npy``; others stay.
+    """
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place) / name
+            if not name.startswith(TEMPORARY) or path.suffix not in suffixes:
+                continue
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _DAY:
+                    path.unlink()
+
+
+def why_not_written(path: str | Path, error: OSError, other_place: str) -> str:
+    """What to say when a file, and so any other there, cannot be written.
+
+    Args:
+        path: the file.
+        error: what the system said.
+        other_place: the setting that names another folder, such as ``inference.out_dir``.
+    """
+    # NumPy gives no number when a disk, or a quota, takes a part only.
+    full = error.errno is None or error.errno in _DISK_FULL
+    why, mend = (
+        ("the disk is full, or your share of it", "make room")
+        if full
+        else ("a folder or disk that takes no files", f"mend that, or give another {other_place}")
+    )
+    return (
+        f"{path}: cannot be written: {error.strerror or error} ({why}). What is done is kept: "
+        f"{mend}, and run the same again"
+    )
 
 
 def current_umask() -> int:

@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from helpers.errors import InputError
+from helpers.failures import valid_utf8
 from helpers.files import TEMPORARY, write_json
 
 MANIFEST = "manifest.json"
@@ -50,13 +51,12 @@ def open_folder(
         folder: where results go.
         settings: what they depend on; values as JSON has them.
         source: the folder that the tracks' keys are relative to.
-        overwrite: whether results made with other settings, of unknown ones, or of a source that
-            is not yet in the manifest are removed, with what stands beside them; nothing else is,
-            and nothing in a folder that is a link. Results of the same settings and source stay:
-            the caller makes them again.
+        overwrite: whether results made with other settings, or with unknown ones, are removed,
+            with what stands beside them; nothing else is, and nothing in a folder that is a link.
+            Results of the same settings stay: the caller makes its own again.
         pattern: of results' names, such as ``*.embeddings.npy``.
-        present: tells the key of some track of this run that has a file there already, or None.
-            It is asked for a source that is not yet in the manifest.
+        present: tells the key of some track of this source that has a file there already, or
+            None. It is asked for a source that is not yet in the manifest, and never again.
 
     Raises:
         InputError: the folder holds results that were made otherwise; the manifest is damaged; or
@@ -92,7 +92,7 @@ def _agreed_sources(
     present: Callable[[], str | None],
 ) -> list[str] | None:
     """The sources to write down; None if the manifest stays as it is. Under the lock."""
-    shown = _text(source)
+    shown = valid_utf8(source)
     try:
         found = read_manifest(path.parent)
     except InputError:
@@ -111,14 +111,15 @@ def _agreed_sources(
         was, sources = found["settings"], found["sources"]
         if was == wanted and shown in sources:
             return None
-        if was == wanted and not overwrite:
-            key = present()
+        if was == wanted:
+            key = None if overwrite else present()
             if key is not None:
                 others = ", ".join(sources)
                 raise InputError(
                     f"{path.parent}: holds {key!r} already, made from {others}; this run reads "
-                    f"{shown}: two tracks of one name would be taken for one. {_WAYS_OUT}, "
-                    f"{_REMOVES}"
+                    f"{shown}: two tracks of one name would be taken for one. {_WAYS_OUT}, which "
+                    "makes this run's tracks again. (The same music in another place? Then write "
+                    f"{shown} into the sources of {path})"
                 )
             return [*sources, shown]
         if not overwrite:
@@ -200,15 +201,10 @@ def _short(text: str, same: int) -> str:
 def _valid(value: Any) -> Any:
     """JSON whose texts are valid UTF-8."""
     if isinstance(value, dict):
-        return {_text(name): _valid(item) for name, item in value.items()}
+        return {valid_utf8(name): _valid(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_valid(item) for item in value]
-    return _text(value) if isinstance(value, str) else value
-
-
-def _text(text: str) -> str:
-    """The text as valid UTF-8: bytes that are none become backslash escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return valid_utf8(value) if isinstance(value, str) else value
 
 
 def model_hash(state_dict: Mapping[str, torch.Tensor], sizes: Mapping[str, Any]) -> str:

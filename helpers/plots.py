@@ -139,8 +139,8 @@ def activation_plot(
 ) -> Path:
     """Draw some labels' activations over time, above the track's log-mel; they share the axis.
 
-    A patch is drawn from its start to its end, or to the next one's start where patches overlap; a
-    gap between patches is left white.
+    A patch is drawn from its start to its end; where patches overlap they meet halfway between
+    their centres, so that each is drawn around its own. A gap between patches is left white.
 
     Args:
         path: the PNG file.
@@ -150,17 +150,18 @@ def activation_plot(
         labels: L names, from the top row down.
         seconds: duration of the track.
         title: of the figure; taken as it is, "$" is no formula.
-        figure_name: what the colours stand for: "activation" (from 0), or "value".
+        figure_name: what the colours stand for: "activation", from 0 to 1 whatever the track, so
+            that pictures can be compared; or "value", from the lowest to the highest there is.
     """
     rows = len(labels)
     heights = 0.4 + 0.24 * max(rows, 3), 2.4  # inches, about
     figure = Figure(figsize=(11, sum(heights) + 0.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=heights)
     edges, columns = _patch_columns(times, activations)
-    least, most = np.nanmin(columns), np.nanmax(columns)
-    if figure_name == "activation":
-        least = 0.0
-    most = most if most > least else least + 1  # all the same: there is no range of colours
+    least, most = 0.0, 1.0
+    if figure_name != "activation":
+        least, most = np.nanmin(columns), np.nanmax(columns)
+        most = most if most > least else least + 1  # all the same: there is no range of colours
     heat = upper.pcolorfast(
         edges, np.arange(rows + 1) - 0.5, columns.T, cmap="magma_r", vmin=least, vmax=most
     )
@@ -195,19 +196,23 @@ def activation_plot(
 
 def _patch_columns(times: np.ndarray, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Edges [n + 1] in seconds, and the values [n, L] between them: NaN where no patch is."""
+    starts, centres, ends = times.T
+    # Where two patches meet: halfway between their centres, but in both of them (a last patch may
+    # be so short that its centre is far from the others' rhythm).
+    halfway = (centres[:-1] + centres[1:]) / 2
+    meet = np.clip(halfway, starts[1:], np.maximum(ends[:-1], starts[1:]))
+    first, last = np.append(starts[0], meet), np.append(np.minimum(ends[:-1], meet), ends[-1])
     edges, columns = [], []
     nothing = np.full(activations.shape[1], np.nan)
-    if times[0, 0] > 0:
-        edges.append(0.0)
-        columns.append(nothing)
-    following = np.append(times[1:, 0], np.inf)
-    for (start, _, end), later, values in zip(times, following, activations, strict=True):
+    before = 0.0
+    for start, end, values in zip(first, last, activations, strict=True):
+        if start > before:
+            edges.append(before)
+            columns.append(nothing)
         edges.append(start)
         columns.append(values)
-        if end < later < np.inf:
-            edges.append(end)
-            columns.append(nothing)
-    return np.array([*edges, max(times[-1, 2], edges[-1] + 1e-3)]), np.array(columns, np.float32)
+        before = end
+    return np.array([*edges, max(before, edges[-1] + 1e-3)]), np.array(columns, np.float32)
 
 
 def _mark_times(axes: Axes, seconds: float) -> None:

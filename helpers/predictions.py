@@ -12,7 +12,7 @@ import csv
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from helpers.errors import InputError
-from helpers.failures import encodable
+from helpers.failures import encodable, valid_utf8
 from helpers.files import TEMPORARY, atomic_path, to_json
 from helpers.tracks import TrackResult
 
@@ -80,7 +80,7 @@ def write_predictions(
     names = label_names(labels, len(result.activations))
     if len(names) != len(result.activations):
         raise ValueError(f"{len(result.activations)} activations and {len(names)} labels")
-    names = [_text(name) for name in names]
+    names = [valid_utf8(name) for name in names]
     figure = figure_name(task)
 
     def entries(values: np.ndarray) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def write_predictions(
         return [{"label": names[i], figure: round(float(values[i]), _DIGITS)} for i in chosen]
 
     prediction = {
-        "track": _text(result.key),
+        "track": valid_utf8(result.key),
         "seconds": round(result.seconds, 3),
         "task": task,
         "labels": entries(result.activations),
@@ -152,7 +152,10 @@ def read_predictions(path_json: str | Path) -> dict[str, Any]:
 
 
 def write_table(
-    path_csv: str | Path, folder: str | Path, keys: Iterable[str] | None = None
+    path_csv: str | Path,
+    folder: str | Path,
+    keys: Iterable[str] | None = None,
+    leave_out: Collection[str] = (),
 ) -> tuple[int, int]:
     """Write one CSV with a row for each track: ``track,seconds,label_1,activation_1,label_2,…``.
 
@@ -163,10 +166,11 @@ def write_table(
         path_csv: the file.
         folder: where the ``<key>.predictions.json`` are.
         keys: of the tracks; None for all there are in the folder, in the order of names.
+        leave_out: keys that are not to be in it, though there may be a file from before.
 
     Returns:
-        how many tracks are in it; and how many are not, because their file is missing, cannot be
-        read, or has another number of labels than the first.
+        how many tracks are in it; and how many are not, because they are left out, or their file is
+        missing, cannot be read, or has another number of labels than the first.
 
     Raises:
         OSError: it cannot be written.
@@ -177,8 +181,11 @@ def write_table(
         atomic_path(path_csv) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        rows = csv.writer(file)
+        rows, unwanted = csv.writer(file), frozenset(leave_out)
         for key in _keys(folder) if keys is None else keys:
+            if key in unwanted:
+                left_out += 1
+                continue
             try:
                 prediction = read_predictions(folder / f"{key}{SUFFIX}")
             except (InputError, ValueError):  # ValueError: no file can have that name
@@ -300,8 +307,3 @@ def _fill(text: str, columns: int) -> str:
     """Exactly so many columns."""
     text = _cut(text, columns)
     return text + " " * (columns - _columns(text))
-
-
-def _text(text: str) -> str:
-    """The text as valid UTF-8: surrogates become backslash escapes (``\\udcff``)."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -36,6 +36,7 @@ class Thumbnail:
             self._sums = np.pad(self._sums, ((0, missing), (0, 0)))
             self._counts = np.pad(self._counts, (0, missing))
 
-    def columns(self) -> np.ndarray:
-        """float32 [96, columns]; silence where nothing was heard."""
+    def columns(self, frames: int) -> np.ndarray:
+        """float32 [96, columns] of a track of so many frames; silence where nothing was heard."""
+        self._grow(-(-frames // self._frames))
         return (self._sums / np.maximum(self._counts, 1)[:, None]).T

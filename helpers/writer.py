@@ -9,17 +9,16 @@ Files of a track are whole or absent, and a track is done when all of them are t
   ``start``, ``centre`` and ``end`` in seconds. It is written first.
 - ``<key>.predictions.json``, ``.predictions.csv`` and, if wanted, ``.predictions.png``: see
   `helpers.predictions`. The JSON is written last.
+
+A picture or times from before are removed where the new files come without.
 """
 
 from __future__ import annotations
 
 import csv
-import errno
-import os
 import queue
 import stat
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,25 +28,17 @@ from typing import Any
 
 import numpy as np
 
+from helpers import files
 from helpers.errors import InputError
-from helpers.files import TEMPORARY, atomic_path
+from helpers.files import NAMES_FILE_ONLY, atomic_path, why_not_written
 from helpers.plots import activation_plot
 from helpers.predictions import best, figure_name, label_names, write_predictions
 from helpers.tracks import FINAL, TrackResult
 
-POOLS = ("mean", "none")
 KINDS = ("embeddings", "logits", "predictions")
 MAX_WAITING = 32  # results
 MAX_WAITING_BYTES = 2**28  # in their arrays; one more is let in while there are fewer
 _SUFFIXES = {".npy", ".csv", ".json", ".png"}  # of what is written here
-_DAY = 24 * 3600  # seconds
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-# What a single name is to blame for, not the disk: too long, not one for this file system, a file
-# where a folder should be or the other way round, a loop of links.
-_NAMES_FILE_ONLY = {
-    *(errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR),
-    *(errno.EEXIST, errno.ELOOP),
-}
 
 
 @dataclass(frozen=True)
@@ -110,14 +101,7 @@ def is_done(
 
 def remove_leftovers(folder: str | Path) -> None:
     """Remove temporary files that a killed run left, a day ago or earlier."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            path = Path(place) / name
-            if not name.startswith(TEMPORARY) or path.suffix not in _SUFFIXES:
-                continue
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _DAY:
-                    path.unlink()
+    files.remove_leftovers(folder, _SUFFIXES)
 
 
 class ResultWriter:
@@ -238,8 +222,9 @@ class ResultWriter:
                 made.append(path)
                 write(path)
         except OSError as error:
-            if error.errno not in _NAMES_FILE_ONLY:
-                raise _not_written(made[-1], error) from error
+            if error.errno not in NAMES_FILE_ONLY:
+                text = why_not_written(made[-1], error, "inference.out_dir")
+                raise InputError(text) from error
             _remove(made)
             return f"its file cannot be written: {error.strerror}"
         except Exception as error:  # whatever a strange name leads to, the others are written
@@ -268,12 +253,15 @@ class ResultWriter:
                 yield result.patch_activations
 
     def _files(self, result: TrackResult) -> Iterator[tuple[Path, Any]]:
-        """A track's files in the order in which they are written, each with what writes it."""
+        """A track's files in the order in which they are written, each with what writes it.
+
+        Those from before that do not belong to the new ones come with what removes them.
+        """
         for output in self.outputs:
             path = output.path(result.key)
             if output.kind == "predictions":
-                if self.plot:
-                    yield path.with_suffix(".png"), lambda path: self._plot(path, result)
+                picture = path.with_suffix(".png")
+                yield picture, (lambda p: self._plot(p, result)) if self.plot else _remove_stale
                 yield (
                     path,
                     lambda path: write_predictions(path, result, self.labels, self.top, self.task),
@@ -282,8 +270,10 @@ class ResultWriter:
             values = result.logits if output.kind == "logits" else result.embeddings[output.block]
             # [C] and [D], or [3, D], of a track; one dimension more for each patch.
             of_track = 2 if output.kind == "embeddings" and output.block != FINAL else 1
-            if values.ndim > of_track:
-                times = output.folder / f"{result.key}.times.csv"
+            times = output.folder / f"{result.key}.times.csv"
+            if values.ndim == of_track:
+                yield times, _remove_stale
+            else:
                 yield times, lambda path: _write_times(path, result.times)
                 if output.kind == "embeddings" and values.ndim == 2:
                     values = values[:, None]  # [P, 1, D]
@@ -343,26 +333,15 @@ def _write_times(path: Path, times: np.ndarray) -> None:
         rows.writerows((i, *(f"{t:.3f}" for t in row)) for i, row in enumerate(times.tolist()))
 
 
+def _remove_stale(path: Path) -> None:
+    """Remove a file from before; a folder of that name, somebody's music, is none."""
+    if path.is_file():
+        path.unlink()
+
+
 def _remove(paths: Sequence[Path]) -> None:
     """Remove what was written of a track that is not done."""
     for path in paths:
         for part in (path, path.with_suffix(".csv")) if path.suffix == ".json" else (path,):
             with suppress(OSError, ValueError):
                 part.unlink(missing_ok=True)
-
-
-def _not_written(path: Path, error: OSError) -> InputError:
-    # NumPy gives no number when a disk, or a quota, takes a part only.
-    full = error.errno is None or error.errno in _DISK_FULL
-    why, mend = (
-        ("the disk is full, or your share of it", "make room")
-        if full
-        else (
-            "a folder or disk that takes no files",
-            "mend that, or give another inference.out_dir",
-        )
-    )
-    return InputError(
-        f"{path}: cannot be written: {error.strerror or error} ({why}). What is done is kept: "
-        f"{mend}, and run the same again"
-    )

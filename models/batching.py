@@ -26,6 +26,7 @@ _CPU_TOKENS = 4096
 _GPU_PATCHES = 32
 # A patch that is shorter than others waits for its like while so many passes go before it.
 _PATIENCE = 8
+_WAITING = 8  # passes that all waiting patches together are enough for, at most
 _COMPARED = 8  # patches on which int8 is compared with fp32
 
 
@@ -89,7 +90,8 @@ class Encoder(nn.Module):
         self, net: Maest, wanted: Wanted, quantize: str | None = None, threads: int | None = None
     ) -> None:
         super().__init__()
-        wrong = [b for b in wanted.blocks if b not in range(FINAL, net.depth)]
+        there = range(FINAL, net.depth)
+        wrong = [b for b in wanted.blocks if not isinstance(b, int) or b not in there]
         if wrong:
             raise ValueError(
                 f"blocks has {wrong}: expected numbers from 0 to {net.depth - 1}, or -1 for the "
@@ -160,6 +162,7 @@ class Batcher:
         self.wanted = encoder.wanted
         self._per_pass = patches_per_pass
         self._tracks: dict[int, _Track] = {}
+        self._void: dict[int, int] = {}  # tracks that failed before their end, by attempt
         self._groups: dict[int, list[_Patch]] = {}  # by patch columns
         self._since: dict[int, int] = {}  # when its oldest patch came, in passes
         self._passes = 0
@@ -167,12 +170,15 @@ class Batcher:
     @torch.no_grad()
     def feed(self, chunk: Chunk) -> list[TrackResult | Failure]:
         """Take a chunk; what has become complete by it."""
+        if self._void.get(chunk.index) == chunk.attempt:  # it has failed, and was told
+            return []
         track = self._track(chunk)
         if chunk.error is not None:
-            self._forget(track)
-            return [Failure(chunk.key, chunk.index, chunk.error)]
-        if chunk.patches is not None:
-            self._take(track, chunk)
+            return [self._fail(track, chunk.error)]
+        if problem := self._take(track, chunk):
+            if not chunk.last:
+                self._void[chunk.index] = chunk.attempt
+            return [self._fail(track, problem)]
         track.frames = chunk.frames
         complete: list[TrackResult | Failure] = []
         for columns in list(self._groups):
@@ -181,7 +187,13 @@ class Batcher:
         for columns, since in list(self._since.items()):
             if self._passes - since >= _PATIENCE:
                 complete += self._run(columns)
-        if track.frames is not None and not track.waiting and track.index in self._tracks:
+        while self._waits_for_too_long():
+            complete += self._run(max(self._groups, key=lambda columns: len(self._groups[columns])))
+        if (
+            track.frames is not None
+            and not track.waiting
+            and self._tracks.get(track.index) is track
+        ):
             complete.append(self._complete(track))
         return complete
 
@@ -211,12 +223,26 @@ class Batcher:
             if not self._groups[columns]:
                 del self._groups[columns], self._since[columns]
 
-    def _take(self, track: _Track, chunk: Chunk) -> None:
+    def _waits_for_too_long(self) -> bool:
+        """Whether more patches wait, in groups that are not full, than there should."""
+        passes = sum(len(group) / self._limit(columns) for columns, group in self._groups.items())
+        return passes > _WAITING
+
+    def _fail(self, track: _Track, reason: str) -> Failure:
+        self._forget(track)
+        return Failure(track.key, track.index, reason)
+
+    def _take(self, track: _Track, chunk: Chunk) -> str | None:
+        """Put a chunk's patches to those that wait; the reason why they cannot be computed."""
         mels = chunk.patches
+        if mels is None:
+            return None
         if mels.ndim == 2:
             mels = log_mel_of(mels, self.encoder.net.frontend)
         columns = grid_size(mels.shape[1])
         used = (columns - 1) * STRIDE + PATCH_SIZE  # frames beyond are in no patch embedding
+        if self.encoder.net.n_tokens(used, training=False) <= 2:
+            return f"patchout leaves nothing of a patch of {seconds(mels.shape[1]):.2f} s"
         if columns not in self._groups:
             self._groups[columns], self._since[columns] = [], self._passes
         for mel, span, new in zip(mels, chunk.spans.tolist(), chunk.fresh.tolist(), strict=True):
@@ -227,6 +253,7 @@ class Batcher:
             if track.picture is not None:
                 own = mel[: span[1] - span[0]][-new:]
                 track.picture.add(own.float().cpu().numpy(), span[1] - new)
+        return None
 
     def _limit(self, columns: int) -> int:
         """Patches of so many columns that make a pass."""
@@ -275,9 +302,7 @@ class Batcher:
     def _complete(self, track: _Track) -> TrackResult | Failure:
         del self._tracks[track.index]
         if not track.spans:
-            return Failure(
-                track.key, track.index, "no patch of it is used: too short for patches of this kind"
-            )
+            return Failure(track.key, track.index, "empty, or too short for a patch of this kind")
         total = sum(track.weights)
         means = {name: (sums / total).astype(np.float32) for name, sums in track.sums.items()}
         rows = {
@@ -294,5 +319,5 @@ class Batcher:
             chosen.get("logits"),
             means.get("activations"),
             rows.get("activations"),
-            track.picture.columns() if track.picture is not None else None,
+            track.picture.columns(track.frames) if track.picture is not None else None,
         )

@@ -25,12 +25,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
+from threading import Barrier, Lock
 
 import torch
-from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from models.blocks import is_standard
 from models.maest import Maest
 
 # Rows of one product: enough for full speed (512 were up to 15 % slower, 2048 no faster), and an
@@ -39,6 +41,9 @@ _ROWS = 1024
 # Queries of one part of attention: measured from 64 to 1676, of 272 to 1676 tokens. Less is slower
 # by up to 15 %; much more no longer fits the cache.
 _QUERIES = 448
+# oneDNN compiles code for every new shape, and keeps it: some megabytes for each number of tokens.
+# So products have whole units of rows and keys. What that adds is left out again.
+_UNIT = 32
 # Fewer rows than this are no work for a second thread.
 _FEWEST_ROWS = 64
 
@@ -111,6 +116,8 @@ def matmul_ceiling(seconds: float = 1.0) -> float:
 class _OnednnBlock(Block):
     """timm's block, computed through oneDNN where that gives the same result."""
 
+    computes_as_block = True  # for `is_standard`
+
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
@@ -135,26 +142,6 @@ def _applies(block: Block, x: Tensor) -> bool:
     attn, mlp = block.attn, block.mlp
     layers = (attn.qkv, attn.proj, mlp.fc1, mlp.fc2, block.norm1, block.norm2)
     return all(_plain(tensor) for tensor in (x, *(layer.weight for layer in layers)))
-
-
-def is_standard(block: nn.Module) -> bool:
-    """Whether a block is as `Maest` makes it: no layer replaced or added, and none with hooks.
-
-    Then it can be computed from its parameters, in eval mode.
-    """
-    if not isinstance(block, Block) or type(block.attn) is not Attention:
-        return False
-    attn, mlp = block.attn, block.mlp
-    if type(mlp) is not Mlp or type(mlp.act) is not nn.GELU or mlp.act.approximate != "none":
-        return False
-    absent = (block.ls1, block.ls2, attn.q_norm, attn.k_norm, attn.norm, mlp.norm)
-    return (
-        all(type(layer) is nn.Linear for layer in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
-        and all(isinstance(layer, nn.LayerNorm) for layer in (block.norm1, block.norm2))
-        and all(type(layer) is nn.Identity for layer in absent)
-        and attn.gate is None
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in block.modules())
-    )
 
 
 def _plain(tensor: Tensor) -> bool:
@@ -190,54 +177,69 @@ def _compute(block: Block, x: Tensor) -> Tensor:
     attn, mlp = block.attn, block.mlp
     batch, n, channels = x.shape
     heads, width = attn.num_heads, attn.head_dim
-    total = batch * n
+    total, keys = batch * n, _round_up(n)
     threads = max(1, min(torch.get_num_threads(), total // _FEWEST_ROWS))
+    # Steps read and write whole units of rows. What lies behind the last token is never looked at,
+    # but must be numbers that are fast to compute with: what is in new memory may not be.
+    padded = _round_up(total) + _UNIT
     given = x.reshape(total, channels)
     # Heads first: then the tokens of one head of one patch lie beside each other.
-    q, k, v = (torch.empty(heads, total, width) for _ in range(3))
-    mixed = torch.empty(total, attn.attn_dim)
-    result = torch.empty(total, channels)
+    q, k, v = (torch.empty(heads, padded, width) for _ in range(3))
+    mixed = torch.empty(padded, attn.attn_dim)
+    result = torch.empty(padded, channels)
+    q[:, total:], k[:, total:], mixed[total:] = 0, 0, 0
+
+    def tokens(rows: slice) -> Tensor:
+        return F.pad(given[rows], (0, 0, 0, max(0, rows.stop - total)))
 
     def project(rows: slice) -> None:
-        qkv = _linear(attn.qkv, block.norm1(given[rows]))
+        qkv = _linear(attn.qkv, block.norm1(tokens(rows)))
         parts = qkv.view(-1, 3, heads, width).permute(1, 2, 0, 3)
         torch.mul(parts[0], attn.scale, out=q[:, rows])
         k[:, rows] = parts[1]
         v[:, rows] = parts[2]
 
     def attend(part: tuple[int, int, slice]) -> None:
-        head, first, queries = part
-        patch = slice(first, first + n)
-        values = v[head, patch].T.contiguous()
-        scores = _product(q[head, queries], k[head, patch])
+        head, first, rows = part
+        count = min(rows.stop, n) - rows.start
+        queries = q[head, first + rows.start : first + rows.stop]
+        scores = _product(queries, k[head, first : first + keys])
+        scores[:, n:] = -torch.inf  # of the next patch's keys
+        values = F.pad(v[head, first : first + n].T, (0, keys - n))
         columns = slice(head * width, (head + 1) * width)
-        mixed[queries, columns] = _product(scores.softmax(-1), values)
+        found = _product(scores.softmax(-1), values.contiguous())[:count]
+        mixed[first + rows.start : first + rows.start + count, columns] = found
 
     def finish(rows: slice) -> None:
-        y = _linear_add(attn.proj, mixed[rows], given[rows])
+        y = _linear_add(attn.proj, mixed[rows], tokens(rows))
         result[rows] = _linear_add(mlp.fc2, _linear_gelu(mlp.fc1, block.norm2(y)), y)
 
     _each(project, _parts(total, _ROWS, threads), threads)
     parts = [
-        (head, first, slice(first + queries.start, first + queries.stop))
+        (head, first, queries)
         for first in range(0, total, n)
         for head in range(heads)
         for queries in _parts(n, _QUERIES)
     ]
     _each(attend, parts, threads)
     _each(finish, _parts(total, _ROWS, threads), threads)
-    return result.view(batch, n, channels)
+    return result[:total].view(batch, n, channels)
+
+
+def _round_up(rows: int) -> int:
+    return -(-rows // _UNIT) * _UNIT
 
 
 def _parts(length: int, size: int, at_least: int = 1) -> list[slice]:
-    """``length`` in parts of about ``size``, all of one size but for one row.
+    """``length`` rows in parts of about ``size``, all of one size but for one unit.
 
-    A multiple of ``at_least`` of them, for as many threads.
+    A multiple of ``at_least`` of them where there is a unit for each, for as many threads. The last
+    part is whole units as well: it ends up to a unit behind ``length``.
     """
+    units = -(-length // _UNIT)
     count = max(1, round(length / size))
-    count = min(length, -(-count // at_least) * at_least)
-    edges = [i * length // count for i in range(count + 1)]
-    return [slice(*edge) for edge in pairwise(edges)]
+    count = min(units, -(-count // at_least) * at_least)
+    return [slice(*edge) for edge in pairwise(i * units // count * _UNIT for i in range(count + 1))]
 
 
 def _each(work: Callable, parts: Sequence, threads: int) -> None:
@@ -254,19 +256,41 @@ def _each(work: Callable, parts: Sequence, threads: int) -> None:
                 work(part)
 
     pool = _pool(os.getpid(), threads)
-    shares = [parts[part] for part in _parts(len(parts), len(parts), threads)]
+    edges = [i * len(parts) // threads for i in range(threads + 1)]
+    shares = [parts[slice(*edge)] for edge in pairwise(edges)]
     for future in [pool.submit(run, share) for share in shares]:
         future.result()
 
 
-@lru_cache(maxsize=2)
-def _pool(_pid: int, threads: int) -> ThreadPoolExecutor:
+_making = Lock()
+
+
+def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
     """Threads whose products are theirs alone. After a fork there are none left: one for each."""
+    with _making:
+        return _make_pool(pid, threads)
+
+
+@lru_cache(maxsize=2)
+def _make_pool(_pid: int, threads: int) -> ThreadPoolExecutor:
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "blocks", torch.set_num_threads, (1,))
-    ready = [pool.submit(time.sleep, 0.01) for _ in range(threads)]  # all of them start
-    for future in ready:
-        future.result()
-    # It is a thread's own number, and also the default of threads that come later: put back.
-    torch.set_num_threads(before)
+    ready = Barrier(threads + 1)
+
+    def start() -> None:
+        # A thread takes the process's number at its first look, and would in the middle of things.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(threads, "blocks", start)
+    try:
+        for _ in range(threads):
+            pool.submit(int)
+        ready.wait()
+    except BaseException:  # no more threads to be had: those that wait must not wait for ever
+        ready.abort()
+        raise
+    finally:
+        # It is a thread's own number, and also the default of threads that come later: put back.
+        torch.set_num_threads(before)
     return pool

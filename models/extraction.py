@@ -40,8 +40,8 @@ class Extractor:
 
     Args:
         model: a network; a model folder or checkpoint file; or the name of an arch with weights.
-        blocks: whose embeddings are wanted, numbers from 0, and -1 for the one after the final
-            norm; "all" for all blocks.
+        blocks: whose embeddings are wanted: a number from 0, or -1 for the one after the final
+            norm; several of them; or "all".
         logits, activations, pool: as in :class:`Wanted`.
         patch_seconds: length of a patch; the model's, if None.
         hop_seconds: from one patch to the next; ``patch_seconds`` if None.
@@ -61,7 +61,7 @@ class Extractor:
         self,
         model: Maest | str | Path,
         *,
-        blocks: Sequence[int] | str = (FINAL,),
+        blocks: int | Sequence[int] | str = (FINAL,),
         logits: bool = False,
         activations: bool = False,
         pool: str = "mean",
@@ -79,8 +79,9 @@ class Extractor:
                 device = "cuda" if torch.cuda.is_available() else "cpu"
         self.net = model if device is None else model.to(device)
         self.labels = model.labels
-        every = range(model.depth)
-        chosen = tuple(every) if blocks == "all" else tuple(blocks)
+        if isinstance(blocks, int):
+            blocks = [blocks]
+        chosen = tuple(range(model.depth)) if blocks == "all" else tuple(blocks)
         self.wanted = Wanted(chosen, logits, activations, pool)
         self.cutting = cutting(self.net, patch_seconds, hop_seconds, tail)
         if self.net.cls_token.device.type == "cpu":

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from helpers import patches
 from helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD, MelSpectrogram, n_frames
 from helpers.patches import PATCH_SIZE
+from models.blocks import is_standard, two_tokens
 
 STRIDE = 10  # frames and bands from one patch to the next
 DISTILLED_TYPES = ("mean", "separated")
@@ -79,25 +80,6 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)  # [B, 1, F bands, T frames] → [B, D, F rows, T columns]
-
-
-def _two_tokens(block: Block, x: Tensor) -> Tensor:
-    """A block's output for the cls and dist tokens alone: [B, N, D] → [B, 2, D].
-
-    They look at all tokens; the others' own queries, projections and MLP, five sixths of the
-    products, are not needed where nobody reads them. In eval mode.
-    """
-    attention, normed = block.attn, block.norm1(x)
-    weight, bias, width = attention.qkv.weight, attention.qkv.bias, x.shape[-1]
-    query = F.linear(normed[:, :2], weight[:width], bias[:width])
-    key, value = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
-    query, key, value = (
-        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-        for part in (query, key, value)
-    )
-    heads = F.scaled_dot_product_attention(query, key, value)
-    x = x[:, :2] + attention.proj(heads.transpose(1, 2).flatten(2))
-    return x + block.mlp(block.norm2(x))
 
 
 class Maest(nn.Module):
@@ -508,7 +490,8 @@ class Maest(nn.Module):
     def _run(self, mel: Tensor, wanted: Collection[int], logits: bool, shortcut: bool = False):
         """One pass of [B, F, T frames]: logits, and embeddings by block, -1 the final one.
 
-        With ``shortcut``, the last block computes no more than is read of it.
+        With ``shortcut``, the last block computes no more than is read of it, unless its layers
+        were replaced or have hooks.
         """
         missing = PATCH_SIZE - mel.shape[-1]
         if missing > 0:
@@ -528,8 +511,9 @@ class Maest(nn.Module):
         last = self.depth - 1
         x = self._tokens(mel)
         for block in range(self.depth if to_the_end else max(wanted) + 1):
-            if shortcut and block == last and block not in wanted:
-                x = _two_tokens(self.blocks[block], x)
+            few = shortcut and block == last and block not in wanted
+            if few and is_standard(self.blocks[block]):
+                x = two_tokens(self.blocks[block], x)
             else:
                 x = self.blocks[block](x)
             if block in wanted:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers.errors import InputError
-from models.cpu import is_standard
+from models.blocks import is_standard
 from models.maest import Maest, inference
 
 # Bytes: what one graph holds of weights, in float32. A protobuf message ends at 2 GiB.

@@ -12,7 +12,7 @@ import soxr
 import torch
 
 from helpers import audio
-from helpers.audio import AudioError, read_audio
+from helpers.audio import AudioError, read_audio, stream_audio
 from helpers.melspectrogram import MelSpectrogram
 
 RATE = 44_100
@@ -42,6 +42,18 @@ def write_encoded(
         layout = {1: "mono", 2: "stereo"}[sound.shape[1]]
         stream = container.add_stream(codec, rate=RATE, layout=layout, options=options)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.T), "fltp", layout)
+        frame.sample_rate, frame.pts = RATE, 0
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+
+
+def write_in_ogg(path: Path, sound: np.ndarray) -> None:
+    """FLAC in Ogg, by FFmpeg."""
+    import av
+
+    with av.open(str(path), "w", format="ogg") as container:
+        stream = container.add_stream("flac", rate=RATE, layout="stereo", format="s16")
+        integers = (sound.reshape(1, -1) * 32767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(integers, "s16", "stereo")
         frame.sample_rate, frame.pts = RATE, 0
         container.mux([*stream.encode(frame), *stream.encode(None)])
 
@@ -193,6 +205,63 @@ def test_a_missing_end_is_told(tmp_path, name, share):
     path.write_bytes(content[: int(len(content) * 0.97)])
     assert abs(len(read_audio(path)) - 155_000) < 2_500
     assert len(read_audio(path, 2.0)) == 32_000
+
+
+def ogg(path: Path, subtype: str, seconds: float, seed: int = 0) -> bytes:
+    soundfile.write(path, music(seconds, 48_000, 1, seed), 48_000, format="OGG", subtype=subtype)
+    return path.read_bytes()
+
+
+OGG_END = r"^its end is missing: the last page of the Ogg stream is not there$"
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_without_its_last_page(tmp_path, subtype):
+    path = tmp_path / "a.ogg"
+    content = ogg(path, subtype, 10)
+    last = content.rfind(b"OggS")
+    assert abs(len(read_audio(path)) - 160_000) < 100
+    cuts = [100, 20_000, len(content) // 2, last, last + 3, last + 5, last + 20, last + 27]
+    for size in (*cuts, len(content) - 1):
+        path.write_bytes(content[:size])
+        for read in (read_audio, lambda p: read_audio(p, 2.0), lambda p: next(stream_audio(p))):
+            with pytest.raises(AudioError, match=OGG_END):
+                read(path)
+    path.rename(tmp_path / "a.spx")  # a name for FFmpeg
+    with pytest.raises(AudioError, match=OGG_END):
+        read_audio(tmp_path / "a.spx")
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_what_may_stand_behind_an_ogg_or_before_it(tmp_path, subtype):
+    path = tmp_path / "a.ogg"
+    content, other = ogg(path, subtype, 4), ogg(path, subtype, 3, seed=1)
+    id3 = b"ID3\x04\x00\x00\x00\x00\x10\x00" + b"\0" * 2048
+    for whole, seconds in (
+        (content + b"TAG" + b"\0" * 125, 4),
+        (content + os.urandom(3000), 4),
+        (content + b"\0" * 70_000, 4),
+        (id3 + content, 4),
+        (content + other, 7),
+    ):
+        path.write_bytes(whole)
+        assert abs(len(read_audio(path)) - seconds * 16_000) < 400
+        assert sum(len(block) for block in stream_audio(path)) == len(read_audio(path))
+        assert len(read_audio(path, 2.0)) == 32_000
+    for cut in ((content + other)[:-10_000], (id3 + content)[:-5000]):
+        path.write_bytes(cut)
+        with pytest.raises(AudioError, match=OGG_END):
+            read_audio(path)
+
+
+def test_flac_in_ogg(tmp_path):
+    path = tmp_path / "a.oga"
+    write_in_ogg(path, music(5))
+    assert len(read_audio(path)) == 80_000
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioError, match=OGG_END):
+        read_audio(path)
 
 
 @pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_FFFF, 0])

@@ -14,6 +14,7 @@ from models import Maest
 from models.batching import Batcher, Encoder, Failure, Wanted
 
 LONGEST = 60  # frames of a patch
+PLAIN = Cutting(LONGEST)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,7 +35,7 @@ def waves(*lengths: int) -> list[np.ndarray]:
     return [rng.normal(0, 0.1, n).astype(np.float32) for n in lengths]
 
 
-def chunks_of(waveform, index, cutting=Cutting(LONGEST), per_chunk=2) -> list[Chunk]:
+def chunks_of(waveform, index, cutting=PLAIN, per_chunk=2) -> list[Chunk]:
     return list(stream_patches([waveform], cutting, per_chunk, f"track {index}", index))
 
 
@@ -52,7 +53,7 @@ def mixed(tracks: list[list[Chunk]], seed: int = 0) -> list[Chunk]:
     return out
 
 
-def by_hand(net: Maest, waveform: np.ndarray, cutting: Cutting = Cutting(LONGEST)):
+def by_hand(net: Maest, waveform: np.ndarray, cutting: Cutting = PLAIN):
     """Outputs of each patch, one at a time, and the weights: the definition."""
     with torch.no_grad():
         mel = net.melspectrogram(torch.from_numpy(waveform))
@@ -268,3 +269,40 @@ def test_only_the_blocks_that_are_needed_are_computed(net):
     finally:
         for handle in handles:
             handle.remove()
+
+
+def test_patchout_that_leaves_nothing_of_a_short_patch_costs_that_track(net):
+    some = Maest(
+        n_classes=4, input_t=LONGEST, embed_dim=32, num_heads=2, depth=1, s_patchout_t_indices=[0]
+    ).eval()
+    short, long, other = waves(2_000, 31_000, 20_400)  # of the last a patch of one column remains
+    chunks = [chunks_of(short, 0), chunks_of(long, 1), chunks_of(other, 2)]
+    found = run(Batcher(Encoder(some, Wanted((0,)))), mixed(chunks))
+    assert isinstance(found["track 1"], TrackResult)
+    assert found["track 0"].reason.startswith("patchout leaves nothing of a patch of 0.2")
+    assert isinstance(found["track 2"], TrackResult)
+
+
+def test_no_more_than_some_passes_wait(net):
+    """Tracks of many lengths, none of which fills a pass."""
+    batcher = Batcher(Encoder(net, Wanted((0,))), 4)
+    done = []
+    for i in range(60):
+        frames = 16 + 10 * (i % 5)
+        (waveform,) = waves(256 * (frames - 1))
+        done += batcher.feed(chunks_of(waveform, i)[0])
+    many = Batcher(Encoder(net, Wanted((0,))), 2)
+    sizes = []
+    for i in range(40):
+        many.feed(chunks_of(waves(256 * (15 + 10 * (i % 5)))[0], i)[0])
+        sizes.append(sum(len(group) for group in many._groups.values()))
+    assert len(done) > 40
+    assert max(sizes) <= 2 * 8
+
+
+def test_the_rest_of_a_track_that_failed_is_passed_over(net):
+    bad = chunks_of(waves(80_000)[0], 0)
+    batcher = Batcher(Encoder(net, Wanted((0,))), 1)
+    batcher._void[0] = 0
+    assert [batcher.feed(chunk) for chunk in bad] == [[]] * len(bad)
+    assert batcher.flush() == []

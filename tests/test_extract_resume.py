@@ -1,7 +1,10 @@
 """Extraction that is killed, stopped or shared out: what is there is whole, and comes once."""
 
+import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,13 +16,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import training_process
-from music import arrays, assert_same_results, save_small_model, write_music
+from music import (
+    RATE,
+    arrays,
+    assert_same_results,
+    assert_whole,
+    rows_of,
+    save_small_model,
+    stamps,
+    tone,
+    write_music,
+)
 from training_process import Before, Signal
 
 from helpers.collect import Collect
 from helpers.files import TEMPORARY
 from helpers.writer import ResultWriter
+from models.batching import Encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKS = 40
@@ -109,8 +124,25 @@ def place(tmp_path_factory):
     return place
 
 
-def stamps(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*.npy"))}
+def visible(folder: Path) -> list[Path]:
+    """The files under their final names."""
+    return [p for p in folder.rglob("*.*") if not p.name.startswith(".") and p.is_file()]
+
+
+def watch(run, folder: Path) -> int:
+    """Look at each file as soon as it is seen, until a run is over; how many were looked at."""
+    seen: set[tuple[Path, int]] = set()
+    while alive := run.process.is_alive():
+        for path in visible(folder):
+            look = path, path.stat().st_mtime_ns
+            if look not in seen:
+                assert_whole(path)
+                seen.add(look)
+        run.process.join(0.005)
+    assert not alive
+    for path in visible(folder):
+        assert_whole(path)
+    return len(seen)
 
 
 def check_what_is_there(found: Path, expected: Path) -> int:
@@ -128,11 +160,11 @@ def kill_and_resume(place: Place, kills: int, seed: int) -> None:
     out = f"killed-{seed}"
     found, expected, rng = place.root / out, place.root / "expected", random.Random(seed)
     before: dict[str, int] = {}  # when the files of complete tracks were written
-    killed = 0
+    killed = looks = 0
     while killed < kills:
         left = 1 - len(before) / (3 * TRACKS)
         run = place.start(KilledAfter(rng.uniform(0, left * place.seconds)), out=out)
-        run.process.join(120)
+        looks += watch(run, found)
         assert run.process.exitcode in (-signal.SIGKILL, 0), run.text
         check_what_is_there(found, expected)
         assert {path: stamp for path, stamp in stamps(found).items() if path in before} == before
@@ -142,11 +174,13 @@ def kill_and_resume(place: Place, kills: int, seed: int) -> None:
             continue
         killed += 1
         before = {p: stamp for p, stamp in stamps(found).items() if is_complete(Path(p), found)}
+    assert looks
     assert "0 failed" in place.start(out=out).wait()
     for path in found.rglob(f"{TEMPORARY}*"):  # of the kills; the next day's run removes them
         path.unlink()
     assert_same_results(found, expected)
     times = {p.relative_to(expected): p.read_text() for p in expected.rglob("*.times.csv")}
+    assert len(times) == 3 * TRACKS
     assert times == {p.relative_to(found): p.read_text() for p in found.rglob("*.times.csv")}
 
 
@@ -170,6 +204,56 @@ def test_killed_at_many_random_instants(place, seed):
     kill_and_resume(place, 5, seed)
 
 
+def test_predict_killed_at_random_instants(place):
+    """JSON, CSV and PNG are whole at any time, and in the end what an unbroken run makes."""
+    music = place.root / "few"
+    write_music(music, 8)
+
+    def start(out: str, *prepare):
+        line = (
+            f"predict with maest.checkpoint={place.root}/model inference.audio={music} "
+            f"inference.out_dir={place.root}/{out} inference.plot=True inference.top=2 "
+            "trainer.accelerator=cpu"
+        )
+        return training_process.start(place.root, line.split(), *prepare)
+
+    begun, rng = place.root / "predict-begun", random.Random(1)
+    start("unbroken", Timed(begun)).wait()
+    seconds = time.monotonic() - float(begun.read_text())
+    found, expected = (place.root / out / "2sec/predictions" for out in ("broken", "unbroken"))
+    killed = looks = 0
+    while killed < 3:
+        run = start("broken", KilledAfter(rng.uniform(0, seconds * (3 - killed) / 3)))
+        looks += watch(run, found)
+        assert run.process.exitcode in (-signal.SIGKILL, 0), run.text
+        if run.process.exitcode == 0:
+            shutil.rmtree(found)
+            continue
+        killed += 1
+    assert looks
+    start("broken").wait()
+    for path in found.rglob(f"{TEMPORARY}*"):
+        path.unlink()
+    names = sorted(path.relative_to(expected) for path in visible(expected))
+    assert len(names) == 3 * 8 + 2  # with tracks.csv and the manifest
+    assert sorted(path.relative_to(found) for path in visible(found)) == names
+    for name in (name for name in names if name.suffix == ".json" and name.parent != Path()):
+        one, other = (
+            json.loads((folder / name).read_text("utf-8")) for folder in (found, expected)
+        )
+        assert one.keys() == other.keys()
+        parts = zip([one, *one["patches"]], [other, *other["patches"]], strict=True)
+        for own, true in parts:
+            labels = [entry["label"] for entry in true["labels"]]
+            assert [entry["label"] for entry in own["labels"]] == labels
+            figures = ([entry["activation"] for entry in p["labels"]] for p in (own, true))
+            np.testing.assert_allclose(*figures, atol=1e-5)
+    tables = (rows_of(folder / "tracks.csv") for folder in (found, expected))
+    assert [[row["track"] for row in table] for table in tables] == [
+        sorted(path.relative_to(music).as_posix() for path in music.rglob("*.flac"))
+    ] * 2
+
+
 @pytest.mark.parametrize("track", [0, 7])
 def test_killed_between_the_files_of_a_track(place, track):
     """Some of its outputs are there: it is made again."""
@@ -190,7 +274,7 @@ def test_stopped_with_a_word_on_how_to_go_on(place, number):
     run = place.start(Before(ResultWriter, "put", 12, Signal((number,))), out=out)
     said = run.wait(128 + number)
     assert f"{signal.Signals(number).name}: stopped." in said
-    assert "tracks were done, and are kept. To go on:" in said
+    assert "The tracks that were done are kept. To go on:" in said
     assert "python ex_maest.py extract_embeddings with maest.checkpoint=" in said
     assert "Traceback" not in said
     there = check_what_is_there(place.root / out, place.root / "expected")
@@ -198,6 +282,66 @@ def test_stopped_with_a_word_on_how_to_go_on(place, number):
     assert not list((place.root / out).rglob(f"{TEMPORARY}*"))
     said = place.start(out=out).wait()
     assert f"{there // 3} there already" in said
+    assert_same_results(place.root / out, place.root / "expected")
+
+
+@dataclass
+class WhileTheWriterFinishes:
+    """A signal when all results are with the writer, and some are not written yet."""
+
+    number: int
+
+    def __call__(self) -> None:
+        save, close, calls, number = np.save, ResultWriter.close, 0, self.number
+        closing = threading.Event()
+
+        def slow_save(*args, **options) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 3 * (TRACKS - 10):
+                assert closing.wait(60)
+                os.kill(os.getpid(), number)
+                time.sleep(0.3)
+            save(*args, **options)
+
+        def told_close(self) -> None:
+            closing.set()
+            close(self)
+
+        np.save, ResultWriter.close = slow_save, told_close
+
+
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [
+        ("encoder", Before(Encoder, "__init__", 0, Signal((signal.SIGINT,)))),
+        ("writer", Before(ResultWriter, "__init__", 0, Signal((signal.SIGINT,)))),
+        ("start", Before(Collect, "on_predict_start", 0, Signal((signal.SIGINT,)))),
+        ("end", WhileTheWriterFinishes(signal.SIGINT)),
+        ("report", Before(Collect, "teardown", 0, Signal((signal.SIGINT,)))),
+    ],
+)
+def test_stopped_before_and_after_the_work(place, name, when):
+    """Also where the network does not compute; and what was to be overwritten is so once."""
+    out = f"stopped-{name}"
+    line = f"inference.overwrite=True trainer.max_epochs={len(name)}"
+    run = place.start(when, out=out, extra=line)
+    said = run.wait(128 + signal.SIGINT)
+    assert "SIGINT: stopped." in said
+    assert "To go on:" in said
+    assert "Traceback" not in said
+    typed = re.search(r"^ *python ex_maest.py (.*)$", said, re.MULTILINE)[1]
+    assert "inference.overwrite" not in typed
+    assert f"trainer.max_epochs={len(name)}" in typed
+    there = check_what_is_there(place.root / out, place.root / "expected")
+    for path in (place.root / out).rglob(f"{TEMPORARY}*"):  # of a file that was being written
+        path.unlink()
+    before = stamps(place.root / out)
+    complete = {p for p in before if is_complete(Path(p), place.root / out)}
+    training_process.start(place.root, shlex.split(typed)).wait()
+    assert len(before) == there
+    after = stamps(place.root / out)
+    assert {p: after[p] for p in complete} == {p: before[p] for p in complete}
     assert_same_results(place.root / out, place.root / "expected")
 
 
@@ -224,23 +368,41 @@ def processes_with(output: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(
-    "extra", ["", pytest.param("inference.shard=2/3", marks=pytest.mark.slow)]
-)
-def test_two_ranks_are_one_run(place, extra):
-    """Started by Lightning; each writes its own tracks."""
-    out = "ranks" + extra[-3:].replace("/", "of")
-    done = subprocess.run(
-        [
-            *(sys.executable, ROOT / "ex_maest.py"),
-            *place.arguments(out, f"trainer.devices=2 {extra}"),
-        ],
+def in_two_ranks(place: Place, arguments: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "ex_maest.py", *arguments, "trainer.devices=2"],
         cwd=place.root,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def test_two_ranks_and_a_bad_file(place):
+    """The second process's failure, too, is in the list, the summary and the exit code."""
+    music = place.root / "with-bad"
+    names = write_music(music, 5)
+    (music / "b/000.flac").write_bytes(b"no music")  # after the three of "a": the fourth of six
+    line = (
+        f"predict with maest.checkpoint={place.root}/model inference.audio={music} "
+        f"inference.out_dir={place.root}/bad-ranks trainer.accelerator=cpu"
+    )
+    done = in_two_ranks(place, line.split())
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("5 tracks done, 1 failed") == 1
+    assert done.stdout.count("tracks done") == 1
+    folder = place.root / "bad-ranks/2sec/predictions"
+    assert [row["key"] for row in rows_of(folder / "failed.csv")] == ["b/000.flac"]
+    assert [row["track"] for row in rows_of(folder / "tracks.csv")] == names
+
+
+@pytest.mark.parametrize("extra", ["", pytest.param("inference.shard=2/3", marks=pytest.mark.slow)])
+def test_two_ranks_are_one_run(place, extra):
+    """Started by Lightning; each writes its own tracks."""
+    out = "ranks" + extra[-3:].replace("/", "of")
+    done = in_two_ranks(place, place.arguments(out, extra))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     count = TRACKS if not extra else len(range(TRACKS)[1::3])
     assert done.stdout.count(f"{count} tracks done") == 1
@@ -248,3 +410,87 @@ def test_two_ranks_are_one_run(place, extra):
         for shard in ("1/3", "3/3"):
             place.start(out=out, extra=f"inference.shard={shard}").wait()
     assert_same_results(place.root / out, place.root / "expected")
+
+
+# ---------------------------------------------------------------- memory, GPU
+
+
+@dataclass
+class Peak:
+    """Writes down the most memory that the process has had, in MB."""
+
+    path: Path
+
+    def __call__(self) -> None:
+        original, path = Collect.teardown, self.path
+
+        def teardown(self, *args, **options) -> None:
+            original(self, *args, **options)
+            status = Path("/proc/self/status").read_text()
+            path.write_text(str(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024))
+
+        Collect.teardown = teardown
+
+
+def peak_of(place: Place, music: Path) -> float:
+    out = place.root / f"memory-{music.name}"
+    line = (
+        f"extract_logits with maest.checkpoint={place.root}/model inference.audio={music} "
+        f"inference.out_dir={out} datamodule.num_workers=0 trainer.accelerator=cpu"
+    )
+    peak = place.root / f"peak-{music.name}"
+    training_process.start(place.root, line.split(), Peak(peak)).wait()
+    assert list(out.rglob("*.npy"))
+    return float(peak.read_text())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="it tells the memory")
+def test_memory_does_not_grow_with_the_number_of_tracks(place):
+    for number in (10, 300):
+        write_music(place.root / f"short-{number}", number, (0.5, 3))
+    few, many = (peak_of(place, place.root / f"short-{number}") for number in (10, 300))
+    assert many - few < 60
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="it tells the memory")
+def test_memory_does_not_grow_with_the_length_of_a_track(place):
+    peaks, minute = [], tone(60, 0)
+    for minutes in (1, 20):
+        path = place.root / f"{minutes}-minutes.flac"
+        with soundfile.SoundFile(path, "w", RATE, 1) as file:
+            for _ in range(minutes):
+                file.write(minute)
+        peaks.append(peak_of(place, path))
+    assert peaks[1] - peaks[0] < 60
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="there is no GPU")
+def test_a_gpu_in_16_bits_gives_what_a_cpu_gives(place):
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    code = "import torch; print(torch.cuda.is_available())"
+    asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    if b"True" not in asked.stdout:
+        pytest.skip("there is no GPU that torch can use")
+    for out, extra in (
+        ("on-cpu", "trainer.accelerator=cpu"),
+        ("on-gpu", "trainer.accelerator=gpu trainer.precision=16-mixed"),
+    ):
+        line = (
+            f"extract_logits with maest.checkpoint={place.root}/model {extra} "
+            f"inference.audio={place.root}/music inference.out_dir={place.root}/{out}"
+        )
+        done = subprocess.run(
+            [sys.executable, ROOT / "ex_maest.py", *line.split()],
+            cwd=place.root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    one, other = (arrays(place.root / out / "2sec/logits") for out in ("on-cpu", "on-gpu"))
+    assert len(one) == TRACKS
+    assert list(one) == list(other)
+    for name, values in one.items():
+        product = float(values @ other[name])
+        assert product > 0.999 * np.linalg.norm(values) * np.linalg.norm(other[name]), name

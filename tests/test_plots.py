@@ -98,7 +98,7 @@ def test_activations_over_time(tmp_path, figures, patches, labels, length, first
     assert [label.get_text() for label in upper.get_yticklabels()] == names
     assert upper.get_ylim() == (labels - 0.5, -0.5)  # the first label on top
     assert upper.get_xlim() == lower.get_xlim() == (0, times[-1, 2])
-    assert upper.images[0].get_clim() == (0, values.max())
+    assert upper.images[0].get_clim() == (0, 1)  # the same for each track
     marks = [label.get_text() for label in lower.get_xticklabels()]
     if first:
         assert (marks[0], marks[-1]) == (first, last)
@@ -122,7 +122,9 @@ def test_mel_bands_are_marked_where_their_frequency_is(tmp_path, figures):
 
 def test_patches_that_overlap_and_gaps_between_them(tmp_path, figures):
     values, times = activations(tmp_path / "a.png", 3, ["x"], hop=10, length=30)
-    assert plots._patch_columns(times, values)[0].tolist() == [0, 10, 20, 50]
+    assert plots._patch_columns(times, values)[0].tolist() == [0, 20, 30, 50]
+    upper = figures[0].axes[0]
+    assert [upper.images[0].get_extent()[i] for i in (0, 1)] == [0, 50]
     values, times = activations(tmp_path / "b.png", 3, ["x"], 10, 4, figure_name="value")
     assert plots._patch_columns(times, values)[0].tolist() == [0, 4, 10, 14, 20, 24]
     assert plots._patch_columns(times + 1, values)[0].tolist() == [0, 1, 5, 11, 15, 21, 25]
@@ -131,6 +133,23 @@ def test_patches_that_overlap_and_gaps_between_them(tmp_path, figures):
     np.testing.assert_array_equal(drawn[::2], values[:, 0])
     assert np.isnan(drawn[1::2]).all()
     assert heat.get_clim() == (values.min(), values.max())
+
+
+def test_each_patch_is_drawn_around_its_centre():
+    starts = np.arange(30.0)
+    times = np.stack((starts, starts + 2.5, starts + 5), axis=1)
+    values = np.arange(30.0)[:, None]
+    edges, columns = plots._patch_columns(times, values)
+    assert (edges[0], edges[-1]) == (0, 34)
+    np.testing.assert_array_equal(columns, values)
+    np.testing.assert_array_equal(edges[1:-1], times[:-1, 1] + 0.5)
+
+
+def test_a_short_last_patch_is_not_drawn_where_it_is_not():
+    times = np.array([[0, 15, 30], [29, 30, 31], [40, 45, 50]], float)
+    edges, columns = plots._patch_columns(times, np.arange(3.0)[:, None])
+    assert edges.tolist() == [0, 29, 31, 40, 50]
+    np.testing.assert_array_equal(columns[:, 0], [0, 1, np.nan, 2])
 
 
 def test_any_title_and_label_from_a_thread(tmp_path, figures):
@@ -165,4 +184,4 @@ def test_activations_that_are_all_zero(tmp_path, figures):
     plots.activation_plot(
         tmp_path / "a.png", np.zeros((96, 1)), times, np.zeros((1, 1)), ["x"], 2, ""
     )
-    assert figures[0].axes[0].images[0].get_clim()[0] == 0
+    assert figures[0].axes[0].images[0].get_clim() == (0, 1)

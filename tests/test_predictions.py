@@ -159,6 +159,10 @@ def test_table_of_a_folder(tmp_path):
     ]
     assert write_table(tmp_path / "some.csv", tmp_path, ["b/2", "none", "nul\0"]) == (1, 2)
     assert [row["track"] for row in rows(tmp_path / "some.csv")] == ["b/2"]
+    assert write_table(tmp_path / "left.csv", tmp_path, ["a", "b/2"], ["a", "other"]) == (1, 1)
+    assert [row["track"] for row in rows(tmp_path / "left.csv")] == ["b/2"]
+    assert write_table(tmp_path / "new.csv", tmp_path, leave_out={"c", "b/1"}) == (2, 3)
+    assert [row["track"] for row in rows(tmp_path / "new.csv")] == ["a", "b/2"]
     assert write_table(tmp_path / "no.csv", tmp_path, []) == (0, 0)
     assert (tmp_path / "no.csv").read_text().splitlines() == ["track,seconds"]
 

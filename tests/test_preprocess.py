@@ -19,6 +19,7 @@ import soundfile
 import torch
 from dask_cluster import dask_cluster
 
+from datasets import collection as module_of_collection
 from datasets import preprocess as module
 from datasets.collection import PreprocessError, find_audio, mel_key
 from datasets.melspectrograms import open_mel
@@ -461,6 +462,55 @@ def test_a_folder_that_cannot_be_read_is_a_failure(collection, tmp_path, monkeyp
     report = preprocess(collection, tmp_path / "mels", **QUIET)
     assert report.done == 5
     assert list(report.failed.values()) == ["the folder cannot be read: Permission denied"]
+
+
+def test_links_that_lead_in_a_circle_cost_themselves_only(collection, tmp_path):
+    for name, target in (("a/self.mp3", "self.mp3"), ("self", "self"), ("x", "y"), ("y", "x")):
+        (collection / name).symlink_to(target)
+    (collection / "ring.wav").symlink_to("ring2.wav")
+    (collection / "ring2.wav").symlink_to("ring.wav")
+    failed, others = {}, Counter()
+    names = find_audio(collection, failed=failed, others=others)
+    assert {"a/self.mp3", "ring.wav", "ring2.wav"} < set(names)
+    assert sorted(failed) == ["self", "x", "y"]
+    assert not others
+    report = preprocess(collection, tmp_path / "mels", **QUIET)
+    assert sorted(mels(tmp_path / "mels")) == KEYS
+    found = failures(tmp_path / "mels" / "failed.csv")
+    assert found == report.failed
+    assert sorted(found) == ["a/self.mp3", "ring.wav", "ring2.wav", "self", "x", "y"]
+    assert found["a/self.mp3"] == "no such file, or a link that leads nowhere"
+    assert found["self"].startswith("cannot be looked at: ")
+
+
+def test_a_folder_in_one_that_may_be_listed_and_not_entered(collection, tmp_path, monkeypatch):
+    identity = module_of_collection._identity
+
+    def refuse(path):
+        if path.name == "b.c":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return identity(path)
+
+    monkeypatch.setattr(module_of_collection, "_identity", refuse)
+    report = preprocess(collection, tmp_path / "mels", **QUIET)
+    assert report.done == 5
+    assert list(report.failed.values()) == ["cannot be looked at: Permission denied"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may enter any folder")
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_a_folder_without_permission(collection, tmp_path, mode):
+    closed = collection / "closed"
+    write_audio(closed / "in" / "1.wav")
+    write_audio(closed / "2.wav")
+    closed.chmod(mode)
+    try:
+        report = preprocess(collection, tmp_path / "mels", **QUIET)
+    finally:
+        closed.chmod(0o755)
+    assert sorted(mels(tmp_path / "mels")) == KEYS
+    assert sorted(report.failed) == (["closed/"] if mode == 0 else ["closed/2.wav", "closed/in"])
+    assert all("Permission denied" in reason for reason in report.failed.values())
 
 
 def test_the_store_may_be_inside_the_collection(collection):

@@ -15,6 +15,7 @@ from test_audio import RATE, music, truncated_flac, with_nan, write_encoded
 
 from helpers import audio
 from helpers.audio import AudioError, read_audio, stream_audio
+from helpers.audio_blocks import regrouped
 
 LONGEST = 70_000  # samples of a block, as the docstring says
 
@@ -79,7 +80,7 @@ def test_blocks_that_were_handed_on_do_not_change(tmp_path):
 def test_regrouped_blocks(size):
     samples = np.arange(100, dtype=np.float32)
     pieces = np.split(samples, [0, 3, 4, 40, 40, 99])
-    blocks = list(audio._regrouped(pieces, size))
+    blocks = list(regrouped(pieces, size))
     np.testing.assert_array_equal(np.concatenate(blocks), samples)
     assert all(len(block) == size for block in blocks[:-1])
     assert 0 < len(blocks[-1]) <= size

@@ -141,6 +141,27 @@ def test_picture_comes_before_the_json(tmp_path, monkeypatch):
     assert not output.path("b").exists()
 
 
+def test_what_does_not_belong_to_the_new_files_goes(tmp_path):
+    with ResultWriter(outputs(tmp_path), plot=True) as writer:
+        writer.put(result(pooled=False))
+        writer.put(result("other", pooled=False))
+    before = files(tmp_path)
+    assert sum(name.endswith((".times.csv", ".png")) for name in before) == 8
+    with ResultWriter(outputs(tmp_path)) as writer:
+        writer.put(result())
+    gone = set(before) - set(files(tmp_path))
+    assert gone == {
+        *(f"{level}/a/b.mp3.times.csv" for level in ("7", "final", "logits")),
+        "predictions/a/b.mp3.predictions.png",
+    }
+    (tmp_path / "logits" / "c.times.csv").mkdir()  # a folder of music that is called so
+    (tmp_path / "predictions" / "c.predictions.png").mkdir()
+    with ResultWriter(outputs(tmp_path)) as writer:
+        writer.put(result("c"))
+    assert (writer.written, writer.failed) == (1, {})
+    assert (tmp_path / "logits" / "c.times.csv").is_dir()
+
+
 @pytest.mark.parametrize("kind", [("embeddings", None), ("logits", 3), ("mel", None)])
 def test_outputs_that_do_not_exist(tmp_path, kind):
     with pytest.raises(ValueError, match="expected embeddings of a block, logits or predictions"):

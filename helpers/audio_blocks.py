@@ -1,0 +1,133 @@
+"""Blocks of a waveform: mixed to mono, resampled to 16 kHz, and a part cut out of the whole.
+
+What `helpers.audio` does with what a library has decoded. Waveforms are float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import soxr
+
+from helpers.errors import InputError
+from helpers.melspectrogram import SAMPLE_RATE
+
+# Frames decoded at a time, so that they stay in the processor's cache; where the rate is below
+# 16 kHz, fewer: as many as make so many samples at 16 kHz.
+_BLOCK = 65_536
+# Decoded on both sides of a part and dropped again: more than a resampler's filter is long, and
+# than what a decoder of a compressed format needs to get into its stride.
+MARGIN = 0.25  # seconds
+
+
+class AudioError(InputError):
+    """An audio file that cannot be read; the message is the reason, without the file's name."""
+
+
+class Part(NamedTuple):
+    """A stretch of a file, and what of it is kept after resampling.
+
+    Attributes:
+        first, count: frames to decode, at the file's own rate.
+        skip, keep: samples at 16 kHz to drop from the start, and to keep after them.
+    """
+
+    first: int
+    count: int
+    skip: int
+    keep: int
+
+
+def joined(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """All blocks as one; of none, no samples."""
+    pieces = list(blocks)
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def _resampled_length(frames: int, rate: int) -> int:
+    """Samples at 16 kHz that soxr makes of so many frames: rounded to the nearest."""
+    return (2 * frames * SAMPLE_RATE + rate) // (2 * rate)
+
+
+def central(frames: int, rate: int, seconds: float) -> Part:
+    """The central part of a file, with its margins.
+
+    It starts where both rates have a sample at the same moment, so that resampling the part gives
+    the very samples that resampling the whole gives there.
+    """
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    step_in, step_out = rate // divisor, SAMPLE_RATE // divisor
+    keep = round(seconds * SAMPLE_RATE)
+    start = (_resampled_length(frames, rate) - keep) // 2
+    margin = math.ceil(MARGIN * rate)
+    step = max(0, start // step_out - math.ceil(margin / step_in))
+    first = step * step_in
+    last = min(frames, math.ceil((start + keep) * rate / SAMPLE_RATE) + margin)
+    return Part(first, last - first, start - step * step_out, keep)
+
+
+def cut_central(samples: np.ndarray, seconds: float | None) -> np.ndarray:
+    """So many seconds from the middle of a waveform at 16 kHz; all of it for None, or if less."""
+    keep = len(samples) if seconds is None else round(seconds * SAMPLE_RATE)
+    start = max(0, len(samples) - keep) // 2
+    return samples[start : start + keep]
+
+
+def cut_part(samples: np.ndarray, part: Part) -> np.ndarray | None:
+    """What is kept of a decoded part; None if less came than the file's length promised."""
+    kept = samples[part.skip : part.skip + part.keep]
+    return kept if len(kept) == part.keep else None
+
+
+def mix(block: np.ndarray) -> np.ndarray:
+    """[frames, channels] → [frames], the mean of the channels. (`mean` is 20 times slower.)"""
+    if block.shape[1] == 1:
+        return block[:, 0].copy()
+    mono = block[:, 0] + block[:, 1]
+    for channel in range(2, block.shape[1]):
+        mono += block[:, channel]
+    mono *= np.float32(1 / block.shape[1])
+    return mono
+
+
+def frames_at_a_time(rate: int) -> int:
+    """How many frames to decode at a time, of a file with that rate."""
+    return max(1, min(_BLOCK, _BLOCK * rate // SAMPLE_RATE))
+
+
+def regrouped(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same samples in blocks of ``size``; the last may be shorter."""
+    held, length = [], 0
+    for block in blocks:
+        held.append(block)
+        length += len(block)
+        if length >= size:
+            piece = np.concatenate(held)
+            whole = length - length % size
+            yield from (piece[start : start + size] for start in range(0, whole, size))
+            held, length = [piece[whole:]], length - whole
+    if length:
+        yield np.concatenate(held)
+
+
+def resampled(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+    """Mono float32 blocks at some rate → the same at 16 kHz; some may be empty."""
+    if rate == SAMPLE_RATE:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    frames = made = 0
+    for block in blocks:
+        frames += len(block)
+        piece = stream.resample_chunk(block)
+        made += len(piece)
+        yield piece
+    piece = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    if frames and not made + len(piece):
+        raise AudioError(
+            f"too short: {frames} samples at {rate} Hz are not one at {SAMPLE_RATE} Hz"
+        )
+    yield piece
