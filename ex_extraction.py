@@ -35,6 +35,7 @@ from ex_setup import (
     set_up_trainer,
 )
 from helpers.checkpoints import Stopped
+from helpers.chunks import FINAL, Cutting
 from helpers.collect import Collect, stoppable
 from helpers.errors import InputError
 from helpers.manifest import model_hash, open_folder
@@ -42,7 +43,6 @@ from helpers.melspectrogram import NORM_MEAN, NORM_STD
 from helpers.parallel import cores
 from helpers.patches import TAILS
 from helpers.settings import check_choice
-from helpers.tracks import FINAL, Cutting
 from helpers.writer import KINDS, Output, ResultWriter, is_done, remove_leftovers
 from models import Maest
 from models.archs import clip_seconds

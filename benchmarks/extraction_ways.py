@@ -29,10 +29,10 @@ from torch.nn import functional as F  # noqa: E402
 from datasets.chunk_loader import ChunkLoader  # noqa: E402
 from datasets.tracks import MelTracks, TrackSource, find_tracks  # noqa: E402
 from helpers.audio import read_audio  # noqa: E402
+from helpers.chunks import FINAL, Cutting, TrackResult  # noqa: E402
 from helpers.melspectrogram import MelSpectrogram, n_frames  # noqa: E402
 from helpers.patches import cut, fresh  # noqa: E402
 from helpers.throughput import forward_flops, matmul_ceiling, synchronise  # noqa: E402
-from helpers.tracks import FINAL, Cutting, TrackResult  # noqa: E402
 from helpers.writer import Output, ResultWriter  # noqa: E402
 from models import Maest, cpu, get_maest, load_checkpoint  # noqa: E402
 from models.batching import Batcher, Encoder, Failure, Wanted  # noqa: E402

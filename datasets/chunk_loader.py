@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from datasets.tracks import TrackSource
+from helpers.chunks import Chunk, Cutting
 from helpers.parallel import ParallelError, leave_signals_to_the_main_process
-from helpers.tracks import Chunk, Cutting
 
 _NUMBER = 8  # bytes of a track's number in the queue
 _QUEUE = 500  # tracks in the queue, at most: less than the smallest pipe takes, 4096 bytes

@@ -21,10 +21,10 @@ from datasets.batches import PackedStrings
 from datasets.collection import find_audio, no_audio, split_shard
 from datasets.melspectrograms import MelFile, mel_path
 from helpers.audio import stream_audio
+from helpers.chunks import Chunk, Cutting, log_mel_of, stream_patches
 from helpers.errors import InputError
 from helpers.melspectrogram import N_MELS, MelSpectrogram
 from helpers.patches import PATCH_SIZE, fresh, seconds
-from helpers.tracks import Chunk, Cutting, log_mel_of, stream_patches
 
 _LONGEST_REASON = 300  # characters of an error that nobody foresaw
 

@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from helpers.checkpoints import Stopped
+from helpers.chunks import TrackResult
 from helpers.patches import seconds
-from helpers.tracks import TrackResult
 from helpers.writer import ResultWriter
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # the last announces the end of a SLURM job's time

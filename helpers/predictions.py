@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from helpers.chunks import TrackResult
 from helpers.errors import InputError
 from helpers.failures import encodable, valid_utf8
 from helpers.files import TEMPORARY, atomic_path, to_json
-from helpers.tracks import TrackResult
 
 SUFFIX = ".predictions.json"
 _DIGITS = 6

@@ -3,7 +3,7 @@
 Files of a track are whole or absent, and a track is done when all of them are there
 (:func:`is_done`). In a folder for each :class:`Output`:
 
-- ``<key>.embeddings.npy``, ``<key>.logits.npy``: float32, as `helpers.tracks.TrackResult` holds
+- ``<key>.embeddings.npy``, ``<key>.logits.npy``: float32, as `helpers.chunks.TrackResult` holds
   them; but per-patch embeddings after the final norm are [P, 1, D], not to be taken for tokens.
 - ``<key>.times.csv`` beside them if there is a row for each patch: ``patch`` (row, from 0),
   ``start``, ``centre`` and ``end`` in seconds. It is written first.
@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 
 from helpers import files
+from helpers.chunks import FINAL, TrackResult
 from helpers.errors import InputError
 from helpers.files import NAMES_FILE_ONLY, atomic_path, why_not_written
 from helpers.plots import activation_plot
 from helpers.predictions import best, figure_name, label_names, write_predictions
-from helpers.tracks import FINAL, TrackResult
 
 KINDS = ("embeddings", "logits", "predictions")
 MAX_WAITING = 32  # results

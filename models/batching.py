@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from helpers.chunks import FINAL, Chunk, TrackResult, log_mel_of
 from helpers.patches import PATCH_SIZE, seconds, times
 from helpers.settings import check_choice
 from helpers.thumbnail import Thumbnail
-from helpers.tracks import FINAL, Chunk, TrackResult, log_mel_of
 from models.maest import STRIDE, Maest, grid_size
 from models.quantization import Int8Encoder, similarity
 

@@ -7,8 +7,8 @@
 The same, rung by rung:
 
 >>> waveform = read_audio("song.mp3")  # helpers.audio: float32 [samples], mono, 16 kHz
->>> chunks = extract.patches(waveform)  # helpers.tracks.Chunk, as many patches as are held at once
->>> result = extract.outputs(chunks)  # helpers.tracks.TrackResult
+>>> chunks = extract.patches(waveform)  # helpers.chunks.Chunk, as many patches as are held at once
+>>> result = extract.outputs(chunks)  # helpers.chunks.TrackResult
 
 For many tracks, `models.batching.Batcher` lets patches of different tracks share a pass.
 Neither Sacred nor Lightning is needed. Shapes are those of `models/maest.py`; P patches.
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from helpers.audio import AudioError, stream_audio
+from helpers.chunks import FINAL, Chunk, Cutting, TrackResult, stream_patches
 from helpers.patches import FRAMES_PER_SECOND, PATCH_SIZE, TAILS, seconds
 from helpers.settings import check_choice
-from helpers.tracks import FINAL, Chunk, Cutting, TrackResult, stream_patches
 from models import ARCHS, Maest, get_maest
 from models.batching import Batcher, Encoder, Failure, Wanted
 from models.cpu import speed_up

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import pytorch_lightning as pl
 
-from helpers.tracks import Chunk, TrackResult
+from helpers.chunks import Chunk, TrackResult
 from models.batching import Batcher, Encoder, Failure
 
 _END = -1  # the index of a chunk that stands for the end of all

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.chunks import Chunk, Cutting, TrackResult, stream_patches
 from helpers.melspectrogram import n_frames
 from helpers.patches import fresh, times
 from helpers.settings import SettingsError
-from helpers.tracks import Chunk, Cutting, TrackResult, stream_patches
 from models import Maest
 from models.batching import Batcher, Encoder, Failure, Wanted
 

@@ -9,10 +9,10 @@ import os
 import numpy as np
 import pytest
 
+from helpers.chunks import TrackResult
 from helpers.errors import InputError
 from helpers.failures import read_failures, write_failures
 from helpers.predictions import best, read_predictions, table, write_predictions, write_table
-from helpers.tracks import TrackResult
 
 LABELS = ["rock", "pop", "日本"]
 

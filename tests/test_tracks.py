@@ -18,11 +18,11 @@ import torch
 from datasets.chunk_loader import ChunkLoader
 from datasets.melspectrograms import write_mel
 from datasets.tracks import AudioTracks, MelTracks, find_tracks, own_share, parse_shard
+from helpers.chunks import Cutting, log_mel_of, samples_of
 from helpers.errors import InputError
 from helpers.melspectrogram import MelSpectrogram, n_frames
 from helpers.parallel import ParallelError
 from helpers.patches import fresh
-from helpers.tracks import Cutting, log_mel_of, samples_of
 
 RATE = 16_000
 CUTTING = Cutting(100)

@@ -13,9 +13,9 @@ import pytest
 
 from datasets.embeddings import read_embedding
 from helpers import writer as module
+from helpers.chunks import TrackResult
 from helpers.errors import InputError
 from helpers.predictions import read_predictions
-from helpers.tracks import TrackResult
 from helpers.writer import Output, ResultWriter, is_done, remove_leftovers
 
 D, C, P = 8, 3, 4
