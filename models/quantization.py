@@ -1,8 +1,10 @@
 """Inference in 8 bits on the CPU: the Linear layers of the transformer blocks, by onnxruntime.
 
 Weights are int8, with one scale an output channel; what goes into a layer is quantised as it comes,
-with one scale a call (dynamic quantisation: there is nothing to calibrate). Attention, norms, GELU,
-sums, the patch convolution and the heads stay float32.
+with one scale a layer and patch (dynamic quantisation: there is nothing to calibrate). Patches are
+computed one by one, which takes no longer: a scale shared by several, or a batched convolution's
+last bits, would let a patch's result depend on the others. Attention, norms, GELU, sums, the patch
+convolution and the heads stay float32.
 """
 
 from __future__ import annotations
@@ -104,9 +106,12 @@ class Int8Encoder:
         Raises:
             TypeError, ValueError: as `Maest.outputs`.
         """
+        # What is no batch is refused by the network.
+        single = mel.split(1) if isinstance(mel, Tensor) and mel.ndim == 3 and len(mel) else [mel]
         with inference(self._net):
-            logits, embeddings = self._net.outputs(mel, self.blocks, self.logits)
-        return embeddings, logits
+            found = [self._net.outputs(one, self.blocks, self.logits) for one in single]
+        embeddings = {block: torch.cat([own[block] for _, own in found]) for block in found[0][1]}
+        return embeddings, torch.cat([own for own, _ in found]) if self.logits else None
 
 
 def similarity(a: Tensor, b: Tensor) -> float:

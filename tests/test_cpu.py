@@ -293,11 +293,102 @@ def test_other_machines(monkeypatch):
 def test_parts():
     for length, size, at_least in ((1, 448, 1), (560, 448, 1), (1676, 448, 1), (1676, 512, 2)):
         parts = cpu._parts(length, size, at_least)
-        assert [i for part in parts for i in range(part.start, part.stop)] == list(range(length))
+        rows = [i for part in parts for i in range(part.start, part.stop)]
+        assert rows == list(range(-(-length // 32) * 32))
         sizes = {part.stop - part.start for part in parts}
-        assert max(sizes) - min(sizes) <= 1
-        assert length < at_least or len(parts) % at_least == 0
+        assert all(size % 32 == 0 for size in sizes)
+        assert max(sizes) - min(sizes) in (0, 32)
+        assert len(parts) % at_least == 0
     assert len(cpu._parts(1676, 448)) == 4
+    assert len(cpu._parts(40, 1024, 3)) == 2  # no part without rows
+
+
+@torch.no_grad()
+def test_few_shapes_for_many_lengths(monkeypatch):
+    """oneDNN keeps compiled code for each shape."""
+    block = small(depth=1).blocks[0]
+    shapes = set()
+    product = cpu._product
+
+    def spy(x, weight, bias=None):
+        shapes.add((x.shape, weight.shape))
+        return product(x, weight, bias)
+
+    monkeypatch.setattr(cpu, "_product", spy)
+    for tokens in range(225, 257):
+        cpu._compute(block, torch.randn(1, tokens, 128))
+    assert len(shapes) == 3  # queries, keys and values; scores; what they mix
+
+
+@torch.no_grad()
+def test_new_memory_and_other_patches_leave_no_trace(monkeypatch):
+    block = small(depth=1).blocks[0]
+    x = torch.randn(3, 95, 128)
+    expected = block(x)
+    new = torch.empty
+
+    def filled(*shape):
+        return new(*shape).fill_(torch.nan)
+
+    monkeypatch.setattr(cpu.torch, "empty", filled)
+    torch.testing.assert_close(cpu._compute(block, x), expected, rtol=1e-5, atol=1e-5)
+    x[1] = torch.nan
+    found = cpu._compute(block, x)
+    torch.testing.assert_close(found[::2], expected[::2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+@torch.no_grad()
+def test_threads_of_the_pool_compute_alone(count):
+    """However much they have computed; threads made later get the process's number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        cpu._make_pool.cache_clear()
+        pool = cpu._pool(os.getpid(), count)
+        assert len(pool._threads) == count
+        together = threading.Barrier(count)
+
+        def compute():
+            x = torch.randn(300, 300).softmax(-1)
+            cpu._product(x, x)
+            together.wait(20)  # each thread takes one
+            return threading.get_ident(), torch.get_num_threads()
+
+        found = dict(f.result() for f in [pool.submit(compute) for _ in range(count)])
+        assert list(found.values()) == [1] * count
+        assert torch.get_num_threads() == 3
+
+        later = []
+
+        def look():
+            torch.randn(300, 300).softmax(-1)
+            later.append(torch.get_num_threads())
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        assert later == [3]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_more_threads_to_be_had(monkeypatch):
+    class Full(cpu.ThreadPoolExecutor):
+        def submit(self, *args):
+            if self._threads:
+                raise RuntimeError("can't start new thread")
+            return super().submit(*args)
+
+    monkeypatch.setattr(cpu, "ThreadPoolExecutor", Full)
+    before, running = torch.get_num_threads(), set(threading.enumerate())
+    cpu._make_pool.cache_clear()
+    with pytest.raises(RuntimeError, match="new thread"):
+        cpu._pool(os.getpid(), 3)
+    for thread in set(threading.enumerate()) - running:
+        thread.join(20)  # the one that waited for the others ends
+        assert not thread.is_alive()
+    assert torch.get_num_threads() == before
 
 
 def test_the_ceiling_is_that_of_the_best_product():

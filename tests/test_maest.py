@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers.melspectrogram import MelSpectrogram
 from models import ARCHS, Maest, get_maest
 from models.archs import clip_seconds, input_frames
+from models.blocks import is_standard, two_tokens
+from models.cpu import speed_up
 
 MEAN, STD = 2.06755686098554, 1.268292820667291
 SILENCE = -MEAN / (2 * STD)
@@ -1050,6 +1052,66 @@ def test_the_last_block_looks_at_all_tokens_for_the_two_that_are_read():
         mel[..., 60:] += 1
         after, _ = model.outputs(mel, logits=True)
     assert (before - after).abs().max() > 1e-3
+
+
+def test_two_tokens_are_the_blocks():
+    block = tiny(depth=1).blocks[0]
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        for shape in ((1, 2, 64), (3, 50, 64)):
+            x = torch.randn(shape)
+            close(two_tokens(block, x), block(x)[:, :2])
+
+
+def replaced(block: Block) -> None:
+    class Adapted(nn.Linear):  # as LoRA's are
+        def forward(self, x):
+            return super().forward(x) + x.mean(-1, keepdim=True)
+
+    old = block.attn.qkv
+    block.attn.qkv = Adapted(old.in_features, old.out_features)
+    block.attn.qkv.load_state_dict(old.state_dict())
+
+
+def hooked(block: Block) -> None:
+    block.mlp.register_forward_hook(lambda _module, _args, output: output * 2)
+
+
+def hooked_itself(block: Block) -> None:
+    block.register_forward_pre_hook(lambda _module, args: (args[0] * 2,))
+
+
+def patched(block: Block) -> None:
+    block.mlp.forward = lambda x: -x
+
+
+def of_another_class(block: Block) -> None:
+    class Other(type(block)):
+        def forward(self, x):
+            return super().forward(x).roll(1, -1)
+
+    block.__class__ = Other
+
+
+@pytest.mark.parametrize("change", [replaced, hooked, hooked_itself, patched, of_another_class])
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_last_block_that_was_changed_is_computed_as_it_is(change, fast):
+    model = tiny(depth=2)
+    if fast:
+        speed_up(model)
+    block = model.blocks[-1]
+    assert is_standard(block)
+    mel = mels(2, 96, 60)
+    with torch.no_grad():
+        before = model.outputs(mel, (-1,), logits=True)
+        change(block)
+        assert not is_standard(block)
+        logits, embeddings = model.outputs(mel, (-1,), logits=True)
+        expected, final = model(mel)
+    close(logits, expected)
+    close(embeddings[-1], final)
+    assert not torch.allclose(before[1][-1], final, atol=1e-4)
 
 
 @pytest.mark.parametrize("blocks", [(2,), (0, -2), ()])

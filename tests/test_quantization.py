@@ -66,6 +66,17 @@ def test_near_float32_on_trained_weights(trained):
         check(trained, encoder, sounds(trained, batch)[..., :frames], 0.99)
 
 
+def test_a_patch_alone_and_among_others(trained):
+    encoder = Int8Encoder(trained, [6, -1], logits=True, threads=1)
+    mel = sounds(trained, 4) * torch.tensor([1, 0.2, 3, 10]).view(-1, 1, 1)  # scales of their own
+    embeddings, logits = encoder.encode(mel)
+    for i in range(len(mel)):
+        alone, its_logits = encoder.encode(mel[i : i + 1])
+        pairs = [(embeddings[block], alone[block]) for block in alone] + [(logits, its_logits)]
+        for among, own in pairs:
+            assert (among[i] - own[0]).abs().max() < 1e-5 * own.abs().max()
+
+
 @pytest.mark.parametrize(
     ("blocks", "logits"), [([0], False), ([1], False), ([2, 0], False), ([-1], False), ([], True)]
 )
