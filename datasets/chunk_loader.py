@@ -8,6 +8,7 @@ by default: four minutes of waveforms take 15 MB. And it does not say which item
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -204,9 +205,15 @@ class _Readers:
         process = self._context.Process(
             target=_read_tracks, args=(self._job, self._queue_out, its_end, unneeded), daemon=True
         )
+        # A fork must not collect this process's garbage: what stands for threads, such as a session
+        # of onnxruntime, would wait for ever for those that a fork does not have.
+        collects = gc.isenabled()
+        gc.disable()
         try:
             process.start()
         finally:
+            if collects:
+                gc.enable()
             its_end.close()
         self._readers.append(_Reader(process, own_end))
 
@@ -279,6 +286,8 @@ def _read_tracks(
     unneeded: Sequence[Connection],
 ) -> None:
     """Read tracks from the queue until it ends, or until nobody wants the results."""
+    gc.freeze()  # what there is now is the main process's
+    gc.enable()
     for end in unneeded:
         if not end.closed:
             end.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -519,3 +520,39 @@ def test_processes_that_are_no_forks(folder):
     assert sorted(tracks) == list(range(6))
     for index, chunks in tracks.items():
         assert spans_of(chunks) == spans_of(list(source.chunks(index, CUTTING, 2)))
+
+
+class Threaded:
+    """Garbage, in a circle, that must not be collected where its threads are not."""
+
+    def __init__(self) -> None:
+        self.circle, self.pid = self, os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.pid:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Collecting(AudioTracks):
+    """Collects garbage before each track."""
+
+    def chunks(self, *args, **options):
+        gc.collect()
+        return super().chunks(*args, **options)
+
+
+def test_a_reading_process_leaves_this_ones_garbage_alone(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    gc.collect()
+    gc.disable()
+    try:
+        Threaded()
+        loader = ChunkLoader(
+            Collecting(tmp_path, ["a.wav"]), [0], Cutting(60), per_chunk=4, num_workers=1
+        )
+        chunks = list(loader)
+        assert not gc.isenabled()  # as it was
+    finally:
+        gc.enable()
+    assert [chunk.error for chunk in chunks if chunk.last] == [None]
+    assert chunks[-1].attempt == 0  # the process was not killed
