@@ -313,7 +313,8 @@ def export(_run, _config) -> dict[str, Any]:
         elif options["format"] == "onnx":
             blocks = options["blocks"]
             if blocks is None:
-                blocks = chosen_blocks(config["inference"]["transformer_block"], net.depth)
+                given = config["inference"]["transformer_block"]
+                blocks = [given] if isinstance(given, int) else chosen_blocks(given, net.depth)
             metadata = {"arch": checkpoint.arch or "", "licence": licence or ""}
             written = export_onnx(
                 folder / "model.onnx",

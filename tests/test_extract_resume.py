@@ -379,6 +379,7 @@ def in_two_ranks(place: Place, arguments: list[str]) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.slow
 def test_two_ranks_and_a_bad_file(place):
     """The second process's failure, too, is in the list, the summary and the exit code."""
     music = place.root / "with-bad"
