@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from music import save_small_model, write_music
 
 from datasets.groundtruth import write_groundtruth, write_labels
 from datasets.melspectrograms import write_mel
@@ -66,3 +67,23 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory) -> Path:
+    """A folder of six tracks, for extraction."""
+    folder = tmp_path_factory.mktemp("music")
+    write_music(folder, 6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A small model folder for them."""
+    return save_small_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture
+def line(model, music, tmp_path) -> str:
+    """What is typed after an extraction's command."""
+    return f"with maest.checkpoint={model} inference.audio={music} inference.out_dir={tmp_path}"

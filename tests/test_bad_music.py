@@ -7,27 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 from command_line import good, run
-from music import RATE, rows_of, save_small_model, tone, write_music, write_truncated
+from music import RATE, rows_of, tone, write_truncated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def music(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("music")
-    write_music(folder, 6)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_small_model(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture
-def line(model, music, tmp_path):
-    """What is typed after the command."""
-    return f"with maest.checkpoint={model} inference.audio={music} inference.out_dir={tmp_path}"
 
 
 @pytest.fixture

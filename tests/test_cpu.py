@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from networks import small
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,17 +18,6 @@ from models import cpu, get_maest
 from models.maest import Maest
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="needs an x86 CPU and oneDNN")
-
-
-def small(**options) -> Maest:
-    torch.manual_seed(0)
-    sizes = {"n_classes": 3, "input_t": 312, "embed_dim": 128, "num_heads": 2, "depth": 3}
-    net = Maest(**(sizes | options)).eval()
-    with torch.no_grad():  # fresh weights are so small that a block changes next to nothing
-        for block in net.blocks:
-            for parameter in block.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return net
 
 
 @pytest.fixture

@@ -12,31 +12,12 @@ from music import (
     RATE,
     arrays,
     assert_same_results,
-    save_small_model,
     stamps,
     tone,
     write_music,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def music(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("music")
-    write_music(folder, 6)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_small_model(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture
-def line(model, music, tmp_path):
-    """What is typed after the command."""
-    return f"with maest.checkpoint={model} inference.audio={music} inference.out_dir={tmp_path}"
 
 
 # ------------------------------------------------------------------ a second run

@@ -16,8 +16,6 @@ from music import (
     arrays,
     assert_same_results,
     rows_of,
-    save_small_model,
-    write_music,
 )
 from timm.models.vision_transformer import Block
 
@@ -31,24 +29,6 @@ from models import get_maest, maest
 from models.batching import Encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def music(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("music")
-    write_music(folder, 6)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_small_model(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture
-def line(model, music, tmp_path):
-    """What is typed after the command."""
-    return f"with maest.checkpoint={model} inference.audio={music} inference.out_dir={tmp_path}"
 
 
 def weights(waveform: np.ndarray, hop: int | None = None) -> list[int]:

@@ -8,6 +8,7 @@ import tempfile
 import onnx
 import pytest
 import torch
+from networks import small
 from torch import nn
 
 from helpers.errors import InputError
@@ -15,17 +16,6 @@ from models import get_maest
 from models.cpu import speed_up
 from models.maest import Maest
 from models.quantization import Int8Encoder, _graph, _quantise, _runs, similarity
-
-
-def small(**options) -> Maest:
-    torch.manual_seed(0)
-    sizes = {"n_classes": 3, "input_t": 312, "embed_dim": 128, "num_heads": 2, "depth": 3}
-    net = Maest(**(sizes | options)).eval()
-    with torch.no_grad():  # fresh weights are so small that a block changes next to nothing
-        for block in net.blocks:
-            for parameter in block.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return net
 
 
 @pytest.fixture(scope="module")
