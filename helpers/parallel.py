@@ -189,7 +189,12 @@ def _pool(num_workers: int) -> Executor:
     from joblib.externals.loky import get_reusable_executor
 
     # Idle processes go soon: what follows is often a training run, which wants the memory.
-    return get_reusable_executor(max_workers=num_workers, timeout=5, env=_THREAD_LIMITS)
+    return get_reusable_executor(
+        max_workers=num_workers,
+        timeout=5,
+        env=_THREAD_LIMITS,
+        initializer=leave_signals_to_the_main_process,
+    )
 
 
 def _loky(

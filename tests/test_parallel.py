@@ -41,6 +41,11 @@ def die(numbers: list[int]) -> list[int]:
     return numbers
 
 
+def interrupted(numbers: list[int]) -> list[int]:
+    os.kill(os.getpid(), signal.SIGINT)
+    return numbers
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_ordered_results_are_in_the_order_of_the_items(num_workers):
     how = {"batch_size": 3, "num_workers": num_workers, "progress": False, "ordered": True}
@@ -61,6 +66,11 @@ def test_one_worker_is_this_process_and_two_are_not():
     assert list(run_parallel(where, [1, 2], num_workers=1, **how)) == [[os.getpid()]] * 2
     others = {pid for batch in run_parallel(where, [1, 2], num_workers=2, **how) for pid in batch}
     assert os.getpid() not in others
+
+
+def test_processes_leave_ctrl_c_to_the_main_process():
+    found = run_parallel(interrupted, [1, 2, 3, 4], num_workers=2, progress=False)
+    assert sorted(found) == [[1], [2], [3], [4]]
 
 
 def test_nothing_to_do_starts_nothing():
