@@ -29,6 +29,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _CONNECT_SECONDS = 20
 _WINDOW = 2  # batches under way for each worker: one that it works on, one that waits
 _RECOUNT_SECONDS = 1  # how often a cluster's workers are counted again
+_PATIENCE = 5  # seconds that worker processes have to finish their item when the work is ended
 _KEPT = "What is done is kept: run the same again"
 _THREAD_LIMITS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
@@ -237,7 +238,10 @@ def _loky(
                         yield future.result()
                 under_way.clear()
     except BaseException:
-        _pool(num_workers).shutdown(kill_workers=True)
+        try:  # what is under way is done within seconds, and leaves no part of itself
+            wait([future for future in under_way if not future.cancel()], _PATIENCE)
+        finally:
+            _pool(num_workers).shutdown(kill_workers=True)
         raise
 
 
