@@ -25,16 +25,12 @@ import torch
 
 from datasets.tracks import TrackSource
 from helpers.chunks import Chunk, Cutting
-from helpers.parallel import ParallelError, leave_signals_to_the_main_process
+from helpers.parallel import KILLED_TWICE, ParallelError, leave_signals_to_the_main_process
 
 _NUMBER = 8  # bytes of a track's number in the queue
 _QUEUE = 500  # tracks in the queue, at most: less than the smallest pipe takes, 4096 bytes
 _BARREN = 3  # times that every process may end, one after another, and none begin a track
 _PATIENCE = 5  # seconds, for a process to end by itself
-_KILLED = (
-    "the process that read it was killed, twice: it crashes its decoder, or needs more memory "
-    "than there is"
-)
 
 
 class ChunkLoader:
@@ -92,7 +88,7 @@ class ChunkLoader:
             again: list[int] = []
             yield from self._read([index], 1, 1, again)
             if again:
-                yield Chunk(self.source.keys[index], index, attempt=1, error=_KILLED)
+                yield Chunk(self.source.keys[index], index, attempt=1, error=KILLED_TWICE)
 
     def _read(
         self, indices: Sequence[int], num_workers: int, attempt: int, killed: list[int]

@@ -50,8 +50,8 @@ from helpers.files import (
     why_not_written,
     write_json,
 )
-from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE, MelSpectrogram
-from helpers.parallel import BACKENDS, check_backend, one_torch_thread, run_parallel
+from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE, front_end
+from helpers.parallel import BACKENDS, KILLED_TWICE, check_backend, one_torch_thread, run_parallel
 
 DEFAULT_SECONDS = 300.0
 RECIPE_FILE = "preprocess.json"
@@ -198,11 +198,6 @@ def preprocess(
 # ---- one file, in a worker process ---------------------------------------------------------------
 
 
-@functools.cache
-def _front_end() -> MelSpectrogram:
-    return MelSpectrogram()
-
-
 def _make_files(
     names: list[str], audio_dir: str, melspec_dir: str, seconds: float | None
 ) -> list[tuple[str, float | str]]:
@@ -215,16 +210,13 @@ def _make_files(
 
 
 def _crashed(name: str) -> tuple[str, str]:
-    return name, (
-        "the process that read it was killed, twice: it crashes its decoder, or needs more memory "
-        "than there is"
-    )
+    return name, KILLED_TWICE
 
 
 def _make_file(audio: Path, target: Path, seconds: float | None) -> float | str:
     try:
         waveform = read_audio(audio, seconds)
-        mel = _front_end()(torch.from_numpy(waveform)).T.numpy()
+        mel = front_end()(torch.from_numpy(waveform)).T.numpy()
     except AudioError as error:
         return f"{error}{'; its log-mel file from before is kept' if target.exists() else ''}"
     except Exception as error:  # whatever a damaged file leads to, the others are made

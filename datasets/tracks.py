@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from datasets.melspectrograms import MelFile, mel_path
 from helpers.audio import stream_audio
 from helpers.chunks import Chunk, Cutting, log_mel_of, stream_patches
 from helpers.errors import InputError
-from helpers.melspectrogram import N_MELS, MelSpectrogram
+from helpers.melspectrogram import N_MELS, MelSpectrogram, front_end
 from helpers.patches import PATCH_SIZE, fresh, seconds
 
 _LONGEST_REASON = 300  # characters of an error that nobody foresaw
@@ -117,7 +116,7 @@ class AudioTracks(TrackSource):
             for chunk in stream_patches(blocks, cutting, per_chunk, key, index):
                 if chunk.patches is not None and not waveforms:
                     with torch.no_grad():
-                        chunk.patches = log_mel_of(chunk.patches, frontend or _front_end())
+                        chunk.patches = log_mel_of(chunk.patches, frontend or front_end())
                 yield chunk
 
 
@@ -160,11 +159,6 @@ class MelTracks(TrackSource):
                 )
                 yield chunk if last < len(spans) else replace(chunk, frames=frames)
                 first = last
-
-
-@functools.cache
-def _front_end() -> MelSpectrogram:
-    return MelSpectrogram()
 
 
 def _no_patch(frames: int, cutting: Cutting) -> str:

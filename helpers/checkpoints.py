@@ -36,6 +36,12 @@ _ECHO = 1.0  # seconds within which a signal that comes again is the same one
 _ASK_EVERY = 10
 
 
+def stop_signals() -> list[int]:
+    """The signals that stop a run; SIGUSR1 is SLURM's, for the end of a job's time."""
+    names = ("SIGINT", "SIGTERM", "SIGUSR1")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
 class Stopped(BaseException):
     """Training was told to stop, by a signal, and has.
 
@@ -272,10 +278,8 @@ class Checkpoints(Checkpoint):
     def _listen(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                self._handlers[number] = signal.signal(number, self._on_signal)
+        for number in stop_signals():
+            self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._told:  # twice: at once, unless it is the first one, sent by two senders

@@ -15,13 +15,10 @@ import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
-from helpers.checkpoints import Stopped
+from helpers.checkpoints import Stopped, stop_signals
 from helpers.chunks import TrackResult
 from helpers.patches import seconds
 from helpers.writer import ResultWriter
-
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # the last announces the end of a SLURM job's time
-
 
 # Processes meet once, at the end, and one may come much later than the others.
 _PATIENCE = timedelta(days=7)
@@ -36,16 +33,12 @@ def stoppable() -> Iterator[None]:
     """Within this, SIGINT, SIGTERM and SIGUSR1 raise `helpers.checkpoints.Stopped`, at once."""
     handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other may set them
-        handlers = {n: signal.signal(n, _stop) for n in _numbers()}
+        handlers = {n: signal.signal(n, _stop) for n in stop_signals()}
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _numbers() -> list[int]:
-    return [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
 
 
 class Collect(pl.Callback):
@@ -83,7 +76,7 @@ class Collect(pl.Callback):
         if trainer.world_size > 1:
             self.group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
         if threading.current_thread() is threading.main_thread():
-            for number in _numbers():  # again: Lightning has set its own by now
+            for number in stop_signals():  # again: Lightning has set its own by now
                 signal.signal(number, _stop)
 
     def on_predict_batch_end(

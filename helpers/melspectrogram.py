@@ -6,6 +6,7 @@ its definition, batched, on any device; `tests/test_melspectrogram.py` holds it 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -148,3 +149,9 @@ class MelSpectrogram(nn.Module):
         power = spectrum.real.square() + spectrum.imag.square()
         mel = power @ self.filter_bank
         return torch.log10(1 + 10_000 * mel).transpose(-1, -2)
+
+
+@functools.cache
+def front_end() -> MelSpectrogram:
+    """One on the CPU, made once in each process, for whoever needs no network's own."""
+    return MelSpectrogram()

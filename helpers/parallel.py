@@ -30,6 +30,11 @@ _CONNECT_SECONDS = 20
 _WINDOW = 2  # batches under way for each worker: one that it works on, one that waits
 _RECOUNT_SECONDS = 1  # how often a cluster's workers are counted again
 _PATIENCE = 5  # seconds that worker processes have to finish their item when the work is ended
+# Why a file has no result, where `crashed` says so: it has been read again, alone
+KILLED_TWICE = (
+    "the process that read it was killed, twice: it crashes its decoder, or needs more memory "
+    "than there is"
+)
 _KEPT = "What is done is kept: run the same again"
 _THREAD_LIMITS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 

@@ -111,7 +111,7 @@ class Encoder(nn.Module):
         x = self.net.normalise(mel).transpose(1, 2)
         if self._int8 is None:
             return self.net.outputs(x, self.wanted.blocks, self._logits)
-        embeddings, logits = self._int8.encode(x)
+        logits, embeddings = self._int8.encode(x)
         if self.similarity is None:
             some = slice(_COMPARED)
             exact_logits, exact = self.net.outputs(x[some], self.wanted.blocks, self._logits)

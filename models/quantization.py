@@ -92,7 +92,7 @@ class Int8Encoder:
             blocks[end - 1] = _Int8Blocks(net, first, end, threads, alone=len(runs) == 1)
         self._net.blocks = nn.ModuleList(blocks)
 
-    def encode(self, mel: Tensor) -> tuple[dict[int, Tensor], Tensor | None]:
+    def encode(self, mel: Tensor) -> tuple[Tensor | None, dict[int, Tensor]]:
         """Compute what was asked for.
 
         Args:
@@ -100,8 +100,9 @@ class Int8Encoder:
                 batch and length are free from call to call.
 
         Returns:
-            ``(embeddings, logits)``: by block, float32 [B, 3, D] (cls token, dist token, mean of
-            all others), and for block -1 [B, D]; logits float32 [B, C], or None.
+            ``(logits, embeddings)``, as `Maest.outputs` gives: logits float32 [B, C], or None; by
+            block, float32 [B, 3, D] (cls token, dist token, mean of all others), and for block -1
+            [B, D].
 
         Raises:
             TypeError, ValueError: as `Maest.outputs`.
@@ -111,7 +112,7 @@ class Int8Encoder:
         with inference(self._net):
             found = [self._net.outputs(one, self.blocks, self.logits) for one in single]
         embeddings = {block: torch.cat([own[block] for _, own in found]) for block in found[0][1]}
-        return embeddings, torch.cat([own for own, _ in found]) if self.logits else None
+        return torch.cat([own for own, _ in found]) if self.logits else None, embeddings
 
 
 def similarity(a: Tensor, b: Tensor) -> float:

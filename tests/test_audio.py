@@ -383,17 +383,6 @@ def test_what_cannot_be_read_says_why(tmp_path, name, make, reason, seconds):
         read_audio(tmp_path / name, seconds if name != "nan.wav" else None)
 
 
-def test_no_permission(tmp_path, monkeypatch):
-    soundfile.write(tmp_path / "a.wav", music(0.1), RATE)
-
-    def refuse(self, *args, **kwargs):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(AudioError, match="Permission denied"):
-        read_audio(tmp_path / "a.wav")
-
-
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_length_out_of_range(tmp_path, seconds):
     with pytest.raises(ValueError, match="positive"):

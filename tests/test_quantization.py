@@ -35,7 +35,7 @@ def sounds(net: Maest, batch: int, samples: int = 79_872) -> torch.Tensor:
 def check(net: Maest, encoder: Int8Encoder, mel: torch.Tensor, least: float) -> None:
     with torch.no_grad():
         expected_logits, expected = net.outputs(mel, encoder.blocks, encoder.logits)
-    embeddings, logits = encoder.encode(mel)
+    logits, embeddings = encoder.encode(mel)
     assert list(embeddings) == list(expected)
     pairs = [(embeddings[block], expected[block]) for block in expected]
     if encoder.logits:
@@ -59,9 +59,9 @@ def test_near_float32_on_trained_weights(trained):
 def test_a_patch_alone_and_among_others(trained):
     encoder = Int8Encoder(trained, [6, -1], logits=True, threads=1)
     mel = sounds(trained, 4) * torch.tensor([1, 0.2, 3, 10]).view(-1, 1, 1)  # scales of their own
-    embeddings, logits = encoder.encode(mel)
+    logits, embeddings = encoder.encode(mel)
     for i in range(len(mel)):
-        alone, its_logits = encoder.encode(mel[i : i + 1])
+        its_logits, alone = encoder.encode(mel[i : i + 1])
         pairs = [(embeddings[block], alone[block]) for block in alone] + [(logits, its_logits)]
         for among, own in pairs:
             assert (among[i] - own[0]).abs().max() < 1e-5 * own.abs().max()
@@ -93,7 +93,7 @@ def test_no_more_blocks_than_needed():
 
 def test_one_block_whose_float_twin_is_the_last():
     net = small(depth=1)  # nothing to quantise: the last block is float32 where two tokens are read
-    embeddings, logits = Int8Encoder(net, [-1], True).encode(mel := torch.randn(2, 96, 50))
+    logits, embeddings = Int8Encoder(net, [-1], True).encode(mel := torch.randn(2, 96, 50))
     with torch.no_grad():
         expected, final = net.outputs(mel, [-1], True)
     torch.testing.assert_close((logits, embeddings), (expected, final))
@@ -119,7 +119,7 @@ def test_the_network_is_left_as_it_is():
     encoder = Int8Encoder(net, [1], True)
     mel = torch.randn(2, 96, 100)
     first, second = encoder.encode(mel), encoder.encode(mel)
-    assert torch.equal(first[1], second[1])  # no dropout
+    assert torch.equal(first[0], second[0])  # no dropout
     assert all(module.training for module in net.modules())
     assert list(net.blocks) == blocks
     torch.testing.assert_close(dict(net.state_dict()), state, rtol=0, atol=0)

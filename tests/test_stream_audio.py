@@ -143,7 +143,8 @@ def test_what_cannot_be_read_says_why(tmp_path, name, make, reason, read):
     assert not path.is_file() or not is_open(path)
 
 
-def test_no_permission(tmp_path, monkeypatch):
+@pytest.mark.parametrize("read", [read_audio, drain])
+def test_no_permission(tmp_path, monkeypatch, read):
     soundfile.write(tmp_path / "a.wav", music(0.1), RATE)
 
     def refuse(self, *args, **kwargs):
@@ -151,7 +152,7 @@ def test_no_permission(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(AudioError, match="Permission denied"):
-        drain(tmp_path / "a.wav")
+        read(tmp_path / "a.wav")
 
 
 @pytest.mark.parametrize("read", [read_audio, drain])
