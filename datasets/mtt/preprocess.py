@@ -1,0 +1,194 @@
+"""MagnaTagATune: download it, unpack it, and make its log-mel files and ground truths.
+
+    python preprocess.py                                               # everything
+    python preprocess.py melspectrograms groundtruth --audio-dir DIR   # of audio you have
+
+What is there already is not made again. Clips that are not there are fetched, unless the step
+download is not among those asked for. 25,863 clips of 29 s in folders 0 to f; 0 to b train, c
+validates, d to f test: the usual split, with the 50 most frequent of the 188 tags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+if not __package__:  # started as a script: import from the repository root, not from this folder
+    _FOLDER = Path(__file__).resolve().parent
+    sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
+
+from datasets import published
+from datasets.archives import in_order, known_absent, lacking_parts, unpack
+from datasets.published import Task, check_name, shown
+from helpers.errors import InputError
+from helpers.failures import write_failures
+from helpers.transfer import download
+
+URL = "https://mirg.city.ac.uk/datasets/magnatagatune"
+URL_VARIABLE = "MTT_URL"
+ARCHIVE = "mp3.zip"
+PARTS = ("mp3.zip.001", "mp3.zip.002", "mp3.zip.003")
+TABLE = "annotations_final.csv"
+N_LABELS = 50
+# By the first character of a clip's path, its folder.
+FOLDERS = {"train": "0123456789ab", "validation": "c", "test": "def"}
+N_CLIPS, N_TAGS = 25_863, 188  # in the published table
+# Three clips less: those are empty files.
+PUBLISHED = {"train": 18_706, "validation": 1_825, "test": 5_329}
+STEPS = ("download", "unpack", "melspectrograms", "groundtruth")
+_SHOWN = 5  # failures
+_HERE = Path(__file__).resolve().parent
+
+
+def read_annotations(path: Path) -> Task:
+    """Read the table of annotations.
+
+    Args:
+        path: tab-separated, a row a clip: clip_id, a column of 0 and 1 for each tag, mp3_path.
+
+    Raises:
+        InputError: it is not such a table; the message names the line.
+    """
+    side = {folder: split for split, folders in FOLDERS.items() for folder in folders}
+    rows: dict[str, list[str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.reader(file, delimiter="\t")
+            header = next(table, [])
+            if header[:1] != ["clip_id"] or header[-1:] != ["mp3_path"] or len(header) < 3:
+                raise InputError(
+                    f"{path}: expected tab-separated columns clip_id, the tags and mp3_path, found "
+                    f"{', '.join(header[:3])} … Delete it and download it again"
+                )
+            tags = header[1:-1]
+            for cells in table:
+                if not cells:
+                    continue
+                where = f"{path}, line {table.line_num}"
+                if len(cells) != len(header) or not set(cells[1:-1]) <= {"0", "1"}:
+                    raise InputError(
+                        f"{where}: expected {len(header)} columns, with 0 or 1 for each tag. "
+                        "Delete the table and download it again"
+                    )
+                name = cells[-1]
+                if name.partition("/")[0] not in side:
+                    raise InputError(f"{where}: {name!r}: expected a path in a folder 0 to f")
+                check_name(name, where, rows)
+                rows[name] = [t for t, c in zip(tags, cells[1:-1], strict=True) if c == "1"]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: no table of text ({error}). Delete it and download it again"
+        ) from None
+    if not rows:
+        raise InputError(f"{path}: no clips in it. Delete it and download it again")
+    if (len(rows), len(tags)) != (N_CLIPS, N_TAGS):
+        print(f"warning: {path} has {len(rows):,} clips and {len(tags)} tags, where the published "
+              f"table has {N_CLIPS:,} and {N_TAGS}")  # fmt: skip
+    counts = Counter(tag for own in rows.values() for tag in own)
+    # Of tags as frequent as the last that is in, those that the table names first.
+    frequent = sorted(tags, key=lambda tag: -counts[tag])[:N_LABELS]
+    labels = sorted(frequent)
+    tracks = {
+        name: (side[name.partition("/")[0]], frozenset(own) & set(labels))
+        for name, own in rows.items()
+    }
+    return Task(labels, tracks, PUBLISHED)
+
+
+def _member_name(clips: dict[str, str]):
+    """What a member of the archive is called: the clip it is, in whatever folder it lies."""
+
+    def name_of(member: str) -> str | None:
+        return clips.get("/".join(PurePosixPath(member).parts[-2:]))
+
+    return name_of
+
+
+def _download(options: argparse.Namespace, name: str, again: bool) -> None:
+    download(f"{options.url.rstrip('/')}/{name}", options.download_dir / name, again=again)
+
+
+def _audio_is_there(options: argparse.Namespace, clips: dict[str, str]) -> bool:
+    """Whether all clips are, but for those that the archive is known not to have."""
+    lacking = {name for name in clips if not (options.audio_dir / name).is_file()}
+    # None at all is no data set, whatever is known of the archive.
+    return len(lacking) < len(clips) and lacking <= known_absent(options.download_dir / ARCHIVE)
+
+
+def _unpack(options: argparse.Namespace, parts: list[Path], clips: dict[str, str]) -> None:
+    found = unpack(
+        options.download_dir / ARCHIVE,
+        parts,
+        options.audio_dir,
+        _member_name(clips),
+        wanted=clips,
+        keep=options.keep_archives,
+        again=options.force,
+    )
+    print(f"unpacked {found.done:,} clips, {found.skipped:,} were there: {options.audio_dir}")
+    listed = write_failures(options.download_dir / "failed.csv", found.failed, column="path")
+    for name, reason in sorted(found.failed.items())[:_SHOWN]:
+        print(f"not unpacked: {name}: {reason}", file=sys.stderr)
+    if found.failed:
+        print(f"{len(found.failed)} clips are not unpacked: {listed}", file=sys.stderr)
+    if found.damaged:
+        some = " and ".join(map(str, found.damaged))
+        print(f"kept: {some}, damaged there. Delete it and run the same again to fetch it again",
+              file=sys.stderr)  # fmt: skip
+    if found.absent:
+        print(f"{len(found.absent)} clips are not in the archive: {shown(found.absent)}")
+
+
+def _main(arguments: list[str] | None = None) -> None:
+    parser = published.parser("Prepare MagnaTagATune.", STEPS, _HERE)
+    parser.add_argument("--download-dir", type=Path, default=_HERE / "download")
+    parser.add_argument("--keep-archives", action="store_true", help="after they are unpacked")
+    parser.add_argument(
+        "--url",
+        default=os.environ.get(URL_VARIABLE, URL),
+        help=f"of the folder with the files; {URL_VARIABLE} in the environment changes it too",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    steps = published.chosen_steps(options, STEPS)
+    parts = in_order([options.download_dir / name for name in PARTS])
+    # Every step needs the table.
+    _download(options, TABLE, again=options.force and "download" in steps)
+    task = read_annotations(options.download_dir / TABLE)
+    clips = {name: name for name in task.tracks}
+    there = not options.force and _audio_is_there(options, clips)
+    if "download" in steps and not there:
+        lacking = lacking_parts(options.download_dir / ARCHIVE, parts)
+        for path in parts if options.force else lacking:
+            _download(options, path.name, again=options.force)
+    if "unpack" in steps:
+        if there:
+            print(f"{len(clips):,} clips are in {options.audio_dir} already: nothing to unpack")
+        else:
+            _unpack(options, parts, clips)
+    if "melspectrograms" in steps:
+        published.make_melspectrograms(
+            options.audio_dir,
+            options.melspec_dir,
+            task.tracks,
+            num_workers=options.num_workers,
+            overwrite=options.force,
+        )
+    if "groundtruth" in steps:
+        for line in published.write_task(task, options.out_dir, options.melspec_dir):
+            print(line)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Returns the exit code; a broken clip is reported, and no failure."""
+    return published.run(lambda: _main(arguments), "preprocess.py")
+
+
+if __name__ == "__main__":
+    # Functions sent to worker processes must have an importable module's name, not __main__'s.
+    from datasets.mtt.preprocess import main as _imported_main
+
+    published.start(_imported_main)

@@ -1,0 +1,267 @@
+"""Tagging tasks as others have published them: their splits, ground truths and known sizes.
+
+What the ``preprocess.py`` of each such data set shares: it makes `Task` from the published table;
+log-mel files and ground truths are made here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from datasets.collection import mel_key
+from datasets.groundtruth import (
+    GroundTruthError,
+    check_key,
+    read_groundtruth,
+    read_labels,
+    write_groundtruth,
+    write_labels,
+)
+from datasets.melspectrograms import mel_path
+from datasets.preprocess import Report, Terminated, preprocess
+from datasets.splitting import SPLITS
+from helpers.errors import InputError
+from helpers.failures import read_failures
+from helpers.report import table
+
+_SHOWN = 5  # of a list in a message
+
+
+@dataclass(frozen=True)
+class Task:
+    """A tagging task.
+
+    Attributes:
+        labels: in the order of the targets' columns.
+        tracks: audio file, relative to the audio's folder → its split and its labels.
+        published: split → tracks that the literature counts there.
+    """
+
+    labels: Sequence[str]
+    tracks: Mapping[str, tuple[str, frozenset[str]]]
+    published: Mapping[str, int] = field(default_factory=dict)
+
+
+def make_melspectrograms(
+    audio_dir: Path, melspec_dir: Path, names: Iterable[str], **options
+) -> Report:
+    """`datasets.preprocess.preprocess` for some files; empty and missing ones are told about.
+
+    Args:
+        audio_dir: where the audio is.
+        melspec_dir: where to.
+        names: files below ``audio_dir``.
+        options: of ``preprocess``.
+
+    Raises:
+        InputError: none of the files is there, and what ``preprocess`` raises.
+    """
+    names = list(names)
+    found = {name: _bytes(audio_dir / name) for name in names}
+    missing = [name for name, size in found.items() if size is None]
+    empty = [name for name, size in found.items() if size == 0]
+    whole = [name for name, size in found.items() if size]
+    if not whole:
+        raise InputError(
+            f"{audio_dir}: none of the {len(names)} tracks of the table is there, such as "
+            f"{names[0]!r}. Give the folder they are in: --audio-dir"
+        )
+    report = preprocess(audio_dir, melspec_dir, files=whole, **options)
+    for what, some in (("empty", empty), ("not there", missing)):
+        if some:
+            print(f"{len(some)} audio files are {what}, and left out: {shown(some)}")
+    for name, reason in sorted(report.failed.items())[:_SHOWN]:
+        print(f"broken, and left out: {name}: {reason}")
+    if len(report.failed) > _SHOWN:
+        print(f"and {len(report.failed) - _SHOWN} more broken ones: {report.failed_csv}")
+    print(f"log-mel files: {report}")
+    return report
+
+
+def _bytes(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def write_task(task: Task, out_dir: Path, melspec_dir: Path) -> list[str]:
+    """Write ``groundtruth-{train,validation,test,all}.pk`` and ``labels.json``.
+
+    Tracks without a log-mel file are left out, if there are any log-mel files yet. Files that say
+    the same already are left as they are.
+
+    Args:
+        task: what to write.
+        out_dir: where to.
+        melspec_dir: where the log-mel files are.
+
+    Returns:
+        lines that tell a person what was written, and how it differs from what is published.
+    """
+    keys = {name: mel_key(name) for name in task.tracks}
+    missing = [name for name, key in keys.items() if not mel_path(melspec_dir, key).is_file()]
+    none_yet = len(missing) == len(keys)
+    left_out = set() if none_yet else set(missing)
+    column = {label: i for i, label in enumerate(task.labels)}
+    splits: dict[str, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
+    for name, (split, labels) in task.tracks.items():
+        if name not in left_out:
+            target = np.zeros(len(column), bool)
+            target[[column[label] for label in labels]] = True
+            splits[split][keys[name]] = target
+    empty = [split for split, rows in splits.items() if not rows]
+    if empty:
+        raise InputError(
+            f"{out_dir}: no track is left for {' and '.join(empty)}: "
+            f"{len(missing)} of {len(keys)} tracks have no log-mel file in {melspec_dir}. "
+            "Make them first: the step melspectrograms"
+        )
+    everything = {key: target for rows in splits.values() for key, target in rows.items()}
+    for split, rows in {**splits, "all": everything}.items():
+        path = out_dir / f"groundtruth-{split}.pk"
+        if not _says(path, rows):
+            write_groundtruth(path, rows)
+    if not _names(out_dir / "labels.json", task.labels):
+        write_labels(out_dir / "labels.json", task.labels)
+    lines = _describe(task, splits, out_dir)
+    if none_yet:
+        lines.append(
+            f"{melspec_dir}: no log-mel files of these tracks yet, so all of the table are in. Run "
+            "the step groundtruth again when there are: it leaves out tracks that cannot be read"
+        )
+    return [*lines, *_warnings(task, splits, [] if none_yet else missing, melspec_dir)]
+
+
+def _says(path: Path, rows: Mapping[str, np.ndarray]) -> bool:
+    """Whether a ground truth has these keys and targets, in this order."""
+    if not path.is_file():
+        return False
+    try:
+        there = read_groundtruth(path)
+    except GroundTruthError:
+        return False
+    return there.keys == list(rows) and np.array_equal(there.targets, np.stack(list(rows.values())))
+
+
+def _names(path: Path, labels: Sequence[str]) -> bool:
+    try:
+        return path.is_file() and read_labels(path) == list(labels)
+    except GroundTruthError:
+        return False
+
+
+def _describe(task: Task, splits: Mapping[str, Mapping], out_dir: Path) -> list[str]:
+    rows = []
+    for split, own in splits.items():
+        targets = np.stack(list(own.values()))
+        counts = targets.sum(axis=0)
+        without = int((~targets.any(axis=1)).sum())
+        published = f"{task.published[split]:,}" if split in task.published else "–"
+        rows.append([split, f"{len(own):,}", published, f"{without:,}", str(counts.min()),
+                     f"{np.median(counts):g}"])  # fmt: skip
+    header = ["", "tracks", "published", "without a label", "fewest positives", "median positives"]
+    return [table(header, rows), f"{len(task.labels)} labels: {out_dir}"]
+
+
+def _warnings(
+    task: Task, splits: Mapping[str, Mapping], missing: list[str], melspec_dir: Path
+) -> list[str]:
+    lines = []
+    if missing:
+        reasons = read_failures(melspec_dir / "failed.csv", column="path")
+        some = ", ".join(
+            f"{name!r}" + (f" ({reasons[name]})" if name in reasons else "")
+            for name in missing[:_SHOWN]
+        )
+        more = ", ..." if len(missing) > _SHOWN else ""
+        lines.append(f"{len(missing)} tracks have no log-mel file, and are left out: {some}{more}")
+    differ = [s for s, count in task.published.items() if len(splits[s]) != count]
+    if differ:
+        lines.append(
+            "warning: " + ", ".join(f"{s} has {len(splits[s]):,} tracks" for s in differ)
+            + ", where the published split has "
+            + ", ".join(f"{task.published[s]:,}" for s in differ)
+            + ": figures do not compare with those of the literature"
+        )  # fmt: skip
+    return lines
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first few of some names."""
+    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+
+
+# ---- command line --------------------------------------------------------------------------------
+
+
+def parser(description: str, steps: Sequence[str], folder: Path) -> argparse.ArgumentParser:
+    """The options that all of these scripts have; ``folder`` is where things go by default."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    made.add_argument(
+        "steps",
+        nargs="*",
+        metavar="STEP",
+        help=f"some of {', '.join(steps)}; none: all of them, but for what is done already",
+    )
+    made.add_argument("--audio-dir", type=Path, default=folder / "audio", help="folder of audio")
+    made.add_argument("--melspec-dir", type=Path, default=folder / "melspectrograms")
+    made.add_argument("--out-dir", type=Path, default=folder, help="where the ground truths go")
+    made.add_argument("--num-workers", type=int, help="processes; by default one a core")
+    made.add_argument(
+        "--force", action="store_true", help="fetch and make again what is there, in these steps"
+    )
+    return made
+
+
+def check_name(name: str, where: str, seen: Collection[str]) -> None:
+    """Raise InputError unless a table's path stays inside the audio's folder, and is new."""
+    try:
+        check_key(name)
+    except GroundTruthError as error:
+        raise InputError(f"{where}: {name!r}: {error}") from None
+    if name in seen:
+        raise InputError(f"{where}: {name!r} is in the table twice")
+
+
+def chosen_steps(options: argparse.Namespace, steps: Sequence[str]) -> list[str]:
+    """The steps that were asked for, in the order in which they are done.
+
+    Raises:
+        InputError: there is no such step.
+    """
+    unknown = [step for step in options.steps if step not in steps]
+    if unknown:
+        raise InputError(f"{unknown[0]}: no such step. Expected some of {', '.join(steps)}")
+    return [step for step in steps if not options.steps or step in options.steps]
+
+
+def start(main: Callable[[], int]) -> None:
+    """Be a script: run ``main`` as all there is in this process, and exit with its code."""
+    signal.signal(signal.SIGTERM, Terminated.handler)
+    for stream in (sys.stdout, sys.stderr):  # a name may have bytes that are no text
+        stream.reconfigure(errors="backslashreplace")
+    sys.exit(main())
+
+
+def run(main: Callable[[], None], program: str) -> int:
+    """Run a script; what a user can mend is told in one message. Returns the exit code."""
+    try:
+        main()
+    except (InputError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print(f"{program}: interrupted. What is done is kept; run the same again to go on",
+              file=sys.stderr)  # fmt: skip
+        return 143 if isinstance(interrupt, Terminated) else 130
+    return 0

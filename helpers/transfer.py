@@ -1,0 +1,253 @@
+"""Downloads that go on where they stopped: of files too large to begin again."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+import urllib3
+from tqdm import tqdm
+
+from helpers.errors import InputError
+from helpers.files import why_not_written, write_json
+
+TRIES = 6  # in a row that come no further than those before; others are not counted
+_TIMEOUT = (15, 60)  # seconds to connect, and between two pieces
+_PIECE = 1 << 20  # bytes
+_LONGEST_PAUSE = 30.0  # seconds
+_ENDED = "the connection ended before the file did"
+
+
+class TransferError(InputError):
+    """A file that could not be fetched; the message names it and says what to do."""
+
+
+def download(
+    url: str,
+    path: str | Path,
+    *,
+    size: int | None = None,
+    again: bool = False,
+    tries: int = TRIES,
+    pause: float = 1.0,
+    progress: bool = True,
+) -> Path:
+    """Fetch a file; it gets its name when all of it is there.
+
+    What has come is kept in ``<name>.part``, and ``<name>.part.json`` says of which version of the
+    file it is: the next try, or the next call, asks the server for the rest. A server that does not
+    give parts of files, or has another version by now, gives it whole.
+
+    Args:
+        url: of the file, by http or https.
+        path: where to; if it is there (with ``size`` bytes, where they are known), nothing is done.
+        size: bytes that are expected, if that is known. A server's own word is held to in any case.
+        again: whether to fetch it although it is there; it is replaced when the new one is whole.
+        tries: how many in a row may come no further.
+        pause: seconds before the second try; twice as many before each one after it.
+        progress: whether a terminal shows a bar.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        TransferError: it cannot be fetched, is of another size, or there is no room for it.
+    """
+    path = Path(path)
+    if not again and path.is_file() and size in (None, path.stat().st_size):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _Part(path, url)
+    failures, furthest, reason = 0, part.size(), ""
+    with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+        while failures < tries:
+            try:
+                reason = _fetch(part, size, bar)
+                if reason is None:
+                    part.finish()
+                    return path
+            except _Refused as error:
+                raise TransferError(f"{url}: {error}. {_by_hand(url, path)}") from None
+            except requests.RequestException as error:
+                reason = _reason(error)
+            # Further than any before: a server that begins again each time makes no way.
+            failures = 0 if part.size() > furthest else failures + 1
+            furthest = max(furthest, part.size())
+            if failures < tries:
+                time.sleep(min(pause * 2 ** max(0, failures - 1), _LONGEST_PAUSE))
+    kept = f" {part.size()} bytes of it are kept: run the same again." if part.size() else ""
+    often = f"after {tries} tries that came no further"
+    raise TransferError(f"{url}: {reason} ({often}).{kept} {_by_hand(url, path)}")
+
+
+class _Refused(Exception):
+    """An answer that another try would not better."""
+
+
+class _Part:
+    """What has come of a file so far, and of which version of it."""
+
+    def __init__(self, path: Path, url: str) -> None:
+        self.path, self.url = path, url
+        self.file = path.with_name(f"{path.name}.part")
+        self.note = path.with_name(f"{path.name}.part.json")
+
+    def size(self) -> int:
+        return self.file.stat().st_size if self.file.is_file() else 0
+
+    def version(self) -> dict[str, Any]:
+        """``total`` bytes of the whole and its ``validator``, where the server told them."""
+        try:
+            found = json.loads(self.note.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) and found.get("url") == self.url else {}
+
+    def begin(self, total: int | None, validator: str | None) -> None:
+        """Forget what has come; what comes now is of this version."""
+        self.file.unlink(missing_ok=True)
+        write_json(self.note, {"url": self.url, "total": total, "validator": validator})
+
+    def finish(self) -> None:
+        os.replace(self.file, self.path)
+        self.note.unlink(missing_ok=True)
+
+
+def _fetch(part: _Part, size: int | None, bar: tqdm) -> str | None:
+    """One try. None if the file is whole now; otherwise what is to be said of this try.
+
+    Raises:
+        _Refused: the answer is not the file, and will not be.
+        requests.RequestException: the connection failed; what came is kept.
+    """
+    version = part.version()
+    there = part.size() if version.get("validator") and version.get("total") else 0
+    if size not in (None, version.get("total")):
+        there = 0
+    if there and there == version["total"]:
+        return None
+    headers = {"Accept-Encoding": "identity"}  # bytes on the way are bytes of the file
+    if there:
+        headers |= {"Range": f"bytes={there}-", "If-Range": version["validator"]}
+    with requests.get(part.url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
+        if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
+            return f"the server answers {answer.status_code} {answer.reason}"  # that passes
+        validator = _validator(answer)
+        if answer.status_code == 206 and there:
+            start, total = _content_range(answer)
+            if (start, total) != (there, version["total"]) or validator not in (
+                None,
+                version["validator"],
+            ):
+                part.begin(None, None)  # the next try is for all of it
+                return "the server has another version of the file by now"
+        elif answer.status_code == 200:
+            start, total = 0, _length(answer)
+            part.begin(total, validator)
+        elif answer.status_code == 416:  # the rest of a file that has become shorter
+            part.begin(None, None)
+            return "the server has not as much of the file as it said"
+        else:
+            raise _Refused(f"the server answers {answer.status_code} {answer.reason}")
+        if size is not None and total is not None and total != size:
+            part.begin(None, None)
+            raise _Refused(f"the server has {total} bytes, expected {size}")
+        _check_room(part, total, start)
+        bar.total, bar.n = total, start
+        bar.refresh()
+        with part.file.open("ab" if start else "wb", buffering=0) as file:
+            for piece in _pieces(answer):
+                _write(part, file, piece)
+                bar.update(len(piece))
+    came = part.size()
+    expected = size if total is None else total
+    if expected is not None and came > expected:
+        part.begin(None, None)
+        raise _Refused(f"{came} bytes came, expected {expected}")
+    if expected is None or came == expected:
+        return None
+    return _ENDED
+
+
+def _pieces(answer: requests.Response) -> Iterator[bytes]:
+    """What comes, as it comes: of a connection that is dropped nothing is lost.
+
+    (``iter_content`` keeps back what does not fill a piece, and a drop takes it away.)
+    """
+    if _is_packed(answer):
+        yield from answer.iter_content(_PIECE)
+        return
+    try:
+        while piece := answer.raw.read1(_PIECE):
+            yield piece
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError(error) from error
+
+
+def _write(part: _Part, file: io.FileIO, piece: bytes) -> None:
+    try:
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise TransferError(why_not_written(part.file, error, "folder")) from None
+
+
+def _length(answer: requests.Response) -> int | None:
+    """Bytes of the file, if the answer tells them."""
+    length = answer.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() and not _is_packed(answer) else None
+
+
+def _is_packed(answer: requests.Response) -> bool:
+    """Whether it is compressed on the way, though that was not asked for."""
+    return answer.headers.get("Content-Encoding", "identity") != "identity"
+
+
+def _validator(answer: requests.Response) -> str | None:
+    """What says that two answers are of one version: a strong ETag, or the time of its change."""
+    tag = answer.headers.get("ETag")
+    if tag and not tag.startswith("W/"):
+        return tag
+    return answer.headers.get("Last-Modified")
+
+
+def _content_range(answer: requests.Response) -> tuple[int, int | None]:
+    found = re.fullmatch(
+        r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip()
+    )
+    if not found:
+        return -1, None
+    return int(found[1]), None if found[2] == "*" else int(found[2])
+
+
+def _check_room(part: _Part, total: int | None, start: int) -> None:
+    free = shutil.disk_usage(part.path.parent).free
+    if total is not None and total - start > free:
+        raise TransferError(
+            f"{part.path}: {total - start} bytes are still to come, and {part.path.parent} has "
+            f"room for {free}. Make room, or give another folder"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause: requests wraps urllib3's error, which wraps the system's."""
+    cause: BaseException = error
+    while following := cause.__cause__ or cause.__context__:
+        cause = following
+    if isinstance(cause, http.client.IncompleteRead):
+        return _ENDED
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+def _by_hand(url: str, path: Path) -> str:
+    return f"By hand: get {url} and put it to {path}"
