@@ -191,6 +191,7 @@ def _as_meant(argument: str, aliases: Mapping[str, str]) -> str:
         return argument
     if dot and section in aliases:
         key = f"{aliases[section]}.{rest}"
+    key = aliases.get(f"{key}=", key)
     if value.startswith(("dataset/", "./dataset/")) and not Path(value).exists():
         right = value.replace("dataset/", "datasets/", 1)
         if Path(right).exists():
@@ -204,7 +205,7 @@ def run_command_line(
 ) -> int:
     """Run what was typed; ``argv`` begins with the program's name. Returns the exit code.
 
-    ``aliases`` are other names of sections of settings.
+    ``aliases`` are other names of sections of settings; of single settings, with a ``=`` behind.
     """
     arguments = [_as_meant(argument, aliases or {}) for argument in argv[1:]]
     try:

@@ -61,11 +61,16 @@ _TRACKS_THAT_PAY = 2000
 _NUMBERING = "blocks count from 0; -1 is after the final norm"
 
 
-def extract(run, config: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Write embeddings, logits or predictions of each track; ``kind`` is the command's own."""
+def extract(
+    run, config: dict[str, Any], kind: str, expected_model: str | None = None
+) -> dict[str, Any]:
+    """Write embeddings, logits or predictions of each track; ``kind`` is the command's own.
+
+    Another model than the expected one, by its hash, is refused.
+    """
     try:
         with stoppable():
-            return _extract(run, config, kind)
+            return _extract(run, config, kind, expected_model)
     except Stopped as stop:
         # What overwrite=True replaces is gone by now, or made again.
         go_on = same_command(without=["inference.overwrite"])
@@ -74,7 +79,7 @@ def extract(run, config: dict[str, Any], kind: str) -> dict[str, Any]:
         raise Interrupted(message, stop.signal) from None
 
 
-def _extract(run, config: dict[str, Any], kind: str) -> dict[str, Any]:
+def _extract(run, config: dict[str, Any], kind: str, expected_model: str | None) -> dict[str, Any]:
     started, inference = time.time(), config["inference"]
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     kinds = _kinds(inference["outputs"], kind)
@@ -88,6 +93,13 @@ def _extract(run, config: dict[str, Any], kind: str) -> dict[str, Any]:
         log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
     elif kinds != ["embeddings"]:
         check_head(checkpoint, net)
+    model = model_hash(net.state_dict(), net.sizes())
+    if expected_model not in (None, model):
+        raise InputError(
+            f"the model of {config['maest']['checkpoint'] or config['maest']['arch']} is another "
+            f"({model[:12]}) than the one that the probe was trained on "
+            f"({expected_model[:12]}): give that one as predict.checkpoint"
+        )
     blocks = chosen_blocks(inference["transformer_block"], net.depth) if EMBEDDINGS in kinds else ()
     wanted = Wanted(
         blocks,
@@ -113,7 +125,7 @@ def _extract(run, config: dict[str, Any], kind: str) -> dict[str, Any]:
 
     trainer = set_up_trainer(config, run_dir(run), extraction=True)
     encoder = _encoder(net, wanted, config, trainer)
-    _open_folders(outputs, tracks, net, config, cut, str(trainer.precision))
+    _open_folders(outputs, tracks, model, net.labels, config, cut, str(trainer.precision))
     own = own_share(len(tracks.keys), shard, trainer.global_rank, trainer.world_size)
     if inference["overwrite"]:  # a run that is stopped can then go on without it
         _remove(tracks, own, outputs)
@@ -305,7 +317,8 @@ def _workers(config: dict[str, Any], on_cpu: bool, tracks: int) -> int:
 def _open_folders(
     outputs: list[Output],
     tracks: AudioTracks | MelTracks,
-    net: Maest,
+    model: str,
+    labels: list[str] | None,
     config: dict[str, Any],
     cut: Cutting,
     precision: str,
@@ -320,7 +333,7 @@ def _open_folders(
         if maest[name]
     }
     common = {
-        "model": model_hash(net.state_dict(), net.sizes()),
+        "model": model,
         "numbering": _NUMBERING,
         "input": "audio" if isinstance(tracks, AudioTracks) else "log-mel files",
         "patch_seconds": clip_seconds(cut.longest),
@@ -331,12 +344,18 @@ def _open_folders(
         "quantize": inference["quantize"],
         "version": _VERSION,
     }
+    checkpoint = maest["checkpoint"]
+    made_by = {
+        "arch": maest["arch"],
+        "checkpoint": None if checkpoint is None else str(Path(str(checkpoint)).resolve()),
+        "checkpoint_swa_weights": maest["checkpoint_swa_weights"],
+    }
     for output in outputs:
         settings = {"kind": output.kind, **common}
         if output.kind == "embeddings":
             settings["block"] = output.block
         if output.kind == "predictions":
-            settings |= {"labels": net.labels, "top": inference["top"]}
+            settings |= {"labels": labels, "top": inference["top"]}
         else:
             settings["pool"] = inference["pool"]
 
@@ -350,6 +369,7 @@ def _open_folders(
             inference["overwrite"],
             output.pattern,
             present,
+            made_by,
         )
         remove_leftovers(output.folder)
 

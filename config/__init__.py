@@ -30,6 +30,7 @@ DEFAULT_CLIP_LENGTH = 5  # seconds
 # ex_tl.py
 TL = probe.DEFAULTS
 TL_NAMED = named.TL
+TL_ALIASES = {"probe=": "probe_dir"}  # a folder; probe.… are settings of a probe's training
 SENTENCES = named.SENTENCES  # what each named config is for
 
 LIMITS = limits.LIMITS  # of both

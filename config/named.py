@@ -181,22 +181,40 @@ for _names, _seconds, _start, _released in _FAMILY:
 
 # ---------------------------------------------------------------- data sets
 
-_MTT = DATASETS / "mtt"
+_MTT, _JAMENDO, _CUSTOM = DATASETS / "mtt", DATASETS / "jamendo", DATASETS / "custom"
 
-# name → what it is, where its ground truths and spectrograms are, the length of extraction's
-# patches, and what the probe needs otherwise than by default.
+# name → what it is, where its ground truths and spectrograms are, and what the probe needs
+# otherwise than by default.
 _TARGETS = {
     "scores": (
         *("instruments on the embedded data set", SCORES / "instrument"),
-        *(SCORES / "melspectrograms", 5),
+        SCORES / "melspectrograms",
         # Hundreds of tracks are few steps: the recipe's own rate and batch do not get anywhere.
         # Chosen on the validation split, over embeddings and mel statistics alike.
         {"probe": {"lr": 3e-3, "batch_size": 32}},
     ),
-    "mtt": ("tags of MagnaTagATune", _MTT, _MTT / "melspectrograms", 30, {}),
+    "mtt": ("tags of MagnaTagATune", _MTT, _MTT / "melspectrograms", {}),
+    **{
+        f"jamendo_{task}": (
+            *(f"{tags} of MTG-Jamendo", _JAMENDO / task, _JAMENDO / "melspectrograms"),
+            {},
+        )
+        for task, tags in {
+            "genre": "genres",
+            "instrument": "instruments",
+            "moodtheme": "moods and themes",
+            "top50": "the 50 most frequent tags",
+        }.items()
+    },
+    "custom": (
+        *("your own labels, in datasets/custom", _CUSTOM, _CUSTOM / "melspectrograms"),
+        {},
+    ),
 }
 
-for _name, (_what, _folder, _mels, _seconds, _probe) in _TARGETS.items():
+for _name, (_what, _folder, _mels, _probe) in _TARGETS.items():
+    # The four tasks of MTG-Jamendo share tracks, and so their embeddings.
+    _embeddings = "embeddings/jamendo" if _folder.parent == _JAMENDO else f"embeddings/{_name}"
     _add(
         MAEST,
         f"target_{_name}",
@@ -206,16 +224,17 @@ for _name, (_what, _folder, _mels, _seconds, _probe) in _TARGETS.items():
                 "groundtruth_predict": str(_folder / "groundtruth-all.pk"),
                 "base_dir": str(_mels),
             },
-            "inference": {"out_dir": f"embeddings/{_name}", "transformer_block": 7},
+            "inference": {"out_dir": _embeddings, "transformer_block": 7},
         },
     )
     _add(
         TL,
         f"target_{_name}_tl",
-        f"Probe embeddings of block 7: {_what}.",
+        f"Probe the embeddings that target_{_name} has extracted (block 7): {_what}.",
         {
             "data": {
-                "embeddings_dir": f"embeddings/{_name}/{_seconds}sec/7",
+                "embeddings_dir": _embeddings,
+                "block": 7,
                 "groundtruth_train": str(_folder / "groundtruth-train.pk"),
                 "groundtruth_val": str(_folder / "groundtruth-validation.pk"),
                 "groundtruth_test": str(_folder / "groundtruth-test.pk"),

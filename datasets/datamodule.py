@@ -19,7 +19,6 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
-    RandomSampler,
     Sampler,
     SequentialSampler,
     TensorDataset,
@@ -35,7 +34,7 @@ from datasets.groundtruth import (
 )
 from datasets.melspectrograms import mel_path
 from datasets.norm import NormStats, mean_and_std, norm_stats
-from datasets.sampling import ClipSampler, TrackSampler
+from datasets.sampling import ClipSampler, OrdersOfSeeds, TrackSampler
 from datasets.scores import DATA_DIR as SCORES_DIR
 from datasets.teacher import TeacherFileError, check_teacher_files
 from helpers.errors import InputError
@@ -43,6 +42,8 @@ from helpers.parallel import cores, leave_signals_to_the_main_process
 from helpers.settings import check_choice
 
 log = logging.getLogger(__name__)
+
+_EVALUATED_AT_ONCE = 2048  # tracks, of the probes
 
 
 class MaestDataModule(pl.LightningDataModule):
@@ -338,40 +339,44 @@ def _read_any(path: str | Path) -> GroundTruth:
 
 
 class FeatureDataModule(pl.LightningDataModule):
-    """Features held in memory, for the probe. A batch is indexed at once, not item by item.
+    """Features held in memory, for probes of several seeds. A batch is indexed at once.
+
+    A training batch is (features [S, B, M, D], targets [S, B, C]), each of the S seeds in an order
+    of its own; another batch is (features [B, M, D], targets [B, C]).
 
     Args:
-        splits: "train", "val", "test" → (features float32 [N, D], targets [N, C] of 0 and 1).
+        splits: "train", "val", "test" → (features float32 [N, M, D] of M sets or blocks, targets
+            [N, C]).
         batch_size: tracks in a batch.
-        seed: of the order of the training tracks.
+        seeds: of the orders of the training tracks.
     """
 
     def __init__(
-        self, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], batch_size: int, seed: int
+        self,
+        splits: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        batch_size: int,
+        seeds: Sequence[int],
     ) -> None:
         super().__init__()
         self.splits = {
-            name: TensorDataset(torch.from_numpy(x), torch.from_numpy(y.astype(np.float32)))
-            for name, (x, y) in splits.items()
+            name: TensorDataset(*(torch.from_numpy(np.require(v, np.float32, "CW")) for v in own))
+            for name, own in splits.items()
         }
         self.batch_size = batch_size
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def _loader(self, split: str) -> DataLoader:
-        dataset = self.splits[split]
-        order = (
-            RandomSampler(dataset, generator=self.generator)
-            if split == "train"
-            else SequentialSampler(dataset)
-        )
-        batches = BatchSampler(order, self.batch_size, drop_last=False)
-        return DataLoader(dataset, sampler=batches, batch_size=None)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train")
+        dataset = self.splits["train"]
+        orders = OrdersOfSeeds(len(dataset), self.batch_size, self.generators)
+        return DataLoader(dataset, sampler=orders, batch_size=None)
+
+    def _in_order(self, split: str) -> DataLoader:
+        dataset = self.splits[split]
+        batches = BatchSampler(SequentialSampler(dataset), _EVALUATED_AT_ONCE, drop_last=False)
+        return DataLoader(dataset, sampler=batches, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader("val")
+        return self._in_order("val")
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader("test")
+        return self._in_order("test")

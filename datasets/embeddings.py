@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import os
+import posixpath
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from datasets.melspectrograms import find_mel, open_mel
+from datasets.collection import mel_key
+from datasets.melspectrograms import mel_path, open_mel
+from helpers.arrays import load_array
 from helpers.errors import InputError
+from helpers.manifest import MANIFEST, read_manifest
 from helpers.melspectrogram import NORM_MEAN, NORM_STD
+from helpers.parallel import in_order
 
 TOKENS = "cdt"  # order on disk: cls, dist, average of all others
 REDUCTIONS = ("mean", "stack")
+_SUFFIX = ".embeddings.npy"
+_LEVEL = re.compile(r"(\d+(?:\.\d+)?)sec")
+
+
+# What extraction says of itself that all blocks of one study must have in common
+_SAME = (
+    "model",
+    "input",
+    "patch_seconds",
+    "hop_seconds",
+    "tail",
+    "patchout",
+    "pool",
+    "quantize",
+    "version",
+)
 
 
 class FeatureError(InputError):
@@ -24,21 +50,29 @@ class MissingFeature(FeatureError):
     """A track without an embedding."""
 
 
-def embedding_path(folder: str | Path, key: str) -> Path:
-    """The file of a track's embedding."""
-    return Path(folder) / f"{key}.embeddings.npy"
-
-
-def select_tokens(embedding: np.ndarray, types: str, reduce: str) -> np.ndarray:
-    """Make one vector of an embedding's tokens.
+def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray:
+    """Make one vector of an embedding's tokens, for any number of tracks.
 
     Args:
-        embedding: [3, D].
+        embeddings: [..., 3, D]; or [..., 1, D], after the final norm, which has no tokens to choose
+            from.
         types: which tokens: "c" cls, "d" dist, "t" average of the others; several for "cdt".
-        reduce: "mean" over the tokens → [D], or "stack" them → [len(types) · D].
+        reduce: "mean" over the tokens → [..., D], or "stack" them → [..., len(types) · D].
+
+    Raises:
+        FeatureError: there are no tokens to choose from.
     """
-    chosen = embedding[[TOKENS.index(token) for token in types]]
-    return chosen.mean(axis=0) if reduce == "mean" else chosen.reshape(-1)
+    if embeddings.shape[-2] == 1:
+        if types != "c" or reduce != "mean":
+            raise FeatureError(
+                "these are embeddings after the final norm, without tokens to choose from: leave "
+                "data.types and data.reduce out, or extract a block's embeddings"
+            )
+        return embeddings[..., 0, :]
+    chosen = embeddings[..., [TOKENS.index(token) for token in types], :]
+    if reduce == "mean":
+        return chosen.mean(axis=-2)
+    return chosen.reshape(*chosen.shape[:-2], -1)
 
 
 def check_types(types: str, reduce: str) -> None:
@@ -53,38 +87,38 @@ def check_types(types: str, reduce: str) -> None:
         raise FeatureError(f"data.reduce is {reduce!r}: expected one of {', '.join(REDUCTIONS)}")
 
 
-def read_embedding(path: Path, types: str, reduce: str) -> np.ndarray:
-    """Read one track's embedding as a float32 vector.
+def read_tokens(path: Path) -> np.ndarray:
+    """Read one track's embedding: float32 [3, D], or [1, D] of one after the final norm.
 
-    The file holds [3, D], or [D], the embedding after the final norm, which has no tokens to choose
-    from; or, for single patches, [patches, 3, D] or [patches, 1, D]: their plain mean is taken.
+    The file holds [3, D] or [D]; or, for single patches, [patches, 3, D] or [patches, 1, D]: their
+    plain mean is taken.
 
     Raises:
         FeatureError: naming the file, if it is missing or damaged, or holds something else.
     """
     try:
-        embedding = np.load(path, allow_pickle=False)
+        found = load_array(path)
     except FileNotFoundError:
         raise MissingFeature(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # what a damaged header says may end in any, MemoryError among them
         raise FeatureError(f"{path}: cannot be read ({error}); extract it again") from None
-    if embedding.ndim == 3:
-        embedding = embedding.mean(axis=0)
-    if embedding.ndim == 2 and len(embedding) == 1:
-        embedding = embedding[0]
-    if embedding.ndim == 1:
-        if types != "c" or reduce != "mean":
-            raise FeatureError(
-                f"{path}: an embedding after the final norm, without tokens to choose from: leave "
-                "data.types and data.reduce out, or extract a block's embeddings"
-            )
-    elif embedding.shape[0] != len(TOKENS) or embedding.ndim != 2:
-        raise FeatureError(f"{path}: has shape {embedding.shape}, expected [3, D] or [D]")
-    else:
-        embedding = select_tokens(embedding, types, reduce)
+    embedding = found[None] if found.ndim == 1 else found
+    if (
+        embedding.ndim not in (2, 3)
+        or embedding.shape[-2] not in (1, len(TOKENS))
+        or not embedding.size
+        or not np.issubdtype(embedding.dtype, np.floating)
+    ):
+        raise FeatureError(
+            f"{path}: has {found.dtype} {list(found.shape)}, expected floats [3, D] or [D]"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        embedding = embedding.astype(np.float32, copy=False)
+        if embedding.ndim == 3:
+            embedding = embedding.mean(axis=0)
     if not np.isfinite(embedding).all():
         raise FeatureError(f"{path}: has NaN or infinite values; extract it again")
-    return embedding.astype(np.float32)
+    return embedding
 
 
 def mel_statistics(path: Path) -> np.ndarray:
@@ -96,54 +130,336 @@ def mel_statistics(path: Path) -> np.ndarray:
     return np.concatenate((mel.mean(axis=0), mel.std(axis=0))).astype(np.float32)
 
 
-def load_features(keys: Sequence[str], read: Callable[[str], np.ndarray], name: str) -> np.ndarray:
-    """Read the features of many tracks.
+# ---- folders of embeddings -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EmbeddingFolder:
+    """The embeddings of one block, as extraction writes them.
+
+    Attributes:
+        folder: where they are; the tracks' own folders are in it.
+        settings: what extraction says of how it made them; None where it does not.
+        made_by: where its model was; None where it does not say so.
+    """
+
+    folder: Path
+    settings: dict[str, Any] | None = None
+    made_by: dict[str, Any] | None = None
+
+    @property
+    def block(self) -> int | None:
+        """The block's number, -1 after the final norm; None if nothing says so."""
+        told = None if self.settings is None else self.settings.get("block")
+        return told if isinstance(told, int) else _block_of(self.folder)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of the patches; None if nothing says so."""
+        told = None if self.settings is None else self.settings.get("patch_seconds")
+        if isinstance(told, int | float):
+            return float(told)
+        level = _LEVEL.fullmatch(self.folder.parent.name)
+        return float(level[1]) if level else None
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return block_name(self.block) if self.block is not None else str(self.folder)
+
+    @functools.cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """A name without its suffix → names of tracks whose embeddings are there."""
+        found: dict[str, list[str]] = {}
+        for place, _, names in os.walk(self.folder):
+            inside = Path(place).relative_to(self.folder)
+            for name in names:
+                if name.endswith(_SUFFIX):
+                    track = (inside / name.removesuffix(_SUFFIX)).as_posix()
+                    found.setdefault(_stem(track), []).append(track)
+        return found
+
+    def path(self, key: str) -> Path:
+        """The file of a track: of that key, or of the audio that its log-mel file was made of.
+
+        A key that names a log-mel file finds ``<key>.embeddings.npy``, or else that of an audio
+        file of this name; one that names an audio file never finds that of another audio file.
+
+        Raises:
+            MissingFeature: there is none.
+            FeatureError: there are several, of audio files that differ in their suffix only.
+        """
+        exact = self.folder / f"{key}{_SUFFIX}"
+        if exact.is_file():
+            return exact
+        others = self._by_stem.get(_stem(posixpath.normpath(key)), [])
+        if mel_key(key) != key:
+            others = [name for name in others if mel_key(name) == name]
+        if not others:
+            raise MissingFeature(f"{exact}: no such file")
+        if len(others) > 1:
+            raise FeatureError(
+                f"{self.folder}: {key!r} may be any of {', '.join(map(repr, sorted(others)))}: "
+                "name tracks as the embeddings are named, or remove the others"
+            )
+        return self.folder / f"{others[0]}{_SUFFIX}"
+
+    def has(self, key: str) -> bool:
+        """Whether :meth:`path` finds a file; raises FeatureError where it finds several."""
+        try:
+            self.path(key)
+        except MissingFeature:
+            return False
+        return True
+
+    def tokens(self, key: str) -> np.ndarray:
+        """A track's embedding, float32 [3, D] or [1, D]; raises as `path` and `read_tokens`."""
+        return read_tokens(self.path(key))
+
+
+def block_name(block: int) -> str:
+    """What extraction calls a block's folder."""
+    return "final" if block == -1 else str(block)
+
+
+def _block_of(folder: Path) -> int | None:
+    if folder.name == "final":
+        return -1
+    return int(folder.name) if folder.name.isdecimal() else None
+
+
+def _stem(track: str) -> str:
+    """A track's name without the suffix of an audio or a log-mel file."""
+    name = mel_key(track)
+    return name.removesuffix(Path(name).suffix) if name.endswith((".mmap", ".npy")) else name
+
+
+def find_folders(
+    folder: str | Path, clip_length: float | None = None, block: int | str | None = None
+) -> list[EmbeddingFolder]:
+    """The embeddings in what extraction was told as ``inference.out_dir``, or a folder within it.
 
     Args:
-        keys: of the tracks.
-        read: key → vector [D].
-        name: of the split, for the progress bar.
+        folder: ``<out_dir>``, ``<out_dir>/<seconds>sec``, or a block's folder there; the other
+            two must not contradict it.
+        clip_length: seconds of the patches, where there are embeddings of several lengths.
+        block: one block (-1: after the final norm), "all", or None: the only one there is.
 
     Returns:
-        float32 [N, D].
+        one for each block, in their order.
 
     Raises:
-        FeatureError: counting the tracks that have none, or naming the first of another width.
+        FeatureError: there are none, several to choose from, or of several models.
     """
-    missing: list[str] = []
-    features: list[np.ndarray] = []
-    for key in tqdm(keys, desc=f"{name} features", unit="track", leave=False, disable=None):
-        try:
-            vector = read(key)
-        except MissingFeature as error:
-            missing.append(str(error))
-            continue
-        if features and vector.shape != features[0].shape:
-            raise FeatureError(
-                f"{key}: {vector.shape[0]} values, and the tracks before it have "
-                f"{features[0].shape[0]}: embeddings of different models or blocks in one folder"
-            )
-        features.append(vector)
-    if missing:
-        raise FeatureError(
-            f"{len(missing)} of {len(keys)} tracks of the {name} split have no embedding; the "
-            f"first: {missing[0]}. Extract them (ex_maest.py extract_embeddings), or correct "
-            "data.embeddings_dir"
-        )
-    return np.stack(features)
-
-
-def embedding_reader(folder: str | Path, types: str, reduce: str) -> Callable[[str], np.ndarray]:
-    """A reader for :func:`load_features` of the embeddings in a folder."""
-    check_types(types, reduce)
-    if not Path(folder).is_dir():
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
         raise FeatureError(
             f"{folder}: no such folder. Extract embeddings first (ex_maest.py extract_embeddings "
             "with target_<name>), or correct data.embeddings_dir"
         )
-    return lambda key: read_embedding(embedding_path(folder, key), types, reduce)
+    own = _as_block(folder)
+    if own is not None:
+        _check_seconds(own, clip_length)
+        if block not in (None, "all") and own.block not in (None, block):
+            raise FeatureError(
+                f"{folder}: holds embeddings of block {own.name}, and data.block asks for "
+                f"{block_name(block)}: give data.block={own.block} with it, or the folder above"
+            )
+        return [own]
+    level = _choose_level(folder, clip_length)
+    found = [made for path in sorted(level.iterdir()) if (made := _as_block(path)) is not None]
+    found.sort(key=lambda made: (made.block is None, made.block == -1, made.block or 0))
+    for one, other in itertools.pairwise(found):
+        if one.block == other.block and one.block is not None:
+            raise FeatureError(
+                f"{one.folder} and {other.folder} both hold embeddings of block {one.name}: remove "
+                "one of them"
+            )
+    _check_seconds(found[0], clip_length)
+    names = ", ".join(made.name for made in found)
+    if block is None and len(found) > 1:
+        raise FeatureError(f"{level}: has the blocks {names}: choose one, as data.block=7")
+    if block not in (None, "all"):
+        chosen = [made for made in found if made.block == block]
+        if not chosen:
+            raise FeatureError(
+                f"{level}: no embeddings of block {block_name(block)}; there are {names}. Choose "
+                "one (data.block), or extract it (inference.transformer_block)"
+            )
+        found = chosen
+    check_one_model(found)
+    return found
 
 
-def statistics_reader(base_dir: str | Path) -> Callable[[str], np.ndarray]:
-    """A reader for :func:`load_features` of mel statistics."""
-    return lambda key: mel_statistics(find_mel(base_dir, key))
+def _check_seconds(made: EmbeddingFolder, clip_length: float | None) -> None:
+    if clip_length is None or made.seconds is None or _near(made.seconds, clip_length):
+        return
+    raise FeatureError(
+        f"{made.folder}: embeddings of patches of {made.seconds:g} s, and data.clip_length asks "
+        f"for {clip_length:g}: leave it out, or correct data.embeddings_dir"
+    )
+
+
+def _near(seconds: float, clip_length: float) -> bool:
+    """Whether patches of so many seconds are what was asked for, in whole frames of 0.016 s."""
+    return abs(seconds - clip_length) < 0.02
+
+
+def check_one_model(folders: Sequence[EmbeddingFolder]) -> None:
+    """Raise FeatureError if embeddings were made by several models, or cut in several ways."""
+    told = [made for made in folders if made.settings is not None]
+    for other in told[1:]:
+        for name in _SAME:
+            values = [made.settings.get(name) for made in (told[0], other)]
+            if values[0] != values[1]:
+                short = [str(value)[:12] if name == "model" else value for value in values]
+                raise FeatureError(
+                    f"{told[0].folder} and {other.folder} were made differently: {name} {short[0]} "
+                    f"and {short[1]}. Extract all blocks in one run "
+                    '(inference.transformer_block="all" inference.overwrite=True)'
+                )
+
+
+def _as_block(folder: Path) -> EmbeddingFolder | None:
+    """A folder of embeddings; None of any other."""
+    if not folder.is_dir():
+        return None
+    try:
+        manifest = read_manifest(folder)
+    except (InputError, OSError) as error:
+        raise FeatureError(str(error)) from None
+    if manifest is not None:
+        kind = manifest["settings"].get("kind")
+        if kind != "embeddings":
+            return None
+        return EmbeddingFolder(folder, manifest["settings"], manifest.get("made_by"))
+    if _LEVEL.fullmatch(folder.name) or any(_levels(folder)):
+        return None
+    holds_any = False
+    for _, _, names in os.walk(folder):
+        if MANIFEST in names:  # what is above other results is no block itself
+            return None
+        holds_any = holds_any or any(name.endswith(_SUFFIX) for name in names)
+    return EmbeddingFolder(folder) if holds_any else None
+
+
+def _levels(folder: Path) -> list[tuple[float, Path]]:
+    """Seconds and folder of each ``<seconds>sec``."""
+    found = ((_LEVEL.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir())
+    return sorted((float(match[1]), path) for match, path in found if match)
+
+
+def _choose_level(folder: Path, clip_length: float | None) -> Path:
+    levels = [own for own in _levels(folder) if any(_as_block(path) for path in own[1].iterdir())]
+    if not levels and any(_as_block(path) for path in folder.iterdir()):
+        return folder
+    if clip_length is not None and levels:
+        nearest, path = min(levels, key=lambda own: abs(own[0] - clip_length))
+        if not _near(nearest, clip_length):
+            raise FeatureError(
+                f"{folder}: no embeddings of patches of {clip_length:g} s, which "
+                f"data.clip_length asks for; there are {', '.join(path.name for _, path in levels)}"
+            )
+        return path
+    if not levels:
+        raise FeatureError(
+            f"{folder}: no embeddings in it. Extract some (ex_maest.py extract_embeddings with "
+            "target_<name>), or correct data.embeddings_dir"
+        )
+    if len(levels) > 1:
+        raise FeatureError(
+            f"{folder}: has {', '.join(path.name for _, path in levels)}: choose one, as "
+            f"data.clip_length={levels[0][0]:g}"
+        )
+    return levels[0][1]
+
+
+# ---- features of many tracks ---------------------------------------------------------------------
+
+
+def read_blocks(folders: Sequence[EmbeddingFolder], key: str) -> np.ndarray:
+    """A track's embeddings of L blocks: float32 [L, 3, D], or [L, 1, D] after the final norm.
+
+    Raises:
+        FeatureError: as :meth:`EmbeddingFolder.tokens`; or the blocks' are of different widths.
+    """
+    found = [made.tokens(key) for made in folders]
+    for made, tokens in zip(folders, found, strict=True):
+        if tokens.shape != found[0].shape:
+            raise FeatureError(
+                f"{made.path(key)}: an embedding of {list(tokens.shape)}, and that in "
+                f"{folders[0].folder} is of {list(found[0].shape)}: embeddings of different models"
+            )
+    return np.stack(found)
+
+
+def load(
+    keys: Sequence[str],
+    read: Callable[[str], np.ndarray],
+    name: str,
+    *,
+    skip_missing: bool = False,
+    what: str = "embedding",
+    advice: str = "Extract them (ex_maest.py extract_embeddings), or correct data.embeddings_dir",
+) -> tuple[np.ndarray, list[int]]:
+    """Read something of many tracks.
+
+    Args:
+        keys: of the tracks.
+        read: key → an array, of all tracks the same shape.
+        name: of the split, for messages.
+        skip_missing: whether tracks without any are left out, rather than refused.
+        what: what is read, for messages.
+        advice: what to do where many have none.
+
+    Returns:
+        float32 [N, ...], and the N numbers of the keys that it is of.
+
+    Raises:
+        FeatureError: counting the tracks that have none, or naming the first of another shape.
+    """
+
+    def attempt(key: str) -> np.ndarray | MissingFeature:
+        try:
+            return read(key)
+        except MissingFeature as error:
+            return error
+
+    everything: np.ndarray | None = None
+    missing: list[str] = []
+    present: list[int] = []
+    for i, found in enumerate(in_order(attempt, keys, None, f"{name}: {what}s")):
+        if isinstance(found, MissingFeature):
+            missing.append(str(found))
+            continue
+        if everything is None:
+            everything = np.empty((len(keys), *found.shape), np.float32)
+        if found.shape != everything.shape[1:]:
+            raise FeatureError(
+                f"{keys[i]}: {what} of {list(found.shape)}, and the tracks before it have "
+                f"{list(everything.shape[1:])}: embeddings of different models or blocks in one "
+                "folder"
+            )
+        everything[len(present)] = found
+        present.append(i)
+    if not keys:
+        raise FeatureError(f"the {name} split has no tracks")
+    if missing and (not skip_missing or everything is None):
+        skip = ", or leave those tracks out: data.missing=skip" if everything is not None else ""
+        raise FeatureError(
+            f"{len(missing)} of {len(keys)} tracks of the {name} split have no {what}; the "
+            f"first: {missing[0]}. {advice}{skip}"
+        )
+    return everything[: len(present)], present
+
+
+def log_mel_file(base_dir: str | Path, key: str) -> Path:
+    """The log-mel file of a track.
+
+    Raises:
+        MissingFeature: there is none.
+    """
+    path = mel_path(base_dir, key)
+    if not path.is_file():
+        raise MissingFeature(f"{path}: no such file (nor with .mmap or .npy added)")
+    return path

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import patches
+from helpers.arrays import load_array
 from helpers.errors import InputError
 from helpers.files import atomic_path
 from helpers.melspectrogram import N_MELS
@@ -85,7 +86,7 @@ def open_mel(path: str | Path) -> np.ndarray:
     path = Path(path)
     if path.suffix == ".npy":
         try:
-            mel = np.load(path, mmap_mode="r", allow_pickle=False)
+            mel = load_array(path, mapped=True)
         except FileNotFoundError:
             raise _missing(path) from None
         except (OSError, ValueError, EOFError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers.arrays import load_array
 from helpers.errors import InputError
 
 _SUFFIX = ".logits.npy"  # added to a key
@@ -54,7 +55,7 @@ def read_teacher_logits(folder: str | Path, key: str, n_classes: int) -> np.ndar
     """
     path = Path(folder) / f"{key}{_SUFFIX}"
     try:
-        logits = np.load(path, allow_pickle=False)
+        logits = load_array(path)
     except FileNotFoundError:
         raise TeacherFileError(
             f"{path}: no such file. Check datamodule.teacher_dir, or {_EXTRACT}"
@@ -63,10 +64,9 @@ def read_teacher_logits(folder: str | Path, key: str, n_classes: int) -> np.ndar
         raise TeacherFileError(
             f"{path}: cannot be read ({' '.join(str(error).split())}); {_EXTRACT}"
         ) from None
-    is_array = isinstance(logits, np.ndarray)  # of an .npz it is none
-    fits = is_array and logits.dtype.kind == "f" and logits.ndim in (1, 2) and len(logits) > 0
+    fits = logits.dtype.kind == "f" and logits.ndim in (1, 2) and len(logits) > 0
     if not fits or logits.shape[-1] != n_classes:
-        found = f"{logits.dtype} {logits.shape}" if is_array else "several arrays"
+        found = f"{logits.dtype} {logits.shape}"
         raise TeacherFileError(
             f"{path}: holds {found}; expected floats [{n_classes}] or [patches, {n_classes}], the "
             f"labels of the ground truth; {_EXTRACT}"

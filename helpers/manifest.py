@@ -1,8 +1,8 @@
 """With what the results in a folder were made: results of different settings must not mix.
 
-``manifest.json`` in a folder of results holds the settings that they depend on, and ``sources``,
-the folders of the tracks they were made of. Every run that writes there opens the folder first
-(:func:`open_folder`); any number of runs may do so at once.
+``manifest.json`` in a folder of results holds the settings that they depend on, ``sources``, the
+folders of the tracks they were made of, and ``made_by``, where the model was. Every run that writes
+there opens the folder first (:func:`open_folder`); any number of runs may do so at once.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def open_folder(
     overwrite: bool,
     pattern: str,
     present: Callable[[], str | None],
+    made_by: Mapping[str, Any] | None = None,
 ) -> None:
     """Make a folder for results, or check that what is there was made with the same settings.
 
@@ -57,6 +58,8 @@ def open_folder(
         pattern: of results' names, such as ``*.embeddings.npy``.
         present: tells the key of some track of this source that has a file there already, or
             None. It is asked for a source that is not yet in the manifest, and never again.
+        made_by: what people want to know of it, and results do not depend on, such as where the
+            model was. The last run's is kept.
 
     Raises:
         InputError: the folder holds results that were made otherwise; the manifest is damaged; or
@@ -69,8 +72,12 @@ def open_folder(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=_LONGEST_WAIT):
             sources = _agreed_sources(path, wanted, source, overwrite, pattern, present)
-            if sources is not None:
-                write_json(path, {"settings": wanted, "sources": sources})
+            known = read_manifest(folder) if sources is None else None
+            told = _valid(dict(made_by or {}))
+            if sources is not None or (told and known.get("made_by") != told):
+                sources = sources or known["sources"]
+                kept = {"made_by": told} if told else {}
+                write_json(path, {"settings": wanted, "sources": sources, **kept})
     except Timeout:
         raise InputError(
             f"{folder / LOCK}: another run has held this lock for {_LONGEST_WAIT // 60} minutes. "
@@ -136,7 +143,7 @@ def _agreed_sources(
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """``settings`` and ``sources`` of a folder of results; None if it has no manifest.
+    """``settings``, ``sources`` and maybe ``made_by`` of a folder of results; None: no manifest.
 
     Raises:
         InputError: it is damaged.

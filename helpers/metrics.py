@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,12 @@ SHOWN = {
     "multi-label": ("ap", "roc_auc"),
     "single-label": ("accuracy", "macro_f1"),
     "regression": ("r2", "mse"),
+}
+# The least and the most that a figure can be
+BOUNDS = {
+    **dict.fromkeys(("ap", "roc_auc", "accuracy", "macro_f1"), (0.0, 1.0)),
+    "r2": (-math.inf, 1.0),
+    "mse": (0.0, math.inf),
 }
 # What a report calls the one answer for every input (:func:`baseline`)
 BASELINES = {

@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, wait
@@ -184,7 +185,22 @@ def in_order(
         parallel = Parallel(n_jobs=workers, backend="threading", return_as="generator")
         results = parallel(delayed(function)(item) for item in items)
     hidden = None if progress else True  # None: unless on a terminal
-    return iter(tqdm(results, progress, total=len(items), disable=hidden, unit="file"))
+    return _closed(results, tqdm(total=len(items), desc=progress, disable=hidden, unit="file"))
+
+
+def _closed(results: Iterator[Result], bar: tqdm) -> Iterator[Result]:
+    """Ends the threads where results are not waited for; joblib would warn of that."""
+    with bar:
+        try:
+            for result in results:
+                yield result
+                bar.update()
+        finally:
+            if hasattr(results, "close"):
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", ".*tasks have been successfully executed")
+                    warnings.filterwarnings("ignore", ".*tasks which were still being processed")
+                    results.close()
 
 
 # ---- this machine --------------------------------------------------------------------------------

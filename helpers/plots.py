@@ -110,7 +110,9 @@ def label_bars(
             xerr=None if spread is None else np.asarray(spread, dtype=float)[order],
             label=name,
         )
-    axes.set_yticks(at, [labels[i] for i in order])
+    axes.set_yticks(at, [_drawable(labels[i], _LONGEST_LABEL) for i in order])
+    for text in axes.get_yticklabels():
+        text.set_parse_math(False)
     axes.set_xlim(_lowest(np.concatenate([np.asarray(v, dtype=float) for v in series.values()])), 1)
     axes.set_title(title)
     axes.grid(axis="x", alpha=0.3)
@@ -125,6 +127,158 @@ _HERTZ = (125, 500, 1000, 2000, 4000, 8000)  # marked on the mel axis
 # Distances of marks on the time axis, in seconds
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 _MOST_TIMES = 12
+_MOST_NAMED = 8  # lines in a legend
+_LARGEST = 24  # inches of a table's cells
+
+
+def seed_curves(
+    path: str | Path,
+    histories: Sequence[Sequence[Mapping[str, float]]],
+    monitor: str,
+    best_epochs: Sequence[int],
+    names: Sequence[str],
+) -> Path:
+    """Draw loss and a validation figure over epochs, a line a seed; its best epoch is marked.
+
+    Args:
+        path: the PNG file.
+        histories: rows of figures of each seed: ``epoch``, ``train_loss``, ``val_<monitor>``.
+        monitor: the figure in the right panel.
+        best_epochs: of each seed, from 1.
+        names: of the seeds; a legend has them where they are few.
+    """
+    figure = Figure(figsize=(11, 4))
+    left, right = figure.subplots(1, 2)
+    for rows, best, name in zip(histories, best_epochs, names, strict=True):
+        epochs = [row["epoch"] + 1 for row in rows]
+        left.plot(epochs, [row.get("train_loss", np.nan) for row in rows], lw=1)
+        values = [row[f"val_{monitor}"] for row in rows]
+        (line,) = right.plot(epochs, values, lw=1, label=name)
+        at = epochs.index(best)
+        right.plot([best], [values[at]], "o", ms=5, color=line.get_color())
+    if len(names) <= _MOST_NAMED:
+        right.legend(fontsize=8)
+    left.set_title("training loss")
+    right.set_title(f"validation, {FIGURE_NAMES[monitor]}; a dot: the epoch that is kept")
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    return save_figure(figure, path)
+
+
+def heat_map(
+    path: str | Path,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    *,
+    numbers: str = "{:.3f}",
+    row_name: str = "",
+    column_name: str = "",
+) -> Path:
+    """Draw a table of figures as colours, with the numbers in it where there is room.
+
+    Args:
+        path: the PNG file.
+        values: [R, C]; NaN is left white.
+        rows, columns: their names.
+        title: of the picture.
+        numbers: how one is written.
+        row_name, column_name: of the axes.
+    """
+    values = np.asarray(values, dtype=float)
+    n_rows, n_columns = values.shape
+    # Many of them get smaller cells: a picture has a size that can be looked at.
+    wide, high = min(0.6, _LARGEST / n_columns), min(0.36, _LARGEST / n_rows)
+    figure = Figure(figsize=(2.5 + wide * n_columns, 1.5 + high * n_rows))
+    axes = figure.subplots()
+    image = axes.imshow(np.ma.masked_invalid(values), aspect="auto", cmap="viridis")
+    columns, rows = ([_drawable(str(n), _LONGEST_LABEL) for n in own] for own in (columns, rows))
+    upright = max(map(len, columns)) * 0.09 > wide  # inches of a letter, and of a cell
+    size = min(10, 72 * wide)
+    axes.set_xticks(range(n_columns), columns, rotation=90 if upright else 0, fontsize=size)
+    axes.set_yticks(range(n_rows), rows, fontsize=min(10, 72 * high))
+    axes.set_xlabel(column_name)
+    axes.set_ylabel(row_name)
+    axes.set_title(_drawable(title, _LONGEST_TITLE))
+    for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()):
+        text.set_parse_math(False)
+    finite = values[np.isfinite(values)]
+    if max(n_rows, n_columns) <= 24 and len(finite):
+        middle = (finite.min() + finite.max()) / 2
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                axes.text(j, i, numbers.format(value), ha="center", va="center", fontsize=8,
+                          color="black" if value > middle else "white")  # fmt: skip
+    figure.colorbar(image, ax=axes)
+    return save_figure(figure, path)
+
+
+def block_curves(
+    path: str | Path,
+    blocks: Sequence[int],
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    title: str,
+    levels: Mapping[str, float] | None = None,
+) -> Path:
+    """Draw a figure over the blocks, a line for each choice of tokens, with bands of one deviation.
+
+    Args:
+        path: the PNG file.
+        blocks: their numbers.
+        series: by name, mean and deviation for each block; NaN leaves a gap.
+        title: of the picture.
+        levels: lines to compare with, by name.
+    """
+    figure = Figure(figsize=(8, 4.5))
+    axes = figure.subplots()
+    for name, (means, deviations) in series.items():
+        means, deviations = np.asarray(means, float), np.asarray(deviations, float)
+        (line,) = axes.plot(blocks, means, marker="o", ms=3, label=name)
+        axes.fill_between(blocks, means - deviations, means + deviations, alpha=0.15,
+                          color=line.get_color(), lw=0)  # fmt: skip
+    for (name, level), style in zip((levels or {}).items(), ("--", ":", "-."), strict=False):
+        axes.axhline(level, color="grey", linestyle=style, label=name)
+    axes.set_xlabel("block")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return save_figure(figure, path)
+
+
+def intervals(
+    path: str | Path,
+    names: Sequence[str],
+    figures: Mapping[str, Sequence[Mapping[str, float]]],
+    title: str,
+) -> Path:
+    """Draw figures with their confidence intervals, a panel each, a line each of what has them.
+
+    Args:
+        path: the PNG file.
+        names: of what is compared, from above.
+        figures: name of a figure → its ``value``, ``low`` and ``high`` for each.
+        title: of the picture.
+    """
+    size = (4.5 * len(figures) + 2, 1.6 + 0.4 * len(names))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
+    places = range(len(names))
+    for axes, (name, own) in zip(panels, figures.items(), strict=True):
+        for place, one in zip(places, own, strict=True):
+            axes.plot([one["low"], one["high"]], [place, place], lw=2, color=f"C{place % 10}")
+            axes.plot([one["value"]], [place], "o", color=f"C{place % 10}")
+        axes.set_title(name)
+        axes.grid(alpha=0.3, axis="x")
+    panels[0].set_yticks(places, [_drawable(name, _LONGEST_LABEL) for name in names])
+    for text in panels[0].get_yticklabels():
+        text.set_parse_math(False)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)  # the first one above
+    figure.suptitle(title)
+    return save_figure(figure, path)
 
 
 def activation_plot(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -69,13 +70,18 @@ def probe_table(runs: Sequence[Mapping[str, Any]]) -> str:
     return table(["features", "test AP", "test ROC-AUC"], rows)
 
 
+@functools.cache
+def _processor() -> str:
+    import cpuinfo  # comes with Sacred
+
+    return cpuinfo.get_cpu_info().get("brand_raw", platform.processor())
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores, system, and the GPU if there is one."""
-    import cpuinfo  # comes with Sacred
     import torch
 
-    processor = cpuinfo.get_cpu_info().get("brand_raw", platform.processor())
-    found = {"processor": processor, "cores": os.cpu_count(), "system": platform.system()}
+    found = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found

@@ -26,10 +26,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from threading import Barrier, Lock
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.blocks import is_standard
@@ -142,6 +144,45 @@ def _applies(block: Block, x: Tensor) -> bool:
     attn, mlp = block.attn, block.mlp
     layers = (attn.qkv, attn.proj, mlp.fc1, mlp.fc2, block.norm1, block.norm2)
     return all(_plain(tensor) for tensor in (x, *(layer.weight for layer in layers)))
+
+
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Linear layers side by side, each of its own input, for training.
+
+    Through oneDNN where it can be, and else by `torch.baddbmm`; the same but for the last bits.
+
+    Args:
+        x: float [G, B, D].
+        weight: [G, H, D].
+        bias: [G, H].
+
+    Returns:
+        [G, B, H].
+    """
+    if available() and all(_plain(tensor) for tensor in (x, weight, bias)):
+        return _GroupedLinear.apply(x, weight, bias)
+    return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """Twice as fast as MKL's batched product on an AMD CPU, forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.stack([_product(*one) for one in zip(x, weight, bias, strict=True)])
+
+    @staticmethod
+    @once_differentiable  # a second derivative would be wrong in silence
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        inputs = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        weights = torch.empty_like(weight)
+        for i, own in enumerate(gradient):
+            weights[i] = _product(own.T, x[i].T)
+            if inputs is not None:
+                inputs[i] = _product(own, weight[i].T)
+        return inputs, weights, gradient.sum(dim=1)
 
 
 def _plain(tensor: Tensor) -> bool:

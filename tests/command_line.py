@@ -14,6 +14,7 @@ import ex_maest
 import ex_tl
 
 EXPERIMENTS = {"ex_maest.py": ex_maest.ex, "ex_tl.py": ex_tl.ex}
+ALIASES = {"ex_maest.py": config.SECTION_ALIASES, "ex_tl.py": config.TL_ALIASES}
 
 
 @dataclass
@@ -31,7 +32,7 @@ def run(script: str, line: str, cwd: Path) -> Done:
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             argv = [script, *line.split()]
-            code = run_command_line(EXPERIMENTS[script], argv, config.SECTION_ALIASES)
+            code = run_command_line(EXPERIMENTS[script], argv, ALIASES[script])
         except SystemExit as exit:
             code = exit.code
     return Done(code, out.getvalue(), err.getvalue())

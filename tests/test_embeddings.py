@@ -1,89 +1,532 @@
-"""Features for the probe: which tokens, and what is refused."""
+"""Embeddings of whole tracks for the probe: where they are, what is read, and what is refused."""
 
 from __future__ import annotations
+
+import io
+import os
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets.embeddings import (
+    EmbeddingFolder,
     FeatureError,
-    embedding_reader,
-    load_features,
+    MissingFeature,
+    check_one_model,
+    check_types,
+    find_folders,
+    load,
+    log_mel_file,
     mel_statistics,
+    read_blocks,
+    read_tokens,
+    select_tokens,
 )
 from datasets.melspectrograms import write_mel
+from helpers.chunks import FINAL, TrackResult
+from helpers.manifest import MANIFEST, open_folder
+from helpers.writer import Output, ResultWriter
 
-EMBEDDING = np.arange(12, dtype=np.float32).reshape(3, 4)
+D = 4
+EMBEDDING = np.arange(3 * D, dtype=np.float32).reshape(3, D)
+KEYS = ("a/1.mmap", "a/2.mmap", "b/3.mmap")
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Embeddings of tracks a and b."""
-    np.save(tmp_path / "a.embeddings.npy", EMBEDDING)
-    np.save(tmp_path / "b.embeddings.npy", np.stack([EMBEDDING, EMBEDDING + 2]))
-    return tmp_path
+def extracted(
+    out_dir: Path,
+    blocks: Iterable[int] = (7,),
+    keys: Iterable[str] = KEYS,
+    seconds: float = 5,
+    **settings,
+) -> Path:
+    """What extraction leaves behind: embeddings with their manifests, and logits beside them."""
+    level = out_dir / f"{seconds:g}sec"
+    outputs = [Output("embeddings", b, level / ("final" if b == FINAL else str(b))) for b in blocks]
+    outputs.append(Output("logits", None, level / "logits"))
+    made = {
+        "model": "0" * 64,
+        "input": "log-mel files",
+        "patch_seconds": seconds,
+        "hop_seconds": seconds,
+        "tail": "pad",
+        "patchout": None,
+        "precision": "32-true",
+        "quantize": None,
+        "pool": "mean",
+        "version": 1,
+    }
+    for output in outputs:
+        own = {"kind": output.kind, **made, **settings}
+        if output.kind == "embeddings":
+            own["block"] = output.block
+        open_folder(output.folder, own, "mels", False, output.pattern, lambda: None)
+    with ResultWriter(outputs) as writer:
+        for i, key in enumerate(keys):
+            tokens = {b: EMBEDDING + 100 * b + i for b in blocks}
+            pooled = {b: x[0] if b == FINAL else x for b, x in tokens.items()}
+            times = np.array([(0.0, seconds / 2, seconds)])
+            writer.put(TrackResult(key, i, seconds, times, pooled, np.zeros(2, np.float32)))
+    assert not writer.failed
+    return out_dir
+
+
+def names(folders: list[EmbeddingFolder]) -> list[str]:
+    return [made.folder.name for made in folders]
+
+
+def put(folder: Path, *tracks: str, content: np.ndarray = EMBEDDING) -> Path:
+    """Embeddings without a manifest, as other programs may write them."""
+    for track in tracks:
+        path = folder / f"{track}.embeddings.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, content)
+    return folder
+
+
+# ---- tokens --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 2)])
+@pytest.mark.parametrize("types", ["c", "d", "t", "cd", "ct", "dt", "cdt", "tc"])
+def test_tokens_as_plain_numpy(types, shape):
+    x = np.random.default_rng(0).random((*shape, 3, D)).astype(np.float32)
+    tokens = {"c": x[..., 0, :], "d": x[..., 1, :], "t": x[..., 2, :]}
+    mean, stack = (select_tokens(x, types, reduce) for reduce in ("mean", "stack"))
+    assert mean.dtype == stack.dtype == np.float32
+    np.testing.assert_allclose(mean, sum(tokens[t] for t in types) / len(types), rtol=1e-6)
+    np.testing.assert_array_equal(stack, np.concatenate([tokens[t] for t in types], axis=-1))
+    if len(types) == 1:
+        np.testing.assert_array_equal(mean, tokens[types])
+
+
+def test_after_the_final_norm_there_are_no_tokens():
+    final = np.arange(2 * D, dtype=np.float32).reshape(2, 1, D)
+    assert select_tokens(final, "c", "mean").tolist() == final[:, 0].tolist()
+    for types, reduce in (("t", "mean"), ("cdt", "mean"), ("c", "stack")):
+        with pytest.raises(FeatureError, match=r"without tokens to choose from.*data\.types"):
+            select_tokens(final, types, reduce)
 
 
 @pytest.mark.parametrize(
-    ("types", "reduce", "expected"),
+    ("types", "reduce"),
+    [("", "mean"), ("x", "mean"), ("cc", "mean"), (["c"], "mean"), ("c", "max"), (None, "mean")],
+)
+def test_bad_choices(types, reduce):
+    with pytest.raises(FeatureError, match="expected"):
+        check_types(types, reduce)
+    check_types("tdc", "stack")
+
+
+# ---- one file ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
     [
-        ("c", "mean", [0, 1, 2, 3]),
-        ("d", "mean", [4, 5, 6, 7]),
-        ("t", "stack", [8, 9, 10, 11]),
-        ("cd", "mean", [2, 3, 4, 5]),
-        ("cdt", "mean", [4, 5, 6, 7]),
-        ("tc", "stack", [8, 9, 10, 11, 0, 1, 2, 3]),
+        (EMBEDDING, EMBEDDING),
+        (EMBEDDING[0], EMBEDDING[:1]),
+        (EMBEDDING[:1], EMBEDDING[:1]),
+        (np.stack([EMBEDDING, EMBEDDING + 2]), EMBEDDING + 1),  # patches are averaged
+        (np.arange(3 * D).reshape(3, 1, D) / 2, [[2, 2.5, 3, 3.5]]),  # three patches, not tokens
+        (EMBEDDING.astype(np.float16), EMBEDDING),
+        (np.asfortranarray(EMBEDDING.astype(">f8")), EMBEDDING),
     ],
 )
-def test_tokens(folder, types, reduce, expected):
-    read = embedding_reader(folder, types, reduce)
-    features = load_features(["a", "b"], read, "test")
-    assert features.dtype == np.float32
-    assert features.tolist() == [expected, [value + 1 for value in expected]]  # patches averaged
+def test_what_a_file_may_hold(tmp_path, content, expected):
+    np.save(tmp_path / "a.npy", content)
+    found = read_tokens(tmp_path / "a.npy")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(
-    ("types", "reduce"), [("", "mean"), ("x", "mean"), ("cc", "mean"), ("c", "max")]
-)
-def test_bad_choices(folder, types, reduce):
-    with pytest.raises(FeatureError, match="expected"):
-        embedding_reader(folder, types, reduce)
-
-
-def test_missing_ones_are_counted(folder):
-    with pytest.raises(FeatureError, match=r"2 of 3 tracks of the val split.*x\.embeddings\.npy"):
-        load_features(["x", "a", "y"], embedding_reader(folder, "c", "mean"), "val")
-    with pytest.raises(FeatureError, match="no such folder"):
-        embedding_reader(folder / "none", "c", "mean")
+def test_many_patches_of_half_precision_keep_their_mean(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((1000, 3, D), 1000, np.float16))  # their sum is no float16
+    assert (read_tokens(tmp_path / "a.npy") == 1000).all()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.zeros((2, 4)), "expected"),
-        (np.zeros((3, 5)), "different models or blocks"),
-        (np.full((3, 4), np.nan), "NaN"),
-        (np.array({}, dtype=object), "cannot be read"),
-        (b"\x93NUMPY", "cannot be read"),
-        (b"", "cannot be read"),
+        (np.zeros((2, D)), r"has float64 \[2, 4\], expected floats \[3, D\] or \[D\]"),
+        (np.zeros((5, 2, D)), r"has float64 \[5, 2, 4\], expected"),
+        (np.zeros((0, 3, D)), r"\[0, 3, 4\], expected"),
+        (np.zeros((3, 0)), r"\[3, 0\], expected"),
+        (np.zeros(()), r"\[\], expected"),
+        (np.zeros((1, 1, 3, D)), "expected"),
+        (np.zeros((3, D), int), r"has int64 \[3, 4\], expected floats"),
+        (np.zeros((2, 3, D), int), r"has int64 \[2, 3, 4\], expected floats"),
+        (np.zeros((3, D), complex), "has complex128"),
+        (np.zeros((2, 3, D), complex), "has complex128"),
+        (np.full((2, 3, D), "x"), "expected floats"),
+        (np.full((3, D), np.nan), "NaN or infinite"),
+        (np.full((3, D), np.inf), "NaN or infinite"),
+        (np.full((2, 3, D), 1e300), "NaN or infinite"),
+        (np.full((3, D), 1e300), "NaN or infinite"),
+        (np.array({}, dtype=object), "cannot be read.*extract it again"),
     ],
 )
-def test_bad_files_are_named(folder, content, message):
-    path = folder / "z.embeddings.npy"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        np.save(path, content, allow_pickle=True)
-    with pytest.raises(FeatureError, match=message) as error:
-        load_features(["a", "z"], embedding_reader(folder, "c", "mean"), "train")
-    assert "z" in str(error.value)
+def test_what_a_file_may_not_hold(tmp_path, content, message):
+    path = tmp_path / "z.embeddings.npy"
+    np.save(path, content, allow_pickle=True)
+    with pytest.raises(FeatureError, match=rf"z\.embeddings\.npy: .*{message}"):
+        read_tokens(path)
 
 
-def test_final_embeddings_have_no_tokens(folder):
-    np.save(folder / "f.embeddings.npy", np.ones(4))
-    assert load_features(["f"], embedding_reader(folder, "c", "mean"), "test").shape == (1, 4)
-    with pytest.raises(FeatureError, match="without tokens"):
-        load_features(["f"], embedding_reader(folder, "t", "mean"), "test")
+def test_one_value_that_is_not_finite(tmp_path):
+    content = np.zeros((2, 3, D), np.float32)
+    content[1, 2, 3] = -np.inf
+    np.save(tmp_path / "z.npy", content)
+    with pytest.raises(FeatureError, match="NaN or infinite"):
+        read_tokens(tmp_path / "z.npy")
+
+
+def whole() -> bytes:
+    file = io.BytesIO()
+    np.save(file, EMBEDDING)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY",
+        whole()[:-1],
+        whole()[:100],
+        whole().replace(b"'shape'", b"'sh(pe'"),
+        whole().replace(b"(3, 4)", b"(3, 4["),
+        whole().replace(b"<f4", b"<q9"),
+        whole().replace(b"(3, 4), }       ", b"(3, 400000000000)"),
+        whole().replace(b"(3, 4), }          ", b"(3, 400000000000), }"),
+        b"PK\x03\x04 no archive",
+        b"<html>not found</html>",
+    ],
+)
+def test_damaged_files(tmp_path, content):
+    (tmp_path / "z.npy").write_bytes(content)
+    with pytest.raises(FeatureError, match=r"z\.npy: cannot be read"):
+        read_tokens(tmp_path / "z.npy")
+
+
+def test_an_archive_is_no_embedding(tmp_path):
+    with zipfile.ZipFile(tmp_path / "z.npy", "w") as archive:
+        archive.writestr("a.npy", whole())
+    with pytest.raises(FeatureError, match=r"z\.npy: .*several arrays"):
+        read_tokens(tmp_path / "z.npy")
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(MissingFeature, match=r"z\.npy: no such file"):
+        read_tokens(tmp_path / "z.npy")
+
+
+# ---- which folder --------------------------------------------------------------------------------
+
+
+def test_the_only_block_is_found_from_anywhere_above(tmp_path):
+    out_dir = extracted(tmp_path / "out", seconds=5)
+    for place in (out_dir, out_dir / "5sec", out_dir / "5sec/7"):
+        for clip_length, block in ((None, None), (5, None), (None, 7), (4.992, "all")):
+            (found,) = find_folders(place, clip_length, block)
+            assert found.folder == out_dir / "5sec/7"
+            assert (found.block, found.name, found.seconds) == (7, "7", 5)
+            assert found.settings["model"] == "0" * 64
+
+
+def test_a_home_folder_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    extracted(tmp_path / "out")
+    assert names(find_folders("~/out")) == ["7"]
+
+
+def test_blocks_are_chosen_by_number(tmp_path):
+    out_dir = extracted(tmp_path, blocks=(10, 2, FINAL, 0))
+    assert names(find_folders(out_dir, block="all")) == ["0", "2", "10", "final"]
+    assert names(find_folders(out_dir, block=10)) == ["10"]
+    assert names(find_folders(out_dir, block=FINAL)) == ["final"]
+    with pytest.raises(FeatureError, match=r"5sec: has the blocks 0, 2, 10, final: choose one"):
+        find_folders(out_dir)
+    with pytest.raises(FeatureError, match=r"no embeddings of block 7; there are 0, 2, 10, final"):
+        find_folders(out_dir, block=7)
+    out_dir = extracted(tmp_path / "only")
+    with pytest.raises(FeatureError, match=r"no embeddings of block final; there are 7\. Choose"):
+        find_folders(out_dir, block=FINAL)
+
+
+def test_lengths_are_chosen_in_whole_frames(tmp_path):
+    for seconds in (30, 10, 4.992, 5.008):
+        extracted(tmp_path, seconds=seconds)
+    for asked, found in ((30, "30sec"), (10.0, "10sec"), (4.99, "4.992sec"), (5.008, "5.008sec")):
+        assert find_folders(tmp_path, asked)[0].folder.parent.name == found
+    with pytest.raises(
+        FeatureError, match=r"patches of 20 s.*there are 4\.992sec, 5\.008sec, 10sec, 30sec"
+    ):
+        find_folders(tmp_path, 20)
+    with pytest.raises(FeatureError, match=r"has 4\.992sec, .*choose one, as data\.clip_length="):
+        find_folders(tmp_path)
+
+
+def test_a_length_without_embeddings_is_no_choice(tmp_path):
+    extracted(tmp_path, blocks=(), seconds=30)  # logits alone
+    out_dir = extracted(tmp_path, seconds=5)
+    assert find_folders(out_dir)[0].folder.parent.name == "5sec"
+    for place in (tmp_path / "30sec", tmp_path / "30sec/logits"):
+        with pytest.raises(FeatureError, match="no embeddings in it"):
+            find_folders(place)
+
+
+def test_a_folder_that_contradicts_what_is_asked_for(tmp_path):
+    out_dir = extracted(tmp_path, blocks=(6, 7))
+    with pytest.raises(FeatureError, match=r"7: holds embeddings of block 7, and data\.block asks"):
+        find_folders(out_dir / "5sec/7", block=6)
+    for place in ("5sec/7", "5sec"):
+        with pytest.raises(FeatureError, match=r"patches of 5 s, and data\.clip_length asks for 3"):
+            find_folders(out_dir / place, 30, 7)
+    assert names(find_folders(out_dir / "5sec/7", 5, "all")) == ["7"]
+
+
+def test_a_manifest_is_believed_more_than_a_name(tmp_path):
+    folder = extracted(tmp_path) / "5sec/7"
+    folder = folder.rename(tmp_path / "9")
+    (found,) = find_folders(folder)
+    assert (found.block, found.seconds) == (7, 5)
+
+
+def test_one_block_twice(tmp_path):
+    level = extracted(tmp_path / "out") / "5sec"
+    extracted(tmp_path / "other")
+    (tmp_path / "other/5sec/7").rename(level / "7 (copy)")
+    for block in (7, "all", None):
+        with pytest.raises(FeatureError, match=r"7 and .*7 \(copy\) both hold embeddings of bl"):
+            find_folders(level, block=block)
+
+
+def test_folders_with_nothing_in_them(tmp_path):
+    with pytest.raises(FeatureError, match=r"none: no such folder.*extract_embeddings.*correct"):
+        find_folders(tmp_path / "none")
+    (tmp_path / "5sec/7").mkdir(parents=True)
+    for place in (tmp_path, tmp_path / "5sec", tmp_path / "5sec/7"):
+        with pytest.raises(FeatureError, match=r"no embeddings in it\. Extract some"):
+            find_folders(place)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FeatureError, match="no such folder"):
+        find_folders(tmp_path / "file")
+
+
+def test_a_folder_above_several_data_sets_is_no_block(tmp_path):
+    extracted(tmp_path / "scores")
+    extracted(tmp_path / "mtt")
+    with pytest.raises(FeatureError, match="no embeddings in it"):
+        find_folders(tmp_path)
+
+
+def test_without_manifests(tmp_path):
+    put(tmp_path / "mine", *KEYS)
+    (found,) = find_folders(tmp_path / "mine")
+    assert (found.folder, found.settings, found.block) == (tmp_path / "mine", None, None)
+    assert found.has(KEYS[0])
+    level = tmp_path / "out/5sec"
+    for block in ("10", "9", "final", "²"):
+        put(level / block, *KEYS)
+    found = find_folders(tmp_path / "out", 5, "all")
+    assert [made.block for made in found] == [9, 10, FINAL, None]
+    assert [made.seconds for made in found] == [5] * 4
+    assert names(find_folders(level, None, FINAL)) == ["final"]
+
+
+def test_a_damaged_manifest(tmp_path):
+    out_dir = extracted(tmp_path)
+    (out_dir / "5sec/7" / MANIFEST).write_text("{")
+    with pytest.raises(FeatureError, match=r"7/manifest\.json: expected the settings"):
+        find_folders(out_dir)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "1" * 64}, "model 000000000000 and 111111111111"),
+        ({"hop_seconds": 2.5}, "hop_seconds 5 and 2.5"),
+        ({"pool": "none"}, "pool mean and none"),
+        ({"patchout": {"s_patchout_t_interleaved": 2}}, "patchout None and .*interleaved': 2"),
+        ({"quantize": "int8"}, "quantize None and int8"),
+    ],
+)
+def test_blocks_of_several_models(tmp_path, settings, message):
+    out_dir = extracted(tmp_path, blocks=(6,))
+    other = extracted(tmp_path / "other", blocks=(7,), **settings) / "5sec/7"
+    other.rename(out_dir / "5sec/7")
+    with pytest.raises(
+        FeatureError, match=rf"5sec/6 and .*5sec/7 were made differently: {message}"
+    ):
+        find_folders(out_dir, 5, "all")
+    assert names(find_folders(out_dir, 5, 7)) == ["7"]  # nothing is mixed
+
+
+def test_blocks_of_one_model_made_in_two_runs(tmp_path):
+    extracted(tmp_path, blocks=(6,))
+    folders = find_folders(extracted(tmp_path / "b", blocks=(7,)))
+    folders += find_folders(tmp_path / "5sec")
+    check_one_model(folders)
+
+
+# ---- which file ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stored", "key"),
+    [
+        ("a/song.mmap", "a/song.mmap"),
+        ("a/song.mp3", "a/song.mmap"),
+        ("a/song.MP3", "./a/song.mmap"),
+        ("a/song.mp3", "a/song"),
+        ("a/song.mmap", "a/song"),
+        ("a/song", "a/song.mmap"),
+        ("a/song.mp3", "a/song.npy"),
+        ("a/song.mmap", "a/song.mp3"),
+        ("a/feat. x [2.0].flac", "a/feat. x [2.0].mmap"),
+        ("a/feat. x", "a/feat. x"),
+        ("a/s\udcff.ogg", "a/s\udcff.mmap"),
+        ("with space/b.mp3/c.wav", "with space/b.mp3/c.mmap"),
+    ],
+)
+def test_a_key_finds_its_embedding(tmp_path, stored, key):
+    folder = EmbeddingFolder(put(tmp_path, stored, "a/other.mp3", "song.mp3", "a/song2.mp3"))
+    assert folder.has(key)
+    assert folder.path(key) == tmp_path / f"{stored}.embeddings.npy"
+    np.testing.assert_array_equal(folder.tokens(key), EMBEDDING)
+
+
+@pytest.mark.parametrize(
+    "key", ["song.mmap", "a/Song.mmap", "a/song.txt", "a", "b/song.mmap", "\0"]
+)
+def test_a_key_without_an_embedding(tmp_path, key):
+    folder = EmbeddingFolder(put(tmp_path, "a/song.mp3"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/.tmp-1.npy").write_bytes(b"")  # of a killed run
+    assert not folder.has(key)
+    with pytest.raises(MissingFeature, match="no such file"):
+        folder.path(key)
+    assert not EmbeddingFolder(tmp_path / "none").has(key)
+
+
+def test_another_audio_file_is_another_track(tmp_path):
+    """What ``song.mp3`` is called has failed; ``song.wav`` may be anything."""
+    folder = EmbeddingFolder(put(tmp_path, "song.wav"))
+    assert not folder.has("song.mp3")
+    assert folder.has("song.mmap")
+
+
+def test_suffixes_that_leave_a_choice(tmp_path):
+    folder = EmbeddingFolder(put(tmp_path, "a/song.mp3", "a/song.flac", "a/b.mp3"))
+    for attempt in (folder.path, folder.has, folder.tokens):
+        with pytest.raises(FeatureError, match=r"'a/song\.flac', 'a/song\.mp3'.*remove") as error:
+            attempt("a/song.mmap")
+        assert not isinstance(error.value, MissingFeature)
+    assert folder.path("a/song.mp3").name == "song.mp3.embeddings.npy"
+    assert folder.has("a/b.mmap")
+    with pytest.raises(FeatureError, match="may be any of"):
+        load(["a/b.mmap", "a/song.mmap"], folder.tokens, "train", skip_missing=True)
+
+
+def test_the_exact_name_goes_first(tmp_path):
+    folder = EmbeddingFolder(put(tmp_path, "song.mmap", "song.mp3", "song.flac"))
+    assert folder.path("song.mmap").name == "song.mmap.embeddings.npy"
+
+
+# ---- many tracks ---------------------------------------------------------------------------------
+
+
+def test_tracks_come_in_the_order_of_the_keys(tmp_path):
+    (folder,) = find_folders(extracted(tmp_path))
+    found, present = load(KEYS[::-1], folder.tokens, "test")
+    assert (found.dtype, present) == (np.float32, [0, 1, 2])
+    np.testing.assert_array_equal(found, np.stack([EMBEDDING + 700 + i for i in (2, 1, 0)]))
+
+
+def test_blocks_of_a_track_are_stacked(tmp_path):
+    folders = find_folders(extracted(tmp_path, blocks=(2, 7)), block="all")
+    found, _ = load(KEYS, lambda key: read_blocks(folders, key), "test")
+    expected = [[EMBEDDING + 100 * b + i for b in (2, 7)] for i in range(len(KEYS))]
+    np.testing.assert_array_equal(found, expected)
+    (final,) = find_folders(extracted(tmp_path / "final", blocks=(FINAL,)))
+    assert load(KEYS, final.tokens, "test")[0].shape == (3, 1, D)
+
+
+def test_blocks_of_different_widths(tmp_path):
+    folders = [
+        EmbeddingFolder(put(tmp_path / "6", "a")),
+        EmbeddingFolder(put(tmp_path / "7", "a", content=np.ones((3, D + 1), np.float32))),
+    ]
+    with pytest.raises(FeatureError, match=r"7/a\.emb.*\[3, 5\].*6 is of \[3, 4\].*different mod"):
+        load(["a"], lambda key: read_blocks(folders, key), "train")
+
+
+def test_missing_tracks_are_counted(tmp_path):
+    (folder,) = find_folders(extracted(tmp_path))
+    keys = ["x.mmap", KEYS[0], "y.mmap", KEYS[2]]
+    with pytest.raises(
+        FeatureError,
+        match=r"2 of 4 tracks of the val split have no embedding; the first: .*/7/x\.mmap\.embed"
+        r".*extract_embeddings.*data\.missing=skip",
+    ):
+        load(keys, folder.tokens, "val")
+    found, present = load(keys, folder.tokens, "val", skip_missing=True)
+    assert present == [1, 3]
+    np.testing.assert_array_equal(found, [EMBEDDING + 700, EMBEDDING + 702])
+
+
+def test_there_is_nothing_to_skip_to(tmp_path):
+    (folder,) = find_folders(extracted(tmp_path))
+    for skip in (True, False):
+        with pytest.raises(FeatureError, match=r"2 of 2 tracks of the train split.*x\.m") as error:
+            load(["x.mmap", "y.mmap"], folder.tokens, "train", skip_missing=skip)
+        assert "data.missing" not in str(error.value)
+    with pytest.raises(FeatureError, match="the train split has no tracks"):
+        load([], folder.tokens, "train", skip_missing=True)
+
+
+@pytest.mark.parametrize(
+    "content", [np.ones((3, D + 1), np.float32), np.ones((1, D), np.float32), np.ones(D)]
+)
+def test_tracks_of_different_widths(tmp_path, content):
+    folder = EmbeddingFolder(put(tmp_path, "a", "b"))
+    put(tmp_path, "c", content=content)
+    with pytest.raises(FeatureError, match=r"c: .*tracks before it have \[3, 4\].*models or bl"):
+        load(["a", "b", "c"], folder.tokens, "train", skip_missing=True)
+
+
+def test_damaged_tracks_are_not_skipped(tmp_path):
+    folder = EmbeddingFolder(put(tmp_path, *(str(i) for i in range(50))))
+    os.truncate(tmp_path / "31.embeddings.npy", 150)
+    with pytest.raises(FeatureError, match=r"31\.embeddings\.npy: cannot be read"):
+        load([str(i) for i in range(50)], folder.tokens, "train", skip_missing=True)
+
+
+def test_features_are_in_memory_once():
+    """No list of all of them is made beside the array that is given back."""
+    keys, width = [str(i) for i in range(2000)], 3000
+    one = np.ones((3, width), np.float32)
+
+    def read(key: str) -> np.ndarray:
+        time.sleep(0.0002)  # for a disk
+        return one + int(key)
+
+    tracemalloc.start()
+    try:
+        found, _ = load(keys, read, "train")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found[1999, 2, 0] == 2000
+    assert peak < 1.5 * found.nbytes
+
+
+# ---- statistics ----------------------------------------------------------------------------------
 
 
 def test_mel_statistics(tmp_path):
@@ -92,3 +535,6 @@ def test_mel_statistics(tmp_path):
     x = (mel.astype(np.float16).astype(float) - 2.06755686098554) / (2 * 1.268292820667291)
     expected = np.concatenate((x.mean(0), x.std(0)))
     np.testing.assert_allclose(mel_statistics(tmp_path / "a.mmap"), expected, atol=1e-6)
+    assert {log_mel_file(tmp_path, key) for key in ("a.mmap", "a")} == {tmp_path / "a.mmap"}
+    with pytest.raises(MissingFeature, match=r"b\.mmap: no such file"):
+        log_mel_file(tmp_path, "b.mmap")

@@ -18,54 +18,18 @@ import safetensors.torch
 import timm
 import torch
 from command_line import bad, good, newest, settings
-from transformers import ASTConfig, ASTForAudioClassification
+from hub_cache import into_hub_cache, released
 
 import config
 from models import ARCHS, get_maest
 from models.archs import DEIT, PASST
 
 SMALL = {"embed_dim": 64, "num_heads": 1}
-COMMIT = "0" * 40
 # Two steps of two clips, whatever the recipe says.
 TWO_STEPS = (
     "trainer.max_epochs=1 trainer.limit_train_batches=2 datamodule.clips_per_epoch=4 "
     "datamodule.batch_size_train=2 trainer.limit_val_batches=1 datamodule.batch_size_eval=2"
 )
-
-
-def released(name: str) -> ASTForAudioClassification:
-    """A model as the hub has it, with random weights."""
-    arch = ARCHS[name]
-    columns = arch.input_t // 10
-    torch.manual_seed(sum(name.encode()))  # each has weights of its own
-    labels = {i: f"Genre {i % 7}---Style {i}" for i in range(arch.n_classes)}
-    model = ASTForAudioClassification(
-        ASTConfig(
-            hidden_size=64,
-            num_attention_heads=1,
-            intermediate_size=256,
-            num_mel_bins=96,
-            max_length=columns * 10 + 6,
-            layer_norm_eps=1e-6,
-            id2label=labels,
-            label2id={label: i for i, label in labels.items()},
-        )
-    ).eval()
-    freq, time = torch.randn(9, 1, 64), torch.randn(1, columns, 64)
-    with torch.no_grad():
-        positions = model.audio_spectrogram_transformer.embeddings.position_embeddings
-        positions[0, 2:] = (freq + time).flatten(0, 1)
-    return model
-
-
-def into_hub_cache(cache: Path, repository: str, write) -> None:
-    """Put a repository into the hub's cache; ``write`` fills its folder."""
-    folder = cache / f"models--{repository.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text(COMMIT)
-    snapshot = folder / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    write(snapshot)
 
 
 @pytest.fixture(scope="module")

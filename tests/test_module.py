@@ -1,4 +1,4 @@
-"""Training and evaluation of the network and of the probe."""
+"""Training and evaluation of the network."""
 
 from __future__ import annotations
 
@@ -12,26 +12,20 @@ from torch.nn import functional as F
 
 import config
 from datasets.batches import ClipBatch, collate_tracks
-from datasets.datamodule import FeatureDataModule, MaestDataModule
+from datasets.datamodule import MaestDataModule
 from datasets.groundtruth import write_groundtruth
 from datasets.melspectrograms import write_mel
 from helpers.errors import InputError
 from helpers.history import History, read_history
-from helpers.metrics import baseline, tagging_scores
+from helpers.metrics import baseline
 from helpers.mixup import mixup
 from helpers.seeds import derived_seed
 from models.maest import TASKS, Maest
 from models.module import MaestModule, TrainingOptions, teacher_targets
-from models.probe import Probe, ProbeOptions
 
 
 def training_options(**changes) -> TrainingOptions:
     return TrainingOptions(**config.module.DEFAULTS | changes)
-
-
-def probe_options(**changes) -> ProbeOptions:
-    recipe = {k: v for k, v in config.probe.DEFAULTS["probe"].items() if k in PROBE_FIELDS}
-    return ProbeOptions(**recipe | changes)
 
 
 def trainer(**options) -> pl.Trainer:
@@ -60,7 +54,6 @@ def training_logits(net: Maest, mel: torch.Tensor) -> torch.Tensor | tuple[torch
     return net.train()(net.normalise(mel.float()).transpose(1, 2))[0]
 
 
-PROBE_FIELDS = {field.name for field in dataclasses.fields(ProbeOptions)}
 PLAIN = training_options(mixup_alpha=0, time_masks=0, freq_masks=0)
 
 
@@ -122,44 +115,6 @@ def test_learning_rate_moves_with_epochs_or_steps(interval, expected):
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
     found = rates[:3] if interval == "step" else rates[::4]
     assert found == pytest.approx([1 - epoch / 10 for epoch in expected])
-
-
-def test_probe_learns_keeps_its_best_epoch_and_is_the_recipe():
-    rng = np.random.default_rng(0)
-    y = rng.random((300, 4)) < 0.3
-    x = rng.standard_normal((300, 16)) + y @ rng.standard_normal((4, 16)) * 2
-    x = x.astype(np.float32)
-    parts = {"train": slice(200), "val": slice(200, 250), "test": slice(250, 300)}
-    splits = {name: (x[part], y[part]) for name, part in parts.items()}
-    pl.seed_everything(0, verbose=False)
-    probe = Probe(16, 4, probe_options(lr=1e-2))
-    kinds = [type(layer).__name__ for layer in probe.net]
-    assert kinds == ["Linear", "ReLU", "Dropout", "Linear"]
-    assert (probe.net[0].out_features, probe.net[2].p) == (512, 0.5)
-    trainer = pl.Trainer(
-        max_epochs=12,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    data = FeatureDataModule(splits, 128, seed=0)
-    trainer.fit(probe, data)
-    aucs = [row["val_roc_auc"] for row in probe.history]
-    assert len(aucs) == 12
-    assert probe.best_roc_auc == max(aucs)
-    assert probe.best_epoch == aucs.index(max(aucs))
-    probe.restore_best()
-    trainer.test(probe, data, verbose=False)
-    with torch.no_grad():
-        expected = tagging_scores(y[250:], probe.eval()(torch.from_numpy(x[250:])).numpy())
-    assert probe.scores.macro_ap == pytest.approx(expected.macro_ap)
-    assert probe.scores.macro_roc_auc > 0.8
-    with torch.no_grad():
-        val = tagging_scores(y[200:250], probe(torch.from_numpy(x[200:250])).numpy())
-    assert val.macro_roc_auc == pytest.approx(probe.best_roc_auc)
 
 
 # --- Tasks --------------------------------------------------------------------------------------

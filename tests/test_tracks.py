@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from datasets.chunk_loader import ChunkLoader
 from datasets.melspectrograms import write_mel
@@ -74,6 +75,12 @@ def patches_of(chunks: list) -> list[np.ndarray]:
 
 def spans_of(chunks: list) -> list[tuple[int, int]]:
     return [tuple(span) for chunk in chunks for span in chunk.spans.tolist()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nobody_elses_processes():
+    """Idle ones of the tests before these would be counted."""
+    get_reusable_executor().shutdown(wait=True)
 
 
 def no_processes_left(seconds: float = 5) -> bool:

@@ -313,6 +313,7 @@ def test_mistakes_get_a_message(toy, tmp_path, line, message):
     assert message in bad("ex_maest.py", line.format(toy=settings(toy), tmp=tmp_path), tmp_path)
 
 
+@pytest.mark.slow
 def test_as_a_program(toy, tmp_path):
     """The same through a process of its own: exit codes, and no noise."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.embeddings import read_embedding
+from datasets.embeddings import read_tokens, select_tokens
 from helpers import writer as module
 from helpers.chunks import TrackResult
 from helpers.errors import InputError
@@ -99,7 +99,7 @@ def test_of_each_patch(tmp_path):
         "3,6.000,7.000,8.000",
     ]
     for output, types in zip(outputs(tmp_path)[:2], ("cdt", "c"), strict=True):
-        embedding = read_embedding(output.path("a/b.mp3"), types, "mean")
+        embedding = select_tokens(read_tokens(output.path("a/b.mp3")), types, "mean")
         np.testing.assert_array_equal(embedding, np.full(D, 0.5))
 
 

@@ -1,0 +1,208 @@
+"""The command ``predict`` of ``ex_tl.py``: a finished probe on new music."""
+
+from __future__ import annotations
+
+import csv
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+import config as settings
+from datasets.embeddings import EmbeddingFolder, block_name, read_blocks, select_tokens
+from datasets.tracks import find_tracks
+from ex_common import run_dir
+from ex_extraction import extract
+from ex_probe_report import PROBE_FOLDER, is_sweep
+from helpers.errors import InputError
+from helpers.failures import encodable
+from helpers.files import atomic_path, write_json
+from helpers.predictions import best, figure_name
+from models.probe import Probe
+
+_SHOWN = 10  # tracks that are printed
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class FinishedProbe:
+    """A probe's folder, read.
+
+    Attributes:
+        folder: of the run.
+        about: what ``probe.json`` says.
+        nets: of all seeds; their outputs are averaged.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    nets: list[Probe]
+
+    @torch.inference_mode()
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """float32 [N, D], of a mix [N, L, D] → activations (of a regression values) [N, C]."""
+        x = torch.from_numpy(features)
+        outputs = torch.stack([net(x) for net in self.nets])
+        task = self.about["task"]
+        if task == "multi-label":
+            outputs = outputs.sigmoid()
+        elif task == "single-label":
+            outputs = outputs.softmax(dim=-1)
+        return outputs.mean(dim=0).numpy()
+
+
+def read_probe(folder: str | Path) -> FinishedProbe:
+    """Read the probe of a finished run.
+
+    Args:
+        folder: the run's, or ``probe/`` in it.
+
+    Raises:
+        InputError: there is none, it is damaged, or it is of features that are no embeddings.
+    """
+    folder = Path(folder).expanduser()
+    inside = folder / PROBE_FOLDER if (folder / PROBE_FOLDER).is_dir() else folder
+    path = inside / "probe.json"
+    try:
+        about = json.loads(path.read_text("utf-8"))
+        nets = []
+        block = (about["extraction"] or {}).get("block")
+        n_blocks = len(block) if isinstance(block, list) else None
+        for seed in about["seeds"]:
+            net = Probe(about["n_features"], len(about["labels"]), about["hidden"], n_blocks)
+            weights = inside / f"seed-{seed}.safetensors"
+            if not weights.is_file():
+                raise InputError(f"{weights}: no such file: train this probe again")
+            net.load_state_dict(load_file(weights))
+            nets.append(net.eval())
+        found = FinishedProbe(folder, about, nets)
+        features, extraction = about["features"], about["extraction"]
+    except InputError:
+        raise
+    except FileNotFoundError:
+        if is_sweep(folder):
+            raise InputError(
+                f"{folder}: is the folder of a sweep, which keeps figures and no probes; its "
+                "summary.md has the command that makes one of the best choice"
+            ) from None
+        raise InputError(
+            f"{path}: no such file. Expected the folder of a finished run of "
+            "ex_tl.py, such as probe=exp_logs/4"
+        ) from None
+    except Exception as error:  # JSON's, safetensors', torch's
+        raise InputError(f"{inside}: no whole probe ({str(error)[:200]})") from None
+    if features != "embeddings":
+        raise InputError(f"{folder}: a probe of {features}, not of embeddings: it has no extractor")
+    if not extraction:
+        raise InputError(
+            f"{folder}: its embeddings had no manifest.json, so what made them is not known. "
+            "Extract them with this program, and train the probe again"
+        )
+    return found
+
+
+def extraction_config(
+    probe: FinishedProbe, config: dict[str, Any], out_dir: Path
+) -> dict[str, Any]:
+    """The settings with which ``ex_maest.py extract_embeddings`` makes the probe's features."""
+    made, options = probe.about["extraction"], config["predict"]
+    own = deepcopy(settings.MAEST)
+    model = probe.about.get("made_by") or {}
+    arch, checkpoint = options["arch"], options["checkpoint"]
+    if arch is None and checkpoint is None:
+        arch, checkpoint = model.get("arch"), model.get("checkpoint")
+        own["maest"]["checkpoint_swa_weights"] = bool(model.get("checkpoint_swa_weights"))
+        if arch is None and checkpoint is None:
+            raise InputError(
+                f"{probe.folder}: it is not known where its extractor was: give "
+                "predict.checkpoint=<model>, or predict.arch=<a released model>"
+            )
+        if checkpoint is not None and not Path(checkpoint).exists():
+            raise InputError(
+                f"{checkpoint}: no such file or folder. It was the model of {probe.folder}'s "
+                "embeddings: give its place now, as predict.checkpoint=<model>"
+            )
+    own["maest"] |= {"arch": arch, "checkpoint": checkpoint} | (made["patchout"] or {})
+    own["datamodule"]["clip_length"] = float(made["patch_seconds"])
+    own["inference"] |= {
+        "audio": config["audio"],
+        "transformer_block": made["block"],
+        "out_dir": str(out_dir),
+        "patch_hop": float(made["hop_seconds"]),
+        "tail": made["tail"],
+        "pool": made["pool"],
+        "quantize": made["quantize"],
+    }
+    own["trainer"]["accelerator"] = options["accelerator"]
+    return own
+
+
+def predict_with_probe(run, config: dict[str, Any]) -> dict[str, Any]:
+    """Extract, apply, and write ``predictions.csv`` and ``predictions.json`` of the run."""
+    folder = run_dir(run)
+    for name, example in (("probe_dir", "probe=exp_logs/4"), ("audio", "audio=my/music")):
+        if config[name] is None:
+            raise InputError(f"{name.removesuffix('_dir')} is not set: give it as {example}")
+    probe = read_probe(str(config["probe_dir"]))
+    out_dir = Path(str(config["predict"]["out_dir"] or folder / "embeddings")).expanduser()
+    own = extraction_config(probe, config, out_dir)
+    made = probe.about["extraction"]
+    found = extract(run, own, "embeddings", expected_model=made["model"])
+    mix, level = isinstance(made["block"], list), out_dir / f"{made['patch_seconds']:g}sec"
+    blocks = made["block"] if mix else [made["block"]]
+    folders = [EmbeddingFolder(level / block_name(b), made | {"block": b}) for b in blocks]
+    tracks, _, _ = find_tracks(str(config["audio"]), leave_out=out_dir)
+    # The others are reported.
+    keys = [key for key in tracks.keys if all(made.has(key) for made in folders)]
+    types, reduce = probe.about["types"], probe.about["reduce"]
+    features = [select_tokens(read_blocks(folders, key), types, reduce) for key in keys]
+    if not mix:
+        features = [own[0] for own in features]
+    values = probe(np.stack(features)) if keys else np.zeros((0, 0), np.float32)
+    _write(folder, probe, keys, values)
+    _print(probe, keys, values, config["predict"]["top"])
+    print(f"{len(keys)} tracks, {len(probe.about['labels'])} columns: {folder / 'predictions.csv'}")
+    return {"folder": str(folder), "tracks": len(keys), "failed": found["failed"]}
+
+
+def _write(folder: Path, probe: FinishedProbe, keys: list[str], values: np.ndarray) -> None:
+    labels, figure = probe.about["labels"], figure_name(probe.about["task"])
+    with (
+        atomic_path(folder / "predictions.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(("track", *labels))
+        for key, own in zip(keys, values, strict=True):
+            table.writerow((encodable(key), *(f"{value:.{_DIGITS}f}" for value in own)))
+    write_json(
+        folder / "predictions.json",
+        {
+            "probe": str(probe.folder),
+            "task": probe.about["task"],
+            "tracks": [
+                {
+                    "track": encodable(key).encode("utf-8", "backslashreplace").decode(),
+                    figure: {
+                        label: round(float(value), _DIGITS)
+                        for label, value in zip(labels, own, strict=True)
+                    },
+                }
+                for key, own in zip(keys, values, strict=True)
+            ],
+        },
+    )
+
+
+def _print(probe: FinishedProbe, keys: list[str], values: np.ndarray, top: int) -> None:
+    labels, task = probe.about["labels"], probe.about["task"]
+    for key, own in list(zip(keys, values, strict=True))[:_SHOWN]:
+        chosen = best(own, top, task)
+        print(f"{key}: " + ", ".join(f"{labels[i]} {own[i]:.3f}" for i in chosen))
+    if len(keys) > _SHOWN:
+        print("…")

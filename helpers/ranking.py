@@ -1,0 +1,125 @@
+"""Average precision and ROC-AUC of many rankings at once, with a weight for each track.
+
+The same figures as scikit-learn's ``average_precision_score`` and ``roc_auc_score``, ties included,
+from one sort a label; a bootstrap uses the same sort for all of its resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Tracks in the order of their scores, label by label, from the highest.
+
+    Tracks of one score are a tie: they count as one place, whatever their order. Both figures are
+    sums over the P pairs of a track and a label that it has, which are few, in the order of the
+    labels and, in a label, of the scores.
+
+    Attributes:
+        order: [C, N] the tracks' numbers.
+        label: [P] of each pair, the label's number.
+        track: [P] its track's number.
+        before: [P] how many tracks have a higher score for that label.
+        through: [P] how many have that score or a higher one.
+        pairs_before, pairs_through: [P] the same, but of pairs; those of lower labels are counted.
+        pairs_of_lower: [P] how many pairs are of lower labels.
+    """
+
+    order: np.ndarray
+    label: np.ndarray
+    track: np.ndarray
+    before: np.ndarray
+    through: np.ndarray
+    pairs_before: np.ndarray
+    pairs_through: np.ndarray
+    pairs_of_lower: np.ndarray
+
+
+def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
+    """Sort tracks by their scores.
+
+    Args:
+        targets: [N, C] of 0 and 1.
+        scores: [N, C] floats.
+
+    Raises:
+        ValueError: if the shapes differ, there is no track, or a score is not finite.
+    """
+    targets, scores = np.asarray(targets), np.asarray(scores)
+    if targets.shape != scores.shape or targets.ndim != 2 or not len(targets):
+        raise ValueError(f"targets {targets.shape} and scores {scores.shape}: expected the same")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores have NaN or infinite values")
+    falling = np.negative(scores.T, dtype=np.result_type(scores, np.float32), order="C")
+    order = np.argsort(falling, axis=1)
+    ranked = np.take_along_axis(falling, order, axis=1)
+    last = np.ones(ranked.shape, bool)  # whether the next track has another score
+    np.not_equal(ranked[:, :-1], ranked[:, 1:], out=last[:, :-1])
+    positive = np.take_along_axis((targets > 0.5).T, order, axis=1)
+
+    # Places count on from label to label here; no tie reaches across, as `last` ends every label.
+    n_tracks = len(targets)
+    pairs, ties = np.flatnonzero(positive), np.flatnonzero(last)
+    label = pairs // n_tracks
+    tie = np.searchsorted(ties, pairs)
+    through = ties[tie] + 1
+    before = np.where(tie > 0, ties[tie - 1] + 1, 0)
+    first = label * n_tracks
+    return Ranking(
+        order,
+        label,
+        order.reshape(-1)[pairs],
+        before - first,
+        through - first,
+        np.searchsorted(pairs, before),
+        np.searchsorted(pairs, through),
+        np.searchsorted(pairs, first),
+    )
+
+
+def ranked_figures(
+    ranking: Ranking, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average precision and ROC-AUC of each label.
+
+    Args:
+        ranking: of N tracks.
+        weights: [N] how often each track counts, such as in a bootstrap's resample, 0 or more;
+            None: once.
+
+    Returns:
+        two float64 [C]; NaN for labels without a positive, or without a negative.
+    """
+    n_labels, n_tracks = ranking.order.shape
+    if weights is None:
+        weight = np.ones(len(ranking.label))
+        before, through, total = ranking.before, ranking.through, float(n_tracks)
+    else:
+        weights = np.asarray(weights, np.float64)
+        weight, total = weights[ranking.track], weights.sum()
+        counted = np.zeros((n_labels, n_tracks + 1))  # the weight of the first 0, 1, … N tracks
+        np.cumsum(weights[ranking.order], axis=1, out=counted[:, 1:])
+        before = counted[ranking.label, ranking.before]
+        through = counted[ranking.label, ranking.through]
+    hits = np.concatenate([[0.0], np.cumsum(weight)])
+    hits_before = hits[ranking.pairs_before] - hits[ranking.pairs_of_lower]
+    hits_through = hits[ranking.pairs_through] - hits[ranking.pairs_of_lower]
+    misses_before, misses_through = before - hits_before, through - hits_through
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        return np.bincount(ranking.label, weights=weight * values, minlength=n_labels)
+
+    positives = summed(np.ones(len(weight)))
+    negatives = total - positives
+    # A tie is one step of the precision-recall curve, and a straight line of the ROC curve.
+    precision = np.divide(hits_through, through, out=np.zeros(len(weight)), where=through > 0)
+    ranked_above = negatives[ranking.label] - (misses_before + misses_through) / 2
+    known = (positives > 0) & (negatives > 1e-12 * total)  # fractions do not add up exactly
+    ap, roc_auc = np.full(n_labels, np.nan), np.full(n_labels, np.nan)
+    np.divide(summed(precision), positives, out=ap, where=known)
+    np.divide(summed(ranked_above), positives * negatives, out=roc_auc, where=known)
+    return ap, roc_auc

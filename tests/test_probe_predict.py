@@ -1,0 +1,263 @@
+"""A finished probe on new music: what ``python ex_tl.py predict`` writes, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import bad, good, newest, run
+from music import save_small_model, write_music
+from safetensors.numpy import load_file
+
+from datasets.groundtruth import write_groundtruth, write_labels
+from models.extraction import Extractor
+
+BLOCK = 1
+LABELS = {
+    "multi-label": ["drums", "flute", "voice"],
+    "single-label": ["jig", "mass", "reel"],
+    "regression": ["arousal", "tempo"],
+}
+
+
+@dataclass
+class Home:
+    """A working directory with music, its embeddings, and a probe for each task."""
+
+    folder: Path
+    model: Path
+    music: Path
+    probes: dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Home:
+    folder = tmp_path_factory.mktemp("home")
+    model = save_small_model(folder / "model")
+    names = write_music(folder / "old", 16)
+    good(
+        "ex_maest.py",
+        f"extract_embeddings with maest.checkpoint={model} inference.audio=old "
+        f"inference.transformer_block=[{BLOCK},2]",
+        folder,
+    )
+    rng = np.random.default_rng(0)
+    probes = {}
+    for task, labels in LABELS.items():
+        targets = {
+            "multi-label": rng.random((16, 3)) < 0.5,
+            "single-label": np.eye(3, dtype=bool)[np.arange(16) % 3],
+            "regression": rng.normal((60, 120), (5, 30), (16, 2)).astype(np.float32),
+        }[task]
+        for split, rows in (("train", range(8)), ("validation", range(8, 12)),
+                            ("test", range(12, 16))):  # fmt: skip
+            # As they are named where log-mel files are made of the same music.
+            own = {names[i].replace(".flac", ".mmap"): targets[i] for i in rows}
+            write_groundtruth(folder / task / f"groundtruth-{split}.pk", own, task)
+        write_labels(folder / task / "labels.json", labels)
+        good(
+            "ex_tl.py",
+            f"with data.embeddings_dir=embeddings data.block={BLOCK} data.types=ct data.task={task}"
+            f" data.groundtruth_train={task}/groundtruth-train.pk seeds=2 probe.max_epochs=4"
+            f" data.groundtruth_val={task}/groundtruth-validation.pk probe.lr=0.01"
+            f" data.groundtruth_test={task}/groundtruth-test.pk",
+            folder,
+        )
+        probes[task] = newest(folder)
+    write_music(folder / "new", 3)
+    return Home(folder, model, folder / "new", probes)
+
+
+def predicted(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """Columns, tracks and values of predictions.csv."""
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    values = np.array([[float(cell) for cell in row[1:]] for row in rows])
+    return header, [row[0] for row in rows], values
+
+
+def by_hand(home: Home, task: str, track: str) -> np.ndarray:
+    """The network's embedding of a whole track, through each seed's layers."""
+    embedding = Extractor(home.model, blocks=[BLOCK])(home.music / track).embeddings[BLOCK]
+    features = embedding[[0, 2]].mean(axis=0)
+    outputs = []
+    for seed in (0, 1):
+        state = load_file(home.probes[task] / "probe" / f"seed-{seed}.safetensors")
+        hidden = np.maximum(state["net.0.weight"] @ features + state["net.0.bias"], 0)
+        out = state["net.2.weight"] @ hidden + state["net.2.bias"]
+        outputs.append(torch.from_numpy(out * state["scale"] + state["shift"]))
+    logits = torch.stack(outputs)
+    if task == "multi-label":
+        logits = logits.sigmoid()
+    elif task == "single-label":
+        logits = logits.softmax(dim=1)
+    return logits.mean(dim=0).numpy()
+
+
+@pytest.mark.parametrize("task", LABELS)
+def test_the_values_are_the_networks_and_the_probes(home, task):
+    out = good(
+        "ex_tl.py", f"predict with probe={home.probes[task]} audio={home.music}", home.folder
+    )
+    header, tracks, values = predicted(newest(home.folder))
+    assert header == ["track", *LABELS[task]]
+    assert tracks == ["a/000.flac", "a/002.flac", "b/001.flac"]
+    for track, own in zip(tracks, values, strict=True):
+        np.testing.assert_allclose(own, by_hand(home, task, track), rtol=1e-4, atol=1e-5)
+    assert "3 tracks" in out
+    assert "a/000.flac: " in out
+    found = json.loads((newest(home.folder) / "predictions.json").read_text())
+    assert (found["task"], [own["track"] for own in found["tracks"]]) == (task, tracks)
+    (figure,) = set(found["tracks"][0]) - {"track"}
+    for entry, own in zip(found["tracks"], values, strict=True):
+        assert list(entry[figure].values()) == pytest.approx(list(own), abs=1e-6)
+        assert list(entry[figure]) == LABELS[task]
+
+
+def test_a_probe_of_mixed_blocks(home):
+    task = "multi-label"
+    good(
+        "ex_tl.py",
+        f"with {home.probes[task].relative_to(home.folder)}/config.json data.block=mix",
+        home.folder,
+    )
+    probe = newest(home.folder)
+    out = good("ex_tl.py", f"predict with probe={probe} audio={home.music}", home.folder)
+    assert "/{1,2}" in out
+    _, tracks, values = predicted(newest(home.folder))
+    for track, own in zip(tracks, values, strict=True):
+        embeddings = Extractor(home.model, blocks=[1, 2])(home.music / track).embeddings
+        x = np.stack([embeddings[block][[0, 2]].mean(axis=0) for block in (1, 2)])
+        x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+        found = []
+        for seed in (0, 1):
+            state = load_file(probe / "probe" / f"seed-{seed}.safetensors")
+            weights = np.exp(state["mix"]) / np.exp(state["mix"]).sum()
+            hidden = state["net.0.weight"] @ (weights @ x) + state["net.0.bias"]
+            logits = state["net.2.weight"] @ np.maximum(hidden, 0) + state["net.2.bias"]
+            found.append(1 / (1 + np.exp(-logits)))
+        np.testing.assert_allclose(own, np.mean(found, axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_one_file(home):
+    line = f"predict with probe={home.probes['multi-label']} audio={home.music}/b/001.flac"
+    out = good("ex_tl.py", line, home.folder)
+    _, tracks, values = predicted(newest(home.folder))
+    assert tracks == ["001.flac"]
+    highest = LABELS["multi-label"][values[0].argmax()]
+    assert f"001.flac: {highest} {values[0].max():.3f}, " in out
+    np.testing.assert_allclose(
+        values[0], by_hand(home, "multi-label", "b/001.flac"), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_broken_file_costs_that_file_only(home, tmp_path):
+    shutil.copytree(home.music, tmp_path / "music")
+    (tmp_path / "music" / "broken.mp3").write_bytes(b"no music" * 100)
+    done = run("ex_tl.py", f"predict with probe={home.probes['multi-label']} "
+               f"audio={tmp_path}/music predict.out_dir={tmp_path}/kept", home.folder)  # fmt: skip
+    assert done.code == 1
+    assert "1 failed" in done.out
+    _, tracks, _ = predicted(newest(home.folder))
+    assert len(tracks) == 3
+    kept = tmp_path / "kept" / "2sec" / str(BLOCK)
+    assert "broken.mp3" in (kept / "failed.csv").read_text()
+    done = run("ex_tl.py", f"predict with probe={home.probes['multi-label']} "
+               f"audio={tmp_path}/music predict.out_dir={tmp_path}/kept", home.folder)  # fmt: skip
+    assert "3 there already" in done.out
+
+
+def test_a_model_that_has_moved_is_named(home, tmp_path):
+    probe = home.probes["multi-label"]
+    assert json.loads((probe / "probe" / "probe.json").read_text())["made_by"]["checkpoint"] == str(
+        home.model
+    )
+    moved = shutil.move(home.model, tmp_path / "elsewhere")
+    line = f"predict with probe={probe} audio={home.music}"
+    try:
+        message = bad("ex_tl.py", line, home.folder)
+        assert str(home.model) in message
+        assert "predict.checkpoint" in message
+        good("ex_tl.py", f"{line} predict.checkpoint={moved}", home.folder)
+    finally:
+        shutil.move(moved, home.model)
+
+
+def test_another_model_is_refused(home, tmp_path):
+    torch.manual_seed(1)
+    other = save_small_model(tmp_path / "other")
+    state = torch.load(other / "model.pt") if (other / "model.pt").exists() else None
+    if state is None:  # safetensors
+        from safetensors.torch import load_file as read
+        from safetensors.torch import save_file as write
+
+        (path,) = other.glob("*.safetensors")
+        weights = read(path)
+        weights["cls_token"] += 1
+        write(weights, path)
+    line = f"predict with probe={home.probes['multi-label']} audio={home.music}"
+    message = bad("ex_tl.py", f"{line} predict.checkpoint={other}", home.folder)
+    assert str(other) in message
+    assert "predict.checkpoint" in message
+
+
+def test_what_is_no_finished_probe(home, tmp_path):
+    line = f"audio={home.music}"
+    message = bad("ex_tl.py", f"predict with probe=nowhere {line}", home.folder)
+    assert "nowhere" in message
+    assert "probe=exp_logs/4" in message
+    copied = shutil.copytree(home.probes["multi-label"], tmp_path / "probe")
+    weights = copied / "probe" / "seed-1.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert str(copied) in bad("ex_tl.py", f"predict with probe={copied} {line}", home.folder)
+    weights.unlink()
+    assert "seed-1" in bad("ex_tl.py", f"predict with probe={copied} {line}", home.folder)
+    about = copied / "probe" / "probe.json"
+    for changes, words in (
+        ({"features": "mel_statistics"}, "mel_statistics"),
+        ({"extraction": None}, "manifest.json"),
+    ):
+        whole = json.loads((home.probes["multi-label"] / "probe" / "probe.json").read_text())
+        about.write_text(json.dumps(whole | changes))
+        shutil.copy(home.probes["multi-label"] / "probe" / "seed-1.safetensors", weights)
+        assert words in bad("ex_tl.py", f"predict with probe={copied} {line}", home.folder)
+
+
+def test_what_is_not_named(home):
+    probe = home.probes["multi-label"]
+    assert "probe=exp_logs/4" in bad("ex_tl.py", f"predict with audio={home.music}", home.folder)
+    assert "audio=my/music" in bad("ex_tl.py", f"predict with probe={probe}", home.folder)
+    assert "nowhere" in bad("ex_tl.py", f"predict with probe={probe} audio=nowhere", home.folder)
+
+
+def test_the_settings_of_the_extraction_are_kept(home):
+    """Hop, tail and block are the probe's, whatever this program's defaults are."""
+    folder = home.folder / "hop"
+    folder.mkdir(exist_ok=True)
+    extract = (
+        f"extract_embeddings with maest.checkpoint={home.model} inference.out_dir=hop/embeddings "
+        f"inference.patch_hop=0.96 inference.tail=drop inference.transformer_block={BLOCK}"
+    )
+    assert run("ex_maest.py", f"{extract} inference.audio=old", home.folder).code == 1  # short ones
+    truths = " ".join(
+        f"data.groundtruth_{short}=multi-label/groundtruth-{split}.pk"
+        for short, split in (("train", "train"), ("val", "validation"), ("test", "test"))
+    )
+    line = f"with data.embeddings_dir=hop/embeddings {truths} data.missing=skip"
+    good("ex_tl.py", f"{line} seeds=1 probe.max_epochs=1", home.folder)
+    line = f"predict with probe={newest(home.folder)} audio=new predict.out_dir=hop/found"
+    run("ex_tl.py", line, home.folder)  # too short tracks fail, as tail=drop has it
+    good_ones = sorted(p.name for p in (home.folder / "hop/found").rglob("*.npy"))
+    run("ex_maest.py", extract.replace("hop/embeddings", "hop/again") + " inference.audio=new",
+        home.folder)  # fmt: skip
+    again = sorted(p for p in (home.folder / "hop/again").rglob("*.npy"))
+    assert good_ones == sorted(p.name for p in again) != []
+    for path in again:
+        same = home.folder / "hop/found" / path.relative_to(home.folder / "hop/again")
+        np.testing.assert_array_equal(np.load(path), np.load(same))
