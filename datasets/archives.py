@@ -62,7 +62,7 @@ class Parts(io.RawIOBase):
     """
 
     def __init__(self, paths: Sequence[Path], sizes: Sequence[int]) -> None:
-        self._paths = list(paths)
+        self.paths, self.sizes = list(paths), list(sizes)
         self._ends: list[int] = []
         for size in sizes:
             self._ends.append(size + (self._ends[-1] if self._ends else 0))
@@ -85,7 +85,7 @@ class Parts(io.RawIOBase):
     def readinto(self, buffer) -> int:
         """As many bytes as the part at this position has, and the buffer room."""
         part = self.part_at(self._position)
-        if part == len(self._paths):
+        if part == len(self.paths):
             return 0
         start = self._ends[part - 1] if part else 0
         file = self._file(part)
@@ -102,17 +102,17 @@ class Parts(io.RawIOBase):
         """The numbers of the parts that a file of the archive is in."""
         # 30 bytes stand before its name; behind it, up to 64 KiB that only they tell the length of.
         end = member.header_offset + 30 + len(member.filename) + member.compress_size
-        last = min(self.part_at(max(end - 1, 0)), len(self._paths) - 1)
+        last = min(self.part_at(max(end - 1, 0)), len(self.paths) - 1)
         return range(min(self.part_at(member.header_offset), last), last + 1)
 
     def before(self, position: int) -> int:
         """Bytes of the parts, of those that are there, that end at a position or before it."""
-        paths = self._paths[: self.part_at(position)]
+        paths = self.paths[: self.part_at(position)]
         return sum(path.stat().st_size for path in paths if path.is_file())
 
     def delete(self, archive: Path, ledger: _Ledger, count: int) -> None:
         """Delete the first ``count`` parts; the ledger has it first, in case of a kill."""
-        there = [path for path in self._paths[:count] if path.is_file()]
+        there = [path for path in self.paths[:count] if path.is_file()]
         if not there:
             return
         ledger.used += [path.name for path in there]
@@ -124,7 +124,7 @@ class Parts(io.RawIOBase):
     def _file(self, part: int) -> io.BufferedIOBase:
         if self._open[0] != part:
             self._close_part()
-            self._open = (part, self._paths[part].open("rb", buffering=0))
+            self._open = (part, self.paths[part].open("rb", buffering=0))
         return self._open[1]
 
     def _close_part(self) -> None:
@@ -143,6 +143,7 @@ class Unpacked:
 
     Attributes:
         done, skipped: files made now, and whole before.
+        replaced: of those made now, files that were there and were not whole.
         failed: file → reason.
         absent: files that were wanted, and are not in the archive.
         damaged: parts that damaged files are in; they are kept.
@@ -150,6 +151,7 @@ class Unpacked:
 
     done: int = 0
     skipped: int = 0
+    replaced: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     damaged: list[Path] = field(default_factory=list)
@@ -188,11 +190,12 @@ class _Ledger:
 def lacking_parts(archive: Path, parts: Sequence[Path]) -> list[Path]:
     """Parts that :func:`unpack` needs, and that are not there.
 
-    Those that it has used and deleted are not needed, as long as the last part is there, which has
-    the list of what is in the archive.
+    Those that it has used and deleted are not needed; but the last part is, which has the list of
+    what is in the archive.
     """
-    used = _Ledger.read(archive).used if parts[-1].is_file() else []
-    return [path for path in parts if not path.is_file() and path.name not in used]
+    used = _Ledger.read(archive).used
+    last = parts[-1]
+    return [own for own in parts if not own.is_file() and (own == last or own.name not in used)]
 
 
 def known_absent(archive: Path) -> frozenset[str]:
@@ -262,42 +265,55 @@ def unpack(
             todo = [entry for entry in todo if entry[2] in left]
         _check_room(out_dir, raw, [member for member, _, _ in todo], keep)
         held = 0 if keep else len(parts)  # this part and all behind it stay
+        needed: set[str] = set()  # parts that are gone, and have files that are not out
         for member, target, name in tqdm(
             todo, desc="unpack", unit="file", disable=None if progress else True
         ):
-            raw.delete(archive, ledger, min(raw.parts_of(member)[0], held))
+            own = raw.parts_of(member)
+            raw.delete(archive, ledger, min(own[0], held))
+            was_there = target.is_file()
             try:
                 _write(whole, member, target)
                 found.done += 1
+                found.replaced += was_there
             except _DAMAGED as error:
                 found.failed[name] = f"damaged in the archive: {error or type(error).__name__}"
             except OSError as error:
                 if error.filename in map(str, parts):
-                    found.failed[name] = f"{error.filename}, which it is in, is used and deleted"
+                    found.failed[name] = (
+                        f"{error.filename}, which it is in, is used and deleted: download it again"
+                    )
+                    held = min(held, own[0])
+                    needed |= {parts[i].name for i in own}
                     continue
                 if error.errno is None:  # of a decompressor
                     found.failed[name] = f"damaged in the archive: {error}"
                 elif error.errno in NAMES_FILE_ONLY:
                     found.failed[name] = f"cannot be written: {error.strerror}"
+                    held = min(held, own[0])
                     continue
                 else:
                     text = why_not_written(target, error, "folder")
                     raise ArchiveError(text) from None
             else:
                 continue
-            own = raw.parts_of(member)
             held = min(held, own[0])
             found.damaged += [parts[i] for i in own if parts[i] not in found.damaged]
         raw.delete(archive, ledger, held)
     found.absent = [name for name in wanted if name not in obtained]
     ledger.absent = found.absent
+    # After all is out, whoever lacks a file later needs all parts; before, those with its bytes.
+    ledger.used = [] if held == len(parts) else [n for n in ledger.used if n not in needed]
     ledger.write(archive)
     return found
 
 
 def _open(archive: Path, raw: Parts) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
     """The archive, and its files in the order in which they lie in it."""
-    mend = "Delete the parts and download them again"
+    sizes = ", ".join(
+        f"{path.name}: {size} bytes" for path, size in zip(raw.paths, raw.sizes, strict=True)
+    )
+    mend = f"Delete the part whose size is wrong ({sizes}), or all of them, and download again"
     try:
         whole = zipfile.ZipFile(io.BufferedReader(raw, _PIECE))
     except (*_DAMAGED, OSError) as error:
@@ -308,6 +324,11 @@ def _open(archive: Path, raw: Parts) -> tuple[zipfile.ZipFile, list[zipfile.ZipI
         raise ArchiveError(
             f"{archive}.*: {-members[0].header_offset} bytes are missing, by the archive's own "
             f"list: one of the parts is too short. {mend}"
+        )
+    if members and members[0].header_offset > 0:
+        raise ArchiveError(
+            f"{archive}.*: {members[0].header_offset} bytes too many, by the archive's own list: "
+            f"one of the parts is too long. {mend}"
         )
     return whole, [member for member in members if not member.is_dir()]
 

@@ -24,6 +24,10 @@ TRIES = 6  # in a row that come no further than those before; others are not cou
 _TIMEOUT = (15, 60)  # seconds to connect, and between two pieces
 _PIECE = 1 << 20  # bytes
 _LONGEST_PAUSE = 30.0  # seconds
+_NO_ADDRESS = (
+    *(requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema),
+    requests.exceptions.InvalidURL,
+)
 _ENDED = "the connection ended before the file did"
 
 
@@ -77,6 +81,11 @@ def download(
                     return path
             except _Refused as error:
                 raise TransferError(f"{url}: {error}. {_by_hand(url, path)}") from None
+            except _NO_ADDRESS as error:
+                raise TransferError(
+                    f"{url}: no address of a file ({error}). Expected one that begins with "
+                    "https:// or http://"
+                ) from None
             except requests.RequestException as error:
                 reason = _reason(error)
             # Further than any before: a server that begins again each time makes no way.
@@ -151,6 +160,9 @@ def _fetch(part: _Part, size: int | None, bar: tqdm) -> str | None:
                 part.begin(None, None)  # the next try is for all of it
                 return "the server has another version of the file by now"
         elif answer.status_code == 200:
+            # Of a login or of maintenance: what has come of the file stays.
+            if answer.headers.get("Content-Type", "").startswith("text/html"):
+                raise _Refused("the server gives a web page, not the file")
             start, total = 0, _length(answer)
             part.begin(total, validator)
         elif answer.status_code == 416:  # the rest of a file that has become shorter

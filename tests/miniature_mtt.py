@@ -143,6 +143,7 @@ class Reply:
         etags: of the answers, one a request; the last one stays. None for none.
         dated: what Last-Modified says, if anything.
         later: what the content is from the second request on, if it changes.
+        kind: what Content-Type says, if anything.
         packed: whether it comes as gzip, though nobody asked for that.
         asked: how many requests there were.
     """
@@ -157,6 +158,7 @@ class Reply:
     etags: Sequence[str] | None = ('"one"',)
     dated: str | None = None
     later: bytes | None = None
+    kind: str | None = None
     packed: bool = False
     asked: int = 0
 
@@ -208,7 +210,7 @@ class Server:
         tag = reply.etags[min(reply.asked, len(reply.etags) - 1)] if reply.etags else None
         status = reply.statuses.pop(0) if reply.statuses else reply.status
         reply.asked += 1
-        headers = {"ETag": tag, "Last-Modified": reply.dated}
+        headers = {"ETag": tag, "Last-Modified": reply.dated, "Content-Type": reply.kind}
         condition = request.headers.get("If-Range")
         current = not reply.if_range or condition in (None, tag, reply.dated)
         if wanted and reply.ranges and current and status == 200:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import zipfile
@@ -380,7 +381,16 @@ def test_any_changed_byte_of_the_list_is_met_with_a_clear_word(unpacked, parts, 
 def test_a_part_that_is_too_short_is_told(unpacked, parts, part):
     content = parts[part - 1].read_bytes()
     parts[part - 1].write_bytes(content[:-100])
-    with pytest.raises(ArchiveError, match=r"100 bytes are missing.*one of the parts is too short"):
+    wanted = r"100 bytes are missing.*one of the parts is too short.*all\.zip\.001: \d+ bytes"
+    with pytest.raises(ArchiveError, match=wanted):
+        unpacked()
+    assert there(parts) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_part_that_is_too_long_is_told(unpacked, parts, part):
+    parts[part - 1].write_bytes(parts[part - 1].read_bytes() + b"12345")
+    with pytest.raises(ArchiveError, match=r"5 bytes too many.*one of the parts is too long"):
         unpacked()
     assert there(parts) == [1, 2, 3]
 
@@ -420,8 +430,61 @@ def test_a_file_of_a_part_that_is_gone_is_told(unpacked, parts, tmp_path):
     found = unpacked()
     assert "all.zip.001, which it is in, is used and deleted" in found.failed[lost]
     assert found.absent == []
+    assert there(parts) == [2, 3]
+    assert lacking_parts(unpacked.archive, parts) == [parts[0]]
     with pytest.raises(ArchiveError, match=r"all\.zip\.001: no such file"):
         unpacked(again=True)
+
+
+def test_another_folder_for_the_rest_costs_no_other_part(parts, tmp_path, monkeypatch):
+    """What an interrupted call had out is in the first folder, and its part is gone."""
+    archive = tmp_path / "in" / "all.zip"
+    change_byte(parts, offset(first_in(2)))
+    unpack(archive, parts, tmp_path / "out", **QUIET)
+    parts[1].write_bytes(in_parts(zipped(FILES))[1])
+    found = unpack(archive, parts, tmp_path / "other", **QUIET)
+    assert found.failed
+    assert there(parts) == [2, 3]
+    assert lacking_parts(archive, parts) == [parts[0]]
+    parts[0].write_bytes(in_parts(zipped(FILES))[0])
+    assert unpack(archive, parts, tmp_path / "other", **QUIET).failed == {}
+    assert tree(tmp_path / "other") == FILES
+    assert there(parts) == []
+
+
+def test_a_name_that_the_disk_refuses_keeps_its_part(unpacked, parts, tmp_path, monkeypatch):
+    refused, write = first_in(2), module._write
+
+    def picky(whole, member, target):
+        if member.filename == refused:
+            raise OSError(errno.ENAMETOOLONG, "File name too long", str(target))
+        write(whole, member, target)
+
+    monkeypatch.setattr(module, "_write", picky)
+    for _ in range(2):
+        assert unpacked().failed == {refused: "cannot be written: File name too long"}
+        assert there(parts) == [2, 3]
+        assert lacking_parts(unpacked.archive, parts) == []
+
+
+def test_a_damaged_last_part_alone_is_needed_again(unpacked, parts):
+    change_byte(parts, offset(first_in(3)) + 5)
+    assert unpacked().damaged == [parts[2]]
+    assert there(parts) == [3]
+    parts[2].unlink()
+    assert lacking_parts(unpacked.archive, parts) == [parts[2]]
+    parts[2].write_bytes(in_parts(zipped(FILES))[2])
+    assert unpacked().failed == {}
+    assert there(parts) == []
+
+
+def test_files_of_another_size_are_replaced_and_counted(unpacked, tmp_path):
+    path = tmp_path / "out" / first_in(2)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"of another size")
+    found = unpacked()
+    assert (found.done, found.replaced) == (24, 1)
+    assert tree(tmp_path / "out") == FILES
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"sizes": 3}', '{"used": ["all.zip.001"]}'])

@@ -347,7 +347,7 @@ def test_a_part_of_the_wrong_size(mtt, place, server, capsys):
     assert place.run() == 1
     told = capsys.readouterr().err
     assert "1000 bytes are missing, by the archive's own list" in told
-    assert "Delete the parts and download them again" in told
+    assert f"Delete the part whose size is wrong (mp3.zip.001: {short} bytes" in told
     for name in PARTS:
         (place.root / "download" / name).unlink()
     server.replies[PARTS[0]] = Reply(mtt.files()[PARTS[0]])
@@ -449,6 +449,25 @@ def test_audio_that_is_not_complete_does_too_when_its_steps_are_named(mtt, place
     assert place.run("melspectrograms", "groundtruth") == 0
     assert server.asked() == [TABLE]
     check(place, mtt)
+
+
+def test_audio_without_the_empty_clips_is_complete(mtt, place, server, monkeypatch):
+    monkeypatch.setattr(module, "EMPTY", set(EMPTY))
+    mtt.write_audio(place.root / "audio")
+    for clip in EMPTY:
+        (place.root / "audio" / clip).unlink()
+    assert place.run() == 0
+    assert server.asked() == [TABLE]
+    check(place, mtt)
+
+
+def test_files_that_are_replaced_are_counted(mtt, place, capsys):
+    clip = place.root / "audio" / mtt.sounding()[0]
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(b"of another size")
+    assert place.run("download", "unpack") == 0
+    assert "1 of them replace files of other sizes" in capsys.readouterr().out
+    check_audio(place, mtt)
 
 
 def test_the_step_unpack_without_archives(place, capsys):

@@ -53,6 +53,27 @@ def left(tmp_path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "in").iterdir())
 
 
+def test_a_web_page_instead_of_the_rest_loses_nothing(server, fetch, tmp_path):
+    serve(server, drops=[200_000], ranges=True).statuses = [200, 404]
+    with pytest.raises(TransferError):
+        fetch()
+    serve(server, b"<html>please log in</html>", ranges=False, kind="text/html; charset=utf-8")
+    with pytest.raises(TransferError, match="the server gives a web page, not the file"):
+        fetch()
+    assert (tmp_path / "in" / "file.001.part").stat().st_size == 200_000
+    serve(server, kind="application/octet-stream")
+    server.requests.clear()
+    assert fetch() == CONTENT
+    assert server.requests == [("file.001", "bytes=200000-")]
+
+
+@pytest.mark.parametrize("url", ["example.org/file.001", "gopher://example.org/f", "http://"])
+def test_what_is_no_address_is_told_at_once(tmp_path, monkeypatch, url):
+    monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("waits"))
+    with pytest.raises(TransferError, match=r"no address of a file.*begins with https://"):
+        download(url, tmp_path / "file.001", progress=False)
+
+
 def test_a_file_comes_whole_and_once(server, fetch, tmp_path):
     assert fetch() == CONTENT
     assert left(tmp_path) == ["file.001"]

@@ -39,6 +39,13 @@ FOLDERS = {"train": "0123456789ab", "validation": "c", "test": "def"}
 N_CLIPS, N_TAGS = 25_863, 188  # in the published table
 # Three clips less: those are empty files.
 PUBLISHED = {"train": 18_706, "validation": 1_825, "test": 5_329}
+# Empty files in the archive: of no use, and other copies do without them.
+EMPTY = {
+    "6/norine_braun-now_and_zen-08-gently-117-146.mp3",
+    "8/jacob_heringman-josquin_des_prez_lute_settings-19-gintzler__pater_noster-204-233.mp3",
+    "9/american_baroque-dances_and_suites_of_rameau_and_couperin-25-le_petit_rien_xiveme_ordre_"
+    "couperin-88-117.mp3",
+}
 STEPS = ("download", "unpack", "melspectrograms", "groundtruth")
 _SHOWN = 5  # failures
 _HERE = Path(__file__).resolve().parent
@@ -113,10 +120,11 @@ def _download(options: argparse.Namespace, name: str, again: bool) -> None:
 
 
 def _audio_is_there(options: argparse.Namespace, clips: dict[str, str]) -> bool:
-    """Whether all clips are, but for those that the archive is known not to have."""
+    """Whether all clips are, but for those that the archive does not have, or has empty."""
     lacking = {name for name in clips if not (options.audio_dir / name).is_file()}
     # None at all is no data set, whatever is known of the archive.
-    return len(lacking) < len(clips) and lacking <= known_absent(options.download_dir / ARCHIVE)
+    absent = known_absent(options.download_dir / ARCHIVE) | EMPTY
+    return len(lacking) < len(clips) and lacking <= absent
 
 
 def _unpack(options: argparse.Namespace, parts: list[Path], clips: dict[str, str]) -> None:
@@ -130,6 +138,8 @@ def _unpack(options: argparse.Namespace, parts: list[Path], clips: dict[str, str
         again=options.force,
     )
     print(f"unpacked {found.done:,} clips, {found.skipped:,} were there: {options.audio_dir}")
+    if found.replaced and not options.force:
+        print(f"{found.replaced:,} of them replace files of other sizes")
     listed = write_failures(options.download_dir / "failed.csv", found.failed, column="path")
     for name, reason in sorted(found.failed.items())[:_SHOWN]:
         print(f"not unpacked: {name}: {reason}", file=sys.stderr)
@@ -137,7 +147,8 @@ def _unpack(options: argparse.Namespace, parts: list[Path], clips: dict[str, str
         print(f"{len(found.failed)} clips are not unpacked: {listed}", file=sys.stderr)
     if found.damaged:
         some = " and ".join(map(str, found.damaged))
-        print(f"kept: {some}, damaged there. Delete it and run the same again to fetch it again",
+        them = "Delete it" if len(found.damaged) == 1 else "Delete them"
+        print(f"kept: {some}, damaged there. {them} and run the same again to fetch it again",
               file=sys.stderr)  # fmt: skip
     if found.absent:
         print(f"{len(found.absent)} clips are not in the archive: {shown(found.absent)}")
