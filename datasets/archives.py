@@ -18,7 +18,13 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from helpers.errors import InputError
-from helpers.files import NAMES_FILE_ONLY, atomic_path, why_not_written, write_json
+from helpers.files import (
+    NAMES_FILE_ONLY,
+    atomic_path,
+    remove_leftovers,
+    why_not_written,
+    write_json,
+)
 
 _PIECE = 1 << 20  # bytes
 # What zipfile and its decompressors raise of damaged bytes.
@@ -143,7 +149,7 @@ class Unpacked:
 
     Attributes:
         done, skipped: files made now, and whole before.
-        replaced: of those made now, files that were there and were not whole.
+        other: files that were there with another content's size, and are left as they are.
         failed: file → reason.
         absent: files that were wanted, and are not in the archive.
         damaged: parts that damaged files are in; they are kept.
@@ -151,7 +157,7 @@ class Unpacked:
 
     done: int = 0
     skipped: int = 0
-    replaced: int = 0
+    other: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     damaged: list[Path] = field(default_factory=list)
@@ -217,9 +223,9 @@ def unpack(
     """Unpack a zip archive in parts; each part is deleted as soon as all of its files are out.
 
     So no more room is taken than for the unpacked files and a part. Files get their names when they
-    are whole and their checksum (CRC-32) is right; those that are there, of the right size, are
-    skipped. A damaged one costs itself only, and then neither the parts it is in nor those behind
-    them are deleted. Nothing is written outside of ``out_dir``, whatever names the archive has.
+    are whole and their checksum (CRC-32) is right; those that are there are left as they are (an
+    empty one is none). A damaged one costs itself only, and then neither the parts it is in nor
+    those behind them are deleted. Nothing is written outside of ``out_dir``, whatever names the archive has.
 
     Args:
         archive: what the whole would be called; it is not made.
@@ -249,6 +255,7 @@ def unpack(
         whole, members = _open(archive, raw)
         out_dir.mkdir(parents=True, exist_ok=True)
         ledger.write(archive)
+        remove_leftovers(out_dir, {PurePosixPath(own.filename).suffix for own in members})
         todo = []
         for member in members:
             if (name := name_of(member.filename)) is None:
@@ -258,11 +265,16 @@ def unpack(
             elif name not in obtained:
                 obtained.add(name)
                 todo.append((member, out_dir / name, name))
+        found.absent = ledger.absent = [name for name in wanted if name not in obtained]
+        ledger.write(archive)
         if not again:
             whole_before = [entry for entry in todo if _is_whole(entry[1], entry[0])]
             found.skipped = len(whole_before)
-            left = {name for _, _, name in todo} - {name for _, _, name in whole_before}
-            todo = [entry for entry in todo if entry[2] in left]
+            # Files get their names when they are whole: one of another size is somebody's own.
+            stay = {name for _, _, name in whole_before}
+            found.other = [n for _, path, n in todo if n not in stay and _is_somebodys(path)]
+            stay.update(found.other)
+            todo = [entry for entry in todo if entry[2] not in stay]
         _check_room(out_dir, raw, [member for member, _, _ in todo], keep)
         held = 0 if keep else len(parts)  # this part and all behind it stay
         needed: set[str] = set()  # parts that are gone, and have files that are not out
@@ -271,11 +283,9 @@ def unpack(
         ):
             own = raw.parts_of(member)
             raw.delete(archive, ledger, min(own[0], held))
-            was_there = target.is_file()
             try:
                 _write(whole, member, target)
                 found.done += 1
-                found.replaced += was_there
             except _DAMAGED as error:
                 found.failed[name] = f"damaged in the archive: {error or type(error).__name__}"
             except OSError as error:
@@ -300,8 +310,6 @@ def unpack(
             held = min(held, own[0])
             found.damaged += [parts[i] for i in own if parts[i] not in found.damaged]
         raw.delete(archive, ledger, held)
-    found.absent = [name for name in wanted if name not in obtained]
-    ledger.absent = found.absent
     # After all is out, whoever lacks a file later needs all parts; before, those with its bytes.
     ledger.used = [] if held == len(parts) else [n for n in ledger.used if n not in needed]
     ledger.write(archive)
@@ -352,9 +360,19 @@ def _is_whole(target: Path, member: zipfile.ZipInfo) -> bool:
         return False
 
 
+def _is_somebodys(target: Path) -> bool:
+    try:
+        return target.is_file() and target.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def _check_room(out_dir: Path, raw: Parts, todo: Iterable[zipfile.ZipInfo], keep: bool) -> None:
     """Raise ArchiveError unless the disk has room, parts being deleted on the way."""
     written = most = 0
+    there = [path for path in raw.paths if path.is_file()]
+    if any(path.stat().st_dev != out_dir.stat().st_dev for path in there):
+        keep = True  # what is deleted is on another disk
     for member in todo:
         written += member.file_size
         most = max(most, written - (0 if keep else raw.before(member.header_offset)))

@@ -74,6 +74,12 @@ def make_melspectrograms(
             f"{names[0]!r}. Give the folder they are in: --audio-dir"
         )
     report = preprocess(audio_dir, melspec_dir, files=whole, **options)
+    if len(report.failed) == len(whole):
+        name, reason = next(iter(sorted(report.failed.items())))
+        raise InputError(
+            f"{audio_dir}: none of the {len(whole)} audio files can be read; the first: {name}: "
+            f"{reason}. All: {report.failed_csv}"
+        )
     for what, some in (("empty", empty), ("not there", missing)):
         if some:
             print(f"{len(some)} audio files are {what}, and left out: {shown(some)}")
@@ -250,7 +256,10 @@ def start(main: Callable[[], int]) -> None:
     signal.signal(signal.SIGTERM, Terminated.handler)
     for stream in (sys.stdout, sys.stderr):  # a name may have bytes that are no text
         stream.reconfigure(errors="backslashreplace")
-    sys.exit(main())
+    code = main()
+    for number in (signal.SIGINT, signal.SIGTERM):  # of no use any more, and told as an error
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def run(main: Callable[[], None], program: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import shutil
 import zipfile
 from collections import namedtuple
@@ -174,7 +175,7 @@ def test_parts_are_kept_on_request(unpacked, parts, tmp_path):
     assert [path.read_bytes() for path in parts] == before
     found = unpacked(keep=True)
     assert (found.done, found.skipped) == (0, 24)
-    (tmp_path / "out" / "1" / "01.mp3").write_bytes(b"half")
+    (tmp_path / "out" / "1" / "01.mp3").write_bytes(b"")
     (tmp_path / "out" / "2" / "02.mp3").unlink()
     found = unpacked(keep=True)
     assert (found.done, found.skipped) == (2, 22)
@@ -478,13 +479,34 @@ def test_a_damaged_last_part_alone_is_needed_again(unpacked, parts):
     assert there(parts) == []
 
 
-def test_files_of_another_size_are_replaced_and_counted(unpacked, tmp_path):
-    path = tmp_path / "out" / first_in(2)
+def test_somebodys_own_files_stay_unless_it_is_said_otherwise(unpacked, tmp_path):
+    name = first_in(2)
+    path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"of another size")
-    found = unpacked()
-    assert (found.done, found.replaced) == (24, 1)
+    found = unpacked(keep=True)
+    assert (found.done, found.other) == (23, [name])
+    assert path.read_bytes() == b"of another size"
+    assert unpacked(again=True).other == []
     assert tree(tmp_path / "out") == FILES
+
+
+def test_parts_on_another_disk_make_no_room(unpacked, parts, tmp_path, monkeypatch):
+    """Unlike those on the same one: `test_room_for_a_part_is_enough`."""
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(len(zipped(FILES)) - 5000))
+    real = Path.stat
+
+    def stat(path, **options):
+        found = real(path, **options)
+        device = 1 if path in parts else 2
+        return os.stat_result([*found[:2], device, *found[3:]])
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(ArchiveError, match="unpacking needs room"):
+        unpacked()
+    monkeypatch.setattr(Path, "stat", real)
+    assert unpacked().done == 24
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"sizes": 3}', '{"used": ["all.zip.001"]}'])

@@ -461,13 +461,36 @@ def test_audio_without_the_empty_clips_is_complete(mtt, place, server, monkeypat
     check(place, mtt)
 
 
-def test_files_that_are_replaced_are_counted(mtt, place, capsys):
-    clip = place.root / "audio" / mtt.sounding()[0]
+def test_own_clips_of_another_size_stay(mtt, place, capsys):
+    name = mtt.sounding()[0]
+    clip = place.root / "audio" / name
     clip.parent.mkdir(parents=True)
     clip.write_bytes(b"of another size")
     assert place.run("download", "unpack") == 0
-    assert "1 of them replace files of other sizes" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1 clips are of other sizes than in the archive, and left as they are" in told
+    assert clip.read_bytes() == b"of another size"
+    assert place.run("download", "unpack", "--force") == 0
     check_audio(place, mtt)
+
+
+def test_a_kill_before_the_last_part_goes_leaves_it_for_the_next_run(mtt, place, server):
+    assert place.run("download", "unpack", "--keep-archives") == 0
+    server.requests.clear()
+    assert place.run("download", "unpack") == 0
+    assert server.requests == []
+    assert not [name for name in place.tree("download") if name in PARTS]
+
+
+def test_no_ground_truth_where_no_clip_can_be_read(mtt, place, capsys):
+    for clip in mtt.sounding():
+        path = place.root / "audio" / clip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no music")
+    assert place.run("melspectrograms", "groundtruth") == 1
+    told = capsys.readouterr().err
+    assert f"none of the {len(mtt.sounding())} audio files can be read" in told
+    assert place.tree("out") == {}
 
 
 def test_the_step_unpack_without_archives(place, capsys):

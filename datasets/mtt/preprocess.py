@@ -138,8 +138,9 @@ def _unpack(options: argparse.Namespace, parts: list[Path], clips: dict[str, str
         again=options.force,
     )
     print(f"unpacked {found.done:,} clips, {found.skipped:,} were there: {options.audio_dir}")
-    if found.replaced and not options.force:
-        print(f"{found.replaced:,} of them replace files of other sizes")
+    if found.other:
+        print(f"{len(found.other):,} clips are of other sizes than in the archive, and left as "
+              f"they are (--force replaces them): {shown(found.other)}")  # fmt: skip
     listed = write_failures(options.download_dir / "failed.csv", found.failed, column="path")
     for name, reason in sorted(found.failed.items())[:_SHOWN]:
         print(f"not unpacked: {name}: {reason}", file=sys.stderr)
@@ -160,7 +161,7 @@ def _main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--keep-archives", action="store_true", help="after they are unpacked")
     parser.add_argument(
         "--url",
-        default=os.environ.get(URL_VARIABLE, URL),
+        default=os.environ.get(URL_VARIABLE) or URL,
         help=f"of the folder with the files; {URL_VARIABLE} in the environment changes it too",
     )
     options = parser.parse_intermixed_args(arguments)
@@ -175,8 +176,13 @@ def _main(arguments: list[str] | None = None) -> None:
         lacking = lacking_parts(options.download_dir / ARCHIVE, parts)
         for path in parts if options.force else lacking:
             _download(options, path.name, again=options.force)
+    elif "download" in steps:
+        print(f"{len(clips):,} clips are in {options.audio_dir} already: nothing to download")
     if "unpack" in steps:
-        if there:
+        # Parts that were to go when the last clip was out, and a kill came between
+        lacking = lacking_parts(options.download_dir / ARCHIVE, parts)
+        left = not (lacking or options.keep_archives)
+        if there and not left:
             print(f"{len(clips):,} clips are in {options.audio_dir} already: nothing to unpack")
         else:
             _unpack(options, parts, clips)
