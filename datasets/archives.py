@@ -225,7 +225,8 @@ def unpack(
     So no more room is taken than for the unpacked files and a part. Files get their names when they
     are whole and their checksum (CRC-32) is right; those that are there are left as they are (an
     empty one is none). A damaged one costs itself only, and then neither the parts it is in nor
-    those behind them are deleted. Nothing is written outside of ``out_dir``, whatever names the archive has.
+    those behind them are deleted. Nothing is written outside of ``out_dir``, whatever names the
+    archive has.
 
     Args:
         archive: what the whole would be called; it is not made.

@@ -28,9 +28,10 @@ class Built:
 
     Attributes:
         out_dir: where to.
-        names: of the labels, sorted; the order of the targets.
+        names: of the labels, sorted, or of the values; the order of the targets.
         splits: split → its keys.
-        positives: [3, C] tracks with each label, in the order of train, validation and test.
+        positives: [3, C] tracks with each label, in the order of train, validation and test; of a
+            regression the means of the values.
         dropped: label that was left out → how many tracks have it.
         missing: keys that were left out because their log-mel file is not there.
         without_labels: tracks that have no label (any more).
@@ -48,6 +49,7 @@ class Built:
     columns: dict[str, list[str]]
     unused: list[str]
     warnings: list[str] = field(default_factory=list)
+    task: str = "multi-label"
 
 
 def build(
@@ -77,18 +79,13 @@ def build(
     if min_positives < 1:
         raise TableError(f"--min-positives is {min_positives}: expected at least 1")
     rows, missing = _rows_with_files(table, base_dir, skip_missing)
-    counts = Counter(name for i in rows for name in table.labels[i])
-    names = sorted(name for name, count in counts.items() if count >= min_positives)
-    if not names:
-        most = max(counts.values(), default=0)
-        raise TableError(
-            f"{table.path}: no label is left: the most frequent one has {most} tracks, and "
-            f"--min-positives is {min_positives}"
-        )
-    index = {name: i for i, name in enumerate(names)}
-    targets = np.zeros((len(rows), len(names)), bool)
-    for target, i in zip(targets, rows, strict=True):
-        target[[index[name] for name in table.labels[i] if name in index]] = True
+    if table.values is not None:
+        names, targets, dropped = table.columns["values"], np.float32(table.values)[rows], {}
+    else:
+        names, targets, dropped = _labels(table, rows, min_positives)
+    task = "multi-label" if table.values is None else "regression"
+    # What is balanced over the splits; of values, how many are high.
+    marks = targets if table.values is None else targets > np.median(targets, axis=0)
 
     # A track of unknown group stands for itself.
     known = table.groups or [""] * len(table.keys)
@@ -96,7 +93,7 @@ def build(
     if table.splits is not None:
         sides = [table.splits[i] for i in rows]
     else:
-        sides = split_by_group(groups, targets, fractions, seed)
+        sides = split_by_group(groups, marks, fractions, seed)
     empty = [split for split in SPLITS if split not in sides]
     if empty:
         column = table.columns.get("split", [""])[0]
@@ -109,7 +106,10 @@ def build(
         raise TableError(f"{table.path}: no track for {' and '.join(empty)}. {step}")
 
     side = np.array(sides)
-    positives = np.stack([targets[side == split].sum(axis=0) for split in SPLITS])
+    per_split = [targets[side == split] for split in SPLITS]
+    positives = np.stack([own.sum(axis=0) for own in per_split])
+    if task == "regression":
+        positives = np.stack([own.mean(axis=0) for own in per_split])
     out_dir = Path(out_dir)
     keys = [table.keys[i] for i in rows]
     splits = {
@@ -118,22 +118,43 @@ def build(
     everything = dict(zip(keys, targets, strict=True))
     for split, own in splits.items():
         write_groundtruth(
-            out_dir / f"groundtruth-{split}.pk", {key: everything[key] for key in own}
+            out_dir / f"groundtruth-{split}.pk", {key: everything[key] for key in own}, task
         )
-    write_groundtruth(out_dir / "groundtruth-all.pk", everything)
+    write_groundtruth(out_dir / "groundtruth-all.pk", everything, task)
     write_labels(out_dir / "labels.json", names)
     return Built(
         out_dir=out_dir,
         names=names,
         splits=splits,
         positives=positives,
-        dropped={name: counts[name] for name in sorted(counts) if name not in index},
+        dropped=dropped,
         missing=missing,
-        without_labels=int((~targets.any(axis=1)).sum()),
+        without_labels=0 if task == "regression" else int((~targets.any(axis=1)).sum()),
         columns=table.columns,
         unused=table.unused,
         warnings=_warnings(table, groups, sides, names, positives),
+        task=task,
     )
+
+
+def _labels(
+    table: Table, rows: Sequence[int], min_positives: int
+) -> tuple[list[str], np.ndarray, dict[str, int]]:
+    """Names [C] and targets bool [N, C] of some rows; and the labels that are left out."""
+    counts = Counter(name for i in rows for name in table.labels[i])
+    names = sorted(name for name, count in counts.items() if count >= min_positives)
+    if not names:
+        most = max(counts.values(), default=0)
+        raise TableError(
+            f"{table.path}: no label is left: the most frequent one has {most} tracks, and "
+            f"--min-positives is {min_positives}"
+        )
+    index = {name: i for i, name in enumerate(names)}
+    targets = np.zeros((len(rows), len(names)), bool)
+    for target, i in zip(targets, rows, strict=True):
+        target[[index[name] for name in table.labels[i] if name in index]] = True
+    dropped = {name: counts[name] for name in sorted(counts) if name not in index}
+    return names, targets, dropped
 
 
 def _rows_with_files(
@@ -189,7 +210,7 @@ def _warnings(
             )
         if unknown and table.splits is None:
             found.append(f"{unknown} tracks have no group: each was taken for itself")
-    absent = missing_labels(positives)
+    absent = missing_labels(positives) if table.values is None else [()] * len(SPLITS)
     for split, columns in zip(SPLITS, absent, strict=True):
         if columns:
             found.append(
@@ -211,17 +232,27 @@ def describe(built: Built) -> list[str]:
         for what, names in built.columns.items()
     )
     lines = [f"columns  {columns}"]
-    if len(built.columns["labels"]) > 1:
+    if len(built.columns.get("labels", [])) > 1:
         lines.append(f"labels   {', '.join(built.columns['labels'])}")
     if built.unused:
         lines.append(f"not used {', '.join(built.unused)}")
+    tracks = sum(map(len, built.splits.values()))
+    if built.task == "regression":
+        rows = [
+            [split, str(len(keys)), *(f"{mean:.4g}" for mean in per_split[split])]
+            for split, keys in built.splits.items()
+        ]
+        lines += ["", markdown_table(["", "tracks", *(f"{n}, mean" for n in built.names)], rows)]
+        if built.missing:
+            lines.append(f"{len(built.missing)} tracks without a log-mel file left out")
+        lines += [""] + [f"warning: {warning}" for warning in built.warnings]
+        return [*lines, f"{tracks} tracks, {len(built.names)} values: {built.out_dir}"]
     rows = [
         [split, str(len(keys)), str(int((counts > 0).sum())), str(int(counts.min())),
          str(int(np.median(counts)))]
         for (split, keys), counts in zip(built.splits.items(), per_split.values(), strict=True)
     ]  # fmt: skip
     total = built.positives.sum(axis=0)
-    tracks = sum(map(len, built.splits.values()))
     rows.append(
         ["all", str(tracks), str(len(built.names)), str(int(total.min())),
          str(int(np.median(total)))]

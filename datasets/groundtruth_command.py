@@ -114,8 +114,8 @@ def _show(args: argparse.Namespace) -> None:
 
 def _build(args: argparse.Namespace) -> None:
     options = vars(args)
-    reading = ("path_column", "labels_column", "split_column", "group_column", "ignore_split",
-               "separator", "audio_dir")  # fmt: skip
+    reading = ("path_column", "labels_column", "values_column", "split_column", "group_column",
+               "ignore_split", "separator", "audio_dir")  # fmt: skip
     table = read_table(args.table, **{name: options[name] for name in reading})
     building = ("fractions", "seed", "min_positives", "base_dir", "skip_missing")
     built = build(table, args.out_dir, **{name: options[name] for name in building})
@@ -148,6 +148,13 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
     build.add_argument("--out-dir", type=Path, required=True, help="where the files go")
     build.add_argument("--path-column", metavar="NAME")
     build.add_argument("--labels-column", metavar="NAME", nargs="+", default=[], help="one or more")
+    build.add_argument(
+        "--values-column",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="one or more of real values instead of labels: for a regression",
+    )
     build.add_argument("--split-column", metavar="NAME")
     build.add_argument("--group-column", metavar="NAME", help="what must stay on one side")
     build.add_argument("--ignore-split", action="store_true", help="split by group all the same")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import posixpath
 import re
@@ -53,15 +54,17 @@ class Table:
 
     Attributes:
         path: the file.
-        columns: what it was read from: "path", "labels", "split", "group" → names of columns.
+        columns: what it was read from: "path", "labels" or "values", "split", "group" → names of
+            columns.
         unused: columns that were not read.
         keys: paths of the log-mel files, relative to ``base_dir``.
         lines: where the rows end in the file, from 1.
-        labels: names of each track's labels.
+        labels: names of each track's labels; of a table of values none.
         splits: "train", "validation" or "test", or None if the table has no split.
         groups: each track's group, "" where it is not known, or None if the table has none. One
             that is written in several ways (upper and lower case, spaces) has the first of them.
         warnings: what a person should look at before training.
+        values: each track's real values (a regression), in the order of their columns; or None.
     """
 
     path: Path
@@ -73,6 +76,7 @@ class Table:
     splits: list[str] | None
     groups: list[str] | None
     warnings: list[str] = field(default_factory=list)
+    values: list[list[float]] | None = None
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -83,6 +87,7 @@ def read_table(
     *,
     path_column: str | None = None,
     labels_column: Sequence[str] = (),
+    values_column: Sequence[str] = (),
     split_column: str | None = None,
     group_column: str | None = None,
     ignore_split: bool = False,
@@ -103,6 +108,7 @@ def read_table(
         path: the file.
         path_column, split_column, group_column: names of columns.
         labels_column: names of one column or more; a track's labels are those in any of them.
+        values_column: names of columns of real values, for a regression; there are no labels then.
         ignore_split: read no split, whatever columns there are.
         separator: between labels.
         audio_dir: absolute paths below this folder are taken as relative to it.
@@ -112,7 +118,8 @@ def read_table(
 
     Raises:
         TableError: no such file, no text, no such column, a row of another length, an empty or
-            absolute path, two paths that name one log-mel file, or the unknown name of a split.
+            absolute path, two paths that name one log-mel file, the unknown name of a split, or a
+            value that is no number.
     """
     path = Path(path)
     if not separator:
@@ -130,10 +137,19 @@ def read_table(
     if not ignore_split:
         split_name = _find(path, header, split_column, SPLIT_COLUMNS, "--split-column")
     group_name = _find(path, header, group_column, GROUP_COLUMNS, "--group-column")
-    label_names = _find_labels(path, header, labels_column)
+    if values_column and labels_column:
+        raise TableError("--values-column and --labels-column: give one of them")
+    value_names = [_find(path, header, n, (), "--values-column") for n in values_column]
+    label_names = value_names or _find_labels(path, header, labels_column)
     taken = {path_name, split_name, group_name, *label_names}
+    labels, values = [frozenset()] * len(rows), None
     matrix = _label_columns(header, rows, label_names) if len(label_names) > 1 else []
-    if label_names and len(matrix) < len(label_names):
+    if value_names:
+        values = [
+            [_value(row[place[name]], path, line, name) for name in value_names]
+            for row, line in zip(rows, lines, strict=True)
+        ]
+    elif label_names and len(matrix) < len(label_names):
         own = [[row[place[name]] for name in label_names] for row in rows]
         labels = [_names(cells, separator) for cells in own]
         warnings += _warn_of_separators(labels, own, separator)
@@ -148,7 +164,7 @@ def read_table(
         labels = _read_matrix(header, rows, label_names, warnings)
         taken |= set(label_names)
     warnings += _warn_of_spellings(labels)
-    columns = {"path": [path_name], "labels": label_names}
+    columns = {"path": [path_name], "values" if value_names else "labels": label_names}
     splits = groups = None
     if split_name is not None:
         columns["split"] = [split_name]
@@ -169,6 +185,7 @@ def read_table(
         splits=splits,
         groups=groups,
         warnings=warnings,
+        values=values,
     )
 
 
@@ -265,6 +282,19 @@ def _find_labels(path: Path, header: list[str], given: Sequence[str]) -> list[st
             f"--labels-column {shlex.join(found)}"
         )
     return found
+
+
+def _value(cell: str, path: Path, line: int, column: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise TableError(
+            f"{path}: line {line}: {short_repr(cell)} in column {column!r}: expected a number, "
+            "with a point for the decimals. Correct it, or leave the row out"
+        )
+    return value
 
 
 def _names(cells: list[str], separator: str) -> frozenset[str]:

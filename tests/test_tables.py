@@ -420,3 +420,48 @@ def test_command_line_errors_are_one_line(tmp_path, capsys):
     assert "sum to 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["build", str(path), "--out-dir", str(tmp_path / "out"), "--fractions", "a"])
+
+
+# ---- real values ---------------------------------------------------------------------------------
+
+
+def test_real_values_are_a_regressions_ground_truth(tmp_path, capsys):
+    rows = [f"{i:02d}.mp3,artist {i % 10},{60 + i}.5,{-0.1 * i:.3f},x" for i in range(40)]
+    path = write(tmp_path / "t.csv", "\n".join(["path,artist,tempo,valence,genre", *rows]))
+    out = tmp_path / "out"
+    command = ["build", str(path), "--out-dir", str(out), "--values-column", "valence", "tempo"]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert "40 tracks, 2 values" in told
+    assert "valence, mean" in told
+    whole = read_groundtruth(out / "groundtruth-all.pk", task="regression")
+    at = dict(zip(whole.keys, whole.targets.tolist(), strict=True))
+    assert at["07.mmap"] == pytest.approx([-0.7, 67.5])
+    assert read_labels(out / "labels.json") == ["valence", "tempo"]
+    splits = [
+        read_groundtruth(out / f"groundtruth-{split}.pk", task="regression") for split in SPLITS
+    ]
+    artists = [{int(key[:2]) % 10 for key in own.keys} for own in splits]
+    assert sum(map(len, artists)) == 10  # each on one side
+    assert sum(map(len, splits)) == 40
+
+
+@pytest.mark.parametrize("cell", ["", "fast", "1,5", "nan", "inf"])
+def test_a_value_that_is_no_number_is_named(tmp_path, capsys, cell):
+    path = write(tmp_path / "t.csv", f'path,tempo\na.mp3,1\nb.mp3,"{cell}"\nc.mp3,3\n')
+    command = ["build", str(path), "--out-dir", str(tmp_path / "out"), "--values-column", "tempo"]
+    assert main(command) == 1
+    told = capsys.readouterr().err
+    assert "line 3" in told
+    assert "in column 'tempo': expected a number" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_and_values_at_once_are_refused(tmp_path, capsys):
+    path = write(tmp_path / "t.csv", "path,tempo,genre\na.mp3,1,jig\n")
+    columns = ["--values-column", "tempo", "--labels-column", "genre"]
+    assert main(["build", str(path), "--out-dir", str(tmp_path / "out"), *columns]) == 1
+    assert "give one of them" in capsys.readouterr().err
+    columns = ["--values-column", "speed"]
+    assert main(["build", str(path), "--out-dir", str(tmp_path / "out"), *columns]) == 1
+    assert "no column 'speed' (--values-column)" in capsys.readouterr().err
