@@ -20,6 +20,7 @@ from helpers.bootstrap import interval, resampled_figures
 from helpers.errors import InputError
 from helpers.files import atomic_path, write_json
 from helpers.report import table as markdown_table
+from helpers.settings import listed_names
 
 
 @dataclass(frozen=True)
@@ -129,15 +130,12 @@ def on_the_same_tracks(runs: list[Finished]) -> list[Finished]:
     return found
 
 
-def _listed(runs: Any) -> list[str]:
-    """Folders; a list, or ``[a,b]`` typed without quotes, or names with spaces between them."""
-    if isinstance(runs, str):
-        inside = runs.strip("[]() ")
-        parts = inside.split(",") if "," in inside else inside.split()
-        runs = [part.strip(" '\"") for part in parts]
-    elif not isinstance(runs, list | tuple):
-        runs = [] if runs is None else [runs]
-    return [str(run) for run in runs if str(run)]
+def _folders(typed: Any) -> list[str]:
+    """Folders: a list, ``[a,b]`` typed without quotes, or names with spaces between them."""
+    if isinstance(typed, str) and "," not in typed:
+        typed = typed.strip("[]() ").split()
+        return [name for part in typed for name in listed_names(part)]
+    return [] if typed is None else listed_names(typed)
 
 
 def _names(runs: list[Finished]) -> list[str]:
@@ -156,8 +154,7 @@ def compare_runs(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise InputError(
             f"compare.confidence is {options['confidence']}: expected more than 0, less than 1"
         )
-    wanted = [] if config["runs"] is None else _listed(config["runs"])
-    probed = [] if options["embeddings_dirs"] is None else _listed(options["embeddings_dirs"])
+    wanted, probed = _folders(config["runs"]), _folders(options["embeddings_dirs"])
     if len(wanted) + len(probed) < 2:
         raise InputError(
             "runs: expected the folders of two finished runs or more, such as "

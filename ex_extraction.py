@@ -42,7 +42,7 @@ from helpers.manifest import model_hash, open_folder
 from helpers.melspectrogram import NORM_MEAN, NORM_STD
 from helpers.parallel import cores
 from helpers.patches import TAILS
-from helpers.settings import check_choice
+from helpers.settings import check_choice, listed
 from helpers.writer import KINDS, Output, ResultWriter, is_done, remove_leftovers
 from models import Maest
 from models.archs import clip_seconds
@@ -190,16 +190,8 @@ def _run(
 # ---------------------------------------------------------------- settings
 
 
-def _listed(value: Any) -> list[Any]:
-    """A setting that may be one thing or a list; ``[a,b]`` is typed without quotes, too."""
-    if isinstance(value, str):
-        value = [part.strip(" '\"") for part in value.strip("[]() ").split(",")]
-        return [int(p) if re.fullmatch(r"-?\d+", p) else p for p in value if p != ""]
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
 def _kinds(given: Any, own: str) -> list[str]:
-    kinds = [own] if given is None else _listed(given)
+    kinds = [own] if given is None else listed(given)
     for kind in kinds:
         check_choice("inference.outputs", kind, KINDS)
     if not kinds or len(set(kinds)) < len(kinds):
@@ -213,7 +205,9 @@ def chosen_blocks(given: Any, depth: int) -> tuple[int, ...]:
     Raises:
         InputError: there is no such block, or one is named twice.
     """
-    blocks = list(range(depth)) if given == "all" else _listed(given)
+    blocks = list(range(depth)) if given == "all" else listed(given)
+    if isinstance(given, str):
+        blocks = [int(b) if re.fullmatch(r"-?\d+", str(b)) else b for b in blocks]
     for block in blocks:
         check_choice("inference.transformer_block", block, [*range(FINAL, depth), "all"])
     if not blocks or len(set(blocks)) < len(blocks) or "all" in blocks:

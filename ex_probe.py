@@ -17,6 +17,7 @@ from tqdm import tqdm
 import config as settings
 from datasets.datamodule import FeatureDataModule
 from datasets.embeddings import (
+    EXTRACT_THEM,
     EmbeddingFolder,
     MissingFeature,
     check_types,
@@ -37,7 +38,7 @@ from datasets.groundtruth import (
 )
 from helpers.errors import InputError
 from helpers.parallel import one_torch_thread
-from helpers.settings import check_choice
+from helpers.settings import check_choice, listed_names
 from models.probe import ProbeBank, ProbeOptions, normalised
 
 log = logging.getLogger(__name__)
@@ -83,10 +84,6 @@ class Downstream:
         """Split → tracks that are left out as they have no features; of those that lack any."""
         lacking = {s: len(g) - len(self.rows[s]) for s, g in self.groundtruths.items()}
         return {split: count for split, count in lacking.items() if count}
-
-    def keep(self, present: Mapping[str, list[int]]) -> None:
-        """Leave out the tracks that are not among these."""
-        self.rows = {split: list(rows) for split, rows in present.items()}
 
 
 def read_task(config: dict[str, Any]) -> Downstream:
@@ -197,14 +194,6 @@ def embedding_folders(data: dict[str, Any], block: int | str | None) -> list[Emb
     return found
 
 
-def listed(value: Any) -> list[str]:
-    """A setting that may be one thing or a list; ``[a,b]`` is typed without quotes, too."""
-    if isinstance(value, str):
-        value = [part.strip(" '\"") for part in value.strip("[]() ").split(",")]
-    value = value if isinstance(value, list | tuple) else [value]
-    return [str(part) for part in value if str(part)]
-
-
 def numbered_folders(
     data: dict[str, Any], wanted: Any, setting: str, everything: str
 ) -> list[EmbeddingFolder]:
@@ -228,7 +217,7 @@ def numbered_folders(
     if wanted == everything:
         return found
     try:
-        numbers = {int(block) for block in listed(wanted)}
+        numbers = {int(block) for block in listed_names(wanted)}
     except ValueError:
         numbers = set()
     there = {made.block: made for made in found}
@@ -285,7 +274,7 @@ def load_embeddings(
     """
     found = _load(
         *(task, data, folders[0].path, lambda key: read_blocks(folders, key), "embedding"),
-        "Extract them (ex_maest.py extract_embeddings), or correct data.embeddings_dir",
+        EXTRACT_THEM,
     )
     widths = {split: x.shape[1:] for split, x in found.items()}
     if len(set(widths.values())) > 1:

@@ -22,12 +22,13 @@ from datasets.embeddings import (
     check_types,
     select_tokens,
 )
-from ex_probe import MIX, Downstream, listed, numbered_folders, to_be_mixed, train_probes
+from ex_probe import MIX, Downstream, numbered_folders, to_be_mixed, train_probes
 from ex_probe_report import mix_weights, spread
 from helpers import metrics
 from helpers.errors import InputError
 from helpers.files import TEMPORARY
 from helpers.parallel import cores, run_parallel
+from helpers.settings import listed_names
 from models.probe import SELECTION, ProbeBank
 
 log = logging.getLogger(__name__)
@@ -90,8 +91,8 @@ def choices_of(config: dict[str, Any]) -> list[tuple[str, str]]:
             f"data.block={data['block']} has no effect on a sweep, which mixes the blocks anyhow: "
             "write sweep.blocks=[6,7] for some of them"
         )
-    reductions = listed(options["reduce"] or [data["reduce"]])
-    tokens = listed(options["tokens"])
+    reductions = listed_names(options["reduce"] or [data["reduce"]])
+    tokens = listed_names(options["tokens"])
     if not tokens or not reductions:
         name = "reduce" if tokens else "tokens"
         raise InputError(

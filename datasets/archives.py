@@ -255,7 +255,6 @@ def unpack(
     with Parts(parts, list(ledger.sizes.values())) as raw:
         whole, members = _open(archive, raw)
         out_dir.mkdir(parents=True, exist_ok=True)
-        ledger.write(archive)
         remove_leftovers(out_dir, {PurePosixPath(own.filename).suffix for own in members})
         todo = []
         for member in members:
@@ -269,13 +268,15 @@ def unpack(
         found.absent = ledger.absent = [name for name in wanted if name not in obtained]
         ledger.write(archive)
         if not again:
-            whole_before = [entry for entry in todo if _is_whole(entry[1], entry[0])]
-            found.skipped = len(whole_before)
-            # Files get their names when they are whole: one of another size is somebody's own.
-            stay = {name for _, _, name in whole_before}
-            found.other = [n for _, path, n in todo if n not in stay and _is_somebodys(path)]
-            stay.update(found.other)
-            todo = [entry for entry in todo if entry[2] not in stay]
+            everything, todo = todo, []
+            for member, target, name in everything:
+                size = _size(target)
+                if size == member.file_size:
+                    found.skipped += 1
+                elif size:  # files get their names when they are whole: somebody's own
+                    found.other.append(name)
+                else:
+                    todo.append((member, target, name))
         _check_room(out_dir, raw, [member for member, _, _ in todo], keep)
         held = 0 if keep else len(parts)  # this part and all behind it stay
         needed: set[str] = set()  # parts that are gone, and have files that are not out
@@ -284,32 +285,30 @@ def unpack(
         ):
             own = raw.parts_of(member)
             raw.delete(archive, ledger, min(own[0], held))
+            damaged = range(0)
             try:
                 _write(whole, member, target)
                 found.done += 1
+                continue
             except _DAMAGED as error:
-                found.failed[name] = f"damaged in the archive: {error or type(error).__name__}"
+                reason = f"damaged in the archive: {error or type(error).__name__}"
+                damaged = own
             except OSError as error:
                 if error.filename in map(str, parts):
-                    found.failed[name] = (
+                    reason = (
                         f"{error.filename}, which it is in, is used and deleted: download it again"
                     )
-                    held = min(held, own[0])
                     needed |= {parts[i].name for i in own}
-                    continue
-                if error.errno is None:  # of a decompressor
-                    found.failed[name] = f"damaged in the archive: {error}"
+                elif error.errno is None:  # of a decompressor
+                    reason, damaged = f"damaged in the archive: {error}", own
                 elif error.errno in NAMES_FILE_ONLY:
-                    found.failed[name] = f"cannot be written: {error.strerror}"
-                    held = min(held, own[0])
-                    continue
+                    reason = f"cannot be written: {error.strerror}"
                 else:
                     text = why_not_written(target, error, "folder")
                     raise ArchiveError(text) from None
-            else:
-                continue
+            found.failed[name] = reason
             held = min(held, own[0])
-            found.damaged += [parts[i] for i in own if parts[i] not in found.damaged]
+            found.damaged += [parts[i] for i in damaged if parts[i] not in found.damaged]
         raw.delete(archive, ledger, held)
     # After all is out, whoever lacks a file later needs all parts; before, those with its bytes.
     ledger.used = [] if held == len(parts) else [n for n in ledger.used if n not in needed]
@@ -354,18 +353,12 @@ def _stays_inside(name: str) -> bool:
     )
 
 
-def _is_whole(target: Path, member: zipfile.ZipInfo) -> bool:
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None: there is none."""
     try:
-        return target.is_file() and target.stat().st_size == member.file_size
+        return path.stat().st_size if path.is_file() else None
     except OSError:
-        return False
-
-
-def _is_somebodys(target: Path) -> bool:
-    try:
-        return target.is_file() and target.stat().st_size > 0
-    except OSError:
-        return False
+        return None
 
 
 def _check_room(out_dir: Path, raw: Parts, todo: Iterable[zipfile.ZipInfo], keep: bool) -> None:

@@ -24,6 +24,8 @@ from helpers.parallel import in_order
 
 TOKENS = "cdt"  # order on disk: cls, dist, average of all others
 REDUCTIONS = ("mean", "stack")
+# What to do where many tracks have none
+EXTRACT_THEM = "Extract them (ex_maest.py extract_embeddings), or correct data.embeddings_dir"
 _SUFFIX = ".embeddings.npy"
 _LEVEL = re.compile(r"(\d+(?:\.\d+)?)sec")
 
@@ -400,7 +402,7 @@ def load(
     *,
     skip_missing: bool = False,
     what: str = "embedding",
-    advice: str = "Extract them (ex_maest.py extract_embeddings), or correct data.embeddings_dir",
+    advice: str = EXTRACT_THEM,
 ) -> tuple[np.ndarray, list[int]]:
     """Read something of many tracks.
 

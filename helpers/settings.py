@@ -114,6 +114,19 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
         raise SettingsError(f"{name} is {value!r}: expected one of {shown}.{near}")
 
 
+def listed(value: Any) -> list[Any]:
+    """A setting that may be one thing or a list; ``[a,b]`` is typed without quotes, too."""
+    if isinstance(value, str):
+        parts = (part.strip(" '\"") for part in value.strip("[]() ").split(","))
+        return [part for part in parts if part]
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def listed_names(value: Any) -> list[str]:
+    """The same, all of it as text: a name may look like a number."""
+    return [str(part) for part in listed(value) if str(part)]
+
+
 def check_arguments(
     arguments: list[str], commands: Collection[str], named_configs: Collection[str]
 ) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
 import re
 import threading
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
 FOLDERS = "0123456789abcdef"
@@ -125,6 +128,14 @@ def miniature(clips_per_folder: int = 2, seconds: float = 0.5) -> Miniature:
         soundfile.write(file, sound, _RATE, format="MP3")
         audio[clip] = file.getvalue()
     return Miniature(audio, {clip: tags[clip] for clip in audio}, columns, sorted(frequent))
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """Between tries; and no proxy. Of the modules that import it."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
 
 
 # ---- the server ----------------------------------------------------------------------------------

@@ -19,10 +19,9 @@ from made_up import (  # noqa: F401
 )
 
 import ex_compare
-from datasets.groundtruth import write_groundtruth, write_labels
+from datasets.groundtruth import TASKS, write_groundtruth, write_labels
 from helpers import metrics
 
-TASKS = ("multi-label", "single-label", "regression")
 QUICKLY = "compare.resamples=40"
 
 
@@ -209,7 +208,7 @@ def test_every_form_in_which_runs_are_typed(runs, typed):
 
 
 def test_folders_with_spaces_in_their_names():
-    listed = ex_compare._listed
+    listed = ex_compare._folders
     assert listed("[my runs/4, my runs/5]") == ["my runs/4", "my runs/5"]
     assert listed("exp_logs/4 exp_logs/5") == ["exp_logs/4", "exp_logs/5"]
     assert listed(["my runs/4", "b"]) == ["my runs/4", "b"]

@@ -35,11 +35,10 @@ from sklearn.metrics import (
 )
 
 import ex_probe_report
-from datasets.groundtruth import write_groundtruth, write_labels
+from datasets.groundtruth import TASKS, write_groundtruth, write_labels
 from datasets.melspectrograms import write_mel
 from helpers import metrics, plots
 
-TASKS = ("multi-label", "single-label", "regression")
 PNG = b"\x89PNG"
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 
 import pytest
-from miniature_mtt import Reply, Server, miniature
+from miniature_mtt import Reply, Server, miniature, no_waiting  # noqa: F401
 
 from datasets.groundtruth import read_groundtruth, read_labels
 from datasets.jamendo import preprocess as module
@@ -58,13 +56,6 @@ def tables() -> dict[str, bytes]:
         for task, splits in TASKS.items()
         for split, tracks in splits.items()
     }
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
 
 
 @pytest.fixture

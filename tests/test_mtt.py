@@ -7,14 +7,24 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from miniature_mtt import EMPTY, PARTS, SPLITS, TABLE, Miniature, Reply, Server, in_parts, miniature
+from miniature_mtt import (  # noqa: F401
+    EMPTY,
+    PARTS,
+    SPLITS,
+    TABLE,
+    Miniature,
+    Reply,
+    Server,
+    in_parts,
+    miniature,
+    no_waiting,
+)
 
 from datasets import archives
 from datasets.collection import mel_key
@@ -27,13 +37,6 @@ from helpers.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {"train": 24, "validation": 2, "test": 6}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,13 @@ from made_up import (  # noqa: F401
 import config
 import ex_sweep
 import ex_sweep_report
-from datasets.groundtruth import write_groundtruth
+from datasets.groundtruth import TASKS, write_groundtruth
 from ex_probe import MIX, read_task
 from ex_sweep import Cell, processes_for
 from ex_sweep_report import best_cell, summary
 from helpers import metrics, plots
 from helpers.errors import InputError
 
-TASKS = ("multi-label", "single-label", "regression")
 TYPED = "sweep.tokens=[cdt,c] sweep.reduce=[mean,stack] seeds=2 seed=3"
 CHOICES = [("cdt", "mean"), ("c", "mean"), ("cdt", "stack")]
 

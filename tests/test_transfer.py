@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import sys
@@ -11,19 +10,12 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from miniature_mtt import Reply, Server
+from miniature_mtt import Reply, Server, no_waiting  # noqa: F401
 
 from helpers.transfer import TransferError, download
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(250_000)
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
 
 
 @pytest.fixture
