@@ -1,9 +1,66 @@
 """The error that a user can mend."""
 
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal[
+    "missing",  # a file, key or setting that is needed is not there
+    "empty",  # nothing to work on: no tracks, no labels, no samples
+    "unknown",  # a name that nothing has; the hint says the nearest one
+    "invalid",  # a value of the wrong type, out of bounds, or in the wrong format
+    "conflict",  # two things that do not go together
+    "mismatch",  # made by another model, version or settings than the present ones
+    "corrupt",  # a damaged or truncated file
+    "unsupported",  # a known format or feature that cannot be used here
+    "exists",  # the target holds something that this program did not make
+    "access",  # permissions, a read-only or full disk
+    "network",  # a download that failed
+    "worker",  # a worker process that crashed or hung
+    "diverged",  # a training whose numbers are NaN or infinite
+    "dependency",  # a package that is not installed
+]
+
 
 class InputError(ValueError):
-    """Something that was given — a file, a key, a value — cannot be used.
+    """Something that was given (a file, a key, a value) cannot be used.
 
-    The message names it, says what was expected, and what to do next: the scripts print the message
-    alone, without a traceback.
+    Scripts print it as one line, without a traceback: the place, what is wrong, what to do.
+
+    Args:
+        message: what is wrong, without the place and without a full stop.
+        kind: what sort of fault it is; tests and callers look at this, not at the words.
+        hint: what to do next, as a sentence.
+        path: the file, folder or address at fault.
+        setting: the setting, option, argument or key at fault.
     """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: Kind = "invalid",
+        hint: str = "",
+        path: str | Path | None = None,
+        setting: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.kind = kind
+        self.hint = hint
+        self.path = path
+        self.setting = setting
+
+    @property
+    def reason(self) -> str:
+        """The error without its place, for tables that name the file in a column."""
+        return f"{self.message}. {self.hint}" if self.hint else self.message
+
+    def __str__(self) -> str:
+        return ": ".join(str(part) for part in (self.setting, self.path, self.reason) if part)
+
+    def __reduce__(self) -> Any:  # worker processes pass errors on
+        details = {"kind": self.kind, "hint": self.hint, "path": self.path, "setting": self.setting}
+        return partial(type(self), **details), (self.message,)
