@@ -15,7 +15,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,13 +26,13 @@ import soundfile
 from helpers.audio_blocks import (
     MARGIN,
     AudioError,
+    Meter,
     Part,
     central,
     cut_central,
     cut_part,
     frames_at_a_time,
     joined,
-    mix,
     regrouped,
     resampled,
 )
@@ -82,7 +82,7 @@ def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
     """
     if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
         raise ValueError(f"seconds: expected a positive length, found {seconds}")
-    samples = joined(_blocks(Path(path), seconds))
+    samples = joined(_blocks(Path(path), Meter(), seconds))
     finite = np.isfinite(samples)
     if not finite.all():
         raise AudioError(f"{np.count_nonzero(~finite)} of {len(samples)} samples are NaN or inf")
@@ -90,35 +90,62 @@ def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
     return samples
 
 
-def stream_audio(path: str | Path) -> Iterator[np.ndarray]:
+class AudioStream:
+    """An audio file as blocks of mono at 16 kHz: see `stream_audio`.
+
+    Attributes:
+        warnings: why results of it may mean nothing (`helpers.audio_blocks.sound_warnings`):
+            complete once the last block has been read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.warnings: list[str] = []
+        self._blocks = self._read(path)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        return next(self._blocks)
+
+    def close(self) -> None:
+        self._blocks.close()
+
+    def _read(self, path: Path) -> Generator[np.ndarray]:
+        meter, done = Meter(), 0
+        # Closed here: the traceback of an error would keep a generator alive, and its file open.
+        with closing(_blocks(path, meter)) as blocks:
+            for block in blocks:
+                finite = np.isfinite(block)
+                if not finite.all():
+                    second = (done + int(finite.argmin())) / SAMPLE_RATE
+                    raise AudioError(f"NaN or infinite samples at about second {second:.1f}")
+                _refuse_loud(block)
+                yield block
+                done += len(block)
+        self.warnings += meter.warnings(done / SAMPLE_RATE)
+
+
+def stream_audio(path: str | Path) -> AudioStream:
     """Read an audio file block by block, as mono at 16 kHz; memory does not grow with its length.
 
     The file is opened when the first block is asked for, and closed after the last, at an error, or
-    by the iterator's ``close()``.
+    by ``close()``.
 
     Args:
         path: the file.
 
-    Yields:
-        float32 [samples], at least one sample and at most some 70,000 (4 s). Put together they are
-        what ``read_audio(path)`` returns.
+    Returns:
+        an iterator of float32 [samples], at least one sample and at most some 70,000 (4 s). Put
+        together they are what ``read_audio(path)`` returns. After the last, its ``warnings`` say
+        "silent", "channels cancel" or "0.1 s only" of a track that results can hardly mean much of.
 
     Raises:
         AudioError: as `read_audio` does, from the iterator, as soon as it is known: bytes that are
             missing at the end before the first block, where the header tells how many there are;
-            damage, NaN or infinite samples when they are come to.
+            damage, NaN or infinite samples when they are reached.
     """
-    done = 0
-    # Closed here: the traceback of an error would keep a generator alive, and its file open.
-    with closing(_blocks(Path(path))) as blocks:
-        for block in blocks:
-            finite = np.isfinite(block)
-            if not finite.all():
-                second = (done + int(finite.argmin())) / SAMPLE_RATE
-                raise AudioError(f"NaN or infinite samples at about second {second:.1f}")
-            _refuse_loud(block)
-            yield block
-            done += len(block)
+    return AudioStream(Path(path))
 
 
 def _refuse_loud(samples: np.ndarray) -> None:
@@ -130,12 +157,12 @@ def _refuse_loud(samples: np.ndarray) -> None:
         )
 
 
-def _blocks(path: Path, seconds: float | None = None) -> Iterator[np.ndarray]:
+def _blocks(path: Path, meter: Meter, seconds: float | None = None) -> Generator[np.ndarray]:
     """All of a file block by block, or its central part as one; their values are not checked."""
     empty = True
     try:
         _look_at(path)
-        for block in _decoded(path, seconds):
+        for block in _decoded(path, meter, seconds):
             if len(block):
                 empty = False
                 yield block
@@ -163,7 +190,7 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _decoded(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
+def _decoded(path: Path, meter: Meter, seconds: float | None) -> Iterator[np.ndarray]:
     why = ""
     if path.suffix.lower() not in FFMPEG_SUFFIXES:
         try:
@@ -177,7 +204,7 @@ def _decoded(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
                 doubt = {"MP3": mp3_without_length, "OGG": ogg_chained}.get(file.format)
                 if file.frames < _NO_LENGTH and not (doubt and doubt(path)):
                     _refuse_missing_end(*seconds_by_bytes(path, file))
-                    yield from _from_soundfile(file, seconds)
+                    yield from _from_soundfile(file, meter, seconds)
                     return
     if not path.stat().st_size:
         raise AudioError("the file is empty (0 bytes)")
@@ -189,7 +216,7 @@ def _decoded(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
             "file to FLAC"
         ) from None
     try:
-        yield from _from_ffmpeg(path, seconds)
+        yield from _from_ffmpeg(path, meter, seconds)
     except av.FFmpegError as error:
         raise AudioError(f"FFmpeg cannot decode it ({error.strerror}){why}") from None
 
@@ -224,25 +251,33 @@ def _whole(
         _refuse_missing_end(made / SAMPLE_RATE, promised)
 
 
-def _from_soundfile(file: soundfile.SoundFile, seconds: float | None) -> Iterator[np.ndarray]:
+def _from_soundfile(
+    file: soundfile.SoundFile, meter: Meter, seconds: float | None
+) -> Iterator[np.ndarray]:
     rate = file.samplerate
     try:
         if seconds is not None and file.seekable() and file.frames > seconds * rate:
             part = central(file.frames, rate, seconds)
             file.seek(part.first)
-            kept = cut_part(joined(resampled(_soundfile_blocks(file, part.count), rate)), part)
+            kept = cut_part(
+                joined(resampled(_soundfile_blocks(file, meter, part.count), rate)), part
+            )
             if kept is not None:
                 yield kept
                 return
             file.seek(0)  # shorter than it says: the centre is that of what is there
-        yield from _whole(resampled(_soundfile_blocks(file), rate), file.frames / rate, seconds)
+        yield from _whole(
+            resampled(_soundfile_blocks(file, meter), rate), file.frames / rate, seconds
+        )
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"damaged: libsndfile stopped decoding ({error.error_string.rstrip('.')})"
         ) from None
 
 
-def _soundfile_blocks(file: soundfile.SoundFile, count: int | None = None) -> Iterator[np.ndarray]:
+def _soundfile_blocks(
+    file: soundfile.SoundFile, meter: Meter, count: int | None = None
+) -> Iterator[np.ndarray]:
     """Mono blocks from where the file stands; ``count`` frames, or all there are."""
     size = frames_at_a_time(file.samplerate)
     buffer = np.empty((size, file.channels), np.float32)
@@ -253,11 +288,11 @@ def _soundfile_blocks(file: soundfile.SoundFile, count: int | None = None) -> It
             return
         left -= len(block)
         with np.errstate(all="ignore"):  # inf and NaN are refused later, in words
-            mono = mix(block)
+            mono = meter.mix(block)
         yield mono
 
 
-def _from_ffmpeg(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
+def _from_ffmpeg(path: Path, meter: Meter, seconds: float | None) -> Iterator[np.ndarray]:
     import av
 
     with path.open("rb") as raw, av.open(raw, metadata_errors="replace") as container:
@@ -267,7 +302,7 @@ def _from_ffmpeg(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
         rate = stream.rate
 
         def decoded(part: Part | None = None) -> Iterator[np.ndarray]:
-            frames = _ffmpeg_blocks(container, stream, part)
+            frames = _ffmpeg_blocks(container, stream, meter, part)
             return resampled(regrouped(frames, frames_at_a_time(rate)), rate)
 
         # Only some containers know where everything is; of others the length is a guess.
@@ -288,7 +323,10 @@ def _from_ffmpeg(path: Path, seconds: float | None) -> Iterator[np.ndarray]:
 
 
 def _ffmpeg_blocks(
-    container: av.container.InputContainer, stream: av.AudioStream, part: Part | None = None
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    meter: Meter,
+    part: Part | None = None,
 ) -> Iterator[np.ndarray]:
     """Mono blocks of all that comes, or of a part; nothing if it cannot be told where that is."""
     import av
@@ -308,7 +346,7 @@ def _ffmpeg_blocks(
         if found != kind:  # at the start, and where pieces of another make are joined on
             converter, kind = av.AudioResampler(format="fltp", rate=rate), found
         for frame in converter.resample(packet):
-            block = mix(frame.to_ndarray().T)
+            block = meter.mix(frame.to_ndarray().T)
             if part is None:
                 yield block
                 continue

