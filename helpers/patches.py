@@ -5,15 +5,22 @@ Whoever changes this changes the embeddings of every track that is longer than o
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
+
+from helpers.errors import InputError
+from helpers.files import atomic_path
 from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
 
 FRAMES_PER_SECOND = SAMPLE_RATE / HOP_LENGTH  # 62.5
 PATCH_SIZE = 16  # frames (and bands) under one patch embedding: no input can be shorter
 SHORTEST_REMAINDER = math.ceil(FRAMES_PER_SECOND)  # frames: a second, rounded up
 TAILS = ("keep", "drop", "pad")
+_TIMES = ("start", "centre", "end")
 
 
 def cut(
@@ -76,3 +83,73 @@ def times(patches: Sequence[tuple[int, int]], frames: int) -> list[tuple[float, 
         (seconds(first), seconds(first + min(last, end)) / 2, seconds(min(last, end)))
         for first, last in patches
     ]
+
+
+# ---- the mean over a track's patches -------------------------------------------------------------
+
+
+def pooled(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """The mean over a track's patches, weighted by what each newly covers.
+
+    Args:
+        values: float [P, ...].
+        weights: of the P patches: :func:`fresh`, or :func:`weights_of`.
+
+    Returns:
+        float32 [...].
+    """
+    return np.average(values.astype(np.float64), axis=0, weights=weights).astype(np.float32)
+
+
+def weights_of(times: np.ndarray) -> list[int]:
+    """The weights of patches whose times were kept: :func:`fresh` of their frames.
+
+    Args:
+        times: [P, 3], start, centre and end in seconds, see :func:`times`.
+    """
+    frames = np.rint(np.asarray(times)[:, [0, 2]] * FRAMES_PER_SECOND).astype(int)
+    # No time is later than the centre of the last frame: a patch that ends with the track has an
+    # end one frame too early. Any other patch is as long as the first.
+    lengths = frames[:, 1] - frames[:, 0]
+    if lengths[-1] != lengths[0]:
+        frames[-1, 1] += 1
+    return fresh(frames.tolist())
+
+
+def write_times(path: str | Path, times: np.ndarray) -> None:
+    """Write the times of a track's patches, [P, 3] (see :func:`times`), as CSV.
+
+    The columns are ``patch`` (from 0), ``start``, ``centre`` and ``end``, in seconds.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("patch", *_TIMES))
+        rows.writerows((i, *(f"{t:.3f}" for t in row)) for i, row in enumerate(times.tolist()))
+
+
+def read_times(path: str | Path) -> np.ndarray:
+    """What :func:`write_times` wrote: float64 [P, 3].
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            times = [[float(row[name]) for name in _TIMES] for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise InputError(
+            "no such file: it holds the times of a track's patches",
+            kind="missing",
+            hint="Extract this track again.",
+            path=path,
+        ) from None
+    except (OSError, ValueError, LookupError, TypeError, csv.Error):
+        times = []
+    if not times or not np.isfinite(times).all():
+        raise InputError(
+            f"expected the columns {', '.join(_TIMES)}, in seconds",
+            kind="corrupt",
+            hint="Delete it, and extract this track again.",
+            path=path,
+        )
+    return np.array(times)

@@ -15,7 +15,6 @@ A picture or times from before are removed where the new files come without.
 
 from __future__ import annotations
 
-import csv
 import queue
 import stat
 import threading
@@ -32,6 +31,7 @@ from helpers import files
 from helpers.chunks import FINAL, TrackResult
 from helpers.errors import InputError
 from helpers.files import NAMES_FILE_ONLY, atomic_path, why_not_written
+from helpers.patches import write_times
 from helpers.plots import activation_plot
 from helpers.predictions import best, figure_name, label_names, write_predictions
 
@@ -274,7 +274,7 @@ class ResultWriter:
             if values.ndim == of_track:
                 yield times, _remove_stale
             else:
-                yield times, lambda path: _write_times(path, result.times)
+                yield times, lambda path: write_times(path, result.times)
                 if output.kind == "embeddings" and values.ndim == 2:
                     values = values[:, None]  # [P, 1, D]
             yield path, lambda path, values=values: _write_array(path, values)
@@ -324,13 +324,6 @@ class _Waiting(queue.Queue):
 def _write_array(path: Path, values: np.ndarray) -> None:
     with atomic_path(path) as temporary:
         np.save(temporary, np.ascontiguousarray(values, dtype=np.float32))
-
-
-def _write_times(path: Path, times: np.ndarray) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(("patch", "start", "centre", "end"))
-        rows.writerows((i, *(f"{t:.3f}" for t in row)) for i, row in enumerate(times.tolist()))
 
 
 def _remove_stale(path: Path) -> None:

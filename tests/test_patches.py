@@ -3,10 +3,21 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 
+from helpers.errors import InputError
 from helpers.melspectrogram import n_frames
-from helpers.patches import cut, fresh, seconds, times
+from helpers.patches import (
+    cut,
+    fresh,
+    pooled,
+    read_times,
+    seconds,
+    times,
+    weights_of,
+    write_times,
+)
 
 MODELS = {5: 312, 10: 625, 20: 1250, 30: 1875}  # seconds → frames of the released models
 RATE = 16_000
@@ -155,3 +166,37 @@ def test_times_end_with_the_track():
 def test_what_cannot_be_cut(arguments):
     with pytest.raises(ValueError, match=r"cannot cut|tail is 'cut'"):
         cut(*arguments)
+
+
+# ------------------------------------------------------------------ the mean over patches
+
+
+@pytest.mark.parametrize("hop", [50, 100, 200, 300])
+@pytest.mark.parametrize("tail", ["keep", "drop", "pad"])
+def test_weights_are_known_from_the_times_on_disk(hop, tail, tmp_path):
+    for frames in (*range(200, 1000, 61), 400, 401, 463, 600, 601, 799):
+        patches = cut(frames, 200, hop, tail)
+        write_times(tmp_path / "a.times.csv", np.array(times(patches, frames)))
+        assert weights_of(read_times(tmp_path / "a.times.csv")) == fresh(patches) or (
+            len(patches) == 1
+        )
+
+
+def test_the_mean_counts_each_second_once():
+    rows = np.array([[1, 10], [2, 20], [6, 60]], np.float32)
+    mean = pooled(rows, fresh([(0, 200), (100, 300), (300, 400)]))  # 200, 100, 100
+    assert mean.dtype == np.float32
+    np.testing.assert_allclose(mean, [2.5, 25])
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(None, "missing"), (b"", "corrupt"), (b"patch,start\n0,1\n", "corrupt"), (b"\xff", "corrupt")],
+)
+def test_times_that_cannot_be_read(tmp_path, content, kind):
+    path = tmp_path / "a.times.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_times(path)
+    assert (error.value.kind, error.value.path) == (kind, path)

@@ -312,7 +312,7 @@ def test_names_that_no_file_can_have_cost_their_tracks_only(tmp_path):
         (lambda *_: np.zeros(100_000).tofile("/dev/full"), "written .the disk is full, or your sh"),
     ],
 )
-@pytest.mark.parametrize("what", ["_write_array", "_write_times", "write_predictions"])
+@pytest.mark.parametrize("what", ["_write_array", "write_times", "write_predictions"])
 def test_full_disk(tmp_path, monkeypatch, fail, words, what):
     wanted = outputs(tmp_path)
     with ResultWriter(wanted) as writer:
