@@ -18,7 +18,7 @@ from helpers import patches
 from helpers.arrays import load_array
 from helpers.errors import InputError
 from helpers.files import atomic_path
-from helpers.melspectrogram import N_MELS
+from helpers.mel_constants import N_MELS
 
 DTYPE = np.dtype(np.float16)
 FRAME_BYTES = N_MELS * DTYPE.itemsize

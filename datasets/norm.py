@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.melspectrograms import MelFile, MelFileError, find_mel
-from helpers.melspectrogram import N_MELS
+from helpers.mel_constants import N_MELS
 from helpers.parallel import in_order
 
 

@@ -28,8 +28,6 @@ if not __package__:  # started as a script: import from the repository root, not
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
-import torch
-
 from datasets.collection import (
     PreprocessError,
     describe_left_out,
@@ -50,7 +48,7 @@ from helpers.files import (
     why_not_written,
     write_json,
 )
-from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE, front_end
+from helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
 from helpers.parallel import BACKENDS, KILLED_TWICE, check_backend, one_torch_thread, run_parallel
 
 DEFAULT_SECONDS = 300.0
@@ -202,7 +200,7 @@ def _make_files(
     names: list[str], audio_dir: str, melspec_dir: str, seconds: float | None
 ) -> list[tuple[str, float | str]]:
     """Make log-mel files; for each the seconds of audio in it, or the reason why there is none."""
-    with one_torch_thread(), torch.inference_mode():
+    with one_torch_thread():
         return [
             (name, _make_file(Path(audio_dir) / name, Path(melspec_dir) / mel_key(name), seconds))
             for name in names
@@ -214,9 +212,11 @@ def _crashed(name: str) -> tuple[str, str]:
 
 
 def _make_file(audio: Path, target: Path, seconds: float | None) -> float | str:
+    from helpers.melspectrogram import log_mel  # imports torch, which takes seconds
+
     try:
         waveform = read_audio(audio, seconds)
-        mel = front_end()(torch.from_numpy(waveform)).T.numpy()
+        mel = log_mel(waveform)
     except AudioError as error:
         return f"{error}{'; its log-mel file from before is kept' if target.exists() else ''}"
     except Exception as error:  # whatever a damaged file leads to, the others are made

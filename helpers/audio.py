@@ -37,7 +37,7 @@ from helpers.audio_blocks import (
     resampled,
 )
 from helpers.audio_headers import mp3_without_length, ogg_chained, ogg_without_end, seconds_by_bytes
-from helpers.melspectrogram import SAMPLE_RATE
+from helpers.mel_constants import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import av

@@ -6,16 +6,16 @@ import errno
 import json
 import math
 import os
+import secrets
 import shutil
+import stat
 import tempfile
-import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-_UMASK = threading.Lock()
 TEMPORARY = ".tmp-"  # what the names of unfinished files and folders begin with
 # Errors that a single name is to blame for, not the disk: too long, not one for this file system, a
 # file where a folder should be or the other way round, a loop of links.
@@ -34,7 +34,8 @@ def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
 
     A reader sees the old file or the whole new one, never a part. If the block raises, the
-    temporary file is removed and ``path`` is left as it was. Missing parent folders are made.
+    temporary file is removed and ``path`` is left as it was. Missing parent folders are made. Where
+    ``path`` is a symbolic link, the file that it leads to is replaced, not the link.
 
     The temporary name keeps the suffix of ``path``: writers such as ``numpy.save`` and soundfile
     choose their format, or add a suffix of their own, by it.
@@ -43,15 +44,21 @@ def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
     old file or the whole new one too.
     """
     path = Path(path)
+    suffix = path.suffix[-16:]
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A fixed-length stem: a name near the file system's limit must not become too long.
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix[-16:], dir=path.parent)
+    # A fixed length: a name near the file system's limit must not become too long.
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}{suffix}"
+    # The kernel applies the umask: it cannot be read without a change to it, in all threads.
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes private files; a result is as readable as any other file of the user's.
-        temporary.chmod(0o666 & ~current_umask())
+        temporary.chmod(mode)  # some writers (safetensors) put a private file in its place
         if durable:
             _flush(temporary)
         os.replace(temporary, path)
@@ -80,13 +87,14 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
+    temporary = folder.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    temporary.mkdir()
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
         # Some writers make private files; these are as readable as any other of the user's.
         for path in temporary.rglob("*"):
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~current_umask())
-        temporary.chmod(0o777 & ~current_umask())
+            path.chmod(mode if path.is_dir() else mode & 0o666)
         _move_into_place(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -147,14 +155,6 @@ def why_not_written(path: str | Path, error: OSError, other_place: str) -> str:
         f"{path}: cannot be written: {error.strerror or error} ({why}). What is done is kept: "
         f"{mend}, and run the same again"
     )
-
-
-def current_umask() -> int:
-    """The permissions that new files do not get."""
-    with _UMASK:  # it can be read only by changing it, and it is that of all threads
-        umask = os.umask(0)
-        os.umask(umask)
-    return umask
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -7,31 +7,39 @@ its definition, batched, on any device; `tests/test_melspectrogram.py` holds it 
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SAMPLE_RATE = 16_000  # Hz
-N_FFT = 512  # samples in a frame: 32 ms
-HOP_LENGTH = 256  # samples between frame centres: 16 ms, 62.5 frames a second
-N_MELS = 96  # bands, 0 Hz to 8 kHz
+from helpers.mel_constants import (
+    HOP_LENGTH,
+    N_FFT,
+    N_MELS,
+    NORM_MEAN,
+    NORM_STD,
+    SAMPLE_RATE,
+    n_frames,
+)
 
-# Mean and half-scale of the log-mel values of the original pre-training data (Discogs20).
-# The network's input is (x - NORM_MEAN) / (2 * NORM_STD).
-NORM_MEAN = 2.06755686098554
-NORM_STD = 1.268292820667291
+__all__ = [
+    "HOP_LENGTH",
+    "NORM_MEAN",
+    "NORM_STD",
+    "N_FFT",
+    "N_MELS",
+    "SAMPLE_RATE",
+    "MelSpectrogram",
+    "front_end",
+    "log_mel",
+    "n_frames",
+    "slaney_filter_bank",
+]
 
 # Long signals go through the transform in pieces of this many frames (about four minutes), so
 # that an hour of audio does not need an hour's complex spectrum in memory at once.
 _FRAMES_PER_PIECE = 16_384
-
-
-def n_frames(n_samples: int) -> int:
-    """The number of frames of a signal of ``n_samples`` samples: 1 + ceil(n / 256)."""
-    return 1 + math.ceil(n_samples / HOP_LENGTH)
 
 
 def slaney_filter_bank() -> Tensor:
@@ -155,3 +163,9 @@ class MelSpectrogram(nn.Module):
 def front_end() -> MelSpectrogram:
     """One on the CPU, made once in each process, for whoever needs no network's own."""
     return MelSpectrogram()
+
+
+@torch.inference_mode()
+def log_mel(waveform: np.ndarray) -> np.ndarray:
+    """Log-mel spectrogram of float32 [samples] at 16 kHz: float32 [T frames, 96 bands]."""
+    return front_end()(torch.from_numpy(waveform)).T.numpy()

@@ -14,7 +14,7 @@ import numpy as np
 
 from helpers.errors import InputError
 from helpers.files import atomic_path
-from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
+from helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
 
 FRAMES_PER_SECOND = SAMPLE_RATE / HOP_LENGTH  # 62.5
 PATCH_SIZE = 16  # frames (and bands) under one patch embedding: no input can be shorter

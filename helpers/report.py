@@ -72,7 +72,7 @@ def probe_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 @functools.cache
 def _processor() -> str:
-    import cpuinfo  # comes with Sacred
+    import cpuinfo
 
     return cpuinfo.get_cpu_info().get("brand_raw", platform.processor())
 

@@ -16,9 +16,40 @@ def test_written_whole_with_its_suffix_and_readable_permissions(tmp_path):
         temporary.write_text("x")
         assert not (tmp_path / "new" / "a.npy").exists()
     assert (tmp_path / "new" / "a.npy").read_text() == "x"
-    umask = os.umask(0)
-    os.umask(umask)
-    assert (tmp_path / "new" / "a.npy").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_are_those_of_any_new_file(tmp_path, monkeypatch, umask, mode):
+    """The umask belongs to all threads: nobody else's files are open to all for an instant."""
+    before = os.umask(umask)
+    try:
+        with monkeypatch.context() as patch, atomic_path(tmp_path / "a.npy") as temporary:
+            patch.delattr(os, "umask")
+            temporary.write_text("x")
+        with atomic_path(tmp_path / "b.npy") as temporary:  # as safetensors does
+            temporary.unlink()
+            temporary.touch(0o600)
+    finally:
+        os.umask(before)
+    for name in ("a.npy", "b.npy"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "blob").write_text("old")
+    (tmp_path / "a.npy").symlink_to("blob")
+    (tmp_path / "new.json").symlink_to("elsewhere/new")
+    for name in ("a.npy", "new.json"):
+        with atomic_path(tmp_path / name) as temporary:
+            assert temporary.suffix == (tmp_path / name).suffix
+            temporary.write_text(name)
+    assert (tmp_path / "a.npy").is_symlink()
+    assert (tmp_path / "blob").read_text() == "a.npy"
+    assert (tmp_path / "elsewhere" / "new").read_text() == "new.json"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"), atomic_path(tmp_path / "loop"):
+        pass
+    assert (tmp_path / "loop").is_symlink()
 
 
 def test_failure_leaves_the_old_file_and_no_rest(tmp_path):

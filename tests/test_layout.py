@@ -60,6 +60,16 @@ def test_scripts_have_a_module_level_experiment():
     assert run.returncode == 0, run.stderr
 
 
+def test_looking_at_ground_truths_and_help_need_no_torch():
+    """Its import takes seconds."""
+    code = (
+        "import sys, datasets.groundtruth_command, datasets.preprocess, datasets.mtt.preprocess,"
+        "datasets.jamendo.preprocess, datasets.scores.preprocess; assert 'torch' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_nothing_tracked_is_large_or_names_a_home_folder():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     for name in filter(None, files.stdout.split("\0")):
