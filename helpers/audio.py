@@ -80,14 +80,22 @@ def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
             that the decoder reports, an end that is missing, no audio, too little for one sample
             at 16 kHz, NaN or infinite samples, or samples far above full scale.
     """
+    return read_with_warnings(path, seconds)[0]
+
+
+def read_with_warnings(
+    path: str | Path, seconds: float | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """What `read_audio` returns, and the ``warnings`` of `AudioStream` about it."""
     if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
         raise ValueError(f"seconds: expected a positive length, found {seconds}")
-    samples = joined(_blocks(Path(path), Meter(), seconds))
+    meter = Meter()
+    samples = joined(_blocks(Path(path), meter, seconds))
     finite = np.isfinite(samples)
     if not finite.all():
         raise AudioError(f"{np.count_nonzero(~finite)} of {len(samples)} samples are NaN or inf")
     _refuse_loud(samples)
-    return samples
+    return samples, meter.warnings(len(samples) / SAMPLE_RATE)
 
 
 class AudioStream:

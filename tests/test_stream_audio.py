@@ -14,7 +14,7 @@ import soundfile
 from test_audio import RATE, music, truncated_flac, with_nan, write_encoded
 
 from helpers import audio
-from helpers.audio import AudioError, read_audio, stream_audio
+from helpers.audio import AudioError, read_audio, read_with_warnings, stream_audio
 from helpers.audio_blocks import mel_warnings, regrouped
 
 LONGEST = 70_000  # samples of a block, as the docstring says
@@ -324,6 +324,7 @@ def test_warnings_are_complete_after_the_last_block(tmp_path, sound, expected):
     samples = sum(len(block) for block in stream)
     assert samples < len(sound)
     assert stream.warnings == expected
+    assert read_with_warnings(tmp_path / "a.wav")[1] == expected
 
 
 @pytest.mark.parametrize(
