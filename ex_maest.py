@@ -170,7 +170,7 @@ def pretrain(_run, _config) -> dict[str, Any]:
     validated = validated and monitor in history.epochs[-1]
     kept = last
     if path := checkpoints.path("best"):
-        found = load_checkpoint(path)
+        found = load_checkpoint(path, average=False)
         load_into(net, found)
         validated &= found.trained_on == last  # the last epoch was the best
         kept = found.trained_on

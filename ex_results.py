@@ -142,7 +142,7 @@ def print_report(results: dict[str, Any], task: str, folder: Path, model: Path) 
         f"learning curve: {folder / 'learning_curve.png'}\n"
         f"per label:      {folder / 'labels.png'}\n"
         f"model folder:   {model}"
-        + (" (the average: maest.checkpoint_swa_weights=True)" if "swa" in results else "")
+        + (" (used with its average)" if "swa" in results else "")
     )
     if results["skipped"]:
         print(f"{len(results['skipped'])} files could not be read, and were skipped: results.json")

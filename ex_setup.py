@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from helpers.errors import InputError
 from helpers.history import ProgressBar
 from helpers.settings import check_choice
 from helpers.throughput import fast_math, training_flops
-from models import Maest, get_maest, load_checkpoint
+from models import CheckpointError, Maest, get_maest, load_checkpoint
 from models.archs import find_arch, input_frames
 from models.download import fetch
 from models.maest import TASKS
@@ -93,19 +95,33 @@ def set_up_data(
         frames = config["maest"]["input_t"]
     elif checkpoint is not None and "input_t" in checkpoint.sizes:
         frames = checkpoint.sizes["input_t"]
-    elif arch is not None and find_arch(arch).published:
-        frames = find_arch(arch).input_t
     else:
+        with in_section("maest"):
+            published = arch is not None and find_arch(arch).published
         frames = input_frames(settings.DEFAULT_CLIP_LENGTH)
+        if published:
+            frames = find_arch(arch).input_t
     data = MaestDataModule(clip_frames=frames, seed=config["seed"], **options)
     data.prepare_data()
     return data
 
 
+@contextmanager
+def in_section(section: str) -> Iterator[None]:
+    """Errors name the setting of this section that an argument of the same name came from."""
+    try:
+        yield
+    except InputError as error:
+        if error.setting and "." not in error.setting and not isinstance(error, CheckpointError):
+            error.setting = f"{section}.{error.setting}"
+        raise
+
+
 def find_sizes(config: dict[str, Any]) -> Checkpoint | None:
     """What ``maest.checkpoint`` says of clip length and task; nothing is fetched for it."""
     path = config["maest"]["checkpoint"]
-    return None if path is None else load_checkpoint(path)
+    average = config["maest"]["checkpoint_swa_weights"]
+    return None if path is None else load_checkpoint(path, average)
 
 
 def find_checkpoint(config: dict[str, Any], training: bool = False) -> Checkpoint | None:
@@ -114,33 +130,37 @@ def find_checkpoint(config: dict[str, Any], training: bool = False) -> Checkpoin
         raise InputError("ckpt_path continues a training; to use a model, give maest.checkpoint=…")
     maest = config["maest"]
     path, arch, pretrained = maest["checkpoint"], maest["arch"], maest["pretrained"]
-    try:
+    average = maest["checkpoint_swa_weights"]
+    with in_section("maest"):
         published = arch is not None and find_arch(arch).published
         if path is not None:
             if published:
                 log.warning("maest.checkpoint takes the place of the weights of %s", arch)
-            return load_checkpoint(path, average=maest["checkpoint_swa_weights"])
-        if maest["checkpoint_swa_weights"]:
-            raise InputError(
-                "maest.checkpoint_swa_weights is for a file: give maest.checkpoint=<file>"
-            )
-        if pretrained and arch is None:
-            raise InputError(
-                "which weights? Give maest.checkpoint=<model>, such as exp_logs/latest/model, or "
-                "maest.arch=<a released model>"
-            )
-        return fetch(arch) if (published if pretrained is None else pretrained) else None
-    except ValueError as error:  # no such architecture, or no weights of it
-        raise InputError(str(error)) from error
+            return load_checkpoint(path, average)
+        if arch is not None and (published if pretrained is None else pretrained):
+            return fetch(arch, average)
+    if pretrained or average:
+        raise InputError(
+            f"maest.{'pretrained' if pretrained else 'checkpoint_swa_weights'}=True asks for "
+            "weights, and none are given",
+            kind="missing",
+            hint="Give maest.checkpoint=<model>, such as exp_logs/latest/model, or maest.arch=<a "
+            "released model>.",
+            setting="maest.checkpoint",
+        )
+    return None
 
 
 def needed_checkpoint(config: dict[str, Any]) -> Checkpoint:
     checkpoint = find_checkpoint(config)
     if checkpoint is None:
         raise InputError(
-            "which model? Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or "
-            "maest.arch=<a released model> (embeddings of random weights are to be had by naming "
-            "an arch without published weights, such as maest_tiny)"
+            "no model is given",
+            kind="missing",
+            hint="Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or "
+            "maest.arch=<a released model>. (For embeddings of random weights, name an arch "
+            "without published weights, such as maest_tiny.)",
+            setting="maest.checkpoint",
         )
     return checkpoint
 
@@ -179,10 +199,8 @@ def set_up_network(
         measured = dict(zip(("norm_mean", "norm_std"), data.mean_and_std(split), strict=True))
         for name in norm:
             options[name] = measured[name] if options[name] is None else options[name]
-    try:
+    with in_section("maest"):
         return get_maest(checkpoint=checkpoint, discard_head=discard_head, **options)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def _fit_head(
@@ -281,7 +299,8 @@ _STEPS_THAT_PAY = 1000
 # What decides how a training goes. Runs that agree in it are one experiment.
 _SAME = {
     "seed": None,
-    "maest": None,
+    # Version 0.1 recorded False where nothing was said, and what is continued has its own weights.
+    "maest": ("checkpoint_swa_weights",),
     "module": None,
     "datamodule": (
         *("groundtruth_test", "groundtruth_predict"),
@@ -338,7 +357,7 @@ def as_it_began(config: dict[str, Any], continued: Path | None) -> dict[str, Any
     if continued is None or not continued.is_file():
         return config
     try:
-        sizes = load_checkpoint(continued).sizes
+        sizes = load_checkpoint(continued, average=False).sizes
     except InputError:  # which the training itself will tell
         return config
     norm = {name: sizes.get(name) for name in ("norm_mean", "norm_std")}

@@ -20,8 +20,11 @@ MAEST = {
 }
 MAEST_NAMED = named.MAEST
 
-# Sections that users of the original repository know under another name
-SECTION_ALIASES = {"predict": "inference"}
+# Sections that users of the original repository know under another name; with "=", a setting
+SECTION_ALIASES = {
+    "predict": "inference",
+    "maest.checkpoint_swa_weigts=": "maest.checkpoint_swa_weights",
+}
 
 # A fresh network, where neither the settings nor a checkpoint say more
 DEFAULT_ARCH = "maest_tiny"

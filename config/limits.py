@@ -8,6 +8,7 @@ LIMITS = {
     "maest.arch": ("maest_tiny", None),
     "maest.pretrained": (True, None),
     "maest.checkpoint": ("exp_logs/latest/model", None),
+    "maest.checkpoint_swa_weights": (True, None),
     "maest.labels": ("labels.json", None),
     "maest.task": ("multi-label", None),
     "maest.n_classes": (400, 1),

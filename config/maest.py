@@ -7,7 +7,9 @@ DEFAULTS = {
     # Instead of them: a model folder (exp_logs/<id>/model), a folder from the model hub, or a file
     # of MAEST, PaSST or DeiT weights
     "checkpoint": None,
-    "checkpoint_swa_weights": False,  # of a trainer's checkpoint, take the weights' average
+    # Which of a checkpoint's weights: None takes the average where there is one, True requires it,
+    # False takes the weights of one epoch
+    "checkpoint_swa_weights": None,
     "checkpoint_discard_head": False,  # a fresh head, even where the checkpoint's would fit
     "labels": None,  # names of the labels, for weights that carry none: a JSON list, or a text file
     "task": None,  # "multi-label" (default), "single-label" or "regression"; the checkpoint's

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from helpers.errors import InputError
 from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
 from helpers.settings import did_you_mean
 
@@ -119,12 +120,26 @@ def find_arch(name: str) -> Arch:
     """Look up an architecture.
 
     Raises:
-        ValueError: if there is none of that name; the message lists all, and the nearest.
+        InputError: if there is none of that name; the hint has the nearest, and all.
     """
     if name in ARCHS:
         return ARCHS[name]
-    hint = did_you_mean(str(name), ARCHS)
-    raise ValueError(f"unknown arch {name!r}: expected one of {', '.join(ARCHS)}.{hint}")
+    raise InputError(
+        f"there is no arch {str(name)!r}",
+        kind="unknown",
+        hint=f"{did_you_mean(str(name), ARCHS)} Choose from {', '.join(ARCHS)}.".strip(),
+        setting="arch",
+    )
+
+
+def size_name(embed_dim: int, num_heads: int, depth: int) -> str | None:
+    """The name of a network of these sizes, whatever its weights: maest_base …; None for none."""
+    for name, arch in ARCHS.items():
+        if not arch.published and (arch.embed_dim, arch.num_heads, arch.depth) == (
+            *(embed_dim, num_heads, depth),
+        ):
+            return name
+    return None
 
 
 def clip_seconds(input_t: int) -> float:

@@ -23,8 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from helpers.errors import InputError
-from models.layouts import listing
+from models.layouts import CheckpointError, listing
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +33,9 @@ _FRONT_END = ("melspectrogram.spec.window", "melspectrogram.mel_scale.fb")
 # What trainers put before the names: the network's own prefix, and that of its weight average.
 RAW, AVERAGE = "net.", "net_swa."
 _WRAPPERS = ("module.", "_orig_mod.")  # of averaging and distribution, and of torch.compile
+_STATE_DICT_ALONE = "Save the state dict alone, with torch.save(model.state_dict(), path)."
 # What torch says of a pickle that it refuses.
 _NAMED = re.compile(r"GLOBAL ([\w.]+)|(?:class|type) ([\w.]+\.[\w.]+)")
-
-
-class CheckpointError(InputError):
-    """A checkpoint that cannot be used as it is; the message names it and says what to do."""
-
-
-class DamagedError(CheckpointError):
-    """A file that cannot be read as what it should be: broken, or half of it."""
 
 
 def load_file(path: Path) -> tuple[Any, Mapping[str, Any] | None]:
@@ -79,14 +71,22 @@ def load_file(path: Path) -> tuple[Any, Mapping[str, Any] | None]:
             raise MemoryError(f"{path}: {error}") from None
         if refused := _refused(error, start):
             raise CheckpointError(
-                f"{path}: refused: {refused}, and anything but tensors and plain containers could "
-                "run code on loading. Save the state dict alone"
+                f"refused: {refused}, and anything but tensors and plain containers could run code "
+                "on loading",
+                kind="unsupported",
+                hint=_STATE_DICT_ALONE,
+                path=path,
             ) from None
-        raise DamagedError(
-            f"{path}: cannot be read: damaged, or no checkpoint ({type(error).__name__})"
+        raise CheckpointError(
+            f"cannot be read: damaged, or no checkpoint ({type(error).__name__})",
+            kind="corrupt",
+            hint="Get the file again, or give another one.",
+            path=path,
         ) from None
     if odd := _not_plain(content):
-        raise CheckpointError(f"{path}: refused: it holds a {odd}. Save the state dict alone")
+        raise CheckpointError(
+            f"refused: it holds a {odd}", kind="unsupported", hint=_STATE_DICT_ALONE, path=path
+        )
     return content, None
 
 
@@ -125,13 +125,26 @@ def _refused(error: Exception, start: bytes) -> str | None:
     return None
 
 
-def unwrap(content: Any, path: Path, average: bool = False) -> dict[str, Tensor]:
-    """The state dict in a file, without the nesting and prefix of the trainer that wrote it."""
+def unwrap(content: Any, path: Path, average: bool | None = None) -> tuple[dict[str, Tensor], bool]:
+    """The state dict in a file, without the nesting and prefix of the trainer that wrote it.
+
+    Args:
+        content: of the file.
+        path: the file, for messages.
+        average: as in `models.weights.load_checkpoint`.
+
+    Returns:
+        ``(state dict, whether it is the average)``.
+    """
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
+        raise CheckpointError(
+            f"holds a {type(content).__name__}, not a state dict",
+            hint=_STATE_DICT_ALONE,
+            path=path,
+        )
     state = {
         key: value
         for key, value in content.items()
@@ -141,27 +154,24 @@ def unwrap(content: Any, path: Path, average: bool = False) -> dict[str, Tensor]
         log.info("%s: no tensors, and left out: %s", path, ", ".join(other))
     averaged = any(key.startswith(AVERAGE) for key in state)
     if average and not averaged:
-        raise CheckpointError(no_average(path))
+        raise missing_average(path)
+    average = averaged if average is None else average
     if averaged or any(key.startswith(RAW) for key in state):
-        wanted, other = (AVERAGE, RAW) if average else (RAW, AVERAGE)
-        if averaged and not average:
-            log.info(
-                "%s: the weights themselves are taken; their average is in the file too "
-                "(maest.checkpoint_swa_weights=True)",
-                path,
-            )
-        if not any(key.startswith(wanted) for key in state):
+        chosen, other = (AVERAGE, RAW) if average else (RAW, AVERAGE)
+        if not any(key.startswith(chosen) for key in state):
             raise CheckpointError(
-                f"{path}: it has the weights' average alone: maest.checkpoint_swa_weights=True "
-                "(in Python load_checkpoint(path, average=True)) takes that"
+                "it has the average of the weights alone, and no raw weights",
+                kind="missing",
+                hint="Leave maest.checkpoint_swa_weights (in Python, average) out.",
+                path=path,
             )
-        beside = [key for key in state if not key.startswith((wanted, other))]
+        beside = [key for key in state if not key.startswith((chosen, other))]
         if beside:
             log.info("%s: the trainer's own, and left out: %s", path, ", ".join(beside))
         state = {
-            key.removeprefix(wanted): value
+            key.removeprefix(chosen): value
             for key, value in state.items()
-            if key.startswith(wanted) and key != f"{wanted}n_averaged"
+            if key.startswith(chosen) and key != f"{chosen}n_averaged"
         }
     while state and (
         wrapper := next((w for w in _WRAPPERS if all(key.startswith(w) for key in state)), None)
@@ -171,8 +181,13 @@ def unwrap(content: Any, path: Path, average: bool = False) -> dict[str, Tensor]
     odd = {key: kind for key, value in state.items() if (kind := _odd(value))}
     if odd:
         shown = listing([f"{key}: {kind}" for key, kind in odd.items()])
-        raise CheckpointError(f"{path}: tensors that are no weights, {shown}")
-    return state
+        raise CheckpointError(
+            f"tensors that are no weights, {shown}",
+            kind="unsupported",
+            hint="Save the weights as plain floating-point tensors.",
+            path=path,
+        )
+    return state, average
 
 
 def _odd(tensor: Tensor) -> str | None:
@@ -184,9 +199,11 @@ def _odd(tensor: Tensor) -> str | None:
     return None if tensor.is_floating_point() else f"{tensor.dtype}, expected real floating point"
 
 
-def no_average(path: Path) -> str:
-    """The message for a file or folder that has no average of weights."""
-    return (
-        f"{path}: there is no average of weights in it (keys {AVERAGE}*): "
-        "leave maest.checkpoint_swa_weights out"
+def missing_average(path: Path) -> CheckpointError:
+    """The error for a file or folder that has no average of weights."""
+    return CheckpointError(
+        f"there is no average of weights in it (keys {AVERAGE}*)",
+        kind="missing",
+        hint="Leave maest.checkpoint_swa_weights (in Python, average) out to take its weights.",
+        path=path,
     )

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import torch
 
-from models.archs import Arch, find_arch
-from models.checkpoint_files import CheckpointError
+from helpers.errors import InputError
+from models.archs import ARCHS, Arch, find_arch
+from models.checkpoint_files import missing_average
+from models.layouts import CheckpointError
 from models.weights import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, load_checkpoint
 
 log = logging.getLogger(__name__)
@@ -29,34 +31,46 @@ PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # model folders of 
 
 
 class DownloadError(CheckpointError):
-    """Weights that could not be fetched; the message says where to get them, and where to put."""
+    """Published weights that could not be fetched; the hint says how to get them by hand."""
 
 
-def fetch(name: str) -> Checkpoint:
+def fetch(name: str, average: bool | None = None) -> Checkpoint:
     """The published weights of an architecture, from the cache or the network.
 
     Args:
         name: one of `models.archs.ARCHS` that has published weights.
+        average: as in `load_checkpoint`.
 
     Raises:
-        ValueError: for an unknown name, or one without published weights.
+        InputError: for an unknown name, or one without published weights.
         DownloadError: if they are not in the cache and cannot be fetched, or arrive damaged.
     """
     arch = find_arch(name)
     if not arch.published:
-        raise ValueError(
-            f"there are no published weights of {name!r}: build it with pretrained=False and train "
-            "it, or pass a checkpoint"
+        published = ", ".join(known for known, arch in ARCHS.items() if arch.published)
+        raise InputError(
+            f"there are no published weights of {name!r}",
+            kind="missing",
+            hint=f"Give a checkpoint, or an arch with weights: {published}. With pretrained=False "
+            "the network is built with random weights.",
+            setting="arch",
         )
     if arch.shipped:
-        checkpoint = load_checkpoint(PRETRAINED / name)
+        checkpoint = load_checkpoint(PRETRAINED / name, average)
         checkpoint.arch = name
         return checkpoint
     files, path = _fetch_files(name, arch)
     try:
         checkpoint = load_checkpoint(path)
     except CheckpointError as error:  # damaged in the cache, or never what it should be
-        raise DownloadError(f"{error}\n{_remove(files)}\n{_by_hand(arch)}") from None
+        raise DownloadError(
+            error.message,
+            kind=error.kind,
+            hint=f"{_remove(files)}.\n{_by_hand(arch)}",
+            path=error.path,
+        ) from None
+    if average:
+        raise missing_average(path)
     checkpoint.arch = name
     checkpoint.trained_on = {"data": arch.data, "licence": arch.licence}
     return checkpoint
@@ -124,7 +138,12 @@ def _check_digest(path: Path) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != blob.name:
             _remove([path])
-            raise CheckpointError(f"{path.name}: its SHA-256 is {digest}, expected {blob.name}")
+            raise CheckpointError(
+                f"its SHA-256 is {digest}, expected {blob.name}",
+                kind="corrupt",
+                hint="Try again.",
+                path=path.name,
+            )
 
 
 def _release_file(name: str, arch: Arch, file: Path) -> None:
@@ -156,18 +175,20 @@ def _failed(name: str, arch: Arch, what: str, error: Exception) -> DownloadError
         cause = following
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     return DownloadError(
-        f"{name}: {what} could not be fetched ({reason}), and is not in the cache.\n"
-        f"{_by_hand(arch)}\nmaest.pretrained=False builds the network with fresh weights"
+        f"{what} could not be fetched ({reason}), and is not in the cache",
+        kind="network",
+        hint=f"{_by_hand(arch)}\nmaest.pretrained=False builds the network with fresh weights.",
+        setting=name,
     )
 
 
 def _by_hand(arch: Arch) -> str:
     """How to do without the download."""
-    use = "give maest.checkpoint=<{}> (in Python, checkpoint=…)"
+    use = "give maest.checkpoint=<{}> (in Python, checkpoint=…)."
     if arch.hub:
         return (
             f"By hand: get {CONFIG_NAME} and {WEIGHTS_NAME} from {_HUB}/{arch.hub}/tree/main into "
-            f"one folder, and {use.format('folder')}; or {arch.elsewhere} and "
+            f"one folder, and {use.format('folder')} Or get {arch.elsewhere} and "
             f"{use.format('file')}"
         )
     if arch.url:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from helpers.errors import InputError
 from helpers.melspectrogram import N_MELS
 from helpers.patches import PATCH_SIZE
 from models.maest import STRIDE, grid_size
@@ -27,8 +28,11 @@ Parts = dict[str, tuple[Tensor, ...]]
 MAEST, PASST, DEIT, HUB = "MAEST", "PaSST", "DeiT", "hub"
 
 
-class LayoutError(ValueError):
-    """A state dict that is not what its layout says; the message lists keys."""
+_WHOLE = "Get the file again, or save the whole state dict of the network."
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be used."""
 
 
 def listing(lines: Sequence[str]) -> str:
@@ -52,12 +56,16 @@ def count_blocks(names: Collection[str], pattern: str) -> int:
     """How many blocks the names tell of: one more than the highest number.
 
     Raises:
-        LayoutError: if there are none, or more than the names could fill.
+        CheckpointError: if there are none, or more than the names could fill.
     """
     numbers = [int(found[1]) for name in names if (found := re.match(pattern, name))]
     depth = max(numbers, default=-1) + 1
     if not 0 < depth <= len(names):
-        raise LayoutError(f"it seems to have {depth} blocks, and it has {len(names)} keys")
+        raise CheckpointError(
+            f"it seems to have {depth} blocks, and it has {len(names)} keys",
+            kind="mismatch",
+            hint=_WHOLE,
+        )
     return depth
 
 
@@ -67,8 +75,8 @@ def read(state: Mapping[str, Tensor], layout: str) -> Parts:
     Keys that the layout does not have are passed through, to be reported as unexpected.
 
     Raises:
-        LayoutError: for a hub layout that lacks keys, or whose positions are not a sum of
-            frequency and time.
+        CheckpointError: for missing keys, and for positions that are not a sum of frequency and
+            time.
     """
     if layout == HUB:
         return _read_hub(state)
@@ -79,9 +87,11 @@ def read(state: Mapping[str, Tensor], layout: str) -> Parts:
         positions = parts.pop("pos_embed")[0]
         side = math.isqrt(max(positions.shape[1] - 2, 0)) if positions.ndim == 3 else 0
         if not side or positions.shape[1] != 2 + side * side:
-            raise LayoutError(
+            raise CheckpointError(
                 f"pos_embed is {tuple(positions.shape)}: expected [1, 2 + n², D], two tokens and a "
-                "square grid"
+                "square grid",
+                kind="mismatch",
+                hint=_WHOLE,
             )
         parts["new_pos_embed"] = (positions[:, :2],)
         parts["pos_embed"] = (positions[:, 2:],)  # until the grid's size is known
@@ -180,17 +190,18 @@ def _read_hub(state: Mapping[str, Tensor]) -> Parts:
             if len({tensor.shape for tensor in found}) > 1 or any(not t.ndim for t in found):
                 shapes = zip(qkv, (tuple(tensor.shape) for tensor in found), strict=False)
                 shown = ", ".join(f"{name} {shape}" for name, shape in shapes)
-                raise LayoutError(f"expected one shape of {shown}")
+                raise CheckpointError(
+                    f"expected one shape of {shown}", kind="mismatch", hint=_WHOLE
+                )
             parts[f"blocks.{block}.attn.qkv.{kind}"] = found
     for ours, theirs in _HUB_HEAD.items():  # an `ASTModel` has none
         for kind in ("weight", "bias"):
             if f"{theirs}.{kind}" in left:
                 parts[f"{ours}.{kind}"] = take(f"{theirs}.{kind}")
     positions = take(top + _HUB_POSITIONS)
-    if missing:
-        raise LayoutError(listing([f"missing: {name}" for name in missing]))
-    if left:
-        raise LayoutError(listing([f"unexpected: {name}" for name in left]))
+    wrong = [f"missing: {name}" for name in missing] or [f"unexpected: {name}" for name in left]
+    if wrong:
+        raise CheckpointError(listing(wrong), kind="mismatch", hint=_WHOLE)
     parts |= _split_positions(positions[0])
     return parts
 
@@ -199,9 +210,11 @@ def _split_positions(positions: Tensor) -> Parts:
     """[1, 2 + F·T, D], frequency-major → those of the two tokens, of frequency, and of time."""
     rows = grid_size(N_MELS)
     if positions.ndim != 3 or positions.shape[1] < 2 + rows or (positions.shape[1] - 2) % rows:
-        raise LayoutError(
+        raise CheckpointError(
             f"position_embeddings are {tuple(positions.shape)}: expected [1, 2 + {rows}·T, D], "
-            "the grid of a spectrogram with 96 bands"
+            "the grid of a spectrogram with 96 bands",
+            kind="mismatch",
+            hint="Use a model that takes 96 mel bands, as the MAEST models do.",
         )
     exact = torch.finfo(positions.dtype).eps * 8 * float(positions.abs().max())
     positions = positions.float()
@@ -210,9 +223,11 @@ def _split_positions(positions: Tensor) -> Parts:
     freq = grid[:, :, :1] - grid[:, :1, :1]
     off = float((freq + time - grid).abs().max())
     if not off <= exact:
-        raise LayoutError(
+        raise CheckpointError(
             f"position_embeddings are no sum of frequency and time (off by {off:.2g}), which is "
-            "all that this network has: trained further without that constraint, or no MAEST"
+            "all that this network has: trained further without that constraint, or no MAEST",
+            kind="mismatch",
+            hint="Use the model as it was before that training, or fine-tune it with this program.",
         )
     return {
         "new_pos_embed": (positions[:, :2],),
@@ -221,7 +236,7 @@ def _split_positions(positions: Tensor) -> Parts:
     }
 
 
-def hub_unnamed(n_classes: int) -> list[str]:
+def default_hub_labels(n_classes: int) -> list[str]:
     """What transformers calls classes without names."""
     return [f"LABEL_{i}" for i in range(n_classes)]
 

@@ -27,15 +27,10 @@ from helpers.files import atomic_folder, atomic_path, to_json
 from helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD
 from helpers.patches import PATCH_SIZE
 from models import layouts
-from models.checkpoint_files import (
-    TRAINER_KEY,
-    CheckpointError,
-    DamagedError,
-    load_file,
-    no_average,
-    unwrap,
-)
-from models.layouts import DEIT, HUB, PASST, LayoutError
+from models.archs import ARCHS
+from models.checkpoint_files import TRAINER_KEY, load_file, missing_average, unwrap
+from models.layouts import DEIT, HUB, PASST, CheckpointError
+from models.licences import canonical
 from models.maest import SIZE_NAMES, STRIDE, Maest, grid_size
 
 log = logging.getLogger(__name__)
@@ -45,6 +40,7 @@ WEIGHTS_NAME = "model.safetensors"
 AVERAGE_NAME = "model-swa.safetensors"  # beside them, the average of weights, if there is one
 FORMAT = "maest"
 FORMAT_VERSION = 1
+_AGAIN = "Get it again, or have it written again by the program that made it."
 _HEAD_WIDTH = 64  # channels of an attention head, in every released size
 # Sizes that came later; folders without them have the default.
 _LATER_SIZES = {"task": "multi-label", "target_mean": None, "target_std": None}
@@ -69,6 +65,7 @@ class Checkpoint:
         sizes: arguments of `Maest`, as far as they are known.
         layout: whose names the weights had (`models.layouts`).
         arch, labels, trained_on: what the file or folder says, if it does.
+        average: whether the weights are the average that a training keeps beside its weights.
     """
 
     path: Path
@@ -78,6 +75,7 @@ class Checkpoint:
     arch: str | None = None
     labels: list[str] | None = None
     trained_on: dict[str, Any] = field(default_factory=dict)
+    average: bool = False
 
     @property
     def licence(self) -> str | None:
@@ -151,7 +149,7 @@ def plain_state(model: Maest) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
-def load_checkpoint(path: str | Path, average: bool = False) -> Checkpoint:
+def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint:
     """Find out what a folder or file holds: see `Checkpoint`.
 
     A folder may be a model folder of ours, or one in the model hub's layout (``config.json`` and
@@ -162,68 +160,104 @@ def load_checkpoint(path: str | Path, average: bool = False) -> Checkpoint:
 
     Args:
         path: the folder or file.
-        average: take the weights' average that a trainer kept beside the weights.
+        average: which weights: the average that a training keeps beside its weights (True), the
+            weights themselves (False), or the average where there is one (None).
 
     Raises:
-        FileNotFoundError: if there is nothing at ``path``.
-        CheckpointError: if what is there is damaged, holds anything but tensors and plain
-            containers, is no model of this family, or has no average where one is asked for.
+        CheckpointError: if there is nothing at ``path``, or what is there is damaged, holds
+            anything but tensors and plain containers, is no model of this family, or lacks the
+            weights that are asked for.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        return _load_folder(path, average)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file or folder. maest.checkpoint takes a model folder (a finished "
-            "run's exp_logs/<id>/model) or a checkpoint file"
+    checkpoint = _load_folder(path, average) if path.is_dir() else _load_file(path, average)
+    if checkpoint.average:
+        log.info(
+            "%s: the average of the weights is taken "
+            "(maest.checkpoint_swa_weights=False takes the weights of one epoch)",
+            path,
         )
-    content, metadata = load_file(path)
-    checkpoint = _understand(unwrap(content, path, average), path)
-    if isinstance(content, Mapping) and isinstance(content.get(TRAINER_KEY), Mapping):
-        epoch, steps = content.get("epoch"), content.get("global_step")
-        counted = type(epoch) is type(steps) is int
-        done = {"epoch": epoch + 1, "steps": steps} if counted else {}
-        _apply_config(checkpoint, {"trained_on": done} | dict(content[TRAINER_KEY]), path)
-    elif metadata is not None:
-        if not isinstance(metadata, dict):
-            raise CheckpointError(f"{path}: its metadata {TRAINER_KEY!r} is not what we write")
-        _apply_config(checkpoint, metadata, path)
-    elif checkpoint.layout == layouts.MAEST:
-        log.info("%s: weights alone: heads of 64 channels and Discogs20's norm are taken", path)
     return checkpoint
 
 
-def _load_folder(folder: Path, average: bool) -> Checkpoint:
+def _load_file(path: Path, average: bool | None) -> Checkpoint:
+    if not path.is_file():
+        raise CheckpointError(
+            "no such file or folder",
+            kind="missing",
+            hint="Give a model folder (a finished run's exp_logs/<id>/model) or a checkpoint file.",
+            path=path,
+        )
+    content, metadata = load_file(path)
+    state, average = unwrap(content, path, average)
+    checkpoint = _identify(state, path)
+    checkpoint.average = average
+    if isinstance(content, Mapping) and isinstance(content.get(TRAINER_KEY), Mapping):
+        ours = dict(content[TRAINER_KEY])
+        epoch, steps = content.get("epoch"), content.get("global_step")
+        if type(epoch) is type(steps) is int and isinstance(ours.get("trained_on", {}), dict):
+            done = {"epoch": epoch + 1, "steps": steps}
+            ours["trained_on"] = ours.get("trained_on", {}) | done
+        _apply_config(checkpoint, ours, path)
+    elif metadata is not None:
+        if not isinstance(metadata, dict):
+            raise CheckpointError(
+                f"its metadata {TRAINER_KEY!r} is not what this program writes",
+                kind="corrupt",
+                hint="Export the model again.",
+                path=path,
+            )
+        _apply_config(checkpoint, metadata, path)
+    elif checkpoint.layout == layouts.MAEST:
+        log.info("%s: weights alone: heads of 64 channels and Discogs20's norm are taken", path)
+        # A release's file carries no licence: it is known by its name.
+        if (arch := ARCHS.get(path.stem.removesuffix("-swa"))) and arch.licence:
+            checkpoint.trained_on = {"data": arch.data, "licence": arch.licence}
+    return checkpoint
+
+
+def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
     missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()]
     if missing:
         nested = folder / "model" / CONFIG_NAME
-        hint = f" Did you mean {nested.parent}?" if nested.is_file() else ""
+        hint = f"Did you mean {nested.parent}?" if nested.is_file() else ""
         raise CheckpointError(
-            f"{folder}: no model folder: it has no {' and no '.join(missing)}. A finished "
-            f"training run writes one to exp_logs/<id>/model.{hint}"
+            f"no model folder: it has no {' and no '.join(missing)}",
+            kind="missing",
+            hint=hint or "A finished training run writes one to exp_logs/<id>/model.",
+            path=folder,
         )
     path, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
     try:
         config = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path}: not valid JSON ({error})") from None
+        raise CheckpointError(
+            f"not valid JSON ({error})",
+            kind="corrupt",
+            hint="Get the folder again, or correct that line.",
+            path=path,
+        ) from None
     ours = isinstance(config, dict) and config.get("format") == FORMAT
     if not ours and not (isinstance(config, dict) and config.get("model_type") == layouts.HUB_TYPE):
         raise CheckpointError(
-            f"{path}: not the configuration of a MAEST model folder (expected "
-            f'"format": "{FORMAT}", or the hub\'s "model_type": "{layouts.HUB_TYPE}")'
+            "not the configuration of a MAEST model folder",
+            kind="unsupported",
+            hint=f'It needs "format": "{FORMAT}" or "model_type": "{layouts.HUB_TYPE}".',
+            path=path,
         )
     if ours and config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format_version {config.get('format_version')!r}, expected "
-            f"{FORMAT_VERSION}: written by another version of this program"
+            f"format_version {config.get('format_version')!r}, expected {FORMAT_VERSION}",
+            kind="mismatch",
+            hint="Read it with the version of this program that wrote it.",
+            path=path,
         )
-    if average:
-        weights = folder / AVERAGE_NAME
+    if average or (average is None and ours and (folder / AVERAGE_NAME).is_file()):
+        weights, average = folder / AVERAGE_NAME, True
         if not weights.is_file():
-            raise CheckpointError(no_average(folder))
-    checkpoint = _understand(unwrap(load_file(weights)[0], weights), weights)
-    checkpoint.path = folder
+            raise missing_average(folder)
+    # In a folder, the average is a file of its own.
+    checkpoint = _identify(unwrap(load_file(weights)[0], weights)[0], weights)
+    checkpoint.path, checkpoint.average = folder, bool(average)
     if ours:
         _apply_config(checkpoint, config, path)
         if average:
@@ -241,7 +275,7 @@ def _licence_of_card(card: Path) -> str | None:
     if not card.is_file():
         return None
     found = re.match(r"---\n(?:.*\n)*?license: *(\S+)", card.read_text("utf-8", "replace"))
-    return found[1].upper() if found and found[1] not in ("unknown", "other") else None
+    return canonical(found[1]) if found and found[1] not in ("unknown", "other") else None
 
 
 def _apply_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: Path) -> None:
@@ -261,11 +295,16 @@ def _apply_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: Path)
         said["columns of positions"] = sizes["input_t"] // STRIDE
     differing = [f"{n} {said[n]} ({v} in the weights)" for n, v in found.items() if said[n] != v]
     if differing:
-        raise CheckpointError(f"{path}: of another model than the weights: {', '.join(differing)}")
+        raise CheckpointError(
+            f"of another model than the weights: {', '.join(differing)}",
+            kind="mismatch",
+            hint="Get both files of the same model.",
+            path=path,
+        )
     try:
         Maest.without_weights(**sizes)
     except (ValueError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path}: sizes are of no network: {error}") from None
+        raise CheckpointError(f"sizes are of no network: {error}", hint=_AGAIN, path=path) from None
     checkpoint.sizes = sizes
     checkpoint.labels = config.get("labels")
     checkpoint.arch = config.get("arch")
@@ -289,19 +328,26 @@ def _apply_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
     if type(heads) is not int or heads < 1 or sizes["embed_dim"] % heads:
         wrong.append(f"num_attention_heads {heads!r} for hidden_size {sizes['embed_dim']}")
     if wrong:
-        raise CheckpointError(f"{path}: not a network of this family: {', '.join(wrong)}")
+        raise CheckpointError(
+            f"not a network of this family: {', '.join(wrong)}",
+            kind="mismatch",
+            hint="Use a MAEST model of the hub, such as mtg-upf/discogs-maest-30s-pw-129e.",
+            path=path,
+        )
     sizes["num_heads"] = heads
     problem = config.get("problem_type")
     if not isinstance(problem, str | None) or problem not in _HUB_TASKS:
         known = ", ".join(map(str, _HUB_TASKS))
-        raise CheckpointError(f"{path}: problem_type is {problem!r}: expected one of {known}")
+        raise CheckpointError(
+            f"problem_type is {problem!r}", hint=f"Expected one of {known}.", path=path
+        )
     sizes["task"] = _HUB_TASKS[problem]
     labels, classes = config.get("id2label"), sizes.get("n_classes")
     if isinstance(labels, dict) and classes is not None:
         names = [labels.get(str(i)) for i in range(len(labels))]
         if len(names) != classes or not all(isinstance(name, str) for name in names):
             log.warning("%s: id2label does not name the %d classes: left out", path, classes)
-        elif names != layouts.hub_unnamed(classes):
+        elif names != layouts.default_hub_labels(classes):
             checkpoint.labels = names
     _apply_hub_extractor(checkpoint, path.with_name("preprocessor_config.json"))
     ours = config.get(TRAINER_KEY)
@@ -325,7 +371,12 @@ def _apply_hub_extractor(checkpoint: Checkpoint, path: Path) -> None:
     except (ValueError, AttributeError, RecursionError):
         good = False
     if not good:
-        raise DamagedError(f"{path}: expected an object with the numbers mean and std")
+        raise CheckpointError(
+            "expected an object with the numbers mean and std",
+            kind="corrupt",
+            hint=_AGAIN,
+            path=path,
+        )
     checkpoint.sizes |= {"norm_mean": mean, "norm_std": std}
 
 
@@ -335,7 +386,10 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
     if not isinstance(sizes, dict) or set(_LATER_SIZES | sizes) != set(SIZE_NAMES):
         found = ", ".join(sizes) if isinstance(sizes, dict) else sizes
         raise CheckpointError(
-            f"{path}: sizes are {found}: expected exactly {', '.join(SIZE_NAMES)}"
+            f"sizes are {found}",
+            kind="corrupt",
+            hint=f"Expected exactly {', '.join(SIZE_NAMES)}.",
+            path=path,
         )
     for name, value in sizes.items():
         if name in ("target_mean", "target_std"):
@@ -347,13 +401,20 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
         else:
             good = type(value) is int and value > 0
         if not good:
-            raise CheckpointError(f"{path}: sizes.{name} is {str(value)[:40]}")
+            raise CheckpointError(
+                f"sizes.{name} is {str(value)[:40]}", kind="corrupt", hint=_AGAIN, path=path
+            )
     if not isinstance(config.get("trained_on") or {}, dict):
-        raise CheckpointError(f"{path}: trained_on must be null or an object")
+        raise CheckpointError(
+            "trained_on must be null or an object", kind="corrupt", hint=_AGAIN, path=path
+        )
     good = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if labels is not None and not (good and len(labels) == sizes["n_classes"]):
         raise CheckpointError(
-            f"{path}: labels must be null, or a list of {sizes['n_classes']} names (n_classes)"
+            f"labels must be null, or a list of {sizes['n_classes']} names (n_classes)",
+            kind="corrupt",
+            hint=_AGAIN,
+            path=path,
         )
 
 
@@ -363,23 +424,30 @@ def _is_number(value: Any) -> bool:
     return abs(value) < 1e30  # not NaN, nor an integer that no float holds
 
 
-def _understand(state: Mapping[str, Tensor], path: Path) -> Checkpoint:
+def _identify(state: Mapping[str, Tensor], path: Path) -> Checkpoint:
     """A state dict in any of the layouts → what it holds, with the sizes that the shapes tell."""
     layout = layouts.recognise(state)
     if layout is None:
         some = ", ".join(list(state)[:4]) or "nothing"
         raise CheckpointError(
-            f"{path}: no weights of a MAEST network, nor of PaSST or DeiT, in it (it has {some} …)"
+            f"no weights of a MAEST network, nor of PaSST or DeiT, in it (it has {some} …)",
+            kind="unsupported",
+            hint="Give a checkpoint of one of these.",
+            path=path,
         )
     try:
         parts = layouts.read(state, layout)
         sizes = _sizes_of(parts, layout)
-    except LayoutError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    except CheckpointError as error:
+        error.path = path
+        raise
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"{path}: looks like weights of {layout}, but the sizes of the network cannot be read "
-            f"off it ({type(error).__name__}: {error})"
+            f"looks like weights of {layout}, but the sizes of the network cannot be read off it "
+            f"({type(error).__name__}: {error})",
+            kind="corrupt",
+            hint=_AGAIN,
+            path=path,
         ) from None
     return Checkpoint(path, parts, sizes, layout)
 
@@ -402,9 +470,11 @@ def _sizes_of(parts: layouts.Parts, layout: str) -> dict[str, Any]:
         sizes["n_classes"] = parts["head.1.weight"][0].shape[0]
         for name in ("head.1.bias", "head_dist.weight", "head_dist.bias"):
             if name in parts and parts[name][0].shape[:1] != (sizes["n_classes"],):
-                raise LayoutError(
+                raise CheckpointError(
                     f"head.1.weight is for {sizes['n_classes']} classes, and {name} is "
-                    f"{tuple(parts[name][0].shape)}"
+                    f"{tuple(parts[name][0].shape)}",
+                    kind="mismatch",
+                    hint=_AGAIN,
                 )
     if layout in (layouts.MAEST, HUB):
         positions = parts["time_new_pos_embed"][0].shape[-1]
@@ -448,24 +518,32 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
         if name in parts and shapes[name] != tuple(own[name].shape)
     ]
     if problems:
-        hint = ""
+        hint = _AGAIN
         if any(checkpoint.sizes[name] != getattr(model, name) for name in ("embed_dim", "depth")):
             sizes = checkpoint.sizes
             hint = (
-                f"\nThe checkpoint has {sizes['depth']} blocks of {sizes['embed_dim']} channels, "
+                f"The checkpoint has {sizes['depth']} blocks of {sizes['embed_dim']} channels, "
                 f"the network {model.depth} of {model.embed_dim}. If maest.arch or another size "
                 "was given, leave it out (maest.arch=None after a named config): the checkpoint "
-                "knows its own"
+                "knows its own."
             )
         raise CheckpointError(
-            f"{checkpoint.path}: does not fit the network, {layouts.listing(problems)}{hint}"
+            f"does not fit the network, {layouts.listing(problems)}",
+            kind="mismatch",
+            hint=hint,
+            path=checkpoint.path,
         )
     with torch.no_grad():
         for name, tensor in own.items():
             if name in parts:
                 value = torch.cat(parts[name]).float()  # a copy: the parts may be views of a file
                 if not value.sum().isfinite():  # without a temporary of its size
-                    raise CheckpointError(f"{checkpoint.path}: {name} has NaN or infinite values")
+                    raise CheckpointError(
+                        f"{name} has NaN or infinite values",
+                        kind="corrupt",
+                        hint="Use a checkpoint from before the training diverged.",
+                        path=checkpoint.path,
+                    )
             elif tensor.is_meta:
                 value = _fresh(name, tensor.shape)
             else:

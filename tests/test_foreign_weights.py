@@ -335,8 +335,9 @@ def test_passt_without_heads(tmp_path, caplog):
     check_outputs(model, state, logits=False)
     check_fresh(model.state_dict(), *HEAD_0, *LAST)
     assert any("head" in line and "fresh" in line for line in warnings(caplog))
-    with pytest.raises(ValueError, match="n_classes"):
+    with pytest.raises(CheckpointError) as caught:
         get_maest(checkpoint=path)
+    assert (caught.value.kind, caught.value.path) == ("missing", path)
 
 
 @pytest.mark.parametrize("absent", [*LAST, *HEAD_0])
@@ -403,8 +404,8 @@ def test_lightning_weights_and_their_average(tmp_path, raw, averaged):
     average = {name: tensor + 0.01 for name, tensor in average.items()}
     path = tmp_path / "epoch=3.ckpt"
     torch.save(lightning(state | FRONT_END, average | FRONT_END, raw, averaged), path)
-    check_outputs(get_maest(checkpoint=path), state)
-    check_outputs(get_maest(checkpoint=load_checkpoint(path, average=True)), average)
+    check_outputs(get_maest(checkpoint=load_checkpoint(path, average=False)), state)
+    check_outputs(get_maest(checkpoint=path), average)
 
 
 @pytest.mark.parametrize("file", ["w.ckpt", "w.safetensors"])
@@ -412,29 +413,26 @@ def test_lightning_without_an_average(tmp_path, file):
     state = {"net." + name: tensor for name, tensor in maest_state().items()}
     path = write(WRAPPED[file](state), tmp_path / file)
     check_outputs(get_maest(checkpoint=path), maest_state())
-    with pytest.raises(CheckpointError, match="average") as caught:
+    with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path, average=True)
-    assert str(path) in str(caught.value)
+    assert (caught.value.kind, caught.value.path) == ("missing", path)
 
 
 @pytest.mark.parametrize("make", [maest_state, passt_state, deit_state])
 def test_no_average_in_a_flat_file(tmp_path, make):
-    with pytest.raises(CheckpointError, match="average"):
+    with pytest.raises(CheckpointError) as caught:
         load_checkpoint(write(make(), tmp_path / "w.pt"), average=True)
-
-
-def test_no_average_in_a_folder(tmp_path):
-    folder = save_model(tmp_path / "model", get_maest("maest_tiny", n_classes=2, depth=1))
-    with pytest.raises(CheckpointError, match="average"):
-        load_checkpoint(folder, average=True)
+    assert caught.value.kind == "missing"
 
 
 def test_an_average_alone_is_no_raw_weights(tmp_path):
     path = tmp_path / "w.ckpt"
     torch.save({"state_dict": {"net_swa." + n: t for n, t in maest_state().items()}}, path)
-    check_outputs(get_maest(checkpoint=load_checkpoint(path, average=True)), maest_state())
-    with pytest.raises(CheckpointError):
-        load_checkpoint(path)
+    for average in (None, True):
+        check_outputs(get_maest(checkpoint=load_checkpoint(path, average)), maest_state())
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path, average=False)
+    assert caught.value.kind == "missing"
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
@@ -1291,10 +1289,10 @@ def test_objects_are_refused_and_not_run(tmp_path, monkeypatch, kind, place):
         path = tmp_path / f"{legacy}.ckpt"
         torch.save(content, path, _use_new_zipfile_serialization=not legacy)
         RAN.clear()
-        with pytest.raises(CheckpointError, match=r"\.ckpt"):
-            load_checkpoint(path)
-        with pytest.raises(CheckpointError, match=r"\.ckpt"):
-            load_checkpoint(path, average=True)
+        for average in (None, True, False):
+            with pytest.raises(CheckpointError) as caught:
+                load_checkpoint(path, average)
+            assert caught.value.path == path
         assert not RAN
 
 
@@ -1309,8 +1307,9 @@ def test_they_would_run(tmp_path, kind):
 @pytest.mark.parametrize("content", [ValueError("a"), SystemExit("a")], ids=repr)
 def test_exceptions_are_no_plain_containers(tmp_path, content):
     torch.save(maest_state(depth=1) | {"x": content}, tmp_path / "w.pt")
-    with pytest.raises(CheckpointError, match="refused"):
+    with pytest.raises(CheckpointError) as caught:
         load_checkpoint(tmp_path / "w.pt")
+    assert caught.value.kind == "unsupported"
 
 
 @pytest.mark.filterwarnings("ignore:.*TorchScript archive.*")

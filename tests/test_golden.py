@@ -53,7 +53,9 @@ def test_a_model_folder_gives_the_same_embeddings(home):
         np.testing.assert_allclose(found.embeddings[1], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("average", "folder"), [(True, "average"), (False, "raw")])
+@pytest.mark.parametrize(
+    ("average", "folder"), [(None, "average"), (True, "average"), (False, "raw")]
+)
 def test_last_ckpt_gives_its_average_unless_the_raw_weights_are_asked_for(home, average, folder):
     last = home / "exp_logs/1/checkpoints/last.ckpt"
     typed = "" if average is None else f"maest.checkpoint_swa_weights={average}"

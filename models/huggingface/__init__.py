@@ -27,8 +27,8 @@ from models.layouts import (
     HUB_FIXED,
     HUB_PROBLEMS,
     HUB_TYPE,
+    default_hub_labels,
     fingerprint,
-    hub_unnamed,
     write_hub,
 )
 from models.maest import STRIDE, Maest, inference
@@ -78,7 +78,7 @@ def export_huggingface(
     hub = {name: tensor.contiguous() for name, tensor in write_hub(state).items()}
     columns = model.time_new_pos_embed.shape[-1]
     frames = (columns - 1) * STRIDE + PATCH_SIZE
-    labels = model.labels or hub_unnamed(model.n_classes)
+    labels = model.labels or default_hub_labels(model.n_classes)
     # The network that the folder holds: one head on the mean of both tokens.
     sizes = model.sizes() | {"distilled_type": "mean", "target_mean": None, "target_std": None}
     config = {
