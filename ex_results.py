@@ -141,8 +141,7 @@ def print_report(results: dict[str, Any], task: str, folder: Path, model: Path) 
         f"cannot be scored; {results['steps']} steps in {results['seconds']:.0f} s)\n"
         f"learning curve: {folder / 'learning_curve.png'}\n"
         f"per label:      {folder / 'labels.png'}\n"
-        f"model folder:   {model}"
-        + (" (used with its average)" if "swa" in results else "")
+        f"model folder:   {model}" + (" (used with its average)" if "swa" in results else "")
     )
     if results["skipped"]:
         print(f"{len(results['skipped'])} files could not be read, and were skipped: results.json")
