@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from datasets.embeddings import EMBEDDINGS_DIR
 from ex_common import LOG_DIR
 from ex_probe import chosen_folders, read_task
-from ex_probe_report import PREDICTIONS, RESULTS, is_sweep, run_probe
+from ex_probe_report import FEW_TRACKS, PREDICTIONS, RESULTS, finished_probes, is_sweep, run_probe
 from helpers import metrics, plots
 from helpers.bootstrap import interval, resampled_figures
 from helpers.errors import InputError
 from helpers.files import atomic_path, write_json
 from helpers.report import table as markdown_table
-from helpers.settings import listed_names
+from helpers.settings import listed_names, typed_list
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read_run(folder: str | Path) -> Finished:
     folder = Path(folder).expanduser()
     path = folder / PREDICTIONS
     if not path.is_file():
-        raise InputError(_why_none(folder))
+        raise _no_predictions(folder)
     try:
         with np.load(path, allow_pickle=False) as found:
             content = {name: found[name] for name in found.files}
@@ -64,27 +65,29 @@ def read_run(folder: str | Path) -> Finished:
         if targets.shape != shape or outputs.shape[1:] != shape or task not in metrics.SHOWN:
             raise ValueError("its arrays do not fit together")
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}): run that probe again") from None
+        raise InputError(
+            f"cannot be read ({error})", kind="corrupt", path=path, hint="Run that probe again."
+        ) from None
     return Finished(folder, _name(folder), task, keys, targets, outputs, labels)
 
 
-def _why_none(folder: Path) -> str:
+def _no_predictions(folder: Path) -> InputError:
     """What to say of a folder without predictions."""
+    hint = "Give the folders of finished probe runs of ex_tl.py"
+    if probes := finished_probes():
+        hint += f", such as {typed_list('runs', [str(probe) for probe in probes[:3]])}"
+    what, path = "no finished probe run", folder
     if not folder.is_dir():
-        beside = LOG_DIR / folder
-        meant = f" Is {beside} meant?" if (beside / PREDICTIONS).is_file() else ""
-        return f"{folder}: no such folder. Expected that of a finished probe run.{meant}"
-    if is_sweep(folder):
-        return (
-            f"{folder}: is the folder of a sweep, which keeps figures and no predictions. Probe "
-            "the choices to compare each by itself (data.block, data.types, data.reduce); the "
-            "sweep's summary.md has the command for the best one"
-        )
-    return (
-        f"{folder / PREDICTIONS}: no such file. Expected the folder of a probe run of ex_tl.py "
-        f"that has come to its end, such as {LOG_DIR / '4'}: not one that was stopped, nor that of "
-        "another command"
-    )
+        what = "no such folder"
+        if (LOG_DIR / folder / PREDICTIONS).is_file():
+            hint = f"Give {LOG_DIR / folder}"
+    elif is_sweep(folder):
+        what = "is the folder of a sweep, which keeps figures and no predictions"
+        hint = "Probe its choices, each by itself; its summary.md has the command for the best one"
+    else:
+        path = folder / PREDICTIONS
+        what = "no such file: the run was stopped, or is of another command"
+    return InputError(what, kind="missing", path=path, setting="runs", hint=f"{hint}.")
 
 
 def _name(folder: Path) -> str:
@@ -108,22 +111,33 @@ def on_the_same_tracks(runs: list[Finished]) -> list[Finished]:
             own, other = (f"{one.task}, {len(one.labels)} labels" for one in (run, first))
             how = f"{own}; {other}" if own != other else f"{own}, of other names or in other order"
             raise InputError(
-                f"{run.folder} is of another task than {first.folder} ({how}): only runs on the "
-                "same ground truths compare"
+                f"is of another task than {first.folder} ({how})",
+                kind="mismatch",
+                path=run.folder,
+                setting="runs",
+                hint="Give runs on the same ground truths.",
             )
         at = {key: i for i, key in enumerate(run.keys.tolist())}
         if at.keys() != order.keys():
             alone = len(at.keys() ^ order.keys())
             raise InputError(
-                f"{run.folder} and {first.folder} were not tested on the same tracks: {alone} are "
-                "in one of them only. Probe both on the same ground truths, and with features for "
-                "all of their tracks"
+                f"was not tested on the same tracks as {first.folder}: {alone} are in one of them "
+                "only",
+                kind="mismatch",
+                path=run.folder,
+                setting="runs",
+                hint="Probe both on the same ground truths, and with features for all of their "
+                "tracks.",
             )
         rows = [at[key] for key in first.keys.tolist()]
         if not np.array_equal(run.targets[rows], first.targets):
             raise InputError(
-                f"{run.folder} and {first.folder} were tested on the same tracks with other "
-                "labels: the ground truth has changed between them. Run the older one again"
+                f"was tested on the same tracks as {first.folder} with other labels: the ground "
+                "truth has changed between them",
+                kind="mismatch",
+                path=run.folder,
+                setting="runs",
+                hint="Run the older one again.",
             )
         found.append(Finished(run.folder, run.name, run.task, first.keys, first.targets,
                               run.outputs[:, rows], run.labels))  # fmt: skip
@@ -152,19 +166,26 @@ def compare_runs(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     options = config["compare"]
     if not 0 < options["confidence"] < 1:
         raise InputError(
-            f"compare.confidence is {options['confidence']}: expected more than 0, less than 1"
+            f"is {options['confidence']}",
+            setting="compare.confidence",
+            hint="Give more than 0 and less than 1, such as 0.95.",
         )
     wanted, probed = _folders(config["runs"]), _folders(options["embeddings_dirs"])
     if len(wanted) + len(probed) < 2:
         raise InputError(
-            "runs: expected the folders of two finished runs or more, such as "
-            "runs=[exp_logs/4,exp_logs/5], or those of extractions that are still to be probed, as "
-            "compare.embeddings_dirs=[embeddings/mtt/5sec,embeddings/mtt/30sec]"
+            "a comparison is of two runs or more",
+            kind="missing",
+            setting="runs",
+            hint="Give folders of finished runs, such as runs=[exp_logs/4,exp_logs/5], or those of "
+            "extractions that are still to be probed, such as "
+            "compare.embeddings_dirs=[embeddings/mtt/5sec,embeddings/mtt/30sec].",
         )
     for setting, given in (("runs", wanted), ("compare.embeddings_dirs", probed)):
         twice = sorted({one for one in given if given.count(one) > 1})
         if twice:
-            raise InputError(f"{setting} has {twice[0]} twice: give each once")
+            raise InputError(
+                f"has {twice[0]} twice", kind="conflict", setting=setting, hint="Give each once."
+            )
     finished = [read_run(run) for run in wanted]  # what is wrong there is told first
     if probed:
         _check_sources(probed, config)
@@ -212,6 +233,11 @@ def compare_runs(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         f"run's seeds. Differences are to {called[0]}; one whose interval leaves out 0 is marked "
         f"*: other test tracks of this kind would hardly have turned it round.{less}"
     )
+    if len(first.keys) < FEW_TRACKS:
+        note = (
+            f"**Warning.** {len(first.keys)} test tracks are too few to tell runs apart: neither "
+            f"intervals nor marks can be trusted.\n\n{note}"
+        )
     picture = plots.intervals(
         folder / "comparison.png",
         [entry["name"] for entry in found["runs"]],
@@ -233,12 +259,17 @@ def _check_sources(sources: list[str], config: dict[str, Any]) -> None:
     data = config["data"]
     if data["features"] != "embeddings":
         raise InputError(
-            f"data.features={data['features']} has no effect on compare.embeddings_dirs, which "
-            "are embeddings. Run that probe by itself, and give it as one of the runs"
+            "has no effect on compare.embeddings_dirs, which are embeddings",
+            kind="conflict",
+            setting="data.features",
+            hint="Run that probe by itself, and give it as one of the runs.",
         )
     if config["name"] is not None:
         raise InputError(
-            "name has no effect on compare.embeddings_dirs, whose probes are called as they are"
+            "has no effect on compare.embeddings_dirs, whose probes have the names of the folders",
+            kind="conflict",
+            setting="name",
+            hint="Leave it out.",
         )
     task = read_task(config)
     test: list[str] | None = None
@@ -246,14 +277,17 @@ def _check_sources(sources: list[str], config: dict[str, Any]) -> None:
         try:
             folders, _ = chosen_folders(data | {"embeddings_dir": source})
         except InputError as error:
-            text = str(error).replace("data.embeddings_dir", "compare.embeddings_dirs")
-            raise InputError(text) from None
+            if error.setting == EMBEDDINGS_DIR:
+                error.setting = "compare.embeddings_dirs"
+            raise
         own = [k for k in task.keys("test") if all(made.has(k) for made in folders)]
         if test is not None and own != test:
             raise InputError(
                 f"{source} and {sources[0]} have not embeddings of the same tracks of the test "
-                f"split ({len(own)} and {len(test)} of {len(task.keys('test'))}): extract those "
-                "that are missing"
+                f"split ({len(own)} and {len(test)} of {len(task.keys('test'))})",
+                kind="mismatch",
+                setting="compare.embeddings_dirs",
+                hint="Extract those that are missing.",
             )
         test = own
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 import config as settings
 from datasets.datamodule import FeatureDataModule
 from datasets.embeddings import (
+    EMBEDDINGS_DIR,
     EXTRACT_THEM,
     EmbeddingFolder,
     MissingFeature,
@@ -52,6 +53,8 @@ MISSING = ("error", "skip")
 
 # What a probe's figures depend on.
 PACKAGES = ("torch", "pytorch-lightning", "numpy", "scikit-learn")
+
+_THREE_SPLITS = "Give three splits that were made together."
 
 # ---------------------------------------------------------------- the task
 
@@ -102,19 +105,28 @@ def read_task(config: dict[str, Any]) -> Downstream:
         path = data[f"groundtruth_{split}"]
         if path is None:
             raise InputError(
-                f"data.groundtruth_{split} is not set: name a target, such as "
-                "'with target_scores_tl', or give a ground-truth pickle"
+                "is not set",
+                kind="missing",
+                setting=f"data.groundtruth_{split}",
+                hint="Name a target, such as 'with target_scores_tl', or give a ground-truth "
+                "pickle.",
             )
         path = Path(str(path)).expanduser()
         if not path.is_file():
             raise InputError(
-                f"{path}: no such file. Correct data.groundtruth_{split}; a data set's own "
-                "preprocess.py makes its ground truths"
+                "no such file",
+                kind="missing",
+                path=path,
+                setting=f"data.groundtruth_{split}",
+                hint="Correct it; a data set's own preprocess.py makes its ground truths.",
             )
         try:
             found[split] = read_groundtruth(path, task=data["task"])
         except GroundTruthError as error:  # which names the setting of the other experiment
-            raise InputError(str(error).replace("maest.task=", "data.task=")) from None
+            message, hint = (
+                text.replace("maest.task", "data.task") for text in (error.message, error.hint)
+            )
+            raise InputError(message, kind=error.kind, path=error.path, hint=hint) from None
     names = _labels(found)
     check_disjoint(*found.values())
     rows = {split: list(range(len(own))) for split, own in found.items()}
@@ -132,16 +144,20 @@ def _labels(groundtruths: Mapping[str, GroundTruth]) -> list[str]:
     for own in groundtruths.values():
         if own.n_classes != train.n_classes:
             raise InputError(
-                f"{own.path} has {own.n_classes} labels to a track, and {train.path} has "
-                f"{train.n_classes}: they are not of one data set. Give three splits that were "
-                "made together"
+                f"has {own.n_classes} labels to a track, and {train.path} has {train.n_classes}: "
+                "they are not of one data set",
+                kind="mismatch",
+                path=own.path,
+                hint=_THREE_SPLITS,
             )
         others = labels_beside(own)
         if None not in (names, others) and names != others:
             raise InputError(
-                f"{own.path.parent / 'labels.json'} names other labels, or in another order, than "
-                f"{train.path.parent / 'labels.json'}: the splits are not of one data set. Give "
-                "three that were made together"
+                "names other labels, or in another order, than "
+                f"{train.path.parent / 'labels.json'}: the splits are not of one data set",
+                kind="mismatch",
+                path=own.path.parent / "labels.json",
+                hint=_THREE_SPLITS,
             )
     return names or [str(i) for i in range(train.n_classes)]
 
@@ -151,15 +167,21 @@ def check_targets(task: Downstream) -> None:
     targets = {split: task.targets(split) for split in SPLITS}
     left = ", of the tracks that have features" if task.missing() else ""
     if task.task == "multi-label" and not targets["train"].any():
-        path = task.groundtruths["train"].path
-        raise InputError(f"{path}: no track has any label{left}: nothing can be learned")
+        raise InputError(
+            f"no track has any label{left}: nothing can be learned",
+            kind="empty",
+            path=task.groundtruths["train"].path,
+            hint="Give a training split of tracks that have labels.",
+        )
     for split in ("val", "test") * (task.task != "single-label"):
         if not (targets[split] != targets[split][:1]).any():
             same = "value" if task.task == "regression" else "labels"
             raise InputError(
-                f"{task.groundtruths[split].path}: all {len(targets[split])} tracks have the same "
-                f"{same}{left}: there is nothing to score. Give a {split} split of tracks that "
-                "differ"
+                f"all {len(targets[split])} tracks have the same {same}{left}: there is nothing to "
+                "score",
+                kind="empty",
+                path=task.groundtruths[split].path,
+                hint=f"Give a {split} split of tracks that differ.",
             )
 
 
@@ -175,17 +197,22 @@ def digests(task: Downstream) -> dict[str, str]:
 
 
 def embedding_folders(data: dict[str, Any], block: int | str | None) -> list[EmbeddingFolder]:
-    """The folders that ``data`` names, of one block or of ``"all"``; said to be untold if they are.
+    """The folders that ``data`` names, of one block or of ``"all"``; warns where nothing says more.
 
     Raises:
         InputError: there are none, or several to choose from.
     """
     if data["embeddings_dir"] is None:
         raise InputError(
-            "data.embeddings_dir is not set: give the folder that extraction wrote "
-            "(inference.out_dir), or name a target, such as 'with target_scores_tl'"
+            "is not set",
+            kind="missing",
+            setting=EMBEDDINGS_DIR,
+            hint="Give the folder that extraction wrote (inference.out_dir), or name a target, "
+            "such as 'with target_scores_tl'.",
         )
-    found = find_folders(str(data["embeddings_dir"]), data["clip_length"], block)
+    found = find_folders(
+        str(data["embeddings_dir"]), data["clip_length"], block, settings.DEFAULT_BLOCK
+    )
     for made in found:
         if made.settings is None:
             log.warning(
@@ -211,8 +238,11 @@ def numbered_folders(
     found = [made for made in found if made.block is not None and made.block >= 0]
     if not found:
         raise InputError(
-            f"{data['embeddings_dir']}: no embeddings of numbered blocks, which have tokens to "
-            'choose from. Extract them with inference.transformer_block="all"'
+            "no embeddings of numbered blocks, which have tokens to choose from",
+            kind="missing",
+            path=data["embeddings_dir"],
+            setting=EMBEDDINGS_DIR,
+            hint="Extract them with inference.transformer_block=all.",
         )
     if wanted == everything:
         return found
@@ -224,14 +254,18 @@ def numbered_folders(
     known = ", ".join(map(str, there))
     if not numbers:
         raise InputError(
-            f"{setting} is {wanted!r}: expected {everything}, or some of the blocks {known}, such "
-            f"as {setting}=[6,7]"
+            f"is {wanted!r}; expected {everything}, or some of the blocks {known}",
+            setting=setting,
+            hint=f"Give {setting}={everything}, or some of them, such as {setting}=[6,7].",
         )
     missing = ", ".join(map(str, sorted(numbers - there.keys())))
     if missing:
         raise InputError(
-            f"{setting}: no embeddings of {missing}; there are those of {known}, with tokens to "
-            'choose from. Extract the others with inference.transformer_block="all"'
+            f"no embeddings of {missing}; there are those of {known}, with tokens to choose from",
+            kind="missing",
+            setting=setting,
+            path=data["embeddings_dir"],
+            hint="Extract the others with inference.transformer_block=all.",
         )
     return [there[block] for block in sorted(numbers)]
 
@@ -248,9 +282,12 @@ def chosen_folders(data: dict[str, Any]) -> tuple[list[EmbeddingFolder], bool]:
     folders = numbered_folders(data, block, "data.block", MIX)
     if len(folders) == 1:
         raise InputError(
-            f"data.block is {block!r}, and there is block {folders[0].block} alone in "
-            f"{data['embeddings_dir']}: nothing to mix. Give data.block={folders[0].block}, or "
-            'extract more blocks (inference.transformer_block="all")'
+            f"is {block!r}, and there is block {folders[0].block} alone: nothing to mix",
+            kind="conflict",
+            setting="data.block",
+            path=data["embeddings_dir"],
+            hint=f"Give data.block={folders[0].block}, or extract more blocks "
+            "(inference.transformer_block=all).",
         )
     return folders, True
 
@@ -275,13 +312,16 @@ def load_embeddings(
     found = _load(
         *(task, data, folders[0].path, lambda key: read_blocks(folders, key), "embedding"),
         EXTRACT_THEM,
+        folders[0].folder,
     )
     widths = {split: x.shape[1:] for split, x in found.items()}
     if len(set(widths.values())) > 1:
         shown = ", ".join(f"{split} {list(shape)}" for split, shape in widths.items())
         raise InputError(
-            f"embeddings of different widths: {shown}. They are of different models or blocks: "
-            "extract all splits with the same settings"
+            f"embeddings of different widths: {shown}; they are of different models or blocks",
+            kind="mismatch",
+            path=folders[0].folder,
+            hint="Extract all splits with the same settings.",
         )
     return found
 
@@ -289,13 +329,19 @@ def load_embeddings(
 def load_statistics(task: Downstream, data: dict[str, Any]) -> dict[str, np.ndarray]:
     """Split → float32 [N, 192]: mean and deviation of the mel bands; raises the like."""
     if data["base_dir"] is None:
-        raise InputError("data.base_dir is not set: give the folder of the log-mel files")
+        raise InputError(
+            "is not set",
+            kind="missing",
+            setting="data.base_dir",
+            hint="Give the folder of the log-mel files.",
+        )
 
     def find(key: str) -> Path:
         return log_mel_file(str(data["base_dir"]), key)
 
     advice = "Make them with the data set's preprocess.py, or correct data.base_dir"
-    return _load(task, data, find, lambda key: mel_statistics(find(key)), "log-mel file", advice)
+    read, place = (lambda key: mel_statistics(find(key))), data["base_dir"]
+    return _load(task, data, find, read, "log-mel file", advice, place)
 
 
 def _load(
@@ -305,6 +351,7 @@ def _load(
     read: Callable[[str], np.ndarray],
     what: str,
     advice: str,
+    place: str | Path,
 ) -> dict[str, np.ndarray]:
     check_choice("data.missing", data["missing"], MISSING)
     _check_apart(task, find, what)
@@ -312,7 +359,7 @@ def _load(
     for split, own in task.groundtruths.items():
         skip = data["missing"] == "skip"
         found[split], task.rows[split] = load(
-            own.keys, read, split, skip_missing=skip, what=what, advice=advice
+            own.keys, read, split, skip_missing=skip, what=what, advice=advice, place=place
         )
     for split, count in task.missing().items():
         whole = len(task.groundtruths[split])
@@ -333,9 +380,11 @@ def _check_apart(task: Downstream, find: Callable[[str], Path], what: str) -> No
             if path in owner:
                 other, groundtruth = owner[path]
                 raise InputError(
-                    f"{own.path}: {key!r} has the {what} {path}, which is that of {other!r} in "
-                    f"{groundtruth} too: one track under two names. Keep each track once, and in "
-                    "one split, or the scores mean nothing"
+                    f"{key!r} has the {what} {path}, which is that of {other!r} in {groundtruth} "
+                    "too: one track under two names",
+                    kind="conflict",
+                    path=own.path,
+                    hint="Keep each track once, and in one split, or the scores mean nothing.",
                 )
             owner[path] = key, own.path
 
@@ -365,7 +414,12 @@ def load_features(task: Downstream, data: dict[str, Any]) -> Features:
     if data["features"] == "mel_statistics":
         for name in ("types", "reduce"):
             if data[name] != settings.TL["data"][name]:
-                raise InputError(f"data.{name} has no effect on mel_statistics: leave it out")
+                raise InputError(
+                    "has no effect on mel_statistics",
+                    kind="conflict",
+                    setting=f"data.{name}",
+                    hint="Leave it out.",
+                )
         splits = {split: x[:, None] for split, x in load_statistics(task, data).items()}
         return Features(splits, "mel bands, mean and deviation")
     check_types(data["types"], data["reduce"])
@@ -448,20 +502,12 @@ def train_probes(
         callbacks=[_Bar(title)] if title else [],
     )
     data = FeatureDataModule(splits, batch_size, seeds)
-    try:
-        # One thread: products this small gain little from more, and where other work goes on,
-        # threads that share them wait for each other (ten times as long was seen).
-        with one_torch_thread():
-            trainer.fit(bank, data)
-            bank.restore_best()
-            trainer.test(bank, data, verbose=False)
-    except ValueError as error:
-        if "NaN or infinite" not in str(error):
-            raise
-        raise InputError(
-            f"training has diverged: the probe's outputs are no numbers any more in epoch "
-            f"{trainer.current_epoch + 1}. Give a smaller probe.lr (it is {recipe['lr']:g})"
-        ) from None
+    # One thread: products this small gain little from more, and where other work goes on, threads
+    # that share them wait for each other (ten times as long was seen).
+    with one_torch_thread():
+        trainer.fit(bank, data)
+        bank.restore_best()
+        trainer.test(bank, data, verbose=False)
     return bank
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import logging
 import shlex
 import time
 from collections.abc import Sequence
@@ -11,9 +13,12 @@ from typing import Any
 
 import numpy as np
 from safetensors.torch import save_file
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from datasets.embeddings import block_name
-from ex_common import Interrupted
+from ex_common import LOG_DIR, Interrupted
 from ex_probe import (
     PACKAGES,
     Downstream,
@@ -30,17 +35,31 @@ from helpers.failures import valid_utf8
 from helpers.files import atomic_path, write_json
 from helpers.report import machine, versions
 from helpers.report import table as markdown_table
+from helpers.settings import typed_list
 from models.probe import SELECTION, ProbeBank
+
+log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.npz"
 RESULTS = "results.json"
 PROBE_FOLDER = "probe"
 SWEEP = "sweep.json"
+FEW_TRACKS = 30  # in a split of fewer, a figure says little
+RIDGE = "linear probe (ridge regression)"
+_LABELS_SHOWN = 20  # in a summary; labels.csv has them all
 
 
 def is_sweep(folder: Path) -> bool:
     """Whether it is the folder of a sweep, which has figures alone."""
     return (folder / SWEEP).is_file()
+
+
+def finished_probes() -> list[Path]:
+    """The folders of finished probes in ``exp_logs``, the newest first."""
+    found = [path for path in LOG_DIR.glob(f"*/{PROBE_FOLDER}/probe.json") if path.is_file()]
+    found = [path for path in found if not path.parents[1].is_symlink()]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parents[1] for path in found]
 
 
 def run_probe(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -70,18 +89,24 @@ def run_probe(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise Interrupted(message, stop.signal) from None
     name = str(config["name"] or features.name)
     results = summarise(name, bank, task, features, config)
+    for warning in results["warnings"]:
+        log.warning("%s", warning)
     results["seconds"] = time.monotonic() - started
     write_run(folder, results, bank, task, config["data"])
     shown = metrics.SHOWN[task.task]
     chance = ", ".join(f"{results['chance'][m]:.4f}" for m in shown)
     figures = ", ".join(f"{metrics.FIGURE_NAMES[m]} {show(results[m])}" for m in shown)
     left_out = sum(results["missing"].values())
+    simpler = ""
+    if "ridge" in results:
+        ridge = ", ".join(f"{metrics.FIGURE_NAMES[m]} {results['ridge'][m]:.4f}" for m in shown)
+        simpler = f"{RIDGE} on the same tracks: test {ridge}\n"
     print(
         f"{name}: test {figures} over {len(seeds)} seed{'s' * (len(seeds) > 1)} (chance {chance}); "
         f"{results['features']} features, "
         f"{' / '.join(str(n) for n in results['tracks'].values())} tracks"
         f"{f' ({left_out} without features left out)' if left_out else ''}, "
-        f"{len(task.labels)} labels, {results['classes_left_out']} left out\n"
+        f"{len(task.labels)} labels, {results['classes_left_out']} left out\n{simpler}"
         f"per label: {folder / 'labels.csv'}, {folder / 'labels.png'}; all of it: "
         f"{folder / 'summary.md'}"
     )
@@ -118,7 +143,7 @@ def summarise(
         "task": task.task,
         **{m: spread([own.figures[m] for own in found]) for m in shown},
         f"val_{SELECTION[task.task]}": spread(bank.best_figures),
-        "best_epochs": [int(epoch) + 1 for epoch in bank.best_epochs],
+        "best_epochs": bank.best_epochs.tolist(),
         "seeds": bank.seeds,
         metrics.BASELINES[task.task]: {m: constant[m] for m in shown},
         "classes_left_out": found[0].left_out,
@@ -148,6 +173,9 @@ def summarise(
         results["confusion"] = _confusion(targets, bank.outputs).tolist()
     if features.blocks is not None:
         results["mix"] = {"blocks": features.blocks, "weights": mix_weights(bank)}
+    results["warnings"] = _warnings(results, config["probe"]["warmup_epochs"])
+    if results["warnings"]:
+        results["ridge"] = _ridge(task, features)
     return results | {
         "histories": bank.histories,
         "data": dict(config["data"]),
@@ -158,6 +186,38 @@ def summarise(
         "versions": versions(*PACKAGES),
         "machine": machine(),
     }
+
+
+def _warnings(results: dict[str, Any], warmup_epochs: float) -> list[str]:
+    """What makes the figures doubtful, a sentence each."""
+    found = []
+    for split, name, why in (
+        ("val", "validation", "chance may have chosen the best epoch"),
+        ("test", "test", "the figures are uncertain"),
+    ):
+        if (tracks := results["tracks"][split]) < FEW_TRACKS:
+            found.append(f"The {name} split has {tracks} tracks, which is too few: {why}.")
+    early = [str(epoch) for epoch in results["best_epochs"] if epoch <= warmup_epochs]
+    if early:
+        found.append(
+            f"Best epoch {', '.join(early)} is within the warm-up of {warmup_epochs:g} epochs: the "
+            "probe has learned next to nothing."
+        )
+    return found
+
+
+def _ridge(task: Downstream, features: Features) -> dict[str, float]:
+    """Test figures of a linear probe in closed form, which needs no validation split.
+
+    The penalty is the number of features: as if each track's features had length 1, and it 1. Of
+    blocks that are to be mixed it takes the plain mean.
+    """
+    train, test = (features.splits[split].mean(axis=1) for split in ("train", "test"))
+    probe = make_pipeline(StandardScaler(), Ridge(alpha=train.shape[1]))
+    targets = task.targets("test")
+    outputs = probe.fit(train, task.targets("train")).predict(test).reshape(targets.shape)
+    figures = metrics.evaluate(task.task, targets, outputs).figures
+    return {measure: figures[measure] for measure in metrics.SHOWN[task.task]}
 
 
 def _confusion(targets: np.ndarray, outputs: np.ndarray) -> np.ndarray:
@@ -252,8 +312,7 @@ def write_probe(
 
 
 def _draw(folder: Path, results: dict[str, Any]) -> list[Path]:
-    main = metrics.SHOWN[results["task"]][0]
-    per_label = main if main in results["per_label"][0] else "f1"
+    per_label = _label_measure(results)
 
     def column(part: str) -> list[float]:
         rows = results["per_label"]
@@ -268,6 +327,7 @@ def _draw(folder: Path, results: dict[str, Any]) -> list[Path]:
             {name: column("mean")},
             f"{metrics.FIGURE_NAMES[per_label]} on the test split",
             {name: column("std")},
+            [row.get("positives") for row in results["per_label"]],
         ),
         plots.seed_curves(
             folder / "training.png",
@@ -293,7 +353,7 @@ def _draw(folder: Path, results: dict[str, Any]) -> list[Path]:
     return pictures
 
 
-# What stands in the second row of the table
+# What a constant answer is
 _BASELINE_SAYS = {
     "multi-label": "the labels' frequencies among the training tracks, whatever the music",
     "single-label": "the most frequent class among the training tracks, whatever the music",
@@ -319,20 +379,62 @@ def summary(results: dict[str, Any], pictures: Sequence[Path], folder: Path) -> 
     ]
     if task == "multi-label":
         rows.append(["random scores", *(f"{results['chance'][m]:.4f}" for m in shown)])
+    if "ridge" in results:
+        rows.insert(1, [RIDGE, *(f"{results['ridge'][m]:.4f}" for m in shown)])
     lines = [
         f"# {results['name']}",
         "",
         markdown_table(["test split", *(metrics.FIGURE_NAMES[m] for m in shown)], rows),
         "",
-        f"{_figures_say(results)} The second row is what a constant answer gets: "
-        f"{_BASELINE_SAYS[task]}.",
+        f"{_figures_say(results)} The row '{metrics.BASELINES[task].replace('_', ' ')}' is what a "
+        f"constant answer gets: {_BASELINE_SAYS[task]}.",
         "",
+        *(f"**Warning.** {warning}\n" for warning in results["warnings"]),
         *(f"- {fact}" for fact in _facts(results)),
         "",
     ]
     for picture in pictures:
         lines += [_CAPTIONS[picture.stem], "", f"![{picture.stem}]({picture.name})", ""]
+        if picture.stem == "labels":
+            lines += [*_label_table(results), ""]
     return "\n".join([*lines, *_next_steps(results, folder)])
+
+
+def _label_table(results: dict[str, Any]) -> list[str]:
+    """The best labels, with the number of test tracks that have each."""
+    measure = _label_measure(results)
+    rows = sorted(
+        results["per_label"],
+        key=lambda row: row[measure]["mean"] if row[measure] else -np.inf,
+        reverse=True,
+    )
+    counted = ["positives"] * ("positives" in rows[0])
+    cells = [
+        [
+            row["label"].replace("|", "\\|"),
+            *(str(row[name]) for name in counted),
+            show(row[measure]) if row[measure] else _nothing_to_score(row),
+        ]
+        for row in rows[:_LABELS_SHOWN]
+    ]
+    title = f"test {metrics.FIGURE_NAMES[measure]}"
+    more = len(rows) - len(cells)
+    return [
+        markdown_table(["label", *(f"test {name}" for name in counted), title], cells),
+        *(["", f"{more} more labels are in labels.csv."] if more > 0 else []),
+    ]
+
+
+def _nothing_to_score(row: dict[str, Any]) -> str:
+    if "positives" not in row:
+        return "all values are the same"
+    return "no negatives" if row["positives"] else "no positives"
+
+
+def _label_measure(results: dict[str, Any]) -> str:
+    """The figure of each label that is drawn."""
+    main = metrics.SHOWN[results["task"]][0]
+    return main if main in results["per_label"][0] else "f1"
 
 
 def _figures_say(results: dict[str, Any]) -> str:
@@ -390,19 +492,41 @@ def _next_steps(results: dict[str, Any], folder: Path) -> list[str]:
     """Commands that go on from here, and what is in which file."""
     place = shlex.quote(valid_utf8(str(folder)))
     commands = [("the same again", f"python ex_tl.py with {place}/config.json")]
-    if results["extraction"]:
-        line = f"python ex_tl.py predict with probe={place} audio=my/music"
-        commands.append(("the probe on new music", line))
-    line = f"python ex_tl.py compare with runs='[{place},exp_logs/5]'"
-    commands.append(("side by side with another one", line))
+    if other := _comparable(results, folder):
+        line = f"python ex_tl.py compare with {typed_list('runs', [str(folder), str(other)])}"
+        commands.append(("side by side with another one", line))
     width = max(len(line) for _, line in commands)
     return [
         "```sh",
         *(f"{line.ljust(width)}  # {what}" for what, line in commands),
         "```",
         "",
+        *(
+            [
+                "On new music, a file or a folder: "
+                f"`python ex_tl.py predict with probe={place} audio=<music>`.",
+                "",
+            ]
+            if results["extraction"]
+            else []
+        ),
         "Figures of each label: labels.csv. What each seed's probe said of each test track: "
         f"{PREDICTIONS}. All figures, settings and versions: {RESULTS}. The probes themselves: "
         f"{PROBE_FOLDER}/.",
         "",
     ]
+
+
+def _comparable(results: dict[str, Any], folder: Path) -> Path | None:
+    """The newest other probe that was tested on the same tracks."""
+    for other in finished_probes():
+        if other.resolve() == folder.resolve() or not (other / PREDICTIONS).is_file():
+            continue
+        try:
+            found = json.loads((other / RESULTS).read_text("utf-8"))
+            same = all(found[name] == results[name] for name in ("task", "labels", "groundtruths"))
+            if same and not ("test" in found["missing"] or "test" in results["missing"]):
+                return other
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # of another version, or damaged
+    return None

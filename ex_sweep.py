@@ -17,7 +17,6 @@ from datasets.embeddings import (
     REDUCTIONS,
     TOKENS,
     EmbeddingFolder,
-    FeatureError,
     block_name,
     check_types,
     select_tokens,
@@ -28,7 +27,7 @@ from helpers import metrics
 from helpers.errors import InputError
 from helpers.files import TEMPORARY
 from helpers.parallel import cores, run_parallel
-from helpers.settings import listed_names
+from helpers.settings import check_choice, listed_names
 from models.probe import SELECTION, ProbeBank
 
 log = logging.getLogger(__name__)
@@ -81,34 +80,40 @@ def choices_of(config: dict[str, Any]) -> list[tuple[str, str]]:
     """
     options, data, default = config["sweep"], config["data"], settings.TL["data"]
     if data["features"] != "embeddings":
-        raise InputError("data.features: a sweep is over embeddings; leave it out")
+        raise InputError(
+            "a sweep is over embeddings",
+            kind="conflict",
+            setting="data.features",
+            hint="Leave it out.",
+        )
     if data["types"] != default["types"]:
         raise InputError(
-            f"data.types has no effect on a sweep: write sweep.tokens=[{data['types']}]"
+            "has no effect on a sweep",
+            kind="conflict",
+            setting="data.types",
+            hint=f"Give sweep.tokens=[{data['types']}].",
         )
     if not (data["block"] is None or isinstance(data["block"], int)):
         raise InputError(
-            f"data.block={data['block']} has no effect on a sweep, which mixes the blocks anyhow: "
-            "write sweep.blocks=[6,7] for some of them"
+            "has no effect on a sweep, which mixes the blocks in any case",
+            kind="conflict",
+            setting="data.block",
+            hint="Give sweep.blocks=[6,7] for some of them.",
         )
     reductions = listed_names(options["reduce"] or [data["reduce"]])
     tokens = listed_names(options["tokens"])
     if not tokens or not reductions:
-        name = "reduce" if tokens else "tokens"
         raise InputError(
-            f"sweep.{name} is empty: expected one choice or more, such as sweep.tokens=[c,cdt]"
+            "is empty",
+            kind="empty",
+            setting=f"sweep.{'reduce' if tokens else 'tokens'}",
+            hint="Give one choice or more, such as sweep.tokens=[c,cdt] sweep.reduce=[mean,stack].",
         )
     found: dict[tuple[str, str], None] = {}
     for reduce in reductions:
-        if reduce not in REDUCTIONS:
-            raise InputError(
-                f"sweep.reduce has {reduce!r}: expected some of {', '.join(REDUCTIONS)}"
-            )
+        check_choice("sweep.reduce", reduce, REDUCTIONS)
         for types in tokens:
-            try:
-                check_types(types, reduce)
-            except FeatureError as error:
-                raise InputError(str(error).replace("data.types is", "sweep.tokens has")) from None
+            check_types(types, reduce, "sweep.tokens")
             if reduce == "mean":  # of which the order makes no difference
                 types = "".join(token for token in TOKENS if token in types)
             found[types, "mean" if len(types) == 1 else reduce] = None
@@ -231,7 +236,7 @@ def figures_of(cells: Sequence[Cell], bank: ProbeBank, task: Downstream) -> list
             "name": cell.name,
             "tokens": cell.tokens,
             f"val_{SELECTION[task.task]}": spread(bank.best_figures[list(own)]),
-            "best_epochs": [int(bank.best_epochs[k]) + 1 for k in own],
+            "best_epochs": [int(bank.best_epochs[k]) for k in own],
             **{m: spread([score[m] for score in scores]) for m in shown},
         }
         if bank.n_blocks is not None:

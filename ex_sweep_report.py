@@ -154,18 +154,28 @@ def _earlier(
         same_blocks, seconds = found["blocks"] == blocks, float(found["seconds"])
     except FileNotFoundError:
         raise InputError(
-            f"{path}: no such file. Expected the folder of a sweep, such as "
-            "sweep.resume=exp_logs/4; or leave sweep.resume out"
+            "no such file",
+            kind="missing",
+            path=path,
+            setting="sweep.resume",
+            hint="Give the folder of a sweep, such as sweep.resume=exp_logs/4, or leave it out.",
         ) from None
     except (ValueError, KeyError, TypeError):
         raise InputError(
-            f"{path}: no results of a sweep. Give another folder, or leave sweep.resume out"
+            "holds no results of a sweep",
+            kind="corrupt",
+            path=path,
+            setting="sweep.resume",
+            hint="Give another folder, or leave it out.",
         ) from None
     differ = _differences(was, json.loads(to_json(made_of)))
     if differ:
         raise InputError(
-            f"{path}: that sweep was of other settings ({'; '.join(differ)}). Give the same ones, "
-            "or leave sweep.resume out"
+            f"that sweep was of other settings: {'; '.join(differ)}",
+            kind="mismatch",
+            path=path,
+            setting="sweep.resume",
+            hint="Give the same ones, or leave sweep.resume out.",
         )
     kept = [(c.block, c.types, c.reduce) for c in wanted if c.block != MIX or same_blocks]
     return [cells[own] for own in kept if own in cells], seconds

@@ -21,11 +21,19 @@ from helpers.errors import InputError
 from helpers.manifest import MANIFEST, read_manifest
 from helpers.melspectrogram import NORM_MEAN, NORM_STD
 from helpers.parallel import in_order
+from helpers.patches import pooled_file
+from helpers.settings import check_choice
 
 TOKENS = "cdt"  # order on disk: cls, dist, average of all others
 REDUCTIONS = ("mean", "stack")
+EMBEDDINGS_DIR = "data.embeddings_dir"  # the setting that names the folder
 # What to do where many tracks have none
-EXTRACT_THEM = "Extract them (ex_maest.py extract_embeddings), or correct data.embeddings_dir"
+EXTRACT_THEM = f"Extract them (ex_maest.py extract_embeddings), or correct {EMBEDDINGS_DIR}"
+_AGAIN = "Extract it again: extraction makes damaged files again."
+_EXTRACT_FIRST = (
+    "Extract embeddings first (ex_maest.py extract_embeddings with target_<name>), or give their "
+    "folder."
+)
 _SUFFIX = ".embeddings.npy"
 _LEVEL = re.compile(r"(\d+(?:\.\d+)?)sec")
 
@@ -44,12 +52,8 @@ _SAME = (
 )
 
 
-class FeatureError(InputError):
-    """Embeddings that are missing, or not what they should be."""
-
-
-class MissingFeature(FeatureError):
-    """A track without an embedding."""
+class MissingFeature(InputError):
+    """A track without a file of features."""
 
 
 def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray:
@@ -62,13 +66,15 @@ def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray
         reduce: "mean" over the tokens → [..., D], or "stack" them → [..., len(types) · D].
 
     Raises:
-        FeatureError: there are no tokens to choose from.
+        InputError: there are no tokens to choose from.
     """
     if embeddings.shape[-2] == 1:
         if types != "c" or reduce != "mean":
-            raise FeatureError(
-                "these are embeddings after the final norm, without tokens to choose from: leave "
-                "data.types and data.reduce out, or extract a block's embeddings"
+            raise InputError(
+                "embeddings after the final norm have no tokens to choose from",
+                kind="conflict",
+                setting="data.types",
+                hint="Leave data.types and data.reduce out, or extract a block's embeddings.",
             )
         return embeddings[..., 0, :]
     chosen = embeddings[..., [TOKENS.index(token) for token in types], :]
@@ -77,33 +83,39 @@ def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray
     return chosen.reshape(*chosen.shape[:-2], -1)
 
 
-def check_types(types: str, reduce: str) -> None:
-    """Raise FeatureError for tokens or a reduction that do not exist."""
+def check_types(types: str, reduce: str, setting: str = "data.types") -> None:
+    """Raise InputError for tokens, which ``setting`` gives, or a reduction that do not exist."""
     known = isinstance(types, str) and set(types) <= set(TOKENS)
     if not (known and types and len(set(types)) == len(types)):
-        raise FeatureError(
-            f'data.types is {types!r}: expected some of "c" (cls), "d" (dist) and "t" (average of '
-            'the other tokens), each at most once, such as "c" or "cdt"'
+        raise InputError(
+            f"{types!r} is no choice of tokens",
+            setting=setting,
+            hint='Give some of "c" (cls), "d" (dist) and "t" (average of the other tokens), each '
+            'at most once, such as "c" or "cdt".',
         )
-    if reduce not in REDUCTIONS:
-        raise FeatureError(f"data.reduce is {reduce!r}: expected one of {', '.join(REDUCTIONS)}")
+    check_choice("data.reduce", reduce, REDUCTIONS)
 
 
 def read_tokens(path: Path) -> np.ndarray:
     """Read one track's embedding: float32 [3, D], or [1, D] of one after the final norm.
 
-    The file holds [3, D] or [D]; or, for single patches, [patches, 3, D] or [patches, 1, D]: their
-    plain mean is taken.
+    The file holds [3, D] or [D]; or, for single patches, [patches, 3, D] or [patches, 1, D]: they
+    are pooled as extraction pools them (`helpers.patches.pooled_file`).
 
     Raises:
-        FeatureError: naming the file, if it is missing or damaged, or holds something else.
+        InputError: naming the file, if it is missing or damaged, or holds something else.
     """
     try:
         found = load_array(path)
     except FileNotFoundError:
-        raise MissingFeature(f"{path}: no such file") from None
+        raise _missing(path) from None
     except Exception as error:  # what a damaged header says may end in any, MemoryError among them
-        raise FeatureError(f"{path}: cannot be read ({error}); extract it again") from None
+        raise InputError(
+            f"cannot be read ({' '.join(str(error).split())})",
+            kind="corrupt",
+            path=path,
+            hint=_AGAIN,
+        ) from None
     embedding = found[None] if found.ndim == 1 else found
     if (
         embedding.ndim not in (2, 3)
@@ -111,16 +123,26 @@ def read_tokens(path: Path) -> np.ndarray:
         or not embedding.size
         or not np.issubdtype(embedding.dtype, np.floating)
     ):
-        raise FeatureError(
-            f"{path}: has {found.dtype} {list(found.shape)}, expected floats [3, D] or [D]"
+        raise InputError(
+            f"has {found.dtype} {list(found.shape)}, expected floats [3, D] or [D]",
+            path=path,
+            hint="Give embeddings as ex_maest.py extract_embeddings writes them.",
         )
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
-        embedding = embedding.astype(np.float32, copy=False)
         if embedding.ndim == 3:
-            embedding = embedding.mean(axis=0)
+            embedding = pooled_file(embedding, path)
+        embedding = embedding.astype(np.float32, copy=False)
     if not np.isfinite(embedding).all():
-        raise FeatureError(f"{path}: has NaN or infinite values; extract it again")
+        raise InputError(
+            "has NaN or infinite values",
+            path=path,
+            hint="Extract it again, with trainer.precision=32-true.",
+        )
     return embedding
+
+
+def _missing(path: Path) -> MissingFeature:
+    return MissingFeature("no such file", kind="missing", path=path, hint=f"{EXTRACT_THEM}.")
 
 
 def mel_statistics(path: Path) -> np.ndarray:
@@ -169,6 +191,13 @@ class EmbeddingFolder:
         """What people call it."""
         return block_name(self.block) if self.block is not None else str(self.folder)
 
+    @property
+    def model(self) -> str:
+        """Its model: where it was, and the start of its hash."""
+        made_by = self.made_by or {}
+        name = made_by.get("checkpoint") or made_by.get("arch") or "of unknown place"
+        return f"{name} ({str((self.settings or {}).get('model'))[:12]})"
+
     @functools.cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         """A name without its suffix → names of tracks whose embeddings are there."""
@@ -189,7 +218,7 @@ class EmbeddingFolder:
 
         Raises:
             MissingFeature: there is none.
-            FeatureError: there are several, of audio files that differ in their suffix only.
+            InputError: there are several, of audio files that differ in their suffix only.
         """
         exact = self.folder / f"{key}{_SUFFIX}"
         if exact.is_file():
@@ -198,16 +227,18 @@ class EmbeddingFolder:
         if mel_key(key) != key:
             others = [name for name in others if mel_key(name) == name]
         if not others:
-            raise MissingFeature(f"{exact}: no such file")
+            raise _missing(exact)
         if len(others) > 1:
-            raise FeatureError(
-                f"{self.folder}: {key!r} may be any of {', '.join(map(repr, sorted(others)))}: "
-                "name tracks as the embeddings are named, or remove the others"
+            raise InputError(
+                f"{key!r} may be any of {', '.join(map(repr, sorted(others)))}",
+                kind="conflict",
+                path=self.folder,
+                hint="Name tracks as the embeddings are named, or remove the others.",
             )
         return self.folder / f"{others[0]}{_SUFFIX}"
 
     def has(self, key: str) -> bool:
-        """Whether :meth:`path` finds a file; raises FeatureError where it finds several."""
+        """Whether :meth:`path` finds a file; raises InputError where it finds several."""
         try:
             self.path(key)
         except MissingFeature:
@@ -237,7 +268,10 @@ def _stem(track: str) -> str:
 
 
 def find_folders(
-    folder: str | Path, clip_length: float | None = None, block: int | str | None = None
+    folder: str | Path,
+    clip_length: float | None = None,
+    block: int | str | None = None,
+    default: int | None = None,
 ) -> list[EmbeddingFolder]:
     """The embeddings in what extraction was told as ``inference.out_dir``, or a folder within it.
 
@@ -245,27 +279,36 @@ def find_folders(
         folder: ``<out_dir>``, ``<out_dir>/<seconds>sec``, or a block's folder there; the other
             two must not contradict it.
         clip_length: seconds of the patches, where there are embeddings of several lengths.
-        block: one block (-1: after the final norm), "all", or None: the only one there is.
+        block: one block (-1: after the final norm), "all", or None: the only one there is, or else
+            the default one.
+        default: the number of that one.
 
     Returns:
         one for each block, in their order.
 
     Raises:
-        FeatureError: there are none, several to choose from, or of several models.
+        InputError: there are none, several to choose from, or of several models.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise FeatureError(
-            f"{folder}: no such folder. Extract embeddings first (ex_maest.py extract_embeddings "
-            "with target_<name>), or correct data.embeddings_dir"
+        raise InputError(
+            "no such folder",
+            kind="missing",
+            path=folder,
+            setting=EMBEDDINGS_DIR,
+            hint=_EXTRACT_FIRST,
         )
     own = _as_block(folder)
     if own is not None:
         _check_seconds(own, clip_length)
         if block not in (None, "all") and own.block not in (None, block):
-            raise FeatureError(
-                f"{folder}: holds embeddings of block {own.name}, and data.block asks for "
-                f"{block_name(block)}: give data.block={own.block} with it, or the folder above"
+            raise InputError(
+                f"holds embeddings of block {own.name}, and data.block asks for "
+                f"{block_name(block)}",
+                kind="conflict",
+                path=folder,
+                setting=EMBEDDINGS_DIR,
+                hint=f"Give data.block={own.block} with it, or the folder above.",
             )
         return [own]
     level = _choose_level(folder, clip_length)
@@ -273,32 +316,43 @@ def find_folders(
     found.sort(key=lambda made: (made.block is None, made.block == -1, made.block or 0))
     for one, other in itertools.pairwise(found):
         if one.block == other.block and one.block is not None:
-            raise FeatureError(
-                f"{one.folder} and {other.folder} both hold embeddings of block {one.name}: remove "
-                "one of them"
+            raise InputError(
+                f"{one.folder.name} and {other.folder.name} both hold embeddings of block "
+                f"{one.name}",
+                kind="conflict",
+                path=level,
+                hint="Remove one of them.",
             )
     _check_seconds(found[0], clip_length)
-    names = ", ".join(made.name for made in found)
-    if block is None and len(found) > 1:
-        raise FeatureError(f"{level}: has the blocks {names}: choose one, as data.block=7")
-    if block not in (None, "all"):
-        chosen = [made for made in found if made.block == block]
-        if not chosen:
-            raise FeatureError(
-                f"{level}: no embeddings of block {block_name(block)}; there are {names}. Choose "
-                "one (data.block), or extract it (inference.transformer_block)"
-            )
-        found = chosen
-    check_one_model(found)
-    return found
+    if block == "all" or (block is None and len(found) == 1):
+        check_one_model(found)
+        return found
+    wanted = default if block is None else block
+    chosen = [made for made in found if made.block == wanted]
+    if wanted is None or not chosen:
+        names = ", ".join(made.name for made in found)
+        lacking = "" if wanted is None else f"no embeddings of block {block_name(wanted)}; "
+        raise InputError(
+            f"{lacking}there are those of {names}",
+            kind="missing",
+            path=level,
+            setting="data.block",
+            hint=f"Choose one of these, such as data.block={found[-1].block}, or extract another "
+            "one (inference.transformer_block).",
+        )
+    return chosen
 
 
 def _check_seconds(made: EmbeddingFolder, clip_length: float | None) -> None:
     if clip_length is None or made.seconds is None or _near(made.seconds, clip_length):
         return
-    raise FeatureError(
-        f"{made.folder}: embeddings of patches of {made.seconds:g} s, and data.clip_length asks "
-        f"for {clip_length:g}: leave it out, or correct data.embeddings_dir"
+    raise InputError(
+        f"embeddings of patches of {made.seconds:g} s, and data.clip_length asks for "
+        f"{clip_length:g}",
+        kind="conflict",
+        path=made.folder,
+        setting=EMBEDDINGS_DIR,
+        hint="Leave data.clip_length out, or give another folder.",
     )
 
 
@@ -308,17 +362,21 @@ def _near(seconds: float, clip_length: float) -> bool:
 
 
 def check_one_model(folders: Sequence[EmbeddingFolder]) -> None:
-    """Raise FeatureError if embeddings were made by several models, or cut in several ways."""
+    """Raise InputError if embeddings were made by several models, or cut in several ways."""
     told = [made for made in folders if made.settings is not None]
     for other in told[1:]:
         for name in _SAME:
             values = [made.settings.get(name) for made in (told[0], other)]
             if values[0] != values[1]:
-                short = [str(value)[:12] if name == "model" else value for value in values]
-                raise FeatureError(
-                    f"{told[0].folder} and {other.folder} were made differently: {name} {short[0]} "
-                    f"and {short[1]}. Extract all blocks in one run "
-                    '(inference.transformer_block="all" inference.overwrite=True)'
+                if name == "model":
+                    values = [made.model for made in (told[0], other)]
+                raise InputError(
+                    f"{told[0].folder} and {other.folder} were made differently: {name} "
+                    f"{values[0]} and {values[1]}",
+                    kind="mismatch",
+                    setting=EMBEDDINGS_DIR,
+                    hint="Extract each model into a folder of its own (inference.out_dir), all its "
+                    "blocks in one run (inference.transformer_block=all).",
                 )
 
 
@@ -328,8 +386,13 @@ def _as_block(folder: Path) -> EmbeddingFolder | None:
         return None
     try:
         manifest = read_manifest(folder)
-    except (InputError, OSError) as error:
-        raise FeatureError(str(error)) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})",
+            kind="access",
+            path=folder / MANIFEST,
+            hint="Make it readable, or give another folder of embeddings.",
+        ) from None
     if manifest is not None:
         kind = manifest["settings"].get("kind")
         if kind != "embeddings":
@@ -355,23 +418,34 @@ def _choose_level(folder: Path, clip_length: float | None) -> Path:
     levels = [own for own in _levels(folder) if any(_as_block(path) for path in own[1].iterdir())]
     if not levels and any(_as_block(path) for path in folder.iterdir()):
         return folder
+    names = ", ".join(path.name for _, path in levels)
     if clip_length is not None and levels:
         nearest, path = min(levels, key=lambda own: abs(own[0] - clip_length))
         if not _near(nearest, clip_length):
-            raise FeatureError(
-                f"{folder}: no embeddings of patches of {clip_length:g} s, which "
-                f"data.clip_length asks for; there are {', '.join(path.name for _, path in levels)}"
+            raise InputError(
+                f"no embeddings of patches of {clip_length:g} s; there are {names}",
+                kind="missing",
+                path=folder,
+                setting="data.clip_length",
+                hint=f"Give data.clip_length={nearest:g}, or extract with "
+                f"datamodule.clip_length={clip_length:g}.",
             )
         return path
     if not levels:
-        raise FeatureError(
-            f"{folder}: no embeddings in it. Extract some (ex_maest.py extract_embeddings with "
-            "target_<name>), or correct data.embeddings_dir"
+        raise InputError(
+            "no embeddings in it",
+            kind="empty",
+            path=folder,
+            setting=EMBEDDINGS_DIR,
+            hint=_EXTRACT_FIRST,
         )
     if len(levels) > 1:
-        raise FeatureError(
-            f"{folder}: has {', '.join(path.name for _, path in levels)}: choose one, as "
-            f"data.clip_length={levels[0][0]:g}"
+        raise InputError(
+            f"has embeddings of several patch lengths: {names}",
+            kind="conflict",
+            path=folder,
+            setting=EMBEDDINGS_DIR,
+            hint=f"Choose one, such as data.clip_length={levels[0][0]:g}.",
         )
     return levels[0][1]
 
@@ -383,14 +457,17 @@ def read_blocks(folders: Sequence[EmbeddingFolder], key: str) -> np.ndarray:
     """A track's embeddings of L blocks: float32 [L, 3, D], or [L, 1, D] after the final norm.
 
     Raises:
-        FeatureError: as :meth:`EmbeddingFolder.tokens`; or the blocks' are of different widths.
+        InputError: as :meth:`EmbeddingFolder.tokens`; or the blocks' are of different widths.
     """
     found = [made.tokens(key) for made in folders]
     for made, tokens in zip(folders, found, strict=True):
         if tokens.shape != found[0].shape:
-            raise FeatureError(
-                f"{made.path(key)}: an embedding of {list(tokens.shape)}, and that in "
-                f"{folders[0].folder} is of {list(found[0].shape)}: embeddings of different models"
+            raise InputError(
+                f"an embedding of {list(tokens.shape)}, and that in {folders[0].folder} is of "
+                f"{list(found[0].shape)}: embeddings of different models",
+                kind="mismatch",
+                path=made.path(key),
+                hint="Extract all blocks in one run (inference.transformer_block=all).",
             )
     return np.stack(found)
 
@@ -403,6 +480,7 @@ def load(
     skip_missing: bool = False,
     what: str = "embedding",
     advice: str = EXTRACT_THEM,
+    place: str | Path | None = None,
 ) -> tuple[np.ndarray, list[int]]:
     """Read something of many tracks.
 
@@ -412,13 +490,14 @@ def load(
         name: of the split, for messages.
         skip_missing: whether tracks without any are left out, rather than refused.
         what: what is read, for messages.
-        advice: what to do where many have none.
+        advice: what to do where many have none, without a full stop.
+        place: where it is looked for, for messages.
 
     Returns:
         float32 [N, ...], and the N numbers of the keys that it is of.
 
     Raises:
-        FeatureError: counting the tracks that have none, or naming the first of another shape.
+        InputError: counting the tracks that have none, or naming the first of another shape.
     """
 
     def attempt(key: str) -> np.ndarray | MissingFeature:
@@ -432,25 +511,36 @@ def load(
     present: list[int] = []
     for i, found in enumerate(in_order(attempt, keys, None, f"{name}: {what}s")):
         if isinstance(found, MissingFeature):
-            missing.append(str(found))
+            missing.append(str(found.path))
             continue
         if everything is None:
             everything = np.empty((len(keys), *found.shape), np.float32)
         if found.shape != everything.shape[1:]:
-            raise FeatureError(
+            raise InputError(
                 f"{keys[i]}: {what} of {list(found.shape)}, and the tracks before it have "
                 f"{list(everything.shape[1:])}: embeddings of different models or blocks in one "
-                "folder"
+                "folder",
+                kind="mismatch",
+                path=place,
+                hint="Extract all tracks with the same settings, into an empty folder.",
             )
         everything[len(present)] = found
         present.append(i)
     if not keys:
-        raise FeatureError(f"the {name} split has no tracks")
+        raise InputError(
+            f"the {name} split has no tracks",
+            kind="empty",
+            setting=f"data.groundtruth_{name}",
+            hint="Give another ground truth.",
+        )
     if missing and (not skip_missing or everything is None):
         skip = ", or leave those tracks out: data.missing=skip" if everything is not None else ""
-        raise FeatureError(
-            f"{len(missing)} of {len(keys)} tracks of the {name} split have no {what}; the "
-            f"first: {missing[0]}. {advice}{skip}"
+        raise InputError(
+            f"{len(missing)} of {len(keys)} tracks of the {name} split have no {what}; the first: "
+            f"{missing[0]}",
+            kind="missing",
+            path=place,
+            hint=f"{advice}{skip}.",
         )
     return everything[: len(present)], present
 
@@ -463,5 +553,10 @@ def log_mel_file(base_dir: str | Path, key: str) -> Path:
     """
     path = mel_path(base_dir, key)
     if not path.is_file():
-        raise MissingFeature(f"{path}: no such file (nor with .mmap or .npy added)")
+        raise MissingFeature(
+            "no such file (nor with .mmap or .npy added)",
+            kind="missing",
+            path=path,
+            hint="Make the log-mel file (datasets/preprocess.py), or correct data.base_dir.",
+        )
     return path

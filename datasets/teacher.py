@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from helpers.arrays import load_array
-from helpers.errors import InputError
+from helpers.errors import InputError, Kind
+from helpers.patches import pooled_file
 
 _SUFFIX = ".logits.npy"  # added to a key
-_EXTRACT = (
-    "make them with `python ex_maest.py extract_logits with maest.checkpoint=<the teacher>`, a "
-    "model of the same labels, on the training tracks"
+_HINT = (
+    "Make the logits with `python ex_maest.py extract_logits with maest.checkpoint=<the teacher>`, "
+    "a model of the same labels, on the training tracks; that makes damaged files again."
 )
 
 
@@ -33,9 +34,12 @@ def check_teacher_files(folder: str | Path, keys: Sequence[str]) -> None:
     if missing:
         some = ", ".join(f"{key}{_SUFFIX}" for key in missing[:3])
         raise TeacherFileError(
-            f"{folder}: {len(missing)} of {len(keys)} training tracks have no logits of the "
-            f"teacher ({some}{', ...' * (len(missing) > 3)}). Check datamodule.teacher_dir, or "
-            f"{_EXTRACT}"
+            f"{len(missing)} of {len(keys)} training tracks have no logits of the teacher "
+            f"({some}{', ...' * (len(missing) > 3)})",
+            kind="missing",
+            path=folder,
+            setting="datamodule.teacher_dir",
+            hint=_HINT,
         )
 
 
@@ -48,29 +52,32 @@ def read_teacher_logits(folder: str | Path, key: str, n_classes: int) -> np.ndar
         n_classes: C.
 
     Returns:
-        float32 [C]; of a file of [patches, C], the mean over patches.
+        float32 [C]; of a file of [patches, C], the mean over patches, as extraction weights them.
 
     Raises:
         TeacherFileError: there is no such file, it holds no floats of that shape, or a NaN.
     """
     path = Path(folder) / f"{key}{_SUFFIX}"
+
+    def error(kind: Kind, message: str, hint: str = _HINT, path: Path = path) -> TeacherFileError:
+        return TeacherFileError(message, kind=kind, path=path, hint=hint)
+
     try:
         logits = load_array(path)
     except FileNotFoundError:
-        raise TeacherFileError(
-            f"{path}: no such file. Check datamodule.teacher_dir, or {_EXTRACT}"
-        ) from None
-    except (OSError, ValueError, EOFError) as error:
-        raise TeacherFileError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}); {_EXTRACT}"
-        ) from None
+        raise error("missing", "no such file") from None
+    except (OSError, ValueError, EOFError) as fault:
+        raise error("corrupt", f"cannot be read ({' '.join(str(fault).split())})") from None
     fits = logits.dtype.kind == "f" and logits.ndim in (1, 2) and len(logits) > 0
     if not fits or logits.shape[-1] != n_classes:
-        found = f"{logits.dtype} {logits.shape}"
-        raise TeacherFileError(
-            f"{path}: holds {found}; expected floats [{n_classes}] or [patches, {n_classes}], the "
-            f"labels of the ground truth; {_EXTRACT}"
+        raise error(
+            "mismatch",
+            f"holds {logits.dtype} {logits.shape}; expected floats [{n_classes}] or [patches, "
+            f"{n_classes}], the labels of the ground truth",
         )
     if not np.isfinite(logits).all():
-        raise TeacherFileError(f"{path}: NaN or infinite values; {_EXTRACT}")
-    return np.atleast_2d(logits).mean(axis=0, dtype=np.float64).astype(np.float32)
+        raise error("invalid", "NaN or infinite values")
+    try:
+        return pooled_file(np.atleast_2d(logits), path)
+    except InputError as fault:
+        raise error(fault.kind, fault.message, fault.hint, fault.path) from None

@@ -153,3 +153,30 @@ def read_times(path: str | Path) -> np.ndarray:
             path=path,
         )
     return np.array(times)
+
+
+def pooled_file(values: np.ndarray, path: Path) -> np.ndarray:
+    """The mean over the patches of a track's file, as extraction itself pools them.
+
+    Args:
+        values: float [P, ...], what the file holds.
+        path: ``<key>.embeddings.npy`` or ``<key>.logits.npy``; ``<key>.times.csv`` is beside it.
+
+    Returns:
+        float32 [...].
+
+    Raises:
+        InputError: there are no times, or those of other patches.
+    """
+    if len(values) == 1:
+        return values[0].astype(np.float32)
+    table = path.with_suffix("").with_suffix(".times.csv")
+    weights = weights_of(read_times(table))
+    if len(weights) != len(values):
+        raise InputError(
+            f"has the times of {len(weights)} patches, and {path.name} holds {len(values)}",
+            kind="mismatch",
+            hint="Delete both, and extract this track again.",
+            path=table,
+        )
+    return pooled(values, weights)

@@ -84,6 +84,7 @@ def label_bars(
     series: Mapping[str, Sequence[float]],
     title: str,
     errors: Mapping[str, Sequence[float]] | None = None,
+    positives: Sequence[int | None] | None = None,
 ) -> Path:
     """Draw horizontal bars for each label, one colour a series; NaN leaves a gap.
 
@@ -94,7 +95,9 @@ def label_bars(
             values (of R²) are drawn down to -1, and cut off there.
         title: of the figure.
         errors: C standard deviations for some of the series.
+        positives: how many tracks have each label; written beside its name.
     """
+    counts = positives if positives is not None else [None] * len(labels)
     first = np.nan_to_num(np.asarray(next(iter(series.values())), dtype=float), nan=-np.inf)
     order = np.argsort(first)
     height = 0.8 / len(series)
@@ -110,7 +113,7 @@ def label_bars(
             xerr=None if spread is None else np.asarray(spread, dtype=float)[order],
             label=name,
         )
-    axes.set_yticks(at, [_drawable(labels[i], _LONGEST_LABEL) for i in order])
+    axes.set_yticks(at, [_with_count(labels[i], counts[i]) for i in order])
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
     axes.set_xlim(_lowest(np.concatenate([np.asarray(v, dtype=float) for v in series.values()])), 1)
@@ -118,6 +121,11 @@ def label_bars(
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right")
     return save_figure(figure, path)
+
+
+def _with_count(label: str, positives: int | None) -> str:
+    name = _drawable(label, _LONGEST_LABEL)
+    return name if positives is None else f"{name} ({positives or 'no positives'})"
 
 
 # ---- activations over time -----------------------------------------------------------------------
@@ -142,7 +150,8 @@ def seed_curves(
 
     Args:
         path: the PNG file.
-        histories: rows of figures of each seed: ``epoch``, ``train_loss``, ``val_<monitor>``.
+        histories: rows of figures of each seed: ``epoch`` (from 1), ``train_loss``,
+            ``val_<monitor>``.
         monitor: the figure in the right panel.
         best_epochs: of each seed, from 1.
         names: of the seeds; a legend has them where they are few.
@@ -150,7 +159,7 @@ def seed_curves(
     figure = Figure(figsize=(11, 4))
     left, right = figure.subplots(1, 2)
     for rows, best, name in zip(histories, best_epochs, names, strict=True):
-        epochs = [row["epoch"] + 1 for row in rows]
+        epochs = [row["epoch"] for row in rows]
         left.plot(epochs, [row.get("train_loss", np.nan) for row in rows], lw=1)
         values = [row[f"val_{monitor}"] for row in rows]
         (line,) = right.plot(epochs, values, lw=1, label=name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -115,11 +117,26 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 
 def listed(value: Any) -> list[Any]:
-    """A setting that may be one thing or a list; ``[a,b]`` is typed without quotes, too."""
+    """A setting that may be one thing or a list; ``[a,b]`` is typed without quotes, too.
+
+    A comma within quotes or within inner brackets is part of a name.
+    """
     if isinstance(value, str):
-        parts = (part.strip(" '\"") for part in value.strip("[]() ").split(","))
+        value = value.strip()
+        if value[:1] + value[-1:] in ("[]", "()"):
+            value = value[1:-1]
+        parts = (part.strip(" '\"") for part in _LISTED.findall(value))
         return [part for part in parts if part]
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+_LISTED = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|\([^)]*\)|[^,])+""")
+
+
+def typed_list(setting: str, values: Sequence[str]) -> str:
+    """``setting=[a,b]`` as it is typed in a shell, for names that :func:`listed` reads back."""
+    quoted = (f'"{value}"' if set(value) & set(",'()[] ") else value for value in values)
+    return shlex.quote(f"{setting}=[{','.join(quoted)}]")
 
 
 def listed_names(value: Any) -> list[str]:

@@ -109,7 +109,7 @@ class ProbeBank(pl.LightningModule):
         scale, shift: [C] deviation and mean of a regression's training targets.
 
     Attributes:
-        best_figures, best_epochs: [M · S] of the weights that are kept; epochs from 0.
+        best_figures, best_epochs: [M · S] of the weights that are kept; epochs count from 1.
         histories: of each probe, an entry an epoch: training loss and validation figures.
         outputs: [M · S, N, C] of the last test.
 
@@ -134,7 +134,9 @@ class ProbeBank(pl.LightningModule):
         super().__init__()
         if not 0 <= options.dropout < 1:
             raise InputError(
-                f"probe.dropout is {options.dropout}: expected 0 or more, and less than 1"
+                f"is {options.dropout}",
+                setting="probe.dropout",
+                hint="Give 0 or more, and less than 1.",
             )
         if n_blocks is not None and n_sets != 1:
             raise ValueError(f"{n_sets} sets of features, to be mixed: expected 1")
@@ -250,8 +252,10 @@ class ProbeBank(pl.LightningModule):
         outputs = torch.cat(parts, dim=1)
         if not outputs.isfinite().all():
             raise InputError(
-                f"outputs of the probe became NaN or infinite in epoch {self.current_epoch + 1}: "
-                f"the training diverged. Lower probe.lr, which is {self.options.lr}"
+                f"the probe's outputs became NaN or infinite in epoch {self.current_epoch + 1}",
+                kind="diverged",
+                setting="probe.lr",
+                hint=f"Give a smaller probe.lr; it is {self.options.lr:g}.",
             )
         return outputs.numpy(), torch.cat(targets).numpy()
 
@@ -272,7 +276,7 @@ class ProbeBank(pl.LightningModule):
         losses = self._train_losses()
         monitor = SELECTION[self.task]
         for i, own in enumerate(figures):
-            row = {"epoch": self.current_epoch}
+            row = {"epoch": self.current_epoch + 1}
             if losses:
                 row["train_loss"] = losses[i]
             self.histories[i].append(row | {f"val_{name}": value for name, value in own.items()})
@@ -281,7 +285,7 @@ class ProbeBank(pl.LightningModule):
         if not self._best:
             self._best = {name: p.detach().clone() for name, p in self.named_parameters()}
         for i in np.flatnonzero(better):
-            self.best_figures[i], self.best_epochs[i] = values[i], self.current_epoch
+            self.best_figures[i], self.best_epochs[i] = values[i], self.current_epoch + 1
             for name, parameter in self.named_parameters():
                 self._best[name][i].copy_(parameter.detach()[i])
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
+from helpers.errors import InputError
 from helpers.manifest import open_folder
 
 D = 8
@@ -117,6 +119,19 @@ def quick():
         patch.setattr(cpuinfo, "get_cpu_info", lambda: {"brand_raw": "a processor"})
         yield
     torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def refuses(
+    kind: str, place: str | None = None, setting: str | None = None
+) -> Iterator[pytest.ExceptionInfo]:
+    """Expects an InputError of this kind, with a hint; of a path that ends so, of this setting."""
+    with pytest.raises(InputError) as caught:
+        yield caught
+    error = caught.value
+    assert (error.kind, error.setting) == (kind, setting), error
+    assert str(error.path or "").endswith(place or ""), error
+    assert error.hint.endswith("."), error
 
 
 def read_json(path: Path):

@@ -132,7 +132,8 @@ def test_table_and_picture(compared):
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "](comparison.png)" in text
     assert "95% intervals" in text
-    assert f"{TRACKS['test']} test tracks (40 resamples" in text
+    assert f"{TRACKS['test']} test tracks" in text
+    assert "Warning" not in text
     assert ("MSE, less is better" in text) == (made.task == "regression")
     main = metrics.SHOWN[made.task][0]
     for run in read_json(folder / "comparison.json")["runs"]:
@@ -183,9 +184,9 @@ def test_confidence_and_resamples_are_settings(runs):
     assert "50% intervals" in (newest(runs) / "comparison.md").read_text("utf-8")
     for confidence in (0, 1, 95):
         message = refused(runs, f"runs=[exp_logs/1,exp_logs/2] compare.confidence={confidence}")
-        assert f"compare.confidence is {confidence}: expected more than 0, less than 1" in message
+        assert "compare.confidence: " in message
     line = "compare with runs=[exp_logs/1,exp_logs/2] compare.resamples=0"
-    assert "at least 1" in bad("ex_tl.py", line, runs)
+    assert "compare.resamples" in bad("ex_tl.py", line, runs)
 
 
 # ---- what is typed -------------------------------------------------------------------------------
@@ -214,6 +215,23 @@ def test_folders_with_spaces_in_their_names():
     assert listed(["my runs/4", "b"]) == ["my runs/4", "b"]
 
 
+def test_a_folder_with_a_comma_in_its_name(runs):
+    (runs / "exp_logs" / "2").rename(runs / "exp_logs" / "first,second")
+    for typed in ('[exp_logs/1,"exp_logs/first,second"]', "['exp_logs/first,second',exp_logs/1]"):
+        folders = [run["folder"] for run in compare(runs, f"runs={typed}")["runs"]]
+        assert sorted(folders) == ["exp_logs/1", "exp_logs/first,second"]
+
+
+def test_few_test_tracks_are_too_few(runs):
+    for number in (1, 2):
+        found = predictions(runs / "exp_logs" / str(number))
+        rewrite(runs, number, keys=found["keys"][:29], targets=found["targets"][:29],
+                outputs=found["outputs"][:, :29])  # fmt: skip
+    compare(runs)
+    text = (newest(runs) / "comparison.md").read_text("utf-8")
+    assert "**Warning.** 29 test tracks" in text
+
+
 def test_a_link_to_a_run(runs):
     (runs / "exp_logs" / "latest").symlink_to("2")
     found = compare(runs, "runs=[exp_logs/1,exp_logs/latest]")["runs"]
@@ -233,7 +251,7 @@ def test_more_than_two_runs_and_runs_of_one_name(runs):
 @pytest.mark.parametrize("typed", ["runs=[exp_logs/1]", "runs=exp_logs/1", "runs=[]", "seed=1"])
 def test_one_run_is_no_comparison(runs, typed):
     message = refused(runs, typed)
-    assert "expected the folders of two finished runs or more" in message
+    assert "runs: " in message
     assert "runs=[exp_logs/4,exp_logs/5]" in message
 
 
@@ -241,35 +259,33 @@ def test_one_run_is_no_comparison(runs, typed):
 
 
 def test_no_such_folder(runs):
+    """The message lists the probes there are, or the one that was meant."""
     message = refused(runs, "runs=[exp_logs/1,nowhere]")
-    assert "nowhere: no such folder. Expected that of a finished probe run" in message
-    assert "meant" not in message
+    assert "runs: nowhere: no such folder" in message
+    assert "exp_logs/1" in message
+    assert "exp_logs/2" in message
     message = refused(runs, "runs=[1,2]")
-    assert "1: no such folder" in message
-    assert "Is exp_logs/1 meant?" in message
+    assert "runs: 1: no such folder" in message
+    assert "exp_logs/1" in message
 
 
 def test_a_run_that_has_not_come_to_its_end(runs):
     (runs / "exp_logs" / "2" / "predictions.npz").unlink()
-    message = refused(runs)
-    assert "exp_logs/2/predictions.npz: no such file" in message
-    assert "that has come to its end" in message
+    assert "runs: exp_logs/2/predictions.npz: no such file" in refused(runs)
 
 
 def test_the_folder_of_a_sweep(runs):
     (runs / "exp_logs" / "2" / "predictions.npz").unlink()
     (runs / "exp_logs" / "2" / "sweep.json").write_text("{}")
     message = refused(runs)
-    assert "exp_logs/2: is the folder of a sweep" in message
-    assert "data.block, data.types" in message
+    assert "runs: exp_logs/2: is the folder of a sweep" in message
     assert "summary.md" in message
 
 
 def test_the_folder_of_a_comparison(runs):
     compare(runs)
     message = refused(runs, "runs=[exp_logs/1,exp_logs/3]")
-    assert "exp_logs/3/predictions.npz: no such file" in message
-    assert "another command" in message
+    assert "runs: exp_logs/3/predictions.npz: no such file" in message
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "incomplete", "shapes"])
@@ -282,9 +298,7 @@ def test_predictions_that_are_damaged(runs, damage):
     else:
         content = path.read_bytes()
         path.write_bytes({"cut": content[:-60], "empty": b"", "text": b"text"}[damage])
-    message = refused(runs)
-    assert "exp_logs/2/predictions.npz: cannot be read" in message
-    assert "run that probe again" in message
+    assert "exp_logs/2/predictions.npz: cannot be read" in refused(runs)
 
 
 def test_other_tracks(runs):
@@ -292,17 +306,15 @@ def test_other_tracks(runs):
     rewrite(runs, 2, keys=found["keys"][2:], targets=found["targets"][2:],
             outputs=found["outputs"][:, 2:])  # fmt: skip
     message = refused(runs)
-    assert "exp_logs/2 and exp_logs/1 were not tested on the same tracks: 2 are in one" in message
-    assert "features for all of their tracks" in message
+    assert "runs: exp_logs/2: " in message
+    assert "exp_logs/1: 2 are in one" in message
 
 
 def test_tracks_whose_labels_have_changed(runs):
     targets = predictions(runs / "exp_logs" / "2")["targets"]
     targets[4, 1] = 1 - targets[4, 1]
     rewrite(runs, 2, targets=targets)
-    message = refused(runs)
-    assert "the same tracks with other labels" in message
-    assert "Run the older one again" in message
+    assert "runs: exp_logs/2: " in refused(runs)
 
 
 def test_other_labels_or_another_task(tmp_path):
@@ -311,7 +323,7 @@ def test_other_labels_or_another_task(tmp_path):
     write_labels(made.groundtruth("train").parent / "labels.json", reversed(LABELS))
     probed(made, "seeds=1")
     message = refused(made.root)
-    assert "exp_logs/2 is of another task than exp_logs/1" in message
+    assert "runs: exp_logs/2: " in message
     assert "multi-label, 3 labels, of other names or in other order" in message
     for split in TRACKS:
         values = {key: [0.5 * i] for i, key in enumerate(made.keys(split))}
@@ -320,7 +332,6 @@ def test_other_labels_or_another_task(tmp_path):
     other = probed(made, "seeds=1 data.task=regression")
     message = refused(made.root, f"runs=[exp_logs/1,exp_logs/{other.name}]")
     assert "(regression, 1 labels; multi-label, 3 labels)" in message
-    assert "on the same ground truths" in message
 
 
 # ---- extractions that are still to be probed -----------------------------------------------------
@@ -368,17 +379,14 @@ def test_extractions_of_two_lengths(tmp_path):
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("[embeddings,typo]", ["typo: no such folder", "compare.embeddings_dirs"]),
-        ("[embeddings,other] data.block=6", ["other/5sec: no embeddings of block 6"]),
-        ("[embeddings,embeddings]", ["compare.embeddings_dirs has embeddings twice"]),
-        (
-            "[embeddings,other] data.features=mel_statistics",
-            ["data.features=mel_statistics has no effect", "one of the runs"],
-        ),
-        ("[embeddings,other] name=x", ["name has no effect"]),
+        ("[embeddings,typo]", ["compare.embeddings_dirs: typo: "]),
+        ("[embeddings,other] data.block=6", ["data.block: other/5sec: "]),
+        ("[embeddings,embeddings]", ["compare.embeddings_dirs: "]),
+        ("[embeddings,other] data.features=mel_statistics", ["data.features: "]),
+        ("[embeddings,other] name=x", ["name: "]),
         (
             "[embeddings,other] data.missing=skip",
-            ["other and embeddings have not embeddings of the same tracks", "(29 and 30 of 30)"],
+            ["compare.embeddings_dirs: ", "(29 and 30 of 30)"],
         ),
     ],
 )

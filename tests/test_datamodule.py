@@ -27,6 +27,7 @@ from datasets.groundtruth import read_groundtruth, write_groundtruth, write_labe
 from datasets.melspectrograms import MelFileError
 from datasets.teacher import TeacherFileError, read_teacher_logits
 from helpers.errors import InputError
+from helpers.patches import cut, times, write_times
 
 
 def test_a_training_batch_is_crops_as_they_are_on_disk(toy):
@@ -645,6 +646,7 @@ def teacher(toy, tmp_path):
         path.parent.mkdir(exist_ok=True)
         logits = np.array([-i, 0, i], np.float32)
         np.save(path, logits if i % 2 else np.stack([logits - 1, logits + 1]))
+        write_times(path.with_name(f"{i:02d}.mmap.times.csv"), np.array([[0, 1, 2], [2, 3, 4]]))
     return tmp_path
 
 
@@ -712,6 +714,18 @@ def test_bad_logits(tmp_path, content, found):
     assert str(error.value).startswith(f"{path}: ")
     assert "extract_logits" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_logits_of_patches_are_pooled_as_extraction_pools_them(tmp_path):
+    """31.1 s: a patch of 30 s, and one of 70 frames."""
+    path = tmp_path / "b.mmap.logits.npy"
+    np.save(path, np.array([[1.0, 0, 2], [0, 1, 2]], np.float32))
+    with pytest.raises(TeacherFileError) as error:
+        read_teacher_logits(tmp_path, "b.mmap", 3)
+    assert (error.value.kind, error.value.path) == ("missing", tmp_path / "b.mmap.times.csv")
+    write_times(tmp_path / "b.mmap.times.csv", np.array(times(cut(1945, 1875), 1945)))
+    expected = [1875 / 1945, 70 / 1945, 2]
+    np.testing.assert_allclose(read_teacher_logits(tmp_path, "b.mmap", 3), expected, rtol=1e-6)
 
 
 def test_bad_logits_are_told_by_a_worker_process(toy, teacher):

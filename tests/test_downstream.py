@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shlex
 import shutil
 import struct
 from pathlib import Path
@@ -228,7 +229,7 @@ def test_the_best_epoch_is_chosen_on_the_validation_split(probed):
     assert len(results["histories"]) == 2
     for i, rows in enumerate(results["histories"]):
         values = [row[monitor] for row in rows]
-        assert len(values) == 4
+        assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
         assert results["best_epochs"][i] == 1 + int(np.argmax(values))
         assert results[monitor]["values"][i] == pytest.approx(max(values))
 
@@ -244,6 +245,7 @@ def test_the_summary_shows_its_pictures_and_says_how_to_go_on(probed):
     assert "60 / 20 / 30 tracks" in text
     assert "block 7" in text
     assert f"predict with probe=exp_logs/{folder.name} audio=" in text
+    assert "compare with" not in text  # there is nothing to compare with yet
     assert metrics.BASELINES[made.task].replace("_", " ") in text
     assert "None" not in text
     assert "nan" not in text
@@ -297,13 +299,14 @@ def test_mel_statistics_need_no_embeddings(made):
     assert "mean and deviation of the mel bands" in text
     assert "predict with" not in text  # there is no extractor to predict with
     message = bad("ex_tl.py", f"with {line} data.types=cd", made.root)
-    assert "data.types has no effect on mel_statistics" in message
+    assert "data.types" in message
     for name in ("03", "07"):
         (made.root / "mels" / "test" / f"{name}.mmap").unlink()
     message = bad("ex_tl.py", f"with {line}", made.root)
-    assert "2 of 30 tracks of the test split have no log-mel file" in message
-    assert "mels/test/03.mmap: no such file" in message
-    assert "correct data.base_dir, or leave those tracks out: data.missing=skip" in message
+    assert "2 of 30" in message
+    assert "mels/test/03.mmap" in message
+    assert "data.base_dir" in message
+    assert "data.missing=skip" in message
     out = good("ex_tl.py", f"with {line} data.missing=skip", made.root)
     assert "60 / 20 / 28 tracks (2 without features left out)" in out
     folder = newest(made.root)
@@ -321,13 +324,14 @@ def test_strange_labels_do_not_spoil_a_run(made):
     )
     test = dict(zip(made.keys("test"), made.targets("test"), strict=True))
     write_groundtruth(made.groundtruth("test"), {k: y * [1, 1, 0] for k, y in test.items()})
-    out = good("ex_tl.py", f"with {made.line('data.block=7 seeds=1')}", made.root)
-    assert "3 labels, 1 left out" in out
+    good("ex_tl.py", f"with {made.line('data.block=7 seeds=1')}", made.root)
     folder = newest(made.root)
     assert read_json(folder / "labels.json") == [*names[:2], "half \\ud83d"]
     assert read_json(folder / "results.json")["per_label"][2]["ap"] is None
     assert (folder / "labels.csv").read_text("utf-8").splitlines()[3] == "half \\ud83d,0,,,,"
-    assert "1 left out of the means" in (folder / "summary.md").read_text("utf-8")
+    text = (folder / "summary.md").read_text("utf-8")
+    assert "no positives" in text
+    assert all(line.count("|") in (0, 4, 5) for line in text.replace("\\|", "").splitlines())
 
 
 def test_a_confusion_of_many_classes_is_a_picture_that_can_be_opened(tmp_path):
@@ -338,6 +342,94 @@ def test_a_confusion_of_many_classes_is_a_picture_that_can_be_opened(tmp_path):
     nothing = np.full((2, 2), np.nan)
     path = plots.heat_map(tmp_path / "none.png", nothing, ["$a_{$", "b"], ["c", "d"], "none")
     assert path.read_bytes().startswith(PNG)
+
+
+# ---- small sets ----------------------------------------------------------------------------------
+
+
+def test_a_linear_probe_stands_beside_one_of_few_tracks(probed):
+    """In closed form: of standardised features, penalised as if each track's had length 1."""
+    made, folder, out = probed
+    results = read_json(folder / "results.json")
+    assert any("20 tracks" in warning for warning in results["warnings"])
+    text = (folder / "summary.md").read_text("utf-8")
+    x, y = {}, {}
+    for split in ("train", "test"):
+        x[split] = np.stack([np.load(made.embedding(7, key))[0] for key in made.keys(split)])
+        y[split] = made.targets(split).astype(float)
+    mean, deviation = x["train"].mean(axis=0), x["train"].std(axis=0)
+    train, test = ((x[split] - mean) / deviation for split in ("train", "test"))
+    weights = np.linalg.solve(
+        train.T @ train + D * np.eye(D), train.T @ (y["train"] - y["train"].mean(axis=0))
+    )
+    expected = by_scikit_learn(made.task, y["test"], test @ weights + y["train"].mean(axis=0))
+    assert results["ridge"] == pytest.approx(expected, rel=1e-4)
+    for figure in results["ridge"].values():
+        assert f"{figure:.4f}" in out
+        assert f"{figure:.4f}" in text
+
+
+@pytest.mark.parametrize(
+    ("val", "test", "best", "warmup", "words"),
+    [
+        (30, 30, 11, 10, []),
+        (29, 30, 11, 10, ["validation"]),
+        (30, 29, 11, 10, ["test"]),
+        (30, 30, 10, 10, ["warm-up"]),
+        (30, 30, 1, 0, []),
+        (3, 4, 1, 10, ["validation", "test", "warm-up"]),
+    ],
+)
+def test_what_makes_figures_doubtful(val, test, best, warmup, words):
+    tracks = {"train": 60, "val": val, "test": test}
+    found = ex_probe_report._warnings({"tracks": tracks, "best_epochs": [20, best]}, warmup)
+    assert len(found) == len(words)
+    assert all(word in warning for word, warning in zip(words, found, strict=True))
+
+
+def test_labels_have_their_positives_beside_them(made, monkeypatch):
+    """In the table, the picture and the CSV; of a label without any, that is said."""
+    test = dict(zip(made.keys("test"), made.targets("test"), strict=True))
+    write_groundtruth(made.groundtruth("test"), {k: y * [1, 1, 0] for k, y in test.items()})
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure) or path)
+    good("ex_tl.py", f"with {made.line('data.block=7 seeds=1')}", made.root)
+    count = int(made.targets("test")[:, 0].sum())
+    drawn = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+    assert f"{LABELS[0]} ({count})" in drawn
+    assert f"{LABELS[2]} (no positives)" in drawn
+    lines = (newest(made.root) / "summary.md").read_text("utf-8").splitlines()
+    (row,) = (line for line in lines if line.startswith(f"| {LABELS[0]} "))
+    assert row.split("|")[2].strip() == str(count)
+    (row,) = (line for line in lines if line.startswith(f"| {LABELS[2]} "))
+    assert [cell.strip() for cell in row.split("|")[2:4]] == ["0", "no positives"]
+
+
+def proposed(folder: Path) -> list[str]:
+    """The lines of commands in a summary, as a shell takes them."""
+    lines = (folder / "summary.md").read_text("utf-8").splitlines()
+    return [" ".join(shlex.split(line, comments=True)[2:]) for line in lines
+            if line.startswith("python ex_tl.py")]  # fmt: skip
+
+
+def test_what_the_summary_proposes_runs(made):
+    """The same again, and a comparison with the newest probe of the same test tracks, if any."""
+    logs, line = made.root / "exp_logs", made.line("data.block=7 seeds=1")
+    good("ex_tl.py", f"with {line}", made.root)
+    assert proposed(logs / "1") == ["with exp_logs/1/config.json"]
+    good("ex_tl.py", f"with {line} data.types=d", made.root)
+    again, comparison = proposed(logs / "2")
+    assert comparison == "compare with runs=[exp_logs/2,exp_logs/1]"
+    good("ex_tl.py", comparison, made.root)
+    (logs / "2").rename(logs / "a,d")
+    good("ex_tl.py", f"with {line} data.types=t", made.root)  # 4
+    again, comparison = proposed(logs / "4")
+    assert comparison == 'compare with runs=[exp_logs/4,"exp_logs/a,d"]'
+    good("ex_tl.py", comparison, made.root)
+    test = dict(zip(made.keys("test"), made.targets("test"), strict=True))
+    write_groundtruth(made.groundtruth("test"), {k: 1 - y for k, y in test.items()})
+    good("ex_tl.py", again, made.root)
+    assert len(proposed(newest(made.root))) == 1
 
 
 # ---- what is left out, if it is asked for --------------------------------------------------------
@@ -351,7 +443,7 @@ def lose(made: MadeUp, *keys: str) -> None:
 def test_missing_embeddings_are_counted(made, untrained):
     lose(made, "test/03.mmap", "test/09.mmap")
     message = bad("ex_tl.py", f"with {made.line('data.block=7')}", made.root)
-    assert "2 of 30 tracks of the test split have no embedding" in message
+    assert "2 of 30" in message
     assert "test/03.mmap.embeddings.npy" in message
     assert "data.missing=skip" in message
 
@@ -362,15 +454,14 @@ def test_missing_embeddings_may_be_skipped_never_in_silence(made, caplog):
         line = made.line("data.block=7 data.missing=skip seeds=1")
         out = good("ex_tl.py", f"with {line}", made.root)
     told = caplog.text + out
-    assert "2 of 30 tracks of test have no embedding: left out" in told
-    assert "1 of 60 tracks of train have no embedding: left out" in told
+    assert "2 of 30 tracks of test" in told
+    assert "1 of 60 tracks of train" in told
     assert "59 / 20 / 28 tracks" in out
     folder = newest(made.root)
     results = read_json(folder / "results.json")
     assert results["missing"] == {"train": 1, "test": 2}
     assert results["tracks"] == {"train": 59, "val": 20, "test": 28}
     text = (folder / "summary.md").read_text("utf-8")
-    assert "left out" in text
     assert "1 of train, 2 of test" in text
     found = predictions(folder)
     assert b"test/03.mmap" not in found["keys"]
@@ -382,7 +473,7 @@ def test_missing_embeddings_may_be_skipped_never_in_silence(made, caplog):
 def test_a_split_that_skipping_leaves_empty(made, untrained):
     lose(made, *made.keys("validation"))
     message = bad("ex_tl.py", f"with {made.line('data.block=7 data.missing=skip')}", made.root)
-    assert "20 of 20 tracks of the val split have no embedding" in message
+    assert "20 of 20" in message
     assert "data.missing=skip" not in message  # that is no way out
 
 
@@ -391,12 +482,11 @@ def test_skipping_leaves_nothing_to_learn_or_to_score(made, untrained):
     lose(made, *(key for key, own in zip(keys, targets, strict=True) if own.any()))
     line = f"with {made.line('data.block=7 data.missing=skip')}"
     message = bad("ex_tl.py", line, made.root)
-    assert "no track has any label, of the tracks that have features" in message
+    assert "groundtruth-train.pk" in message
     write_groundtruth(made.groundtruth("train"), {key: [0, 1, 0] for key in keys})
     lose(made, *made.keys("test")[1:])
     message = bad("ex_tl.py", line, made.root)
-    assert "groundtruth-test.pk: all 1 tracks have the same labels" in message
-    assert "nothing to score" in message
+    assert "groundtruth-test.pk" in message
 
 
 # ---- what is refused before training -------------------------------------------------------------
@@ -411,28 +501,24 @@ def put(made: MadeUp, key: str, values: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    "values",
     [
-        (np.ones((3, D + 1), np.float32), ["[1, 3, 9]", "[1, 3, 8]", "different models or blocks"]),
-        (np.ones(D, np.float32), ["[1, 1, 8]", "different models or blocks"]),
-        (np.ones((2, D), np.float32), ["[2, 8]", "expected floats [3, D]"]),
-        (np.full((3, D), np.nan, np.float32), ["NaN", "extract it again"]),
-        (np.ones((3, D), np.int64), ["int64", "expected floats"]),
+        np.ones((3, D + 1), np.float32),
+        np.ones(D, np.float32),
+        np.ones((2, D), np.float32),
+        np.full((3, D), np.nan, np.float32),
+        np.ones((3, D), np.int64),
     ],
 )
-def test_an_embedding_that_is_none(made, untrained, values, words):
+def test_an_embedding_that_is_none(made, untrained, values):
     put(made, "test/07.mmap", values)
-    message = refused(made)
-    assert "test/07.mmap" in message
-    assert all(word in message for word in words), message
+    assert "test/07.mmap" in refused(made)
 
 
 def test_a_broken_embedding(made, untrained):
     path = made.embedding(7, "validation/04.mmap")
     path.write_bytes(path.read_bytes()[:60])
-    message = refused(made)
-    assert "validation/04.mmap" in message
-    assert "extract it again" in message
+    assert "validation/04.mmap" in refused(made)
     # It is there, and damaged: skipping what is missing does not hide it.
     assert "validation/04.mmap" in refused(made, "data.block=7", "data.missing=skip")
 
@@ -443,22 +529,20 @@ def test_splits_of_different_widths(made, untrained):
     message = refused(made)
     assert "train [1, 3, 8]" in message
     assert "test [1, 3, 16]" in message
-    assert "extract all splits with the same settings" in message
 
 
 def test_blocks_of_several_models(made, untrained):
     shutil.rmtree(made.block(6))
     open_block(made.block(6), 6, model="b" * 64)
     message = bad("ex_tl.py", f"sweep with {made.line()}", made.root)
-    assert "made differently: model bbbbbbbbbbbb and aaaaaaaaaaaa" in message
-    assert "inference.overwrite=True" in message
+    assert "bbbbbbbbbbbb" in message
+    assert "aaaaaaaaaaaa" in message
+    assert "maest_tiny" in message
 
 
 def test_two_folders_that_hold_one_block(made, untrained):
     shutil.copytree(made.block(7), made.block(7).with_name("copy"))
-    message = refused(made)
-    assert "both hold embeddings of block 7" in message
-    assert "remove" in message
+    assert "copy" in refused(made)
 
 
 def test_a_manifest_that_is_damaged(made, untrained):
@@ -471,30 +555,35 @@ def test_embeddings_that_do_not_say_what_made_them(made, caplog):
     with caplog.at_level(logging.WARNING):
         line = f"with {made.line('data.block=7 seeds=1')}"
         out = good("ex_tl.py", line, made.root)
-    assert "no manifest.json: what made these embeddings is not known" in caplog.text + out
+    assert "manifest.json" in caplog.text + out
     text = (newest(made.root) / "summary.md").read_text("utf-8")
-    assert "what made the embeddings is not known" in text
+    assert "manifest.json" in text
     assert "predict with" not in text
 
 
-def test_which_block(made, untrained):
-    message = refused(made, "")
-    assert "has the blocks 6, 7: choose one, as data.block=7" in message
+def test_which_block(made):
+    """Block 7 where there are several; the candidates are named where there is none."""
+    good("ex_tl.py", f"with {made.line('seeds=1')}", made.root)
+    assert read_json(newest(made.root) / "results.json")["extraction"]["block"] == 7
     message = refused(made, "data.block=9")
-    assert "no embeddings of block 9; there are 6, 7" in message
+    assert "data.block: " in message
+    assert "6, 7" in message
     message = refused(made, "data.block=6", "data.embeddings_dir=embeddings/5sec/7")
     assert "block 7" in message
-    assert "data.block asks for 6" in message
+    assert "data.block=7" in message
+    shutil.move(made.block(7), made.block(5))
+    shutil.rmtree(made.block(5))
+    open_block(made.block(5), 5)
+    assert "5, 6" in refused(made, "")
 
 
 def test_which_blocks_to_mix(made, untrained):
-    assert "data.block is 'all': expected mix, or some of the blocks 6, 7" in refused(
-        made, "data.block=all"
-    )
-    assert "no embeddings of 5; there are those of 6, 7" in refused(made, "data.block=[5,6]")
+    message = refused(made, "data.block=all")
+    assert "data.block: " in message
+    assert "6, 7" in message
+    assert "data.block: " in refused(made, "data.block=[5,6]")
     message = refused(made, "data.block=mix", "data.embeddings_dir=embeddings/5sec/7")
-    assert "block 7 alone" in message
-    assert "nothing to mix. Give data.block=7" in message
+    assert "Give data.block=7" in message
 
 
 def test_a_mix_says_what_it_is_of(made):
@@ -514,29 +603,30 @@ def test_which_length(made, untrained):
     open_block(made.block(7, "10"), 7, seconds=10.0)
     shutil.copytree(made.block(7) / "test", made.block(7, "10") / "test")
     message = refused(made, "data.block=7")
-    assert "has 5sec, 10sec: choose one, as data.clip_length=5" in message
-    assert "there are 5sec, 10sec" in refused(made, "data.clip_length=30")
+    assert "5sec, 10sec" in message
+    assert "data.clip_length=5" in message
+    assert "5sec, 10sec" in refused(made, "data.clip_length=30")
 
 
 def test_no_such_folder(made, untrained):
     message = refused(made, "data.embeddings_dir=nowhere")
-    assert "nowhere: no such folder" in message
+    assert "data.embeddings_dir: nowhere: " in message
     assert "extract_embeddings" in message
-    assert "2024: no such folder" in refused(made, "data.embeddings_dir=2024")
-    assert "no embeddings in it" in refused(made, "data.embeddings_dir=groundtruth")
+    for typed in ("2024", "groundtruth"):
+        message = refused(made, f"data.embeddings_dir={typed}")
+        assert f"data.embeddings_dir: {typed}: " in message
     message = refused(made, "data.embeddings_dir=None")
-    assert "data.embeddings_dir is not set" in message
+    assert "data.embeddings_dir: " in message
     assert "target_scores_tl" in message
 
 
 def test_no_ground_truth(made, untrained):
     message = refused(made, "data.groundtruth_val=None")
-    assert "data.groundtruth_val is not set" in message
+    assert "data.groundtruth_val: " in message
     assert "target_scores_tl" in message
     made.groundtruth("test").unlink()
     message = refused(made)
-    assert "groundtruth-test.pk: no such file" in message
-    assert "data.groundtruth_test" in message
+    assert "data.groundtruth_test: groundtruth/groundtruth-test.pk: " in message
     made.groundtruth("train").write_bytes(b"not a pickle")
     assert "groundtruth-train.pk" in refused(made)
 
@@ -546,10 +636,9 @@ def test_a_split_that_shares_tracks_with_another(made, untrained):
     test |= {"./train/05.mmap": test["test/00.mmap"]}  # the same path in another spelling
     write_groundtruth(made.groundtruth("test"), test)
     message = refused(made)
-    assert "groundtruth-train.pk and" in message
-    assert "groundtruth-test.pk share 1 tracks" in message
+    assert "groundtruth-train.pk" in message
+    assert "groundtruth-test.pk" in message
     assert "train/05.mmap" in message
-    assert "Keep each track in one split" in message
 
 
 @pytest.mark.parametrize("features", ["embeddings", "mel_statistics"])
@@ -562,24 +651,20 @@ def test_one_file_under_two_names(made, untrained, features, split):
     own = dict(zip(made.keys(split), made.targets(split), strict=True))
     write_groundtruth(made.groundtruth(split), own | {"train/05": own[next(iter(own))]})
     message = refused(made, f"data.block=7 data.base_dir=mels data.features={features}")
-    assert f"groundtruth-{split}.pk: 'train/05' has the" in message
-    assert "that of 'train/05.mmap' in" in message
-    assert "groundtruth-train.pk too: one track under two names" in message
+    assert f"groundtruth-{split}.pk: 'train/05' " in message
+    assert "'train/05.mmap'" in message
 
 
 def test_splits_of_other_numbers_of_labels(made, untrained):
     write_groundtruth(made.groundtruth("test"), {key: [0, 1] for key in made.keys("test")})
     message = refused(made)
-    assert "groundtruth-test.pk has 2 labels to a track" in message
+    assert "groundtruth-test.pk: has 2" in message
     assert "groundtruth-train.pk has 3" in message
-    assert "one data set" in message
 
 
 def test_labels_that_are_not_of_the_ground_truth(made, untrained):
     write_labels(made.root / "groundtruth" / "labels.json", ["one", "two"])
-    message = refused(made)
-    assert "labels.json: 2 labels" in message
-    assert "3 to a track" in message
+    assert "labels.json" in refused(made)
 
 
 def test_labels_in_another_order_beside_another_split(made, untrained):
@@ -589,13 +674,12 @@ def test_labels_in_another_order_beside_another_split(made, untrained):
     write_labels(place.parent / "labels.json", reversed(LABELS))
     message = refused(made, "data.block=7", "data.groundtruth_test=elsewhere/test.pk")
     assert "elsewhere/labels.json" in message
-    assert "in another order" in message
     assert "groundtruth/labels.json" in message
 
 
 def test_splits_in_which_all_tracks_are_alike(made, untrained):
     write_groundtruth(made.groundtruth("train"), {key: [0, 0, 0] for key in made.keys("train")})
-    assert "no track has any label: nothing can be learned" in refused(made)
+    assert "groundtruth-train.pk" in refused(made)
     made = make_up(made.root / "regression", "regression")
     write_groundtruth(
         made.groundtruth("validation"),
@@ -603,12 +687,11 @@ def test_splits_in_which_all_tracks_are_alike(made, untrained):
         "regression",
     )
     message = refused(made)
-    assert "groundtruth-validation.pk: all 20 tracks have the same value" in message
+    assert "groundtruth-validation.pk" in message
 
 
 def test_targets_of_another_task(made, untrained):
     message = refused(made, "data.block=7", "data.task=single-label")
-    assert "expected exactly one" in message
     assert "data.task=multi-label" in message
     assert "maest." not in message
     values = {key: [0.5, 1.5, 2.5] for key in made.keys("train")}
@@ -621,14 +704,14 @@ def test_targets_of_another_task(made, untrained):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("data.task=multilabel", ["data.task is 'multilabel'", "Did you mean 'multi-label'"]),
-        ("data.types=cx", ["data.types is 'cx'", '"c" (cls)']),
-        ("data.types=cc", ["data.types is 'cc'", "at most once"]),
-        ("data.reduce=max", ["data.reduce is 'max'", "mean, stack"]),
-        ("data.missing=drop", ["data.missing is 'drop'", "'error', 'skip'"]),
-        ("data.features=embedding", ["data.features is 'embedding'", "Did you mean 'embeddings'"]),
-        ("seeds=0", ["seeds is 0", "at least 1"]),
-        ("data.typos=c", ["unknown setting 'data.typos'", "data.types"]),
+        ("data.task=multilabel", ["data.task", "'multi-label'"]),
+        ("data.types=cx", ["data.types: ", "'cx'"]),
+        ("data.types=cc", ["data.types: ", "'cc'"]),
+        ("data.reduce=max", ["data.reduce", "stack"]),
+        ("data.missing=drop", ["data.missing", "'skip'"]),
+        ("data.features=embedding", ["data.features", "'embeddings'"]),
+        ("seeds=0", ["seeds", "1"]),
+        ("data.typos=c", ["data.typos", "data.types"]),
     ],
 )
 def test_a_choice_that_does_not_exist(made, untrained, setting, words):
@@ -637,19 +720,12 @@ def test_a_choice_that_does_not_exist(made, untrained, setting, words):
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ("probe.accelerator=foo", ["probe.accelerator is 'foo'", "'auto', 'cpu', 'gpu'"]),
-        ("probe.weight_decay=-1", ["probe.weight_decay is -1"]),
-        ("probe.warmup_epochs=-1", ["probe.warmup_epochs is -1"]),
-    ],
+    "setting", ["probe.accelerator=foo", "probe.weight_decay=-1", "probe.warmup_epochs=-1"]
 )
-def test_a_recipe_that_cannot_be(made, untrained, setting, words):
-    message = refused(made, f"data.block=7 {setting}")
-    assert all(word in message for word in words), message
+def test_a_recipe_that_cannot_be(made, untrained, setting):
+    assert setting.partition("=")[0] in refused(made, f"data.block=7 {setting}")
 
 
-def test_training_that_diverges_is_told_as_such(made):
+def test_training_that_diverges_is_told_once(made):
     message = refused(made, "data.block=7", "probe.lr=1e30", "seeds=1")
-    assert "training has diverged" in message
-    assert "smaller probe.lr (it is 1e+30)" in message
+    assert message.count("probe.lr: ") == message.count("NaN") == 1

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import refuses
 
 from datasets.embeddings import (
     EmbeddingFolder,
-    FeatureError,
     MissingFeature,
     check_one_model,
     check_types,
@@ -29,10 +29,13 @@ from datasets.embeddings import (
 )
 from datasets.melspectrograms import write_mel
 from helpers.chunks import FINAL, TrackResult
+from helpers.errors import InputError
 from helpers.manifest import MANIFEST, open_folder
+from helpers.patches import cut, times, write_times
 from helpers.writer import Output, ResultWriter
 
 D = 4
+DIR = "data.embeddings_dir"
 EMBEDDING = np.arange(3 * D, dtype=np.float32).reshape(3, D)
 KEYS = ("a/1.mmap", "a/2.mmap", "b/3.mmap")
 
@@ -42,6 +45,7 @@ def extracted(
     blocks: Iterable[int] = (7,),
     keys: Iterable[str] = KEYS,
     seconds: float = 5,
+    checkpoint: str | None = None,
     **settings,
 ) -> Path:
     """What extraction leaves behind: embeddings with their manifests, and logits beside them."""
@@ -64,7 +68,8 @@ def extracted(
         own = {"kind": output.kind, **made, **settings}
         if output.kind == "embeddings":
             own["block"] = output.block
-        open_folder(output.folder, own, "mels", False, output.pattern, lambda: None)
+        made_by = {"arch": None, "checkpoint": checkpoint}
+        open_folder(output.folder, own, "mels", False, output.pattern, lambda: None, made_by)
     with ResultWriter(outputs) as writer:
         for i, key in enumerate(keys):
             tokens = {b: EMBEDDING + 100 * b + i for b in blocks}
@@ -108,17 +113,16 @@ def test_after_the_final_norm_there_are_no_tokens():
     final = np.arange(2 * D, dtype=np.float32).reshape(2, 1, D)
     assert select_tokens(final, "c", "mean").tolist() == final[:, 0].tolist()
     for types, reduce in (("t", "mean"), ("cdt", "mean"), ("c", "stack")):
-        with pytest.raises(FeatureError, match=r"without tokens to choose from.*data\.types"):
+        with refuses("conflict", setting="data.types"):
             select_tokens(final, types, reduce)
 
 
-@pytest.mark.parametrize(
-    ("types", "reduce"),
-    [("", "mean"), ("x", "mean"), ("cc", "mean"), (["c"], "mean"), ("c", "max"), (None, "mean")],
-)
-def test_bad_choices(types, reduce):
-    with pytest.raises(FeatureError, match="expected"):
-        check_types(types, reduce)
+@pytest.mark.parametrize("types", ["", "x", "cc", ["c"], None])
+def test_bad_choices(types):
+    with refuses("invalid", setting="data.types"):
+        check_types(types, "mean")
+    with pytest.raises(InputError, match=r"data\.reduce"):
+        check_types("c", "max")
     check_types("tdc", "stack")
 
 
@@ -131,8 +135,8 @@ def test_bad_choices(types, reduce):
         (EMBEDDING, EMBEDDING),
         (EMBEDDING[0], EMBEDDING[:1]),
         (EMBEDDING[:1], EMBEDDING[:1]),
-        (np.stack([EMBEDDING, EMBEDDING + 2]), EMBEDDING + 1),  # patches are averaged
-        (np.arange(3 * D).reshape(3, 1, D) / 2, [[2, 2.5, 3, 3.5]]),  # three patches, not tokens
+        (EMBEDDING[None], EMBEDDING),  # one patch
+        (np.arange(D).reshape(1, 1, D) / 2, [[0, 0.5, 1, 1.5]]),  # one patch, not tokens
         (EMBEDDING.astype(np.float16), EMBEDDING),
         (np.asfortranarray(EMBEDDING.astype(">f8")), EMBEDDING),
     ],
@@ -144,44 +148,66 @@ def test_what_a_file_may_hold(tmp_path, content, expected):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_many_patches_of_half_precision_keep_their_mean(tmp_path):
-    np.save(tmp_path / "a.npy", np.full((1000, 3, D), 1000, np.float16))  # their sum is no float16
-    assert (read_tokens(tmp_path / "a.npy") == 1000).all()
+FRAMES = 1945  # 31.1 s: a patch of 30 s, and one of 70 frames
+
+
+@pytest.fixture
+def per_patch(tmp_path) -> Path:
+    """Half-precision values of two patches whose sum is no float16, and their times."""
+    write_times(tmp_path / "a.mmap.times.csv", np.array(times(cut(FRAMES, 1875), FRAMES)))
+    path = tmp_path / "a.mmap.embeddings.npy"
+    np.save(path, np.stack([np.full((3, D), 60000), np.full((3, D), 30000)]).astype(np.float16))
+    return path
+
+
+def test_patches_are_pooled_as_extraction_pools_them(per_patch):
+    expected = (60000 * 1875 + 30000 * 70) / 1945
+    np.testing.assert_allclose(read_tokens(per_patch), np.full((3, D), expected), rtol=1e-4)
+    np.save(per_patch, np.array([[[1.0] * D], [[0.0] * D]]))  # after the final norm
+    np.testing.assert_allclose(read_tokens(per_patch), np.full((1, D), 1875 / 1945), rtol=1e-6)
+
+
+def test_patches_without_their_times_are_refused(per_patch):
+    np.save(per_patch, np.ones((3, 3, D), np.float32))
+    with refuses("mismatch", "a.mmap.times.csv"):
+        read_tokens(per_patch)
+    (per_patch.parent / "a.mmap.times.csv").unlink()
+    with refuses("missing", "a.mmap.times.csv"):
+        read_tokens(per_patch)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (np.zeros((2, D)), r"has float64 \[2, 4\], expected floats \[3, D\] or \[D\]"),
-        (np.zeros((5, 2, D)), r"has float64 \[5, 2, 4\], expected"),
-        (np.zeros((0, 3, D)), r"\[0, 3, 4\], expected"),
-        (np.zeros((3, 0)), r"\[3, 0\], expected"),
-        (np.zeros(()), r"\[\], expected"),
-        (np.zeros((1, 1, 3, D)), "expected"),
-        (np.zeros((3, D), int), r"has int64 \[3, 4\], expected floats"),
-        (np.zeros((2, 3, D), int), r"has int64 \[2, 3, 4\], expected floats"),
-        (np.zeros((3, D), complex), "has complex128"),
-        (np.zeros((2, 3, D), complex), "has complex128"),
-        (np.full((2, 3, D), "x"), "expected floats"),
-        (np.full((3, D), np.nan), "NaN or infinite"),
-        (np.full((3, D), np.inf), "NaN or infinite"),
-        (np.full((2, 3, D), 1e300), "NaN or infinite"),
-        (np.full((3, D), 1e300), "NaN or infinite"),
-        (np.array({}, dtype=object), "cannot be read.*extract it again"),
+        np.zeros((2, D)),
+        np.zeros((5, 2, D)),
+        np.zeros((0, 3, D)),
+        np.zeros((3, 0)),
+        np.zeros(()),
+        np.zeros((1, 1, 3, D)),
+        np.zeros((3, D), int),
+        np.zeros((1, 3, D), int),
+        np.zeros((3, D), complex),
+        np.zeros((1, 3, D), complex),
+        np.full((1, 3, D), "x"),
+        np.full((3, D), np.nan),
+        np.full((3, D), np.inf),
+        np.full((1, 3, D), 1e300),
+        np.full((3, D), 1e300),
     ],
 )
-def test_what_a_file_may_not_hold(tmp_path, content, message):
+def test_what_a_file_may_not_hold(tmp_path, content):
     path = tmp_path / "z.embeddings.npy"
-    np.save(path, content, allow_pickle=True)
-    with pytest.raises(FeatureError, match=rf"z\.embeddings\.npy: .*{message}"):
+    np.save(path, content)
+    with refuses("invalid", "z.embeddings.npy"):
         read_tokens(path)
 
 
 def test_one_value_that_is_not_finite(tmp_path):
-    content = np.zeros((2, 3, D), np.float32)
-    content[1, 2, 3] = -np.inf
+    content = np.zeros((3, D), np.float32)
+    content[2, 3] = -np.inf
     np.save(tmp_path / "z.npy", content)
-    with pytest.raises(FeatureError, match="NaN or infinite"):
+    with refuses("invalid", "z.npy"):
         read_tokens(tmp_path / "z.npy")
 
 
@@ -209,20 +235,21 @@ def whole() -> bytes:
 )
 def test_damaged_files(tmp_path, content):
     (tmp_path / "z.npy").write_bytes(content)
-    with pytest.raises(FeatureError, match=r"z\.npy: cannot be read"):
+    with refuses("corrupt", "z.npy"):
         read_tokens(tmp_path / "z.npy")
 
 
 def test_an_archive_is_no_embedding(tmp_path):
     with zipfile.ZipFile(tmp_path / "z.npy", "w") as archive:
         archive.writestr("a.npy", whole())
-    with pytest.raises(FeatureError, match=r"z\.npy: .*several arrays"):
+    with refuses("corrupt", "z.npy"):
         read_tokens(tmp_path / "z.npy")
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(MissingFeature, match=r"z\.npy: no such file"):
+    with refuses("missing", "z.npy") as caught:
         read_tokens(tmp_path / "z.npy")
+    assert isinstance(caught.value, MissingFeature)
 
 
 # ---- which folder --------------------------------------------------------------------------------
@@ -249,12 +276,14 @@ def test_blocks_are_chosen_by_number(tmp_path):
     assert names(find_folders(out_dir, block="all")) == ["0", "2", "10", "final"]
     assert names(find_folders(out_dir, block=10)) == ["10"]
     assert names(find_folders(out_dir, block=FINAL)) == ["final"]
-    with pytest.raises(FeatureError, match=r"5sec: has the blocks 0, 2, 10, final: choose one"):
-        find_folders(out_dir)
-    with pytest.raises(FeatureError, match=r"no embeddings of block 7; there are 0, 2, 10, final"):
-        find_folders(out_dir, block=7)
+    assert names(find_folders(out_dir, default=10)) == ["10"]
+    for block, default in ((None, None), (None, 7), (7, None)):
+        with refuses("missing", "5sec", "data.block") as caught:
+            find_folders(out_dir, block=block, default=default)
+        assert "0, 2, 10, final" in str(caught.value)
     out_dir = extracted(tmp_path / "only")
-    with pytest.raises(FeatureError, match=r"no embeddings of block final; there are 7\. Choose"):
+    assert names(find_folders(out_dir, default=10)) == ["7"]  # the only one there is
+    with refuses("missing", "5sec", "data.block"):
         find_folders(out_dir, block=FINAL)
 
 
@@ -263,12 +292,12 @@ def test_lengths_are_chosen_in_whole_frames(tmp_path):
         extracted(tmp_path, seconds=seconds)
     for asked, found in ((30, "30sec"), (10.0, "10sec"), (4.99, "4.992sec"), (5.008, "5.008sec")):
         assert find_folders(tmp_path, asked)[0].folder.parent.name == found
-    with pytest.raises(
-        FeatureError, match=r"patches of 20 s.*there are 4\.992sec, 5\.008sec, 10sec, 30sec"
-    ):
+    with refuses("missing", setting="data.clip_length") as caught:
         find_folders(tmp_path, 20)
-    with pytest.raises(FeatureError, match=r"has 4\.992sec, .*choose one, as data\.clip_length="):
+    assert "4.992sec, 5.008sec, 10sec, 30sec" in str(caught.value)
+    with refuses("conflict", setting=DIR) as caught:
         find_folders(tmp_path)
+    assert "data.clip_length=" in caught.value.hint
 
 
 def test_a_length_without_embeddings_is_no_choice(tmp_path):
@@ -276,16 +305,16 @@ def test_a_length_without_embeddings_is_no_choice(tmp_path):
     out_dir = extracted(tmp_path, seconds=5)
     assert find_folders(out_dir)[0].folder.parent.name == "5sec"
     for place in (tmp_path / "30sec", tmp_path / "30sec/logits"):
-        with pytest.raises(FeatureError, match="no embeddings in it"):
+        with refuses("empty", setting=DIR):
             find_folders(place)
 
 
 def test_a_folder_that_contradicts_what_is_asked_for(tmp_path):
     out_dir = extracted(tmp_path, blocks=(6, 7))
-    with pytest.raises(FeatureError, match=r"7: holds embeddings of block 7, and data\.block asks"):
+    with refuses("conflict", "5sec/7", DIR):
         find_folders(out_dir / "5sec/7", block=6)
     for place in ("5sec/7", "5sec"):
-        with pytest.raises(FeatureError, match=r"patches of 5 s, and data\.clip_length asks for 3"):
+        with refuses("conflict", setting=DIR):
             find_folders(out_dir / place, 30, 7)
     assert names(find_folders(out_dir / "5sec/7", 5, "all")) == ["7"]
 
@@ -302,26 +331,27 @@ def test_one_block_twice(tmp_path):
     extracted(tmp_path / "other")
     (tmp_path / "other/5sec/7").rename(level / "7 (copy)")
     for block in (7, "all", None):
-        with pytest.raises(FeatureError, match=r"7 and .*7 \(copy\) both hold embeddings of bl"):
+        with refuses("conflict", "5sec") as caught:
             find_folders(level, block=block)
+        assert "7 (copy)" in str(caught.value)
 
 
 def test_folders_with_nothing_in_them(tmp_path):
-    with pytest.raises(FeatureError, match=r"none: no such folder.*extract_embeddings.*correct"):
+    with refuses("missing", "none", DIR):
         find_folders(tmp_path / "none")
     (tmp_path / "5sec/7").mkdir(parents=True)
     for place in (tmp_path, tmp_path / "5sec", tmp_path / "5sec/7"):
-        with pytest.raises(FeatureError, match=r"no embeddings in it\. Extract some"):
+        with refuses("empty", setting=DIR):
             find_folders(place)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(FeatureError, match="no such folder"):
+    with refuses("missing", "file", DIR):
         find_folders(tmp_path / "file")
 
 
 def test_a_folder_above_several_data_sets_is_no_block(tmp_path):
     extracted(tmp_path / "scores")
     extracted(tmp_path / "mtt")
-    with pytest.raises(FeatureError, match="no embeddings in it"):
+    with refuses("empty", setting=DIR):
         find_folders(tmp_path)
 
 
@@ -342,28 +372,28 @@ def test_without_manifests(tmp_path):
 def test_a_damaged_manifest(tmp_path):
     out_dir = extracted(tmp_path)
     (out_dir / "5sec/7" / MANIFEST).write_text("{")
-    with pytest.raises(FeatureError, match=r"7/manifest\.json: expected the settings"):
+    with pytest.raises(InputError, match=rf"7.{MANIFEST}"):
         find_folders(out_dir)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "differing"),
     [
-        ({"model": "1" * 64}, "model 000000000000 and 111111111111"),
-        ({"hop_seconds": 2.5}, "hop_seconds 5 and 2.5"),
-        ({"pool": "none"}, "pool mean and none"),
-        ({"patchout": {"s_patchout_t_interleaved": 2}}, "patchout None and .*interleaved': 2"),
-        ({"quantize": "int8"}, "quantize None and int8"),
+        ({"model": "1" * 64}, ["000000000000", "111111111111", "my/first", "my/other"]),
+        ({"hop_seconds": 2.5}, ["hop_seconds", "2.5"]),
+        ({"pool": "none"}, ["pool", "mean", "none"]),
+        ({"patchout": {"s_patchout_t_interleaved": 2}}, ["patchout", "interleaved"]),
+        ({"quantize": "int8"}, ["quantize", "int8"]),
     ],
 )
-def test_blocks_of_several_models(tmp_path, settings, message):
-    out_dir = extracted(tmp_path, blocks=(6,))
-    other = extracted(tmp_path / "other", blocks=(7,), **settings) / "5sec/7"
-    other.rename(out_dir / "5sec/7")
-    with pytest.raises(
-        FeatureError, match=rf"5sec/6 and .*5sec/7 were made differently: {message}"
-    ):
+def test_blocks_of_several_models(tmp_path, settings, differing):
+    """Models are named, as their hashes tell nobody anything."""
+    out_dir = extracted(tmp_path, blocks=(6,), checkpoint="my/first")
+    made = extracted(tmp_path / "other", blocks=(7,), checkpoint="my/other", **settings)
+    (made / "5sec/7").rename(out_dir / "5sec/7")
+    with refuses("mismatch", setting=DIR) as caught:
         find_folders(out_dir, 5, "all")
+    assert all(word in str(caught.value) for word in ("5sec/6", "5sec/7", *differing))
     assert names(find_folders(out_dir, 5, 7)) == ["7"]  # nothing is mixed
 
 
@@ -409,7 +439,7 @@ def test_a_key_without_an_embedding(tmp_path, key):
     (tmp_path / "b").mkdir()
     (tmp_path / "b/.tmp-1.npy").write_bytes(b"")  # of a killed run
     assert not folder.has(key)
-    with pytest.raises(MissingFeature, match="no such file"):
+    with pytest.raises(MissingFeature):
         folder.path(key)
     assert not EmbeddingFolder(tmp_path / "none").has(key)
 
@@ -424,12 +454,13 @@ def test_another_audio_file_is_another_track(tmp_path):
 def test_suffixes_that_leave_a_choice(tmp_path):
     folder = EmbeddingFolder(put(tmp_path, "a/song.mp3", "a/song.flac", "a/b.mp3"))
     for attempt in (folder.path, folder.has, folder.tokens):
-        with pytest.raises(FeatureError, match=r"'a/song\.flac', 'a/song\.mp3'.*remove") as error:
+        with refuses("conflict") as caught:
             attempt("a/song.mmap")
-        assert not isinstance(error.value, MissingFeature)
+        assert not isinstance(caught.value, MissingFeature)
+        assert "'a/song.flac', 'a/song.mp3'" in str(caught.value)
     assert folder.path("a/song.mp3").name == "song.mp3.embeddings.npy"
     assert folder.has("a/b.mmap")
-    with pytest.raises(FeatureError, match="may be any of"):
+    with refuses("conflict"):
         load(["a/b.mmap", "a/song.mmap"], folder.tokens, "train", skip_missing=True)
 
 
@@ -462,19 +493,18 @@ def test_blocks_of_different_widths(tmp_path):
         EmbeddingFolder(put(tmp_path / "6", "a")),
         EmbeddingFolder(put(tmp_path / "7", "a", content=np.ones((3, D + 1), np.float32))),
     ]
-    with pytest.raises(FeatureError, match=r"7/a\.emb.*\[3, 5\].*6 is of \[3, 4\].*different mod"):
+    with refuses("mismatch", "7/a.embeddings.npy"):
         load(["a"], lambda key: read_blocks(folders, key), "train")
 
 
 def test_missing_tracks_are_counted(tmp_path):
     (folder,) = find_folders(extracted(tmp_path))
     keys = ["x.mmap", KEYS[0], "y.mmap", KEYS[2]]
-    with pytest.raises(
-        FeatureError,
-        match=r"2 of 4 tracks of the val split have no embedding; the first: .*/7/x\.mmap\.embed"
-        r".*extract_embeddings.*data\.missing=skip",
-    ):
+    with refuses("missing") as caught:
         load(keys, folder.tokens, "val")
+    assert "2 of 4" in str(caught.value)
+    assert "7/x.mmap.embeddings.npy" in str(caught.value)
+    assert "data.missing=skip" in caught.value.hint
     found, present = load(keys, folder.tokens, "val", skip_missing=True)
     assert present == [1, 3]
     np.testing.assert_array_equal(found, [EMBEDDING + 700, EMBEDDING + 702])
@@ -483,10 +513,10 @@ def test_missing_tracks_are_counted(tmp_path):
 def test_there_is_nothing_to_skip_to(tmp_path):
     (folder,) = find_folders(extracted(tmp_path))
     for skip in (True, False):
-        with pytest.raises(FeatureError, match=r"2 of 2 tracks of the train split.*x\.m") as error:
+        with refuses("missing") as caught:
             load(["x.mmap", "y.mmap"], folder.tokens, "train", skip_missing=skip)
-        assert "data.missing" not in str(error.value)
-    with pytest.raises(FeatureError, match="the train split has no tracks"):
+        assert "data.missing" not in str(caught.value)
+    with refuses("empty", setting="data.groundtruth_train"):
         load([], folder.tokens, "train", skip_missing=True)
 
 
@@ -496,14 +526,14 @@ def test_there_is_nothing_to_skip_to(tmp_path):
 def test_tracks_of_different_widths(tmp_path, content):
     folder = EmbeddingFolder(put(tmp_path, "a", "b"))
     put(tmp_path, "c", content=content)
-    with pytest.raises(FeatureError, match=r"c: .*tracks before it have \[3, 4\].*models or bl"):
+    with refuses("mismatch"):
         load(["a", "b", "c"], folder.tokens, "train", skip_missing=True)
 
 
 def test_damaged_tracks_are_not_skipped(tmp_path):
     folder = EmbeddingFolder(put(tmp_path, *(str(i) for i in range(50))))
     os.truncate(tmp_path / "31.embeddings.npy", 150)
-    with pytest.raises(FeatureError, match=r"31\.embeddings\.npy: cannot be read"):
+    with refuses("corrupt", "31.embeddings.npy"):
         load([str(i) for i in range(50)], folder.tokens, "train", skip_missing=True)
 
 
@@ -536,5 +566,5 @@ def test_mel_statistics(tmp_path):
     expected = np.concatenate((x.mean(0), x.std(0)))
     np.testing.assert_allclose(mel_statistics(tmp_path / "a.mmap"), expected, atol=1e-6)
     assert {log_mel_file(tmp_path, key) for key in ("a.mmap", "a")} == {tmp_path / "a.mmap"}
-    with pytest.raises(MissingFeature, match=r"b\.mmap: no such file"):
+    with pytest.raises(MissingFeature):
         log_mel_file(tmp_path, "b.mmap")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from made_up import refuses
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,8 +19,7 @@ import config
 from datasets import datamodule
 from datasets.datamodule import FeatureDataModule
 from helpers import metrics
-from helpers.errors import InputError
-from models import cpu
+from models import cpu, probe
 from models.cpu import grouped_linear
 from models.probe import SELECTION, Probe, ProbeBank, ProbeOptions, normalised
 
@@ -291,21 +291,21 @@ def test_the_best_epochs_weights_are_tested_and_given_out(task, mix):
     bank = train(new_bank(task, splits, range(4), options, mix), splits, 10, [seen])
     monitor = f"val_{SELECTION[task]}"
     assert len(set(bank.best_epochs)) > 1
-    assert min(bank.best_epochs) < 9
+    assert min(bank.best_epochs) < 10
     for index in range(len(bank)):
         figures = [row[monitor] for row in bank.histories[index]]
-        assert [row["epoch"] for row in bank.histories[index]] == list(range(10))
+        assert [row["epoch"] for row in bank.histories[index]] == list(range(1, 11))
         assert bank.best_figures[index] == max(figures)
-        assert bank.best_epochs[index] == figures.index(max(figures))
+        assert bank.best_epochs[index] == 1 + figures.index(max(figures))
         own = bank.probe(index)
-        assert_close(own.state_dict(), seen.epochs[bank.best_epochs[index]][index], atol=0)
+        assert_close(own.state_dict(), seen.epochs[bank.best_epochs[index] - 1][index], atol=0)
         assert not own.training
         with torch.no_grad():
             test = own(probe_input(splits, "test", index, bank)).numpy()
             val = own(probe_input(splits, "val", index, bank)).numpy()
         np.testing.assert_allclose(bank.outputs[index], test, rtol=1e-4, atol=1e-4)
         expected = metrics.evaluate(task, splits["val"][1], val).figures
-        row = bank.histories[index][bank.best_epochs[index]]
+        row = bank.histories[index][bank.best_epochs[index] - 1]
         shown = {name: v for name, v in expected.items() if not name.endswith("_left_out")}
         assert {name.removeprefix("val_"): v for name, v in row.items() if "val_" in name} == (
             pytest.approx(shown, rel=1e-3)
@@ -319,7 +319,7 @@ def test_of_equal_figures_the_first_is_best():
     for index in range(len(bank)):
         figures = [row["val_accuracy"] for row in bank.histories[index]]
         assert figures.count(max(figures)) > 1
-        assert bank.best_epochs[index] == figures.index(max(figures))
+        assert bank.best_epochs[index] == 1 + figures.index(max(figures))
 
 
 def test_a_label_that_validation_lacks_has_no_say():
@@ -340,9 +340,21 @@ def test_without_any_figure_the_last_epoch_counts(task):
     splits["val"][1][:] = 0
     bank = train(new_bank(task, splits), splits, 3, [seen])
     assert np.isnan(bank.best_figures).all()
-    assert bank.best_epochs.tolist() == [2] * 4
+    assert bank.best_epochs.tolist() == [3] * 4
     for index in range(4):
         assert_close(state(bank, index), seen.epochs[2][index], atol=0)
+
+
+def test_an_epoch_without_a_figure_is_never_the_best(monkeypatch):
+    """Wherever it stands among the others."""
+    splits = made_up("multi-label")
+    for scores, best in (([np.nan, 0.3, 0.9], 3), ([0.9, np.nan, 0.3], 1), ([0.3, 0.9, np.nan], 2)):
+        figures = iter([{"ap": score, "roc_auc": score} for score in scores for _ in range(4)])
+        with monkeypatch.context() as patch:
+            patch.setattr(probe, "_figures", lambda *_, figures=figures: next(figures))
+            bank = train(new_bank("multi-label", splits), splits, 3)
+        assert bank.best_epochs.tolist() == [best] * 4
+        assert bank.best_figures.tolist() == [0.9] * 4
 
 
 def test_a_trial_validation_before_training_is_no_epoch():
@@ -381,7 +393,7 @@ def test_evaluation_in_parts_is_the_evaluation_of_the_whole(monkeypatch):
 def test_a_training_that_diverges_is_told():
     splits = made_up("regression")
     wild = new_bank("regression", splits, options=replace(OPTIONS, lr=1e30))
-    with pytest.raises(InputError, match=r"NaN or infinite in epoch 1: .* Lower probe\.lr"):
+    with refuses("diverged", setting="probe.lr"):
         train(wild, splits)
 
 
@@ -512,7 +524,7 @@ def test_no_dropout_is_none():
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5])
 def test_a_dropout_that_is_none_is_refused(dropout):
-    with pytest.raises(InputError, match=rf"probe\.dropout is {dropout}"):
+    with refuses("invalid", setting="probe.dropout"):
         transparent(dropout)
 
 

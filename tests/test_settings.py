@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 import config
-from helpers.settings import SettingsError, check_arguments, check_choice, check_settings
+from helpers.settings import (
+    SettingsError,
+    check_arguments,
+    check_choice,
+    check_settings,
+    listed_names,
+    typed_list,
+)
 
 LIMITS = {"seed": (None, 0), "trainer.precision": ("16-mixed", None)}
 DEFAULTS = {"seed": 0, "trainer": {"max_epochs": 10, "precision": None, "deep": {"flag": True}}}
@@ -134,3 +143,25 @@ def test_every_limit_is_of_a_setting_and_every_default_keeps_it():
     assert set(config.LIMITS) <= set(names)
     open_ended = {name for name, value in names.items() if value is None} - set(config.LIMITS)
     assert open_ended == {"trainer.precision"}  # a number or a word
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("[a,b]", ["a", "b"]),
+        ("a, b", ["a", "b"]),
+        ("""["a,b",c]""", ["a,b", "c"]),
+        ("""['a,b', "c d"]""", ["a,b", "c d"]),
+        ("[a[1,2],b(c,d)]", ["a[1,2]", "b(c,d)"]),
+        ("[a,,b,]", ["a", "b"]),
+        ("[]", []),
+    ],
+)
+def test_names_may_have_commas_in_quotes_or_brackets(typed, expected):
+    assert listed_names(typed) == expected
+
+
+@pytest.mark.parametrize("names", [["a/1", "b"], ["a,b", "c d"], ["x[1,2]", "y (z)"], ["it's"]])
+def test_a_list_is_read_as_it_is_typed(names):
+    (argument,) = shlex.split(typed_list("runs", names))
+    assert listed_names(argument.removeprefix("runs=")) == names
