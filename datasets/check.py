@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 import time
@@ -299,7 +298,8 @@ def _looker(
             with MelFile.of_key(data.base_dir, key) as mel:
                 status = os.stat(mel.path)
                 if read:
-                    content, silent = _read(mel)
+                    content = mel.content_hash()
+                    silent = content is None
             if split == "train" and data.teacher_dir is not None:
                 if read:
                     read_teacher_logits(data.teacher_dir, key, n_classes)
@@ -312,16 +312,6 @@ def _looker(
         return _File(len(mel), "", (status.st_dev, status.st_ino), content, silent)
 
     return look
-
-
-def _read(mel: MelFile) -> tuple[bytes | None, bool]:
-    """Hash of a file's content, and whether all its values are the same."""
-    content, first, silent = hashlib.blake2b(digest_size=16), None, True
-    for chunk in mel.chunks():
-        content.update(memoryview(chunk).cast("B"))
-        first = chunk[0, 0] if first is None else first
-        silent = silent and bool((chunk[0] == first).all() and (chunk == first).all())
-    return None if silent else content.digest(), silent
 
 
 def _full_looks(

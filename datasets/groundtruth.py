@@ -29,11 +29,11 @@ if not __package__:  # started as a script: import from the repository root, not
 
 from helpers.errors import InputError
 from helpers.files import atomic_path, write_json
-from helpers.safe_pickle import PickleError, load_pickle, short_repr
+from helpers.safe_pickle import load_pickle, short_repr
 
 
 class GroundTruthError(InputError):
-    """A ground-truth or label file that is refused; the message names the file and the reason."""
+    """A ground-truth or label file that is refused."""
 
 
 # --- The ground truth ---------------------------------------------------------------------------
@@ -82,20 +82,19 @@ def read_groundtruth(
         task: "multi-label", "single-label" or "regression".
 
     Raises:
-        GroundTruthError: the file is refused by `helpers.safe_pickle`, a key is no path that stays
-            inside ``base_dir``, or targets are not of that task, finite, and of one length (of
+        InputError: the file is refused by `helpers.safe_pickle`, a key is no path that stays inside
+            ``base_dir``, or targets are not of that task, finite, and of one length (of
             ``n_classes``).
     """
     path = Path(path)
-    try:
-        content = load_pickle(path)
-    except PickleError as error:
-        raise GroundTruthError(str(error)) from None
-    keys, targets = _validate(content, path, task)
+    keys, targets = _validate(load_pickle(path), path, task)
     if n_classes is not None and targets.shape[1] != n_classes:
         raise GroundTruthError(
-            f"{path}: found {targets.shape[1]} {_what(task)} per track, expected {n_classes}. "
-            "Set the number of classes to that of the file, or choose the file that fits the model"
+            f"found {targets.shape[1]} {_what(task)} per track, expected {n_classes}",
+            kind="mismatch",
+            path=path,
+            hint="Set the number of classes to that of the file, or choose the file that fits the "
+            "model.",
         )
     return GroundTruth(path, keys, targets, task)
 
@@ -133,8 +132,10 @@ def check_disjoint(*groundtruths: GroundTruth) -> None:
             some = ", ".join(short_repr(tracks_a[track]) for track in shared[:3])
             more = ", ..." if len(shared) > 3 else ""
             raise GroundTruthError(
-                f"{a.path} and {b.path} share {len(shared)} tracks ({some}{more}). "
-                "Keep each track in one split, or the scores mean nothing"
+                f"{a.path.name} and {b.path.name} share {len(shared)} tracks ({some}{more})",
+                kind="conflict",
+                path=b.path,
+                hint="Keep each track in one split, or the scores mean nothing.",
             )
 
 
@@ -148,31 +149,44 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
         GroundTruthError: naming the file and the key.
     """
     if task not in _CHECKS:
-        raise GroundTruthError(f"task is {task!r}: expected one of {TASKS}")
+        raise GroundTruthError(
+            f"no task {task!r}", kind="unknown", path=path, hint=f"Expected one of {TASKS}."
+        )
     check, dtype = _CHECKS[task]
     if not isinstance(groundtruth, Mapping):
         raise GroundTruthError(
-            f"{path}: found {_kind(groundtruth)}, expected a dict of relative path → labels"
+            f"found {_kind(groundtruth)}",
+            path=path,
+            hint="Expected a dict of relative path → labels.",
         )
     if not groundtruth:
-        raise GroundTruthError(f"{path}: found no tracks, expected one at least")
+        raise GroundTruthError("no tracks", kind="empty", path=path, hint="Expected one at least.")
     targets: np.ndarray | None = None
     seen: dict[str, str] = {}
     for row, (key, labels) in enumerate(groundtruth.items()):
         try:
             track = check_key(key)
             if seen.setdefault(track, key) is not key:
-                raise GroundTruthError(f"the same path as key {short_repr(seen[track])}")
+                raise GroundTruthError(
+                    f"the same path as key {short_repr(seen[track])}",
+                    kind="conflict",
+                    hint="Keep one of the two.",
+                )
             labels = check(labels)
             if targets is None:
                 targets = np.empty((len(groundtruth), len(labels)), dtype)
             if len(labels) != targets.shape[1]:
                 raise GroundTruthError(
-                    f"found {len(labels)} {_what(task)}, expected {targets.shape[1]} as in the "
-                    "first track"
+                    f"found {len(labels)} {_what(task)}, and {targets.shape[1]} in the first track",
+                    hint="Expected the same number for each track.",
                 )
         except GroundTruthError as error:
-            raise GroundTruthError(f"{path}: key {short_repr(key)}: {error}") from None
+            raise GroundTruthError(
+                f"key {short_repr(key)}: {error.message}",
+                kind=error.kind,
+                path=path,
+                hint=error.hint,
+            ) from None
         targets[row] = labels
     return list(groundtruth), targets
 
@@ -182,25 +196,29 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 def check_key(key: object) -> str:
     """The normalised path of a key. Raises GroundTruthError unless it stays inside ``base_dir``."""
+    relative = "Expected a path relative to base_dir, with forward slashes."
     if type(key) is not str:
-        raise GroundTruthError(f"found {_kind(key)}, expected a string")
-    if not key:
-        raise GroundTruthError("found an empty string, expected a relative path")
-    if "\0" in key or "\\" in key:
-        raise GroundTruthError("found a NUL or a backslash, expected a path with forward slashes")
-    if key[0] == "/" or _DRIVE.match(key):
-        raise GroundTruthError("found an absolute path, expected one relative to base_dir")
+        raise GroundTruthError(f"found {_kind(key)}", hint=relative)
     track = posixpath.normpath(key)
-    if track == ".." or track.startswith("../"):
-        raise GroundTruthError("found a path that leaves base_dir, expected one that stays inside")
-    if track == "." or key[-1] == "/":
-        raise GroundTruthError("found the path of a folder, expected that of a file")
+    found = None
+    if not key:
+        found = "an empty string"
+    elif "\0" in key or "\\" in key:
+        found = "a NUL or a backslash"
+    elif key[0] == "/" or _DRIVE.match(key):
+        found = "an absolute path"
+    elif track == ".." or track.startswith("../"):
+        found = "a path that leaves base_dir"
+    elif track == "." or key[-1] == "/":
+        found = "the path of a folder"
+    if found:
+        raise GroundTruthError(f"found {found}", hint=relative)
     return track
 
 
 _BUILTIN_INTEGERS = frozenset([int, bool])
 _NUMBER_TYPES = (int, float, np.bool_, np.integer, np.floating)
-_REAL_VALUES = "(real values are read with maest.task=regression; show: --task regression)"
+_REAL_VALUES = "Real values are read with maest.task=regression; show: --task regression."
 
 
 def _check_labels(labels: object) -> np.ndarray:
@@ -208,8 +226,8 @@ def _check_labels(labels: object) -> np.ndarray:
     if isinstance(labels, np.ndarray):
         if labels.ndim != 1 or labels.dtype.kind not in "biuf":
             raise GroundTruthError(
-                f"found a {labels.ndim}-D array of dtype {labels.dtype}, "
-                "expected a 1-D array of bool, integers or floats"
+                f"found a {labels.ndim}-D array of dtype {labels.dtype}",
+                hint="Expected a 1-D array of bool, integers or floats.",
             )
         values = labels.view(np.ndarray)
         wrong = None if values.dtype.kind == "b" else (values != 0) & (values != 1)
@@ -230,18 +248,22 @@ def _check_labels(labels: object) -> np.ndarray:
             bytes(labels if types <= _BUILTIN_INTEGERS else map(int, labels)), np.uint8
         )
     else:
-        hint = f" {_REAL_VALUES}" if isinstance(labels, _NUMBER_TYPES) else ""
         raise GroundTruthError(
-            f"found {_kind(labels)}, expected a 1-D NumPy array, a list or a tuple of 0/1{hint}"
+            f"found {_kind(labels)}",
+            hint=_REAL_VALUES
+            if isinstance(labels, _NUMBER_TYPES)
+            else "Expected a 1-D NumPy array, a list or a tuple of 0 and 1.",
         )
     if len(values) == 0:
-        raise GroundTruthError("found no labels, expected one at least")
+        raise GroundTruthError("found no labels", kind="empty", hint="Expected one at least.")
     return values
 
 
 def _wrong_label(value: object, index: int) -> GroundTruthError:
     hint = f" {_REAL_VALUES}" if isinstance(value, _NUMBER_TYPES) else ""
-    return GroundTruthError(f"found {short_repr(value)} at label {index}, expected 0 or 1{hint}")
+    return GroundTruthError(
+        f"found {short_repr(value)} at label {index}", hint=f"Expected 0 or 1.{hint}"
+    )
 
 
 def _check_one_label(labels: object) -> np.ndarray:
@@ -251,9 +273,9 @@ def _check_one_label(labels: object) -> np.ndarray:
     if len(ones) != 1:
         some = f" (at {', '.join(map(str, ones[:3]))}{', ...' * (len(ones) > 3)})"
         raise GroundTruthError(
-            f"found {len(ones)} labels{some if len(ones) else ''}, expected exactly one: "
-            "single-label means that each track is of one class. Any number of labels: "
-            "maest.task=multi-label"
+            f"found {len(ones)} labels{some if len(ones) else ''}",
+            hint="single-label means exactly one to a track; for any number: "
+            "maest.task=multi-label.",
         )
     return values
 
@@ -265,31 +287,35 @@ def _check_values(values: object) -> np.ndarray:
     if isinstance(values, np.ndarray):
         if values.ndim != 1 or values.dtype.kind not in "biuf":
             raise GroundTruthError(
-                f"found a {values.ndim}-D array of dtype {values.dtype}, "
-                "expected a 1-D array of integers or floats"
+                f"found a {values.ndim}-D array of dtype {values.dtype}",
+                hint="Expected a 1-D array of integers or floats.",
             )
     elif isinstance(values, list | tuple):
         for index, value in enumerate(values):
             if not isinstance(value, _NUMBER_TYPES):
                 raise GroundTruthError(
-                    f"found {short_repr(value)} at value {index}, expected a number"
+                    f"found {short_repr(value)} at value {index}", hint="Expected a number."
                 )
     else:
         raise GroundTruthError(
-            f"found {_kind(values)}, expected numbers: a 1-D NumPy array, a list, a tuple, or one"
+            f"found {_kind(values)}",
+            hint="Expected numbers: a 1-D NumPy array, a list, a tuple, or one.",
         )
     if len(values) == 0:
-        raise GroundTruthError("found no values, expected one at least")
+        raise GroundTruthError("found no values", kind="empty", hint="Expected one at least.")
     try:
         with np.errstate(over="ignore"):
             real = np.array(values, np.float64).astype(np.float32)
     except OverflowError:  # of a Python integer
-        raise GroundTruthError("found an integer of more than 300 digits") from None
+        raise GroundTruthError(
+            "found an integer of more than 300 digits", hint="Expected numbers below 3e38."
+        ) from None
     finite = np.isfinite(real)
     if not finite.all():
         index = int(finite.argmin())
         raise GroundTruthError(
-            f"found {float(values[index])} at value {index}, expected a finite number below 3e38"
+            f"found {float(values[index])} at value {index}",
+            hint="Expected a finite number below 3e38.",
         )
     return real
 
@@ -333,31 +359,35 @@ def read_labels(path: str | Path) -> list[str]:
         GroundTruthError: the file cannot be read or holds anything else.
     """
     path = Path(path)
+    expected = "Label names are a JSON list, or UTF-8 text with one name a line."
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise GroundTruthError(f"{path}: no such file. Check the path of the labels") from None
+        raise GroundTruthError(
+            "no such file", kind="missing", path=path, hint="Check the path of the labels."
+        ) from None
     except OSError as error:
-        raise GroundTruthError(f"{path}: cannot be read ({error.strerror})") from None
+        raise GroundTruthError(
+            f"cannot be read ({error.strerror})", kind="access", path=path, hint=expected
+        ) from None
     except UnicodeDecodeError as error:
         raise GroundTruthError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}). "
-            "Label names are a JSON list, or text with one name a line"
+            f"not UTF-8 text ({error.reason} at byte {error.start})", path=path, hint=expected
         ) from None
     if text.lstrip()[:1] in ("[", "{"):  # a dict is no text either: it is refused by name
         try:
             names = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise GroundTruthError(
-                f"{path}: not a JSON file ({error}), and text with one name a line does not begin "
-                f"with {text.lstrip()[0]!r}"
+                f"begins with {text.lstrip()[0]!r}, and is no JSON file ({error})",
+                path=path,
+                hint=expected,
             ) from None
         return _check_names(names, path)
     control = next((c for c in text if c < " " and c not in "\t\r\n"), None)
     if control is not None:
         raise GroundTruthError(
-            f"{path}: found the character {control!r}: a binary file? "
-            "Label names are a JSON list, or text with one name a line"
+            f"found the character {control!r}: a binary file?", path=path, hint=expected
         )
     lines = text.rstrip().split("\n") if text.strip() else []
     return _check_names([line.strip() for line in lines], path)
@@ -375,28 +405,33 @@ def labels_beside(groundtruth: GroundTruth) -> list[str] | None:
     names = read_labels(path)
     if len(names) != groundtruth.n_classes:
         raise GroundTruthError(
-            f"{path}: {len(names)} labels, and {groundtruth.path.name} beside it has "
-            f"{groundtruth.n_classes} to a track: they are not of one data set"
+            f"{len(names)} labels, and {groundtruth.path.name} beside it has "
+            f"{groundtruth.n_classes} to a track",
+            kind="mismatch",
+            path=path,
+            hint="They are not of one data set: remove the one that does not belong there.",
         )
     return names
 
 
 def _check_names(names: object, path: Path) -> list[str]:
+    distinct = "Expected a list of distinct names, none of them empty."
     if not isinstance(names, list):
-        raise GroundTruthError(f"{path}: found {_kind(names)}, expected a list of label names")
+        raise GroundTruthError(f"found {_kind(names)}", path=path, hint=distinct)
     if not names:
-        raise GroundTruthError(f"{path}: found no label names, expected one at least")
+        raise GroundTruthError("found no label names", kind="empty", path=path, hint=distinct)
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             raise GroundTruthError(
-                f"{path}: found {short_repr(name)} as name of label {index}, "
-                "expected a string that is not empty"
+                f"found {short_repr(name)} as name of label {index}", path=path, hint=distinct
             )
         if seen.setdefault(name, index) != index:
             raise GroundTruthError(
-                f"{path}: labels {seen[name]} and {index} are both named {short_repr(name)}, "
-                "expected distinct names"
+                f"labels {seen[name]} and {index} are both named {short_repr(name)}",
+                kind="conflict",
+                path=path,
+                hint=distinct,
             )
     return names
 

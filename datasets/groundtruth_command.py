@@ -13,13 +13,7 @@ import numpy as np
 
 from datasets.build import build
 from datasets.build import describe as describe_built
-from datasets.groundtruth import (
-    TASKS,
-    GroundTruth,
-    GroundTruthError,
-    read_groundtruth,
-    read_labels,
-)
+from datasets.groundtruth import TASKS, GroundTruth, read_groundtruth, read_labels
 from datasets.tables import read_table
 from helpers.errors import InputError
 
@@ -102,8 +96,12 @@ def _show(args: argparse.Namespace) -> None:
         what = "values" if args.task == "regression" else "labels"
         note = f"{names_file}: found {len(labels)} names for {groundtruth.n_classes} {what}"
         if args.labels:
-            raise GroundTruthError(
-                f"{note}. Give the labels.json that was written with {args.file}"
+            raise InputError(
+                f"{len(labels)} names for {groundtruth.n_classes} {what}",
+                kind="mismatch",
+                path=names_file,
+                setting="--labels",
+                hint=f"Give the labels.json that was written with {args.file}.",
             )
         labels = None
     for line in describe(groundtruth, labels, args.first):
@@ -117,7 +115,8 @@ def _build(args: argparse.Namespace) -> None:
     reading = ("path_column", "labels_column", "values_column", "split_column", "group_column",
                "ignore_split", "separator", "audio_dir")  # fmt: skip
     table = read_table(args.table, **{name: options[name] for name in reading})
-    building = ("fractions", "seed", "min_positives", "base_dir", "skip_missing")
+    building = ("task", "fractions", "seed", "min_positives", "base_dir", "skip_missing",
+                "keep_duplicates_together")  # fmt: skip
     built = build(table, args.out_dir, **{name: options[name] for name in building})
     for line in describe_built(built):
         print(line)
@@ -136,8 +135,9 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
         help="make groundtruth-{train,validation,test,all}.pk and labels.json from a table",
         description="A row of the table is a track: its path (of the audio, or of the log-mel "
         "file), its labels, and optionally its split or its group (artist, album). Columns are "
-        "recognised by their names; without a column of labels, each column that has only 0, 1 and "
-        "blanks (0) in it is a label. Without a split, the tracks are split by group.",
+        "recognised by their names. A column of labels that has only 0, 1 and blanks (0) in it is "
+        "one label, with the column's name; without a column of labels, all such columns are. "
+        "Without a split, the tracks are split by group.",
     )
     build.add_argument(
         "table",
@@ -146,6 +146,12 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
         help="CSV (commas, semicolons) or TSV with column names",
     )
     build.add_argument("--out-dir", type=Path, required=True, help="where the files go")
+    build.add_argument(
+        "--task",
+        choices=TASKS,
+        help="default: multi-label, with --values-column regression; single-label refuses tracks "
+        "with no label or several",
+    )
     build.add_argument("--path-column", metavar="NAME")
     build.add_argument("--labels-column", metavar="NAME", nargs="+", default=[], help="one or more")
     build.add_argument(
@@ -185,6 +191,11 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
     )
     build.add_argument(
         "--skip-missing", action="store_true", help="leave out tracks whose file is not there"
+    )
+    build.add_argument(
+        "--keep-duplicates-together",
+        action="store_true",
+        help="read the log-mel files, and keep copies of a recording in one split",
     )
     build.set_defaults(run=_build)
 

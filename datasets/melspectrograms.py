@@ -7,6 +7,7 @@ reader never loads more frames than it was asked for.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -223,6 +224,15 @@ class MelFile:
         """The whole file in pieces of at most 320 s, so that memory does not grow with it."""
         for first in range(0, self._frames, _CHUNK):
             yield self.read(first, min(first + _CHUNK, self._frames))
+
+    def content_hash(self) -> bytes | None:
+        """A hash of all values; None if they are all the same, as those of silence are."""
+        digest, first, constant = hashlib.blake2b(digest_size=16), None, True
+        for chunk in self.chunks():
+            digest.update(memoryview(chunk).cast("B"))
+            first = chunk[0, 0] if first is None else first
+            constant = constant and bool((chunk[0] == first).all() and (chunk == first).all())
+        return None if constant else digest.digest()
 
 
 def size_problem(found: os.stat_result) -> str | None:

@@ -57,10 +57,11 @@ def check_fractions(fractions: Sequence[float]) -> np.ndarray:
     """[3] float64. Raises InputError unless they are positive and sum to 1."""
     found = np.array(fractions, np.float64)
     if found.shape != (3,) or not (found > 0).all() or abs(found.sum() - 1) > 1e-6:
-        shown = ",".join(f"{fraction:g}" for fraction in fractions)
         raise InputError(
-            f"--fractions is {shown}: expected three positive numbers that sum to 1 (train, "
-            "validation, test), such as 0.8,0.1,0.1"
+            f"{','.join(f'{fraction:g}' for fraction in fractions)} are not three positive numbers "
+            "that sum to 1",
+            setting="--fractions",
+            hint="Give those of train, validation and test, such as 0.8,0.1,0.1.",
         )
     return found
 

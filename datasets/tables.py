@@ -6,6 +6,7 @@ album) that must stay on one side. `datasets.build` makes ground truths of it.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
@@ -15,22 +16,28 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from datasets.collection import mel_key
-from datasets.groundtruth import GroundTruthError, check_key
+from datasets.groundtruth import check_key
+from helpers.errors import InputError
 from helpers.safe_pickle import short_repr
 
-# Names of columns that are recognised, in lower case; the first that a table has is taken.
+# Names of columns that are recognised, without case, spaces, hyphens and underscores; the first
+# that a table has is taken.
 PATH_COLUMNS = (
-    "path", "file", "filename", "file_name", "file_path", "filepath", "audio", "audio_path",
-    "mp3_path", "track", "track_path", "key",
+    "path", "file", "filename", "filepath", "audio", "audiopath", "audiofile", "mp3path", "track",
+    "trackpath", "key",
 )  # fmt: skip
 LABEL_COLUMNS = ("labels", "label", "tags", "tag", "genres", "genre", "styles", "style")
 SPLIT_COLUMNS = ("split", "set", "subset", "fold", "partition")
-GROUP_COLUMNS = ("group", "artist_id", "artist", "album_id", "album")
+GROUP_COLUMNS = (
+    "group", "groupid", "artistid", "trackartistid", "artist", "artistname", "trackartist",
+    "albumartist", "albumid", "album", "albumname", "albumtitle",
+)  # fmt: skip
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val"), "validation"),
@@ -40,12 +47,9 @@ SPLIT_NAMES = {
 
 DELIMITERS = (",", ";", "\t")
 _OTHER_SEPARATORS = (",", ";", "|", "/")  # that labels may have been meant to be cut at
-_ONE, _ZERO = ("1", "1.0"), ("0", "0.0")  # the latter of each as pandas writes them
-_SHOWN = 3  # of a list in a message
-
-
-class TableError(GroundTruthError):
-    """A table that is refused; the message names the file, the line and the reason."""
+_ONE, _ZERO = ("1", "1.0", "true"), ("0", "0.0", "false")  # in lower case
+_FLAGS = frozenset((*_ONE, *_ZERO, ""))
+_SHOWN = 5  # of a list in a message
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,17 @@ def read_table(
     separator: str = ";",
     audio_dir: str | Path | None = None,
 ) -> Table:
-    """Read a table of tracks: UTF-8 text, its first line the names of the columns.
+    """Read a table of tracks: UTF-8 or UTF-16 text, its first line the names of the columns.
 
     Commas, tabs or semicolons are between the columns: what the first line has most of, a tab
-    before all. In a table with tabs, quote signs that do not come in pairs are part of the text.
+    before all; or what a line ``sep=;`` before it says. In a table with tabs, quote signs that do
+    not come in pairs are part of the text.
 
-    Columns that are not named here are recognised by their names (``PATH_COLUMNS`` and so on), in
-    upper or lower case. Labels stand in one column, or several, ``separator`` between them. A
-    table without such a column has one column a label instead: those whose cells are all 0, 1 or
-    blank (which counts as 0). So are several ``labels_column`` if all of them are of this kind.
+    Columns that are not named here are recognised by their names (``PATH_COLUMNS`` and so on). A
+    column of labels has names of labels, ``separator`` between them, or nothing but 0, 1 (false,
+    true) and blanks: then its own name is a label, which the tracks with a 1 have. Without a column
+    that is named or recognised, all of the latter kind are labels, but for those whose names are
+    names of paths, splits or groups.
 
     Args:
         path: the file.
@@ -114,72 +120,87 @@ def read_table(
         audio_dir: absolute paths below this folder are taken as relative to it.
 
     Returns:
-        the rows. An audio suffix of a path has become ``.mmap``: it names the log-mel file.
+        the rows. An audio suffix of a path has become ``.mmap``: it names the log-mel file. Where
+        no path has a slash, backslashes are slashes.
 
     Raises:
-        TableError: no such file, no text, no such column, a row of another length, an empty or
+        InputError: no such file, no text, no such column, a row of another length, an empty or
             absolute path, two paths that name one log-mel file, the unknown name of a split, or a
             value that is no number.
     """
     path = Path(path)
     if not separator:
-        raise TableError("--separator is empty: expected what stands between labels, such as ;")
+        raise InputError(
+            "is empty", setting="--separator", hint="Give what stands between labels, such as ;."
+        )
+    if values_column and labels_column:
+        raise InputError(
+            "labels and values at once",
+            kind="conflict",
+            setting="--values-column",
+            hint="Give this or --labels-column.",
+        )
     warnings: list[str] = []
     header, rows, lines = _read_rows(path, warnings)
-    place = {name: i for i, name in enumerate(header)}
-    path_name = _find(path, header, path_column, PATH_COLUMNS, "--path-column")
+    columns = _Columns(path, header)
+
+    @cache
+    def cells(name: str) -> list[str]:
+        i = header.index(name)
+        return [row[i].strip() for row in rows]
+
+    path_name = columns.one(path_column, PATH_COLUMNS, "--path-column")
     if path_name is None:
-        raise TableError(
-            f"{path}: none of the columns ({', '.join(header)}) is named {', '.join(PATH_COLUMNS)}:"
-            " name the one with the tracks' paths with --path-column"
+        raise InputError(
+            f"no column of paths among {', '.join(header)}",
+            kind="missing",
+            path=path,
+            hint="Name the column with the tracks' paths: --path-column NAME.",
         )
     split_name = None
     if not ignore_split:
-        split_name = _find(path, header, split_column, SPLIT_COLUMNS, "--split-column")
-    group_name = _find(path, header, group_column, GROUP_COLUMNS, "--group-column")
-    if values_column and labels_column:
-        raise TableError("--values-column and --labels-column: give one of them")
-    value_names = [_find(path, header, n, (), "--values-column") for n in values_column]
-    label_names = value_names or _find_labels(path, header, labels_column)
-    taken = {path_name, split_name, group_name, *label_names}
-    labels, values = [frozenset()] * len(rows), None
-    matrix = _label_columns(header, rows, label_names) if len(label_names) > 1 else []
-    if value_names:
-        values = [
-            [_value(row[place[name]], path, line, name) for name in value_names]
-            for row, line in zip(rows, lines, strict=True)
-        ]
-    elif label_names and len(matrix) < len(label_names):
-        own = [[row[place[name]] for name in label_names] for row in rows]
-        labels = [_names(cells, separator) for cells in own]
-        warnings += _warn_of_separators(labels, own, separator)
+        split_name = columns.one(split_column, SPLIT_COLUMNS, "--split-column")
+    group_name = columns.one(group_column, GROUP_COLUMNS, "--group-column")
+    taken = {"path": [path_name]}
+    labels, values = [frozenset[str]()] * len(rows), None
+    if values_column:
+        own = taken["values"] = columns.several(values_column, "--values-column")
+        numbers = (_values(cells(name), path, lines, name) for name in own)
+        values = [list(row) for row in zip(*numbers, strict=True)]
     else:
-        label_names = matrix or _label_columns(header, rows, [n for n in header if n not in taken])
-        if not label_names:
-            raise TableError(
-                f"{path}: none of the columns ({', '.join(header)}) is named "
-                f"{', '.join(LABEL_COLUMNS)}, and none has only 0 and 1 in it (a column a label). "
-                "Name the one with the labels with --labels-column"
+        others = {path_name, split_name, group_name}
+        own = columns.labels(labels_column, others)
+        if not own:
+            own = [name for name in columns.unknown(others) if _is_flags(cells(name))]
+            if not own:
+                raise InputError(
+                    f"no column of labels among {', '.join(header)}",
+                    kind="missing",
+                    path=path,
+                    hint="Name the one with the labels, or those with 0 and 1: --labels-column.",
+                )
+            warnings.append(
+                f"no column is named or called labels: {len(own)} of 0 and 1 were taken as labels "
+                f"({some(own)}). To take others: --labels-column NAME ..."
             )
-        labels = _read_matrix(header, rows, label_names, warnings)
-        taken |= set(label_names)
+        taken["labels"] = own
+        labels = _labels({name: cells(name) for name in own}, separator, warnings)
     warnings += _warn_of_spellings(labels)
-    columns = {"path": [path_name], "values" if value_names else "labels": label_names}
     splits = groups = None
     if split_name is not None:
-        columns["split"] = [split_name]
+        taken["split"] = [split_name]
         splits = [
-            _split(row[place[split_name]], path, line, split_name)
-            for row, line in zip(rows, lines, strict=True)
+            _split(cell, path, line, split_name)
+            for cell, line in zip(cells(split_name), lines, strict=True)
         ]
     if group_name is not None:
-        columns["group"] = [group_name]
-        groups = _one_spelling([row[place[group_name]] for row in rows])
+        taken["group"] = [group_name]
+        groups = _one_spelling(cells(group_name))
     return Table(
         path=path,
-        columns=columns,
-        unused=[name for name in header if name not in taken],
-        keys=_keys(path, [row[place[path_name]].strip() for row in rows], lines, audio_dir),
+        columns=taken,
+        unused=[name for name in header if not any(name in names for names in taken.values())],
+        keys=_keys(path, cells(path_name), lines, audio_dir),
         lines=lines,
         labels=labels,
         splits=splits,
@@ -191,39 +212,68 @@ def read_table(
 
 def _read_rows(path: Path, warnings: list[str]) -> tuple[list[str], list[list[str]], list[int]]:
     """Names of the columns, rows, and the line that each row ends in; ``warnings`` is added to."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TableError(f"{path}: cannot be read ({error.strerror}). Expected a table") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise TableError(
-            f"{path}: line {line}: found the byte {content[error.start]:#04x}, which is no UTF-8. "
-            "Save the table as UTF-8 text (not as a spreadsheet)"
-        ) from None
+    text = _read_text(path)
+    delimiter = None
+    named = re.match(r'"?sep=(.)\1*"?(?=[\r\n])', text, re.IGNORECASE)
+    if named:  # Excel's own line; the others keep their numbers
+        delimiter, text = named[1], text[named.end() :]
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
-        raise TableError(f"{path}: the table is empty; expected a line of column names, and rows")
-    bare = re.sub(r'"[^"]*"', "", first)
-    delimiter = "\t" if "\t" in bare else max(DELIMITERS, key=bare.count)
+        raise InputError(
+            "the table is empty",
+            kind="empty",
+            path=path,
+            hint="Expected a line of column names, and a row for each track.",
+        )
+    if delimiter is None:
+        bare = re.sub(r'"[^"]*"', "", first)
+        delimiter = "\t" if "\t" in bare else max(DELIMITERS, key=bare.count)
     if delimiter != "\t" or '"' not in text:
         return _parse(path, text, delimiter)
     try:
         found, error = _parse(path, text, delimiter), None
         if not any("\t" in cell or "\n" in cell for row in found[1] for cell in row):
             return found  # else two quote signs far apart may have swallowed what is between them
-    except TableError as refused:
+    except InputError as refused:
         found, error = None, refused
     try:  # titles such as "Heroes" live, which no one has quoted
         found = _parse(path, text, delimiter, quoting=csv.QUOTE_NONE)
-    except TableError:
+    except InputError:
         if error is not None:
             raise error from None
         return found
     warnings.append("quote signs of the table do not come in pairs: they were taken as text")
     return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(
+            "no such file", kind="missing", path=path, hint="Check the path of the table."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})",
+            kind="access",
+            path=path,
+            hint="Expected a table: a CSV or TSV file.",
+        ) from None
+    encoding = "utf-8-sig"
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # Excel's "Unicode text"
+        encoding = "utf-16"
+    elif b"\0" in content[:2]:
+        encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"line {line}: not UTF-8 text (byte {content[error.start]:#04x})",
+            path=path,
+            hint="Save the table as UTF-8 text, not as a spreadsheet.",
+        ) from None
 
 
 def _parse(
@@ -238,91 +288,140 @@ def _parse(
                 rows.append(row)
                 lines.append(reader.line_num)
     except csv.Error as error:
-        raise TableError(f"{path}: line {reader.line_num}: {error}. Check its quotes") from None
+        raise InputError(
+            f"line {reader.line_num}: {error}", path=path, hint="Check its quotes."
+        ) from None
     header = [name.strip() for name in rows[0]]
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice or "" in header:
         found = f"{twice[0]!r} twice" if twice and twice[0] else "an empty name"
-        raise TableError(
-            f"{path}: line {lines[0]}: found {found} among the columns' names; expected distinct "
-            "names, separated by commas, tabs or semicolons"
+        raise InputError(
+            f"line {lines[0]}: {found} among the columns' names",
+            path=path,
+            hint="Expected distinct names, separated by commas, tabs or semicolons.",
         )
     for row, line in zip(rows[1:], lines[1:], strict=True):
         if len(row) != len(header):
-            raise TableError(
-                f"{path}: line {line}: found {len(row)} cells, expected {len(header)} as in the "
-                f"first line. A cell that has the delimiter ({delimiter!r}) in it must stand in "
-                "double quotes"
+            raise InputError(
+                f"line {line}: {len(row)} cells, expected {len(header)} as in the first line",
+                path=path,
+                hint="This is a table of MTG-Jamendo: use datasets/jamendo/preprocess.py."
+                if {"TRACK_ID", "PATH", "TAGS"}.issubset(header)
+                else f"A cell that has the delimiter ({delimiter!r}) in it must stand in double "
+                "quotes.",
             )
     if len(rows) == 1:
-        raise TableError(f"{path}: has column names and no rows; expected a row for each track")
+        raise InputError(
+            "column names and no rows",
+            kind="empty",
+            path=path,
+            hint="Expected a row for each track.",
+        )
     return header, rows[1:], lines[1:]
 
 
-def _find(
-    path: Path, header: list[str], given: str | None, known: Sequence[str], option: str
-) -> str | None:
-    if given is not None:
-        if given not in header:
-            raise TableError(
-                f"{path}: no column {given!r} ({option}); the columns are {', '.join(header)}"
+# ---- columns -------------------------------------------------------------------------------------
+
+
+def _bare(name: str) -> str:
+    """``Artist Name``, ``artist_name``, ``artistName`` → ``artistname``."""
+    return re.sub(r"[\s_-]", "", name).casefold()
+
+
+class _Columns:
+    """The columns of a table, by their names."""
+
+    def __init__(self, path: Path, header: list[str]) -> None:
+        self.path, self.header = path, header
+        self.by_bare = {_bare(name): name for name in reversed(header)}
+
+    def one(self, given: str | None, known: Sequence[str], option: str) -> str | None:
+        """The column that was named, or else one that has a known name; None: there is none."""
+        if given is None:
+            return next((self.by_bare[name] for name in known if name in self.by_bare), None)
+        name = given if given in self.header else self.by_bare.get(_bare(given))
+        if name is None:
+            raise InputError(
+                f"no column {given!r}",
+                kind="unknown",
+                path=self.path,
+                setting=option,
+                hint=f"The columns are {', '.join(self.header)}.",
             )
-        return given
-    by_lower = {name.lower(): name for name in reversed(header)}
-    return next((by_lower[name] for name in known if name in by_lower), None)
+        return name
+
+    def several(self, given: Sequence[str], option: str) -> list[str]:
+        """Those that were named, each once."""
+        return list(dict.fromkeys(self.one(name, (), option) for name in given))
+
+    def labels(self, given: Sequence[str], taken: Collection[str | None]) -> list[str]:
+        """Those that were named, or else the one that has the name of labels, if there is one."""
+        if given:
+            return self.several(given, "--labels-column")
+        found = [name for name in self.header if _bare(name) in LABEL_COLUMNS and name not in taken]
+        if len(found) > 1:
+            raise InputError(
+                f"the columns {', '.join(found)} may all be labels",
+                kind="conflict",
+                path=self.path,
+                hint=f"Say which are: --labels-column {shlex.join(found)}.",
+            )
+        return found
+
+    def unknown(self, taken: Collection[str | None]) -> list[str]:
+        """Those whose names say nothing."""
+        known = {*PATH_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS}
+        return [name for name in self.header if name not in taken and _bare(name) not in known]
 
 
-def _find_labels(path: Path, header: list[str], given: Sequence[str]) -> list[str]:
-    if given:
-        return [_find(path, header, name, (), "--labels-column") for name in given]
-    found = [name for name in header if name.lower() in LABEL_COLUMNS]
-    if len(found) > 1:
-        raise TableError(
-            f"{path}: the columns {', '.join(found)} may all be labels. Say which is, or are: "
-            f"--labels-column {shlex.join(found)}"
-        )
-    return found
+def _is_flags(cells: list[str]) -> bool:
+    """Whether there is nothing but 0, 1 and blanks, and one 0 or 1."""
+    return any(cells) and {cell.lower() for cell in set(cells)} <= _FLAGS
 
 
-def _value(cell: str, path: Path, line: int, column: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise TableError(
-            f"{path}: line {line}: {short_repr(cell)} in column {column!r}: expected a number, "
-            "with a point for the decimals. Correct it, or leave the row out"
-        )
-    return value
-
-
-def _names(cells: list[str], separator: str) -> frozenset[str]:
-    parts = (part.strip() for cell in cells for part in cell.split(separator))
-    return frozenset(filter(None, parts))
-
-
-def _label_columns(header: list[str], rows: list[list[str]], names: list[str]) -> list[str]:
-    """Those of some columns that have nothing but 0, 1 and blanks in them, and one 0 or 1."""
-    allowed = {*_ONE, *_ZERO, ""}
-    found = []
-    for name in names:
-        i = header.index(name)
-        if all(row[i].strip() in allowed for row in rows) and any(row[i].strip() for row in rows):
-            found.append(name)
-    return found
-
-
-def _read_matrix(
-    header: list[str], rows: list[list[str]], names: list[str], warnings: list[str]
+def _labels(
+    columns: dict[str, list[str]], separator: str, warnings: list[str]
 ) -> list[frozenset[str]]:
-    """One column a label. ``warnings`` is added to."""
-    place = {name: header.index(name) for name in names}
-    blank = [name for name, i in place.items() if any(not row[i].strip() for row in rows)]
+    """The labels of each row; ``warnings`` is added to.
+
+    Args:
+        columns: name → cells, of the columns of labels.
+        separator: between labels in a cell.
+        warnings: of blank cells among flags, and of separators.
+    """
+    flags = {name: cells for name, cells in columns.items() if _is_flags(cells)}
+    blank = {name: cells.count("") for name, cells in flags.items() if "" in cells}
     if blank:
-        cells = sum(not row[place[name]].strip() for name in blank for row in rows)
-        warnings.append(f"{cells} blank cells were taken as 0, in columns {_some(blank)}")
-    return [frozenset(name for name, i in place.items() if row[i].strip() in _ONE) for row in rows]
+        warnings.append(
+            f"{sum(blank.values())} blank cells were taken as 0, in columns {some(list(blank))}"
+        )
+    texts = [cells for name, cells in columns.items() if name not in flags]
+    names = [
+        frozenset(filter(None, (part.strip() for cell in row for part in cell.split(separator))))
+        for row in zip(*texts, strict=True)
+    ] or [frozenset()] * len(next(iter(columns.values())))
+    if texts and not any(separator in cell for cells in texts for cell in cells):
+        warnings += _warn_of_separators(names, separator)
+    return [
+        own | {name for name, cells in flags.items() if cells[i].lower() in _ONE}
+        for i, own in enumerate(names)
+    ]
+
+
+def _values(cells: list[str], path: Path, lines: list[int], column: str) -> list[float]:
+    values = []
+    for cell, line in zip(cells, lines, strict=True):
+        try:
+            values.append(float(cell))
+        except ValueError:
+            values.append(math.nan)
+        if not math.isfinite(values[-1]):
+            raise InputError(
+                f"line {line}: {short_repr(cell)} in column {column!r}: expected a number",
+                path=path,
+                hint="Write it with a point for the decimals, or leave the row out.",
+            )
+    return values
 
 
 # ---- what may be meant otherwise -----------------------------------------------------------------
@@ -339,23 +438,20 @@ def _one_spelling(names: Sequence[str]) -> list[str]:
     return [first.setdefault(_fold(name), name.strip()) for name in names]
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few of some names, quoted."""
     return ", ".join(map(short_repr, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)
 
 
-def _warn_of_separators(
-    labels: list[frozenset[str]], cells: list[list[str]], separator: str
-) -> list[str]:
-    """Labels with another separator in them, where the separator that was given never occurs."""
-    if any(separator in cell for row in cells for cell in row):
-        return []
-    names = sorted(frozenset().union(*labels))
+def _warn_of_separators(labels: list[frozenset[str]], separator: str) -> list[str]:
+    """Labels with another separator in them, where the one that was given never occurs."""
+    names = sorted(frozenset[str]().union(*labels))
     found = []
     for other in _OTHER_SEPARATORS:
         whole = [name for name in names if other in name]
         if whole:
             found.append(
-                f"{len(whole)} of {len(names)} labels have {other!r} in them ({_some(whole)}), and "
+                f"{len(whole)} of {len(names)} labels have {other!r} in them ({some(whole)}), and "
                 f"no cell has the separator {separator!r}: each was taken as one label. If "
                 f"{other!r} stands between labels: --separator {shlex.quote(other)}"
             )
@@ -369,10 +465,10 @@ def _warn_of_spellings(labels: list[frozenset[str]]) -> list[str]:
     alike = [" and ".join(map(short_repr, names)) for names in same.values() if len(names) > 1]
     if not alike:
         return []
-    some = "; ".join(alike[:_SHOWN]) + "; ..." * (len(alike) > _SHOWN)
+    shown = "; ".join(alike[:_SHOWN]) + "; ..." * (len(alike) > _SHOWN)
     return [
         f"{len(alike)} labels are written in several ways, and each way is a label of its own: "
-        f"{some}. Write them alike if they are the same"
+        f"{shown}. Write them alike if they are the same"
     ]
 
 
@@ -380,11 +476,12 @@ def _warn_of_spellings(labels: list[frozenset[str]]) -> list[str]:
 
 
 def _split(cell: str, path: Path, line: int, column: str) -> str:
-    split = SPLIT_NAMES.get(cell.strip().lower())
+    split = SPLIT_NAMES.get(cell.lower())
     if split is None:
-        raise TableError(
-            f"{path}: line {line}: found {cell!r} in column {column!r}, expected one of "
-            f"{', '.join(SPLIT_NAMES)}. (To have the tracks split by group: --ignore-split)"
+        raise InputError(
+            f"line {line}: {cell!r} in column {column!r}, expected one of {', '.join(SPLIT_NAMES)}",
+            path=path,
+            hint="To have the tracks split by group: --ignore-split.",
         )
     return split
 
@@ -392,18 +489,20 @@ def _split(cell: str, path: Path, line: int, column: str) -> str:
 def _keys(
     path: Path, names: list[str], lines: list[int], audio_dir: str | Path | None
 ) -> list[str]:
-    root = None if audio_dir is None else Path(os.path.abspath(audio_dir)).as_posix()
+    if not any("/" in name for name in names):  # a table from Windows
+        names = [name.replace("\\", "/") for name in names]
+    root = None if audio_dir is None else _root(str(audio_dir))
     keys: list[str] = []
     seen: dict[str, tuple[str, int]] = {}
     for name, line in zip(names, lines, strict=True):
         try:
             key = mel_key(check_key(_relative(name, root)))
-        except GroundTruthError as error:
-            hint = ""
-            if name.startswith("/") and root is None:
-                hint = ". --audio-dir DIR takes paths below DIR as relative to it"
-            raise TableError(
-                f"{path}: line {line}: path {short_repr(name)}: {error}{hint}"
+        except InputError as error:
+            hint = error.hint
+            if _is_absolute(name) and root is None:
+                hint = "To take paths below a folder as relative to it: --audio-dir DIR."
+            raise InputError(
+                f"line {line}: path {short_repr(name)}: {error.message}", path=path, hint=hint
             ) from None
         # A log-mel file is found without its suffix too.
         stem = key.removesuffix(".mmap").removesuffix(".npy")
@@ -415,22 +514,38 @@ def _keys(
                 else f"{short_repr(before)}, which has the same log-mel file "
                 f"{short_repr(f'{stem}.mmap')},"
             )
-            raise TableError(
-                f"{path}: line {line}: path {short_repr(name)}: {same} is in line {where}. "
-                "Expected a row for each track: join the two, or rename one of the files"
+            raise InputError(
+                f"line {line}: path {short_repr(name)}: {same} is in line {where}",
+                kind="conflict",
+                path=path,
+                hint="Expected a row for each track: join the two, or rename one of the files.",
             )
         keys.append(key)
     return keys
 
 
+def _is_absolute(name: str) -> bool:
+    return name.startswith("/") or bool(re.match("[A-Za-z]:/", name))
+
+
+def _root(folder: str) -> str:
+    """A folder's absolute path, with slashes; one of Windows stays."""
+    if re.match(r"[A-Za-z]:[\\/]", folder):
+        return posixpath.normpath(folder.replace("\\", "/"))
+    return Path(os.path.abspath(folder)).as_posix()
+
+
 def _relative(name: str, root: str | None) -> str:
     """A path relative to the folder ``root``, if it is an absolute one."""
-    if root is None or not name.startswith("/"):
+    if root is None or not _is_absolute(name):
         return name
     whole = posixpath.normpath(name)
     if whole.startswith("//"):  # which normpath leaves
         whole = whole[1:]
     prefix = root.rstrip("/") + "/"
     if not whole.startswith(prefix) or name.endswith("/"):
-        raise GroundTruthError(f"found an absolute path, expected one of a file in {root}")
+        raise InputError(
+            f"an absolute path, and not of a file in {root}",
+            hint="Give the folder that the paths begin with: --audio-dir DIR.",
+        )
     return whole[len(prefix) :]

@@ -1,14 +1,13 @@
 """Reading pickles of plain data without ever running code from them.
 
 The usual way to read such a file, ``pickle.load``, runs whatever code the file asks for. Here a
-pickle is data only. It passes three gates:
+pickle is data only. It passes two gates:
 
-1. ``_check_opcodes`` walks over the file without executing it, and refuses what plain data never
-   needs and every declared size that the file cannot hold (a ten-byte pickle can otherwise ask
-   for 64 GB).
-2. ``_Unpickler`` answers each global that the file names with an inert stand-in, or refuses it.
-   No function of NumPy's, nor of anybody else's, ever receives arguments chosen by the file.
-3. ``_Resolver`` turns the stand-ins into arrays, once they are complete and checked.
+1. ``_Unpickler``, in Python (no declared size makes it allocate more than the file holds), knows
+   the opcodes of plain data only. It answers each global that the file names with an inert
+   stand-in, or refuses it. No function of NumPy's, nor of anybody else's, ever receives arguments
+   chosen by the file.
+2. ``_Resolver`` turns the stand-ins into arrays, once they are complete and checked.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ import pickle
 import pickletools
 import re
 import reprlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,15 @@ import numpy as np
 
 from helpers.errors import InputError
 
-_NEXT_STEP = (
-    "Only dicts, lists, tuples, strings, numbers and bool, integer or float NumPy arrays are let "
-    "in, and nothing else in the file was run: if you trust it, re-save the file with plain lists "
-    "or NumPy arrays"
+_RESAVE = (
+    "Only dicts, lists, tuples, strings, numbers and bool, integer or float NumPy arrays are read, "
+    "and nothing else in the file was run: if you trust it, re-save it with plain lists or NumPy "
+    "arrays."
 )
 
 
-class PickleError(InputError):
-    """A pickle that is refused, or damaged; the message names the file and the reason."""
+class _Refused(Exception):
+    """Something in a pickle that plain data does not need."""
 
 
 _REPR = reprlib.Repr()
@@ -52,119 +52,12 @@ def _plain(name: str) -> str:
     return _REPR.repr(name)[1:-1]
 
 
-# --- Gate 1: the opcodes ------------------------------------------------------------------------
-
-# Opcodes of fixed length, which need no check of their own, in runs (millions of them: this is
-# where the time goes). NEWOBJ, NEWOBJ_EX and OBJ are let through so that the unpickler, which
-# then meets the class before them, can refuse it by its name.
-_RUN = re.compile(
-    rb"(?:(?:K.)+|[N\x88\x89(\])}ltd\x85\x86\x87aesu\x94Rb\x93\x81\x92o]+"
-    rb"|[qh].|M.{2}|[Jj].{4}|G.{8})*+",
-    re.DOTALL,
-)
-# Opcodes followed by a little-endian length and as many bytes: the width of the length.
-_SIZED = {
-    **dict.fromkeys([pickle.SHORT_BINSTRING, pickle.SHORT_BINBYTES, pickle.SHORT_BINUNICODE], 1),
-    **dict.fromkeys([pickle.BINSTRING, pickle.BINBYTES, pickle.BINUNICODE, pickle.LONG4], 4),
-    **dict.fromkeys([pickle.BINBYTES8, pickle.BINUNICODE8, pickle.BYTEARRAY8], 8),
-    pickle.LONG1: 1,
-}
-# Opcodes followed by lines of text: how many.
-_LINES = {
-    **dict.fromkeys([pickle.INT, pickle.LONG, pickle.FLOAT, pickle.GET, pickle.PUT], 1),
-    **dict.fromkeys([pickle.STRING, pickle.UNICODE], 1),
-    **dict.fromkeys([pickle.GLOBAL, pickle.INST], 2),
-}
-_NUMBERS = frozenset([pickle.INT, pickle.LONG, pickle.FLOAT, pickle.GET, pickle.PUT])
-_MAX_LONG_BYTES = 16
-_MAX_NUMBER_CHARACTERS = 64
-_OPCODE_NAMES = {info.code.encode("latin1"): info.name for info in pickletools.opcodes}
-
-
-def _check_opcodes(data: bytes) -> None:
-    """Refuse a pickle whose opcodes are not those of plain data, or do not fit into the file.
-
-    What passes makes the unpickler allocate no more than a small multiple of the file's size:
-    its C code would otherwise take declared sizes and memo indices at their word. (One thing
-    is left to a hostile file, and it is no code: a dict key of several 100,000 nested tuples makes
-    the interpreter itself overflow its stack and end, while it hashes the key.)
-
-    Raises:
-        PickleError: an opcode that plain data does not need.
-        pickle.UnpicklingError: no pickle, or a damaged one.
-    """
-
-    def damage(found: str) -> pickle.UnpicklingError:
-        return pickle.UnpicklingError(f"{found} at byte {start}")
-
-    start, frame_end = 0, 0
-    while True:
-        # No opcode may cross the end of its frame: readers disagree on what that means.
-        limit = frame_end if start < frame_end else len(data)
-        start = _RUN.match(data, start, limit).end()
-        if start == limit:
-            if limit < len(data):
-                continue
-            raise damage("truncated: no STOP opcode")
-        opcode = data[start : start + 1]
-        name = _OPCODE_NAMES.get(opcode)
-        body = start + 1
-        if opcode == pickle.STOP:
-            if body != len(data):
-                extra = len(data) - body
-                start = body
-                raise damage(f"the pickle ends, and {extra} more bytes follow it")
-            return
-        if opcode == pickle.PROTO:
-            end = body + 1
-        elif opcode == pickle.FRAME:
-            if start < frame_end:
-                raise damage("a frame inside a frame")
-            end = body + 8
-            frame_end = end + int.from_bytes(data[body:end], "little")
-            limit = len(data)
-            if frame_end > limit:
-                raise damage("truncated: a frame that is longer than the file")
-        elif opcode == pickle.LONG_BINPUT:
-            end = body + 4
-            _check_memo_index(int.from_bytes(data[body:end], "little"), data, damage)
-        elif opcode in _SIZED:
-            width = _SIZED[opcode]
-            size = int.from_bytes(data[body : body + width], "little")
-            end = body + width + size
-            if opcode in (pickle.LONG1, pickle.LONG4) and size > _MAX_LONG_BYTES:
-                raise damage(f"a number of {size} bytes")
-        elif opcode in _LINES:
-            end = body
-            for _ in range(_LINES[opcode]):
-                end = data.find(b"\n", end, limit) + 1 or limit + 1
-            if opcode in _NUMBERS and end - body > _MAX_NUMBER_CHARACTERS:
-                raise damage(f"a number of {end - body} characters")
-            if opcode == pickle.PUT:
-                index = data[body : end - 1]
-                _check_memo_index(int(index) if index.isdigit() else -1, data, damage)
-        elif name is not None and opcode not in b"KqhMJjG":
-            raise PickleError(f"refused pickle opcode {name} at byte {start}")
-        elif name is not None:
-            end = limit + 1
-        else:
-            raise damage(f"unknown opcode {opcode!r}")
-        if end > limit:
-            raise damage(f"truncated: opcode {name} needs {end - limit} more bytes")
-        start = end
-
-
-def _check_memo_index(index: int, data: bytes, damage: Callable[[str], Exception]) -> None:
-    """Refuse a memo index beyond the file's size: the unpickler's memo is an array that grows."""
-    if not 0 <= index <= len(data):
-        raise damage(f"a memo index out of range ({index})")
-
-
-# --- Gate 2: the stand-ins ----------------------------------------------------------------------
+# --- The stand-ins ----------------------------------------------------------------------
 
 _DTYPES = frozenset(
     ["b1", *(kind + size for kind in "iu" for size in "1248"), *("f" + size for size in "248")]
 )
+_TEXT = re.compile("U[0-9]{1,4}")  # of NumPy strings (keys that stood in an array)
 _MAX_DIMENSIONS = 32
 
 
@@ -173,15 +66,13 @@ class _StandIn:
 
     The unpickler can do four things to an object on its stack: call it (REDUCE, OBJ, INST), set
     its state (BUILD), and append to it or set its items (APPENDS, SETITEMS). A stand-in has no
-    ``__dict__``, answers BUILD itself, and offers no method for the others. Having no hash, it
-    cannot be hidden in a dict key.
+    ``__dict__``, answers BUILD itself, and offers no method for the others.
     """
 
     __slots__ = ()
-    __hash__ = None  # type: ignore[assignment]
 
     def __setstate__(self, state: object) -> None:
-        raise PickleError(f"the file sets the state of {self!r}, which has none")
+        raise _Refused(f"the file sets the state of {self!r}, which has none")
 
     def __repr__(self) -> str:
         raise NotImplementedError  # each says in words what it stands for
@@ -198,7 +89,7 @@ class _Constructor(_StandIn):
 
     def __call__(self, *args: object) -> object:
         if self._make is None:
-            raise PickleError(f"the file calls {self._name}")
+            raise _Refused(f"the file calls {self._name}")
         return self._make(*args)
 
     def __repr__(self) -> str:
@@ -206,26 +97,25 @@ class _Constructor(_StandIn):
 
 
 class _DType(_StandIn):
-    """Stands for a ``numpy.dtype`` of kind bool, integer or float."""
+    """Stands for a ``numpy.dtype`` of kind bool, integer or float, or text of fixed length."""
 
     __slots__ = ("_built", "dtype")
 
     def __init__(self, spec: object) -> None:
-        if not isinstance(spec, str) or spec not in _DTYPES:
-            raise PickleError(
-                f"NumPy dtype {short_repr(spec)} is refused (bool, integers and floats only)"
-            )
+        if not isinstance(spec, str) or not (spec in _DTYPES or _TEXT.fullmatch(spec)):
+            raise _Refused(f"NumPy dtype {short_repr(spec)} is refused")
         self.dtype = np.dtype(spec)
         self._built = False
 
     def __setstate__(self, state: object) -> None:
         match state:
-            case (3, ("<" | ">" | "|" | "=") as order, None, None, None, -1, -1, 0):
+            # The last three, size, alignment and flags, are -1, -1, 0 but for text.
+            case (3, ("<" | ">" | "|" | "=") as order, None, None, None, int(), int(), int()):
                 if not self._built:
                     self.dtype = self.dtype.newbyteorder(order)
                     self._built = True
                     return
-        raise PickleError(f"unexpected state of {self!r}: {short_repr(state)}")
+        raise _Refused(f"unexpected state of {self!r}: {short_repr(state)}")
 
     def __repr__(self) -> str:
         return f"NumPy dtype {self.dtype.str!r}"
@@ -256,20 +146,22 @@ class _Array(_StandIn):
             case (1, tuple() as shape, _DType() as dtype, (True | False) as fortran, raw):
                 self.fill(raw, dtype, shape, "F" if fortran else "C")
             case _:
-                raise PickleError(f"unexpected state of a NumPy array: {short_repr(state)}")
+                raise _Refused(f"unexpected state of a NumPy array: {short_repr(state)}")
 
     def fill(self, raw: object, dtype: _DType, shape: tuple, order: str) -> _Array:
-        """Take the parts in. Raises PickleError if they do not fit, or if it has them."""
+        """Take the parts in. Raises _Refused if they do not fit, or if it has them."""
         if self.dtype is not None:
-            raise PickleError("the file sets the state of one NumPy array twice")
+            raise _Refused("the file sets the state of one NumPy array twice")
         if isinstance(raw, _Latin1):
             raw = raw.text
         if not isinstance(raw, bytes | bytearray | str):
-            raise PickleError(f"a NumPy array made of {short_repr(raw)} instead of raw bytes")
+            raise _Refused(f"a NumPy array made of {short_repr(raw)} instead of raw bytes")
+        if dtype.dtype.kind == "U":
+            raise _Refused("a NumPy array of text")
         if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
-            raise PickleError(f"a NumPy array of impossible shape {short_repr(shape)}")
+            raise _Refused(f"a NumPy array of impossible shape {short_repr(shape)}")
         if math.prod(shape) * dtype.dtype.itemsize != len(raw):
-            raise PickleError(
+            raise _Refused(
                 f"a NumPy array of shape {short_repr(shape)} and dtype {dtype.dtype} "
                 f"with {len(raw)} bytes of data"
             )
@@ -283,7 +175,7 @@ class _Array(_StandIn):
 def _reconstruct(kind: object, shape: object = (), typecode: object = "") -> _Array:
     """``_reconstruct(ndarray, (0,), b"b")``: an empty array, whose state follows (BUILD)."""
     if kind is not _NDARRAY:
-        raise PickleError(f"a NumPy array of class {short_repr(kind)} instead of numpy.ndarray")
+        raise _Refused(f"a NumPy array of class {short_repr(kind)} instead of numpy.ndarray")
     return _Array()
 
 
@@ -292,32 +184,34 @@ def _dtype(spec: object, align: object = False, copy: object = True) -> _DType:
     return _DType(spec)
 
 
-def _scalar(dtype: object, raw: object) -> bool | int | float:
-    """``scalar(dtype, b"\\x01")``: a NumPy number, given as a Python one."""
+def _scalar(dtype: object, raw: object) -> bool | int | float | str:
+    """``scalar(dtype, b"\\x01")``: a NumPy number or string, given as a Python one."""
     if isinstance(raw, _Latin1):
         raw = raw.text
-    if isinstance(raw, str) and len(raw) <= 8:  # Python 2 wrote bytes as strings
-        raw = raw.encode("latin1")
-    if not isinstance(dtype, _DType) or not isinstance(raw, bytes):
-        raise PickleError(f"a NumPy number made of {short_repr(dtype)} and {short_repr(raw)}")
+    if not isinstance(dtype, _DType) or not isinstance(raw, bytes | str):
+        raise _Refused(f"a NumPy number made of {short_repr(dtype)} and {short_repr(raw)}")
     if len(raw) != dtype.dtype.itemsize:
-        raise PickleError(f"a NumPy number of dtype {dtype.dtype} with {len(raw)} bytes")
-    return np.frombuffer(raw, dtype.dtype).item()
+        raise _Refused(f"a NumPy number of dtype {dtype.dtype} with {len(raw)} bytes")
+    if isinstance(raw, str):  # Python 2 wrote bytes as strings
+        raw = raw.encode("latin1")
+    value = np.frombuffer(raw, dtype.dtype).item()
+    # The same text is one object, however often a few bytes of the file ask for it.
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 def _frombuffer(raw: object, dtype: object, shape: object, order: object, *axes: object) -> _Array:
     """``_frombuffer(data, dtype, shape, "C")``: a whole array (protocol 5)."""
     if not isinstance(dtype, _DType) or not isinstance(shape, tuple):
-        raise PickleError(f"a NumPy array of dtype {short_repr(dtype)}, shape {short_repr(shape)}")
+        raise _Refused(f"a NumPy array of dtype {short_repr(dtype)}, shape {short_repr(shape)}")
     if order not in ("C", "F") or axes not in ((), (None,)):
-        raise PickleError(f"a NumPy array in order {short_repr(order)} instead of 'C' or 'F'")
+        raise _Refused(f"a NumPy array in order {short_repr(order)} instead of 'C' or 'F'")
     return _Array().fill(raw, dtype, shape, order)
 
 
 def _encode(text: object, encoding: object = None) -> _Latin1:
     """``_codecs.encode("...", "latin1")``: bytes, as protocols 0 to 2 write them."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise PickleError(f"_codecs.encode with encoding {short_repr(encoding)}, not 'latin1'")
+        raise _Refused(f"_codecs.encode with encoding {short_repr(encoding)}, not 'latin1'")
     return _Latin1(text)
 
 
@@ -337,19 +231,96 @@ _ALLOWED: dict[tuple[str, str], _Constructor] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the globals of ``_ALLOWED`` and no other; imports nothing."""
+# --- Gate 1: the opcodes ------------------------------------------------------------------------
+
+# INST, OBJ and NEWOBJ are let through so that the class, which comes before them, is refused by its
+# name. Not LONG4: numbers of more than 255 bytes.
+_OPCODES = """
+    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST LIST APPEND APPENDS
+    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS
+    GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
+    GLOBAL STACK_GLOBAL REDUCE BUILD INST OBJ NEWOBJ NEWOBJ_EX
+""".split()  # noqa: SIM905
+_SCALARS = frozenset([bool, int, float, str, bytes, bytearray, type(None)])
+
+
+class _Exactly(io.BytesIO):
+    """A file that ends too early is an error, wherever it ends."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if size is not None and len(data) < size:
+            raise EOFError(f"truncated: {size - len(data)} bytes are missing")
+        return data
+
+
+class _Dispatch(dict):
+    """Opcode → method."""
+
+    def __missing__(self, opcode: int) -> Any:
+        names = [info.name for info in pickletools.opcodes if ord(info.code) == opcode]
+        if names:
+            raise _Refused(f"refused pickle opcode {names[0]}")
+        raise pickle.UnpicklingError(f"unknown opcode {opcode:#x}")
+
+
+class _Unpickler(pickle._Unpickler):
+    """Knows the globals of ``_ALLOWED`` and no other; imports nothing.
+
+    The unpickler in Python is half as fast as the one in C, which allocates what a file declares
+    (a ten-byte pickle can ask it for 64 GB), and whose stack overflows at deeply nested keys.
+    """
+
+    dispatch = _Dispatch(
+        (code, pickle._Unpickler.dispatch[code])
+        for code in (getattr(pickle, name)[0] for name in _OPCODES)
+    )
+
+    def load_plain(self) -> Any:
+        """The file's object. Raises whatever a damaged pickle leads to; _Refused for others."""
+        value = self.load()
+        try:
+            self.read(1)
+        except EOFError:
+            return value
+        raise pickle.UnpicklingError("the pickle ends, and more bytes follow it")
 
     def find_class(self, module: str, name: str) -> _Constructor:
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise PickleError(f"refused global {_plain(module)}.{_plain(name)}") from None
+            raise _Refused(f"refused global {_plain(module)}.{_plain(name)}") from None
+
+    def load_bytearray8(self) -> None:
+        super().load_binbytes8()
+        self.stack[-1] = bytearray(self.stack[-1])
+
+    def load_dict(self) -> None:
+        self._check_keys(self.stack[::2])
+        super().load_dict()
+
+    def load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        self._check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def _check_keys(self, keys: Collection[object]) -> None:
+        """Only what can be hashed without recursion, which the interpreter does not bound."""
+        if not _SCALARS.issuperset(map(type, keys)):
+            kinds = {type(key).__name__ for key in keys if type(key) not in _SCALARS}
+            raise _Refused(f"a key of type {', '.join(sorted(kinds))}, expected a string")
+
+    for _name in ("BYTEARRAY8", "DICT", "SETITEM", "SETITEMS"):
+        dispatch[getattr(pickle, _name)[0]] = locals()[f"load_{_name.lower()}"]
 
 
-# --- Gate 3: the arrays -------------------------------------------------------------------------
+# --- Gate 2: the arrays -------------------------------------------------------------------------
 
-_SCALARS = frozenset([bool, int, float, str, bytes, bytearray, type(None)])
 _MAX_DEPTH = 50
 
 
@@ -365,7 +336,7 @@ class _Resolver:
         """``value`` with arrays for stand-ins; dicts and lists are changed in place.
 
         Raises:
-            PickleError: a stand-in that is no array, or nesting that is too deep.
+            _Refused: a stand-in that is no array, or nesting that is too deep.
         """
         kind = type(value)
         if kind in _SCALARS:
@@ -375,7 +346,7 @@ class _Resolver:
         if id(value) in self._done:
             return self._done[id(value)]
         if depth > _MAX_DEPTH:
-            raise PickleError(f"containers nested more than {_MAX_DEPTH} deep")
+            raise _Refused(f"containers nested more than {_MAX_DEPTH} deep")
         self._kept.append(value)
         if kind is tuple:
             result: Any = tuple([self.resolve(item, depth + 1) for item in value])
@@ -392,7 +363,7 @@ class _Resolver:
             self._done[id(value)] = result = array
         else:
             what = repr(value) if isinstance(value, _StandIn) else kind.__name__
-            raise PickleError(f"the file holds {what}, which is no data")
+            raise _Refused(f"the file holds {what}, which is no data")
         return result
 
     def _encode(self, text: str) -> bytes:
@@ -415,29 +386,37 @@ def load_pickle(path: str | Path) -> Any:
         floats (not to be written to; NumPy numbers come as Python ones).
 
     Raises:
-        PickleError: the file cannot be read, is no whole pickle (bytes after its end count
-            as damage: ``pickle.load`` would drop them in silence), or holds anything else.
+        InputError: the file cannot be read, is no whole pickle (bytes after its end count as
+            damage: ``pickle.load`` would drop them in silence), or holds anything else.
     """
     path = Path(path)
+    again = "Write it again, or get it again."
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise PickleError(
-            f"{path}: no such file. Check the path, or make it with the data set's preprocess.py"
+        raise InputError(
+            "no such file",
+            kind="missing",
+            path=path,
+            hint="Check the path, or make the file with the data set's preprocess.py.",
         ) from None
     except OSError as error:
-        raise PickleError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(
+            f"cannot be read ({error.strerror})",
+            kind="access",
+            path=path,
+            hint="Check that it is a file, and that you may read it.",
+        ) from None
     if not data:
-        raise PickleError(f"{path}: the file is empty. Write it again")
+        raise InputError("the file is empty", kind="corrupt", path=path, hint=again)
     try:
-        _check_opcodes(data)
-        # BufferedReader for its peek(), without which unframed protocols are read byte by byte.
-        stream = io.BufferedReader(io.BytesIO(data), buffer_size=1 << 17)
-        return _Resolver().resolve(_Unpickler(stream, encoding="latin1").load())
-    except PickleError as error:
-        raise PickleError(f"{path}: {error}. {_NEXT_STEP}") from None
+        return _Resolver().resolve(_Unpickler(_Exactly(data), encoding="latin1").load_plain())
+    except _Refused as error:
+        raise InputError(str(error), kind="unsupported", path=path, hint=_RESAVE) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise PickleError(
-            f"{path}: not a pickle, or a damaged one ({type(error).__name__}: {error}). "
-            "Expected a whole pickled dict: write the file again"
+        raise InputError(
+            f"not a pickle, or a damaged one ({type(error).__name__}: {error})",
+            kind="corrupt",
+            path=path,
+            hint=f"Expected a whole pickled dict. {again}",
         ) from None

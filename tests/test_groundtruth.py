@@ -12,7 +12,6 @@ import pytest
 from datasets import groundtruth as gt
 from datasets.groundtruth import (
     GroundTruth,
-    GroundTruthError,
     check_disjoint,
     read_groundtruth,
     read_labels,
@@ -20,6 +19,7 @@ from datasets.groundtruth import (
     write_labels,
 )
 from datasets.groundtruth_command import main
+from helpers.errors import InputError
 from models.maest import TASKS
 
 PROTOCOLS = range(6)
@@ -54,8 +54,9 @@ def flag(tmp_path):
 
 
 def test_payload_is_refused_here_too(file, flag):
-    with pytest.raises(GroundTruthError, match=r"refused global \w+\.system"):
+    with pytest.raises(InputError, match="system") as error:
         read_groundtruth(file({"a.mmap": Payload(flag)}))
+    assert error.value.kind == "unsupported"
     assert not flag.exists()
 
 
@@ -85,37 +86,37 @@ def test_every_way_to_write_labels(file, protocol):
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    "value",
     [
-        ([0, 2], "found 2 at label 1, expected 0 or 1"),
-        ((0, -1), "found -1 at label 1"),
-        ([0.5, 1], "found 0.5 at label 0"),
-        ([0, float("nan")], "found nan at label 1"),
-        ([0, "1"], "found '1' at label 1"),
-        ([0, None], "found None at label 1"),
-        ([[0], [1]], "found [0] at label 0"),
-        (np.array([0, 2]), "found 2 at label 1, expected 0 or 1"),
-        (np.array([0, np.nan]), "found nan at label 1"),
-        (np.array([0.1, 0], "f4"), "found 0.1"),
-        (np.array(1), "found a 0-D array of dtype int64, expected a 1-D array"),
-        (np.zeros((1, 2)), "found a 2-D array"),
-        ([0, 1, 0], "found 3 labels, expected 2 as in the first track"),
-        (np.zeros(1, bool), "found 1 labels, expected 2"),
-        ([], "found no labels"),
-        (b"\x00\x01", "found a bytes"),
-        ("01", "found a str"),
-        ({"x": 1}, "found a dict"),
-        (None, "found None"),
-        (1, "found a int"),
+        [0, 2],
+        (0, -1),
+        [0.5, 1],
+        [0, float("nan")],
+        [0, "1"],
+        [0, None],
+        [[0], [1]],
+        np.array([0, 2]),
+        np.array([0, np.nan]),
+        np.array([0.1, 0], "f4"),
+        np.array(1),
+        np.zeros((1, 2)),
+        [0, 1, 0],
+        np.zeros(1, bool),
+        [],
+        b"\x00\x01",
+        "01",
+        {"x": 1},
+        None,
+        1,
     ],
 )
-def test_bad_labels(file, value, found):
+def test_bad_labels(file, value):
     path = file({"first.mmap": [0, 1], "folder/second.mmap": value})
-    with pytest.raises(GroundTruthError) as error:
+    with pytest.raises(InputError, match=r"'folder/second\.mmap'") as error:
         read_groundtruth(path)
-    assert str(path) in str(error.value)
-    assert found in str(error.value)
-    assert "key 'folder/second.mmap'" in str(error.value)
+    assert error.value.path == path
+    assert error.value.kind in ("invalid", "empty")
+    assert error.value.hint
 
 
 @pytest.mark.parametrize(
@@ -126,10 +127,10 @@ def test_bad_labels(file, value, found):
     ],
 )
 def test_bad_keys(file, key):
-    with pytest.raises(GroundTruthError) as error:
+    with pytest.raises(InputError) as error:
         read_groundtruth(file({"good": [0, 1], key: [0, 1]}))
-    assert f"key {key!r}: found" in str(error.value)
-    assert "expected" in str(error.value)
+    assert repr(key) in str(error.value) or error.value.kind == "unsupported"
+    assert error.value.hint
 
 
 @pytest.mark.parametrize(
@@ -140,25 +141,29 @@ def test_good_keys(file, key):
 
 
 def test_two_keys_for_one_track(file):
-    with pytest.raises(GroundTruthError, match=r"key 'a/\./b': the same path as key 'a/b'"):
+    with pytest.raises(InputError, match=r"'a/\./b'.*'a/b'") as error:
         read_groundtruth(file({"a/b": [0], "c": [1], "a/./b": [0]}))
+    assert error.value.kind == "conflict"
 
 
 def test_long_keys_are_shortened(file):
-    with pytest.raises(GroundTruthError) as error:
+    with pytest.raises(InputError) as error:
         read_groundtruth(file({"x" * 10**5: [3]}))
     assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize("value", [{}, [], [("a", [1])], "text", None, np.zeros(3)])
 def test_no_dict_or_an_empty_one(file, value):
-    with pytest.raises(GroundTruthError, match="expected"):
-        read_groundtruth(file(value))
+    path = file(value)
+    with pytest.raises(InputError) as error:
+        read_groundtruth(path)
+    assert error.value.path == path
 
 
 def test_number_of_classes(file):
-    with pytest.raises(GroundTruthError, match="found 2 labels per track, expected 400"):
+    with pytest.raises(InputError, match=r"\b2\b.*\b400\b") as error:
         read_groundtruth(file({"a": [0, 1]}), n_classes=400)
+    assert error.value.kind == "mismatch"
 
 
 # --- One label, or values -----------------------------------------------------------------------
@@ -178,24 +183,20 @@ def test_single_label(file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    "value",
     [
-        ([0, 0, 0], "found 0 labels, expected exactly one"),
-        ([1, 0, 1], "found 2 labels (at 0, 2), expected exactly one"),
-        (np.ones(5), "found 5 labels (at 0, 1, 2, ...)"),
-        ([0, 0.5, 1], "found 0.5 at label 1, expected 0 or 1"),
-        (2, "found a int"),
+        [0, 0, 0],
+        [1, 0, 1],
+        np.ones(5),
+        [0, 0.5, 1],
+        2,
     ],
 )
-def test_no_single_label(file, tmp_path, value, found):
+def test_no_single_label(file, tmp_path, value):
     rows = {"first": [0, 1, 0], "second": value}
-    with pytest.raises(GroundTruthError) as error:
+    with pytest.raises(InputError, match="'second'"):
         read_groundtruth(file(rows), task="single-label")
-    assert f"key 'second': {found}" in str(error.value)
-    if "exactly" in found:
-        assert "single-label means that each track is of one class" in str(error.value)
-        assert "maest.task=multi-label" in str(error.value)
-    with pytest.raises(GroundTruthError):
+    with pytest.raises(InputError):
         write_groundtruth(tmp_path / "new.pk", rows, task="single-label")
     assert not (tmp_path / "new.pk").exists()
 
@@ -224,44 +225,45 @@ def test_a_bare_number_is_one_value(file, value):
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    "value",
     [
-        ([0.5, float("nan")], "found nan at value 1, expected a finite number"),
-        (np.array([np.inf, 0]), "found inf at value 0"),
-        ([0.5, 1e39], "found 1e+39 at value 1"),  # it is infinite as float32
-        ([0.5, 10**400], "found an integer of more than 300 digits"),
-        ([0.5, "1"], "found '1' at value 1, expected a number"),
-        ([0.5, None], "found None at value 1"),
-        ([0.5, 1j], "found 1j at value 1"),
-        ([[0.5], [1]], "found [0.5] at value 0"),
-        ([], "found no values"),
-        ([0.5], "found 1 values, expected 2 as in the first track"),
-        (1.0, "found 1 values, expected 2"),
-        (np.zeros((1, 2)), "found a 2-D array"),
-        ("0.5", "found a str, expected numbers"),
-        (None, "found None, expected numbers"),
-        ({"x": 1}, "found a dict"),
+        [0.5, float("nan")],
+        np.array([np.inf, 0]),
+        [0.5, 1e39],  # it is infinite as float32
+        [0.5, 10**400],
+        [0.5, "1"],
+        [0.5, None],
+        [0.5, 1j],
+        [[0.5], [1]],
+        [],
+        [0.5],
+        1.0,
+        np.zeros((1, 2)),
+        "0.5",
+        None,
+        {"x": 1},
     ],
 )
-def test_bad_values(tmp_path, value, found):
+def test_bad_values(tmp_path, value):
     rows = {"first": [0.5, 1], "second": value}
-    with pytest.raises(GroundTruthError) as error:
+    with pytest.raises(InputError, match="'second'"):
         write_groundtruth(tmp_path / "gt.pk", rows, task="regression")
-    assert f"key 'second': {found}" in str(error.value)
     assert not (tmp_path / "gt.pk").exists()
     save(tmp_path / "gt.pk", rows)
-    with pytest.raises(GroundTruthError):  # some are refused while they are read
+    with pytest.raises(InputError):  # some are refused while they are read
         read_groundtruth(tmp_path / "gt.pk", task="regression")
 
 
 def test_values_where_labels_are_expected_are_told_their_task(file):
     for value in ([0.5, 1], 0.5):
-        with pytest.raises(GroundTruthError, match=r"maest\.task=regression"):
+        with pytest.raises(InputError, match=r"maest\.task=regression"):
             read_groundtruth(file({"a": value}))
-    with pytest.raises(GroundTruthError, match="found 1 values per track, expected 2"):
+    with pytest.raises(InputError) as error:
         read_groundtruth(file({"a": 0.5}), 2, task="regression")
-    with pytest.raises(GroundTruthError, match="task is 'tagging': expected one of"):
+    assert error.value.kind == "mismatch"
+    with pytest.raises(InputError, match="'tagging'") as error:
         read_groundtruth(file({"a": [1]}), task="tagging")
+    assert error.value.kind == "unknown"
 
 
 def test_the_tasks_are_the_networks():
@@ -299,7 +301,7 @@ def test_round_trip(tmp_path):
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "gt.pk"
     write_groundtruth(path, {"a": [1, 0]})
-    with pytest.raises(GroundTruthError, match="key 'b': found 3 labels"):
+    with pytest.raises(InputError, match="'b'"):
         write_groundtruth(path, {"a": [1, 0], "b": [1, 1, 1]})
 
     def fail(value, file, protocol):
@@ -318,37 +320,44 @@ def test_labels_round_trip(tmp_path):
     names = ["Folk---Jig", "Rock", "ü"]
     write_labels(path, iter(names))
     assert read_labels(path) == names
-    with pytest.raises(GroundTruthError, match="labels 0 and 2 are both named 'a'"):
+    with pytest.raises(InputError, match="'a'") as error:
         write_labels(path, ["a", "b", "a"])
+    assert (error.value.kind, error.value.path) == ("conflict", path)
     assert read_labels(path) == names
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        ("", "found no label names"),
-        (" \n\n", "found no label names"),
-        ("[" * 10**5, "not a JSON file"),
-        ('{"a": 0}', "found a dict, expected a list"),
-        ("[]", "found no label names"),
-        ('["a", " "]', "found ' ' as name of label 1"),
-        ("[1]", "found 1 as name of label 0"),
-        ('["a", "a"]', "both named 'a'"),
-        ("[brackets]\nrock\n", r"text with one name a line does not begin with '\['"),
-        ("rock\n\njazz\n", "found '' as name of label 1"),
-        ("rock\njazz\nrock", "labels 0 and 2 are both named 'rock'"),
-        ("rock\0", r"found the character '\\x00': a binary file"),
-        ("\x89PNG", "Label names are a JSON list, or text"),
+        "",
+        " \n\n",
+        "[" * 10**5,
+        '{"a": 0}',
+        "[]",
+        '["a", " "]',
+        "[1]",
+        '["a", "a"]',
+        "[brackets]\nrock\n",
+        "rock\n\njazz\n",
+        "rock\njazz\nrock",
+        "rock\0",
+        "\x89PNG",
     ],
 )
-def test_bad_labels_file(tmp_path, content, message):
+def test_bad_labels_file(tmp_path, content):
     path = tmp_path / "labels.json"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(GroundTruthError, match=message) as error:
+    with pytest.raises(InputError) as error:
         read_labels(path)
-    assert str(path) in str(error.value)
-    with pytest.raises(GroundTruthError, match="no such file"):
-        read_labels(tmp_path / "none.json")
+    assert error.value.path == path
+    assert error.value.hint
+
+
+def test_no_labels_file(tmp_path):
+    for path, kind in ((tmp_path / "none.json", "missing"), (tmp_path, "access")):
+        with pytest.raises(InputError) as error:
+            read_labels(path)
+        assert (error.value.kind, error.value.path) == (kind, path)
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n", "\n \n\n"])
@@ -367,13 +376,11 @@ def test_labels_of_another_encoding(tmp_path):
     path = tmp_path / "labels.txt"
     for encoding in ("utf-16", "latin-1"):
         path.write_text("Müsette\nWalzer\n", encoding)
-        with pytest.raises(GroundTruthError, match="not UTF-8 text"):
+        with pytest.raises(InputError):
             read_labels(path)
     path.write_bytes(pickle.dumps(["a", "b"]))
-    with pytest.raises(GroundTruthError, match="Label names are a JSON list, or text"):
+    with pytest.raises(InputError):
         read_labels(path)
-    with pytest.raises(GroundTruthError, match="cannot be read"):
-        read_labels(tmp_path)
 
 
 def test_disjoint():
@@ -382,10 +389,11 @@ def test_disjoint():
 
     check_disjoint()
     check_disjoint(split("train.pk", "a", "b"), split("val.pk", "c"), split("test.pk", "d"))
-    with pytest.raises(GroundTruthError, match=r"train.pk and test.pk share 1 tracks \('x/b'\)"):
+    with pytest.raises(InputError, match=r"train.pk and test.pk share 1 .*'x/b'") as error:
         check_disjoint(
             split("train.pk", "a", "x/b"), split("val.pk", "c"), split("test.pk", "d", "x/./b")
         )
+    assert error.value.kind == "conflict"
 
 
 # --- Command line -------------------------------------------------------------------------------
@@ -415,13 +423,14 @@ def test_show_from_another_folder(tmp_path):
     assert "a/3.mmap" not in named.stdout
 
 
-def test_show_errors_are_one_line(tmp_path, flag):
+def test_show_errors_are_one_line(tmp_path, flag, capsys):
     save(tmp_path / "bad.pk", {"a": Payload(flag)})
-    for name, message in [("bad.pk", "posix.system"), ("none.pk", "no such file"), ("", "read")]:
-        result = run("show", tmp_path / name, cwd=tmp_path)
-        assert (result.returncode, result.stdout) == (1, "")
-        assert message in result.stderr
-        assert result.stderr.count("\n") == 1
+    for name in ("bad.pk", "none.pk", ""):
+        assert main(["show", str(tmp_path / name)]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert str(tmp_path / name) in captured.err
+        assert captured.err.count("\n") == 1
     assert not flag.exists()
 
 
@@ -429,10 +438,10 @@ def test_show_with_labels_that_do_not_fit(tmp_path, capsys):
     write_groundtruth(tmp_path / "gt.pk", {"a": [1, 0]})
     write_labels(tmp_path / "labels.json", ["one"])
     assert main(["show", str(tmp_path / "gt.pk")]) == 0
-    assert "labels.json: found 1 names for 2 labels: not used" in capsys.readouterr().out
+    assert f"{tmp_path / 'labels.json'}: " in capsys.readouterr().out
     arguments = ["show", str(tmp_path / "gt.pk"), "--labels", str(tmp_path / "labels.json")]
     assert main(arguments) == 1
-    assert "found 1 names for 2 labels" in capsys.readouterr().err
+    assert f"--labels: {tmp_path / 'labels.json'}: " in capsys.readouterr().err
 
 
 def test_show_into_a_closed_pipe(tmp_path):
@@ -455,4 +464,4 @@ def test_show_values(tmp_path, capsys):
     assert "-0.5     -0.125       0.25      0.375 valence" in out
     assert "first keys" not in out
     assert main(["show", str(path)]) == 1
-    assert "show: --task regression" in capsys.readouterr().err
+    assert "--task regression" in capsys.readouterr().err

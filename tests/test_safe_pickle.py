@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.groundtruth import GroundTruthError, read_groundtruth
-from helpers.safe_pickle import PickleError, load_pickle
+from datasets.groundtruth import read_groundtruth
+from helpers.errors import InputError
+from helpers.safe_pickle import load_pickle
 
 PROTOCOLS = range(6)
 
@@ -76,12 +77,12 @@ def test_payload_is_refused_by_name_and_does_not_run(file, flag, name, nest, pro
         "in a call": {"a.mmap": Payload(np.dtype, payload)},
     }[nest]
     path = file(value, protocol)
-    with pytest.raises(PickleError) as error:
+    with pytest.raises(InputError) as error:
         load_pickle(path)
     shown = name.replace("builtins.", "__builtin__.") if protocol < 3 else name
-    assert str(path) in str(error.value)
-    assert f"refused global {shown}." in str(error.value)
-    assert "re-save the file with plain lists or NumPy arrays" in str(error.value)
+    assert (error.value.kind, error.value.path) == ("unsupported", path)
+    assert shown in error.value.message
+    assert error.value.hint
     assert not flag.exists()
 
 
@@ -118,14 +119,14 @@ def call(global_: bytes, argument: str) -> bytes:
     ],
 )
 def test_global_by_any_other_name_is_refused(file, flag, opcodes, name):
-    with pytest.raises(PickleError) as error:
+    with pytest.raises(InputError) as error:
         load_pickle(file(call(opcodes, f"open({str(flag)!r}, 'w')")))
     assert name in str(error.value)
     assert not flag.exists()
 
 
 def test_global_is_printable_whatever_its_name(file):
-    with pytest.raises(PickleError) as error:
+    with pytest.raises(InputError) as error:
         load_pickle(file(b"c\x1b[2Jposix" + b"x" * 5000 + b"\nsystem\n."))
     assert "\x1b" not in str(error.value)
     assert len(str(error.value)) < 700
@@ -149,102 +150,103 @@ def test_hand_assembled_array_is_read(file):
 
 
 ATTACKS = {
-    "BUILD a constructor, dict": (NDARRAY + DICT_STATE + b"b.", "numpy.ndarray, which has non"),
-    "BUILD a constructor, slots": (ENCODE + SLOT_STATE + b"b.", "_codecs.encode, which has no"),
-    "BUILD a dtype, dict": (DTYPE + DICT_STATE + b"b.", "unexpected state of NumPy dtype"),
-    "BUILD a dtype, slots": (DTYPE + SLOT_STATE + b"b.", "unexpected state of NumPy dtype"),
-    "BUILD a dtype twice": (DTYPE + (DTYPE_STATE + b"b") * 2 + b".", "unexpected state of"),
-    "BUILD an array, dict": (ARRAY + DICT_STATE + b"b.", "unexpected state of a NumPy array"),
-    "BUILD an array, slots": (ARRAY + SLOT_STATE + b"b.", "unexpected state of a NumPy array"),
-    "BUILD an array twice": (ARRAY + (ARRAY_STATE + b"b") * 2 + b".", "one NumPy array twice"),
-    "BUILD bytes": (ENCODE + b"(Va\nVlatin1\ntR" + DICT_STATE + b"b.", "bytes, which has none"),
-    "BUILD a list": (b"]" + DICT_STATE + b"b.", "AttributeError"),
-    "NEWOBJ": (NDARRAY + b"(K\x05t\x81.", "UnpicklingError"),
-    "NEWOBJ_EX": (b"\x80\x04" + NDARRAY + b"(K\x05t}\x92.", "UnpicklingError"),
-    "NEWOBJ of a foreign class": (b"cos\nPathLike\n)\x81.", "os.PathLike"),
-    "INST": (b"(Vtouch flag\niposix\nsystem\n.", "posix.system"),
-    "INST of a stand-in": (b"(K\x05inumpy\nndarray\n.", "calls numpy.ndarray"),
-    "OBJ": (b"(cposix\nsystem\nVtouch flag\no.", "posix.system"),
-    "OBJ of a stand-in": (b"(" + NDARRAY + b"K\x05o.", "calls numpy.ndarray"),
-    "REDUCE ndarray": (NDARRAY + b"(J\x00\x00\x00\x7ftR.", "calls numpy.ndarray"),
-    "REDUCE a dtype": (DTYPE + b")R.", "TypeError"),
-    "REDUCE an array": (ARRAY + b")R.", "TypeError"),
-    "REDUCE a string": (b"Vposix.system\n)R.", "TypeError"),
-    "EXT1": (b"\x80\x02\x82\x01.", "opcode EXT1"),
-    "EXT2": (b"\x80\x02\x83\x01\x00.", "opcode EXT2"),
-    "EXT4": (b"\x80\x02\x84\x01\x00\x00\x00.", "opcode EXT4"),
-    "PERSID": (b"Pposix.system\n.", "opcode PERSID"),
-    "BINPERSID": (b"Vposix.system\nQ.", "opcode BINPERSID"),
-    "NEXT_BUFFER": (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
-    "a set": (b"\x80\x04\x8f.", "opcode EMPTY_SET"),
-    "APPEND to a constructor": (NDARRAY + b"K\x01a.", "AttributeError"),
-    "APPENDS to an array": (ARRAY + b"(K\x01K\x02e.", "AttributeError"),
-    "SETITEM of a constructor": (NDARRAY + b"K\x01K\x02s.", "TypeError"),
-    "SETITEMS of an array": (ARRAY + b"(K\x01K\x02u.", "TypeError"),
-    "constructor as a key": (b"}" + NDARRAY + b"K\x01s.", "unhashable"),
-    "array in a tuple as a key": (b"}" + ARRAY + b"\x85K\x01s.", "unhashable"),
-    "constructor as data": (b"]" + NDARRAY + b"a.", "holds numpy.ndarray"),
-    "dtype as data": (b"]" + DTYPE + b"a.", "holds NumPy dtype '|b1'"),
-    "unfinished array": (b"]" + ARRAY + b"a.", "holds an unfinished NumPy array"),
-    "array of another class": (RECONSTRUCT + b"(Vx\n(K\x00tC\x01btR.", "of class 'x'"),
-    "other encoding": (ENCODE + b"(Va\nVzip\ntR.", "encoding 'zip'"),
-    "encode of no text": (ENCODE + b"(K\x01Vlatin1\ntR.", "_codecs.encode"),
-    "too many arguments": (ENCODE + b"(Va\nVlatin1\nVx\ntR.", "TypeError"),
+    "BUILD a constructor, dict": (NDARRAY + DICT_STATE + b"b.", "unsupported"),
+    "BUILD a constructor, slots": (ENCODE + SLOT_STATE + b"b.", "unsupported"),
+    "BUILD a dtype, dict": (DTYPE + DICT_STATE + b"b.", "unsupported"),
+    "BUILD a dtype, slots": (DTYPE + SLOT_STATE + b"b.", "unsupported"),
+    "BUILD a dtype twice": (DTYPE + (DTYPE_STATE + b"b") * 2 + b".", "unsupported"),
+    "BUILD an array, dict": (ARRAY + DICT_STATE + b"b.", "unsupported"),
+    "BUILD an array, slots": (ARRAY + SLOT_STATE + b"b.", "unsupported"),
+    "BUILD an array twice": (ARRAY + (ARRAY_STATE + b"b") * 2 + b".", "unsupported"),
+    "BUILD bytes": (ENCODE + b"(Va\nVlatin1\ntR" + DICT_STATE + b"b.", "unsupported"),
+    "BUILD a list": (b"]" + DICT_STATE + b"b.", "corrupt"),
+    "NEWOBJ": (NDARRAY + b"(K\x05t\x81.", "corrupt"),
+    "NEWOBJ_EX": (b"\x80\x04" + NDARRAY + b"(K\x05t}\x92.", "corrupt"),
+    "NEWOBJ of a foreign class": (b"cos\nPathLike\n)\x81.", "unsupported"),
+    "INST": (b"(Vtouch flag\niposix\nsystem\n.", "unsupported"),
+    "INST of a stand-in": (b"(K\x05inumpy\nndarray\n.", "unsupported"),
+    "OBJ": (b"(cposix\nsystem\nVtouch flag\no.", "unsupported"),
+    "OBJ of a stand-in": (b"(" + NDARRAY + b"K\x05o.", "unsupported"),
+    "REDUCE ndarray": (NDARRAY + b"(J\x00\x00\x00\x7ftR.", "unsupported"),
+    "REDUCE a dtype": (DTYPE + b")R.", "corrupt"),
+    "REDUCE an array": (ARRAY + b")R.", "corrupt"),
+    "REDUCE a string": (b"Vposix.system\n)R.", "corrupt"),
+    "EXT1": (b"\x80\x02\x82\x01.", "unsupported"),
+    "EXT2": (b"\x80\x02\x83\x01\x00.", "unsupported"),
+    "EXT4": (b"\x80\x02\x84\x01\x00\x00\x00.", "unsupported"),
+    "PERSID": (b"Pposix.system\n.", "unsupported"),
+    "BINPERSID": (b"Vposix.system\nQ.", "unsupported"),
+    "NEXT_BUFFER": (b"\x80\x05\x97.", "unsupported"),
+    "a set": (b"\x80\x04\x8f.", "unsupported"),
+    "APPEND to a constructor": (NDARRAY + b"K\x01a.", "corrupt"),
+    "APPENDS to an array": (ARRAY + b"(K\x01K\x02e.", "corrupt"),
+    "SETITEM of a constructor": (NDARRAY + b"K\x01K\x02s.", "corrupt"),
+    "SETITEMS of an array": (ARRAY + b"(K\x01K\x02u.", "corrupt"),
+    "constructor as a key": (b"}" + NDARRAY + b"K\x01s.", "unsupported"),
+    "array in a tuple as a key": (b"}" + ARRAY + b"\x85K\x01s.", "unsupported"),
+    "constructor as data": (b"]" + NDARRAY + b"a.", "unsupported"),
+    "dtype as data": (b"]" + DTYPE + b"a.", "unsupported"),
+    "unfinished array": (b"]" + ARRAY + b"a.", "unsupported"),
+    "array of another class": (RECONSTRUCT + b"(Vx\n(K\x00tC\x01btR.", "unsupported"),
+    "other encoding": (ENCODE + b"(Va\nVzip\ntR.", "unsupported"),
+    "encode of no text": (ENCODE + b"(K\x01Vlatin1\ntR.", "unsupported"),
+    "too many arguments": (ENCODE + b"(Va\nVlatin1\nVx\ntR.", "corrupt"),
     "data shorter than its shape": (
         ARRAY + ARRAY_STATE.replace(b"K\x02t", b"K\x03t") + b"b.",
-        "shape (3,) and dtype bool with 2 bytes",
+        "unsupported",
     ),
     "huge shape": (
         ARRAY + ARRAY_STATE.replace(b"K\x02t", b"\x8a\x07" + b"\xff" * 6 + b"\x7ft") + b"b.",
-        "with 2 bytes of data",
+        "unsupported",
     ),
     "negative shape": (
         ARRAY + ARRAY_STATE.replace(b"K\x02t", b"J\xff\xff\xff\xffJ\xfe\xff\xff\xfft") + b"b.",
-        "impossible shape (-1, -2)",
+        "unsupported",
     ),
     "array of numbers": (
         ARRAY + ARRAY_STATE.replace(b"C\x02\x01\x00", b"]") + b"b.",
-        "made of [] instead of raw bytes",
+        "unsupported",
     ),
-    "scalar of two bytes": (SCALAR + b"(" + DTYPE + b"C\x02\x01\x01tR.", "with 2 bytes"),
-    "scalar of an object": (SCALAR + b"(" + NDARRAY + b"]tR.", "numpy.ndarray and []"),
-    "frombuffer of no dtype": (FROMBUFFER + b"(C\x01\x01K\x01K\x01K\x01tR.", "dtype 1"),
+    "scalar of two bytes": (SCALAR + b"(" + DTYPE + b"C\x02\x01\x01tR.", "unsupported"),
+    "scalar of an object": (SCALAR + b"(" + NDARRAY + b"]tR.", "unsupported"),
+    "frombuffer of no dtype": (FROMBUFFER + b"(C\x01\x01K\x01K\x01K\x01tR.", "unsupported"),
     "frombuffer in order K": (
         FROMBUFFER + b"(C\x01\x01" + DTYPE + b"(K\x01tVK\n(K\x00ttR.",
-        "order 'K'",
+        "unsupported",
     ),
 }
 
 
-@pytest.mark.parametrize(("opcodes", "message"), ATTACKS.values(), ids=ATTACKS)
-def test_attacks_on_the_stand_ins(file, flag, monkeypatch, opcodes, message):
+@pytest.mark.parametrize(("opcodes", "kind"), ATTACKS.values(), ids=ATTACKS)
+def test_attacks_on_the_stand_ins(file, flag, monkeypatch, opcodes, kind):
     monkeypatch.chdir(flag.parent)
     path = file(opcodes)
-    with pytest.raises(PickleError) as error:
+    with pytest.raises(InputError) as error:
         load_pickle(path)
-    assert message in str(error.value)
-    assert str(path) in str(error.value)
+    assert (error.value.kind, error.value.path) == (kind, path)
     assert not flag.exists()
 
 
 @pytest.mark.parametrize("value", [np.array([1, "a"], object), np.array([None, 0])])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_object_array_is_refused(file, value, protocol):
-    with pytest.raises(PickleError, match="dtype 'O8' is refused"):
+    with pytest.raises(InputError, match="'O8'") as error:
         load_pickle(file({"a": value}, protocol))
+    assert error.value.kind == "unsupported"
 
 
 def test_object_array_with_a_payload_does_not_run(file, flag):
     value = np.array([Payload(os.system, f"touch {flag}")], object)
-    with pytest.raises(PickleError, match=r"O8|posix\.system"):
+    with pytest.raises(InputError, match=r"O8|posix\.system"):
         load_pickle(file({"a": value}))
     assert not flag.exists()
 
 
 @pytest.mark.parametrize("dtype", ["U3", "S3", "M8[s]", "m8[s]", "c8", "V4", "i4,f4", "O"])
 def test_other_dtypes_are_refused(file, dtype):
-    with pytest.raises(PickleError, match=r"NumPy dtype '.+' is refused"):
+    with pytest.raises(InputError) as error:
         load_pickle(file({"a": np.zeros(2, dtype)}))
+    assert error.value.kind == "unsupported"
 
 
 # --- Damage -------------------------------------------------------------------------------------
@@ -254,41 +256,40 @@ def test_other_dtypes_are_refused(file, dtype):
 def test_truncated_anywhere(file, protocol):
     whole = file({"a": np.array([True, False]), "b": (0, 1)}, protocol).read_bytes()
     for length in range(len(whole)):
-        with pytest.raises(PickleError):
+        with pytest.raises(InputError):
             load_pickle(file(whole[:length]))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "the file is empty"),
-        (b"path,label\n", "not a pickle, or a damaged one"),
-        (b"\x93NUMPY\x01\x00v\x00{'descr': '|b1'}", "opcode"),
-        (b"\xff\xfe", "not a pickle"),
-        (b"\x80\x09N.", "unsupported pickle protocol"),
-        (pickle.dumps({"a": [1]}) + b"\n", "1 more bytes follow"),
-        (pickle.dumps({"a": [1]}) * 2, "more bytes follow"),
-    ],
-)
-def test_no_whole_pickle(file, content, message):
-    path = file(content)
-    with pytest.raises(PickleError, match=message) as error:
-        load_pickle(path)
-    assert str(path) in str(error.value)
-
-
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(PickleError, match="no such file"):
-        load_pickle(tmp_path / "none.pk")
-    with pytest.raises(PickleError, match="cannot be read"):
-        load_pickle(tmp_path)
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        b"\x80\x04Nr\xff\xff\xff\xff.",  # the memo as an array of 2^32
-        b"Np99999999999\n.",
+        b"",
+        b"path,label\n",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '|b1'}",
+        b"\xff\xfe",
+        b"\x80\x09N.",
+        pickle.dumps({"a": [1]}) + b"\n",
+        pickle.dumps({"a": [1]}, 2) + b"\n",
+        pickle.dumps({"a": [1]}) * 2,
+    ],
+)
+def test_no_whole_pickle(file, content):
+    path = file(content)
+    with pytest.raises(InputError) as error:
+        load_pickle(path)
+    assert (error.value.kind, error.value.path) == ("corrupt", path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    for path, kind in ((tmp_path / "none.pk", "missing"), (tmp_path, "access")):
+        with pytest.raises(InputError) as error:
+            load_pickle(path)
+        assert (error.value.kind, error.value.path) == (kind, path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
         b"Np-1\n.",
         b"\x80\x04\x96" + struct.pack("<Q", 1 << 40) + b".",
         b"\x80\x04\x8e" + struct.pack("<Q", (1 << 64) - 1) + b".",
@@ -299,11 +300,43 @@ def test_missing_file_and_folder(tmp_path):
         b"\x80\x04\x95" + struct.pack("<Q", 2) + b"X\x01\x00\x00\x00a.",  # crosses its frame
         b"]" * 10**5 + b"a" * (10**5 - 1) + b".",  # lists in lists
     ],
-    ids=range(11),
+    ids=range(9),
 )
 def test_declared_sizes_and_depth_are_bounded(file, content):
-    with pytest.raises(PickleError):
+    with pytest.raises(InputError):
         load_pickle(file(content))
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04Nr\xff\xff\xff\xff.", b"Np99999999999\n."])
+def test_a_memo_is_not_an_array(file, content):
+    """One of 2^32 entries would take 32 GB."""
+    assert load_pickle(file(content)) is None
+
+
+NESTED_KEY = b")" + b"\x85" * 10**6 + b"K\x01"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"}" + NESTED_KEY + b"s.", b"}(" + NESTED_KEY + b"u.", b"(" + NESTED_KEY + b"d."],
+    ids=["SETITEM", "SETITEMS", "DICT"],
+)
+def test_deeply_nested_keys_do_not_end_the_process(file, content):
+    """Hashing one would overflow the interpreter's stack."""
+    with pytest.raises(InputError) as error:
+        load_pickle(file(content))
+    assert error.value.kind == "unsupported"
+
+
+def test_keys_from_an_array_of_text(file):
+    """As they stand in lists of splits that were saved by NumPy."""
+    for protocol in PROTOCOLS:
+        names = np.array(["a/1.mmap", "é/2.mmap", "日本/3.mmap"])
+        path = file({name: np.array([True, False]) for name in names}, protocol)
+        assert read_groundtruth(path).keys == names.tolist()
+        assert all(type(key) is str for key in load_pickle(path))
+        with pytest.raises(InputError):
+            load_pickle(file({"a": names}, protocol))  # arrays of text are no targets
 
 
 def test_shared_and_circular_containers(file):
@@ -315,7 +348,7 @@ def test_shared_and_circular_containers(file):
     loop.append((loop,))
     loaded = load_pickle(file(loop))
     assert loaded[1][0] is loaded
-    with pytest.raises(GroundTruthError, match=r"'a'.*found \[.* at label 0"):
+    with pytest.raises(InputError, match="'a'"):
         read_groundtruth(file({"a": laughs}))
 
 
@@ -344,7 +377,7 @@ def test_random_damage_gives_a_result_or_our_error(file, protocol):
         path = file(bytes(data))
         try:
             result = read_groundtruth(path)
-        except GroundTruthError:
+        except InputError:
             continue
         good += 1
         assert set(np.unique(result.targets)) <= {0, 1}
