@@ -187,10 +187,12 @@ class Work:
             for split in list(everything):
                 np.save(Path(shared) / f"{split}.npy", everything.pop(split))
             yield from run_parallel(
-                _train_jobs,
+                _train_job,
                 jobs,
                 (self, shared),
                 num_workers=processes,
+                time_limit=None,
+                start_method="spawn",  # a fork may not use autograd where its parent has
                 progress=False,
             )
 
@@ -202,11 +204,11 @@ class Work:
         return figures_of(cells, bank, self.task)
 
 
-def _train_jobs(jobs: list[list[Cell]], work: Work, shared: str) -> list[dict[str, Any]]:
+def _train_job(cells: list[Cell], work: Work, shared: str) -> list[dict[str, Any]]:
     """In a worker process."""
     files = {path.stem: path for path in Path(shared).glob("*.npy")}
     everything = {split: np.load(path, mmap_mode="r") for split, path in files.items()}
-    return [entry for job in jobs for entry in work.train(job, everything)]
+    return work.train(cells, everything)
 
 
 def processes_for(config: dict[str, Any], task: Downstream, jobs: Sequence[list[Cell]]) -> int:

@@ -38,7 +38,8 @@ from datasets.sampling import ClipSampler, OrdersOfSeeds, TrackSampler
 from datasets.scores import DATA_DIR as SCORES_DIR
 from datasets.teacher import TeacherFileError, check_teacher_files
 from helpers.errors import InputError
-from helpers.parallel import cores, leave_signals_to_the_main_process
+from helpers.parallel import cores
+from helpers.processes import leave_signals_to_the_main_process
 from helpers.settings import check_choice
 
 log = logging.getLogger(__name__)

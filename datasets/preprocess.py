@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import json
 import math
 import os
@@ -49,7 +50,7 @@ from helpers.files import (
     write_json,
 )
 from helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
-from helpers.parallel import BACKENDS, KILLED_TWICE, check_backend, one_torch_thread, run_parallel
+from helpers.parallel import BACKENDS, check_backend, one_torch_thread, run_parallel
 
 DEFAULT_SECONDS = 300.0
 RECIPE_FILE = "preprocess.json"
@@ -94,7 +95,7 @@ def preprocess(
     seconds: float | None = DEFAULT_SECONDS,
     files: Iterable[str | Path] | None = None,
     num_workers: int | None = None,
-    backend: str = "loky",
+    backend: str = "processes",
     scheduler: str | None = None,
     shard: tuple[int, int] | None = None,
     overwrite: bool = False,
@@ -109,7 +110,7 @@ def preprocess(
         files: paths below ``audio_dir``, to do these only; None for all that look like audio.
         num_workers: processes; None for one a core. The files do not depend on it. 1 is this
             process itself, which a file that crashes its decoder ends; others are started again.
-        backend, scheduler: "loky" for this machine, or "dask" and a scheduler's address.
+        backend, scheduler: "processes" for this machine, or "dask" and a scheduler's address.
         shard: (k, n), the k-th of n parts, k from 1: every n-th file, in the order of names.
         overwrite: whether to make all files again, those that are whole too.
         progress: whether to show a progress bar.
@@ -120,7 +121,7 @@ def preprocess(
     Raises:
         PreprocessError: no such folder, no audio, two files whose log-mel would have one name, a
             store made with other settings, or one that cannot be written to.
-        helpers.parallel.ParallelError: as `helpers.parallel.run_parallel`.
+        helpers.errors.InputError: as `helpers.parallel.run_parallel`.
     """
     if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
         raise PreprocessError(f"--seconds is {seconds}: expected a positive number, or all")
@@ -154,26 +155,27 @@ def preprocess(
     ]
     csv_name = "failed.csv" if shard is None else f"failed-{shard[0]}-of-{shard[1]}.csv"
     done, heard = set(), 0.0
+    if todo:
+        importlib.import_module("helpers.melspectrogram")  # once, before worker processes fork
     results = run_parallel(
-        _make_files,
+        _make,
         todo,
         (str(audio_dir), str(melspec_dir), seconds),
         num_workers=num_workers,
         backend=backend,
         scheduler=scheduler,
-        crashed=_crashed,
+        failed=_lost,
         progress=progress,
         title="preprocess",
         unit="file",
     )
     try:
-        for batch in results:
-            for name, length in batch:
-                if isinstance(length, str):
-                    failed[name] = length
-                else:
-                    done.add(name)
-                    heard += length
+        for name, length in results:
+            if isinstance(length, str):
+                failed[name] = length
+            else:
+                done.add(name)
+                heard += length
     except BaseException:  # after Ctrl-C too: what is known is written
         results.close()
         with suppress(OSError):  # on a full disk, the first error is the one to tell
@@ -196,19 +198,17 @@ def preprocess(
 # ---- one file, in a worker process ---------------------------------------------------------------
 
 
-def _make_files(
-    names: list[str], audio_dir: str, melspec_dir: str, seconds: float | None
-) -> list[tuple[str, float | str]]:
-    """Make log-mel files; for each the seconds of audio in it, or the reason why there is none."""
+def _make(
+    name: str, audio_dir: str, melspec_dir: str, seconds: float | None
+) -> tuple[str, float | str]:
+    """Make a log-mel file; the seconds of audio in it, or the reason why there is none."""
     with one_torch_thread():
-        return [
-            (name, _make_file(Path(audio_dir) / name, Path(melspec_dir) / mel_key(name), seconds))
-            for name in names
-        ]
+        target = Path(melspec_dir) / mel_key(name)
+        return name, _make_file(Path(audio_dir) / name, target, seconds)
 
 
-def _crashed(name: str) -> tuple[str, str]:
-    return name, KILLED_TWICE
+def _lost(name: str, reason: str) -> tuple[str, str]:
+    return name, reason
 
 
 def _make_file(audio: Path, target: Path, seconds: float | None) -> float | str:
@@ -376,7 +376,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="keep at most so much of each track, its centre; or all (default: 300)",
     )
     parser.add_argument("--num-workers", type=int, help="processes (default: one a core)")
-    parser.add_argument("--backend", choices=BACKENDS, default="loky", help="(default: loky)")
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0])
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster")
     parser.add_argument(
         "--shard", type=parse_shard, metavar="K/N", help="do the K-th of N parts, for job arrays"

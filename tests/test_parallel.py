@@ -1,4 +1,4 @@
-"""Work in parallel: order, batches, workers that die, a Dask cluster."""
+"""Work in parallel: processes, threads in order, a Dask cluster."""
 
 from __future__ import annotations
 
@@ -16,61 +16,45 @@ import pytest
 import torch
 from dask_cluster import dask_cluster
 
-from helpers import parallel
-from helpers.parallel import ParallelError, cores, in_order, one_torch_thread, run_parallel
+from helpers import cluster, parallel
+from helpers.errors import InputError
+from helpers.parallel import cores, in_order, one_torch_thread, run_parallel
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def add(numbers: list[int], amount: int) -> list[int]:
-    return [number + amount for number in numbers]
+def add(number: int, amount: int) -> int:
+    return number + amount
 
 
-def where(numbers: list[int]) -> list[int]:
-    return [os.getpid() for _ in numbers]
+def where(_: int) -> int:
+    return os.getpid()
 
 
-def threads(numbers: list[int]) -> list[int]:
-    with one_torch_thread():
-        return [torch.get_num_threads() for _ in numbers]
-
-
-def die(numbers: list[int]) -> list[int]:
-    if 5 in numbers:
+def die(number: int) -> int:
+    if number == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return numbers
+    return number
 
 
-def interrupted(numbers: list[int]) -> list[int]:
-    os.kill(os.getpid(), signal.SIGINT)
-    return numbers
+def lost(number: int, reason: str) -> str:
+    return f"lost {number}"
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_ordered_results_are_in_the_order_of_the_items(num_workers):
-    how = {"batch_size": 3, "num_workers": num_workers, "progress": False, "ordered": True}
-    found = list(run_parallel(add, list(range(11)), (100,), **how))
-    assert [len(batch) for batch in found] == [3, 3, 3, 2]
-    assert [x for batch in found for x in batch] == [100 + i for i in range(11)]
+QUIET = {"progress": False}
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_unordered_batches_are_interleaved_and_complete(num_workers):
-    how = {"batch_size": 3, "num_workers": num_workers, "progress": False}
-    found = sorted(run_parallel(add, list(range(11)), (0,), **how))
-    assert found == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7]]
+@pytest.mark.parametrize("num_workers", [None, 1, 2])
+def test_each_item_has_a_result(num_workers):
+    found = run_parallel(add, range(11), (100,), num_workers=num_workers, **QUIET)
+    assert sorted(found) == [100 + i for i in range(11)]
 
 
 def test_one_worker_is_this_process_and_two_are_not():
-    how = {"progress": False}
-    assert list(run_parallel(where, [1, 2], num_workers=1, **how)) == [[os.getpid()]] * 2
-    others = {pid for batch in run_parallel(where, [1, 2], num_workers=2, **how) for pid in batch}
-    assert os.getpid() not in others
-
-
-def test_processes_leave_ctrl_c_to_the_main_process():
-    found = run_parallel(interrupted, [1, 2, 3, 4], num_workers=2, progress=False)
-    assert sorted(found) == [[1], [2], [3], [4]]
+    assert list(run_parallel(where, [1, 2], num_workers=1, **QUIET)) == [os.getpid()] * 2
+    assert os.getpid() not in set(run_parallel(where, [1, 2], num_workers=2, **QUIET))
+    # Nor is it where there is one item, or one core: it may kill its process.
+    assert os.getpid() not in set(run_parallel(where, [1], **QUIET))
 
 
 def test_nothing_to_do_starts_nothing():
@@ -81,7 +65,8 @@ def test_one_torch_thread_and_back():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert threads([0]) == [1]
+        with one_torch_thread():
+            assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -111,75 +96,63 @@ def test_threads_are_as_many_as_the_cores_of_this_process(monkeypatch):
     assert asked[0]["n_jobs"] == 3
 
 
-def test_a_worker_that_is_killed_is_told_about():
-    with pytest.raises(ParallelError, match=r"killed.*fewer --num-workers"):
-        list(run_parallel(die, list(range(8)), num_workers=2, progress=False))
-    again = run_parallel(add, [1, 2], (1,), num_workers=2, progress=False)
-    assert sorted(again) == [[2], [3]]
+def test_an_item_that_kills_its_worker_costs_its_own_result_only():
+    found = run_parallel(die, range(9), failed=lost, **QUIET)
+    assert sorted(found, key=str) == [0, 1, 2, 3, 4, 6, 7, 8, "lost 5"]
+    with pytest.raises(InputError) as caught:
+        list(run_parallel(die, range(9), num_workers=2, **QUIET))
+    assert caught.value.kind == "worker"
+    found = run_parallel(die, [5], failed=lost, num_workers=2, time_limit=None, **QUIET)
+    assert list(found) == ["lost 5"]
 
 
-def lost(number: int) -> str:
-    return f"lost {number}"
-
-
-@pytest.mark.parametrize(
-    ("num_workers", "ordered"),
-    [
-        *((2, True), (None, False)),
-        pytest.param(2, False, marks=pytest.mark.slow),
-        pytest.param(None, True, marks=pytest.mark.slow),
-    ],
-)
-def test_what_kills_its_worker_is_found_and_the_others_are_done(num_workers, ordered):
-    how = {"num_workers": num_workers, "ordered": ordered, "progress": False, "crashed": lost}
-    found = list(run_parallel(die, list(range(9)), batch_size=2, **how))
-    results = [x for batch in found for x in batch]
-    expected = [0, 1, 2, 3, 4, "lost 5", 6, 7, 8]
-    assert results == expected if ordered else sorted(results, key=str) == sorted(expected, key=str)
-    # The last item to be done, too, is not done in this process.
-    assert list(run_parallel(die, [5], num_workers=None, progress=False, crashed=lost)) == [
-        ["lost 5"]
-    ]
-
-
-def refuse(numbers: list[int]) -> list[int]:
+def refuse(number: int) -> int:
     raise PermissionError(13, "Permission denied")
 
 
-def test_an_error_of_the_work_reaches_the_caller():
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_error_of_the_work_reaches_the_caller(num_workers):
     with pytest.raises(PermissionError):
-        list(run_parallel(refuse, [1, 2], num_workers=2, progress=False, crashed=lost))
+        list(run_parallel(refuse, [1, 2], num_workers=num_workers, failed=lost, **QUIET))
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("how", "kind", "setting"),
     [
-        ({"backend": "threads"}, "'threads': expected one of loky, dask"),
-        ({"backend": "dask"}, "--scheduler"),
-        ({"num_workers": 0}, "--num-workers is 0: expected 1 or more"),
-        ({"num_workers": -3}, "--num-workers is -3"),
-        ({"scheduler": "tcp://127.0.0.1:8786"}, "--backend dask only"),
+        ({"backend": "threads"}, "unknown", "--backend"),
+        ({"backend": "dask"}, "missing", "--scheduler"),
+        ({"num_workers": 0}, "invalid", "--num-workers"),
+        ({"num_workers": -3}, "invalid", "--num-workers"),
+        ({"scheduler": "tcp://127.0.0.1:8786"}, "conflict", "--scheduler"),
     ],
 )
-def test_backend_and_scheduler_are_checked(how, message):
-    with pytest.raises(ParallelError, match=message):
-        list(run_parallel(add, [1], (1,), progress=False, **how))
+def test_backend_and_scheduler_are_checked(how, kind, setting):
+    with pytest.raises(InputError) as caught:
+        list(run_parallel(add, [1], (1,), **QUIET, **how))
+    assert (caught.value.kind, caught.value.setting) == (kind, setting)
+
+
+def on(scheduler: str) -> dict:
+    return {"backend": "dask", "scheduler": scheduler, **QUIET}
 
 
 def test_no_dask_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    how = {"backend": "dask", "scheduler": "tcp://127.0.0.1:8786", "progress": False}
-    with pytest.raises(ParallelError, match="pip install"):
-        list(run_parallel(add, [1], (1,), **how))
+    with pytest.raises(InputError) as caught:
+        list(run_parallel(add, [1], (1,), **on("tcp://127.0.0.1:8786")))
+    assert caught.value.kind == "dependency"
+    assert "pip install" in caught.value.hint
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "not an address"])
 def test_no_scheduler_there(monkeypatch, address):
     from distributed import Client
 
-    monkeypatch.setattr(parallel, "_CONNECT_SECONDS", 1)
-    with pytest.raises(ParallelError, match="no Dask scheduler answers"):
-        list(run_parallel(add, [1], (1,), backend="dask", scheduler=address, progress=False))
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 1)
+    with pytest.raises(InputError) as caught:
+        list(run_parallel(add, [1], (1,), **on(address)))
+    assert (caught.value.kind, caught.value.setting) == ("missing", "--scheduler")
+    assert address in str(caught.value)
     clients = [thing for thing in gc.get_objects() if issubclass(type(thing), Client)]
     assert {client.status for client in clients} <= {"closed"}, (
         "one that the garbage collector has to close may hang the next that starts"
@@ -187,33 +160,31 @@ def test_no_scheduler_there(monkeypatch, address):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def scheduler(tmp_path_factory):
     with dask_cluster(tmp_path_factory.mktemp("dask"), ROOT / "tests") as address:
         yield address
 
 
-@pytest.mark.parametrize("ordered", [True, False])
-def test_dask_gives_the_same_batches(cluster, ordered):
-    how = {"batch_size": 2, "ordered": ordered, "progress": False}
-    expected = list(run_parallel(add, list(range(7)), (1,), num_workers=1, **how))
-    found = list(run_parallel(add, list(range(7)), (1,), backend="dask", scheduler=cluster, **how))
-    assert found == expected if ordered else sorted(found) == sorted(expected)
+def test_dask_gives_the_same_results(scheduler, monkeypatch):
+    monkeypatch.setattr(cluster, "_WINDOW", 3)
+    assert sorted(run_parallel(add, range(7), (1,), **on(scheduler))) == list(range(1, 8))
 
 
-def fail(numbers: list[int]) -> list[int]:
-    raise ParallelError("no room")
+def fail(number: int) -> int:
+    raise InputError("no room", kind="access", hint="Make room.")
 
 
-def test_an_error_on_dask_reaches_the_caller(cluster):
-    with pytest.raises(ParallelError, match="no room"):
-        list(run_parallel(fail, [1], backend="dask", scheduler=cluster, progress=False))
+def test_an_error_on_dask_reaches_the_caller(scheduler):
+    with pytest.raises(InputError) as caught:
+        list(run_parallel(fail, [1], **on(scheduler)))
+    assert (caught.value.kind, caught.value.hint) == ("access", "Make room.")
     with pytest.raises(PermissionError):
-        list(run_parallel(refuse, [1], backend="dask", scheduler=cluster, progress=False))
+        list(run_parallel(refuse, [1], **on(scheduler)))
 
 
-def slow_where(numbers: list[int]) -> list[int]:
+def slow_where(number: int) -> int:
     time.sleep(0.05)
-    return where(numbers)
+    return where(number)
 
 
 @pytest.mark.slow
@@ -222,13 +193,12 @@ def test_workers_of_any_number_do_the_work_and_later_ones_join_in():
 
     how = {"n_workers": 1, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with LocalCluster(**how) as small:
-        how = {"backend": "dask", "scheduler": small.scheduler_address, "progress": False}
-        results = run_parallel(slow_where, list(range(400)), **how)
-        pids = {next(results)[0] for _ in range(5)}
+        results = run_parallel(slow_where, range(400), **on(small.scheduler_address))
+        pids = {next(results) for _ in range(5)}
         assert len(pids) == 1
         assert os.getpid() not in pids
         small.scale(2)
-        pids |= {pid for batch in results for pid in batch}
+        pids |= set(results)
         assert len(pids) == 2
         assert os.getpid() not in pids
 
@@ -238,15 +208,16 @@ def test_what_kills_the_workers_of_a_cluster_is_found(monkeypatch):
     import dask
     from distributed import LocalCluster
 
-    monkeypatch.setattr(parallel, "_CONNECT_SECONDS", 10)
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 10)
     how = {"n_workers": 1, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     once = dask.config.set({"distributed.scheduler.allowed-failures": 0})
     with once, LocalCluster(**how) as small:
-        how = {"backend": "dask", "scheduler": small.scheduler_address, "progress": False}
-        with pytest.raises(ParallelError, match=r"workers .* were killed"):
+        how = on(small.scheduler_address)
+        with pytest.raises(InputError) as caught:
             list(run_parallel(die, [4, 5, 6], **how))
-        found = sorted(run_parallel(die, [4, 5, 6], crashed=lost, **how), key=str)
-        assert found == [["lost 5"], [4], [6]]
+        assert caught.value.kind == "worker"
+        found = sorted(run_parallel(die, [4, 5, 6], failed=lost, **how), key=str)
+        assert found == [4, 6, "lost 5"]
 
 
 @pytest.mark.slow
@@ -263,12 +234,12 @@ def test_a_scheduler_that_goes_away_is_told_about(tmp_path):
     worker = subprocess.Popen([sys.executable, "-m", "dask", "worker", *file], **quiet)
     try:
         address = json.loads(address_file.read_text())["address"]
-        how = {"backend": "dask", "scheduler": address, "progress": False}
-        results = run_parallel(slow_where, list(range(10_000)), **how)
+        results = run_parallel(slow_where, range(10_000), **on(address))
         next(results)
         scheduler.kill()
-        with pytest.raises(ParallelError, match=r"does not answer any more.*run the same again"):
+        with pytest.raises(InputError) as caught:
             list(results)
+        assert (caught.value.kind, caught.value.setting) == ("network", "--scheduler")
     finally:
         for process in (scheduler, worker):
             process.kill()
@@ -278,9 +249,9 @@ def test_a_scheduler_that_goes_away_is_told_about(tmp_path):
 def test_a_dask_cluster_without_workers(monkeypatch):
     from distributed import LocalCluster
 
-    monkeypatch.setattr(parallel, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 1)
     how = {"n_workers": 0, "processes": False, "dashboard_address": None, "protocol": "tcp"}
     with LocalCluster(**how) as empty:
-        how = {"backend": "dask", "scheduler": empty.scheduler_address, "progress": False}
-        with pytest.raises(ParallelError, match="no workers"):
-            list(run_parallel(add, [1], (1,), **how))
+        with pytest.raises(InputError) as caught:
+            list(run_parallel(add, [1], (1,), **on(empty.scheduler_address)))
+        assert (caught.value.kind, caught.value.setting) == ("missing", "--scheduler")

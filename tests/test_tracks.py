@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import pickle
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from joblib.externals.loky import get_reusable_executor
 
 from datasets.chunk_loader import ChunkLoader
 from datasets.melspectrograms import write_mel
@@ -23,8 +21,8 @@ from datasets.tracks import AudioTracks, MelTracks, find_tracks, own_share, pars
 from helpers.chunks import Cutting, log_mel_of, samples_of
 from helpers.errors import InputError
 from helpers.melspectrogram import MelSpectrogram, n_frames
-from helpers.parallel import ParallelError
 from helpers.patches import fresh
+from helpers.processes import KILLED
 
 RATE = 16_000
 CUTTING = Cutting(100)
@@ -75,12 +73,6 @@ def patches_of(chunks: list) -> list[np.ndarray]:
 
 def spans_of(chunks: list) -> list[tuple[int, int]]:
     return [tuple(span) for chunk in chunks for span in chunk.spans.tolist()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nobody_elses_processes():
-    """Idle ones of the tests before these would be counted."""
-    get_reusable_executor().shutdown(wait=True)
 
 
 def no_processes_left(seconds: float = 5) -> bool:
@@ -358,7 +350,7 @@ def test_log_mel_files_and_bad_ones_beside_them(folder, tmp_path):
 
 
 def test_more_tracks_than_the_queue_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.chunk_loader._QUEUE", 7)
+    monkeypatch.setattr("helpers.processes._QUEUE", 7)
     write_mel(tmp_path / "a.mmap", np.zeros((20, 96)))
     source = MelTracks(tmp_path, ["a"] * 100)
     found = [
@@ -379,6 +371,7 @@ class Deadly(AudioTracks):
         chunks = super()._read(index, cutting, per_chunk, waveforms, frontend)
         if index in self.once:
             yield next(chunks)
+            yield next(chunks)
             marker = self.folder / "killed once"
             if not marker.exists():
                 marker.touch()
@@ -397,7 +390,7 @@ def test_a_process_that_is_killed_costs_its_track_only(folder, num_workers):
     tracks = by_track(chunks)
     assert sorted(tracks) == list(range(len(NAMES)))
     assert len(tracks[1]) == 1
-    assert "was killed, twice" in tracks[1][0].error
+    assert tracks[1][0].error == KILLED
     assert (tracks[1][0].key, tracks[1][0].attempt) == (NAMES[1], 1)
     assert [(chunk.index, chunk.attempt) for chunk in chunks].count((4, 0)) == 1
     for index in (0, 2, 3, 4, 5):
@@ -407,34 +400,6 @@ def test_a_process_that_is_killed_costs_its_track_only(folder, num_workers):
         for one, other in zip(patches_of(tracks[index]), patches_of(expected), strict=True):
             assert np.abs(one - other).max() < 1e-5
     assert no_processes_left(0)
-
-
-def test_processes_that_end_before_they_read_anything_are_an_error(folder, monkeypatch):
-    monkeypatch.setattr("datasets.chunk_loader._read_tracks", lambda *job: os._exit(3))
-    loader = ChunkLoader(audio_tracks(folder), range(6), CUTTING, per_chunk=2, num_workers=2)
-    with pytest.raises(ParallelError, match=r"exit code 3.*datamodule\.num_workers=0"):
-        list(loader)
-    assert no_processes_left(0)
-
-
-def test_a_track_that_was_taken_and_not_begun_is_read_after_all(folder, monkeypatch):
-    from datasets import chunk_loader
-
-    original, marker = chunk_loader._read_tracks, folder / "taken"
-
-    def read(job, queue, results, unneeded):
-        if not marker.exists():
-            os.read(queue.fileno(), 8)
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(job, queue, results, unneeded)
-
-    monkeypatch.setattr(chunk_loader, "_read_tracks", read)
-    loader = ChunkLoader(audio_tracks(folder), range(6), CUTTING, per_chunk=2, num_workers=1)
-    tracks = by_track(loader)
-    assert sorted(tracks) == list(range(6))
-    assert [tracks[index][-1].attempt for index in range(6)] == [1, 0, 0, 0, 0, 0]
-    assert not any(chunks[-1].error for chunks in tracks.values())
 
 
 def test_a_kill_from_outside_while_the_network_is_at_work(folder):
@@ -466,45 +431,6 @@ def test_no_process_is_left_behind(folder, how):
     assert no_processes_left(0)
 
 
-def a_main_process(folder: Path, how: str, pids) -> None:
-    global held  # to its very end
-    held = iter(
-        ChunkLoader(audio_tracks(folder), range(6), Cutting(20), per_chunk=1, num_workers=2)
-    )
-    next(held)
-    pids.send([child.pid for child in multiprocessing.active_children()])
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.parametrize("how", ["killed", "ends"])
-def test_processes_end_with_the_main_process(folder, how):
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    main = context.Process(target=a_main_process, args=(folder, how, sender))
-    main.start()
-    pids = receiver.recv()
-    try:
-        main.join(10)
-        assert main.exitcode == (-signal.SIGKILL if how == "killed" else 0)
-        assert len(pids) == 2
-        end = time.monotonic() + 10
-        while any(runs(pid) for pid in pids):
-            assert time.monotonic() < end
-            time.sleep(0.02)
-    finally:  # whatever has come of it, the tests after this one run alone
-        for process in (main.pid, *pids):
-            if runs(process):
-                os.kill(process, signal.SIGKILL)
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_workers_leave_signals_to_the_main_process(folder):
     loader = ChunkLoader(audio_tracks(folder), range(6), Cutting(20), per_chunk=1, num_workers=2)
     count = 0
@@ -527,39 +453,3 @@ def test_processes_that_are_no_forks(folder):
     assert sorted(tracks) == list(range(6))
     for index, chunks in tracks.items():
         assert spans_of(chunks) == spans_of(list(source.chunks(index, CUTTING, 2)))
-
-
-class Threaded:
-    """Garbage, in a circle, that must not be collected where its threads are not."""
-
-    def __init__(self) -> None:
-        self.circle, self.pid = self, os.getpid()
-
-    def __del__(self) -> None:
-        if os.getpid() != self.pid:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Collecting(AudioTracks):
-    """Collects garbage before each track."""
-
-    def chunks(self, *args, **options):
-        gc.collect()
-        return super().chunks(*args, **options)
-
-
-def test_a_reading_process_leaves_this_ones_garbage_alone(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
-    gc.collect()
-    gc.disable()
-    try:
-        Threaded()
-        loader = ChunkLoader(
-            Collecting(tmp_path, ["a.wav"]), [0], Cutting(60), per_chunk=4, num_workers=1
-        )
-        chunks = list(loader)
-        assert not gc.isenabled()  # as it was
-    finally:
-        gc.enable()
-    assert [chunk.error for chunk in chunks if chunk.last] == [None]
-    assert chunks[-1].attempt == 0  # the process was not killed

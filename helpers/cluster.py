@@ -1,0 +1,167 @@
+"""Work on a Dask cluster, for which ``pip install "dask[distributed]"`` is needed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from helpers.errors import InputError
+from helpers.processes import KILLED
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_ROOT = Path(__file__).resolve().parent.parent
+_CONNECT_SECONDS = 20
+_WINDOW = 2000  # tasks at the scheduler, at most
+_GO_ON = "What is done is kept: run the same again."
+
+
+def cluster_map(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    scheduler: str,
+    failed: Callable[[Item, str], Result] | None = None,
+) -> Iterator[Result]:
+    """Yield ``function(item)`` of each item, as they come, from the workers of a cluster.
+
+    Dask does a task again whose worker was killed. One at which too many were killed is retried
+    alone when all others are done, as those that ran beside the one to blame are killed too.
+
+    Args:
+        function: of a module that the workers find under this repository's path.
+        items: what there is to do.
+        scheduler: its address.
+        failed: makes the result of an item that kills its workers; None to raise an error instead.
+
+    Raises:
+        InputError: there is no Dask, no scheduler or no worker, or the scheduler goes away.
+    """
+    try:
+        from distributed import Client
+    except ImportError:
+        raise InputError(
+            "Dask is not installed",
+            kind="dependency",
+            hint='Type pip install "dask[distributed]".',
+            setting="--backend",
+        ) from None
+
+    class ClosedClient(Client):
+        """Ends at once where it cannot start.
+
+        Client leaves that to the garbage collector, which may come while another one starts, and
+        then both wait for the same lock, for ever.
+        """
+
+        def start(self, **options: Any) -> Any:
+            try:
+                return super().start(**options)
+            except BaseException:
+                self.close()
+                raise
+
+    try:
+        client = ClosedClient(scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:  # a TimeoutError is an OSError
+        raise InputError(
+            f"no Dask scheduler answers at {scheduler} ({type(error).__name__})",
+            kind="missing",
+            hint="Give the address that `dask scheduler` prints.",
+            setting="--scheduler",
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+        except TimeoutError:
+            raise InputError(
+                f"the Dask cluster at {scheduler} has no workers",
+                kind="missing",
+                hint=f"Start some with `dask worker {scheduler}`.",
+                setting="--scheduler",
+            ) from None
+        call, killed = _anywhere(function), []
+        for item, result, error in _outcomes(client, call, items, scheduler):
+            if isinstance(error, _Killed):
+                killed.append(item)
+            elif error is not None:
+                raise error
+            else:
+                yield result
+        for item in killed:
+            ((_, result, error),) = _outcomes(client, call, [item], scheduler)
+            if error is None:
+                yield result
+            elif not isinstance(error, _Killed):
+                raise error
+            elif failed is not None:
+                yield failed(item, KILLED)
+            else:
+                raise InputError(
+                    f"an item of the work was lost: {KILLED}",
+                    kind="worker",
+                    hint=f"Give the workers more memory. {_GO_ON}",
+                )
+
+
+class _Killed(Exception):
+    """Workers were killed at a task."""
+
+
+def _outcomes(
+    client: Any, call: Callable[[bytes], Result], items: Sequence[Item], scheduler: str
+) -> Iterator[tuple[Item, Result | None, BaseException | None]]:
+    """Each item with its result, or the error in place of one."""
+    from distributed import KilledWorker, as_completed
+
+    waiting, submitted, completed = iter(items), {}, as_completed(loop=client.loop)
+
+    def submit(some: Iterable[Item]) -> None:
+        for item in some:
+            future = client.submit(call, pickle.dumps(item), pure=False)
+            submitted[future.key] = item
+            completed.add(future)
+
+    try:
+        submit(islice(waiting, _WINDOW))
+        for future in completed:
+            submit(islice(waiting, 1))
+            error, result = future.exception(), None
+            if error is None:
+                try:  # a worker that dies now takes it along, and Dask may wait for it for ever
+                    result = future.result(_CONNECT_SECONDS)
+                except TimeoutError:
+                    error = _Killed()
+            elif isinstance(error, KilledWorker):
+                error = _Killed()
+            yield submitted.pop(future.key), result, error
+    except (CancelledError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"the Dask scheduler at {scheduler} does not answer any more ({type(error).__name__})",
+            kind="network",
+            hint=f"Start a cluster. {_GO_ON}",
+            setting="--scheduler",
+        ) from None
+
+
+def _anywhere(function: Callable[[Item], Result]) -> Callable[[bytes], Result]:
+    """The function, for workers that started elsewhere and cannot import this repository yet.
+
+    A function inside a function travels by value; what it needs of ours is imported where it runs,
+    from the folder that this file is in (which the workers must see under the same path).
+    """
+    payload, root = pickle.dumps(function), str(_ROOT)
+
+    def call(item: bytes) -> Result:
+        import pickle
+        import sys
+
+        if root not in sys.path:
+            sys.path.insert(0, root)
+        return pickle.loads(payload)(pickle.loads(item))
+
+    return call
