@@ -1,6 +1,9 @@
 # make demo   installs into .venv, then runs the whole method on real music
 # make test   installs into .venv if need be, then runs the tests (make test-slow: the long ones)
 #
+# make gpu    on a machine with a GPU: the tests and figures that need one, in 8 minutes at most,
+#             by .venv or whatever Python has PyTorch and Lightning (GPU="--minutes 5 …": options)
+#
 # PYTHON=/path/to/python3.12 chooses the interpreter for .venv; DEMO="..." adds options to the demo.
 
 VENV := .venv
@@ -10,10 +13,14 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && echo $$python && break; done)
 
-.PHONY: help install install-dev demo test test-slow lint format clean
+#: the first of these that has PyTorch and Lightning
+GPU_PYTHON ?= $(shell for python in $(BIN)/python python3 python; do \
+	$$python -c 'import torch, pytorch_lightning' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: help install install-dev demo test test-slow gpu lint format clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 3
+	@sed -n 's/^# //p' Makefile | head -n 6
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -41,6 +48,11 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600
+
+gpu:
+	@test -n "$(GPU_PYTHON)" || { echo "No Python here has PyTorch and Lightning: make install," \
+		"or name one: make gpu GPU_PYTHON=/path/to/python"; exit 1; }
+	timeout 600 $(GPU_PYTHON) benchmarks/gpu.py $(GPU)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -44,6 +44,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 import config  # noqa: E402
 from datasets.batches import ClipBatch  # noqa: E402
@@ -69,6 +70,7 @@ class Way:
     precision: str = "fp32"
     compile: bool = False
     foreach: bool = False  # AdamW of the eager network
+    attention: str | None = None  # which fused attention: "flash", "cudnn"; None: PyTorch's choice
 
 
 CPU_WAYS = {"ours": Way(), "eager": Way("eager"), "AST": Way("ast")}
@@ -81,6 +83,16 @@ CUDA_WAYS = {
     "eager, fp16, foreach AdamW": Way("eager", "fp16", foreach=True),
     "AST, fp16": Way("ast", "fp16"),
 }
+# Of benchmarks/gpu.py: ours alone, in order of worth.
+GPU_WAYS = {
+    "bf16": Way(precision="bf16"),
+    "fp16": Way(precision="fp16"),
+    "bf16, compiled": Way(precision="bf16", compile=True),
+    "bf16, Flash": Way(precision="bf16", attention="flash"),
+    "bf16, cuDNN": Way(precision="bf16", attention="cudnn"),
+    "fp16, compiled": Way(precision="fp16", compile=True),
+}
+_BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
 @dataclass(frozen=True)
@@ -191,7 +203,8 @@ def training_step(way: Way, case: Case) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        with mixed:
+        chosen = sdpa_kernel(_BACKENDS[way.attention]) if way.attention else nullcontext()
+        with mixed, chosen:
             loss = loss_of(batch.to(device, non_blocking=True))
         scaler.scale(loss).backward()
         scaler.step(optimizer)
