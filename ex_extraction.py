@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -35,13 +34,13 @@ from ex_setup import (
     set_up_trainer,
 )
 from helpers.checkpoints import Stopped
-from helpers.chunks import FINAL, Cutting
+from helpers.chunks import FINAL, Cutting, chosen_blocks
 from helpers.collect import Collect, stoppable
 from helpers.errors import InputError
 from helpers.manifest import model_hash, open_folder
 from helpers.melspectrogram import NORM_MEAN, NORM_STD
 from helpers.parallel import cores
-from helpers.patches import TAILS
+from helpers.patches import TAILS, seconds
 from helpers.settings import check_choice, listed
 from helpers.writer import KINDS, Output, ResultWriter, is_done, remove_leftovers
 from models import Maest
@@ -96,11 +95,14 @@ def _extract(run, config: dict[str, Any], kind: str, expected_model: str | None)
     model = model_hash(net.state_dict(), net.sizes())
     if expected_model not in (None, model):
         raise InputError(
-            f"the model of {config['maest']['checkpoint'] or config['maest']['arch']} is another "
-            f"({model[:12]}) than the one that the probe was trained on "
-            f"({expected_model[:12]}): give that one as predict.checkpoint"
+            f"differs ({model[:12]}) from the model that the probe was trained on "
+            f"({expected_model[:12]})",
+            kind="mismatch",
+            hint="Give that model.",
+            path=config["maest"]["checkpoint"] or config["maest"]["arch"],
+            setting="predict.checkpoint",
         )
-    blocks = chosen_blocks(inference["transformer_block"], net.depth) if EMBEDDINGS in kinds else ()
+    blocks = _blocks(inference["transformer_block"], net.depth) if EMBEDDINGS in kinds else ()
     wanted = Wanted(
         blocks,
         logits="logits" in kinds,
@@ -125,13 +127,16 @@ def _extract(run, config: dict[str, Any], kind: str, expected_model: str | None)
 
     trainer = set_up_trainer(config, run_dir(run), extraction=True)
     encoder = _encoder(net, wanted, config, trainer)
-    _open_folders(outputs, tracks, model, net.labels, config, cut, str(trainer.precision))
+    precision = str(trainer.precision)
+    _open_folders(outputs, tracks, model, checkpoint, net.labels, config, cut, precision)
     own = own_share(len(tracks.keys), shard, trainer.global_rank, trainer.world_size)
     if inference["overwrite"]:  # a run that is stopped can then go on without it
         _remove(tracks, own, outputs)
-    files = ((i, tracks.keys[i], tracks.path(i)) for i in own)
-    todo = [i for i, key, path in files if not is_done(key, outputs, path, wanted.pictures)]
-    work = Work(tracks, outputs, shard, own, todo, started, left_out)
+        todo = list(own)
+    else:
+        files = ((i, tracks.keys[i], tracks.path(i)) for i in own)
+        todo = [i for i, key, path in files if not is_done(key, outputs, path, wanted.pictures)]
+    work = Work(tracks, outputs, shard, own, todo, started, left_out, _contents(net, wanted))
     _make_fast(net, config, trainer, len(todo))
     return _run(work, failed, encoder, cut, config, trainer)
 
@@ -195,27 +200,24 @@ def _kinds(given: Any, own: str) -> list[str]:
     for kind in kinds:
         check_choice("inference.outputs", kind, KINDS)
     if not kinds or len(set(kinds)) < len(kinds):
-        raise InputError(f"inference.outputs is {given!r}: expected some of {', '.join(KINDS)}")
+        raise InputError(
+            f"{given!r} names nothing, or something twice",
+            hint=f"Give some of {', '.join(KINDS)}.",
+            setting="inference.outputs",
+        )
     return kinds
 
 
-def chosen_blocks(given: Any, depth: int) -> tuple[int, ...]:
-    """The blocks that inference.transformer_block names: one, a list, or "all".
-
-    Raises:
-        InputError: there is no such block, or one is named twice.
-    """
-    blocks = list(range(depth)) if given == "all" else listed(given)
-    if isinstance(given, str):
-        blocks = [int(b) if re.fullmatch(r"-?\d+", str(b)) else b for b in blocks]
-    for block in blocks:
-        check_choice("inference.transformer_block", block, [*range(FINAL, depth), "all"])
-    if not blocks or len(set(blocks)) < len(blocks) or "all" in blocks:
+def _blocks(given: Any, depth: int) -> tuple[int, ...]:
+    blocks = chosen_blocks(given, depth, "inference.transformer_block")
+    if not blocks:
         raise InputError(
-            f"inference.transformer_block is {given!r}: expected a block, a list of blocks, each "
-            'once, such as [6,7], or "all"'
+            "no block is named",
+            kind="empty",
+            hint="Leave it out, or name a block.",
+            setting="inference.transformer_block",
         )
-    return tuple(blocks)
+    return blocks
 
 
 def _check_options(config: dict[str, Any], kinds: list[str]) -> None:
@@ -234,8 +236,16 @@ def _check_options(config: dict[str, Any], kinds: list[str]) -> None:
         check_choice("inference.quantize", inference["quantize"], QUANTIZATIONS)
     if inference["plot"] and "predictions" not in kinds:
         raise InputError(
-            "inference.plot=True draws predictions: use the command predict, or add predictions "
-            "to inference.outputs"
+            "only predictions are drawn",
+            kind="conflict",
+            hint="Use the command predict, or add predictions to inference.outputs.",
+            setting="inference.plot",
+        )
+    if inference["out_dir"] is None:
+        raise InputError(
+            "None is no folder",
+            hint=f"Leave it out for {settings.MAEST['inference']['out_dir']}, or name one.",
+            setting="inference.out_dir",
         )
 
 
@@ -261,11 +271,21 @@ def _find_model(
 
 
 def _cutting(net: Maest, frames: int, inference: dict[str, Any]) -> Cutting:
-    try:
-        hop = cutting(net, None, inference["patch_hop"], inference["tail"]).hop
-    except ValueError as error:
-        raise InputError(f"inference.patch_hop: {error}") from error
-    return Cutting(frames, hop, inference["tail"])
+    """How tracks are cut; that a patch fits into the network is seen to by now."""
+    return cutting(net, seconds(frames), inference["patch_hop"], inference["tail"])
+
+
+def _contents(net: Maest, wanted: Wanted) -> str:
+    """What embeddings hold, in words."""
+    each = " for each patch" if wanted.pool == "none" else ""
+    blocks = [str(block) for block in wanted.blocks if block != FINAL]
+    parts = []
+    if blocks:
+        which = f"block{'s' * (len(blocks) > 1)} {', '.join(blocks)} of 0-{net.depth - 1}"
+        parts.append(f"{which}, 3 tokens x {net.embed_dim}{each}")
+    if FINAL in wanted.blocks:
+        parts.append(f"after the final norm, {net.embed_dim} numbers{each}")
+    return "; ".join(parts)
 
 
 def _first_ones(tracks: AudioTracks | MelTracks, config: dict[str, Any]):
@@ -285,7 +305,12 @@ def _encoder(net: Maest, wanted: Wanted, config: dict[str, Any], trainer: pl.Tra
     if trainer.strategy.root_device.type == "cpu":  # its processes share the cores
         threads = max(1, cores() // max(1, trainer.num_devices))
     elif quantize:
-        raise InputError("inference.quantize=int8 is for a CPU: set trainer.accelerator=cpu")
+        raise InputError(
+            f"{quantize} is for a CPU",
+            kind="unsupported",
+            hint="Set trainer.accelerator=cpu, or leave it out.",
+            setting="inference.quantize",
+        )
     return Encoder(net, wanted, quantize, threads)
 
 
@@ -315,6 +340,7 @@ def _open_folders(
     outputs: list[Output],
     tracks: AudioTracks | MelTracks,
     model: str,
+    checkpoint: Checkpoint | None,
     labels: list[str] | None,
     config: dict[str, Any],
     cut: Cutting,
@@ -341,11 +367,12 @@ def _open_folders(
         "quantize": inference["quantize"],
         "version": _VERSION,
     }
-    checkpoint = maest["checkpoint"]
+    path = maest["checkpoint"]
     made_by = {
         "arch": maest["arch"],
-        "checkpoint": None if checkpoint is None else str(Path(str(checkpoint)).resolve()),
-        "checkpoint_swa_weights": maest["checkpoint_swa_weights"],
+        "checkpoint": None if path is None else str(Path(str(path)).resolve()),
+        # Whether the average was used, whatever the setting left open.
+        "checkpoint_swa_weights": checkpoint is not None and checkpoint.average,
     }
     for output in outputs:
         settings = {"kind": output.kind, **common}
@@ -372,8 +399,10 @@ def _open_folders(
 
 
 def _remove(tracks: AudioTracks | MelTracks, own: range, outputs: list[Output]) -> None:
-    """Remove the results of these tracks; what cannot be removed will be replaced."""
+    """Remove the results of these tracks; links and what cannot be removed will be overwritten."""
     for i in own:
         for output in outputs:
             with suppress(OSError, ValueError):
-                output.path(tracks.keys[i]).unlink(missing_ok=True)
+                path = output.path(tracks.keys[i])
+                if not path.is_symlink():
+                    path.unlink(missing_ok=True)

@@ -34,6 +34,7 @@ class Work:
         todo: the numbers of those that are not done yet.
         started: `time.time` when it began.
         left_out: in words, the files that are not taken for audio; or nothing.
+        contents: in words, what embeddings hold; or nothing.
     """
 
     tracks: TrackSource
@@ -43,6 +44,7 @@ class Work:
     todo: list[int]
     started: float
     left_out: str = ""
+    contents: str = ""
 
     def named(self, name: str) -> str:
         """The name of a file over all tracks: of a shard, its own."""
@@ -105,6 +107,7 @@ def report(
         f"{work.left_out}{done.written} track{'s' * (done.written != 1)} done, "
         f"{len(failed)} failed, {done.skipped} there already, in {took:.0f} s"
         f"{f' ({hours})' if done.written else ''}: {shown}"
+        + (f" ({work.contents})" if work.contents else "")
         + (f" (reasons: {reasons})" if failed else "")
     )
     if work.shard is not None:

@@ -37,7 +37,7 @@ from ex_common import (
     same_command,
     set_up,
 )
-from ex_extraction import chosen_blocks, extract
+from ex_extraction import extract
 from ex_results import (
     average_of,
     figures_of,
@@ -68,6 +68,7 @@ from ex_setup import (
 from helpers import metrics
 from helpers.averaging import WeightAverage
 from helpers.checkpoints import LAST, Checkpoints, Stopped
+from helpers.chunks import chosen_blocks
 from helpers.errors import InputError
 from helpers.files import point_link, write_json
 from helpers.history import History
@@ -314,7 +315,7 @@ def export(_run, _config) -> dict[str, Any]:
             blocks = options["blocks"]
             if blocks is None:
                 given = config["inference"]["transformer_block"]
-                blocks = [given] if isinstance(given, int) else chosen_blocks(given, net.depth)
+                blocks = chosen_blocks(given, net.depth, "inference.transformer_block")
             metadata = {"arch": checkpoint.arch or "", "licence": licence or ""}
             written = export_onnx(
                 folder / "model.onnx",

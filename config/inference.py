@@ -5,8 +5,9 @@ DEFAULTS = {
     "audio": None,
     # Of the same pass: some of "embeddings", "logits" and "predictions"; None: the command's own
     "outputs": None,
-    # Whose embeddings: 0 to 11; -1 for the one after the final norm; a list; or "all"
-    "transformer_block": 11,
+    # Whose embeddings: 0 to 11; -1 for the one after the final norm; a list; or "all". None: block
+    # 7, or the last one of a shallower network
+    "transformer_block": None,
     # Results: <out_dir>/<clip_length>sec/ and there <block>/<key>.embeddings.npy,
     # logits/<key>.logits.npy, predictions/<key>.predictions.{json,csv,png}
     "out_dir": "embeddings",

@@ -164,7 +164,7 @@ for _names, _seconds, _start, _released in _FAMILY:
                 else f"Use {_released}, or your maest.checkpoint, on patches of {_seconds} s; "
                 "embeddings of block 7.",
                 {"datamodule": {"clip_length": _seconds}},
-                {"maest": {"arch": _released}, "inference": {"transformer_block": 7}},
+                {"maest": {"arch": _released}},
             )
         _add(
             MAEST,
@@ -224,7 +224,7 @@ for _name, (_what, _folder, _mels, _probe) in _TARGETS.items():
                 "groundtruth_predict": str(_folder / "groundtruth-all.pk"),
                 "base_dir": str(_mels),
             },
-            "inference": {"out_dir": _embeddings, "transformer_block": 7},
+            "inference": {"out_dir": _embeddings},
         },
     )
     _add(

@@ -25,6 +25,7 @@ from helpers.errors import InputError
 from helpers.melspectrogram import N_MELS, MelSpectrogram, front_end
 from helpers.patches import PATCH_SIZE, fresh, seconds
 
+_EXPECTED = "Give an audio file, or a folder of them."
 _LONGEST_REASON = 300  # characters of an error that nobody foresaw
 
 
@@ -81,7 +82,7 @@ class TrackSource(ABC):
                         chunk = Chunk(key, index, error=_no_patch(chunk.frames, cutting))
                     yield chunk
         except InputError as error:
-            yield Chunk(key, index, error=str(error))
+            yield Chunk(key, index, error=error.reason)
         except Exception as error:  # whatever a damaged file leads to, the others are read
             yield Chunk(key, index, error=f"{type(error).__name__}: {error}"[:_LONGEST_REASON])
 
@@ -220,26 +221,34 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
     failed: dict[str, str] = {}
     left_out: Counter[str] = Counter()
     if not str(audio):
-        raise InputError("inference.audio is empty: expected an audio file, or a folder of them")
+        raise InputError("is empty", kind="empty", hint=_EXPECTED, setting="inference.audio")
+    path = Path(audio)
     try:
-        path = Path(audio).expanduser()
+        path = path.expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user that there is not
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"inference.audio is {str(audio)!r}: {reason}") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            reason, kind="access", hint=_EXPECTED, path=path, setting="inference.audio"
+        ) from None
     if is_file:
         return Found(AudioTracks(path.parent, [path.name]), failed, left_out)
     if not is_folder:
-        there = path.exists()
-        kind = "is neither a file nor a folder" if there else "no such file or folder"
+        found = path.exists()
         raise InputError(
-            f"inference.audio: {path}: {kind}. Expected an audio file, or a folder of them"
+            "is neither a file nor a folder" if found else "no such file or folder",
+            kind="invalid" if found else "missing",
+            hint=_EXPECTED,
+            path=path,
+            setting="inference.audio",
         )
     folder = path.resolve()
     inside = None if leave_out is None else Path(leave_out).expanduser().resolve()
     names = find_audio(folder, inside, failed, left_out)
     if not names and not failed:
-        raise InputError(f"inference.audio: {no_audio(folder, left_out)}")
+        raise InputError(
+            no_audio(folder, left_out), kind="empty", hint=_EXPECTED, setting="inference.audio"
+        )
     return Found(AudioTracks(folder, names), failed, left_out)
 
 
@@ -255,7 +264,9 @@ def parse_shard(text: str) -> tuple[int, int]:
     shard = split_shard(str(text))
     if shard is None or not 1 <= shard[0] <= shard[1]:
         raise InputError(
-            f"inference.shard is {str(text)!r}: expected K/N, such as 3/100, with K from 1 to N"
+            f"{str(text)!r} is no part of a whole",
+            hint="Give K/N, such as 3/100, with K from 1 to N.",
+            setting="inference.shard",
         )
     return shard
 

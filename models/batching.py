@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.chunks import FINAL, Chunk, TrackResult, log_mel_of
+from helpers.chunks import Chunk, TrackResult, chosen_blocks, log_mel_of
+from helpers.errors import InputError
 from helpers.patches import PATCH_SIZE, seconds, times
 from helpers.settings import check_choice
 from helpers.thumbnail import Thumbnail
@@ -28,6 +29,7 @@ _GPU_PATCHES = 32
 _PATIENCE = 8
 _WAITING = 8  # passes that all waiting patches together are enough for, at most
 _COMPARED = 8  # patches on which int8 is compared with fp32
+_FEWEST_LEFT = 0.1  # of an input's patches: less than patchout was ever tried with
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,12 @@ class Wanted:
     def __post_init__(self) -> None:
         check_choice("pool", self.pool, POOLS)
         if not (self.blocks or self.logits or self.activations):
-            raise ValueError("nothing is wanted: name blocks, logits or activations")
+            raise InputError(
+                "nothing is asked for",
+                kind="empty",
+                hint="Name blocks, or ask for logits or activations.",
+                setting="blocks",
+            )
 
 
 class Failure(NamedTuple):
@@ -82,20 +89,23 @@ class Encoder(nn.Module):
             on the first patches; None before these.
 
     Raises:
-        InputError: int8 where it cannot be had.
-        ValueError: no such block.
+        InputError: int8 where it cannot be had, no such block, or patchout that leaves hardly a
+            patch.
     """
 
     def __init__(
         self, net: Maest, wanted: Wanted, quantize: str | None = None, threads: int | None = None
     ) -> None:
         super().__init__()
-        there = range(FINAL, net.depth)
-        wrong = [b for b in wanted.blocks if not isinstance(b, int) or b not in there]
-        if wrong:
-            raise ValueError(
-                f"blocks has {wrong}: expected numbers from 0 to {net.depth - 1}, or -1 for the "
-                "final embedding"
+        chosen_blocks(wanted.blocks, net.depth)
+        patches = grid_size(net.input_f) * grid_size(net.input_t)
+        left = net.n_tokens(net.input_t, training=False) - 2
+        if left < _FEWEST_LEFT * patches:
+            raise InputError(
+                f"{left} of an input's {patches} patches are left",
+                kind="invalid",
+                hint="Drop fewer rows and columns (indices), or keep more of them (interleaved).",
+                setting="patchout",
             )
         if quantize is not None:
             check_choice("quantize", quantize, QUANTIZATIONS)

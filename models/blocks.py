@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TypeVar
+
 from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def sharing_copy(net: _Module) -> _Module:
+    """A copy of a network's modules that shares its parameters and buffers, and so their memory.
+
+    The modules' mode, type and parts can be changed without a trace in the network.
+    """
+    shared = (*net.parameters(), *net.buffers())
+    return copy.deepcopy(net, {id(tensor): tensor for tensor in shared})
 
 
 def is_standard(block: nn.Module) -> bool:

@@ -73,13 +73,6 @@ def speed_up(net: Maest) -> bool:
     return any(isinstance(block, _OnednnBlock) for block in net.blocks)
 
 
-def undo(net: Maest) -> None:
-    """Take back :func:`speed_up`."""
-    for block in net.blocks:
-        if type(block) is _OnednnBlock:
-            block.__class__ = Block
-
-
 def available() -> bool:
     """Whether this machine and this PyTorch have what :func:`speed_up` uses."""
     return (

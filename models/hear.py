@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers import patches
+from helpers.chunks import chosen_blocks
+from helpers.errors import InputError
 from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
 from helpers.patches import PATCH_SIZE
-from helpers.settings import did_you_mean
-from models import ARCHS, get_maest
+from models import get_maest
 from models.maest import Maest, grid_size, inference
 
 DEFAULT_ARCH = "discogs-maest-30s-pw-129e"  # what `load_model()` gives
-DEFAULT_BLOCK = 7  # of 12, from 0: what is usually extracted from, here and in the README
 
 # A timestamp's embedding is that of the frames around it. One column of patches is the shortest
 # input of the network (256 ms between the outer edges of its 16 hops), so it tells best *when*
@@ -60,25 +60,26 @@ class HearModel(nn.Module):
     Args:
         net: the network.
         transformer_block: whose output is the embedding: the zero-based number of a block, or -1
-            for the final embedding.
+            for the final embedding. None: block 7, or the last one of a shallower network.
 
     Attributes:
         sample_rate: of the audio that is expected, in Hz: 16000.
         scene_embedding_size, timestamp_embedding_size: 3·D, or D for block -1.
 
     Raises:
-        ValueError: if the network has no such block.
+        InputError: the network has no such block.
     """
 
-    def __init__(self, net: Maest, transformer_block: int = DEFAULT_BLOCK) -> None:
+    def __init__(self, net: Maest, transformer_block: int | None = None) -> None:
         super().__init__()
-        whole = isinstance(transformer_block, int) and not isinstance(transformer_block, bool)
-        if not whole or not -1 <= transformer_block < net.depth:
-            raise ValueError(
-                f"transformer_block is {transformer_block!r}, and the model has {net.depth} "
-                f"blocks: pass load_model(..., transformer_block=…), 0 to {net.depth - 1}, or -1 "
-                "for the final embedding"
+        chosen = chosen_blocks(transformer_block, net.depth, "transformer_block")
+        if len(chosen) != 1:
+            raise InputError(
+                f"{transformer_block!r}: expected one block",
+                hint=f"Pass load_model(..., transformer_block=…), 0 to {net.depth - 1}.",
+                setting="transformer_block",
             )
+        (transformer_block,) = chosen
         self.net = net
         self.transformer_block = transformer_block
         self.sample_rate = SAMPLE_RATE
@@ -97,9 +98,7 @@ class HearModel(nn.Module):
         return embeddings.float()
 
 
-def load_model(
-    model_file_path: str | Path = "", transformer_block: int = DEFAULT_BLOCK
-) -> HearModel:
+def load_model(model_file_path: str | Path = "", transformer_block: int | None = None) -> HearModel:
     """Load a model, on the CPU, in eval mode.
 
     Args:
@@ -107,28 +106,15 @@ def load_model(
             published weights (`models.ARCHS`), which are fetched if need be; or "", for
             "discogs-maest-30s-pw-129e". A file or folder goes before an architecture of that name.
         transformer_block: whose output is the embedding: the zero-based number of a block, or -1
-            for the final embedding. The evaluation kit passes it on:
-            ``--model-options '{"transformer_block": 6}'``.
+            for the final embedding; None for block 7, or the last one of a shallower network. The
+            evaluation kit passes it on: ``--model-options '{"transformer_block": 6}'``.
 
     Raises:
-        FileNotFoundError: if there is no such file, folder or architecture.
-        models.CheckpointError: if what is there is no MAEST model.
-        ValueError: if the model has no such block, or the architecture no published weights.
+        InputError: there is no such file, folder or architecture, it has no weights, is
+            no MAEST model, or it has no such block.
     """
-    name = str(model_file_path) or DEFAULT_ARCH
-    path = Path(name).expanduser()
-    if path.exists():
-        net = get_maest(checkpoint=path)
-    elif name in ARCHS or not str(model_file_path):
-        # Said aloud: embeddings of random weights would look like any others.
-        net = get_maest(name, pretrained=True)
-    else:
-        hint = did_you_mean(name, ARCHS)
-        raise FileNotFoundError(
-            f"{name}: no such file or folder, and no architecture of that name. load_model takes "
-            "a model folder (a finished run's exp_logs/<id>/model), a checkpoint file, or one of "
-            f"{', '.join(ARCHS)}.{hint}"
-        )
+    # Weights are asked for by name, too: embeddings of random ones would look like any others.
+    net = get_maest(str(model_file_path) or DEFAULT_ARCH, pretrained=True)
     return HearModel(net, transformer_block).eval()
 
 
@@ -149,7 +135,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
     Raises:
         TypeError: if ``audio`` is no tensor or ``model`` not from :func:`load_model`.
-        ValueError: for audio of another shape or type, an empty one, NaN or infinite values.
+        InputError: for audio of another shape or type, an empty one, NaN or infinite values.
     """
     _check(audio, model)
     with inference(model):
@@ -239,17 +225,22 @@ def _check(audio: Tensor, model: HearModel) -> None:
             "one)"
         )
     if audio.ndim != 2 or audio.numel() == 0:
-        hint = " One sound is audio[None]." if audio.ndim == 1 and len(audio) else ""
-        raise ValueError(
-            f"audio has the shape {list(audio.shape)}: expected [n_sounds, n_samples], at least "
-            f"one sound of one sample.{hint}"
+        raise InputError(
+            f"shape {list(audio.shape)}: expected [n_sounds, n_samples]",
+            hint="Give at least one sound of one sample; one sound is audio[None].",
+            setting="audio",
         )
     if not audio.is_floating_point():
-        raise ValueError(
-            f"audio is of type {audio.dtype}: expected floating point, in -1..1 (16-bit PCM: "
-            "divide by 32768)"
+        raise InputError(
+            f"{audio.dtype}: expected floating point, in -1..1",
+            hint="Divide 16-bit samples by 32768.",
+            setting="audio",
         )
     finite = torch.isfinite(audio).all(dim=1)
     if not finite.all():
-        sound = int((~finite).nonzero()[0])
-        raise ValueError(f"audio has NaN or infinite values, first in sound {sound}")
+        raise InputError(
+            f"NaN or infinite values, first in sound {int((~finite).nonzero()[0])}",
+            kind="corrupt",
+            hint="Replace them, or leave that sound out.",
+            setting="audio",
+        )

@@ -9,7 +9,6 @@ convolution and the heads stay float32.
 
 from __future__ import annotations
 
-import copy
 import platform
 import tempfile
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.chunks import chosen_blocks
 from helpers.errors import InputError
-from models.blocks import is_standard
+from models.blocks import is_standard, sharing_copy
 from models.maest import Maest, inference
 
 # Bytes: what one graph holds of weights, in float32. A protobuf message ends at 2 GiB.
@@ -55,13 +55,20 @@ class Int8Encoder:
         try:
             import onnxruntime  # noqa: F401, here: networks are used without it
         except ImportError as error:
-            raise InputError("int8 needs onnxruntime: pip install onnxruntime") from error
-        self.blocks, self.logits = list(blocks), logits
-        wrong = [block for block in self.blocks if block not in range(-1, net.depth)]
-        if wrong or not (self.blocks or logits):
             raise InputError(
-                f"blocks is {self.blocks}, logits {logits}: expected some of 0 to "
-                f"{net.depth - 1}, -1 for the final embedding, or the logits"
+                "int8 needs onnxruntime, which is not installed",
+                kind="dependency",
+                hint="Install it: pip install onnxruntime",
+                setting="quantize",
+            ) from error
+        self.blocks, self.logits = list(blocks), logits
+        chosen_blocks(self.blocks, net.depth)
+        if not (self.blocks or logits):
+            raise InputError(
+                "nothing is asked for",
+                kind="empty",
+                hint="Name blocks, or ask for logits.",
+                setting="blocks",
             )
         last = net.depth - 1
         to_the_end = logits or -1 in self.blocks
@@ -71,19 +78,24 @@ class Int8Encoder:
         for name, parameter in net.named_parameters():
             if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
                 raise InputError(
-                    f"{name} is {parameter.dtype} on {parameter.device}: int8 is made of float32 "
-                    "weights on the CPU (net.float().cpu())"
+                    f"{name} is {parameter.dtype} on {parameter.device}, and int8 is made of "
+                    "float32 weights on the CPU",
+                    kind="unsupported",
+                    hint="Convert the network: net.float().cpu()",
+                    setting="quantize",
                 )
         for number, block in enumerate(net.blocks[:count]):
             if not is_standard(block):
                 raise InputError(
-                    f"block {number} is not as Maest makes it (a layer was replaced): int8 cannot "
-                    "tell what it computes"
+                    f"a layer of block {number} was replaced, or has a hook: int8 cannot tell what "
+                    "it computes",
+                    kind="unsupported",
+                    hint="Leave quantize out, or merge the layer into the original one.",
+                    setting="quantize",
                 )
         # The same network but for its blocks. A run of blocks of which only the last one is read
         # is one graph, which stands in the last one's place; the others pass on what they get.
-        self._net = copy.copy(net)
-        self._net._modules = dict(net._modules)
+        self._net = sharing_copy(net)
         blocks = list(net.blocks)
         runs = _runs(net, count, set(self.blocks))
         threads = threads or torch.get_num_threads()

@@ -104,18 +104,13 @@ def test_tensors_that_are_not_contiguous():
         torch.testing.assert_close(fast.blocks[0](x), net.blocks[0](x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_twice_sped_up_network_and_undo(computed):
+def test_a_twice_sped_up_network(computed):
     net = small()
     assert cpu.speed_up(net)
     assert cpu.speed_up(net)
-    x = torch.randn(1, 96, 100)
     with torch.no_grad():
-        net(x)
-        assert len(computed) == 3
-        cpu.undo(net)
-        net(x)
+        net(torch.randn(1, 96, 100))
     assert len(computed) == 3
-    assert {type(block) for block in net.blocks} == {Block}
 
 
 def test_names_copies_and_files_stay(computed):

@@ -197,8 +197,8 @@ def test_export_to_onnx(folder, tmp_path):
             own = model(wave, transformer_block=block)[1].unflatten(1, (3, -1))
             np.testing.assert_allclose(found[f"embeddings_{block}"], own, atol=1e-4)
     assert json.loads((tmp_path / "out" / "labels.json").read_text("utf-8")) == LABELS
-    message = bad("ex_maest.py", line, tmp_path)  # block 11, the default, of 3
-    assert "blocks has [11]" in message
+    message = bad("ex_maest.py", f"{line} inference.transformer_block=7", tmp_path)  # of 3
+    assert "inference.transformer_block" in message
 
 
 def test_export_to_one_file(folder, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.errors import InputError
 from models import Maest, get_maest, hear, save_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,19 +100,19 @@ def test_a_file_of_weights_will_do(tmp_path, net):
     close(hear.get_scene_embeddings(sounds, loaded), net(sounds[0], transformer_block=1)[1])
 
 
-def test_block_7_is_the_default_and_must_exist(tmp_path, folder):
-    with pytest.raises(ValueError, match=r"transformer_block is 7, and the model has 2 blocks"):
-        hear.load_model(str(folder))
+def test_block_7_is_the_default_or_the_last_of_a_shallower_network(tmp_path, folder):
+    assert hear.load_model(str(folder)).transformer_block == 1
     deep = save_model(tmp_path / "deep", network(depth=9, embed_dim=32, num_heads=1))
     sounds = noise(1, 1)
     found = hear.get_scene_embeddings(sounds, hear.load_model(str(deep)))
     close(found, get_maest(checkpoint=deep)(sounds[0], transformer_block=7)[1])
 
 
-@pytest.mark.parametrize("block", [2, -2, 1.0, True, "1", None])
+@pytest.mark.parametrize("block", [2, -2, 0.5, True, "last", [0, 1], "all"])
 def test_other_blocks_are_refused(folder, block):
-    with pytest.raises(ValueError, match="transformer_block is"):
+    with pytest.raises(InputError) as error:
         hear.load_model(str(folder), transformer_block=block)
+    assert error.value.setting == "transformer_block"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_a_name_asks_for_published_weights(monkeypatch, tmp_path, given, arch):
 
 
 def test_random_weights_are_no_model():
-    with pytest.raises(ValueError, match="maest_tiny"):
+    with pytest.raises(InputError, match="maest_tiny"):
         hear.load_model("maest_tiny")
 
 
@@ -142,9 +143,10 @@ def test_a_folder_goes_before_a_name(monkeypatch, tmp_path):
 
 
 def test_what_is_neither_file_nor_name_is_refused():
-    with pytest.raises(FileNotFoundError, match=r"maest_tinny.*Did you mean 'maest_tiny'"):
+    with pytest.raises(InputError) as error:
         hear.load_model("maest_tinny")
-    with pytest.raises(FileNotFoundError, match="no/such/model: no such file or folder"):
+    assert "'maest_tiny'" in error.value.hint
+    with pytest.raises(InputError, match="no/such/model"):
         hear.load_model("no/such/model")
 
 
@@ -313,28 +315,29 @@ def test_a_half_precision_model_gives_float32(folder, model):
 
 
 @pytest.mark.parametrize(
-    ("audio", "message"),
+    "audio",
     [
-        (torch.zeros(800), r"\[800\].*One sound is audio\[None\]"),
-        (torch.zeros(1, 2, 800), r"\[1, 2, 800\]: expected \[n_sounds, n_samples\]"),
-        (torch.zeros(()), r"shape \[\]"),
-        (torch.zeros(0, 800), r"\[0, 800\].*at least one sound"),
-        (torch.zeros(2, 0), r"\[2, 0\].*at least one sound of one sample"),
-        (torch.zeros(2, 800, dtype=torch.int16), r"torch.int16.*divide by 32768"),
-        (torch.zeros(2, 800, dtype=torch.complex64), r"torch.complex64"),
-        (torch.tensor([[0.0] * 800, [0.0, float("nan")] * 400]), "NaN.* sound 1"),
-        (torch.full((1, 800), float("inf")), "infinite values, first in sound 0"),
+        torch.zeros(800),
+        torch.zeros(1, 2, 800),
+        torch.zeros(()),
+        torch.zeros(0, 800),
+        torch.zeros(2, 0),
+        torch.zeros(2, 800, dtype=torch.int16),
+        torch.zeros(2, 800, dtype=torch.complex64),
+        torch.tensor([[0.0] * 800, [0.0, float("nan")] * 400]),
+        torch.full((1, 800), float("inf")),
     ],
 )
-def test_other_audio_is_refused(model, audio, message):
+def test_other_audio_is_refused(model, audio):
     for function in (hear.get_scene_embeddings, hear.get_timestamp_embeddings):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(InputError) as error:
             function(audio, model)
+        assert error.value.setting == "audio"
 
 
 def test_what_is_no_tensor_and_no_model_is_refused(model, net):
     for function in (hear.get_scene_embeddings, hear.get_timestamp_embeddings):
-        with pytest.raises(TypeError, match=r"ndarray.*torch.from_numpy"):
+        with pytest.raises(TypeError, match="ndarray"):
             function(np.zeros((1, 800), np.float32), model)
-        with pytest.raises(TypeError, match="model is a Maest: expected what load_model returned"):
+        with pytest.raises(TypeError, match="Maest"):
             function(noise(1, 0.1), net)

@@ -56,7 +56,7 @@ def test_it_loads_in_fp32_and_knows_its_labels():
 def test_it_extracts_tags_and_starts_a_training(toy, tmp_path):
     arch = f"maest.arch={NAME}"
     good("ex_maest.py", f"extract_embeddings with {arch} {settings(toy)}", tmp_path)
-    found = list((tmp_path / "embeddings/5sec/11").rglob("*.npy"))
+    found = list((tmp_path / "embeddings/5sec/7").rglob("*.npy"))
     assert len(found) == 12
     assert np.load(found[0]).shape == (3, 192)
     good("ex_maest.py", f"extract_logits with {arch} {settings(toy)}", tmp_path)

@@ -110,7 +110,7 @@ def test_final_embedding_patches_apart_and_logits(home, toy):
         key = f"test/{path.name}"
         pieces = read_patches(path, model.input_t)
         final = np.load(home / f"out/1.5sec/final/{key}.embeddings.npy")
-        patches = np.load(home / f"out/1.5sec/11/{key}.embeddings.npy")
+        patches = np.load(home / f"out/1.5sec/7/{key}.embeddings.npy")
         logits = np.load(home / f"out/1.5sec/logits/{key}.logits.npy")
         assert (final.shape, patches.shape) == ((192,), (len(pieces), 3, 192))
         with torch.no_grad():
@@ -146,7 +146,7 @@ def test_probe(home, toy):
         f"data.groundtruth_{name}={toy.groundtruth(split)}"
         for name, split in (("train", "train"), ("val", "validation"), ("test", "test"))
     )
-    line = f"with {data} data.embeddings_dir=probe/1.5sec/11 probe.max_epochs=3 seeds=2"
+    line = f"with {data} data.embeddings_dir=probe/1.5sec/7 probe.max_epochs=3 seeds=2"
     out = good("ex_tl.py", line, home)
     assert "over 2 seeds" in out
     folder = max((home / "exp_logs").glob("[0-9]*"), key=lambda path: int(path.name))
@@ -167,7 +167,7 @@ def test_probe(home, toy):
 
     message = bad("ex_tl.py", f"with {data} data.embeddings_dir=nowhere", home)
     assert "nowhere: no such folder" in message
-    (home / "probe/1.5sec/11/test/00.mmap.embeddings.npy").unlink()
+    (home / "probe/1.5sec/7/test/00.mmap.embeddings.npy").unlink()
     message = bad("ex_tl.py", line, home)
     assert "1 of 12 tracks of the test split have no embedding" in message
 
@@ -212,11 +212,11 @@ def test_a_shorter_clip_at_inference_crops_the_positions(home, toy):
     key = "test/03.mmap"
     pieces = read_patches(toy.mels / key, 62)
     with torch.no_grad():
-        own = [model(model.normalise(torch.from_numpy(p).float().T[None]), 11)[1] for p in pieces]
+        own = [model(model.normalise(torch.from_numpy(p).float().T[None]), 7)[1] for p in pieces]
     expected = np.average(
         torch.cat(own).reshape(-1, 3, 192).numpy(), axis=0, weights=[len(p) for p in pieces]
     )
-    found = np.load(home / f"short/1sec/11/{key}.embeddings.npy")
+    found = np.load(home / f"short/1sec/7/{key}.embeddings.npy")
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -253,7 +253,7 @@ def test_one_bad_file_costs_that_file_only(home, toy, tmp_path):
     )
     assert done.code == 1
     assert "3 tracks done, 2 failed" in done.out
-    folder = tmp_path / "embeddings" / "1.5sec" / "11"
+    folder = tmp_path / "embeddings" / "1.5sec" / "7"
     assert len(list(folder.glob("test/*.npy"))) == 3
     failed = (folder / "failed.csv").read_text()
     assert "none.mmap" in failed
