@@ -17,7 +17,6 @@ import numpy as np
 
 from datasets.collection import mel_key
 from datasets.groundtruth import (
-    GroundTruthError,
     check_key,
     read_groundtruth,
     read_labels,
@@ -70,15 +69,20 @@ def make_melspectrograms(
     whole = [name for name, size in found.items() if size]
     if not whole:
         raise InputError(
-            f"{audio_dir}: none of the {len(names)} tracks of the table is there, such as "
-            f"{names[0]!r}. Give the folder they are in: --audio-dir"
+            f"none of the {len(names)} tracks of the table is there, such as {names[0]!r}",
+            kind="missing",
+            path=audio_dir,
+            setting="--audio-dir",
+            hint="Give the folder that they are in.",
         )
     report = preprocess(audio_dir, melspec_dir, files=whole, **options)
     if len(report.failed) == len(whole):
         name, reason = next(iter(sorted(report.failed.items())))
         raise InputError(
-            f"{audio_dir}: none of the {len(whole)} audio files can be read; the first: {name}: "
-            f"{reason}. All: {report.failed_csv}"
+            f"none of the {len(whole)} audio files can be read; the first, {name}: {reason}",
+            kind="corrupt",
+            path=audio_dir,
+            hint=f"All of them are in {report.failed_csv}.",
         )
     for what, some in (("empty", empty), ("not there", missing)):
         if some:
@@ -126,9 +130,11 @@ def write_task(task: Task, out_dir: Path, melspec_dir: Path) -> list[str]:
     empty = [split for split, rows in splits.items() if not rows]
     if empty:
         raise InputError(
-            f"{out_dir}: no track is left for {' and '.join(empty)}: "
-            f"{len(missing)} of {len(keys)} tracks have no log-mel file in {melspec_dir}. "
-            "Make them first: the step melspectrograms"
+            f"no track is left for {' and '.join(empty)}: {len(missing)} of {len(keys)} tracks "
+            "have no log-mel file",
+            kind="missing",
+            path=melspec_dir,
+            hint="Make them first: the step melspectrograms.",
         )
     everything = {key: target for rows in splits.values() for key, target in rows.items()}
     for split, rows in {**splits, "all": everything}.items():
@@ -152,7 +158,7 @@ def _says(path: Path, rows: Mapping[str, np.ndarray]) -> bool:
         return False
     try:
         there = read_groundtruth(path)
-    except GroundTruthError:
+    except InputError:
         return False
     return there.keys == list(rows) and np.array_equal(there.targets, np.stack(list(rows.values())))
 
@@ -160,7 +166,7 @@ def _says(path: Path, rows: Mapping[str, np.ndarray]) -> bool:
 def _names(path: Path, labels: Sequence[str]) -> bool:
     try:
         return path.is_file() and read_labels(path) == list(labels)
-    except GroundTruthError:
+    except InputError:
         return False
 
 
@@ -229,14 +235,17 @@ def parser(description: str, steps: Sequence[str], folder: Path) -> argparse.Arg
     return made
 
 
-def check_name(name: str, where: str, seen: Collection[str]) -> None:
+def check_name(name: str, table: Path, line: int, seen: Collection[str]) -> None:
     """Raise InputError unless a table's path stays inside the audio's folder, and is new."""
+    hint = "Get the table again."
     try:
         check_key(name)
-    except GroundTruthError as error:
-        raise InputError(f"{where}: {name!r}: {error}") from None
+    except InputError as error:
+        raise InputError(f"line {line}: {name!r}: {error.message}", path=table, hint=hint) from None
     if name in seen:
-        raise InputError(f"{where}: {name!r} is in the table twice")
+        raise InputError(
+            f"line {line}: {name!r} is there twice", kind="conflict", path=table, hint=hint
+        )
 
 
 def chosen_steps(options: argparse.Namespace, steps: Sequence[str]) -> list[str]:
@@ -247,7 +256,9 @@ def chosen_steps(options: argparse.Namespace, steps: Sequence[str]) -> list[str]
     """
     unknown = [step for step in options.steps if step not in steps]
     if unknown:
-        raise InputError(f"{unknown[0]}: no such step. Expected some of {', '.join(steps)}")
+        raise InputError(
+            f"no step {unknown[0]!r}", kind="unknown", hint=f"The steps are {', '.join(steps)}."
+        )
     return [step for step in steps if not options.steps or step in options.steps]
 
 

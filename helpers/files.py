@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from helpers.errors import InputError
+
 TEMPORARY = ".tmp-"  # what the names of unfinished files and folders begin with
 # Errors that a single name is to blame for, not the disk: too long, not one for this file system, a
 # file where a folder should be or the other way round, a loop of links.
@@ -136,8 +138,8 @@ def remove_leftovers(folder: str | Path, suffixes: Collection[str]) -> None:
                     path.unlink()
 
 
-def why_not_written(path: str | Path, error: OSError, other_place: str) -> str:
-    """What to say when a file, and so any other there, cannot be written.
+def write_error(path: str | Path, error: OSError, other_place: str) -> InputError:
+    """The error for a file, and so any other in its folder, that cannot be written.
 
     Args:
         path: the file.
@@ -146,15 +148,25 @@ def why_not_written(path: str | Path, error: OSError, other_place: str) -> str:
     """
     # NumPy gives no number when a disk, or a quota, takes a part only.
     full = error.errno is None or error.errno in _DISK_FULL
-    why, mend = (
-        ("the disk is full, or your share of it", "make room")
+    why, step = (
+        ("the disk is full, or your share of it", "Make room")
         if full
-        else ("a folder or disk that takes no files", f"mend that, or give another {other_place}")
+        else (
+            "the folder or disk takes no files",
+            f"Make it writable, or give another {other_place}",
+        )
     )
-    return (
-        f"{path}: cannot be written: {error.strerror or error} ({why}). What is done is kept: "
-        f"{mend}, and run the same again"
+    return InputError(
+        f"cannot be written: {error.strerror or error} ({why}). What is done is kept",
+        kind="access",
+        hint=f"{step}, and run the same again.",
+        path=path,
     )
+
+
+def why_not_written(path: str | Path, error: OSError, other_place: str) -> str:
+    """The text of `write_error`."""
+    return str(write_error(path, error, other_place))
 
 
 def write_json(path: str | Path, value: Any) -> None:

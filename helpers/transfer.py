@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import io
 import json
@@ -18,7 +19,7 @@ import urllib3
 from tqdm import tqdm
 
 from helpers.errors import InputError
-from helpers.files import why_not_written, write_json
+from helpers.files import write_error, write_json
 
 TRIES = 6  # in a row that come no further than those before; others are not counted
 _TIMEOUT = (15, 60)  # seconds to connect, and between two pieces
@@ -31,15 +32,12 @@ _NO_ADDRESS = (
 _ENDED = "the connection ended before the file did"
 
 
-class TransferError(InputError):
-    """A file that could not be fetched; the message names it and says what to do."""
-
-
 def download(
     url: str,
     path: str | Path,
     *,
     size: int | None = None,
+    sha256: str | None = None,
     again: bool = False,
     tries: int = TRIES,
     pause: float = 1.0,
@@ -55,6 +53,7 @@ def download(
         url: of the file, by http or https.
         path: where to; if it is there (with ``size`` bytes, where they are known), nothing is done.
         size: bytes that are expected, if that is known. A server's own word is held to in any case.
+        sha256: of the file, in hexadecimal, if that is known; one that comes is checked.
         again: whether to fetch it although it is there; it is replaced when the new one is whole.
         tries: how many in a row may come no further.
         pause: seconds before the second try; twice as many before each one after it.
@@ -64,7 +63,8 @@ def download(
         ``path``.
 
     Raises:
-        TransferError: it cannot be fetched, is of another size, or there is no room for it.
+        InputError: it cannot be fetched, is of another size or content, a broken connection could
+            not be told from its end, or there is no room for it.
     """
     path = Path(path)
     if not again and path.is_file() and size in (None, path.stat().st_size):
@@ -75,16 +75,19 @@ def download(
     with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None if progress else True) as bar:
         while failures < tries:
             try:
-                reason = _fetch(part, size, bar)
+                reason = _fetch(part, size, sha256 is not None, bar)
                 if reason is None:
-                    part.finish()
+                    part.finish(sha256)
                     return path
             except _Refused as error:
-                raise TransferError(f"{url}: {error}. {_by_hand(url, path)}") from None
+                raise InputError(
+                    str(error), kind="network", path=url, hint=_by_hand(url, path)
+                ) from None
             except _NO_ADDRESS as error:
-                raise TransferError(
-                    f"{url}: no address of a file ({error}). Expected one that begins with "
-                    "https:// or http://"
+                raise InputError(
+                    f"no address of a file ({error})",
+                    path=url,
+                    hint="Expected one that begins with https:// or http://.",
                 ) from None
             except requests.RequestException as error:
                 reason = _reason(error)
@@ -93,9 +96,13 @@ def download(
             furthest = max(furthest, part.size())
             if failures < tries:
                 time.sleep(min(pause * 2 ** max(0, failures - 1), _LONGEST_PAUSE))
-    kept = f" {part.size()} bytes of it are kept: run the same again." if part.size() else ""
-    often = f"after {tries} tries that came no further"
-    raise TransferError(f"{url}: {reason} ({often}).{kept} {_by_hand(url, path)}")
+    kept = f"{part.size()} bytes of it are kept: run the same again. " if part.size() else ""
+    raise InputError(
+        f"{reason} (no progress in {tries} attempts)",
+        kind="network",
+        path=url,
+        hint=f"{kept}{_by_hand(url, path)}",
+    )
 
 
 class _Refused(Exception):
@@ -126,13 +133,22 @@ class _Part:
         self.file.unlink(missing_ok=True)
         write_json(self.note, {"url": self.url, "total": total, "validator": validator})
 
-    def finish(self) -> None:
+    def finish(self, sha256: str | None) -> None:
+        """Give the file its name. Raises _Refused if its content is not what it should be."""
+        if sha256 is not None:
+            with self.file.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != sha256:
+                self.begin(None, None)
+                raise _Refused(f"another file came: its SHA-256 is {found}, expected {sha256}")
         os.replace(self.file, self.path)
         self.note.unlink(missing_ok=True)
 
 
-def _fetch(part: _Part, size: int | None, bar: tqdm) -> str | None:
+def _fetch(part: _Part, size: int | None, hashed: bool, bar: tqdm) -> str | None:
     """One try. None if the file is whole now; otherwise what is to be said of this try.
+
+    ``hashed``: the content is known, so that the end of the connection may end the file.
 
     Raises:
         _Refused: the answer is not the file, and will not be.
@@ -164,6 +180,8 @@ def _fetch(part: _Part, size: int | None, bar: tqdm) -> str | None:
             if answer.headers.get("Content-Type", "").startswith("text/html"):
                 raise _Refused("the server gives a web page, not the file")
             start, total = 0, _length(answer)
+            if size is None and not hashed and not _ends_itself(answer):
+                raise _Refused("the server does not say how long the file is")
             part.begin(total, validator)
         elif answer.status_code == 416:  # the rest of a file that has become shorter
             part.begin(None, None)
@@ -211,13 +229,20 @@ def _write(part: _Part, file: io.FileIO, piece: bytes) -> None:
         while rest:
             rest = rest[file.write(rest) :]
     except OSError as error:
-        raise TransferError(why_not_written(part.file, error, "folder")) from None
+        raise write_error(part.file, error, "folder") from None
 
 
 def _length(answer: requests.Response) -> int | None:
     """Bytes of the file, if the answer tells them."""
     length = answer.headers.get("Content-Length", "")
     return int(length) if length.isdigit() and not _is_packed(answer) else None
+
+
+def _ends_itself(answer: requests.Response) -> bool:
+    """Whether a connection that ends too early can be told from the end of the file."""
+    return "Content-Length" in answer.headers or "chunked" in answer.headers.get(
+        "Transfer-Encoding", ""
+    )
 
 
 def _is_packed(answer: requests.Response) -> bool:
@@ -245,9 +270,11 @@ def _content_range(answer: requests.Response) -> tuple[int, int | None]:
 def _check_room(part: _Part, total: int | None, start: int) -> None:
     free = shutil.disk_usage(part.path.parent).free
     if total is not None and total - start > free:
-        raise TransferError(
-            f"{part.path}: {total - start} bytes are still to come, and {part.path.parent} has "
-            f"room for {free}. Make room, or give another folder"
+        raise InputError(
+            f"{total - start} bytes are still to come, and there is room for {free}",
+            kind="access",
+            path=part.path,
+            hint="Make room, or give another folder.",
         )
 
 
@@ -262,4 +289,4 @@ def _reason(error: Exception) -> str:
 
 
 def _by_hand(url: str, path: Path) -> str:
-    return f"By hand: get {url} and put it to {path}"
+    return f"By hand: get {url} and put it to {path}."

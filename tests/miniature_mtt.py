@@ -70,20 +70,27 @@ class Miniature:
 
     def archive(self) -> bytes:
         """As one file, with its folders as members too."""
-        whole = io.BytesIO()
-        with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as file:
-            for folder in FOLDERS:
-                file.writestr(f"{folder}/", b"")
-                for clip, content in self.audio.items():
-                    if clip[0] == folder:
-                        file.writestr(clip, content)
-        return whole.getvalue()
+        members = {
+            name: self.audio.get(name, b"")
+            for folder in FOLDERS
+            for name in (f"{folder}/", *(clip for clip in self.audio if clip[0] == folder))
+        }
+        return zipped(members)
 
     def write_audio(self, folder: Path) -> Path:
         for clip, content in self.audio.items():
             (folder / clip).parent.mkdir(parents=True, exist_ok=True)
             (folder / clip).write_bytes(content)
         return folder
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    """An archive; the same whenever it is made."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as file:
+        for name, content in files.items():
+            file.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return whole.getvalue()
 
 
 def in_parts(archive: bytes) -> list[bytes]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +27,9 @@ from miniature_mtt import (  # noqa: F401
     in_parts,
     miniature,
     no_waiting,
+    zipped,
 )
 
-from datasets import archives
 from datasets.collection import mel_key
 from datasets.groundtruth import read_groundtruth, read_labels
 from datasets.melspectrograms import open_mel
@@ -126,7 +129,7 @@ def test_everything_from_nothing(mtt, finished, server):
     check_audio(place, mtt)
     assert {split: len(read_groundtruth(finished / "out" / f"groundtruth-{split}.pk"))
             for split in SPLITS} == FILES  # fmt: skip
-    assert sorted(place.tree("download")) == [TABLE, "mp3.zip.parts.json"]
+    assert sorted(place.tree("download")) == [TABLE, "mp3.zip.json"]
     clip = mtt.sounding()[3]
     mel = open_mel(finished / "mels" / mel_key(clip))
     assert mel.shape == (1 + -(-len(read_audio(finished / "audio" / clip)) // 256), 96)
@@ -148,8 +151,7 @@ def test_as_typed_in_its_folder(mtt, server, tmp_path):
     assert done.returncode == 0, done.stderr
     check(place, mtt)
     check_audio(place, mtt)
-    assert "unpacked 35 clips, 0 were there" in done.stdout
-    assert "3 audio files are empty, and left out" in done.stdout
+    assert "unpacked 35 clips" in done.stdout
     assert "50 labels" in done.stdout
     assert "Traceback" not in done.stderr
 
@@ -160,18 +162,14 @@ def test_a_second_run_does_nothing_and_asks_nobody(done, server, capsys):
     assert done.run() == 0
     assert done.state() == before
     assert server.requests == []
-    out = capsys.readouterr().out
-    assert "35 clips are in" in out
-    assert "nothing to unpack" in out
-    assert "0 done (0.00 h of audio), 32 skipped" in out
+    assert "0 done" in capsys.readouterr().out
 
 
 def test_archives_are_kept_on_request(mtt, place, server, capsys):
     assert place.run("--keep-archives", "download", "unpack") == 0
-    assert {name: place.tree("download")[name] for name in (TABLE, *PARTS)} == mtt.files()
+    assert place.tree("download")["mp3.zip"] == mtt.archive()
     check_audio(place, mtt)
-    for name in PARTS:  # and may be deleted then
-        (place.root / "download" / name).unlink()
+    (place.root / "download" / "mp3.zip").unlink()  # and may be deleted then
     server.requests.clear()
     before = place.state()
     assert place.run("download", "unpack") == 0
@@ -179,24 +177,13 @@ def test_archives_are_kept_on_request(mtt, place, server, capsys):
     assert server.requests == []
 
 
-def test_what_is_told(mtt, place, capsys):
+def test_what_differs_from_the_published_data_set_is_told(mtt, place, capsys):
     assert place.run() == 0
     out = capsys.readouterr().out
-    for line in (
-        "unpacked 35 clips, 0 were there",
-        f"3 audio files are empty, and left out: {', '.join(map(repr, EMPTY))}",
-        "32 done",
-        "3 tracks have no log-mel file, and are left out",
-        "| train      |     24 |    18,706 |",
-        "50 labels: ",
-    ):
-        assert line in out
-    for line in (
-        "has 35 clips and 64 tags, where the published table has 25,863 and 188",
-        "train has 24 tracks, validation has 2 tracks, test has 6 tracks, where the published "
-        "split has 18,706, 1,825, 5,329: figures do not compare with those of the literature",
-    ):
-        assert line in out
+    assert all(repr(clip) in out for clip in EMPTY)
+    assert "| train      |     24 |    18,706 |" in out
+    assert "25,863" in out
+    assert "18,706, 1,825, 5,329" in out
 
 
 def test_the_known_counts_are_no_matter_for_a_warning(done, monkeypatch, capsys):
@@ -226,10 +213,8 @@ def test_broken_clips_are_told_and_cost_themselves_only(done, mtt, capsys):
     for _ in range(2):
         assert done.run("melspectrograms", "groundtruth") == 0
         out = capsys.readouterr().out
-        assert f"broken, and left out: {page}: " in out
-        assert f"1 audio files are not there, and left out: '{cut}'" in out
-        assert "30 skipped, 1 failed (listed with reasons in " in out
-        assert "5 tracks have no log-mel file, and are left out" in out
+        assert page in out
+        assert cut in out
         check(done, mtt, (page, cut))
 
 
@@ -238,64 +223,93 @@ def test_many_broken_clips_are_a_list_in_a_file(done, mtt, capsys):
         (done.root / "audio" / clip).write_bytes(b"broken")
         (done.root / "mels" / mel_key(clip)).unlink()
     assert done.run("melspectrograms") == 0
-    out = capsys.readouterr().out
-    assert out.count("broken, and left out: ") == 5
-    assert f"and 3 more broken ones: {done.root / 'mels' / 'failed.csv'}" in out
+    assert str(done.root / "mels" / "failed.csv") in capsys.readouterr().out
 
 
-def test_a_clip_damaged_in_the_archive(mtt, place, server, capsys):
-    """It is told, its part is kept, and deleting that part brings it from the server."""
+def damage(mtt: Miniature, clip: str) -> tuple[str, bytes]:
+    """The part that a clip lies in, and that part with a changed byte."""
     archive = bytearray(mtt.archive())
-    clip = mtt.sounding()[18]
     with zipfile.ZipFile(io.BytesIO(archive)) as whole:
         archive[whole.getinfo(clip).header_offset + 30 + len(clip) + 200] ^= 0x55
-    damaged = dict(zip(PARTS, in_parts(bytes(archive)), strict=True))
-    (part,) = [name for name, content in damaged.items() if content != mtt.files()[name]]
-    server.replies[part] = Reply(damaged[part])
+    parts = dict(zip(PARTS, in_parts(bytes(archive)), strict=True))
+    (part,) = [name for name, content in parts.items() if content != mtt.files()[name]]
+    return part, parts[part]
+
+
+def test_a_part_damaged_on_its_way_is_fetched_again(mtt, place, server, capsys):
+    """Its damaged clips cost themselves only until then."""
+    clip = mtt.sounding()[18]
+    part, damaged = damage(mtt, clip)
+    assert part == PARTS[1]
+    server.replies[part] = Reply(damaged)
     assert place.run() == 0
     told = capsys.readouterr().err
-    assert f"not unpacked: {clip}: damaged in the archive: " in told
-    assert f"kept: {place.root / 'download' / part}, damaged there. Delete it and run" in told
-    assert f"1 clips are not unpacked: {place.root / 'download' / 'failed.csv'}" in told
+    assert clip in told
+    assert part in told
     check(place, mtt, (clip,))
     check_audio(place, mtt, (clip,))
-    assert part in place.tree("download")
-    assert PARTS[0] not in place.tree("download")
 
     server.requests.clear()
-    before = {name: state for name, state in place.state().items() if "download" not in name}
-    assert place.run() == 0
-    assert f"not unpacked: {clip}" in capsys.readouterr().err
-    after = place.state()
-    assert {name: after[name] for name in before} == before
-    assert server.requests == []
-
-    (place.root / "download" / part).unlink()
     server.replies[part] = Reply(mtt.files()[part])
     assert place.run() == 0
-    assert server.asked() == [part]
+    assert server.asked() == list(PARTS[1:])
+    assert clip not in capsys.readouterr().err
     check(place, mtt)
     check_audio(place, mtt)
-    assert sorted(place.tree("download")) == [TABLE, "mp3.zip.parts.json"]
+    assert sorted(place.tree("download")) == [TABLE, "mp3.zip.json"]
+
+
+def test_a_part_damaged_on_the_server_is_fetched_twice_and_no_more(mtt, place, server, capsys):
+    clip = mtt.sounding()[18]
+    part, damaged = damage(mtt, clip)
+    server.replies[part] = Reply(damaged)
+    for expected in (list(PARTS), list(PARTS[1:]), []):
+        server.requests.clear()
+        assert place.run() == 0
+        assert [name for name in server.asked() if name != TABLE] == expected
+        assert (clip in capsys.readouterr().err) == bool(expected)
+        check(place, mtt, (clip,))
+        check_audio(place, mtt, (clip,))
+    assert sorted(place.tree("download")) == [TABLE, "failed.csv", "mp3.zip.json"]
+
+
+def test_a_part_that_is_another_one_than_the_last_time_is_refused(mtt, done, server, capsys):
+    part, damaged = damage(mtt, mtt.sounding()[18])
+    server.replies[part] = Reply(damaged)
+    shutil.rmtree(done.root / "audio")
+    assert done.run("download", "unpack") == 1
+    assert part in capsys.readouterr().err
+    assert done.tree("audio") == {}
+    (done.root / "download" / part).unlink()
+    server.replies[part] = Reply(mtt.files()[part])
+    server.requests.clear()
+    assert done.run("download", "unpack") == 0
+    assert server.asked() == [part, PARTS[2]]
+    check_audio(done, mtt)
+
+
+def test_parts_that_were_fetched_by_hand_are_used(mtt, place, server):
+    (place.root / "download").mkdir()
+    for name in PARTS[:2]:
+        (place.root / "download" / name).write_bytes(mtt.files()[name])
+    assert place.run("download", "unpack") == 0
+    assert server.asked() == [TABLE, PARTS[2]]
+    check_audio(place, mtt)
+
+
+def serve_archive(server: Server, files: dict[str, bytes]) -> None:
+    parts = zip(PARTS, in_parts(zipped(files)), strict=True)
+    server.replies |= {name: Reply(part) for name, part in parts}
 
 
 def test_a_clip_that_the_archive_does_not_have(mtt, place, server, capsys):
     clip = mtt.sounding()[4]
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w") as file:
-        for name, content in mtt.audio.items():
-            file.writestr(name if name != clip else f"../{clip}", content)
-        file.writestr("README.txt", "not a clip")
-    server.replies |= {
-        name: Reply(part) for name, part in zip(PARTS, in_parts(whole.getvalue()), strict=True)
-    }
+    files = {name: content for name, content in mtt.audio.items() if name != clip}
+    serve_archive(server, {**files, "README.txt": b"not a clip"})
     assert place.run() == 0
-    done = capsys.readouterr()
-    assert f"1 clips are not in the archive: '{clip}'" in done.out
-    assert "leads out of the folder" in done.err
+    assert clip in capsys.readouterr().out
     check(place, mtt, (clip,))
     check_audio(place, mtt, (clip,))
-    assert not (place.root / clip).exists()
     server.requests.clear()
     before = place.state()
     assert place.run() == 0
@@ -303,16 +317,14 @@ def test_a_clip_that_the_archive_does_not_have(mtt, place, server, capsys):
     assert place.state() == before
 
 
-def test_an_archive_with_a_folder_around_the_clips(mtt, place, server):
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w") as file:
-        for name, content in mtt.audio.items():
-            file.writestr(f"mp3/{name}", content)
-    server.replies |= {
-        name: Reply(part) for name, part in zip(PARTS, in_parts(whole.getvalue()), strict=True)
-    }
+@pytest.mark.parametrize("around", ["mp3/", "../", "/", "../../../etc/"])
+def test_an_archive_with_folders_around_the_clips(mtt, place, server, around):
+    """Whatever they are, the clips come to their own places, and nothing else comes anywhere."""
+    files = {f"{around}{name}": content for name, content in mtt.audio.items()}
+    serve_archive(server, {**files, f"{around}0/other.mp3": b"other", f"{around}x": b"other"})
     assert place.run("download", "unpack") == 0
     check_audio(place, mtt)
+    assert {path.name for path in place.root.iterdir()} == {"download", "audio"}
 
 
 # ---- bad connections -----------------------------------------------------------------------------
@@ -323,7 +335,7 @@ def test_bad_connections_make_no_difference(mtt, place, server):
         TABLE: {"drops": [100, 50], "ranges": False},
         PARTS[0]: {"drops": [20_000, 0, 5_000, 1], "statuses": [200, 503]},
         PARTS[1]: {"drops": [30_000], "etags": ['"old"', '"new"'], "if_range": False},
-        PARTS[2]: {"length": None},
+        PARTS[2]: {"drops": [1] * 9},
     }.items():
         server.replies[name] = Reply(mtt.files()[name], **options)
     assert place.run("download", "unpack") == 0
@@ -334,8 +346,8 @@ def test_a_connection_that_is_gone_for_good_is_gone_on_with_later(mtt, place, se
     server.replies[PARTS[1]] = Reply(mtt.files()[PARTS[1]], drops=[30_000, *[0] * 6])
     assert place.run() == 1
     told = capsys.readouterr().err
-    assert f"preprocess.py: {server.url}/{PARTS[1]}: the connection ended before" in told
-    assert "30000 bytes of it are kept: run the same again" in told
+    assert told.startswith(f"preprocess.py: {server.url}/{PARTS[1]}: ")
+    assert "30000 bytes" in told
     assert "Traceback" not in told
     server.requests.clear()
     assert place.run("download", "unpack") == 0
@@ -343,18 +355,17 @@ def test_a_connection_that_is_gone_for_good_is_gone_on_with_later(mtt, place, se
     check_audio(place, mtt)
 
 
-def test_a_part_of_the_wrong_size(mtt, place, server, capsys):
-    """The server's word was wrong: the archive's own list tells it."""
-    short = len(mtt.files()[PARTS[0]]) - 1000
-    server.replies[PARTS[0]] = Reply(mtt.files()[PARTS[0]], length=short)
+@pytest.mark.parametrize("change", [-1000, 1000])
+def test_a_part_of_the_wrong_size(mtt, place, server, capsys, change):
+    """The archive's own list tells it."""
+    content = mtt.files()[PARTS[0]]
+    server.replies[PARTS[0]] = Reply(content[:-1000] if change < 0 else content + bytes(1000))
     assert place.run() == 1
     told = capsys.readouterr().err
-    assert "1000 bytes are missing, by the archive's own list" in told
-    assert f"Delete the part whose size is wrong (mp3.zip.001: {short} bytes" in told
-    for name in PARTS:
-        (place.root / "download" / name).unlink()
-    server.replies[PARTS[0]] = Reply(mtt.files()[PARTS[0]])
-    assert place.run("download", "unpack") == 0
+    assert told.startswith(f"preprocess.py: {place.root / 'download' / 'mp3.zip'}: ")
+    assert "1000 bytes" in told
+    server.replies[PARTS[0]] = Reply(content)
+    assert place.run("download", "unpack", "--force") == 0  # as it says
     check_audio(place, mtt)
 
 
@@ -363,7 +374,7 @@ def test_a_page_instead_of_a_file(place, server, capsys, name):
     server.replies[name] = Reply(b"<html>please log in</html>")
     assert place.run() == 1
     told = capsys.readouterr().err
-    assert ("expected tab-separated columns" if name == TABLE else "no zip archive") in told
+    assert str(place.root / "download" / (name if name == TABLE else "mp3.zip")) in told
     assert place.tree("audio") == {}
 
 
@@ -372,28 +383,77 @@ def test_a_file_that_is_not_on_the_server(place, server, capsys, name):
     del server.replies[name]
     assert place.run() == 1
     told = capsys.readouterr().err
-    assert f"{server.url}/{name}: the server answers 404" in told
-    assert f"put it to {place.root / 'download' / name}" in told
+    assert f"{server.url}/{name}: " in told
+    assert str(place.root / "download" / name) in told
 
 
 def test_an_interrupted_unpacking_goes_on(mtt, place, server, monkeypatch, capsys):
-    write, seen = archives._write, []
+    opened = zipfile.ZipFile.open
 
-    def until_interrupted(whole, member, target):
-        seen.append(member.filename)
-        if len(seen) == 20:
+    def until_interrupted(self, member, *arguments):
+        if len(place.tree("audio")) == 19:
             raise KeyboardInterrupt
-        write(whole, member, target)
+        return opened(self, member, *arguments)
 
-    monkeypatch.setattr(archives, "_write", until_interrupted)
+    monkeypatch.setattr(zipfile.ZipFile, "open", until_interrupted)
     assert place.run() == 130
-    assert "interrupted. What is done is kept" in capsys.readouterr().err
-    monkeypatch.setattr(archives, "_write", write)
-    assert PARTS[0] not in place.tree("download")
+    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.undo()
     server.requests.clear()
     assert place.run("download", "unpack") == 0
     assert "unpacked 16 clips, 19 were there" in capsys.readouterr().out
     assert server.requests == []
+    check_audio(place, mtt)
+
+
+def test_a_kill_while_a_part_is_appended_costs_no_download(mtt, place, server):
+    assert place.run("download", "--keep-archives") == 0
+    download = place.root / "download"
+    (download / "mp3.zip").rename(download / "mp3.zip.part")  # half of the last part is in it
+    notes = json.loads((download / "mp3.zip.json").read_text())
+    last = notes["parts"].pop()
+    (download / "mp3.zip.json").write_text(json.dumps(notes))
+    os.truncate(download / "mp3.zip.part", sum(size for _, size, _ in notes["parts"]) + 99)
+    (download / PARTS[2]).write_bytes(mtt.files()[PARTS[2]])
+    assert last[0] == PARTS[2]
+    server.requests.clear()
+    assert place.run("download", "unpack") == 0
+    assert server.requests == []
+    check_audio(place, mtt)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"parts": 3}', '{"parts": [["mp3.zip.001"]]}'])
+def test_damaged_notes_of_what_came_do_no_harm(mtt, place, content):
+    (place.root / "download").mkdir()
+    (place.root / "download" / "mp3.zip.json").write_text(content)
+    (place.root / "download" / "mp3.zip.part").write_bytes(b"left over")
+    assert place.run("download", "unpack") == 0
+    check_audio(place, mtt)
+
+
+def test_no_room_for_the_clips_is_told_before_they_come(mtt, place, monkeypatch, capsys):
+    assert place.run("download") == 0
+    usage = namedtuple("usage", "total used free")
+    needed = sum(map(len, mtt.audio.values()))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(0, 0, needed - 1))
+    assert place.run("unpack") == 1
+    assert str(needed) in capsys.readouterr().err
+    assert place.tree("audio") == {}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(0, 0, needed))
+    assert place.run("unpack") == 0
+
+
+def test_a_disk_that_takes_no_more_ends_the_unpacking_and_nothing_is_lost(mtt, place, capsys):
+    assert place.run("download") == 0
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    sizes = sorted(map(len, mtt.audio.values()))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[-1] - 1, before[1]))
+    try:
+        assert place.run("unpack") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(place.root / "audio") in capsys.readouterr().err
+    assert place.run("unpack") == 0
     check_audio(place, mtt)
 
 
@@ -418,7 +478,7 @@ def test_clips_that_were_deleted_are_fetched_again(done, mtt, server):
 
 def test_each_step_alone(mtt, place, server, capsys):
     assert place.run("download") == 0
-    assert place.tree("download") == mtt.files()
+    assert place.tree("download")["mp3.zip"] == mtt.archive()
     assert place.tree("audio") == {}
     server.requests.clear()
     assert place.run("download") == 0
@@ -470,19 +530,18 @@ def test_own_clips_of_another_size_stay(mtt, place, capsys):
     clip.parent.mkdir(parents=True)
     clip.write_bytes(b"of another size")
     assert place.run("download", "unpack") == 0
-    told = capsys.readouterr().out
-    assert "1 clips are of other sizes than in the archive, and left as they are" in told
+    assert name in capsys.readouterr().out
     assert clip.read_bytes() == b"of another size"
     assert place.run("download", "unpack", "--force") == 0
     check_audio(place, mtt)
 
 
-def test_a_kill_before_the_last_part_goes_leaves_it_for_the_next_run(mtt, place, server):
+def test_a_kill_before_the_archive_goes_leaves_it_for_the_next_run(mtt, place, server):
     assert place.run("download", "unpack", "--keep-archives") == 0
     server.requests.clear()
     assert place.run("download", "unpack") == 0
     assert server.requests == []
-    assert not [name for name in place.tree("download") if name in PARTS]
+    assert sorted(place.tree("download")) == [TABLE, "mp3.zip.json"]
 
 
 def test_no_ground_truth_where_no_clip_can_be_read(mtt, place, capsys):
@@ -491,32 +550,25 @@ def test_no_ground_truth_where_no_clip_can_be_read(mtt, place, capsys):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"no music")
     assert place.run("melspectrograms", "groundtruth") == 1
-    told = capsys.readouterr().err
-    assert f"none of the {len(mtt.sounding())} audio files can be read" in told
+    assert str(place.root / "audio") in capsys.readouterr().err
     assert place.tree("out") == {}
 
 
 def test_the_step_unpack_without_archives(place, capsys):
     assert place.run("unpack") == 1
-    told = capsys.readouterr().err
-    assert str(place.root / "download" / PARTS[0]) in told
-    assert "Download it first" in told
+    assert str(place.root / "download" / "mp3.zip") in capsys.readouterr().err
 
 
 def test_the_step_melspectrograms_without_audio(place, capsys):
     assert place.run("melspectrograms") == 1
-    told = capsys.readouterr().err
-    assert "none of the 35 tracks of the table is there" in told
-    assert "--audio-dir" in told
+    assert "--audio-dir: " in capsys.readouterr().err
 
 
 def test_the_step_groundtruth_without_log_mel_files(mtt, place, server, capsys):
     """Then nobody knows yet which clips are broken: all are in, and that is told."""
     assert place.run("groundtruth") == 0
     assert server.asked() == [TABLE]
-    assert "no log-mel files of these tracks yet, so all of the table are in" in (
-        capsys.readouterr().out
-    )
+    assert str(place.root / "mels") in capsys.readouterr().out
     keys = read_groundtruth(place.root / "out" / "groundtruth-all.pk").keys
     assert sorted(keys) == sorted(map(mel_key, mtt.audio))
     mtt.write_audio(place.root / "audio")
@@ -528,9 +580,9 @@ def test_a_ground_truth_that_lacks_a_split_is_not_written(done, capsys):
     shutil.rmtree(done.root / "mels" / "c")
     before = done.state()
     assert done.run("groundtruth") == 1
-    assert "no track is left for validation: 5 of 35 tracks have no log-mel" in (
-        capsys.readouterr().err
-    )
+    told = capsys.readouterr().err
+    assert "validation" in told
+    assert "5 of 35" in told
     assert done.state() == before
 
 
@@ -579,9 +631,9 @@ def test_force_that_fails_leaves_the_table(done, server, capsys):
 @pytest.mark.parametrize("arguments", [["tables"], ["unpack", "mels"]])
 def test_an_unknown_step(done, server, capsys, arguments):
     assert done.run(*arguments) == 1
-    assert "no such step. Expected some of download, unpack, melspectrograms, groundtruth" in (
-        capsys.readouterr().err
-    )
+    told = capsys.readouterr().err
+    assert repr(arguments[-1]) in told
+    assert "download, unpack, melspectrograms, groundtruth" in told
 
 
 def test_options_stand_before_or_behind_the_steps(done, capsys):
@@ -618,29 +670,29 @@ def changed(mtt: Miniature, old: str, new: str) -> bytes:
 
 
 BROKEN = {
-    "nothing": (lambda mtt: b"", "expected tab-separated columns clip_id"),
-    "header only": (lambda mtt: mtt.table().split(b"\n")[0], "no clips in it"),
-    "commas": (lambda mtt: mtt.table().replace(b"\t", b","), "expected tab-separated"),
-    "cut": (lambda mtt: mtt.table()[:-60], "line 36.*expected 66 columns"),
-    "a cell": (lambda mtt: changed(mtt, '\t"1"\t', '\t"2"\t'), "0 or 1 for each tag"),
-    "no text": (lambda mtt: b"clip_id\t\xff\tmp3_path\n", "no table of text"),
-    "folder": (
-        lambda mtt: changed(mtt, '"0/', '"g/'),
-        "line 2.*expected a path in a folder 0 to f",
-    ),
-    "way out": (lambda mtt: changed(mtt, '"0/', '"0/../../'), "line 2.*leaves base_dir"),
-    "absolute": (lambda mtt: changed(mtt, '"0/', '"/0/'), "line 2.*expected a path in a folder"),
-    "twice": (lambda mtt: mtt.table() + mtt.table().split(b"\n")[3], "line 37.*twice"),
+    "nothing": (lambda mtt: b"", ""),
+    "header only": (lambda mtt: mtt.table().split(b"\n")[0], ""),
+    "commas": (lambda mtt: mtt.table().replace(b"\t", b","), ""),
+    "cut": (lambda mtt: mtt.table()[:-60], "line 36"),
+    "a cell": (lambda mtt: changed(mtt, '\t"1"\t', '\t"2"\t'), "line "),
+    "no text": (lambda mtt: b"clip_id\t\xff\tmp3_path\n", ""),
+    "folder": (lambda mtt: changed(mtt, '"0/', '"g/'), "line 2"),
+    "way out": (lambda mtt: changed(mtt, '"0/', '"0/../../'), "line 2"),
+    "absolute": (lambda mtt: changed(mtt, '"0/', '"/0/'), "line 2"),
+    "twice": (lambda mtt: mtt.table() + mtt.table().split(b"\n")[3], "line 37"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_table_is_told_with_its_line(mtt, tmp_path, what):
-    content, message = BROKEN[what]
+    content, line = BROKEN[what]
     path = tmp_path / TABLE
     path.write_bytes(content(mtt))
-    with pytest.raises(InputError, match=rf"(?s)annotations_final\.csv.*{message}"):
+    with pytest.raises(InputError) as error:
         read_annotations(path)
+    assert error.value.path == path
+    assert error.value.message.startswith(line)
+    assert error.value.hint
 
 
 def test_the_miniature_is_in_the_published_format(mtt):
@@ -656,3 +708,4 @@ def test_the_miniature_is_in_the_published_format(mtt):
         assert np.sum(own, axis=0).min() >= 1
     whole = zipfile.ZipFile(io.BytesIO(b"".join(mtt.files()[name] for name in PARTS)))
     assert {name for name in whole.namelist() if not name.endswith("/")} == set(mtt.audio)
+    assert {member.date_time[0] for member in whole.infolist()} == {1980}  # alike at any time

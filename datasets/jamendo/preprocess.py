@@ -14,6 +14,7 @@ import csv
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 if not __package__:  # started as a script: import from the repository root, not from this folder
@@ -28,7 +29,23 @@ from datasets.splitting import SPLITS
 from helpers.errors import InputError
 from helpers.transfer import download
 
-URL = "https://raw.githubusercontent.com/MTG/mtg-jamendo-dataset/master/data/splits/split-0"
+# The newest version of the tables that is known, of July 2024
+COMMIT = "1b4fa8c32e076c73b5175c1703ae805b4109309d"
+URL = f"https://raw.githubusercontent.com/MTG/mtg-jamendo-dataset/{COMMIT}/data/splits/split-0"
+SHA256 = {  # of its tables; of those at another --url nothing is known
+    "genre-train": "c1cddb195ef94a07e67e227bf38e2a79389c1820950702b8c8894a2096f21e54",
+    "genre-validation": "3e203b4c573db6ec63a06c7066cf678dcf673a68ad5694c8fed22637c270dbcf",
+    "genre-test": "cf917388eebfa7d17d363c2fca037e2379ac027e31aa6dbe92e8dbf409ac5098",
+    "instrument-train": "f844a85f0b40bb31a5d5b448ddfc10a68d7b38ecc760673d23df2bd6e7ca0f4c",
+    "instrument-validation": "a5060020013ac5ba65c6470ee83fc2a9785db1fe554b55065de08aa9b0cca70d",
+    "instrument-test": "8c1ab86f3212b6484106baf2e78f70dd5520b917607487ac98999adbd5d7ab1a",
+    "moodtheme-train": "e5e9e798364b34bd241b773e5011809b24429edf471f27cf21dd8181077ba2d4",
+    "moodtheme-validation": "ecaa279367153476884d84d686479e566234cef1814bd6892a8755ba0a550dbf",
+    "moodtheme-test": "4341b5586bb3e5a80a882ce9ef33cb8b1bdaa7df856246ecc5de188dfe1cf394",
+    "top50tags-train": "6dee445ddd1901286184c2059d3d5eef7486f083ae80de9011705f852a850dde",
+    "top50tags-validation": "4f5f0f0a7662f523b45727476f67d799d6e98151b2c585a8e94e19d980ad93c1",
+    "top50tags-test": "3ede06a35e6cb27e1dbe8cfc84708a607622e30e5cd0a7199fce6c081124bc35",
+}
 _COLUMNS = ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]
 # task → its name in the tables' names; tracks in train, validation and test; tags
 TASKS = {
@@ -39,6 +56,7 @@ TASKS = {
 }
 STEPS = ("tables", "melspectrograms", "groundtruth")
 _HERE = Path(__file__).resolve().parent
+_AGAIN = "Get the tables again: the step tables with --force."
 
 
 def table_name(task: str, split: str) -> str:
@@ -57,14 +75,21 @@ def read_task(task: str, tables_dir: Path) -> Task:
         path = tables_dir / table_name(task, split)
         for line, name, tags in _rows(path):
             if name in tracks and tracks[name][0] != split:
-                raise InputError(f"{path}, line {line}: {name!r} is in {tracks[name][0]} too")
-            check_name(name, f"{path}, line {line}", tracks)
+                raise InputError(
+                    f"line {line}: {name!r} is in {tracks[name][0]} too",
+                    kind="conflict",
+                    path=path,
+                    hint=_AGAIN,
+                )
+            check_name(name, path, line, tracks)
             tracks[name] = (split, tags)
     labels = sorted(set().union(*(tags for _, tags in tracks.values())))
     if not labels:
         raise InputError(
-            f"{tables_dir}: the tables of {task} have no tracks with tags. Delete them and get "
-            "them again: the step tables"
+            f"the tables of {task} have no tracks with tags",
+            kind="empty",
+            path=tables_dir,
+            hint=_AGAIN,
         )
     _, counts, n_labels = TASKS[task]
     if len(labels) != n_labels:
@@ -79,22 +104,31 @@ def _rows(path: Path) -> Iterable[tuple[int, str, frozenset[str]]]:
             header = next(table, [])
             if header[: len(_COLUMNS)] != _COLUMNS:
                 raise InputError(
-                    f"{path}: expected tab-separated columns {', '.join(_COLUMNS)}, found "
-                    f"{', '.join(header[:6])}. Delete it and get it again: the step tables"
+                    f"found the columns {', '.join(header[:6])}, expected {', '.join(_COLUMNS)}, "
+                    "separated by tabs",
+                    kind="corrupt",
+                    path=path,
+                    hint=_AGAIN,
                 )
             for cells in table:
                 if not cells:
                     continue
                 if len(cells) < len(_COLUMNS):
                     raise InputError(
-                        f"{path}, line {table.line_num}: {len(cells)} columns, expected six or "
-                        "more. Delete the table and get it again: the step tables"
+                        f"line {table.line_num}: {len(cells)} columns, expected six or more",
+                        kind="corrupt",
+                        path=path,
+                        hint=_AGAIN,
                     )
                 yield table.line_num, cells[3], frozenset(tag for tag in cells[5:] if tag)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file. Get it first: the step tables") from None
+        raise InputError(
+            "no such file", kind="missing", path=path, hint="Get it first: the step tables."
+        ) from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: no table of text ({error}). Get it again") from None
+        raise InputError(
+            f"not a table of UTF-8 text ({error})", kind="corrupt", path=path, hint=_AGAIN
+        ) from None
 
 
 def as_there(task: Task, audio_dir: Path, melspec_dir: Path) -> Task:
@@ -121,9 +155,15 @@ def _main(arguments: list[str] | None = None) -> None:
     options: argparse.Namespace = parser.parse_intermixed_args(arguments)
     steps = published.chosen_steps(options, STEPS)
     if "tables" in steps:
-        for name in (table_name(task, split) for task in options.tasks for split in SPLITS):
-            url, path = f"{options.url.rstrip('/')}/{name}", options.tables_dir / name
-            download(url, path, again=options.force)
+        for task, split in product(options.tasks, SPLITS):
+            name = table_name(task, split)
+            known = SHA256[f"{TASKS[task][0]}-{split}"] if options.url == URL else None
+            download(
+                f"{options.url.rstrip('/')}/{name}",
+                options.tables_dir / name,
+                sha256=known,
+                again=options.force,
+            )
     tasks = {
         task: as_there(read_task(task, options.tables_dir), options.audio_dir, options.melspec_dir)
         for task in options.tasks

@@ -22,7 +22,7 @@ if not __package__:  # started as a script: import from the repository root, not
     sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
 from datasets import published
-from datasets.archives import in_order, known_absent, lacking_parts, unpack
+from datasets.archives import fetch, known_absent, unpack
 from datasets.published import Task, check_name, shown
 from helpers.errors import InputError
 from helpers.failures import write_failures
@@ -48,6 +48,7 @@ EMPTY = {
 }
 STEPS = ("download", "unpack", "melspectrograms", "groundtruth")
 _SHOWN = 5  # failures
+_AGAIN = "Delete it and run the step download again."
 _HERE = Path(__file__).resolve().parent
 
 
@@ -68,30 +69,40 @@ def read_annotations(path: Path) -> Task:
             header = next(table, [])
             if header[:1] != ["clip_id"] or header[-1:] != ["mp3_path"] or len(header) < 3:
                 raise InputError(
-                    f"{path}: expected tab-separated columns clip_id, the tags and mp3_path, found "
-                    f"{', '.join(header[:3])} … Delete it and download it again"
+                    f"found the columns {', '.join(header[:3])} …, expected clip_id, the tags and "
+                    "mp3_path, separated by tabs",
+                    kind="corrupt",
+                    path=path,
+                    hint=_AGAIN,
                 )
             tags = header[1:-1]
             for cells in table:
                 if not cells:
                     continue
-                where = f"{path}, line {table.line_num}"
+                where = f"line {table.line_num}"
                 if len(cells) != len(header) or not set(cells[1:-1]) <= {"0", "1"}:
                     raise InputError(
-                        f"{where}: expected {len(header)} columns, with 0 or 1 for each tag. "
-                        "Delete the table and download it again"
+                        f"{where}: expected {len(header)} columns, with 0 or 1 for each tag",
+                        kind="corrupt",
+                        path=path,
+                        hint=_AGAIN,
                     )
                 name = cells[-1]
                 if name.partition("/")[0] not in side:
-                    raise InputError(f"{where}: {name!r}: expected a path in a folder 0 to f")
-                check_name(name, where, rows)
+                    raise InputError(
+                        f"{where}: {name!r} is in none of the folders 0 to f",
+                        kind="corrupt",
+                        path=path,
+                        hint=_AGAIN,
+                    )
+                check_name(name, path, table.line_num, rows)
                 rows[name] = [t for t, c in zip(tags, cells[1:-1], strict=True) if c == "1"]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"{path}: no table of text ({error}). Delete it and download it again"
+            f"not a table of UTF-8 text ({error})", kind="corrupt", path=path, hint=_AGAIN
         ) from None
     if not rows:
-        raise InputError(f"{path}: no clips in it. Delete it and download it again")
+        raise InputError("no clips in it", kind="empty", path=path, hint=_AGAIN)
     if (len(rows), len(tags)) != (N_CLIPS, N_TAGS):
         print(f"warning: {path} has {len(rows):,} clips and {len(tags)} tags, where the published "
               f"table has {N_CLIPS:,} and {N_TAGS}")  # fmt: skip
@@ -115,10 +126,6 @@ def _member_name(clips: dict[str, str]):
     return name_of
 
 
-def _download(options: argparse.Namespace, name: str, again: bool) -> None:
-    download(f"{options.url.rstrip('/')}/{name}", options.download_dir / name, again=again)
-
-
 def _audio_is_there(options: argparse.Namespace, clips: dict[str, str]) -> bool:
     """Whether all clips are, but for those that the archive does not have, or has empty."""
     lacking = {name for name in clips if not (options.audio_dir / name).is_file()}
@@ -127,13 +134,12 @@ def _audio_is_there(options: argparse.Namespace, clips: dict[str, str]) -> bool:
     return len(lacking) < len(clips) and lacking <= absent
 
 
-def _unpack(options: argparse.Namespace, parts: list[Path], clips: dict[str, str]) -> None:
+def _unpack(options: argparse.Namespace, clips: dict[str, str]) -> None:
     found = unpack(
         options.download_dir / ARCHIVE,
-        parts,
         options.audio_dir,
         _member_name(clips),
-        wanted=clips,
+        clips,
         keep=options.keep_archives,
         again=options.force,
     )
@@ -146,11 +152,10 @@ def _unpack(options: argparse.Namespace, parts: list[Path], clips: dict[str, str
         print(f"not unpacked: {name}: {reason}", file=sys.stderr)
     if found.failed:
         print(f"{len(found.failed)} clips are not unpacked: {listed}", file=sys.stderr)
-    if found.damaged:
-        some = " and ".join(map(str, found.damaged))
-        them = "Delete it" if len(found.damaged) == 1 else "Delete them"
-        print(f"kept: {some}, damaged there. {them} and run the same again to fetch it again",
-              file=sys.stderr)  # fmt: skip
+    if found.again:
+        print(
+            f"run the same again to fetch the archive again from {found.again} on", file=sys.stderr
+        )
     if found.absent:
         print(f"{len(found.absent)} clips are not in the archive: {shown(found.absent)}")
 
@@ -166,26 +171,24 @@ def _main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_intermixed_args(arguments)
     steps = published.chosen_steps(options, STEPS)
-    parts = in_order([options.download_dir / name for name in PARTS])
     # Every step needs the table.
-    _download(options, TABLE, again=options.force and "download" in steps)
-    task = read_annotations(options.download_dir / TABLE)
+    table, archive = options.download_dir / TABLE, options.download_dir / ARCHIVE
+    again = options.force and "download" in steps
+    download(f"{options.url.rstrip('/')}/{TABLE}", table, again=again)
+    task = read_annotations(table)
     clips = {name: name for name in task.tracks}
     there = not options.force and _audio_is_there(options, clips)
     if "download" in steps and not there:
-        lacking = lacking_parts(options.download_dir / ARCHIVE, parts)
-        for path in parts if options.force else lacking:
-            _download(options, path.name, again=options.force)
+        fetch(archive, options.url, PARTS, again=options.force)
     elif "download" in steps:
         print(f"{len(clips):,} clips are in {options.audio_dir} already: nothing to download")
     if "unpack" in steps:
-        # Parts that were to go when the last clip was out, and a kill came between
-        lacking = lacking_parts(options.download_dir / ARCHIVE, parts)
-        left = not (lacking or options.keep_archives)
+        # An archive that was to go when the last clip was out, and a kill came between
+        left = archive.is_file() and not options.keep_archives
         if there and not left:
             print(f"{len(clips):,} clips are in {options.audio_dir} already: nothing to unpack")
         else:
-            _unpack(options, parts, clips)
+            _unpack(options, clips)
     if "melspectrograms" in steps:
         published.make_melspectrograms(
             options.audio_dir,
