@@ -23,7 +23,7 @@ import config as settings
 from datasets.datamodule import MaestDataModule
 from datasets.groundtruth import read_labels
 from datasets.scores import DATA_DIR as SCORES_DIR
-from helpers.checkpoints import WholeFiles
+from helpers.checkpoints import StepLimit, WholeFiles
 from helpers.errors import InputError
 from helpers.history import ProgressBar
 from helpers.settings import check_choice
@@ -415,6 +415,8 @@ def set_up_trainer(
         given |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         given["plugins"] = [LightningEnvironment()]  # whatever started this process
     callbacks = options.pop("callbacks", [])
+    if (max_steps := given.pop("max_steps", -1)) >= 0 and training:
+        callbacks = [StepLimit(max_steps), *callbacks]
     # A bar redraws its line: in a file or a pipe that is noise.
     given["enable_progress_bar"] &= sys.stderr.isatty()
     if given["enable_progress_bar"]:

@@ -116,6 +116,22 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
+class StepLimit(pl.Callback):
+    """Ends a training after so many steps.
+
+    Lightning's own ``max_steps`` counts an epoch twice when a training is continued.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop |= trainer.global_step >= self.max_steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop |= trainer.global_step >= self.max_steps
+
+
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt``, and for each monitored figure the checkpoint of its best epoch.
 

@@ -81,7 +81,12 @@ def machine() -> dict[str, Any]:
     """Processor, cores, system, and the GPU if there is one."""
     import torch
 
-    found = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()}
+    found = {
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+    }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found

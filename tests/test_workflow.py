@@ -480,3 +480,15 @@ def test_a_compiled_training_is_the_same(toy, tmp_path):
     assert compiled == pytest.approx(plain, rel=1e-4)
     net = get_maest(checkpoint=tmp_path / "exp_logs/2/model")
     assert not any("_orig_mod" in name for name in net.state_dict())
+
+
+def test_a_limit_of_steps_counts_the_steps_of_the_run_that_is_continued(toy, model, tmp_path):
+    line = (
+        f"with maest.checkpoint={model} maest.s_patchout_t=2 {settings(toy)} "
+        "datamodule.clip_length=2 datamodule.clips_per_epoch=8 datamodule.batch_size_train=4"
+    )
+    good("ex_maest.py", f"{line} trainer.max_steps=2", tmp_path)
+    last = tmp_path / "exp_logs/1/checkpoints/last.ckpt"
+    good("ex_maest.py", f"{line} trainer.max_steps=5 ckpt_path={last}", tmp_path)
+    results = json.loads((tmp_path / "exp_logs/2/results.json").read_text("utf-8"))
+    assert results["steps"] == 5
