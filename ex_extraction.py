@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import config as settings
 from datasets.chunk_loader import ChunkLoader
 from datasets.collection import describe_left_out
+from datasets.preprocess import kept_seconds
 from datasets.tracks import (
     AudioTracks,
     MelTracks,
@@ -61,15 +63,20 @@ _NUMBERING = "blocks count from 0; -1 is after the final norm"
 
 
 def extract(
-    run, config: dict[str, Any], kind: str, expected_model: str | None = None
+    run, config: dict[str, Any], kind: str, expected: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write embeddings, logits or predictions of each track; ``kind`` is the command's own.
 
-    Another model than the expected one, by its hash, is refused.
+    Args:
+        run: Sacred's.
+        config: the settings of `ex_maest.py`.
+        kind: "embeddings", "logits" or "predictions".
+        expected: a manifest's settings, such as a probe was trained on; if the results would have
+            others, nothing is extracted.
     """
     try:
         with stoppable():
-            return _extract(run, config, kind, expected_model)
+            return _extract(run, config, kind, expected or {})
     except Stopped as stop:
         # What overwrite=True replaces is gone by now, or made again.
         go_on = same_command(without=["inference.overwrite"])
@@ -78,7 +85,7 @@ def extract(
         raise Interrupted(message, stop.signal) from None
 
 
-def _extract(run, config: dict[str, Any], kind: str, expected_model: str | None) -> dict[str, Any]:
+def _extract(run, config: dict[str, Any], kind: str, expected: Mapping[str, Any]) -> dict[str, Any]:
     started, inference = time.time(), config["inference"]
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     kinds = _kinds(inference["outputs"], kind)
@@ -93,15 +100,6 @@ def _extract(run, config: dict[str, Any], kind: str, expected_model: str | None)
     elif kinds != ["embeddings"]:
         check_head(checkpoint, net)
     model = model_hash(net.state_dict(), net.sizes())
-    if expected_model not in (None, model):
-        raise InputError(
-            f"differs ({model[:12]}) from the model that the probe was trained on "
-            f"({expected_model[:12]})",
-            kind="mismatch",
-            hint="Give that model.",
-            path=config["maest"]["checkpoint"] or config["maest"]["arch"],
-            setting="predict.checkpoint",
-        )
     blocks = _blocks(inference["transformer_block"], net.depth) if EMBEDDINGS in kinds else ()
     wanted = Wanted(
         blocks,
@@ -124,11 +122,13 @@ def _extract(run, config: dict[str, Any], kind: str, expected_model: str | None)
     else:
         tracks = MelTracks(data.base_dir, data.groundtruth("predict").keys)
     tracks = _first_ones(tracks, config)
+    if isinstance(tracks, AudioTracks):
+        tracks.seconds = inference["max_seconds"]
 
     trainer = set_up_trainer(config, run_dir(run), extraction=True)
     encoder = _encoder(net, wanted, config, trainer)
     precision = str(trainer.precision)
-    _open_folders(outputs, tracks, model, checkpoint, net.labels, config, cut, precision)
+    _open_folders(outputs, tracks, model, checkpoint, net.labels, config, cut, precision, expected)
     own = own_share(len(tracks.keys), shard, trainer.global_rank, trainer.world_size)
     if inference["overwrite"]:  # a run that is stopped can then go on without it
         _remove(tracks, own, outputs)
@@ -345,6 +345,7 @@ def _open_folders(
     config: dict[str, Any],
     cut: Cutting,
     precision: str,
+    expected: Mapping[str, Any],
 ) -> None:
     """Check what the folders hold, or enter with what they are going to be filled."""
     inference, maest = config["inference"], config["maest"]
@@ -367,6 +368,9 @@ def _open_folders(
         "quantize": inference["quantize"],
         "version": _VERSION,
     }
+    if isinstance(tracks, AudioTracks) and tracks.seconds is not None:
+        common["max_seconds"] = tracks.seconds
+    _check_expected(common, expected, maest)
     path = maest["checkpoint"]
     made_by = {
         "arch": maest["arch"],
@@ -374,6 +378,8 @@ def _open_folders(
         # Whether the average was used, whatever the setting left open.
         "checkpoint_swa_weights": checkpoint is not None and checkpoint.average,
     }
+    if isinstance(tracks, MelTracks):
+        made_by["max_seconds"] = kept_seconds(tracks.folder)
     for output in outputs:
         settings = {"kind": output.kind, **common}
         if output.kind == "embeddings":
@@ -396,6 +402,28 @@ def _open_folders(
             made_by,
         )
         remove_leftovers(output.folder)
+
+
+def _check_expected(
+    settings: Mapping[str, Any], expected: Mapping[str, Any], maest: Mapping[str, Any]
+) -> None:
+    """Raise InputError where results would not be what is expected.
+
+    Audio and its log-mel file give the same, and precisions nearly.
+    """
+    for name in settings.keys() - {"input", "precision"}:
+        if expected.get(name, settings[name]) != settings[name]:
+            values = [str(one[name])[:12] for one in (settings, expected)]
+            raise InputError(
+                f"embeddings with {name} {values[0]}; the probe was trained on those with "
+                f"{values[1]}",
+                kind="mismatch",
+                path=maest["checkpoint"] or maest["arch"],
+                setting="predict.checkpoint" if name == "model" else None,
+                hint="Give the model that the probe's embeddings were made by."
+                if name == "model"
+                else "Extract the training tracks again, and train the probe on them.",
+            )
 
 
 def _remove(tracks: AudioTracks | MelTracks, own: range, outputs: list[Output]) -> None:

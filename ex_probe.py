@@ -37,6 +37,7 @@ from datasets.groundtruth import (
     labels_beside,
     read_groundtruth,
 )
+from helpers.chunks import DEFAULT_BLOCK
 from helpers.errors import InputError
 from helpers.parallel import one_torch_thread
 from helpers.settings import check_choice, listed_names
@@ -210,9 +211,7 @@ def embedding_folders(data: dict[str, Any], block: int | str | None) -> list[Emb
             hint="Give the folder that extraction wrote (inference.out_dir), or name a target, "
             "such as 'with target_scores_tl'.",
         )
-    found = find_folders(
-        str(data["embeddings_dir"]), data["clip_length"], block, settings.DEFAULT_BLOCK
-    )
+    found = find_folders(str(data["embeddings_dir"]), data["clip_length"], block, DEFAULT_BLOCK)
     for made in found:
         if made.settings is None:
             log.warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,29 @@ from safetensors.torch import load_file
 
 import config as settings
 from datasets.embeddings import EmbeddingFolder, block_name, read_blocks, select_tokens
+from datasets.preprocess import DEFAULT_SECONDS
 from datasets.tracks import find_tracks
 from ex_common import run_dir
 from ex_extraction import extract
-from ex_probe_report import PROBE_FOLDER, is_sweep
+from ex_probe_report import PROBE_FOLDER, finished_probes, is_sweep
 from helpers.errors import InputError
 from helpers.failures import encodable
 from helpers.files import atomic_path, write_json
 from helpers.predictions import best, figure_name
+from helpers.writer import Output, is_done
 from models.probe import Probe
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 10  # tracks that are printed
 _DIGITS = 6
+# What settings of an extraction are called here
+_OWN_NAMES = {
+    "inference.audio": "audio",
+    "inference.out_dir": "predict.out_dir",
+    "maest.arch": "predict.arch",
+    "maest.checkpoint": "predict.checkpoint",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,13 @@ def read_probe(folder: str | Path) -> FinishedProbe:
             net = Probe(about["n_features"], len(about["labels"]), about["hidden"], n_blocks)
             weights = inside / f"seed-{seed}.safetensors"
             if not weights.is_file():
-                raise InputError(f"{weights}: no such file: train this probe again")
+                raise InputError(
+                    "no such file",
+                    kind="missing",
+                    path=weights,
+                    setting="probe",
+                    hint="Train this probe again.",
+                )
             net.load_state_dict(load_file(weights))
             nets.append(net.eval())
         found = FinishedProbe(folder, about, nets)
@@ -85,25 +103,42 @@ def read_probe(folder: str | Path) -> FinishedProbe:
     except InputError:
         raise
     except FileNotFoundError:
-        if is_sweep(folder):
-            raise InputError(
-                f"{folder}: is the folder of a sweep, which keeps figures and no probes; its "
-                "summary.md has the command that makes one of the best choice"
-            ) from None
-        raise InputError(
-            f"{path}: no such file. Expected the folder of a finished run of "
-            "ex_tl.py, such as probe=exp_logs/4"
-        ) from None
+        raise _no_probe(folder, path) from None
     except Exception as error:  # JSON's, safetensors', torch's
-        raise InputError(f"{inside}: no whole probe ({str(error)[:200]})") from None
+        raise InputError(
+            f"damaged ({str(error)[:200]})",
+            kind="corrupt",
+            path=inside,
+            setting="probe",
+            hint="Train this probe again.",
+        ) from None
     if features != "embeddings":
-        raise InputError(f"{folder}: a probe of {features}, not of embeddings: it has no extractor")
+        raise InputError(
+            f"a probe of {features}, which has no extractor",
+            kind="unsupported",
+            path=folder,
+            setting="probe",
+            hint="Give a probe of embeddings.",
+        )
     if not extraction:
         raise InputError(
-            f"{folder}: its embeddings had no manifest.json, so what made them is not known. "
-            "Extract them with this program, and train the probe again"
+            "its embeddings had no manifest.json, so what made them is not known",
+            kind="unsupported",
+            path=folder,
+            setting="probe",
+            hint="Extract them with this program, and train the probe again.",
         )
     return found
+
+
+def _no_probe(folder: Path, path: Path) -> InputError:
+    """Says where the probes are: ``exp_logs/latest`` is the newest training's."""
+    hint = "Train one with ex_tl.py, and give its folder, such as probe=exp_logs/4"
+    if probes := finished_probes():
+        hint = f"Give one of the finished probes, newest first: {', '.join(map(str, probes[:3]))}"
+    if is_sweep(folder):
+        hint = "A sweep keeps no probes: its summary.md has the command that makes the best one"
+    return InputError("no such file", kind="missing", path=path, setting="probe", hint=f"{hint}.")
 
 
 def extraction_config(
@@ -116,21 +151,29 @@ def extraction_config(
     arch, checkpoint = options["arch"], options["checkpoint"]
     if arch is None and checkpoint is None:
         arch, checkpoint = model.get("arch"), model.get("checkpoint")
-        own["maest"]["checkpoint_swa_weights"] = bool(model.get("checkpoint_swa_weights"))
         if arch is None and checkpoint is None:
             raise InputError(
-                f"{probe.folder}: it is not known where its extractor was: give "
-                "predict.checkpoint=<model>, or predict.arch=<a released model>"
+                "it is not known where its extractor was",
+                kind="missing",
+                path=probe.folder,
+                setting="predict.checkpoint",
+                hint="Give predict.checkpoint=<model>, or predict.arch=<a released model>.",
             )
         if checkpoint is not None and not Path(checkpoint).exists():
             raise InputError(
-                f"{checkpoint}: no such file or folder. It was the model of {probe.folder}'s "
-                "embeddings: give its place now, as predict.checkpoint=<model>"
+                f"no such file or folder; it was the model of {probe.folder}'s embeddings",
+                kind="missing",
+                path=checkpoint,
+                setting="predict.checkpoint",
+                hint="Give its place now, as predict.checkpoint=<model>.",
             )
     own["maest"] |= {"arch": arch, "checkpoint": checkpoint} | (made["patchout"] or {})
+    # The average where there is one: a model folder may hold it alone.
+    own["maest"]["checkpoint_swa_weights"] = None if model.get("checkpoint_swa_weights") else False
     own["datamodule"]["clip_length"] = float(made["patch_seconds"])
     own["inference"] |= {
         "audio": config["audio"],
+        "max_seconds": _max_seconds(made, model),
         "transformer_block": made["block"],
         "out_dir": str(out_dir),
         "patch_hop": float(made["hop_seconds"]),
@@ -138,8 +181,32 @@ def extraction_config(
         "pool": made["pool"],
         "quantize": made["quantize"],
     }
-    own["trainer"]["accelerator"] = options["accelerator"]
+    accelerator = "cpu" if made["quantize"] else options["accelerator"]
+    own["trainer"] |= {"accelerator": accelerator, "precision": _precision(made, accelerator)}
     return own
+
+
+def _max_seconds(made: dict[str, Any], made_by: dict[str, Any]) -> float | None:
+    """Seconds of each track that the probe's embeddings are of, at most."""
+    if made["input"] == "audio":
+        return made.get("max_seconds")
+    if "max_seconds" in made_by:
+        return made_by["max_seconds"]
+    log.warning(
+        "the probe does not say how much of each track its log-mel files held: the central %g s "
+        "are used, as datasets/preprocess.py keeps by default",
+        DEFAULT_SECONDS,
+    )
+    return DEFAULT_SECONDS
+
+
+def _precision(made: dict[str, Any], accelerator: str) -> str:
+    """That of the probe's embeddings; on a CPU, which has no fast half precision, 32 bits."""
+    wanted = made["precision"]
+    if wanted == "32-true" or (torch.cuda.is_available() and accelerator != "cpu"):
+        return wanted
+    log.warning("the probe's embeddings were made in %s on a GPU: here in 32-true", wanted)
+    return "32-true"
 
 
 def predict_with_probe(run, config: dict[str, Any]) -> dict[str, Any]:
@@ -147,18 +214,28 @@ def predict_with_probe(run, config: dict[str, Any]) -> dict[str, Any]:
     folder = run_dir(run)
     for name, example in (("probe_dir", "probe=exp_logs/4"), ("audio", "audio=my/music")):
         if config[name] is None:
-            raise InputError(f"{name.removesuffix('_dir')} is not set: give it as {example}")
+            raise InputError(
+                "is not set",
+                kind="missing",
+                setting=name.removesuffix("_dir"),
+                hint=f"Give it, such as {example}.",
+            )
     probe = read_probe(str(config["probe_dir"]))
     out_dir = Path(str(config["predict"]["out_dir"] or folder / "embeddings")).expanduser()
     own = extraction_config(probe, config, out_dir)
     made = probe.about["extraction"]
-    found = extract(run, own, "embeddings", expected_model=made["model"])
+    try:
+        found = extract(run, own, "embeddings", expected=made)
+    except InputError as error:
+        error.setting = _OWN_NAMES.get(error.setting, error.setting)
+        raise
     mix, level = isinstance(made["block"], list), out_dir / f"{made['patch_seconds']:g}sec"
     blocks = made["block"] if mix else [made["block"]]
-    folders = [EmbeddingFolder(level / block_name(b), made | {"block": b}) for b in blocks]
+    outputs = [Output("embeddings", block, level / block_name(block)) for block in blocks]
+    folders = [EmbeddingFolder(output.folder) for output in outputs]
     tracks, _, _ = find_tracks(str(config["audio"]), leave_out=out_dir)
-    # The others are reported.
-    keys = [key for key in tracks.keys if all(made.has(key) for made in folders)]
+    # The others are reported. A file that is older than its audio is of other audio.
+    keys = [key for i, key in enumerate(tracks.keys) if is_done(key, outputs, tracks.path(i))]
     types, reduce = probe.about["types"], probe.about["reduce"]
     features = [select_tokens(read_blocks(folders, key), types, reduce) for key in keys]
     if not mix:

@@ -29,7 +29,6 @@ SECTION_ALIASES = {
 # A fresh network, where neither the settings nor a checkpoint say more
 DEFAULT_ARCH = "maest_tiny"
 DEFAULT_CLIP_LENGTH = 5  # seconds
-DEFAULT_BLOCK = 7  # of 12, from 0, whose embeddings are used: the paper's choice
 
 # ex_tl.py
 TL = probe.DEFAULTS

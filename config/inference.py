@@ -3,6 +3,9 @@
 DEFAULTS = {
     # A file or a folder of music. None: the log-mel files of datamodule.groundtruth_predict
     "audio": None,
+    # Of each audio file, at most its central so many seconds, as datasets/preprocess.py keeps 300
+    # by default; None: all of it. Of log-mel files it is all that is in them
+    "max_seconds": None,
     # Of the same pass: some of "embeddings", "logits" and "predictions"; None: the command's own
     "outputs": None,
     # Whose embeddings: 0 to 11; -1 for the one after the final norm; a list; or "all". None: block

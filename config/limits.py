@@ -56,6 +56,7 @@ LIMITS = {
     "trainer.log_every_n_steps": (None, 1),
     "trainer.deterministic": (True, None),
     "inference.audio": ("my/music", None),
+    "inference.max_seconds": (300.0, 1),
     "inference.outputs": ((["embeddings", "logits"], "logits"), None),
     "inference.transformer_block": ((7, [6, 7], "all"), None),
     "inference.patch_hop": (2.5, 0.016),

@@ -246,6 +246,15 @@ def _recipe(seconds: float | None) -> dict[str, Any]:
     }
 
 
+def kept_seconds(melspec_dir: Path) -> float | None:
+    """Seconds that a store keeps of each track, at most; None: all, or nothing says so."""
+    try:
+        seconds = json.loads((melspec_dir / RECIPE_FILE).read_text("utf-8"))["seconds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(seconds) if isinstance(seconds, int | float) else None
+
+
 def _open_store(melspec_dir: Path, names: list[str], seconds: float | None, alone: bool) -> None:
     """Make the folder and its recipe, or check that what is there was made with the same.
 

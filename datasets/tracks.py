@@ -99,7 +99,13 @@ class TrackSource(ABC):
 
 
 class AudioTracks(TrackSource):
-    """Audio files: a key is a path relative to the folder, with its suffix."""
+    """Audio files: a key is a path relative to the folder, with its suffix.
+
+    Attributes:
+        seconds: of each track, at most so many are read, its centre; None: all.
+    """
+
+    seconds: float | None = None
 
     def path(self, index: int) -> Path:
         return self.folder / self.keys[index]
@@ -113,7 +119,7 @@ class AudioTracks(TrackSource):
         frontend: MelSpectrogram | None,
     ) -> Iterator[Chunk]:
         key = self.keys[index]
-        with closing(stream_audio(self.path(index))) as blocks:
+        with closing(stream_audio(self.path(index), self.seconds)) as blocks:
             for chunk in stream_patches(blocks, cutting, per_chunk, key, index):
                 if chunk.patches is not None and not waveforms:
                     with torch.no_grad():

@@ -106,9 +106,9 @@ class AudioStream:
             complete once the last block has been read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seconds: float | None = None) -> None:
         self.warnings: list[str] = []
-        self._blocks = self._read(path)
+        self._blocks = self._read(path, seconds)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self
@@ -119,10 +119,10 @@ class AudioStream:
     def close(self) -> None:
         self._blocks.close()
 
-    def _read(self, path: Path) -> Generator[np.ndarray]:
+    def _read(self, path: Path, seconds: float | None) -> Generator[np.ndarray]:
         meter, done = Meter(), 0
         # Closed here: the traceback of an error would keep a generator alive, and its file open.
-        with closing(_blocks(path, meter)) as blocks:
+        with closing(_blocks(path, meter, seconds)) as blocks:
             for block in blocks:
                 finite = np.isfinite(block)
                 if not finite.all():
@@ -134,7 +134,7 @@ class AudioStream:
         self.warnings += meter.warnings(done / SAMPLE_RATE)
 
 
-def stream_audio(path: str | Path) -> AudioStream:
+def stream_audio(path: str | Path, seconds: float | None = None) -> AudioStream:
     """Read an audio file block by block, as mono at 16 kHz; memory does not grow with its length.
 
     The file is opened when the first block is asked for, and closed after the last, at an error, or
@@ -142,6 +142,7 @@ def stream_audio(path: str | Path) -> AudioStream:
 
     Args:
         path: the file.
+        seconds: of the central part to read, which is one block; None for all.
 
     Returns:
         an iterator of float32 [samples], at least one sample and at most some 70,000 (4 s). Put
@@ -153,7 +154,7 @@ def stream_audio(path: str | Path) -> AudioStream:
             missing at the end before the first block, where the header tells how many there are;
             damage, NaN or infinite samples when they are reached.
     """
-    return AudioStream(Path(path))
+    return AudioStream(Path(path), seconds)
 
 
 def _refuse_loud(samples: np.ndarray) -> None:

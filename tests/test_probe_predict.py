@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
@@ -10,12 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from command_line import bad, good, newest, run
 from music import save_small_model, write_music
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from datasets.groundtruth import write_groundtruth, write_labels
+import config
+from datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
+from datasets.preprocess import main as preprocess
+from ex_probe_predict import FinishedProbe, extraction_config
+from helpers.audio import read_audio
 from models.extraction import Extractor
 
 BLOCK = 1
@@ -171,6 +177,39 @@ def test_a_broken_file_costs_that_file_only(home, tmp_path):
     done = run("ex_tl.py", f"predict with probe={home.probes['multi-label']} "
                f"audio={tmp_path}/music predict.out_dir={tmp_path}/kept", home.folder)  # fmt: skip
     assert "3 there already" in done.out
+    # What is there of a file that has been replaced since, by one that cannot be read, is stale.
+    (tmp_path / "music" / "b" / "001.flac").write_bytes(b"no music" * 100)
+    run("ex_tl.py", f"predict with probe={home.probes['multi-label']} "
+        f"audio={tmp_path}/music predict.out_dir={tmp_path}/kept", home.folder)  # fmt: skip
+    _, tracks, _ = predicted(newest(home.folder))
+    assert tracks == ["a/000.flac", "a/002.flac"]
+    assert (kept / "b" / "001.flac.embeddings.npy").is_file()
+
+
+def test_embeddings_of_another_model_or_setting_are_not_used(home, tmp_path):
+    """Where the folder of the new embeddings holds some already."""
+    line = f"predict with probe={home.probes['multi-label']} audio={home.music}"
+    for name, options in (
+        ("model", f"maest.checkpoint={other_model(tmp_path / 'other')}"),
+        ("hop", f"maest.checkpoint={home.model} inference.patch_hop=0.96"),
+    ):
+        good(
+            "ex_maest.py",
+            f"extract_embeddings with {options} inference.transformer_block={BLOCK} "
+            f"inference.audio={home.music} inference.out_dir={tmp_path / name}",
+            home.folder,
+        )
+        message = bad("ex_tl.py", f"{line} predict.out_dir={tmp_path / name}", home.folder)
+        assert str(tmp_path / name) in message
+
+
+def other_model(folder: Path) -> Path:
+    """A model of the same sizes and other weights."""
+    save_small_model(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["cls_token"] = weights["cls_token"] + 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def test_a_model_that_has_moved_is_named(home, tmp_path):
@@ -190,28 +229,31 @@ def test_a_model_that_has_moved_is_named(home, tmp_path):
 
 
 def test_another_model_is_refused(home, tmp_path):
-    torch.manual_seed(1)
-    other = save_small_model(tmp_path / "other")
-    state = torch.load(other / "model.pt") if (other / "model.pt").exists() else None
-    if state is None:  # safetensors
-        from safetensors.torch import load_file as read
-        from safetensors.torch import save_file as write
-
-        (path,) = other.glob("*.safetensors")
-        weights = read(path)
-        weights["cls_token"] += 1
-        write(weights, path)
+    other = other_model(tmp_path / "other")
     line = f"predict with probe={home.probes['multi-label']} audio={home.music}"
     message = bad("ex_tl.py", f"{line} predict.checkpoint={other}", home.folder)
-    assert str(other) in message
-    assert "predict.checkpoint" in message
+    assert f"predict.checkpoint: {other}: " in message
+
+
+def test_the_newest_training_is_no_probe(home):
+    """``exp_logs/latest`` is what a training leaves: the message lists the probes."""
+    (home.folder / "exp_logs" / "training" / "model").mkdir(parents=True)
+    latest = home.folder / "exp_logs" / "latest"
+    latest.symlink_to("training")
+    try:
+        message = bad("ex_tl.py", "predict with probe=exp_logs/latest audio=new", home.folder)
+    finally:
+        latest.unlink()
+    assert "probe: exp_logs/latest/probe.json: " in message
+    probes = [f"exp_logs/{home.probes[task].name}" for task in reversed(LABELS)]
+    assert sum(probe in message for probe in probes) >= 1
+    assert "exp_logs/latest," not in message
 
 
 def test_what_is_no_finished_probe(home, tmp_path):
     line = f"audio={home.music}"
     message = bad("ex_tl.py", f"predict with probe=nowhere {line}", home.folder)
-    assert "nowhere" in message
-    assert "probe=exp_logs/4" in message
+    assert "probe: nowhere/probe.json: " in message
     copied = shutil.copytree(home.probes["multi-label"], tmp_path / "probe")
     weights = copied / "probe" / "seed-1.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
@@ -261,3 +303,100 @@ def test_the_settings_of_the_extraction_are_kept(home):
     for path in again:
         same = home.folder / "hop/found" / path.relative_to(home.folder / "hop/again")
         np.testing.assert_array_equal(np.load(path), np.load(same))
+
+
+def test_log_mel_files_of_the_central_part(home, tmp_path):
+    """A probe on what ``preprocess.py --seconds`` keeps hears as much of new music."""
+    with contextlib.chdir(tmp_path):
+        assert preprocess([str(home.folder / "old"), "mels", "--seconds", "1.2"]) == 0
+    truths = home.folder / "multi-label"
+    splits = {s: truths / f"groundtruth-{s}.pk" for s in ("train", "validation", "test")}
+    everything = {}
+    for path in splits.values():
+        split = read_groundtruth(path)
+        everything |= dict(zip(split.keys, split.targets, strict=True))
+    write_groundtruth(tmp_path / "all.pk", everything)
+    good(
+        "ex_maest.py",
+        f"extract_embeddings with maest.checkpoint={home.model} datamodule.base_dir=mels "
+        f"datamodule.groundtruth_predict=all.pk inference.transformer_block={BLOCK}",
+        tmp_path,
+    )
+    typed = " ".join(
+        f"data.groundtruth_{short}={splits[name]}"
+        for short, name in (("train", "train"), ("val", "validation"), ("test", "test"))
+    )
+    line = f"with data.embeddings_dir=embeddings {typed} seeds=1 probe.max_epochs=1"
+    good("ex_tl.py", line, tmp_path)
+    probe = newest(tmp_path)
+    good("ex_tl.py", f"predict with probe={probe} audio={home.music}", tmp_path)
+    extract = Extractor(home.model, blocks=[BLOCK])
+    for path in sorted((newest(tmp_path) / "embeddings").rglob("*.npy")):
+        track = path.relative_to(newest(tmp_path) / "embeddings" / "2sec" / str(BLOCK))
+        waveform = read_audio(home.music / str(track).removesuffix(".embeddings.npy"), 1.2)
+        assert len(waveform) <= 1.2 * 16_000
+        soundfile.write(tmp_path / "part.wav", waveform, 16_000, "FLOAT")
+        expected = extract(tmp_path / "part.wav").embeddings[BLOCK]
+        np.testing.assert_allclose(np.load(path), expected, rtol=1e-3, atol=1e-4)
+
+
+MADE = {
+    "input": "audio",
+    "patch_seconds": 2.0,
+    "hop_seconds": 1.0,
+    "tail": "pad",
+    "patchout": {"s_patchout_t_interleaved": 2},
+    "precision": "32-true",
+    "quantize": None,
+    "block": 7,
+    "pool": "mean",
+}
+
+
+def asked(extraction: dict | None = None, **made_by) -> dict:
+    """The settings of the extraction that a probe asks for."""
+    made_by = {"arch": "maest_tiny", "checkpoint": None} | made_by
+    about = {"extraction": MADE | (extraction or {}), "made_by": made_by}
+    options = {"audio": "music", "predict": config.TL["predict"]}
+    return extraction_config(FinishedProbe(Path("4"), about, []), options, Path("out"))
+
+
+def test_all_settings_of_the_extraction_are_asked_for():
+    found = asked()
+    own = found["inference"]
+    assert (own["patch_hop"], own["tail"], own["transformer_block"]) == (1.0, "pad", 7)
+    assert (found["datamodule"]["clip_length"], found["maest"]["arch"]) == (2.0, "maest_tiny")
+    assert found["maest"]["s_patchout_t_interleaved"] == 2
+    assert found["trainer"]["precision"] == "32-true"
+
+
+@pytest.mark.parametrize(("gpu", "precision"), [(True, "16-mixed"), (False, "32-true")])
+def test_the_precision_is_that_of_the_extraction_where_it_can_be(monkeypatch, gpu, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert asked({"precision": "16-mixed"})["trainer"]["precision"] == precision
+
+
+def test_quantized_embeddings_are_made_on_a_cpu():
+    found = asked({"quantize": "int8"})
+    assert (found["inference"]["quantize"], found["trainer"]["accelerator"]) == ("int8", "cpu")
+
+
+@pytest.mark.parametrize(("kept", "typed"), [(True, None), (False, False), (None, False)])
+def test_the_average_is_taken_where_it_was(kept, typed):
+    """Version 0.1 took it only where it was asked for."""
+    made_by = {} if kept is None else {"checkpoint_swa_weights": kept}
+    assert asked(**made_by)["maest"]["checkpoint_swa_weights"] is typed
+
+
+@pytest.mark.parametrize(
+    ("extraction", "made_by", "seconds"),
+    [
+        ({}, {}, None),
+        ({"max_seconds": 60.0}, {}, 60.0),
+        ({"input": "log-mel files"}, {"max_seconds": 60.0}, 60.0),
+        ({"input": "log-mel files"}, {"max_seconds": None}, None),
+        ({"input": "log-mel files"}, {}, 300.0),  # of version 0.1
+    ],
+)
+def test_as_much_of_each_track_is_heard(extraction, made_by, seconds):
+    assert asked(extraction, **made_by)["inference"]["max_seconds"] == seconds

@@ -182,7 +182,7 @@ def test_errors_are_chunks(tmp_path):
 
 
 def test_an_error_that_nobody_foresaw_is_a_chunk_too(folder, monkeypatch):
-    def stream(path):
+    def stream(path, seconds):
         yield noise(4)
         raise MemoryError("too long " * 100)
 
