@@ -71,7 +71,8 @@ PROBES = (
 def run(argv: list[str]) -> dict | None:
     """Run one command line, here; stop everything if it fails. Returns an experiment's result."""
     if argv[0] == DATA[1]:
-        preprocess.main(argv[1:])
+        if code := preprocess.main(argv[1:]):
+            raise SystemExit(code)
         return None
     ex = {"ex_maest.py": ex_maest.ex, "ex_tl.py": ex_tl.ex}[argv[0]]
     if code := run_command_line(ex, argv):

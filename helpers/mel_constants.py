@@ -8,6 +8,7 @@ SAMPLE_RATE = 16_000  # Hz
 N_FFT = 512  # samples in a frame: 32 ms
 HOP_LENGTH = 256  # samples between frame centres: 16 ms, 62.5 frames a second
 N_MELS = 96  # bands, 0 Hz to 8 kHz
+FRONT_END_VERSION = 1  # raise it when the values that the front end computes change
 
 # Mean and half-scale of the log-mel values of the original pre-training data (Discogs20).
 # The network's input is (x - NORM_MEAN) / (2 * NORM_STD).

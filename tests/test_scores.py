@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
+import logging
 import os
+import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from datasets.groundtruth import read_groundtruth, read_labels
 from datasets.melspectrograms import open_mel
@@ -25,8 +32,10 @@ from datasets.scores.orchestration import (
     fold,
     octave_shift,
 )
+from helpers.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
+VERSIONS = preprocess.versions()
 SETTINGS = {"works": 48, "clip_seconds": 6.0, "seed": 3, "progress": False}
 
 
@@ -450,8 +459,6 @@ def test_each_tune_is_read_in_a_folder_of_its_own(monkeypatch):
 
 
 def test_more_works_and_renditions_extend(built, tmp_path):
-    import shutil
-
     out_dir = tmp_path / "grown"
     shutil.copytree(built[0], out_dir)
     settings = {**SETTINGS, "works": 56, "renditions": 2}
@@ -491,7 +498,150 @@ def test_unreadable_and_duplicate_works_are_counted(tmp_path, monkeypatch):
     assert written["unreadable"][works[7].id].startswith("abc2midi")
 
 
-@pytest.mark.parametrize("wrong", [{"works": 0}, {"renditions": 0}, {"clip_seconds": 0.0}])
-def test_settings_out_of_range_are_refused(wrong, tmp_path):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        preprocess.build(tmp_path, progress=False, **wrong)
+@pytest.fixture
+def copied(built, tmp_path) -> Path:
+    """A copy of the small build, to be changed."""
+    shutil.copytree(built[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def rebuild(out_dir: Path, **changes) -> preprocess.Report:
+    return preprocess.build(out_dir, **{**SETTINGS, "num_workers": 1, **changes})
+
+
+@pytest.mark.parametrize("changed", ["music21", "symusic", "SoundFont", "front end", "performer"])
+def test_what_other_versions_made_does_not_mix(copied, monkeypatch, changed):
+    before = files_of(copied)
+    monkeypatch.setattr(preprocess, "versions", lambda: VERSIONS | {changed: "newer"})
+    with pytest.raises(InputError) as caught:
+        rebuild(copied, works=60)
+    assert (caught.value.kind, caught.value.path) == ("mismatch", copied)
+    assert changed in caught.value.message
+    assert files_of(copied) == before
+
+
+def as_version_0_1(out_dir: Path, **others) -> None:
+    """Take away what version 0.1 did not write, and put its versions into the report."""
+    connection = sqlite3.connect(out_dir / "notes.sqlite")
+    connection.execute("DROP TABLE versions")
+    connection.commit()
+    connection.close()
+    report = json.loads((out_dir / "report.json").read_text("utf-8"))
+    names = ("music21", "symusic", "pretty_midi", "torch")
+    report["versions"] = {name: metadata.version(name) for name in names}
+    report["versions"] |= {"reader": 1, "performer": 4} | others
+    (out_dir / "report.json").write_text(json.dumps(report), "utf-8")
+
+
+def test_a_build_of_version_0_1_is_kept_where_its_libraries_are_the_present_ones(
+    built, copied, caplog
+):
+    as_version_0_1(copied)
+    for said in (1, 0):
+        caplog.clear()
+        again = rebuild(copied)
+        assert (again.done, again.skipped) == (0, built[1].done)
+        assert len(caplog.records) == said
+    assert not differing(built[0], copied)
+
+
+@pytest.mark.parametrize("unknown", ["other", "no report"])
+def test_a_build_of_version_0_1_with_other_libraries_is_refused(copied, unknown):
+    as_version_0_1(copied, pretty_midi="0.1")
+    if unknown == "no report":
+        (copied / "report.json").unlink()
+    with pytest.raises(InputError) as caught:
+        rebuild(copied)
+    assert (caught.value.kind, caught.value.path) == ("mismatch", copied)
+    assert "pretty_midi" in caught.value.message
+
+
+def test_a_work_that_hangs_or_crashes_is_counted_and_tried_again_the_next_time(
+    built, copied, monkeypatch
+):
+    """symusic is known to do both."""
+    rows = read_clips(copied)
+    crashing = rows[0]["work"]  # and the other hangs
+    for row in rows[:2]:
+        (copied / "melspectrograms" / row["key"]).unlink()
+
+    def arrange(work, score, rng):
+        if work.id == crashing:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            signal.pause()
+
+    monkeypatch.setattr(preprocess, "arrange", arrange)
+    limited = functools.partial(preprocess.run_parallel, time_limit=0.5)
+    monkeypatch.setattr(preprocess, "run_parallel", limited)
+    report = rebuild(copied, num_workers=2)
+    assert (report.done, report.failed) == (0, built[1].failed + 2)
+    written = json.loads((copied / "report.json").read_text("utf-8"))["failed_clips"]
+    assert {row["key"] for row in rows[:2]} <= written.keys()
+    assert {row["work"] for row in read_clips(copied)} == {row["work"] for row in rows[2:]}
+    monkeypatch.undo()
+    assert rebuild(copied).done == 2
+    assert not differing(built[0], copied)
+
+
+def test_another_build_is_waited_for_and_said(copied, monkeypatch, caplog):
+    lock = FileLock(copied / ".lock")
+    lock.acquire()
+
+    class Said(logging.Handler):
+        def emit(self, record):
+            lock.release()
+
+    handler = Said()
+    preprocess.log.addHandler(handler)
+    try:
+        assert rebuild(copied).done == 0
+    finally:
+        preprocess.log.removeHandler(handler)
+        lock.release()
+    assert len(caplog.records) == 1
+    assert str(copied) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "setting"),
+    [
+        ({"works": 0}, "--works"),
+        ({"renditions": 0}, "--renditions"),
+        ({"clip_seconds": 0.0}, "--clip-seconds"),
+        ({"clip_seconds": float("nan")}, "--clip-seconds"),
+        ({"num_workers": 0}, "--num-workers"),
+        ({"works": 2}, "--works"),  # a split would be empty
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(wrong, setting, tmp_path):
+    with pytest.raises(InputError) as caught:
+        preprocess.build(tmp_path, progress=False, **{"num_workers": 1, **wrong})
+    assert caught.value.setting == setting
+    assert caught.value.hint
+
+
+def test_the_command_says_in_one_line_what_a_user_can_mend(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    assert preprocess.main(["--out-dir", str(tmp_path / "file" / "below")]) == 1
+    assert preprocess.main(["--works", "0", "--out-dir", str(tmp_path)]) == 1
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert str(tmp_path / "file") in lines[0]
+    assert "--works" in last
+    with pytest.raises(SystemExit):
+        preprocess.main(["--works", "x"])
+    assert "'x'" in capsys.readouterr().err.splitlines()[-1]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preprocess, "list_works", stop)
+    assert preprocess.main(["--out-dir", str(tmp_path)]) == 130
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_programming_error_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(preprocess, "list_works", lambda folder: int("not a number"))
+    with pytest.raises(ValueError, match="not a number"):
+        preprocess.main(["--out-dir", str(tmp_path)])

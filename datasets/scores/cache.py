@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,41 @@ import numpy as np
 
 from datasets.scores.corpus import Metadata, Score
 
-# Raise it when reading changes: notes read by another version are forgotten, and read again.
+# Raise it when reading changes: notes read by another version do not mix with those of this one.
 READER_VERSION = 1
 
+# Version 0.1 drops the tables of a file with another user_version.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS works (id TEXT PRIMARY KEY, notes BLOB, metadata TEXT, error TEXT);
 CREATE TABLE IF NOT EXISTS clips (key TEXT PRIMARY KEY, recipe TEXT, row TEXT);
+CREATE TABLE IF NOT EXISTS versions (name TEXT PRIMARY KEY, version TEXT);
+PRAGMA user_version = 1;
 """
+_ROWS = 8  # that are written at once: it takes a disk some milliseconds
 
 
 class Cache:
     """Works by id (a score, or why there is none) and clips by key (a row of facts).
 
-    A clip's row counts only under the recipe (settings and versions) that it was made with.
+    A clip's row counts only under the recipe (the settings) that it was made with.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
+        self._rows = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was read yet."""
+        return self._db.execute("SELECT id FROM works LIMIT 1").fetchone() is None
+
+    def versions(self) -> dict[str, str]:
+        """What the content was made with; empty in a new file, and in one of version 0.1."""
+        return dict(self._db.execute("SELECT name, version FROM versions"))
+
+    def set_versions(self, versions: Mapping[str, str]) -> None:
+        with self._db:
+            self._db.executemany("INSERT INTO versions VALUES (?, ?)", versions.items())
 
     def works(self, ids: Iterable[str]) -> dict[str, Score | str]:
         """The works among ``ids`` that were read before: a score, or the reason of a failure."""
@@ -44,15 +62,9 @@ class Cache:
             found[identity] = error if notes is None else _unpack(notes, metadata)
         return found
 
-    def add_works(self, works: Iterable[tuple[str, Score | str]]) -> None:
-        rows = []
-        for identity, work in works:
-            if isinstance(work, str):
-                rows.append((identity, None, None, work))
-            else:
-                rows.append((identity, *_pack(work), None))
-        with self._db:
-            self._db.executemany("INSERT OR REPLACE INTO works VALUES (?, ?, ?, ?)", rows)
+    def add_work(self, identity: str, work: Score | str) -> None:
+        columns = (None, None, work) if isinstance(work, str) else (*_pack(work), None)
+        self._add("INSERT OR REPLACE INTO works VALUES (?, ?, ?, ?)", (identity, *columns))
 
     def clips(self, recipe: str) -> dict[str, dict[str, Any]]:
         """Rows of the clips made with this recipe, by key."""
@@ -64,28 +76,26 @@ class Cache:
         with self._db:
             self._db.executemany("DELETE FROM clips WHERE key = ?", [(key,) for key in keys])
 
-    def add_clips(self, recipe: str, clips: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        rows = [(key, recipe, json.dumps(row)) for key, row in clips]
-        with self._db:
-            self._db.executemany("INSERT OR REPLACE INTO clips VALUES (?, ?, ?)", rows)
+    def add_clip(self, recipe: str, key: str, row: dict[str, Any]) -> None:
+        self._add("INSERT OR REPLACE INTO clips VALUES (?, ?, ?)", (key, recipe, json.dumps(row)))
+
+    def _add(self, command: str, columns: tuple) -> None:
+        self._db.execute(command, columns)
+        self._rows += 1
+        if self._rows % _ROWS == 0:
+            self._db.commit()
 
 
 @contextmanager
 def open_cache(path: Path) -> Iterator[Cache]:
-    """Open the cache, and make it if there is none or if another version wrote it."""
+    """Open the cache, and make it if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path)
     try:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        with connection:
-            if version != READER_VERSION:
-                connection.executescript(
-                    "DROP TABLE IF EXISTS works; DROP TABLE IF EXISTS clips;"
-                    f"PRAGMA user_version = {READER_VERSION};"
-                )
-            connection.executescript(_TABLES)
+        connection.executescript(_TABLES)
         yield Cache(connection)
     finally:
+        connection.commit()  # what is known is kept, whatever ended the work
         connection.close()
 
 

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from helpers.errors import InputError
+
 TICKS_PER_QUARTER = 480
 # What is kept of a work: about the first four minutes or more of it, whatever its tempo.
 MAX_QUARTERS = 800
@@ -181,14 +183,16 @@ def corpus_folder() -> Path:
     """The folder of the music21 corpus, found without importing music21.
 
     Raises:
-        FileNotFoundError: if music21 or its corpus is not installed.
+        InputError: if music21 or its corpus is not installed.
     """
     spec = importlib.util.find_spec("music21")
     locations = list(spec.submodule_search_locations or ()) if spec else []
     folder = Path(locations[0]) / "corpus" if locations else None
     if folder is None or not folder.is_dir():
-        raise FileNotFoundError(
-            f"the music21 corpus is not there ({folder}): install music21 from PyPI, which has it"
+        raise InputError(
+            f"the music21 corpus is not there ({folder})",
+            kind="dependency",
+            hint="Type pip install music21, which brings it.",
         )
     return folder
 

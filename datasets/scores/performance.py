@@ -26,6 +26,7 @@ from datasets.scores.orchestration import (
     fold,
     octave_shift,
 )
+from helpers.errors import InputError
 
 SAMPLE_RATE = 16_000  # Hz; the front end's, which is not imported here: it needs torch
 
@@ -269,14 +270,16 @@ def soundfont() -> Path:
     """pretty_midi's General MIDI SoundFont, found without importing pretty_midi.
 
     Raises:
-        FileNotFoundError: if it is not there.
+        InputError: if it is not there.
     """
     spec = importlib.util.find_spec("pretty_midi")
     locations = list(spec.submodule_search_locations or ()) if spec else []
     path = Path(locations[0]) / "TimGM6mb.sf2" if locations else None
     if path is None or not path.is_file():
-        raise FileNotFoundError(
-            f"the SoundFont is not there ({path}): install pretty_midi, which has it"
+        raise InputError(
+            f"the SoundFont is not there ({path})",
+            kind="dependency",
+            hint="Type pip install pretty_midi, which brings it.",
         )
     return path
 

@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import importlib
 import json
+import logging
+import sqlite3
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,11 +30,12 @@ if not __package__:  # started as a script: import from the repository root, not
     sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from datasets import published
 from datasets.groundtruth import write_groundtruth, write_labels
 from datasets.scores import DATA_DIR
-from datasets.scores.cache import READER_VERSION, open_cache
+from datasets.scores.cache import READER_VERSION, Cache, open_cache
 from datasets.scores.corpus import Score, Unreadable, Work, corpus_folder, list_works, read
 from datasets.scores.labels import (
     MAX_SHARE,
@@ -46,14 +53,22 @@ from datasets.scores.performance import (
     arrange,
     generator,
     render_clip,
+    soundfont,
 )
+from helpers.errors import InputError
 from helpers.files import atomic_path, write_json
+from helpers.mel_constants import FRONT_END_VERSION
 from helpers.parallel import one_torch_thread, run_parallel
+
+log = logging.getLogger(__name__)
 
 DEFAULT_WORKS = 700
 DEFAULT_CLIP_SECONDS = 30.0
-# Raise it when arranging or rendering changes: clips made by another version are made again.
+# Raise it when arranging or rendering changes: clips of another version do not mix with this one's.
 _PERFORMER_VERSION = 4
+
+# Versions that version 0.1 wrote into report.json
+_IN_REPORT = frozenset({"music21", "symusic", "pretty_midi", "reader", "performer"})
 
 _CLIP_COLUMNS = (
     "key", "work", "title", "collection", "group", "split", "seconds", "start_seconds",
@@ -81,16 +96,19 @@ class Settings:
     keep_audio: bool = False
 
     def __post_init__(self) -> None:
-        if self.works is not None and self.works < 1:
-            raise ValueError(f"works: expected a positive number or all, found {self.works}")
-        if self.renditions < 1:
-            raise ValueError(f"renditions: expected a positive number, found {self.renditions}")
-        if not self.clip_seconds >= 1:
-            raise ValueError(f"clip_seconds: expected 1 or more, found {self.clip_seconds}")
+        least = {"works": 1, "renditions": 1, "clip_seconds": 1.0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= bound:
+                raise InputError(
+                    f"found {value}",
+                    hint=f"Give {bound:g} or more{', or all' if name == 'works' else ''}.",
+                    setting=f"--{name.replace('_', '-')}",
+                )
 
     @property
     def recipe(self) -> str:
-        """What the content of a clip depends on, besides its work and the rendition's number."""
+        """What clips of one version depend on, besides their work and the rendition's number."""
         return json.dumps(
             {
                 "seed": self.seed,
@@ -99,6 +117,18 @@ class Settings:
                 "symusic": version("symusic"),
             }
         )
+
+
+def versions() -> dict[str, str]:
+    """What notes and clips depend on, besides the settings."""
+    return {
+        "music21": version("music21"),
+        "symusic": version("symusic"),
+        "SoundFont": hashlib.sha256(soundfont().read_bytes()).hexdigest()[:16],
+        "reader": str(READER_VERSION),
+        "performer": str(_PERFORMER_VERSION),
+        "front end": str(FRONT_END_VERSION),
+    }
 
 
 @dataclass(frozen=True)
@@ -152,27 +182,96 @@ def build(
         progress: whether to show progress bars.
 
     Raises:
-        ValueError: for a setting out of range, or so few works that a split or a label set is
-            empty.
+        InputError: a setting out of range; so few works that a split or a label set is empty; a
+            build that other versions have begun; a folder that cannot be written to.
     """
     settings = Settings(works, renditions, seed, clip_seconds, keep_audio)
     out_dir = Path(out_dir).resolve()
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(out_dir / ".lock"):
-        return _build(out_dir, settings, num_workers, progress)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with _alone(out_dir):
+            return _build(out_dir, settings, num_workers, progress)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise InputError(
+            f"cannot be written to ({error})",
+            kind="access",
+            hint="What is done is kept: make room, or give another --out-dir, and run the same "
+            "again.",
+            path=out_dir,
+        ) from error
+
+
+@contextmanager
+def _alone(out_dir: Path) -> Iterator[None]:
+    """Wait until no other process builds there."""
+    lock = FileLock(out_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("%s: another build is running, waiting for its end", out_dir)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_versions(cache: Cache, out_dir: Path) -> None:
+    """Raise InputError if what is in the cache was made with other versions than the present."""
+    present = versions()
+    found = cache.versions()
+    if not found and cache.empty:
+        cache.set_versions(present)
+        return
+    if first := not found:  # by version 0.1, which kept versions in its report only
+        now = present | {"pretty_midi": version("pretty_midi")}  # which brings the SoundFont
+        path = out_dir / "report.json"
+        kept = json.loads(path.read_text("utf-8"))["versions"] if path.exists() else {}
+        found = {name: str(kept.get(name, "unknown")) for name in now if name in _IN_REPORT}
+    else:
+        now = present
+    differ = [name for name in found if found[name] != now.get(name)]
+    if differ:
+        was, wanted = (
+            ", ".join(f"{name} {some.get(name)}" for name in differ) for some in (found, now)
+        )
+        raise InputError(
+            f"was built with {was}; this run is for {wanted}, and the two must not mix",
+            kind="mismatch",
+            hint="Give another --out-dir, or delete this folder, or install those versions.",
+            path=out_dir,
+        )
+    if first:
+        log.warning("%s: built by version 0.1 with the same libraries; it is kept", out_dir)
+        cache.set_versions(present)
 
 
 def _build(out_dir: Path, settings: Settings, num_workers: int | None, progress: bool) -> Report:
     folder = corpus_folder()
     chosen = list_works(folder)[: settings.works]
+    lost: dict[str, str] = {}  # works and clips whose process was killed: they are not kept
+    how = {"num_workers": num_workers, "progress": progress, "unit": "work"}
+
+    def lose_work(work: Work, reason: str) -> tuple[str, str]:
+        lost[work.id] = reason
+        return work.id, reason
+
+    def lose_clip(task: tuple[Work, Score, int], reason: str) -> tuple[str, dict[str, Any]]:
+        key = clip_key(task[0], task[2])
+        lost[key] = reason
+        return key, {"error": reason}
+
     with open_cache(out_dir / "notes.sqlite") as cache:
+        _check_versions(cache, out_dir)
         results = cache.works(work.id for work in chosen)
         missing = [work for work in chosen if work.id not in results]
-        how = {"batch_size": 8, "num_workers": num_workers, "progress": progress, "unit": "work"}
-        read_now = run_parallel(_read_works, missing, (folder,), title="read", **how)
-        for batch in read_now:
-            cache.add_works(batch)
-            results.update(batch)
+        read_now = run_parallel(
+            _read_work, missing, (folder,), failed=lose_work, title="read", **how
+        )
+        for identity, result in read_now:
+            results[identity] = result
+            if identity not in lost:
+                cache.add_work(identity, result)
         unreadable = {w.id: results[w.id] for w in chosen if isinstance(results[w.id], str)}
         scores = {identity: r for identity, r in results.items() if isinstance(r, Score)}
         kept, duplicates = _drop_duplicates([w for w in chosen if w.id in scores], scores)
@@ -189,10 +288,15 @@ def _build(out_dir: Path, settings: Settings, num_workers: int | None, progress:
             if not _is_whole(out_dir, key, rows.get(key), settings.keep_audio)
         ]
         cache.forget_clips(clip_key(work, rendition) for work, _, rendition in todo)
-        performed = run_parallel(_perform_works, todo, (out_dir, settings), title="perform", **how)
-        for batch in performed:
-            cache.add_clips(settings.recipe, batch)
-            rows.update(batch)
+        if todo:
+            importlib.import_module("helpers.melspectrogram")  # once, before processes fork
+        performed = run_parallel(
+            _perform_work, todo, (out_dir, settings), failed=lose_clip, title="perform", **how
+        )
+        for key, row in performed:
+            rows[key] = row
+            if key not in lost:
+                cache.add_clip(settings.recipe, key, row)
 
     rows = {key: rows[key] for key in keys}
     failed = {key: row["error"] for key, row in rows.items() if "error" in row}
@@ -221,7 +325,12 @@ def _build(out_dir: Path, settings: Settings, num_workers: int | None, progress:
     split_counts = Counter(clip["split"] for clip in clips)
     for split in SPLITS:
         if not split_counts[split]:
-            raise ValueError(f"{len(chosen)} works leave the {split} split empty: ask for more")
+            raise InputError(
+                f"{len(chosen)} works leave the {split} split empty",
+                kind="empty",
+                hint="Give more works.",
+                setting="--works",
+            )
     label_sets = {name: _write_label_set(out_dir, name, clips) for name in MAX_SHARE}
     _write_clips(out_dir / "clips.csv", clips)
 
@@ -244,28 +353,24 @@ def _build(out_dir: Path, settings: Settings, num_workers: int | None, progress:
 # ---- the two stages, in worker processes ---------------------------------------------------------
 
 
-def _read_works(works: list[Work], folder: Path) -> list[tuple[str, Score | str]]:
-    """Read works; one that cannot be read gives the reason in place of a score."""
-    results: list[tuple[str, Score | str]] = []
-    for work in works:
-        try:
-            results.append((work.id, read(work, folder)))
-        except Unreadable as error:
-            results.append((work.id, str(error)))
-        except Exception as error:  # whatever a damaged file leads to, the others are read
-            results.append((work.id, f"{type(error).__name__}: {error}"[:200]))
-    return results
+def _read_work(work: Work, folder: Path) -> tuple[str, Score | str]:
+    """Read a work; one that cannot be read gives the reason in place of a score."""
+    try:
+        return work.id, read(work, folder)
+    except Unreadable as error:
+        return work.id, str(error)
+    except Exception as error:  # whatever a damaged file leads to, the others are read
+        return work.id, f"{type(error).__name__}: {error}"[:200]
 
 
-def _perform_works(
-    tasks: list[tuple[Work, Score, int]], out_dir: Path, settings: Settings
-) -> list[tuple[str, dict[str, Any]]]:
-    """Perform works, write their files, and return the facts of each clip by its key."""
+def _perform_work(
+    task: tuple[Work, Score, int], out_dir: Path, settings: Settings
+) -> tuple[str, dict[str, Any]]:
+    """Perform a work and write its files; its clip's key and facts."""
+    work, score, rendition = task
     with one_torch_thread():
-        return [
-            (clip_key(work, rendition), _perform(work, score, rendition, out_dir, settings))
-            for work, score, rendition in tasks
-        ]
+        row = _perform(work, score, rendition, out_dir, settings)
+    return clip_key(work, rendition), row
 
 
 def _perform(
@@ -348,7 +453,12 @@ def _write_label_set(out_dir: Path, name: str, clips: list[dict[str, Any]]) -> L
         ((clip["split"], clip[name]) for clip in clips), MAX_SHARE[name], MIN_POSITIVES[name]
     )
     if not labels.names:
-        raise ValueError(f"no {name} label has enough positives in each split: ask for more works")
+        raise InputError(
+            f"no {name} label has enough positives in each split",
+            kind="empty",
+            hint="Give more works.",
+            setting="--works",
+        )
     index = {label: i for i, label in enumerate(labels.names)}
     targets = {}
     for clip in clips:
@@ -385,12 +495,12 @@ def _write_report(
     clips: list[dict[str, Any]],
     label_sets: dict[str, LabelSet],
 ) -> None:
-    versions = {name: version(name) for name in ("music21", "symusic", "pretty_midi", "torch")}
+    packages = {name: version(name) for name in ("pretty_midi", "torch")}
     write_json(
         out_dir / "report.json",
         {
             "settings": {**vars(settings), "works": settings.works or "all"},
-            "versions": {**versions, "reader": READER_VERSION, "performer": _PERFORMER_VERSION},
+            "versions": versions() | packages,
             "done": report.done,
             "skipped": report.skipped,
             "failed": report.failed,
@@ -411,10 +521,15 @@ def _write_report(
 
 
 def _number_or_all(text: str) -> int | None:
-    return None if text == "all" else int(text)
+    try:
+        return None if text == "all" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a number of works, such as 700, or all"
+        ) from None
 
 
-def main(arguments: list[str] | None = None) -> None:
+def _main(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(
         description="Build the embedded data set from the music21 corpus.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -431,17 +546,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--keep-audio", action="store_true", help="keep the audio too, as FLAC")
     parser.add_argument("--num-workers", type=int, help="processes; by default one a core")
     parser.add_argument("--out-dir", type=Path, default=DATA_DIR)
-    options = parser.parse_args(arguments)
-    try:
-        print(build(**vars(options)))
-    except ValueError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    except OSError as error:
-        parser.exit(1, f"{parser.prog}: {error} (--out-dir names another folder)\n")
+    print(build(**vars(parser.parse_args(arguments))))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    return published.run(lambda: _main(arguments), "preprocess.py")
 
 
 if __name__ == "__main__":
     # Functions sent to worker processes must have an importable module's name, not __main__'s.
-    from datasets.scores.preprocess import main as _main
+    from datasets.scores.preprocess import main as _imported_main
 
-    _main()
+    published.start(_imported_main)
