@@ -157,10 +157,11 @@ def read_table(
             path=path,
             hint="Name the column with the tracks' paths: --path-column NAME.",
         )
-    split_name = None
-    if not ignore_split:
-        split_name = columns.one(split_column, SPLIT_COLUMNS, "--split-column")
+    split_name = columns.one(split_column, SPLIT_COLUMNS, "--split-column")
     group_name = columns.one(group_column, GROUP_COLUMNS, "--group-column")
+    others = {path_name, split_name, group_name}
+    if ignore_split:
+        split_name = None
     taken = {"path": [path_name]}
     labels, values = [frozenset[str]()] * len(rows), None
     if values_column:
@@ -168,7 +169,6 @@ def read_table(
         numbers = (_values(cells(name), path, lines, name) for name in own)
         values = [list(row) for row in zip(*numbers, strict=True)]
     else:
-        others = {path_name, split_name, group_name}
         own = columns.labels(labels_column, others)
         if not own:
             own = [name for name in columns.unknown(others) if _is_flags(cells(name))]
@@ -180,8 +180,8 @@ def read_table(
                     hint="Name the one with the labels, or those with 0 and 1: --labels-column.",
                 )
             warnings.append(
-                f"no column is named or called labels: {len(own)} of 0 and 1 were taken as labels "
-                f"({some(own)}). To take others: --labels-column NAME ..."
+                f"no column of labels was named: {len(own)} columns with only 0 and 1 were taken as "
+                f"labels ({some(own)}). To take others: --labels-column NAME ..."
             )
         taken["labels"] = own
         labels = _labels({name: cells(name) for name in own}, separator, warnings)

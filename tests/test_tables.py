@@ -277,6 +277,12 @@ def test_columns_of_splits_groups_and_paths_are_no_labels(tmp_path, name):
     assert table.unused == [name]
 
 
+def test_a_split_that_was_named_is_no_label_either(tmp_path):
+    path = write(tmp_path / "t.csv", "path,held_out,vocal\na.mp3,1,1\nb.mp3,0,0\n")
+    table = read_table(path, split_column="held_out", ignore_split=True)
+    assert (table.labels, table.splits) == ([{"vocal"}, set()], None)
+
+
 def test_columns_that_nobody_named_are_warned_of(tmp_path):
     path = write(tmp_path / "t.csv", "path,vocal,is_explicit\na.mp3,1,0\nb.mp3,0,1\n")
     (warning,) = read_table(path).warnings
