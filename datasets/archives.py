@@ -106,6 +106,8 @@ def fetch(archive: Path, url: str, parts: Sequence[str], *, again: bool = False)
         return
     if not joined.is_file() or joined.stat().st_size < notes.size():
         notes.parts = []
+    for name, *_ in notes.parts:  # of a call that was killed before it deleted one
+        archive.with_name(name).unlink(missing_ok=True)
     for name in parts[len(notes.parts) :]:
         path = download(f"{url.rstrip('/')}/{name}", archive.with_name(name), again=again)
         if again:
@@ -167,9 +169,9 @@ def unpack(
     """Unpack the archive; it is deleted when all of its files are out.
 
     Files get their names when they are whole and their checksum (CRC-32) is right; those that are
-    there are left as they are (an empty one is none). Where some are damaged, the archive is cut
-    before the first part with one, for :func:`fetch` to go on from there; but if that part came
-    with the same content before, the damage is the server's, and such files count as absent.
+    there are left as they are (an empty one is none). Where some are damaged, :func:`fetch` goes on from
+    the first part with one; but if that part came with the same content before, the damage is the
+    server's, and such files count as absent.
 
     Args:
         archive: the whole.
@@ -236,9 +238,8 @@ def unpack(
     notes.damaged |= {name: digest for name, _, digest in own.values()}
     if fresh:
         found.again = notes.parts[fresh[0]][0]
-        os.truncate(archive, notes.size(fresh[0]))
         os.replace(archive, _beside(archive, ".part"))
-        notes.parts = notes.parts[: fresh[0]]
+        notes.parts = notes.parts[: fresh[0]]  # what is behind them is cut off when more comes
     else:
         if own:  # as the server has it
             notes.absent += [name for name, why in found.failed.items() if why.startswith(_BROKEN)]

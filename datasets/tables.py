@@ -180,8 +180,8 @@ def read_table(
                     hint="Name the one with the labels, or those with 0 and 1: --labels-column.",
                 )
             warnings.append(
-                f"no column of labels was named: {len(own)} columns with only 0 and 1 were taken as "
-                f"labels ({some(own)}). To take others: --labels-column NAME ..."
+                f"no column of labels was named: {len(own)} columns with only 0 and 1 were taken "
+                f"({some(own)}). To take others: --labels-column NAME ..."
             )
         taken["labels"] = own
         labels = _labels({name: cells(name) for name in own}, separator, warnings)
