@@ -169,9 +169,9 @@ def unpack(
     """Unpack the archive; it is deleted when all of its files are out.
 
     Files get their names when they are whole and their checksum (CRC-32) is right; those that are
-    there are left as they are (an empty one is none). Where some are damaged, :func:`fetch` goes on from
-    the first part with one; but if that part came with the same content before, the damage is the
-    server's, and such files count as absent.
+    there are left as they are (an empty one is none). Where some are damaged, :func:`fetch` goes on
+    from the first part with one; but if that part came with the same content before, the damage is
+    the server's, and such files count as absent.
 
     Args:
         archive: the whole.
