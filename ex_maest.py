@@ -11,10 +11,12 @@ python ex_maest.py export with maest.checkpoint=exp_logs/latest/model export.for
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 import config as settings
 from datasets.datamodule import MaestDataModule
-from datasets.groundtruth import write_labels
+from datasets.groundtruth import read_labels, write_labels
 from ex_common import (
     LOG_DIR,
     Experiment,
@@ -42,6 +44,7 @@ from ex_results import (
     average_of,
     figures_of,
     in_words,
+    origin,
     print_report,
     provenance,
     summarise,
@@ -58,9 +61,11 @@ from ex_setup import (
     find_run_to_continue,
     find_sizes,
     flops_per_clip,
+    in_section,
     lost_a_process,
     needed_checkpoint,
     network_options,
+    read_continued,
     set_up_data,
     set_up_network,
     set_up_trainer,
@@ -74,8 +79,8 @@ from helpers.files import point_link, write_json
 from helpers.history import History
 from helpers.settings import check_choice
 from helpers.throughput import Throughput
-from models import get_maest, load_checkpoint, save_model
-from models.archs import clip_seconds
+from models import get_maest, licences, load_checkpoint, save_model
+from models.archs import clip_seconds, size_name
 from models.huggingface import export_huggingface
 from models.module import MaestModule, TrainingOptions
 from models.onnx_export import export_onnx
@@ -104,9 +109,10 @@ def pretrain(_run, _config) -> dict[str, Any]:
     checkpoint = find_checkpoint(config, training=True)
     data = set_up_data(config, checkpoint, "train", "val")
     continued = find_run_to_continue(config, LOG_DIR)
-    config = as_it_began(config, continued)
+    before = read_continued(continued)
+    config = as_it_began(config, before)
     net = set_up_network(config, checkpoint, data, "train", training=True)
-    arch = checkpoint.arch if checkpoint else config["maest"]["arch"] or settings.DEFAULT_ARCH
+    arch = size_name(net.embed_dim, net.num_heads, net.depth)
     if data.groundtruth("val").n_classes != net.n_classes:
         raise InputError(
             f"{data.groundtruth('val').path}: {data.groundtruth('val').n_classes} labels to a "
@@ -114,10 +120,12 @@ def pretrain(_run, _config) -> dict[str, Any]:
         )
     check_labels(net, data, "val")
     module = MaestModule(net, TrainingOptions(**config["module"]), seed=config["seed"])
+    known = origin(config, data, checkpoint, before)
+    module.record = {"arch": arch, "trained_on": known}
     weights = sum(parameter.numel() for parameter in net.parameters())
     log.info(
         "%s, %.1f M weights; %d training and %d validation tracks, %d labels; clips of %g s",
-        arch,
+        arch or "a network of its own size",
         weights / 1e6,
         len(data.groundtruth("train")),
         len(data.groundtruth("val")),
@@ -173,8 +181,8 @@ def pretrain(_run, _config) -> dict[str, Any]:
     if path := checkpoints.path("best"):
         found = load_checkpoint(path, average=False)
         load_into(net, found)
-        validated &= found.trained_on == last  # the last epoch was the best
-        kept = found.trained_on
+        kept = {name: found.trained_on[name] for name in last}
+        validated &= kept == last  # the last epoch was the best
     if not validated:
         module.also_evaluated.clear()
         set_up_trainer(config, folder).validate(module, data, verbose=False)
@@ -188,7 +196,7 @@ def pretrain(_run, _config) -> dict[str, Any]:
         folder / "model",
         net.eval(),
         arch,
-        trained_on=provenance(config, checkpoint, data, results),
+        trained_on=provenance(known, data, results),
         average=average,
     )
     point_link(folder.parent / "latest", folder)
@@ -284,59 +292,70 @@ def export(_run, _config) -> dict[str, Any]:
     """Write maest.checkpoint for other programs: transformers, ONNX runtimes, or one file."""
     config, options = _config, _config["export"]
     check_choice("export.format", options["format"], FORMATS)
-    if options["format"] != "onnx" and (options["with_frontend"] or options["blocks"] is not None):
-        raise InputError("export.with_frontend and export.blocks are for export.format=onnx")
+    for name, off in (("with_frontend", False), ("blocks", None)):
+        if options["format"] != "onnx" and options[name] != off:
+            raise InputError(
+                f"it does not go with export.format={options['format']}",
+                kind="conflict",
+                hint="Leave it out, or set export.format=onnx.",
+                setting=f"export.{name}",
+            )
     checkpoint = needed_checkpoint(config)
     network = network_options(config, checkpoint)
     check_label_names(network, checkpoint.sizes.get("n_classes"), config)
-    try:
+    with in_section("maest"):
         net = get_maest(checkpoint=checkpoint, **network)
-    except ValueError as error:
-        raise InputError(str(error)) from error
     check_head(checkpoint, net)
-    folder = Path(str(options["out_dir"]))
-    licence = options["licence"] or checkpoint.licence
-    if (
-        checkpoint.licence
-        and "-SA-" in checkpoint.licence.upper()
-        and licence != checkpoint.licence
-    ):
-        log.warning("%s is shared alike: %s is no licence for it", checkpoint.licence, licence)
-    trained_on = dict(checkpoint.trained_on) | ({"licence": licence} if licence else {})
+    if options["out_dir"] is None:
+        raise InputError(
+            "no folder is given",
+            kind="missing",
+            hint="Give one, such as export.out_dir=export.",
+            setting="export.out_dir",
+        )
+    folder = Path(str(options["out_dir"])).expanduser()
+    licence = licences.chosen(options["licence"], checkpoint.licence)
+    # Of two sets of weights, one is exported.
+    trained_on = {name: v for name, v in checkpoint.trained_on.items() if name != "swa"}
+    trained_on |= {"licence": licence} if licence else {}
     notes: list[str] = []
-    try:
-        if options["format"] == "huggingface":
-            written = folder
-            _check_replaceable(folder)
-            notes = export_huggingface(
-                folder, net, arch=checkpoint.arch, trained_on=trained_on, licence=licence
-            )
-        elif options["format"] == "onnx":
-            blocks = options["blocks"]
-            if blocks is None:
-                given = config["inference"]["transformer_block"]
-                blocks = chosen_blocks(given, net.depth, "inference.transformer_block")
-            metadata = {"arch": checkpoint.arch or "", "licence": licence or ""}
-            written = export_onnx(
-                folder / "model.onnx",
+    labels = folder / "labels.json"
+    if options["format"] == "huggingface":
+        written = folder
+        notes = export_huggingface(
+            folder, net, arch=checkpoint.arch, trained_on=trained_on, licence=licence
+        )
+    elif options["format"] == "onnx":
+        written = folder / "model.onnx"
+        _check_labels_file(labels, net.labels, written)
+        blocks = options["blocks"]
+        if blocks is None:
+            given = config["inference"]["transformer_block"]
+            blocks = chosen_blocks(given, net.depth, "inference.transformer_block")
+        with in_section("export"):
+            export_onnx(
+                written,
                 net,
                 blocks,
                 with_frontend=options["with_frontend"],
-                metadata=metadata,
+                metadata={
+                    "arch": checkpoint.arch or "",
+                    "licence": licence or "",
+                    "parents": json.dumps(trained_on.get("parents", []), ensure_ascii=False),
+                },
             )
-            notes = [
-                f"Input of up to {clip_seconds(net.input_t):g} s: what is longer is to be cut."
-            ]
-        else:
-            written = save_safetensors(
-                folder / "model.safetensors", net, checkpoint.arch, trained_on
-            )
-            if net.kept_columns is not None or net.kept_rows is not None:
-                notes = ["Patchout is a setting of a run: the file does not carry it."]
-    except ValueError as error:
-        raise InputError(str(error)) from error
+        notes = [
+            f"It takes up to {clip_seconds(net.input_t):g} s at a time (max_frames in its "
+            "metadata): cut longer tracks into patches, and average what they give."
+        ]
+    else:
+        written = folder / "model.safetensors"
+        _check_labels_file(labels, net.labels, written)
+        save_safetensors(written, net, checkpoint.arch, trained_on)
+        if net.kept_columns is not None or net.kept_rows is not None:
+            notes = ["Patchout is a setting of a run: the file does not carry it."]
     if options["format"] != "huggingface" and net.labels:
-        write_labels(folder / "labels.json", net.labels)
+        write_labels(labels, net.labels)
     for note in notes:
         log.warning(note)
     print(f"written: {written}")
@@ -376,15 +395,19 @@ def _interrupted(stop: Stopped, checkpoints: Checkpoints, trainer: pl.Trainer) -
     return Interrupted(f"{stop.signal.name}: {state}. To continue:{how}", stop.signal)
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Raise InputError if an exported folder would replace something else."""
-    if folder.exists() and not (folder / "preprocessor_config.json").is_file():
-        empty = folder.is_dir() and not any(folder.iterdir())
-        if not empty:
-            raise InputError(
-                f"{folder}: is there already, and was not made by an export: choose another "
-                "export.out_dir"
-            )
+def _check_labels_file(path: Path, labels: list[str] | None, model: Path) -> None:
+    """Refuse to replace labels that are not of an older export of the same kind."""
+    if not labels or not path.exists() or model.exists():
+        return
+    with suppress(InputError):
+        if read_labels(path) == labels:
+            return
+    raise InputError(
+        "there are other labels in it",
+        kind="exists",
+        hint="Choose another export.out_dir, or move the file away.",
+        path=path,
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from datasets.datamodule import MaestDataModule
 from helpers import metrics, plots
 from helpers.checkpoints import Checkpoints
 from helpers.history import History
-from models import Maest, load_checkpoint
+from models import Maest, licences, load_checkpoint
 from models.module import MaestModule
 from models.weights import Checkpoint, load_into
 
@@ -87,26 +87,49 @@ def summarise(
     return results
 
 
-def provenance(
+def origin(
     config: dict[str, Any],
-    checkpoint: Checkpoint | None,
     data: MaestDataModule,
-    results: dict[str, Any],
+    checkpoint: Checkpoint | None,
+    continued: Checkpoint | None,
 ) -> dict[str, Any]:
-    """What a model folder says of its making; names, not paths: it is made to be passed on."""
-    groundtruth, started_from = data.groundtruth("train"), config["maest"]["checkpoint"]
-    if started_from is not None:
-        started_from = "/".join(Path(started_from).parts[-3:])
+    """What is known of a model before its training: data, what it starts from, and the licence.
+
+    Names, not paths: it is made to be passed on.
+
+    Args:
+        config: all settings.
+        data: of the training.
+        checkpoint: the model that the training starts from.
+        continued: the checkpoint of the training that this one continues.
+    """
+    groundtruth, descent = data.groundtruth("train"), {"started_from": None}
+    if continued is not None and "started_from" in continued.trained_on:
+        known = continued.trained_on
+        descent = {n: known[n] for n in ("started_from", "licence", "parents") if n in known}
     elif checkpoint is not None:
-        started_from = checkpoint.arch
-    licence = checkpoint.licence if checkpoint else None
+        path = config["maest"]["checkpoint"]
+        name = checkpoint.arch if path is None else "/".join(Path(path).parts[-3:])
+        licence = licences.inherited(checkpoint.licence)
+        descent = {
+            "started_from": name,
+            **({"licence": licence} if licence else {}),
+            "parents": licences.parents(name, checkpoint.trained_on),
+        }
     return {
         "groundtruth": "/".join(groundtruth.path.parts[-2:]),
         "tracks": len(groundtruth),
-        "started_from": started_from,
-        # Share alike: what is made of such weights has their licence.
-        **({"licence": licence} if licence and "-SA-" in licence else {}),
+        **descent,
         "seed": config["seed"],
+    }
+
+
+def provenance(
+    origin: dict[str, Any], data: MaestDataModule, results: dict[str, Any]
+) -> dict[str, Any]:
+    """What a model folder says of its making."""
+    return {
+        **origin,
         "steps": results["best_steps"],
         "epoch": results["best_epoch"],
         **{f"val_{name}": results[f"val_{name}"] for name in metrics.SHOWN[data.task]},

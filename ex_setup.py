@@ -349,18 +349,24 @@ def find_run_to_continue(config: dict[str, Any], log_dir: Path) -> Path | None:
     )
 
 
-def as_it_began(config: dict[str, Any], continued: Path | None) -> dict[str, Any]:
+def read_continued(path: Path | None) -> Checkpoint | None:
+    """The checkpoint of the training that is continued, if it can be read as a model."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        return load_checkpoint(path, average=False)
+    except InputError:  # which the training itself will tell
+        return None
+
+
+def as_it_began(config: dict[str, Any], continued: Checkpoint | None) -> dict[str, Any]:
     """The settings with the norm of the training that is continued, where they leave it open.
 
     Measured again it would be another one if a file has gone since.
     """
-    if continued is None or not continued.is_file():
+    if continued is None:
         return config
-    try:
-        sizes = load_checkpoint(continued, average=False).sizes
-    except InputError:  # which the training itself will tell
-        return config
-    norm = {name: sizes.get(name) for name in ("norm_mean", "norm_std")}
+    norm = {name: continued.sizes.get(name) for name in ("norm_mean", "norm_std")}
     open_ones = {n: v for n, v in norm.items() if config["maest"][n] is None}
     return config | {"maest": config["maest"] | open_ones}
 

@@ -125,6 +125,8 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
         super().__init__(net, patches_per_pass)
         self.options = options
         self.seed = seed
+        # What a checkpoint says of the model beside its sizes and labels: arch, trained_on.
+        self.record: dict[str, Any] = {}
         self._loss_sum: Tensor | None = None  # over the epoch's clips so far
         self._loss_clips = 0
         self._frozen: list[torch.nn.Module] = []  # what stays in eval mode: no dropout
@@ -333,6 +335,7 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
         """
         self._check_loss()
         ours = {"sizes": self.net.sizes(), "labels": self.net.labels, "skipped": self.skipped}
+        ours |= self.record
         if self._loss_sum is not None:
             total, clips = self._epoch_loss()
             ours |= {"loss_sum": total.cpu(), "loss_clips": clips}

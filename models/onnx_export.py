@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers.errors import InputError
-from helpers.files import atomic_path
 from helpers.melspectrogram import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
 from helpers.patches import PATCH_SIZE
+from models.archs import clip_seconds
 from models.maest import STRIDE, Maest
+from models.own_files import own_files
 
 # Bytes: an ONNX file without external data is one protobuf message; less 16 MiB for the graph.
 _LARGEST = 2**31 - 2**24
@@ -47,8 +49,8 @@ def export_onnx(
     Batch and time are free. As in ``model(x)``, fewer than 16 frames are padded with silence, and
     the longest input is that which the time positions hold: n = input_t // 10 patch columns, so
     10 · n + 15 frames, or 256 · (10 · n + 14) samples. For a longer one the runtime raises an
-    error, of shapes that cannot be added. Cutting a track is left to the caller
-    (`helpers.patches.cut`).
+    error, of shapes that cannot be added, at a node whose name says the limit. Cutting a track is
+    left to the caller (`helpers.patches.cut`).
 
     The outputs, float32:
 
@@ -60,8 +62,9 @@ def export_onnx(
       final norm.
 
     The file's ``metadata_props`` say what is needed to use it: sample_rate (Hz), hop_length
-    (samples), n_mels, norm_mean, norm_std, input_t (frames), task, blocks (JSON list), labels (JSON
-    list; absent if the model has none), and what is in ``metadata``.
+    (samples), n_mels, norm_mean, norm_std, input_t (frames), max_frames (of an input; with the
+    front end, max_samples), task, blocks (JSON list), labels (JSON list; absent if the model has
+    none), and what is in ``metadata``. How it is used stands in the file's ``doc_string``.
 
     What the format carries of patchout: the columns and rows that are always dropped are dropped
     here too; what is dropped at random, in training, is no part of the file. What it does not
@@ -70,7 +73,7 @@ def export_onnx(
     onnxruntime has on the CPU.
 
     Args:
-        path: where to; an older file is replaced once the new one is whole and valid.
+        path: where to; an older export is replaced once the new one is whole and valid.
         model: the network; its mode, device and weights are left as they are.
         blocks: whose embeddings to put out: zero-based numbers, and -1 for the final embedding, in
             any order. None at all leaves the logits alone.
@@ -81,51 +84,85 @@ def export_onnx(
         ``path``.
 
     Raises:
-        InputError: (a ValueError) for a block that is not there or is named twice, a name in
-            ``metadata`` that is taken, a front end for other than 96 bands, and a network that one
-            ONNX file cannot hold: of 2 GiB or more, or with positions for one column only.
+        InputError: for a block that is not there or is named twice, a name in ``metadata`` that is
+            taken, a front end for other than 96 bands, a network that one ONNX file cannot hold (of
+            2 GiB or more, or with positions for one column only), another file at ``path``, and
+            one that cannot be written.
         RuntimeError: if the exporter fails; nothing is written then.
     """
     import onnx  # here: it is slow to import, and the networks are used without it
 
     path = Path(path)
     blocks = _checked_blocks(blocks, model.depth)
-    properties = _properties(model, blocks, metadata or {})
+    longest = model.time_new_pos_embed.shape[-1] * STRIDE + PATCH_SIZE - 1  # frames
+    name, time, limit = "melspectrogram", "frames", longest
+    if with_frontend:
+        name, time, limit = "waveform", "samples", (longest - 1) * HOP_LENGTH
+    properties = _properties(model, blocks, {f"max_{time}": str(limit)}, metadata or {})
     _check_fits(model, with_frontend)
     network = _ExportNetwork(_float32_copy(model), blocks, with_frontend).eval()
-    longest = model.time_new_pos_embed.shape[-1] * STRIDE + PATCH_SIZE - 1  # frames
-
     if with_frontend:
-        name, time = "waveform", "samples"
-        limit = (longest - 1) * HOP_LENGTH
         example = torch.zeros(2, limit, device="cpu")
     else:
-        name, time = "melspectrogram", "frames"
-        limit = longest
         example = torch.zeros(2, model.input_f, limit, device="cpu")
     batch = torch.export.Dim("batch", min=1)
     shape = {0: batch, example.ndim - 1: torch.export.Dim(time, min=1, max=limit)}
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), _silence():
-        proto = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            verbose=False,
-            input_names=[name],
-            output_names=["logits", *(_output_name(block) for block in blocks)],
-            dynamic_shapes=(shape,),
-        ).model_proto
-    dimensions = [
-        d.dim_param or d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim
-    ]
-    if [dimensions[0], dimensions[-1]] != ["batch", time]:  # it can fix them and say nothing
-        raise RuntimeError(f"torch.onnx.export made an input of fixed size {dimensions}")
-    _strip(proto)
-    onnx.helper.set_model_props(proto, properties)
-    with atomic_path(path) as temporary:
-        onnx.save(proto, temporary, format="protobuf")  # whatever its suffix
-        onnx.checker.check_model(temporary, full_check=True)
+    with own_files(path.parent, [path.name], _is_own(path)) as paths:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), _silence():
+            proto = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                input_names=[name],
+                output_names=["logits", *(_output_name(block) for block in blocks)],
+                dynamic_shapes=(shape,),
+            ).model_proto
+        dimensions = [
+            d.dim_param or d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim
+        ]
+        if [dimensions[0], dimensions[-1]] != ["batch", time]:  # it can fix them and say nothing
+            raise RuntimeError(f"torch.onnx.export made an input of fixed size {dimensions}")
+        _strip(proto)
+        _name_limit(proto, f"input_is_longer_than_{limit}_{time}")
+        onnx.helper.set_model_props(proto, properties)
+        proto.doc_string = _usage(model, name, time, limit)
+        onnx.save(proto, paths[path.name], format="protobuf")  # whatever its suffix
+        onnx.checker.check_model(paths[path.name], full_check=True)
     return path
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file is such an export: its metadata, which are at its end, have these names."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 2**22))
+            end = file.read()
+    except OSError:
+        return False
+    return all(name.encode() in end for name in ("hop_length", "norm_mean", "norm_std", "input_t"))
+
+
+def _name_limit(proto, name: str) -> None:
+    """Name the node that fails for an input that is too long: runtimes name it in their error."""
+    columns = {out for node in proto.graph.node if node.op_type == "Conv" for out in node.output}
+    for node in proto.graph.node:
+        if node.op_type == "Add" and columns & set(node.input):
+            node.name = name
+
+
+def _usage(model: Maest, name: str, time: str, limit: int) -> str:
+    """What the file says to people."""
+    values = {
+        "multi-label": "Their sigmoid is the activation of each label.",
+        "single-label": "Their softmax is the probability of each label.",
+        "regression": "They are the predicted values.",
+    }[model.task]
+    return (
+        f"A MAEST network. Input: {name} [batch, {'' if time == 'samples' else 'bands, '}{time}], "
+        f"of at most {limit} {time} (the model was trained on {clip_seconds(model.input_t):g} s): "
+        f"cut longer tracks into patches and average what they give. logits: {values}"
+    )
 
 
 class _ExportNetwork(nn.Module):
@@ -240,14 +277,15 @@ def _output_name(block: int) -> str:
 
 
 def _checked_blocks(blocks: Sequence[int], depth: int) -> list[int]:
-    blocks = list(blocks)
-    expected = f"expected numbers from 0 to {depth - 1}, or -1 for the final embedding"
-    whole = [block for block in blocks if isinstance(block, int) and not isinstance(block, bool)]
-    wrong = [block for block in blocks if block not in whole or not -1 <= block < depth]
-    if wrong:
-        raise InputError(f"blocks has {wrong}: {expected}")
-    if repeated := sorted({block for block in blocks if blocks.count(block) > 1}):
-        raise InputError(f"blocks has {repeated} more than once: {expected}, each once")
+    blocks = [int(b) if isinstance(b, Integral) and not isinstance(b, bool) else b for b in blocks]
+    wrong = [b for b in blocks if type(b) is not int or not -1 <= b < depth]
+    repeated = sorted({block for block in blocks if blocks.count(block) > 1 and not wrong})
+    if wrong or repeated:
+        raise InputError(
+            f"there is no block {wrong}" if wrong else f"{repeated} is there more than once",
+            hint=f"Give numbers from 0 to {depth - 1}, or -1 for the final embedding, each once.",
+            setting="blocks",
+        )
     return blocks
 
 
@@ -257,22 +295,30 @@ def _check_fits(model: Maest, with_frontend: bool) -> None:
     if size >= _LARGEST:
         raise InputError(
             f"the weights are {size / 2**30:.1f} GiB in float32, and one ONNX file holds less than "
-            "2 GiB: keep this model as a model folder"
+            "2 GiB",
+            kind="unsupported",
+            hint="Keep this model as a model folder, or export it with export.format=safetensors.",
         )
     if model.time_new_pos_embed.shape[-1] == 1:
         # One position would be added to every column of an input that is too long.
         raise InputError(
-            f"input_t is {model.input_t} frames, which is one patch column: ONNX cannot refuse a "
-            "longer input then. Export a model with input_t of 20 or more"
+            f"{model.input_t} frames are one patch column: ONNX cannot refuse a longer input then",
+            kind="unsupported",
+            hint="Export a model with an input_t of 20 or more.",
+            setting="input_t",
         )
     if with_frontend and model.input_f != N_MELS:
         raise InputError(
-            f"the model takes {model.input_f} bands, and the front end makes {N_MELS}: export it "
-            "without the front end"
+            f"the model takes {model.input_f} bands, and the front end makes {N_MELS}",
+            kind="conflict",
+            hint="Export it without the front end.",
+            setting="with_frontend",
         )
 
 
-def _properties(model: Maest, blocks: list[int], metadata: Mapping[str, str]) -> dict[str, str]:
+def _properties(
+    model: Maest, blocks: list[int], limit: dict[str, str], metadata: Mapping[str, str]
+) -> dict[str, str]:
     """What the file says about itself."""
     properties = {
         "sample_rate": str(SAMPLE_RATE),
@@ -283,12 +329,20 @@ def _properties(model: Maest, blocks: list[int], metadata: Mapping[str, str]) ->
         "input_t": str(model.input_t),
         "task": model.task,
         "blocks": json.dumps(blocks),
+        **limit,
     }
     if taken := sorted({*properties, "labels"} & set(metadata)):
-        raise InputError(f"metadata has {', '.join(taken)}: the export writes these itself")
+        raise InputError(
+            f"the export writes {', '.join(taken)} itself",
+            kind="conflict",
+            hint="Give these other names.",
+            setting="metadata",
+        )
     for name, value in metadata.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise InputError(f"metadata has {name!r}: {value!r}: expected text, as ONNX holds")
+            raise InputError(
+                f"{name!r}: {value!r} is no text", hint="ONNX holds text only.", setting="metadata"
+            )
     if model.labels is not None:
         properties["labels"] = json.dumps(model.labels, ensure_ascii=False)
     return properties | dict(metadata)

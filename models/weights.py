@@ -10,6 +10,7 @@ names that others give to the same weights. A tensor becomes memory when a netwo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -23,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from helpers.files import atomic_folder, atomic_path, to_json
+from helpers.files import to_json
 from helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD
 from helpers.patches import PATCH_SIZE
 from models import layouts
@@ -32,6 +33,7 @@ from models.checkpoint_files import TRAINER_KEY, load_file, missing_average, unw
 from models.layouts import DEIT, HUB, PASST, CheckpointError
 from models.licences import canonical
 from models.maest import SIZE_NAMES, STRIDE, Maest, grid_size
+from models.own_files import own_files, read_config
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +93,11 @@ def save_model(
     trained_on: Mapping | None = None,
     average: Maest | None = None,
 ) -> Path:
-    """Write a model folder; it appears whole.
+    """Write a model folder.
 
     Args:
-        folder: where to.
+        folder: where to. A model folder that is there is replaced, file by file; other files in it
+            stay.
         model: the network; its weights are stored as they are, in their own type.
         arch: name of the architecture, for people to read.
         trained_on: anything JSON can hold: data, epochs, seed, figures. What it has under "swa" is
@@ -104,6 +107,10 @@ def save_model(
 
     Returns:
         the folder.
+
+    Raises:
+        InputError: if a file of one of these names is there that is none of a model folder's, or
+            the files cannot be written. Nothing is changed then.
     """
     config = {
         "format": FORMAT,
@@ -113,15 +120,16 @@ def save_model(
         "labels": model.labels,
         "trained_on": dict(trained_on or {}),
     }
-    with atomic_folder(folder) as temporary:
-        safetensors.torch.save_file(
-            plain_state(model), temporary / WEIGHTS_NAME, metadata={"format": "pt"}
-        )
-        if average is not None:
-            safetensors.torch.save_file(
-                plain_state(average), temporary / AVERAGE_NAME, metadata={"format": "pt"}
-            )
-        (temporary / CONFIG_NAME).write_text(to_json(config), "utf-8")
+    # In the weights' files too: so they can be used alone, and are known for this configuration's.
+    config["digest"] = hashlib.sha256(to_json(config).encode()).hexdigest()
+    metadata = {"format": "pt", TRAINER_KEY: to_json(config)}
+    networks = {WEIGHTS_NAME: model} | ({} if average is None else {AVERAGE_NAME: average})
+    ours = read_config(folder, CONFIG_NAME).get("format") == FORMAT
+    gone = {WEIGHTS_NAME, AVERAGE_NAME} - networks.keys()
+    with own_files(folder, (CONFIG_NAME, *networks), ours, [*gone]) as paths:
+        for name, network in networks.items():
+            safetensors.torch.save_file(plain_state(network), paths[name], metadata=metadata)
+        paths[CONFIG_NAME].write_text(to_json(config), "utf-8")
     return Path(folder)
 
 
@@ -131,6 +139,9 @@ def save_safetensors(
     """Write one file with the weights under the released checkpoints' names.
 
     What a model folder keeps in ``config.json`` is in the file's metadata.
+
+    Raises:
+        InputError: if another file of that name is there, or it cannot be written.
     """
     known = {
         "sizes": model.sizes(),
@@ -138,10 +149,21 @@ def save_safetensors(
         "arch": arch,
         "trained_on": dict(trained_on or {}),
     }
-    with atomic_path(path) as temporary:
-        metadata = {"format": "pt", TRAINER_KEY: to_json(known)}
-        safetensors.torch.save_file(plain_state(model), temporary, metadata=metadata)
-    return Path(path)
+    path = Path(path)
+    metadata = {"format": "pt", TRAINER_KEY: to_json(known)}
+    with own_files(path.parent, [path.name], _is_own_file(path)) as paths:
+        safetensors.torch.save_file(plain_state(model), paths[path.name], metadata=metadata)
+    return path
+
+
+def _is_own_file(path: Path) -> bool:
+    """Whether `save_safetensors` wrote a file; one of a model folder is another matter."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            known = json.loads((file.metadata() or {})[TRAINER_KEY])
+        return "format" not in known
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError):
+        return False
 
 
 def plain_state(model: Maest) -> dict[str, Tensor]:
@@ -256,9 +278,18 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
         if not weights.is_file():
             raise missing_average(folder)
     # In a folder, the average is a file of its own.
-    checkpoint = _identify(unwrap(load_file(weights)[0], weights)[0], weights)
+    content, metadata = load_file(weights)
+    checkpoint = _identify(unwrap(content, weights)[0], weights)
     checkpoint.path, checkpoint.average = folder, bool(average)
     if ours:
+        digest = config.get("digest") if isinstance(metadata, dict) else None
+        if digest is not None and metadata.get("digest") != digest:
+            raise CheckpointError(
+                f"of another model than {weights.name}: a run was stopped while it wrote them",
+                kind="mismatch",
+                hint="Save the model again.",
+                path=path,
+            )
         _apply_config(checkpoint, config, path)
         if average:
             own = checkpoint.trained_on.get("swa")

@@ -90,6 +90,10 @@ def test_pretraining(home, toy, name, seconds, start):
     assert card["sizes"]["norm_mean"] == pytest.approx(2.06755686098554)
     assert (card["trained_on"]["started_from"], card["trained_on"]["steps"]) == (start, 2)
     assert card["labels"] == list(toy.labels)
+    assert not ARCHS[card["arch"]].published  # the network that it is, not the one it came from
+    if start is not None:
+        parents = [{"name": start, "licence": ARCHS[start].licence}]
+        assert card["trained_on"]["parents"] == parents
 
 
 def test_pretraining_starts_from_the_weights(home, toy):

@@ -137,14 +137,33 @@ def test_real_values(home, toy, tmp_path):
     assert "datamodule.balanced_sampling" in message
 
 
-def test_a_licence_that_is_shared_alike_goes_along(home, toy, tmp_path):
+@pytest.mark.parametrize("licence", ["CC-BY-NC-SA-4.0", "CC-BY-NC-4.0", "Apache-2.0"])
+def test_the_licence_of_the_weights_goes_along(home, toy, tmp_path, licence):
+    """Through model folder, last.ckpt, a training that is continued from it, and the export."""
     model = get_maest(checkpoint=home / "exp_logs/1/model")
-    save_model(tmp_path / "theirs", model, trained_on={"licence": "CC-BY-NC-SA-4.0"})
-    short = f"{QUICK} trainer.max_epochs=1 trainer.limit_train_batches=1"
-    line = f"with maest_finetune {settings(toy)} {short} maest.checkpoint=theirs"
-    good("ex_maest.py", line, tmp_path)
-    good("ex_maest.py", "export with maest.checkpoint=exp_logs/latest/model", tmp_path)
-    assert "license: cc-by-nc-sa-4.0" in (tmp_path / "export/README.md").read_text()
+    grandparent = {"name": "PaSST", "licence": "Apache-2.0"}
+    made = {"licence": licence, "parents": [grandparent]}
+    save_model(tmp_path / "theirs", model, trained_on=made)
+    short = f"{QUICK} trainer.limit_train_batches=1"
+    line = f"with maest_finetune {settings(toy)} {short}"
+    start = f"{line} maest.checkpoint=theirs trainer.max_epochs=1"
+    good("ex_maest.py", start, tmp_path)
+    go_on = "maest.pretrained=False maest.arch=maest_tiny trainer.max_epochs=2 "
+    go_on += "ckpt_path=exp_logs/1/checkpoints/last.ckpt"
+    good("ex_maest.py", f"{line} {go_on}", tmp_path)
+    permissive = licence == "Apache-2.0"
+    for path in ("1/model", "1/checkpoints/last.ckpt", "2/model", "2/checkpoints/last.ckpt"):
+        found = load_checkpoint(tmp_path / "exp_logs" / path)
+        assert found.licence == (None if permissive else licence), path
+        assert found.trained_on["parents"] == [{"name": "theirs", "licence": licence}, grandparent]
+        assert found.arch == "maest_tiny"
+    export = "export with maest.checkpoint=exp_logs/2/checkpoints/last.ckpt"
+    if not permissive:
+        assert "export.licence: " in bad("ex_maest.py", f"{export} export.licence=MIT", tmp_path)
+    good("ex_maest.py", export, tmp_path)
+    card = (tmp_path / "export/README.md").read_text("utf-8")
+    assert f"license: {'unknown' if permissive else licence.lower()}\n" in card
+    assert f"theirs: {licence}" in card
 
 
 @pytest.mark.parametrize(

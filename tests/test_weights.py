@@ -125,11 +125,48 @@ def test_a_folder_is_as_open_as_any_other(tmp_path):
 
 def test_an_older_folder_is_replaced(tmp_path):
     folder = save_model(tmp_path / "model", tiny(labels=LABELS))
-    (folder / "notes.txt").write_text("old")
-    save_model(folder, tiny(seed=1))
+    save_model(folder, tiny(seed=1), average=tiny(seed=2))
+    same(get_maest(checkpoint=folder), tiny(seed=2))
+    save_model(folder, tiny(seed=3))  # the average was another model's
     assert listing(tmp_path) == ["model", "model/config.json", "model/model.safetensors"]
-    same(get_maest(checkpoint=folder), tiny(seed=1))
+    same(get_maest(checkpoint=folder), tiny(seed=3))
     assert get_maest(checkpoint=folder).labels is None
+
+
+def test_what_else_is_in_the_folder_stays(tmp_path):
+    (tmp_path / "thesis.tex").write_text("thesis")
+    (tmp_path / ".git").mkdir()
+    for _ in range(2):
+        save_model(tmp_path, tiny())
+    names = [".git", "config.json", "model.safetensors", "thesis.tex"]
+    assert listing(tmp_path) == names
+    assert (tmp_path / "thesis.tex").read_text() == "thesis"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model-swa.safetensors"])
+@pytest.mark.parametrize("content", ['{"model_type": "bert"}', "{", ""])
+def test_files_of_others_are_not_replaced(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError) as caught:
+        save_model(tmp_path, tiny())
+    assert (caught.value.kind, caught.value.path) == ("exists", tmp_path)
+    assert listing(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == content
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to("disk")
+    save_model(tmp_path / "model", tiny())
+    assert (tmp_path / "model").is_symlink()
+    same(get_maest(tmp_path / "disk"), tiny())
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "model").write_text("")
+    with pytest.raises(InputError) as caught:
+        save_model(tmp_path / "model", tiny())
+    assert (caught.value.kind, caught.value.path) == ("access", tmp_path / "model")
 
 
 def test_a_failure_while_writing_leaves_the_older_folder(tmp_path, monkeypatch):
@@ -141,17 +178,17 @@ def test_a_failure_while_writing_leaves_the_older_folder(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
-        save_model(folder, tiny(seed=1))
-    with pytest.raises(OSError, match="No space"):
-        save_model(tmp_path / "new", tiny(seed=1))
+    for place in (folder, tmp_path / "new"):
+        with pytest.raises(InputError) as caught:
+            save_model(place, tiny(seed=1))
+        assert (caught.value.kind, caught.value.path) == ("access", place)
     assert listing(tmp_path) == ["model", "model/config.json", "model/model.safetensors"]
     same(get_maest(checkpoint=folder), tiny())
 
 
 @pytest.mark.parametrize("failing", [1, 2])
-def test_a_failure_while_renaming_leaves_the_older_folder(tmp_path, monkeypatch, failing):
-    """Whichever of the renames fails (a busy network drive): the older model can still be read."""
+def test_a_failure_while_renaming_never_mixes_two_models(tmp_path, monkeypatch, failing):
+    """Whichever of the renames fails (a busy network drive)."""
     folder = save_model(tmp_path / "model", tiny(labels=LABELS))
     real, calls = os.replace, []
 
@@ -162,15 +199,26 @@ def test_a_failure_while_renaming_leaves_the_older_folder(tmp_path, monkeypatch,
         return real(*args, **kwargs)
 
     monkeypatch.setattr(os, "replace", replace)
-    try:
+    with pytest.raises(InputError):
         save_model(folder, tiny(seed=1))
-    except OSError:
-        expected = tiny()
-    else:
-        expected = tiny(seed=1)  # there was no such rename: then it is written
     monkeypatch.undo()
-    same(get_maest(checkpoint=folder), expected)
     assert listing(tmp_path) == ["model", "model/config.json", "model/model.safetensors"]
+    if failing == 1:
+        same(get_maest(checkpoint=folder), tiny())
+    else:  # new weights, and labels of the older model
+        with pytest.raises(CheckpointError) as caught:
+            get_maest(checkpoint=folder)
+        assert (caught.value.kind, caught.value.path) == ("mismatch", folder / "config.json")
+    save_model(folder, tiny(seed=1))
+    same(get_maest(checkpoint=folder), tiny(seed=1))
+
+
+def test_the_weights_of_a_folder_can_be_used_alone(tmp_path):
+    model = tiny(labels=LABELS, norm_mean=1.25, num_heads=4)
+    folder = save_model(tmp_path / "model", model, trained_on={"licence": "CC-BY-NC-4.0"})
+    found = load_checkpoint(folder / "model.safetensors")
+    assert (found.labels, found.licence) == (LABELS, "CC-BY-NC-4.0")
+    assert get_maest(checkpoint=found).sizes() == model.sizes()
 
 
 # ------------------------------------------------------------------ what the caller names wins

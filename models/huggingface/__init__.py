@@ -7,17 +7,20 @@ is in the folder: the one that transformers has for this kind of model computes 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch.nn import functional
 
-from helpers import melspectrogram
-from helpers.files import atomic_folder, to_json
+from helpers import mel_constants, melspectrogram
+from helpers.errors import InputError
+from helpers.files import to_json
 from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE
 from helpers.patches import PATCH_SIZE
 from models.archs import clip_seconds
@@ -32,8 +35,11 @@ from models.layouts import (
     write_hub,
 )
 from models.maest import STRIDE, Maest, inference
+from models.own_files import own_files, read_config
 from models.weights import CONFIG_NAME, WEIGHTS_NAME, plain_state
 
+CARD = "README.md"
+EXTRACTOR_CONFIG = "preprocessor_config.json"
 EXTRACTOR = Path(__file__).with_name("feature_extraction_maest.py")
 EXTRACTOR_CLASS = "MaestFeatureExtractor"
 _FUNCTIONS = {
@@ -52,10 +58,11 @@ def export_huggingface(
     trained_on: Mapping[str, Any] | None = None,
     licence: str | None = None,
 ) -> list[str]:
-    """Write the folder; it appears whole, and replaces an older one.
+    """Write the folder.
 
     Args:
-        folder: where to.
+        folder: where to. An older export there is replaced, file by file, unless it was trained
+            further or its card was edited since; other files in it stay.
         model: the network.
         arch: name of the architecture, for people to read.
         trained_on: what is known of its making, for the model card.
@@ -65,10 +72,17 @@ def export_huggingface(
         what the layout cannot carry, a sentence each; they are in the model card too.
 
     Raises:
-        ValueError: if the network's spectrogram has not 96 bands.
+        InputError: if the network's spectrogram has not 96 bands; if a file of one of these names
+            is there that is not such an export's, or the files cannot be written. Nothing is
+            changed then.
     """
     if model.input_f != N_MELS:
-        raise ValueError(f"input_f is {model.input_f}: the layout is for {N_MELS} bands")
+        raise InputError(
+            f"the model takes {model.input_f} bands, and this layout is for {N_MELS}",
+            kind="unsupported",
+            hint="Export it with export.format=onnx or safetensors.",
+            setting="export.format",
+        )
     notes = limits(model)
     state = {name: tensor.float() for name, tensor in plain_state(model).items()}
     if model.target_std is not None:  # the last layer gives the values in their units
@@ -116,17 +130,54 @@ def export_huggingface(
         "feature_size": 1,
         "padding_value": 0.0,
     }
-    with atomic_folder(folder) as temporary:
-        safetensors.torch.save_file(hub, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        (temporary / CONFIG_NAME).write_text(to_json(config), "utf-8")
-        (temporary / "preprocessor_config.json").write_text(to_json(extractor), "utf-8")
-        (temporary / EXTRACTOR.name).write_text(EXTRACTOR.read_text("utf-8"), "utf-8")
-        # The front end itself: the very file that this program uses.
-        own = Path(melspectrogram.__file__)
-        (temporary / own.name).write_text(own.read_text("utf-8"), "utf-8")
-        card = model_card(Path(folder).name, model, frames, arch, trained_on, licence, notes)
-        (temporary / "README.md").write_text(card, "utf-8")
+    card = model_card(Path(folder).name, model, frames, arch, trained_on, licence, notes)
+    older = read_config(folder, CONFIG_NAME)
+    ours = _is_own(Path(folder), older)
+    texts = {
+        CONFIG_NAME: "",
+        EXTRACTOR_CONFIG: to_json(extractor),
+        EXTRACTOR.name: EXTRACTOR.read_text("utf-8"),
+        CARD: card,
+        # The front end itself: the very files that this program uses, one beside the other.
+        **{
+            Path(module.__file__).name: Path(module.__file__)
+            .read_text("utf-8")
+            .replace("from helpers.", "from .")
+            for module in (melspectrogram, mel_constants)
+        },
+    }
+    if ours and (Path(folder) / CARD).exists():
+        old_card, written = _digest((Path(folder) / CARD).read_bytes()), older[TRAINER_KEY]
+        if old_card != written.get("card"):
+            notes = [*notes, f"{CARD} was edited since it was written, and is kept."]
+            del texts[CARD]
+    config[TRAINER_KEY]["card"] = _digest(card.encode())
+    texts[CONFIG_NAME] = to_json(config)
+    with own_files(folder, (*texts, WEIGHTS_NAME), ours) as paths:
+        safetensors.torch.save_file(hub, paths[WEIGHTS_NAME], metadata={"format": "pt"})
+        for name, text in texts.items():
+            paths[name].write_text(text, "utf-8")
     return notes
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _is_own(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a folder is an export, with the weights that it was made with."""
+    ours = config.get(TRAINER_KEY)
+    if config.get("model_type") != HUB_TYPE or not isinstance(ours, dict):
+        return False
+    weights = folder / WEIGHTS_NAME
+    if not weights.exists():
+        return True
+    try:
+        with safetensors.safe_open(weights, "pt") as file:
+            last = file.get_tensor("classifier.dense.weight")
+    except (OSError, safetensors.SafetensorError):  # half of a copy, say
+        return True
+    return fingerprint({"head.1.weight": (last,)}) == ours.get("head")
 
 
 def limits(model: Maest) -> list[str]:
@@ -166,6 +217,13 @@ def _epsilon_difference(model: Maest) -> float:
     return float(difference.abs().max())
 
 
+def _descent(trained_on: Mapping[str, Any]) -> list[str]:
+    """What the weights were trained from, with its licences, as lines of the card."""
+    parents = trained_on.get("parents") or []
+    lines = [f"- {row.get('name')}: {row.get('licence') or 'not stated'}" for row in parents]
+    return ["Trained from the weights of, the nearest first:", "", *lines, ""] if lines else []
+
+
 def model_card(
     name: str,
     model: Maest,
@@ -178,7 +236,7 @@ def model_card(
     """The README.md of the folder: what the model is, how it is used, data, metrics, licence."""
     trained_on = dict(trained_on or {})
     figures = {k: v for k, v in trained_on.items() if k.startswith(("val_", "test_"))}
-    facts = {k: v for k, v in trained_on.items() if k not in figures and k != "licence"}
+    facts = {k: v for k, v in trained_on.items() if k not in (*figures, "licence", "parents")}
     lines = [
         "---",
         f"license: {licence.lower() if licence else 'unknown'}",
@@ -236,6 +294,7 @@ def model_card(
         "",
         licence or "Not stated. Whoever passes these weights on should say it here.",
         "",
+        *_descent(trained_on),
         "## What this format does not carry",
         "",
         *([f"- {note}" for note in notes] or ["Nothing: outputs are those of the network."]),
