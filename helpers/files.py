@@ -7,7 +7,6 @@ import json
 import math
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 import time
@@ -78,47 +77,6 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder, and rename it to ``folder`` if the block succeeds.
-
-    An older folder of that name is replaced, in two renames: a kill between them leaves it aside,
-    in a ``.tmp-`` folder.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
-    temporary.mkdir()
-    mode = stat.S_IMODE(temporary.stat().st_mode)
-    try:
-        yield temporary
-        # Some writers make private files; these are as readable as any other of the user's.
-        for path in temporary.rglob("*"):
-            path.chmod(mode if path.is_dir() else mode & 0o666)
-        _move_into_place(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _move_into_place(new: Path, folder: Path) -> None:
-    """Rename ``new`` to ``folder``; an older folder there is kept if that fails."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
-    older = aside / folder.name
-    try:
-        os.replace(folder, older)
-        try:
-            os.replace(new, folder)
-        except BaseException:
-            os.rename(older, folder)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(folder: str | Path, suffixes: Collection[str]) -> None:
