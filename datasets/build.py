@@ -6,14 +6,19 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from datasets.groundtruth import write_groundtruth, write_labels
+from datasets.groundtruth import (
+    read_groundtruth,
+    read_labels,
+    write_groundtruth,
+    write_labels,
+)
 from datasets.melspectrograms import MelFile, mel_path
 from datasets.splitting import SPLITS, missing_labels, split_by_group
 from datasets.tables import Table, some
@@ -133,7 +138,10 @@ def build(
     splits = {
         split: [k for k, s in zip(keys, sides, strict=True) if s == split] for split in SPLITS
     }
-    _write(Path(out_dir), splits, dict(zip(keys, targets, strict=True)), names, task)
+    target = dict(zip(keys, targets, strict=True))
+    write_splits(
+        out_dir, {s: {key: target[key] for key in own} for s, own in splits.items()}, names, task
+    )
     per_split = [targets[np.array(sides) == split] for split in SPLITS]
     positives = means = None
     if task == "regression":
@@ -207,18 +215,28 @@ def _check(
     return task or fitting
 
 
-def _write(
-    out_dir: Path,
-    splits: dict[str, list[str]],
-    targets: dict[str, np.ndarray],
-    names: list[str],
-    task: str,
+def write_splits(
+    out_dir: str | Path,
+    splits: Mapping[str, Mapping[str, np.ndarray]],
+    names: Sequence[str],
+    task: str = "multi-label",
 ) -> None:
+    """Write ``groundtruth-SPLIT.pk`` of each split and of "all", and ``labels.json``.
+
+    Files that say the same already are left as they are.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    everything = {key: target for rows in splits.values() for key, target in rows.items()}
     try:
-        for split, keys in {**splits, "all": list(targets)}.items():
-            own = {key: targets[key] for key in keys}
-            write_groundtruth(out_dir / f"groundtruth-{split}.pk", own, task)
-        write_labels(out_dir / "labels.json", names)
+        for split, rows in {**splits, "all": everything}.items():
+            path = Path(out_dir) / f"groundtruth-{split}.pk"
+            if not _says(path, rows, task):
+                write_groundtruth(path, rows, task)
+        path = Path(out_dir) / "labels.json"
+        if not _lists(path, names):
+            write_labels(path, names)
     except OSError as error:
         raise InputError(
             f"cannot be written to ({error.strerror or error})",
@@ -227,6 +245,22 @@ def _write(
             setting="--out-dir",
             hint="Give another folder, or make room.",
         ) from None
+
+
+def _says(path: Path, rows: Mapping[str, np.ndarray], task: str) -> bool:
+    """Whether a ground truth has these keys and targets, in this order."""
+    try:
+        there = read_groundtruth(path, task=task)
+    except InputError:
+        return False
+    return there.keys == list(rows) and np.array_equal(there.targets, np.stack(list(rows.values())))
+
+
+def _lists(path: Path, names: Sequence[str]) -> bool:
+    try:
+        return read_labels(path) == list(names)
+    except InputError:
+        return False
 
 
 def _join_duplicates(

@@ -15,14 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.build import write_splits
 from datasets.collection import mel_key
-from datasets.groundtruth import (
-    check_key,
-    read_groundtruth,
-    read_labels,
-    write_groundtruth,
-    write_labels,
-)
+from datasets.groundtruth import check_key
 from datasets.melspectrograms import mel_path
 from datasets.preprocess import Report, Terminated, preprocess
 from datasets.splitting import SPLITS
@@ -136,13 +131,7 @@ def write_task(task: Task, out_dir: Path, melspec_dir: Path) -> list[str]:
             path=melspec_dir,
             hint="Make them first: the step melspectrograms.",
         )
-    everything = {key: target for rows in splits.values() for key, target in rows.items()}
-    for split, rows in {**splits, "all": everything}.items():
-        path = out_dir / f"groundtruth-{split}.pk"
-        if not _says(path, rows):
-            write_groundtruth(path, rows)
-    if not _names(out_dir / "labels.json", task.labels):
-        write_labels(out_dir / "labels.json", task.labels)
+    write_splits(out_dir, splits, task.labels)
     lines = _describe(task, splits, out_dir)
     if none_yet:
         lines.append(
@@ -150,24 +139,6 @@ def write_task(task: Task, out_dir: Path, melspec_dir: Path) -> list[str]:
             "the step groundtruth again when there are: it leaves out tracks that cannot be read"
         )
     return [*lines, *_warnings(task, splits, [] if none_yet else missing, melspec_dir)]
-
-
-def _says(path: Path, rows: Mapping[str, np.ndarray]) -> bool:
-    """Whether a ground truth has these keys and targets, in this order."""
-    if not path.is_file():
-        return False
-    try:
-        there = read_groundtruth(path)
-    except InputError:
-        return False
-    return there.keys == list(rows) and np.array_equal(there.targets, np.stack(list(rows.values())))
-
-
-def _names(path: Path, labels: Sequence[str]) -> bool:
-    try:
-        return path.is_file() and read_labels(path) == list(labels)
-    except InputError:
-        return False
 
 
 def _describe(task: Task, splits: Mapping[str, Mapping], out_dir: Path) -> list[str]:
