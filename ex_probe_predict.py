@@ -221,6 +221,8 @@ def predict_with_probe(run, config: dict[str, Any]) -> dict[str, Any]:
                 hint=f"Give it, such as {example}.",
             )
     probe = read_probe(str(config["probe_dir"]))
+    for warning in probe.about.get("warnings", ()):
+        log.warning("%s: %s", probe.folder, warning)
     out_dir = Path(str(config["predict"]["out_dir"] or folder / "embeddings")).expanduser()
     own = extraction_config(probe, config, out_dir)
     made = probe.about["extraction"]

@@ -173,7 +173,9 @@ def summarise(
         results["confusion"] = _confusion(targets, bank.outputs).tolist()
     if features.blocks is not None:
         results["mix"] = {"blocks": features.blocks, "weights": mix_weights(bank)}
-    results["warnings"] = _warnings(results, config["probe"]["warmup_epochs"])
+    results["warnings"] = few_tracks(results["tracks"]) + _still_warming_up(
+        results["best_epochs"], config["probe"]["warmup_epochs"]
+    )
     if results["warnings"]:
         results["ridge"] = _ridge(task, features)
     return results | {
@@ -188,22 +190,26 @@ def summarise(
     }
 
 
-def _warnings(results: dict[str, Any], warmup_epochs: float) -> list[str]:
-    """What makes the figures doubtful, a sentence each."""
-    found = []
-    for split, name, why in (
-        ("val", "validation", "chance may have chosen the best epoch"),
-        ("test", "test", "the figures are uncertain"),
-    ):
-        if (tracks := results["tracks"][split]) < FEW_TRACKS:
-            found.append(f"The {name} split has {tracks} tracks, which is too few: {why}.")
-    early = [str(epoch) for epoch in results["best_epochs"] if epoch <= warmup_epochs]
-    if early:
-        found.append(
-            f"Best epoch {', '.join(early)} is within the warm-up of {warmup_epochs:g} epochs: the "
-            "probe has learned next to nothing."
+def few_tracks(tracks: dict[str, int]) -> list[str]:
+    """A warning for each split that is too small to tell anything by."""
+    return [
+        f"The {name} split has {tracks[split]} tracks, which is too few: {why}."
+        for split, name, why in (
+            ("val", "validation", "chance may have chosen what is best on it"),
+            ("test", "test", "the figures are uncertain"),
         )
-    return found
+        if tracks[split] < FEW_TRACKS
+    ]
+
+
+def _still_warming_up(best_epochs: Sequence[int], warmup_epochs: float) -> list[str]:
+    early = [str(epoch) for epoch in best_epochs if epoch <= warmup_epochs]
+    if not early:
+        return []
+    return [
+        f"Best epoch {', '.join(early)} is within the warm-up of {warmup_epochs:g} epochs: the "
+        "probe has learned next to nothing."
+    ]
 
 
 def _ridge(task: Downstream, features: Features) -> dict[str, float]:
@@ -307,6 +313,7 @@ def write_probe(
             "extraction": results["extraction"],
             "made_by": results["made_by"],
             "trained_on": results["groundtruths"]["train"],
+            "warnings": results["warnings"],
         },
     )
 

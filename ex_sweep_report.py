@@ -18,7 +18,7 @@ from tqdm import tqdm
 from datasets.embeddings import block_name
 from ex_common import Interrupted, same_command
 from ex_probe import MIX, PACKAGES, digests, load_embeddings, read_task
-from ex_probe_report import SWEEP, show
+from ex_probe_report import SWEEP, few_tracks, show
 from ex_sweep import Cell, Work, cells_of, choices_of, processes_for, sweep_folders
 from helpers import metrics, plots
 from helpers.checkpoints import Stopped
@@ -309,6 +309,7 @@ def summary(results: dict[str, Any], pictures: Sequence[Path], folder: Path) -> 
     lines = [
         "# Sweep over blocks and tokens",
         "",
+        *(f"**Warning.** {warning}\n" for warning in few_tracks(tracks)),
         f"Best on the validation split: **{best['name']}**, test "
         + ", ".join(f"{n} {show(best[m])}" for m, n in zip(shown, names, strict=True))
         + ".",

@@ -42,6 +42,7 @@ _LEVEL = re.compile(r"(\d+(?:\.\d+)?)sec")
 _SAME = (
     "model",
     "input",
+    "max_seconds",
     "patch_seconds",
     "hop_seconds",
     "tail",

@@ -176,5 +176,5 @@ def test_no_label_to_score_is_nan():
 def test_outputs_that_are_not_finite_are_refused(task):
     targets, outputs = the_split(task)
     outputs[1, 7, 2] = np.nan
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="NaN"):
         resampled_figures(task, targets, outputs, 2, 0)

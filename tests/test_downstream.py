@@ -370,21 +370,28 @@ def test_a_linear_probe_stands_beside_one_of_few_tracks(probed):
 
 
 @pytest.mark.parametrize(
-    ("val", "test", "best", "warmup", "words"),
+    ("val", "test", "words"),
     [
-        (30, 30, 11, 10, []),
-        (29, 30, 11, 10, ["validation"]),
-        (30, 29, 11, 10, ["test"]),
-        (30, 30, 10, 10, ["warm-up"]),
-        (30, 30, 1, 0, []),
-        (3, 4, 1, 10, ["validation", "test", "warm-up"]),
+        (30, 30, []),
+        (29, 30, ["validation"]),
+        (30, 29, ["test"]),
+        (3, 4, ["validation", "test"]),
     ],
 )
-def test_what_makes_figures_doubtful(val, test, best, warmup, words):
-    tracks = {"train": 60, "val": val, "test": test}
-    found = ex_probe_report._warnings({"tracks": tracks, "best_epochs": [20, best]}, warmup)
+def test_splits_that_are_too_small(val, test, words):
+    found = ex_probe_report.few_tracks({"train": 60, "val": val, "test": test})
     assert len(found) == len(words)
     assert all(word in warning for word, warning in zip(words, found, strict=True))
+
+
+def test_a_best_epoch_within_the_warm_up(made):
+    """A probe that has hardly begun to learn: that stays with it."""
+    line = made.line("data.block=7 seeds=1").replace("warmup_epochs=0", "warmup_epochs=4")
+    good("ex_tl.py", f"with {line}", made.root)
+    folder = newest(made.root)
+    warnings = read_json(folder / "results.json")["warnings"]
+    assert any("warm-up" in warning for warning in warnings)
+    assert read_json(folder / "probe" / "probe.json")["warnings"] == warnings
 
 
 def test_labels_have_their_positives_beside_them(made, monkeypatch):

@@ -461,7 +461,7 @@ def test_a_mix_alone_normalises_its_blocks():
     even = centred / (centred.pow(2).mean(dim=2, keepdim=True) + 1e-5).sqrt()
     expected = probe.net(shares[0] * even[:, 0] + shares[1] * even[:, 1])
     torch.testing.assert_close(probe(x), expected)
-    with pytest.raises(ValueError, match="2 sets of features, to be mixed"):
+    with pytest.raises(ValueError, match="2 sets"):
         ProbeBank(WIDTH, 3, OPTIONS, n_sets=2, n_blocks=2)
 
 

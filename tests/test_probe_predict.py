@@ -18,6 +18,7 @@ from music import save_small_model, write_music
 from safetensors.numpy import load_file, save_file
 
 import config
+from datasets.embeddings import find_folders, read_tokens
 from datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
 from datasets.preprocess import main as preprocess
 from ex_probe_predict import FinishedProbe, extraction_config
@@ -400,3 +401,23 @@ def test_the_average_is_taken_where_it_was(kept, typed):
 )
 def test_as_much_of_each_track_is_heard(extraction, made_by, seconds):
     assert asked(extraction, **made_by)["inference"]["max_seconds"] == seconds
+
+
+def test_patches_that_were_kept_give_the_pooled_embedding(home):
+    """Of tracks whose last patch is shorter than the others, too."""
+    made = {}
+    for pool in ("none", "mean"):
+        good(
+            "ex_maest.py",
+            f"extract_embeddings with maest.checkpoint={home.model} inference.audio=old "
+            f"inference.transformer_block={BLOCK} inference.out_dir=pool/{pool} "
+            f"datamodule.clip_length=1 inference.patch_hop=0.8 inference.pool={pool}",
+            home.folder,
+        )
+        (folder,) = find_folders(home.folder / "pool" / pool)
+        paths = list(folder.folder.rglob("*.npy"))
+        assert {np.load(path).ndim for path in paths} == {3 if pool == "none" else 2}
+        made[pool] = {path.relative_to(folder.folder): read_tokens(path) for path in paths}
+    assert len(made["none"]) == 16
+    for name, expected in made["mean"].items():
+        np.testing.assert_allclose(made["none"][name], expected, rtol=1e-5, atol=1e-6)

@@ -152,6 +152,7 @@ def test_pictures_and_summary(swept):
     assert f"All {len(results['cells'])} choices" in text
     assert f"{results['baseline'][main]:.4f}" in text
     assert "60 / 20 / 30 tracks" in text
+    assert text.count("**Warning.**") == 1  # of the validation split
     rows = [line for line in text.splitlines() if line.startswith(("| block", "| mix"))]
     assert len(rows) == len(results["cells"])
     ranked = [float(row.split("|")[2].split("±")[0]) for row in rows]
