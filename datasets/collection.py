@@ -11,11 +11,7 @@ from pathlib import Path
 from helpers.audio import AUDIO_SUFFIXES
 from helpers.errors import InputError
 
-_SHOWN = 5  # of a list of files in an error
-
-
-class PreprocessError(InputError):
-    """A collection or a store that cannot be worked on."""
+_SHOWN = 5  # suffixes that a message names
 
 
 def mel_key(path: str) -> str:
@@ -104,11 +100,15 @@ def describe_left_out(suffixes: Counter[str]) -> str:
     return f"{suffixes.total()} {files} left out: {some}{more}; "
 
 
-def no_audio(audio_dir: Path, others: Counter[str]) -> str:
-    """What to say of a folder without audio, and with ``others`` (`find_audio`)."""
-    return (
-        f"{audio_dir}: no audio in it. {describe_left_out(others)}Looked for files that end in "
-        f"{' '.join(sorted(AUDIO_SUFFIXES))}, in all folders below"
+def no_audio(audio_dir: Path, others: Counter[str], setting: str | None = None) -> InputError:
+    """The error for a folder without audio, and with ``others`` (`find_audio`)."""
+    return InputError(
+        f"no audio in it. {describe_left_out(others)}Looked for files that end in "
+        f"{' '.join(sorted(AUDIO_SUFFIXES))}, in all folders below",
+        kind="empty",
+        hint="Give the folder that holds the music.",
+        path=audio_dir,
+        setting=setting,
     )
 
 
@@ -116,28 +116,3 @@ def split_shard(text: str) -> tuple[int, int] | None:
     """``3/100`` → (3, 100), the third of a hundred parts; None of another text."""
     found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     return (int(found[1]), int(found[2])) if found else None
-
-
-def refuse_collisions(names: list[str], audio_dir: Path, fold: bool = False) -> None:
-    """Raise PreprocessError if two audio files would have one log-mel file.
-
-    Args:
-        names: the files.
-        audio_dir: their folder, for the message.
-        fold: whether names that differ in upper and lower case only are one too.
-    """
-    first: dict[str, str] = {}
-    pairs = []
-    for name in names:
-        key = mel_key(name).casefold() if fold else mel_key(name)
-        if first.setdefault(key, name) != name:
-            pairs.append(f"{first[key]!r} and {name!r}")
-    if pairs:
-        some = "; ".join(pairs[:_SHOWN]) + (
-            f"; and {len(pairs) - _SHOWN} more pairs" if len(pairs) > _SHOWN else ""
-        )
-        why = " (the store's disk does not tell upper from lower case)" if fold else ""
-        raise PreprocessError(
-            f"{audio_dir}: files that differ in their suffix only would get the same .mmap{why}: "
-            f"{some}. Rename or move one of each; nothing has been made"
-        )

@@ -2,9 +2,11 @@
 
     python datasets/preprocess.py AUDIO_DIR MELSPEC_DIR
 
-``AUDIO_DIR/a/song.mp3`` becomes ``MELSPEC_DIR/a/song.mmap``. A second call makes what is missing,
-and what is older than its audio. A file that cannot be read costs that file only: it is listed in
-``MELSPEC_DIR/failed.csv``, and the exit code is 1.
+``AUDIO_DIR/a/song.mp3`` becomes ``MELSPEC_DIR/a/song.mmap``; beside another song.mp3, song.flac
+becomes ``song.flac.mmap``. A second call makes what is missing, and what was made from audio that
+has been replaced. Files that cannot be read are skipped and listed in ``MELSPEC_DIR/failed.csv``,
+and the exit code is 1. ``warnings.csv`` lists tracks that are silent or very short, and log-mel
+files without audio.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import importlib
 import json
 import math
 import os
+import posixpath
+import re
 import signal
 import stat
 import sys
-from collections import Counter
-from collections.abc import Iterable
-from contextlib import suppress
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,31 +33,17 @@ if not __package__:  # started as a script: import from the repository root, not
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
-from datasets.collection import (
-    PreprocessError,
-    describe_left_out,
-    find_audio,
-    mel_key,
-    no_audio,
-    refuse_collisions,
-    split_shard,
-)
+from datasets.collection import describe_left_out, find_audio, mel_key, no_audio, split_shard
+from datasets.mel_index import RECIPE_FILE, MelIndex, Source
 from datasets.melspectrograms import size_problem, write_mel
-from helpers.audio import AudioError, read_audio
+from helpers.audio import AudioError, read_with_warnings
 from helpers.errors import InputError
-from helpers.failures import read_failures, write_failures
-from helpers.files import (
-    NAMES_FILE_ONLY,
-    TEMPORARY,
-    remove_leftovers,
-    why_not_written,
-    write_json,
-)
+from helpers.failures import read_failures, valid_utf8, write_failures
+from helpers.files import NAMES_FILE_ONLY, TEMPORARY, remove_leftovers, write_error, write_json
 from helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
 from helpers.parallel import BACKENDS, check_backend, one_torch_thread, run_parallel
 
 DEFAULT_SECONDS = 300.0
-RECIPE_FILE = "preprocess.json"
 _VERSION = 1  # raise it when reading or the front end changes what is written
 _SHOWN = 5  # of a list, in the summary
 
@@ -69,6 +59,10 @@ class Report:
         seconds: of audio in the files made now.
         failed_csv: the list of failures, if there are any.
         left_out: suffixes that are not taken for audio → how many files have them.
+        warnings: audio file → why its results may mean nothing; of files whole before, too.
+        orphans: log-mel files without audio, relative to their folder. A shard looks for none.
+        warnings_csv: the list of both, if there are any.
+        notes: what a person should know of the store.
     """
 
     melspec_dir: Path
@@ -78,13 +72,20 @@ class Report:
     seconds: float = 0.0
     failed_csv: Path | None = None
     left_out: Counter[str] = field(default_factory=Counter)
+    warnings: dict[str, str] = field(default_factory=dict)
+    orphans: list[str] = field(default_factory=list)
+    warnings_csv: Path | None = None
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         where = f" (listed with reasons in {self.failed_csv})" if self.failed_csv else ""
-        left_out = describe_left_out(self.left_out)
+        counts = [(len(self.warnings), "with warnings"), (len(self.orphans), "without audio")]
+        listed = ", ".join(f"{count} {what}" for count, what in counts if count)
+        warnings = f"{listed} (listed in {self.warnings_csv}); " if listed else ""
         return (
             f"{self.done} done ({self.seconds / 3600:.2f} h of audio), {self.skipped} skipped, "
-            f"{len(self.failed)} failed{where}; {left_out}{self.melspec_dir}"
+            f"{len(self.failed)} failed{where}; {warnings}{describe_left_out(self.left_out)}"
+            f"{self.melspec_dir}"
         )
 
 
@@ -92,6 +93,7 @@ def preprocess(
     audio_dir: str | Path,
     melspec_dir: str | Path,
     *,
+    subfolder: str | None = None,
     seconds: float | None = DEFAULT_SECONDS,
     files: Iterable[str | Path] | None = None,
     num_workers: int | None = None,
@@ -101,12 +103,13 @@ def preprocess(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Make the log-mel file of each audio file that has none yet, or one older than itself.
+    """Make the log-mel file of each audio file that has none yet, or has been replaced since.
 
     Args:
-        audio_dir: folder of audio, with any folders in it. Hidden files are left out.
-        melspec_dir: where to; made if need be.
-        seconds: at most so much of each track is kept, its centre; None for all of it.
+        audio_dir: folder of audio, with any folders in it.
+        melspec_dir: where to; made if need be. All of it is made from one ``audio_dir``.
+        subfolder: name of a folder in ``melspec_dir`` for the files of another ``audio_dir``.
+        seconds: to keep from the centre of each track; None for all of it.
         files: paths below ``audio_dir``, to do these only; None for all that look like audio.
         num_workers: processes; None for one a core. The files do not depend on it. 1 is this
             process itself, which a file that crashes its decoder ends; others are started again.
@@ -119,106 +122,174 @@ def preprocess(
         what was done. Failures are in it, and in ``failed.csv`` (of a shard ``failed-k-of-n.csv``).
 
     Raises:
-        PreprocessError: no such folder, no audio, two files whose log-mel would have one name, a
-            store made with other settings, or one that cannot be written to.
-        helpers.errors.InputError: as `helpers.parallel.run_parallel`.
+        InputError: no such folder, no audio, a store made from another folder or with other
+            settings, or one that cannot be written to; or as `helpers.parallel.run_parallel`.
     """
-    if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
-        raise PreprocessError(f"--seconds is {seconds}: expected a positive number, or all")
-    if shard is not None and not 1 <= shard[0] <= shard[1]:
-        raise PreprocessError(f"--shard is {shard[0]}/{shard[1]}: expected K/N with K from 1 to N")
+    _check_options(seconds, shard, subfolder)
     check_backend(backend, scheduler, num_workers)
-    audio_dir, melspec_dir = Path(audio_dir).resolve(), Path(melspec_dir).resolve()
+    audio_dir, store = Path(audio_dir).resolve(), Path(melspec_dir).resolve()
     if not audio_dir.is_dir():
-        kind = "is a file, not a folder" if audio_dir.exists() else "no such folder"
-        raise PreprocessError(f"{audio_dir}: {kind}. Expected a folder of audio files")
-
+        raise InputError(
+            "is a file, not a folder" if audio_dir.exists() else "no such folder",
+            kind="missing",
+            path=audio_dir,
+            hint="Give a folder of audio files as AUDIO_DIR.",
+        )
     failed: dict[str, str] = {}
     left_out: Counter[str] = Counter()
     if files is None:
-        names = find_audio(audio_dir, melspec_dir, failed, left_out)
+        names = find_audio(audio_dir, store, failed, left_out)
     else:
         names = sorted({Path(file).as_posix() for file in files}, key=os.fsencode)
     if not names and not failed:
-        raise PreprocessError(no_audio(audio_dir, left_out))
-    refuse_collisions(names, audio_dir)
-    _open_store(melspec_dir, names, seconds, alone=shard is None)
-    if shard is None:
-        remove_leftovers(melspec_dir, {".mmap"})
-    else:
+        raise no_audio(audio_dir, left_out)
+    unread = tuple("" if folder == "." else folder for folder in failed)
+    whole = shard is None
+    part = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
+    if subfolder is not None:
+        _check_subfolder(store, subfolder, seconds)
+        store /= subfolder
+    notes = _open_store(store, names, seconds, audio_dir, whole=whole, every=files is None)
+    index = MelIndex(store, part)
+    keys = {name: mel_key(name) for name in names} | index.full_keys(names, audio_dir)
+    failed |= _clashes(keys, store, audio_dir, index)
+    names = [name for name in names if name not in failed]
+    orphans = []
+    if whole and files is None:
+        remove_leftovers(store, {".mmap"})
+        orphans = sorted(set(_mel_files(store)) - set(keys.values()))
+        orphans = [key for key in orphans if not key.startswith(unread)]
+    if shard is not None:
         names = names[shard[0] - 1 :: shard[1]]
 
-    todo = [
-        name
-        for name in names
-        if overwrite or not _is_made(audio_dir / name, melspec_dir / mel_key(name))
-    ]
-    csv_name = "failed.csv" if shard is None else f"failed-{shard[0]}-of-{shard[1]}.csv"
+    failed_csv, warnings_csv = store / f"failed{part}.csv", store / f"warnings{part}.csv"
     done, heard = set(), 0.0
-    if todo:
-        importlib.import_module("helpers.melspectrogram")  # once, before worker processes fork
-    results = run_parallel(
-        _make,
-        todo,
-        (str(audio_dir), str(melspec_dir), seconds),
-        num_workers=num_workers,
-        backend=backend,
-        scheduler=scheduler,
-        failed=_lost,
-        progress=progress,
-        title="preprocess",
-        unit="file",
-    )
     try:
-        for name, length in results:
-            if isinstance(length, str):
-                failed[name] = length
-            else:
-                done.add(name)
-                heard += length
+        todo = [
+            (name, keys[name])
+            for name in names
+            if overwrite or not _is_made(name, keys[name], audio_dir, store, index)
+        ]
+        if todo:
+            importlib.import_module("helpers.melspectrogram")  # once, before worker processes fork
+        results = run_parallel(
+            _make,
+            todo,
+            (str(audio_dir), str(store), seconds),
+            num_workers=num_workers,
+            backend=backend,
+            scheduler=scheduler,
+            failed=_lost,
+            progress=progress,
+            title="preprocess",
+            unit="file",
+        )
+        with closing(results):
+            for name, made in results:
+                if isinstance(made, str):
+                    failed[name] = made
+                else:
+                    done.add(name)
+                    heard += made.seconds
+                    index.add(name, made.source)
     except BaseException:  # after Ctrl-C too: what is known is written
-        results.close()
         with suppress(OSError):  # on a full disk, the first error is the one to tell
-            older = _read_failures(melspec_dir / csv_name)
+            older = read_failures(failed_csv, column="path")
             not_done = {name: reason for name, reason in older.items() if name not in done}
-            _write_failures(melspec_dir / csv_name, not_done | failed)
+            write_failures(failed_csv, not_done | failed, column="path")
         raise
+    finally:
+        index.close()
+    warnings = {
+        name: ", ".join(index.sources[name].warnings)
+        for name in names
+        if name in index.sources and index.sources[name].warnings
+    }
+    listed = warnings | dict.fromkeys(orphans, "no audio file has this name (any more)")
     try:
-        failed_csv = _write_failures(melspec_dir / csv_name, failed)
+        has_failures = write_failures(failed_csv, failed, column="path")
+        has_warnings = write_failures(warnings_csv, listed, column="path")
+        if whole:  # this run went over what the shards had left
+            for name in ("failed", "warnings"):
+                for older in store.glob(f"{name}-*-of-*.csv"):
+                    older.unlink(missing_ok=True)
     except OSError as error:
-        text = why_not_written(melspec_dir / csv_name, error, "MELSPEC_DIR")
-        raise PreprocessError(text) from None
-    if shard is None:  # this run went over what the shards had left
-        for older in melspec_dir.glob("failed-*-of-*.csv"):
-            older.unlink(missing_ok=True)
-    skipped = len(names) - len(todo)
-    return Report(melspec_dir, len(done), skipped, failed, heard, failed_csv, left_out)
+        raise write_error(failed_csv, error, "MELSPEC_DIR") from None
+    return Report(
+        store,
+        len(done),
+        len(names) - len(todo),
+        failed,
+        heard,
+        has_failures,
+        left_out,
+        warnings,
+        orphans,
+        has_warnings,
+        notes,
+    )
+
+
+def _check_options(
+    seconds: float | None, shard: tuple[int, int] | None, subfolder: str | None
+) -> None:
+    if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
+        raise InputError(
+            f"is {seconds}", setting="--seconds", hint="Give a positive number of seconds, or all."
+        )
+    if shard is not None and not 1 <= shard[0] <= shard[1]:
+        raise InputError(
+            f"is {shard[0]}/{shard[1]}",
+            setting="--shard",
+            hint="Give K/N with K from 1 to N, such as 3/100.",
+        )
+    if subfolder is not None and not re.fullmatch(r"[^./\\\0][^/\\\0]*", subfolder):
+        raise InputError(
+            f"is {subfolder!r}",
+            setting="--subfolder",
+            hint="Give the name of one folder, without slashes and a leading dot.",
+        )
 
 
 # ---- one file, in a worker process ---------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What was read, and the seconds of audio in the log-mel file."""
+
+    source: Source
+    seconds: float
+
+
 def _make(
-    name: str, audio_dir: str, melspec_dir: str, seconds: float | None
-) -> tuple[str, float | str]:
-    """Make a log-mel file; the seconds of audio in it, or the reason why there is none."""
+    item: tuple[str, str], audio_dir: str, melspec_dir: str, seconds: float | None
+) -> tuple[str, _Made | str]:
+    """Make the log-mel file of (audio, key): what was made, or why it was not."""
+    name, key = item
     with one_torch_thread():
-        target = Path(melspec_dir) / mel_key(name)
-        return name, _make_file(Path(audio_dir) / name, target, seconds)
+        return name, _make_file(Path(audio_dir, name), Path(melspec_dir), key, seconds)
 
 
-def _lost(name: str, reason: str) -> tuple[str, str]:
-    return name, reason
+def _lost(item: tuple[str, str], reason: str) -> tuple[str, str]:
+    return item[0], reason
 
 
-def _make_file(audio: Path, target: Path, seconds: float | None) -> float | str:
+def _make_file(audio: Path, store: Path, key: str, seconds: float | None) -> _Made | str:
     from helpers.melspectrogram import log_mel  # imports torch, which takes seconds
 
+    target = store / key
+    size = mtime = -1
+    with suppress(OSError):
+        status = audio.stat()  # before it is read, in case that it is replaced meanwhile
+        size, mtime = status.st_size, status.st_mtime_ns
     try:
-        waveform = read_audio(audio, seconds)
+        waveform, warnings = read_with_warnings(audio, seconds)
         mel = log_mel(waveform)
     except AudioError as error:
-        return f"{error}{'; its log-mel file from before is kept' if target.exists() else ''}"
+        return (
+            f"{error.reason}{'; its log-mel file from before is kept' if target.exists() else ''}"
+        )
     except Exception as error:  # whatever a damaged file leads to, the others are made
         return f"{type(error).__name__}: {error}"[:300]
     try:
@@ -228,8 +299,8 @@ def _make_file(audio: Path, target: Path, seconds: float | None) -> float | str:
     except OSError as error:
         if error.errno in NAMES_FILE_ONLY:
             return f"its log-mel file cannot be written: {error.strerror}"
-        raise PreprocessError(why_not_written(target, error, "MELSPEC_DIR")) from None
-    return len(waveform) / SAMPLE_RATE
+        raise write_error(target, error, "MELSPEC_DIR") from None
+    return _Made(Source(key, size, mtime, tuple(warnings)), len(waveform) / SAMPLE_RATE)
 
 
 # ---- the store -----------------------------------------------------------------------------------
@@ -255,86 +326,225 @@ def kept_seconds(melspec_dir: Path) -> float | None:
     return float(seconds) if isinstance(seconds, int | float) else None
 
 
-def _open_store(melspec_dir: Path, names: list[str], seconds: float | None, alone: bool) -> None:
-    """Make the folder and its recipe, or check that what is there was made with the same.
+def _made_from(audio_dir: Path, store: Path) -> list[str]:
+    """The folder of audio: its path, and that from the store, as both may be moved together."""
+    return [valid_utf8(str(audio_dir)), valid_utf8(os.path.relpath(audio_dir, store))]
 
-    A recipe without any log-mel file is replaced, but not where others (``alone`` is False) may be
-    at work with it.
+
+def _sources(known: dict[str, Any]) -> list[str]:
+    """The same, of a store's recipe; a person may have put in one path. Empty: it does not say."""
+    source = known.get("source", [])
+    return [source] if isinstance(source, str) else list(source)
+
+
+def _check_subfolder(store: Path, name: str, seconds: float | None) -> None:
+    """Raise InputError if the store has other settings, or files of its own in that folder."""
+    recipe = None
+    with suppress(OSError):
+        recipe = _read_recipe(store / RECIPE_FILE)
+    if recipe is not None:
+        _refuse_other_settings(store / RECIPE_FILE, recipe, _recipe(seconds))
+    folder = store / name
+    if not (folder / RECIPE_FILE).exists() and any(_mel_files(folder)):
+        raise InputError(
+            "holds log-mel files of the folder around it",
+            kind="exists",
+            path=folder,
+            setting="--subfolder",
+            hint="Give another name.",
+        )
+
+
+def _open_store(
+    store: Path,
+    names: list[str],
+    seconds: float | None,
+    audio_dir: Path,
+    *,
+    whole: bool,
+    every: bool,
+) -> list[str]:
+    """Make the folder and its recipe, or check that its files were made with the same.
+
+    A recipe without any log-mel file is replaced, but not where other shards may be at work with
+    it. One without a source, of a version that wrote none, gets this one.
+
+    Args:
+        store: the folder.
+        names: the audio files.
+        seconds: to keep of each.
+        audio_dir: their folder.
+        whole: whether this run is no shard.
+        every: whether the names are all files of the folder.
+
+    Returns:
+        what a person should know of it.
 
     Raises:
-        PreprocessError: it was made with another, or the folder cannot be made.
+        InputError: it was made with another, or the folder cannot be made.
     """
-    recipe, path = _recipe(seconds), melspec_dir / RECIPE_FILE
+    recipe, path = _recipe(seconds), store / RECIPE_FILE
+    source = _made_from(audio_dir, store)
     try:
-        melspec_dir.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(melspec_dir.iterdir()):
-            keys = (mel_key(name) for name in names)
-            there = next((key for key in keys if (melspec_dir / key).exists()), None)
+        store.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and any(store.iterdir()):
+            present = _first_made(store, names)
             # Another shard writes the recipe before its first file: it may be there by now.
-            if there and not path.exists():
-                raise PreprocessError(
-                    f"{melspec_dir}: holds {there!r} already, and no {RECIPE_FILE} that says how "
-                    "it was made. Give an empty MELSPEC_DIR"
+            if present and not path.exists():
+                raise InputError(
+                    f"holds {present!r} already, and no {RECIPE_FILE} that says how it was made",
+                    kind="exists",
+                    path=store,
+                    hint="Give an empty MELSPEC_DIR.",
                 )
         if not path.exists():
-            write_json(path, recipe)
-        found = _read_recipe(path)
-        if found != recipe and alone and not any(_mel_files(melspec_dir)):
-            write_json(path, recipe)
-            found = recipe
+            write_json(path, recipe | {"source": source})
+        known = _read_recipe(path)
+        sources = _sources(known or {})
+        other = bool(sources) and not set(sources) & set(source)
+        if (
+            (known is None or known != known | recipe or other)
+            and whole
+            and not any(_mel_files(store))
+        ):
+            write_json(path, recipe | {"source": source})
+            return []
+        if known is None:
+            raise InputError(
+                "is damaged: expected the settings that the log-mel files were made with, as JSON",
+                kind="corrupt",
+                path=path,
+                hint="Give an empty MELSPEC_DIR.",
+            )
+        _refuse_other_settings(path, known, recipe)
+        if sources and not other:
+            return []
+        if other or (every and not _first_made(store, names) and any(_mel_files(store))):
+            raise InputError(
+                f"its log-mel files were made from {sources[0] if other else 'other audio'}, not "
+                f"from {audio_dir}",
+                kind="conflict",
+                path=store,
+                hint="Give --subfolder NAME, a folder of its own for this audio, or another "
+                f"MELSPEC_DIR. Is it the same music in another place? Then write {audio_dir} under "
+                f'"source" in {path}.',
+            )
+        write_json(path, recipe | {"source": source})
     except OSError as error:
-        raise PreprocessError(
-            f"{melspec_dir}: cannot be written to ({error.strerror or error}). "
-            "Give another MELSPEC_DIR"
+        raise InputError(
+            f"cannot be written to ({error.strerror or error})",
+            kind="access",
+            path=store,
+            hint="Give another MELSPEC_DIR.",
         ) from None
-    if found is None:
-        raise PreprocessError(
-            f"{path}: expected the settings that the files there were made with, as JSON. "
-            "Give an empty MELSPEC_DIR"
-        )
-    if found != recipe:
-        differ = [name for name in recipe if found.get(name) != recipe[name]]
+    return [
+        f"{store}: made by an earlier version, which did not keep from what. Its files are taken "
+        f"to be made from {audio_dir}"
+    ]
+
+
+def _first_made(store: Path, names: list[str]) -> str | None:
+    return next((key for key in map(mel_key, names) if (store / key).exists()), None)
+
+
+def _refuse_other_settings(path: Path, known: dict[str, Any], recipe: dict[str, Any]) -> None:
+    differ = [name for name in recipe if known.get(name) != recipe[name]]
+    if differ:
         was, wanted = (
             ", ".join(f"{name} {settings.get(name)}" for name in differ)
-            for settings in (found, recipe)
+            for settings in (known, recipe)
         )
-        raise PreprocessError(
-            f"{path}: the files there were made with {was}; this run is for {wanted}. The two "
-            "must not mix: give another MELSPEC_DIR, or delete this one, or use the same settings"
+        raise InputError(
+            f"the log-mel files were made with {was}; this run is for {wanted}",
+            kind="mismatch",
+            path=path,
+            hint="Give another MELSPEC_DIR, or the same settings.",
         )
-    if path.with_name(RECIPE_FILE.upper()).exists():
-        refuse_collisions(names, melspec_dir, fold=True)
 
 
-def _mel_files(melspec_dir: Path) -> Iterable[Path]:
-    return (path for path in melspec_dir.rglob("*.mmap") if not path.name.startswith(TEMPORARY))
+def _mel_files(store: Path) -> Iterator[str]:
+    """Log-mel files as paths relative to the store, without those of stores within it."""
+    for place, folders, names in os.walk(store):
+        folder = Path(place).relative_to(store)
+        folders[:] = [name for name in folders if not (Path(place, name) / RECIPE_FILE).exists()]
+        for name in names:
+            if name.endswith(".mmap") and not name.startswith(TEMPORARY):
+                yield (folder / name).as_posix()
 
 
 def _read_recipe(path: Path) -> dict[str, Any] | None:
-    """The settings there; None if it is no file of settings."""
+    """The settings of a store; None if it is no file of settings."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        recipe = json.loads(path.read_text("utf-8"))
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return recipe if isinstance(recipe, dict) else None
 
 
-def _is_made(audio: Path, target: Path) -> bool:
-    """Whether a log-mel file is whole, and not older than its audio."""
+def _clashes(keys: dict[str, str], store: Path, audio_dir: Path, index: MelIndex) -> dict[str, str]:
+    """Audio files that can have no log-mel file of their own → the reason."""
+    failed = {}
+    same_case = (store / RECIPE_FILE.upper()).exists()
+    form = str.casefold if same_case else str
+    alike = Counter(map(form, keys.values()))
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, key in keys.items():
+        if alike[form(key)] > 1:
+            groups[form(key)].append(name)
+    why = " (the store's disk does not tell upper from lower case)" if same_case else ""
+    for group in groups.values():
+        kept = next((name for name in group if index.key(name) == keys[name]), group[0])
+        failed |= {
+            name: f"its log-mel file would be that of {kept!r}{why}: rename one of them"
+            for name in group
+            if name != kept
+        }
+
+    @functools.cache
+    def is_others(folder: str) -> bool:
+        """Whether a folder of the store is a store made from another folder, or in one."""
+        if not folder:
+            return False
+        known = None
+        with suppress(OSError):
+            known = _read_recipe(store / folder / RECIPE_FILE)
+        made_from = _made_from(audio_dir / folder, store / folder)
+        if known and _sources(known) and not set(_sources(known)) & set(made_from):
+            return True
+        return is_others(posixpath.dirname(folder))
+
+    for name in keys:
+        if is_others(posixpath.dirname(name)):
+            failed[name] = (
+                f"{store / posixpath.dirname(name)} is for other music: rename its folder"
+            )
+    return failed
+
+
+def _is_made(name: str, key: str, audio_dir: Path, store: Path, index: MelIndex) -> bool:
+    """Whether a log-mel file is whole, and made from the present audio.
+
+    One that nothing is written down about is, if it is not older than the audio: it was made by an
+    earlier version, or just before a run was killed. From now on it is in the index.
+    """
     try:
-        found = target.stat()
+        mel = (store / key).stat()
     except OSError:
         return False
-    if not stat.S_ISREG(found.st_mode) or size_problem(found):
+    if not stat.S_ISREG(mel.st_mode) or size_problem(mel):
+        return False
+    if key in index.owners and index.key(name) != key:
         return False
     try:
-        return audio.stat().st_mtime_ns <= found.st_mtime_ns
+        audio = (audio_dir / name).stat()
     except OSError:
         return True
-
-
-_read_failures = functools.partial(read_failures, column="path")
-_write_failures = functools.partial(write_failures, column="path")
+    if index.key(name) == key:
+        return index.sources[name].matches(audio)
+    if audio.st_mtime_ns > mel.st_mtime_ns:
+        return False
+    index.add(name, Source(key, audio.st_size, audio.st_mtime_ns))
+    return True
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -379,10 +589,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help="a folder of audio")
     parser.add_argument("melspec_dir", type=Path, metavar="MELSPEC_DIR", help="where to")
     parser.add_argument(
+        "--subfolder",
+        metavar="NAME",
+        help="of MELSPEC_DIR: where the files of a second AUDIO_DIR go",
+    )
+    parser.add_argument(
         "--seconds",
         type=parse_seconds,
         default=DEFAULT_SECONDS,
-        help="keep at most so much of each track, its centre; or all (default: 300)",
+        help="seconds to keep from the centre of each track, or all (default: 300)",
     )
     parser.add_argument("--num-workers", type=int, help="processes (default: one a core)")
     parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0])
@@ -391,7 +606,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--shard", type=parse_shard, metavar="K/N", help="do the K-th of N parts, for job arrays"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="make all files again, those that are whole too"
+        "--overwrite", action="store_true", help="make all files again, including complete ones"
     )
     parser.add_argument("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args(arguments)
@@ -407,8 +622,11 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 143 if isinstance(interrupt, Terminated) else 130
-    for name, reason in sorted(report.failed.items())[:_SHOWN]:
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+    for note in report.notes:
+        print(note, file=sys.stderr)
+    for what, listed in (("failed", report.failed), ("warning", report.warnings)):
+        for name, reason in sorted(listed.items())[:_SHOWN]:
+            print(f"{what}: {name}: {reason}", file=sys.stderr)
     print(report)
     return 1 if report.failed else 0
 

@@ -252,9 +252,7 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
     inside = None if leave_out is None else Path(leave_out).expanduser().resolve()
     names = find_audio(folder, inside, failed, left_out)
     if not names and not failed:
-        raise InputError(
-            no_audio(folder, left_out), kind="empty", hint=_EXPECTED, setting="inference.audio"
-        )
+        raise no_audio(folder, left_out, "inference.audio")
     return Found(AudioTracks(folder, names), failed, left_out)
 
 

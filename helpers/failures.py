@@ -17,7 +17,7 @@ def write_failures(path: str | Path, failed: Mapping[str, str], column: str = "k
     escape.
 
     Args:
-        path: the file. Without failures it is removed.
+        path: the file. Without failures it is removed; where it says the same already, it stays.
         failed: key → reason.
         column: what the first column is called.
 
@@ -31,6 +31,8 @@ def write_failures(path: str | Path, failed: Mapping[str, str], column: str = "k
     if not failed:
         path.unlink(missing_ok=True)
         return None
+    if read_failures(path, column) == failed:
+        return path
     with (
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,

@@ -146,7 +146,7 @@ def test_a_second_run_does_nothing_and_asks_nobody(run, server, audio, tmp_path,
 def test_the_published_numbers_are_no_matter_for_a_warning(run, audio, monkeypatch, capsys):
     monkeypatch.setitem(module.TASKS, "genre", ("genre", (2, 1, 1), 3))
     assert run("--tasks", "genre") == 0
-    assert "warning" not in capsys.readouterr().out
+    assert "warning:" not in capsys.readouterr().out
 
 
 def test_the_published_numbers():

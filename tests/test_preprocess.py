@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,13 @@ from dask_cluster import dask_cluster
 
 from datasets import collection as module_of_collection
 from datasets import preprocess as module
-from datasets.collection import PreprocessError, find_audio, mel_key
+from datasets.collection import find_audio, mel_key
+from datasets.mel_index import store_keys
 from datasets.melspectrograms import open_mel
 from datasets.preprocess import main, parse_seconds, parse_shard, preprocess
 from helpers.audio import read_audio
-from helpers.melspectrogram import MelSpectrogram
+from helpers.errors import InputError
+from helpers.melspectrogram import MelSpectrogram, log_mel
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = str(ROOT / "datasets" / "preprocess.py")
@@ -75,9 +78,22 @@ def mels(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files of a folder."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
 def failures(path: Path) -> dict[str, str]:
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def refused(*arguments, **options) -> InputError:
+    with pytest.raises(InputError) as error:
+        preprocess(*arguments, **QUIET, **options)
+    assert error.value.hint.endswith(".")
+    return error.value
 
 
 def run_script(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
@@ -205,8 +221,9 @@ def test_overwrite_makes_all_again(collection, tmp_path):
 def test_other_settings_do_not_mix(collection, tmp_path):
     preprocess(collection, tmp_path / "mels", **QUIET)
     before = mels(tmp_path / "mels")
-    with pytest.raises(PreprocessError, match=r"seconds 300\.0; this run is for seconds all"):
-        preprocess(collection, tmp_path / "mels", seconds=None, **QUIET)
+    error = refused(collection, tmp_path / "mels", seconds=None)
+    assert (error.kind, error.path) == ("mismatch", tmp_path / "mels" / "preprocess.json")
+    assert "seconds 300.0" in error.message
     assert mels(tmp_path / "mels") == before
 
 
@@ -219,8 +236,8 @@ def test_settings_of_no_file_are_replaced(collection, tmp_path, content):
         preprocess(collection, store, files=["not/there.wav"], seconds=7, **QUIET)
     else:
         (store / "preprocess.json").write_text(content)
-    with pytest.raises(PreprocessError, match="made with"):  # another job may be at work with it
-        preprocess(collection, store, shard=(1, 2), **QUIET)
+    # Another job may be at work with it.
+    assert refused(collection, store, shard=(1, 2)).kind in ("mismatch", "corrupt")
     assert preprocess(collection, store, **QUIET).done == 7
     assert json.loads((store / "preprocess.json").read_text())["seconds"] == 300
 
@@ -245,21 +262,12 @@ def test_a_job_of_an_array_does_not_look_for_every_file(collection, tmp_path, mo
 def test_files_of_unknown_making_are_not_taken_for_ours(collection, tmp_path):
     (tmp_path / "mels" / "a").mkdir(parents=True)
     (tmp_path / "mels" / "a" / "1.mmap").write_bytes(bytes(192))
-    with pytest.raises(PreprocessError, match=r"holds 'a/1\.mmap' already"):
-        preprocess(collection, tmp_path / "mels", **QUIET)
+    error = refused(collection, tmp_path / "mels")
+    assert (error.kind, error.path) == ("exists", tmp_path / "mels")
+    assert "a/1.mmap" in error.message
     (tmp_path / "mels" / "preprocess.json").write_text("[]")
-    with pytest.raises(PreprocessError, match="expected the settings"):
-        preprocess(collection, tmp_path / "mels", **QUIET)
-
-
-def test_two_files_of_one_name_are_refused_before_any_work(collection, tmp_path):
-    write_audio(collection / "a" / "1.flac")
-    write_audio(collection / "a" / "2.mp3")
-    with pytest.raises(PreprocessError) as refused:
-        preprocess(collection, tmp_path / "mels", shard=(1, 9), **QUIET)
-    assert "'a/1.flac' and 'a/1.wav'" in str(refused.value)
-    assert "'a/2.FLAC' and 'a/2.mp3'" in str(refused.value)
-    assert not (tmp_path / "mels").exists()
+    error = refused(collection, tmp_path / "mels")
+    assert (error.kind, error.path) == ("corrupt", tmp_path / "mels" / "preprocess.json")
 
 
 def test_case_counts_where_the_disk_tells_it_apart(collection, tmp_path):
@@ -267,8 +275,239 @@ def test_case_counts_where_the_disk_tells_it_apart(collection, tmp_path):
     assert preprocess(collection, tmp_path / "mels", **QUIET).done == 8
     # A disk that does not: the recipe is found under any case.
     (tmp_path / "mels" / "PREPROCESS.JSON").touch()
-    with pytest.raises(PreprocessError, match="upper from lower case"):
-        preprocess(collection, tmp_path / "mels", **QUIET)
+    report = preprocess(collection, tmp_path / "mels", **QUIET)
+    assert (report.skipped, list(report.failed)) == (7, ["a/1.wav"])
+
+
+# ---- files of one name, other folders, replaced audio --------------------------------------------
+
+
+def matches(mel: Path, audio: Path) -> bool:
+    """Whether a log-mel file is that of an audio file."""
+    expected = log_mel(read_audio(audio)).astype(np.float16)
+    return mel.read_bytes() == expected.tobytes()
+
+
+def test_files_that_differ_in_their_suffix_are_all_made(collection, tmp_path):
+    store = tmp_path / "mels"
+    write_audio(collection / "a" / "1.flac", seed=20)
+    write_audio(collection / "a" / "2.mp3", seed=21)
+    report = preprocess(collection, store, shard=(1, 2), **QUIET)
+    report = preprocess(collection, store, **QUIET)
+    assert (report.failed, report.orphans) == ({}, [])
+    assert sorted(mels(store)) == sorted([*KEYS, "a/1.wav.mmap", "a/2.mp3.mmap"])
+    for key, audio in [
+        ("a/1.mmap", "a/1.flac"),
+        ("a/1.wav.mmap", "a/1.wav"),
+        ("a/2.mmap", "a/2.FLAC"),
+        ("a/2.mp3.mmap", "a/2.mp3"),
+    ]:
+        assert matches(store / key, collection / audio)
+        assert store_keys(store, [audio]) == [key]
+    assert preprocess(collection, store, **QUIET).skipped == 9
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_log_mel_keeps_its_name_when_a_second_format_is_added(collection, tmp_path, indexed):
+    store = tmp_path / "mels"
+    preprocess(collection, store, **QUIET)
+    before = mels(store)
+    write_audio(collection / "a" / "1.flac", seed=20)
+    if not indexed:
+        as_before_the_index(store)
+    for shard in ((1, 2), (2, 2), None):
+        preprocess(collection, store, shard=shard, **QUIET)
+    after = mels(store)
+    assert {key: after[key] for key in before} == before
+    assert after.keys() - before.keys() == {"a/1.flac.mmap"}
+    assert matches(store / "a/1.flac.mmap", collection / "a/1.flac")
+    assert store_keys(store, ["a/1.flac", "a/1.wav"]) == ["a/1.flac.mmap", "a/1.mmap"]
+    # Nothing but the files says whose is whose, and that is enough.
+    as_before_the_index(store)
+    assert preprocess(collection, store, **QUIET).skipped == 8
+    assert mels(store) == after
+    (collection / "a" / "1.wav").unlink()
+    report = preprocess(collection, store, **QUIET)
+    assert (report.skipped, report.orphans) == (7, ["a/1.mmap"])
+
+
+def test_another_format_takes_the_place_of_one_that_is_gone(collection, tmp_path):
+    store = tmp_path / "mels"
+    preprocess(collection, store, **QUIET)
+    (collection / "a" / "1.wav").unlink()
+    os.utime(write_audio(collection / "a" / "1.flac", seed=20), (0, 0))  # older than the log-mel
+    report = preprocess(collection, store, **QUIET)
+    assert (report.done, report.skipped, report.orphans) == (1, 6, [])
+    assert matches(store / "a/1.mmap", collection / "a/1.flac")
+
+
+def test_a_clash_costs_the_files_that_clash(collection, tmp_path):
+    store = tmp_path / "mels"
+    write_audio(collection / "a" / "1.wav.mp3", seed=20)  # a/1.wav.mmap, by its own name
+    write_audio(collection / "a" / "1.flac", seed=21)  # so that 1.wav has that name, too
+    report = preprocess(collection, store, **QUIET)
+    assert (report.done, list(report.failed)) == (8, ["a/1.wav.mp3"])
+
+
+def test_a_second_folder_is_refused_unless_it_has_a_subfolder(collection, tmp_path, capsys):
+    store, second = tmp_path / "mels", tmp_path / "second"
+    (collection / "bad.wav").touch()
+    preprocess(collection, store, **QUIET)
+    first = tree(store)
+    for i, name in enumerate(("5.wav", "new.wav")):
+        os.utime(write_audio(second / name, seed=30 + i), (0, 0))
+    for folder in (second, collection / "a"):
+        error = refused(folder, store)
+        assert (error.kind, error.path) == ("conflict", store)
+        assert "--subfolder" in error.hint
+    for _ in range(2):
+        options = ["--subfolder", "other", "--num-workers", "1", "--no-progress"]
+        assert main([str(second), str(store), *options]) == 0
+    assert ", 2 skipped, 0 failed" in capsys.readouterr().out
+    assert {name: text for name, text in tree(store).items() if "other/" not in name} == first
+    assert matches(store / "other/5.mmap", second / "5.wav")
+    assert store_keys(store, ["other/5.wav", "5.wav"]) == ["other/5.mmap", "5.mmap"]
+    assert preprocess(collection, store, **QUIET).orphans == []
+
+    assert refused(collection, store, subfolder="other").kind == "conflict"
+    error = refused(second, store, subfolder="a")
+    assert (error.kind, error.path) == ("exists", store / "a")
+    error = refused(second, store, subfolder="x", seconds=5)
+    assert (error.kind, error.path) == ("mismatch", store / "preprocess.json")
+    # The first folder gets a folder of that name: its files are not taken for the other's.
+    write_audio(collection / "other" / "5.wav", seed=40)
+    report = preprocess(collection, store, **QUIET)
+    assert sorted(report.failed) == ["bad.wav", "other/5.wav"]
+    assert matches(store / "other/5.mmap", second / "5.wav")
+
+
+def test_a_store_of_parts_of_a_folder_is_that_of_the_folder(collection, tmp_path):
+    preprocess(collection, tmp_path / "mels", files=["5.wav"], **QUIET)
+    preprocess(collection / "a", tmp_path / "mels" / "a", **QUIET)
+    report = preprocess(collection, tmp_path / "mels", **QUIET)
+    assert (report.done, report.skipped, report.failed) == (3, 4, {})
+
+
+def test_a_store_and_its_audio_may_be_moved(collection, tmp_path):
+    preprocess(collection, tmp_path / "mels", **QUIET)
+    (tmp_path / "moved").mkdir()
+    for name in ("audio", "mels"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert preprocess(tmp_path / "moved/audio", tmp_path / "moved/mels", **QUIET).skipped == 7
+    (tmp_path / "moved" / "audio").rename(tmp_path / "music")
+    assert refused(tmp_path / "music", tmp_path / "moved/mels").kind == "conflict"
+    path = tmp_path / "moved" / "mels" / "preprocess.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"source": str(tmp_path / "music")}))
+    assert preprocess(tmp_path / "music", tmp_path / "moved/mels", **QUIET).skipped == 7
+
+
+@pytest.mark.parametrize("size", ["same", "other"])
+def test_audio_replaced_by_an_older_file_is_made_again(collection, tmp_path, size):
+    store, audio = tmp_path / "mels", collection / "a" / "1.wav"
+    preprocess(collection, store, **QUIET)
+    write_audio(audio, 1.4 if size == "same" else 0.5, seed=20)
+    os.utime(audio, (1, 1))
+    report = preprocess(collection, store, **QUIET)
+    assert (report.done, report.skipped) == (1, 6)
+    assert matches(store / "a/1.mmap", audio)
+    assert preprocess(collection, store, **QUIET).skipped == 7
+
+
+def as_before_the_index(store: Path) -> None:
+    """Make a store what earlier versions made."""
+    for path in store.glob("preprocess-index*.jsonl"):
+        path.unlink()
+    recipe = json.loads((store / "preprocess.json").read_text())
+    del recipe["source"]
+    (store / "preprocess.json").write_text(json.dumps(recipe))
+
+
+def test_a_store_of_an_earlier_version_is_taken_over_once(collection, tmp_path):
+    store, second = tmp_path / "mels", tmp_path / "second"
+    preprocess(collection, store, **QUIET)
+    before = tree(store)
+    as_before_the_index(store)
+    write_audio(second / "new.wav")
+    assert refused(second, store).kind == "conflict"  # nothing of it is in the store
+    report = preprocess(collection, store, shard=(1, 2), **QUIET)
+    assert (report.done, report.skipped, len(report.notes)) == (0, 4, 1)
+    report = preprocess(collection, store, **QUIET)
+    assert (report.done, report.skipped, report.notes) == (0, 7, [])
+    assert {name: tree(store)[name] for name in KEYS} == {name: before[name] for name in KEYS}
+    assert refused(second, store).kind == "conflict"
+    os.utime(collection / "5.wav", (1, 1))
+    assert preprocess(collection, store, **QUIET).done == 1
+
+
+def test_a_line_that_was_cut_off_costs_itself_only(collection, tmp_path):
+    store = tmp_path / "mels"
+    preprocess(collection, store, **QUIET)
+    index = store / "preprocess-index.jsonl"
+    os.truncate(index, index.stat().st_size - 20)
+    with index.open("ab") as file:
+        file.write(b'\n[1]\n{"path": 3}\n\xff')
+    write_audio(collection / "new.wav", seed=20)
+    report = preprocess(collection, store, **QUIET)
+    assert (report.done, report.skipped) == (1, 7)
+    for name in ("new.wav", "5.wav"):
+        os.utime(collection / name, (1, 1))
+    assert preprocess(collection, store, **QUIET).done == 2
+
+
+def test_log_mels_whose_audio_is_gone_are_listed(collection, tmp_path, capsys, monkeypatch):
+    store = tmp_path / "mels"
+    preprocess(collection, store, **QUIET)
+    (collection / "5.wav").rename(collection / "7.wav")
+    assert main([str(collection), str(store), "--num-workers", "1", "--no-progress"]) == 0
+    assert f"; 1 without audio (listed in {store / 'warnings.csv'}); " in capsys.readouterr().out
+    assert list(failures(store / "warnings.csv")) == ["5.mmap"]
+    assert preprocess(collection, store, files=["6.mp3"], **QUIET).orphans == []
+    (store / "5.mmap").unlink()
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == collection / "a":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # what cannot be seen is not gone
+    report = preprocess(collection, store, **QUIET)
+    assert (report.skipped, report.orphans) == (4, [])
+    monkeypatch.undo()
+    assert preprocess(collection, store, **QUIET).warnings_csv is None
+    assert not (store / "warnings.csv").exists()
+
+
+def test_silent_and_short_tracks_are_listed(collection, tmp_path, capsys):
+    store = tmp_path / "mels"
+    soundfile.write(collection / "0.wav", np.zeros(20_000), 16_000)
+    write_audio(collection / "short.wav", 0.25)
+    sound = np.random.default_rng(0).standard_normal((20_000, 1)) / 10
+    soundfile.write(collection / "phase.wav", sound * [1, -1], 16_000)
+    expected = {"0.wav": "silent", "phase.wav": "channels cancel", "short.wav": "0.25 s only"}
+    for _ in range(2):  # of those that were made before, too
+        assert main([str(collection), str(store), "--num-workers", "1", "--no-progress"]) == 0
+        out, err = capsys.readouterr()
+        assert f"; 3 with warnings (listed in {store / 'warnings.csv'}); " in out
+        assert "warning: 0.wav: silent" in err
+        assert failures(store / "warnings.csv") == expected
+
+
+def test_two_runs_at_once(collection, tmp_path):
+    store = tmp_path / "mels"
+    for i in range(20):
+        write_audio(collection / f"more/{i}.wav", 0.3, seed=i)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(preprocess, collection, store, **QUIET) for _ in range(2)]
+        assert [run.result().failed for run in runs] == [{}, {}]
+    assert preprocess(collection, store, **QUIET).skipped == 27
+    for name in find_audio(collection):
+        assert matches(store / mel_key(name), collection / name)
+    lines = (store / "preprocess-index.jsonl").read_text().splitlines()
+    assert {json.loads(line)["path"] for line in lines if line} == set(find_audio(collection))
+
+
+# ---- what cannot be read or written --------------------------------------------------------------
 
 
 def test_bad_files_cost_themselves_only(collection, tmp_path, capsys):
@@ -306,8 +545,7 @@ def test_a_full_disk_ends_the_run_and_a_long_name_does_not(
 
     monkeypatch.setattr(module, "write_mel", fail)
     if costs is None:
-        with pytest.raises(PreprocessError, match="make room"):
-            preprocess(collection, tmp_path / "mels", **QUIET)
+        assert refused(collection, tmp_path / "mels").kind == "access"
     else:
         assert list(preprocess(collection, tmp_path / "mels", **QUIET).failed) == ["a/1.wav"]
     monkeypatch.undo()
@@ -322,19 +560,19 @@ def test_a_full_disk_is_told_as_such(collection, tmp_path, monkeypatch):
         np.zeros(100_000).tofile("/dev/full")
         raise AssertionError
 
-    def no_room(*arguments):
+    def no_room(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "write_mel", fill)
-    with pytest.raises(PreprocessError, match=r"requested and \d+ written \(the disk is full"):
-        preprocess(collection, tmp_path / "mels", **QUIET)
+    error = refused(collection, tmp_path / "mels")
+    assert (error.kind, error.path) == ("access", tmp_path / "mels" / "5.mmap")
     (collection / "0.wav").touch()  # a failure to write down
-    monkeypatch.setattr(module, "_write_failures", no_room)
-    with pytest.raises(PreprocessError, match=r"5\.mmap: cannot be written: .*the disk is full"):
-        preprocess(collection, tmp_path / "mels", **QUIET)
+    monkeypatch.setattr(module, "write_failures", no_room)
+    error = refused(collection, tmp_path / "mels")
+    assert (error.kind, error.path) == ("access", tmp_path / "mels" / "5.mmap")
     monkeypatch.setattr(module, "write_mel", lambda path, mel: None)
-    with pytest.raises(PreprocessError, match=r"failed\.csv: cannot be written: No space left"):
-        preprocess(collection, tmp_path / "mels", **QUIET)
+    error = refused(collection, tmp_path / "mels")
+    assert (error.kind, error.path) == ("access", tmp_path / "mels" / "failed.csv")
 
 
 def test_an_interrupt_keeps_what_is_known_of_failures(collection, tmp_path, monkeypatch):
@@ -353,7 +591,7 @@ def test_an_interrupt_keeps_what_is_known_of_failures(collection, tmp_path, monk
     make = module._make
     monkeypatch.setattr(module, "_make", interrupt)
     for last, mended in (("0.wav", None), ("b.c/5.wav", "9.wav")):
-        stop = last
+        stop = last, mel_key(last)
         if mended:
             write_audio(collection / mended)
         with pytest.raises(KeyboardInterrupt):
@@ -518,7 +756,8 @@ def test_the_store_may_be_inside_the_collection(collection):
     preprocess(collection, store, **QUIET)
     write_audio(store / "listen.wav")  # somebody's; not a track
     assert preprocess(collection, store, **QUIET).skipped == 7
-    assert preprocess(collection, collection, **QUIET).done == 8  # and may be the collection
+    report = preprocess(collection, collection, **QUIET)  # and may be the collection
+    assert (report.done, list(report.failed)) == (7, ["mels/listen.wav"])  # in the other store
 
 
 def test_only_the_files_named(collection, tmp_path):
@@ -529,30 +768,32 @@ def test_only_the_files_named(collection, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "place"),
     [
-        (["nowhere", "mels"], "nowhere: no such folder"),
-        (["file.wav", "mels"], "is a file, not a folder"),
-        (["none", "mels"], "no audio in it. Looked for files that end in"),
-        (["audio", "file.wav"], "cannot be written to"),
-        (["audio", "mels", "--seconds", "0"], "expected a positive number, or all"),
-        (["audio", "mels", "--seconds", "nan"], "expected a positive number, or all"),
-        (["audio", "mels", "--seconds", "inf"], "expected a positive number, or all"),
+        (["nowhere", "mels"], "nowhere: "),
+        (["file.wav", "mels"], "file.wav: "),
+        (["none", "mels"], "none: "),
+        (["audio", "file.wav"], "file.wav: "),
+        (["audio", "mels", "--seconds", "0"], "--seconds: "),
+        (["audio", "mels", "--seconds", "nan"], "--seconds: "),
+        (["audio", "mels", "--seconds", "inf"], "--seconds: "),
         (["audio", "mels", "--num-workers", "0"], "--num-workers"),
         (["audio", "mels", "--num-workers", "-3"], "--num-workers"),
-        (["audio", "mels", "--shard", "5/4"], "K from 1 to N"),
-        (["audio", "mels", "--shard", "0/4"], "K from 1 to N"),
+        (["audio", "mels", "--shard", "5/4"], "--shard: "),
+        (["audio", "mels", "--shard", "0/4"], "--shard: "),
         (["audio", "mels", "--backend", "dask"], "--scheduler"),
+        *((["audio", "mels", "--subfolder", name], "--subfolder: ") for name in ("", "..", "a/b")),
+        (["audio", "file.wav", "--subfolder", "x"], "file.wav/x: "),
     ],
 )
-def test_what_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
+def test_what_is_refused(tmp_path, monkeypatch, capsys, arguments, place):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "none").mkdir()
     write_audio(tmp_path / "audio" / "a.wav", 0.1)
     write_audio(tmp_path / "file.wav", 0.1)
     assert main(arguments) == 1
     out, err = capsys.readouterr()
-    assert message in err
+    assert place in err
     assert not out
     assert not (tmp_path / "mels").exists()
 
@@ -561,7 +802,7 @@ def test_seconds_as_typed(capsys):
     assert (parse_seconds("all"), parse_seconds("2.5")) == (None, 2.5)
     with pytest.raises(SystemExit):
         main(["audio", "mels", "--seconds", "abc"])
-    assert "'abc': expected a number of seconds, such as 300, or all" in capsys.readouterr().err
+    assert "--seconds: 'abc'" in capsys.readouterr().err
 
 
 # ---- parts, kills, clusters ----------------------------------------------------------------------
