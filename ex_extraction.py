@@ -44,7 +44,7 @@ from helpers.melspectrogram import NORM_MEAN, NORM_STD
 from helpers.parallel import cores
 from helpers.patches import TAILS, seconds
 from helpers.settings import check_choice, listed
-from helpers.writer import KINDS, Output, ResultWriter, is_done, remove_leftovers
+from helpers.writer import KINDS, WARNINGS, Output, ResultWriter, is_done, remove_leftovers
 from models import Maest
 from models.archs import clip_seconds
 from models.batching import POOLS, QUANTIZATIONS, Encoder, Wanted
@@ -168,6 +168,7 @@ def _run(
         top=inference["top"],
         plot=inference["plot"],
         half=str(trainer.precision).startswith("16"),
+        warnings=work.named(WARNINGS),
     )
     collect = Collect(writer, len(work.todo), config["trainer"]["enable_progress_bar"])
     trainer.callbacks.append(collect)
@@ -188,7 +189,8 @@ def _run(
     lost = len(work.todo) - writer.written - len(own_failures)
     if lost:
         raise RuntimeError(f"{lost} of {len(work.todo)} tracks were neither done nor did they fail")
-    done = Done(writer.written, len(work.own) - len(work.todo), collect.seconds)
+    before = len(work.own) - len(work.todo)
+    done = Done(writer.written, before, collect.seconds, writer.warned)
     return report(work, done, failed | own_failures, trainer, collect.group)
 
 

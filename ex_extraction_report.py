@@ -15,7 +15,7 @@ import torch
 from datasets.tracks import TrackSource, own_share
 from helpers.failures import write_failures
 from helpers.predictions import read_predictions, table, write_table
-from helpers.writer import Output
+from helpers.writer import WARNINGS, Output, tidy_warnings
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,13 @@ class Done(NamedTuple):
     Attributes:
         written, skipped: tracks that were done now, and before.
         seconds: of the audio that was done now.
+        warned: tracks that were done now, and whose results may mean little.
     """
 
     written: int
     skipped: int
     seconds: float
+    warned: int = 0
 
 
 def report(
@@ -85,17 +87,20 @@ def report(
     if trainer.world_size > 1:
         parts: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(parts, (done, failed), group=group)
-        done = Done(*(sum(own[i] for own, _ in parts) for i in range(3)))
+        done = Done(*(sum(own[i] for own, _ in parts) for i in range(len(done))))
         failed = {key: reason for _, own in parts for key, reason in own.items()}
         torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:
         return {}  # the first one tells it, by its exit code too
     reasons = work.write_failures(failed)
-    if work.shard is None:
-        _remove_lists_of_shards(work)
     for output in work.outputs:
         if output.kind == "predictions":
             _show_predictions(output, work, failed)
+            continue
+        others = [] if work.shard else sorted(output.folder.glob("warnings-*-of-*.csv"))
+        tidy_warnings(output.folder / work.named(WARNINGS), others)
+    if work.shard is None:
+        _remove_lists_of_shards(work)
     for key, reason in sorted(failed.items())[:_SHOWN]:
         log.error("%s: %s", key, reason)
     took, folders = time.time() - work.started, [output.folder for output in work.outputs]
@@ -106,7 +111,7 @@ def report(
     print(
         f"{work.left_out}{done.written} track{'s' * (done.written != 1)} done, "
         f"{len(failed)} failed, {done.skipped} there already, in {took:.0f} s"
-        f"{f' ({hours})' if done.written else ''}: {shown}"
+        f"{f' ({hours})' if done.written else ''}{_warned(work, done)}: {shown}"
         + (f" ({work.contents})" if work.contents else "")
         + (f" (reasons: {reasons})" if failed else "")
     )
@@ -123,10 +128,18 @@ def report(
     }
 
 
+def _warned(work: Work, done: Done) -> str:
+    if not done.warned:
+        return ""
+    listed = any(output.kind != "predictions" for output in work.outputs)
+    where = work.named(WARNINGS) if listed else work.named("tracks.csv")
+    return f"; {done.warned} with warnings" + f" ({where})" * (listed or len(work.tracks.keys) > 1)
+
+
 def _remove_lists_of_shards(work: Work) -> None:
     """This run went over what the shards had left."""
     for output in work.outputs:
-        for pattern in ("failed-*-of-*.csv", "tracks-*-of-*.csv"):
+        for pattern in ("failed-*-of-*.csv", "tracks-*-of-*.csv", "warnings-*-of-*.csv"):
             for older in output.folder.glob(pattern):
                 if older.stat().st_mtime < work.started:
                     older.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from datasets.batches import PackedStrings
 from datasets.collection import find_audio, no_audio, split_shard
 from datasets.melspectrograms import MelFile, mel_path
 from helpers.audio import stream_audio
+from helpers.audio_blocks import mel_warnings
 from helpers.chunks import Chunk, Cutting, log_mel_of, stream_patches
 from helpers.errors import InputError
 from helpers.melspectrogram import N_MELS, MelSpectrogram, front_end
@@ -148,7 +149,7 @@ class MelTracks(TrackSource):
             weights = fresh(spans)
             if not spans:
                 yield Chunk(key, index, frames=frames)
-            first = 0
+            first, peak = 0, 0.0
             while first < len(spans):
                 length = _patch_frames(spans[first], cutting)
                 last = first + 1
@@ -157,14 +158,18 @@ class MelTracks(TrackSource):
                     and _patch_frames(spans[last], cutting) == length
                 ):
                     last += 1
+                patches = _read_spans(mel, spans[first:last], length)
+                peak = max(peak, float(patches.max()))
                 chunk = Chunk(
                     key,
                     index,
-                    patches=torch.from_numpy(_read_spans(mel, spans[first:last], length)),
+                    patches=torch.from_numpy(patches),
                     spans=np.array(spans[first:last], np.int64),
                     fresh=np.array(weights[first:last], np.int64),
                 )
-                yield chunk if last < len(spans) else replace(chunk, frames=frames)
+                if last == len(spans):
+                    chunk = replace(chunk, frames=frames, warnings=mel_warnings(frames, peak))
+                yield chunk
                 first = last
 
 

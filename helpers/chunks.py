@@ -109,6 +109,8 @@ class Chunk:
         fresh: int64 [n], frames that are in no patch before it.
         frames: of the whole track, in its last chunk; None in those before.
         error: why the track cannot be read, or not to its end.
+        warnings: why results of it may mean little (`helpers.audio_blocks.sound_warnings`), in its
+            last chunk.
     """
 
     key: str
@@ -119,6 +121,7 @@ class Chunk:
     fresh: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     frames: int | None = None
     error: str | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def last(self) -> bool:
@@ -155,6 +158,7 @@ class TrackResult:
         patch_activations: [P, C], of each patch.
         picture: [96, columns] log-mel of the whole track, averaged over time to some hundreds of
             columns; None if it was not asked for.
+        warnings: "silent", "channels cancel", "0.1 s only": why all this may mean little.
     """
 
     key: str
@@ -166,6 +170,7 @@ class TrackResult:
     activations: np.ndarray | None = None
     patch_activations: np.ndarray | None = None
     picture: np.ndarray | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 def samples_of(frames: int) -> int:
@@ -181,7 +186,8 @@ def stream_patches(
     No more of it is held than one chunk and one block.
 
     Args:
-        blocks: consecutive float32 pieces of the waveform, mono at 16 kHz.
+        blocks: consecutive float32 pieces of the waveform, mono at 16 kHz. Its ``warnings``, if it
+            has any (`helpers.audio.stream_audio`), are looked at after the last of them.
         cutting: how.
         per_chunk: patches in a chunk, at most.
         key, index: of the track.
@@ -252,7 +258,7 @@ def stream_patches(
         ready.append(take(first, samples_of(wanted)))
         whole += 1
     final = chunk(ready, spans[done:whole], weights[done:whole])
-    final.frames = frames
+    final.frames, final.warnings = frames, list(getattr(blocks, "warnings", ()))
     yield final
 
 

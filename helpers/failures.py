@@ -9,7 +9,9 @@ from pathlib import Path
 from helpers.files import atomic_path
 
 
-def write_failures(path: str | Path, failed: Mapping[str, str], column: str = "key") -> Path | None:
+def write_failures(
+    path: str | Path, failed: Mapping[str, str], column: str = "key", value: str = "reason"
+) -> Path | None:
     """Write a CSV with a row for each failure: its key, its reason; sorted by key.
 
     Keys come back from :func:`read_failures` as they were, newlines and bytes that are no UTF-8
@@ -19,7 +21,7 @@ def write_failures(path: str | Path, failed: Mapping[str, str], column: str = "k
     Args:
         path: the file. Without failures it is removed; where it says the same already, it stays.
         failed: key → reason.
-        column: what the first column is called.
+        column, value: what the two columns are called.
 
     Returns:
         ``path``; None without failures.
@@ -38,16 +40,16 @@ def write_failures(path: str | Path, failed: Mapping[str, str], column: str = "k
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         rows = csv.writer(file)
-        rows.writerow((column, "reason"))
+        rows.writerow((column, value))
         rows.writerows((encodable(key), encodable(why)) for key, why in sorted(failed.items()))
     return path
 
 
-def read_failures(path: str | Path, column: str = "key") -> dict[str, str]:
+def read_failures(path: str | Path, column: str = "key", value: str = "reason") -> dict[str, str]:
     """What :func:`write_failures` wrote; nothing if there is no such file, or another."""
     try:
         with Path(path).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return {row[column]: row["reason"] for row in csv.DictReader(file)}
+            return {row[column]: row[value] for row in csv.DictReader(file)}
     except (FileNotFoundError, KeyError, csv.Error):
         return {}
 

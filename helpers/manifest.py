@@ -12,7 +12,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,16 @@ LOCK = ".manifest.lock"
 _LONGEST_WAIT = 1800  # seconds; another run removes what it overwrites meanwhile
 _HASH_SHOWN = 12  # characters
 _SHOWN = 60  # characters of any other setting
-_WAYS_OUT = "Give another inference.out_dir, or inference.overwrite=True"
-_REMOVES = "which removes what is there"
-# What is written beside the files of a pattern, see `helpers.writer`.
+_WAYS_OUT = "Give another inference.out_dir, or inference.overwrite=True, which removes them."
+_ELSEWHERE = "Give another inference.out_dir, or move them away."
+# What is written beside a result, see `helpers.writer`: in place of the end of its name.
 _BESIDE = {
-    "*.predictions.json": ("*.predictions.csv", "*.predictions.png"),
-    "*": ("*.times.csv",),
+    ".predictions.json": (".predictions.csv", ".predictions.png"),
+    ".embeddings.npy": (".times.csv",),
+    ".logits.npy": (".times.csv",),
 }
+# And for all of them.
+_LISTS = ("failed.csv", "tracks.csv", "warnings.csv")
 
 
 def open_folder(
@@ -50,11 +52,13 @@ def open_folder(
 
     Args:
         folder: where results go.
-        settings: what they depend on; values as JSON has them.
+        settings: what they depend on; values as JSON has them. One that an older manifest lacks
+            counts as unchanged.
         source: the folder that the tracks' keys are relative to.
-        overwrite: whether results made with other settings, or with unknown ones, are removed,
+        overwrite: whether results that a manifest says were made with other settings are removed,
             with what stands beside them; nothing else is, and nothing in a folder that is a link.
-            Results of the same settings stay: the caller makes its own again.
+            Results of the same settings stay: the caller makes its own again. What no manifest
+            tells of is not ours, and refused.
         pattern: of results' names, such as ``*.embeddings.npy``.
         present: tells the key of some track of this source that has a file there already, or
             None. It is asked for a source that is not yet in the manifest, and never again.
@@ -80,13 +84,17 @@ def open_folder(
                 write_json(path, {"settings": wanted, "sources": sources, **kept})
     except Timeout:
         raise InputError(
-            f"{folder / LOCK}: another run has held this lock for {_LONGEST_WAIT // 60} minutes. "
-            "Wait for it, or end it; or give another inference.out_dir"
+            f"another run has held this lock for {_LONGEST_WAIT // 60} minutes",
+            kind="access",
+            hint="Wait for it, or end it; or give another inference.out_dir.",
+            path=folder / LOCK,
         ) from None
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot be written to ({error.strerror or error}). "
-            "Give another inference.out_dir"
+            f"cannot be written to ({error.strerror or error})",
+            kind="access",
+            hint="Make room or mend its permissions, or give another inference.out_dir.",
+            path=folder,
         ) from None
 
 
@@ -99,47 +107,65 @@ def _agreed_sources(
     present: Callable[[], str | None],
 ) -> list[str] | None:
     """The sources to write down; None if the manifest stays as it is. Under the lock."""
-    shown = valid_utf8(source)
-    try:
-        found = read_manifest(path.parent)
-    except InputError:
-        if not overwrite:
-            raise
-        found = None
+    shown, folder, end = valid_utf8(source), path.parent, pattern.removeprefix("*")
+    found = read_manifest(folder)
     if found is None:
-        if next(_results(path.parent, pattern), None) is None:
-            return [shown]
-        if not overwrite:
+        foreign = next(_results(folder, end, *_BESIDE.get(end, ())), None)
+        foreign = foreign or next((folder / n for n in _LISTS if (folder / n).is_file()), None)
+        if foreign is not None:
             raise InputError(
-                f"{path.parent}: holds results already, and no {MANIFEST} that says with which "
-                f"settings they were made. {_WAYS_OUT}, {_REMOVES}"
+                f"holds {foreign.relative_to(folder).as_posix()!r}, and no {MANIFEST} says how "
+                "that was made",
+                kind="exists",
+                hint=_ELSEWHERE,
+                path=folder,
             )
-    else:
-        was, sources = found["settings"], found["sources"]
-        if was == wanted and shown in sources:
-            return None
-        if was == wanted:
-            key = None if overwrite else present()
-            if key is not None:
-                others = ", ".join(sources)
-                raise InputError(
-                    f"{path.parent}: holds {key!r} already, made from {others}; this run reads "
-                    f"{shown}: two tracks of one name would be taken for one. {_WAYS_OUT}, which "
-                    "makes this run's tracks again. (The same music in another place? Then write "
-                    f"{shown} into the sources of {path})"
-                )
-            return [*sources, shown]
-        if not overwrite:
+        return [shown]
+    was, sources = found["settings"], found["sources"]
+    if {**wanted, **was} == wanted:
+        if shown in sources:
+            return None if was == wanted else sources
+        key = None if overwrite else present()
+        if key is not None:
             raise InputError(
-                f"{path}: the results there were made with other settings: "
-                f"{_differences(was, wanted)}. {_WAYS_OUT}, {_REMOVES}"
+                f"holds {key!r} already, made from {', '.join(sources)}, and this run reads "
+                f"{shown}: two tracks of one name would be taken for one",
+                kind="conflict",
+                hint="Give another inference.out_dir, or inference.overwrite=True, which makes "
+                "this run's tracks again. If the same music has moved, write its new place into "
+                f"the sources of {path}.",
+                path=folder,
             )
-    for result in _results(path.parent, pattern):
-        result.unlink(missing_ok=True)
-    for beside in (*_BESIDE.get(pattern, ()), *_BESIDE["*"]):
-        for result in _results(path.parent, beside):
-            result.unlink(missing_ok=True)
+        return [*sources, shown]
+    if not overwrite:
+        raise InputError(
+            f"the results there were made with other settings: {_differences(was, wanted)}",
+            kind="mismatch",
+            hint=_WAYS_OUT,
+            path=path,
+        )
+    _remove_results(folder, end)
     return [shown]
+
+
+def _remove_results(folder: Path, end: str) -> None:
+    """Remove results and what was written beside them; links are not ours."""
+    linked = next((path for path in _results(folder, end) if path.is_symlink()), None)
+    if linked is not None:
+        raise InputError(
+            "a link, which this program did not make, to a result of other settings",
+            kind="exists",
+            hint=_ELSEWHERE,
+            path=linked,
+        )
+    for result in _results(folder, end):
+        for name in _BESIDE.get(end, ()):
+            result.with_name(result.name.removesuffix(end) + name).unlink(missing_ok=True)
+        result.unlink(missing_ok=True)
+    for name in _LISTS:
+        stem, _, suffix = name.rpartition(".")
+        for path in (folder / name, *folder.glob(f"{stem}-*-of-*.{suffix}")):
+            path.unlink(missing_ok=True)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
@@ -163,17 +189,19 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         or not all(isinstance(source, str) for source in found["sources"])
     ):
         raise InputError(
-            f"{path}: expected the settings that the results there were made with, as JSON. "
-            f"{_WAYS_OUT}, {_REMOVES}"
+            "expected the settings that the results there were made with, as JSON",
+            kind="corrupt",
+            hint="Give another inference.out_dir, or remove this folder if its results are yours.",
+            path=path,
         )
     return found
 
 
-def _results(folder: Path, pattern: str) -> Iterator[Path]:
-    """The files below a folder whose names match; folders that are links are not entered."""
+def _results(folder: Path, *ends: str) -> Iterator[Path]:
+    """The files below a folder whose names end so; folders that are links are not entered."""
     for place, _, names in os.walk(folder):
         for name in names:
-            if fnmatchcase(name, pattern) and not name.startswith(TEMPORARY):
+            if name.endswith(ends) and not name.startswith(TEMPORARY):
                 yield Path(place) / name
 
 

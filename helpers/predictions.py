@@ -25,6 +25,7 @@ from helpers.failures import encodable, valid_utf8
 from helpers.files import TEMPORARY, atomic_path, to_json
 
 SUFFIX = ".predictions.json"
+SEPARATOR = "; "  # of several warnings in a table's cell
 _DIGITS = 6
 _LABELS_A_PATCH = 3  # in the table
 _PATCHES = 60  # rows of the table
@@ -59,10 +60,11 @@ def write_predictions(
     """Write a track's predictions as JSON, and as CSV beside it (``.csv`` for ``.json``).
 
     The JSON, which comes last, holds ``track`` (the key; bytes that are no UTF-8 as backslash
-    escapes), ``seconds`` (its duration), ``task``, ``labels`` (of the whole track: ``label`` and
-    ``activation`` of each) and ``patches`` (``start`` and ``end`` in seconds, ``labels`` of each).
-    The CSV has the columns ``scope`` ("track" or "patch"), ``start``, ``end``, ``rank`` (from 1),
-    ``label`` and ``activation``.
+    escapes), ``seconds`` (its duration), ``warnings`` (why it may mean little: "silent", "channels
+    cancel", "0.1 s only"), ``task``, ``labels`` (of the whole track: ``label`` and ``activation``
+    of each) and ``patches`` (``start`` and ``end`` in seconds, ``labels`` of each). The CSV has the
+    columns ``scope`` ("track" or "patch"), ``start``, ``end``, ``rank`` (from 1), ``label``,
+    ``activation`` and ``warnings`` (of the track, in its rows).
 
     Args:
         path_json: the file.
@@ -90,6 +92,7 @@ def write_predictions(
     prediction = {
         "track": valid_utf8(result.key),
         "seconds": round(result.seconds, 3),
+        "warnings": list(result.warnings),
         "task": task,
         "labels": entries(result.activations),
         "patches": [
@@ -107,12 +110,13 @@ def write_predictions(
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         rows = csv.writer(file)
-        rows.writerow(("scope", "start", "end", "rank", "label", figure))
+        rows.writerow(("scope", "start", "end", "rank", "label", figure, "warnings"))
         whole = {"start": 0.0, "end": prediction["seconds"], "labels": prediction["labels"]}
         for scope, part in (("track", whole), *(("patch", p) for p in prediction["patches"])):
             span = f"{part['start']:.3f}", f"{part['end']:.3f}"
+            warned = SEPARATOR.join(result.warnings) if scope == "track" else ""
             rows.writerows(
-                (scope, *span, rank, entry["label"], f"{entry[figure]:.{_DIGITS}f}")
+                (scope, *span, rank, entry["label"], f"{entry[figure]:.{_DIGITS}f}", warned)
                 for rank, entry in enumerate(part["labels"], 1)
             )
     with atomic_path(path_json) as temporary:
@@ -120,7 +124,7 @@ def write_predictions(
 
 
 def read_predictions(path_json: str | Path) -> dict[str, Any]:
-    """What :func:`write_predictions` wrote as JSON.
+    """What :func:`write_predictions` wrote as JSON; of files without ``warnings``, none.
 
     Raises:
         InputError: there is no such file, or it holds something else.
@@ -137,13 +141,20 @@ def read_predictions(path_json: str | Path) -> dict[str, Any]:
         ):
             float(seconds)
         str(prediction["track"])
+        prediction["warnings"] = [str(warning) for warning in prediction.get("warnings", [])]
     except OSError as error:
         raise InputError(
-            f"{path_json}: cannot be read ({error.strerror}). Run predict for this track first"
+            f"cannot be read ({error.strerror})",
+            kind="missing" if isinstance(error, FileNotFoundError) else "access",
+            hint="Run predict for this track first.",
+            path=path_json,
         ) from None
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise InputError(
-            f"{path_json}: expected a track's predictions as JSON. Delete it, and run predict again"
+            "expected a track's predictions as JSON",
+            kind="corrupt",
+            hint="Run predict again.",
+            path=path_json,
         ) from None
     return prediction
 
@@ -157,7 +168,7 @@ def write_table(
     keys: Iterable[str] | None = None,
     leave_out: Collection[str] = (),
 ) -> tuple[int, int]:
-    """Write one CSV with a row for each track: ``track,seconds,label_1,activation_1,label_2,…``.
+    """Write one CSV with a row for each track: ``track,seconds,label_1,activation_1,…,warnings``.
 
     Of the track as a whole; one file is read at a time. Keys with bytes that are no UTF-8 are
     written as those bytes.
@@ -195,16 +206,19 @@ def write_table(
             if width is None:
                 width, header = len(entries), figure
                 pairs = ((f"label_{i}", f"{figure}_{i}") for i in range(1, width + 1))
-                rows.writerow(("track", "seconds", *(name for pair in pairs for name in pair)))
+                names = (name for pair in pairs for name in pair)
+                rows.writerow(("track", "seconds", *names, "warnings"))
             if (len(entries), figure) != (width, header):
                 left_out += 1
                 continue
             pairs = ((e["label"], f"{e[figure]:.{_DIGITS}f}") for e in entries)
             seconds = f"{prediction['seconds']:.3f}"
-            rows.writerow((encodable(key), seconds, *(cell for pair in pairs for cell in pair)))
+            cells = (cell for pair in pairs for cell in pair)
+            warned = SEPARATOR.join(prediction["warnings"])
+            rows.writerow((encodable(key), seconds, *cells, warned))
             written += 1
         if width is None:
-            rows.writerow(("track", "seconds"))
+            rows.writerow(("track", "seconds", "warnings"))
     return written, left_out
 
 
@@ -223,6 +237,8 @@ def _keys(folder: Path) -> Iterator[str]:
 def table(prediction: dict[str, Any], width: int = 80) -> str:
     """One track's predictions, for people: its top labels, then the first few of each patch.
 
+    Between the title and the labels, its warnings.
+
     Args:
         prediction: as :func:`read_predictions` gives it.
         width: characters in a line, at most (40 or more).
@@ -230,9 +246,10 @@ def table(prediction: dict[str, Any], width: int = 80) -> str:
     width = max(width, 40)
     figure = figure_name(prediction["task"])
     title = _cut(f"{_clock(prediction['seconds'])}  {_plain(prediction['track'])}", width)
+    warned = [_cut(f"  {_plain(w)}: its labels mean little", width) for w in prediction["warnings"]]
     track = _track_lines(prediction["labels"], figure, width)
     patches = _patch_lines(prediction["patches"], figure, width)
-    return "\n".join(line.rstrip() for line in (title, "", *track, "", *patches))
+    return "\n".join(line.rstrip() for line in (title, *warned, "", *track, "", *patches))
 
 
 def _track_lines(entries: list[dict[str, Any]], figure: str, width: int) -> Iterator[str]:

@@ -9,18 +9,26 @@ Files of a track are whole or absent, and a track is done when all of them are t
   ``start``, ``centre`` and ``end`` in seconds. It is written first.
 - ``<key>.predictions.json``, ``.predictions.csv`` and, if wanted, ``.predictions.png``: see
   `helpers.predictions`. The JSON is written last.
+- ``warnings.csv``, but for predictions, which say it themselves: tracks whose results may mean
+  little (`helpers.chunks.TrackResult`), with the reason. A line is added before a track's last file
+  is written, so that a killed run loses none; :func:`tidy_warnings` puts them in order.
 
 A picture or times from before are removed where the new files come without.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import math
+import os
 import queue
 import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,16 +37,26 @@ import numpy as np
 
 from helpers import files
 from helpers.chunks import FINAL, TrackResult
-from helpers.errors import InputError
-from helpers.files import NAMES_FILE_ONLY, atomic_path, why_not_written
-from helpers.patches import write_times
+from helpers.failures import encodable, read_failures, write_failures
+from helpers.files import NAMES_FILE_ONLY, atomic_path, write_error
+from helpers.patches import read_times, write_times
 from helpers.plots import activation_plot
-from helpers.predictions import best, figure_name, label_names, write_predictions
+from helpers.predictions import (
+    SEPARATOR,
+    best,
+    figure_name,
+    label_names,
+    write_predictions,
+)
 
 KINDS = ("embeddings", "logits", "predictions")
 MAX_WAITING = 32  # results
 MAX_WAITING_BYTES = 2**28  # in their arrays; one more is let in while there are fewer
 _SUFFIXES = {".npy", ".csv", ".json", ".png"}  # of what is written here
+WARNINGS = "warnings.csv"
+_WARNINGS = "warnings"  # its second column
+_HEADER = 128  # bytes of an .npy file before its values, of few dimensions
+_ENDS = {".json": b"\n}\n", ".csv": b"\r\n", ".png": b"IEND\xaeB`\x82"}  # of whole files
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,16 @@ class Output:
         suffix = "json" if self.kind == "predictions" else "npy"
         return self.folder / f"{key}.{self.kind}.{suffix}"
 
+    def times(self, key: str) -> Path:
+        """The file of the times of a track's patches."""
+        return self.folder / f"{key}.times.csv"
+
+    def patches_in(self, shape: Sequence[int]) -> int | None:
+        """How many patches an array has rows for; None if it is of the whole track."""
+        # [C] and [D], or [3, D], of a track; one dimension more for each patch.
+        of_track = 2 if self.kind == "embeddings" and self.block != FINAL else 1
+        return None if len(shape) == of_track else shape[0]
+
     @property
     def pattern(self) -> str:
         """What the names of these files match, for `helpers.manifest.open_folder`."""
@@ -69,7 +97,7 @@ class Output:
 def is_done(
     key: str, outputs: Sequence[Output], newer_than: Path | None = None, plot: bool = False
 ) -> bool:
-    """Whether all files of a track are there: not empty, and none older than what it was made of.
+    """Whether all files of a track are there: whole, and none older than what it was made of.
 
     Args:
         key: the track's.
@@ -81,14 +109,14 @@ def is_done(
     for output in outputs:
         path = output.path(key)
         paths = [path]
-        if plot and output.kind == "predictions":
-            paths.append(path.with_suffix(".png"))
+        if output.kind == "predictions":
+            paths += [path.with_suffix(".csv"), *([path.with_suffix(".png")] if plot else [])]
         for path in paths:
             try:
                 found = path.stat()
+                if not stat.S_ISREG(found.st_mode) or not _whole(path, found.st_size, output, key):
+                    return False
             except (OSError, ValueError):  # ValueError: no file can have that name
-                return False
-            if not stat.S_ISREG(found.st_mode) or not found.st_size:
                 return False
             made.append(found.st_mtime_ns)
     if newer_than is None or not made:
@@ -97,6 +125,45 @@ def is_done(
         return newer_than.stat().st_mtime_ns <= min(made)
     except (OSError, ValueError):
         return True
+
+
+def _whole(path: Path, size: int, output: Output, key: str) -> bool:
+    """Whether a file is as long as its header says, or ends as such files do."""
+    with path.open("rb") as file:
+        if path.suffix != ".npy":
+            end = _ENDS[path.suffix]
+            file.seek(-min(size, len(end)), os.SEEK_END)
+            return file.read() == end
+        shape, bytes_in_all = _header(file.read(_HEADER))
+    if size != bytes_in_all:
+        return False
+    patches = output.patches_in(shape)
+    return patches is None or len(read_times(output.times(key))) == patches
+
+
+@lru_cache(maxsize=256)
+def _header(head: bytes) -> tuple[tuple[int, ...], int]:
+    """The shape that an .npy file's first bytes tell, and how long such a file is.
+
+    Raises:
+        ValueError: it is none.
+    """
+    file = io.BytesIO(head)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"version {version}")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, file.tell() + dtype.itemsize * math.prod(shape)
+
+
+def tidy_warnings(path: Path, others: Sequence[Path] = ()) -> None:
+    """Sort a ``warnings.csv``, and others into it; of a track, the last line counts."""
+    found: dict[str, str] = {}
+    for one in (*others, path):
+        found |= read_failures(one, value=_WARNINGS)
+    found = {key: why for key, why in found.items() if why and (key, why) != ("key", _WARNINGS)}
+    if found or path.is_file():
+        write_failures(path, found, value=_WARNINGS)
 
 
 def remove_leftovers(folder: str | Path) -> None:
@@ -116,9 +183,11 @@ class ResultWriter:
         top: how many labels predictions tell.
         plot: whether predictions come with a picture.
         half: whether the network ran in float16, which a reason may have to mention.
+        warnings: the name of the list of tracks with warnings, in each folder.
 
     Attributes:
         written: tracks that are done.
+        warned: those of them that have warnings.
         failed: key → reason of those that cannot be. Whoever finds out that a track cannot be read
             may add it.
     """
@@ -131,6 +200,7 @@ class ResultWriter:
         top: int = 10,
         plot: bool = False,
         half: bool = False,
+        warnings: str = WARNINGS,
     ) -> None:
         for output in outputs:
             if output.kind not in KINDS or (output.kind == "embeddings") != (
@@ -140,7 +210,9 @@ class ResultWriter:
         self.outputs = tuple(outputs)
         self.labels, self.task, self.top = labels, task, top
         self.plot, self.half = plot, half
-        self.written = 0
+        self.warnings = warnings
+        self.written = self.warned = 0
+        self._listed: dict[Path, set[str]] = {}  # keys in the lists of warnings
         self.failed: dict[str, str] = {}
         self._error: BaseException | None = None
         self._waiting = _Waiting(MAX_WAITING_BYTES)
@@ -206,6 +278,7 @@ class ResultWriter:
                 continue
             if reason is None:
                 self.written += 1
+                self.warned += bool(result.warnings)
             else:
                 self.failed[result.key] = reason
 
@@ -217,14 +290,15 @@ class ResultWriter:
                     problem += "; its files from before are kept"
             return problem
         made: list[Path] = []
+        path = self.outputs[0].folder
         try:
+            self._warn(result)
             for path, write in self._files(result):
                 made.append(path)
                 write(path)
         except OSError as error:
             if error.errno not in NAMES_FILE_ONLY:
-                text = why_not_written(made[-1], error, "inference.out_dir")
-                raise InputError(text) from error
+                raise write_error(path, error, "inference.out_dir") from error
             _remove(made)
             return f"its file cannot be written: {error.strerror}"
         except Exception as error:  # whatever a strange name leads to, the others are written
@@ -268,16 +342,29 @@ class ResultWriter:
                 )
                 continue
             values = result.logits if output.kind == "logits" else result.embeddings[output.block]
-            # [C] and [D], or [3, D], of a track; one dimension more for each patch.
-            of_track = 2 if output.kind == "embeddings" and output.block != FINAL else 1
-            times = output.folder / f"{result.key}.times.csv"
-            if values.ndim == of_track:
+            times = output.times(result.key)
+            if output.patches_in(values.shape) is None:
                 yield times, _remove_stale
             else:
                 yield times, lambda path: write_times(path, result.times)
                 if output.kind == "embeddings" and values.ndim == 2:
                     values = values[:, None]  # [P, 1, D]
             yield path, lambda path, values=values: _write_array(path, values)
+
+    def _warn(self, result: TrackResult) -> None:
+        """Add a line for a track with warnings, or for one that had some before."""
+        for path in (o.folder / self.warnings for o in self.outputs if o.kind != "predictions"):
+            listed = self._listed.setdefault(path, set())
+            if not listed and path.is_file():
+                listed.update(read_failures(path, value=_WARNINGS))
+            if not result.warnings and result.key not in listed:
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                rows = csv.writer(file)
+                if not file.tell():
+                    rows.writerow(("key", _WARNINGS))
+                rows.writerow((encodable(result.key), SEPARATOR.join(result.warnings)))
 
     def _plot(self, path: Path, result: TrackResult) -> None:
         names = label_names(self.labels, len(result.activations))
@@ -289,7 +376,7 @@ class ResultWriter:
             result.patch_activations[:, shown],
             [names[i] for i in shown],
             result.seconds,
-            result.key,
+            " – ".join((result.key, *result.warnings)),
             figure_name(self.task),
         )
 
@@ -327,8 +414,8 @@ def _write_array(path: Path, values: np.ndarray) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a file from before; a folder of that name, somebody's music, is none."""
-    if path.is_file():
+    """Remove a file from before; a folder of that name, somebody's music, or a link is none."""
+    if path.is_file() and not path.is_symlink():
         path.unlink()
 
 

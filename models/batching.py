@@ -146,6 +146,7 @@ class _Track:
     sums: dict[object, np.ndarray] = field(default_factory=dict)  # of weight · values, float64
     rows: dict[object, dict[int, np.ndarray]] = field(default_factory=dict)  # by patch
     picture: Thumbnail | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 class _Patch(NamedTuple):
@@ -189,7 +190,7 @@ class Batcher:
             if not chunk.last:
                 self._void[chunk.index] = chunk.attempt
             return [self._fail(track, problem)]
-        track.frames = chunk.frames
+        track.frames, track.warnings = chunk.frames, chunk.warnings
         complete: list[TrackResult | Failure] = []
         for columns in list(self._groups):
             while len(self._groups.get(columns, ())) >= self._limit(columns):
@@ -330,4 +331,5 @@ class Batcher:
             means.get("activations"),
             rows.get("activations"),
             track.picture.columns(track.frames) if track.picture is not None else None,
+            track.warnings,
         )

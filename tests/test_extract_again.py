@@ -84,6 +84,47 @@ def test_another_model_does_not_mix_unless_told_to(line, model, tmp_path):
         np.testing.assert_allclose(values, old[name] + 1, atol=1e-4)
 
 
+def test_overwrite_leaves_what_it_did_not_make(line, tmp_path):
+    folder = tmp_path / "2sec/logits"
+    good("ex_maest.py", f"extract_logits {line}", tmp_path)
+    (folder / "thesis.tex").write_text("mine")
+    (tmp_path / "elsewhere.npy").write_text("old")
+    result = folder / "a/000.flac.logits.npy"
+    before = result.read_bytes()
+    result.unlink()
+    result.symlink_to(tmp_path / "elsewhere.npy")
+    out = good("ex_maest.py", f"extract_logits {line} inference.overwrite=True", tmp_path)
+    assert "6 tracks done" in out
+    assert result.is_symlink()  # followed, not replaced
+    assert (tmp_path / "elsewhere.npy").read_bytes() == before
+    result.unlink()
+    other = f"{line} inference.patch_hop=1 inference.overwrite=True"
+    good("ex_maest.py", f"extract_logits {other}", tmp_path)
+    assert (folder / "thesis.tex").read_text() == "mine"
+
+
+def test_results_of_others_are_not_replaced(line, tmp_path):
+    others = tmp_path / "2sec/logits/a/000.flac.logits.npy"
+    others.parent.mkdir(parents=True)
+    others.write_text("mine")
+    for overwrite in (False, True):
+        arguments = f"extract_logits {line} inference.overwrite={overwrite}"
+        assert str(tmp_path / "2sec/logits") in bad("ex_maest.py", arguments, tmp_path)
+        assert others.read_text() == "mine"
+
+
+def test_a_truncated_result_is_made_again(line, tmp_path):
+    line += " inference.outputs=[logits,predictions]"
+    good("ex_maest.py", f"extract_logits {line}", tmp_path)
+    whole = {path: path.read_bytes() for path in (tmp_path / "2sec").rglob("*000.flac*")}
+    assert len(whole) == 3
+    for path, content in whole.items():
+        path.write_bytes(content[:-4])
+        out = good("ex_maest.py", f"extract_logits {line}", tmp_path)
+        assert "1 track done" in out
+        assert path.read_bytes() == content
+
+
 def test_two_folders_with_tracks_of_one_name(line, music, tmp_path):
     good("ex_maest.py", f"extract_logits {line}", tmp_path)
     write_music(tmp_path / "others", 2)
@@ -109,6 +150,7 @@ def test_a_full_disk_is_told(line, tmp_path, monkeypatch):
     monkeypatch.setattr(np, "save", full)
     message = bad("ex_maest.py", f"extract_logits {line}", tmp_path)
     assert "disk is full" in message
+    assert str(tmp_path / "2sec/logits") in message
     monkeypatch.undo()
     assert "2 there already" in good("ex_maest.py", f"extract_logits {line}", tmp_path)
 

@@ -16,6 +16,8 @@ from music import (
     arrays,
     assert_same_results,
     rows_of,
+    stamps,
+    tone,
 )
 from timm.models.vision_transformer import Block
 
@@ -203,7 +205,8 @@ def test_predictions(line, music, model, tmp_path):
         assert found["track"] == key
         assert all(len(patch["labels"]) == 2 for patch in found["patches"])
         rows = rows_of(folder / f"{key}.predictions.csv")
-        assert set(rows[0]) == {"scope", "start", "end", "rank", "label", "activation"}
+        names = {"scope", "start", "end", "rank", "label", "activation", "warnings"}
+        assert set(rows[0]) == names
         assert len(rows) == 2 * (1 + len(found["patches"]))
         frames = n_frames(len(waveform))
         expected = [(start, end) for start, _, end in times(cut(frames, PATCH), frames)]
@@ -240,6 +243,68 @@ def test_one_song_is_shown_as_a_table(line, music, tmp_path):
     assert "1 there already" in again
     for label in LABELS:
         assert re.search(rf"{label} +0\.\d+", again)
+
+
+# ------------------------------------------------------------------ warnings
+
+
+@pytest.fixture
+def doubtful(tmp_path) -> dict[str, str]:
+    """Files of which results can hardly mean much, in ``doubtful``, and what is said of them."""
+    folder, sound = tmp_path / "doubtful", tone(3, 0)
+    folder.mkdir()
+    soundfile.write(folder / "fine.wav", sound, RATE)
+    soundfile.write(folder / "silence.wav", np.zeros(3 * RATE), RATE)
+    soundfile.write(folder / "antiphase.wav", np.concatenate((sound, -sound), 1), RATE)
+    soundfile.write(folder / "short.wav", sound[: RATE // 10], RATE)
+    names = {"silence.wav": "silent", "antiphase.wav": "channels cancel", "short.wav": "0.1 s only"}
+    return {"fine.wav": "", **names}
+
+
+def test_doubtful_audio_has_warnings_beside_its_results(line, music, doubtful, tmp_path):
+    line = line.replace(str(music), str(tmp_path / "doubtful"))
+    line += " inference.outputs=[logits,predictions]"
+    out = good("ex_maest.py", f"predict {line}", tmp_path)
+    assert "3 with warnings" in out
+    level = tmp_path / "2sec"
+    table = {row["track"]: row["warnings"] for row in rows_of(level / "predictions/tracks.csv")}
+    assert table == doubtful
+    listed = {row["key"]: row["warnings"] for row in rows_of(level / "logits/warnings.csv")}
+    assert listed == {key: why for key, why in doubtful.items() if why}
+    for key, why in doubtful.items():
+        found = json.loads((level / f"predictions/{key}.predictions.json").read_text("utf-8"))
+        assert found["warnings"] == ([why] if why else [])
+    before = stamps(level)
+    assert "with warnings" not in good("ex_maest.py", f"predict {line}", tmp_path)  # none made now
+    assert rows_of(level / "logits/warnings.csv")
+    assert before.keys() == stamps(level).keys()
+
+
+@pytest.mark.parametrize("name", ["silence.wav", "antiphase.wav", "short.wav"])
+def test_of_one_song_the_warning_is_shown(line, music, doubtful, tmp_path, name):
+    song = tmp_path / "doubtful" / name
+    out = good("ex_maest.py", f"predict {line.replace(str(music), str(song))}", tmp_path)
+    assert doubtful[name] in out
+    assert "1 with warnings" in out
+
+
+def test_log_mel_files_of_silence_have_warnings(line, music, doubtful, model, tmp_path):
+    (tmp_path / "doubtful/antiphase.wav").unlink()  # next to silent: rounding is heard there
+    preprocess(tmp_path / "doubtful", tmp_path / "mels", num_workers=1, progress=False)
+    keys = sorted(path.name for path in (tmp_path / "mels").glob("*.mmap"))
+    write_groundtruth(tmp_path / "all.pk", {key: np.array([1, 0, 0]) for key in keys})
+    good(
+        "ex_maest.py",
+        f"extract_logits with maest.checkpoint={model} inference.out_dir={tmp_path}/out "
+        f"datamodule.groundtruth_predict={tmp_path}/all.pk datamodule.base_dir={tmp_path}/mels",
+        tmp_path,
+    )
+    found = {
+        row["key"]: row["warnings"] for row in rows_of(tmp_path / "out/2sec/logits/warnings.csv")
+    }
+    assert found["silence.mmap"] == "silent"
+    assert found["short.mmap"].endswith("s only")
+    assert len(found) == 2
 
 
 # ------------------------------------------------------------------ audio and log-mel files

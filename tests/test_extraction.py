@@ -253,6 +253,13 @@ def test_what_is_no_waveform(waveform):
     assert error.value.setting == "waveform"
 
 
+def test_doubtful_waveforms_have_warnings(song):
+    extract, waveform = Extractor("maest-tiny-scores"), read_audio(song)
+    assert extract(waveform).warnings == extract(song).warnings == []
+    assert extract(np.zeros(2 * RATE)).warnings == ["silent"]
+    assert extract(waveform[: RATE // 10]).warnings == ["0.1 s only"]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_samples_that_are_no_numbers(value):
     extract = Extractor("maest-tiny-scores")

@@ -46,19 +46,36 @@ def test_same_settings_again(tmp_path):
     assert files(folder) == {MANIFEST, "a.embeddings.npy"}
 
 
+def refused(folder: Path, *args, **kwargs) -> InputError:
+    with pytest.raises(InputError) as error:
+        opened(folder, *args, **kwargs)
+    assert error.value.hint
+    return error.value
+
+
 def test_other_settings_are_told_one_by_one(tmp_path):
     opened(tmp_path)
     other = {"model": "cd" * 32, "block": 7, "hop_seconds": 15.0, "note": "n" * 100}
-    with pytest.raises(InputError) as error:
-        opened(tmp_path, other)
-    text = str(error.value)
-    assert str(tmp_path / MANIFEST) in text
+    error = refused(tmp_path, other)
+    assert (error.kind, error.path) == ("mismatch", tmp_path / MANIFEST)
+    text = str(error)
     assert "model abababababab, now cdcdcdcdcdcd; hop_seconds 30.0, now 15.0; " in text
     assert "quantize null, now not told; note not told, now nnnn" in text
     assert "block" not in text
     assert "n" * 60 not in text
-    assert "another inference.out_dir, or inference.overwrite=True, which removes" in text
+    assert "inference.overwrite=True" in text
     assert read_manifest(tmp_path)["settings"] == SETTINGS
+
+
+def test_a_setting_that_came_later_counts_as_unchanged(tmp_path):
+    opened(tmp_path)
+    put(tmp_path, "a.embeddings.npy")
+    later = {**SETTINGS, "rounding": "float16"}
+    assert opened(tmp_path, later, present="a")["settings"] == later  # and is kept from now on
+    assert files(tmp_path) == {MANIFEST, "a.embeddings.npy"}
+    assert refused(tmp_path, {**later, "rounding": "none"}).kind == "mismatch"
+    assert refused(tmp_path, SETTINGS).kind == "mismatch"  # an older program
+    assert refused(tmp_path, {**later, "new": 1, "block": 6}).kind == "mismatch"
 
 
 def test_long_settings_are_shown_where_they_differ(tmp_path):
@@ -71,15 +88,16 @@ def test_long_settings_are_shown_where_they_differ(tmp_path):
     assert "label 40" not in str(error.value)
 
 
-def test_results_of_unknown_settings(tmp_path):
-    put(tmp_path, "a/b.embeddings.npy")
-    with pytest.raises(InputError, match=r"holds results already, and no manifest\.json"):
-        opened(tmp_path)
-    assert files(tmp_path) == {"a/b.embeddings.npy"}
+@pytest.mark.parametrize("name", ["a/b.embeddings.npy", "b.times.csv", "failed.csv"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_no_manifest_tells_of_is_not_ours(tmp_path, name, overwrite):
+    put(tmp_path, name)
+    assert refused(tmp_path, overwrite=overwrite).kind == "exists"
+    assert files(tmp_path) == {name}
 
 
 def test_files_that_are_no_results_do_not_matter(tmp_path):
-    put(tmp_path, "failed.csv", "a.logits.npy", "a/.tmp-x.embeddings.npy")
+    put(tmp_path, "thesis.tex", "a.logits.npy", "a/.tmp-x.embeddings.npy")
     assert opened(tmp_path)["sources"] == ["/music"]
 
 
@@ -87,19 +105,34 @@ def test_overwrite_removes_its_own_files_only(tmp_path):
     folder, elsewhere = tmp_path / "7", tmp_path / "elsewhere"
     opened(folder)
     put(elsewhere, "a.embeddings.npy")
-    kept = ("a.npy", "failed.csv", "a.logits.npy", "s/a.embeddings.npy.txt", "a.predictions.csv")
-    put(folder, *kept, "a.embeddings.npy", "a.times.csv", "s/ä\n.embeddings.npy", "s/t/b.times.csv")
+    kept = ("a.npy", "a.logits.npy", "s/a.embeddings.npy.txt", "a.predictions.csv", "lap.times.csv")
+    put(folder, *kept, "a.embeddings.npy", "a.times.csv", "s/ä\n.embeddings.npy")
+    put(folder, "failed.csv", "warnings-1-of-2.csv")
     (folder / "link").symlink_to(elsewhere)
-    (folder / "b.embeddings.npy").symlink_to(elsewhere / "a.embeddings.npy")
     found = opened(folder, {**SETTINGS, "block": 6}, "/other", overwrite=True, present="a")
     assert found == {"settings": {**SETTINGS, "block": 6}, "sources": ["/other"]}
     assert files(folder) == {*kept, MANIFEST}
     assert files(elsewhere) == {"a.embeddings.npy"}
 
 
+def test_overwrite_refuses_a_link_in_the_place_of_a_result(tmp_path):
+    opened(tmp_path / "7")
+    put(tmp_path, "elsewhere.npy", "7/a.embeddings.npy")
+    link = tmp_path / "7/b.embeddings.npy"
+    link.symlink_to(tmp_path / "elsewhere.npy")
+    error = refused(tmp_path / "7", {**SETTINGS, "block": 6}, overwrite=True)
+    assert (error.kind, error.path) == ("exists", link)
+    assert files(tmp_path) == {"elsewhere.npy", *(f"7/{n}" for n in files(tmp_path / "7"))}
+    assert files(tmp_path / "7") == {MANIFEST, "a.embeddings.npy", "b.embeddings.npy"}
+
+
 def test_overwrite_of_predictions_removes_what_stands_beside_them(tmp_path):
+    def made(settings: dict) -> None:
+        open_folder(tmp_path, settings, "/music", True, "*.predictions.json", lambda: None)
+
+    made(SETTINGS)
     put(tmp_path, "a.predictions.json", "a.predictions.csv", "a.predictions.png", "a.png", "a.csv")
-    open_folder(tmp_path, SETTINGS, "/music", True, "*.predictions.json", lambda: None)
+    made({**SETTINGS, "block": 6})
     assert files(tmp_path) == {"a.png", "a.csv", MANIFEST}
 
 
@@ -108,8 +141,9 @@ def test_sources(tmp_path):
     put(tmp_path, "a.embeddings.npy")
     assert opened(tmp_path, source="/b\udcff")["sources"] == ["/music", "/b\\udcff"]
     assert opened(tmp_path, source="/b\udcff", present="a")["sources"] == ["/music", "/b\\udcff"]
-    with pytest.raises(InputError, match=r"holds 'a' already, made from /music, /b\\udcff; this"):
-        opened(tmp_path, source="/c", present="a")
+    error = refused(tmp_path, source="/c", present="a")
+    assert error.kind == "conflict"
+    assert all(text in str(error) for text in ("'a'", "/music", "/b\\udcff", "/c"))
     assert files(tmp_path) == {MANIFEST, "a.embeddings.npy"}
     # The caller makes its own tracks again; those of the others stay.
     sources = opened(tmp_path, source="/c", present="a", overwrite=True)["sources"]
@@ -130,18 +164,18 @@ def test_settings_that_are_no_text(tmp_path):
     ],
 )
 def test_damaged_manifest(tmp_path, content):
-    (tmp_path / MANIFEST).write_bytes(content)
-    with pytest.raises(InputError, match=r"manifest\.json: expected the settings .*overwrite=True"):
-        opened(tmp_path)
     put(tmp_path, "a.embeddings.npy")
-    assert opened(tmp_path, overwrite=True)["settings"] == SETTINGS
-    assert files(tmp_path) == {MANIFEST}
+    (tmp_path / MANIFEST).write_bytes(content)
+    for overwrite in (False, True):
+        error = refused(tmp_path, overwrite=overwrite)
+        assert (error.kind, error.path) == ("corrupt", tmp_path / MANIFEST)
+    assert files(tmp_path) == {MANIFEST, "a.embeddings.npy"}
 
 
 def test_folder_that_cannot_be_made(tmp_path):
     put(tmp_path, "file")
-    with pytest.raises(InputError, match=r"cannot be written to \(.*another inference\.out_dir"):
-        opened(tmp_path / "file" / "7")
+    error = refused(tmp_path / "file" / "7")
+    assert (error.kind, error.path) == ("access", tmp_path / "file" / "7")
 
 
 def test_manifest_that_cannot_be_written(tmp_path, monkeypatch):
@@ -149,8 +183,7 @@ def test_manifest_that_cannot_be_written(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("helpers.manifest.write_json", full)
-    with pytest.raises(InputError, match=r"cannot be written to \(No space left"):
-        opened(tmp_path)
+    assert "No space left" in str(refused(tmp_path))
 
 
 def _open_at_once(folder, barrier, number, answers):

@@ -39,6 +39,7 @@ def test_json_and_csv(tmp_path):
     assert json.loads(path.read_text("utf-8")) == {
         "track": "a/song.mp3",
         "seconds": 60.0,
+        "warnings": [],
         "task": "multi-label",
         "labels": [
             {"label": "rock", "activation": 0.625},
@@ -65,15 +66,40 @@ def test_json_and_csv(tmp_path):
     }
     assert read_predictions(path)["track"] == "a/song.mp3"
     assert path.with_suffix(".csv").read_text("utf-8").splitlines() == [
-        "scope,start,end,rank,label,activation",
-        "track,0.000,60.000,1,rock,0.625000",
-        "track,0.000,60.000,2,日本,0.375000",
-        "patch,0.000,30.000,1,日本,0.750000",
-        "patch,0.000,30.000,2,pop,0.500000",
-        "patch,30.000,60.000,1,rock,1.000000",
-        "patch,30.000,60.000,2,pop,0.125000",
+        "scope,start,end,rank,label,activation,warnings",
+        "track,0.000,60.000,1,rock,0.625000,",
+        "track,0.000,60.000,2,日本,0.375000,",
+        "patch,0.000,30.000,1,日本,0.750000,",
+        "patch,0.000,30.000,2,pop,0.500000,",
+        "patch,30.000,60.000,1,rock,1.000000,",
+        "patch,30.000,60.000,2,pop,0.125000,",
     ]
     assert len(list(path.parent.iterdir())) == 2
+
+
+def test_warnings(tmp_path):
+    path, found = tmp_path / "x.predictions.json", result([[0.1, 0.9]], "x")
+    found.warnings = ["silent", "0.1 s only"]
+    write_predictions(path, found, ["a", "b"], top=1)
+    write_predictions(tmp_path / "y.predictions.json", result([[0.1, 0.9]], "y"), ["a", "b"], top=1)
+    prediction = read_predictions(path)
+    assert prediction["warnings"] == ["silent", "0.1 s only"]
+    beside = [row["warnings"] for row in rows(path.with_suffix(".csv"))]
+    assert beside == ["silent; 0.1 s only", ""]  # the track's row, the patch's
+    write_table(tmp_path / "tracks.csv", tmp_path)
+    assert [row["warnings"] for row in rows(tmp_path / "tracks.csv")] == ["silent; 0.1 s only", ""]
+    shown = table(prediction).splitlines()
+    assert "silent" in shown[1]
+    assert "0.1 s only" in shown[2]
+
+
+def test_files_of_version_0_1_have_no_warnings(tmp_path):
+    path = tmp_path / "x.predictions.json"
+    write_predictions(path, result([[0.1, 0.9]]), ["a", "b"], top=1)
+    old = json.loads(path.read_text("utf-8"))
+    del old["warnings"]
+    path.write_text(json.dumps(old), "utf-8")
+    assert read_predictions(path)["warnings"] == []
 
 
 def test_regression_keeps_all_targets_in_their_order(tmp_path):
@@ -139,8 +165,10 @@ def test_damaged_json(tmp_path, content):
     path = tmp_path / "x.predictions.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.predictions\.json: .* predict "):
+    with pytest.raises(InputError) as error:
         read_predictions(path)
+    assert error.value.path == path
+    assert error.value.kind == ("missing" if content is None else "corrupt")
 
 
 def test_table_of_a_folder(tmp_path):
@@ -152,10 +180,10 @@ def test_table_of_a_folder(tmp_path):
     write_predictions(tmp_path / "c.predictions.json", result([[1.0]]), ["x"], top=5)
     assert write_table(tmp_path / "all.csv", tmp_path) == (3, 2)
     assert (tmp_path / "all.csv").read_text().splitlines() == [
-        "track,seconds,label_1,activation_1,label_2,activation_2",
-        "a,30.000,x,0.800000,y,0.200000",
-        "b/1,30.000,x,0.500000,y,0.400000",
-        "b/2,30.000,y,0.900000,x,0.100000",
+        "track,seconds,label_1,activation_1,label_2,activation_2,warnings",
+        "a,30.000,x,0.800000,y,0.200000,",
+        "b/1,30.000,x,0.500000,y,0.400000,",
+        "b/2,30.000,y,0.900000,x,0.100000,",
     ]
     assert write_table(tmp_path / "some.csv", tmp_path, ["b/2", "none", "nul\0"]) == (1, 2)
     assert [row["track"] for row in rows(tmp_path / "some.csv")] == ["b/2"]
@@ -164,7 +192,7 @@ def test_table_of_a_folder(tmp_path):
     assert write_table(tmp_path / "new.csv", tmp_path, leave_out={"c", "b/1"}) == (2, 3)
     assert [row["track"] for row in rows(tmp_path / "new.csv")] == ["a", "b/2"]
     assert write_table(tmp_path / "no.csv", tmp_path, []) == (0, 0)
-    assert (tmp_path / "no.csv").read_text().splitlines() == ["track,seconds"]
+    assert (tmp_path / "no.csv").read_text().splitlines() == ["track,seconds,warnings"]
 
 
 def test_table_for_people(tmp_path):
