@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from sacred import SETTINGS, Experiment  # noqa: E402
 from sacred.observers import FileStorageObserver  # noqa: E402
 from sacred.run import Run  # noqa: E402
+from sacred.serializer import flatten  # noqa: E402
 from sacred.utils import (  # noqa: E402
     SacredError,
     SacredInterrupt,
@@ -34,7 +39,10 @@ from sacred.utils import (  # noqa: E402
 )
 
 from helpers.errors import InputError  # noqa: E402
+from helpers.files import atomic_path  # noqa: E402
 from helpers.settings import check_arguments, check_settings  # noqa: E402
+
+log = logging.getLogger(__name__)
 
 LOG_DIR = Path("exp_logs")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -60,14 +68,18 @@ for message in (
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
 
 
-# Sacred finds fault with every setting whose default is None, or may be; `check_settings` checks.
+# Sacred finds fault with every setting whose default is None, or may be (`check_settings` checks),
+# and with runs that it does not record.
+_NOISE = ("Changed type of config entry", "No observers have been added to this run")
 logging.getLogger().addFilter(
-    lambda record: "Changed type of config entry" not in record.getMessage()
+    lambda record: not any(noise in record.getMessage() for noise in _NOISE)
 )
 
 
 class UserError(SacredError):
-    """Printed as its message alone."""
+    """Printed as its message alone, behind "Error:"."""
+
+    __module__, __qualname__ = "builtins", "Error"  # what Sacred prints before it
 
     def __init__(self, message: str) -> None:
         super().__init__(message, print_traceback=False)
@@ -79,6 +91,37 @@ class Interrupted(UserError, SacredInterrupt):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
+
+
+class RunFolder(FileStorageObserver):
+    """Keeps a run in exp_logs/<id>/. A disk that is full by then costs the record, not the run."""
+
+    complete = True
+
+    def save_json(self, obj: Any, filename: str) -> None:
+        path = Path(self.dir) / filename
+        try:
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(flatten(obj), sort_keys=True, indent=2), "utf-8")
+        except OSError as error:
+            if self.complete:
+                log.warning("%s: the record of this run is incomplete (%s)", path, error.strerror)
+            self.complete = False
+
+
+def _check_log_dir() -> None:
+    """Raise InputError if no run can be recorded."""
+    try:
+        LOG_DIR.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=LOG_DIR, buffering=0) as file:
+            file.write(b"-" * 2**16)
+    except OSError as error:
+        raise InputError(
+            f"the record of the run cannot be written here ({error.strerror})",
+            kind="access",
+            hint="Make room, or work in a folder that can be written to.",
+            path=LOG_DIR.absolute(),
+        ) from None
 
 
 def is_first_process() -> bool:
@@ -107,30 +150,40 @@ def set_up(
     named: Mapping[str, Mapping],
     limits: Mapping[str, Any],
     sentences: Mapping[str, str],
+    unrecorded: Collection[str] = (),
 ) -> None:
     """Give an experiment its settings, the check of what is changed in them, and its log folder.
 
-    ``sentences`` say what each named config is for; ``print_named_configs`` shows them.
+    Args:
+        ex: the experiment.
+        defaults, named, limits: of `config`.
+        sentences: what each named config is for; ``print_named_configs`` shows them.
+        unrecorded: commands that go on where no run folder can be written: their results are
+            elsewhere.
     """
     defaults = deepcopy(dict(defaults))
     ex.add_config(deepcopy(defaults))
     for name, changes in named.items():
         ex.add_named_config(name, deepcopy(dict(changes)))
         ex.named_configs[name].__doc__ = sentences[name]
-    if is_first_process():
-        ex.observers.append(FileStorageObserver(LOG_DIR, copy_sources=False))
     ex.captured_out_filter = apply_backspaces_and_linefeeds
 
     @ex.config_hook
     def check(config: dict, command_name: str, logger: logging.Logger) -> dict:
+        ex.observers.clear()
         try:
             check_settings(config, defaults, limits)
+            if not ex.commands[command_name].unobserved and is_first_process():
+                _check_log_dir()
+                ex.observers.append(RunFolder(LOG_DIR, copy_sources=False))
         except InputError as error:
-            raise UserError(str(error)) from None
+            if error.kind != "access" or command_name not in unrecorded:
+                raise UserError(str(error)) from None
+            log.warning("%s: %s: going on without it", error.path, error.message)
         return {}
 
 
-def command(ex: Experiment, main: bool = False, unobserved: bool = False) -> Callable:
+def command(ex: Experiment, main: bool = False) -> Callable:
     """Make a function a command of the experiment; what a user can mend is told in one message."""
 
     def decorate(function: Callable) -> Callable:
@@ -138,6 +191,13 @@ def command(ex: Experiment, main: bool = False, unobserved: bool = False) -> Cal
         def wrapped(*args, **kwargs):
             try:
                 return function(*args, **kwargs)
+            except (KeyboardInterrupt, SystemExit) as error:
+                # Lightning ends the program in its own way.
+                if isinstance(error, SystemExit) and not isinstance(
+                    error.__context__, KeyboardInterrupt
+                ):
+                    raise
+                raise Interrupted("SIGINT: stopped", signal.SIGINT) from None
             except (InputError, MisconfigurationException) as error:
                 raise UserError(_message(error)) from error
             except OSError as error:
@@ -146,7 +206,7 @@ def command(ex: Experiment, main: bool = False, unobserved: bool = False) -> Cal
                     raise
                 raise UserError(_message(error)) from error
 
-        return ex.main(wrapped) if main else ex.command(wrapped, unobserved=unobserved)
+        return ex.main(wrapped) if main else ex.command(wrapped)
 
     return decorate
 
@@ -165,9 +225,9 @@ def run_dir(run: Run) -> Path:
         if isinstance(observer, FileStorageObserver) and observer.dir:
             return Path(observer.dir)
     folder = LOG_DIR / f"unobserved-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not is_first_process():  # which writes nothing
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
+    if is_first_process():  # the others write nothing
+        with suppress(OSError):  # what is to be written there will say it
+            folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -195,7 +255,7 @@ def _as_meant(argument: str, aliases: Mapping[str, str]) -> str:
     if value.startswith(("dataset/", "./dataset/")) and not Path(value).exists():
         right = value.replace("dataset/", "datasets/", 1)
         if Path(right).exists():
-            logging.getLogger(__name__).warning("%s: read as %s", value, right)
+            log.warning("%s: read as %s", value, right)
             value = right
     return f"{key}={value}"
 
@@ -208,6 +268,7 @@ def run_command_line(
     ``aliases`` are other names of sections of settings; of single settings, with a ``=`` behind.
     """
     arguments = [_as_meant(argument, aliases or {}) for argument in argv[1:]]
+    sys.argv = list(argv)  # of the processes that Lightning starts, and for `same_command`
     try:
         check_arguments(arguments, list(ex.commands), list(ex.named_configs))
     except InputError as error:
@@ -217,6 +278,9 @@ def run_command_line(
         arguments = ["--loglevel=ERROR", *arguments]
     try:
         run = ex.run_commandline([argv[0], *arguments])
+    except KeyboardInterrupt:  # before or after the command itself
+        print("SIGINT: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     except SystemExit as end:
         if isinstance(end.__context__, Interrupted):
             return end.__context__.exit_code

@@ -23,7 +23,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.loggers import TensorBoardLogger
 
 import config as settings
 from datasets.datamodule import MaestDataModule
@@ -51,10 +50,12 @@ from ex_results import (
 )
 from ex_setup import (
     as_it_began,
+    check_device,
     check_files,
     check_head,
     check_label_names,
     check_labels,
+    check_targets,
     compile_if_it_pays,
     end_processes,
     find_checkpoint,
@@ -76,7 +77,7 @@ from helpers.checkpoints import LAST, Checkpoints, Stopped
 from helpers.chunks import chosen_blocks
 from helpers.errors import InputError
 from helpers.files import point_link, write_json
-from helpers.history import History
+from helpers.history import History, TensorBoard
 from helpers.settings import check_choice
 from helpers.throughput import Throughput
 from models import get_maest, licences, load_checkpoint, save_model
@@ -89,7 +90,14 @@ from models.weights import load_into, save_safetensors
 log = logging.getLogger(__name__)
 
 ex = Experiment("maest", save_git_info=has_git_commit())
-set_up(ex, settings.MAEST, settings.MAEST_NAMED, settings.LIMITS, settings.SENTENCES)
+set_up(
+    ex,
+    settings.MAEST,
+    settings.MAEST_NAMED,
+    settings.LIMITS,
+    settings.SENTENCES,
+    unrecorded=("extract_embeddings", "extract_logits", "predict", "export"),
+)
 
 FORMATS = ("huggingface", "onnx", "safetensors")
 
@@ -102,9 +110,7 @@ def pretrain(_run, _config) -> dict[str, Any]:
     """Train on datamodule.groundtruth_train, validate each epoch, write a model folder."""
     config, folder, started = _config, run_dir(_run), time.monotonic()
     pl.seed_everything(config["seed"], workers=True, verbose=False)
-    check_choice("module.lr_interval", config["module"]["lr_interval"], ("step", "epoch"))
-    if config["trainer"]["limit_val_batches"] == 0:
-        raise InputError("trainer.limit_val_batches is 0: validation decides which epoch is kept")
+    check_device(config)
     check_files(config, "train", "val")
     checkpoint = find_checkpoint(config, training=True)
     data = set_up_data(config, checkpoint, "train", "val")
@@ -115,10 +121,15 @@ def pretrain(_run, _config) -> dict[str, Any]:
     arch = size_name(net.embed_dim, net.num_heads, net.depth)
     if data.groundtruth("val").n_classes != net.n_classes:
         raise InputError(
-            f"{data.groundtruth('val').path}: {data.groundtruth('val').n_classes} labels to a "
-            f"track, and the training ground truth has {net.n_classes}"
+            f"{data.groundtruth('val').n_classes} labels to a track, and the training ground "
+            f"truth has {net.n_classes}",
+            kind="mismatch",
+            setting="datamodule.groundtruth_val",
+            path=data.groundtruth("val").path,
+            hint="Use two splits of one ground truth.",
         )
     check_labels(net, data, "val")
+    check_targets(data)
     module = MaestModule(net, TrainingOptions(**config["module"]), seed=config["seed"])
     known = origin(config, data, checkpoint, before)
     module.record = {"arch": arch, "trained_on": known}
@@ -151,7 +162,7 @@ def pretrain(_run, _config) -> dict[str, Any]:
         folder,
         training=True,
         callbacks=callbacks,
-        logger=TensorBoardLogger(folder, name="", version="tensorboard"),
+        logger=TensorBoard(folder, name="", version="tensorboard"),
     )
     net.train()
     compile_if_it_pays(config, net, data.clips_per_epoch or len(data.groundtruth("train")))
@@ -161,10 +172,13 @@ def pretrain(_run, _config) -> dict[str, Any]:
         end_processes(trainer)
         if isinstance(error, Stopped):
             raise _interrupted(error, checkpoints, trainer) from None
-        if trainer.world_size > 1 and lost_a_process(error):
+        if isinstance(error, InputError) and error.kind == "diverged":
+            error.hint += _after_divergence(config, checkpoints, trainer)
+        elif trainer.world_size > 1 and lost_a_process(error):
             raise InputError(
-                "another process of this training has ended; what went wrong there is said above "
-                f"(here: {str(error).splitlines()[0]})"
+                f"another process of this training has ended ({str(error).splitlines()[0]})",
+                kind="worker",
+                hint="What went wrong there is said above.",
             ) from error
         raise
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -183,6 +197,8 @@ def pretrain(_run, _config) -> dict[str, Any]:
         load_into(net, found)
         kept = {name: found.trained_on[name] for name in last}
         validated &= kept == last  # the last epoch was the best
+    elif history.epochs:
+        log.warning("no epoch could be scored (%s): the last one's weights are kept", monitor)
     if not validated:
         module.also_evaluated.clear()
         set_up_trainer(config, folder).validate(module, data, verbose=False)
@@ -219,15 +235,16 @@ def test(_run, _config) -> dict[str, Any]:
     groundtruth = data.groundtruth("test")
     if groundtruth.n_classes != net.n_classes:
         raise InputError(
-            f"{groundtruth.path}: {groundtruth.n_classes} labels to a track, and the model has "
-            f"{net.n_classes}: they are not of one task"
+            f"{groundtruth.n_classes} labels to a track, and the model has {net.n_classes}",
+            kind="mismatch",
+            setting="datamodule.groundtruth_test",
+            path=groundtruth.path,
+            hint="Use a ground truth of the model's own task.",
         )
     check_head(checkpoint, net)
     check_labels(net, data, "test")
     given = config["inference"]["patches_per_pass"]
     module = MaestModule(net, **({} if given is None else {"patches_per_pass": given}))
-    if config["trainer"]["limit_test_batches"] == 0:
-        raise InputError("trainer.limit_test_batches is 0: nothing would be tested")
     set_up_trainer(config, folder).test(module, data, verbose=False)
     results = figures_of("test", module, net.labels)
     write_json(folder / "results.json", results)
@@ -371,8 +388,10 @@ def _look_at(data: MaestDataModule) -> None:
     stops = [f for f in report.problems if f.kind in ("groundtruth", "files", "teacher")]
     if stops and data.on_error == "raise":
         raise InputError(
-            f"{report}\nTo see all that is wrong: python ex_maest.py check_data with the same "
-            "settings. To go on without bad files: datamodule.on_error=skip"
+            str(report),
+            kind="corrupt",
+            hint="To see all that is wrong: python ex_maest.py check_data with the same settings. "
+            "To go on without bad files: datamodule.on_error=skip",
         )
     for finding in (*report.problems, *report.warnings):
         log.warning("%s", finding.message)
@@ -385,7 +404,7 @@ def _interrupted(stop: Stopped, checkpoints: Checkpoints, trainer: pl.Trainer) -
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
         how = " give the same command with ckpt_path=last"  # to whatever has started this process
     else:
-        how = f"\n  {same_command('ckpt_path=last')}"
+        how = f"\n  {same_command(f'ckpt_path={checkpoints.folder / LAST}')}"
     if stop.saved:
         state = f"saved at step {trainer.global_step}, {checkpoints.folder / LAST}"
     elif (checkpoints.folder / LAST).is_file():
@@ -408,6 +427,18 @@ def _check_labels_file(path: Path, labels: list[str] | None, model: Path) -> Non
         hint="Choose another export.out_dir, or move the file away.",
         path=path,
     )
+
+
+def _after_divergence(config: dict[str, Any], checkpoints: Checkpoints, trainer: pl.Trainer) -> str:
+    """What a user is told whose training has diverged: how to go on."""
+    half = " Or fp16 overflows: trainer.precision=bf16-mixed."
+    other = half if trainer.precision == "16-mixed" else ""
+    last = checkpoints.folder / LAST
+    if not last.is_file():
+        return f"{other} Nothing had been saved."
+    rate = f"module.lr={config['module']['lr'] / 10:g}"
+    line = same_command(rate, f"ckpt_path={last}")
+    return f"{other} {last} was saved before; to continue from there:\n  {line}"
 
 
 if __name__ == "__main__":

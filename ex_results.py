@@ -156,14 +156,15 @@ def print_report(results: dict[str, Any], task: str, folder: Path, model: Path) 
         f"  {row:19s}" + "".join(f"{figures[name]:9.4f}" for name in metrics.SHOWN[task])
         for row, figures in rows.items()
     ]
+    curve = folder / "learning_curve.png"
     left_out = next(int(v) for k, v in results.items() if k.endswith("_left_out"))
     print(
         f"\nvalidation, {results['val_tracks']} tracks, best epoch {results['best_epoch']}:\n"
         + "\n".join(lines)
-        + f"\n({left_out} {'targets' if task == 'regression' else 'labels'} left out, as they "
+        + f"\n({left_out} {'targets' if task == 'regression' else 'labels'} skipped, as they "
         f"cannot be scored; {results['steps']} steps in {results['seconds']:.0f} s)\n"
-        f"learning curve: {folder / 'learning_curve.png'}\n"
-        f"per label:      {folder / 'labels.png'}\n"
+        + (f"learning curve: {curve}\n" if curve.is_file() else "")
+        + f"per label:      {folder / 'labels.png'}\n"
         f"model folder:   {model}" + (" (used with its average)" if "swa" in results else "")
     )
     if results["skipped"]:

@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ import config as settings
 from datasets.datamodule import MaestDataModule
 from datasets.groundtruth import read_labels
 from datasets.scores import DATA_DIR as SCORES_DIR
-from helpers.checkpoints import StepLimit, WholeFiles
+from helpers import metrics
+from helpers.checkpoints import StepLimit, WholeFiles, leave_sigterm_to_us
 from helpers.errors import InputError
 from helpers.history import ProgressBar
-from helpers.settings import check_choice
 from helpers.throughput import fast_math, training_flops
 from models import CheckpointError, Maest, get_maest, load_checkpoint
-from models.archs import find_arch, input_frames
+from models.archs import Arch, clip_seconds, find_arch, input_frames
 from models.download import fetch
-from models.maest import TASKS
+from models.maest import TASKS, grid_size
 from models.weights import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -54,24 +55,29 @@ def check_files(config: dict[str, Any], *splits: str) -> None:
             continue
         if SCORES_DIR not in Path(path).resolve().parents:  # which is built where it is missing
             raise InputError(
-                f"{path}: no such file. Check datamodule.groundtruth_{split}; a data set's own "
-                "preprocess.py makes it"
+                "no such file",
+                kind="missing",
+                hint="A data set's own preprocess.py makes it, or `python datasets/groundtruth.py "
+                "build`.",
+                path=path,
+                setting=f"datamodule.groundtruth_{split}",
             )
     teacher = config["datamodule"]["teacher_dir"]
     if "train" in splits and teacher is not None and not Path(teacher).is_dir():
         raise InputError(
-            f"{teacher}: no such folder. datamodule.teacher_dir is where `python ex_maest.py "
-            "extract_logits with maest.checkpoint=<the teacher>` has written the logits of a model "
-            "of the same labels, for all training tracks"
+            "no such folder",
+            kind="missing",
+            hint="`python ex_maest.py extract_logits with maest.checkpoint=<the teacher>` writes "
+            "the logits of a model of the same labels, for all training tracks.",
+            path=teacher,
+            setting="datamodule.teacher_dir",
         )
 
 
 def find_task(config: dict[str, Any], checkpoint: Checkpoint | None) -> str:
     """What the targets are: as the settings say, or the checkpoint, or else many labels."""
-    task = config["maest"]["task"]
-    if task is not None:
-        check_choice("maest.task", task, TASKS)
-        return task
+    if config["maest"]["task"] is not None:
+        return config["maest"]["task"]
     return checkpoint.sizes.get("task", TASKS[0]) if checkpoint else TASKS[0]
 
 
@@ -88,19 +94,17 @@ def set_up_data(
     if "train" not in splits:
         options.pop("teacher_dir")
     options["task"] = find_task(config, checkpoint)
-    clip_length, arch = options.pop("clip_length"), config["maest"]["arch"]
+    clip_length, arch = options.pop("clip_length"), _arch(config)
     if clip_length is not None:
         frames = input_frames(clip_length)
     elif config["maest"]["input_t"] is not None:
         frames = config["maest"]["input_t"]
     elif checkpoint is not None and "input_t" in checkpoint.sizes:
         frames = checkpoint.sizes["input_t"]
+    elif arch is not None and arch.published:
+        frames = arch.input_t
     else:
-        with in_section("maest"):
-            published = arch is not None and find_arch(arch).published
         frames = input_frames(settings.DEFAULT_CLIP_LENGTH)
-        if published:
-            frames = find_arch(arch).input_t
     data = MaestDataModule(clip_frames=frames, seed=config["seed"], **options)
     data.prepare_data()
     return data
@@ -117,6 +121,12 @@ def in_section(section: str) -> Iterator[None]:
         raise
 
 
+def _arch(config: dict[str, Any]) -> Arch | None:
+    with in_section("maest"):
+        name = config["maest"]["arch"]
+        return None if name is None else find_arch(name)
+
+
 def find_sizes(config: dict[str, Any]) -> Checkpoint | None:
     """What ``maest.checkpoint`` says of clip length and task; nothing is fetched for it."""
     path = config["maest"]["checkpoint"]
@@ -127,7 +137,12 @@ def find_sizes(config: dict[str, Any]) -> Checkpoint | None:
 def find_checkpoint(config: dict[str, Any], training: bool = False) -> Checkpoint | None:
     """The weights to start from: ``maest.checkpoint``'s, or the published ones of the arch."""
     if config["ckpt_path"] is not None and not training:
-        raise InputError("ckpt_path continues a training; to use a model, give maest.checkpoint=…")
+        raise InputError(
+            "it continues a training, which this command does not do",
+            kind="conflict",
+            setting="ckpt_path",
+            hint="To use a model, give maest.checkpoint.",
+        )
     maest = config["maest"]
     path, arch, pretrained = maest["checkpoint"], maest["arch"], maest["pretrained"]
     average = maest["checkpoint_swa_weights"]
@@ -183,9 +198,15 @@ def set_up_network(
             options["input_t"] = max(data.clip_frames, known.get("input_t", 0))
     if options["input_t"] < data.clip_frames:
         raise InputError(
-            f"maest.input_t is {options['input_t']} frames, and datamodule.clip_length makes clips "
-            f"of {data.clip_frames}: the network's input must hold a clip"
+            f"the network's input of {options['input_t']} frames is shorter than a clip, "
+            f"{data.clip_frames} frames",
+            kind="conflict",
+            setting="maest.input_t",
+            hint="Leave it out, or shorten datamodule.clip_length.",
         )
+    if training and options["s_patchout_t"] is None:
+        options["s_patchout_t"] = columns_to_drop(data.clip_frames)
+        log.info("maest.s_patchout_t=%d, for clips of this length", options["s_patchout_t"])
     discard_head = config["maest"]["checkpoint_discard_head"]
     if training or (options["n_classes"] is None and "n_classes" not in known):
         discard_head = _fit_head(options, checkpoint, data, split, discard_head)
@@ -203,6 +224,14 @@ def set_up_network(
         return get_maest(checkpoint=checkpoint, discard_head=discard_head, **options)
 
 
+def columns_to_drop(frames: int) -> int:
+    """Time columns that patchout drops by default of a clip of so many frames: about half.
+
+    The paper's numbers: 15, 30, 60, 90 for clips of 5, 10, 20, 30 s.
+    """
+    return min(round(3 * clip_seconds(frames)), grid_size(frames) - 1)
+
+
 def _fit_head(
     options: dict[str, Any],
     checkpoint: Checkpoint | None,
@@ -214,8 +243,12 @@ def _fit_head(
     groundtruth = data.groundtruth(split)
     if options["n_classes"] not in (None, groundtruth.n_classes):
         raise InputError(
-            f"maest.n_classes is {options['n_classes']}, and {groundtruth.path} "
-            f"has {groundtruth.n_classes} labels to a track: leave it out, or correct it"
+            f"{options['n_classes']} classes, and the ground truth has {groundtruth.n_classes} "
+            "labels to a track",
+            kind="conflict",
+            setting="maest.n_classes",
+            path=groundtruth.path,
+            hint="Leave it out, or correct it.",
         )
     options["n_classes"] = groundtruth.n_classes
     options["labels"] = options["labels"] or data.labels(split)
@@ -264,8 +297,11 @@ def check_label_names(options: dict[str, Any], n_classes: int | None, config: di
     labels = options["labels"]
     if labels is not None and n_classes is not None and len(labels) != n_classes:
         raise InputError(
-            f"{config['maest']['labels'] or 'labels.json'}: {len(labels)} labels, and the model "
-            f"has {n_classes}: they are not of one task"
+            f"{len(labels)} labels, and the model has {n_classes}",
+            kind="mismatch",
+            setting="maest.labels",
+            path=config["maest"]["labels"] or "labels.json",
+            hint="Give the names of the model's own labels.",
         )
 
 
@@ -275,9 +311,38 @@ def check_head(checkpoint: Checkpoint, net: Maest) -> None:
     trained_as = checkpoint.sizes.get("distilled_type", net.distilled_type)
     if trained_as != net.distilled_type or any(name.startswith(read) for name in net.fresh):
         raise InputError(
-            f"{checkpoint.path}: a head for {net.n_classes} classes would be a fresh one, and "
-            "its logits noise: leave out maest.n_classes, maest.task, maest.distilled_type and "
-            "maest.checkpoint_discard_head, or use a model that was trained on these labels"
+            f"a head for {net.n_classes} classes would be newly initialized, and its logits noise",
+            kind="mismatch",
+            setting="maest.checkpoint",
+            path=checkpoint.path,
+            hint="Leave out maest.n_classes, maest.task, maest.distilled_type and "
+            "maest.checkpoint_discard_head, or use a model that was trained on these labels.",
+        )
+
+
+def check_targets(data: MaestDataModule) -> None:
+    """Raise InputError if nothing can be learned, or no epoch be told from another."""
+    train, val = data.groundtruth("train"), data.groundtruth("val")
+    if data.task == "multi-label" and not train.targets.any():
+        raise InputError(
+            "no track has a label: there is nothing to learn",
+            kind="empty",
+            setting="datamodule.groundtruth_train",
+            path=train.path,
+            hint="Check how it was made: `python datasets/groundtruth.py show` counts its labels.",
+        )
+    with warnings.catch_warnings(action="ignore"):  # of scikit-learn, for what is said here
+        scores = metrics.evaluate(data.task, val.targets, np.zeros(val.targets.shape))
+    if np.isnan(scores.figures[metrics.MONITOR[data.task]]):
+        regression = data.task == "regression"
+        what = "target with two values" if regression else "label that some have and some not"
+        raise InputError(
+            f"there is nothing to choose the best epoch by: among its {len(val)} tracks there is "
+            f"no {what}",
+            kind="empty",
+            setting="datamodule.groundtruth_val",
+            path=val.path,
+            hint="Validate on more tracks.",
         )
 
 
@@ -286,13 +351,13 @@ def check_labels(net: Maest, data: MaestDataModule, split: str) -> None:
     labels = data.labels(split)
     if None not in (labels, net.labels) and labels != net.labels:
         raise InputError(
-            f"{data.groundtruth(split).path.parent / 'labels.json'}: other labels, or another "
-            "order, than the model's: they are not of one task"
+            "other labels, or another order, than the model's",
+            kind="mismatch",
+            path=data.groundtruth(split).path.parent / "labels.json",
+            hint="Use a ground truth with the model's labels, or a model of these.",
         )
 
 
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 # A run of fewer steps is over before compiling has paid.
 _STEPS_THAT_PAY = 1000
 
@@ -314,14 +379,16 @@ _SAME = {
 }
 
 
+# Where a run's record has what version 0.1 had by default, and the settings what this one has,
+# nobody has chosen either.
+_EARLIER_DEFAULTS = {"maest.s_patchout_t": 22, "maest.checkpoint_swa_weights": False}
+
+
 def find_run_to_continue(config: dict[str, Any], log_dir: Path) -> Path | None:
     """The checkpoint that ``ckpt_path`` asks for; None to start anew.
 
-    "last" is that of the newest run with the same settings, however it ended. Without any run
-    there is nothing to continue, so that a cluster's job can be started again as it was.
-
-    Raises:
-        InputError: there are runs, and none has these settings.
+    "last" is that of the newest run with the same settings, however it ended. Without one a new
+    training begins, so that a cluster's job can be started again as it was.
     """
     if config["ckpt_path"] != "last":
         return None if config["ckpt_path"] is None else Path(config["ckpt_path"])
@@ -332,7 +399,7 @@ def find_run_to_continue(config: dict[str, Any], log_dir: Path) -> Path | None:
         try:
             other = json.loads((path.parents[1] / "config.json").read_text("utf-8"))
             differing = _differing(config, other)
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError):
             continue  # no run of ours, or one that left nothing to compare with
         if not differing:
             log.info("continuing %s", path)
@@ -342,11 +409,12 @@ def find_run_to_continue(config: dict[str, Any], log_dir: Path) -> Path | None:
         log.warning("ckpt_path=last: there is no run to continue in %s: a new one begins", log_dir)
         return None
     path, differing = newest
-    raise InputError(
-        f"ckpt_path=last: no run has these settings. The newest, {path.parents[1]}, has "
-        f"{'; '.join(differing[:5])}{'; …' * (len(differing) > 5)}. Give the same settings, or "
-        f"ckpt_path={path} to go on from it with others"
+    log.warning(
+        "ckpt_path=last: no run in %s has these settings: a new one begins. The newest, %s, has "
+        "%s%s. (ckpt_path=%s would go on from it)",
+        *(log_dir, path.parents[1], "; ".join(differing[:5]), "; …" * (len(differing) > 5), path),
     )
+    return None
 
 
 def read_continued(path: Path | None) -> Checkpoint | None:
@@ -360,27 +428,38 @@ def read_continued(path: Path | None) -> Checkpoint | None:
 
 
 def as_it_began(config: dict[str, Any], continued: Checkpoint | None) -> dict[str, Any]:
-    """The settings with the norm of the training that is continued, where they leave it open.
+    """The settings with norm and patchout of the training that is continued, where they are open.
 
-    Measured again it would be another one if a file has gone since.
+    Measured again, the norm would be another one if a file has gone since.
     """
     if continued is None:
         return config
-    norm = {name: continued.sizes.get(name) for name in ("norm_mean", "norm_std")}
-    open_ones = {n: v for n, v in norm.items() if config["maest"][n] is None}
+    began = {name: continued.sizes.get(name) for name in ("norm_mean", "norm_std")}
+    with suppress(OSError, ValueError, KeyError, TypeError):  # no run folder of ours
+        record = json.loads((continued.path.parents[1] / "config.json").read_text("utf-8"))
+        began["s_patchout_t"] = record["maest"]["s_patchout_t"]
+    open_ones = {n: v for n, v in began.items() if config["maest"][n] is None}
     return config | {"maest": config["maest"] | open_ones}
 
 
 def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The settings that decide, and are others than a run's record has; what it lacks came later.
+
+    Raises:
+        KeyError, TypeError: it is no record of a training.
+    """
     found = []
     for section, free in _SAME.items():
-        own, its = config[section], other.get(section)
-        if free is None and not isinstance(own, dict):
-            own, its, free = {"": own}, {"": its}, ()
-        for name in own.keys() | its.keys():
-            if name not in (free or ()) and own.get(name) != its.get(name):
-                key = f"{section}.{name}".rstrip(".")
-                found.append(f"{key}={its.get(name)} (here {own.get(name)})")
+        if free is None and not isinstance(config[section], dict):
+            pairs = {section: (config[section], other[section])}
+        else:
+            own, default = config[section], settings.MAEST[section]
+            its = default | other[section]
+            pairs = {f"{section}.{n}": (own[n], its[n]) for n in own if n not in (free or ())}
+            for key, earlier in _EARLIER_DEFAULTS.items():
+                if pairs.get(key) == (default.get(key.partition(".")[2]), earlier):
+                    del pairs[key]
+        found += [f"{key}={its} (here {own})" for key, (own, its) in pairs.items() if own != its]
     return sorted(found)
 
 
@@ -397,21 +476,21 @@ def set_up_trainer(
     or machines are for training and extraction; evaluation runs on one.
     """
     given = {name: value for name, value in config["trainer"].items() if value is not None}
-    check_choice("trainer.accelerator", given["accelerator"], ACCELERATORS)
     for ours in ("checkpoint_minutes", "compile", "limit_predict_batches"):
         given.pop(ours, None)
-    cuda = torch.cuda.is_available() and given["accelerator"] in ("auto", "gpu", "cuda")
+    cuda = _on_cuda(config)
     if "precision" not in given:
         given["precision"] = "16-mixed" if cuda and (training or extraction) else "32-true"
     if training or extraction:
-        # (With weights in 16 bits, "16-true", Lightning would round the audio, too.)
-        check_choice("trainer.precision", given["precision"], PRECISIONS)
+        check_device(config)
         given["use_distributed_sampler"] = False
         _check_processes(given["devices"], given["num_nodes"])
         several = given["devices"] != 1 or given["num_nodes"] > 1
         if given["strategy"] == "ddp" or (given["strategy"] == "auto" and several):
             # The buffers are constants; and evaluation need not wait for the other processes.
             given["strategy"] = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+        if given["precision"] == "bf16-mixed" and not cuda:
+            log.warning("trainer.precision=bf16-mixed: on most CPUs much slower than 32-true")
     if training:
         fast_math()
         given["plugins"] = [WholeFiles()]
@@ -434,10 +513,34 @@ def set_up_trainer(
         enable_checkpointing=training,
         **{"logger": False, **given, **options},
     )
-    # Between several processes, Lightning asks at every step whether one was told to stop, and the
-    # host waits for the device to answer: `helpers.checkpoints` asks at every tenth.
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    leave_sigterm_to_us(trainer)
     return trainer
+
+
+def _on_cuda(config: dict[str, Any]) -> bool:
+    return torch.cuda.is_available() and config["trainer"]["accelerator"] in ("auto", "gpu", "cuda")
+
+
+def check_device(config: dict[str, Any]) -> None:
+    """Raise InputError for settings of section ``trainer`` that a CPU cannot serve."""
+    trainer = config["trainer"]
+    mps = torch.backends.mps.is_available() and trainer["accelerator"] in ("auto", "gpu", "mps")
+    if _on_cuda(config) or mps or trainer["accelerator"] == "tpu":
+        return
+    if trainer["precision"] == "16-mixed":
+        raise InputError(
+            "a CPU does not compute in fp16",
+            kind="unsupported",
+            setting="trainer.precision",
+            hint="Leave it out: 32-true is the fastest there.",
+        )
+    if trainer["devices"] == -1:
+        raise InputError(
+            "there is no GPU here, of which -1 would take all",
+            kind="unsupported",
+            setting="trainer.devices",
+            hint="Give a number of CPU processes, or leave it out.",
+        )
 
 
 def flops_per_clip(net: Maest, frames: int, frozen_blocks: int) -> float:
@@ -461,8 +564,7 @@ def compile_if_it_pays(config: dict[str, Any], net: Maest, clips: int) -> None:
     """
     trainer, wanted = config["trainer"], config["trainer"]["compile"]
     if wanted is None:
-        cuda = torch.cuda.is_available() and trainer["accelerator"] in ("auto", "gpu", "cuda")
-        devices = trainer["devices"] if trainer["devices"] > 0 else torch.cuda.device_count()
+        devices = trainer["devices"] if trainer["devices"] > 0 else torch.cuda.device_count() or 1
         batch = config["datamodule"]["batch_size_train"] * devices * trainer["num_nodes"]
         batches = clips // batch
         if isinstance(trainer["limit_train_batches"], int):
@@ -471,7 +573,8 @@ def compile_if_it_pays(config: dict[str, Any], net: Maest, clips: int) -> None:
         if trainer["max_steps"] >= 0:
             steps = min(steps, trainer["max_steps"])
         # Compiling takes about a minute; each rate of stochastic depth would be a graph of its own.
-        wanted = cuda and steps >= _STEPS_THAT_PAY and not config["maest"]["drop_path_rate"]
+        pays = steps >= _STEPS_THAT_PAY and not config["maest"]["drop_path_rate"]
+        wanted = _on_cuda(config) and pays
     if wanted:
         net.compile_blocks()
 
@@ -486,9 +589,11 @@ def _check_processes(devices: int, num_nodes: int) -> None:
         started = int(os.environ["SLURM_STEP_NUM_TASKS"])
     if started and devices != -1 and started != devices * num_nodes:
         raise InputError(
-            f"{who} has started {started} processes, and trainer.devices={devices} times "
-            f"trainer.num_nodes={num_nodes} is {devices * num_nodes}: set them to what "
-            f"{options} say"
+            f"{who} has started {started} processes, and {devices} times trainer.num_nodes="
+            f"{num_nodes} is {devices * num_nodes}",
+            kind="conflict",
+            setting="trainer.devices",
+            hint=f"Set both to what {options} say.",
         )
 
 

@@ -9,7 +9,7 @@ from config import datamodule, export, inference, limits, maest, module, named, 
 MAEST = {
     "seed": 0,  # of every random draw: the same seed, data and machine give the same run
     # Continue a training: its exp_logs/<id>/checkpoints/last.ckpt, or "last" for the newest one of
-    # the same settings (which starts anew where there is none)
+    # the same settings (where there is none, a new one begins)
     "ckpt_path": None,
     "maest": maest.DEFAULTS,
     "module": module.DEFAULTS,

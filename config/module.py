@@ -14,10 +14,10 @@ DEFAULTS = {
     "ramp_end": 4.0,
     "last_lr_factor": 0.01,
     "lr_interval": "step",  # the rate moves on each "step", or each "epoch"
-    # Weight averaging: the mean of the weights at the end of each epoch from this one on, counted
-    # from 0; None: no average. It is validated and kept beside the weights themselves.
+    # Weight averaging: the mean of the weights at the ends of all epochs after so many; None: no
+    # average. It is validated and kept beside the weights themselves.
     "swa_start": None,
-    "swa_lr": None,  # the rate from that epoch on; None: as the schedule says
+    "swa_lr": None,  # the rate after so many epochs; None: as the schedule says
     "mixup_alpha": 0.0,  # 0: no mixup
     "roll": 0,  # each clip is turned round in time by up to so many frames; PaSST's: 50
     # SpecAugment on the normalised mel: number of masks, and the width they stay below

@@ -91,6 +91,7 @@ _add(
             "clips_per_epoch": 8000,
             "balanced_sampling": True,
         },
+        "maest": {"s_patchout_t": 22},
         "module": {"warmup_epochs": 0.5, "ramp_start": 7, "ramp_end": 18, "swa_start": 13},
         "trainer": {"max_epochs": 18},
     },

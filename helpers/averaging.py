@@ -26,7 +26,7 @@ class WeightAverage(WeightAveraging):
     validated. A checkpoint's ``state_dict`` holds both, the average with the prefix ``net_swa.``.
 
     Args:
-        start: number of the first epoch, from 0, whose weights count.
+        start: after how many epochs the first one comes whose weights count.
     """
 
     def __init__(self, start: int) -> None:

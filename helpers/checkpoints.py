@@ -6,6 +6,7 @@ A run that was killed at any instant continues from ``last.ckpt`` as if nothing 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from helpers.errors import InputError
 from helpers.files import TEMPORARY, atomic_path
+from helpers.history import FIRST
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,28 @@ def stop_signals() -> list[int]:
     """The signals that stop a run; SIGUSR1 is SLURM's, for the end of a job's time."""
     names = ("SIGINT", "SIGTERM", "SIGUSR1")
     return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+def diverged(what: str, epoch: int, step: int) -> InputError:
+    """The error of a training whose numbers are none any more; ``epoch`` counts from 0."""
+    return InputError(
+        f"{what} NaN or infinite in epoch {epoch + FIRST}, at step {step} or shortly before",
+        kind="diverged",
+        hint="Lower module.lr, or set trainer.gradient_clip_val=1.",
+    )
+
+
+def leave_sigterm_to_us(trainer: pl.Trainer) -> None:
+    """Keep Lightning from asking at every step whether another process was told to stop.
+
+    The host waits for the device to answer; `Checkpoints` asks at every tenth. (Not in the public
+    interface of Lightning 2.6, as is `_forget_sigterm`.)
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
+def _forget_sigterm(trainer: pl.Trainer) -> None:
+    trainer._signal_connector.received_sigterm = False
 
 
 class Stopped(BaseException):
@@ -73,18 +97,23 @@ class WholeFiles(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
         except (RuntimeError, OSError) as error:  # the archive's writer says it in its own way
             free = shutil.disk_usage(Path(path).parent).free / 2**20
-            raise OSError(
-                f"{path}: the checkpoint could not be written ({_first_line(error)}): is the disk "
-                f"full? ({free:.0f} MiB free) The one before it is as it was; make room, and "
-                "continue with ckpt_path=last"
+            raise InputError(
+                f"the checkpoint could not be written ({_first_line(error)}; {free:.0f} MiB free)",
+                kind="access",
+                hint="Make room, and continue with ckpt_path=last: the checkpoint before it is "
+                "whole.",
+                path=path,
             ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if not Path(path).is_file():
-            kind = "is a folder, not a file" if Path(path).is_dir() else "no such file"
             raise InputError(
-                f"{path}: {kind}. ckpt_path is a checkpoint of a training, "
-                "exp_logs/<id>/checkpoints/last.ckpt, or `last` for that of the newest run"
+                "this is a folder, not a file" if Path(path).is_dir() else "no such file",
+                kind="missing",
+                hint="Give a checkpoint of a training, exp_logs/<id>/checkpoints/last.ckpt, or "
+                "`last` for that of the newest run.",
+                path=path,
+                setting="ckpt_path",
             )
         try:
             with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
@@ -95,10 +124,14 @@ class WholeFiles(TorchCheckpointIO):
         except Exception:  # a damaged file can raise nearly anything
             content = None
         if not isinstance(content, dict) or not content.keys() >= _PARTS:
+            others = sorted(Path(path).parent.glob("best-*.ckpt"))
+            other = f"ckpt_path={others[-1]}, or to start" if others else "to start"
             raise InputError(
-                f"{path}: damaged, or no checkpoint of a training. ckpt_path can be another one, "
-                f"such as {Path(path).parent}/best-epoch=<number>.ckpt; to start from a model, "
-                "give maest.checkpoint"
+                "damaged, or no checkpoint of a training",
+                kind="corrupt",
+                hint=f"Give another one, {other} from a model's weights, maest.checkpoint.",
+                path=path,
+                setting="ckpt_path",
             )
         return content
 
@@ -135,8 +168,8 @@ class StepLimit(pl.Callback):
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt``, and for each monitored figure the checkpoint of its best epoch.
 
-    The best are ``<name>-epoch=<number>.ckpt``. An older best is removed only once ``last.ckpt``
-    says that there is a newer one.
+    The best are ``<name>-epoch=<number>.ckpt``, counted from 1. An older best is removed only once
+    ``last.ckpt`` says that there is a newer one.
 
     On SIGTERM and SIGINT (and SIGUSR1, by which SLURM announces the end of a job's time) training
     is saved after the step at hand, and :class:`Stopped` is raised; during the last batch and its
@@ -158,6 +191,7 @@ class Checkpoints(Checkpoint):
         self.monitors = dict(monitors)
         self.minutes = minutes
         self.best: dict[str, dict[str, float]] = {}  # name → {"epoch": …, "score": …}
+        self._shift = 0  # of epochs' numbers in the run that this one continues
         self._validated = False
         self._saved_at = time.monotonic()
         self._told = 0  # the signal
@@ -168,15 +202,22 @@ class Checkpoints(Checkpoint):
 
     def path(self, name: str) -> Path | None:
         """The checkpoint of the best epoch by a monitored figure; None if there is none."""
-        if name not in self.best:
-            return None
-        return self.folder / f"{name}-epoch={self.best[name]['epoch']}.ckpt"
+        return self.folder / self._name(name) if name in self.best else None
+
+    def _name(self, name: str, shift: int = 0) -> str:
+        return f"{name}-epoch={self.best[name]['epoch'] - shift}.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": {name: dict(best) for name, best in self.best.items()}}
+        best = {name: dict(best) for name, best in self.best.items()}
+        return {"best": best, "first_epoch": FIRST}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = {name: dict(best) for name, best in state_dict["best"].items()}
+        self._shift = FIRST - state_dict.get("first_epoch", 0)  # version 0.1 counted from 0
+        self.best = {
+            name: best | {"epoch": best["epoch"] + self._shift}
+            for name, best in state_dict["best"].items()
+            if math.isfinite(best["score"])  # which one of 0.1 may not be
+        }
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and trainer.ckpt_path is not None:
@@ -187,7 +228,7 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
         self._listen()
         if trainer.received_sigterm:  # since Lightning listens, which would end without a word
-            trainer._signal_connector.received_sigterm = False
+            _forget_sigterm(trainer)
             self._told, self._told_at = signal.SIGTERM, time.monotonic()
 
     def _adopt(self, continued: Path) -> None:
@@ -200,9 +241,9 @@ class Checkpoints(Checkpoint):
             path = self.path(name)
             if path.is_file():
                 continue
-            there = continued.parent / path.name
+            there = continued.parent / self._name(name, self._shift)
             if not there.is_file():
-                log.warning("%s is gone: the best epoch is sought among those to come", path.name)
+                log.warning("%s is gone: the best epoch is sought among those to come", there)
                 del self.best[name]
                 continue
             _link(there, path)
@@ -221,10 +262,10 @@ class Checkpoints(Checkpoint):
             score = trainer.callback_metrics.get(monitor)
             if score is None or not self._validated:
                 continue
-            best = self.best.get(name)
-            if best is None or float(score) > best["score"]:
+            best = self.best.get(name, {"score": -math.inf})
+            if float(score) > best["score"]:  # which NaN never is
                 old.append(self.path(name))
-                self.best[name] = {"epoch": trainer.current_epoch, "score": float(score)}
+                self.best[name] = {"epoch": trainer.current_epoch + FIRST, "score": float(score)}
                 self._save(trainer, self.path(name))
         self._validated = False
         self._save_last(trainer)
@@ -270,17 +311,10 @@ class Checkpoints(Checkpoint):
 
     @staticmethod
     def _check_weights(trainer: pl.Trainer) -> None:
-        """Raise InputError for weights that are no numbers: the loss tells a step later only."""
+        """Raise `diverged` for weights that are no numbers: the loss tells a step later only."""
         weights = [p.detach() for p in trainer.lightning_module.parameters()]
-        highest = torch._foreach_norm(weights, float("inf"))
-        if not torch.stack([norm.float() for norm in highest]).isfinite().all():
-            raise InputError(
-                f"the weights became NaN or infinite in epoch {trainer.current_epoch}, at step "
-                f"{trainer.global_step} or shortly before. Lower module.lr, or set "
-                "trainer.gradient_clip_val=1. They are not saved: "
-                "ckpt_path=exp_logs/<id>/checkpoints/last.ckpt, with such settings, goes on from "
-                "the checkpoint before them"
-            )
+        if not torch.nn.utils.get_total_norm(weights, math.inf).isfinite():
+            raise diverged("the weights became", trainer.current_epoch, trainer.global_step)
 
     @staticmethod
     def _agreed(trainer: pl.Trainer, decision: bool) -> bool:

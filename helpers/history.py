@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from helpers.files import atomic_path
 from helpers.metrics import FIGURE_NAMES
 
+FIRST = 1  # the number of the first epoch, wherever people read it; Lightning counts from 0
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's, with epochs from 1."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        metrics = {n: v + FIRST if n == "epoch" else v for n, v in metrics.items()}
+        super().log_metrics(metrics, step)
+
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with the figures that move within an epoch."""
+    """Lightning's bar, with the figures that move within an epoch, and epochs from 1."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + FIRST}")
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict:
         """Called where the bar is drawn again: the loss is fetched from the device here only."""
@@ -35,7 +50,7 @@ class History(pl.Callback):
         path: the CSV file.
         record: called with (name, value, epoch) for each figure, to send it elsewhere too.
 
-    A row has the epoch's number (from 0), the figures that were logged, the learning rate after the
+    A row has the epoch's number (from 1), the figures that were logged, the learning rate after the
     epoch (of several groups of weights, the highest: the head's), and its seconds. Figures of the
     validation are in the rows of epochs that had one. The rows are in the checkpoints too: a run
     that continues another has those of both.
@@ -52,10 +67,11 @@ class History(pl.Callback):
         self._earlier_seconds = 0.0  # of this epoch, in the run that this one continues
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "seconds": self._seconds()}
+        return {"epochs": self.epochs, "first_epoch": FIRST, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epochs = [dict(row) for row in state_dict["epochs"]]
+        shift = FIRST - state_dict.get("first_epoch", 0)  # version 0.1 counted from 0
+        self.epochs = [row | {"epoch": row["epoch"] + shift} for row in state_dict["epochs"]]
         self._earlier_seconds = state_dict["seconds"]
 
     def _seconds(self) -> float:
@@ -75,7 +91,7 @@ class History(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning has run the epoch's validation by now."""
         figures = trainer.callback_metrics
-        row: dict[str, float] = {"epoch": trainer.current_epoch}
+        row: dict[str, float] = {"epoch": trainer.current_epoch + FIRST}
         for name, value in sorted(figures.items()):
             # Lightning keeps the figures of the last validation, whenever that was; and the rates
             # that LearningRateMonitor saw last, some steps before.

@@ -48,7 +48,7 @@ def learning_curve(
     loss, title, names = _PANELS[monitor]
     figure = Figure(figsize=(11, 4))
     left, right = figure.subplots(1, 2)
-    x = [row["epoch"] + 1 for row in epochs]
+    x = [row["epoch"] for row in epochs]
     shown = {f"val_{name}": FIGURE_NAMES[name] for name in names}
     for axes, own in (
         (left, {"train_loss": "training", "val_loss": "validation"}),

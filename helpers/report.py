@@ -38,7 +38,7 @@ def pretraining_table(results: Mapping[str, Any]) -> str:
     """
     rows = [
         [
-            f"epoch {epoch['epoch'] + 1:.0f}" + (" (kept)" * (epoch["epoch"] + 1 == best)),
+            f"epoch {epoch['epoch']:.0f}" + " (kept)" * (epoch["epoch"] == best),
             f"{epoch.get('train_loss', float('nan')):.4f}",
             f"{epoch['val_ap']:.4f}",
             f"{epoch['val_roc_auc']:.4f}",

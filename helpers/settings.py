@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,17 +18,23 @@ class Limit(NamedTuple):
     """What the default of a setting does not tell of it.
 
     Attributes:
-        example: a value of its kind, where the default is None, or where None may stand beside the
-            default; a tuple of values, where it may be of several kinds.
-        least: of a number.
+        example: a value of its kind, where the default is None or an empty list, or where None may
+            stand beside the default; a tuple of values, where it may be of several kinds.
+        bounds: of a number, or of each number in a list: the least, or such as "> 0, <= 1".
+        choices: the words that it may be.
+        length: of a list.
     """
 
     example: Any = None
-    least: float | None = None
+    bounds: float | str | None = None
+    choices: tuple[str, ...] = ()
+    length: int | None = None
 
 
-class SettingsError(InputError):
-    """A setting, named config or command that does not exist or does not fit."""
+_COMPARE = {
+    **{">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le},
+    "!=": operator.ne,
+}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -44,33 +52,36 @@ def check_settings(
     """Refuse keys that are not in ``defaults``, at any depth, and values of another kind.
 
     None is let through where the default is None, or ``limits`` has an example beside the default;
-    a whole number where a fraction is the default.
+    a whole number where a fraction is the default; NaN and infinity nowhere.
 
     Args:
         given: the settings.
         defaults: all settings there are, and their kinds.
-        limits: by dotted name, what a default does not tell: an example value of the kind where the
-            default is None, and the least value of a number.
+        limits: by dotted name, what a default does not tell: see `Limit`.
         prefix: of the names of this section.
 
     Raises:
-        SettingsError: naming the key, what was found, and the nearest key there is.
+        InputError: naming the key, what was found, and the nearest key there is.
     """
     for key, value in given.items():
         name = f"{prefix}{key}"
         if key not in defaults:
             own_level = [f"{prefix}{known}" for known in defaults]
             where = f" in {prefix[:-1]!r}" if prefix else ""
-            raise SettingsError(
-                f"unknown setting {name!r}.{did_you_mean(name, own_level)} "
-                f"The settings{where} are: {', '.join(defaults)}"
+            raise InputError(
+                "there is no such setting",
+                kind="unknown",
+                setting=name,
+                hint=f"{did_you_mean(name, own_level)} The settings{where} are: "
+                f"{', '.join(defaults)}.".lstrip(),
             )
         default = defaults[key]
         if isinstance(default, Mapping):
             if not isinstance(value, Mapping):
-                raise SettingsError(
-                    f"{name} is a section of settings, not a value: write {name}.<setting>="
-                    f"{value} with one of {', '.join(default)}"
+                raise InputError(
+                    f"it is a section of settings, and {value!r} is a value",
+                    setting=name,
+                    hint=f"Write {name}.<setting>={value} with one of {', '.join(default)}.",
                 )
             check_settings(value, default, limits, f"{name}.")
         else:
@@ -81,13 +92,33 @@ def _check_value(name: str, value: Any, default: Any, limit: Limit) -> None:
     several = limit.example if isinstance(limit.example, tuple) else ()
     if value is None and (default is None or (limit.example is not None and not several)):
         return
-    examples = several or (limit.example if default is None else default,)
+    # An empty list says nothing of what is in it.
+    open_ended = default is None or (default == [] and limit.example is not None)
+    examples = several or (limit.example if open_ended else default,)
     kinds = [example for example in examples if example is not None]
     if kinds and not any(_same_kind(value, example) for example in kinds):
         expected = ", or ".join(f"{_kind(example)}, such as {example!r}" for example in kinds)
-        raise SettingsError(f"{name} is {value!r} ({type(value).__name__}): expected {expected}")
-    if limit.least is not None and isinstance(value, Real) and value < limit.least:
-        raise SettingsError(f"{name} is {value}: expected at least {limit.least}")
+        raise InputError(f"{value!r} is {_kind(value)}", setting=name, hint=f"Give {expected}.")
+    if limit.choices:
+        check_choice(name, value, limit.choices)
+    if limit.length is not None and len(value) != limit.length:
+        raise InputError(
+            f"{value!r} has {len(value)} values",
+            setting=name,
+            hint=f"Give {limit.length}, such as {default or limit.example!r}.",
+        )
+    bounds = f">= {limit.bounds}" if isinstance(limit.bounds, Real) else limit.bounds
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(number, Real) and not _within(number, bounds):
+            expected = "a finite number" + (f" {bounds.replace(', ', ' and ')}" if bounds else "")
+            raise InputError(f"{number} is out of bounds", setting=name, hint=f"Give {expected}.")
+
+
+def _within(number: Real, bounds: str | None) -> bool:
+    parts = (part.split() for part in bounds.split(", ")) if bounds else ()
+    return math.isfinite(number) and all(
+        _COMPARE[sign](number, float(bound)) for sign, bound in parts
+    )
 
 
 def _kind(value: Any) -> str:
@@ -97,23 +128,34 @@ def _kind(value: Any) -> str:
         return "a whole number"
     if isinstance(value, Real):
         return "a number"
-    return "a list" if isinstance(value, (list, tuple)) else "text"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return "a section" if isinstance(value, Mapping) else "text" if value is not None else "None"
 
 
-def _same_kind(value: Any, default: Any) -> bool:
-    if isinstance(default, float) and isinstance(value, Integral) and not isinstance(value, bool):
+def _same_kind(value: Any, example: Any) -> bool:
+    if isinstance(example, float) and isinstance(value, Integral) and not isinstance(value, bool):
         return True
-    if isinstance(default, str) and isinstance(value, Real) and not isinstance(value, bool):
-        return True  # a folder named 2024 is typed as one and read as a number
-    return _kind(value) == _kind(default) and not isinstance(value, Mapping)
+    if isinstance(example, str) and isinstance(value, Real) and not isinstance(value, bool):
+        return math.isfinite(value)  # a folder named 2024 is typed as one and read as a number
+    if _kind(value) != _kind(example):
+        return False
+    return not (isinstance(value, list | tuple) and example) or all(
+        _same_kind(part, example[0]) for part in value
+    )
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """Raise SettingsError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        shown = ", ".join(map(repr, choices))
-        near = did_you_mean(value, [str(c) for c in choices]) if isinstance(value, str) else ""
-        raise SettingsError(f"{name} is {value!r}: expected one of {shown}.{near}")
+    """Raise InputError unless ``value`` is one of ``choices``."""
+    if value in choices:
+        return
+    near = did_you_mean(value, [str(c) for c in choices]) if isinstance(value, str) else ""
+    raise InputError(
+        f"{value!r} is not a choice",
+        kind="unknown",
+        setting=name,
+        hint=f"Give one of {', '.join(map(repr, choices))}.{near}",
+    )
 
 
 def listed(value: Any) -> list[Any]:
@@ -150,8 +192,8 @@ def check_arguments(
     """Check a command line (without the program's name) of the form ``[command] with ...``.
 
     Raises:
-        SettingsError: for a stray space around ``=``, an unknown named config or command, and a
-            named config typed where a command belongs.
+        InputError: for a stray space around ``=``, an unknown named config or command, and a named
+            config typed where a command belongs.
     """
     slip, arguments = _join_stray_spaces(arguments)
     # An option may take the word after it: that one is left to the experiment's own parser.
@@ -168,29 +210,32 @@ def check_arguments(
             near = [word]
         later = [w for w in words[1:] if w in commands]
         if "=" in word or (near and near[0] in named_configs):
-            what = f"{word!r} is {'a setting' if '=' in word else 'a named config'}, not a command"
+            what = f"it is {'a setting' if '=' in word else 'a named config'}, not a command"
             if near[0] != word:
-                what = f"unknown command {word!r}; {near[0]!r} is a named config, not a command"
+                what = f"there is no such command, and {near[0]!r} is a named config"
             updates = [w for w in words[1:] if w != "with" and w not in later]
             right = " ".join([*later[:1], "with", near[0], *updates])
-            raise SettingsError(f"{what}: write '{right}'")
-        raise SettingsError(
-            f"unknown command {word!r}.{did_you_mean(word, [*commands, *named_configs])} "
-            f"The commands are: {', '.join(commands)}"
+            raise InputError(what, kind="unknown", setting=word, hint=f"Write '{right}'.")
+        raise InputError(
+            "there is no such command",
+            kind="unknown",
+            setting=word,
+            hint=f"{did_you_mean(word, [*commands, *named_configs])} "
+            f"The commands are: {', '.join(commands)}.".lstrip(),
         )
     if slip:
-        raise SettingsError(slip)
+        raise slip
     if len(words) > 1 and "with" not in words and words[0] != "help":
         right = " ".join([words[0], "with", *words[1:]])
-        raise SettingsError(f"settings come after 'with': write '{right}'")
+        raise InputError("settings come after 'with'", setting=words[1], hint=f"Write '{right}'.")
     if "with" in words:
         for update in words[words.index("with") + 1 :]:
             if "=" not in update:
                 check_named_config(update, named_configs)
 
 
-def _join_stray_spaces(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """What is wrong with the first ``key =value`` or ``key= value``, and all of them joined."""
+def _join_stray_spaces(arguments: list[str]) -> tuple[InputError | None, list[str]]:
+    """The error of the first ``key =value`` or ``key= value``, and all of them joined."""
     slip, joined, i = None, [], 0
     while i < len(arguments):
         argument = arguments[i]
@@ -200,14 +245,17 @@ def _join_stray_spaces(arguments: list[str]) -> tuple[str | None, list[str]]:
                 i += 1
             value = argument[1:] or arguments[i].removeprefix("=") or "value"
             joined.append(f"{key}={value}")
-            slip = slip or (
-                f"a space before '=' in {key!r} {argument!r}: write {joined[-1]}, without spaces"
+            slip = slip or InputError(
+                f"there is a space before '=' in '{key} {argument}'",
+                setting=key,
+                hint=f"Write {joined[-1]}, without spaces.",
             )
         elif argument.endswith("=") and i + 1 < len(arguments) and "=" not in arguments[i + 1]:
             joined.append(argument + arguments[i + 1])
-            slip = slip or (
-                f"a space after {argument!r}: write {joined[-1]}, without spaces "
-                f"(or {argument}'' for an empty value)"
+            slip = slip or InputError(
+                f"there is a space after {argument!r}",
+                setting=argument.removesuffix("="),
+                hint=f"Write {joined[-1]}, without spaces (or {argument}'' for an empty value).",
             )
             i += 1
         else:
@@ -217,10 +265,13 @@ def _join_stray_spaces(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def check_named_config(name: str, named_configs: Collection[str]) -> None:
-    """Raise SettingsError unless ``name`` is a named config, or a file of settings."""
+    """Raise InputError unless ``name`` is a named config, or a file of settings."""
     if name in named_configs or name.endswith((".json", ".yaml", ".yml", ".pickle")):
         return
-    raise SettingsError(
-        f"unknown named config {name!r}.{did_you_mean(name, named_configs)} "
-        "The command print_named_configs shows all. (A setting is written key=value)"
+    raise InputError(
+        "there is no such named config",
+        kind="unknown",
+        setting=name,
+        hint=f"{did_you_mean(name, named_configs)} The command print_named_configs shows all, "
+        "and a setting is written key=value.".lstrip(),
     )

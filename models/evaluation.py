@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from helpers.checkpoints import diverged
 from helpers.errors import InputError
 from helpers.metrics import MONITOR, Evaluation, TaggingScores, evaluate
 from helpers.patches import seconds
@@ -126,7 +127,8 @@ class TrackEvaluation:
     @property
     def _processes(self) -> int:
         """How many processes train or evaluate together."""
-        return 1 if self._trainer is None else self._trainer.world_size
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return torch.distributed.get_world_size() if together else 1
 
     def _note_skipped(self, errors: dict[str, str]) -> None:
         for key in errors.keys() - self.skipped.keys():
@@ -177,7 +179,20 @@ class TrackEvaluation:
         keys, values = self._of_all_processes(keys, values)
         if not keys:
             reasons = "; ".join(list(self.skipped.values())[:3])
-            raise InputError(f"not one of the tracks to evaluate on could be read: {reasons}")
+            raise InputError(
+                f"not one of the tracks to evaluate on could be read ({reasons})",
+                kind="empty",
+                hint="`python ex_maest.py check_data` with the same settings lists what is wrong.",
+            )
+        if not torch.isfinite(values["activations "]).all():
+            if prefix == "val":
+                raise diverged("the outputs became", self.current_epoch, self.global_step)
+            raise InputError(
+                "the network's outputs are NaN or infinite",
+                kind="corrupt",
+                hint="Its weights are damaged, or their training has diverged: take others.",
+                setting="maest.checkpoint",
+            )
         shown = (MONITOR[self.net.task], "roc_auc", "macro_f1")
         self.targets = values["targets"].numpy()
         self.outputs = values["activations "].numpy()

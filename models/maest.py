@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers import patches
+from helpers.errors import InputError
 from helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD, MelSpectrogram, n_frames
 from helpers.patches import PATCH_SIZE
 from models.blocks import is_standard, two_tokens
@@ -605,9 +606,10 @@ class Maest(nn.Module):
 
 def _check_patchout(name: str, dropped: int, available: int) -> int:
     if not isinstance(dropped, int) or not 0 <= dropped < available:
-        raise ValueError(
-            f"{name} is {dropped}: expected a whole number from 0 to {available - 1}, of the "
-            f"{available} that a clip has"
+        raise InputError(
+            f"{dropped} cannot be dropped of the {available} that a clip has",
+            setting=name,
+            hint=f"Give a whole number from 0 to {available - 1}.",
         )
     return dropped
 
@@ -617,10 +619,22 @@ def _kept(name: str, available: int, indices: Sequence[int], every: int) -> Tens
     indices = [indices] if isinstance(indices, int) else list(indices)
     wrong = [i for i in indices if not 0 <= i < available]
     if wrong:
-        raise ValueError(f"{name}_indices has {wrong}: expected numbers from 0 to {available - 1}")
+        raise InputError(
+            f"there are no {wrong}",
+            setting=f"{name}_indices",
+            hint=f"Give numbers from 0 to {available - 1}.",
+        )
     if every < 0:
-        raise ValueError(f"{name}_interleaved is {every}: expected 0 (off) or how many to step")
+        raise InputError(
+            f"{every} is negative",
+            setting=f"{name}_interleaved",
+            hint="Give 0 (off), or how many to step.",
+        )
     kept = [i for i in range(0, available, every or 1) if i not in set(indices)]
     if not kept:
-        raise ValueError(f"{name}_indices and {name}_interleaved leave nothing of {available}")
+        raise InputError(
+            f"nothing is left of {available}",
+            setting=f"{name}_indices",
+            hint=f"Name fewer, or lower {name}_interleaved.",
+        )
     return torch.tensor(kept, device="cpu") if len(kept) < available else None

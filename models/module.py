@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from helpers.checkpoints import diverged
 from helpers.errors import InputError
 from helpers.masking import spec_augment
 from helpers.mixup import mixup
@@ -32,8 +33,8 @@ class TrainingOptions:
         lr, weight_decay, betas: of AdamW.
         warmup_epochs, ramp_start, ramp_end, last_lr_factor: `helpers.schedules`.
         lr_interval: when the learning rate moves on: after each "epoch", or each "step" of one.
-        swa_start: first epoch, from 0, whose weights enter the average; None for no average.
-        swa_lr: the learning rate from that epoch on, in place of the schedule's; None for the
+        swa_start: after so many epochs, each one's weights enter the average; None for no average.
+        swa_lr: the learning rate after so many epochs, in place of the schedule's; None for the
             schedule's.
         roll: each clip is rolled in time by up to so many frames; 0 for none.
         mixup_alpha: of Beta(alpha, alpha); 0 for no mixup.
@@ -64,10 +65,6 @@ class TrainingOptions:
     roll: int = 0
     swa_start: int | None = None
     swa_lr: float | None = None
-
-
-class Diverged(InputError):
-    """The loss is no number any more."""
 
 
 def layer_level(name: str, depth: int) -> int:
@@ -112,7 +109,7 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
             number of the batch and the process alone, and so not on whether the run was resumed.
 
     Raises:
-        InputError: for an option out of its range.
+        InputError: for more frozen blocks than there are, or swa_lr without swa_start.
     """
 
     def __init__(
@@ -136,22 +133,19 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
 
     def _check_options(self) -> None:
         options, depth = self.options, self.net.depth
-        for name, fits, expected in (
-            ("layer_decay", 0 < options.layer_decay <= 1, "above 0 and at most 1 (1: off)"),
-            (
-                "freeze_blocks",
-                isinstance(options.freeze_blocks, int) and 0 <= options.freeze_blocks <= depth,
-                f"a whole number from 0 (nothing) to {depth}, the blocks of the network",
-            ),
-            ("teacher_threshold", 0 < options.teacher_threshold < 1, "between 0 and 1"),
-            (
-                "swa_lr",
-                options.swa_lr is None or options.swa_start is not None,
-                "None without module.swa_start, the epoch that it would hold from",
-            ),
-        ):
-            if not fits:
-                raise InputError(f"module.{name} is {getattr(options, name)}: expected {expected}")
+        if options.freeze_blocks > depth:
+            raise InputError(
+                f"{options.freeze_blocks} blocks cannot be frozen, of {depth}",
+                setting="module.freeze_blocks",
+                hint=f"Give 0 (nothing) to {depth}.",
+            )
+        if options.swa_lr is not None and options.swa_start is None:
+            raise InputError(
+                "there is no average that this rate is for",
+                kind="conflict",
+                setting="module.swa_lr",
+                hint="Set module.swa_start to the number of epochs before it, or leave it out.",
+            )
 
     def _freeze(self) -> None:
         if self.net.distilled_type == "mean":  # which leaves the second head out
@@ -197,7 +191,8 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
         Those, [B, C], are what the dist head learns from.
 
         Raises:
-            Diverged: if the loss is NaN or infinite; on a GPU some steps later.
+            InputError: of kind "diverged", if the loss is NaN or infinite; on a GPU some steps
+                later.
         """
         torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
         targets, teacher, options = batch.targets, batch.teacher, self.options
@@ -235,13 +230,7 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
     def _check_loss(self) -> None:
         if self._loss_sum is None or torch.isfinite(self._loss_sum):
             return
-        raise Diverged(
-            f"the training loss became NaN or infinite in epoch {self.current_epoch}, at step "
-            f"{self.global_step + 1} or shortly before. Lower module.lr, set "
-            "trainer.gradient_clip_val=1, or, if it is fp16 that overflows, "
-            "trainer.precision=bf16-mixed or 32-true. The last checkpoint was written before that: "
-            "ckpt_path=exp_logs/<id>/checkpoints/last.ckpt, with such settings, goes on from there"
-        )
+        raise diverged("the training loss became", self.current_epoch, self.global_step + 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
@@ -266,9 +255,11 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
         ):
             if found != needed:
                 raise InputError(
-                    f"datamodule.teacher_dir gives the dist head a teacher's labels, and maest."
-                    f"{name} is {found!r}: set maest.{name}={needed}, or leave "
-                    "datamodule.teacher_dir out"
+                    f"a teacher's labels are for the dist head of a multi-label network, and this "
+                    f"is {found!r}",
+                    kind="conflict",
+                    setting=f"maest.{name}",
+                    hint=f"Set maest.{name}={needed}, or leave datamodule.teacher_dir out.",
                 )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -331,7 +322,7 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
         And what the epoch has come to so far.
 
         Raises:
-            Diverged: if the loss was NaN; nothing is saved then.
+            InputError: of kind "diverged", if the loss was NaN; nothing is saved then.
         """
         self._check_loss()
         ours = {"sizes": self.net.sizes(), "labels": self.net.labels, "skipped": self.skipped}
@@ -362,8 +353,11 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
             found.append("other settings of module.layer_decay or module.freeze_blocks")
         if found:
             raise InputError(
-                f"the checkpoint that ckpt_path names is of another training: {'; '.join(found)}. "
-                "Give its settings, or start a new training from its weights with maest.checkpoint"
+                f"the checkpoint is of another training: {'; '.join(found)}",
+                kind="mismatch",
+                setting="ckpt_path",
+                hint="Give its settings, or start a new training from its weights with "
+                "maest.checkpoint.",
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -261,7 +261,7 @@ def test_the_first_process_alone_writes_and_speaks(pair, place):
     for line in ("Running command", "training and 11 validation tracks", "matrix products"):
         assert pair.err.count(line) == 1, line
     assert "Warning" not in pair.err
-    assert pair.out.count("epoch   0") == 1
+    assert pair.out.count("epoch   1") == 1
     assert_ended(pair.pids)
 
 

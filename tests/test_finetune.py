@@ -71,7 +71,7 @@ def test_own_labels(home, toy, tmp_path):
 def test_the_same_number_of_other_labels_is_another_head(home, toy, tmp_path):
     write_labels(tmp_path / "labels.json", ["a", "b", "c"])
     own = ground_truths(toy, tmp_path, lambda label: np.arange(3) == label, "multi-label")
-    short = f"{QUICK} trainer.max_epochs=1 trainer.limit_train_batches=1 module.lr=0"
+    short = f"{QUICK} trainer.max_epochs=1 trainer.limit_train_batches=1 module.lr=1e-30"
     line = f"with maest_finetune {own} {short} maest.checkpoint={home}/exp_logs/1/model"
     before = get_maest(checkpoint=home / "exp_logs/1/model").state_dict()["head.1.weight"]
     good("ex_maest.py", line, tmp_path)
@@ -172,7 +172,7 @@ def test_the_licence_of_the_weights_goes_along(home, toy, tmp_path, licence):
         ("module.layer_decay=0", "module.layer_decay"),
         ("module.layer_decay=1.5", "module.layer_decay"),
         ("module.freeze_blocks=13", "module.freeze_blocks"),
-        ("maest.task=tagging", "maest.task is 'tagging'"),
+        ("maest.task=tagging", "maest.task: 'tagging'"),
         ("maest.task=regression maest.n_classes=4", "maest.n_classes is 4"),
         ("datamodule.teacher_dir=nowhere", "nowhere: no such folder"),
     ],

