@@ -339,10 +339,10 @@ def test_each_models_length_patchout_and_start(stem, expected):
 
 
 def test_block_of_the_embeddings():
-    assert config.MAEST["inference"]["transformer_block"] == 11
+    assert config.MAEST["inference"]["transformer_block"] is None  # the default, 7
     for name in config.MAEST_NAMED:
         if name.endswith(("_inference", "_infer")):
-            assert configured(name)["inference"]["transformer_block"] == 7, name
+            assert configured(name)["inference"]["transformer_block"] is None, name
 
 
 @pytest.mark.parametrize("swa_lr", [None, 2e-5])
