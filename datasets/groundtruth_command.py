@@ -113,7 +113,7 @@ def _show(args: argparse.Namespace) -> None:
 def _build(args: argparse.Namespace) -> None:
     options = vars(args)
     reading = ("path_column", "labels_column", "values_column", "split_column", "group_column",
-               "ignore_split", "separator", "audio_dir")  # fmt: skip
+               "ignore_split", "separator", "audio_dir", "base_dir")  # fmt: skip
     table = read_table(args.table, **{name: options[name] for name in reading})
     building = ("task", "fractions", "seed", "min_positives", "base_dir", "skip_missing",
                 "keep_duplicates_together")  # fmt: skip

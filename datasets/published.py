@@ -228,7 +228,10 @@ def chosen_steps(options: argparse.Namespace, steps: Sequence[str]) -> list[str]
     unknown = [step for step in options.steps if step not in steps]
     if unknown:
         raise InputError(
-            f"no step {unknown[0]!r}", kind="unknown", hint=f"The steps are {', '.join(steps)}."
+            f"no step {unknown[0]!r}",
+            kind="unknown",
+            setting="STEP",
+            hint=f"The steps are {', '.join(steps)}.",
         )
     return [step for step in steps if not options.steps or step in options.steps]
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from datasets.collection import mel_key
 from datasets.groundtruth import check_key
+from datasets.mel_index import store_keys
 from helpers.errors import InputError
 from helpers.safe_pickle import short_repr
 
@@ -97,6 +98,7 @@ def read_table(
     ignore_split: bool = False,
     separator: str = ";",
     audio_dir: str | Path | None = None,
+    base_dir: str | Path | None = None,
 ) -> Table:
     """Read a table of tracks: UTF-8 or UTF-16 text, its first line the names of the columns.
 
@@ -118,6 +120,7 @@ def read_table(
         ignore_split: read no split, whatever columns there are.
         separator: between labels.
         audio_dir: absolute paths below this folder are taken as relative to it.
+        base_dir: folder of the log-mel files, if they are made: it tells their names.
 
     Returns:
         the rows. An audio suffix of a path has become ``.mmap``: it names the log-mel file. Where
@@ -200,7 +203,7 @@ def read_table(
         path=path,
         columns=taken,
         unused=[name for name in header if not any(name in names for names in taken.values())],
-        keys=_keys(path, cells(path_name), lines, audio_dir),
+        keys=_keys(path, cells(path_name), lines, audio_dir, base_dir),
         lines=lines,
         labels=labels,
         splits=splits,
@@ -487,16 +490,19 @@ def _split(cell: str, path: Path, line: int, column: str) -> str:
 
 
 def _keys(
-    path: Path, names: list[str], lines: list[int], audio_dir: str | Path | None
+    path: Path,
+    names: list[str],
+    lines: list[int],
+    audio_dir: str | Path | None,
+    base_dir: str | Path | None,
 ) -> list[str]:
     if not any("/" in name for name in names):  # a table from Windows
         names = [name.replace("\\", "/") for name in names]
     root = None if audio_dir is None else _root(str(audio_dir))
-    keys: list[str] = []
-    seen: dict[str, tuple[str, int]] = {}
+    relative = []
     for name, line in zip(names, lines, strict=True):
         try:
-            key = mel_key(check_key(_relative(name, root)))
+            relative.append(check_key(_relative(name, root)))
         except InputError as error:
             hint = error.hint
             if _is_absolute(name) and root is None:
@@ -504,23 +510,27 @@ def _keys(
             raise InputError(
                 f"line {line}: path {short_repr(name)}: {error.message}", path=path, hint=hint
             ) from None
+    # The store knows which of song.flac and song.mp3 song.mmap was made from.
+    keys = store_keys(base_dir, relative) if base_dir else [mel_key(name) for name in relative]
+    seen: dict[str, int] = {}
+    for i, key in enumerate(keys):
         # A log-mel file is found without its suffix too.
         stem = key.removesuffix(".mmap").removesuffix(".npy")
-        before, where = seen.setdefault(stem, (name, line))
-        if where != line:
+        before = seen.setdefault(stem, i)
+        if before == i:
+            continue
+        same, hint = "the same path", "Expected a row for each track: join the two."
+        if relative[before] != relative[i]:
             same = (
-                "the same path"
-                if posixpath.normpath(before) == posixpath.normpath(name)
-                else f"{short_repr(before)}, which has the same log-mel file "
-                f"{short_repr(f'{stem}.mmap')},"
+                f"{short_repr(names[before])}, which has the same log-mel file {stem + '.mmap'!r},"
             )
-            raise InputError(
-                f"line {line}: path {short_repr(name)}: {same} is in line {where}",
-                kind="conflict",
-                path=path,
-                hint="Expected a row for each track: join the two, or rename one of the files.",
-            )
-        keys.append(key)
+            hint = "Rename one of the files, or give the log-mel files' folder: --base-dir MELS."
+        raise InputError(
+            f"line {lines[i]}: path {short_repr(names[i])}: {same} is in line {lines[before]}",
+            kind="conflict",
+            path=path,
+            hint=hint,
+        )
     return keys
 
 

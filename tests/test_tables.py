@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 
 from datasets.build import build
 from datasets.groundtruth import read_groundtruth, read_labels
 from datasets.groundtruth_command import main
 from datasets.melspectrograms import write_mel
+from datasets.preprocess import preprocess
 from datasets.splitting import SPLITS, split_by_group
 from datasets.tables import read_table
 from helpers.errors import InputError
@@ -335,6 +337,24 @@ def test_paths_of_windows(tmp_path):
     write(path, "path,labels\nC:\\Music\\rock\\a.mp3,x\nC:\\Music\\b.mp3,y\n")
     for folder in ("C:\\Music", "C:\\Music\\", "C:/Music"):
         assert read_table(path, audio_dir=folder).keys == ["rock/a.mmap", "b.mmap"]
+
+
+def test_two_formats_of_a_song_have_a_log_mel_file_each(tmp_path, capsys):
+    (tmp_path / "audio").mkdir()
+    for i, name in enumerate(("song.flac", "song.wav", "b.wav")):
+        sf.write(tmp_path / "audio" / name, np.random.default_rng(i).uniform(-1, 1, 16_000), 16_000)
+    mels = tmp_path / "mels"
+    assert preprocess(tmp_path / "audio", mels, num_workers=1, progress=False).failed == {}
+    path = write(tmp_path / "t.csv", "path,labels\nsong.wav,x\nsong.flac,y\nb.wav,z\n")
+    with pytest.raises(InputError, match=r"line 3: .*line 2.*--base-dir") as error:
+        read_table(path)
+    assert error.value.kind == "conflict"
+    keys = read_table(path, base_dir=mels).keys
+    assert sorted(keys) == ["b.mmap", "song.mmap", "song.wav.mmap"]
+    assert keys[0] == "song.wav.mmap"
+    command = ["build", str(path), "--out-dir", str(tmp_path / "out"), "--base-dir", str(mels)]
+    assert main(command) == 0
+    assert sorted(read_groundtruth(tmp_path / "out" / "groundtruth-all.pk").keys) == sorted(keys)
 
 
 def test_a_table_of_jamendo_names_its_own_command(tmp_path):
