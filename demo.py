@@ -24,7 +24,6 @@ MODEL = LOG_DIR / "latest" / "model"
 OUT = LOG_DIR / "demo"
 RANDOM, SHIPPED = "embeddings/scores-random", "embeddings/scores-shipped"
 AGAIN = "inference.overwrite=True"  # another demo has left those of another model
-BLOCK = ex_maest.settings.MAEST_NAMED["target_scores"]["inference"]["transformer_block"]
 
 # What each step is called, and what is typed. The last four are the rows of the probe's table.
 DATA = ("The data set: real scores, performed", "datasets/scores/preprocess.py")
@@ -53,7 +52,7 @@ PROBES = (
     (
         "… of the random network's",
         "ex_tl.py with target_scores_tl name='(b) the same network, random weights' "
-        f"data.embeddings_dir={RANDOM}/5sec/{BLOCK}",
+        f"data.embeddings_dir={RANDOM}",
     ),
     (
         "… and of plain statistics of the mel bands",
@@ -63,7 +62,7 @@ PROBES = (
     (
         "… and of the embeddings of the model in this repository",
         "ex_tl.py with target_scores_tl name='(d) maest-tiny-scores, as it comes' "
-        f"data.embeddings_dir={SHIPPED}/5sec/{BLOCK}",
+        f"data.embeddings_dir={SHIPPED}",
     ),
 )
 

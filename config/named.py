@@ -231,11 +231,10 @@ for _name, (_what, _folder, _mels, _probe) in _TARGETS.items():
     _add(
         TL,
         f"target_{_name}_tl",
-        f"Probe the embeddings that target_{_name} has extracted (block 7): {_what}.",
+        f"Probe the embeddings that target_{_name} has extracted: {_what}.",
         {
             "data": {
                 "embeddings_dir": _embeddings,
-                "block": 7,
                 "groundtruth_train": str(_folder / "groundtruth-train.pk"),
                 "groundtruth_val": str(_folder / "groundtruth-validation.pk"),
                 "groundtruth_test": str(_folder / "groundtruth-test.pk"),

@@ -8,7 +8,7 @@ DEFAULTS = {
         "embeddings_dir": None,
         "clip_length": None,  # seconds of its patches; None: the only ones there are
         # -1: after the final norm; "mix": a learned mix of all numbered ones, [6, 7]: of these;
-        # None: the only one there is, or else 7
+        # None: block 7, or the only one there is
         "block": None,
         "task": "multi-label",  # or "single-label", "regression"
         "groundtruth_train": None,

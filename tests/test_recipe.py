@@ -19,6 +19,7 @@ from sklearn.metrics import (
 
 import config
 from helpers.averaging import WeightAverage
+from helpers.chunks import default_block
 from helpers.masking import spec_augment
 from helpers.metrics import (
     FIGURE_NAMES,
@@ -339,10 +340,14 @@ def test_each_models_length_patchout_and_start(stem, expected):
 
 
 def test_block_of_the_embeddings():
-    assert config.MAEST["inference"]["transformer_block"] is None  # the default, 7
+    """Block 7, or the last of a shallower network: nothing names another one."""
+    assert (default_block(12), default_block(4)) == (7, 3)
+    assert config.MAEST["inference"]["transformer_block"] is None
+    assert config.TL["data"]["block"] is None
     for name in config.MAEST_NAMED:
-        if name.endswith(("_inference", "_infer")):
-            assert configured(name)["inference"]["transformer_block"] is None, name
+        assert configured(name)["inference"]["transformer_block"] is None, name
+    for named in config.TL_NAMED.values():
+        assert "block" not in named["data"]
 
 
 @pytest.mark.parametrize("swa_lr", [None, 2e-5])
