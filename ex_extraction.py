@@ -39,6 +39,7 @@ from helpers.checkpoints import Stopped
 from helpers.chunks import FINAL, Cutting, chosen_blocks
 from helpers.collect import Collect, stoppable
 from helpers.errors import InputError
+from helpers.files import write_error
 from helpers.manifest import model_hash, open_folder
 from helpers.melspectrogram import NORM_MEAN, NORM_STD
 from helpers.parallel import cores
@@ -59,6 +60,7 @@ EMBEDDINGS = "embeddings"
 _VERSION = 1  # of what results mean: another one is made again
 # On a GPU, fewer patches than these are done before compiling has paid.
 _TRACKS_THAT_PAY = 2000
+_LONGEST_STRETCH = 4  # times the length that a model was trained on
 _NUMBERING = "blocks count from 0; -1 is after the final norm"
 
 
@@ -95,6 +97,14 @@ def _extract(run, config: dict[str, Any], kind: str, expected: Mapping[str, Any]
     from_audio = inference["audio"] is not None
     data = set_up_data(config, checkpoint, *([] if from_audio else ["predict"]))
     net = set_up_network(config, checkpoint, data, "predict")
+    trained = checkpoint.sizes.get("input_t") if checkpoint else None
+    if trained and data.clip_frames > _LONGEST_STRETCH * trained:
+        log.warning(
+            "datamodule.clip_length: patches of %g s, and the model was trained on %g s: it has "
+            "never met such positions, and embeddings may mean little",
+            clip_seconds(data.clip_frames),
+            clip_seconds(trained),
+        )
     if checkpoint is None:
         log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
     elif kinds != ["embeddings"]:
@@ -188,10 +198,14 @@ def _run(
     own_failures = collect.failed | writer.failed
     lost = len(work.todo) - writer.written - len(own_failures)
     if lost:
-        raise RuntimeError(f"{lost} of {len(work.todo)} tracks were neither done nor did they fail")
+        raise RuntimeError(f"internal error: {lost} of {len(work.todo)} tracks unaccounted for")
     before = len(work.own) - len(work.todo)
     done = Done(writer.written, before, collect.seconds, writer.warned)
-    return report(work, done, failed | own_failures, trainer, collect.group)
+    try:
+        return report(work, done, failed | own_failures, trainer, collect.group)
+    except OSError as error:  # of the lists and tables: all results are written
+        place = error.filename or work.outputs[0].folder
+        raise write_error(place, error, "inference.out_dir") from error
 
 
 # ---------------------------------------------------------------- settings

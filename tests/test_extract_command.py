@@ -427,6 +427,13 @@ def test_patchout_that_leaves_next_to_nothing_is_refused(line, tmp_path):
     assert "patchout" in said
 
 
+def test_patches_far_longer_than_the_trained_ones_are_told(line, tmp_path, caplog):
+    good("ex_maest.py", f"extract_logits {line} datamodule.clip_length=8", tmp_path)
+    assert "datamodule.clip_length" not in caplog.text
+    good("ex_maest.py", f"extract_logits {line} datamodule.clip_length=9", tmp_path)
+    assert caplog.text.count("datamodule.clip_length") == 1
+
+
 def test_a_whole_number_may_have_a_point(line, tmp_path):
     good("ex_maest.py", f"extract_embeddings {line} inference.transformer_block=1.0", tmp_path)
     assert [path.name for path in (tmp_path / "2sec").iterdir()] == ["1"]
