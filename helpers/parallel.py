@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BACKENDS = ("processes", "dask")
+_WAITING = 2  # results of each thread that wait to be taken, at most
 
 
 def cores() -> int:
@@ -97,7 +99,7 @@ def run_parallel(
         failed: makes the result of an item whose worker is killed, or hangs, twice; None to raise
             an error instead.
         time_limit, start_method: see `helpers.processes.process_map`.
-        progress: whether to show a bar (where the output is a terminal or a file).
+        progress: whether to show a bar, where the output is a terminal.
         title, unit: what the bar says.
 
     Raises:
@@ -120,8 +122,7 @@ def run_parallel(
             start_method=start_method,
         )
         results = _values(produced)
-    hidden = None if progress else True  # None: unless on a terminal
-    yield from _closed(results, tqdm(total=len(items), desc=title, unit=unit, disable=hidden))
+    yield from _shown(results, len(items), title, unit, progress)
 
 
 def _call(function: Callable[..., Result], arguments: tuple, item: Any) -> Result:
@@ -152,28 +153,38 @@ def in_order(
         num_workers: threads; None for one a core that this process may use.
         progress: what a progress bar is called, which a terminal shows; None for no bar.
     """
-    from joblib import Parallel, delayed
-
     workers = num_workers or cores()
-    if workers == 1:
-        results = map(function, items)
-    else:
-        parallel = Parallel(n_jobs=workers, backend="threading", return_as="generator")
-        results = parallel(delayed(function)(item) for item in items)
+    results = map(function, items) if workers == 1 else _in_threads(function, items, workers)
+    return _shown(results, len(items), progress or "", "file", bool(progress))
+
+
+def _in_threads(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[Result]:
+    under_way: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                if len(under_way) == _WAITING * workers:
+                    yield under_way.popleft().result()
+                under_way.append(pool.submit(function, item))
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+
+def _shown(
+    results: Iterator[Result], total: int, title: str, unit: str, progress: bool
+) -> Iterator[Result]:
+    """The same, with a bar where the output is a terminal."""
     hidden = None if progress else True  # None: unless on a terminal
-    return _closed(results, tqdm(total=len(items), desc=progress, disable=hidden, unit="file"))
-
-
-def _closed(results: Iterator[Result], bar: tqdm) -> Iterator[Result]:
-    """Ends the threads where results are not waited for; joblib would warn of that."""
-    with bar:
+    with tqdm(total=total, desc=title, unit=unit, disable=hidden) as bar:
         try:
             for result in results:
                 yield result
                 bar.update()
         finally:
             if hasattr(results, "close"):
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", ".*tasks have been successfully executed")
-                    warnings.filterwarnings("ignore", ".*tasks which were still being processed")
-                    results.close()
+                results.close()

@@ -27,6 +27,8 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
+
 from helpers.errors import InputError
 
 Item = TypeVar("Item")
@@ -277,12 +279,10 @@ class _Pool:
         """
         self.workers.remove(worker)
         worker.results.close()
-        if reason is not KILLED:
-            worker.process.kill()
-        worker.process.join(_PATIENCE)
-        if worker.process.exitcode is None:
-            worker.process.kill()
+        if reason is KILLED:  # or it has ended by itself
             worker.process.join(_PATIENCE)
+        worker.process.kill()
+        worker.process.join(_PATIENCE)
         if worker.item is not None:
             lost[worker.item] = reason
             unfinished.discard(worker.item)
@@ -359,15 +359,14 @@ def _receive(end: Connection) -> _Message:
         EOFError, OSError: the worker has ended.
     """
     data, sizes = end.recv()
-    arrays = [bytearray(size) for size in sizes]
+    arrays = [memoryview(np.empty(size, np.uint8)) for size in sizes]
     with open(end.fileno(), "rb", buffering=0, closefd=False) as raw:
         for array in arrays:
-            left = memoryview(array)
-            while left:
-                count = raw.readinto(left)
+            while array:
+                count = raw.readinto(array)
                 if not count:
                     raise EOFError
-                left = left[count:]
+                array = array[count:]
     return pickle.loads(data, buffers=arrays)
 
 

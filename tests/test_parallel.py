@@ -8,10 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
-import joblib
 import pytest
 import torch
 from dask_cluster import dask_cluster
@@ -86,14 +86,33 @@ def test_results_of_threads_come_in_order(workers):
     assert list(in_order(abs, [], workers, "nothing")) == []
 
 
-def test_threads_are_as_many_as_the_cores_of_this_process(monkeypatch):
-    asked = []
-    real = joblib.Parallel
-    monkeypatch.setattr(joblib, "Parallel", lambda **own: asked.append(own) or real(**own))
+@pytest.mark.parametrize(("asked", "expected"), [(None, 3), (2, 2)])
+def test_threads_are_as_many_as_the_cores_of_this_process(monkeypatch, asked, expected):
+    """They meet at a barrier, which fewer would never pass."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(parallel, "cores", lambda: 3)
-    assert list(in_order(abs, [-1, -2], None, None)) == [1, 2]
-    assert asked[0]["n_jobs"] == 3
+    barrier, names = threading.Barrier(expected), set()
+
+    def meet(_: int) -> None:
+        barrier.wait(30)
+        names.add(threading.current_thread().name)
+
+    list(in_order(meet, range(expected * 4), asked, None))
+    assert len(names) == expected
+
+
+def test_threads_do_not_run_ahead_of_who_takes_their_results_and_end_with_it():
+    begun = []
+    results = in_order(begun.append, range(1000), 2, None)
+    next(results)
+    results.close()
+    assert len(begun) <= 5
+    assert not any("ThreadPoolExecutor" in thread.name for thread in threading.enumerate())
+
+
+def test_an_error_in_a_thread_reaches_the_caller():
+    with pytest.raises(PermissionError):
+        list(in_order(refuse, range(100), 2, None))
 
 
 def test_an_item_that_kills_its_worker_costs_its_own_result_only():

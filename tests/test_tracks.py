@@ -406,6 +406,25 @@ def test_a_process_that_is_killed_costs_its_track_only(folder, num_workers):
     assert no_processes_left(0)
 
 
+class Hanging(AudioTracks):
+    """One of its tracks has no end."""
+
+    def _read(self, index, cutting, per_chunk, waveforms, frontend):
+        yield from super()._read(index, cutting, per_chunk, waveforms, frontend)
+        while index == 1:
+            signal.pause()
+
+
+def test_a_track_that_hangs_its_process_costs_itself_only(folder):
+    loader = ChunkLoader(
+        Hanging(folder, NAMES), range(3), CUTTING, per_chunk=2, num_workers=2, time_limit=1.0
+    )
+    tracks = by_track(loader)
+    assert [index for index in range(3) if tracks[index][-1].error] == [1]
+    assert tracks[1][-1].attempt == 1
+    assert no_processes_left(0)
+
+
 def test_a_kill_from_outside_while_the_network_is_at_work(folder):
     loader = ChunkLoader(audio_tracks(folder), range(6), Cutting(20), per_chunk=1, num_workers=2)
     chunks = []
