@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -181,4 +182,7 @@ def record(times: dict[str, float], pretraining: dict, probes: list[dict]) -> di
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("SIGINT: stopped")

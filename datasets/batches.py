@@ -217,7 +217,10 @@ class CropDataset(Dataset):
                 index = int(substitutes.integers(len(self)))
         raise InputError(
             f"{len(tried)} of {len(self)} training tracks were tried one after the other, and not "
-            f"one can be read: datamodule.on_error=skip is for a few bad files. The last: {reason}"
+            f"one can be read (the last: {reason})",
+            kind="empty",
+            setting="datamodule.on_error",
+            hint="`python ex_maest.py check_data` with the same settings lists what is wrong.",
         )
 
 

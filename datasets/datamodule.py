@@ -104,13 +104,17 @@ class MaestDataModule(pl.LightningDataModule):
         if groundtruth_train is not None:  # the two are settings of training alone
             if balanced_sampling and task == "regression":
                 raise InputError(
-                    "datamodule.balanced_sampling=True counts labels, and maest.task=regression "
-                    "has none: leave one of the two out"
+                    "it counts labels, and maest.task=regression has none",
+                    kind="conflict",
+                    setting="datamodule.balanced_sampling",
+                    hint="Leave one of the two out.",
                 )
             if teacher_dir is not None and task != "multi-label":
                 raise InputError(
-                    f"datamodule.teacher_dir gives many labels to a track, and maest.task is "
-                    f"{task!r}: leave it out, or set maest.task=multi-label"
+                    f"a teacher gives many labels to a track, and maest.task is {task!r}",
+                    kind="conflict",
+                    setting="datamodule.teacher_dir",
+                    hint="Leave it out, or set maest.task=multi-label.",
                 )
         self.base_dir = Path(base_dir)
         self.clip_frames = clip_frames
@@ -196,7 +200,10 @@ class MaestDataModule(pl.LightningDataModule):
             path = self.paths[split]
             if path is None:
                 raise InputError(
-                    f"datamodule.groundtruth_{split} is not set: give a ground-truth pickle"
+                    "it is not set",
+                    kind="missing",
+                    setting=f"datamodule.groundtruth_{split}",
+                    hint="Give a ground-truth pickle.",
                 )
             self._groundtruths[split] = (
                 _read_any(path) if split == "predict" else read_groundtruth(path, task=self.task)
@@ -260,8 +267,11 @@ class MaestDataModule(pl.LightningDataModule):
         ]
         if differing:
             raise InputError(
-                f"the training that ckpt_path names had {', '.join(differing)}. Give the same to "
-                "continue it, or start a new one from its weights with maest.checkpoint"
+                f"that training had {', '.join(differing)}",
+                kind="mismatch",
+                setting="ckpt_path",
+                hint="Give the same to continue it, or start a new one from its weights with "
+                "maest.checkpoint.",
             )
         self.start_at(state_dict["epoch"], state_dict["batches"])
 

@@ -71,8 +71,10 @@ class ClipSampler(Sampler[tuple[int, int]]):
         self.clips = clips_per_epoch or self.size
         if self.clips < world_size:
             raise InputError(
-                f"an epoch of {self.clips} clips is too short for {world_size} processes: raise "
-                "datamodule.clips_per_epoch, or train on fewer devices"
+                f"an epoch of {self.clips} clips is too short for {world_size} processes",
+                kind="conflict",
+                setting="datamodule.clips_per_epoch",
+                hint="Raise it, or train on fewer devices.",
             )
         self.rank, self.world_size = rank, world_size
         self.weights = label_balanced_weights(targets) if balanced else None

@@ -18,6 +18,7 @@ from command_line import bad, good, newest, run, settings  # isort: skip (first:
 
 import config
 import ex_maest
+from datasets.groundtruth import write_groundtruth
 from ex_setup import as_it_began, columns_to_drop, find_run_to_continue, read_continued
 from helpers.checkpoints import Checkpoints
 from helpers.history import History, read_history
@@ -179,6 +180,41 @@ def test_a_training_without_a_step_leaves_no_model(toy, tmp_path):
     assert "limit_train_batches" in bad("ex_maest.py", line, tmp_path)
     assert not (newest(tmp_path) / "model").exists()
     assert not (tmp_path / "exp_logs" / "latest").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "targets"),
+    [
+        ("multi-label", "train", [[0, 0, 0]] * 4),  # nothing to learn
+        ("multi-label", "val", [[0, 1, 0]] * 4),  # nothing to choose the best epoch by
+        ("multi-label", "val", [[0, 0, 0]] * 4),
+        ("multi-label", "val", [[0, 1, 0]]),
+        ("regression", "val", [[0.5, 1, 2]] * 4),
+    ],
+)
+def test_targets_that_say_nothing_are_refused_before_the_first_step(
+    toy, tmp_path, task, split, targets
+):
+    for name in ("train", "val"):
+        rows = targets if name == split else [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+        keys = [f"{'train' if name == 'train' else 'validation'}/{i:02d}.mmap" for i in range(9)]
+        write_groundtruth(tmp_path / f"{name}.pk", dict(zip(keys, rows, strict=False)), task=task)
+    line = " ".join(f"datamodule.groundtruth_{n}={tmp_path}/{n}.pk" for n in ("train", "val"))
+    line = f"with {line} datamodule.base_dir={toy.mels} maest.task={task} {QUICK}"
+    message = bad("ex_maest.py", line, tmp_path)
+    assert f"datamodule.groundtruth_{split}: {tmp_path / f'{split}.pk'}: " in message
+    assert not (newest(tmp_path) / "checkpoints").exists()
+
+
+def test_validation_of_few_tracks_counts_the_labels_that_it_skips(toy, tmp_path):
+    keys = [f"validation/{i:02d}.mmap" for i in range(2)]
+    write_groundtruth(tmp_path / "val.pk", dict(zip(keys, [[1, 0, 0], [0, 0, 0]], strict=True)))
+    line = f"with {settings(toy)} datamodule.groundtruth_val={tmp_path / 'val.pk'} {QUICK}"
+    good("ex_maest.py", line, tmp_path)
+    results = json.loads((newest(tmp_path) / "results.json").read_text())
+    assert results["val_classes_left_out"] == 2
+    assert results["val_ap"] in (0.5, 1.0)
+    assert [row["ap"] for row in results["per_label"]][1:] == [None, None]
 
 
 def test_a_training_that_diverges_names_the_last_good_checkpoint(toy, tmp_path, monkeypatch):

@@ -168,7 +168,7 @@ def test_evaluation_stops_at_a_bad_file_or_tells_it_with_the_others(toy, tmp_pat
         options |= {"base_dir": toy.mels, "clip_frames": 40, f"groundtruth_{split}": path}
         return getattr(MaestDataModule(**options), f"{split}_dataloader")()
 
-    with pytest.raises(MelFileError, match=r"gone\.mmap: no such file"):
+    with pytest.raises(MelFileError, match=r"gone\.mmap"):
         next(iter(loader()))
     batch = next(iter(loader(on_error="skip")))
     assert batch.keys == ["test/00.mmap"]
@@ -289,7 +289,7 @@ def test_a_file_that_goes_bad_in_the_middle_of_an_epoch(toy, tmp_path):
         batches[on_error] = [next(iterator) for _ in range(8)]
         victim.write_bytes(content[:-1])
         if on_error == "raise":
-            with pytest.raises(MelFileError, match=rf"{victim.name}.*truncated"):
+            with pytest.raises(MelFileError, match=victim.name):
                 next(iterator)
         else:
             last = next(iterator)
@@ -311,16 +311,18 @@ def test_skipping_ends_where_nothing_can_be_read(toy, tmp_path):
             groundtruth_train=tmp_path / f"{name}.pk",
             on_error="skip",
         )
-        with pytest.raises(InputError, match=rf"{tried} training tracks .*no such file") as error:
+        with pytest.raises(InputError, match=tried) as error:
             next(iter(data.train_dataloader()))
+        assert error.value.kind == "empty"
         assert not isinstance(error.value, MelFileError)
     np.ones((50, 96), np.float16).tofile(tmp_path / "3.mmap")  # one good file of the few is found
     assert len(next(iter(data.train_dataloader()))) == 4
 
 
 def test_on_error_is_one_of_two(toy):
-    with pytest.raises(InputError, match=r"datamodule\.on_error is 'ignore': .*'raise', 'skip'"):
+    with pytest.raises(InputError) as error:
         MaestDataModule(clip_frames=40, on_error="ignore", **toy.settings())
+    assert error.value.setting == "datamodule.on_error"
 
 
 # --- Several processes, and resumed epochs ------------------------------------------------------
@@ -514,10 +516,11 @@ def test_labels_come_from_beside_the_ground_truth(toy, tmp_path):
     other = MaestDataModule(base_dir=".", clip_frames=40, groundtruth_val=tmp_path / "gt.pk")
     assert other.labels("val") is None
     write_labels(tmp_path / "labels.json", ["only one"])
-    with pytest.raises(InputError, match=r"1 labels, and gt\.pk beside it has 2"):
+    with pytest.raises(InputError, match=r"labels\.json"):
         other.labels("val")
-    with pytest.raises(InputError, match=r"datamodule\.groundtruth_test is not set"):
+    with pytest.raises(InputError) as error:
         other.groundtruth("test")
+    assert (error.value.kind, error.value.setting) == ("missing", "datamodule.groundtruth_test")
 
 
 def test_the_embedded_data_set_is_built_only_where_it_is_wanted_and_missing(
@@ -612,7 +615,7 @@ def test_targets_of_each_task(toy, tmp_path):
         splits = {f"groundtruth_{split}": path for split in ("train", "test", "predict")}
         return MaestDataModule(base_dir=toy.mels, clip_frames=40, task=task, **splits)
 
-    with pytest.raises(InputError, match=r"key 'test/00\.mmap': found 2 labels"):
+    with pytest.raises(InputError, match=r"test/00\.mmap"):
         module("two.pk", "single-label").groundtruth("train")
     regression = module("values.pk", "regression")
     targets = next(iter(regression.train_dataloader())).targets
@@ -630,10 +633,10 @@ def test_targets_of_each_task(toy, tmp_path):
 
 def test_settings_that_do_not_go_together(toy):
     given = {"clip_frames": 40, "task": "regression", **toy.settings()}
-    with pytest.raises(InputError, match=r"datamodule\.balanced_sampling=True .*maest\.task"):
-        MaestDataModule(balanced_sampling=True, **given)
-    with pytest.raises(InputError, match=r"datamodule\.teacher_dir .*maest\.task"):
-        MaestDataModule(teacher_dir="logits", **given)
+    for name, value in (("balanced_sampling", True), ("teacher_dir", "logits")):
+        with pytest.raises(InputError, match=r"maest\.task") as error:
+            MaestDataModule(**{name: value}, **given)
+        assert (error.value.kind, error.value.setting) == ("conflict", f"datamodule.{name}")
     given["groundtruth_train"] = None  # no training, no matter
     MaestDataModule(balanced_sampling=True, teacher_dir="logits", **given)
 
@@ -733,8 +736,8 @@ def test_bad_logits_are_told_by_a_worker_process(toy, teacher):
     data = MaestDataModule(
         clip_frames=40, num_workers=1, teacher_dir=teacher, batch_size_train=36, **toy.settings()
     )
-    holds = r"04\.mmap\.logits\.npy: holds float32 \(9,\)"
-    with pytest.raises(TeacherFileError, match=holds), loading(data.train_dataloader()) as loader:
+    name = r"04\.mmap\.logits\.npy"
+    with pytest.raises(TeacherFileError, match=name), loading(data.train_dataloader()) as loader:
         next(iter(loader))
 
 

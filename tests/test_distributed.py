@@ -324,30 +324,24 @@ def test_torchrun_with_another_number_of_processes(place):
     launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
     done = place.run(TWO.replace("devices=2", "devices=1"), launcher)
     assert done.code == 1
-    assert "torchrun has started 2 processes, and trainer.devices=1" in done.err
+    assert "trainer.devices: torchrun has started 2 processes" in done.err
 
 
 @pytest.mark.parametrize(
-    ("environment", "message"),
+    ("environment", "options"),
     [
-        (
-            {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"},
-            "torchrun has started 2 processes, and trainer.devices=1 times trainer.num_nodes=1 is "
-            "1: set them to what --nproc-per-node and --nnodes say",
-        ),
-        (
-            {"SLURM_STEP_NUM_TASKS": "4"},
-            "srun has started 4 processes, and trainer.devices=1 times trainer.num_nodes=1 is 1: "
-            "set them to what --ntasks-per-node and --nodes say",
-        ),
+        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}, "--nproc-per-node and --nnodes"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "--ntasks-per-node and --nodes"),
     ],
 )
 def test_another_number_of_processes_than_is_set(
-    place, tmp_path, monkeypatch, environment, message
+    place, tmp_path, monkeypatch, environment, options
 ):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert message in bad("ex_maest.py", f"with {place.settings}", tmp_path)
+    message = bad("ex_maest.py", f"with {place.settings}", tmp_path)
+    assert "trainer.devices: " in message
+    assert options in message
 
 
 def test_accumulated_batches_are_one(place, tmp_path):

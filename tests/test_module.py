@@ -242,16 +242,16 @@ def test_a_teachers_targets_are_mixed_as_the_clips_are():
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"distilled_type": "mean"}, r"maest\.distilled_type=separated"),
-        ({"distilled_type": "separated", "task": "single-label"}, r"maest\.task=multi-label"),
+        ({"distilled_type": "mean"}, "maest.distilled_type"),
+        ({"distilled_type": "separated", "task": "single-label"}, "maest.task"),
     ],
 )
 def test_a_teacher_needs_a_head_of_its_own(options, named):
     module = MaestModule(network(**options).train(), PLAIN)
     mel = torch.from_numpy(np.stack(mels(62, 62)))
-    with pytest.raises(InputError, match=named) as error:
+    with pytest.raises(InputError) as error:
         step(module, mel, torch.zeros(2, 3), torch.zeros(2, 3))
-    assert "datamodule.teacher_dir" in str(error.value)
+    assert (error.value.kind, error.value.setting) == ("conflict", named)
 
 
 def test_training_with_a_teacher_from_disk(toy, tmp_path):

@@ -341,17 +341,17 @@ def stopped(toy, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ("datamodule.batch_size_train=2", "datamodule.batch_size_train 4 (here 2)"),
-        ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches 1 (here 2)"),
-        ("maest.distilled_type=separated", "distilled_type mean (here separated)"),
+        ("datamodule.batch_size_train=2", "datamodule.batch_size_train"),
+        ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches"),
+        ("maest.distilled_type=separated", "distilled_type"),
         ("module.layer_decay=0.5", "module.layer_decay"),
     ],
 )
 def test_what_cannot_go_on_is_refused(toy, stopped, change, named):
     last = next((stopped / "exp_logs").glob(f"*/{LAST}"))
     text = training.start(stopped, f"{line(toy, 'steps')} {change} ckpt_path={last}").wait(1)
+    assert "ckpt_path: " in text
     assert named in text
-    assert "maest.checkpoint" in text
     assert "Traceback" not in text
 
 
