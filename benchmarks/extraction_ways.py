@@ -372,11 +372,13 @@ def read(way: Way, case: Case) -> dict[str, Any]:
 def first_result(way: Way, case: Case) -> dict[str, Any]:
     """One song with a model that is loaded: the first call, and calls after it."""
     if way.network == "ours":
-        extract = Extractor(load(way, case), blocks=[BLOCK], quantize=way.quantize)
+        options = {"quantize": way.quantize, "precision": way.precision}
+        extract = Extractor(load(way, case), blocks=[BLOCK], **options)
+        if way.compile:
+            extract.net.compile_blocks()
 
         def call() -> None:
-            with mixed(way, case):
-                extract(case.audio)
+            extract(case.audio)
     else:
         run, tracks = WAYS[way.network](way, case), find_tracks(case.audio).tracks
 

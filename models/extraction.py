@@ -48,8 +48,8 @@ class Extractor:
     """Embeddings, logits and activations of music, track by track.
 
     Args:
-        model: a network, which is left as it is; a model folder or checkpoint file; or the name of
-            an arch with weights.
+        model: a network, which is left as it is (a copy shares its weights, and is not compiled);
+            a model folder or checkpoint file; or the name of an arch with weights.
         blocks: whose embeddings are wanted: a number from 0, or -1 for the one after the final
             norm; several of them; "all"; or None for block 7 (of a shallower network, the last).
         logits, activations, pool: as in :class:`Wanted`.

@@ -11,7 +11,6 @@ from datasets import published
 from datasets.jamendo import preprocess as jamendo
 from datasets.mtt import preprocess as mtt
 from datasets.scores import DATA_DIR
-from helpers.chunks import DEFAULT_BLOCK
 
 TARGETS = [name.removeprefix("target_") for name in config.MAEST_NAMED if "target_" in name]
 DATASETS = Path(mtt.__file__).resolve().parents[1]
@@ -43,8 +42,9 @@ def test_extraction_reads_what_is_made_and_the_probe_what_is_extracted(name):
         assert Path(data[f"groundtruth_{short}"]) == folder / f"groundtruth-{split}.pk"
     assert Path(data["base_dir"]) == mels
     assert data["embeddings_dir"] == extraction["inference"]["out_dir"]
+    # Both take the default block.
     assert "transformer_block" not in extraction["inference"]
-    assert data["block"] == DEFAULT_BLOCK
+    assert "block" not in data
 
 
 @pytest.mark.parametrize("module", [mtt, jamendo])
