@@ -105,7 +105,7 @@ class CheckReport:
                 if finding.kind == "files":
                     lines += self._bad_files(finding)
         if self.brief:
-            lines.append("(a brief check: no file's content was read)")
+            lines.append("(quick check: file contents not read)")
         return lines
 
     def _bad_files(self, finding: Finding) -> Iterator[str]:
@@ -260,9 +260,9 @@ def _check_counts(
     if summary.unlabelled:
         text = f"{split}: {summary.unlabelled} of {len(groundtruth)} tracks have no label"
         report.warnings.append(Finding("labels", text, split))
-    lost = "they cannot be learnt" if split == "train" else "figures leave them out"
+    lost = "they cannot be learnt" if split == "train" else "excluded from the metrics"
     warn(counts == 0, f"labels are on no track: {lost}")
-    warn(counts == len(groundtruth), "labels are on all tracks: they tell nothing")
+    warn(counts == len(groundtruth), "labels are on all tracks: uninformative")
 
 
 # --- Files --------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ def _check_files(
         if skipped:
             text += "they will be skipped (datamodule.on_error)"
         else:
-            text += "mend or leave them out, or go on without them by datamodule.on_error=skip"
+            text += "fix or remove them, or set datamodule.on_error=skip"
         where = report.warnings if skipped else report.problems
         where.append(Finding("files", text, name))
     if split.short and name in _SCORED:
@@ -453,8 +453,8 @@ def _report_twins(
             continue
         text = f"{a} and {b}: {_TWINS[what].format(len(names))} ({some}): "
         if "train" in (a, b):
-            text += "keep each in one split, or the figures mean nothing"
+            text += "keep each in one split, or the metrics mean nothing"
             report.problems.append(Finding("shared", text))
         else:
-            text += "the test figures are those of tracks that the training was stopped by"
+            text += "the test metrics are biased by the choice of the best epoch"
             report.warnings.append(Finding("shared", text))

@@ -25,7 +25,7 @@ DTYPE = np.dtype(np.float16)
 FRAME_BYTES = N_MELS * DTYPE.itemsize
 _SUFFIXES = ("", ".mmap", ".npy")  # that a key may lack
 _CHUNK = 20_000  # frames read at once of a file that is read as a whole: 320 s, 3.8 MB
-_PREPROCESS = "write it again with the data set's preprocess.py"
+_AGAIN = "Make it again with the data set's preprocess.py."
 
 
 class MelFileError(InputError):
@@ -70,10 +70,12 @@ def find_mel(base_dir: str | Path, key: str) -> Path:
     """
     path = mel_path(base_dir, key)
     if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else "no such file"
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
         raise MelFileError(
-            f"{path}: {kind} (nor with .mmap or .npy added). Check datamodule.base_dir, "
-            "or make the file with the data set's preprocess.py"
+            f"{what} (nor with .mmap or .npy added)",
+            kind="missing",
+            hint="Check datamodule.base_dir, or make the file with the data set's preprocess.py.",
+            path=path,
         )
     return path
 
@@ -94,10 +96,13 @@ def open_mel(path: str | Path) -> np.ndarray:
             raise _unreadable(path, error) from error
         if mel.ndim != 2 or mel.shape[1] != N_MELS or not np.issubdtype(mel.dtype, np.floating):
             raise MelFileError(
-                f"{path}: holds {mel.dtype} {mel.shape}; expected floats [frames, {N_MELS}]"
+                f"holds {mel.dtype} {mel.shape}, expected floats [frames, {N_MELS}]",
+                kind="invalid",
+                hint=_AGAIN,
+                path=path,
             )
         if not len(mel):
-            raise MelFileError(f"{path}: has no frames; {_PREPROCESS}")
+            raise MelFileError("has no frames", kind="empty", hint=_AGAIN, path=path)
         return mel
     with MelFile(path) as mel:
         frames = len(mel)
@@ -105,11 +110,17 @@ def open_mel(path: str | Path) -> np.ndarray:
 
 
 def _missing(path: str | Path) -> MelFileError:
-    return MelFileError(f"{path}: no such file; make it with the data set's preprocess.py")
+    return MelFileError(
+        "no such file",
+        kind="missing",
+        hint="Make it with the data set's preprocess.py.",
+        path=path,
+    )
 
 
 def _unreadable(path: str | Path, error: Exception) -> MelFileError:
-    return MelFileError(f"{path}: cannot be read ({error}); {_PREPROCESS}")
+    reason = getattr(error, "strerror", None) or error
+    return MelFileError(f"cannot be read ({reason})", kind="corrupt", hint=_AGAIN, path=path)
 
 
 class MelFile:
@@ -146,7 +157,7 @@ class MelFile:
         problem = size_problem(found)
         if problem:
             self.close()
-            raise MelFileError(f"{self.path}: {problem}")
+            raise MelFileError(problem, kind="corrupt", hint=_AGAIN, path=self.path)
         self._frames = found.st_size // FRAME_BYTES
 
     @classmethod
@@ -197,8 +208,10 @@ class MelFile:
             self._read_bytes(memoryview(out).cast("B"), first * FRAME_BYTES)
         if not all_finite(out):
             raise MelFileError(
-                f"{self.path}: NaN or infinite values in frames {first}-{first + len(out)}; "
-                f"{_PREPROCESS}"
+                f"NaN or infinite values in frames {first}-{first + len(out)}",
+                kind="invalid",
+                hint=_AGAIN,
+                path=self.path,
             )
 
     def _read_bytes(self, buffer: memoryview, offset: int) -> None:
@@ -209,8 +222,11 @@ class MelFile:
                 raise _unreadable(self.path, error) from error
             if not done:
                 raise MelFileError(
-                    f"{self.path}: ends at byte {offset}, and had {self._frames * FRAME_BYTES} "
-                    f"bytes when it was opened: it is being written or cut off; {_PREPROCESS}"
+                    f"ends at byte {offset}, and had {self._frames * FRAME_BYTES} bytes when "
+                    "opened: another program is writing it",
+                    kind="corrupt",
+                    hint=_AGAIN,
+                    path=self.path,
                 )
             buffer, offset = buffer[done:], offset + done
 
@@ -240,11 +256,11 @@ def size_problem(found: os.stat_result) -> str | None:
     if stat.S_ISDIR(found.st_mode):
         return "is a folder, not a file"
     if not found.st_size:
-        return f"the file is empty; {_PREPROCESS}"
+        return "the file is empty"
     if found.st_size % FRAME_BYTES:
         return (
             f"{found.st_size} bytes are no whole number of frames ({FRAME_BYTES} bytes each, "
-            f"{N_MELS} bands of {DTYPE}): the file is truncated, or not a .mmap; {_PREPROCESS}"
+            f"{N_MELS} bands of {DTYPE}): the file is truncated, or not a .mmap"
         )
     return None
 

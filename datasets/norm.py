@@ -66,18 +66,41 @@ def mean_and_std(paths: Iterable[str | Path]) -> tuple[float, float]:
     Files that cannot be read are left out: whoever uses them will be told.
 
     Raises:
-        MelFileError: if not one of them can be read.
+        MelFileError: if not one of them can be read, or all values are equal.
     """
     moments = Moments()
-    error = MelFileError("no log-mel files to take the mean of")
+    error, first = _no_tracks(), None
     for path in paths:
         try:
             moments.add(file_moments(path))
+            first = first or path
         except MelFileError as reason:
             error = reason
     if not moments.count:
         raise error
+    _refuse_constant(moments, first)
     return moments.mean, moments.std
+
+
+def _no_tracks() -> MelFileError:
+    return MelFileError(
+        "there are no tracks to take the mean and deviation of",
+        kind="empty",
+        hint="Give a ground truth with tracks in it.",
+    )
+
+
+def _refuse_constant(moments: Moments, first: str | Path | None) -> None:
+    """Raise MelFileError if there is nothing to normalise by; ``first`` is one of the files."""
+    if not moments.squares:
+        what = "it is silent" if moments.mean == 0 else f"they are {moments.mean:g}"
+        others = ", and so are all others" if moments.mean == 0 else ""
+        raise MelFileError(
+            f"all values of the log-mel files are equal: {what}{others}",
+            kind="invalid",
+            hint="Check the audio that they were made from.",
+            path=first,
+        )
 
 
 @dataclass(frozen=True)
@@ -118,14 +141,14 @@ def norm_stats(
         progress: whether to show a progress bar.
 
     Raises:
-        MelFileError: if not one of the tracks can be read.
+        MelFileError: if not one of the tracks can be read, or all values are equal.
     """
 
     def of_key(key: str) -> Moments | str:
         try:
             return file_moments(find_mel(base_dir, key))
         except MelFileError as error:
-            return str(error)
+            return error.reason
 
     total, tracks, failed = Moments(), 0, {}
     results = in_order(of_key, keys, num_workers, "norm statistics" if progress else None)
@@ -136,6 +159,15 @@ def norm_stats(
             total.add(result)
             tracks += 1
     if not tracks:
-        first = next(iter(failed.values()), "there are no tracks")
-        raise MelFileError(f"{base_dir}: not one of {len(keys)} log-mel files can be read: {first}")
+        if not failed:
+            raise _no_tracks()
+        key, reason = next(iter(failed.items()))
+        raise MelFileError(
+            f"none of the {len(keys)} log-mel files can be read; the first, {key!r}: "
+            f"{reason.rstrip('.')}",
+            kind="missing",
+            hint="Check datamodule.base_dir.",
+            path=base_dir,
+        )
+    _refuse_constant(total, Path(base_dir, next(key for key in keys if key not in failed)))
     return NormStats(total.mean, total.std, tracks, total.count // N_MELS, failed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from datasets import check
 from datasets.check import CheckReport, check_data
 from datasets.datamodule import MaestDataModule
 from datasets.groundtruth import write_groundtruth, write_labels
-from datasets.melspectrograms import write_mel
+from datasets.melspectrograms import MelFile, write_mel
 from helpers.files import to_json
 
 LABELS = ["low", "middle", "high"]
@@ -101,25 +100,24 @@ def test_files(good):
         mel.tofile(good.mels / key)
     report = good.check()
     assert [finding.kind for finding in report.problems] == ["files", "files"]
-    assert "train: 4 of 24 tracks cannot be read" in messages(report)[0]
+    assert messages(report)[0].startswith("train: 4 of 24 ")
     assert "datamodule.on_error=skip" in messages(report)[0]
-    bad = {"00": "no such file", "01": "is empty", "02": "truncated", "03": "NaN"}
     found = report.splits["train"].bad
-    assert found.keys() == {f"train/{name}.mmap" for name in bad}
-    for name, reason in bad.items():
-        assert reason in found[f"train/{name}.mmap"]
-        assert f"train/{name}.mmap" in str(report)
-    assert "NaN or infinite" in report.splits["test"].bad["test/04.mmap"]
+    assert sorted(found) == [f"train/0{i}.mmap" for i in range(4)]
+    for name, reason in found.items():
+        assert reason.startswith(f"{good.mels / name}: ")
+        assert reason in str(report)
+    assert list(report.splits["test"].bad) == ["test/04.mmap"]
     sizes = good.check(brief=True)  # which do not tell of a NaN
     assert list(sizes.splits["train"].bad) == [f"train/0{i}.mmap" for i in range(3)]
     assert sizes.splits["test"].bad == {}
-    assert "no file's content was read" in str(sizes)
+    assert sizes.brief
 
 
 def test_files_that_will_be_skipped_are_no_problem(good):
     (good.mels / "train/00.mmap").unlink()
     text = only(good.check(on_error="skip"), "files", problem=False)
-    assert "1 of 24 tracks cannot be read: they will be skipped" in text
+    assert text.startswith("train: 1 of 24 ")
     shutil.rmtree(good.mels)
     report = good.check(on_error="skip", splits=["train"])
     assert "24 of 24" in only(report, "files")
@@ -149,9 +147,7 @@ def test_ground_truths_that_cannot_be_read_do_not_stop_it(good):
     assert "groundtruth-train.pk" in str(report)
     assert "gone.pk" in str(report)
     missing = MaestDataModule(base_dir=good.mels, clip_frames=10)
-    assert "datamodule.groundtruth_val is not set" in only(
-        check_data(missing, ["val"]), "groundtruth"
-    )
+    assert "datamodule.groundtruth_val" in only(check_data(missing, ["val"]), "groundtruth")
     assert check_data(missing).ok  # no split is set
 
 
@@ -166,7 +162,7 @@ def test_the_teachers_files(good):
     (teacher / "train/06.mmap.logits.npy").unlink()
     report = good.check(teacher_dir=teacher)
     assert "train: 2 of 24" in only(report, "files")
-    assert "holds float32 (4,)" in report.splits["train"].bad["train/05.mmap"]
+    assert "05.mmap.logits.npy" in report.splits["train"].bad["train/05.mmap"]
     assert "06.mmap" in report.splits["train"].bad["train/06.mmap"]
     brief = good.check(teacher_dir=teacher, brief=True)
     assert list(brief.splits["train"].bad) == ["train/06.mmap"]
@@ -185,11 +181,12 @@ def test_labels_on_no_track_and_on_all(good):
     good.tracks["val"]["val/00.mmap"] = np.array([1, 0, 1])
     report = good.check(splits=["train", "val"])
     assert report.ok
-    assert messages(report) == [
-        "train: 1 of 3 labels are on no track: they cannot be learnt ('high')",
-        "train: 1 of 3 labels are on all tracks: they tell nothing ('low')",
-        "val: 1 of 3 labels are on all tracks: they tell nothing ('low')",
-    ]
+    assert {finding.kind for finding in report.warnings} == {"labels"}
+    for text, split, name in zip(
+        messages(report), ("train", "train", "val"), ("high", "low", "low"), strict=True
+    ):
+        assert text.startswith(f"{split}: 1 of 3 labels ")
+        assert text.endswith(f"({name!r})")
     assert report.splits["val"].counts == {"low": 6, "middle": 5, "high": 1}
 
 
@@ -197,17 +194,19 @@ def test_tracks_without_labels(good):
     for key in list(good.tracks["val"])[:2]:
         good.tracks["val"][key] = np.zeros(3)
     report = good.check()
-    assert only(report, "labels", problem=False) == "val: 2 of 6 tracks have no label"
+    assert only(report, "labels", problem=False).startswith("val: 2 of 6 tracks ")
     assert report.splits["val"].unlabelled == 2
     good.tracks["val"] = {key: np.zeros(3) for key in good.tracks["val"]}
-    assert only(good.check(), "labels") == "val: not one track has a label"
+    assert only(good.check(), "labels").startswith("val: ")
+    assert good.check().splits["val"].unlabelled == 6
 
 
 def test_splits_that_do_not_agree_on_the_labels(good):
     good.tracks["val"] = {key: np.append(row, True) for key, row in good.tracks["val"].items()}
     (good.root / "labels.json").unlink()
     report = good.check(splits=["train", "val"])
-    assert report.problems[0].message.startswith("train has 3 labels to a track, and val has 4")
+    assert report.problems[0].kind == "labels"
+    assert report.problems[0].message.startswith("train has 3 labels")
     good.tracks["val"] = {key: row[:3] for key, row in good.tracks["val"].items()}
     other = good.root / "other" / "groundtruth.pk"
     write_groundtruth(other, good.tracks["val"])
@@ -215,10 +214,9 @@ def test_splits_that_do_not_agree_on_the_labels(good):
     write_labels(other.parent / "labels.json", ["low", "high", "middle"])
     report = good.check(splits=["train", "val", "test"], groundtruth_val=other)
     assert [finding.kind for finding in report.problems] == ["labels", "labels"]
-    assert "train and of val differ: label 1 is 'middle' and 'high'" in messages(report)[0]
-    assert "of val and of test differ" in messages(report)[1]
+    assert "'middle' and 'high'" in messages(report)[0]
     (other.parent / "labels.json").write_text('["low"]')
-    assert "1 labels" in only(good.check(groundtruth_val=other), "labels")
+    assert str(other.parent / "labels.json") in only(good.check(groundtruth_val=other), "labels")
 
 
 def test_values_of_a_regression(good):
@@ -228,7 +226,8 @@ def test_values_of_a_regression(good):
     (good.root / "labels.json").unlink()
     report = good.check(task="regression", splits=["train"])
     text = only(report, "labels", problem=False)
-    assert "1 of 2 values are the same on all tracks: there is nothing to learn ('value 1')" in text
+    assert text.startswith("train: 1 of 2 values ")
+    assert "'value 1'" in text
     assert report.splits["train"].counts is None
 
 
@@ -245,7 +244,8 @@ def test_short_and_silent_tracks(good):
         ("short", "train"),
         ("silent", "val"),
     ]
-    assert "1 of 24 tracks are shorter than a clip of 1.6 s ('train/03.mmap')" in str(report)
+    assert report.splits["train"].short == ["train/03.mmap"]
+    assert "1.6 s ('train/03.mmap')" in str(report)
     assert report.splits["val"].silent == ["val/01.mmap", "val/02.mmap"]
     assert good.check(brief=True).splits["train"].short == ["train/03.mmap"]
 
@@ -255,7 +255,8 @@ def test_a_key_in_several_splits(good, brief):
     good.tracks["val"]["train/00.mmap"] = np.array([1, 0, 0])
     good.tracks["val"]["./train/01.mmap"] = np.array([1, 0, 0])  # the same path
     text = only(good.check(brief=brief), "shared")
-    assert text.startswith("train and val: 2 tracks are in both ('train/00.mmap', 'train/01.mmap')")
+    assert text.startswith("train and val: 2 ")
+    assert "('train/00.mmap', 'train/01.mmap')" in text
     # what is only listened to may be of any split
     good.tracks["val"] = {key: good.tracks["val"][key] for key in list(good.tracks["val"])[:6]}
     predict = good.root / "groundtruth-train.pk"
@@ -273,17 +274,16 @@ def test_one_file_under_two_names(good, link):
     good.tracks["val"]["val/linked.mmap"] = np.array([1, 0, 0])
     for brief in (True, False):
         text = only(good.check(brief=brief), "shared")
-        assert (
-            "train and val: 1 files are in both, under different keys ('train/00.mmap' = 'val/"
-            in text
-        )
+        assert text.startswith("train and val: 1 ")
+        assert "('train/00.mmap' = 'val/linked.mmap')" in text
 
 
 def test_a_copy_of_a_track(good):
     shutil.copy(good.mels / "train/00.mmap", good.mels / "test/copy.mmap")
     good.tracks["test"]["test/copy.mmap"] = np.array([1, 0, 0])
     text = only(good.check(), "shared")
-    assert "train and test: 1 tracks have the same content in both" in text
+    assert text.startswith("train and test: 1 ")
+    assert "('train/00.mmap' = 'test/copy.mmap')" in text
     assert messages(good.check(brief=True)) == []  # nothing is read
 
 
@@ -294,9 +294,8 @@ def test_twice_in_one_split(good):
     report = good.check()
     assert report.ok
     assert [finding.kind for finding in report.warnings] == ["duplicate", "duplicate"]
-    assert "1 tracks are there again" in messages(report)[0]
-    assert "with the same file ('train/00.mmap' = 'train/00')" in messages(report)[0]
-    assert "with the same content ('train/01.mmap' = 'train/copy.mmap')" in messages(report)[1]
+    assert "('train/00.mmap' = 'train/00')" in messages(report)[0]
+    assert "('train/01.mmap' = 'train/copy.mmap')" in messages(report)[1]
 
 
 def test_one_copy_in_another_split_is_found_whatever_there_is_of_it_in_this(good):
@@ -311,7 +310,7 @@ def test_one_copy_in_another_split_is_found_whatever_there_is_of_it_in_this(good
         good.tracks["test"][f"test/{name}.mmap"] = np.array([1, 0, 0])
     report = good.check()
     (problem,) = report.problems
-    assert "train and test: 3 tracks have the same content in both" in problem.message
+    assert problem.message.startswith("train and test: 3 ")
     assert "'train/00.mmap' = 'test/a.mmap'" in problem.message
     warnings = [finding.message for finding in report.warnings]
     assert [text.split(" tracks")[0] for text in warnings] == ["train: 50", "test: 1"]
@@ -340,7 +339,7 @@ def test_several_threads_find_the_same(good):
     assert check_data(good.data(), num_workers=3).to_dict() == alone
 
 
-def test_a_brief_check_of_many_tracks_is_quick(good, monkeypatch):
+def test_a_brief_check_of_many_tracks_opens_few_and_reads_none(good, monkeypatch):
     mel = np.ones((120, 96), np.float16)
     mel.tofile(good.mels / "one.mmap")
     for split, count in (("train", 9000), ("val", 1000)):
@@ -354,15 +353,21 @@ def test_a_brief_check_of_many_tracks_is_quick(good, monkeypatch):
     data = good.data()
     for split in ("train", "val"):
         data.groundtruth(split)
-    started = time.perf_counter()
+    opened = []
+    of_key = MelFile.of_key
+    monkeypatch.setattr(check, "BRIEF_SECONDS", 1e9)
+    monkeypatch.setattr(MelFile, "read_into", None)
+    monkeypatch.setattr(
+        MelFile, "of_key", lambda base_dir, key: opened.append(key) or of_key(base_dir, key)
+    )
     report = check_data(data, ["train", "val"], brief=True)
-    assert time.perf_counter() - started < 5  # it takes 0.2 s, on a machine with nothing else to do
+    assert len(opened) == 2000
     train, val = report.splits["train"], report.splits["val"]
     assert train.looked_at + val.looked_at == 2000
     assert train.looked_at == pytest.approx(1800, abs=20)
     assert 100 < len(train.bad) < 300
-    assert f"{len(train.bad)} of {train.looked_at} tracks cannot be read" in str(report)
-    assert f"in the {val.looked_at} looked at" in str(report)
+    assert f"{len(train.bad)} of {train.looked_at} tracks" in str(report)
+    assert f"{val.looked_at}" in str(report)
     monkeypatch.setattr(check, "BRIEF_SECONDS", 0)
     report = check_data(data, ["train", "val"], brief=True)
     assert sum(split.looked_at for split in report.splits.values()) == 1

@@ -40,16 +40,16 @@ def test_npy_is_read_too(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize(
-    ("mel", "message"),
+    "mel",
     [
-        (np.zeros((96, 70)), "expected an array"),
-        (np.zeros((0, 96)), "expected an array"),
-        (np.full((3, 96), np.nan), "NaN"),
-        (np.full((3, 96), 1e6), "infinite"),  # beyond float16
+        np.zeros((96, 70)),
+        np.zeros((0, 96)),
+        np.full((3, 96), np.nan),
+        np.full((3, 96), 1e6),  # beyond float16
     ],
 )
-def test_what_is_not_written(tmp_path, mel, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_not_written(tmp_path, mel):
+    with pytest.raises(ValueError, match=r"a\.mmap"):
         write_mel(tmp_path / "a.mmap", mel)
     assert not list(tmp_path.iterdir())
 
@@ -62,27 +62,29 @@ def test_broken_files_are_named(tmp_path):
     np.save(tmp_path / "ints.npy", np.zeros((5, 96), int))
     np.save(tmp_path / "objects.npy", np.array([[{}] * 96]), allow_pickle=True)
     (tmp_path / "torn.npy").write_bytes(b"\x93NUMPY\x01")
-    for name, message in {
-        "empty.mmap": "the file is empty",
-        "part.mmap": "no whole number of frames",
-        "none.mmap": "no such file",
-        "folder.mmap": "is a folder",
-        "shape.npy": "expected floats",
-        "ints.npy": "expected floats",
-        "objects.npy": "cannot be read",
-        "torn.npy": "cannot be read",
+    for name, kind in {
+        "empty.mmap": "corrupt",
+        "part.mmap": "corrupt",
+        "none.mmap": "missing",
+        "folder.mmap": "corrupt",
+        "shape.npy": "invalid",
+        "ints.npy": "invalid",
+        "objects.npy": "corrupt",
+        "torn.npy": "corrupt",
     }.items():
-        with pytest.raises(MelFileError, match=message) as error:
+        with pytest.raises(MelFileError) as error:
             open_mel(tmp_path / name)
-        assert str(tmp_path / name) in str(error.value)
+        assert (error.value.kind, str(error.value.path)) == (kind, str(tmp_path / name))
+        assert error.value.hint.endswith(".")
 
 
 def test_nan_is_found_where_it_is_read(tmp_path):
     mel = mel_of(200).astype(np.float16)
     mel[150, 3] = np.nan
     mel.tofile(tmp_path / "a.mmap")
-    with pytest.raises(MelFileError, match=r"a\.mmap: NaN or infinite values in frames 100-200"):
+    with pytest.raises(MelFileError, match="100-200") as error:
         read_patches(tmp_path / "a.mmap", 100)
+    assert (error.value.kind, error.value.path) == ("invalid", str(tmp_path / "a.mmap"))
 
 
 def test_keys_find_their_files(tmp_path):
@@ -92,8 +94,10 @@ def test_keys_find_their_files(tmp_path):
     assert find_mel(tmp_path, "a").name == "a.mmap"
     assert find_mel(tmp_path, "b").name == "b.npy"
     assert find_mel(tmp_path, "c").name == "c"
-    with pytest.raises(MelFileError, match=r"d: no such file.*datamodule\.base_dir"):
+    with pytest.raises(MelFileError) as error:
         find_mel(tmp_path, "d")
+    assert (error.value.kind, error.value.path) == ("missing", tmp_path / "d")
+    assert "datamodule.base_dir" in error.value.hint
 
 
 def test_crop_is_anywhere_and_exact(tmp_path):
@@ -178,8 +182,9 @@ def test_a_file_that_shrinks_while_it_is_open(tmp_path, left):
     mel_of(200).astype(np.float16).tofile(path)
     with MelFile(path) as file:
         os.truncate(path, left)
-        with pytest.raises(MelFileError, match=r"a\.mmap: ends at byte \d+, and had 38400 bytes"):
+        with pytest.raises(MelFileError) as error:
             file.read(100, 200)
+        assert (error.value.kind, error.value.path) == ("corrupt", str(path))
 
 
 def test_no_descriptor_is_left_open(tmp_path):
@@ -208,11 +213,13 @@ def test_a_file_of_a_key(tmp_path):
         with MelFile.of_key(tmp_path, key) as file:
             assert len(file) == frames
             assert file.path == str(find_mel(tmp_path, key))
-    with pytest.raises(MelFileError, match=r"torn: 5 bytes"):  # and not the other file
+    with pytest.raises(MelFileError) as error:  # and not the other file
         MelFile.of_key(tmp_path, "torn")
+    assert (error.value.kind, error.value.path) == ("corrupt", str(tmp_path / "torn"))
     for key in ("gone", "x"):
-        with pytest.raises(MelFileError, match=r"(no such file|is a folder).*datamodule\.base_dir"):
+        with pytest.raises(MelFileError) as error:
             MelFile.of_key(tmp_path, key)
+        assert (error.value.kind, error.value.path) == ("missing", tmp_path / key)
 
 
 def test_finite_by_the_bits_is_finite():

@@ -70,13 +70,30 @@ def test_what_cannot_be_read_is_left_out_and_named(store, tmp_path):
     assert list(found.failed) == ["torn.mmap", "nan.mmap", "gone"]
     for key, part in (("torn.mmap", "truncated"), ("nan.mmap", "NaN"), ("gone", "no such file")):
         assert part in found.failed[key]
-    with pytest.raises(MelFileError, match=r"not one of 2 .* no such file"):
-        norm_stats(folder, ["gone", "lost"], progress=False)
-    with pytest.raises(MelFileError, match="no tracks"):
-        norm_stats(folder, [], progress=False)
-    with pytest.raises(MelFileError, match="no such file"):
-        mean_and_std([folder / "gone"])
+    for take, kind, path in (
+        (lambda: norm_stats(folder, ["gone", "lost"], progress=False), "missing", folder),
+        (lambda: norm_stats(folder, [], progress=False), "empty", None),
+        (lambda: mean_and_std([folder / "gone"]), "missing", str(folder / "gone")),
+    ):
+        with pytest.raises(MelFileError) as error:
+            take()
+        assert (error.value.kind, error.value.path) == (kind, path)
+        assert error.value.hint
     assert np.isnan(Moments().std)
+
+
+@pytest.mark.parametrize("value", [0, 2])
+def test_silence_is_nothing_to_normalise_by(tmp_path, value):
+    for name in ("a.mmap", "b.mmap"):
+        np.full((300, 96), value, np.float16).tofile(tmp_path / name)
+    for take in (
+        lambda: norm_stats(tmp_path, ["gone", "a.mmap", "b.mmap"], progress=False),
+        lambda: mean_and_std([tmp_path / "gone", tmp_path / "a.mmap", tmp_path / "b.mmap"]),
+    ):
+        with pytest.raises(MelFileError) as error:
+            take()
+        assert (error.value.kind, error.value.path) == ("invalid", tmp_path / "a.mmap")
+        assert error.value.hint
 
 
 def test_memory_does_not_grow_with_a_track(tmp_path, monkeypatch):
