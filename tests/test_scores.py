@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import functools
 import json
 import logging
@@ -581,6 +582,23 @@ def test_a_work_that_hangs_or_crashes_is_counted_and_tried_again_the_next_time(
     assert {row["work"] for row in read_clips(copied)} == {row["work"] for row in rows[2:]}
     monkeypatch.undo()
     assert rebuild(copied).done == 2
+    assert not differing(built[0], copied)
+
+
+@pytest.mark.parametrize("stage", ["read", "arrange"])
+def test_a_full_disk_ends_the_build_and_is_no_fault_of_a_work(built, copied, monkeypatch, stage):
+    lost = read_clips(copied)[0]["key"]
+    (copied / "melspectrograms" / lost).unlink()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(preprocess, stage, full)
+    with pytest.raises(InputError) as caught:
+        rebuild(copied, works=60 if stage == "read" else 48)
+    assert (caught.value.kind, caught.value.path) == ("access", copied)
+    monkeypatch.undo()
+    assert rebuild(copied).done == 1
     assert not differing(built[0], copied)
 
 

@@ -359,6 +359,8 @@ def _read_work(work: Work, folder: Path) -> tuple[str, Score | str]:
         return work.id, read(work, folder)
     except Unreadable as error:
         return work.id, str(error)
+    except OSError:  # a full disk is no fault of the work's
+        raise
     except Exception as error:  # whatever a damaged file leads to, the others are read
         return work.id, f"{type(error).__name__}: {error}"[:200]
 
@@ -387,6 +389,8 @@ def _perform(
         clip = render_clip(arrangement, settings.clip_seconds, rng)
     except TooShort as error:
         return {"error": str(error)}
+    except OSError:
+        raise
     except Exception as error:  # whatever an odd score leads to, the others are performed
         return {"error": f"{type(error).__name__}: {error}"[:200]}
     key = clip_key(work, rendition)
