@@ -376,6 +376,7 @@ def _open_folders(
         "model": model,
         "numbering": _NUMBERING,
         "input": "audio" if isinstance(tracks, AudioTracks) else "log-mel files",
+        "max_seconds": tracks.seconds if isinstance(tracks, AudioTracks) else None,
         "patch_seconds": clip_seconds(cut.longest),
         "hop_seconds": clip_seconds(hop),
         "tail": cut.tail,
@@ -384,8 +385,6 @@ def _open_folders(
         "quantize": inference["quantize"],
         "version": _VERSION,
     }
-    if isinstance(tracks, AudioTracks) and tracks.seconds is not None:
-        common["max_seconds"] = tracks.seconds
     _check_expected(common, expected, maest)
     path = maest["checkpoint"]
     made_by = {
@@ -425,9 +424,9 @@ def _check_expected(
 ) -> None:
     """Raise InputError where results would not be what is expected.
 
-    Audio and its log-mel file give the same, and precisions nearly.
+    Audio gives what its log-mel file gives, of as many seconds; precisions nearly the same.
     """
-    for name in settings.keys() - {"input", "precision"}:
+    for name in settings.keys() - {"input", "max_seconds", "precision"}:
         if expected.get(name, settings[name]) != settings[name]:
             values = [str(one[name])[:12] for one in (settings, expected)]
             raise InputError(

@@ -230,6 +230,9 @@ def predict_with_probe(run, config: dict[str, Any]) -> dict[str, Any]:
         found = extract(run, own, "embeddings", expected=made)
     except InputError as error:
         error.setting = _OWN_NAMES.get(error.setting, error.setting)
+        if Path(error.path or "").is_relative_to(out_dir):
+            error.setting = "predict.out_dir"
+            error.hint = "Give another one, or leave it out: they then go into the run's folder."
         raise
     mix, level = isinstance(made["block"], list), out_dir / f"{made['patch_seconds']:g}sec"
     blocks = made["block"] if mix else [made["block"]]

@@ -28,6 +28,8 @@ _LONGEST_WAIT = 1800  # seconds; another run removes what it overwrites meanwhil
 _HASH_SHOWN = 12  # characters
 _SHOWN = 60  # characters of any other setting
 _WAYS_OUT = "Give another inference.out_dir, or inference.overwrite=True, which removes them."
+# Settings that came later, and with what results were made before them
+_LATER = {"max_seconds": None}
 _ELSEWHERE = "Give another inference.out_dir, or move them away."
 # What is written beside a result, see `helpers.writer`: in place of the end of its name.
 _BESIDE = {
@@ -121,7 +123,8 @@ def _agreed_sources(
                 path=folder,
             )
         return [shown]
-    was, sources = found["settings"], found["sources"]
+    later = {name: value for name, value in _LATER.items() if name in wanted}
+    was, sources = later | found["settings"], found["sources"]
     if {**wanted, **was} == wanted:
         if shown in sources:
             return None if was == wanted else sources

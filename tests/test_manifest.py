@@ -240,3 +240,13 @@ def test_model_hash():
 def test_model_hash_does_not_see_how_a_tensor_lies_in_memory():
     values = torch.arange(6.0).reshape(2, 3)
     assert model_hash({"a": values}, {}) == model_hash({"a": values.T.contiguous().T}, {})
+
+
+def test_results_from_before_a_setting_came(tmp_path):
+    """They are of whole tracks: those of the central minute do not mix with them."""
+    opened(tmp_path)
+    whole = opened(tmp_path, {**SETTINGS, "max_seconds": None})
+    assert whole["settings"] == SETTINGS
+    error = refused(tmp_path, {**SETTINGS, "max_seconds": 60.0})
+    assert (error.kind, error.path) == ("mismatch", tmp_path / MANIFEST)
+    assert read_manifest(tmp_path) == whole

@@ -201,7 +201,7 @@ def test_embeddings_of_another_model_or_setting_are_not_used(home, tmp_path):
             home.folder,
         )
         message = bad("ex_tl.py", f"{line} predict.out_dir={tmp_path / name}", home.folder)
-        assert str(tmp_path / name) in message
+        assert f"predict.out_dir: {tmp_path / name}" in message
 
 
 def other_model(folder: Path) -> Path:
