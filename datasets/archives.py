@@ -10,7 +10,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -32,6 +32,7 @@ _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(EOFError, RuntimeError, ValueError, OverflowError),
 )
+_NONE = (None, 0)  # sizes of files that are missing or empty
 _BROKEN = "damaged in the archive"
 _AGAIN = "To get all of it again: the steps download and unpack with --force."
 
@@ -44,7 +45,7 @@ class _Notes:
         parts: name, bytes and SHA-256 of the parts that are in the file, in order.
         seen: part → its SHA-256 when it was last fetched.
         damaged: part → its SHA-256 when files in it were damaged.
-        absent: files that were looked for in vain: not in the archive, or damaged on the server.
+        absent: files that are not in the archive, or damaged on the server.
     """
 
     parts: list[tuple[str, int, str]] = field(default_factory=list)
@@ -142,7 +143,7 @@ class Unpacked:
 
     Attributes:
         done, skipped: files made now, and whole before.
-        other: files that were there with another content's size, and are left as they are.
+        other: files that existed with another size, and were not replaced.
         failed: file → reason.
         absent: files that were wanted, and are not in the archive.
         again: the part that the next :func:`fetch` goes on from, as files in it are damaged.
@@ -159,7 +160,6 @@ class Unpacked:
 def unpack(
     archive: Path,
     out_dir: str | Path,
-    name_of: Callable[[str], str | None],
     wanted: Collection[str],
     *,
     keep: bool = False,
@@ -168,18 +168,18 @@ def unpack(
 ) -> Unpacked:
     """Unpack the archive; it is deleted when all of its files are out.
 
-    Files get their names when they are whole and their checksum (CRC-32) is right; those that are
-    there are left as they are (an empty one is none). Where some are damaged, :func:`fetch` goes on
-    from the first part with one; but if that part came with the same content before, the damage is
-    the server's, and such files count as absent.
+    Files get their names when they are whole and their checksum (CRC-32) is right. Existing files
+    are not replaced, but for empty ones. Where some are damaged, :func:`fetch` goes on from the
+    first part with one; but if that part came with the same content before, the damage is the
+    server's, and such files count as absent.
 
     Args:
         archive: the whole.
         out_dir: where to.
-        name_of: a member's name → which of ``wanted`` it is; None: none of them.
-        wanted: paths below ``out_dir``.
+        wanted: paths below ``out_dir``, of a folder and a file each. In the archive, other folders
+            may stand around them.
         keep: whether not to delete the archive.
-        again: whether to unpack what is there, too.
+        again: whether to replace files that exist.
         progress: whether a terminal shows a bar.
 
     Raises:
@@ -191,7 +191,8 @@ def unpack(
     with _open(archive) as whole:
         members: dict[str, zipfile.ZipInfo] = {}  # of two files of one name, the first is taken
         for member in sorted(whole.infolist(), key=lambda member: member.header_offset):
-            if (name := name_of(member.filename)) is not None and not member.is_dir():
+            name = "/".join(PurePosixPath(member.filename).parts[-2:])
+            if name in wanted and not member.is_dir():
                 members.setdefault(name, member)
         found.absent = [name for name in wanted if name not in members]
         sizes = {name: _size(out_dir / name) for name in members}
@@ -199,12 +200,12 @@ def unpack(
             found.skipped = sum(sizes[name] == own.file_size for name, own in members.items())
             # Files get their names when they are whole: these are somebody's own.
             found.other = [
-                n for n, own in members.items() if sizes[n] not in (None, 0, own.file_size)
+                n for n, own in members.items() if sizes[n] not in (*_NONE, own.file_size)
             ]
             members = {
                 name: own
                 for name, own in members.items()
-                if not (sizes[name] == own.file_size or sizes[name])
+                if sizes[name] in _NONE and sizes[name] != own.file_size
             }
         _check_room(out_dir, sum(member.file_size for member in members.values()))
         remove_leftovers(out_dir, {PurePosixPath(name).suffix for name in members})

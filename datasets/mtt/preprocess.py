@@ -15,7 +15,8 @@ import csv
 import os
 import sys
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection
+from pathlib import Path
 
 if not __package__:  # started as a script: import from the repository root, not from this folder
     _FOLDER = Path(__file__).resolve().parent
@@ -117,16 +118,7 @@ def read_annotations(path: Path) -> Task:
     return Task(labels, tracks, PUBLISHED)
 
 
-def _member_name(clips: dict[str, str]):
-    """What a member of the archive is called: the clip it is, in whatever folder it lies."""
-
-    def name_of(member: str) -> str | None:
-        return clips.get("/".join(PurePosixPath(member).parts[-2:]))
-
-    return name_of
-
-
-def _audio_is_there(options: argparse.Namespace, clips: dict[str, str]) -> bool:
+def _audio_is_there(options: argparse.Namespace, clips: Collection[str]) -> bool:
     """Whether all clips are, but for those that the archive does not have, or has empty."""
     lacking = {name for name in clips if not (options.audio_dir / name).is_file()}
     # None at all is no data set, whatever is known of the archive.
@@ -134,28 +126,26 @@ def _audio_is_there(options: argparse.Namespace, clips: dict[str, str]) -> bool:
     return len(lacking) < len(clips) and lacking <= absent
 
 
-def _unpack(options: argparse.Namespace, clips: dict[str, str]) -> None:
+def _unpack(options: argparse.Namespace, clips: Collection[str]) -> None:
     found = unpack(
         options.download_dir / ARCHIVE,
         options.audio_dir,
-        _member_name(clips),
         clips,
         keep=options.keep_archives,
         again=options.force,
     )
     print(f"unpacked {found.done:,} clips, {found.skipped:,} were there: {options.audio_dir}")
     if found.other:
-        print(f"{len(found.other):,} clips are of other sizes than in the archive, and left as "
-              f"they are (--force replaces them): {shown(found.other)}")  # fmt: skip
+        print(f"{len(found.other):,} clips have other sizes than in the archive, and were not "
+              f"replaced (--force does that): {shown(found.other)}")  # fmt: skip
     listed = write_failures(options.download_dir / "failed.csv", found.failed, column="path")
     for name, reason in sorted(found.failed.items())[:_SHOWN]:
         print(f"not unpacked: {name}: {reason}", file=sys.stderr)
     if found.failed:
         print(f"{len(found.failed)} clips are not unpacked: {listed}", file=sys.stderr)
     if found.again:
-        print(
-            f"run the same again to fetch the archive again from {found.again} on", file=sys.stderr
-        )
+        print(f"Run the same again to fetch {found.again} and what follows it once more",
+              file=sys.stderr)  # fmt: skip
     if found.absent:
         print(f"{len(found.absent)} clips are not in the archive: {shown(found.absent)}")
 
@@ -176,7 +166,7 @@ def _main(arguments: list[str] | None = None) -> None:
     again = options.force and "download" in steps
     download(f"{options.url.rstrip('/')}/{TABLE}", table, again=again)
     task = read_annotations(table)
-    clips = {name: name for name in task.tracks}
+    clips = task.tracks.keys()
     there = not options.force and _audio_is_there(options, clips)
     if "download" in steps and not there:
         fetch(archive, options.url, PARTS, again=options.force)
