@@ -29,7 +29,6 @@ _GPU_PATCHES = 32
 _PATIENCE = 8
 _WAITING = 8  # passes that all waiting patches together are enough for, at most
 _COMPARED = 8  # patches on which int8 is compared with fp32
-_FEWEST_LEFT = 0.1  # of an input's patches: less than patchout was ever tried with
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,7 @@ class Encoder(nn.Module):
             on the first patches; None before these.
 
     Raises:
-        InputError: int8 where it cannot be had, no such block, or patchout that leaves hardly a
-            patch.
+        InputError: int8 where it cannot be had, or no such block.
     """
 
     def __init__(
@@ -98,15 +96,6 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         chosen_blocks(wanted.blocks, net.depth)
-        patches = grid_size(net.input_f) * grid_size(net.input_t)
-        left = net.n_tokens(net.input_t, training=False) - 2
-        if left < _FEWEST_LEFT * patches:
-            raise InputError(
-                f"{left} of an input's {patches} patches are left",
-                kind="invalid",
-                hint="Drop fewer rows and columns (indices), or keep more of them (interleaved).",
-                setting="patchout",
-            )
         if quantize is not None:
             check_choice("quantize", quantize, QUANTIZATIONS)
         self.net, self.wanted = net, wanted

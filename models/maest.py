@@ -11,9 +11,11 @@ N tokens, D channels, C classes.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +25,14 @@ from torch.nn import functional as F
 
 from helpers import patches
 from helpers.errors import InputError
-from helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD, MelSpectrogram, n_frames
+from helpers.melspectrogram import (
+    N_MELS,
+    NORM_MEAN,
+    NORM_STD,
+    SAMPLE_RATE,
+    MelSpectrogram,
+    n_frames,
+)
 from helpers.patches import PATCH_SIZE
 from models.blocks import is_standard, two_tokens
 
@@ -39,6 +48,8 @@ SIZE_NAMES = (
     *("task", "target_mean", "target_std"),
 )
 
+# Patchout that leaves less than this share of a clip's patches is a slip.
+_LEAST_SHARE = 0.05
 # A long waveform is computed this many patches at a time, so that its length is no question of
 # memory (16 patches of 30 s take about 2 GB in the base model).
 _PATCHES_PER_PASS = 16
@@ -113,7 +124,8 @@ class Maest(nn.Module):
         labels: the C label names, if known.
 
     Raises:
-        ValueError: for sizes or patchout settings that leave no network or no token.
+        InputError: for a value of another type or out of its bounds, and for patchout that leaves
+            next to nothing. It is a ValueError; its ``setting`` is the argument's name.
     """
 
     def __init__(
@@ -146,34 +158,63 @@ class Maest(nn.Module):
         labels: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if task not in TASKS:
-            raise ValueError(f"task is {task!r}: expected one of {TASKS}")
+        _check_choice("task", task, TASKS)
+        _check_choice("distilled_type", distilled_type, DISTILLED_TYPES)
+        n_classes, depth = _whole("n_classes", n_classes, 1), _whole("depth", depth, 1)
+        input_t = _whole("input_t", input_t, PATCH_SIZE)
+        input_f = _whole("input_f", input_f, PATCH_SIZE)
+        num_heads, embed_dim = _whole("num_heads", num_heads, 1), _whole("embed_dim", embed_dim, 1)
+        if embed_dim % num_heads:
+            raise InputError(
+                f"{num_heads} heads do not divide {embed_dim} channels",
+                kind="conflict",
+                hint="Give heads of 64 channels, as is usual.",
+                setting="num_heads",
+            )
         if (target_mean is None) != (target_std is None):
-            raise ValueError("target_mean and target_std go together: give both or none")
+            raise InputError(
+                "target_mean and target_std go together",
+                kind="conflict",
+                hint="Give both or none.",
+                setting="target_mean",
+            )
         if target_mean is not None:
             lengths = {len(target_mean), len(target_std)}
-            if task != "regression" or lengths != {n_classes} or min(target_std) <= 0:
-                raise ValueError(
-                    f"target_mean and target_std are for regression, {n_classes} values each, and "
-                    f"deviations above 0: found {len(target_mean)}, {len(target_std)}, for {task}"
+            if task != "regression" or lengths != {n_classes} or not min(target_std) > 0:
+                raise InputError(
+                    f"found {len(target_mean)} means and {len(target_std)} deviations, for {task}",
+                    kind="conflict",
+                    hint=f"They are for regression, {n_classes} values each, and deviations above "
+                    "0.",
+                    setting="target_mean",
                 )
-        if distilled_type not in DISTILLED_TYPES:
-            raise ValueError(
-                f"distilled_type is {distilled_type!r}: expected one of {DISTILLED_TYPES}"
-            )
-        if n_classes < 1 or depth < 1:
-            raise ValueError(f"n_classes ({n_classes}) and depth ({depth}) must be at least 1")
-        if min(input_t, input_f) < PATCH_SIZE:
-            raise ValueError(
-                f"input_f x input_t is {input_f} x {input_t}: a patch alone is "
-                f"{PATCH_SIZE} x {PATCH_SIZE}"
-            )
-        if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
-        if norm_std <= 0:
-            raise ValueError(f"norm_std is {norm_std}: expected a positive number")
+        for name, value in (
+            ("mlp_ratio", mlp_ratio),
+            ("head_eps", head_eps),
+            ("norm_std", norm_std),
+            ("norm_mean", norm_mean),
+        ):
+            if not math.isfinite(value) or (value <= 0 and name != "norm_mean"):
+                kind = "a number" if name == "norm_mean" else "a number above 0"
+                raise InputError(f"{value} is out of bounds", hint=f"Give {kind}.", setting=name)
+        for name, value in (
+            ("drop_rate", drop_rate),
+            ("attn_drop_rate", attn_drop_rate),
+            ("drop_path_rate", drop_path_rate),
+        ):
+            if not 0 <= value < 1:
+                raise InputError(
+                    f"{value} is out of bounds",
+                    hint="Give 0 or more, and less than 1.",
+                    setting=name,
+                )
         if labels is not None and len(labels) != n_classes:
-            raise ValueError(f"{len(labels)} labels for {n_classes} classes")
+            raise InputError(
+                f"{len(labels)} labels for {n_classes} classes",
+                kind="mismatch",
+                hint="Give a name for each class.",
+                setting="labels",
+            )
 
         self.n_classes = n_classes
         self.input_f = input_f
@@ -203,6 +244,7 @@ class Maest(nn.Module):
             "s_patchout_t", columns, s_patchout_t_indices, s_patchout_t_interleaved
         )
         self.kept_rows = _kept("s_patchout_f", rows, s_patchout_f_indices, s_patchout_f_interleaved)
+        self._check_patches_left(rows * clip)
 
         self.frontend = MelSpectrogram()
         self.patch_embed = PatchEmbed(embed_dim)
@@ -285,7 +327,7 @@ class Maest(nn.Module):
         """Compute logits and embeddings.
 
         Args:
-            x: a float tensor, one of
+            x: floats, or 16-bit PCM if it is a waveform, as a tensor or a NumPy array; one of
 
                 - [samples]: a mono waveform at 16 kHz of any length, cut into B patches
                   (`helpers.patches.cut`);
@@ -308,33 +350,34 @@ class Maest(nn.Module):
             head) in training mode and the mean of the two in eval mode.
 
         Raises:
-            TypeError: if ``x`` is not a floating-point tensor.
-            ValueError: for an empty input, another number of bands or dimensions, an input that is
-                too long where it is not cut, no such block, patchout that leaves no token, and, in
-                eval mode outside compile and export, NaN or infinite values.
+            TypeError: if ``x`` is neither a tensor nor an array of such numbers.
+            InputError: for an empty input, another number of bands or dimensions, an input that is
+                too long where it is not cut, a 2-D input that can only be meant otherwise, no such
+                block, patchout that leaves no token, and, in eval mode outside compile and export,
+                NaN or infinite values. (It is a ValueError.)
         """
-        if not isinstance(transformer_block, int) or not -1 <= transformer_block < self.depth:
-            raise ValueError(
-                f"transformer_block is {transformer_block}: expected 0 to {self.depth - 1}, "
-                "or -1 for the logits and the final embedding"
-            )
-        self._check_input(x)
+        transformer_block = _whole("transformer_block", transformer_block, -1, self.depth - 1)
+        x = self._as_input(x, melspectrogram_input)
         if x.ndim == 1 and melspectrogram_input:
-            raise ValueError("x has one dimension: a log-mel spectrogram has two, [F, T]")
+            raise InputError(
+                "it has one dimension, and a log-mel spectrogram has two",
+                hint="Give [F, T], or leave melspectrogram_input out for a waveform.",
+                setting="x",
+            )
         if x.ndim == 1:
             return self._forward_long(self.melspectrogram(x), transformer_block)
         if x.ndim == 2 and melspectrogram_input:
             return self._forward_long(x, transformer_block)
-        if x.ndim == 2 and x.shape[1] <= 8 < x.shape[0]:
-            raise ValueError(
-                f"x is {list(x.shape)}: waveforms are [B, samples]. Audio of several channels, "
-                "[samples, channels]? Mix it down to one: x.mean(1)"
-            )
         if x.ndim == 2:
+            self._check_waveforms(x)
             x = self.melspectrogram(x)
         if x.ndim == 4:
             if x.shape[1] != 1:
-                raise ValueError(f"x is {list(x.shape)}: expected one channel, [B, 1, F, T]")
+                raise InputError(
+                    f"its shape is {list(x.shape)}",
+                    hint="Spectrograms have one channel: [B, 1, F, T].",
+                    setting="x",
+                )
             x = x[:, 0]
         self._check_bands(x)
         self._check_finite(x)
@@ -355,17 +398,18 @@ class Maest(nn.Module):
             block: [B, 3, D], cls token, dist token, mean of all others; of block -1 [B, D].
 
         Raises:
-            TypeError, ValueError: as :meth:`forward`, and if nothing is asked for.
+            TypeError, InputError: as :meth:`forward`, and if nothing is asked for.
         """
-        wrong = [block for block in blocks if block not in range(-1, self.depth)]
-        if wrong or not (len(blocks) or logits):
-            raise ValueError(
-                f"blocks is {list(blocks)}, logits {logits}: expected some of 0 to "
-                f"{self.depth - 1}, -1 for the final embedding, or the logits"
+        blocks = [_whole("blocks", block, -1, self.depth - 1) for block in blocks]
+        if not blocks and not logits:
+            raise InputError(
+                "nothing is asked for", kind="empty", hint="Name a block.", setting="blocks"
             )
-        self._check_input(x)
+        x = self._as_input(x, True)
         if x.ndim != 3:
-            raise ValueError(f"x is {list(x.shape)}: expected spectrograms [B, F, T]")
+            raise InputError(
+                f"its shape is {list(x.shape)}", hint="Give spectrograms [B, F, T].", setting="x"
+            )
         self._check_bands(x)
         self._check_finite(x)
         found, embeddings = self._run(x, set(blocks), logits, shortcut=not self.training)
@@ -379,7 +423,7 @@ class Maest(nn.Module):
 
         T = 1 + ceil(samples / 256). What the network takes as spectrogram input.
         """
-        return self.normalise(self.frontend(waveform))
+        return self.normalise(self.frontend(self._as_input(waveform)))
 
     def normalise(self, log_mel: Tensor) -> Tensor:
         """Log-mel values as they are on disk → as the network takes them."""
@@ -399,6 +443,7 @@ class Maest(nn.Module):
             ``(activations, labels)``: float32 array [C], the mean over patches, weighted by their
             seconds, of :meth:`activations`; and ``self.labels``.
         """
+        x = self._as_input(x, melspectrogram_input)
         with inference(self):
             logits, _ = self(x, melspectrogram_input=melspectrogram_input)
         weights = np.ones(len(logits))
@@ -436,7 +481,7 @@ class Maest(nn.Module):
             ("s_patchout_f", grid_size(self.input_f), self.kept_rows),
         ):
             left = available if kept is None else int((kept < available).sum())
-            grid.append(left - getattr(self, name) if training else left)
+            grid.append(max(0, left - getattr(self, name)) if training else left)
         return 2 + math.prod(grid) - (self.u_patchout if training else 0)
 
     def sizes(self) -> dict[str, int | float | str | list[float] | None]:
@@ -445,21 +490,65 @@ class Maest(nn.Module):
 
     # ---------------------------------------------------------------- inside
 
-    @staticmethod
-    def _check_input(x: Tensor) -> None:
+    def _as_input(self, x: Tensor | np.ndarray, melspectrogram_input: bool = False) -> Tensor:
+        """A waveform or spectrogram as floats; an array goes to where the network is."""
+        if isinstance(x, np.ndarray) and x.dtype.kind in "fiu":
+            x = torch.from_numpy(np.ascontiguousarray(x, x.dtype.newbyteorder("=")))
+            x = x.to(self.cls_token.device)
         if not isinstance(x, Tensor):
-            raise TypeError(
-                f"x is a {type(x).__name__}: expected a torch.Tensor (torch.from_numpy makes one)"
-            )
+            what = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+            raise TypeError(f"x is of type {what}: expected a tensor or an array of floats")
+        if x.dtype == torch.int16 and x.ndim <= 2 and not melspectrogram_input:
+            x = x.float() / 32768
         if not x.is_floating_point():
-            raise TypeError(
-                f"x is of type {x.dtype}: expected floating point (16-bit PCM: divide by 32768)"
-            )
+            raise TypeError(f"x is of type {x.dtype}: expected floats, or waveforms of 16-bit PCM")
+        if x.dtype == torch.float64:
+            x = x.float()
         if not 1 <= x.ndim <= 4 or x.numel() == 0:
-            what = "is empty" if x.numel() == 0 and x.ndim else f"has {x.ndim} dimensions"
-            raise ValueError(
-                f"x {what} (shape {list(x.shape)}): expected a waveform [samples], waveforms "
-                "[B, samples], or log-mel spectrograms [F, T], [B, F, T] or [B, 1, F, T]"
+            empty = x.numel() == 0 and x.ndim
+            raise InputError(
+                f"it {'is empty' if empty else f'has {x.ndim} dimensions'} (shape {list(x.shape)})",
+                kind="empty" if empty else "invalid",
+                hint="Give a waveform [samples], waveforms [B, samples], or log-mel spectrograms "
+                "[F, T], [B, F, T] or [B, 1, F, T].",
+                setting="x",
+            )
+        return x
+
+    def _check_waveforms(self, x: Tensor) -> None:
+        """Raise InputError for [B, samples] that can only be meant as something else."""
+        hint = None
+        if x.shape[1] <= 8 < x.shape[0]:
+            hint = "Audio of several channels, [samples, channels]? Mix it down to one: x.mean(1)."
+        elif x.shape[0] == self.input_f and x.shape[1] < SAMPLE_RATE:
+            hint = (
+                "A log-mel spectrogram [F, T]? Give melspectrogram_input=True. (For so many short "
+                "waveforms: model(model.melspectrogram(x)).)"
+            )
+        elif x.shape[1] == self.input_f < x.shape[0]:
+            hint = "A log-mel spectrogram [T, F]? Give x.T and melspectrogram_input=True."
+        elif grid_size(n_frames(x.shape[1])) > self.time_new_pos_embed.shape[-1]:
+            hint = "Cut them, or give one track as [samples], which is cut into patches."
+            if 1 < x.shape[0] <= 8:
+                hint = f"Audio of several channels? Mix it down to one: x.mean(0). {hint}"
+        if hint:
+            raise InputError(
+                f"its shape is {list(x.shape)}, which would be {x.shape[0]} waveforms of "
+                f"{x.shape[1] / SAMPLE_RATE:.3g} s, of at most "
+                f"{patches.seconds(self.input_t):.3g} s each",
+                hint=hint,
+                setting="x",
+            )
+
+    def _check_patches_left(self, patches: int) -> None:
+        """Raise InputError if patchout leaves next to nothing of a clip's patches."""
+        left = max(0, self.n_tokens(self.input_t) - 2)
+        if left < max(1, _LEAST_SHARE * patches):
+            raise InputError(
+                f"patchout leaves {left} of a clip's {patches} patches",
+                hint="Lower s_patchout_t, s_patchout_f, u_patchout or what is always dropped, or "
+                "use longer clips.",
+                setting="s_patchout_t",
             )
 
     def _forward_long(self, mel: Tensor, block: int):
@@ -501,11 +590,12 @@ class Maest(nn.Module):
         columns = grid_size(mel.shape[-1])
         if columns > self.time_new_pos_embed.shape[-1]:
             limit = self.time_new_pos_embed.shape[-1]
-            raise ValueError(
+            raise InputError(
                 f"an input of {mel.shape[-1]} frames makes {columns} patch columns, and the model "
-                f"has positions for {limit} (input_t = {self.input_t} frames). Cut the input, or "
-                "pass one track as a waveform [samples] or a spectrogram [F, T]: those are cut "
-                "into patches"
+                f"has positions for {limit} (input_t = {self.input_t} frames)",
+                hint="Cut it, or give one track as a waveform [samples] or a spectrogram [F, T]: "
+                "those are cut into patches.",
+                setting="x",
             )
         embeddings: dict[int, Tensor] = {}
         to_the_end = logits or -1 in wanted
@@ -580,10 +670,11 @@ class Maest(nn.Module):
             return None
         indices = torch.arange(available) if kept is None else kept[kept < available]
         if len(indices) <= dropped:
-            raise ValueError(
-                f"{name} leaves nothing of an input with {available} positions: {len(indices)} are "
-                f"kept, and {dropped} of them are to be dropped at random. Lower {name}, or use "
-                "longer clips"
+            raise InputError(
+                f"it leaves nothing of an input with {available} positions: {len(indices)} are "
+                f"kept, and {dropped} of them are to be dropped at random",
+                hint=f"Lower {name}, or use longer clips.",
+                setting=name,
             )
         if dropped:
             indices = indices[torch.randperm(len(indices))[dropped:].sort().values]
@@ -591,50 +682,64 @@ class Maest(nn.Module):
 
     def _check_bands(self, mel: Tensor) -> None:
         if mel.shape[-2] != self.input_f:
-            hint = " (transposed?)" if mel.shape[-1] == self.input_f else ""
-            raise ValueError(
-                f"a spectrogram of {mel.shape[-2]} bands x {mel.shape[-1]} frames{hint}: "
-                f"expected {self.input_f} bands, [..., F, T]"
+            hint = " Is it transposed?" if mel.shape[-1] == self.input_f else ""
+            raise InputError(
+                f"a spectrogram of {mel.shape[-2]} bands x {mel.shape[-1]} frames",
+                kind="mismatch",
+                hint=f"The model takes {self.input_f} bands, [..., F, T].{hint}",
+                setting="x",
             )
 
     def _check_finite(self, x: Tensor) -> None:
         if self.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
         if not torch.isfinite(x).all():
-            raise ValueError("the input has NaN or infinite values")
+            raise InputError(
+                "it has NaN or infinite values",
+                kind="corrupt",
+                hint="Look for what made them; np.nan_to_num replaces them.",
+                setting="x",
+            )
 
 
-def _check_patchout(name: str, dropped: int, available: int) -> int:
-    if not isinstance(dropped, int) or not 0 <= dropped < available:
+def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """A whole number, NumPy's too, as an int; True is none."""
+    try:
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        what = "is no whole number" if number is None else "is out of bounds"
+        above = " or more" if most is None else f" to {most}"
+        raise InputError(f"{value!r} {what}", hint=f"Give {least}{above}.", setting=name)
+    return number
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
         raise InputError(
-            f"{dropped} cannot be dropped of the {available} that a clip has",
+            f"{value!r} is unknown",
+            kind="unknown",
+            hint=f"Choose from {', '.join(choices)}.",
             setting=name,
-            hint=f"Give a whole number from 0 to {available - 1}.",
         )
-    return dropped
 
 
-def _kept(name: str, available: int, indices: Sequence[int], every: int) -> Tensor | None:
+def _check_patchout(name: str, dropped: Any, available: int) -> int:
+    """How many of ``available`` positions are dropped at random; at least one stays."""
+    return _whole(name, dropped, 0, available - 1)
+
+
+def _kept(name: str, available: int, indices: Any, every: Any) -> Tensor | None:
     """The columns or rows that the deterministic patchout keeps, sorted; None for all of them."""
-    indices = [indices] if isinstance(indices, int) else list(indices)
-    wrong = [i for i in indices if not 0 <= i < available]
-    if wrong:
-        raise InputError(
-            f"there are no {wrong}",
-            setting=f"{name}_indices",
-            hint=f"Give numbers from 0 to {available - 1}.",
-        )
-    if every < 0:
-        raise InputError(
-            f"{every} is negative",
-            setting=f"{name}_interleaved",
-            hint="Give 0 (off), or how many to step.",
-        )
-    kept = [i for i in range(0, available, every or 1) if i not in set(indices)]
+    indices = indices if isinstance(indices, Sequence | np.ndarray) else [indices]
+    dropped = {_whole(f"{name}_indices", i, 0, available - 1) for i in indices}
+    every = _whole(f"{name}_interleaved", every, 0) or 1
+    kept = [i for i in range(0, available, every) if i not in dropped]
     if not kept:
         raise InputError(
-            f"nothing is left of {available}",
+            f"with {name}_interleaved, it leaves nothing of {available}",
+            hint="Drop fewer of them.",
             setting=f"{name}_indices",
-            hint=f"Name fewer, or lower {name}_interleaved.",
         )
     return torch.tensor(kept, device="cpu") if len(kept) < available else None

@@ -43,6 +43,7 @@ AVERAGE_NAME = "model-swa.safetensors"  # beside them, the average of weights, i
 FORMAT = "maest"
 FORMAT_VERSION = 1
 _AGAIN = "Get it again, or have it written again by the program that made it."
+_LONG = 4  # times the input length of training: beyond, there is a warning
 _HEAD_WIDTH = 64  # channels of an attention head, in every released size
 # Sizes that came later; folders without them have the default.
 _LATER_SIZES = {"task": "multi-label", "target_mean": None, "target_std": None}
@@ -617,6 +618,12 @@ def _fit_positions(parts: layouts.Parts, own: Mapping[str, Tensor]) -> list[str]
         if found.ndim == 4 and found.shape[:2] == wanted[:2] and found.numel():
             parts[name] = (layouts.resize_positions(found, *wanted[2:]),)
             notes.append(f"{name} resized from {tuple(found.shape[2:])} to {tuple(wanted[2:])}")
+            longer = wanted[3] / found.shape[3]
+            if longer > _LONG:
+                notes.append(
+                    f"inputs are {longer:.0f} times as long as those of its training: expect "
+                    "little of the results, or give a shorter datamodule.clip_length (input_t)"
+                )
     return notes
 
 

@@ -241,6 +241,12 @@ def test_another_input_length(folder, caplog):
     assert found.labels == LABELS
 
 
+@pytest.mark.parametrize(("times", "warned"), [(2, False), (4, False), (6, True), (100, True)])
+def test_inputs_many_times_as_long_as_in_training(folder, caplog, times, warned):
+    get_maest(folder, input_t=times * 312)
+    assert ("times as long" in caplog.text) == warned
+
+
 def test_resized_positions_are_a_straight_line_where_they_were_one(tmp_path):
     model = tiny()
     ramp = torch.arange(31.0)
