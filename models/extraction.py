@@ -146,9 +146,9 @@ class Extractor:
         Raises:
             AudioError: there is none.
         """
-        batcher = self._batcher()
+        batcher, device = Batcher(self.encoder, self.patches_per_pass), self.net.cls_token.device
         with inference(self.net), self.autocast:
-            found = [result for chunk in chunks for result in self._feed(batcher, chunk)]
+            found = [result for chunk in chunks for result in batcher.feed(chunk.to(device))]
             found += batcher.flush()
         if not found:
             raise AudioError(
@@ -157,12 +157,6 @@ class Extractor:
         if isinstance(found[0], Failure):
             raise AudioError(found[0].reason, hint="Give a longer track, or tail=keep.")
         return found[0]
-
-    def _feed(self, batcher: Batcher, chunk: Chunk) -> list[TrackResult | Failure]:
-        return batcher.feed(chunk.to(self.net.cls_token.device))
-
-    def _batcher(self) -> Batcher:
-        return Batcher(self.encoder, self.patches_per_pass)
 
 
 class _Pieces:
