@@ -10,8 +10,14 @@ from pathlib import Path
 
 from helpers.audio import AUDIO_SUFFIXES
 from helpers.errors import InputError
+from helpers.files import TEMPORARY
 
 _SHOWN = 5  # suffixes that a message names
+# What macOS, Synology's and Windows' systems keep beside the music, with names that music may have.
+_NOT_MUSIC = re.compile(
+    r"\._.*|\.AppleDouble|\.Trash.*|\.Spotlight.*|__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def mel_key(path: str) -> str:
@@ -33,15 +39,16 @@ def find_audio(
 ) -> list[str]:
     """Audio files below a folder, as paths relative to it, in the order of their bytes.
 
-    Links are followed, but not around in a circle. Hidden files and folders (a name that begins
-    with a dot) are left out, and so is a folder ``leave_out`` inside.
+    Links are followed, but not around in a circle. Left out are a folder ``leave_out`` inside, and
+    what systems keep beside the music, such as ``._song.mp3`` and ``@eaDir``: such names are
+    counted, like suffixes; of a folder, not what is in it.
 
     Args:
         audio_dir: the folder.
         leave_out: a folder that is not looked into (unless it is ``audio_dir``).
         failed: takes the folders that may not be read, and what cannot be told to be one (a link
             to itself), with the reason; with an audio suffix it is taken for a file.
-        others: counts, by suffix, the files that are left out because of it.
+        others: counts, by suffix or name, what is left out because of it.
     """
     names: list[str] = []
     folders = [("", (_identity(audio_dir),))]
@@ -54,7 +61,11 @@ def find_audio(
                 failed[prefix or "."] = f"the folder cannot be read: {error.strerror}"
             continue
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(TEMPORARY):
+                continue
+            if _NOT_MUSIC.fullmatch(entry.name):
+                if others is not None:
+                    others["._*" if entry.name.startswith("._") else entry.name] += 1
                 continue
             name = prefix + entry.name
             suffix = Path(name).suffix.lower()

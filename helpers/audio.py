@@ -1,8 +1,7 @@
 """Audio files: any format, rate and number of channels in; mono float32 at 16 kHz out.
 
-soundfile (libsndfile) reads WAV, FLAC, Ogg, Opus, MP3, AIFF and their kin; PyAV (FFmpeg) reads the
-others, such as AAC in M4A, and the sound of films. Channels are averaged, and soxr resamples ("HQ",
-what librosa uses too): up to 7 kHz the log-mel bands are those of Essentia's loader to 2e-3.
+PyAV (FFmpeg) decodes, channels are averaged, and soxr resamples ("HQ", what librosa uses too): up
+to 7 kHz the log-mel bands are those of Essentia's loader to 2e-3.
 
 A file goes through block by block: `stream_audio` hands these on, and holds as much of ten hours as
 of ten minutes; `read_audio` puts them together, so that an hour is never in memory at its own rate.
@@ -13,54 +12,57 @@ from __future__ import annotations
 
 import errno
 import math
-import os
+import re
 import stat
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import av
 import numpy as np
-import soundfile
 
 from helpers.audio_blocks import (
     MARGIN,
     AudioError,
     Meter,
-    Part,
     central,
     cut_central,
-    cut_part,
     frames_at_a_time,
     joined,
     regrouped,
     resampled,
 )
-from helpers.audio_headers import mp3_without_length, ogg_chained, ogg_without_end, seconds_by_bytes
+from helpers.audio_headers import Ranges, chunk_bytes, mp3_seconds, ogg_streams
+from helpers.errors import InputError
 from helpers.mel_constants import SAMPLE_RATE
 
-if TYPE_CHECKING:
-    import av
-
 # fmt: off
-SOUNDFILE_SUFFIXES = frozenset({
+AUDIO_SUFFIXES = frozenset({
     ".wav", ".wave", ".bwf", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2",
     ".mp1", ".mpa", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".voc", ".sph", ".paf",
-    ".8svx",
-})
-FFMPEG_SUFFIXES = frozenset({
-    ".m4a", ".m4b", ".m4r", ".m4v", ".mp4", ".mov", ".3gp", ".3g2", ".aac", ".wma", ".wmv", ".asf",
-    ".ape", ".wv", ".mka", ".mkv", ".webm", ".weba", ".ac3", ".eac3", ".dts", ".thd", ".tta",
-    ".tak", ".shn", ".mpc", ".dsf", ".dff", ".amr", ".awb", ".spx", ".ra", ".rm", ".oma", ".avi",
-    ".flv", ".ogv", ".ogx", ".mpg", ".mpeg",
+    ".8svx", ".m4a", ".m4b", ".m4r", ".m4v", ".mp4", ".mov", ".3gp", ".3g2", ".aac", ".wma", ".wmv",
+    ".asf", ".ape", ".wv", ".mka", ".mkv", ".webm", ".weba", ".ac3", ".eac3", ".dts", ".thd",
+    ".tta", ".tak", ".shn", ".mpc", ".dsf", ".dff", ".amr", ".awb", ".spx", ".ra", ".rm", ".oma",
+    ".avi", ".flv", ".ogv", ".ogx", ".mpg", ".mpeg",
 })
 # fmt: on
-AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 
-_NO_LENGTH = 2**62  # frames, or more, of a file that does not tell: FLAC as it was streamed
-# Both may be missing at the end: what encoders and taggers are at odds about.
+# FFmpeg's names of formats whose headers tell the length; elsewhere it is an estimate.
+_TELL_LENGTH = {"flac", "au", "caf", "tta", "wv", "nistsphere", "ogg", "mov,mp4,m4a,3gp,3g2,mj2"}
+# Those in which a position can be found to the sample.
+_SEEKABLE = {"wav", "w64", "aiff", "au", "flac", "mp3", "mov,mp4,m4a,3gp,3g2,mj2", "ogg", "caf"}
+# Both may be missing: what encoders and taggers are at odds about.
 _MISSING_SECONDS, _MISSING_SHARE = 0.5, 0.01
 _LOUDEST = 16.0  # full scale is 1; a float mix may be above it, but not by 24 dB
+_LOWEST_RATE = 2_000  # Hz
+_TAG = re.compile(rb"ID3[\2-\4]\0|APETAGEX|LYRICSBEGIN")  # between files that were joined
+_LARGEST_MP3_FRAME = 2_881  # bytes, with padding; what goes beyond was skipped
+_ANEW = "Get the file again, or leave it out."
+_DAMAGED = "Get the file again, or keep what can be decoded: ffmpeg -i FILE NEW.flac"
 
 
 def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
@@ -72,13 +74,12 @@ def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
 
     Returns:
         float32 [samples], at least one, in the file's own scale (-1 to 1 for integer formats).
-        A part is what the whole has at its centre; in AAC (M4A, MP4) it begins up to 130 samples
-        aside, because the container's length is not that of all that the decoder gives.
+        A part is what the whole has at its centre.
 
     Raises:
-        AudioError: no such file, no permission, a folder, a format that nothing here reads, damage
-            that the decoder reports, an end that is missing, no audio, too little for one sample
-            at 16 kHz, NaN or infinite samples, or samples far above full scale.
+        AudioError: no such file, no permission, a folder, no format that FFmpeg reads, audio that
+            is missing in the middle or at the end, no audio, a sample rate below 2 kHz, too little
+            for one sample at 16 kHz, NaN or infinite samples, or samples far above full scale.
     """
     return read_with_warnings(path, seconds)[0]
 
@@ -87,15 +88,8 @@ def read_with_warnings(
     path: str | Path, seconds: float | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """What `read_audio` returns, and the ``warnings`` of `AudioStream` about it."""
-    if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
-        raise ValueError(f"seconds: expected a positive length, found {seconds}")
-    meter = Meter()
-    samples = joined(_blocks(Path(path), meter, seconds))
-    finite = np.isfinite(samples)
-    if not finite.all():
-        raise AudioError(f"{np.count_nonzero(~finite)} of {len(samples)} samples are NaN or inf")
-    _refuse_loud(samples)
-    return samples, meter.warnings(len(samples) / SAMPLE_RATE)
+    stream = stream_audio(path, seconds)
+    return joined(stream), stream.warnings
 
 
 class AudioStream:
@@ -107,6 +101,12 @@ class AudioStream:
     """
 
     def __init__(self, path: Path, seconds: float | None = None) -> None:
+        if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
+            raise InputError(
+                f"expected a positive length, found {seconds}",
+                setting="seconds",
+                hint="Give a number of seconds, or None for the whole file.",
+            )
         self.warnings: list[str] = []
         self._blocks = self._read(path, seconds)
 
@@ -121,16 +121,19 @@ class AudioStream:
 
     def _read(self, path: Path, seconds: float | None) -> Generator[np.ndarray]:
         meter, done = Meter(), 0
-        # Closed here: the traceback of an error would keep a generator alive, and its file open.
-        with closing(_blocks(path, meter, seconds)) as blocks:
-            for block in blocks:
-                finite = np.isfinite(block)
-                if not finite.all():
-                    second = (done + int(finite.argmin())) / SAMPLE_RATE
-                    raise AudioError(f"NaN or infinite samples at about second {second:.1f}")
-                _refuse_loud(block)
-                yield block
-                done += len(block)
+        try:
+            # Closed here: the traceback of an error would keep a generator alive, its file open.
+            with closing(_decoded(path, meter, seconds)) as blocks:
+                for block in blocks:
+                    _refuse_values(block, done / SAMPLE_RATE)
+                    if len(block):
+                        yield block
+                        done += len(block)
+            if not done:
+                raise _nothing(meter.frames)
+        except AudioError as error:
+            error.path = path
+            raise
         self.warnings += meter.warnings(done / SAMPLE_RATE)
 
 
@@ -151,217 +154,238 @@ def stream_audio(path: str | Path, seconds: float | None = None) -> AudioStream:
 
     Raises:
         AudioError: as `read_audio` does, from the iterator, as soon as it is known: bytes that are
-            missing at the end before the first block, where the header tells how many there are;
+            missing at the end before the first block, where the header says how many there are;
             damage, NaN or infinite samples when they are reached.
     """
     return AudioStream(Path(path), seconds)
 
 
-def _refuse_loud(samples: np.ndarray) -> None:
-    peak = max(samples.max(), -samples.min())
+def _refuse_values(block: np.ndarray, start: float) -> None:
+    finite = np.isfinite(block)
+    if not finite.all():
+        second = start + int(finite.argmin()) / SAMPLE_RATE
+        raise AudioError(
+            f"NaN or infinite samples at about second {second:.1f}",
+            hint="Write the file again, without them.",
+        )
+    peak = max(block.max(initial=0), -block.min(initial=0))
     if peak > _LOUDEST:
         raise AudioError(
-            f"samples of up to {peak:.3g}, where full scale is 1: floats on the scale of 16-bit "
-            "integers? Then divide by 32768 and write the file again"
+            f"samples of up to {peak:.3g}, where full scale is 1",
+            hint="If these are floats on the scale of 16-bit integers, divide them by 32768 and "
+            "write the file again.",
         )
 
 
-def _blocks(path: Path, meter: Meter, seconds: float | None = None) -> Generator[np.ndarray]:
+def _nothing(frames: int) -> AudioError:
+    found = (
+        f"too short: {frames} samples, less than one at {SAMPLE_RATE} Hz"
+        if frames
+        else ("no audio in it (0 samples)")
+    )
+    return AudioError(found, kind="empty", hint="Remove the file, or get it again.")
+
+
+# ---- decoding ------------------------------------------------------------------------------------
+
+
+def _decoded(path: Path, meter: Meter, seconds: float | None) -> Generator[np.ndarray]:
     """All of a file block by block, or its central part as one; their values are not checked."""
-    empty = True
     try:
-        _look_at(path)
-        for block in _decoded(path, meter, seconds):
-            if len(block):
-                empty = False
-                yield block
-    except OSError as error:
-        raise AudioError(_reason(error)) from None
-    if empty:
-        raise AudioError("no audio in it (0 samples)")
-
-
-def _look_at(path: Path) -> None:
-    """Raise AudioError for what can be told without decoding."""
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise AudioError("it is a folder, not a file")
-    if not stat.S_ISREG(mode):  # to open a pipe is to wait until somebody writes to it
-        raise AudioError("it is a pipe, a socket or a device, not a file")
-    with path.open("rb") as file:
-        if ogg_without_end(file):
-            raise AudioError("its end is missing: the last page of the Ogg stream is not there")
-
-
-def _reason(error: OSError) -> str:
-    if error.errno in (errno.ENOENT, errno.ELOOP):
-        return "no such file, or a link that leads nowhere"
-    return error.strerror or str(error)
-
-
-def _decoded(path: Path, meter: Meter, seconds: float | None) -> Iterator[np.ndarray]:
-    why = ""
-    if path.suffix.lower() not in FFMPEG_SUFFIXES:
-        try:
-            # A name need not be text: bytes go through as they are.
-            file = soundfile.SoundFile(os.fsencode(path))
-        except soundfile.LibsndfileError:
-            why = "; nor can libsndfile"
-        else:
-            with file:
-                # Of some MP3s and Oggs libsndfile would read a part only.
-                doubt = {"MP3": mp3_without_length, "OGG": ogg_chained}.get(file.format)
-                if file.frames < _NO_LENGTH and not (doubt and doubt(path)):
-                    _refuse_missing_end(*seconds_by_bytes(path, file))
-                    yield from _from_soundfile(file, meter, seconds)
-                    return
-    if not path.stat().st_size:
-        raise AudioError("the file is empty (0 bytes)")
-    try:
-        import av
-    except ImportError:
-        raise AudioError(
-            f"{path.suffix} needs PyAV, which is not installed: pip install av, or convert the "
-            "file to FLAC"
-        ) from None
-    try:
-        yield from _from_ffmpeg(path, meter, seconds)
+        _refuse_special(path)
+        with path.open("rb") as raw:
+            streams, cut = ogg_streams(raw)
+            if cut:
+                raise AudioError(
+                    "its end is missing: a page of the Ogg stream is cut off",
+                    kind="corrupt",
+                    hint=_DAMAGED,
+                )
+            files = [Ranges(raw, ranges) for ranges in streams] or [raw]
+            blocks = (block for file in files for block in _whole(file, meter))
+            if seconds is None:
+                yield from blocks
+                return
+            part = None if len(files) > 1 else _centre(files[0], meter, seconds)
+            yield cut_central(joined(blocks), seconds) if part is None else part
     except av.FFmpegError as error:
-        raise AudioError(f"FFmpeg cannot decode it ({error.strerror}){why}") from None
+        raise _undecodable(error.strerror) from None
+    except OSError as error:
+        gone = error.errno in (errno.ENOENT, errno.ELOOP)
+        raise AudioError(
+            "no such file, or a link that leads nowhere" if gone else str(error.strerror or error),
+            kind="missing" if gone else "access",
+            hint="Check the path." if gone else "Check the disk and the file's permissions.",
+        ) from None
 
 
-def _refuse_missing_end(found: float, promised: float) -> None:
-    """Raise AudioError if too much is missing; both in seconds."""
+def _refuse_special(path: Path) -> None:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # to open a pipe is to wait until somebody writes to it
+        is_folder = stat.S_ISDIR(found.st_mode)
+        kind = "a folder" if is_folder else "a pipe, a socket or a device"
+        raise AudioError(f"it is {kind}, not a file", hint="Name an audio file.")
+    if not found.st_size:
+        raise AudioError("the file is empty (0 bytes)", kind="empty", hint=_ANEW)
+
+
+def _undecodable(reason: str) -> AudioError:
+    return AudioError(f"FFmpeg cannot decode it ({reason})", kind="corrupt", hint=_ANEW)
+
+
+def _refuse_missing(found: float, promised: float, hole: float | None = None) -> None:
+    """Raise AudioError if too much is missing; all in seconds, ``hole`` where it is."""
     missing = promised - found
     if missing > _MISSING_SECONDS and missing > _MISSING_SHARE * promised:
-        raise AudioError(
-            f"its end is missing: {found:.1f} s of audio, where the file promises {promised:.1f} s"
-        )
+        where = "its end is missing" if hole is None else f"damaged at about second {hole:.1f}"
+        what = f"{found:.1f} s of {promised:.1f} s could be decoded"
+        raise AudioError(f"{where}: {what}", kind="corrupt", hint=_DAMAGED)
 
 
-# ---- the two libraries ---------------------------------------------------------------------------
+class _Sound:
+    """The sound of an open file.
 
-
-def _whole(
-    blocks: Iterable[np.ndarray], promised: float | None, seconds: float | None
-) -> Iterator[np.ndarray]:
-    """All blocks at 16 kHz, or their centre as one; refused if they are less than was promised.
-
-    ``promised`` is in seconds; None where the file does not tell.
+    Attributes:
+        length: seconds, by the header or an estimate; 0 if neither tells.
+        promised: seconds by the header; 0 if it does not tell.
+        seconds: decoded so far.
+        hole: seconds before the first piece that was not decoded; None as long as there is none.
+        error: what FFmpeg said last.
     """
-    if seconds is not None:
-        yield cut_central(joined(_whole(blocks, promised, None)), seconds)
-        return
-    made = 0
-    for block in blocks:
-        made += len(block)
-        yield block
-    if promised is not None:
-        _refuse_missing_end(made / SAMPLE_RATE, promised)
 
-
-def _from_soundfile(
-    file: soundfile.SoundFile, meter: Meter, seconds: float | None
-) -> Iterator[np.ndarray]:
-    rate = file.samplerate
-    try:
-        if seconds is not None and file.seekable() and file.frames > seconds * rate:
-            part = central(file.frames, rate, seconds)
-            file.seek(part.first)
-            kept = cut_part(
-                joined(resampled(_soundfile_blocks(file, meter, part.count), rate)), part
+    def __init__(self, container: av.container.InputContainer, xing: float | None) -> None:
+        streams = [stream for stream in container.streams.audio if stream.rate]
+        if not streams:
+            found = f"no audio in it (FFmpeg takes it for {container.format.name})"
+            raise AudioError(found, kind="empty", hint="Remove it, or name another file.")
+        self.container, self.stream = container, streams[0]
+        if self.stream.rate < _LOWEST_RATE:
+            raise AudioError(
+                f"a sample rate of {self.stream.rate} Hz",
+                kind="unsupported",
+                hint=f"Expected {_LOWEST_RATE} Hz or more: check the header.",
             )
-            if kept is not None:
-                yield kept
-                return
-            file.seek(0)  # shorter than it says: the centre is that of what is there
-        yield from _whole(
-            resampled(_soundfile_blocks(file, meter), rate), file.frames / rate, seconds
-        )
-    except soundfile.LibsndfileError as error:
-        raise AudioError(
-            f"damaged: libsndfile stopped decoding ({error.error_string.rstrip('.')})"
-        ) from None
+        if self.stream.codec_context.name in ("flac", "wavpack", "tta"):  # better none than noise
+            self.stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        self.tick = float(self.stream.time_base or 0)
+        self.first = self.stream.start_time or 0
+        self.length = (self.stream.duration or 0) * self.tick
+        self.promised = self.length if container.format.name in _TELL_LENGTH else 0.0
+        if container.format.name == "mp3":
+            self.promised = xing or 0.0
+        elif container.format.name == "ogg":  # a recording that began in the middle of a stream
+            self.promised -= max(0, self.first) * self.tick
+        elif len(container.streams) == 1 and (container.format.name == "asf" or not self.length):
+            self.promised = (container.duration or 0) / 1e6  # of ASF and Matroska, all streams
+        self.seconds, self.hole, self.error = 0.0, None, ""
+        self._bytes = self._lost = 0
+        self._largest = _LARGEST_MP3_FRAME if container.format.name == "mp3" else math.inf
+
+    def frames(self) -> Iterator[av.AudioFrame]:
+        """All that can be decoded from here to the end."""
+        gap = last = b""  # what no frame was made of
+        damaged = False
+        try:
+            for packet in self.container.demux(self.stream):
+                try:
+                    frames = packet.decode()
+                    damaged |= packet.size > self._largest
+                except av.FFmpegError as error:
+                    frames, damaged, self.error = [], True, error.strerror
+                if self.seconds and (damaged or not frames):
+                    gap += bytes(last)[-10:] + bytes(packet)  # a tag may begin in the one before
+                for frame in frames:
+                    lost = len(gap) if damaged and not _TAG.search(gap) else 0
+                    jump = 0 if frame.pts is None else (frame.pts - self.first) * self.tick
+                    if self.hole is None and (lost or jump - self.seconds > 0.2):
+                        self.hole = self.seconds
+                    self._lost += lost
+                    gap, damaged = b"", False
+                    yield frame
+                    self.seconds += frame.samples / frame.sample_rate
+                self._bytes += packet.size if frames else 0
+                last = packet
+        except av.FFmpegError as error:  # of the container, which goes no further
+            self.error = error.strerror
+            if self.hole is None:
+                self.hole = self.seconds
+
+    def frames_from(self, second: float) -> Iterator[tuple[int, av.AudioFrame]]:
+        """Frames from that second on, or from earlier; with each its position, in samples."""
+        offset = self.first + int(max(0, second) / self.tick)
+        self.container.seek(offset, stream=self.stream)
+        for frame in self.frames():
+            if frame.pts is None or frame.sample_rate != self.stream.rate:
+                raise _NoPosition
+            yield round((frame.pts - self.first) * self.tick * frame.sample_rate), frame
+
+    def refuse_missing(self) -> None:
+        """Raise AudioError if too much could not be decoded, in the middle or at the end."""
+        if not self.seconds and self.error:
+            raise _undecodable(self.error)
+        whole = self.seconds * (1 + self._lost / max(1, self._bytes))
+        _refuse_missing(self.seconds, max(self.promised, whole), self.hole)
 
 
-def _soundfile_blocks(
-    file: soundfile.SoundFile, meter: Meter, count: int | None = None
-) -> Iterator[np.ndarray]:
-    """Mono blocks from where the file stands; ``count`` frames, or all there are."""
-    size = frames_at_a_time(file.samplerate)
-    buffer = np.empty((size, file.channels), np.float32)
-    left = math.inf if count is None else count
-    while left > 0:
-        block = file.read(out=buffer[: int(min(size, left))])
-        if not len(block):
-            return
-        left -= len(block)
-        with np.errstate(all="ignore"):  # inf and NaN are refused later, in words
-            mono = meter.mix(block)
-        yield mono
+class _NoPosition(Exception):
+    """Where a frame lies is not known."""
 
 
-def _from_ffmpeg(path: Path, meter: Meter, seconds: float | None) -> Iterator[np.ndarray]:
-    import av
-
-    with path.open("rb") as raw, av.open(raw, metadata_errors="replace") as container:
-        if not container.streams.audio or not container.streams.audio[0].rate:
-            raise AudioError(f"no audio in it (FFmpeg takes it for {container.format.name})")
-        stream = container.streams.audio[0]
-        rate = stream.rate
-
-        def decoded(part: Part | None = None) -> Iterator[np.ndarray]:
-            frames = _ffmpeg_blocks(container, stream, meter, part)
-            return resampled(regrouped(frames, frames_at_a_time(rate)), rate)
-
-        # Only some containers know where everything is; of others the length is a guess.
-        indexed = "mp4" in container.format.name or "matroska" in container.format.name
-        promised = float(stream.duration * stream.time_base) if stream.duration else None
-        if seconds is not None and indexed and promised:
-            frames = int(stream.duration * stream.time_base * rate)
-            if frames > seconds * rate:
-                part = central(frames, rate, seconds)
-                before = max(0, part.first / rate - MARGIN)
-                container.seek(int(before / stream.time_base), stream=stream)
-                kept = cut_part(joined(decoded(part)), part)
-                if kept is not None:
-                    yield kept
-                    return
-                container.seek(0, stream=stream)
-        yield from _whole(decoded(), promised if indexed else None, seconds)
+@contextmanager
+def _opened(file: Any) -> Iterator[_Sound]:
+    """Open for FFmpeg; bytes that are missing at the end are refused where they are known."""
+    xing, (there, missing) = mp3_seconds(file), chunk_bytes(file)
+    file.seek(0)
+    with av.open(file, metadata_errors="replace") as container:
+        sound = _Sound(container, xing)
+        if missing and sound.stream.bit_rate:
+            rate = sound.stream.bit_rate / 8
+            _refuse_missing(there / rate, (there + missing) / rate)
+        yield sound
 
 
-def _ffmpeg_blocks(
-    container: av.container.InputContainer,
-    stream: av.AudioStream,
-    meter: Meter,
-    part: Part | None = None,
-) -> Iterator[np.ndarray]:
-    """Mono blocks of all that comes, or of a part; nothing if it cannot be told where that is."""
-    import av
+def _whole(file: Any, meter: Meter) -> Iterator[np.ndarray]:
+    with _opened(file) as sound:
+        mono = ((frame.sample_rate, meter.mix(_channels(frame))) for frame in sound.frames())
+        for rate, group in groupby(mono, itemgetter(0)):  # it may change midway
+            blocks = regrouped((block for _, block in group), frames_at_a_time(rate))
+            yield from resampled(blocks, rate)
+        sound.refuse_missing()
 
-    rate = stream.rate  # of the first frames; it follows the decoder
-    converter = kind = None
-    position = None  # of the next frame, at the stream's rate
-    for packet in container.decode(stream):
-        if position is None and part is not None:
-            if packet.pts is None:
-                return
-            start = 0 if stream.start_time is None else stream.start_time
-            position = round((packet.pts - start) * stream.time_base * rate)
-            if position > part.first:
-                return
-        found = (packet.format.name, packet.layout.name, packet.sample_rate)
-        if found != kind:  # at the start, and where pieces of another make are joined on
-            converter, kind = av.AudioResampler(format="fltp", rate=rate), found
-        for frame in converter.resample(packet):
-            block = meter.mix(frame.to_ndarray().T)
-            if part is None:
-                yield block
-                continue
-            own = block[max(0, part.first - position) : part.first + part.count - position]
-            position += len(block)
-            if len(own):
-                yield own
-        if part is not None and position >= part.first + part.count:
-            return
+
+def _centre(file: Any, meter: Meter, seconds: float) -> np.ndarray | None:
+    """The central part; None if all has to be decoded to know where that is."""
+    with _opened(file) as sound:
+        rate = sound.stream.rate
+        if sound.container.format.name not in _SEEKABLE or sound.length <= seconds:
+            return None
+        try:
+            ((last, frame),) = deque(sound.frames_from(sound.length - 1), maxlen=1)
+            frames = last + frame.samples
+            _refuse_missing(frames / rate, sound.promised)
+            part = central(frames, rate, seconds)
+            blocks, end = [], None
+            for position, frame in sound.frames_from(part.first / rate - MARGIN):
+                if position != end and (end is not None or position > part.first):
+                    return None
+                block, end = _channels(frame), position + frame.samples
+                block = block[max(0, part.first - position) : part.last - position]
+                blocks.append(meter.mix(block))
+                if end >= part.last:
+                    break
+        except (av.FFmpegError, ValueError, _NoPosition):
+            return None
+        samples = joined(resampled(regrouped(blocks, frames_at_a_time(rate)), rate))
+        kept = samples[part.skip : part.skip + part.keep]
+        return kept if len(kept) == part.keep else None
+
+
+def _channels(frame: av.AudioFrame) -> np.ndarray:
+    """float32 [samples, channels]; integers become -1 to 1."""
+    values = frame.to_ndarray()
+    values = values.T if frame.format.is_planar else values.reshape(frame.samples, -1)
+    if values.dtype == np.uint8:
+        return (values.astype(np.float32) - 128) / 128
+    if values.dtype.kind == "i":
+        return values.astype(np.float32) * np.float32(2.0 ** (1 - 8 * values.itemsize))
+    return values.astype(np.float32, copy=False)

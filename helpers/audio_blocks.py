@@ -34,12 +34,12 @@ class Part(NamedTuple):
     """A stretch of a file, and what of it is kept after resampling.
 
     Attributes:
-        first, count: frames to decode, at the file's own rate.
+        first, last: frames to decode, at the file's own rate; ``last`` is behind them.
         skip, keep: samples at 16 kHz to drop from the start, and to keep after them.
     """
 
     first: int
-    count: int
+    last: int
     skip: int
     keep: int
 
@@ -69,7 +69,7 @@ def central(frames: int, rate: int, seconds: float) -> Part:
     step = max(0, start // step_out - math.ceil(margin / step_in))
     first = step * step_in
     last = min(frames, math.ceil((start + keep) * rate / SAMPLE_RATE) + margin)
-    return Part(first, last - first, start - step * step_out, keep)
+    return Part(first, last, start - step * step_out, keep)
 
 
 def cut_central(samples: np.ndarray, seconds: float | None) -> np.ndarray:
@@ -77,12 +77,6 @@ def cut_central(samples: np.ndarray, seconds: float | None) -> np.ndarray:
     keep = len(samples) if seconds is None else round(seconds * SAMPLE_RATE)
     start = max(0, len(samples) - keep) // 2
     return samples[start : start + keep]
-
-
-def cut_part(samples: np.ndarray, part: Part) -> np.ndarray | None:
-    """What is kept of a decoded part; None if less came than the file's length promised."""
-    kept = samples[part.skip : part.skip + part.keep]
-    return kept if len(kept) == part.keep else None
 
 
 class Meter:
@@ -95,13 +89,14 @@ class Meter:
     def mix(self, block: np.ndarray) -> np.ndarray:
         """[frames, channels] → [frames], the mean of the channels. (`mean` is 20 times slower.)"""
         count = block.shape[1]
-        mono = block[:, 0].copy()
-        for channel in range(1, count):
-            mono += block[:, channel]
-        mono *= np.float32(1 / count)
+        with np.errstate(all="ignore"):  # inf and NaN are refused later, in words
+            mono = block[:, 0].copy()
+            for channel in range(1, count):
+                mono += block[:, channel]
+            mono *= np.float32(1 / count)
+            self.mono += float(np.dot(mono, mono))
+            self.channels += float(np.vdot(block, block)) / count
         self.frames += len(mono)
-        self.mono += float(np.dot(mono, mono))
-        self.channels += float(np.vdot(block, block)) / count
         return mono
 
     def warnings(self, seconds: float) -> list[str]:
@@ -156,15 +151,6 @@ def resampled(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
         yield from blocks
         return
     stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-    frames = made = 0
     for block in blocks:
-        frames += len(block)
-        piece = stream.resample_chunk(block)
-        made += len(piece)
-        yield piece
-    piece = stream.resample_chunk(np.zeros(0, np.float32), last=True)
-    if frames and not made + len(piece):
-        raise AudioError(
-            f"too short: {frames} samples at {rate} Hz are not one at {SAMPLE_RATE} Hz"
-        )
-    yield piece
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)

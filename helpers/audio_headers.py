@@ -1,129 +1,153 @@
-"""What the headers of audio files say of their length, without decoding anything.
+"""What the headers of audio files say of their length, and where an Ogg's streams lie.
 
-For files whose end is missing, which the decoders take for shorter files; and for MP3s that do not
-say how long they are. An Ogg does not say it either, but marks its last page (RFC 3533).
+A header is never a reason to stop reading: it shows only whether an end is missing.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import struct
-from pathlib import Path
 from typing import BinaryIO
 
-import soundfile
+Range = tuple[int, int]  # bytes of a file: the first, and the one behind the last
 
-_LENGTH_TAGS = (b"Xing", b"Info")
 _OGG_PAGE = re.compile(rb"OggS\0[\0-\x07]")  # version 0, and a page's flags
-_OGG_LAST = 4  # the flag of the last page of a stream
-_OGG_TAIL = 65_536  # bytes; a page has 65,307 at most
+_OGG_FIRST = 2  # the flag of a stream's first page
+_SEARCHED = 65_536  # bytes at a time
 _NO_SIZE = 0x7FFF_0000  # bytes, or more, that stand for "not known" in a WAV or AIFF
+_MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 
 
-def seconds_by_bytes(path: Path, file: soundfile.SoundFile) -> tuple[float, float]:
-    """How many seconds of audio there are, and how many the header promises, by their bytes.
+class Ranges:
+    """Ranges of a file, one behind the other, as a file of their own."""
 
-    Args:
-        path: the file.
-        file: the same, as libsndfile opened it.
+    def __init__(self, file: BinaryIO, ranges: list[Range]) -> None:
+        self._file, self._ranges, self._at = file, ranges, 0
+        self._size = sum(end - start for start, end in ranges)
 
-    Returns:
-        (found, promised); the same number twice where bytes are not told, or none is missing.
-    """
-    seconds = file.frames / file.samplerate
-    with path.open("rb") as raw:
-        start = raw.read(12)
-        if start[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):  # `seconds` are of what is there
-            promised, there = _chunk_bytes(raw, "<" if start[:4] in (b"RIFF", b"RF64") else ">")
-            known = promised < _NO_SIZE or start[:4] == b"RF64"
-            if known and 0 < there < promised:
-                return seconds, seconds * promised / there
-        elif file.format == "MP3":  # of what is promised
-            promised, there = _xing_bytes(raw)
-            if there < promised:
-                return seconds * there / promised, seconds
-    return seconds, seconds
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
 
+    def tell(self) -> int:
+        return self._at
 
-def ogg_without_end(file: BinaryIO) -> bool:
-    """Whether a file is an Ogg (Vorbis, Opus, FLAC, …), and its last page is not the last.
-
-    Of streams one after the other, or side by side, it is the last page of all that counts. What
-    stands behind it, such as a tag, does not. No more than the end of the file is read.
-    """
-    if not _behind_id3(file)[1].startswith(b"OggS"):
-        return False
-    page = _last_ogg_page(file)
-    if not page:  # something long stands behind the last one
-        return False
-    # RFC 3533, section 6: 27 bytes, the last of which counts the lengths that follow, of the rest.
-    count = page[26] if len(page) > 26 else math.inf
-    whole = 27 + count <= len(page) and 27 + count + sum(page[27 : 27 + count]) <= len(page)
-    return not (whole and page[5] & _OGG_LAST)
+    def read(self, size: int) -> bytes:
+        before = 0
+        for start, end in self._ranges:
+            first = start + self._at - before
+            if first < end:
+                self._file.seek(first)
+                block = self._file.read(min(size, end - first))
+                self._at += len(block)
+                return block
+            before += end - start
+        return b""
 
 
-def ogg_chained(path: Path) -> bool:
-    """Whether an Ogg ends with another stream than it begins with.
-
-    libsndfile may stop after the first one; FFmpeg reads them all.
-    """
-    with path.open("rb") as file:
-        serial = _behind_id3(file)[1][14:18]
-        page = _last_ogg_page(file)
-    return len(page) > 17 and page[14:18] != serial
-
-
-def _last_ogg_page(file: BinaryIO) -> bytes:
-    """From the last page's first byte to the end of the file; nothing if no page begins there."""
-    file.seek(max(0, file.seek(0, os.SEEK_END) - _OGG_TAIL))
-    tail = file.read(_OGG_TAIL)
-    starts = [page.start() for page in _OGG_PAGE.finditer(tail)]
-    return tail[starts[-1] :] if starts else b""
-
-
-def mp3_without_length(path: Path) -> bool:
-    """Whether an MP3 does not say how long it is.
-
-    libsndfile goes by an estimate then, and would stop there; FFmpeg reads on to the end.
-    """
-    with path.open("rb") as file:
-        start = _behind_id3(file)[1]
-    return not any(tag in start for tag in _LENGTH_TAGS)
-
-
-def _behind_id3(file: BinaryIO) -> tuple[int, bytes]:
-    """Where an MP3's frames or an Ogg's pages begin, and the first bytes of them."""
-    file.seek(0)
-    head, first = file.read(10), 0
-    if len(head) == 10 and head.startswith(b"ID3"):
-        first = 10 + sum((byte & 0x7F) << 7 * i for i, byte in enumerate(reversed(head[6:])))
-    file.seek(first)
-    return first, file.read(4096)
-
-
-def _xing_bytes(file: BinaryIO) -> tuple[int, int]:
-    """How many bytes of frames an MP3's Xing header promises (0: it does not), and there are."""
-    first, start = _behind_id3(file)
-    there = file.seek(0, os.SEEK_END) - first
-    found = re.search(rb"(?:Xing|Info)\0\0\0([\x02\x03\x06\x07\x0a\x0b\x0e\x0f])", start)
-    if not found:
-        return 0, there
-    at = found.end() + (4 if found[1][0] & 1 else 0)  # behind the number of frames
-    return int.from_bytes(start[at : at + 4], "big"), there
-
-
-def _chunk_bytes(file: BinaryIO, order: str) -> tuple[int, int]:
-    """How many bytes of audio a WAV or AIFF promises (0: no such chunk), and there are."""
-    end, long_size = file.seek(0, os.SEEK_END), 0
-    at = 12
-    while at + 8 <= end:
+def behind_id3(file: BinaryIO) -> int:
+    """Where an MP3's frames or an Ogg's pages begin: behind all ID3v2 tags."""
+    at = 0
+    while True:
         file.seek(at)
-        name, size = struct.unpack(f"{order}4sI", file.read(8))
+        head = file.read(10)
+        if len(head) < 10 or not head.startswith(b"ID3"):
+            return at
+        at += 10 + sum((byte & 0x7F) << 7 * i for i, byte in enumerate(reversed(head[6:])))
+        at += 10 if head[5] & 0x10 else 0  # a footer
+
+
+def mp3_seconds(file: BinaryIO) -> float | None:
+    """How long an MP3 is by its Xing or Info header, which stands at one place of the first frame.
+
+    http://gabriel.mp3-tech.org/mp3infotag.html. None without such a header.
+    """
+    file.seek(behind_id3(file))
+    frame = file.read(48)
+    header = int.from_bytes(frame[:4], "big")
+    version, layer, rate = header >> 19 & 3, header >> 17 & 3, header >> 10 & 3
+    if len(frame) < 48 or header >> 21 != 0x7FF or layer != 1 or version == 1 or rate == 3:
+        return None
+    mono = header >> 6 & 3 == 3
+    tag = frame[4 + ((17 if mono else 32) if version == 3 else (9 if mono else 17)) :]
+    if tag[:4] not in (b"Xing", b"Info") or not tag[7] & 1:  # 1: it has the number of frames
+        return None
+    samples = 1152 if version == 3 else 576
+    return int.from_bytes(tag[8:12], "big") * samples / _MP3_RATES[version][rate]
+
+
+def chunk_bytes(file: BinaryIO) -> tuple[int, int]:
+    """How many bytes of audio a WAV or AIFF has, and how many are missing by its header."""
+    end, at, long_size = file.seek(0, os.SEEK_END), 12, 0
+    file.seek(0)
+    kind = file.read(4)
+    while kind in (b"RIFF", b"RIFX", b"RF64", b"FORM") and at + 8 <= end:
+        file.seek(at)
+        name, size = struct.unpack("<4sI" if kind in (b"RIFF", b"RF64") else ">4sI", file.read(8))
         if name == b"ds64":  # RF64: the sizes that need 64 bits
-            long_size = struct.unpack("<8xQ", file.read(16))[0]
+            long_size = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
         if name in (b"data", b"SSND"):
-            return (long_size if size == 0xFFFF_FFFF and long_size else size), end - at - 8
+            if size >= _NO_SIZE:
+                size = long_size
+            return end - at - 8, max(0, size - (end - at - 8))
         at += 8 + size + size % 2
     return 0, 0
+
+
+def ogg_streams(file: BinaryIO) -> tuple[list[list[Range]], bool]:
+    """The streams of an Ogg that stand one behind the other, and whether one's last page is cut.
+
+    A stream is its whole pages (RFC 3533), without what may stand between and behind them. Those
+    that run side by side, such as a film's sound and pictures, are one.
+
+    Returns:
+        ([], False) of another file.
+    """
+    streams: list[list[Range]] = []
+    size, at = file.seek(0, os.SEEK_END), behind_id3(file)
+    cut = was_first = False
+    page: int | None = at if _is_page(file, at) else None
+    while page is not None:
+        file.seek(page)
+        head = file.read(27 + 255)  # byte 26 counts the lengths that follow, of the rest
+        rest = head[27 : 27 + head[26]] if len(head) > 26 else b""
+        end = page + 27 + len(rest) + sum(rest) if len(head) > 26 else size + 1
+        following = end if _is_page(file, end) else _find_page(file, page + 4)
+        is_first = bool(head[5] & _OGG_FIRST)
+        if is_first and not was_first:
+            streams.append([])
+        if end > (size if following is None else following):
+            cut |= following is None or _is_page(file, following, first=True)
+        elif streams:
+            joins = streams[-1] and streams[-1][-1][1] == page
+            start = streams[-1].pop()[0] if joins else page
+            streams[-1].append((start, end))
+            if following is None:
+                file.seek(end)
+                cut |= _begins_page(file.read(5))
+        page, was_first = following, is_first
+    return streams, cut
+
+
+def _is_page(file: BinaryIO, at: int, first: bool = False) -> bool:
+    file.seek(at)
+    head = file.read(6)
+    return bool(_OGG_PAGE.match(head)) and (not first or bool(head[5] & _OGG_FIRST))
+
+
+def _begins_page(rest: bytes) -> bool:
+    return bool(rest) and b"OggS\0".startswith(rest)
+
+
+def _find_page(file: BinaryIO, at: int) -> int | None:
+    """Where the next page begins, from a position on."""
+    while True:
+        file.seek(at)
+        block = file.read(_SEARCHED)
+        found = _OGG_PAGE.search(block)
+        if found:
+            return at + found.start()
+        if len(block) < _SEARCHED:
+            return None
+        at += _SEARCHED - 5

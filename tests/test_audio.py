@@ -1,8 +1,9 @@
-"""Audio files: formats, mixing, resampling, the central part, and what cannot be read."""
+"""Audio files: formats, mixing, resampling, and the central part."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import soxr
 import torch
 
 from helpers import audio
-from helpers.audio import AudioError, read_audio, stream_audio
+from helpers.audio import AudioError, read_audio
+from helpers.errors import InputError
 from helpers.melspectrogram import MelSpectrogram
 
 RATE = 44_100
@@ -33,28 +35,21 @@ def music(seconds: float, rate: int = RATE, channels: int = 2, seed: int = 0) ->
 
 
 def write_encoded(
-    path: Path, sound: np.ndarray, codec: str, muxer: dict | None = None, **options: str
+    path: Path,
+    sound: np.ndarray,
+    codec: str,
+    muxer: dict | None = None,
+    rate: int = 0,
+    **options: str,
 ) -> None:
     """Encode with FFmpeg: what soundfile does not write."""
     import av
 
     with av.open(str(path), "w", options=muxer or {}) as container:
-        layout = {1: "mono", 2: "stereo"}[sound.shape[1]]
-        stream = container.add_stream(codec, rate=RATE, layout=layout, options=options)
+        layout = {1: "mono", 2: "stereo", 6: "5.1"}[sound.shape[1]]
+        stream = container.add_stream(codec, rate=rate or RATE, layout=layout, options=options)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.T), "fltp", layout)
-        frame.sample_rate, frame.pts = RATE, 0
-        container.mux([*stream.encode(frame), *stream.encode(None)])
-
-
-def write_in_ogg(path: Path, sound: np.ndarray) -> None:
-    """FLAC in Ogg, by FFmpeg."""
-    import av
-
-    with av.open(str(path), "w", format="ogg") as container:
-        stream = container.add_stream("flac", rate=RATE, layout="stereo", format="s16")
-        integers = (sound.reshape(1, -1) * 32767).astype(np.int16)
-        frame = av.AudioFrame.from_ndarray(integers, "s16", "stereo")
-        frame.sample_rate, frame.pts = RATE, 0
+        frame.sample_rate, frame.pts = rate or RATE, 0
         container.mux([*stream.encode(frame), *stream.encode(None)])
 
 
@@ -108,36 +103,42 @@ def test_central_part_is_that_of_the_whole(tmp_path, rate, seconds):
     np.testing.assert_allclose(part, whole[start : start + keep], atol=1e-6)
 
 
-@pytest.mark.parametrize("suffix", ["mp3", "ogg", "m4a"])
-def test_central_part_of_compressed_files(tmp_path, suffix):
+@pytest.mark.parametrize(
+    "suffix", ["wav", "aiff", "au", "caf", "w64", "mp3", "ogg", "opus", "m4a", "mka"]
+)
+def test_central_part_of_other_formats(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
-    if suffix == "m4a":
+    if suffix in ("m4a", "mka"):
         write_encoded(path, music(12), "aac", bit_rate="192000")
+    elif suffix == "opus":
+        soundfile.write(path, music(12, 48_000), 48_000, format="OGG", subtype="OPUS")
     else:
         soundfile.write(path, music(12), RATE)
     whole, part = read_audio(path), read_audio(path, 3.0)
-    assert len(part) == 48_000
     start = (len(whole) - 48_000) // 2
-    if suffix == "m4a":  # its last frame of 1,024 is filled up, and the whole that much longer
-        around = range(start - 400, start + 1)
-        start = min(around, key=lambda i: np.abs(whole[i : i + 48_000] - part).max())
-    np.testing.assert_allclose(part, whole[start : start + 48_000], atol=0.02)
+    assert len(part) == 48_000
+    atol = 0.02 if suffix == "m4a" else 1e-6  # AAC's noise (PNS) is another where it begins
+    np.testing.assert_allclose(part, whole[start : start + 48_000], atol=atol)
 
 
-def test_no_more_than_the_central_part_is_decoded(tmp_path, monkeypatch):
-    path = tmp_path / "a.mp3"
-    soundfile.write(path, music(30), RATE)
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "m4a"])
+def test_no_more_than_the_central_part_and_the_end_are_decoded(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "m4a":
+        write_encoded(path, music(30), "aac")
+    else:
+        soundfile.write(path, music(30), RATE)
     decoded = []
 
-    class Counting(soundfile.SoundFile):
-        def read(self, *args, **kwargs):
-            block = super().read(*args, **kwargs)
-            decoded.append(len(block))
-            return block
+    class Counting(audio._Sound):
+        def frames(self):
+            for frame in super().frames():
+                decoded.append(frame.samples)
+                yield frame
 
-    monkeypatch.setattr(audio.soundfile, "SoundFile", Counting)
+    monkeypatch.setattr(audio, "_Sound", Counting)
     assert len(read_audio(path, 5.0)) == 80_000
-    assert 5 * RATE <= sum(decoded) <= 5.6 * RATE
+    assert 5 * RATE <= sum(decoded) <= 9 * RATE
 
 
 def test_a_file_shorter_than_the_part_is_read_as_a_whole(tmp_path):
@@ -165,149 +166,12 @@ def test_mel_is_that_of_essentia_and_its_loader(tmp_path):
     np.testing.assert_allclose(found[:, :85], expected[:, :85], atol=2e-3)
 
 
-def test_an_mp3_that_does_not_tell_its_length_is_read_to_its_end(tmp_path):
-    """Silence first: the estimate from the first frames' size is far off."""
-    sound = music(20)
-    sound[: 10 * RATE] = 0
-    path = tmp_path / "a.mp3"
-    write_encoded(path, sound, "libmp3lame", {"write_xing": "0"}, flags="+qscale", q="2")
-    assert not any(tag in path.read_bytes() for tag in (b"Xing", b"Info"))
-    found = read_audio(path)
-    assert abs(len(found) - 320_000) < 2_000
-    assert np.abs(found[: 9 * 16_000]).max() < 1e-3
-    assert np.sqrt(np.mean(found[19 * 16_000 : int(19.8 * 16_000)] ** 2)) > 0.05
-    tagged = tmp_path / "tagged.mp3"  # an ID3 tag longer than where the length would be looked for
-    tagged.write_bytes(b"ID3\x04\x00\x00\x00\x00\x40\x00" + b"\0" * 8192 + path.read_bytes())
-    assert len(read_audio(tagged)) == len(found)
-    assert len(read_audio(path, 4.0)) == 64_000
-
-
-@pytest.mark.parametrize("share", [0.5, 0.9])
-@pytest.mark.parametrize("name", ["a.wav", "a.rf64", "a.aiff", "a.mp3", "tagged.mp3", "c.mp3"])
-def test_a_missing_end_is_told(tmp_path, name, share):
-    path = tmp_path / name
-    soundfile.write(path, music(10), RATE, subtype=None if "mp3" in name else "PCM_16")
-    content = path.read_bytes()
-    if name == "tagged.mp3":
-        content = b"ID3\x04\x00\x00\x00\x00\x40\x00" + b"\0" * 8192 + content
-    if name == "c.mp3":  # frames only, no bytes: Xing's flags are 15
-        assert content[36:44] == b"Xing\0\0\0\x0f"
-        content = content[:43] + b"\x01" + content[44:]
-    path.write_bytes(content)
-    assert abs(len(read_audio(path)) - 160_000) < 2_000
-    path.write_bytes(content[: int(len(content) * share)])
-    for seconds in (None, 2.0):
-        if seconds and share == 0.9 and name == "c.mp3":
-            continue  # its centre is there, and nothing tells without decoding the rest
-        with pytest.raises(AudioError, match=r"end is missing: .* promises 10\.0 s"):
-            read_audio(path, seconds)
-    # A frame or two are not what anybody misses.
-    path.write_bytes(content[: int(len(content) * 0.97)])
-    assert abs(len(read_audio(path)) - 155_000) < 2_500
-    assert len(read_audio(path, 2.0)) == 32_000
-
-
-def ogg(path: Path, subtype: str, seconds: float, seed: int = 0) -> bytes:
-    soundfile.write(path, music(seconds, 48_000, 1, seed), 48_000, format="OGG", subtype=subtype)
-    return path.read_bytes()
-
-
-OGG_END = r"^its end is missing: the last page of the Ogg stream is not there$"
-
-
-@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
-def test_an_ogg_without_its_last_page(tmp_path, subtype):
-    path = tmp_path / "a.ogg"
-    content = ogg(path, subtype, 10)
-    last = content.rfind(b"OggS")
-    assert abs(len(read_audio(path)) - 160_000) < 100
-    cuts = [100, 20_000, len(content) // 2, last, last + 3, last + 5, last + 20, last + 27]
-    for size in (*cuts, len(content) - 1):
-        path.write_bytes(content[:size])
-        for read in (read_audio, lambda p: read_audio(p, 2.0), lambda p: next(stream_audio(p))):
-            with pytest.raises(AudioError, match=OGG_END):
-                read(path)
-    path.rename(tmp_path / "a.spx")  # a name for FFmpeg
-    with pytest.raises(AudioError, match=OGG_END):
-        read_audio(tmp_path / "a.spx")
-
-
-@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
-def test_what_may_stand_behind_an_ogg_or_before_it(tmp_path, subtype):
-    path = tmp_path / "a.ogg"
-    content, other = ogg(path, subtype, 4), ogg(path, subtype, 3, seed=1)
-    id3 = b"ID3\x04\x00\x00\x00\x00\x10\x00" + b"\0" * 2048
-    for whole, seconds in (
-        (content + b"TAG" + b"\0" * 125, 4),
-        (content + os.urandom(3000), 4),
-        (content + b"\0" * 70_000, 4),
-        (id3 + content, 4),
-        (content + other, 7),
-    ):
-        path.write_bytes(whole)
-        assert abs(len(read_audio(path)) - seconds * 16_000) < 400
-        assert sum(len(block) for block in stream_audio(path)) == len(read_audio(path))
-        assert len(read_audio(path, 2.0)) == 32_000
-    for cut in ((content + other)[:-10_000], (id3 + content)[:-5000]):
-        path.write_bytes(cut)
-        with pytest.raises(AudioError, match=OGG_END):
-            read_audio(path)
-
-
-def test_flac_in_ogg(tmp_path):
-    path = tmp_path / "a.oga"
-    write_in_ogg(path, music(5))
-    assert len(read_audio(path)) == 80_000
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(AudioError, match=OGG_END):
-        read_audio(path)
-
-
-@pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_FFFF, 0])
-def test_a_wav_that_was_streamed_does_not_tell_its_length(tmp_path, size):
-    path = tmp_path / "a.wav"
-    soundfile.write(path, music(3, channels=1), RATE, subtype="PCM_16")
-    content = path.read_bytes()
-    assert content[36:40] == b"data"
-    path.write_bytes(content[:40] + size.to_bytes(4, "little") + content[44:])
-    if size:
-        assert len(read_audio(path)) == 48_000
-    else:
-        with pytest.raises(AudioError, match="no audio"):
-            read_audio(path)
-
-
-def test_a_film_whose_end_is_missing(tmp_path):
-    """Its index, at the start, tells the length; PCM has no packet that a cut breaks."""
-    path = tmp_path / "a.mov"
-    write_encoded(path, music(10), "pcm_f32le", {"movflags": "faststart"})
-    content = path.read_bytes()
-    assert len(read_audio(path)) == 160_000
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(AudioError):
-        read_audio(path)
-
-
-@pytest.mark.parametrize("seconds", [None, 2.0])
-def test_a_flac_without_its_length_is_read_to_its_end(tmp_path, seconds):
-    """As it is when FLAC is written to a pipe: 36 bits of STREAMINFO are 0."""
-    path = tmp_path / "a.flac"
-    soundfile.write(path, music(5), RATE)
-    expected = read_audio(path, seconds)
-    content = bytearray(path.read_bytes())
-    content[21] &= 0xF0
-    content[22:26] = bytes(4)
-    path.write_bytes(content)
-    assert soundfile.SoundFile(path).frames > 2**62
-    np.testing.assert_allclose(read_audio(path, seconds), expected, atol=1e-6)
-
-
 def test_floats_on_the_scale_of_integers_are_refused(tmp_path):
     path = tmp_path / "a.wav"
     soundfile.write(path, 32768 * music(1), RATE, subtype="FLOAT")
-    with pytest.raises(AudioError, match=r"up to 1\.\d+e\+04.*16-bit integers"):
+    with pytest.raises(AudioError) as caught:
         read_audio(path)
+    assert caught.value.kind == "invalid"
     soundfile.write(path, 10 * music(1), RATE, subtype="FLOAT")
     assert np.abs(read_audio(path)).max() > 2
 
@@ -351,39 +215,65 @@ def test_one_sample_and_silence(tmp_path):
     assert not read_audio(tmp_path / "silence.wav").any()
 
 
-def truncated_flac(path: Path) -> None:
-    soundfile.write(path, music(5), RATE)
-    path.write_bytes(path.read_bytes()[:100_000])
-
-
-def with_nan(path: Path) -> None:
-    sound = music(1, 16_000, 1)
-    sound[7] = np.nan
-    soundfile.write(path, sound, 16_000, subtype="FLOAT")
+@pytest.mark.parametrize("rate", [1, 100, 1_999])
+def test_rates_that_no_music_has_are_refused(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", np.zeros(4_000), rate)
+    with pytest.raises(AudioError) as caught:
+        read_audio(tmp_path / "a.wav")
+    assert caught.value.kind == "unsupported"
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "reason"),
+    ("subtype", "step"),
     [
-        ("gone.wav", lambda path: None, "no such file"),
-        ("dangling.wav", lambda path: path.symlink_to("nowhere"), "no such file"),
-        ("folder.mp3", lambda path: path.mkdir(), "is a folder, not a file"),
-        ("empty.mp3", lambda path: path.touch(), "empty"),
-        ("header.wav", lambda path: soundfile.write(path, np.zeros(0), RATE), "no audio"),
-        ("text.flac", lambda path: path.write_text("no music" * 1000), "cannot decode|no audio"),
-        ("noise.m4a", lambda path: path.write_bytes(os.urandom(5000)), "cannot decode|no audio"),
-        ("cut.flac", truncated_flac, "damaged"),
-        ("nan.wav", with_nan, "1 of 16000 samples are NaN"),
+        ("PCM_U8", 2**-7),
+        ("PCM_16", 2**-15),
+        ("PCM_24", 2**-23),
+        ("PCM_32", 2**-24),
+        ("FLOAT", 0),
+        ("DOUBLE", 0),
+        ("ULAW", 0.02),
+        ("ALAW", 0.02),
+        ("IMA_ADPCM", 0.1),
     ],
 )
-@pytest.mark.parametrize("seconds", [None, 0.5])
-def test_what_cannot_be_read_says_why(tmp_path, name, make, reason, seconds):
-    make(tmp_path / name)
-    with pytest.raises(AudioError, match=reason):
-        read_audio(tmp_path / name, seconds if name != "nan.wav" else None)
+def test_kinds_of_samples(tmp_path, subtype, step):
+    sound = music(1, 16_000, 1)
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, subtype=subtype)
+    found = read_audio(tmp_path / "a.wav")
+    np.testing.assert_allclose(found[:16_000], sound[:, 0], atol=step + 1e-7)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "m4a", "ac3"])
+def test_a_mix_of_six_channels_does_not_depend_on_the_format(tmp_path, suffix):
+    sound = music(2, 48_000, 6)
+    path = tmp_path / f"a.{suffix}"
+    if suffix in ("m4a", "ac3"):
+        codec = {"m4a": "aac", "ac3": "ac3"}[suffix]
+        write_encoded(path, sound, codec, rate=48_000, bit_rate="448000")
+    else:
+        soundfile.write(path, sound, 48_000)
+    found, expected = read_audio(path), resampled(sound, 48_000)
+    delays = range(100 if suffix == "ac3" else 1)  # AC-3 does not tell its encoder's, of 256
+    assert max(np.corrcoef(found[d:][:30_000], expected[:30_000])[0, 1] for d in delays) > 0.98
+    assert np.std(found) == pytest.approx(np.std(expected), rel=0.1)
+
+
+def test_nothing_is_written_to_the_terminal(tmp_path, capfd):
+    """Libraries do not name the file that they complain about."""
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, music(5), RATE)
+    content = path.read_bytes()
+    half = len(content) // 2
+    for damaged in (content[:half] + bytes(5000) + content[half + 5000 :], b"no music" * 1000):
+        path.write_bytes(damaged)
+        with suppress(AudioError):
+            read_audio(path)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_length_out_of_range(tmp_path, seconds):
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(InputError) as caught:
         read_audio(tmp_path / "a.wav", seconds)
+    assert caught.value.setting == "seconds"

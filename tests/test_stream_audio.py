@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from test_audio import RATE, music, truncated_flac, with_nan, write_encoded
+from test_audio import RATE, music, write_encoded
+from test_audio_damage import numbers
 
 from helpers import audio
 from helpers.audio import AudioError, read_audio, read_with_warnings, stream_audio
@@ -41,7 +42,7 @@ def write(path: Path, sound: np.ndarray, rate: int) -> None:
 @pytest.mark.parametrize(
     ("name", "rate", "channels"),
     [
-        ("a.wav", 1_000, 1),
+        ("a.wav", 2_000, 1),
         ("a.wav", 8_000, 1),
         ("a.wav", 16_000, 1),
         ("a.wav", RATE, 2),
@@ -55,7 +56,7 @@ def write(path: Path, sound: np.ndarray, rate: int) -> None:
     ],
 )
 def test_the_blocks_are_the_whole(tmp_path, name, rate, channels):
-    seconds = 150 if rate == 1_000 else 9.3
+    seconds = 75 if rate == 2_000 else 9.3
     sound = music(seconds, rate, channels)
     write(tmp_path / name, sound, rate)
     blocks = drain(tmp_path / name)
@@ -86,6 +87,15 @@ def test_regrouped_blocks(size):
     assert 0 < len(blocks[-1]) <= size
 
 
+def truncated_flac(path: Path) -> None:
+    soundfile.write(path, music(5), RATE)
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def with_nan(path: Path) -> None:
+    soundfile.write(path, np.full(RATE, np.nan), RATE, subtype="FLOAT")
+
+
 def promises_more(path: Path) -> None:
     """The end of a WAV is missing."""
     soundfile.write(path, music(60, 16_000, 1), 16_000)
@@ -103,41 +113,34 @@ def opposed_infinities(path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    ("name", "make", "reason"),
+    ("name", "make", "kinds"),
     [
-        ("gone.wav", lambda path: None, "no such file"),
-        ("dangling.wav", lambda path: path.symlink_to("nowhere"), "leads nowhere"),
-        ("loop.wav", lambda path: path.symlink_to(path.name), "leads nowhere"),
-        ("folder.mp3", lambda path: path.mkdir(), "is a folder, not a file"),
-        ("folder.m4a", lambda path: path.mkdir(), "is a folder, not a file"),
-        ("pipe.wav", lambda path: os.mkfifo(path), "is a pipe"),
+        ("gone.wav", lambda path: None, "missing"),
+        ("dangling.wav", lambda path: path.symlink_to("nowhere"), "missing"),
+        ("loop.wav", lambda path: path.symlink_to(path.name), "missing"),
+        ("folder.mp3", lambda path: path.mkdir(), "invalid"),
+        ("pipe.wav", lambda path: os.mkfifo(path), "invalid"),
         ("empty.mp3", lambda path: path.touch(), "empty"),
-        ("empty.m4a", lambda path: path.touch(), "empty"),
-        (
-            "header.wav",
-            lambda path: soundfile.write(path, np.zeros(0), RATE),
-            r"no audio.*\(0 samp",
-        ),
-        ("text.flac", lambda path: path.write_text("no music" * 1000), "cannot decode|no audio"),
-        ("text.m4a", lambda path: path.write_text("no music" * 1000), "cannot decode|no audio"),
-        ("cut.flac", truncated_flac, "damaged"),
-        ("promises.wav", promises_more, r"end is missing: 31\.2 s .* promises 60\.0 s"),
-        ("nan.wav", with_nan, "NaN or inf"),
-        ("infinite.wav", opposed_infinities, "NaN or inf"),
-        ("loud.wav", too_loud, "16-bit integers"),
-        (
-            "short.wav",
-            lambda path: soundfile.write(path, [0.5], RATE),
-            "too short: 1 samples at 44100 Hz are not one at 16000 Hz",
-        ),
+        ("header.wav", lambda path: soundfile.write(path, np.zeros(0), RATE), "empty"),
+        ("text.flac", lambda path: path.write_text("no music" * 1000), ("corrupt", "empty")),
+        ("noise.m4a", lambda path: path.write_bytes(os.urandom(5000)), ("corrupt", "empty")),
+        ("cut.flac", truncated_flac, "corrupt"),
+        ("promises.wav", promises_more, "corrupt"),
+        ("nan.wav", with_nan, "invalid"),
+        ("infinite.wav", opposed_infinities, "invalid"),
+        ("loud.wav", too_loud, "invalid"),
+        ("short.wav", lambda path: soundfile.write(path, [0.5], RATE), "empty"),
     ],
 )
-@pytest.mark.parametrize("read", [read_audio, drain])
-def test_what_cannot_be_read_says_why(tmp_path, name, make, reason, read):
+@pytest.mark.parametrize("read", [read_audio, drain, lambda path: read_audio(path, 0.5)])
+def test_what_cannot_be_read(tmp_path, name, make, kinds, read):
     path = tmp_path / name
     make(path)
-    with pytest.raises(AudioError, match=reason) as caught:
+    with pytest.raises(AudioError) as caught:
         read(path)
+    assert caught.value.kind in kinds
+    assert caught.value.path == path
+    assert caught.value.hint
     # Even while somebody holds the error, and with its traceback all that was under way.
     assert caught.value.__traceback__
     assert not path.is_file() or not is_open(path)
@@ -151,22 +154,31 @@ def test_no_permission(tmp_path, monkeypatch, read):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(AudioError, match="Permission denied"):
+    with pytest.raises(AudioError) as caught:
         read(tmp_path / "a.wav")
+    assert caught.value.kind == "access"
 
 
-@pytest.mark.parametrize("read", [read_audio, drain])
-def test_without_pyav(tmp_path, monkeypatch, read):
-    write_encoded(tmp_path / "a.m4a", music(1), "aac")
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(AudioError, match="m4a needs PyAV, which is not installed: pip install av"):
-        read(tmp_path / "a.m4a")
+def test_a_disk_that_fails_midway(tmp_path, monkeypatch):
+    """It is no damage to the file."""
+    soundfile.write(tmp_path / "a.wav", music(60), RATE)
+    stream = stream_audio(tmp_path / "a.wav")
+    next(stream)
+
+    def fail(frame):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(audio, "_channels", fail)
+    with pytest.raises(AudioError) as caught:
+        list(stream)
+    assert caught.value.kind == "access"
 
 
 def test_missing_bytes_are_told_before_the_first_block(tmp_path):
     promises_more(tmp_path / "a.wav")
-    with pytest.raises(AudioError, match="end is missing"):
+    with pytest.raises(AudioError) as caught:
         next(stream_audio(tmp_path / "a.wav"))
+    assert numbers(caught.value) == [31.2, 60.0]
 
 
 @pytest.mark.parametrize("rate", [16_000, RATE])
@@ -175,8 +187,9 @@ def test_nan_is_told_where_it_is(tmp_path, rate):
     sound[20 * rate] = np.nan
     soundfile.write(tmp_path / "a.wav", sound, rate, subtype="FLOAT")
     blocks = []
-    with pytest.raises(AudioError, match=r"at about second (19\.[89]|20\.0)$"):
+    with pytest.raises(AudioError) as caught:
         blocks.extend(stream_audio(tmp_path / "a.wav"))
+    assert numbers(caught.value) == [pytest.approx(20, abs=0.2)]
     seconds = sum(len(block) for block in blocks) / 16_000
     assert 15 < seconds < 20  # what comes before it had been handed on
 
