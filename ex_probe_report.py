@@ -17,7 +17,7 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from datasets.embeddings import block_name
+from datasets.embeddings import block_name, model_name
 from ex_common import LOG_DIR, Interrupted
 from ex_probe import (
     PACKAGES,
@@ -484,7 +484,7 @@ def _facts(results: dict[str, Any]) -> list[str]:
             of = f"the blocks {', '.join(map(str, block))}"
         facts.append(
             f"embeddings of {of}, patches of {extraction.get('patch_seconds')} s, model "
-            f"{str(extraction.get('model'))[:12]}"
+            f"{valid_utf8(model_name(extraction, results['made_by']))}"
         )
     elif data["features"] == "embeddings":
         facts.append("what made the embeddings is not known: their folder has no manifest.json")

@@ -194,10 +194,8 @@ class EmbeddingFolder:
 
     @property
     def model(self) -> str:
-        """Its model: where it was, and the start of its hash."""
-        made_by = self.made_by or {}
-        name = made_by.get("checkpoint") or made_by.get("arch") or "of unknown place"
-        return f"{name} ({str((self.settings or {}).get('model'))[:12]})"
+        """Its model, for people."""
+        return model_name(self.settings or {}, self.made_by)
 
     @functools.cached_property
     def _by_stem(self) -> dict[str, list[str]]:
@@ -249,6 +247,12 @@ class EmbeddingFolder:
     def tokens(self, key: str) -> np.ndarray:
         """A track's embedding, float32 [3, D] or [1, D]; raises as `path` and `read_tokens`."""
         return read_tokens(self.path(key))
+
+
+def model_name(settings: dict[str, Any], made_by: dict[str, Any] | None) -> str:
+    """Where an extraction's model was, and the start of its hash."""
+    name = (made_by or {}).get("checkpoint") or (made_by or {}).get("arch") or "of unknown place"
+    return f"{name} ({str(settings.get('model'))[:12]})"
 
 
 def block_name(block: int) -> str:

@@ -244,6 +244,7 @@ def test_the_summary_shows_its_pictures_and_says_how_to_go_on(probed):
     assert "seeds 5, 6" in text
     assert "60 / 20 / 30 tracks" in text
     assert "block 7" in text
+    assert "model maest_tiny" in text
     assert f"predict with probe=exp_logs/{folder.name} audio=" in text
     assert "compare with" not in text  # there is nothing to compare with yet
     assert metrics.BASELINES[made.task].replace("_", " ") in text
