@@ -130,7 +130,12 @@ class AudioStream:
                         yield block
                         done += len(block)
             if not done:
-                raise _nothing(meter.frames)
+                few = f"{meter.frames} samples are less than one at {SAMPLE_RATE} Hz"
+                raise AudioError(
+                    f"too short: {few}" if meter.frames else "no audio in it (0 samples)",
+                    kind="empty",
+                    hint=_ANEW,
+                )
         except AudioError as error:
             error.path = path
             raise
@@ -175,15 +180,6 @@ def _refuse_values(block: np.ndarray, start: float) -> None:
             hint="If these are floats on the scale of 16-bit integers, divide them by 32768 and "
             "write the file again.",
         )
-
-
-def _nothing(frames: int) -> AudioError:
-    found = (
-        f"too short: {frames} samples, less than one at {SAMPLE_RATE} Hz"
-        if frames
-        else ("no audio in it (0 samples)")
-    )
-    return AudioError(found, kind="empty", hint="Remove the file, or get it again.")
 
 
 # ---- decoding ------------------------------------------------------------------------------------
@@ -257,7 +253,7 @@ class _Sound:
         streams = [stream for stream in container.streams.audio if stream.rate]
         if not streams:
             found = f"no audio in it (FFmpeg takes it for {container.format.name})"
-            raise AudioError(found, kind="empty", hint="Remove it, or name another file.")
+            raise AudioError(found, kind="empty", hint=_ANEW)
         self.container, self.stream = container, streams[0]
         if self.stream.rate < _LOWEST_RATE:
             raise AudioError(
@@ -316,7 +312,7 @@ class _Sound:
         self.container.seek(offset, stream=self.stream)
         for frame in self.frames():
             if frame.pts is None or frame.sample_rate != self.stream.rate:
-                raise _NoPosition
+                raise ValueError("no position")
             yield round((frame.pts - self.first) * self.tick * frame.sample_rate), frame
 
     def refuse_missing(self) -> None:
@@ -327,16 +323,13 @@ class _Sound:
         _refuse_missing(self.seconds, max(self.promised, whole), self.hole)
 
 
-class _NoPosition(Exception):
-    """Where a frame lies is not known."""
-
-
 @contextmanager
 def _opened(file: Any) -> Iterator[_Sound]:
     """Open for FFmpeg; bytes that are missing at the end are refused where they are known."""
     xing, (there, missing) = mp3_seconds(file), chunk_bytes(file)
     file.seek(0)
-    with av.open(file, metadata_errors="replace") as container:
+    nothing_else = {"protocol_whitelist": "none"}  # no playlist opens other files or addresses
+    with av.open(file, metadata_errors="replace", options=nothing_else) as container:
         sound = _Sound(container, xing)
         if missing and sound.stream.bit_rate:
             rate = sound.stream.bit_rate / 8
@@ -373,7 +366,7 @@ def _centre(file: Any, meter: Meter, seconds: float) -> np.ndarray | None:
                 blocks.append(meter.mix(block))
                 if end >= part.last:
                     break
-        except (av.FFmpegError, ValueError, _NoPosition):
+        except (av.FFmpegError, ValueError):
             return None
         samples = joined(resampled(regrouped(blocks, frames_at_a_time(rate)), rate))
         kept = samples[part.skip : part.skip + part.keep]

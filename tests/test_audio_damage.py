@@ -275,6 +275,16 @@ def test_the_rate_of_an_mp3_changes(tmp_path, rate, channels, header):
         assert pitch(found, len(found) / 16_000 - 3) == pytest.approx(pitches[1] + 200 * 3, abs=60)
 
 
+@pytest.mark.parametrize("suffix", [".flac", ".aac", ".mp2"])
+def test_other_joined_files(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    content = encoded(path)
+    path.write_bytes(content + content)
+    found = read_audio(path)
+    assert abs(len(found) - 192_000) < 2_000
+    assert pitch(found, len(found) / 16_000 - 2) == pytest.approx(300 + 200 * 4, abs=40)
+
+
 # ---- damage --------------------------------------------------------------------------------------
 
 

@@ -146,6 +146,22 @@ def test_what_cannot_be_read(tmp_path, name, make, kinds, read):
     assert not path.is_file() or not is_open(path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile song.wav\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nsong.wav\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+    ],
+)
+def test_a_playlist_opens_no_other_file_and_no_address(tmp_path, text):
+    soundfile.write(tmp_path / "song.wav", music(0.1), RATE)
+    (tmp_path / "list.mp3").write_text(text)
+    with pytest.raises(AudioError) as caught:
+        read_audio(tmp_path / "list.mp3")
+    assert caught.value.kind == "corrupt"
+
+
 @pytest.mark.parametrize("read", [read_audio, drain])
 def test_no_permission(tmp_path, monkeypatch, read):
     soundfile.write(tmp_path / "a.wav", music(0.1), RATE)
