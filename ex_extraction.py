@@ -60,7 +60,6 @@ EMBEDDINGS = "embeddings"
 _VERSION = 1  # of what results mean: another one is made again
 # On a GPU, fewer patches than these are done before compiling has paid.
 _TRACKS_THAT_PAY = 2000
-_LONGEST_STRETCH = 4  # times the length that a model was trained on
 _NUMBERING = "blocks count from 0; -1 is after the final norm"
 
 
@@ -97,14 +96,6 @@ def _extract(run, config: dict[str, Any], kind: str, expected: Mapping[str, Any]
     from_audio = inference["audio"] is not None
     data = set_up_data(config, checkpoint, *([] if from_audio else ["predict"]))
     net = set_up_network(config, checkpoint, data, "predict")
-    trained = checkpoint.sizes.get("input_t") if checkpoint else None
-    if trained and data.clip_frames > _LONGEST_STRETCH * trained:
-        log.warning(
-            "datamodule.clip_length: patches of %g s, and the model was trained on %g s: it has "
-            "never met such positions, and embeddings may mean little",
-            clip_seconds(data.clip_frames),
-            clip_seconds(trained),
-        )
     if checkpoint is None:
         log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
     elif kinds != ["embeddings"]:

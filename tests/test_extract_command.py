@@ -423,15 +423,15 @@ def test_what_is_refused(line, tmp_path, arguments):
 
 
 def test_patchout_that_leaves_next_to_nothing_is_refused(line, tmp_path):
-    said = bad("ex_maest.py", f"extract_logits {line} maest.s_patchout_t_interleaved=99", tmp_path)
-    assert "patchout" in said
+    typed = "datamodule.clip_length=8 maest.s_patchout_t_interleaved=99"
+    assert "s_patchout" in bad("ex_maest.py", f"extract_logits {line} {typed}", tmp_path)
 
 
 def test_patches_far_longer_than_the_trained_ones_are_told(line, tmp_path, caplog):
-    good("ex_maest.py", f"extract_logits {line} datamodule.clip_length=8", tmp_path)
-    assert "datamodule.clip_length" not in caplog.text
-    good("ex_maest.py", f"extract_logits {line} datamodule.clip_length=9", tmp_path)
-    assert caplog.text.count("datamodule.clip_length") == 1
+    good("ex_maest.py", f"extract_logits {line} datamodule.clip_length=6", tmp_path)
+    assert "times as long" not in caplog.text
+    good("ex_maest.py", f"extract_logits {line} datamodule.clip_length=11", tmp_path)
+    assert caplog.text.count("times as long") == 1
 
 
 def test_a_whole_number_may_have_a_point(line, tmp_path):
@@ -446,7 +446,7 @@ def test_the_default_block_is_said(line, tmp_path):
 
 
 def test_gaps_between_patches_are_told(line, tmp_path, caplog):
-    good("ex_maest.py", f"extract_logits {line} inference.patch_hop=1e6", tmp_path)
+    good("ex_maest.py", f"extract_logits {line} inference.patch_hop=100", tmp_path)
     assert "not heard" in caplog.text
 
 
