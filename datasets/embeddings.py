@@ -206,7 +206,9 @@ class EmbeddingFolder:
             for name in names:
                 if name.endswith(_SUFFIX):
                     track = (inside / name.removesuffix(_SUFFIX)).as_posix()
-                    found.setdefault(_stem(track), []).append(track)
+                    # Beside song.mp3, the log-mel file of song.flac is song.flac.mmap.
+                    for stem in {_stem(track), track}:
+                        found.setdefault(stem, []).append(track)
         return found
 
     def path(self, key: str) -> Path:
@@ -220,8 +222,9 @@ class EmbeddingFolder:
             InputError: there are several, of audio files that differ in their suffix only.
         """
         exact = self.folder / f"{key}{_SUFFIX}"
-        if exact.is_file():
-            return exact
+        for path in (exact, self.folder / f"{key}.mmap{_SUFFIX}"):
+            if path.is_file():
+                return path
         others = self._by_stem.get(_stem(posixpath.normpath(key)), [])
         if mel_key(key) != key:
             others = [name for name in others if mel_key(name) == name]

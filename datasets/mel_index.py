@@ -15,13 +15,14 @@ import os
 import posixpath
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
 from datasets.collection import mel_key
+from helpers.errors import InputError
 from helpers.files import write_error
 
 RECIPE_FILE = "preprocess.json"  # of every store
@@ -67,13 +68,11 @@ class MelIndex:
         self._path = self._store / f"{_INDEX}{part}.jsonl"
         self._file: FileIO | None = None
         newest: dict[str, tuple[int, Source]] = {}
-        for path in self._store.glob(f"{_INDEX}*.jsonl"):
-            with path.open("rb") as lines:
-                for line in lines:
-                    with suppress(ValueError, TypeError, KeyError):  # a line that was cut off
-                        audio, when, source = _parse(line)
-                        if audio not in newest or when >= newest[audio][0]:
-                            newest[audio] = when, source
+        for line in _lines(self._store):
+            with suppress(ValueError, TypeError, KeyError):  # a line that was cut off
+                audio, when, source = _parse(line)
+                if audio not in newest or when >= newest[audio][0]:
+                    newest[audio] = when, source
         in_time = sorted(newest.items(), key=lambda item: item[1][0])
         self.sources = {audio: source for audio, (_, source) in in_time}
         self.owners = {source.key: audio for audio, source in self.sources.items()}
@@ -152,6 +151,20 @@ class MelIndex:
                 free.remove(_maker(free, self._store / key, audio_dir))
             full |= {name: _full_key(name) for name in free}
         return full
+
+
+def _lines(store: Path) -> Iterator[bytes]:
+    for path in store.glob(f"{_INDEX}*.jsonl"):
+        try:
+            with path.open("rb") as file:
+                yield from file
+        except OSError as error:
+            raise InputError(
+                f"cannot be read: {error.strerror}",
+                kind="access",
+                path=path,
+                hint="Make it readable; or delete it, and newer audio alone is made again.",
+            ) from None
 
 
 def _parse(line: bytes) -> tuple[str, int, Source]:

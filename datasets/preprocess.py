@@ -152,8 +152,7 @@ def preprocess(
     notes = _open_store(store, names, seconds, audio_dir, whole=whole, every=files is None)
     index = MelIndex(store, part)
     keys = {name: mel_key(name) for name in names} | index.full_keys(names, audio_dir)
-    failed |= _clashes(keys, store, audio_dir, index)
-    names = [name for name in names if name not in failed]
+    clashes = _clashes(keys, store, audio_dir, index)
     orphans = []
     if whole and files is None:
         remove_leftovers(store, {".mmap"})
@@ -161,6 +160,8 @@ def preprocess(
         orphans = [key for key in orphans if not key.startswith(unread)]
     if shard is not None:
         names = names[shard[0] - 1 :: shard[1]]
+    failed |= {name: clashes[name] for name in names if name in clashes}
+    names = [name for name in names if name not in clashes]
 
     failed_csv, warnings_csv = store / f"failed{part}.csv", store / f"warnings{part}.csv"
     done, heard = set(), 0.0

@@ -107,12 +107,9 @@ def write_error(path: str | Path, error: OSError, other_place: str) -> InputErro
     # NumPy gives no number when a disk, or a quota, takes a part only.
     full = error.errno is None or error.errno in _DISK_FULL
     why, step = (
-        ("the disk is full, or your share of it", "Make room")
+        ("the disk is full, or your quota", "Make room")
         if full
-        else (
-            "the folder or disk takes no files",
-            f"Make it writable, or give another {other_place}",
-        )
+        else ("not writable", f"Make its folder writable, or give another {other_place}")
     )
     return InputError(
         f"cannot be written: {error.strerror or error} ({why}). What is done is kept",
@@ -120,11 +117,6 @@ def write_error(path: str | Path, error: OSError, other_place: str) -> InputErro
         hint=f"{step}, and run the same again.",
         path=path,
     )
-
-
-def why_not_written(path: str | Path, error: OSError, other_place: str) -> str:
-    """The text of `write_error`."""
-    return str(write_error(path, error, other_place))
 
 
 def write_json(path: str | Path, value: Any) -> None:

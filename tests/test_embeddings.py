@@ -464,6 +464,14 @@ def test_suffixes_that_leave_a_choice(tmp_path):
         load(["a/b.mmap", "a/song.mmap"], folder.tokens, "train", skip_missing=True)
 
 
+def test_two_formats_of_a_song(tmp_path):
+    """Whose log-mel files are song.mmap and song.mp3.mmap."""
+    audio = EmbeddingFolder(put(tmp_path / "audio", "song.mp3", "song.flac"))
+    assert audio.path("song.mp3.mmap").name == "song.mp3.embeddings.npy"
+    mels = EmbeddingFolder(put(tmp_path / "mels", "song.mmap", "song.mp3.mmap"))
+    assert mels.path("song.mp3").name == "song.mp3.mmap.embeddings.npy"
+
+
 def test_the_exact_name_goes_first(tmp_path):
     folder = EmbeddingFolder(put(tmp_path, "song.mmap", "song.mp3", "song.flac"))
     assert folder.path("song.mmap").name == "song.mmap.embeddings.npy"

@@ -322,7 +322,7 @@ def test_a_log_mel_keeps_its_name_when_a_second_format_is_added(collection, tmp_
     assert after.keys() - before.keys() == {"a/1.flac.mmap"}
     assert matches(store / "a/1.flac.mmap", collection / "a/1.flac")
     assert store_keys(store, ["a/1.flac", "a/1.wav"]) == ["a/1.flac.mmap", "a/1.mmap"]
-    # Nothing but the files says whose is whose, and that is enough.
+    # Nothing but the files tells whose is whose, and that is enough.
     as_before_the_index(store)
     assert preprocess(collection, store, **QUIET).skipped == 8
     assert mels(store) == after
@@ -343,10 +343,14 @@ def test_another_format_takes_the_place_of_one_that_is_gone(collection, tmp_path
 
 def test_a_clash_costs_the_files_that_clash(collection, tmp_path):
     store = tmp_path / "mels"
-    write_audio(collection / "a" / "1.wav.mp3", seed=20)  # a/1.wav.mmap, by its own name
-    write_audio(collection / "a" / "1.flac", seed=21)  # so that 1.wav has that name, too
+    write_audio(collection / "a" / "1.flac.mp3", seed=20)  # a/1.flac.mmap, by its own name
+    preprocess(collection, store, **QUIET)
+    write_audio(collection / "a" / "1.flac", seed=21)  # has that name, too, as 1.wav has 1.mmap
     report = preprocess(collection, store, **QUIET)
-    assert (report.done, list(report.failed)) == (8, ["a/1.wav.mp3"])
+    assert (report.skipped, list(report.failed)) == (8, ["a/1.flac"])
+    shards = [preprocess(collection, store, shard=(k, 2), **QUIET) for k in (1, 2)]
+    assert sum(report.skipped for report in shards) == 8
+    assert sorted(len(report.failed) for report in shards) == [0, 1]
 
 
 def test_a_second_folder_is_refused_unless_it_has_a_subfolder(collection, tmp_path, capsys):
