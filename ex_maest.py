@@ -217,6 +217,7 @@ def pretrain(_run, _config) -> dict[str, Any]:
     )
     point_link(folder.parent / "latest", folder)
     print_report(results, net.task, folder, model)
+    end_processes(trainer)
     return {
         **{f"val_{name}": results[f"val_{name}"] for name in metrics.SHOWN[net.task]},
         "folder": str(folder),
