@@ -164,12 +164,6 @@ def _names(runs: list[Finished]) -> list[str]:
 def compare_runs(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Compare, print and write ``comparison.json``, ``comparison.md`` and ``comparison.png``."""
     options = config["compare"]
-    if not 0 < options["confidence"] < 1:
-        raise InputError(
-            f"is {options['confidence']}",
-            setting="compare.confidence",
-            hint="Give more than 0 and less than 1, such as 0.95.",
-        )
     wanted, probed = _folders(config["runs"]), _folders(options["embeddings_dirs"])
     if len(wanted) + len(probed) < 2:
         raise InputError(

@@ -102,7 +102,7 @@ def read_probe(folder: str | Path) -> FinishedProbe:
         features, extraction = about["features"], about["extraction"]
     except InputError:
         raise
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise _no_probe(folder, path) from None
     except Exception as error:  # JSON's, safetensors', torch's
         raise InputError(

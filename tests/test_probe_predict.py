@@ -255,6 +255,9 @@ def test_what_is_no_finished_probe(home, tmp_path):
     line = f"audio={home.music}"
     message = bad("ex_tl.py", f"predict with probe=nowhere {line}", home.folder)
     assert "probe: nowhere/probe.json: " in message
+    file = home.probes["multi-label"] / "results.json"
+    message = bad("ex_tl.py", f"predict with probe={file} {line}", home.folder)
+    assert f"exp_logs/{home.probes['multi-label'].name}" in message
     copied = shutil.copytree(home.probes["multi-label"], tmp_path / "probe")
     weights = copied / "probe" / "seed-1.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
