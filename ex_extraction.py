@@ -265,9 +265,6 @@ def _find_model(
     checkpoint = find_checkpoint(config)
     if kinds != ["embeddings"] or config["maest"]["arch"] is None:
         checkpoint = needed_checkpoint(config)
-    if checkpoint is not None:  # which weights these are, for those who read the manifest
-        maest = config["maest"] | {"checkpoint_swa_weights": checkpoint.average}
-        config = config | {"maest": maest}
     if config["inference"]["audio"] is not None:
         known = checkpoint.sizes if checkpoint else {}
         open_ones = {"n_classes": 1, "norm_mean": NORM_MEAN, "norm_std": NORM_STD}

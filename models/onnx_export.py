@@ -298,6 +298,7 @@ def _check_fits(model: Maest, with_frontend: bool) -> None:
             "2 GiB",
             kind="unsupported",
             hint="Keep this model as a model folder, or export it with export.format=safetensors.",
+            setting="format",
         )
     if model.time_new_pos_embed.shape[-1] == 1:
         # One position would be added to every column of an input that is too long.

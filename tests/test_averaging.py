@@ -242,6 +242,18 @@ def test_extraction_takes_the_average_unless_told_otherwise(averaged, toy):
         np.testing.assert_allclose(found.ravel(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("average", "name"), [(None, "model-swa"), (False, "model")])
+def test_fine_tuning_starts_from_the_average_unless_told_otherwise(
+    averaged, toy, tmp_path, average, name
+):
+    line = f"with {settings(toy)} {LINE} maest.arch=None trainer.max_epochs=1 module.lr=1e-12 "
+    line += f"module.weight_decay=0 maest.checkpoint={averaged.folder / 'model'} "
+    good("ex_maest.py", f"{line} maest.checkpoint_swa_weights={average}", tmp_path)
+    found = safetensors.torch.load_file(newest(tmp_path) / "model" / "model.safetensors")
+    expected = safetensors.torch.load_file(averaged.folder / "model" / f"{name}.safetensors")
+    assert_close(found, expected)
+
+
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_a_rate_of_its_own(train, interval):
     """From the first step of epoch 2 on; before, the schedule's: a ramp from 1 to 0 in 4 epochs."""
