@@ -266,16 +266,17 @@ class _Sound:
         self.tick = float(self.stream.time_base or 0)
         self.first = self.stream.start_time or 0
         self.length = (self.stream.duration or 0) * self.tick
-        self.promised = self.length if container.format.name in _TELL_LENGTH else 0.0
-        if container.format.name == "mp3":
+        name, late = container.format.name, max(0, self.first) * self.tick
+        self.promised = self.length if name in _TELL_LENGTH else 0.0
+        if name == "mp3":
             self.promised = xing or 0.0
-        elif container.format.name == "ogg":  # a recording that began in the middle of a stream
-            self.promised -= max(0, self.first) * self.tick
-        elif len(container.streams) == 1 and (container.format.name == "asf" or not self.length):
-            self.promised = (container.duration or 0) / 1e6  # of ASF and Matroska, all streams
+        elif name == "ogg":  # a recording may begin in the middle of a stream
+            self.promised -= late
+        elif name in ("asf", "matroska,webm") and len(container.streams) == 1:  # of all streams
+            self.promised = (container.duration or 0) / 1e6 - late
         self.seconds, self.hole, self.error = 0.0, None, ""
         self._bytes = self._lost = 0
-        self._largest = _LARGEST_MP3_FRAME if container.format.name == "mp3" else math.inf
+        self._largest = _LARGEST_MP3_FRAME if name == "mp3" else math.inf
 
     def frames(self) -> Iterator[av.AudioFrame]:
         """All that can be decoded from here to the end."""

@@ -121,6 +121,21 @@ def test_central_part_of_other_formats(tmp_path, suffix):
     np.testing.assert_allclose(part, whole[start : start + 48_000], atol=atol)
 
 
+@pytest.mark.parametrize("priming", [0, 1024, 2112])
+def test_central_part_of_an_m4a_whose_edit_list_drops_its_priming(tmp_path, priming):
+    path = tmp_path / "a.m4a"
+    write_encoded(path, music(12), "aac", bit_rate="192000")
+    content = path.read_bytes()
+    at = content.find(b"elst") + 16  # behind version, flags, number of edits, duration
+    assert content[at : at + 4] == (1024).to_bytes(4, "big")
+    path.write_bytes(content[:at] + priming.to_bytes(4, "big") + content[at + 4 :])
+    whole, part = read_audio(path), read_audio(path, 3.0)
+    start = (len(whole) - 48_000) // 2
+    errors = [np.std(part - whole[start + i : start + i + 48_000]) for i in (-1, 0, 1)]
+    assert np.argmin(errors) == 1
+    assert errors[1] < 0.01
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "m4a"])
 def test_no_more_than_the_central_part_and_the_end_are_decoded(tmp_path, monkeypatch, suffix):
     path = tmp_path / f"a.{suffix}"

@@ -221,8 +221,21 @@ def test_one_sample(tmp_path):
     assert len(read_audio(tmp_path / "a.wav")) == 1
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".m4a"])
-@pytest.mark.parametrize("name", [b"two\nlines", b"caf\xe9"])
+@pytest.mark.parametrize("suffix", [".wav", ".m4a", ".ogg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"two\nlines",
+        b"caf\xe9",
+        "\uc138\uc0c1\uc5d0 \u4e16\u754c".encode(),
+        "\N{MUSICAL SCORE} cafe\u0301".encode(),
+        b"a 'b' \"c\" [d] (e) & f; $g `h` %d{0}$ #1 *?",
+        b"...dots.",
+        b"-rf",
+        b"x" * 204,
+        b"http:",
+    ],
+)
 def test_any_name(tmp_path, name, suffix):
     write(tmp_path / f"a{suffix}", music(1), RATE)
     path = tmp_path / (os.fsdecode(name) + suffix)
