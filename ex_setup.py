@@ -525,8 +525,15 @@ def check_device(config: dict[str, Any]) -> None:
     """Raise InputError for settings of section ``trainer`` that a CPU cannot serve."""
     trainer = config["trainer"]
     mps = torch.backends.mps.is_available() and trainer["accelerator"] in ("auto", "gpu", "mps")
-    if _on_cuda(config) or mps or trainer["accelerator"] == "tpu":
+    if _on_cuda(config) or mps:
         return
+    if trainer["accelerator"] not in ("auto", "cpu"):
+        raise InputError(
+            f"there is no {trainer['accelerator']!r} here",
+            kind="unsupported",
+            setting="trainer.accelerator",
+            hint="Leave it out to take what there is.",
+        )
     if trainer["precision"] == "16-mixed":
         raise InputError(
             "a CPU does not compute in fp16",

@@ -8,7 +8,7 @@ from anything useful: above them memory or time would end a run, without a word 
 _SHARE = "> 0, < 1"
 _RATE = ">= 0, < 1"  # of dropout
 _MANY = ">= 1, <= 1e9"
-_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 LIMITS = {
     "seed": (None, ">= 0, <= 4294967295"),  # what NumPy takes

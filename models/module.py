@@ -178,7 +178,7 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
                 "initial_lr": base,
                 "lr": base * schedule.lr_lambdas[i](schedule.last_epoch),
                 "weight_decay": options.weight_decay,
-                "betas": tuple(options.betas),
+                "betas": tuple(map(float, options.betas)),
             }
 
     def on_train_epoch_start(self) -> None:
@@ -287,7 +287,7 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
             self._parameter_groups(),
             lr=options.lr,
             weight_decay=options.weight_decay,
-            betas=tuple(options.betas),
+            betas=tuple(map(float, options.betas)),
             # In one kernel; under mixed precision it unscales gradients too late to clip them.
             fused=True if self.trainer.gradient_clip_val is None else None,
         )
