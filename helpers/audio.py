@@ -272,8 +272,8 @@ class _Sound:
             self.promised = xing or 0.0
         elif name == "ogg":  # a recording may begin in the middle of a stream
             self.promised -= late
-        elif name in ("asf", "matroska,webm") and len(container.streams) == 1:  # of all streams
-            self.promised = (container.duration or 0) / 1e6 - late
+        elif name == "matroska,webm" and len(container.streams) == 1 and not self.length:
+            self.promised = (container.duration or 0) / 1e6 - late  # with a length, an estimate
         self.seconds, self.hole, self.error = 0.0, None, ""
         self._bytes = self._lost = 0
         self._largest = _LARGEST_MP3_FRAME if name == "mp3" else math.inf

@@ -111,8 +111,8 @@ def ogg_streams(file: BinaryIO) -> tuple[list[list[Range]], bool]:
     while page is not None:
         file.seek(page)
         head = file.read(27 + 255)  # byte 26 counts the lengths that follow, of the rest
-        rest = head[27 : 27 + head[26]] if len(head) > 26 else b""
-        end = page + 27 + len(rest) + sum(rest) if len(head) > 26 else size + 1
+        sizes = head[27 : 27 + head[26]] if len(head) > 26 else b""
+        end = page + 27 + len(sizes) + sum(sizes) if len(head) > 26 else size + 1
         following = end if _is_page(file, end) else _find_page(file, page + 4)
         is_first = bool(head[5] & _OGG_FIRST)
         if is_first and not was_first:
@@ -125,7 +125,8 @@ def ogg_streams(file: BinaryIO) -> tuple[list[list[Range]], bool]:
             streams[-1].append((start, end))
             if following is None:
                 file.seek(end)
-                cut |= _begins_page(file.read(5))
+                rest = file.read(5)
+                cut |= bool(rest) and b"OggS\0".startswith(rest)
         page, was_first = following, is_first
     return streams, cut
 
@@ -134,10 +135,6 @@ def _is_page(file: BinaryIO, at: int, first: bool = False) -> bool:
     file.seek(at)
     head = file.read(6)
     return bool(_OGG_PAGE.match(head)) and (not first or bool(head[5] & _OGG_FIRST))
-
-
-def _begins_page(rest: bytes) -> bool:
-    return bool(rest) and b"OggS\0".startswith(rest)
 
 
 def _find_page(file: BinaryIO, at: int) -> int | None:
