@@ -364,8 +364,7 @@ _STEPS_THAT_PAY = 1000
 # What decides how a training goes. Runs that agree in it are one experiment.
 _SAME = {
     "seed": None,
-    # Version 0.1 recorded False where nothing was said, and what is continued has its own weights.
-    "maest": ("checkpoint_swa_weights",),
+    "maest": None,
     "module": None,
     "datamodule": (
         *("groundtruth_test", "groundtruth_predict"),
