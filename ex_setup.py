@@ -256,12 +256,12 @@ def _fit_head(
         return discard_head
     if checkpoint.labels and options["labels"]:
         if checkpoint.labels != options["labels"]:
-            log.warning("the weights were trained on other labels: a fresh head")
+            log.warning("the weights were trained on other labels: a newly initialized head")
         return checkpoint.labels != options["labels"]
     if checkpoint.sizes.get("n_classes") == groundtruth.n_classes:
         log.warning(
-            "the head is kept, as it is for as many labels: whether they are the same is not "
-            "known (maest.checkpoint_discard_head=True makes a fresh one)"
+            "keeping the checkpoint's head: same number of labels, names unknown "
+            "(maest.checkpoint_discard_head=True initializes another)"
         )
     return False
 
