@@ -236,7 +236,6 @@ def _check_options(config: dict[str, Any], kinds: list[str]) -> None:
                 "leaves out every second column",
                 name,
             )
-    check_choice("trainer.strategy", config["trainer"]["strategy"], ("auto", "ddp"))
     check_choice("inference.pool", inference["pool"], POOLS)
     check_choice("inference.tail", inference["tail"], TAILS)
     if inference["quantize"] is not None:
@@ -247,12 +246,6 @@ def _check_options(config: dict[str, Any], kinds: list[str]) -> None:
             kind="conflict",
             hint="Use the command predict, or add predictions to inference.outputs.",
             setting="inference.plot",
-        )
-    if inference["out_dir"] is None:
-        raise InputError(
-            "None is no folder",
-            hint=f"Leave it out for {settings.MAEST['inference']['out_dir']}, or name one.",
-            setting="inference.out_dir",
         )
 
 
