@@ -71,6 +71,8 @@ def make_melspectrograms(
             hint="Give the folder that they are in.",
         )
     report = preprocess(audio_dir, melspec_dir, files=whole, **options)
+    for note in report.notes:
+        print(note)
     if len(report.failed) == len(whole):
         name, reason = next(iter(sorted(report.failed.items())))
         raise InputError(
