@@ -214,7 +214,13 @@ def memory(bench: Bench) -> Iterator[tuple[str, Any]]:
     works = {f"{n} tracks of 8 s": bench.music(n, 8) for n in (few, many)}
     works |= {f"a track of {s / 60:g} min": bench.music(1, s) for s in (short, long)}
     one = partial(bench.measure, "remember", bench.ways[bench.main], TRAINED, warmup=0)
-    runs = bench.in_turns({name: partial(one, audio) for name, audio in works.items()})
+    works = {f"{TRAINED}, {name}": partial(one, audio) for name, audio in works.items()}
+    length, audio = bench.args.lengths[0], bench.music(few, 8 if quick else 90)
+    for name in (n for n, way in bench.ways.items() if n == bench.main or way.quantize):
+        works[f"{bench.args.arch}, {length} s, {name}: {few} tracks"] = partial(
+            bench.measure, "remember", bench.ways[name], bench.model(length), audio, warmup=0
+        )
+    runs = bench.in_turns(works)
     rows = {name: medians(found) for name, found in runs.items()}
     for name, row in rows.items():
         row["all_peak_mib"] = [run["peak_mib"] for run in runs[name]]
@@ -224,7 +230,7 @@ def memory(bench: Bench) -> Iterator[tuple[str, Any]]:
         "a reading process, MiB": "{reader_peak_mib:.0f}",
         "seconds": "{seconds:.1f}",
     }
-    show(f"Highest resident set, {TRAINED}", rows, columns)
+    show("Highest resident set", rows, columns)
     yield from rows.items()
 
 
