@@ -28,7 +28,8 @@ AGAIN = "inference.overwrite=True"  # another demo has left those of another mod
 
 # What each step is called, and what is typed. The last four are the rows of the probe's table.
 DATA = ("The data set: real scores, performed", "datasets/scores/preprocess.py")
-PRETRAIN = ("Pre-training on style labels", "ex_maest.py")
+# Fewer columns than the default: half the arithmetic, and figures that earlier records hold.
+PRETRAIN = ("Pre-training on style labels", "ex_maest.py with maest.s_patchout_t=22")
 EXTRACT = (
     (
         "Embeddings of the model just trained",

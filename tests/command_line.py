@@ -6,12 +6,15 @@ import contextlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from ex_common import run_command_line  # isort: skip (first: it quiets warnings)
 
 import config
+import ex_common
 import ex_maest
 import ex_tl
+from helpers.errors import InputError
 
 EXPERIMENTS = {"ex_maest.py": ex_maest.ex, "ex_tl.py": ex_tl.ex}
 ALIASES = {"ex_maest.py": config.SECTION_ALIASES, "ex_tl.py": config.TL_ALIASES}
@@ -46,10 +49,25 @@ def good(script: str, line: str, cwd: Path) -> str:
 
 
 def bad(script: str, line: str, cwd: Path) -> str:
-    """Run a command line that must fail with a message, not a traceback."""
-    done = run(script, line, cwd)
+    """Run a command line that must fail with a message, not a traceback.
+
+    The message says where the fault is, and what to do next.
+    """
+    refused: list[Exception] = []
+    in_words = ex_common._message
+
+    def look_at(error: Exception) -> str:
+        refused.append(error)
+        return in_words(error)
+
+    with mock.patch.object(ex_common, "_message", look_at):
+        done = run(script, line, cwd)
     assert done.code == 1, done.out + done.err
     assert "Traceback" not in done.err, done.err
+    for error in refused:
+        if isinstance(error, InputError):
+            assert error.hint, error
+            assert error.path or error.setting or error.kind in ("diverged", "worker"), error
     return done.err
 
 
