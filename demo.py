@@ -28,7 +28,7 @@ AGAIN = "inference.overwrite=True"  # another demo has left those of another mod
 
 # What each step is called, and what is typed. The last four are the rows of the probe's table.
 DATA = ("The data set: real scores, performed", "datasets/scores/preprocess.py")
-# Fewer columns than the default: half the arithmetic, and figures that earlier records hold.
+# More columns are left out than by default: half the arithmetic, and comparable with older records.
 PRETRAIN = ("Pre-training on style labels", "ex_maest.py with maest.s_patchout_t=22")
 EXTRACT = (
     (
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="also write figures and times to this JSON")
     args = parser.parse_args()
     works = f" --works {args.works}" if args.works else ""
-    epochs = f" with trainer.max_epochs={args.epochs}" if args.epochs else ""
+    epochs = f" trainer.max_epochs={args.epochs}" if args.epochs else ""
     steps = [(DATA[0], DATA[1] + works), (PRETRAIN[0], PRETRAIN[1] + epochs), *EXTRACT, *PROBES]
 
     found, times = [], {}
