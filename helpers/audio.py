@@ -36,7 +36,7 @@ from helpers.audio_blocks import (
     regrouped,
     resampled,
 )
-from helpers.audio_headers import Ranges, chunk_bytes, mp3_seconds, ogg_streams
+from helpers.audio_headers import Pieces, chunk_bytes, mp3_seconds, ogg_streams, with_sizes
 from helpers.errors import InputError
 from helpers.mel_constants import SAMPLE_RATE
 
@@ -197,7 +197,8 @@ def _decoded(path: Path, meter: Meter, seconds: float | None) -> Generator[np.nd
                     kind="corrupt",
                     hint=_DAMAGED,
                 )
-            files = [Ranges(raw, ranges) for ranges in streams] or [raw]
+            files = [Pieces([(raw, *own) for own in ranges]) for ranges in streams]
+            files = files or [with_sizes(raw)]
             blocks = (block for file in files for block in _whole(file, meter))
             if seconds is None:
                 yield from blocks

@@ -5,9 +5,11 @@ A header is never a reason to stop reading: it shows only whether an end is miss
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
 Range = tuple[int, int]  # bytes of a file: the first, and the one behind the last
@@ -19,12 +21,12 @@ _NO_SIZE = 0x7FFF_0000  # bytes, or more, that stand for "not known" in a WAV or
 _MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 
 
-class Ranges:
-    """Ranges of a file, one behind the other, as a file of their own."""
+class Pieces:
+    """Pieces of files, one behind the other, as a file of their own."""
 
-    def __init__(self, file: BinaryIO, ranges: list[Range]) -> None:
-        self._file, self._ranges, self._at = file, ranges, 0
-        self._size = sum(end - start for start, end in ranges)
+    def __init__(self, pieces: list[tuple[BinaryIO, int, int]]) -> None:
+        self._pieces, self._at = pieces, 0
+        self._size = sum(end - start for _, start, end in pieces)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._at = offset + (0, self._at, self._size)[whence]
@@ -34,16 +36,16 @@ class Ranges:
         return self._at
 
     def read(self, size: int) -> bytes:
-        before = 0
-        for start, end in self._ranges:
+        found, before = b"", 0
+        for file, start, end in self._pieces:
             first = start + self._at - before
-            if first < end:
-                self._file.seek(first)
-                block = self._file.read(min(size, end - first))
+            if first < end and len(found) < size:
+                file.seek(first)
+                block = file.read(min(size - len(found), end - first))
                 self._at += len(block)
-                return block
+                found += block
             before += end - start
-        return b""
+        return found
 
 
 def behind_id3(file: BinaryIO) -> int:
@@ -77,22 +79,56 @@ def mp3_seconds(file: BinaryIO) -> float | None:
     return int.from_bytes(tag[8:12], "big") * samples / _MP3_RATES[version][rate]
 
 
-def chunk_bytes(file: BinaryIO) -> tuple[int, int]:
-    """How many bytes of audio a WAV or AIFF has, and how many are missing by its header."""
-    end, at, long_size = file.seek(0, os.SEEK_END), 12, 0
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Chunks of a WAV or AIFF: their names, where their content begins, and its bytes."""
+    end, at = file.seek(0, os.SEEK_END), 12
     file.seek(0)
     kind = file.read(4)
     while kind in (b"RIFF", b"RIFX", b"RF64", b"FORM") and at + 8 <= end:
         file.seek(at)
         name, size = struct.unpack("<4sI" if kind in (b"RIFF", b"RF64") else ">4sI", file.read(8))
+        yield name, at + 8, size
+        at += 8 + size + size % 2
+
+
+def chunk_bytes(file: BinaryIO) -> tuple[int, int]:
+    """How many bytes of audio a WAV or AIFF has, and how many are missing by its header."""
+    long_size = 0
+    for name, at, size in _chunks(file):
         if name == b"ds64":  # RF64: the sizes that need 64 bits
+            file.seek(at)
             long_size = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
         if name in (b"data", b"SSND"):
-            if size >= _NO_SIZE:
-                size = long_size
-            return end - at - 8, max(0, size - (end - at - 8))
-        at += 8 + size + size % 2
+            found = file.seek(0, os.SEEK_END) - at
+            return found, max(0, (long_size if size >= _NO_SIZE else size) - found)
     return 0, 0
+
+
+def with_sizes(file: BinaryIO) -> BinaryIO | Pieces:
+    """The file; an AIFF that its recorder did not finish, with sizes that FFmpeg takes.
+
+    Sizes of 0 become the largest, and a number of frames that is none, such as -1, becomes 0.
+    """
+    changes: dict[int, int] = {}
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] != b"FORM" or head[8:11] != b"AIF":
+        return file
+    if head[4:8] == b"\0\0\0\0":
+        changes[4] = _NO_SIZE
+    for name, at, size in _chunks(file):
+        file.seek(at + 2)
+        if name == b"COMM" and file.read(1) >= b"\x80":
+            changes[at + 2] = 0
+        if name == b"SSND":
+            if not size:
+                changes[at - 4] = _NO_SIZE
+            break
+    pieces, done = [], 0
+    for at, value in sorted(changes.items()):
+        pieces += [(file, done, at), (io.BytesIO(value.to_bytes(4, "big")), 0, 4)]
+        done = at + 4
+    return Pieces([*pieces, (file, done, file.seek(0, os.SEEK_END))]) if changes else file
 
 
 def ogg_streams(file: BinaryIO) -> tuple[list[list[Range]], bool]:
