@@ -22,10 +22,10 @@ from ex_common import run_dir
 from ex_extraction import extract
 from ex_probe_report import PROBE_FOLDER, finished_probes, is_sweep
 from helpers.errors import InputError
-from helpers.failures import encodable
+from helpers.failures import encodable, read_failures
 from helpers.files import atomic_path, write_json
-from helpers.predictions import best, figure_name
-from helpers.writer import Output, is_done
+from helpers.predictions import SEPARATOR, best, figure_name
+from helpers.writer import WARNINGS, Output, is_done
 from models.probe import Probe
 
 log = logging.getLogger(__name__)
@@ -246,22 +246,29 @@ def predict_with_probe(run, config: dict[str, Any]) -> dict[str, Any]:
     if not mix:
         features = [own[0] for own in features]
     values = probe(np.stack(features)) if keys else np.zeros((0, 0), np.float32)
-    _write(folder, probe, keys, values)
-    _print(probe, keys, values, config["predict"]["top"])
-    print(f"{len(keys)} tracks, {len(probe.about['labels'])} columns: {folder / 'predictions.csv'}")
+    listed = read_failures(folders[0].folder / WARNINGS, value="warnings")
+    warnings = [listed.get(key, "") for key in keys]
+    _write(folder, probe, keys, values, warnings)
+    _print(probe, keys, values, warnings, config["predict"]["top"])
+    print(
+        f"{len(keys)} tracks, {sum(map(bool, warnings))} with warnings, "
+        f"{len(probe.about['labels'])} labels or values: {folder / 'predictions.csv'}"
+    )
     return {"folder": str(folder), "tracks": len(keys), "failed": found["failed"]}
 
 
-def _write(folder: Path, probe: FinishedProbe, keys: list[str], values: np.ndarray) -> None:
+def _write(
+    folder: Path, probe: FinishedProbe, keys: list[str], values: np.ndarray, warnings: list[str]
+) -> None:
     labels, figure = probe.about["labels"], figure_name(probe.about["task"])
     with (
         atomic_path(folder / "predictions.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         table = csv.writer(file)
-        table.writerow(("track", *labels))
-        for key, own in zip(keys, values, strict=True):
-            table.writerow((encodable(key), *(f"{value:.{_DIGITS}f}" for value in own)))
+        table.writerow(("track", *labels, "warnings"))
+        for key, own, warned in zip(keys, values, warnings, strict=True):
+            table.writerow((encodable(key), *(f"{value:.{_DIGITS}f}" for value in own), warned))
     write_json(
         folder / "predictions.json",
         {
@@ -274,17 +281,20 @@ def _write(folder: Path, probe: FinishedProbe, keys: list[str], values: np.ndarr
                         label: round(float(value), _DIGITS)
                         for label, value in zip(labels, own, strict=True)
                     },
+                    "warnings": warned.split(SEPARATOR) if warned else [],
                 }
-                for key, own in zip(keys, values, strict=True)
+                for key, own, warned in zip(keys, values, warnings, strict=True)
             ],
         },
     )
 
 
-def _print(probe: FinishedProbe, keys: list[str], values: np.ndarray, top: int) -> None:
+def _print(
+    probe: FinishedProbe, keys: list[str], values: np.ndarray, warnings: list[str], top: int
+) -> None:
     labels, task = probe.about["labels"], probe.about["task"]
-    for key, own in list(zip(keys, values, strict=True))[:_SHOWN]:
-        chosen = best(own, top, task)
-        print(f"{key}: " + ", ".join(f"{labels[i]} {own[i]:.3f}" for i in chosen))
+    for key, own, warned in list(zip(keys, values, warnings, strict=True))[:_SHOWN]:
+        chosen = ", ".join(f"{labels[i]} {own[i]:.3f}" for i in best(own, top, task))
+        print(f"{key}: {chosen}{f' ({warned}: this means little)' if warned else ''}")
     if len(keys) > _SHOWN:
         print("…")

@@ -85,7 +85,7 @@ def predicted(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
     """Columns, tracks and values of predictions.csv."""
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    values = np.array([[float(cell) for cell in row[1:]] for row in rows])
+    values = np.array([[float(cell) for cell in row[1:-1]] for row in rows])
     return header, [row[0] for row in rows], values
 
 
@@ -113,7 +113,7 @@ def test_the_values_are_the_networks_and_the_probes(home, task):
         "ex_tl.py", f"predict with probe={home.probes[task]} audio={home.music}", home.folder
     )
     header, tracks, values = predicted(newest(home.folder))
-    assert header == ["track", *LABELS[task]]
+    assert header == ["track", *LABELS[task], "warnings"]
     assert tracks == ["a/000.flac", "a/002.flac", "b/001.flac"]
     for track, own in zip(tracks, values, strict=True):
         np.testing.assert_allclose(own, by_hand(home, task, track), rtol=1e-4, atol=1e-5)
@@ -121,10 +121,28 @@ def test_the_values_are_the_networks_and_the_probes(home, task):
     assert "a/000.flac: " in out
     found = json.loads((newest(home.folder) / "predictions.json").read_text())
     assert (found["task"], [own["track"] for own in found["tracks"]]) == (task, tracks)
-    (figure,) = set(found["tracks"][0]) - {"track"}
+    (figure,) = set(found["tracks"][0]) - {"track", "warnings"}
     for entry, own in zip(found["tracks"], values, strict=True):
         assert list(entry[figure].values()) == pytest.approx(list(own), abs=1e-6)
         assert list(entry[figure]) == LABELS[task]
+
+
+def test_a_silent_track_has_a_warning_beside_its_labels(home, tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(48_000), 16_000)
+    soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).normal(0, 0.1, 48_000), 16_000)
+    out = good(
+        "ex_tl.py", f"predict with probe={home.probes['multi-label']} audio={tmp_path}", home.folder
+    )
+    assert "silence.wav: " in out
+    assert "(silent" in out
+    assert "1 with warnings" in out
+    with (newest(home.folder) / "predictions.csv").open(newline="") as file:
+        assert {row["track"]: row["warnings"] for row in csv.DictReader(file)} == {
+            "noise.wav": "",
+            "silence.wav": "silent",
+        }
+    found = json.loads((newest(home.folder) / "predictions.json").read_text())
+    assert [own["warnings"] for own in found["tracks"]] == [[], ["silent"]]
 
 
 def test_a_probe_of_mixed_blocks(home):
