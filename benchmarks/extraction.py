@@ -363,7 +363,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     ways = chosen_ways(args)
     if "trained" in args.parts and importlib.util.find_spec("onnxruntime") is None:
         args.parts.remove("trained")
-    packages = ["torch", "timm", "soundfile", "soxr"]
+    packages = ["torch", "timm", "av", "soxr"]
     packages += [p for p in ("transformers", "onnxruntime") if importlib.util.find_spec(p)]
     record: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),

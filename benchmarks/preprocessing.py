@@ -171,8 +171,7 @@ def main() -> None:
             {
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": machine(),
-                "versions": versions("essentia", "torch", "soundfile", "soxr", "numpy"),
-                "libsndfile": soundfile.__libsndfile_version__,
+                "versions": versions("essentia", "torch", "av", "soxr", "numpy"),
                 "repeats": args.repeats,
                 "files": {"seconds": LENGTHS, "formats": FORMATS, "rate": RATE, "channels": 2},
                 "largest_difference_bands_0_to_84": differ,

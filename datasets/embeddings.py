@@ -137,7 +137,7 @@ def read_tokens(path: Path) -> np.ndarray:
         raise InputError(
             "has NaN or infinite values",
             path=path,
-            hint="Extract it again, with trainer.precision=32-true.",
+            hint="Delete it, and extract it again with trainer.precision=32-true.",
         )
     return embedding
 

@@ -58,7 +58,7 @@ class Report:
         failed: audio file relative to its folder → reason.
         seconds: of audio in the files made now.
         failed_csv: the list of failures, if there are any.
-        left_out: suffixes that are not taken for audio → how many files have them.
+        left_out: suffix, or name of a folder, that is not taken for music → how many there are.
         warnings: audio file → why its results may mean nothing; of files whole before, too.
         orphans: log-mel files without audio, relative to their folder. A shard looks for none.
         warnings_csv: the list of both, if there are any.

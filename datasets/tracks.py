@@ -209,7 +209,7 @@ class Found(NamedTuple):
     Attributes:
         tracks: the audio, in the order of its names' bytes.
         failed: folders that may not be read, relative to the folder → reason.
-        left_out: suffixes that are not taken for audio → how many files have them.
+        left_out: suffix, or name of a folder, that is not taken for music → how many there are.
     """
 
     tracks: AudioTracks
@@ -222,7 +222,7 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
 
     Args:
         audio: an audio file, whatever its suffix; or a folder of audio, with any folders in it:
-            links are followed, but not around in a circle; hidden files are left out.
+            see `datasets.collection.find_audio`.
         leave_out: a folder that is not looked into, that of the results.
 
     Raises:

@@ -31,9 +31,10 @@ def write_failures(
     """
     path = Path(path)
     if not failed:
-        path.unlink(missing_ok=True)
+        if path.exists():  # a read-only disk refuses even to remove what is not there
+            path.unlink(missing_ok=True)
         return None
-    if read_failures(path, column) == failed:
+    if read_failures(path, column, value) == failed:
         return path
     with (
         atomic_path(path) as temporary,

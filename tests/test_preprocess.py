@@ -178,6 +178,18 @@ def test_key_of_a_path(path, key):
 # ---- again, and what is in the way ---------------------------------------------------------------
 
 
+def test_a_complete_store_on_a_read_only_disk(collection, tmp_path, monkeypatch):
+    preprocess(collection, tmp_path / "mels", **QUIET)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
+    report = preprocess(collection, tmp_path / "mels", **QUIET)
+    assert (report.done, report.skipped) == (0, len(KEYS))
+
+
 def test_what_is_whole_is_skipped_and_what_is_not_is_made(collection, tmp_path):
     store = tmp_path / "mels"
     preprocess(collection, store, **QUIET)
@@ -882,7 +894,7 @@ def start_long_run(tmp_path: Path, **options) -> subprocess.Popen:
         **options,
     )
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("mels/*.mmap"))) < 5:
+    while len(list(tmp_path.glob("mels/[!.]*.mmap"))) < 5:  # without unfinished ones
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
