@@ -268,7 +268,8 @@ def run_command_line(
     ``aliases`` are other names of sections of settings; of single settings, with a ``=`` behind.
     """
     arguments = [_as_meant(argument, aliases or {}) for argument in argv[1:]]
-    sys.argv = list(argv)  # of the processes that Lightning starts, and for `same_command`
+    # For the processes that Lightning starts, and for `same_command`.
+    sys.argv = [argv[0], *arguments]
     try:
         check_arguments(arguments, list(ex.commands), list(ex.named_configs))
     except InputError as error:

@@ -247,7 +247,7 @@ def test(_run, _config) -> dict[str, Any]:
     given = config["inference"]["patches_per_pass"]
     module = MaestModule(net, **({} if given is None else {"patches_per_pass": given}))
     set_up_trainer(config, folder).test(module, data, verbose=False)
-    results = figures_of("test", module, net.labels)
+    results = figures_of("test", module, net.labels) | {"average": checkpoint.average}
     write_json(folder / "results.json", results)
     found = in_words(net.task, {name: results[f"test_{name}"] for name in metrics.SHOWN[net.task]})
     chance = f" (chance: {in_words(net.task, results['chance'])})" if "chance" in results else ""
@@ -393,6 +393,7 @@ def _look_at(data: MaestDataModule) -> None:
             kind="corrupt",
             hint="To see all that is wrong: python ex_maest.py check_data with the same settings. "
             "To go on without bad files: datamodule.on_error=skip",
+            setting=f"datamodule.groundtruth_{stops[0].split}",
         )
     for finding in (*report.problems, *report.warnings):
         log.warning("%s", finding.message)

@@ -205,7 +205,8 @@ def set_up_network(
             hint="Leave it out, or shorten datamodule.clip_length.",
         )
     if training and options["s_patchout_t"] is None:
-        options["s_patchout_t"] = columns_to_drop(data.clip_frames)
+        always = options["s_patchout_t_indices"] or options["s_patchout_t_interleaved"] > 1
+        options["s_patchout_t"] = 0 if always else columns_to_drop(data.clip_frames)
         log.info("maest.s_patchout_t=%d, for clips of this length", options["s_patchout_t"])
     discard_head = config["maest"]["checkpoint_discard_head"]
     if training or (options["n_classes"] is None and "n_classes" not in known):

@@ -21,7 +21,8 @@ DEFAULTS = {
     "norm_mean": None,
     "norm_std": None,
     # Patchout in training, drawn for each batch. The grid of a 5 s clip has 9 rows x 30 columns.
-    "s_patchout_t": None,  # time columns dropped; about half: 3 a second, as in the paper
+    # Time columns dropped. None: about half, 3 a second, as in the paper; 0 where others always are
+    "s_patchout_t": None,
     "s_patchout_f": 0,  # frequency rows dropped
     "u_patchout": 0,  # single patches dropped
     # Patchout that always acts, at inference too: it saves time by the share of tokens it drops,

@@ -98,7 +98,7 @@ def _check_value(name: str, value: Any, default: Any, limit: Limit) -> None:
     kinds = [example for example in examples if example is not None]
     if kinds and not any(_same_kind(value, example) for example in kinds):
         expected = ", or ".join(f"{_kind(example)}, such as {example!r}" for example in kinds)
-        raise InputError(f"{value!r} is {_kind(value)}", setting=name, hint=f"Give {expected}.")
+        raise InputError(f"{value!r} does not fit", setting=name, hint=f"Give {expected}.")
     if limit.choices:
         check_choice(name, value, limit.choices)
     if limit.length is not None and len(value) != limit.length:

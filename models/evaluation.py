@@ -183,6 +183,7 @@ class TrackEvaluation:
                 f"not one of the tracks to evaluate on could be read ({reasons})",
                 kind="empty",
                 hint="`python ex_maest.py check_data` with the same settings lists what is wrong.",
+                setting=f"datamodule.groundtruth_{prefix}",
             )
         if not torch.isfinite(values["activations "]).all():
             if prefix == "val":

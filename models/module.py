@@ -235,7 +235,7 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
             self._check_loss()
-        if self.trainer.is_last_batch:
+        if self.trainer.is_last_batch or self.trainer.should_stop:  # as a limit of steps does
             self._check_loss()
             total, clips = self._epoch_loss()
             self.log("train_loss", total / clips, on_step=False, on_epoch=True, batch_size=1)

@@ -12,13 +12,13 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from numbers import Integral
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.chunks import chosen_blocks
 from helpers.errors import InputError
 from helpers.melspectrogram import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
 from helpers.patches import PATCH_SIZE
@@ -93,7 +93,7 @@ def export_onnx(
     import onnx  # here: it is slow to import, and the networks are used without it
 
     path = Path(path)
-    blocks = _checked_blocks(blocks, model.depth)
+    blocks = list(chosen_blocks(blocks, model.depth))
     longest = model.time_new_pos_embed.shape[-1] * STRIDE + PATCH_SIZE - 1  # frames
     name, time, limit = "melspectrogram", "frames", longest
     if with_frontend:
@@ -274,19 +274,6 @@ def _float32_copy(model: Maest) -> Maest:
 
 def _output_name(block: int) -> str:
     return "embeddings_final" if block < 0 else f"embeddings_{block}"
-
-
-def _checked_blocks(blocks: Sequence[int], depth: int) -> list[int]:
-    blocks = [int(b) if isinstance(b, Integral) and not isinstance(b, bool) else b for b in blocks]
-    wrong = [b for b in blocks if type(b) is not int or not -1 <= b < depth]
-    repeated = sorted({block for block in blocks if blocks.count(block) > 1 and not wrong})
-    if wrong or repeated:
-        raise InputError(
-            f"there is no block {wrong}" if wrong else f"{repeated} is there more than once",
-            hint=f"Give numbers from 0 to {depth - 1}, or -1 for the final embedding, each once.",
-            setting="blocks",
-        )
-    return blocks
 
 
 def _check_fits(model: Maest, with_frontend: bool) -> None:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.chunks import chosen_blocks
 from helpers.errors import InputError
 from models.blocks import is_standard, sharing_copy
 from models.maest import Maest, inference
@@ -44,9 +43,8 @@ class Int8Encoder:
             other processes can have the cores.
 
     Raises:
-        InputError: (a ValueError) without onnxruntime, for a network that is not float32 on the
-            CPU, whose blocks have been changed, or that has no such block, and if nothing is asked
-            for.
+        InputError: without onnxruntime, and for a network that is not float32 on the CPU, or whose
+            blocks have been changed.
     """
 
     def __init__(
@@ -62,14 +60,6 @@ class Int8Encoder:
                 setting="quantize",
             ) from error
         self.blocks, self.logits = list(blocks), logits
-        chosen_blocks(self.blocks, net.depth)
-        if not (self.blocks or logits):
-            raise InputError(
-                "nothing is asked for",
-                kind="empty",
-                hint="Name blocks, or ask for logits.",
-                setting="blocks",
-            )
         last = net.depth - 1
         to_the_end = logits or -1 in self.blocks
         count = net.depth if to_the_end else max(self.blocks) + 1

@@ -218,6 +218,7 @@ def test_a_test_of_the_average(averaged, toy):
         good("ex_maest.py", f"{line} {flag}", averaged.home)
         found[average] = json.loads((newest(averaged.home) / "results.json").read_text())
     row = averaged.rows[-1]
+    assert [found[average]["average"] for average in (True, False)] == [True, False]
     for figure in ("ap", "roc_auc"):
         assert found[True][f"test_{figure}"] == pytest.approx(row[f"val_swa_{figure}"], abs=1e-6)
         assert found[False][f"test_{figure}"] == pytest.approx(row[f"val_{figure}"], abs=1e-6)

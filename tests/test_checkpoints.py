@@ -19,7 +19,14 @@ from command_line import bad, good, newest, run, settings  # isort: skip (first:
 import config
 import ex_maest
 from datasets.groundtruth import write_groundtruth
-from ex_setup import as_it_began, columns_to_drop, find_run_to_continue, read_continued
+from ex_setup import (
+    as_it_began,
+    columns_to_drop,
+    find_run_to_continue,
+    read_continued,
+    set_up_data,
+    set_up_network,
+)
 from helpers.checkpoints import Checkpoints
 from helpers.history import History, read_history
 from models import get_maest
@@ -170,6 +177,17 @@ def test_what_version_0_1_had_by_default_is_kept(tmp_path):
 )
 def test_about_half_of_a_clips_columns_are_dropped(seconds, columns):
     assert columns_to_drop(input_frames(seconds)) == columns
+
+
+@pytest.mark.parametrize(
+    ("always", "at_random"),
+    [({}, 4), ({"s_patchout_t_interleaved": 2}, 0), ({"s_patchout_t_indices": [3]}, 0)],
+)
+def test_no_columns_are_dropped_at_random_where_others_always_are(toy, always, at_random):
+    maest = {"arch": "maest_toy", "norm_mean": 0.0, "norm_std": 1.0, **always}
+    options = changed(maest=maest, datamodule=toy.settings() | {"clip_length": 1.5})
+    data = set_up_data(options, None, "train")
+    assert set_up_network(options, None, data, "train", training=True).s_patchout_t == at_random
 
 
 # ---------------------------------------------------------------- trainings that come to nothing

@@ -247,7 +247,7 @@ def test_every_form_in_which_choices_are_typed(made, monkeypatch, typed, cells):
     asked = []
 
     def train(*_, **__):
-        raise InputError("enough", hint="Stop.")
+        raise InputError("enough", hint="Stop.", setting="sweep")
 
     def cells_of(*arguments):
         jobs = list(real(*arguments))

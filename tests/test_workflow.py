@@ -408,6 +408,7 @@ def test_missing_files_stop_a_training_at_once(toy, tmp_path):
     for key in ("train/01.mmap", "train/04.mmap", "validation/05.mmap"):
         assert f"'{key}': {data / key}: no such file" in message
     assert "train/02.mmap" not in message
+    assert "datamodule.groundtruth_train: " in message
     assert "python ex_maest.py check_data" in message
     assert not list(newest(tmp_path).glob("**/*.ckpt"))
     done = run("ex_maest.py", f"with {line} {QUICK} datamodule.on_error=skip", tmp_path)
@@ -504,3 +505,5 @@ def test_a_limit_of_steps_counts_the_steps_of_the_run_that_is_continued(toy, mod
     good("ex_maest.py", f"{line} trainer.max_steps=5 ckpt_path={last}", tmp_path)
     results = json.loads((tmp_path / "exp_logs/2/results.json").read_text("utf-8"))
     assert results["steps"] == 5
+    assert np.isfinite([row["train_loss"] for row in results["epochs"]]).all()
+    assert len(results["epochs"]) == 3
