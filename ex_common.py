@@ -29,6 +29,7 @@ warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*")
 from pytorch_lightning.utilities import rank_zero_only  # noqa: E402
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: E402
 from sacred import SETTINGS, Experiment  # noqa: E402
+from sacred.config import load_config_file  # noqa: E402
 from sacred.observers import FileStorageObserver  # noqa: E402
 from sacred.run import Run  # noqa: E402
 from sacred.serializer import flatten  # noqa: E402
@@ -37,6 +38,7 @@ from sacred.utils import (  # noqa: E402
     SacredInterrupt,
     apply_backspaces_and_linefeeds,
 )
+from yaml import YAMLError  # noqa: E402
 
 from helpers.errors import InputError  # noqa: E402
 from helpers.files import atomic_path  # noqa: E402
@@ -260,6 +262,27 @@ def _as_meant(argument: str, aliases: Mapping[str, str]) -> str:
     return f"{key}={value}"
 
 
+def _check_settings_file(path: str) -> None:
+    """Raise InputError for a file that Sacred cannot take settings from."""
+    hint = "Give a file such as exp_logs/4/config.json: sections, and settings in them."
+    try:
+        content = load_config_file(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {error.strerror}", kind="missing", path=path, hint=hint
+        ) from None
+    except (ValueError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"damaged ({reason})", kind="corrupt", path=path, hint="Correct that line."
+        ) from None
+    if not isinstance(content, Mapping):
+        raise InputError("no sections of settings", path=path, hint=hint)
+    for name in content:
+        if "." in str(name):
+            raise InputError("a name with a dot", setting=str(name), path=path, hint=hint)
+
+
 def run_command_line(
     ex: Experiment, argv: Sequence[str], aliases: Mapping[str, str] | None = None
 ) -> int:
@@ -272,6 +295,10 @@ def run_command_line(
     sys.argv = [argv[0], *arguments]
     try:
         check_arguments(arguments, list(ex.commands), list(ex.named_configs))
+        typed = arguments[arguments.index("with") + 1 :] if "with" in arguments else []
+        for name in typed:
+            if name.endswith((".json", ".yaml", ".yml")) and "=" not in name:
+                _check_settings_file(name)
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

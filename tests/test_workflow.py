@@ -325,6 +325,30 @@ def test_a_mistake_is_one_line_with_the_settings_name(toy, tmp_path, line, setti
     assert error.endswith((".", "?", ")")), error
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("nowhere.yaml", None),
+        ("own.yaml", "maest: [1"),
+        ("own.json", "{"),
+        ("own.json", "[1]"),
+        ("own.json", '{"module.lr": 1}'),
+    ],
+)
+def test_a_file_of_settings_that_holds_none(tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    done = run("ex_maest.py", f"with {name}", tmp_path)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("Error: ")
+    assert f"{name}: " in done.err
+
+
+def test_settings_in_a_file(home, toy):
+    (home / "own.yaml").write_text("maest:\n  checkpoint: exp_logs/1/model\n")
+    good("ex_maest.py", f"test with own.yaml {settings(toy)}", home)
+
+
 @pytest.mark.slow
 def test_as_a_program(toy, tmp_path):
     """The same through a process of its own: exit codes, and no noise."""
