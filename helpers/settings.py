@@ -225,9 +225,16 @@ def check_arguments(
         )
     if slip:
         raise slip
-    if len(words) > 1 and "with" not in words and words[0] != "help":
-        right = " ".join([words[0], "with", *words[1:]])
-        raise InputError("settings come after 'with'", setting=words[1], hint=f"Write '{right}'.")
+    early = words[1 : words.index("with")] if "with" in words else words[1:]
+    if early and words[0] != "help":
+        right = " ".join([words[0], "with", *(word for word in words[1:] if word != "with")])
+        raise InputError("settings come after 'with'", setting=early[0], hint=f"Write '{right}'.")
+    if words and words[-1] == "with":
+        raise InputError(
+            "no setting follows it",
+            setting="with",
+            hint="Leave it out, or give settings after it: key=value.",
+        )
     if "with" in words:
         for update in words[words.index("with") + 1 :]:
             if "=" not in update:

@@ -122,6 +122,9 @@ COMMANDS, NAMED = ("pretrain", "extract_embeddings"), ("target_scores", "paper_r
         ("target_score with seed=1", "target_score", "'with target_scores seed=1'"),
         ("pretrain target_scores seed=1", "target_scores", "'pretrain with target_scores seed=1'"),
         ("target_scores pretrain", "target_scores", "'pretrain with target_scores'"),
+        ("pretrain seed=1 with target_scores", "seed=1", "'pretrain with seed=1 target_scores'"),
+        ("pretrain with", "with", "Leave it out"),
+        ("with", "with", "Leave it out"),
         ("target_score with seed =1", "target_score", "'with target_scores seed=1'"),
     ],
 )
@@ -144,6 +147,7 @@ def test_slips_of_the_command_line(line, setting, right):
         "-u with seed=1",
         "-l DEBUG pretrain with seed=1",
         "-u pretrain with seed=1",
+        "pretrain -l DEBUG with seed=1",
     ],
 )
 def test_good_command_lines(line):
