@@ -114,7 +114,7 @@ def describe_left_out(suffixes: Counter[str]) -> str:
 def no_audio(audio_dir: Path, others: Counter[str], setting: str | None = None) -> InputError:
     """The error for a folder without audio, and with ``others`` (`find_audio`)."""
     return InputError(
-        f"no audio in it. {describe_left_out(others)}Looked for files that end in "
+        f"no audio in it; {describe_left_out(others)}looked for files that end in "
         f"{' '.join(sorted(AUDIO_SUFFIXES))}, in all folders below",
         kind="empty",
         hint="Give the folder that holds the music.",

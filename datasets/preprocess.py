@@ -141,6 +141,13 @@ def preprocess(
         names = find_audio(audio_dir, store, failed, left_out)
     else:
         names = sorted({Path(file).as_posix() for file in files}, key=os.fsencode)
+        outside = [name for name in names if name[:1] == "/" or ".." in name.split("/")]
+        if outside:  # its log-mel file would be outside the store
+            raise InputError(
+                f"{outside[0]!r} is not below {audio_dir}",
+                setting="files",
+                hint="Give paths relative to audio_dir.",
+            )
     if not names and not failed:
         raise no_audio(audio_dir, left_out)
     unread = tuple("" if folder == "." else folder for folder in failed)

@@ -227,8 +227,3 @@ def chance_scores(targets: np.ndarray, seed: int = 0, draws: int = 20) -> tuple[
     runs = [tagging_scores(targets, rng.random(shape)) for _ in range(draws)]
     ap = np.mean([run.macro_ap for run in runs])
     return float(ap), float(np.mean([run.macro_roc_auc for run in runs]))
-
-
-def constant_scores(targets: np.ndarray, frequencies: np.ndarray) -> TaggingScores:
-    """What predicting each label's training frequency for every input gets on these targets."""
-    return tagging_scores(targets, np.broadcast_to(frequencies, np.shape(targets)))

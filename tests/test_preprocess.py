@@ -178,6 +178,16 @@ def test_key_of_a_path(path, key):
 # ---- again, and what is in the way ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["../other/1.wav", "a/../../other/1.wav", "/other/1.wav"])
+def test_files_that_are_not_below_the_folder_of_audio(collection, tmp_path, name):
+    write_audio(tmp_path / "other" / "1.wav")
+    name = f"{tmp_path}{name}" if name[0] == "/" else name
+    with pytest.raises(InputError) as refused:
+        preprocess(collection, tmp_path / "mels", files=[name], **QUIET)
+    assert (refused.value.kind, refused.value.setting) == ("invalid", "files")
+    assert not list(tmp_path.rglob("*.mmap"))
+
+
 def test_a_complete_store_on_a_read_only_disk(collection, tmp_path, monkeypatch):
     preprocess(collection, tmp_path / "mels", **QUIET)
 
