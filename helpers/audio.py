@@ -36,7 +36,7 @@ from helpers.audio_blocks import (
     regrouped,
     resampled,
 )
-from helpers.audio_headers import Pieces, chunk_bytes, mp3_seconds, ogg_streams, with_sizes
+from helpers.audio_headers import Pieces, as_pieces, chunk_bytes, mp3_seconds, ogg_streams
 from helpers.errors import InputError
 from helpers.mel_constants import SAMPLE_RATE
 
@@ -198,7 +198,7 @@ def _decoded(path: Path, meter: Meter, seconds: float | None) -> Generator[np.nd
                     hint=_DAMAGED,
                 )
             files = [Pieces([(raw, *own) for own in ranges]) for ranges in streams]
-            files = files or [with_sizes(raw)]
+            files = files or [as_pieces(raw)]
             blocks = (block for file in files for block in _whole(file, meter))
             if seconds is None:
                 yield from blocks
@@ -271,6 +271,8 @@ class _Sound:
         self.promised = self.length if name in _TELL_LENGTH else 0.0
         if name == "mp3":
             self.promised = xing or 0.0
+        elif name == "caf":  # of PCM, the length is that of what is there
+            self.promised = max(self.length, self.stream.frames / self.stream.rate)
         elif name == "ogg":  # a recording may begin in the middle of a stream
             self.promised -= late
         elif name == "matroska,webm" and len(container.streams) == 1 and not self.length:

@@ -104,31 +104,31 @@ def chunk_bytes(file: BinaryIO) -> tuple[int, int]:
     return 0, 0
 
 
-def with_sizes(file: BinaryIO) -> BinaryIO | Pieces:
-    """The file; an AIFF that its recorder did not finish, with sizes that FFmpeg takes.
+def as_pieces(file: BinaryIO) -> Pieces:
+    """All of a file, in which FFmpeg may seek beyond the largest offset that the system takes.
 
-    Sizes of 0 become the largest, and a number of frames that is none, such as -1, becomes 0.
+    An AIFF that its recorder did not finish has sizes that FFmpeg takes: those of 0 become the
+    largest, and a number of frames that is none, such as -1, becomes 0.
     """
     changes: dict[int, int] = {}
     file.seek(0)
     head = file.read(12)
-    if head[:4] != b"FORM" or head[8:11] != b"AIF":
-        return file
-    if head[4:8] == b"\0\0\0\0":
-        changes[4] = _NO_SIZE
-    for name, at, size in _chunks(file):
-        file.seek(at + 2)
-        if name == b"COMM" and file.read(1) >= b"\x80":
-            changes[at + 2] = 0
-        if name == b"SSND":
-            if not size:
-                changes[at - 4] = _NO_SIZE
-            break
+    if head[:4] == b"FORM" and head[8:11] == b"AIF":
+        if head[4:8] == b"\0\0\0\0":
+            changes[4] = _NO_SIZE
+        for name, at, size in _chunks(file):
+            file.seek(at + 2)
+            if name == b"COMM" and file.read(1) >= b"\x80":
+                changes[at + 2] = 0
+            if name == b"SSND":
+                if not size:
+                    changes[at - 4] = _NO_SIZE
+                break
     pieces, done = [], 0
     for at, value in sorted(changes.items()):
         pieces += [(file, done, at), (io.BytesIO(value.to_bytes(4, "big")), 0, 4)]
         done = at + 4
-    return Pieces([*pieces, (file, done, file.seek(0, os.SEEK_END))]) if changes else file
+    return Pieces([*pieces, (file, done, file.seek(0, os.SEEK_END))])
 
 
 def ogg_streams(file: BinaryIO) -> tuple[list[list[Range]], bool]:

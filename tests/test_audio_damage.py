@@ -246,6 +246,22 @@ def test_an_aiff_or_au_that_was_streamed(tmp_path, name, chunk, size):
 
 
 @pytest.mark.parametrize("seconds", [None, 2.0])
+def test_a_caf_with_a_tag_behind_it_is_whole_and_one_that_is_cut_off_is_not(
+    tmp_path, capfd, seconds
+):
+    path = tmp_path / "a.caf"
+    soundfile.write(path, music(5), RATE, subtype="PCM_16")
+    expected, content = read_audio(path, seconds), path.read_bytes()
+    path.write_bytes(content + b"TAG" + b"x" * 125)  # a chunk of more bytes than a file can have
+    np.testing.assert_array_equal(read_audio(path, seconds), expected)
+    assert not capfd.readouterr().err
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioError) as refused:
+        read_audio(path, seconds)
+    assert refused.value.kind == "corrupt"
+
+
+@pytest.mark.parametrize("seconds", [None, 2.0])
 def test_a_flac_without_its_length_is_read_to_its_end(tmp_path, seconds):
     """As it is when FLAC is written to a pipe: 36 bits of STREAMINFO are 0."""
     path = tmp_path / "a.flac"
