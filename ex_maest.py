@@ -70,6 +70,7 @@ from ex_setup import (
     set_up_data,
     set_up_network,
     set_up_trainer,
+    splits_not_given,
 )
 from helpers import metrics
 from helpers.averaging import WeightAverage
@@ -264,6 +265,12 @@ def check_data(_run, _config) -> dict[str, Any]:
     """Look at all ground truths and files for what would stop a training, or spoil it."""
     config, folder = _config, run_dir(_run)
     splits = [s for s in ("train", "val", "test") if config["datamodule"][f"groundtruth_{s}"]]
+    left_out = splits_not_given(config, *splits)
+    if len(left_out) == len(splits):
+        check_files(config, *splits)
+    for split in left_out:
+        splits.remove(split)
+        log.warning("datamodule.groundtruth_%s is not given: not checked", split)
     data = set_up_data(config, find_sizes(config), *splits)
     report = data.check(splits)
     write_json(folder / "check.json", report.to_dict())

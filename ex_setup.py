@@ -49,6 +49,13 @@ def check_files(config: dict[str, Any], *splits: str) -> None:
 
     Before weights are fetched for them.
     """
+    for split in splits_not_given(config, *splits):
+        raise InputError(
+            "it is not given, and datamodule.base_dir is not the embedded data set's",
+            kind="missing",
+            hint=f"Give datamodule.groundtruth_{split}=<a ground truth of the tracks there>.",
+            setting=f"datamodule.groundtruth_{split}",
+        )
     for split in splits:
         path = config["datamodule"][f"groundtruth_{split}"]
         if path is None or Path(path).exists():
@@ -72,6 +79,19 @@ def check_files(config: dict[str, Any], *splits: str) -> None:
             path=teacher,
             setting="datamodule.teacher_dir",
         )
+
+
+def splits_not_given(config: dict[str, Any], *splits: str) -> list[str]:
+    """Splits that are the embedded data set's by default, where the log-mel files are others."""
+    given, default = config["datamodule"], settings.MAEST["datamodule"]
+    if Path(given["base_dir"]).resolve() == Path(default["base_dir"]).resolve():
+        return []
+    names = [f"groundtruth_{split}" for split in splits]
+    return [
+        split
+        for split, name in zip(splits, names, strict=True)
+        if given[name] is not None and given[name] == default[name]
+    ]
 
 
 def find_task(config: dict[str, Any], checkpoint: Checkpoint | None) -> str:

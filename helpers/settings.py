@@ -66,13 +66,15 @@ def check_settings(
     for key, value in given.items():
         name = f"{prefix}{key}"
         if key not in defaults:
+            # A setting that has its name in another section is meant before a similar one in this.
+            elsewhere = [known for known in limits or {} if known.split(".")[-1] == key]
             own_level = [f"{prefix}{known}" for known in defaults]
             where = f" in {prefix[:-1]!r}" if prefix else ""
             raise InputError(
                 "there is no such setting",
                 kind="unknown",
                 setting=name,
-                hint=f"{did_you_mean(name, own_level)} The settings{where} are: "
+                hint=f"{did_you_mean(name, elsewhere or own_level)} The settings{where} are: "
                 f"{', '.join(defaults)}.".lstrip(),
             )
         default = defaults[key]

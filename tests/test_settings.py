@@ -249,3 +249,9 @@ def test_nothing_passes_that_no_run_can_use(defaults, named):
             error = refused(check_settings, changed(name, value), defaults, config.LIMITS)
             assert error.setting == name, (name, value)
             assert error.kind in ("invalid", "unknown")
+
+
+def test_a_setting_of_another_section_is_meant():
+    with pytest.raises(InputError) as caught:
+        check_settings({"module": {"drop_path_rate": 2}}, config.MAEST, config.LIMITS)
+    assert "'maest.drop_path_rate'" in caught.value.hint

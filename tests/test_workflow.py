@@ -531,3 +531,15 @@ def test_a_limit_of_steps_counts_the_steps_of_the_run_that_is_continued(toy, mod
     assert results["steps"] == 5
     assert np.isfinite([row["train_loss"] for row in results["epochs"]]).all()
     assert len(results["epochs"]) == 3
+
+
+def test_a_split_that_is_not_given_is_not_the_embedded_sets(toy, tmp_path):
+    """Its tracks are in another folder than the one that was typed."""
+    truth = toy.groundtruth("train")
+    line = f"with datamodule.base_dir={toy.mels} datamodule.groundtruth_train={truth}"
+    assert "datamodule.groundtruth_val" in bad("ex_maest.py", line, tmp_path)
+    good("ex_maest.py", f"check_data {line}", tmp_path)
+    report = json.loads((newest(tmp_path) / "check.json").read_text("utf-8"))
+    assert list(report["splits"]) == ["train"]
+    nothing = f"check_data with datamodule.base_dir={toy.mels}"
+    assert "datamodule.groundtruth_train" in bad("ex_maest.py", nothing, tmp_path)
