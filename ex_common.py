@@ -90,6 +90,8 @@ class UserError(SacredError):
 class Interrupted(UserError, SacredInterrupt):
     """A run that a signal has ended: Sacred keeps it as interrupted, and the exit code tells."""
 
+    __module__, __qualname__ = "builtins", "Interrupted"
+
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + number

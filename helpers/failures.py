@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,15 +35,14 @@ def write_failures(
         if path.exists():  # a read-only disk refuses even to remove what is not there
             path.unlink(missing_ok=True)
         return None
-    if read_failures(path, column, value) == failed:
-        return path
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        rows = csv.writer(file)
-        rows.writerow((column, value))
-        rows.writerows((encodable(key), encodable(why)) for key, why in sorted(failed.items()))
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow((column, value))
+    rows.writerows((encodable(key), encodable(why)) for key, why in sorted(failed.items()))
+    content = text.getvalue().encode("utf-8", "surrogateescape")
+    if not path.is_file() or path.read_bytes() != content:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
     return path
 
 

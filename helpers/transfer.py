@@ -77,8 +77,14 @@ def download(
             try:
                 reason = _fetch(part, size, sha256 is not None, bar)
                 if reason is None:
-                    part.finish(sha256)
-                    return path
+                    ends_known = size is not None or part.version().get("total") is not None
+                    try:
+                        part.finish(sha256)
+                        return path
+                    except _Refused as error:
+                        if ends_known:
+                            raise
+                        reason = str(error)  # or the connection broke
             except _Refused as error:
                 raise InputError(
                     str(error), kind="network", path=url, hint=_by_hand(url, path)

@@ -115,7 +115,8 @@ def test_an_error_of_the_work_passes_on_with_its_type():
     with pytest.raises(PermissionError) as refused:
         run(refuse, ["system"], failed=lost)
     assert refused.value.filename == "song.mp3"
-    with pytest.raises(RuntimeError, match="Own: 1 and 2"):
+    # Its own type only where a library (tblib, with Dask) teaches pickle how.
+    with pytest.raises((RuntimeError, Own), match="1 and 2"):
         run(refuse, ["own"], failed=lost)
     with pytest.raises((AttributeError, TypeError), match="pickle"):
         run(refuse, ["value"], failed=lost)
