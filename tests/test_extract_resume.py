@@ -204,6 +204,7 @@ def test_killed_at_many_random_instants(place, seed):
     kill_and_resume(place, 5, seed)
 
 
+@pytest.mark.slow
 def test_predict_killed_at_random_instants(place):
     """JSON, CSV and PNG are whole at any time, and in the end what an unbroken run makes."""
     music = place.root / "few"
@@ -399,7 +400,8 @@ def test_two_ranks_and_a_bad_file(place):
     assert [row["track"] for row in rows_of(folder / "tracks.csv")] == names
 
 
-@pytest.mark.parametrize("extra", ["", pytest.param("inference.shard=2/3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ["", "inference.shard=2/3"])
 def test_two_ranks_are_one_run(place, extra):
     """Started by Lightning; each writes its own tracks."""
     out = "ranks" + extra[-3:].replace("/", "of")

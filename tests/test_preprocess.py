@@ -935,7 +935,9 @@ def test_a_killed_run_leaves_whole_files_and_is_taken_up(tmp_path):
     check_whole_and_finish(tmp_path)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, sent):
     process = start_long_run(tmp_path, start_new_session=True)
     if sent == signal.SIGINT:

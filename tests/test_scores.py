@@ -381,6 +381,7 @@ def differing(one: Path, other: Path) -> list[str]:
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
+@pytest.mark.slow
 def test_workers_do_not_matter_and_the_script_runs_anywhere(built, tmp_path):
     """One process or two, as a script, from another folder: the same bytes.
 

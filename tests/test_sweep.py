@@ -463,6 +463,7 @@ def test_results_that_are_none(made, content):
 # ---- several processes ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_processes_find_what_one_does(made):
     """Whose features are in files, which are gone afterwards."""
     tokens = "sweep.tokens=[c,cdt]"
