@@ -78,13 +78,11 @@ def download(
                 reason = _fetch(part, size, sha256 is not None, bar)
                 if reason is None:
                     ends_known = size is not None or part.version().get("total") is not None
-                    try:
-                        part.finish(sha256)
+                    reason = part.finish(sha256)
+                    if reason is None:
                         return path
-                    except _Refused as error:
-                        if ends_known:
-                            raise
-                        reason = str(error)  # or the connection broke
+                    if ends_known:  # otherwise the connection may have broken
+                        raise _Refused(reason)
             except _Refused as error:
                 raise InputError(
                     str(error), kind="network", path=url, hint=_by_hand(url, path)
@@ -139,16 +137,17 @@ class _Part:
         self.file.unlink(missing_ok=True)
         write_json(self.note, {"url": self.url, "total": total, "validator": validator})
 
-    def finish(self, sha256: str | None) -> None:
-        """Give the file its name. Raises _Refused if its content is not what it should be."""
+    def finish(self, sha256: str | None) -> str | None:
+        """Give the file its name; or say that its content is not what it should be, and drop it."""
         if sha256 is not None:
             with self.file.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != sha256:
                 self.begin(None, None)
-                raise _Refused(f"another file came: its SHA-256 is {found}, expected {sha256}")
+                return f"another file came: its SHA-256 is {found}, expected {sha256}"
         os.replace(self.file, self.path)
         self.note.unlink(missing_ok=True)
+        return None
 
 
 def _fetch(part: _Part, size: int | None, hashed: bool, bar: tqdm) -> str | None:
