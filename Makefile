@@ -41,7 +41,7 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(BIN)/python
 	@touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python demo.py $(DEMO)
+	$(BIN)/python -m maest.experiments.demo $(DEMO)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

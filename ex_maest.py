@@ -24,10 +24,20 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
 
-import config as settings
-from datasets.datamodule import MaestDataModule
-from datasets.groundtruth import read_labels, write_labels
-from ex_common import (
+import maest.config as settings
+from maest.datasets.datamodule import MaestDataModule
+from maest.datasets.groundtruth import read_labels, write_labels
+from maest.experiments.extract import extract
+from maest.experiments.run_report import (
+    average_of,
+    figures_of,
+    in_words,
+    origin,
+    print_report,
+    provenance,
+    summarise,
+)
+from maest.experiments.runs import (
     LOG_DIR,
     Experiment,
     Interrupted,
@@ -38,17 +48,7 @@ from ex_common import (
     same_command,
     set_up,
 )
-from ex_extraction import extract
-from ex_results import (
-    average_of,
-    figures_of,
-    in_words,
-    origin,
-    print_report,
-    provenance,
-    summarise,
-)
-from ex_setup import (
+from maest.experiments.setup import (
     as_it_began,
     check_device,
     check_files,
@@ -72,21 +72,21 @@ from ex_setup import (
     set_up_trainer,
     splits_not_given,
 )
-from helpers import metrics
-from helpers.averaging import WeightAverage
-from helpers.checkpoints import LAST, Checkpoints, Stopped
-from helpers.chunks import chosen_blocks
-from helpers.errors import InputError
-from helpers.files import point_link, write_json
-from helpers.history import History, TensorBoard
-from helpers.settings import check_choice
-from helpers.throughput import Throughput
-from models import get_maest, licences, load_checkpoint, save_model
-from models.archs import clip_seconds, size_name
-from models.huggingface import export_huggingface
-from models.module import MaestModule, TrainingOptions
-from models.onnx_export import export_onnx
-from models.weights import load_into, save_safetensors
+from maest.helpers import metrics
+from maest.helpers.averaging import WeightAverage
+from maest.helpers.checkpoints import LAST, Checkpoints, Stopped
+from maest.helpers.chunks import chosen_blocks
+from maest.helpers.errors import InputError
+from maest.helpers.files import point_link, write_json
+from maest.helpers.history import History, TensorBoard
+from maest.helpers.settings import check_choice
+from maest.helpers.throughput import Throughput
+from maest.models import get_maest, licences, load_checkpoint, save_model
+from maest.models.archs import clip_seconds, size_name
+from maest.models.huggingface import export_huggingface
+from maest.models.onnx_export import export_onnx
+from maest.models.training import MaestModule, TrainingOptions
+from maest.models.weights import load_into, save_safetensors
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,20 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import config as settings
-from ex_common import Experiment, command, has_git_commit, run_command_line, run_dir, set_up
-from ex_compare import compare_runs
-from ex_probe_predict import predict_with_probe
-from ex_probe_report import run_probe
-from ex_sweep_report import run_sweep
-from helpers import metrics
+import maest.config as settings
+from maest.experiments.compare import compare_runs
+from maest.experiments.probe_predict import predict_with_probe
+from maest.experiments.probe_report import run_probe
+from maest.experiments.runs import (
+    Experiment,
+    command,
+    has_git_commit,
+    run_command_line,
+    run_dir,
+    set_up,
+)
+from maest.experiments.sweep_report import run_sweep
+from maest.helpers import metrics
 
 ex = Experiment("maest_tl", save_git_info=has_git_commit())
 set_up(ex, settings.TL, settings.TL_NAMED, settings.LIMITS, settings.SENTENCES)

@@ -47,9 +47,9 @@ import torch  # noqa: E402
 
 from benchmarks.extraction_bench import Bench, medians, show  # noqa: E402
 from benchmarks.extraction_ways import BLOCK, Way, cosine, spread  # noqa: E402
-from helpers.files import write_json  # noqa: E402
-from helpers.parallel import cores  # noqa: E402
-from helpers.report import machine, versions  # noqa: E402
+from maest.helpers.files import write_json  # noqa: E402
+from maest.helpers.parallel import cores  # noqa: E402
+from maest.helpers.report import machine, versions  # noqa: E402
 
 TRAINED = "maest-tiny-scores"
 CLIPS = ROOT / "datasets/scores/data/melspectrograms"

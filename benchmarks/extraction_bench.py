@@ -18,13 +18,13 @@ import torch
 
 from benchmarks import extraction_ways
 from benchmarks.extraction_ways import Case, Way
-from helpers.parallel import cores
-from helpers.patches import PATCH_SIZE
-from helpers.report import table
-from models import get_maest, save_model
-from models.archs import input_frames
-from models.huggingface import export_huggingface
-from models.maest import STRIDE, grid_size
+from maest.helpers.parallel import cores
+from maest.helpers.patches import PATCH_SIZE
+from maest.helpers.report import table
+from maest.models import get_maest, save_model
+from maest.models.archs import input_frames
+from maest.models.huggingface import export_huggingface
+from maest.models.maest import STRIDE, grid_size
 
 CLASSES = 400
 RATE = 44_100

@@ -26,18 +26,18 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from datasets.chunk_loader import ChunkLoader  # noqa: E402
-from datasets.tracks import MelTracks, TrackSource, find_tracks  # noqa: E402
-from helpers.audio import read_audio  # noqa: E402
-from helpers.chunks import FINAL, Cutting, TrackResult  # noqa: E402
-from helpers.melspectrogram import MelSpectrogram, n_frames  # noqa: E402
-from helpers.patches import cut, fresh  # noqa: E402
-from helpers.throughput import forward_flops, matmul_ceiling, synchronise  # noqa: E402
-from helpers.writer import Output, ResultWriter  # noqa: E402
-from models import Maest, cpu, get_maest, load_checkpoint  # noqa: E402
-from models.batching import Batcher, Encoder, Failure, Wanted  # noqa: E402
-from models.extraction import PATCHES_PER_CHUNK, Extractor  # noqa: E402
-from models.maest import grid_size  # noqa: E402
+from maest.datasets.chunk_loader import ChunkLoader  # noqa: E402
+from maest.datasets.tracks import MelTracks, TrackSource, find_tracks  # noqa: E402
+from maest.helpers.audio import read_audio  # noqa: E402
+from maest.helpers.chunks import FINAL, Cutting, TrackResult  # noqa: E402
+from maest.helpers.melspectrogram import MelSpectrogram, n_frames  # noqa: E402
+from maest.helpers.patches import cut, fresh  # noqa: E402
+from maest.helpers.throughput import forward_flops, matmul_ceiling, synchronise  # noqa: E402
+from maest.helpers.writer import Output, ResultWriter  # noqa: E402
+from maest.models import Maest, cpu, get_maest, load_checkpoint  # noqa: E402
+from maest.models.batching import Batcher, Encoder, Failure, Wanted  # noqa: E402
+from maest.models.extraction import PATCHES_PER_CHUNK, Extractor  # noqa: E402
+from maest.models.maest import grid_size  # noqa: E402
 
 BLOCK = 6  # whose embeddings are wanted: blocks 0 to 6 are seven
 PIDS = ("Pid", "PPid")  # in /proc: a process's number, and its parent's

@@ -40,12 +40,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks import training as steps  # noqa: E402
-from helpers.files import write_json  # noqa: E402
-from helpers.report import machine, table, versions  # noqa: E402
-from helpers.throughput import fast_math, forward_flops, matmul_ceiling, synchronise  # noqa: E402
-from models import get_maest  # noqa: E402
-from models.archs import input_frames  # noqa: E402
-from models.maest import inference  # noqa: E402
+from maest.helpers.files import write_json  # noqa: E402
+from maest.helpers.report import machine, table, versions  # noqa: E402
+from maest.helpers.throughput import fast_math, forward_flops, matmul_ceiling, synchronise  # noqa: E402
+from maest.models import get_maest  # noqa: E402
+from maest.models.archs import input_frames  # noqa: E402
+from maest.models.maest import inference  # noqa: E402
 
 BLOCK = 7
 NEEDS = {"tests": ["pytest", "pytorch_lightning"], "training": ["pytorch_lightning"],
@@ -197,7 +197,7 @@ def timed(work: Callable[[], None], device: torch.device, seconds: float) -> flo
 
 def audio(run: Run) -> Figures:
     """Log-mels from WAV files, by as many processes as there are cores."""
-    from datasets.preprocess import preprocess
+    from maest.datasets.preprocess import preprocess
 
     tracks, seconds = (4, 10) if run.quick else (16 * (os.cpu_count() or 1), 60)
     with tempfile.TemporaryDirectory() as folder:

@@ -41,13 +41,13 @@ from torch import Tensor  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torchaudio.transforms import FrequencyMasking, TimeMasking  # noqa: E402
 
-from datasets.datamodule import MaestDataModule  # noqa: E402
-from datasets.groundtruth import write_groundtruth  # noqa: E402
-from datasets.sampling import ClipSampler  # noqa: E402
-from helpers.files import write_json  # noqa: E402
-from helpers.masking import spec_augment  # noqa: E402
-from helpers.patches import FRAMES_PER_SECOND  # noqa: E402
-from helpers.report import machine, table, versions  # noqa: E402
+from maest.datasets.datamodule import MaestDataModule  # noqa: E402
+from maest.datasets.groundtruth import write_groundtruth  # noqa: E402
+from maest.datasets.sampling import ClipSampler  # noqa: E402
+from maest.helpers.files import write_json  # noqa: E402
+from maest.helpers.masking import spec_augment  # noqa: E402
+from maest.helpers.patches import FRAMES_PER_SECOND  # noqa: E402
+from maest.helpers.report import machine, table, versions  # noqa: E402
 
 OURS, ALONE, USUAL = "ours", "ours, loader alone", "one call a mask"
 WAYS = (OURS, ALONE, USUAL)

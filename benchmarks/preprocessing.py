@@ -39,11 +39,11 @@ import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
 
-from datasets.melspectrograms import open_mel, write_mel  # noqa: E402
-from helpers.audio import read_audio  # noqa: E402
-from helpers.files import write_json  # noqa: E402
-from helpers.melspectrogram import SAMPLE_RATE, MelSpectrogram  # noqa: E402
-from helpers.report import machine, table, versions  # noqa: E402
+from maest.datasets.melspectrograms import open_mel, write_mel  # noqa: E402
+from maest.helpers.audio import read_audio  # noqa: E402
+from maest.helpers.files import write_json  # noqa: E402
+from maest.helpers.melspectrogram import SAMPLE_RATE, MelSpectrogram  # noqa: E402
+from maest.helpers.report import machine, table, versions  # noqa: E402
 
 LENGTHS = (30, 400)  # seconds: a clip, and a track longer than what is kept of it
 FORMATS = ("wav", "flac", "mp3")

@@ -33,13 +33,13 @@ from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 import config  # noqa: E402
-from datasets.embeddings import select_tokens  # noqa: E402
-from datasets.groundtruth import GroundTruth  # noqa: E402
-from ex_probe import MIX, Downstream, train_probes  # noqa: E402
-from ex_sweep import Work, cells_of, choices_of  # noqa: E402
-from helpers.files import write_json  # noqa: E402
-from helpers.parallel import cores  # noqa: E402
-from helpers.report import machine, versions  # noqa: E402
+from maest.datasets.embeddings import select_tokens  # noqa: E402
+from maest.datasets.groundtruth import GroundTruth  # noqa: E402
+from maest.experiments.probe import MIX, Downstream, train_probes  # noqa: E402
+from maest.experiments.sweep import Work, cells_of, choices_of  # noqa: E402
+from maest.helpers.files import write_json  # noqa: E402
+from maest.helpers.parallel import cores  # noqa: E402
+from maest.helpers.report import machine, versions  # noqa: E402
 
 TRACKS = {"train": 18_706, "val": 1_825, "test": 5_329}
 LABELS, WIDTH, SEEDS, BLOCKS = 50, 768, (0, 1, 2), 12

@@ -47,15 +47,15 @@ from torch.nn import functional as F  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 import config  # noqa: E402
-from datasets.batches import ClipBatch  # noqa: E402
-from helpers.files import write_json  # noqa: E402
-from helpers.melspectrogram import N_MELS  # noqa: E402
-from helpers.report import machine, versions  # noqa: E402
-from helpers.throughput import fast_math, matmul_ceiling, synchronise, training_flops  # noqa: E402
-from models import get_maest  # noqa: E402
-from models.archs import find_arch, input_frames  # noqa: E402
-from models.maest import grid_size  # noqa: E402
-from models.module import MaestModule, TrainingOptions  # noqa: E402
+from maest.datasets.batches import ClipBatch  # noqa: E402
+from maest.helpers.files import write_json  # noqa: E402
+from maest.helpers.melspectrogram import N_MELS  # noqa: E402
+from maest.helpers.report import machine, versions  # noqa: E402
+from maest.helpers.throughput import fast_math, matmul_ceiling, synchronise, training_flops  # noqa: E402
+from maest.models import get_maest  # noqa: E402
+from maest.models.archs import find_arch, input_frames  # noqa: E402
+from maest.models.maest import grid_size  # noqa: E402
+from maest.models.training import MaestModule, TrainingOptions  # noqa: E402
 
 CLASSES = 400
 PATCHOUT = {5: 15, 10: 30, 20: 60, 30: 90}  # the paper's, in columns

@@ -3,7 +3,7 @@
 None stands for "decided by the program" everywhere; the comment beside it says how.
 """
 
-from config import datamodule, export, inference, limits, maest, module, named, probe, trainer
+from maest.config import datamodule, export, inference, limits, maest, module, named, probe, trainer
 
 # ex_maest.py
 MAEST = {
@@ -37,3 +37,9 @@ TL_ALIASES = {"probe=": "probe_dir"}  # a folder; probe.… are settings of a pr
 SENTENCES = named.SENTENCES  # what each named config is for
 
 LIMITS = limits.LIMITS  # of both
+
+
+if __name__ == "config":  # imported by its older name, in a checkout
+    from maest.checkout import alias
+
+    alias(__name__)

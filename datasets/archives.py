@@ -16,15 +16,15 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from helpers.errors import InputError
-from helpers.files import (
+from maest.helpers.errors import InputError
+from maest.helpers.files import (
     NAMES_FILE_ONLY,
     atomic_path,
     remove_leftovers,
     write_error,
     write_json,
 )
-from helpers.transfer import download
+from maest.helpers.transfer import download
 
 _PIECE = 1 << 20  # bytes
 # What zipfile and its decompressors raise of damaged bytes.

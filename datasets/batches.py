@@ -16,11 +16,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.groundtruth import GroundTruth
-from datasets.melspectrograms import DTYPE, MelFile, MelFileError, find_mel, read_crop, read_patches
-from datasets.teacher import TeacherFileError, read_teacher_logits
-from helpers.errors import InputError
-from helpers.melspectrogram import N_MELS
+from maest.datasets.groundtruth import GroundTruth
+from maest.datasets.melspectrograms import (
+    DTYPE,
+    MelFile,
+    MelFileError,
+    find_mel,
+    read_crop,
+    read_patches,
+)
+from maest.datasets.teacher import TeacherFileError, read_teacher_logits
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import N_MELS
 
 ON_ERROR = ("raise", "skip")  # what may be done about a file that cannot be read
 _TRIES = 50  # unreadable tracks in a row: more of them are no accident

@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.groundtruth import (
+from maest.datasets.groundtruth import (
     read_groundtruth,
     read_labels,
     write_groundtruth,
     write_labels,
 )
-from datasets.melspectrograms import MelFile, mel_path
-from datasets.splitting import SPLITS, missing_labels, split_by_group
-from datasets.tables import Table, some
-from helpers.errors import InputError
-from helpers.report import table as markdown_table
-from helpers.safe_pickle import short_repr
+from maest.datasets.melspectrograms import MelFile, mel_path
+from maest.datasets.splitting import SPLITS, missing_labels, split_by_group
+from maest.datasets.tables import Table, some
+from maest.helpers.errors import InputError
+from maest.helpers.report import table as markdown_table
+from maest.helpers.safe_pickle import short_repr
 
 _SHOWN = 5  # of a list in a message
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.groundtruth import GroundTruth, labels_beside
-from datasets.melspectrograms import MelFile, MelFileError
-from datasets.teacher import TeacherFileError, check_teacher_files, read_teacher_logits
-from helpers.errors import InputError
-from helpers.parallel import in_order
-from helpers.patches import seconds
-from helpers.safe_pickle import short_repr
+from maest.datasets.groundtruth import GroundTruth, labels_beside
+from maest.datasets.melspectrograms import MelFile, MelFileError
+from maest.datasets.teacher import TeacherFileError, check_teacher_files, read_teacher_logits
+from maest.helpers.errors import InputError
+from maest.helpers.parallel import in_order
+from maest.helpers.patches import seconds
+from maest.helpers.safe_pickle import short_repr
 
 if TYPE_CHECKING:
-    from datasets.datamodule import MaestDataModule
+    from maest.datasets.datamodule import MaestDataModule
 
 BRIEF_FILES = 2000  # that a brief check looks at, at most
 BRIEF_SECONDS = 2.0  # that it takes for them, at most

@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from datasets.tracks import TrackSource
-from helpers.chunks import Chunk, Cutting
-from helpers.processes import TIME_LIMIT, process_map
+from maest.datasets.tracks import TrackSource
+from maest.helpers.chunks import Chunk, Cutting
+from maest.helpers.processes import TIME_LIMIT, process_map
 
 
 class ChunkLoader:

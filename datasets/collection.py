@@ -8,9 +8,9 @@ import stat
 from collections import Counter
 from pathlib import Path
 
-from helpers.audio import AUDIO_SUFFIXES
-from helpers.errors import InputError
-from helpers.files import TEMPORARY
+from maest.helpers.audio import AUDIO_SUFFIXES
+from maest.helpers.errors import InputError
+from maest.helpers.files import TEMPORARY
 
 _SHOWN = 5  # suffixes that a message names
 # What macOS, Synology's and Windows' systems keep beside the music, with names that music may have.

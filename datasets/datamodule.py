@@ -24,23 +24,23 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from datasets.batches import ON_ERROR, CropDataset, TrackDataset, collate_tracks
-from datasets.check import CheckReport, check_data
-from datasets.groundtruth import (
+from maest.datasets.batches import ON_ERROR, CropDataset, TrackDataset, collate_tracks
+from maest.datasets.check import CheckReport, check_data
+from maest.datasets.groundtruth import (
     GroundTruth,
     GroundTruthError,
     labels_beside,
     read_groundtruth,
 )
-from datasets.melspectrograms import mel_path
-from datasets.norm import NormStats, mean_and_std, norm_stats
-from datasets.sampling import ClipSampler, OrdersOfSeeds, TrackSampler
-from datasets.scores import DATA_DIR as SCORES_DIR
-from datasets.teacher import TeacherFileError, check_teacher_files
-from helpers.errors import InputError
-from helpers.parallel import cores
-from helpers.processes import leave_signals_to_the_main_process
-from helpers.settings import check_choice
+from maest.datasets.melspectrograms import mel_path
+from maest.datasets.norm import NormStats, mean_and_std, norm_stats
+from maest.datasets.sampling import ClipSampler, OrdersOfSeeds, TrackSampler
+from maest.datasets.scores import DATA_DIR as SCORES_DIR
+from maest.datasets.teacher import TeacherFileError, check_teacher_files
+from maest.helpers.errors import InputError
+from maest.helpers.parallel import cores
+from maest.helpers.processes import leave_signals_to_the_main_process
+from maest.helpers.settings import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,9 @@ class MaestDataModule(pl.LightningDataModule):
         SCORES_DIR.mkdir(parents=True, exist_ok=True)
         with FileLock(SCORES_DIR / ".prepare.lock"):
             if not report.exists():
-                from datasets.scores.preprocess import build  # its libraries are slow to import
+                from maest.datasets.scores.preprocess import (
+                    build,  # its libraries are slow to import
+                )
 
                 build()
 

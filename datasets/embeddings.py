@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from datasets.collection import mel_key
-from datasets.melspectrograms import mel_path, open_mel
-from helpers.arrays import load_array
-from helpers.errors import InputError
-from helpers.manifest import MANIFEST, read_manifest
-from helpers.melspectrogram import NORM_MEAN, NORM_STD
-from helpers.parallel import in_order
-from helpers.patches import pooled_file
-from helpers.settings import check_choice
+from maest.datasets.collection import mel_key
+from maest.datasets.melspectrograms import mel_path, open_mel
+from maest.helpers.arrays import load_array
+from maest.helpers.errors import InputError
+from maest.helpers.manifest import MANIFEST, read_manifest
+from maest.helpers.melspectrogram import NORM_MEAN, NORM_STD
+from maest.helpers.parallel import in_order
+from maest.helpers.patches import pooled_file
+from maest.helpers.settings import check_choice
 
 TOKENS = "cdt"  # order on disk: cls, dist, average of all others
 REDUCTIONS = ("mean", "stack")

@@ -27,9 +27,9 @@ if not __package__:  # started as a script: import from the repository root, not
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
-from helpers.errors import InputError
-from helpers.files import atomic_path, write_json
-from helpers.safe_pickle import load_pickle, short_repr
+from maest.helpers.errors import InputError
+from maest.helpers.files import atomic_path, write_json
+from maest.helpers.safe_pickle import load_pickle, short_repr
 
 
 class GroundTruthError(InputError):
@@ -437,7 +437,7 @@ def _check_names(names: object, path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    from datasets.groundtruth_command import main
+    from maest.datasets.groundtruth_command import main
 
     # A key may hold characters that the terminal's encoding lacks.
     sys.stdout.reconfigure(errors="backslashreplace")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.build import build
-from datasets.build import describe as describe_built
-from datasets.groundtruth import TASKS, GroundTruth, read_groundtruth, read_labels
-from datasets.tables import read_table
-from helpers.errors import InputError
+from maest.datasets.build import build
+from maest.datasets.build import describe as describe_built
+from maest.datasets.groundtruth import TASKS, GroundTruth, read_groundtruth, read_labels
+from maest.datasets.tables import read_table
+from maest.helpers.errors import InputError
 
 _BAR = 40  # characters of the longest bar of the histogram
 _BINS = 10

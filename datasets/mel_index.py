@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from datasets.collection import mel_key
-from helpers.errors import InputError
-from helpers.files import write_error
+from maest.datasets.collection import mel_key
+from maest.helpers.errors import InputError
+from maest.helpers.files import write_error
 
 RECIPE_FILE = "preprocess.json"  # of every store
 _INDEX = "preprocess-index"

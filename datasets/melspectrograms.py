@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import patches
-from helpers.arrays import load_array
-from helpers.errors import InputError
-from helpers.files import atomic_path
-from helpers.mel_constants import N_MELS
+from maest.helpers import patches
+from maest.helpers.arrays import load_array
+from maest.helpers.errors import InputError
+from maest.helpers.files import atomic_path
+from maest.helpers.mel_constants import N_MELS
 
 DTYPE = np.dtype(np.float16)
 FRAME_BYTES = N_MELS * DTYPE.itemsize

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.melspectrograms import MelFile, MelFileError, find_mel
-from helpers.mel_constants import N_MELS
-from helpers.parallel import in_order
+from maest.datasets.melspectrograms import MelFile, MelFileError, find_mel
+from maest.helpers.mel_constants import N_MELS
+from maest.helpers.parallel import in_order
 
 
 @dataclass

@@ -33,15 +33,21 @@ if not __package__:  # started as a script: import from the repository root, not
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
-from datasets.collection import describe_left_out, find_audio, mel_key, no_audio, split_shard
-from datasets.mel_index import RECIPE_FILE, MelIndex, Source
-from datasets.melspectrograms import size_problem, write_mel
-from helpers.audio import AudioError, read_with_warnings
-from helpers.errors import InputError
-from helpers.failures import read_failures, valid_utf8, write_failures
-from helpers.files import NAMES_FILE_ONLY, TEMPORARY, remove_leftovers, write_error, write_json
-from helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
-from helpers.parallel import BACKENDS, check_backend, one_torch_thread, run_parallel
+from maest.datasets.collection import describe_left_out, find_audio, mel_key, no_audio, split_shard
+from maest.datasets.mel_index import RECIPE_FILE, MelIndex, Source
+from maest.datasets.melspectrograms import size_problem, write_mel
+from maest.helpers.audio import AudioError, read_with_warnings
+from maest.helpers.errors import InputError
+from maest.helpers.failures import read_failures, valid_utf8, write_failures
+from maest.helpers.files import (
+    NAMES_FILE_ONLY,
+    TEMPORARY,
+    remove_leftovers,
+    write_error,
+    write_json,
+)
+from maest.helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
+from maest.helpers.parallel import BACKENDS, check_backend, one_torch_thread, run_parallel
 
 DEFAULT_SECONDS = 300.0
 _VERSION = 1  # raise it when reading or the front end changes what is written
@@ -179,7 +185,9 @@ def preprocess(
             if overwrite or not _is_made(name, keys[name], audio_dir, store, index)
         ]
         if todo:
-            importlib.import_module("helpers.melspectrogram")  # once, before worker processes fork
+            importlib.import_module(
+                "maest.helpers.melspectrogram"
+            )  # once, before worker processes fork
         results = run_parallel(
             _make,
             todo,
@@ -284,7 +292,7 @@ def _lost(item: tuple[str, str], reason: str) -> tuple[str, str]:
 
 
 def _make_file(audio: Path, store: Path, key: str, seconds: float | None) -> _Made | str:
-    from helpers.melspectrogram import log_mel  # imports torch, which takes seconds
+    from maest.helpers.melspectrogram import log_mel  # imports torch, which takes seconds
 
     target = store / key
     size = mtime = -1
@@ -641,8 +649,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # Functions sent to worker processes must have an importable module's name, not __main__'s.
-    from datasets.preprocess import Terminated as _Terminated
-    from datasets.preprocess import main as _main
+    from maest.datasets.preprocess import Terminated as _Terminated
+    from maest.datasets.preprocess import main as _main
 
     signal.signal(signal.SIGTERM, _Terminated.handler)
     for _stream in (sys.stdout, sys.stderr):  # a name may have bytes that are no text

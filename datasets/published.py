@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.build import write_splits
-from datasets.collection import mel_key
-from datasets.groundtruth import check_key
-from datasets.melspectrograms import mel_path
-from datasets.preprocess import Report, Terminated, preprocess
-from datasets.splitting import SPLITS
-from helpers.errors import InputError
-from helpers.failures import read_failures
-from helpers.report import table
+from maest.datasets.build import write_splits
+from maest.datasets.collection import mel_key
+from maest.datasets.groundtruth import check_key
+from maest.datasets.melspectrograms import mel_path
+from maest.datasets.preprocess import Report, Terminated, preprocess
+from maest.datasets.splitting import SPLITS
+from maest.helpers.errors import InputError
+from maest.helpers.failures import read_failures
+from maest.helpers.report import table
 
 _SHOWN = 5  # of a list in a message
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from helpers.errors import InputError
+from maest.helpers.errors import InputError
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from helpers.errors import InputError
+from maest.helpers.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from datasets.collection import mel_key
-from datasets.groundtruth import check_key
-from datasets.mel_index import store_keys
-from helpers.errors import InputError
-from helpers.safe_pickle import short_repr
+from maest.datasets.collection import mel_key
+from maest.datasets.groundtruth import check_key
+from maest.datasets.mel_index import store_keys
+from maest.helpers.errors import InputError
+from maest.helpers.safe_pickle import short_repr
 
 # Names of columns that are recognised, without case, spaces, hyphens and underscores; the first
 # that a table has is taken.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.arrays import load_array
-from helpers.errors import InputError, Kind
-from helpers.patches import pooled_file
+from maest.helpers.arrays import load_array
+from maest.helpers.errors import InputError, Kind
+from maest.helpers.patches import pooled_file
 
 _SUFFIX = ".logits.npy"  # added to a key
 _HINT = (

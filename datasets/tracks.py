@@ -16,15 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from datasets.batches import PackedStrings
-from datasets.collection import find_audio, no_audio, split_shard
-from datasets.melspectrograms import MelFile, mel_path
-from helpers.audio import stream_audio
-from helpers.audio_blocks import mel_warnings
-from helpers.chunks import Chunk, Cutting, log_mel_of, stream_patches
-from helpers.errors import InputError
-from helpers.melspectrogram import N_MELS, MelSpectrogram, front_end
-from helpers.patches import PATCH_SIZE, fresh, seconds
+from maest.datasets.batches import PackedStrings
+from maest.datasets.collection import find_audio, no_audio, split_shard
+from maest.datasets.melspectrograms import MelFile, mel_path
+from maest.helpers.audio import stream_audio
+from maest.helpers.audio_blocks import mel_warnings
+from maest.helpers.chunks import Chunk, Cutting, log_mel_of, stream_patches
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import N_MELS, MelSpectrogram, front_end
+from maest.helpers.patches import PATCH_SIZE, fresh, seconds
 
 _EXPECTED = "Give an audio file, or a folder of them."
 _LONGEST_REASON = 300  # characters of an error that nobody foresaw

@@ -25,7 +25,7 @@ from typing import Any
 import av
 import numpy as np
 
-from helpers.audio_blocks import (
+from maest.helpers.audio_blocks import (
     MARGIN,
     AudioError,
     Meter,
@@ -36,9 +36,9 @@ from helpers.audio_blocks import (
     regrouped,
     resampled,
 )
-from helpers.audio_headers import Pieces, as_pieces, chunk_bytes, mp3_seconds, ogg_streams
-from helpers.errors import InputError
-from helpers.mel_constants import SAMPLE_RATE
+from maest.helpers.audio_headers import Pieces, as_pieces, chunk_bytes, mp3_seconds, ogg_streams
+from maest.helpers.errors import InputError
+from maest.helpers.mel_constants import SAMPLE_RATE
 
 # fmt: off
 AUDIO_SUFFIXES = frozenset({

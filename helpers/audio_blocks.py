@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import soxr
 
-from helpers.errors import InputError
-from helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
+from maest.helpers.errors import InputError
+from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
 
 # Frames decoded at a time, so that they stay in the processor's cache; where the rate is below
 # 16 kHz, fewer: as many as make so many samples at 16 kHz.

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from helpers.metrics import SHOWN, evaluate
-from helpers.ranking import rank, ranked_figures
+from maest.helpers.metrics import SHOWN, evaluate
+from maest.helpers.ranking import rank, ranked_figures
 
 
 def resampled_figures(

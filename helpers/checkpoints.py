@@ -23,9 +23,9 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from helpers.errors import InputError
-from helpers.files import TEMPORARY, atomic_path
-from helpers.history import FIRST
+from maest.helpers.errors import InputError
+from maest.helpers.files import TEMPORARY, atomic_path
+from maest.helpers.history import FIRST
 
 log = logging.getLogger(__name__)
 

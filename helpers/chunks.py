@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.errors import InputError
-from helpers.melspectrogram import HOP_LENGTH, N_FFT, n_frames
-from helpers.patches import PATCH_SIZE, cut, fresh
-from helpers.settings import listed
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import HOP_LENGTH, N_FFT, n_frames
+from maest.helpers.patches import PATCH_SIZE, cut, fresh
+from maest.helpers.settings import listed
 
 FINAL = -1  # the number that stands for the embedding after the final norm
 # Whose embeddings, where nobody says: the paper's choice. Of a shallower network, the last block's.

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from helpers.errors import InputError
-from helpers.processes import KILLED
+from maest.helpers.errors import InputError
+from maest.helpers.processes import KILLED
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -15,10 +15,10 @@ import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
-from helpers.checkpoints import Stopped, stop_signals
-from helpers.chunks import TrackResult
-from helpers.patches import seconds
-from helpers.writer import ResultWriter
+from maest.helpers.checkpoints import Stopped, stop_signals
+from maest.helpers.chunks import TrackResult
+from maest.helpers.patches import seconds
+from maest.helpers.writer import ResultWriter
 
 # Processes meet once, at the end, and one may come much later than the others.
 _PATIENCE = timedelta(days=7)

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from helpers.files import atomic_path
+from maest.helpers.files import atomic_path
 
 
 def write_failures(

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import InputError
+from maest.helpers.errors import InputError
 
 TEMPORARY = ".tmp-"  # what the names of unfinished files and folders begin with
 # Errors that a single name is to blame for, not the disk: too long, not one for this file system, a

@@ -13,8 +13,8 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
-from helpers.files import atomic_path
-from helpers.metrics import FIGURE_NAMES
+from maest.helpers.files import atomic_path
+from maest.helpers.metrics import FIGURE_NAMES
 
 FIRST = 1  # the number of the first epoch, wherever people read it; Lightning counts from 0
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from helpers.errors import InputError
-from helpers.failures import valid_utf8
-from helpers.files import TEMPORARY, write_json
+from maest.helpers.errors import InputError
+from maest.helpers.failures import valid_utf8
+from maest.helpers.files import TEMPORARY, write_json
 
 MANIFEST = "manifest.json"
 LOCK = ".manifest.lock"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.mel_constants import (
+from maest.helpers.mel_constants import (
     HOP_LENGTH,
     N_FFT,
     N_MELS,

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from helpers.cluster import cluster_map
-from helpers.errors import InputError
-from helpers.processes import TIME_LIMIT, Produced, process_map
+from maest.helpers.cluster import cluster_map
+from maest.helpers.errors import InputError
+from maest.helpers.processes import TIME_LIMIT, Produced, process_map
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

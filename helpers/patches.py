@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.errors import InputError
-from helpers.files import atomic_path
-from helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
+from maest.helpers.errors import InputError
+from maest.helpers.files import atomic_path
+from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
 
 FRAMES_PER_SECOND = SAMPLE_RATE / HOP_LENGTH  # 62.5
 PATCH_SIZE = 16  # frames (and bands) under one patch embedding: no input can be shorter

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
-from helpers.files import atomic_path
-from helpers.melspectrogram import N_MELS, slaney_filter_bank
-from helpers.metrics import FIGURE_NAMES
+from maest.helpers.files import atomic_path
+from maest.helpers.melspectrogram import N_MELS, slaney_filter_bank
+from maest.helpers.metrics import FIGURE_NAMES
 
 # The two panels of a learning curve, by the figure that tells the task: their titles, and the
 # figures in the right one. (The MSE of a regression is its loss.)

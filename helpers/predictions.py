@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from helpers.chunks import TrackResult
-from helpers.errors import InputError
-from helpers.failures import encodable, valid_utf8
-from helpers.files import TEMPORARY, atomic_path, to_json
+from maest.helpers.chunks import TrackResult
+from maest.helpers.errors import InputError
+from maest.helpers.failures import encodable, valid_utf8
+from maest.helpers.files import TEMPORARY, atomic_path, to_json
 
 SUFFIX = ".predictions.json"
 SEPARATOR = "; "  # of several warnings in a table's cell

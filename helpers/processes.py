@@ -29,7 +29,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from helpers.errors import InputError
+from maest.helpers.errors import InputError
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers.errors import InputError
+from maest.helpers.errors import InputError
 
 _RESAVE = (
     "Only dicts, lists, tuples, strings, numbers and bool, integer or float NumPy arrays are read, "

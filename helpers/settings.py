@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-from helpers.errors import InputError
+from maest.helpers.errors import InputError
 
 
 class Limit(NamedTuple):

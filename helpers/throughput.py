@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from helpers.patches import PATCH_SIZE
+from maest.helpers.patches import PATCH_SIZE
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from helpers.mel_constants import N_MELS
+from maest.helpers.mel_constants import N_MELS
 
 _COLUMNS = 4096  # at most
 

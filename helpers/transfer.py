@@ -18,8 +18,8 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from helpers.errors import InputError
-from helpers.files import write_error, write_json
+from maest.helpers.errors import InputError
+from maest.helpers.files import write_error, write_json
 
 TRIES = 6  # in a row that come no further than those before; others are not counted
 _TIMEOUT = (15, 60)  # seconds to connect, and between two pieces

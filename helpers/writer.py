@@ -35,13 +35,13 @@ from typing import Any
 
 import numpy as np
 
-from helpers import files
-from helpers.chunks import FINAL, TrackResult
-from helpers.failures import encodable, read_failures, write_failures
-from helpers.files import NAMES_FILE_ONLY, atomic_path, write_error
-from helpers.patches import read_times, write_times
-from helpers.plots import activation_plot
-from helpers.predictions import (
+from maest.helpers import files
+from maest.helpers.chunks import FINAL, TrackResult
+from maest.helpers.failures import encodable, read_failures, write_failures
+from maest.helpers.files import NAMES_FILE_ONLY, atomic_path, write_error
+from maest.helpers.patches import read_times, write_times
+from maest.helpers.plots import activation_plot
+from maest.helpers.predictions import (
     SEPARATOR,
     best,
     figure_name,

@@ -1,6 +1,6 @@
 """The networks: tensors in, tensors out. Usable without Sacred and Lightning.
 
->>> from models import get_maest
+>>> from maest import get_maest
 >>> model = get_maest("discogs-maest-30s-pw-129e")  # or "exp_logs/latest/model"
 >>> activations, labels = model.predict_labels(waveform)  # tensor or array, mono, 16 kHz
 """
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import InputError
-from models.archs import ARCHS, find_arch
-from models.download import DownloadError, fetch
-from models.layouts import HUB, CheckpointError
-from models.maest import Maest
-from models.weights import CONFIG_NAME, Checkpoint, load_checkpoint, load_into, save_model
+from maest.helpers.errors import InputError
+from maest.models.archs import ARCHS, find_arch
+from maest.models.download import DownloadError, fetch
+from maest.models.layouts import HUB, CheckpointError
+from maest.models.maest import Maest
+from maest.models.weights import CONFIG_NAME, Checkpoint, load_checkpoint, load_into, save_model
 
-__all__ = ["ARCHS", "CheckpointError", "DownloadError", "Maest", "get_maest"]
+__all__ = ["ARCHS", "CheckpointError", "DownloadError", "Maest", "get_maest", "list_models"]
 __all__ += ["load_checkpoint", "save_model"]
 
 
@@ -115,6 +115,11 @@ def get_maest(
     return load_into(model, checkpoint, discard_head).eval()
 
 
+def list_models() -> list[str]:
+    """Names that `get_maest` knows published weights for."""
+    return [name for name, arch in ARCHS.items() if arch.published]
+
+
 def _is_path(model: str | Path) -> bool:
     """Whether this names a checkpoint, there or not, and not an architecture."""
     path = Path(model).expanduser()
@@ -122,3 +127,9 @@ def _is_path(model: str | Path) -> bool:
         return True
     # What looks like a path is missed as one.
     return model not in ARCHS and (path.exists() or isinstance(model, Path) or "/" in model)
+
+
+if __name__ == "models":  # imported by its older name, in a checkout
+    from maest.checkout import alias
+
+    alias(__name__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from helpers.errors import InputError
-from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
-from helpers.settings import did_you_mean
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
+from maest.helpers.settings import did_you_mean
 
 
 @dataclass(frozen=True)

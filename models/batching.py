@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.chunks import Chunk, TrackResult, chosen_blocks, log_mel_of
-from helpers.errors import InputError
-from helpers.patches import PATCH_SIZE, seconds, times
-from helpers.settings import check_choice
-from helpers.thumbnail import Thumbnail
-from models.maest import STRIDE, Maest, grid_size
-from models.quantization import Int8Encoder, similarity
+from maest.helpers.chunks import Chunk, TrackResult, chosen_blocks, log_mel_of
+from maest.helpers.errors import InputError
+from maest.helpers.patches import PATCH_SIZE, seconds, times
+from maest.helpers.settings import check_choice
+from maest.helpers.thumbnail import Thumbnail
+from maest.models.maest import STRIDE, Maest, grid_size
+from maest.models.quantization import Int8Encoder, similarity
 
 POOLS = ("mean", "none")
 QUANTIZATIONS = ("int8",)

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models.layouts import CheckpointError, listing
+from maest.models.layouts import CheckpointError, listing
 
 log = logging.getLogger(__name__)
 

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.blocks import is_standard
-from models.maest import Maest
+from maest.models.blocks import is_standard
+from maest.models.maest import Maest
 
 # Rows of one product: enough for full speed (512 were up to 15 % slower, 2048 no faster), and an
 # MLP's hidden values of 12 MB a thread in the base model.

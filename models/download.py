@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from helpers.errors import InputError
-from models.archs import ARCHS, Arch, find_arch
-from models.checkpoint_files import missing_average
-from models.layouts import CheckpointError
-from models.weights import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, load_checkpoint
+from maest.helpers.errors import InputError
+from maest.models.archs import ARCHS, Arch, find_arch
+from maest.models.checkpoint_files import missing_average
+from maest.models.layouts import CheckpointError
+from maest.models.weights import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, load_checkpoint
 
 log = logging.getLogger(__name__)
 

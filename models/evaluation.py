@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers.checkpoints import diverged
-from helpers.errors import InputError
-from helpers.metrics import MONITOR, Evaluation, TaggingScores, evaluate
-from helpers.patches import seconds
-from models.maest import Maest, on_device
+from maest.helpers.checkpoints import diverged
+from maest.helpers.errors import InputError
+from maest.helpers.metrics import MONITOR, Evaluation, TaggingScores, evaluate
+from maest.helpers.patches import seconds
+from maest.models.maest import Maest, on_device
 
 log = logging.getLogger(__name__)
 

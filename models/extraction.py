@@ -1,6 +1,6 @@
 """From music to embeddings, logits and activations: file → waveform → patches → outputs.
 
->>> from models.extraction import Extractor
+>>> from maest.models.extraction import Extractor
 >>> extract = Extractor("exp_logs/latest/model", blocks=[7])  # or "maest-tiny-scores"
 >>> embedding = extract("song.mp3").embeddings[7]  # [3, D]: cls token, dist token, mean of others
 
@@ -25,18 +25,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.audio import AudioError, stream_audio
-from helpers.audio_blocks import Meter
-from helpers.chunks import Chunk, Cutting, TrackResult, chosen_blocks, stream_patches
-from helpers.errors import InputError
-from helpers.melspectrogram import SAMPLE_RATE
-from helpers.patches import FRAMES_PER_SECOND, PATCH_SIZE, TAILS, seconds
-from helpers.settings import check_choice
-from models import Maest, get_maest
-from models.batching import Batcher, Encoder, Failure, Wanted
-from models.blocks import sharing_copy
-from models.cpu import speed_up
-from models.maest import grid_size, inference
+from maest.helpers.audio import AudioError, stream_audio
+from maest.helpers.audio_blocks import Meter
+from maest.helpers.chunks import Chunk, Cutting, TrackResult, chosen_blocks, stream_patches
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import SAMPLE_RATE
+from maest.helpers.patches import FRAMES_PER_SECOND, PATCH_SIZE, TAILS, seconds
+from maest.helpers.settings import check_choice
+from maest.models import Maest, get_maest
+from maest.models.batching import Batcher, Encoder, Failure, Wanted
+from maest.models.blocks import sharing_copy
+from maest.models.cpu import speed_up
+from maest.models.maest import grid_size, inference
 
 log = logging.getLogger(__name__)
 

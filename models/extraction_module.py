@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import pytorch_lightning as pl
 
-from helpers.chunks import Chunk, TrackResult
-from models.batching import Batcher, Encoder, Failure
+from maest.helpers.chunks import Chunk, TrackResult
+from maest.models.batching import Batcher, Encoder, Failure
 
 _END = -1  # the index of a chunk that stands for the end of all
 

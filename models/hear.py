@@ -4,7 +4,7 @@
 
 or, in Python:
 
->>> from models.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
+>>> from maest.models.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
 >>> model = load_model("exp_logs/latest/model")
 >>> scenes = get_scene_embeddings(audio, model)  # [S, samples] → [S, 3·D]
 >>> embeddings, timestamps = get_timestamp_embeddings(audio, model)  # [S, K, 3·D], [S, K] ms
@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import patches
-from helpers.chunks import chosen_blocks
-from helpers.errors import InputError
-from helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
-from helpers.patches import PATCH_SIZE
-from models import get_maest
-from models.maest import Maest, grid_size, inference
+from maest.helpers import patches
+from maest.helpers.chunks import chosen_blocks
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
+from maest.helpers.patches import PATCH_SIZE
+from maest.models import get_maest
+from maest.models.maest import Maest, grid_size, inference
 
 DEFAULT_ARCH = "discogs-maest-30s-pw-129e"  # what `load_model()` gives
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from helpers.errors import InputError
-from helpers.melspectrogram import N_MELS
-from helpers.patches import PATCH_SIZE
-from models.maest import STRIDE, grid_size
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import N_MELS
+from maest.helpers.patches import PATCH_SIZE
+from maest.models.maest import STRIDE, grid_size
 
 Parts = dict[str, tuple[Tensor, ...]]
 

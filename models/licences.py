@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from helpers.errors import InputError
+from maest.helpers.errors import InputError
 
 # SPDX identifiers of licences that let others choose their own for what they make of a work
 _PERMISSIVE = ("Apache-2.0", "MIT", "MIT-0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "ISC", "Zlib")

@@ -23,9 +23,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import patches
-from helpers.errors import InputError
-from helpers.melspectrogram import (
+from maest.helpers import patches
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import (
     N_MELS,
     NORM_MEAN,
     NORM_STD,
@@ -33,8 +33,8 @@ from helpers.melspectrogram import (
     MelSpectrogram,
     n_frames,
 )
-from helpers.patches import PATCH_SIZE
-from models.blocks import is_standard, two_tokens
+from maest.helpers.patches import PATCH_SIZE
+from maest.models.blocks import is_standard, two_tokens
 
 STRIDE = 10  # frames and bands from one patch to the next
 DISTILLED_TYPES = ("mean", "separated")

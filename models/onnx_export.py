@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.chunks import chosen_blocks
-from helpers.errors import InputError
-from helpers.melspectrogram import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
-from helpers.patches import PATCH_SIZE
-from models.archs import clip_seconds
-from models.maest import STRIDE, Maest
-from models.own_files import own_files
+from maest.helpers.chunks import chosen_blocks
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
+from maest.helpers.patches import PATCH_SIZE
+from maest.models.archs import clip_seconds
+from maest.models.maest import STRIDE, Maest
+from maest.models.own_files import own_files
 
 # Bytes: an ONNX file without external data is one protobuf message; less 16 MiB for the graph.
 _LARGEST = 2**31 - 2**24

@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from helpers.errors import InputError
-from helpers.files import atomic_path
+from maest.helpers.errors import InputError
+from maest.helpers.files import atomic_path
 
 
 @contextmanager

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.errors import InputError
-from helpers.metrics import MONITOR, evaluate
-from helpers.ranking import rank, ranked_figures
-from helpers.schedules import warmup_ramp_factor
-from models.cpu import grouped_linear
+from maest.helpers.errors import InputError
+from maest.helpers.metrics import MONITOR, evaluate
+from maest.helpers.ranking import rank, ranked_figures
+from maest.helpers.schedules import warmup_ramp_factor
+from maest.models.cpu import grouped_linear
 
 # The learning rate of a mix's weights, as a multiple of the others'. AdamW moves a weight by about
 # the learning rate a step, whatever its gradient: enough for the layers' weights, which are small,

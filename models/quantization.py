@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.errors import InputError
-from models.blocks import is_standard, sharing_copy
-from models.maest import Maest, inference
+from maest.helpers.errors import InputError
+from maest.models.blocks import is_standard, sharing_copy
+from maest.models.maest import Maest, inference
 
 # Bytes: what one graph holds of weights, in float32. A protobuf message ends at 2 GiB.
 _LARGEST = 2**30

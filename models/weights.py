@@ -24,16 +24,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from helpers.files import to_json
-from helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD
-from helpers.patches import PATCH_SIZE
-from models import layouts
-from models.archs import ARCHS
-from models.checkpoint_files import TRAINER_KEY, load_file, missing_average, unwrap
-from models.layouts import DEIT, HUB, PASST, CheckpointError
-from models.licences import canonical
-from models.maest import SIZE_NAMES, STRIDE, Maest, grid_size
-from models.own_files import own_files, read_config
+from maest.helpers.files import to_json
+from maest.helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD
+from maest.helpers.patches import PATCH_SIZE
+from maest.models import layouts
+from maest.models.archs import ARCHS
+from maest.models.checkpoint_files import TRAINER_KEY, load_file, missing_average, unwrap
+from maest.models.layouts import DEIT, HUB, PASST, CheckpointError
+from maest.models.licences import canonical
+from maest.models.maest import SIZE_NAMES, STRIDE, Maest, grid_size
+from maest.models.own_files import own_files, read_config
 
 log = logging.getLogger(__name__)
 

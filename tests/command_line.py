@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from ex_common import run_command_line  # isort: skip (first: it quiets warnings)
+from maest.experiments.runs import run_command_line  # isort: skip (first: it quiets warnings)
 
-import config
-import ex_common
 import ex_maest
 import ex_tl
-from helpers.errors import InputError
+from maest import config
+from maest.experiments import runs
+from maest.helpers.errors import InputError
 
 EXPERIMENTS = {"ex_maest.py": ex_maest.ex, "ex_tl.py": ex_tl.ex}
 ALIASES = {"ex_maest.py": config.SECTION_ALIASES, "ex_tl.py": config.TL_ALIASES}
@@ -54,13 +54,13 @@ def bad(script: str, line: str, cwd: Path) -> str:
     The message says where the fault is, and what to do next.
     """
     refused: list[Exception] = []
-    in_words = ex_common._message
+    in_words = runs._message
 
     def look_at(error: Exception) -> str:
         refused.append(error)
         return in_words(error)
 
-    with mock.patch.object(ex_common, "_message", look_at):
+    with mock.patch.object(runs, "_message", look_at):
         done = run(script, line, cwd)
     assert done.code == 1, done.out + done.err
     assert "Traceback" not in done.err, done.err

@@ -12,8 +12,8 @@ import pytest
 import torch
 from music import save_small_model, write_music
 
-from datasets.groundtruth import write_groundtruth, write_labels
-from datasets.melspectrograms import write_mel
+from maest.datasets.groundtruth import write_groundtruth, write_labels
+from maest.datasets.melspectrograms import write_mel
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests say what a CPU does
 # A shell has background jobs ignore Ctrl-C, and what they start: the tests send it to programs.

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import ASTConfig, ASTForAudioClassification
 
-from models import ARCHS
+from maest.models import ARCHS
 
 COMMIT = "0" * 40
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
-from helpers.errors import InputError
-from helpers.manifest import open_folder
+from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
+from maest.helpers.errors import InputError
+from maest.helpers.manifest import open_folder
 
 D = 8
 TRACKS = {"train": 60, "validation": 20, "test": 30}

@@ -11,8 +11,8 @@ import numpy as np
 import soundfile
 import torch
 
-from helpers.files import atomic_path
-from models import Maest, save_model
+from maest.helpers.files import atomic_path
+from maest.models import Maest, save_model
 
 RATE = 16_000
 LABELS = ["low", "middle", "high"]

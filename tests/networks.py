@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.maest import Maest
+from maest.models.maest import Maest
 
 
 def small(**options) -> Maest:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from helpers.arrays import load_array
+from maest.helpers.arrays import load_array
 
 
 @pytest.fixture

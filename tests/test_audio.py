@@ -12,10 +12,10 @@ import soundfile
 import soxr
 import torch
 
-from helpers import audio
-from helpers.audio import AudioError, read_audio
-from helpers.errors import InputError
-from helpers.melspectrogram import MelSpectrogram
+from maest.helpers import audio
+from maest.helpers.audio import AudioError, read_audio
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import MelSpectrogram
 
 RATE = 44_100
 

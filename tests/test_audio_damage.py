@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from test_audio import RATE, music, write_encoded
 
-from helpers.audio import AudioError, read_audio, stream_audio
+from maest.helpers.audio import AudioError, read_audio, stream_audio
 
 
 def numbers(error: AudioError) -> list[float]:

@@ -19,11 +19,11 @@ from torch import Tensor
 from command_line import bad, good, newest, settings  # isort: skip (first: it quiets warnings)
 
 import ex_maest
-from datasets.groundtruth import read_groundtruth
-from datasets.melspectrograms import read_patches
-from helpers.history import read_history
-from models import Maest, get_maest, load_checkpoint
-from models.archs import ARCHS, Arch
+from maest.datasets.groundtruth import read_groundtruth
+from maest.datasets.melspectrograms import read_patches
+from maest.helpers.history import read_history
+from maest.models import Maest, get_maest, load_checkpoint
+from maest.models.archs import ARCHS, Arch
 
 EPOCHS, STEPS, START = 4, 3, 2  # the average is of epochs 2 and 3
 LINE = (
@@ -282,7 +282,7 @@ def test_a_training_that_ends_before_it_begins(train, plain):
 
 def test_the_prefix_is_the_one_that_checkpoints_are_read_by():
     """`helpers` and `models` each have it."""
-    from helpers.averaging import PREFIX
-    from models.checkpoint_files import AVERAGE
+    from maest.helpers.averaging import PREFIX
+    from maest.models.checkpoint_files import AVERAGE
 
     assert PREFIX == AVERAGE

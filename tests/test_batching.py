@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.chunks import Chunk, Cutting, TrackResult, stream_patches
-from helpers.errors import InputError
-from helpers.melspectrogram import n_frames
-from helpers.patches import fresh, times
-from models import Maest
-from models.batching import Batcher, Encoder, Failure, Wanted
+from maest.helpers.chunks import Chunk, Cutting, TrackResult, stream_patches
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import n_frames
+from maest.helpers.patches import fresh, times
+from maest.models import Maest
+from maest.models.batching import Batcher, Encoder, Failure, Wanted
 
 LONGEST = 60  # frames of a patch
 PLAIN = Cutting(LONGEST)

@@ -13,8 +13,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from helpers.bootstrap import interval, resampled_figures
-from helpers.metrics import SHOWN, evaluate
+from maest.helpers.bootstrap import interval, resampled_figures
+from maest.helpers.metrics import SHOWN, evaluate
 
 N, C, S = 60, 4, 2
 TASKS = tuple(SHOWN)

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import check
-from datasets.check import CheckReport, check_data
-from datasets.datamodule import MaestDataModule
-from datasets.groundtruth import write_groundtruth, write_labels
-from datasets.melspectrograms import MelFile, write_mel
-from helpers.files import to_json
+from maest.datasets import check
+from maest.datasets.check import CheckReport, check_data
+from maest.datasets.datamodule import MaestDataModule
+from maest.datasets.groundtruth import write_groundtruth, write_labels
+from maest.datasets.melspectrograms import MelFile, write_mel
+from maest.helpers.files import to_json
 
 LABELS = ["low", "middle", "high"]
 

@@ -16,10 +16,10 @@ import torch
 
 from command_line import bad, good, newest, run, settings  # isort: skip (first: it quiets warnings)
 
-import config
 import ex_maest
-from datasets.groundtruth import write_groundtruth
-from ex_setup import (
+from maest import config
+from maest.datasets.groundtruth import write_groundtruth
+from maest.experiments.setup import (
     as_it_began,
     columns_to_drop,
     find_run_to_continue,
@@ -27,11 +27,11 @@ from ex_setup import (
     set_up_data,
     set_up_network,
 )
-from helpers.checkpoints import Checkpoints
-from helpers.history import History, read_history
-from models import get_maest
-from models.archs import ARCHS, Arch, input_frames
-from models.module import MaestModule
+from maest.helpers.checkpoints import Checkpoints
+from maest.helpers.history import History, read_history
+from maest.models import get_maest
+from maest.models.archs import ARCHS, Arch, input_frames
+from maest.models.training import MaestModule
 
 LAST = "checkpoints/last.ckpt"
 QUICK = (
@@ -288,7 +288,7 @@ def test_a_disk_that_is_full_later_costs_the_record_only(music, model, tmp_path,
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ex_common.atomic_path", full)
+    monkeypatch.setattr("maest.experiments.runs.atomic_path", full)
     line = f"with maest.checkpoint={model} inference.audio={music} inference.out_dir=out"
     done = run("ex_maest.py", f"predict {line}", tmp_path)
     assert done.code == 0, done.err

@@ -18,9 +18,9 @@ from made_up import (  # noqa: F401
     read_json,
 )
 
-import ex_compare
-from datasets.groundtruth import TASKS, write_groundtruth, write_labels
-from helpers import metrics
+from maest.datasets.groundtruth import TASKS, write_groundtruth, write_labels
+from maest.experiments import compare as comparing
+from maest.helpers import metrics
 
 QUICKLY = "compare.resamples=40"
 
@@ -209,7 +209,7 @@ def test_every_form_in_which_runs_are_typed(runs, typed):
 
 
 def test_folders_with_spaces_in_their_names():
-    listed = ex_compare._folders
+    listed = comparing._folders
     assert listed("[my runs/4, my runs/5]") == ["my runs/4", "my runs/5"]
     assert listed("exp_logs/4 exp_logs/5") == ["exp_logs/4", "exp_logs/5"]
     assert listed(["my runs/4", "b"]) == ["my runs/4", "b"]
@@ -391,7 +391,7 @@ def test_extractions_of_two_lengths(tmp_path):
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_trained(tmp_path, monkeypatch, typed, words):
-    monkeypatch.setattr(ex_compare, "run_probe", lambda *_: pytest.fail("has been trained"))
+    monkeypatch.setattr(comparing, "run_probe", lambda *_: pytest.fail("has been trained"))
     made = make_up(tmp_path)
     shutil.copytree(made.block(7), tmp_path / "other" / "5sec" / "7")
     (tmp_path / "other/5sec/7/test/03.mmap.embeddings.npy").unlink()

@@ -14,8 +14,8 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import cpu, get_maest
-from models.maest import Maest
+from maest.models import cpu, get_maest
+from maest.models.maest import Maest
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="needs an x86 CPU and oneDNN")
 

@@ -19,15 +19,15 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-import ex_common
-from datasets import datamodule
-from datasets.batches import ClipBatch, CropDataset, PackedStrings, TrackBatch, collate_tracks
-from datasets.datamodule import FeatureDataModule, MaestDataModule
-from datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
-from datasets.melspectrograms import MelFileError
-from datasets.teacher import TeacherFileError, read_teacher_logits
-from helpers.errors import InputError
-from helpers.patches import cut, times, write_times
+from maest.datasets import datamodule
+from maest.datasets.batches import ClipBatch, CropDataset, PackedStrings, TrackBatch, collate_tracks
+from maest.datasets.datamodule import FeatureDataModule, MaestDataModule
+from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
+from maest.datasets.melspectrograms import MelFileError
+from maest.datasets.teacher import TeacherFileError, read_teacher_logits
+from maest.experiments import runs
+from maest.helpers.errors import InputError
+from maest.helpers.patches import cut, times, write_times
 
 
 def test_a_training_batch_is_crops_as_they_are_on_disk(toy):
@@ -267,7 +267,7 @@ def test_a_bad_file_stops_a_training_by_its_name(faulty, workers):
     data = MaestDataModule(clip_frames=40, num_workers=workers, **settings)
     with pytest.raises(MelFileError) as error, loading(data.train_dataloader()) as loader:
         list(loader)
-    message = ex_common._message(error.value)
+    message = runs._message(error.value)
     assert message.startswith(settings["base_dir"])
     assert any(f"/{key}: " in message for key in faulty[1])
     assert "preprocess.py" in message
@@ -526,7 +526,7 @@ def test_labels_come_from_beside_the_ground_truth(toy, tmp_path):
 def test_the_embedded_data_set_is_built_only_where_it_is_wanted_and_missing(
     toy, tmp_path, monkeypatch
 ):
-    from datasets.scores import preprocess
+    from maest.datasets.scores import preprocess
 
     built = []
     monkeypatch.setattr(preprocess, "build", lambda: built.append(True))
@@ -546,7 +546,7 @@ def test_the_embedded_data_set_is_built_only_where_it_is_wanted_and_missing(
 
 
 def test_of_several_processes_one_builds(tmp_path, monkeypatch):
-    from datasets.scores import preprocess
+    from maest.datasets.scores import preprocess
 
     built = []
 

@@ -18,12 +18,12 @@ import torch
 
 from command_line import bad, good, newest  # isort: skip (first: it quiets warnings)
 
-from datasets.groundtruth import read_groundtruth, write_groundtruth
-from datasets.melspectrograms import write_mel
-from datasets.sampling import ClipSampler
-from ex_common import is_first_process
-from ex_setup import lost_a_process
-from helpers.history import read_history
+from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
+from maest.datasets.melspectrograms import write_mel
+from maest.datasets.sampling import ClipSampler
+from maest.experiments.runs import is_first_process
+from maest.experiments.setup import lost_a_process
+from maest.helpers.history import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOCK = ("seconds", "clips_per_second", "mfu")  # columns of the history that a clock decides

@@ -26,10 +26,10 @@ import timm
 import torch
 from huggingface_hub.utils import close_session
 
-from helpers.errors import InputError
-from models import ARCHS, CheckpointError, DownloadError, get_maest, load_checkpoint
-from models.archs import DEIT, PASST
-from models.download import fetch
+from maest.helpers.errors import InputError
+from maest.models import ARCHS, CheckpointError, DownloadError, get_maest, load_checkpoint
+from maest.models.archs import DEIT, PASST
+from maest.models.download import fetch
 
 MAEST = "discogs-maest-5s-pw-129e"
 DEIT_REPOSITORY = "timm/deit_base_distilled_patch16_384.fb_in1k"

@@ -35,10 +35,10 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-import ex_probe_report
-from datasets.groundtruth import TASKS, write_groundtruth, write_labels
-from datasets.melspectrograms import write_mel
-from helpers import metrics, plots
+from maest.datasets.groundtruth import TASKS, write_groundtruth, write_labels
+from maest.datasets.melspectrograms import write_mel
+from maest.experiments import probe_report
+from maest.helpers import metrics, plots
 
 PNG = b"\x89PNG"
 
@@ -60,7 +60,7 @@ def made(tmp_path) -> MadeUp:
 def untrained(monkeypatch):
     """Fails where a probe is trained."""
     monkeypatch.setattr(
-        ex_probe_report, "train_probes", lambda *_, **__: pytest.fail("has been trained")
+        probe_report, "train_probes", lambda *_, **__: pytest.fail("has been trained")
     )
 
 
@@ -380,7 +380,7 @@ def test_a_linear_probe_stands_beside_one_of_few_tracks(probed):
     ],
 )
 def test_splits_that_are_too_small(val, test, words):
-    found = ex_probe_report.few_tracks({"train": 60, "val": val, "test": test})
+    found = probe_report.few_tracks({"train": 60, "val": val, "test": test})
     assert len(found) == len(words)
     assert all(word in warning for word, warning in zip(words, found, strict=True))
 

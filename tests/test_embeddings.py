@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from made_up import refuses
 
-from datasets.embeddings import (
+from maest.datasets.embeddings import (
     EmbeddingFolder,
     MissingFeature,
     check_one_model,
@@ -27,12 +27,12 @@ from datasets.embeddings import (
     read_tokens,
     select_tokens,
 )
-from datasets.melspectrograms import write_mel
-from helpers.chunks import FINAL, TrackResult
-from helpers.errors import InputError
-from helpers.manifest import MANIFEST, open_folder
-from helpers.patches import cut, times, write_times
-from helpers.writer import Output, ResultWriter
+from maest.datasets.melspectrograms import write_mel
+from maest.helpers.chunks import FINAL, TrackResult
+from maest.helpers.errors import InputError
+from maest.helpers.manifest import MANIFEST, open_folder
+from maest.helpers.patches import cut, times, write_times
+from maest.helpers.writer import Output, ResultWriter
 
 D = 4
 DIR = "data.embeddings_dir"

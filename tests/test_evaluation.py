@@ -11,13 +11,13 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
-from datasets.batches import TrackBatch, collate_tracks
-from datasets.datamodule import MaestDataModule
-from datasets.groundtruth import write_groundtruth
-from helpers.errors import InputError
-from helpers.metrics import evaluate
-from models.evaluation import TrackEvaluation
-from models.maest import TASKS, Maest
+from maest.datasets.batches import TrackBatch, collate_tracks
+from maest.datasets.datamodule import MaestDataModule
+from maest.datasets.groundtruth import write_groundtruth
+from maest.helpers.errors import InputError
+from maest.helpers.metrics import evaluate
+from maest.models.evaluation import TrackEvaluation
+from maest.models.maest import TASKS, Maest
 
 
 class Evaluator(TrackEvaluation, pl.LightningModule):

@@ -18,10 +18,10 @@ from transformers import (
     pipeline,
 )
 
-from helpers.errors import InputError
-from helpers.melspectrogram import MelSpectrogram
-from models import Maest, get_maest, load_checkpoint, save_model
-from models.huggingface import export_huggingface
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import MelSpectrogram
+from maest.models import Maest, get_maest, load_checkpoint, save_model
+from maest.models.huggingface import export_huggingface
 
 # The networks here have three blocks: the default one is not among them.
 BLOCKS = {"onnx": "export.blocks=[0]", "safetensors": "", "huggingface": ""}
@@ -136,7 +136,7 @@ def test_the_folder_has_its_front_end(tmp_path):
     folder = tmp_path / "hub"
     export_huggingface(folder, model)
     for path in folder.glob("*.py"):  # without this repository
-        assert "from helpers" not in path.read_text()
+        assert "from maest" not in path.read_text()
     extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
     hub = ASTForAudioClassification.from_pretrained(folder).eval()
     waves = [0.1 * noise(samples) for samples in (40_000, 80_000, 200_000)]

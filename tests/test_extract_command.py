@@ -21,14 +21,14 @@ from music import (
 )
 from timm.models.vision_transformer import Block
 
-from datasets.groundtruth import read_groundtruth, write_groundtruth
-from datasets.melspectrograms import read_patches
-from datasets.preprocess import preprocess
-from helpers.audio import read_audio
-from helpers.melspectrogram import n_frames
-from helpers.patches import cut, fresh, times
-from models import get_maest, maest
-from models.batching import Encoder
+from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
+from maest.datasets.melspectrograms import read_patches
+from maest.datasets.preprocess import preprocess
+from maest.helpers.audio import read_audio
+from maest.helpers.melspectrogram import n_frames
+from maest.helpers.patches import cut, fresh, times
+from maest.models import get_maest, maest
+from maest.models.batching import Encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

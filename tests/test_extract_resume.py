@@ -31,10 +31,10 @@ from music import (
 )
 from training_process import Before, Signal
 
-from helpers.collect import Collect
-from helpers.files import TEMPORARY
-from helpers.writer import ResultWriter
-from models.batching import Encoder
+from maest.helpers.collect import Collect
+from maest.helpers.files import TEMPORARY
+from maest.helpers.writer import ResultWriter
+from maest.models.batching import Encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKS = 40

@@ -8,10 +8,10 @@ import pytest
 import soundfile
 import torch
 
-from helpers.audio import AudioError, read_audio
-from helpers.errors import InputError
-from models import get_maest, save_model
-from models.extraction import Extractor, cutting
+from maest.helpers.audio import AudioError, read_audio
+from maest.helpers.errors import InputError
+from maest.models import get_maest, save_model
+from maest.models.extraction import Extractor, cutting
 
 RATE = 16_000
 

@@ -10,7 +10,7 @@ import torch
 from benchmarks import extraction, extraction_ways
 from benchmarks.extraction_bench import Bench, medians
 from benchmarks.extraction_ways import Case, Way
-from helpers.audio import read_audio
+from maest.helpers.audio import read_audio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ from command_line import newest, settings  # isort: skip (first: it quiets warni
 import training_process as training
 from training_process import LAST, Before, assert_same, loads, outcome
 
-from models.module import MaestModule
+from maest.models.training import MaestModule
 
 BASE = (
     "maest.arch=maest_toy maest.s_patchout_t=2 datamodule.clip_length=1.5 "

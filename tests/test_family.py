@@ -20,9 +20,9 @@ import torch
 from command_line import bad, good, newest, settings
 from hub_cache import into_hub_cache, released
 
-import config
-from models import ARCHS, get_maest
-from models.archs import DEIT, PASST
+from maest import config
+from maest.models import ARCHS, get_maest
+from maest.models.archs import DEIT, PASST
 
 SMALL = {"embed_dim": 64, "num_heads": 1}
 # Two steps of two clips, whatever the recipe says.

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from helpers.files import atomic_path, point_link, write_json
+from maest.helpers.files import atomic_path, point_link, write_json
 
 
 def test_written_whole_with_its_suffix_and_readable_permissions(tmp_path):

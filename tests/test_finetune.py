@@ -10,8 +10,8 @@ import pytest
 import torch
 from command_line import bad, good, newest, settings
 
-from datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
-from models import get_maest, load_checkpoint, save_model
+from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
+from maest.models import get_maest, load_checkpoint, save_model
 
 QUICK = "datamodule.clip_length=1.5 maest.s_patchout_t=2 datamodule.batch_size_train=4"
 

@@ -23,8 +23,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import ARCHS, CheckpointError, Maest, get_maest, load_checkpoint, save_model
-from models.archs import DEIT, PASST
+from maest.models import ARCHS, CheckpointError, Maest, get_maest, load_checkpoint, save_model
+from maest.models.archs import DEIT, PASST
 
 RELEASED = [name for name in ARCHS if name.startswith("discogs-maest-")]
 MAX_LENGTH = {312: 316, 625: 626, 1250: 1256, 1875: 1876}  # ours → the hub's

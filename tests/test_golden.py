@@ -15,13 +15,13 @@ import pytest
 from command_line import good
 from music import arrays, stamps
 
-from datasets.groundtruth import read_groundtruth
-from datasets.preprocess import main as preprocess
-from datasets.scores import preprocess as scores
-from datasets.scores.cache import open_cache
-from datasets.scores.corpus import Score, corpus_folder, list_works
-from models import get_maest
-from models.extraction import Extractor
+from maest.datasets.groundtruth import read_groundtruth
+from maest.datasets.preprocess import main as preprocess
+from maest.datasets.scores import preprocess as scores
+from maest.datasets.scores.cache import open_cache
+from maest.datasets.scores.corpus import Score, corpus_folder, list_works
+from maest.models import get_maest
+from maest.models.extraction import Extractor
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKOUT = Path(__file__).resolve().parents[1]

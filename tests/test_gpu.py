@@ -15,17 +15,17 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import config
-from datasets.batches import ClipBatch
-from datasets.datamodule import MaestDataModule
-from datasets.groundtruth import write_groundtruth
-from datasets.melspectrograms import write_mel
-from ex_setup import set_up_trainer
-from helpers.checkpoints import LAST, Checkpoints
-from helpers.melspectrogram import MelSpectrogram
-from models import get_maest
-from models.maest import inference
-from models.module import MaestModule, TrainingOptions
+from maest import config
+from maest.datasets.batches import ClipBatch
+from maest.datasets.datamodule import MaestDataModule
+from maest.datasets.groundtruth import write_groundtruth
+from maest.datasets.melspectrograms import write_mel
+from maest.experiments.setup import set_up_trainer
+from maest.helpers.checkpoints import LAST, Checkpoints
+from maest.helpers.melspectrogram import MelSpectrogram
+from maest.models import get_maest
+from maest.models.maest import inference
+from maest.models.training import MaestModule, TrainingOptions
 
 DEVICE = os.environ.get("MAEST_TEST_DEVICE", "cuda")
 pytestmark = [
@@ -106,7 +106,7 @@ def test_pinned_batches_arrive_whole():
 def test_extractor():
     pytest.importorskip("av")
     pytest.importorskip("soxr")
-    from models.extraction import Extractor
+    from maest.models.extraction import Extractor
 
     waveform = 0.1 * np.random.default_rng(0).standard_normal(16_000 * 12).astype(np.float32)
     results = []

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import groundtruth as gt
-from datasets.groundtruth import (
+from maest.datasets import groundtruth as gt
+from maest.datasets.groundtruth import (
     GroundTruth,
     check_disjoint,
     read_groundtruth,
@@ -18,9 +18,9 @@ from datasets.groundtruth import (
     write_groundtruth,
     write_labels,
 )
-from datasets.groundtruth_command import main
-from helpers.errors import InputError
-from models.maest import TASKS
+from maest.datasets.groundtruth_command import main
+from maest.helpers.errors import InputError
+from maest.models.maest import TASKS
 
 PROTOCOLS = range(6)
 SCRIPT = Path(gt.__file__)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.errors import InputError
-from models import Maest, get_maest, hear, save_model
+from maest.helpers.errors import InputError
+from maest.models import Maest, get_maest, hear, save_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 16_000
@@ -64,7 +64,7 @@ def close(found, expected, atol=1e-5):
 def test_the_module_is_what_the_evaluation_kit_imports(folder):
     """It is started at the root of the repository, and needs neither trainer nor framework."""
     code = (
-        "import importlib, sys; m = importlib.import_module('models.hear');"
+        "import importlib, sys; m = importlib.import_module('maest.models.hear');"
         "assert all(callable(getattr(m, n)) for n in ('load_model', 'get_scene_embeddings',"
         " 'get_timestamp_embeddings'));"
         "assert not {'sacred', 'pytorch_lightning', 'lightning'} & set(sys.modules);"
@@ -75,7 +75,7 @@ def test_the_module_is_what_the_evaluation_kit_imports(folder):
 
 
 def test_signatures_are_those_of_the_api():
-    module = importlib.import_module("models.hear")
+    module = importlib.import_module("maest.models.hear")
     first = next(iter(inspect.signature(module.load_model).parameters.values()))
     assert (first.name, first.default) == ("model_file_path", "")
     for function in (module.get_scene_embeddings, module.get_timestamp_embeddings):

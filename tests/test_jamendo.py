@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from miniature_mtt import Reply, Server, miniature, no_waiting  # noqa: F401
 
-from datasets.groundtruth import read_groundtruth, read_labels
-from datasets.jamendo import preprocess as module
-from datasets.jamendo.preprocess import main, read_task, table_name
-from helpers.errors import InputError
+from maest.datasets.groundtruth import read_groundtruth, read_labels
+from maest.datasets.jamendo import preprocess as module
+from maest.datasets.jamendo.preprocess import main, read_task, table_name
+from maest.helpers.errors import InputError
 
 HEADER = "TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS"
 SPLITS = ("train", "validation", "test")

@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.errors import InputError
-from helpers.melspectrogram import MelSpectrogram
-from models import ARCHS, Maest, get_maest
-from models.archs import clip_seconds, input_frames
-from models.blocks import is_standard, two_tokens
-from models.cpu import speed_up
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import MelSpectrogram
+from maest.models import ARCHS, Maest, get_maest
+from maest.models.archs import clip_seconds, input_frames
+from maest.models.blocks import is_standard, two_tokens
+from maest.models.cpu import speed_up
 
 MEAN, STD = 2.06755686098554, 1.268292820667291
 SILENCE = -MEAN / (2 * STD)

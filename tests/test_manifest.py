@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.errors import InputError
-from helpers.manifest import MANIFEST, model_hash, open_folder, read_manifest
+from maest.helpers.errors import InputError
+from maest.helpers.manifest import MANIFEST, model_hash, open_folder, read_manifest
 
 SETTINGS = {"model": "ab" * 32, "block": 7, "hop_seconds": 30.0, "quantize": None}
 PATTERN = "*.embeddings.npy"
@@ -182,7 +182,7 @@ def test_manifest_that_cannot_be_written(tmp_path, monkeypatch):
     def full(path, value):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("helpers.manifest.write_json", full)
+    monkeypatch.setattr("maest.helpers.manifest.write_json", full)
     assert "No space left" in str(refused(tmp_path))
 
 

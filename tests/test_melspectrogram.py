@@ -12,8 +12,8 @@ import symusic
 import torch
 from essentia.standard import FrameGenerator, TensorflowInputMusiCNN
 
-from helpers import melspectrogram
-from helpers.melspectrogram import MelSpectrogram, n_frames, slaney_filter_bank
+from maest.helpers import melspectrogram
+from maest.helpers.melspectrogram import MelSpectrogram, n_frames, slaney_filter_bank
 
 essentia.log.warningActive = False
 

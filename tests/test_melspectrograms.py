@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from datasets.melspectrograms import (
+from maest.datasets.melspectrograms import (
     MelFile,
     MelFileError,
     all_finite,
@@ -17,8 +17,8 @@ from datasets.melspectrograms import (
     read_patches,
     write_mel,
 )
-from helpers.melspectrogram import MelSpectrogram
-from models.maest import Maest
+from maest.helpers.melspectrogram import MelSpectrogram
+from maest.models.maest import Maest
 
 
 def mel_of(frames: int, seed: int = 0) -> np.ndarray:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from helpers.mixup import mixup
+from maest.helpers.mixup import mixup
 
 
 def weights(clips: int, alpha: float, seed: int = 0) -> torch.Tensor:

@@ -10,18 +10,18 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
-import config
-from datasets.batches import ClipBatch, collate_tracks
-from datasets.datamodule import MaestDataModule
-from datasets.groundtruth import write_groundtruth
-from datasets.melspectrograms import write_mel
-from helpers.errors import InputError
-from helpers.history import History, read_history
-from helpers.metrics import baseline
-from helpers.mixup import mixup
-from helpers.seeds import derived_seed
-from models.maest import TASKS, Maest
-from models.module import MaestModule, TrainingOptions, teacher_targets
+from maest import config
+from maest.datasets.batches import ClipBatch, collate_tracks
+from maest.datasets.datamodule import MaestDataModule
+from maest.datasets.groundtruth import write_groundtruth
+from maest.datasets.melspectrograms import write_mel
+from maest.helpers.errors import InputError
+from maest.helpers.history import History, read_history
+from maest.helpers.metrics import baseline
+from maest.helpers.mixup import mixup
+from maest.helpers.seeds import derived_seed
+from maest.models.maest import TASKS, Maest
+from maest.models.training import MaestModule, TrainingOptions, teacher_targets
 
 
 def training_options(**changes) -> TrainingOptions:

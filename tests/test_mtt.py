@@ -30,13 +30,13 @@ from miniature_mtt import (  # noqa: F401
     zipped,
 )
 
-from datasets.collection import mel_key
-from datasets.groundtruth import read_groundtruth, read_labels
-from datasets.melspectrograms import open_mel
-from datasets.mtt import preprocess as module
-from datasets.mtt.preprocess import main, read_annotations
-from helpers.audio import read_audio
-from helpers.errors import InputError
+from maest.datasets.collection import mel_key
+from maest.datasets.groundtruth import read_groundtruth, read_labels
+from maest.datasets.melspectrograms import open_mel
+from maest.datasets.mtt import preprocess as module
+from maest.datasets.mtt.preprocess import main, read_annotations
+from maest.helpers.audio import read_audio
+from maest.helpers.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {"train": 24, "validation": 2, "test": 6}

@@ -7,9 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from datasets import norm
-from datasets.melspectrograms import MelFileError, write_mel
-from datasets.norm import Moments, mean_and_std, norm_stats
+from maest.datasets import norm
+from maest.datasets.melspectrograms import MelFileError, write_mel
+from maest.datasets.norm import Moments, mean_and_std, norm_stats
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_norm_stats_are_numpys(store, monkeypatch):
     np.testing.assert_allclose([found.mean, found.std], [values.mean(), values.std()], rtol=1e-12)
     assert (found.tracks, found.frames, found.failed) == (40, len(values), {})
     np.testing.assert_allclose(mean_and_std(folder / key for key in keys), (found.mean, found.std))
-    monkeypatch.setattr("datasets.melspectrograms._CHUNK", 7)
+    monkeypatch.setattr("maest.datasets.melspectrograms._CHUNK", 7)
     pieces = norm_stats(folder, keys, progress=False)
     np.testing.assert_allclose([pieces.mean, pieces.std], [values.mean(), values.std()], rtol=1e-12)
 
@@ -97,7 +97,7 @@ def test_silence_is_nothing_to_normalise_by(tmp_path, value):
 
 
 def test_memory_does_not_grow_with_a_track(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.melspectrograms._CHUNK", 1000)
+    monkeypatch.setattr("maest.datasets.melspectrograms._CHUNK", 1000)
     np.ones((60_000, 96), np.float16).tofile(tmp_path / "hours.mmap")  # 11.5 MB; 46 MB as float64
     tracemalloc.start()
     found = norm.file_moments(tmp_path / "hours.mmap")

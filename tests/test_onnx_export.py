@@ -19,9 +19,9 @@ import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 from torch import Tensor
 
-from helpers.errors import InputError
-from models import Maest, get_maest
-from models.onnx_export import export_onnx
+from maest.helpers.errors import InputError
+from maest.models import Maest, get_maest
+from maest.models.onnx_export import export_onnx
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ["Früh---Messe", "民謡", 'Rock---Pop\n"rock"']

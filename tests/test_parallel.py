@@ -16,9 +16,9 @@ import pytest
 import torch
 from dask_cluster import dask_cluster
 
-from helpers import cluster, parallel
-from helpers.errors import InputError
-from helpers.parallel import cores, in_order, one_torch_thread, run_parallel
+from maest.helpers import cluster, parallel
+from maest.helpers.errors import InputError
+from maest.helpers.parallel import cores, in_order, one_torch_thread, run_parallel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,7 +74,7 @@ def test_one_torch_thread_and_back():
 
 def test_cores_are_those_of_this_process():
     code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]);"
-    code += "from helpers.parallel import cores; print(cores())"
+    code += "from maest.helpers.parallel import cores; print(cores())"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.strip() == "1", run.stderr
     assert cores() == len(os.sched_getaffinity(0))

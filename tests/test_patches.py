@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from helpers.errors import InputError
-from helpers.melspectrogram import n_frames
-from helpers.patches import (
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import n_frames
+from maest.helpers.patches import (
     cut,
     fresh,
     pooled,

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from helpers import plots
+from maest.helpers import plots
 
 
 @pytest.fixture

@@ -20,15 +20,15 @@ import soundfile
 import torch
 from dask_cluster import dask_cluster
 
-from datasets import collection as module_of_collection
-from datasets import preprocess as module
-from datasets.collection import find_audio, mel_key
-from datasets.mel_index import store_keys
-from datasets.melspectrograms import open_mel
-from datasets.preprocess import main, parse_seconds, parse_shard, preprocess
-from helpers.audio import read_audio
-from helpers.errors import InputError
-from helpers.melspectrogram import MelSpectrogram, log_mel
+from maest.datasets import collection as module_of_collection
+from maest.datasets import preprocess as module
+from maest.datasets.collection import find_audio, mel_key
+from maest.datasets.mel_index import store_keys
+from maest.datasets.melspectrograms import open_mel
+from maest.datasets.preprocess import main, parse_seconds, parse_shard, preprocess
+from maest.helpers.audio import read_audio
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import MelSpectrogram, log_mel
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = str(ROOT / "datasets" / "preprocess.py")
@@ -644,7 +644,7 @@ def test_a_file_that_crashes_its_decoder_costs_itself_only(collection, tmp_path,
         f"av.open = crash\n"
     )
     code = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; from datasets.preprocess import main; "
+        "import sys; sys.path[:0] = sys.argv[1:3]; from maest.datasets.preprocess import main; "
         "sys.exit(main(sys.argv[3:]))"
     )
     store = tmp_path / "mels"
@@ -750,7 +750,7 @@ def test_a_folder_that_cannot_be_read_is_a_failure(collection, tmp_path, monkeyp
             raise PermissionError(errno.EACCES, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr("datasets.collection.os.scandir", refuse)
+    monkeypatch.setattr("maest.datasets.collection.os.scandir", refuse)
     report = preprocess(collection, tmp_path / "mels", **QUIET)
     assert report.done == 5
     assert list(report.failed.values()) == ["the folder cannot be read: Permission denied"]

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from command_line import good, settings  # isort: skip (first: it quiets warnings)
 
-from models import get_maest
-from models.archs import ARCHS
-from models.download import PRETRAINED, fetch
+from maest.models import get_maest
+from maest.models.archs import ARCHS
+from maest.models.download import PRETRAINED, fetch
 
 NAME = "maest-tiny-scores"
 

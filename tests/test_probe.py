@@ -15,13 +15,13 @@ from made_up import refuses
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import config
-from datasets import datamodule
-from datasets.datamodule import FeatureDataModule
-from helpers import metrics
-from models import cpu, probe
-from models.cpu import grouped_linear
-from models.probe import SELECTION, Probe, ProbeBank, ProbeOptions, normalised
+from maest import config
+from maest.datasets import datamodule
+from maest.datasets.datamodule import FeatureDataModule
+from maest.helpers import metrics
+from maest.models import cpu, probe
+from maest.models.cpu import grouped_linear
+from maest.models.probe import SELECTION, Probe, ProbeBank, ProbeOptions, normalised
 
 WIDTH, SETS, BATCH, EPOCHS = 6, 2, 16, 4
 SEEDS = (3, 5)

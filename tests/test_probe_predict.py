@@ -17,13 +17,13 @@ from command_line import bad, good, newest, run
 from music import save_small_model, write_music
 from safetensors.numpy import load_file, save_file
 
-import config
-from datasets.embeddings import find_folders, read_tokens
-from datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
-from datasets.preprocess import main as preprocess
-from ex_probe_predict import FinishedProbe, extraction_config
-from helpers.audio import read_audio
-from models.extraction import Extractor
+from maest import config
+from maest.datasets.embeddings import find_folders, read_tokens
+from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
+from maest.datasets.preprocess import main as preprocess
+from maest.experiments.probe_predict import FinishedProbe, extraction_config
+from maest.helpers.audio import read_audio
+from maest.models.extraction import Extractor
 
 BLOCK = 1
 LABELS = {

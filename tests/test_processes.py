@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from helpers import processes
-from helpers.errors import InputError
-from helpers.processes import KILLED, process_map
+from maest.helpers import processes
+from maest.helpers.errors import InputError
+from maest.helpers.processes import KILLED, process_map
 
 LIMIT = 1.0  # seconds, for tests of workers that hang
 

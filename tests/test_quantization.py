@@ -11,11 +11,11 @@ import torch
 from networks import small
 from torch import nn
 
-from helpers.errors import InputError
-from models import get_maest
-from models.cpu import speed_up
-from models.maest import Maest
-from models.quantization import Int8Encoder, _graph, _quantise, _runs, similarity
+from maest.helpers.errors import InputError
+from maest.models import get_maest
+from maest.models.cpu import speed_up
+from maest.models.maest import Maest
+from maest.models.quantization import Int8Encoder, _graph, _quantise, _runs, similarity
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_one_block_whose_float_twin_is_the_last():
 
 def test_large_blocks_are_graphs_of_their_own(monkeypatch):
     net = small()
-    monkeypatch.setattr("models.quantization._LARGEST", 2**20)
+    monkeypatch.setattr("maest.models.quantization._LARGEST", 2**20)
     assert _runs(net, 3, {2}) == [(0, 1), (1, 2), (2, 3)]
     check(net, Int8Encoder(net, [2]), torch.randn(2, 96, 100), 0.99)
 

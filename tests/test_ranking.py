@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from helpers.metrics import tagging_scores
-from helpers.ranking import rank, ranked_figures
+from maest.helpers.metrics import tagging_scores
+from maest.helpers.ranking import rank, ranked_figures
 
 
 def drawn(ties: int | None, n_tracks: int = 90, n_labels: int = 7, seed: int = 0):

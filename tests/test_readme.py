@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from models import get_maest, save_model
+from maest.models import get_maest, save_model
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCKS = re.findall(

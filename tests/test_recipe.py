@@ -17,11 +17,11 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-import config
-from helpers.averaging import WeightAverage
-from helpers.chunks import default_block
-from helpers.masking import spec_augment
-from helpers.metrics import (
+from maest import config
+from maest.helpers.averaging import WeightAverage
+from maest.helpers.chunks import default_block
+from maest.helpers.masking import spec_augment
+from maest.helpers.metrics import (
     FIGURE_NAMES,
     MONITOR,
     baseline,
@@ -29,10 +29,10 @@ from helpers.metrics import (
     evaluate,
     tagging_scores,
 )
-from helpers.mixup import mixup
-from helpers.schedules import warmup_ramp_factor
-from models.maest import TASKS, Maest
-from models.module import MaestModule, TrainingOptions
+from maest.helpers.mixup import mixup
+from maest.helpers.schedules import warmup_ramp_factor
+from maest.models.maest import TASKS, Maest
+from maest.models.training import MaestModule, TrainingOptions
 
 PAPER = {"warmup_epochs": 5, "ramp_start": 50, "ramp_end": 100, "last_factor": 0.01}
 

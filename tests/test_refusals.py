@@ -9,11 +9,13 @@ from typing import get_args
 
 import pytest
 
-from helpers.errors import InputError, Kind
+from maest.helpers.errors import InputError, Kind
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [
-    p for f in ("config", "datasets", "helpers", "models") for p in ROOT.joinpath(f).rglob("*.py")
+    p
+    for f in ("config", "datasets", "experiments", "helpers", "models")
+    for p in ROOT.joinpath(f).rglob("*.py")
 ]
 FILES = sorted([*FILES, *ROOT.glob("*.py")])
 

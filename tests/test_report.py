@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-import demo
-from helpers import plots
-from helpers.report import pretraining_table, probe_table, table
+from maest.experiments import demo
+from maest.helpers import plots
+from maest.helpers.report import pretraining_table, probe_table, table
 
 PRETRAINING = {
     "epochs": [

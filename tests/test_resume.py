@@ -20,10 +20,10 @@ from command_line import newest, settings  # isort: skip (first: it quiets warni
 import training_process as training
 from training_process import LAST, Before, KilledWhileSaving, Signal, assert_same, outcome
 
-from helpers.files import atomic_path
-from helpers.history import read_history
-from helpers.throughput import Throughput
-from models.module import MaestModule
+from maest.helpers.files import atomic_path
+from maest.helpers.history import read_history
+from maest.helpers.throughput import Throughput
+from maest.models.training import MaestModule
 
 BASE = (
     "maest.arch=maest_toy maest.s_patchout_t=2 maest.drop_rate=0.1 datamodule.clip_length=1.5 "

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.groundtruth import read_groundtruth
-from helpers.errors import InputError
-from helpers.safe_pickle import load_pickle
+from maest.datasets.groundtruth import read_groundtruth
+from maest.helpers.errors import InputError
+from maest.helpers.safe_pickle import load_pickle
 
 PROTOCOLS = range(6)
 
@@ -112,7 +112,7 @@ def call(global_: bytes, argument: str) -> bytes:
         (b"cnumpy\nndarray.tofile\n", "numpy.ndarray.tofile"),
         (b"cnumpy\ncore.multiarray.scalar\n", "numpy.core.multiarray.scalar"),
         (b"cnumpy.core.multiarray\n_reconstruct.__globals__\n", "_reconstruct.__globals__"),
-        (b"chelpers.safe_pickle\n_Constructor\n", "helpers.safe_pickle._Constructor"),
+        (b"cmaest.helpers.safe_pickle\n_Constructor\n", "maest.helpers.safe_pickle._Constructor"),
         (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93", "builtins.eval"),
         (b"\x80\x04\x8c\x02os\x8c\x0bpath.exists\x93", "os.path.exists"),
         (b"\x80\x04\x8c\x05numpy\x8c\x16f2py.diagnose.os.popen\x93", "numpy.f2py.diagnose"),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import sampling
-from datasets.sampling import ClipSampler, OrdersOfSeeds, TrackSampler, label_balanced_weights
-from helpers.errors import InputError
+from maest.datasets import sampling
+from maest.datasets.sampling import ClipSampler, OrdersOfSeeds, TrackSampler, label_balanced_weights
+from maest.helpers.errors import InputError
 
 LONG_TAIL = (np.random.default_rng(0).random((500, 6)) < [0.6, 0.3, 0.1, 0.05, 0.02, 0]).astype(
     np.uint8

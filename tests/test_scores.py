@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from datasets.groundtruth import read_groundtruth, read_labels
-from datasets.melspectrograms import open_mel
-from datasets.scores import corpus, labels, performance, preprocess
-from datasets.scores.corpus import Metadata, Score, Work
-from datasets.scores.orchestration import (
+from maest.datasets.groundtruth import read_groundtruth, read_labels
+from maest.datasets.melspectrograms import open_mel
+from maest.datasets.scores import corpus, labels, performance, preprocess
+from maest.datasets.scores.corpus import Metadata, Score, Work
+from maest.datasets.scores.orchestration import (
     DANCE_PACE,
     ENSEMBLES,
     INSTRUMENTS,
@@ -33,7 +33,7 @@ from datasets.scores.orchestration import (
     fold,
     octave_shift,
 )
-from helpers.errors import InputError
+from maest.helpers.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = preprocess.versions()
@@ -412,8 +412,8 @@ def test_workers_do_not_matter_and_the_script_runs_anywhere(built, tmp_path):
 PLAYED = """
 import hashlib, sys
 import numpy as np
-from datasets.scores.orchestration import INSTRUMENTS, LONGEST_NOTES
-from datasets.scores.performance import Voice, synthesize
+from maest.datasets.scores.orchestration import INSTRUMENTS, LONGEST_NOTES
+from maest.datasets.scores.performance import Voice, synthesize
 
 digest = hashlib.sha256()
 for instrument in INSTRUMENTS.values():

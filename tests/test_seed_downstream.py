@@ -14,8 +14,8 @@ import pytest
 from hub_cache import into_hub_cache, released
 from miniature_mtt import Server, miniature
 
-from datasets.groundtruth import read_groundtruth
-from models import ARCHS
+from maest.datasets.groundtruth import read_groundtruth
+from maest.models import ARCHS
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ("ex_*.py", "config", "datasets", "helpers", "models")

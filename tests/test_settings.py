@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import config
-from helpers.errors import InputError
-from helpers.settings import (
+from maest import config
+from maest.helpers.errors import InputError
+from maest.helpers.settings import (
     check_arguments,
     check_choice,
     check_settings,

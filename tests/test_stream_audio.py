@@ -14,9 +14,9 @@ import soundfile
 from test_audio import RATE, music, write_encoded
 from test_audio_damage import numbers
 
-from helpers import audio
-from helpers.audio import AudioError, read_audio, read_with_warnings, stream_audio
-from helpers.audio_blocks import mel_warnings, regrouped
+from maest.helpers import audio
+from maest.helpers.audio import AudioError, read_audio, read_with_warnings, stream_audio
+from maest.helpers.audio_blocks import mel_warnings, regrouped
 
 LONGEST = 70_000  # samples of a block, as the docstring says
 
@@ -314,7 +314,7 @@ def test_memory_is_flat(tmp_path, suffix):
 PEAK = """
 import sys
 import av
-from helpers.audio import stream_audio
+from maest.helpers.audio import stream_audio
 
 def peak():  # of this program alone, in MB; getrusage's is its parent's too
     lines = open("/proc/self/status").read().splitlines()

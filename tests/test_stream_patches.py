@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.chunks import Cutting, log_mel_of, samples_of, stream_patches
-from helpers.melspectrogram import MelSpectrogram
-from helpers.patches import PATCH_SIZE, fresh
+from maest.helpers.chunks import Cutting, log_mel_of, samples_of, stream_patches
+from maest.helpers.melspectrogram import MelSpectrogram
+from maest.helpers.patches import PATCH_SIZE, fresh
 
 FRONTEND = MelSpectrogram()
 

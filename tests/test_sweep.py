@@ -22,15 +22,15 @@ from made_up import (  # noqa: F401
     read_json,
 )
 
-import config
-import ex_sweep
-import ex_sweep_report
-from datasets.groundtruth import TASKS, write_groundtruth
-from ex_probe import MIX, read_task
-from ex_sweep import Cell, processes_for
-from ex_sweep_report import best_cell, summary
-from helpers import metrics, plots
-from helpers.errors import InputError
+from maest import config
+from maest.datasets.groundtruth import TASKS, write_groundtruth
+from maest.experiments import sweep as sweeping
+from maest.experiments import sweep_report
+from maest.experiments.probe import MIX, read_task
+from maest.experiments.sweep import Cell, processes_for
+from maest.experiments.sweep_report import best_cell, summary
+from maest.helpers import metrics, plots
+from maest.helpers.errors import InputError
 
 TYPED = "sweep.tokens=[cdt,c] sweep.reduce=[mean,stack] seeds=2 seed=3"
 CHOICES = [("cdt", "mean"), ("c", "mean"), ("cdt", "stack")]
@@ -254,9 +254,9 @@ def test_every_form_in_which_choices_are_typed(made, monkeypatch, typed, cells):
         asked.extend((c.block, c.types, c.reduce) for job in jobs for c in job)
         return jobs
 
-    real = ex_sweep_report.cells_of
-    monkeypatch.setattr(ex_sweep, "train_probes", train)
-    monkeypatch.setattr(ex_sweep_report, "cells_of", cells_of)
+    real = sweep_report.cells_of
+    monkeypatch.setattr(sweeping, "train_probes", train)
+    monkeypatch.setattr(sweep_report, "cells_of", cells_of)
     assert "enough" in bad("ex_tl.py", f"sweep with {made.line(typed)}", made.root)
     assert sorted(map(str, asked)) == sorted(map(str, cells))
 
@@ -281,7 +281,7 @@ def test_every_form_in_which_choices_are_typed(made, monkeypatch, typed, cells):
     ],
 )
 def test_what_cannot_be_swept_over(made, monkeypatch, typed, words):
-    monkeypatch.setattr(ex_sweep, "train_probes", lambda *_, **__: pytest.fail("has been trained"))
+    monkeypatch.setattr(sweeping, "train_probes", lambda *_, **__: pytest.fail("has been trained"))
     if typed == "data.task=regression":
         (made.root / "groundtruth" / "labels.json").write_text('["one"]', "utf-8")
     message = bad("ex_tl.py", f"sweep with {made.line(typed)}", made.root)
@@ -335,7 +335,7 @@ def test_blocks_of_different_widths(made):
 def stopped_after(monkeypatch, calls: int, number: int = signal.SIGTERM) -> list[int]:
     """Signals this process once so many jobs are trained; returns how many cells each had."""
     trained: list[int] = []
-    real = ex_sweep.train_probes
+    real = sweeping.train_probes
 
     def train(recipe, task, features, *arguments, **named):
         if len(trained) == calls:
@@ -343,7 +343,7 @@ def stopped_after(monkeypatch, calls: int, number: int = signal.SIGTERM) -> list
         trained.append(1 if named["mix"] else features["train"].shape[1])
         return real(recipe, task, features, *arguments, **named)
 
-    monkeypatch.setattr(ex_sweep, "train_probes", train)
+    monkeypatch.setattr(sweeping, "train_probes", train)
     return trained
 
 
@@ -427,7 +427,7 @@ def test_a_sweep_that_was_stopped_at_once_can_be_resumed(made, monkeypatch):
 )
 def test_results_of_other_settings_do_not_mix(stopped, monkeypatch, changed, words):
     made, folder = stopped
-    monkeypatch.setattr(ex_sweep, "train_probes", lambda *_, **__: pytest.fail("has been trained"))
+    monkeypatch.setattr(sweeping, "train_probes", lambda *_, **__: pytest.fail("has been trained"))
     line = made.line("seeds=1", TOKENS, f"sweep.resume=exp_logs/{folder.name}", changed)
     message = bad("ex_tl.py", f"sweep with {line}", made.root)
     assert f"sweep.resume: exp_logs/{folder.name}/sweep.json: " in message
@@ -480,7 +480,7 @@ def test_processes_find_what_one_does(made):
 def test_processes_are_started_where_they_pay(made, monkeypatch):
     task = read_task({"data": settings_of(made), "probe": config.TL["probe"]})
     jobs = [[Cell(block, "c", "mean")] for block in range(12)]
-    monkeypatch.setattr(ex_sweep, "cores", lambda: 4)
+    monkeypatch.setattr(sweeping, "cores", lambda: 4)
     probe = config.TL["probe"]
 
     def processes(workers: int | None = None, jobs=jobs, **changes) -> int:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from datasets.build import build
-from datasets.groundtruth import read_groundtruth, read_labels
-from datasets.groundtruth_command import main
-from datasets.melspectrograms import write_mel
-from datasets.preprocess import preprocess
-from datasets.splitting import SPLITS, split_by_group
-from datasets.tables import read_table
-from helpers.errors import InputError
+from maest.datasets.build import build
+from maest.datasets.groundtruth import read_groundtruth, read_labels
+from maest.datasets.groundtruth_command import main
+from maest.datasets.melspectrograms import write_mel
+from maest.datasets.preprocess import preprocess
+from maest.datasets.splitting import SPLITS, split_by_group
+from maest.datasets.tables import read_table
+from maest.helpers.errors import InputError
 
 WITH_SPLIT = """path,genres,artist,split
 a/1.mp3,rock; pop,A,train

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import config
-from datasets import published
-from datasets.jamendo import preprocess as jamendo
-from datasets.mtt import preprocess as mtt
-from datasets.scores import DATA_DIR
+from maest import config
+from maest.datasets import published
+from maest.datasets.jamendo import preprocess as jamendo
+from maest.datasets.mtt import preprocess as mtt
+from maest.datasets.scores import DATA_DIR
 
 TARGETS = [name.removeprefix("target_") for name in config.MAEST_NAMED if "target_" in name]
 DATASETS = Path(mtt.__file__).resolve().parents[1]

@@ -10,16 +10,16 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import throughput
-from helpers.history import History
-from helpers.throughput import (
+from maest.helpers import throughput
+from maest.helpers.history import History
+from maest.helpers.throughput import (
     Throughput,
     fast_math,
     forward_flops,
     matmul_ceiling,
     training_flops,
 )
-from models import Maest
+from maest.models import Maest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

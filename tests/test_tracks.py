@@ -15,14 +15,14 @@ import pytest
 import soundfile
 import torch
 
-from datasets.chunk_loader import ChunkLoader
-from datasets.melspectrograms import write_mel
-from datasets.tracks import AudioTracks, MelTracks, find_tracks, own_share, parse_shard
-from helpers.chunks import Cutting, log_mel_of, samples_of
-from helpers.errors import InputError
-from helpers.melspectrogram import MelSpectrogram, n_frames
-from helpers.patches import fresh
-from helpers.processes import KILLED
+from maest.datasets.chunk_loader import ChunkLoader
+from maest.datasets.melspectrograms import write_mel
+from maest.datasets.tracks import AudioTracks, MelTracks, find_tracks, own_share, parse_shard
+from maest.helpers.chunks import Cutting, log_mel_of, samples_of
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import MelSpectrogram, n_frames
+from maest.helpers.patches import fresh
+from maest.helpers.processes import KILLED
 
 RATE = 16_000
 CUTTING = Cutting(100)
@@ -141,7 +141,7 @@ def test_a_wide_npy_is_float32(tmp_path):
 
 
 def test_a_long_track_is_read_chunk_by_chunk(tmp_path, monkeypatch):
-    from datasets.melspectrograms import MelFile
+    from maest.datasets.melspectrograms import MelFile
 
     with (tmp_path / "long.mmap").open("wb") as file:
         file.truncate(2_250_000 * 96 * 2)  # ten hours, of holes
@@ -186,7 +186,7 @@ def test_an_error_that_nobody_foresaw_is_a_chunk_too(folder, monkeypatch):
         yield noise(4)
         raise MemoryError("too long " * 100)
 
-    monkeypatch.setattr("datasets.tracks.stream_audio", stream)
+    monkeypatch.setattr("maest.datasets.tracks.stream_audio", stream)
     chunks = list(audio_tracks(folder).chunks(0, CUTTING, 1))
     assert len(chunks) == 3
     assert chunks[-1].error.startswith("MemoryError: too long")
@@ -354,7 +354,7 @@ def test_log_mel_files_and_bad_ones_beside_them(folder, tmp_path):
 
 
 def test_more_tracks_than_the_queue_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.processes._QUEUE", 7)
+    monkeypatch.setattr("maest.helpers.processes._QUEUE", 7)
     write_mel(tmp_path / "a.mmap", np.zeros((20, 96)))
     source = MelTracks(tmp_path, ["a"] * 100)
     found = [

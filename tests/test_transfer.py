@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from miniature_mtt import Reply, Server, no_waiting  # noqa: F401
 
-from helpers.errors import InputError
-from helpers.transfer import download
+from maest.helpers.errors import InputError
+from maest.helpers.transfer import download
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(250_000)

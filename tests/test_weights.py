@@ -15,8 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from helpers.errors import InputError
-from models import CheckpointError, Maest, get_maest, load_checkpoint, save_model
+from maest.helpers.errors import InputError
+from maest.models import CheckpointError, Maest, get_maest, load_checkpoint, save_model
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ["Folk---Jig", "Folk---Reel", "Früh---Messe"]
@@ -678,7 +678,7 @@ def test_usable_without_sacred_and_lightning(tmp_path):
     save_model(tmp_path / "model", tiny(labels=LABELS))
     program = """
 import sys, torch
-from models import get_maest
+from maest.models import get_maest
 model = get_maest(checkpoint=sys.argv[1])
 activations, labels = model.predict_labels(torch.zeros(16_000))
 assert len(activations) == len(labels) == 3

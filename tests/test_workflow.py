@@ -16,13 +16,13 @@ import torch
 
 from command_line import bad, good, newest, run, settings  # isort: skip (first: it quiets warnings)
 
-import config
 import ex_maest
-from datasets.groundtruth import write_groundtruth, write_labels
-from datasets.melspectrograms import read_patches
-from ex_setup import compile_if_it_pays
-from helpers.history import read_history
-from models import get_maest
+from maest import config
+from maest.datasets.groundtruth import write_groundtruth, write_labels
+from maest.datasets.melspectrograms import read_patches
+from maest.experiments.setup import compile_if_it_pays
+from maest.helpers.history import read_history
+from maest.models import get_maest
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = (

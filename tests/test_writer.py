@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.embeddings import read_tokens, select_tokens
-from helpers import writer as module
-from helpers.chunks import TrackResult
-from helpers.errors import InputError
-from helpers.failures import read_failures
-from helpers.predictions import read_predictions
-from helpers.writer import Output, ResultWriter, is_done, remove_leftovers, tidy_warnings
+from maest.datasets.embeddings import read_tokens, select_tokens
+from maest.helpers import writer as module
+from maest.helpers.chunks import TrackResult
+from maest.helpers.errors import InputError
+from maest.helpers.failures import read_failures
+from maest.helpers.predictions import read_predictions
+from maest.helpers.writer import Output, ResultWriter, is_done, remove_leftovers, tidy_warnings
 
 D, C, P = 8, 3, 4
 

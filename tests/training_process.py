@@ -24,13 +24,13 @@ import torch
 
 from command_line import newest  # isort: skip (first: it quiets warnings)
 
-import config
 import ex_maest
-from ex_common import run_command_line
-from helpers import throughput
-from helpers.checkpoints import Checkpoints
-from helpers.history import read_history
-from models.archs import ARCHS, Arch
+from maest import config
+from maest.experiments.runs import run_command_line
+from maest.helpers import throughput
+from maest.helpers.checkpoints import Checkpoints
+from maest.helpers.history import read_history
+from maest.models.archs import ARCHS, Arch
 
 SCRIPT = "ex_maest.py"
 LAST = "checkpoints/last.ckpt"

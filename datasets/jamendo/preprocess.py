@@ -21,13 +21,13 @@ if not __package__:  # started as a script: import from the repository root, not
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
-from datasets import published
-from datasets.collection import mel_key
-from datasets.melspectrograms import mel_path
-from datasets.published import Task, check_name
-from datasets.splitting import SPLITS
-from helpers.errors import InputError
-from helpers.transfer import download
+from maest.datasets import published
+from maest.datasets.collection import mel_key
+from maest.datasets.melspectrograms import mel_path
+from maest.datasets.published import Task, check_name
+from maest.datasets.splitting import SPLITS
+from maest.helpers.errors import InputError
+from maest.helpers.transfer import download
 
 # The newest version of the tables that is known, of July 2024
 COMMIT = "1b4fa8c32e076c73b5175c1703ae805b4109309d"
@@ -190,6 +190,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # Functions sent to worker processes must have an importable module's name, not __main__'s.
-    from datasets.jamendo.preprocess import main as _imported_main
+    from maest.datasets.jamendo.preprocess import main as _imported_main
 
     published.start(_imported_main)

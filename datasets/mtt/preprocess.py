@@ -22,12 +22,12 @@ if not __package__:  # started as a script: import from the repository root, not
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
-from datasets import published
-from datasets.archives import fetch, known_absent, unpack
-from datasets.published import Task, check_name, shown
-from helpers.errors import InputError
-from helpers.failures import write_failures
-from helpers.transfer import download
+from maest.datasets import published
+from maest.datasets.archives import fetch, known_absent, unpack
+from maest.datasets.published import Task, check_name, shown
+from maest.helpers.errors import InputError
+from maest.helpers.failures import write_failures
+from maest.helpers.transfer import download
 
 URL = "https://mirg.city.ac.uk/datasets/magnatagatune"
 URL_VARIABLE = "MTT_URL"
@@ -199,6 +199,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # Functions sent to worker processes must have an importable module's name, not __main__'s.
-    from datasets.mtt.preprocess import main as _imported_main
+    from maest.datasets.mtt.preprocess import main as _imported_main
 
     published.start(_imported_main)

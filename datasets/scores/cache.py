@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.scores.corpus import Metadata, Score
+from maest.datasets.scores.corpus import Metadata, Score
 
 # Raise it when reading changes: notes read by another version do not mix with those of this one.
 READER_VERSION = 1

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers.errors import InputError
+from maest.helpers.errors import InputError
 
 TICKS_PER_QUARTER = 480
 # What is kept of a work: about the first four minutes or more of it, whatever its tempo.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.scores.corpus import COLLECTIONS, Score, Work
+from maest.datasets.scores.corpus import COLLECTIONS, Score, Work
 
 SPLITS = ("train", "validation", "test")
 # A label that most clips have teaches little; one with a handful of positives cannot be measured.

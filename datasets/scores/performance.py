@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.scores.corpus import TICKS_PER_QUARTER, Score, Work
-from datasets.scores.labels import dance_of, kind_of
-from datasets.scores.orchestration import (
+from maest.datasets.scores.corpus import TICKS_PER_QUARTER, Score, Work
+from maest.datasets.scores.labels import dance_of, kind_of
+from maest.datasets.scores.orchestration import (
     DANCE_PACE,
     INSTRUMENTS,
     LONGEST_NOTES,
@@ -26,7 +26,7 @@ from datasets.scores.orchestration import (
     fold,
     octave_shift,
 )
-from helpers.errors import InputError
+from maest.helpers.errors import InputError
 
 SAMPLE_RATE = 16_000  # Hz; the front end's, which is not imported here: it needs torch
 

@@ -32,12 +32,12 @@ if not __package__:  # started as a script: import from the repository root, not
 import numpy as np
 from filelock import FileLock, Timeout
 
-from datasets import published
-from datasets.groundtruth import write_groundtruth, write_labels
-from datasets.scores import DATA_DIR
-from datasets.scores.cache import READER_VERSION, Cache, open_cache
-from datasets.scores.corpus import Score, Unreadable, Work, corpus_folder, list_works, read
-from datasets.scores.labels import (
+from maest.datasets import published
+from maest.datasets.groundtruth import write_groundtruth, write_labels
+from maest.datasets.scores import DATA_DIR
+from maest.datasets.scores.cache import READER_VERSION, Cache, open_cache
+from maest.datasets.scores.corpus import Score, Unreadable, Work, corpus_folder, list_works, read
+from maest.datasets.scores.labels import (
     MAX_SHARE,
     MIN_POSITIVES,
     SPLITS,
@@ -47,7 +47,7 @@ from datasets.scores.labels import (
     split_of,
     style_labels,
 )
-from datasets.scores.performance import (
+from maest.datasets.scores.performance import (
     SAMPLE_RATE,
     TooShort,
     arrange,
@@ -55,10 +55,10 @@ from datasets.scores.performance import (
     render_clip,
     soundfont,
 )
-from helpers.errors import InputError
-from helpers.files import atomic_path, write_json
-from helpers.mel_constants import FRONT_END_VERSION
-from helpers.parallel import one_torch_thread, run_parallel
+from maest.helpers.errors import InputError
+from maest.helpers.files import atomic_path, write_json
+from maest.helpers.mel_constants import FRONT_END_VERSION
+from maest.helpers.parallel import one_torch_thread, run_parallel
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +289,7 @@ def _build(out_dir: Path, settings: Settings, num_workers: int | None, progress:
         ]
         cache.forget_clips(clip_key(work, rendition) for work, _, rendition in todo)
         if todo:
-            importlib.import_module("helpers.melspectrogram")  # once, before processes fork
+            importlib.import_module("maest.helpers.melspectrogram")  # once, before processes fork
         performed = run_parallel(
             _perform_work, todo, (out_dir, settings), failed=lose_clip, title="perform", **how
         )
@@ -380,8 +380,8 @@ def _perform(
 ) -> dict[str, Any]:
     import torch
 
-    from datasets.melspectrograms import write_mel
-    from helpers.melspectrogram import MelSpectrogram
+    from maest.datasets.melspectrograms import write_mel
+    from maest.helpers.melspectrogram import MelSpectrogram
 
     rng = generator(settings.seed, work, rendition)
     try:
@@ -560,6 +560,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # Functions sent to worker processes must have an importable module's name, not __main__'s.
-    from datasets.scores.preprocess import main as _imported_main
+    from maest.datasets.scores.preprocess import main as _imported_main
 
     published.start(_imported_main)

@@ -18,14 +18,14 @@ import safetensors.torch
 import torch
 from torch.nn import functional
 
-from helpers import mel_constants, melspectrogram
-from helpers.errors import InputError
-from helpers.files import to_json
-from helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE
-from helpers.patches import PATCH_SIZE
-from models.archs import clip_seconds
-from models.checkpoint_files import TRAINER_KEY
-from models.layouts import (
+from maest.helpers import mel_constants, melspectrogram
+from maest.helpers.errors import InputError
+from maest.helpers.files import to_json
+from maest.helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE
+from maest.helpers.patches import PATCH_SIZE
+from maest.models.archs import clip_seconds
+from maest.models.checkpoint_files import TRAINER_KEY
+from maest.models.layouts import (
     HUB_EPS,
     HUB_FIXED,
     HUB_PROBLEMS,
@@ -34,9 +34,9 @@ from models.layouts import (
     fingerprint,
     write_hub,
 )
-from models.maest import STRIDE, Maest, inference
-from models.own_files import own_files, read_config
-from models.weights import CONFIG_NAME, WEIGHTS_NAME, plain_state
+from maest.models.maest import STRIDE, Maest, inference
+from maest.models.own_files import own_files, read_config
+from maest.models.weights import CONFIG_NAME, WEIGHTS_NAME, plain_state
 
 CARD = "README.md"
 EXTRACTOR_CONFIG = "preprocessor_config.json"
@@ -142,7 +142,7 @@ def export_huggingface(
         **{
             Path(module.__file__).name: Path(module.__file__)
             .read_text("utf-8")
-            .replace("from helpers.", "from .")
+            .replace("from maest.helpers.", "from .")
             for module in (melspectrogram, mel_constants)
         },
     }

@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datasets.embeddings import block_name
-from ex_common import Interrupted, same_command
-from ex_probe import MIX, PACKAGES, digests, load_embeddings, read_task
-from ex_probe_report import SWEEP, few_tracks, show
-from ex_sweep import Cell, Work, cells_of, choices_of, processes_for, sweep_folders
-from helpers import metrics, plots
-from helpers.checkpoints import Stopped
-from helpers.collect import stoppable
-from helpers.errors import InputError
-from helpers.failures import valid_utf8
-from helpers.files import atomic_path, to_json, write_json
-from helpers.report import machine, versions
-from helpers.report import table as markdown_table
-from models.probe import SELECTION
+from maest.datasets.embeddings import block_name
+from maest.experiments.probe import MIX, PACKAGES, digests, load_embeddings, read_task
+from maest.experiments.probe_report import SWEEP, few_tracks, show
+from maest.experiments.runs import Interrupted, same_command
+from maest.experiments.sweep import Cell, Work, cells_of, choices_of, processes_for, sweep_folders
+from maest.helpers import metrics, plots
+from maest.helpers.checkpoints import Stopped
+from maest.helpers.collect import stoppable
+from maest.helpers.errors import InputError
+from maest.helpers.failures import valid_utf8
+from maest.helpers.files import atomic_path, to_json, write_json
+from maest.helpers.report import machine, versions
+from maest.helpers.report import table as markdown_table
+from maest.models.probe import SELECTION
 
 log = logging.getLogger(__name__)
 

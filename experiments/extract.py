@@ -12,20 +12,20 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-import config as settings
-from datasets.chunk_loader import ChunkLoader
-from datasets.collection import describe_left_out
-from datasets.preprocess import kept_seconds
-from datasets.tracks import (
+import maest.config as settings
+from maest.datasets.chunk_loader import ChunkLoader
+from maest.datasets.collection import describe_left_out
+from maest.datasets.preprocess import kept_seconds
+from maest.datasets.tracks import (
     AudioTracks,
     MelTracks,
     find_tracks,
     own_share,
     parse_shard,
 )
-from ex_common import Interrupted, is_first_process, run_dir, same_command
-from ex_extraction_report import Done, Work, report
-from ex_setup import (
+from maest.experiments.extract_report import Done, Work, report
+from maest.experiments.runs import Interrupted, is_first_process, run_dir, same_command
+from maest.experiments.setup import (
     check_files,
     check_head,
     end_processes,
@@ -35,24 +35,24 @@ from ex_setup import (
     set_up_network,
     set_up_trainer,
 )
-from helpers.checkpoints import Stopped
-from helpers.chunks import FINAL, Cutting, chosen_blocks
-from helpers.collect import Collect, stoppable
-from helpers.errors import InputError
-from helpers.files import write_error
-from helpers.manifest import model_hash, open_folder
-from helpers.melspectrogram import NORM_MEAN, NORM_STD
-from helpers.parallel import cores
-from helpers.patches import TAILS, seconds
-from helpers.settings import check_choice, listed
-from helpers.writer import KINDS, WARNINGS, Output, ResultWriter, is_done, remove_leftovers
-from models import Maest
-from models.archs import clip_seconds
-from models.batching import POOLS, QUANTIZATIONS, Encoder, Wanted
-from models.cpu import speed_up
-from models.extraction import PATCHES_PER_CHUNK, cutting
-from models.extraction_module import ExtractionModule, ThenEnd
-from models.weights import Checkpoint
+from maest.helpers.checkpoints import Stopped
+from maest.helpers.chunks import FINAL, Cutting, chosen_blocks
+from maest.helpers.collect import Collect, stoppable
+from maest.helpers.errors import InputError
+from maest.helpers.files import write_error
+from maest.helpers.manifest import model_hash, open_folder
+from maest.helpers.melspectrogram import NORM_MEAN, NORM_STD
+from maest.helpers.parallel import cores
+from maest.helpers.patches import TAILS, seconds
+from maest.helpers.settings import check_choice, listed
+from maest.helpers.writer import KINDS, WARNINGS, Output, ResultWriter, is_done, remove_leftovers
+from maest.models import Maest
+from maest.models.archs import clip_seconds
+from maest.models.batching import POOLS, QUANTIZATIONS, Encoder, Wanted
+from maest.models.cpu import speed_up
+from maest.models.extraction import PATCHES_PER_CHUNK, cutting
+from maest.models.extraction_module import ExtractionModule, ThenEnd
+from maest.models.weights import Checkpoint
 
 log = logging.getLogger(__name__)
 

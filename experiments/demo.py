@@ -15,11 +15,11 @@ from pathlib import Path
 
 import ex_maest
 import ex_tl
-from datasets.scores import preprocess
-from ex_common import LOG_DIR, run_command_line
-from helpers import plots
-from helpers.files import atomic_path, write_json
-from helpers.report import machine, pretraining_table, probe_table, versions
+from maest.datasets.scores import preprocess
+from maest.experiments.runs import LOG_DIR, run_command_line
+from maest.helpers import plots
+from maest.helpers.files import atomic_path, write_json
+from maest.helpers.report import machine, pretraining_table, probe_table, versions
 
 MODEL = LOG_DIR / "latest" / "model"
 OUT = LOG_DIR / "demo"

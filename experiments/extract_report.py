@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 
-from datasets.tracks import TrackSource, own_share
-from helpers.failures import write_failures
-from helpers.predictions import read_predictions, table, write_table
-from helpers.writer import WARNINGS, Output, tidy_warnings
+from maest.datasets.tracks import TrackSource, own_share
+from maest.helpers.failures import write_failures
+from maest.helpers.predictions import read_predictions, table, write_table
+from maest.helpers.writer import WARNINGS, Output, tidy_warnings
 
 log = logging.getLogger(__name__)
 

@@ -12,16 +12,23 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datasets.embeddings import EMBEDDINGS_DIR
-from ex_common import LOG_DIR
-from ex_probe import chosen_folders, read_task
-from ex_probe_report import FEW_TRACKS, PREDICTIONS, RESULTS, finished_probes, is_sweep, run_probe
-from helpers import metrics, plots
-from helpers.bootstrap import interval, resampled_figures
-from helpers.errors import InputError
-from helpers.files import atomic_path, write_json
-from helpers.report import table as markdown_table
-from helpers.settings import listed_names, typed_list
+from maest.datasets.embeddings import EMBEDDINGS_DIR
+from maest.experiments.probe import chosen_folders, read_task
+from maest.experiments.probe_report import (
+    FEW_TRACKS,
+    PREDICTIONS,
+    RESULTS,
+    finished_probes,
+    is_sweep,
+    run_probe,
+)
+from maest.experiments.runs import LOG_DIR
+from maest.helpers import metrics, plots
+from maest.helpers.bootstrap import interval, resampled_figures
+from maest.helpers.errors import InputError
+from maest.helpers.files import atomic_path, write_json
+from maest.helpers.report import table as markdown_table
+from maest.helpers.settings import listed_names, typed_list
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers.checkpoints import diverged
-from helpers.errors import InputError
-from helpers.masking import spec_augment
-from helpers.mixup import mixup
-from helpers.roll import roll
-from helpers.schedules import warmup_ramp_factor
-from helpers.seeds import derived_seed
-from models.checkpoint_files import AVERAGE, TRAINER_KEY
-from models.evaluation import TrackEvaluation
-from models.maest import Maest
+from maest.helpers.checkpoints import diverged
+from maest.helpers.errors import InputError
+from maest.helpers.masking import spec_augment
+from maest.helpers.mixup import mixup
+from maest.helpers.roll import roll
+from maest.helpers.schedules import warmup_ramp_factor
+from maest.helpers.seeds import derived_seed
+from maest.models.checkpoint_files import AVERAGE, TRAINER_KEY
+from maest.models.evaluation import TrackEvaluation
+from maest.models.maest import Maest
 
 
 @dataclass(frozen=True)

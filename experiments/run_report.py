@@ -11,13 +11,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from datasets.datamodule import MaestDataModule
-from helpers import metrics, plots
-from helpers.checkpoints import Checkpoints
-from helpers.history import History
-from models import Maest, licences, load_checkpoint
-from models.module import MaestModule
-from models.weights import Checkpoint, load_into
+from maest.datasets.datamodule import MaestDataModule
+from maest.helpers import metrics, plots
+from maest.helpers.checkpoints import Checkpoints
+from maest.helpers.history import History
+from maest.models import Maest, licences, load_checkpoint
+from maest.models.training import MaestModule
+from maest.models.weights import Checkpoint, load_into
 
 
 def figures_of(split: str, module: MaestModule, labels: list[str] | None) -> dict[str, Any]:

@@ -40,9 +40,9 @@ from sacred.utils import (  # noqa: E402
 )
 from yaml import YAMLError  # noqa: E402
 
-from helpers.errors import InputError  # noqa: E402
-from helpers.files import atomic_path  # noqa: E402
-from helpers.settings import check_arguments, check_settings  # noqa: E402
+from maest.helpers.errors import InputError  # noqa: E402
+from maest.helpers.files import atomic_path  # noqa: E402
+from maest.helpers.settings import check_arguments, check_settings  # noqa: E402
 
 log = logging.getLogger(__name__)
 

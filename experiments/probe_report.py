@@ -17,9 +17,8 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from datasets.embeddings import block_name, model_name
-from ex_common import LOG_DIR, Interrupted
-from ex_probe import (
+from maest.datasets.embeddings import block_name, model_name
+from maest.experiments.probe import (
     PACKAGES,
     Downstream,
     Features,
@@ -28,15 +27,16 @@ from ex_probe import (
     read_task,
     train_probes,
 )
-from helpers import metrics, plots
-from helpers.checkpoints import Stopped
-from helpers.collect import stoppable
-from helpers.failures import valid_utf8
-from helpers.files import atomic_path, write_json
-from helpers.report import machine, versions
-from helpers.report import table as markdown_table
-from helpers.settings import typed_list
-from models.probe import SELECTION, ProbeBank
+from maest.experiments.runs import LOG_DIR, Interrupted
+from maest.helpers import metrics, plots
+from maest.helpers.checkpoints import Stopped
+from maest.helpers.collect import stoppable
+from maest.helpers.failures import valid_utf8
+from maest.helpers.files import atomic_path, write_json
+from maest.helpers.report import machine, versions
+from maest.helpers.report import table as markdown_table
+from maest.helpers.settings import typed_list
+from maest.models.probe import SELECTION, ProbeBank
 
 log = logging.getLogger(__name__)
 

@@ -20,20 +20,20 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
-import config as settings
-from datasets.datamodule import MaestDataModule
-from datasets.groundtruth import read_labels
-from datasets.scores import DATA_DIR as SCORES_DIR
-from helpers import metrics
-from helpers.checkpoints import StepLimit, WholeFiles, leave_sigterm_to_us
-from helpers.errors import InputError
-from helpers.history import ProgressBar
-from helpers.throughput import fast_math, training_flops
-from models import CheckpointError, Maest, get_maest, load_checkpoint
-from models.archs import Arch, clip_seconds, find_arch, input_frames
-from models.download import fetch
-from models.maest import TASKS, grid_size
-from models.weights import Checkpoint
+import maest.config as settings
+from maest.datasets.datamodule import MaestDataModule
+from maest.datasets.groundtruth import read_labels
+from maest.datasets.scores import DATA_DIR as SCORES_DIR
+from maest.helpers import metrics
+from maest.helpers.checkpoints import StepLimit, WholeFiles, leave_sigterm_to_us
+from maest.helpers.errors import InputError
+from maest.helpers.history import ProgressBar
+from maest.helpers.throughput import fast_math, training_flops
+from maest.models import CheckpointError, Maest, get_maest, load_checkpoint
+from maest.models.archs import Arch, clip_seconds, find_arch, input_frames
+from maest.models.download import fetch
+from maest.models.maest import TASKS, grid_size
+from maest.models.weights import Checkpoint
 
 log = logging.getLogger(__name__)
 

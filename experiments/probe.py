@@ -14,9 +14,9 @@ import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
-import config as settings
-from datasets.datamodule import FeatureDataModule
-from datasets.embeddings import (
+import maest.config as settings
+from maest.datasets.datamodule import FeatureDataModule
+from maest.datasets.embeddings import (
     EMBEDDINGS_DIR,
     EXTRACT_THEM,
     EmbeddingFolder,
@@ -29,7 +29,7 @@ from datasets.embeddings import (
     read_blocks,
     select_tokens,
 )
-from datasets.groundtruth import (
+from maest.datasets.groundtruth import (
     TASKS,
     GroundTruth,
     GroundTruthError,
@@ -37,11 +37,11 @@ from datasets.groundtruth import (
     labels_beside,
     read_groundtruth,
 )
-from helpers.chunks import DEFAULT_BLOCK
-from helpers.errors import InputError
-from helpers.parallel import one_torch_thread
-from helpers.settings import check_choice, listed_names
-from models.probe import ProbeBank, ProbeOptions, normalised
+from maest.helpers.chunks import DEFAULT_BLOCK
+from maest.helpers.errors import InputError
+from maest.helpers.parallel import one_torch_thread
+from maest.helpers.settings import check_choice, listed_names
+from maest.models.probe import ProbeBank, ProbeOptions, normalised
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import config as settings
-from datasets.embeddings import (
+import maest.config as settings
+from maest.datasets.embeddings import (
     REDUCTIONS,
     TOKENS,
     EmbeddingFolder,
@@ -21,14 +21,14 @@ from datasets.embeddings import (
     check_types,
     select_tokens,
 )
-from ex_probe import MIX, Downstream, numbered_folders, to_be_mixed, train_probes
-from ex_probe_report import mix_weights, spread
-from helpers import metrics
-from helpers.errors import InputError
-from helpers.files import TEMPORARY
-from helpers.parallel import cores, run_parallel
-from helpers.settings import check_choice, listed_names
-from models.probe import SELECTION, ProbeBank
+from maest.experiments.probe import MIX, Downstream, numbered_folders, to_be_mixed, train_probes
+from maest.experiments.probe_report import mix_weights, spread
+from maest.helpers import metrics
+from maest.helpers.errors import InputError
+from maest.helpers.files import TEMPORARY
+from maest.helpers.parallel import cores, run_parallel
+from maest.helpers.settings import check_choice, listed_names
+from maest.models.probe import SELECTION, ProbeBank
 
 log = logging.getLogger(__name__)
 

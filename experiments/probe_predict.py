@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-import config as settings
-from datasets.embeddings import EmbeddingFolder, block_name, read_blocks, select_tokens
-from datasets.preprocess import DEFAULT_SECONDS
-from datasets.tracks import find_tracks
-from ex_common import run_dir
-from ex_extraction import extract
-from ex_probe_report import PROBE_FOLDER, finished_probes, is_sweep
-from helpers.errors import InputError
-from helpers.failures import encodable, read_failures
-from helpers.files import atomic_path, write_json
-from helpers.predictions import SEPARATOR, best, figure_name
-from helpers.writer import WARNINGS, Output, is_done
-from models.probe import Probe
+import maest.config as settings
+from maest.datasets.embeddings import EmbeddingFolder, block_name, read_blocks, select_tokens
+from maest.datasets.preprocess import DEFAULT_SECONDS
+from maest.datasets.tracks import find_tracks
+from maest.experiments.extract import extract
+from maest.experiments.probe_report import PROBE_FOLDER, finished_probes, is_sweep
+from maest.experiments.runs import run_dir
+from maest.helpers.errors import InputError
+from maest.helpers.failures import encodable, read_failures
+from maest.helpers.files import atomic_path, write_json
+from maest.helpers.predictions import SEPARATOR, best, figure_name
+from maest.helpers.writer import WARNINGS, Output, is_done
+from maest.models.probe import Probe
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,49 @@
+"""MAEST, the Music Audio Efficient Spectrogram Transformer: what `from maest import …` offers.
+
+>>> from maest import get_maest
+>>> model = get_maest("discogs-maest-30s-pw-129e")
+>>> activations, labels = model.predict_labels(waveform)  # tensor or array, mono, 16 kHz
+
+Each name is imported when it is asked for: `import maest` alone takes no PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maest.helpers.audio import read_audio as read_audio
+    from maest.helpers.chunks import TrackResult as TrackResult
+    from maest.helpers.errors import InputError as InputError
+    from maest.helpers.melspectrogram import MelSpectrogram as MelSpectrogram
+    from maest.models import get_maest as get_maest
+    from maest.models import list_models as list_models
+    from maest.models import save_model as save_model
+    from maest.models.extraction import Extractor as Extractor
+    from maest.models.maest import Maest as Maest
+
+__version__ = "0.2.0.dev0"
+_PUBLIC = {
+    "Extractor": "models.extraction",
+    "InputError": "helpers.errors",
+    "Maest": "models.maest",
+    "MelSpectrogram": "helpers.melspectrogram",
+    "TrackResult": "helpers.chunks",
+    "get_maest": "models",
+    "list_models": "models",
+    "read_audio": "helpers.audio",
+    "save_model": "models",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+_HERE = Path(__file__).resolve().parent
+if not (_HERE / "models").is_dir():  # a checkout: the subpackages are its top-level folders
+    __path__.append(str(_HERE.parent))
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"maest.{_PUBLIC[name]}"), name)
