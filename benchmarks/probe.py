@@ -32,7 +32,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-import config  # noqa: E402
+from maest import config  # noqa: E402
 from maest.datasets.embeddings import select_tokens  # noqa: E402
 from maest.datasets.groundtruth import GroundTruth  # noqa: E402
 from maest.experiments.probe import MIX, Downstream, train_probes  # noqa: E402

@@ -46,7 +46,7 @@ import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
-import config  # noqa: E402
+from maest import config  # noqa: E402
 from maest.datasets.batches import ClipBatch  # noqa: E402
 from maest.helpers.files import write_json  # noqa: E402
 from maest.helpers.melspectrogram import N_MELS  # noqa: E402

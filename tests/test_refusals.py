@@ -12,11 +12,8 @@ import pytest
 from maest.helpers.errors import InputError, Kind
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = [
-    p
-    for f in ("config", "datasets", "experiments", "helpers", "models")
-    for p in ROOT.joinpath(f).rglob("*.py")
-]
+ROOMS = ("config", "datasets", "experiments", "helpers", "models")
+FILES = [p for room in ROOMS for p in ROOT.joinpath(room).rglob("*.py")]
 FILES = sorted([*FILES, *ROOT.glob("*.py")])
 
 
