@@ -18,7 +18,7 @@ from maest.datasets.groundtruth import read_groundtruth
 from maest.models import ARCHS
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAM = ("ex_*.py", "config", "datasets", "helpers", "models")
+PROGRAM = ("ex_*.py", "config", "datasets", "experiments", "helpers", "maest", "models")
 STEPS = (
     "cd datasets/mtt/ && python preprocess.py && cd ../../",
     "python ex_maest.py extract_embeddings with maest_30s_from_passt_infer target_mtt",
