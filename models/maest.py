@@ -15,7 +15,7 @@ import operator
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,6 +81,20 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
 def grid_size(size: int) -> int:
     """How many patches the strided convolution makes of ``size`` bands or frames."""
     return (size - PATCH_SIZE) // STRIDE + 1
+
+
+class Outputs(NamedTuple):
+    """What one pass computes of [B, F, T].
+
+    Attributes:
+        logits: [B, C], or None where they were not asked for. In training mode, of a network with
+            two heads, [2, B, C]: the cls token's and the dist token's.
+        embeddings: by block, [B, 3, D]: cls token, dist token, mean of all others; and of -1, after
+            the final norm, [B, D].
+    """
+
+    logits: Tensor | None
+    embeddings: dict[int, Tensor]
 
 
 class PatchEmbed(nn.Module):
@@ -417,6 +431,26 @@ class Maest(nn.Module):
             block: values if block < 0 else values.unflatten(1, (3, self.embed_dim))
             for block, values in embeddings.items()
         }
+
+    def encode(self, mel: Tensor, blocks: Sequence[int] = (-1,), logits: bool = True) -> Outputs:
+        """One pass, with no more computed than is asked for; it can be exported and compiled.
+
+        Nothing is checked: not the shape, the length or the values of ``mel``.
+
+        Args:
+            mel: float [B, F, T], normalised log-mel spectrograms, each no longer than one patch.
+            blocks: whose embeddings to return: numbers from 0, and -1 for the final one.
+            logits: whether to return logits.
+        """
+        found, embeddings = self._run(mel, set(blocks), logits, shortcut=not self.training)
+        found = torch.stack(found) if isinstance(found, tuple) else found
+        return Outputs(
+            found,
+            {
+                block: values if block < 0 else values.unflatten(1, (3, self.embed_dim))
+                for block, values in embeddings.items()
+            },
+        )
 
     def melspectrogram(self, waveform: Tensor) -> Tensor:
         """Waveform at 16 kHz, [samples] or [B, samples] → normalised log-mel, [F, T] or [B, F, T].
