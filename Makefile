@@ -1,5 +1,7 @@
 # make demo   installs into .venv, then runs the whole method on real music
-# make test   installs into .venv if need be, then runs the tests (make test-slow: the long ones)
+# make test   installs into .venv if need be, then runs the tests (make test-slow: the long ones);
+#             TESTS="-x tests/test_maest.py" chooses and adds options, WORKERS=0 runs in one process
+# make lint   style and types
 #
 # make gpu    on a machine with a GPU: the tests and figures that need one, in 8 minutes at most,
 #             by .venv or whatever Python has PyTorch and Lightning (GPU="--minutes 5 …": options)
@@ -17,10 +19,13 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 GPU_PYTHON ?= $(shell for python in $(BIN)/python python3 python; do \
 	$$python -c 'import torch, pytorch_lightning' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help install install-dev demo test test-slow gpu lint format clean
+#: processes that tests run in, a file in one of them
+WORKERS ?= 2
+
+.PHONY: help install install-dev demo test test-slow gpu lint format lock clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 6
+	@sed -n 's/^# //p' Makefile | head -n 8
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -31,23 +36,31 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # A stamp is newer than the requirements it stands for: a second call installs nothing.
-$(VENV)/.installed: requirements.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.txt
+# The lock has the versions of what they need in turn. It constrains and does not ask for anything:
+# systems differ in what they need (CUDA's packages).
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+	-c requirements.lock
+
+$(VENV)/.installed: requirements.txt requirements.lock | $(BIN)/python
+	$(INSTALL) -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
-		-r requirements-dev.txt
+$(VENV)/.installed-dev: requirements-dev.txt requirements.txt requirements.lock | $(BIN)/python
+	$(INSTALL) -r requirements-dev.txt
 	@touch $(VENV)/.installed $@
+
+# After a change of a pin, in a new .venv of requirements-dev.txt alone
+lock:
+	$(BIN)/python -m pip freeze --all --exclude pip | sed 's/+.*//' > requirements.lock
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m maest.experiments.demo $(DEMO)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600
+	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600 $(TESTS)
 
 gpu:
 	@test -n "$(GPU_PYTHON)" || { echo "No Python here has PyTorch and Lightning: make install," \
@@ -63,4 +76,4 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .types build dist *.egg-info

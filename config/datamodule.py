@@ -1,8 +1,8 @@
 """The data. By default the embedded data set, which is built where it is missing."""
 
-from pathlib import Path
+from maest.helpers.data_folder import data_folder
 
-DATASETS = Path(__file__).resolve().parent.parent / "datasets"
+DATASETS = data_folder()
 SCORES = DATASETS / "scores" / "data"
 
 DEFAULTS = {

@@ -9,13 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import maest
 from maest.helpers.errors import InputError
 from maest.helpers.processes import KILLED
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(str(maest.__file__)).resolve().parents[1]
 _CONNECT_SECONDS = 20
 _WINDOW = 2000  # tasks at the scheduler, at most
 _GO_ON = "What is done is kept: run the same again."

@@ -11,9 +11,10 @@ from maest.datasets import published
 from maest.datasets.jamendo import preprocess as jamendo
 from maest.datasets.mtt import preprocess as mtt
 from maest.datasets.scores import DATA_DIR
+from maest.helpers.data_folder import data_folder
 
 TARGETS = [name.removeprefix("target_") for name in config.MAEST_NAMED if "target_" in name]
-DATASETS = Path(mtt.__file__).resolve().parents[1]
+DATASETS = data_folder()
 MADE = {
     "scores": (DATA_DIR / "instrument", DATA_DIR / "melspectrograms"),
     "mtt": (DATASETS / "mtt", DATASETS / "mtt" / "melspectrograms"),
@@ -49,6 +50,6 @@ def test_extraction_reads_what_is_made_and_the_probe_what_is_extracted(name):
 
 @pytest.mark.parametrize("module", [mtt, jamendo])
 def test_where_the_scripts_write_by_default(module):
-    options = published.parser("", module.STEPS, module._HERE).parse_args([])
+    options = published.parser("", module.STEPS, module._HOME).parse_args([])
     folder = Path(module.__file__).resolve().parent
     assert (options.out_dir, options.melspec_dir) == (folder, folder / "melspectrograms")

@@ -26,6 +26,7 @@ from maest.datasets.collection import mel_key
 from maest.datasets.melspectrograms import mel_path
 from maest.datasets.published import Task, check_name
 from maest.datasets.splitting import SPLITS
+from maest.helpers.data_folder import data_folder
 from maest.helpers.errors import InputError
 from maest.helpers.transfer import download
 
@@ -55,7 +56,7 @@ TASKS = {
     "top50": ("top50tags", (32_136, 10_888, 11_356), 50),
 }
 STEPS = ("tables", "melspectrograms", "groundtruth")
-_HERE = Path(__file__).resolve().parent
+_HOME = data_folder() / "jamendo"
 _AGAIN = "Get the tables again: the step tables with --force."
 
 
@@ -148,8 +149,8 @@ def as_there(task: Task, audio_dir: Path, melspec_dir: Path) -> Task:
 
 
 def _main(arguments: list[str] | None = None) -> None:
-    parser = published.parser("Prepare MTG-Jamendo.", STEPS, _HERE)
-    parser.add_argument("--tables-dir", type=Path, default=_HERE / "tables", help="of the TSVs")
+    parser = published.parser("Prepare MTG-Jamendo.", STEPS, _HOME)
+    parser.add_argument("--tables-dir", type=Path, default=_HOME / "tables", help="of the TSVs")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--url", default=URL, help="of the folder with the tables")
     options: argparse.Namespace = parser.parse_intermixed_args(arguments)

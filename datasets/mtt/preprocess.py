@@ -25,6 +25,7 @@ if not __package__:  # started as a script: import from the repository root, not
 from maest.datasets import published
 from maest.datasets.archives import fetch, known_absent, unpack
 from maest.datasets.published import Task, check_name, shown
+from maest.helpers.data_folder import data_folder
 from maest.helpers.errors import InputError
 from maest.helpers.failures import write_failures
 from maest.helpers.transfer import download
@@ -50,7 +51,7 @@ EMPTY = {
 STEPS = ("download", "unpack", "melspectrograms", "groundtruth")
 _SHOWN = 5  # failures
 _AGAIN = "Delete it and run the step download again."
-_HERE = Path(__file__).resolve().parent
+_HOME = data_folder() / "mtt"
 
 
 def read_annotations(path: Path) -> Task:
@@ -151,8 +152,8 @@ def _unpack(options: argparse.Namespace, clips: Collection[str]) -> None:
 
 
 def _main(arguments: list[str] | None = None) -> None:
-    parser = published.parser("Prepare MagnaTagATune.", STEPS, _HERE)
-    parser.add_argument("--download-dir", type=Path, default=_HERE / "download")
+    parser = published.parser("Prepare MagnaTagATune.", STEPS, _HOME)
+    parser.add_argument("--download-dir", type=Path, default=_HOME / "download")
     parser.add_argument("--keep-archives", action="store_true", help="after they are unpacked")
     parser.add_argument(
         "--url",

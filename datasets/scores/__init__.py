@@ -1,5 +1,5 @@
 """The embedded data set: compositions of the music21 corpus, performed by a SoundFont."""
 
-from pathlib import Path
+from maest.helpers.data_folder import data_folder
 
-DATA_DIR = Path(__file__).resolve().parent / "data"  # where it is built, unless told otherwise
+DATA_DIR = data_folder() / "scores" / "data"  # where it is built, unless told otherwise

@@ -1,0 +1,20 @@
+"""Where the data sets lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def data_folder() -> Path:
+    """The folder of ``scores/``, ``mtt/``, ``jamendo/`` and ``custom/``.
+
+    What ``MAEST_DATA`` names; else ``datasets`` of the checkout that this file or the working
+    directory is in; else, for an installed package, the user's cache.
+    """
+    if named := os.environ.get("MAEST_DATA"):
+        return Path(named).expanduser().resolve()
+    for root in (Path(__file__).resolve().parents[1], Path.cwd()):
+        if (root / "ex_maest.py").is_file():
+            return root / "datasets"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maest"
