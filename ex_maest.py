@@ -93,9 +93,8 @@ log = logging.getLogger(__name__)
 ex = Experiment("maest", save_git_info=has_git_commit())
 set_up(
     ex,
-    settings.MAEST,
+    settings.Settings,
     settings.MAEST_NAMED,
-    settings.LIMITS,
     settings.SENTENCES,
     unrecorded=("extract_embeddings", "extract_logits", "predict", "export"),
 )

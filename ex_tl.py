@@ -29,7 +29,7 @@ from maest.experiments.sweep_report import run_sweep
 from maest.helpers import metrics
 
 ex = Experiment("maest_tl", save_git_info=has_git_commit())
-set_up(ex, settings.TL, settings.TL_NAMED, settings.LIMITS, settings.SENTENCES)
+set_up(ex, settings.ProbeSettings, settings.TL_NAMED, settings.SENTENCES)
 
 
 @command(ex, main=True)

@@ -1,42 +1,83 @@
-"""The numbers: defaults and named configs, as plain data.
+"""The settings of both experiments, and named configs: typed, checked, each declared once."""
 
-None stands for "decided by the program" everywhere; the comment beside it says how.
-"""
+from __future__ import annotations
 
-from maest.config import datamodule, export, inference, limits, maest, module, named, probe, trainer
+from dataclasses import dataclass, field
 
-# ex_maest.py
-MAEST = {
-    "seed": 0,  # of every random draw: the same seed, data and machine give the same run
-    # Continue a training: its exp_logs/<id>/checkpoints/last.ckpt, or "last" for the newest one of
-    # the same settings (where there is none, a new one begins)
-    "ckpt_path": None,
-    "maest": maest.DEFAULTS,
-    "module": module.DEFAULTS,
-    "datamodule": datamodule.DEFAULTS,
-    "trainer": trainer.DEFAULTS,
-    "inference": inference.DEFAULTS,
-    "export": export.DEFAULTS,
-}
-MAEST_NAMED = named.MAEST
+from maest.config import named
+from maest.config.data import Data
+from maest.config.export import Export
+from maest.config.inference import Inference
+from maest.config.network import Network
+from maest.config.probe import Compare, ProbeData, ProbePredict, ProbeTraining, Sweep
+from maest.config.schema import parse, plain, setting
+from maest.config.trainer import TrainerSettings
+from maest.config.training import Recipe
+
+__all__ = ["ProbeSettings", "Settings", "parse", "plain"]
+
+_SEED = "of all random draws: the same seed, data and machine give the same run"
+_SEEDS = ">= 0, <= 4294967295"  # what NumPy takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of ex_maest.py."""
+
+    seed: int = setting(0, _SEED, _SEEDS)
+    ckpt_path: str | None = setting(
+        None,
+        'continue a training: its exp_logs/<id>/checkpoints/last.ckpt, or "last" for the newest '
+        "one of the same settings (if there is none, a new one begins)",
+        example="exp_logs/1/checkpoints/last.ckpt",
+    )
+    maest: Network = field(default_factory=Network)
+    module: Recipe = field(default_factory=Recipe)
+    datamodule: Data = field(default_factory=Data)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    inference: Inference = field(default_factory=Inference)
+    export: Export = field(default_factory=Export)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """Of ex_tl.py."""
+
+    seed: int = setting(0, _SEED, _SEEDS)
+    seeds: int = setting(
+        3,
+        "runs, with seed, seed + 1, …; results are mean ± standard deviation",
+        ">= 1, <= 1000",
+    )
+    data: ProbeData = field(default_factory=ProbeData)
+    probe: ProbeTraining = field(default_factory=ProbeTraining)
+    name: str | None = setting(None, "what the report calls these features", example="cls tokens")
+    sweep: Sweep = field(default_factory=Sweep)
+    runs: tuple[str, ...] | None = setting(
+        None, "compare: folders of finished runs", example=("exp_logs/4", "exp_logs/5")
+    )
+    compare: Compare = field(default_factory=Compare)
+    probe_dir: str | None = setting(None, "predict: folder of a finished run", example="exp_logs/4")
+    audio: str | None = setting(None, "predict: file or folder of music", example="my/music")
+    predict: ProbePredict = field(default_factory=ProbePredict)
+
+
+# As plain data, for Sacred
+MAEST = plain(Settings())
+TL = plain(ProbeSettings())
+MAEST_NAMED, TL_NAMED = named.MAEST, named.TL
+SENTENCES = named.SENTENCES  # what each named config is for
 
 # Sections that users of the original repository know under another name; with "=", a setting
 SECTION_ALIASES = {
     "predict": "inference",
     "maest.checkpoint_swa_weigts=": "maest.checkpoint_swa_weights",
 }
+TL_ALIASES = {"probe=": "probe_dir"}  # a folder; probe.… are settings of a probe's training
 
-# A fresh network, where neither the settings nor a checkpoint say more
+# A new network, where neither the settings nor a checkpoint say more
 DEFAULT_ARCH = "maest_tiny"
 DEFAULT_CLIP_LENGTH = 5  # seconds
-
-# ex_tl.py
-TL = probe.DEFAULTS
-TL_NAMED = named.TL
-TL_ALIASES = {"probe=": "probe_dir"}  # a folder; probe.… are settings of a probe's training
-SENTENCES = named.SENTENCES  # what each named config is for
-
-LIMITS = limits.LIMITS  # of both
 
 
 if __name__ == "config":  # imported by its older name, in a checkout

@@ -1,6 +1,6 @@
 """Named configs: name → the settings it changes, and a sentence that says what it is for."""
 
-from maest.config.datamodule import DATASETS, SCORES
+from maest.config.data import DATASETS, SCORES
 
 MAEST: dict[str, dict] = {}
 TL: dict[str, dict] = {}

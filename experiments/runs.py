@@ -7,7 +7,7 @@ output and whatever else it makes.
 from __future__ import annotations
 
 import errno
-import functools
+import inspect
 import json
 import logging
 import os
@@ -40,9 +40,10 @@ from sacred.utils import (  # noqa: E402
 )
 from yaml import YAMLError  # noqa: E402
 
+from maest.config.command_line import check_arguments  # noqa: E402
+from maest.config.schema import parse, plain  # noqa: E402
 from maest.helpers.errors import InputError  # noqa: E402
 from maest.helpers.files import atomic_path  # noqa: E402
-from maest.helpers.settings import check_arguments, check_settings  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ for message in (
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
 
 
-# Sacred finds fault with every setting whose default is None, or may be (`check_settings` checks),
+# Sacred finds fault with every setting whose default is None, or may be (the schema checks),
 # and with runs that it does not record.
 _NOISE = ("Changed type of config entry", "No observers have been added to this run")
 logging.getLogger().addFilter(
@@ -150,9 +151,8 @@ def has_git_commit() -> bool:
 
 def set_up(
     ex: Experiment,
-    defaults: Mapping[str, Any],
+    section: type,
     named: Mapping[str, Mapping],
-    limits: Mapping[str, Any],
     sentences: Mapping[str, str],
     unrecorded: Collection[str] = (),
 ) -> None:
@@ -160,13 +160,14 @@ def set_up(
 
     Args:
         ex: the experiment.
-        defaults, named, limits: of `config`.
+        section: of all settings.
+        named: configs.
         sentences: what each named config is for; ``print_named_configs`` shows them.
         unrecorded: commands that go on where no run folder can be written: their results are
             elsewhere.
     """
-    defaults = deepcopy(dict(defaults))
-    ex.add_config(deepcopy(defaults))
+    ex.section = section
+    ex.add_config(plain(section()))
     for name, changes in named.items():
         ex.add_named_config(name, deepcopy(dict(changes)))
         ex.named_configs[name].__doc__ = sentences[name]
@@ -176,7 +177,7 @@ def set_up(
     def check(config: dict, command_name: str, logger: logging.Logger) -> dict:
         ex.observers.clear()
         try:
-            check_settings(config, defaults, limits)
+            parse(section, config)
             if not ex.commands[command_name].unobserved and is_first_process():
                 _check_log_dir()
                 ex.observers.append(RunFolder(LOG_DIR, copy_sources=False))
@@ -188,13 +189,14 @@ def set_up(
 
 
 def command(ex: Experiment, main: bool = False) -> Callable:
-    """Make a function a command of the experiment; what a user can mend is told in one message."""
+    """Make a function (run, settings) a command; what a user can mend is told in one message."""
 
     def decorate(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def wrapped(*args, **kwargs):
+        typed = "settings" in inspect.signature(function).parameters
+
+        def wrapped(_run, _config):
             try:
-                return function(*args, **kwargs)
+                return function(_run, parse(ex.section, _config) if typed else _config)
             except (KeyboardInterrupt, SystemExit) as error:
                 # Lightning ends the program in its own way.
                 if isinstance(error, SystemExit) and not isinstance(
@@ -210,6 +212,7 @@ def command(ex: Experiment, main: bool = False) -> Callable:
                     raise
                 raise UserError(_message(error)) from error
 
+        wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
         return ex.main(wrapped) if main else ex.command(wrapped)
 
     return decorate

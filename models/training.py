@@ -27,7 +27,7 @@ from maest.models.maest import Maest
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The options of the recipe; `config/module.py` has the values.
+    """The options of the recipe; `config/training.py` has the values.
 
     Attributes:
         lr, weight_decay, betas: of AdamW.

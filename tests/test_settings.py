@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pytest
 
 from maest import config
+from maest.config.command_line import check_arguments
+from maest.config.schema import Setting, parse, plain, setting, settings_of
 from maest.helpers.errors import InputError
-from maest.helpers.settings import (
-    check_arguments,
-    check_choice,
-    check_settings,
-    listed_names,
-    typed_list,
-)
+from maest.helpers.names import check_choice, listed_names, typed_list
 
-LIMITS = {
-    "seed": (None, 0),
-    "rate": (None, "> 0, <= 1"),
-    "pair": (None, ">= 0, < 1", (), 2),
-    "task": ("tags", None, ("tags", "values")),
-    "columns": ([1, 2], 0),
-    "trainer.precision": ("16-mixed",),
-}
-DEFAULTS = {
-    **{"seed": 0, "rate": 0.5, "pair": [0.9, 0.99], "task": None, "columns": []},
-    "trainer": {"max_epochs": 10, "precision": None, "deep": {"flag": True}},
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Deep:
+    flag: bool = setting(True, "a flag")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    max_epochs: int = setting(10, "epochs")
+    precision: str | None = setting(None, "of numbers", example="16-mixed")
+    deep: Deep = field(default_factory=Deep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    seed: int = setting(0, "of draws", ">= 0")
+    rate: float = setting(0.5, "of learning", "> 0, <= 1")
+    pair: tuple[float, float] = setting((0.9, 0.99), "of two", ">= 0, < 1")
+    task: Literal["tags", "values"] | None = setting(None, "what to do")
+    columns: tuple[int, ...] = setting((), "of a table", ">= 0")
+    blocks: tuple[int, ...] | Literal["all"] = setting("all", "of a network", ">= -1")
+    names: tuple[str, ...] | None = setting(None, "of labels")
+    limit: int | float | None = setting(None, "of batches", "> 0")
+    trainer: Trainer = field(default_factory=Trainer)
 
 
 def refused(call: Any, *arguments: Any) -> InputError:
@@ -49,7 +57,7 @@ def refused(call: Any, *arguments: Any) -> InputError:
     ],
 )
 def test_unknown_key_at_any_depth(given, found, nearest):
-    error = refused(check_settings, given, DEFAULTS)
+    error = refused(parse, Example, given)
     assert (error.kind, error.setting) == ("unknown", found)
     assert repr(nearest) in error.hint
 
@@ -76,25 +84,47 @@ def test_unknown_key_at_any_depth(given, found, nearest):
         ({"trainer": {"deep": {"flag": 1}}}, "trainer.deep.flag"),
         ({"trainer": {"max_epochs": [1]}}, "trainer.max_epochs"),
         ({"trainer": {"precision": math.nan}}, "trainer.precision"),
+        ({"trainer": {"precision": True}}, "trainer.precision"),
+        ({"trainer": {"max_epochs": 10.0}}, "trainer.max_epochs"),
+        ({"blocks": [6, -2]}, "blocks"),
+        ({"blocks": [6, 7.5]}, "blocks"),
+        ({"names": [True]}, "names"),
+        ({"task": 3}, "task"),
+        ({"limit": 0}, "limit"),
     ],
 )
 def test_value_of_another_kind_or_out_of_bounds(given, setting):
-    error = refused(check_settings, given, DEFAULTS, LIMITS)
+    error = refused(parse, Example, given)
     assert (error.kind, error.setting) == ("invalid", setting)
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "expected"),
     [
-        {},
-        {"rate": 1, "pair": [0, 0.5], "task": "values", "columns": [0, 3]},
-        {"trainer": {"max_epochs": 5}},
-        {"trainer": {"precision": "16-mixed"}},
-        {"trainer": {"deep": {"flag": False}}},
+        ({}, Example()),
+        ({"rate": 1, "pair": [0, 0.5]}, Example(rate=1.0, pair=(0.0, 0.5))),
+        ({"task": "values", "columns": [0, 3]}, Example(task="values", columns=(0, 3))),
+        ({"task": None, "blocks": 7}, Example(blocks=(7,))),
+        ({"blocks": "[6, 7]"}, Example(blocks=(6, 7))),
+        ({"blocks": "all"}, Example()),
+        ({"names": 2024}, Example(names=("2024",))),
+        ({"names": "[a,007,7]"}, Example(names=("a", "007", "7"))),
+        (
+            {"names": """["Folk, World, & Country", Rock]"""},
+            Example(names=("Folk, World, & Country", "Rock")),
+        ),
+        ({"limit": 1}, Example(limit=1)),
+        ({"trainer": {"max_epochs": 5}}, Example(trainer=Trainer(max_epochs=5))),
+        ({"trainer": {"precision": 16}}, Example(trainer=Trainer(precision="16"))),
+        ({"trainer": {"deep": {"flag": False}}}, Example(trainer=Trainer(deep=Deep(flag=False)))),
     ],
 )
-def test_good_settings(given):
-    check_settings(given, DEFAULTS, LIMITS)
+def test_good_settings(given, expected):
+    found = parse(Example, given)
+    # 1 == 1.0, and a limit of one batch is not one of all batches.
+    assert found == expected
+    assert repr(found) == repr(expected)
+    assert parse(Example, plain(found)) == found
 
 
 COMMANDS, NAMED = ("pretrain", "extract_embeddings"), ("target_scores", "paper_recipe")
@@ -164,14 +194,6 @@ def test_choice():
 # ---------------------------------------------------------------- the settings there are
 
 
-def leaves(section: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def changed(name: str, value: Any) -> dict:
     """The settings that ``name=value`` gives."""
     for key in reversed(name.split(".")):
@@ -180,26 +202,26 @@ def changed(name: str, value: Any) -> dict:
 
 
 EXPERIMENTS = pytest.mark.parametrize(
-    ("defaults", "named"),
-    [(config.MAEST, config.MAEST_NAMED), (config.TL, config.TL_NAMED)],
+    ("section", "named"),
+    [(config.Settings, config.MAEST_NAMED), (config.ProbeSettings, config.TL_NAMED)],
     ids=["ex_maest", "ex_tl"],
 )
 
 
 @EXPERIMENTS
-def test_named_configs_change_only_what_there_is(defaults, named):
+def test_named_configs_change_only_what_there_is(section, named):
     assert named
     for changes in named.values():
-        check_settings(changes, defaults, config.LIMITS)
+        parse(section, changes)
 
 
-def test_every_limit_is_of_a_setting_and_every_default_keeps_it():
-    names: dict[str, object] = {}
-    for defaults in (config.MAEST, config.TL):
-        names |= dict(leaves(defaults))
-        check_settings(defaults, defaults, config.LIMITS)
-    assert set(config.LIMITS) <= set(names)
-    assert not {name for name, value in names.items() if value is None} - set(config.LIMITS)
+@EXPERIMENTS
+def test_every_default_is_within_its_bounds(section, named):
+    assert parse(section, plain(section())) == section()
+    for known in settings_of(section):
+        assert known.meaning.rstrip(".") == known.meaning != ""
+        if known.example is not None:
+            known.read(plain(known.example))
 
 
 @pytest.mark.parametrize(
@@ -224,34 +246,32 @@ def test_a_list_is_read_as_it_is_typed(names):
     assert listed_names(argument.removeprefix("runs=")) == names
 
 
-_NEGATIVE = {
-    *("trainer.max_steps", "trainer.devices", "trainer.num_sanity_val_steps"),  # -1
-    "maest.norm_mean",
-}
+def unfit(known: Setting) -> list[Any]:
+    """Values that a setting cannot be."""
+    example = plain(known.default if known.example is None else known.example)
+    bad: list[Any] = [math.nan, math.inf, {"a": 1}]
+    if isinstance(example, bool):
+        bad += [[1], "word", 1]
+    elif isinstance(example, int | float):
+        least_is_negative = ">= -" in known.bounds
+        bad += [[1], "word", True, 1e99, 10**400, *([] if least_is_negative else [-1])]
+    elif isinstance(example, str):
+        bad += [[1], True]
+    elif isinstance(example, list) and not isinstance(example[0], str):
+        bad += ["word", [{}], [math.nan], [-2], [True]]
+    return bad
 
 
 @EXPERIMENTS
-def test_nothing_passes_that_no_run_can_use(defaults, named):
+def test_nothing_passes_that_no_run_can_use(section, named):
     """Each setting with numbers and kinds that it cannot be: refused by its name."""
-    for name, default in leaves(defaults):
-        example = config.LIMITS.get(name, (None,))[0]
-        example = default if example is None else example
-        bad: list[Any] = [math.nan, math.inf, {"a": 1}]
-        if isinstance(example, bool):
-            bad += [[1], "word", 1]
-        elif isinstance(example, int | float):
-            bad += [[1], "word", True, 1e99, 10**99, *([] if name in _NEGATIVE else [-1])]
-        elif isinstance(example, str):
-            bad += [[1], True]
-        elif isinstance(example, list):
-            bad += ["word", [{}], [math.nan], [-2], [True]]
-        for value in bad:
-            error = refused(check_settings, changed(name, value), defaults, config.LIMITS)
-            assert error.setting == name, (name, value)
+    for known in settings_of(section):
+        for value in unfit(known):
+            error = refused(parse, section, changed(known.name, value))
+            assert error.setting == known.name, (known.name, value)
             assert error.kind in ("invalid", "unknown")
 
 
 def test_a_setting_of_another_section_is_meant():
-    with pytest.raises(InputError) as caught:
-        check_settings({"module": {"drop_path_rate": 2}}, config.MAEST, config.LIMITS)
-    assert "'maest.drop_path_rate'" in caught.value.hint
+    error = refused(parse, config.Settings, {"module": {"drop_path_rate": 2}})
+    assert "'maest.drop_path_rate'" in error.hint

@@ -1,0 +1,57 @@
+"""Names and lists of names, as people type them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from maest.helpers.errors import InputError
+
+_LISTED = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|\([^)]*\)|[^,])+""")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ " Did you mean 'x'?" for the known name nearest to ``name``; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise InputError unless ``value`` is one of ``choices``."""
+    if value in choices:
+        return
+    near = did_you_mean(value, [str(c) for c in choices]) if isinstance(value, str) else ""
+    raise InputError(
+        f"{value!r} is not a choice",
+        kind="unknown",
+        setting=name,
+        hint=f"Give one of {', '.join(map(repr, choices))}.{near}",
+    )
+
+
+def listed(value: Any) -> list[Any]:
+    """A setting that may be one thing or a list; ``[a,b]`` is typed without quotes, too.
+
+    A comma within quotes or within inner brackets is part of a name.
+    """
+    if isinstance(value, str):
+        value = value.strip()
+        if value[:1] + value[-1:] in ("[]", "()"):
+            value = value[1:-1]
+        parts = (part.strip(" '\"") for part in _LISTED.findall(value))
+        return [part for part in parts if part]
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def listed_names(value: Any) -> list[str]:
+    """The same, all of it as text: a name may look like a number."""
+    return [str(part) for part in listed(value) if str(part)]
+
+
+def typed_list(setting: str, values: Sequence[str]) -> str:
+    """``setting=[a,b]`` as it is typed in a shell, for names that :func:`listed` reads back."""
+    quoted = (f'"{value}"' if set(value) & set(",'()[] ") else value for value in values)
+    return shlex.quote(f"{setting}=[{','.join(quoted)}]")
