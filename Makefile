@@ -70,6 +70,10 @@ gpu:
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf .types && mkdir -p .types/maest
+	ln -s $(addprefix ../../,$(wildcard maest/*.py) config datasets experiments helpers models) \
+		.types/maest
+	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
