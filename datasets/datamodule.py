@@ -28,8 +28,8 @@ from maest.datasets.batches import ON_ERROR, CropDataset, TrackDataset, collate_
 from maest.datasets.check import CheckReport, check_data
 from maest.datasets.groundtruth import (
     GroundTruth,
-    GroundTruthError,
     labels_beside,
+    read_any_groundtruth,
     read_groundtruth,
 )
 from maest.datasets.melspectrograms import mel_path
@@ -208,7 +208,9 @@ class MaestDataModule(pl.LightningDataModule):
                     hint="Give a ground-truth pickle.",
                 )
             self._groundtruths[split] = (
-                _read_any(path) if split == "predict" else read_groundtruth(path, task=self.task)
+                read_any_groundtruth(path)
+                if split == "predict"
+                else read_groundtruth(path, task=self.task)
             )
         return self._groundtruths[split]
 
@@ -338,17 +340,6 @@ class MaestDataModule(pl.LightningDataModule):
 def _as_it_is(batch: Any) -> Any:
     """What collates a batch that is whole already."""
     return batch
-
-
-def _read_any(path: str | Path) -> GroundTruth:
-    """Read labels, or else real values."""
-    try:
-        return read_groundtruth(path)
-    except GroundTruthError as error:
-        try:
-            return read_groundtruth(path, task="regression")
-        except GroundTruthError:
-            raise error from None
 
 
 class FeatureDataModule(pl.LightningDataModule):

@@ -99,6 +99,17 @@ def read_groundtruth(
     return GroundTruth(path, keys, targets, task)
 
 
+def read_any_groundtruth(path: str | Path) -> GroundTruth:
+    """Read labels, or else real values: for those to whom nothing but the tracks matters."""
+    try:
+        return read_groundtruth(path)
+    except GroundTruthError as error:
+        try:
+            return read_groundtruth(path, task="regression")
+        except GroundTruthError:
+            raise error from None
+
+
 def write_groundtruth(
     path: str | Path, groundtruth: Mapping[str, Any], task: str = "multi-label"
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maest.datasets.melspectrograms import MelFile, MelFileError, find_mel
+from maest.datasets.melspectrograms import MelFile, MelFileError, find_mel, mel_path
 from maest.helpers.mel_constants import N_MELS
 from maest.helpers.parallel import in_order
 
@@ -80,6 +80,14 @@ def mean_and_std(paths: Iterable[str | Path]) -> tuple[float, float]:
         raise error
     _refuse_constant(moments, first)
     return moments.mean, moments.std
+
+
+def sampled_mean_and_std(
+    base_dir: str | Path, keys: Sequence[str], tracks: int = 200
+) -> tuple[float, float]:
+    """:func:`mean_and_std` of all tracks, or of so many that are spread evenly over ``keys``."""
+    some = np.linspace(0, len(keys) - 1, min(tracks, len(keys))).astype(int)
+    return mean_and_std(mel_path(base_dir, keys[i]) for i in some)
 
 
 def _no_tracks() -> MelFileError:

@@ -1,5 +1,29 @@
 """The embedded data set: compositions of the music21 corpus, performed by a SoundFont."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
 from maest.helpers.data_folder import data_folder
 
 DATA_DIR = data_folder() / "scores" / "data"  # where it is built, unless told otherwise
+
+
+def build_if_missing(paths: Iterable[str | Path | None]) -> None:
+    """Build the data set if one of these files belongs to it, and it has not been built.
+
+    Of several processes one builds it and the others wait.
+    """
+    report = DATA_DIR / "report.json"  # written last
+    embedded = (DATA_DIR in Path(path).resolve().parents for path in paths if path is not None)
+    if not any(embedded) or report.exists():
+        return
+    from filelock import FileLock
+
+    DATA_DIR.mkdir(parents=True, exist_ok=True)
+    with FileLock(DATA_DIR / ".prepare.lock"):
+        if not report.exists():
+            from maest.datasets.scores.preprocess import build  # its libraries are slow to import
+
+            build()

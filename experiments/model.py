@@ -1,0 +1,250 @@
+"""Which weights a command works with, and the network that they, settings and data make."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from maest.config import DEFAULT_ARCH, DEFAULT_CLIP_LENGTH, Settings
+from maest.datasets.groundtruth import GroundTruth, labels_beside, read_labels
+from maest.datasets.norm import sampled_mean_and_std
+from maest.helpers.errors import InputError
+from maest.helpers.mel_constants import NORM_MEAN, NORM_STD
+from maest.models import CheckpointError, Maest, get_maest, load_checkpoint
+from maest.models.archs import find_arch, input_frames
+from maest.models.download import fetch
+from maest.models.maest import TASKS
+from maest.models.weights import Checkpoint
+
+log = logging.getLogger(__name__)
+
+# Settings of the network that say which weights to take, and those that act in training alone
+_WEIGHTS = ("pretrained", "checkpoint", "checkpoint_swa_weights", "checkpoint_discard_head")
+_RANDOM = ("s_patchout_t", "s_patchout_f", "u_patchout")
+_RANDOM += ("drop_rate", "attn_drop_rate", "drop_path_rate")
+
+
+@contextmanager
+def in_section(section: str) -> Iterator[None]:
+    """Errors name the setting of this section that an argument of the same name came from."""
+    try:
+        yield
+    except InputError as error:
+        if error.setting and "." not in error.setting and not isinstance(error, CheckpointError):
+            error.setting = f"{section}.{error.setting}"
+        raise
+
+
+def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | None:
+    """The weights to start from: those of ``maest.checkpoint``, or the arch's published ones.
+
+    Raises:
+        InputError: they cannot be read or fetched; or weights are asked for, and none are given.
+    """
+    if settings.ckpt_path is not None and not training:
+        raise InputError(
+            "it continues a training, which this command does not do",
+            kind="conflict",
+            setting="ckpt_path",
+            hint="To use a model, give maest.checkpoint.",
+        )
+    maest, average = settings.maest, settings.maest.checkpoint_swa_weights
+    published = _is_published(settings)
+    with in_section("maest"):
+        if maest.checkpoint is not None:
+            if published:
+                log.warning("maest.checkpoint takes the place of the weights of %s", maest.arch)
+            return load_checkpoint(maest.checkpoint, average)
+        if maest.arch is not None and (published if maest.pretrained is None else maest.pretrained):
+            return fetch(maest.arch, average)
+    if maest.pretrained or average:
+        name = "pretrained" if maest.pretrained else "checkpoint_swa_weights"
+        raise InputError(
+            f"maest.{name}=True asks for weights, and none are given",
+            kind="missing",
+            hint="Give maest.checkpoint=<model>, such as exp_logs/latest/model, or maest.arch=<a "
+            "released model>.",
+            setting="maest.checkpoint",
+        )
+    return None
+
+
+def require_checkpoint(settings: Settings) -> Checkpoint:
+    """The same, for a command that cannot go without weights."""
+    checkpoint = find_checkpoint(settings)
+    if checkpoint is None:
+        raise InputError(
+            "no model is given",
+            kind="missing",
+            hint="Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or "
+            "maest.arch=<a released model>. (For embeddings of random weights, name an arch "
+            "without published weights, such as maest_tiny.)",
+            setting="maest.checkpoint",
+        )
+    return checkpoint
+
+
+def _is_published(settings: Settings) -> bool:
+    with in_section("maest"):
+        return settings.maest.arch is not None and find_arch(settings.maest.arch).published
+
+
+def clip_frames(settings: Settings, checkpoint: Checkpoint | None) -> int:
+    """Frames of a clip: of ``datamodule.clip_length``, or else the model's input."""
+    arch, length = settings.maest.arch, settings.datamodule.clip_length
+    if length is None and settings.maest.input_t is not None:
+        return settings.maest.input_t
+    if length is None and checkpoint is not None and "input_t" in checkpoint.sizes:
+        return int(checkpoint.sizes["input_t"])
+    if length is None and arch is not None and _is_published(settings):
+        return find_arch(arch).input_t
+    return input_frames(DEFAULT_CLIP_LENGTH if length is None else length)
+
+
+def find_task(settings: Settings, checkpoint: Checkpoint | None) -> str:
+    """What the targets are: as the settings say, or else the checkpoint; or else many labels."""
+    known = checkpoint.sizes.get("task") if checkpoint else None
+    return settings.maest.task or known or TASKS[0]
+
+
+def network_arguments(
+    settings: Settings, checkpoint: Checkpoint | None, training: bool = False
+) -> dict[str, Any]:
+    """Section ``maest`` as arguments of `get_maest`, beside the checkpoint itself."""
+    left_out = _WEIGHTS if training else (*_WEIGHTS, *_RANDOM)
+    arguments = {n: v for n, v in asdict(settings.maest).items() if n not in left_out}
+    arguments |= {"pretrained": False, "task": find_task(settings, checkpoint)}
+    # An arch with published weights stands for those: a checkpoint takes their place.
+    if settings.maest.checkpoint is not None and _is_published(settings):
+        arguments["arch"] = None
+    if arguments["labels"] is not None:
+        arguments["labels"] = read_labels(arguments["labels"])
+        if checkpoint and checkpoint.labels and checkpoint.labels != arguments["labels"]:
+            log.warning("maest.labels are other names than those of %s", checkpoint.path)
+    return arguments
+
+
+def build_network(
+    settings: Settings,
+    checkpoint: Checkpoint | None,
+    groundtruth: GroundTruth | None = None,
+    training: bool = False,
+) -> Maest:
+    """The network of settings and checkpoint; what they leave open, the ground truth says.
+
+    Without one (music that nobody has labelled), new weights get one class and the released models'
+    normalisation. A training's classes, labels and scale are always the ground truth's.
+
+    Raises:
+        InputError: settings, checkpoint and ground truth do not go together.
+    """
+    maest = settings.maest
+    arguments = network_arguments(settings, checkpoint, training)
+    known = checkpoint.sizes if checkpoint else {}
+    frames = clip_frames(settings, checkpoint)
+    if checkpoint is None and maest.arch is None:
+        arguments["arch"] = DEFAULT_ARCH
+    if maest.input_t is None:  # at inference, positions are cropped for shorter clips
+        arguments["input_t"] = frames if training else max(frames, known.get("input_t", 0))
+    elif maest.input_t < frames:
+        raise InputError(
+            f"the network's input of {maest.input_t} frames is shorter than a clip, {frames} "
+            "frames",
+            kind="conflict",
+            setting="maest.input_t",
+            hint="Leave it out, or shorten datamodule.clip_length.",
+        )
+    discard_head = maest.checkpoint_discard_head
+    if groundtruth is None:
+        if "n_classes" not in known:
+            arguments["n_classes"] = maest.n_classes or 1
+    elif training or (maest.n_classes is None and "n_classes" not in known):
+        discard_head = _match_head(arguments, checkpoint, groundtruth, discard_head)
+    if training and groundtruth is not None and arguments["task"] == "regression":
+        head = {"n_classes": arguments["n_classes"], "task": "regression"}
+        if discard_head or any(known.get(name) != value for name, value in head.items()):
+            arguments |= _scale(groundtruth.targets)
+    check_label_names(arguments, arguments["n_classes"] or known.get("n_classes"), settings)
+    missing = [n for n in ("norm_mean", "norm_std") if n not in known and arguments[n] is None]
+    if missing:
+        norm = NORM_MEAN, NORM_STD
+        if groundtruth is not None:
+            norm = sampled_mean_and_std(settings.datamodule.base_dir, groundtruth.keys)
+        measured = {"norm_mean": norm[0], "norm_std": norm[1]}
+        arguments |= {name: measured[name] for name in missing}
+    with in_section("maest"):
+        return get_maest(checkpoint=checkpoint, discard_head=discard_head, **arguments)
+
+
+def _match_head(
+    arguments: dict[str, Any],
+    checkpoint: Checkpoint | None,
+    groundtruth: GroundTruth,
+    discard_head: bool,
+) -> bool:
+    """Set classes and labels to the ground truth's; whether the checkpoint's head is discarded."""
+    if arguments["n_classes"] not in (None, groundtruth.n_classes):
+        raise InputError(
+            f"{arguments['n_classes']} classes, and the ground truth has {groundtruth.n_classes} "
+            "labels to a track",
+            kind="conflict",
+            setting="maest.n_classes",
+            path=groundtruth.path,
+            hint="Leave it out, or correct it.",
+        )
+    arguments["n_classes"] = groundtruth.n_classes
+    arguments["labels"] = arguments["labels"] or labels_beside(groundtruth)
+    if checkpoint is None or discard_head:
+        return discard_head
+    if checkpoint.labels and arguments["labels"]:
+        if checkpoint.labels != arguments["labels"]:
+            log.warning("the weights were trained on other labels: a newly initialized head")
+        return checkpoint.labels != arguments["labels"]
+    if checkpoint.sizes.get("n_classes") == groundtruth.n_classes:
+        log.warning(
+            "keeping the checkpoint's head: same number of labels, names unknown "
+            "(maest.checkpoint_discard_head=True initializes another)"
+        )
+    return False
+
+
+def _scale(targets: np.ndarray) -> dict[str, list[float]]:
+    """Mean and deviation of the targets of a regression, [N, C], as arguments of `get_maest`."""
+    deviation = targets.std(axis=0)
+    return {
+        "target_mean": targets.mean(axis=0).tolist(),
+        "target_std": np.where(deviation > 0, deviation, 1).tolist(),
+    }
+
+
+def check_label_names(arguments: dict[str, Any], n_classes: int | None, settings: Settings) -> None:
+    """Raise InputError if there are more or fewer names than classes."""
+    labels = arguments["labels"]
+    if labels is not None and n_classes is not None and len(labels) != n_classes:
+        raise InputError(
+            f"{len(labels)} labels, and the model has {n_classes}",
+            kind="mismatch",
+            setting="maest.labels",
+            path=settings.maest.labels or "labels.json",
+            hint="Give the names of the model's own labels.",
+        )
+
+
+def check_head(checkpoint: Checkpoint, net: Maest) -> None:
+    """Raise InputError if a head whose logits are read is not the checkpoint's."""
+    read = ("head.", "head_dist.") if net.distilled_type == "separated" else ("head.",)
+    trained_as = checkpoint.sizes.get("distilled_type", net.distilled_type)
+    if trained_as != net.distilled_type or any(name.startswith(read) for name in net.fresh):
+        raise InputError(
+            f"a head for {net.n_classes} classes would be newly initialized, and its logits noise",
+            kind="mismatch",
+            setting="maest.checkpoint",
+            path=checkpoint.path,
+            hint="Leave out maest.n_classes, maest.task, maest.distilled_type and "
+            "maest.checkpoint_discard_head, or use a model that was trained on these labels.",
+        )
