@@ -1,4 +1,4 @@
-"""Figures of merit of each task, as scikit-learn computes them.
+"""Metrics of each task, as scikit-learn computes them.
 
 :func:`evaluate` is the one door for all tasks: "multi-label" (any number of labels to a track),
 "single-label" (exactly one) and "regression" (real values).
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import (
     accuracy_score,
-    average_precision_score,
     precision_recall_fscore_support,
     r2_score,
-    roc_auc_score,
 )
+
+from maest.helpers.ranking import rank, ranked_figures
 
 # The figure that says which of two models is the better one; more is better.
 MONITOR = {"multi-label": "ap", "single-label": "accuracy", "regression": "r2"}
@@ -49,9 +49,6 @@ FIGURE_NAMES = {
     "r2": "R²",
     "mse": "MSE",
 }
-
-
-# --- Any task -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -123,13 +120,13 @@ def _checked(targets: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _evaluate_multi_label(targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
-    scores = tagging_scores(targets, outputs)
+    ap, roc_auc = ranked_figures(rank(targets, outputs))
     figures = {
-        "ap": scores.macro_ap,
-        "roc_auc": scores.macro_roc_auc,
-        "classes_left_out": float(scores.left_out),
+        "ap": _mean(ap),
+        "roc_auc": _mean(roc_auc),
+        "classes_left_out": float(np.isnan(ap).sum()),
     }
-    return Evaluation(figures, {"ap": scores.ap, "roc_auc": scores.roc_auc})
+    return Evaluation(figures, {"ap": ap, "roc_auc": roc_auc})
 
 
 def _evaluate_single_label(targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
@@ -167,63 +164,14 @@ _EVALUATE = {
 }
 
 
-# --- Tagging ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TaggingScores:
-    """Average precision and ROC-AUC of each class; NaN for classes that were left out."""
-
-    ap: np.ndarray  # [C]
-    roc_auc: np.ndarray  # [C]
-
-    @property
-    def left_out(self) -> int:
-        """Classes without a positive (or without a negative) among the targets."""
-        return int(np.isnan(self.ap).sum())
-
-    @property
-    def macro_ap(self) -> float:
-        """Mean over the classes that count; NaN if none does."""
-        return _mean(self.ap)
-
-    @property
-    def macro_roc_auc(self) -> float:
-        """Mean over the classes that count; NaN if none does."""
-        return _mean(self.roc_auc)
-
-
 def _mean(values: np.ndarray) -> float:
-    counted = values[~np.isnan(values)]
-    return float(counted.mean()) if len(counted) else float("nan")
-
-
-def tagging_scores(targets: np.ndarray, scores: np.ndarray) -> TaggingScores:
-    """Score predictions class by class.
-
-    Args:
-        targets: [N, C] of 0 and 1.
-        scores: [N, C] floats; only their order within a class matters.
-
-    Raises:
-        ValueError: if the shapes differ, or a score is not finite.
-    """
-    targets, scores = _checked(targets, scores)
-    targets = targets > 0.5
-    positives = targets.sum(axis=0)
-    counted = (positives > 0) & (positives < len(targets))
-    ap = np.full(targets.shape[1], np.nan)
-    roc_auc = ap.copy()
-    for c in np.flatnonzero(counted):
-        ap[c] = average_precision_score(targets[:, c], scores[:, c])
-        roc_auc[c] = roc_auc_score(targets[:, c], scores[:, c])
-    return TaggingScores(ap, roc_auc)
+    """Of what can be scored; NaN if nothing can."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def chance_scores(targets: np.ndarray, seed: int = 0, draws: int = 20) -> tuple[float, float]:
     """What random scores get on these targets: mean (macro AP, macro ROC-AUC) over ``draws``."""
     rng = np.random.default_rng(seed)
-    shape = np.shape(targets)
-    runs = [tagging_scores(targets, rng.random(shape)) for _ in range(draws)]
-    ap = np.mean([run.macro_ap for run in runs])
-    return float(ap), float(np.mean([run.macro_roc_auc for run in runs]))
+    runs = [evaluate("multi-label", targets, rng.random(np.shape(targets))) for _ in range(draws)]
+    ap, roc_auc = ([run.figures[name] for run in runs] for name in ("ap", "roc_auc"))
+    return float(np.mean(ap)), float(np.mean(roc_auc))

@@ -29,45 +29,53 @@ _LOWEST = -1.0  # an R² below this is cut off: one bad epoch or target would fl
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, atomically. No window system is asked, and no backend changed."""
     path = Path(path)
+    for axes in figure.axes:  # "$" in a name is no formula
+        for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()):
+            text.set_parse_math(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
     return path
 
 
+def _count_along_x(axes: Axes, name: str) -> None:
+    axes.set_xlabel(name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+
+
+def _levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    """Horizontal lines to compare with, by name."""
+    for (name, level), style in zip(levels.items(), ("--", ":", "-."), strict=False):
+        axes.axhline(level, color="grey", linestyle=style, label=name)
+
+
 def learning_curve(
     path: str | Path, epochs: Sequence[Mapping[str, float]], lines: Mapping[str, float]
 ) -> Path:
-    """Draw loss and validation figures over epochs: AP and ROC-AUC, or those of another task.
+    """Draw loss and validation metrics over epochs: AP and ROC-AUC, or those of another task.
 
     Args:
-        path: the PNG file.
-        epochs: a row of figures for each epoch, as `helpers.history.History` keeps.
-        lines: levels to compare the first figure (AP, accuracy or R²) with, by name.
+        epochs: a row of metrics for each epoch, as `helpers.history.History` keeps.
+        lines: levels to compare the first metric (AP, accuracy or R²) with, by name.
     """
     monitor = next((m for m in _PANELS if any(f"val_{m}" in row for row in epochs)), "ap")
     loss, title, names = _PANELS[monitor]
     figure = Figure(figsize=(11, 4))
-    left, right = figure.subplots(1, 2)
-    x = [row["epoch"] for row in epochs]
+    panels = figure.subplots(1, 2)
     shown = {f"val_{name}": FIGURE_NAMES[name] for name in names}
-    for axes, own in (
-        (left, {"train_loss": "training", "val_loss": "validation"}),
-        (right, shown),
-    ):
-        for name, label in own.items():
-            axes.plot(x, [row.get(name, np.nan) for row in epochs], marker="o", ms=3, label=label)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    for (name, level), style in zip(lines.items(), ("--", ":", "-."), strict=False):
-        label = f"{name} ({FIGURE_NAMES[monitor]} {level:.3f})"
-        right.axhline(level, color="grey", linestyle=style, label=label)
-    left.set_title(loss)
-    right.set_title(title)
+    series = ({"train_loss": "training", "val_loss": "validation"}, shown)
+    for axes, columns, heading in zip(panels, series, (loss, title), strict=True):
+        for name, label in columns.items():
+            values = [row.get(name, np.nan) for row in epochs]
+            axes.plot([row["epoch"] for row in epochs], values, marker="o", ms=3, label=label)
+        _count_along_x(axes, "epoch")
+        axes.set_title(heading)
+    first = FIGURE_NAMES[monitor]
+    _levels(panels[1], {f"{name} ({first} {level:.3f})": level for name, level in lines.items()})
     values = [row[name] for row in epochs for name in shown if name in row]
-    right.set_ylim(_lowest([*values, *lines.values()]), 1)
-    left.legend()
-    right.legend()
+    panels[1].set_ylim(_lowest([*values, *lines.values()]), 1)
+    for axes in panels:
+        axes.legend()
     return save_figure(figure, path)
 
 
@@ -89,11 +97,9 @@ def label_bars(
     """Draw horizontal bars for each label, one colour a series; NaN leaves a gap.
 
     Args:
-        path: the PNG file.
         labels: the C label names.
         series: C values up to 1, by the series' name; labels are sorted by the first one. Negative
             values (of R²) are drawn down to -1, and cut off there.
-        title: of the figure.
         errors: C standard deviations for some of the series.
         positives: how many tracks have each label; written beside its name.
     """
@@ -114,8 +120,6 @@ def label_bars(
             label=name,
         )
     axes.set_yticks(at, [_with_count(labels[i], counts[i]) for i in order])
-    for text in axes.get_yticklabels():
-        text.set_parse_math(False)
     axes.set_xlim(_lowest(np.concatenate([np.asarray(v, dtype=float) for v in series.values()])), 1)
     axes.set_title(title)
     axes.grid(axis="x", alpha=0.3)
@@ -149,7 +153,6 @@ def seed_curves(
     """Draw loss and a validation figure over epochs, a line a seed; its best epoch is marked.
 
     Args:
-        path: the PNG file.
         histories: rows of figures of each seed: ``epoch`` (from 1), ``train_loss``,
             ``val_<monitor>``.
         monitor: the figure in the right panel.
@@ -169,10 +172,8 @@ def seed_curves(
         right.legend(fontsize=8)
     left.set_title("training loss")
     right.set_title(f"validation, {FIGURE_NAMES[monitor]}; a dot: the epoch that is kept")
-    for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
+    _count_along_x(left, "epoch")
+    _count_along_x(right, "epoch")
     return save_figure(figure, path)
 
 
@@ -190,12 +191,8 @@ def heat_map(
     """Draw a table of figures as colours, with the numbers in it where there is room.
 
     Args:
-        path: the PNG file.
         values: [R, C]; NaN is left white.
-        rows, columns: their names.
-        title: of the picture.
         numbers: how one is written.
-        row_name, column_name: of the axes.
     """
     values = np.asarray(values, dtype=float)
     n_rows, n_columns = values.shape
@@ -212,8 +209,6 @@ def heat_map(
     axes.set_xlabel(column_name)
     axes.set_ylabel(row_name)
     axes.set_title(_drawable(title, _LONGEST_TITLE))
-    for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()):
-        text.set_parse_math(False)
     finite = values[np.isfinite(values)]
     if max(n_rows, n_columns) <= 24 and len(finite):
         middle = (finite.min() + finite.max()) / 2
@@ -235,10 +230,7 @@ def block_curves(
     """Draw a figure over the blocks, a line for each choice of tokens, with bands of one deviation.
 
     Args:
-        path: the PNG file.
-        blocks: their numbers.
         series: by name, mean and deviation for each block; NaN leaves a gap.
-        title: of the picture.
         levels: lines to compare with, by name.
     """
     figure = Figure(figsize=(8, 4.5))
@@ -248,12 +240,9 @@ def block_curves(
         (line,) = axes.plot(blocks, means, marker="o", ms=3, label=name)
         axes.fill_between(blocks, means - deviations, means + deviations, alpha=0.15,
                           color=line.get_color(), lw=0)  # fmt: skip
-    for (name, level), style in zip((levels or {}).items(), ("--", ":", "-."), strict=False):
-        axes.axhline(level, color="grey", linestyle=style, label=name)
-    axes.set_xlabel("block")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _levels(axes, levels or {})
+    _count_along_x(axes, "block")
     axes.set_title(title)
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return save_figure(figure, path)
 
@@ -267,10 +256,8 @@ def intervals(
     """Draw figures with their confidence intervals, a panel each, a line each of what has them.
 
     Args:
-        path: the PNG file.
         names: of what is compared, from above.
         figures: name of a figure → its ``value``, ``low`` and ``high`` for each.
-        title: of the picture.
     """
     size = (4.5 * len(figures) + 2, 1.6 + 0.4 * len(names))
     figure = Figure(figsize=size, layout="constrained")
@@ -283,8 +270,6 @@ def intervals(
         axes.set_title(name)
         axes.grid(alpha=0.3, axis="x")
     panels[0].set_yticks(places, [_drawable(name, _LONGEST_LABEL) for name in names])
-    for text in panels[0].get_yticklabels():
-        text.set_parse_math(False)
     panels[0].set_ylim(len(names) - 0.5, -0.5)  # the first one above
     figure.suptitle(title)
     return save_figure(figure, path)
@@ -306,13 +291,11 @@ def activation_plot(
     their centres, so that each is drawn around its own. A gap between patches is left white.
 
     Args:
-        path: the PNG file.
         picture: [96, columns] log-mel of the whole track, its columns evenly spread over it.
         times: [P, 3], start, centre and end of each patch in seconds.
         activations: [P, L] of the labels, of each patch.
         labels: L names, from the top row down.
         seconds: duration of the track.
-        title: of the figure; taken as it is, "$" is no formula.
         figure_name: what the colours stand for: "activation", from 0 to 1 whatever the track, so
             that pictures can be compared; or "value", from the lowest to the highest there is.
     """
@@ -352,8 +335,6 @@ def activation_plot(
     ):
         figure.colorbar(image, ax=axes, label=name, pad=0.01, fraction=0.05, aspect=height / 0.14)
     upper.set_title(_drawable(title, _LONGEST_TITLE))
-    for text in (upper.title, *upper.get_yticklabels()):
-        text.set_parse_math(False)
     return save_figure(figure, path)
 
 

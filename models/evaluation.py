@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from maest.helpers.checkpoints import diverged
 from maest.helpers.errors import InputError
-from maest.helpers.metrics import MONITOR, Evaluation, TaggingScores, evaluate
+from maest.helpers.metrics import MONITOR, Evaluation, evaluate
 from maest.helpers.patches import seconds
 from maest.models.maest import Maest, on_device
 
@@ -61,13 +61,6 @@ class TrackEvaluation:
         # Of the validation or test that is going on, batch by batch.
         self._keys: list[str] = []
         self._values: dict[str, list[Tensor]] = defaultdict(list)
-
-    @property
-    def scores(self) -> TaggingScores | None:
-        """The last evaluation of a multi-label network, label by label."""
-        if self.evaluation is None or self.net.task != "multi-label":
-            return None
-        return TaggingScores(**self.evaluation.per_label)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate(batch)

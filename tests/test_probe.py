@@ -329,9 +329,9 @@ def test_a_label_that_validation_lacks_has_no_say():
     bank = train(new_bank("multi-label", splits), splits, 2)
     with torch.no_grad():
         outputs = bank.probe(0)(torch.from_numpy(x[:, 0])).numpy()
-    scores = metrics.tagging_scores(targets, outputs)
-    assert np.isnan(scores.roc_auc).tolist() == [False, True, False]
-    assert bank.best_figures[0] == pytest.approx(np.nanmean(scores.roc_auc))
+    roc_auc = metrics.evaluate("multi-label", targets, outputs).per_label["roc_auc"]
+    assert np.isnan(roc_auc).tolist() == [False, True, False]
+    assert bank.best_figures[0] == pytest.approx(np.nanmean(roc_auc))
 
 
 @pytest.mark.parametrize("task", ["multi-label", "regression"])
@@ -427,7 +427,10 @@ def test_what_cannot_be_learned_is_chance():
     rng = np.random.default_rng(0)
     splits = {s: (rng.permutation(x), y) for s, (x, y) in splits.items()}
     bank = train(new_bank("multi-label", splits, range(8)), splits)
-    scores = [metrics.tagging_scores(splits["test"][1], own).macro_roc_auc for own in bank.outputs]
+    targets = splits["test"][1]
+    scores = [
+        metrics.evaluate("multi-label", targets, own).figures["roc_auc"] for own in bank.outputs
+    ]
     assert 0.3 < np.mean(scores) < 0.7
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from maest.helpers.metrics import tagging_scores
 from maest.helpers.ranking import rank, ranked_figures
 
 
@@ -75,8 +74,6 @@ def test_labels_without_a_positive_or_a_negative_are_nan(weights):
     ap, roc_auc = ranked_figures(rank(targets, scores), weights)
     nan = [False, False, True, False, False, True, False]
     assert np.isnan(ap).tolist() == np.isnan(roc_auc).tolist() == nan
-    scored = tagging_scores(targets, scores)
-    assert_same((ap, roc_auc), (scored.ap, scored.roc_auc))
 
 
 def test_labels_that_lose_their_positives_in_a_resample_are_nan():
