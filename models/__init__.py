@@ -13,8 +13,9 @@ from typing import Any
 
 from maest.helpers.errors import InputError
 from maest.models.archs import ARCHS, find_arch
+from maest.models.checkpoint_files import CheckpointError
 from maest.models.download import DownloadError, fetch
-from maest.models.layouts import HUB, CheckpointError
+from maest.models.layouts import HUB
 from maest.models.maest import Maest
 from maest.models.weights import CONFIG_NAME, Checkpoint, load_checkpoint, load_into, save_model
 

@@ -20,7 +20,7 @@ class Arch:
         n_classes: of the published weights.
         hub: the weights' repository on the Hugging Face hub.
         url: the weights' file, where they are no hub repository.
-        timm: timm's name of the weights.
+        timm: timm's repository on that hub, of which the weights' file alone is used.
         shipped: whether the weights are in this repository, a model folder in models/pretrained.
         elsewhere: another place where people get the file by hand.
         licence: of the weights, as an SPDX identifier.
@@ -104,7 +104,7 @@ ARCHS = {
     ),
     DEIT: Arch(
         n_classes=1000,
-        timm="deit_base_distilled_patch16_384.fb_in1k",
+        timm="timm/deit_base_distilled_patch16_384.fb_in1k",
         licence="Apache-2.0",
         data="ImageNet-1k",
     ),

@@ -1,7 +1,6 @@
 """The published weights: fetched once, kept in the libraries' own caches, checked.
 
-- MAEST: the Hugging Face hub, through `huggingface_hub` (its cache; ``HF_HOME`` moves it).
-- DeiT: the hub too; timm knows which repository.
+- MAEST and DeiT: the Hugging Face hub, through `huggingface_hub` (its cache; ``HF_HOME`` moves it).
 - PaSST: a file of a GitHub release, through `pooch`, into torch's cache (``TORCH_HOME`` moves it).
 
 What is in the cache is used without asking the network.
@@ -14,17 +13,16 @@ import logging
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from maest.helpers.errors import InputError
 from maest.models.archs import ARCHS, Arch, find_arch
-from maest.models.checkpoint_files import missing_average
-from maest.models.layouts import CheckpointError
+from maest.models.checkpoint_files import CheckpointError, missing_weights
 from maest.models.weights import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, load_checkpoint
 
 log = logging.getLogger(__name__)
-
 
 _HUB = "https://huggingface.co"
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # model folders of this repository
@@ -59,9 +57,11 @@ def fetch(name: str, average: bool | None = None) -> Checkpoint:
         checkpoint = load_checkpoint(PRETRAINED / name, average)
         checkpoint.arch = name
         return checkpoint
-    files, path = _fetch_files(name, arch)
+    if average:
+        raise missing_weights(name, average)
+    files = _fetch_files(name, arch)
     try:
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(files[0] if len(files) == 1 else files[0].parent)
     except CheckpointError as error:  # damaged in the cache, or never what it should be
         raise DownloadError(
             error.message,
@@ -69,8 +69,6 @@ def fetch(name: str, average: bool | None = None) -> Checkpoint:
             hint=f"{_remove(files)}.\n{_by_hand(arch)}",
             path=error.path,
         ) from None
-    if average:
-        raise missing_average(path)
     checkpoint.arch = name
     checkpoint.trained_on = {"data": arch.data, "licence": arch.licence}
     return checkpoint
@@ -87,36 +85,29 @@ def _remove(files: list[Path]) -> str:
     return "It was removed from the cache: try again"
 
 
-def _fetch_files(name: str, arch: Arch) -> tuple[list[Path], Path]:
-    """``(files in the cache, the one or the folder to load)``."""
+def _fetch_files(name: str, arch: Arch) -> list[Path]:
+    """The files in the cache: one of weights, or those of a model folder."""
     if arch.url:
         file = _cached(arch)
         if not file.is_file():
             _release_file(name, arch, file)
-        return [file], file
-    if arch.hub:
-        config = _hub_file(name, arch, arch.hub, CONFIG_NAME)
-        # Of one commit, whatever happens on the hub between the two.
-        weights = _hub_file(name, arch, arch.hub, WEIGHTS_NAME, revision=config.parent.name)
-        return [config, weights], weights.parent
-    from timm.models import get_pretrained_cfg
-
-    found = get_pretrained_cfg(arch.timm)
-    weights = _hub_file(name, arch, found.hf_hub_id, found.hf_hub_filename or WEIGHTS_NAME)
-    return [weights], weights
+        return [file]
+    if arch.timm:
+        return [_hub_file(name, arch, WEIGHTS_NAME)]
+    config = _hub_file(name, arch, CONFIG_NAME)
+    # Of one commit, whatever happens on the hub between the two.
+    return [config, _hub_file(name, arch, WEIGHTS_NAME, revision=config.parent.name)]
 
 
-def _hub_file(
-    name: str, arch: Arch, repository: str, file: str, revision: str | None = None
-) -> Path:
+def _hub_file(name: str, arch: Arch, file: str, revision: str | None = None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    repository = arch.hub or arch.timm
     try:
         return Path(hf_hub_download(repository, file, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
-        pass
-    log.info("fetching %s of %s/%s", file, _HUB, repository)
+        log.info("fetching %s of %s/%s", file, _HUB, repository)
     retries = logging.getLogger("huggingface_hub")
     level = retries.level
     retries.setLevel(logging.ERROR)  # it tells of each retry; one error tells of them all
@@ -138,69 +129,53 @@ def _check_digest(path: Path) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != blob.name:
             _remove([path])
-            raise CheckpointError(
-                f"its SHA-256 is {digest}, expected {blob.name}",
-                kind="corrupt",
-                hint="Try again.",
-                path=path.name,
-            )
+            raise ValueError(f"its SHA-256 is {digest}, expected {blob.name}")
 
 
 def _release_file(name: str, arch: Arch, file: Path) -> None:
     """Download a file; it gets its name when it is whole and has been read as weights."""
     import pooch
 
-    class Checked(pooch.HTTPDownloader):
-        def __call__(self, url: str, output_file: str, pooch: object, **options) -> None:
-            super().__call__(url, output_file, pooch, **options)
-            load_checkpoint(output_file)
+    def download(url: str, output_file: str, pooch_: Any) -> None:
+        fetch_file = pooch.HTTPDownloader(progressbar=sys.stderr.isatty())
+        fetch_file(url, output_file, pooch_)
+        load_checkpoint(output_file)
 
     pooch.get_logger().setLevel("WARNING")
     log.info("fetching %s", arch.url)
-    try:
-        pooch.retrieve(
-            arch.url,
-            known_hash=None,  # none is published
-            fname=file.name,
-            path=file.parent,
-            downloader=Checked(progressbar=sys.stderr.isatty()),
-        )
+    try:  # no hash is published
+        pooch.retrieve(arch.url, None, fname=file.name, path=file.parent, downloader=download)
     except Exception as error:  # the system's, the HTTP library's, ours
         raise _failed(name, arch, arch.url, error) from error
 
 
 def _failed(name: str, arch: Arch, what: str, error: Exception) -> DownloadError:
-    cause = error
+    cause: BaseException = error
     while following := cause.__cause__ or cause.__context__:  # the first of them says most
         cause = following
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     return DownloadError(
         f"{what} could not be fetched ({reason}), and is not in the cache",
         kind="network",
-        hint=f"{_by_hand(arch)}\nmaest.pretrained=False builds the network with fresh weights.",
+        hint=f"{_by_hand(arch)}\nmaest.pretrained=False builds the network with random weights.",
         setting=name,
     )
 
 
 def _by_hand(arch: Arch) -> str:
     """How to do without the download."""
-    use = "give maest.checkpoint=<{}> (in Python, checkpoint=…)."
-    if arch.hub:
-        return (
-            f"By hand: get {CONFIG_NAME} and {WEIGHTS_NAME} from {_HUB}/{arch.hub}/tree/main into "
-            f"one folder, and {use.format('folder')} Or get {arch.elsewhere} and "
-            f"{use.format('file')}"
-        )
+    use = "give maest.checkpoint=<{}> (in Python, checkpoint=…)"
+    page = f"{_HUB}/{arch.hub or arch.timm}/tree/main"
     if arch.url:
-        return f"By hand: get {arch.url} and put it to {_cached(arch)}, or {use.format('file')}"
-    from timm.models import get_pretrained_cfg
-
-    repository = get_pretrained_cfg(arch.timm).hf_hub_id
+        return f"By hand: get {arch.url} and put it to {_cached(arch)}, or {use.format('file')}."
+    if arch.timm:
+        return f"By hand: get {WEIGHTS_NAME} from {page} and {use.format('file')}."
     return (
-        f"By hand: get {WEIGHTS_NAME} from {_HUB}/{repository}/tree/main and {use.format('file')}"
+        f"By hand: get {CONFIG_NAME} and {WEIGHTS_NAME} from {page} into one folder, and "
+        f"{use.format('folder')}. Or get {arch.elsewhere} and {use.format('file')}."
     )
 
 
 def _cached(arch: Arch) -> Path:
     """Where a release's file is kept."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / arch.url.rpartition("/")[2]
+    return Path(torch.hub.get_dir()) / "checkpoints" / str(arch.url).rpartition("/")[2]

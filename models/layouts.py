@@ -1,8 +1,7 @@
 """The layouts in which others keep the weights of this family, and our names for them.
 
-Each reader takes a foreign state dict and gives *parts*: our parameter name → the tensors that
-make it, to be joined along the first axis. Nothing is copied here: the tensors may be views of a
-file, and become memory only where a network takes them.
+`read` takes a state dict and gives *tensors*: our parameter name → the tensors that make it, to be
+joined along the first axis. They may be views of a file: nothing is copied here.
 
 Shapes in comments: F, T rows and columns of the patch grid, D channels.
 """
@@ -12,38 +11,31 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maest.helpers.errors import InputError
-from maest.helpers.melspectrogram import N_MELS
+from maest.helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD
 from maest.helpers.patches import PATCH_SIZE
 from maest.models.maest import STRIDE, grid_size
 
-Parts = dict[str, tuple[Tensor, ...]]
+Tensors = dict[str, tuple[Tensor, ...]]
 
 MAEST, PASST, DEIT, HUB = "MAEST", "PaSST", "DeiT", "hub"
+HEADS = ("head.", "head_dist.")
+# Parts of a head that a layout may lack.
+OPTIONAL_HEADS = {HUB: ("head_dist.",), PASST: HEADS, DEIT: HEADS}
+_HEAD_WIDTH = 64  # channels of an attention head, in every released size
+# Time positions → input frames of 5, 10, 20 and 30 s. Positions alone say only the tens of frames.
+_RELEASED_INPUTS = {31: 312, 62: 625, 125: 1250, 187: 1875}
 
 
-_WHOLE = "Get the file again, or save the whole state dict of the network."
-
-
-class CheckpointError(InputError):
-    """A checkpoint that cannot be used."""
-
-
-def listing(lines: Sequence[str]) -> str:
-    """What is wrong with which keys, a line each; the first 20 of them."""
-    shown = "\n  ".join(lines[:20])
-    return f"{len(lines)} keys:\n  {shown}" + ("\n  …" if len(lines) > 20 else "")
-
-
-def recognise(state: Mapping[str, Tensor]) -> str | None:
+def detect_layout(state: Mapping[str, Tensor]) -> str | None:
     """Which layout a state dict is in, by its keys; None if in none that is known."""
-    if any(key.endswith("embeddings.position_embeddings") for key in state):
+    if any(key.removeprefix(_TOP) == _HUB_POSITIONS for key in state):
         return HUB
     if "freq_new_pos_embed" in state and "time_new_pos_embed" in state:
         # PaSST has the same names; its spectrogram has 128 bands, which make 12 rows.
@@ -52,53 +44,77 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
     return DEIT if "pos_embed" in state and "dist_token" in state else None
 
 
-def count_blocks(names: Collection[str], pattern: str) -> int:
-    """How many blocks the names tell of: one more than the highest number.
+def read(state: Mapping[str, Tensor], layout: str) -> Tensors:
+    """A state dict in one of the layouts → tensors under our names; other keys keep theirs.
 
     Raises:
-        CheckpointError: if there are none, or more than the names could fill.
-    """
-    numbers = [int(found[1]) for name in names if (found := re.match(pattern, name))]
-    depth = max(numbers, default=-1) + 1
-    if not 0 < depth <= len(names):
-        raise CheckpointError(
-            f"it seems to have {depth} blocks, and it has {len(names)} keys",
-            kind="mismatch",
-            hint=_WHOLE,
-        )
-    return depth
-
-
-def read(state: Mapping[str, Tensor], layout: str) -> Parts:
-    """A state dict in one of the layouts → parts under our names.
-
-    Keys that the layout does not have are passed through, to be reported as unexpected.
-
-    Raises:
-        CheckpointError: for missing keys, and for positions that are not a sum of frequency and
-            time.
+        ValueError: for positions that are not those of the layout.
     """
     if layout == HUB:
         return _read_hub(state)
-    parts = {name: (tensor,) for name, tensor in state.items()}
+    tensors: Tensors = {name: (tensor,) for name, tensor in state.items()}
     if layout == DEIT:  # its heads are for ImageNet, and without a norm of their own
         for name in ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias"):
-            parts.pop(name, None)
-        positions = parts.pop("pos_embed")[0]
+            tensors.pop(name, None)
+        positions = tensors.pop("pos_embed")[0]
         side = math.isqrt(max(positions.shape[1] - 2, 0)) if positions.ndim == 3 else 0
         if not side or positions.shape[1] != 2 + side * side:
-            raise CheckpointError(
+            raise ValueError(
                 f"pos_embed is {tuple(positions.shape)}: expected [1, 2 + n², D], two tokens and a "
-                "square grid",
-                kind="mismatch",
-                hint=_WHOLE,
+                "square grid"
             )
-        parts["new_pos_embed"] = (positions[:, :2],)
-        parts["pos_embed"] = (positions[:, 2:],)  # until the grid's size is known
-    colours = parts.get("patch_embed.proj.weight", (torch.empty(0),))[0]
+        tensors["new_pos_embed"] = (positions[:, :2],)
+        tensors["pos_embed"] = (positions[:, 2:],)  # until the grid's size is known
+    [colours] = tensors.get("patch_embed.proj.weight", (torch.empty(0),))
     if colours.ndim == 4 and colours.shape[1] == 3:
-        parts["patch_embed.proj.weight"] = (colours.float().sum(dim=1, keepdim=True),)
-    return parts
+        tensors["patch_embed.proj.weight"] = (colours.float().sum(dim=1, keepdim=True),)
+    return tensors
+
+
+def read_sizes(tensors: Tensors, layout: str) -> dict[str, Any]:
+    """Arguments of `Maest`, as far as shapes alone tell them.
+
+    ``n_classes`` is left out if there is no head; PaSST and DeiT, which never saw our input, tell
+    nothing of its length.
+
+    Raises:
+        ValueError, KeyError, IndexError, ZeroDivisionError: these are no weights of this family.
+    """
+    embed_dim = tensors["cls_token"][0].shape[-1]
+    blocks = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))]
+    depth = max(blocks, default=-1) + 1
+    if not 0 < depth <= len(tensors):
+        raise ValueError(f"{len(tensors)} keys cannot be {depth} blocks")
+    sizes = {
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "num_heads": max(1, embed_dim // _HEAD_WIDTH),
+        "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"][0].shape[0] / embed_dim,
+        "input_f": N_MELS,
+    }
+    if "head.1.weight" in tensors:
+        sizes["n_classes"] = tensors["head.1.weight"][0].shape[0]
+        for name in ("head.1.bias", "head_dist.weight", "head_dist.bias"):
+            if name in tensors and tensors[name][0].shape[:1] != (sizes["n_classes"],):
+                raise ValueError(
+                    f"head.1.weight is for {sizes['n_classes']} classes, and {name} is "
+                    f"{tuple(tensors[name][0].shape)}"
+                )
+    if layout in (MAEST, HUB):
+        positions = tensors["time_new_pos_embed"][0].shape[-1]
+        longest = max(positions * STRIDE, PATCH_SIZE)
+        sizes["input_t"] = _RELEASED_INPUTS.get(positions, longest)
+        sizes |= {"norm_mean": NORM_MEAN, "norm_std": NORM_STD}
+    return sizes | ({"head_eps": HUB_EPS} if layout == HUB else {})
+
+
+def joined_shape(parts: tuple[Tensor, ...]) -> tuple[int | tuple[int, ...], ...]:
+    """The shape of what tensors of one shape make; where they are not of one, all their shapes."""
+    shapes = [tuple(tensor.shape) for tensor in parts]
+    first = shapes[0]
+    if any(shape != first for shape in shapes):
+        return tuple(shapes)
+    return (first[0] * len(parts), *first[1:]) if first else ()
 
 
 def resize_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
@@ -121,8 +137,7 @@ def split_square_positions(positions: Tensor, rows: int, columns: int) -> tuple[
 
 # ------------------------------------------------------------------ the hub's layout
 #
-# `ASTForAudioClassification` of transformers. The published files have the first names; its
-# version 5 uses the second ones in memory.
+# `ASTForAudioClassification` of transformers.
 
 HUB_TYPE = "audio-spectrogram-transformer"
 HUB_EPS = 1e-6  # of every norm, the head's too
@@ -136,6 +151,8 @@ HUB_FIXED = {
     "hidden_act": "gelu",
     "layer_norm_eps": HUB_EPS,
 }
+# What transformers takes where the file does not say, if that is another value
+HUB_DEFAULTS = {"num_mel_bins": 128, "layer_norm_eps": 1e-12}
 # Our name of a task → that layout's
 HUB_PROBLEMS = {
     "multi-label": "multi_label_classification",
@@ -143,91 +160,65 @@ HUB_PROBLEMS = {
     "regression": "regression",
 }
 
-_TOP = "audio_spectrogram_transformer."
-_HUB_BLOCK = {  # ours → theirs
-    "norm1": ("layernorm_before", "layernorm_before"),
-    "attn.proj": ("attention.output.dense", "attention.o_proj"),
-    "norm2": ("layernorm_after", "layernorm_after"),
-    "mlp.fc1": ("intermediate.dense", "mlp.fc1"),
-    "mlp.fc2": ("output.dense", "mlp.fc2"),
-}
-_HUB_QKV = (
-    tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
-    tuple(f"attention.{part}_proj" for part in "qkv"),
-)
-_HUB_SINGLE = {
-    "cls_token": "embeddings.cls_token",
-    "dist_token": "embeddings.distillation_token",
-    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-    "norm.weight": "layernorm.weight",
-    "norm.bias": "layernorm.bias",
-}
-_HUB_HEAD = {"head.0": "classifier.layernorm", "head.1": "classifier.dense"}
+_TOP = "audio_spectrogram_transformer."  # without a head (`ASTModel`), transformers writes none
 _HUB_POSITIONS = "embeddings.position_embeddings"
+# Ours, theirs as published, and theirs in the memory of transformers 5. Three rows of one name of
+# ours are joined in this order.
+_HUB_NAMES = (
+    ("cls_token", "embeddings.cls_token"),
+    ("dist_token", "embeddings.distillation_token"),
+    ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+    ("norm1", "layernorm_before"),
+    ("attn.qkv", "attention.attention.query", "attention.q_proj"),
+    ("attn.qkv", "attention.attention.key", "attention.k_proj"),
+    ("attn.qkv", "attention.attention.value", "attention.v_proj"),
+    ("attn.proj", "attention.output.dense", "attention.o_proj"),
+    ("norm2", "layernorm_after"),
+    ("mlp.fc1", "intermediate.dense", "mlp.fc1"),
+    ("mlp.fc2", "output.dense", "mlp.fc2"),
+    ("norm", "layernorm"),
+    ("head.0", "classifier.layernorm"),
+    ("head.1", "classifier.dense"),
+)
+_OURS = {theirs: (row, ours) for row, (ours, *both) in enumerate(_HUB_NAMES) for theirs in both}
+# A block's number, the name in it, and what of it
+_KEY = re.compile(
+    r"(?:(?:blocks|encoder\.layer|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?", re.DOTALL
+)
 
 
-def _read_hub(state: Mapping[str, Tensor]) -> Parts:
-    left = dict(state)
-    missing: list[str] = []
-
-    def take(*names: str) -> tuple[Tensor, ...]:
-        missing.extend(name for name in names if name not in left)
-        return tuple(left.pop(name) for name in names if name in left)
-
-    # Without a head (`ASTModel`), transformers writes no prefix.
-    top = _TOP if any(key.startswith(_TOP) for key in state) else ""
-    parts = {ours: take(top + theirs) for ours, theirs in _HUB_SINGLE.items()}
-    newer = not any(key.startswith(f"{top}encoder.layer.") for key in state)
-    blocks = f"{top}layers" if newer else f"{top}encoder.layer"
-    for block in range(count_blocks(state, re.escape(blocks) + r"\.(\d+)\.")):
-        for kind in ("weight", "bias"):
-            for ours, theirs in _HUB_BLOCK.items():
-                name = f"blocks.{block}.{ours}.{kind}"
-                parts[name] = take(f"{blocks}.{block}.{theirs[newer]}.{kind}")
-            qkv = [f"{blocks}.{block}.{name}.{kind}" for name in _HUB_QKV[newer]]
-            found = take(*qkv)
-            if len({tensor.shape for tensor in found}) > 1 or any(not t.ndim for t in found):
-                shapes = zip(qkv, (tuple(tensor.shape) for tensor in found), strict=False)
-                shown = ", ".join(f"{name} {shape}" for name, shape in shapes)
-                raise CheckpointError(
-                    f"expected one shape of {shown}", kind="mismatch", hint=_WHOLE
-                )
-            parts[f"blocks.{block}.attn.qkv.{kind}"] = found
-    for ours, theirs in _HUB_HEAD.items():  # an `ASTModel` has none
-        for kind in ("weight", "bias"):
-            if f"{theirs}.{kind}" in left:
-                parts[f"{ours}.{kind}"] = take(f"{theirs}.{kind}")
-    positions = take(top + _HUB_POSITIONS)
-    wrong = [f"missing: {name}" for name in missing] or [f"unexpected: {name}" for name in left]
-    if wrong:
-        raise CheckpointError(listing(wrong), kind="mismatch", hint=_WHOLE)
-    parts |= _split_positions(positions[0])
-    return parts
+def _read_hub(state: Mapping[str, Tensor]) -> Tensors:
+    parts: dict[str, dict[int, Tensor]] = {}  # our name → row of _HUB_NAMES → tensor
+    for key, tensor in state.items():
+        block, name, kind = _KEY.fullmatch(key.removeprefix(_TOP)).groups(default="")
+        row, ours = _OURS.get(name, (0, ""))
+        ours = (f"blocks.{block}." if block else "") + ours + kind if ours else key
+        if row in parts.get(ours, {}):  # a second spelling: unexpected
+            ours = key
+        parts.setdefault(ours, {})[row] = tensor
+    tensors = {ours: tuple(rows[row] for row in sorted(rows)) for ours, rows in parts.items()}
+    [key] = [key for key in state if key.removeprefix(_TOP) == _HUB_POSITIONS]
+    return tensors | _split_positions(tensors.pop(key)[0])
 
 
-def _split_positions(positions: Tensor) -> Parts:
+def _split_positions(positions: Tensor) -> Tensors:
     """[1, 2 + F·T, D], frequency-major → those of the two tokens, of frequency, and of time."""
     rows = grid_size(N_MELS)
     if positions.ndim != 3 or positions.shape[1] < 2 + rows or (positions.shape[1] - 2) % rows:
-        raise CheckpointError(
+        raise ValueError(
             f"position_embeddings are {tuple(positions.shape)}: expected [1, 2 + {rows}·T, D], "
-            "the grid of a spectrogram with 96 bands",
-            kind="mismatch",
-            hint="Use a model that takes 96 mel bands, as the MAEST models do.",
+            "the grid of a spectrogram with 96 bands"
         )
-    exact = torch.finfo(positions.dtype).eps * 8 * float(positions.abs().max())
+    rounding = torch.finfo(positions.dtype).eps * 8 * float(positions.float().abs().max())
     positions = positions.float()
     grid = positions[:, 2:].unflatten(1, (rows, -1))  # [1, F, T, D]
     time = grid[:, :1]
     freq = grid[:, :, :1] - grid[:, :1, :1]
-    off = float((freq + time - grid).abs().max())
-    if not off <= exact:
-        raise CheckpointError(
-            f"position_embeddings are no sum of frequency and time (off by {off:.2g}), which is "
-            "all that this network has: trained further without that constraint, or no MAEST",
-            kind="mismatch",
-            hint="Use the model as it was before that training, or fine-tune it with this program.",
+    error = float((freq + time - grid).abs().max())
+    if not error <= rounding:
+        raise ValueError(
+            f"position_embeddings are no sum of frequency and time (off by {error:.2g}), which is "
+            "all that this network has: trained further without that constraint, or no MAEST"
         )
     return {
         "new_pos_embed": (positions[:, :2],),
@@ -236,33 +227,26 @@ def _split_positions(positions: Tensor) -> Parts:
     }
 
 
-def default_hub_labels(n_classes: int) -> list[str]:
-    """What transformers calls classes without names."""
-    return [f"LABEL_{i}" for i in range(n_classes)]
-
-
 def write_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict → the published files' names. ``head_dist`` is not carried."""
-    hub = {_TOP + theirs: state[ours] for ours, theirs in _HUB_SINGLE.items()}
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    for block in range(depth):
-        ours, theirs = f"blocks.{block}", f"{_TOP}encoder.layer.{block}"
-        for kind in ("weight", "bias"):
-            for mine, (published, _) in _HUB_BLOCK.items():
-                hub[f"{theirs}.{published}.{kind}"] = state[f"{ours}.{mine}.{kind}"]
-            qkv = state[f"{ours}.attn.qkv.{kind}"].chunk(3)
-            for name, part in zip(_HUB_QKV[0], qkv, strict=True):
-                hub[f"{theirs}.{name}.{kind}"] = part
-    for mine, theirs in _HUB_HEAD.items():
-        for kind in ("weight", "bias"):
-            hub[f"{theirs}.{kind}"] = state[f"{mine}.{kind}"]
+    hub = {}
+    for name, tensor in state.items():
+        block, ours, kind = _KEY.fullmatch(name).groups(default="")
+        published = [theirs for known, theirs, *_ in _HUB_NAMES if known == ours]
+        for theirs, part in zip(published, tensor.chunk(len(published) or 1), strict=False):
+            top = "" if theirs.startswith("classifier.") else _TOP
+            hub[top + (f"encoder.layer.{block}." if block else "") + theirs + kind] = part
     grid = state["freq_new_pos_embed"] + state["time_new_pos_embed"]  # [1, D, F, T]
     grid = grid.flatten(2).transpose(1, 2)
     hub[_TOP + _HUB_POSITIONS] = torch.cat((state["new_pos_embed"], grid), dim=1)
     return hub
 
 
-def fingerprint(parts: Parts) -> str:
+def default_hub_labels(n_classes: int) -> list[str]:
+    """What transformers calls classes without names."""
+    return [f"LABEL_{i}" for i in range(n_classes)]
+
+
+def fingerprint(last: Tensor) -> str:
     """Of the last layer's weights: another one tells that a network was trained since."""
-    weights = torch.cat(parts["head.1.weight"]) if "head.1.weight" in parts else torch.empty(0)
-    return hashlib.sha256(weights.float().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(last.float().contiguous().numpy().tobytes()).hexdigest()

@@ -18,13 +18,12 @@ from maest.helpers.files import atomic_path
 def own_files(
     folder: str | Path, names: Sequence[str], ours: bool, gone: Sequence[str] = ()
 ) -> Iterator[dict[str, Path]]:
-    """Yield a temporary path for each of some files of a folder; then they replace the older ones.
+    """Yield a temporary path for each name; then they replace the older files in ``folder``.
 
-    All are complete before the first gets its name; the first of ``names`` gets its name last. What
-    else is in the folder stays as it is.
+    All are complete before the first gets its name; the first of ``names`` gets its name last.
 
     Args:
-        folder: made if it is missing.
+        folder: made if it is missing; other files in it stay.
         names: of the files.
         ours: whether files of these names, if there are any, are this program's.
         gone: names of files that an older model had and the new one has not: they are removed.
@@ -36,8 +35,7 @@ def own_files(
     taken = [name for name in (*names, *gone) if (folder / name).exists() and not ours]
     if taken:
         raise InputError(
-            f"there is another {' and another '.join(taken)} in it, which this program did not "
-            "write or which was changed since",
+            f"this program did not write {' and '.join(taken)} in it, or it was changed since",
             kind="exists",
             hint="Choose another folder, or move it away.",
             path=folder,
@@ -49,11 +47,11 @@ def own_files(
             for name in gone:
                 (folder / name).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot be written: {reason}",
+            f"cannot be written: {reason}. What was there is unchanged",
             kind="access",
-            hint="Make room or choose another folder. What was there is as it was.",
+            hint="Make room or choose another folder.",
             path=folder,
         ) from error
     finally:

@@ -45,7 +45,7 @@ def family(tmp_path_factory):
         if arch.hub:
             into_hub_cache(root / "hub", arch.hub, released(name).save_pretrained)
     deit = timm.create_model("deit_base_distilled_patch16_384", embed_dim=64, num_heads=1)
-    repository = timm.models.get_pretrained_cfg(ARCHS[DEIT].timm).hf_hub_id
+    repository = ARCHS[DEIT].timm
     into_hub_cache(
         root / "hub",
         repository,

@@ -36,7 +36,7 @@ from maest.models.layouts import (
 )
 from maest.models.maest import STRIDE, Maest, inference
 from maest.models.own_files import own_files, read_config
-from maest.models.weights import CONFIG_NAME, WEIGHTS_NAME, plain_state
+from maest.models.weights import CONFIG_NAME, WEIGHTS_NAME, cpu_state_dict
 
 CARD = "README.md"
 EXTRACTOR_CONFIG = "preprocessor_config.json"
@@ -84,7 +84,7 @@ def export_huggingface(
             setting="export.format",
         )
     notes = limits(model)
-    state = {name: tensor.float() for name, tensor in plain_state(model).items()}
+    state = {name: tensor.float() for name, tensor in cpu_state_dict(model).items()}
     if model.target_std is not None:  # the last layer gives the values in their units
         std, mean = torch.tensor(model.target_std), torch.tensor(model.target_mean)
         state["head.1.weight"] = state["head.1.weight"] * std[:, None]
@@ -116,7 +116,7 @@ def export_huggingface(
             "sizes": sizes,
             "arch": arch,
             "trained_on": dict(trained_on or {}),
-            "head": fingerprint({"head.1.weight": (state["head.1.weight"],)}),
+            "head": fingerprint(state["head.1.weight"]),
         },
     }
     extractor = {
@@ -177,7 +177,7 @@ def _is_own(folder: Path, config: Mapping[str, Any]) -> bool:
             last = file.get_tensor("classifier.dense.weight")
     except (OSError, safetensors.SafetensorError):  # half of a copy, say
         return True
-    return fingerprint({"head.1.weight": (last,)}) == ours.get("head")
+    return fingerprint(last) == ours.get("head")
 
 
 def limits(model: Maest) -> list[str]:
