@@ -1,11 +1,11 @@
 """Seconds of audio per second and core, from an audio file to its log-mel file, against Essentia.
 
-    python benchmarks/preprocessing.py [--repeats 5] [--record FILE.json]
+    python benchmarks/preprocessing.py [--repeats 5] [--against TREE] [--record FILE.json]
 
-Files: synthetic music, 44.1 kHz stereo, as WAV, FLAC and MP3, one of each length. All run in one
-process on one core with one thread, files in the page cache; the ways take turns, and medians are
-compared. Time is the process's own, so that what else the machine does counts less. Each way ends
-with a float16 array on disk.
+Files: synthetic music, 44.1 kHz stereo, as WAV, FLAC and MP3, one of each length. A process on one
+core with one thread makes all of them; files are in the page cache; the ways take turns. Time is
+the process's own, so that what else the machine does counts less. Each way ends with a float16
+array on disk.
 
 - ours: `helpers.audio.read_audio`, `MelSpectrogram`, `write_mel`: what datasets/preprocess.py does
 - Essentia: MonoLoader (decodes, mixes, resamples), FrameGenerator and TensorflowInputMusiCNN, frame
@@ -14,67 +14,38 @@ with a float16 array on disk.
 "whole" makes log-mels of all of each file. "central 300 s", the default of datasets/preprocess.py,
 keeps the centre of files that are longer: ours decodes that part only, while MonoLoader has no
 such thing, so that Essentia decodes all and its feature is computed of the part. Speed is counted
-in seconds of the files there, not of the parts.
+in seconds of the files, not of the parts.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
+import numpy as np
 
-import argparse  # noqa: E402
-import statistics  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
+from harness import Figures, Way, in_turns, parser, save, show, start_record, with_before
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import numpy as np  # noqa: E402
-import soundfile  # noqa: E402
-import torch  # noqa: E402
-
-from maest.datasets.melspectrograms import open_mel, write_mel  # noqa: E402
-from maest.helpers.audio import read_audio  # noqa: E402
-from maest.helpers.files import write_json  # noqa: E402
-from maest.helpers.melspectrogram import SAMPLE_RATE, MelSpectrogram  # noqa: E402
-from maest.helpers.report import machine, table, versions  # noqa: E402
-
-LENGTHS = (30, 400)  # seconds: a clip, and a track longer than what is kept of it
 FORMATS = ("wav", "flac", "mp3")
-CENTRAL = 300.0  # seconds
-RATE = 44_100
+PARTS = {"whole": None, "central 300 s": 300.0}
+RATE, SAMPLE_RATE = 44_100, 16_000
 SAME_BANDS = 85  # above, about 7 kHz, the two resamplers roll off differently
-Way = Callable[[Path, Path, float | None], None]
+Make = Callable[[Path, Path, float | None], None]
 
 
-def synthesize(seconds: int, seed: int) -> np.ndarray:
-    """[frames, 2] float32: chords with overtones, changing twice a second, over drum-like noise."""
-    rng = np.random.default_rng(seed)
-    n = seconds * RATE
-    sound = np.zeros((n, 2), np.float32)
-    half = RATE // 2
-    t = np.arange(half) / RATE
-    for start in range(0, n, half):
-        decay = np.exp(-6 * t)
-        chord = sum(
-            np.sin(2 * np.pi * k * 440 * 2 ** ((note - 69) / 12) * t) / k
-            for note in rng.integers(40, 76, 3)
-            for k in (1, 2, 3, 4)
-        )
-        for channel in (0, 1):
-            noise = rng.standard_normal(half) * decay * 0.2
-            sound[start : start + half, channel] = 0.1 * chord * np.sqrt(decay) + noise
-    fade = np.minimum(1, np.arange(n) / RATE)
-    return (sound * np.minimum(fade, fade[::-1])[:, None]).astype(np.float32).clip(-1, 1)
+def ours() -> Make:
+    import torch
 
+    from maest.datasets.melspectrograms import write_mel
+    from maest.helpers.audio import read_audio
+    from maest.helpers.melspectrogram import MelSpectrogram
 
-def ours() -> Way:
+    torch.set_num_threads(1)
     front_end = MelSpectrogram()
 
     def make(audio: Path, target: Path, seconds: float | None) -> None:
@@ -85,7 +56,7 @@ def ours() -> Way:
     return make
 
 
-def essentia() -> Way:
+def essentia() -> Make:
     import essentia
 
     essentia.log.infoActive = essentia.log.warningActive = False
@@ -104,81 +75,98 @@ def essentia() -> Way:
     return make
 
 
-def difference(one: Path, other: Path) -> float:
-    """Largest difference of two log-mel files in the bands that should agree, not at the ends."""
-    a, b = (np.asarray(open_mel(path), np.float32)[2:-2, :SAME_BANDS] for path in (one, other))
-    frames = min(len(a), len(b))
-    return float(np.abs(a[:frames] - b[:frames]).max())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--record", type=Path, help="write the figures to this JSON")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+def make_all(program: str, music: str, out: str) -> Figures:
+    """CPU seconds of each file and part: "whole, wav, 30" → seconds."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
-    ways = {"ours": ours(), "essentia": essentia()}
-    parts = {"whole": None, "central 300 s": CENTRAL}
-    took: dict[tuple[str, str, int, str], list[float]] = {}
-    differ: dict[str, float] = {}
+    make = {"ours": ours, "essentia": essentia}[program]()
+    files = sorted(Path(music).iterdir(), key=lambda path: path.stat().st_size)
+    target = Path(out, f"{program}.mmap")
+    make(files[0], target, None)  # warms up
+    figures = {}
+    for part, seconds in PARTS.items():
+        for path in files:
+            target = Path(out, f"{path.name}-{program}.mmap")
+            started = time.process_time()
+            make(path, target, seconds)
+            figures[f"{part}, {path.suffix[1:]}, {path.stem}"] = time.process_time() - started
+            if part != "whole":
+                target.unlink()  # the whole ones are compared
+            else:
+                target.rename(target.with_suffix(".whole"))
+    return figures
+
+
+def synthesize(seconds: int, seed: int) -> np.ndarray:
+    """[frames, 2] float32: chords with overtones, changing twice a second, over drum-like noise."""
+    rng = np.random.default_rng(seed)
+    n, half = seconds * RATE, RATE // 2
+    sound = np.zeros((n, 2), np.float32)
+    t = np.arange(half) / RATE
+    decay = np.exp(-6 * t)
+    for start in range(0, n, half):
+        chord = sum(
+            np.sin(2 * np.pi * k * 440 * 2 ** ((note - 69) / 12) * t) / k
+            for note in rng.integers(40, 76, 3)
+            for k in (1, 2, 3, 4)
+        )
+        noise = rng.standard_normal((half, 2)) * decay[:, None] * 0.2
+        sound[start : start + half] = (0.1 * chord * np.sqrt(decay))[:, None] + noise
+    fade = np.minimum(1, np.arange(n) / RATE)
+    return (sound * np.minimum(fade, fade[::-1])[:, None]).astype(np.float32).clip(-1, 1)
+
+
+def difference(one: Path, other: Path) -> float:
+    """Largest difference of two log-mel files in the bands that should agree, not at the ends."""
+    a, b = (np.fromfile(path, np.float16).reshape(-1, 96) for path in (one, other))
+    frames = min(len(a), len(b)) - 2
+    both = (x[2:frames, :SAME_BANDS].astype(np.float32) for x in (a, b))
+    return float(np.abs(np.subtract(*both)).max())
+
+
+def main(given: list[str] | None = None) -> dict[str, Any]:
+    args = parser(__doc__, repeats=5).parse_args(given)
+    lengths = (3, 8) if args.quick else (30, 400)  # a clip, and more than what is kept of a track
+    record = start_record(args, "essentia", "torch", "av", "soxr", "numpy")
+    record["files"] = {"seconds": lengths, "formats": FORMATS, "rate": RATE, "channels": 2}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for length in LENGTHS:
+        music, out = Path(temporary, "music"), Path(temporary, "out")
+        music.mkdir(), out.mkdir()
+        import soundfile
+
+        for length in lengths:
             sound = synthesize(length, length)
             for suffix in FORMATS:
-                soundfile.write(folder / f"{length}.{suffix}", sound, RATE)
-        for repeat in range(args.repeats + 1):  # the first warms up
-            for length in LENGTHS if repeat else LENGTHS[:1]:
-                for suffix in FORMATS:
-                    audio = folder / f"{length}.{suffix}"
-                    for part, seconds in parts.items():
-                        for name, make in ways.items():
-                            started = time.process_time()
-                            make(audio, folder / f"{name}.mmap", seconds)
-                            elapsed = time.process_time() - started
-                            if repeat:
-                                took.setdefault((part, suffix, length, name), []).append(elapsed)
-                        if not repeat and part == "whole":
-                            found = difference(folder / "ours.mmap", folder / "essentia.mmap")
-                            differ[suffix] = max(differ.get(suffix, 0.0), found)
-    results, rows = {}, []
-    for part in parts:
-        for suffix in FORMATS:
-            speed = {
-                name: sum(LENGTHS)
-                / sum(statistics.median(took[part, suffix, length, name]) for length in LENGTHS)
-                for name in ways
-            }
-            ratio = speed["ours"] / speed["essentia"]
-            results[f"{part}, {suffix}"] = {
-                "seconds_of_audio_per_second_and_core": speed,
-                "ours_over_essentia": ratio,
-                "seconds_taken": {
-                    f"{length} s, {name}": [round(s, 4) for s in took[part, suffix, length, name]]
-                    for length in LENGTHS
-                    for name in ways
-                },
-            }
-            figures = [f"{speed['ours']:.0f}", f"{speed['essentia']:.0f}", f"{ratio:.1f}"]
-            rows.append([f"{part}, {suffix}", *figures])
-    print(table(["seconds of audio per second and core", "ours", "Essentia", "ratio"], rows))
-    print(f"largest difference in bands 0-{SAME_BANDS - 1}: {max(differ.values()):.1e}")
-    if args.record:
-        write_json(
-            args.record,
-            {
-                "date": time.strftime("%Y-%m-%d"),
-                "machine": machine(),
-                "versions": versions("essentia", "torch", "av", "soxr", "numpy"),
-                "repeats": args.repeats,
-                "files": {"seconds": LENGTHS, "formats": FORMATS, "rate": RATE, "channels": 2},
-                "largest_difference_bands_0_to_84": differ,
-                "lowest_ratio": min(row["ours_over_essentia"] for row in results.values()),
-                "results": results,
-            },
-        )
+                soundfile.write(music / f"{length}.{suffix}", sound, RATE)
+        folders = {"music": str(music), "out": str(out)}
+        ways = {name: Way(make_all, {"program": name} | folders) for name in ("ours", "essentia")}
+        runs = in_turns(with_before(ways, args.against), 1 if args.quick else args.repeats)
+        record["largest_difference_bands_0_to_84"] = {
+            suffix: max(
+                difference(*(out / f"{length}.{suffix}-{name}.whole" for name in ways))
+                for length in lengths
+            )
+            for suffix in FORMATS
+        }
+    rows: dict[str, Figures] = {}
+    for row in (f"{part}, {suffix}" for part in PARTS for suffix in FORMATS):
+        taken = {
+            name: [[run[f"{row}, {length}"] for run in found] for length in lengths]
+            for name, found in runs.items()
+        }
+        speed = {n: sum(lengths) / sum(map(statistics.median, t)) for n, t in taken.items()}
+        rows[row] = {
+            "seconds_of_audio_per_second_and_core": speed,
+            "ours_over": {name: speed["ours"] / other for name, other in speed.items()},
+            "seconds_taken": taken,
+        }
+    columns = {n: f"{{seconds_of_audio_per_second_and_core[{n}]:.0f}}" for n in runs}
+    columns["ours / essentia"] = "{ours_over[essentia]:.1f}"
+    show("Seconds of audio per second and core", rows, columns)
+    record["lowest_ratio"] = min(row["ours_over"]["essentia"] for row in rows.values())
+    record["results"] = rows
+    save(args, record)
+    return record
 
 
 if __name__ == "__main__":
