@@ -1,0 +1,278 @@
+"""How a pass of the network is computed: by PyTorch, or by onnxruntime in float32 or int8.
+
+On x86 CPUs onnxruntime's float32 is faster than PyTorch's, and differs by rounding alone. int8 is
+faster still: the weights of the blocks are int8, with one scale an output channel, and what goes
+into a layer is quantised as it comes, with one scale a layer and patch (dynamic quantisation: there
+is nothing to calibrate). Attention, norms, GELU, sums, patch convolution and heads stay float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maest.helpers.errors import InputError
+from maest.models.maest import Maest
+
+if TYPE_CHECKING:
+    import onnx
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("auto", "pytorch", "onnxruntime")
+QUANTIZATIONS = ("int8",)
+PRECISIONS = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+_COMPARED = 3750  # frames on which int8 is compared with float32: a minute
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+class Outputs(NamedTuple):
+    """What a pass gives: logits [B, C] or None; by block [B, 3, D], and for block -1 [B, D]."""
+
+    logits: Tensor | None
+    embeddings: dict[int, Tensor]
+
+
+class Engine(Protocol):
+    """Computes B patches [B, F, T]: normalised log-mels, no longer than the positions hold.
+
+    Attributes:
+        name: for people.
+        device: where its outputs are.
+        similarity: of int8, by output ("block 7", "logits"): the lowest cosine similarity to
+            float32 on the first patches; None before these, and of other engines.
+    """
+
+    name: str
+    device: torch.device
+    similarity: dict[str, float] | None
+
+    def __call__(self, mels: Tensor) -> Outputs: ...
+
+
+def create(
+    net: Maest,
+    *,
+    device: torch.device | str = "auto",
+    engine: str = "auto",
+    quantize: str | None = None,
+    precision: str = "32-true",
+    blocks: Sequence[int] = (-1,),
+    logits: bool = True,
+    threads: int | None = None,
+    compile: bool = False,
+) -> Engine:
+    """The engine that computes some outputs of a network, which stays as it is.
+
+    Args:
+        net: the network; its weights may be shared, and must not change.
+        device: "auto" is a GPU where there is one, but a CPU for onnxruntime.
+        engine: "auto" is onnxruntime for float32 on x86 CPUs, if it can compute the network.
+        quantize: "int8" (on a CPU, by onnxruntime), or None.
+        precision: "32-true", or PyTorch's "16-mixed" (not on a CPU) or "bf16-mixed".
+        blocks: whose embeddings are computed, by number; -1 is the final one.
+        logits: whether logits are.
+        threads: of onnxruntime; as many as PyTorch has, if None.
+        compile: the blocks, with PyTorch's compiler.
+
+    Raises:
+        InputError: for options that do not go together, and where onnxruntime is asked for and is
+            missing or cannot compute the network.
+    """
+    for setting, value, choices in (
+        ("engine", engine, ENGINES),
+        ("quantize", quantize, (None, *QUANTIZATIONS)),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in choices:
+            hint = f"Choose from {', '.join(map(str, choices))}."
+            raise InputError(f"{value!r} is unknown", kind="unknown", hint=hint, setting=setting)
+    onnx = quantize or engine == "onnxruntime"
+    device = torch.device(("cpu" if onnx else best_device()) if device == "auto" else device)
+    on_cpu, float32 = device.type == "cpu", precision == "32-true"
+    if onnx and not (on_cpu and float32 and engine != "pytorch"):
+        raise InputError(
+            f"{quantize or engine} is computed by onnxruntime, on a CPU, from float32: not by "
+            f"{engine} on {device.type} in {precision}",
+            kind="unsupported",
+            hint="Use a CPU (trainer.accelerator=cpu) and precision 32-true, or leave it out.",
+            setting="quantize" if quantize else "engine",
+        )
+    if on_cpu and precision == "16-mixed":
+        raise InputError(
+            "float16 on a CPU is slower and less exact than float32",
+            kind="unsupported",
+            hint="Give bf16-mixed or 32-true.",
+            setting="precision",
+        )
+    if onnx:
+        return OnnxEngine(net, blocks, logits, threads, quantize)
+    x86 = platform.machine() in ("x86_64", "AMD64") and sys.platform != "darwin"
+    if engine == "auto" and x86 and on_cpu and float32 and not compile:
+        try:
+            return OnnxEngine(net, blocks, logits, threads)
+        except InputError as error:
+            log.info("PyTorch computes the network: %s", error)
+    return TorchEngine(net, blocks, logits, device, precision, compile)
+
+
+def best_device() -> str:
+    """The name of a GPU where there is one, else of the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def sharing_copy(net: _Module) -> _Module:
+    """A copy of a network's modules that shares its parameters and buffers, and so their memory.
+
+    The modules' mode and parts can be changed without a trace in the network.
+    """
+    shared = (*net.parameters(), *net.buffers())
+    return copy.deepcopy(net, {id(tensor): tensor for tensor in shared})
+
+
+class TorchEngine:
+    """PyTorch, on any device; layers that were replaced are computed as they are."""
+
+    similarity: dict[str, float] | None = None
+
+    def __init__(
+        self,
+        net: Maest,
+        blocks: Sequence[int],
+        logits: bool,
+        device: torch.device,
+        precision: str = "32-true",
+        compile: bool = False,
+    ) -> None:
+        self.name, self.device = f"PyTorch, {precision}", device
+        # Moving a copy that shares its parameters would move the network itself.
+        same = device == net.cls_token.device
+        self._net = (sharing_copy(net) if same else copy.deepcopy(net).to(device)).eval()
+        if compile:
+            for block in self._net.blocks:
+                block.compile()
+        self._outputs, self._dtype = (tuple(blocks), logits), PRECISIONS[precision]
+
+    @torch.no_grad()
+    def __call__(self, mels: Tensor) -> Outputs:
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+            return Outputs(*self._net.outputs(mels.to(self.device), *self._outputs))
+
+
+class OnnxEngine:
+    """onnxruntime, in float32 or int8, on a CPU.
+
+    It computes patch by patch: no slower, with less memory, and a patch's result does not depend on
+    the others. Its threads sleep when idle, so that other processes can have the cores.
+    """
+
+    similarity: dict[str, float] | None = None
+
+    def __init__(
+        self,
+        net: Maest,
+        blocks: Sequence[int],
+        logits: bool,
+        threads: int | None = None,
+        quantize: str | None = None,
+    ) -> None:
+        try:
+            from onnxruntime import InferenceSession, OrtValue, SessionOptions
+
+            from maest.models import graph
+        except ImportError as error:
+            raise InputError(
+                f"onnxruntime cannot be used: {error}",
+                kind="dependency",
+                hint="Install it: pip install onnx onnxruntime",
+                setting="quantize" if quantize else "engine",
+            ) from error
+        self.name, self.device = f"onnxruntime, {quantize or 'float32'}", torch.device("cpu")
+        self._blocks, self._logits = tuple(blocks), logits
+        options = SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3  # errors
+        self._exact = None  # computes in float32, until int8 has been compared with it
+        if quantize:
+            self._exact = TorchEngine(net, blocks, logits, self.device)
+            content = _in_int8(graph.build(net, blocks, logits, fused=True))
+        else:  # weights outside the message take less time and memory
+            weights: dict[str, np.ndarray] = {}
+            model = graph.build(net, blocks, logits, fused=True, apart=weights)
+            values = [OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+            options.add_external_initializers(list(weights), values)
+            content = model.SerializeToString()
+        self._session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, mels: Tensor) -> Outputs:
+        patches = mels.detach().cpu().float().split(1)
+        rows = [self._session.run(None, {"melspectrogram": one.numpy()}) for one in patches]
+        values = [torch.from_numpy(np.concatenate(parts)) for parts in zip(*rows, strict=True)]
+        logits = values.pop(0) if self._logits else None
+        outputs = Outputs(logits, dict(zip(self._blocks, values, strict=True)))
+        if self._exact is not None:
+            first = mels[: max(1, _COMPARED // mels.shape[-1])]
+            self.similarity = _similarity(outputs, self._exact(first))
+            self._exact = None
+        return outputs
+
+
+def _similarity(found: Outputs, exact: Outputs) -> dict[str, float]:
+    """By output, the lowest cosine similarity of a patch; ``exact`` is of the first ones."""
+    pairs = {f"block {b}": (found.embeddings[b], values) for b, values in exact.embeddings.items()}
+    if found.logits is not None and exact.logits is not None:
+        pairs["logits"] = found.logits, exact.logits
+    return {
+        name: min(F.cosine_similarity(a[: len(b)].flatten(1), b.flatten(1)).tolist())
+        for name, (a, b) in ((n, (a.double(), b.double())) for n, (a, b) in pairs.items())
+    }
+
+
+def _in_int8(model: onnx.ModelProto) -> bytes:
+    """A serialised model, in which the products with the blocks' weights are int8."""
+    from onnx import TensorProto
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    add_pre_process_metadata(model)  # or it advises a step that this graph does not need
+    with tempfile.TemporaryDirectory(prefix="maest-int8-") as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_dynamic(
+            model,
+            path,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=_adds_in_16_bits(),
+            op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=[n.name for n in model.graph.node if "blocks" not in n.name],
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT},
+        )
+        return path.read_bytes()
+
+
+def _adds_in_16_bits() -> bool:
+    """Whether the CPU adds pairs of 8-bit products in 16 bits, which overflow: 7-bit weights then.
+
+    So do x86 CPUs without VNNI. Where it is not known, they are taken to have none.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        return "vnni" not in Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return True

@@ -1,0 +1,282 @@
+"""The whole network as one ONNX graph, in eval mode: what engines run, and what is exported.
+
+Written out node by node, from the weights alone. Batch B and length T are free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from maest.helpers.errors import InputError
+from maest.helpers.melspectrogram import HOP_LENGTH, N_FFT
+from maest.helpers.patches import PATCH_SIZE
+from maest.models.maest import STRIDE, Maest
+
+_OPSET = 20  # the first with Gelu; LayerNormalization came with 17
+_END = 2**31 - 1
+# Bytes: a model with all its weights is one protobuf message; less 16 MiB for the graph.
+_LARGEST = 2**31 - 2**24
+_SMALL = 4096  # bytes of a weight that is never apart
+
+
+def build(
+    net: Maest,
+    blocks: Sequence[int],
+    logits: bool = True,
+    *,
+    waveform: bool = False,
+    fused: bool = False,
+    apart: dict[str, np.ndarray] | None = None,
+) -> onnx.ModelProto:
+    """Write a network's inference as an ONNX model in float32.
+
+    Args:
+        net: the network, whose layers are those that `Maest` makes.
+        blocks: whose embeddings are outputs, in this order: numbers from 0; -1 for the final one.
+        logits: whether logits are the first output.
+        waveform: take ``waveform`` [B, samples] at 16 kHz instead of ``melspectrogram`` [B, F, T],
+            normalised.
+        fused: attention is onnxruntime's MultiHeadAttention, whose scores never exist all at once,
+            and not three standard operators.
+        apart: takes the weights, by name, which the model then refers to as external data.
+
+    Returns:
+        A model with outputs ``logits`` [B, C], ``embeddings_<block>`` [B, 3, D] (cls token, dist
+        token, mean of all others) and ``embeddings_final`` [B, D]. An input that is too long for
+        the positions fails at a node named ``input_is_longer_than_…``.
+
+    Raises:
+        InputError: for a network with other layers than `Maest` makes, or of 2 GiB or more.
+    """
+    _check(net)
+    g = _Graph(apart)
+    name, length = ("waveform", "samples") if waveform else ("melspectrogram", "frames")
+    limit = f"input_is_longer_than_{longest_input(net, waveform)}_{length}"
+    x = _tokens(g, net, _frontend(g, net, name) if waveform else name, limit)
+    to_the_end = logits or -1 in blocks
+    outputs: dict[str, tuple[str, list[str | int]]] = {}
+    for number, block in enumerate(net.blocks[: net.depth if to_the_end else max(blocks) + 1]):
+        g.scope = f"blocks.{number}."
+        two = number == net.depth - 1 and number not in blocks  # cls and dist alone are read of it
+        x = _block(g, block, x, net.num_heads, fused, two)
+        if number in blocks:
+            mean = g.node("ReduceMean", g.slice(x, 2, _END, 1), g.ints(1), keepdims=1)
+            embedding = g.node("Concat", g.slice(x, 0, 2, 1), mean, axis=1)
+            outputs[output_name(number)] = embedding, ["batch", 3, net.embed_dim]
+    g.scope = ""
+    if to_the_end:
+        tokens = g.norm(net.norm, g.slice(x, 0, 2, 1))
+        final = g.node("ReduceMean", tokens, g.ints(1), keepdims=0)
+        outputs[output_name(-1)] = final, ["batch", net.embed_dim]
+        outputs["logits"] = _logits(g, net, tokens, final), ["batch", net.n_classes]
+    names = ["logits"] * logits + [output_name(block) for block in blocks]
+    for output in names:
+        g.nodes.append(helper.make_node("Identity", [outputs[output][0]], [output]))
+    shape = ["batch", length] if waveform else ["batch", net.input_f, length]
+    graph = helper.make_graph(
+        g.nodes,
+        "maest",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, outputs[n][1]) for n in names],
+        g.weights,
+    )
+    opsets = [helper.make_opsetid("", _OPSET)]
+    opsets += [helper.make_opsetid("com.microsoft", 1)] if fused else []
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="maest")
+
+
+def output_name(block: int) -> str:
+    """What the embeddings of a block are called."""
+    return "embeddings_final" if block < 0 else f"embeddings_{block}"
+
+
+def longest_input(net: Maest, waveform: bool = False) -> int:
+    """The longest input that the positions hold: frames, or samples of a waveform."""
+    frames = net.time_new_pos_embed.shape[-1] * STRIDE + PATCH_SIZE - 1
+    return (frames - 1) * HOP_LENGTH if waveform else frames
+
+
+def _check(net: Maest) -> None:
+    standard = Maest.without_weights(**net.sizes())
+    types = {name: type(module) for name, module in standard.named_modules()}
+    for name, module in net.named_modules():
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        plain = isinstance(module, nn.Identity | nn.Dropout | DropPath)
+        if hooks or not (plain or type(module) is types.get(name)):
+            raise InputError(
+                f"its layer {name or 'itself'} was replaced, or has a hook: ONNX cannot follow it",
+                kind="unsupported",
+                hint="Merge it into the original layer, or let PyTorch compute the network.",
+                setting="model",
+            )
+    size = 4 * sum(parameter.numel() for parameter in net.parameters())
+    if size >= _LARGEST:
+        raise InputError(
+            f"its weights are {size / 2**30:.1f} GiB in float32, and ONNX holds less than 2 GiB",
+            kind="unsupported",
+            hint="Let PyTorch compute the network; export it with export.format=safetensors.",
+            setting="model",
+        )
+
+
+class _Graph:
+    """An ONNX graph under construction; each method returns its output's name."""
+
+    def __init__(self, apart: dict[str, np.ndarray] | None) -> None:
+        self.apart = apart
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.scope = ""  # what the names of nodes begin with
+
+    def node(self, op: str, *inputs: str, name: str = "", domain: str = "", **options: Any) -> str:
+        return self.split(op, 1, *inputs, name=name, domain=domain, **options)[0]
+
+    def split(
+        self, op: str, outputs: int, *inputs: str, name: str = "", **options: Any
+    ) -> list[str]:
+        name = name or f"{self.scope}{op}.{len(self.nodes)}"
+        names = [f"{name}.{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, inputs, names, name=name, **options))
+        return names
+
+    def const(self, value: Tensor | np.ndarray | float) -> str:
+        """A tensor or number as float32; an array as it is."""
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().float().contiguous().numpy()
+        array = value if isinstance(value, np.ndarray) else np.array(value, np.float32)
+        name = f"const.{len(self.weights)}"
+        if self.apart is None or array.nbytes < _SMALL:
+            self.weights.append(numpy_helper.from_array(array, name))
+            return name
+        self.apart[name] = array
+        weight = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=array.shape)
+        weight.data_location = TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value="apart")
+        self.weights.append(weight)
+        return name
+
+    def ints(self, *values: int) -> str:
+        return self.const(np.array(values, np.int64))
+
+    def linear(self, weight: Tensor, bias: Tensor, x: str) -> str:
+        return self.node("Add", self.node("MatMul", x, self.const(weight.T)), self.const(bias))
+
+    def norm(self, layer: nn.LayerNorm, x: str) -> str:
+        given = x, self.const(layer.weight), self.const(layer.bias)
+        return self.node("LayerNormalization", *given, axis=-1, epsilon=layer.eps)
+
+    def slice(self, x: str, start: int, end: int | str, axis: int) -> str:
+        stop = end if isinstance(end, str) else self.ints(end)
+        return self.node("Slice", x, self.ints(start), stop, self.ints(axis))
+
+
+def _frontend(g: _Graph, net: Maest, waveform: str) -> str:
+    """[B, samples] → normalised log-mel [B, F, T frames], T = 1 + ceil(samples / 256).
+
+    `MelSpectrogram` without the FFT, which few runtimes have: its product with cosines and sines.
+    That product alone is float64. In float32 it loses more than an FFT does where a band is quiet
+    beside a loud tone: on sines of full scale, the log-mel is off by 5e-5 with the product in
+    float32, by 1e-5 with the FFT in float32, and by 3e-7 with the product in float64.
+    """
+    samples = g.node("Shape", waveform, start=1, end=2)
+    hops = g.node("Div", g.node("Add", samples, g.ints(HOP_LENGTH - 1)), g.ints(HOP_LENGTH))
+    padded = g.node("Mul", g.node("Add", hops, g.ints(1)), g.ints(HOP_LENGTH))
+    pads = g.node("Concat", g.ints(0, HOP_LENGTH, 0), g.node("Sub", padded, samples), axis=0)
+    x = g.node("Reshape", g.node("Pad", waveform, pads), g.ints(0, -1, HOP_LENGTH))
+    # A frame is two hops: the frames are every hop and the one after it.
+    frames = g.node("Concat", g.slice(x, 0, -1, 1), g.slice(x, 1, _END, 1), axis=2)
+    windowed = g.node("Mul", frames, g.const(net.frontend.window))
+    windowed = g.node("Cast", windowed, to=TensorProto.DOUBLE)
+    # Whole turns are taken off as integers: the angles are exact to float64.
+    turns = torch.arange(N_FFT)[:, None] * torch.arange(N_FFT // 2 + 1) % N_FFT
+    angles = turns.double() * (2 * math.pi / N_FFT)
+    parts = [g.node("MatMul", windowed, g.const(f(angles).numpy())) for f in (torch.cos, torch.sin)]
+    power = g.node("Add", *(g.node("Mul", part, part) for part in parts))
+    mel = g.node(
+        "MatMul", g.node("Cast", power, to=TensorProto.FLOAT), g.const(net.frontend.filter_bank)
+    )
+    log = g.node("Log", g.node("Add", g.const(1), g.node("Mul", mel, g.const(10_000))))
+    log = g.node("Mul", log, g.const(1 / math.log(10)))
+    x = g.node("Div", g.node("Sub", log, g.const(net.norm_mean)), g.const(2 * net.norm_std))
+    return g.node("Transpose", x, perm=[0, 2, 1])
+
+
+def _tokens(g: _Graph, net: Maest, mel: str, limit: str) -> str:
+    """[B, F, T frames] → [B, N, D]: cls, dist, then the patches that patchout leaves."""
+    silence = g.const(-net.norm_mean / (2 * net.norm_std))
+    missing = g.node("Sub", g.ints(PATCH_SIZE), g.node("Shape", mel, start=2, end=3))
+    pads = g.node("Concat", g.ints(0, 0, 0, 0, 0), g.node("Max", missing, g.ints(0)), axis=0)
+    x = g.node("Unsqueeze", g.node("Pad", mel, pads, silence), g.ints(1))
+    proj = net.patch_embed.proj
+    x = g.node("Conv", x, g.const(proj.weight), g.const(proj.bias), strides=[STRIDE, STRIDE])
+    columns = g.node("Shape", x, start=3, end=4)
+    x = g.node("Add", x, g.slice(g.const(net.time_new_pos_embed), 0, columns, 3), name=limit)
+    x = g.node("Add", x, g.const(net.freq_new_pos_embed))
+    if net.kept_rows is not None:
+        x = g.node("Gather", x, g.const(net.kept_rows.numpy()), axis=2)
+    if net.kept_columns is not None:
+        kept = net.kept_columns.numpy()
+        # The first one is always asked for: an input that has none of them is an error.
+        there = g.node("Less", g.const(kept), columns)
+        there = g.node("Or", there, g.const(np.arange(len(kept)) == 0))
+        x = g.node("Gather", x, g.node("Compress", g.const(kept), there), axis=3)
+    x = g.node("Transpose", g.node("Reshape", x, g.ints(0, 0, -1)), perm=[0, 2, 1])
+    two = g.const(torch.cat((net.cls_token, net.dist_token), 1) + net.new_pos_embed)
+    batch = g.node("Concat", g.node("Shape", x, start=0, end=1), g.ints(1, 1), axis=0)
+    return g.node("Concat", g.node("Expand", two, batch), x, axis=1)
+
+
+def _block(g: _Graph, block: nn.Module, x: str, heads: int, fused: bool, two: bool) -> str:
+    """[B, N, D] → [B, N, D]; or [B, 2, D], the output for the first two tokens alone."""
+    attn, mlp = block.attn, block.mlp
+    weight, bias, channels = attn.qkv.weight, attn.qkv.bias, attn.qkv.in_features
+    normed = g.norm(block.norm1, x)
+    if two:
+        x = g.slice(x, 0, 2, 1)
+        q = g.linear(weight[:channels], bias[:channels], g.slice(normed, 0, 2, 1))
+        kv = g.linear(weight[channels:], bias[channels:], normed)
+        k, v = g.split("Split", 2, kv, axis=-1, num_outputs=2)
+    else:
+        qkv = g.linear(weight, bias, normed)
+        q, k, v = g.split("Split", 3, qkv, axis=-1, num_outputs=3)
+    scale = (channels // heads) ** -0.5
+    if fused:
+        options = {"domain": "com.microsoft", "num_heads": heads, "scale": scale}
+        mixed = g.node("MultiHeadAttention", q, k, v, **options)
+    else:
+        shape = g.ints(0, 0, heads, channels // heads)
+        q, k, v = (
+            g.node("Transpose", g.node("Reshape", y, shape), perm=perm)
+            for y, perm in ((q, [0, 2, 1, 3]), (k, [0, 2, 3, 1]), (v, [0, 2, 1, 3]))
+        )
+        scores = g.node("MatMul", g.node("Mul", q, g.const(scale)), k)
+        mixed = g.node("MatMul", g.node("Softmax", scores, axis=-1), v)
+        mixed = g.node("Reshape", g.node("Transpose", mixed, perm=[0, 2, 1, 3]), g.ints(0, 0, -1))
+    x = g.node("Add", x, g.linear(attn.proj.weight, attn.proj.bias, mixed))
+    hidden = g.linear(mlp.fc1.weight, mlp.fc1.bias, g.norm(block.norm2, x))
+    return g.node("Add", x, g.linear(mlp.fc2.weight, mlp.fc2.bias, g.node("Gelu", hidden)))
+
+
+def _logits(g: _Graph, net: Maest, tokens: str, final: str) -> str:
+    """From the normed cls and dist tokens [B, 2, D] and their mean [B, D] → [B, C]."""
+    norm, last = net.head
+    if net.distilled_type == "mean":
+        y = g.linear(last.weight, last.bias, g.norm(norm, final))
+    else:
+        cls, dist = (g.node("Gather", tokens, g.const(np.array(i)), axis=1) for i in (0, 1))
+        cls = g.linear(last.weight, last.bias, g.norm(norm, cls))
+        dist = g.linear(net.head_dist.weight, net.head_dist.bias, dist)
+        y = g.node("Mul", g.node("Add", cls, dist), g.const(0.5))
+    if net.target_std is None:
+        return y
+    std, mean = torch.tensor(net.target_std), torch.tensor(net.target_mean)
+    return g.node("Add", g.node("Mul", y, g.const(std)), g.const(mean))
