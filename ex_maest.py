@@ -86,7 +86,8 @@ from maest.models.archs import clip_seconds, size_name
 from maest.models.huggingface import export_huggingface
 from maest.models.onnx_export import export_onnx
 from maest.models.training import MaestModule, TrainingOptions
-from maest.models.weights import load_into, save_safetensors
+from maest.models.saving import save_safetensors
+from maest.models.weights import load_into
 
 log = logging.getLogger(__name__)
 

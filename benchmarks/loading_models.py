@@ -34,7 +34,7 @@ from maest.helpers.files import write_json  # noqa: E402
 from maest.helpers.report import machine, versions  # noqa: E402
 from maest.models import get_maest, save_model  # noqa: E402
 from maest.models.huggingface import export_huggingface  # noqa: E402
-from maest.models.weights import save_safetensors  # noqa: E402
+from maest.models.saving import save_safetensors  # noqa: E402
 
 WAYS = {
     "ours, model folder": ("model", "ours"),

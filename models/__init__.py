@@ -17,7 +17,8 @@ from maest.models.checkpoint_files import CheckpointError
 from maest.models.download import DownloadError, fetch
 from maest.models.layouts import HUB
 from maest.models.maest import Maest
-from maest.models.weights import CONFIG_NAME, Checkpoint, load_checkpoint, load_into, save_model
+from maest.models.saving import CONFIG_NAME, save_model
+from maest.models.weights import Checkpoint, load_checkpoint, load_into
 
 __all__ = ["ARCHS", "CheckpointError", "DownloadError", "Maest", "get_maest", "list_models"]
 __all__ += ["load_checkpoint", "save_model"]

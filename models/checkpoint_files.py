@@ -58,18 +58,13 @@ def load_file(path: Path) -> tuple[Any, Any]:
     except Exception as error:  # a damaged file can raise nearly anything
         if "allocate memory" in str(error):
             raise MemoryError(f"{path}: {error}") from None
-        if reason := _rejection_reason(error, start):
-            raise CheckpointError(
-                f"refused: {reason}, and anything but tensors and plain containers could run code "
-                "on loading",
-                kind="unsupported",
-                hint=_STATE_DICT_ALONE,
-                path=path,
-            ) from None
+        reason = _rejection_reason(error, start)
         raise CheckpointError(
-            f"cannot be read: damaged, or no checkpoint ({type(error).__name__})",
-            kind="corrupt",
-            hint="Get the file again, or give another one.",
+            f"refused: {reason}, and could run code on loading"
+            if reason
+            else f"damaged, or no checkpoint ({type(error).__name__})",
+            kind="unsupported" if reason else "corrupt",
+            hint=_STATE_DICT_ALONE if reason else "Get the file again, or give another one.",
             path=path,
         ) from None
     if name := _find_unsafe_type(content):

@@ -20,7 +20,8 @@ import torch
 from maest.helpers.errors import InputError
 from maest.models.archs import ARCHS, Arch, find_arch
 from maest.models.checkpoint_files import CheckpointError, missing_weights
-from maest.models.weights import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, load_checkpoint
+from maest.models.saving import CONFIG_NAME, WEIGHTS_NAME
+from maest.models.weights import Checkpoint, load_checkpoint
 
 log = logging.getLogger(__name__)
 

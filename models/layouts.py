@@ -152,13 +152,36 @@ HUB_FIXED = {
     "layer_norm_eps": HUB_EPS,
 }
 # What transformers takes where the file does not say, if that is another value
-HUB_DEFAULTS = {"num_mel_bins": 128, "layer_norm_eps": 1e-12}
+_DEFAULTS = {"num_mel_bins": 128, "layer_norm_eps": 1e-12}
 # Our name of a task → that layout's
 HUB_PROBLEMS = {
     "multi-label": "multi_label_classification",
     "single-label": "single_label_classification",
     "regression": "regression",
 }
+
+
+def read_hub_config(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `config.json` of transformers says of a network that its weights do not.
+
+    Raises:
+        ValueError: if it is of another network than that of the weights, with these ``sizes``.
+    """
+    expected = {"hidden_size": sizes["embed_dim"], "num_hidden_layers": sizes["depth"], **HUB_FIXED}
+    found = {name: config.get(name, _DEFAULTS.get(name, v)) for name, v in expected.items()}
+    wrong = [f"{n} {found[n]!r} (expected {v!r})" for n, v in expected.items() if found[n] != v]
+    heads = config.get("num_attention_heads", 12)
+    if type(heads) is not int or heads < 1 or sizes["embed_dim"] % heads:
+        wrong.append(f"num_attention_heads {heads!r}")
+    # The released models' files say nothing of their task.
+    problem = config.get("problem_type") or HUB_PROBLEMS["multi-label"]
+    tasks = [task for task, name in HUB_PROBLEMS.items() if name == problem]
+    if not tasks:
+        wrong.append(f"problem_type {problem!r}")
+    if wrong:
+        raise ValueError(f"of another network than MAEST: {', '.join(wrong)}")
+    return {"num_heads": heads, "task": tasks[0]}
+
 
 _TOP = "audio_spectrogram_transformer."  # without a head (`ASTModel`), transformers writes none
 _HUB_POSITIONS = "embeddings.position_embeddings"

@@ -45,15 +45,10 @@ def chosen(wanted: str | None, licence: str | None) -> str | None:
 
 
 def parents(name: str | None, trained_on: Mapping[str, Any]) -> list[dict[str, str | None]]:
-    """Whom weights descend from: the model that a training starts from, then its own parents.
+    """Whom weights descend from, ``{"name": …, "licence": …}`` each, the nearest first.
 
-    Args:
-        name: of the model that a training starts from.
-        trained_on: what is known of its making.
-
-    Returns:
-        ``{"name": …, "licence": …}`` of each, the nearest first.
+    ``name`` is of the model that a training starts from, ``trained_on`` what is known of it.
     """
-    licence, older = trained_on.get("licence"), trained_on.get("parents")
-    older = older if isinstance(older, list) else []
-    return [{"name": name, "licence": licence}, *(row for row in older if isinstance(row, dict))]
+    older = trained_on.get("parents")
+    rows = [row for row in older if isinstance(row, dict)] if isinstance(older, list) else []
+    return [{"name": name, "licence": trained_on.get("licence")}, *rows]

@@ -24,7 +24,7 @@ from maest.helpers.melspectrogram import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
 from maest.helpers.patches import PATCH_SIZE
 from maest.models.archs import clip_seconds
 from maest.models.maest import STRIDE, Maest
-from maest.models.own_files import own_files
+from maest.models.saving import own_files
 
 # Bytes: an ONNX file without external data is one protobuf message; less 16 MiB for the graph.
 _LARGEST = 2**31 - 2**24

@@ -1,31 +1,28 @@
-"""Model folders and checkpoint files → the network, and back.
+"""Model folders and checkpoint files → a network.
 
 A *model folder* is the unit of hand-over: ``config.json`` (architecture and sizes, input length,
 normalisation, labels, what it was trained on) and ``model.safetensors``. Nothing else is needed to
 use the model.
 
 `models.checkpoint_files` reads files, and runs nothing that is in them; `models.layouts` knows the
-names that others give to the same weights. A tensor becomes memory when a network takes it, once.
+names that others give to the same weights; `models.saving` writes. A tensor becomes memory when a
+network takes it, once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from maest.helpers.files import to_json
-from maest.helpers.melspectrogram import NORM_MEAN, NORM_STD
 from maest.models import layouts
 from maest.models.archs import ARCHS
 from maest.models.checkpoint_files import (
@@ -38,19 +35,15 @@ from maest.models.checkpoint_files import (
 )
 from maest.models.licences import canonical
 from maest.models.maest import SIZE_NAMES, STRIDE, Maest, grid_size
-from maest.models.own_files import own_files, read_config
+from maest.models.saving import AVERAGE_NAME, CONFIG_NAME, FORMAT, FORMAT_VERSION, WEIGHTS_NAME
 
 log = logging.getLogger(__name__)
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-AVERAGE_NAME = "model-swa.safetensors"  # beside them, the average of weights, if there is one
-FORMAT = "maest"
-FORMAT_VERSION = 1
 _AGAIN = "Get it again, or have it written again by the program that made it."
 _LONG = 4  # times the input length of training: beyond, there is a warning
 # Sizes that came later; files without them have the default.
 _LATER_SIZES = {"task": "multi-label", "target_mean": None, "target_std": None}
+_POSITIONS = ("freq_new_pos_embed", "time_new_pos_embed")
 _SHAPE_SIZES = ("embed_dim", "depth", "n_classes", "mlp_ratio")  # which shapes alone tell
 
 
@@ -84,98 +77,6 @@ class Checkpoint:
         return licence if isinstance(licence, str) else None
 
 
-# ------------------------------------------------------------------ writing
-
-
-def model_record(
-    model: Maest, arch: str | None = None, trained_on: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """What weights alone do not say of a model: every file that is written of it keeps this."""
-    return {
-        "arch": arch,
-        "sizes": model.sizes(),
-        "labels": model.labels,
-        "trained_on": dict(trained_on or {}),
-    }
-
-
-def save_model(
-    folder: str | Path,
-    model: Maest,
-    arch: str | None = None,
-    trained_on: Mapping[str, Any] | None = None,
-    average: Maest | None = None,
-) -> Path:
-    """Write a model folder, and return its path.
-
-    Args:
-        folder: an older model folder is replaced, file by file; other files in it stay.
-        model: the network; its weights are stored in their own type.
-        arch: name of the architecture, for people to read.
-        trained_on: anything JSON can hold: data, epochs, seed, metrics. What it has under "swa" is
-            the average's own.
-        average: the same network with the average of its weights, which is kept beside them:
-            ``load_checkpoint(folder, average=True)`` takes it.
-
-    Raises:
-        InputError: if a file of one of these names is none of a model folder's, or the files cannot
-            be written. Nothing is changed then.
-    """
-    record = model_record(model, arch, trained_on)
-    config = {"format": FORMAT, "format_version": FORMAT_VERSION, **record}
-    # In the weights' files too: so they can be used alone, and are known for this configuration's.
-    config["digest"] = hashlib.sha256(to_json(config).encode()).hexdigest()
-    networks = {WEIGHTS_NAME: model} | ({} if average is None else {AVERAGE_NAME: average})
-    ours = read_config(folder, CONFIG_NAME).get("format") == FORMAT
-    gone = {WEIGHTS_NAME, AVERAGE_NAME} - networks.keys()
-    with own_files(folder, (CONFIG_NAME, *networks), ours, [*gone]) as paths:
-        for name, network in networks.items():
-            _write_weights(paths[name], network, config)
-        paths[CONFIG_NAME].write_text(to_json(config), "utf-8")
-    return Path(folder)
-
-
-def save_safetensors(
-    path: str | Path,
-    model: Maest,
-    arch: str | None = None,
-    trained_on: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write one file with the weights under the released checkpoints' names.
-
-    What a model folder keeps in ``config.json`` is in the file's metadata.
-
-    Raises:
-        InputError: if another file of that name is there, or it cannot be written.
-    """
-    path = Path(path)
-    with own_files(path.parent, [path.name], _is_own_file(path)) as paths:
-        _write_weights(paths[path.name], model, model_record(model, arch, trained_on))
-    return path
-
-
-def _write_weights(path: Path, model: Maest, record: Mapping[str, Any]) -> None:
-    metadata = {"format": "pt", TRAINER_KEY: to_json(record)}
-    safetensors.torch.save_file(cpu_state_dict(model), path, metadata=metadata)
-
-
-def _is_own_file(path: Path) -> bool:
-    """Whether `save_safetensors` wrote a file; one of a model folder is another matter."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return "format" not in json.loads((file.metadata() or {})[TRAINER_KEY])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError):
-        return False
-
-
-def cpu_state_dict(model: Maest) -> dict[str, Tensor]:
-    """The state dict as safetensors takes it."""
-    return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-
-
-# ------------------------------------------------------------------ reading
-
-
 def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint:
     """Read a folder or file: see `Checkpoint`.
 
@@ -198,11 +99,21 @@ def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint
     checkpoint = _load_folder(path, average) if path.is_dir() else _load_file(path, average)
     if checkpoint.average:
         log.info(
-            "%s: the average of the weights is taken "
-            "(maest.checkpoint_swa_weights=False takes the weights of one epoch)",
-            path,
+            "%s: its average of weights (maest.checkpoint_swa_weights=False: no average)", path
         )
     return checkpoint
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Whatever the block finds wrong with the content of a file is one error, with its path."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise CheckpointError(str(reason), kind="mismatch", hint=_AGAIN, path=path) from None
 
 
 def _load_file(path: Path, average: bool | None) -> Checkpoint:
@@ -231,34 +142,25 @@ def _load_file(path: Path, average: bool | None) -> Checkpoint:
 
 
 def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
-    missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()]
-    if missing:
-        nested = folder / "model"
+    if missing := [n for n in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / n).is_file()]:
+        nested = (folder / "model" / CONFIG_NAME).is_file()
         raise CheckpointError(
             f"no model folder: it has no {' and no '.join(missing)}",
             kind="missing",
-            hint=f"Did you mean {nested}?"
-            if (nested / CONFIG_NAME).is_file()
-            else "A finished training run writes one to exp_logs/<id>/model.",
+            hint=f"Give {folder / 'model' if nested else 'exp_logs/<id>/model of a finished run'}.",
             path=folder,
         )
     path = folder / CONFIG_NAME
     config = _read_object(path)
     ours = config.get("format") == FORMAT
-    if ours and config.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"format_version {config.get('format_version')!r}, expected {FORMAT_VERSION}",
-            kind="mismatch",
-            hint="Read it with the version of this program that wrote it.",
-            path=path,
-        )
-    if not ours and config.get("model_type") != layouts.HUB_TYPE:
-        raise CheckpointError(
-            "not the configuration of a MAEST model folder",
-            kind="unsupported",
-            hint=f'It needs "format": "{FORMAT}" or "model_type": "{layouts.HUB_TYPE}".',
-            path=path,
-        )
+    with _refused(path):
+        if ours and config.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"this program reads format_version {FORMAT_VERSION}, not this one")
+        if not ours and config.get("model_type") != layouts.HUB_TYPE:
+            raise ValueError(
+                f'not of a MAEST model: expected "format": "{FORMAT}" or "model_type": '
+                f'"{layouts.HUB_TYPE}"'
+            )
     averaged = (folder / AVERAGE_NAME).is_file()
     average = (averaged and ours) if average is None else average
     if average and not averaged:
@@ -269,17 +171,11 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
     checkpoint.path, checkpoint.average = folder, average
     if not ours:
         _merge_hub_config(checkpoint, config, path)
-        if not checkpoint.licence and (licence := _licence_of_card(folder / "README.md")):
-            checkpoint.trained_on |= {"licence": licence}
         return checkpoint
-    digest = config.get("digest")
-    if isinstance(record, dict) and digest not in (None, record.get("digest")):
-        raise CheckpointError(
-            f"of another model than {weights.name}: a run was stopped while it wrote them",
-            kind="mismatch",
-            hint="Save the model again.",
-            path=path,
-        )
+    with _refused(path):
+        digest = config.get("digest")
+        if isinstance(record, dict) and digest not in (None, record.get("digest")):
+            raise ValueError(f"of another model than {weights.name}: the save was cut off")
     _merge_record(checkpoint, config, path)
     if average and isinstance(own := checkpoint.trained_on.get("swa"), dict):
         checkpoint.trained_on |= own
@@ -287,26 +183,14 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
+    with _refused(path):
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except RecursionError as error:
+            raise ValueError(str(error)) from None
         if not isinstance(found, dict):
-            raise ValueError("no object")
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"not valid JSON ({error})",
-            kind="corrupt",
-            hint="Get it again, or correct that line.",
-            path=path,
-        ) from None
-    return found
-
-
-def _licence_of_card(card: Path) -> str | None:
-    """What the head of a model card says, as an SPDX identifier."""
-    if not card.is_file():
-        return None
-    found = re.match(r"---\n(?:.*\n)*?license: *(\S+)", card.read_text("utf-8", "replace"))
-    return canonical(found[1]) if found and found[1] not in ("unknown", "other") else None
+            raise ValueError("expected a JSON object")
+        return found
 
 
 def _identify(state: Mapping[str, Tensor], path: Path) -> Checkpoint:
@@ -320,20 +204,14 @@ def _identify(state: Mapping[str, Tensor], path: Path) -> Checkpoint:
             hint="Give a checkpoint of one of these.",
             path=path,
         )
-    try:
+    with _refused(path):
         tensors = layouts.read(state, layout)
         return Checkpoint(path, tensors, layouts.read_sizes(tensors, layout), layout)
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
-        raise CheckpointError(
-            f"not whole weights of {layout}: {reason}", kind="mismatch", hint=_AGAIN, path=path
-        ) from None
 
 
 def _merge_record(checkpoint: Checkpoint, record: Any, path: Path) -> None:
-    """Take over what `model_record` said, if it is of these weights."""
-    weights, tensors = checkpoint.sizes, checkpoint.tensors
-    try:
+    """Take over what `models.saving.model_record` said, if it is of these weights."""
+    with _refused(path):
         sizes = _LATER_SIZES | record["sizes"]
         labels, trained_on = record.get("labels"), record.get("trained_on") or {}
         if sizes.keys() != set(SIZE_NAMES) or not all(map(_is_plain, sizes.values())):
@@ -342,64 +220,38 @@ def _merge_record(checkpoint: Checkpoint, record: Any, path: Path) -> None:
             raise ValueError("labels must be null or names")
         if not isinstance(trained_on, dict):
             raise ValueError("trained_on must be null or an object")
-        pairs = {name: (sizes[name], weights.get(name)) for name in _SHAPE_SIZES}
-        if "time_new_pos_embed" in tensors:
-            pairs["rows of positions"] = (
-                grid_size(sizes["input_f"]),
-                tensors["freq_new_pos_embed"][0].shape[2],
+        pairs = {name: (sizes[name], checkpoint.sizes.get(name)) for name in _SHAPE_SIZES}
+        if "time_new_pos_embed" in checkpoint.tensors:
+            [freq], [time] = (
+                checkpoint.tensors[f"{axis}_new_pos_embed"] for axis in ("freq", "time")
             )
-            pairs["columns of positions"] = (
-                sizes["input_t"] // STRIDE,
-                tensors["time_new_pos_embed"][0].shape[3],
-            )
+            pairs["rows of positions"] = grid_size(sizes["input_f"]), freq.shape[2]
+            pairs["columns of positions"] = sizes["input_t"] // STRIDE, time.shape[3]
         if differing := [f"{n} {a} ({b} in the weights)" for n, (a, b) in pairs.items() if a != b]:
-            raise ValueError(f"of another model: {', '.join(differing)}")
+            raise ValueError(f"of another model than the weights: {', '.join(differing)}")
         Maest.without_weights(labels=labels, **sizes)  # refuses what is no network
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"what it says of the model does not fit the weights: {type(error).__name__}, {error}",
-            kind="mismatch",
-            hint=_AGAIN,
-            path=path,
-        ) from None
-    checkpoint.sizes, checkpoint.labels, checkpoint.trained_on = sizes, labels, dict(trained_on)
-    checkpoint.arch = record.get("arch")
+        checkpoint.sizes, checkpoint.labels = sizes, labels
+        checkpoint.arch, checkpoint.trained_on = record.get("arch"), dict(trained_on)
 
 
 def _is_plain(value: Any) -> bool:
-    """What JSON has for a size: a word, a number, a list of numbers, or null."""
-    if isinstance(value, list):
-        return all(map(_is_number, value))
-    return value is None or type(value) is str or _is_number(value)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e30  # not NaN, nor more than floats hold
+    """What JSON has for a size: a word, a number that floats hold, a list of those, or null."""
+    numbers = value if isinstance(value, list) else [value]
+    if all(type(number) in (int, float) and abs(number) < 1e30 for number in numbers):
+        return True
+    return value is None or type(value) is str
 
 
 def _merge_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: Path) -> None:
-    """Take over a `config.json` of transformers; what it says must be what the network does."""
-    sizes = checkpoint.sizes
-    expected = {"hidden_size": sizes["embed_dim"], "num_hidden_layers": sizes["depth"]}
-    expected |= layouts.HUB_FIXED
-    found = {n: config.get(n, layouts.HUB_DEFAULTS.get(n, value)) for n, value in expected.items()}
-    wrong = [f"{n} {found[n]!r} (expected {v!r})" for n, v in expected.items() if found[n] != v]
-    heads = config.get("num_attention_heads", 12)
-    if type(heads) is not int or heads < 1 or sizes["embed_dim"] % heads:
-        wrong.append(f"num_attention_heads {heads!r} for hidden_size {sizes['embed_dim']}")
-    # The released models' files say nothing of their task.
-    problem = config.get("problem_type") or layouts.HUB_PROBLEMS["multi-label"]
-    tasks = [task for task, name in layouts.HUB_PROBLEMS.items() if name == problem]
-    if not tasks:
-        wrong.append(f"problem_type {problem!r}")
-    if wrong:
-        raise CheckpointError(
-            f"not a network of this family: {', '.join(wrong)}",
-            kind="mismatch",
-            hint="Use a MAEST model of the hub, such as mtg-upf/discogs-maest-30s-pw-129e.",
-            path=path,
-        )
-    sizes |= {"num_heads": heads, "task": tasks[0]}
+    """Take over a `config.json` of transformers, and the files beside it."""
+    sizes, extractor = checkpoint.sizes, path.with_name("preprocessor_config.json")
+    with _refused(path):
+        sizes |= layouts.read_hub_config(config, sizes)
+    if extractor.is_file():
+        norm = {f"norm_{name}": v for name, v in _read_object(extractor).items()}
+        sizes |= {name: norm[name] for name in ("norm_mean", "norm_std") if name in norm}
+        with _refused(extractor):
+            Maest.without_weights(**{"n_classes": 1} | sizes)
     labels, classes = config.get("id2label"), sizes.get("n_classes")
     if isinstance(labels, dict) and classes is not None:
         names = [labels.get(str(i)) for i in range(len(labels))]
@@ -407,22 +259,17 @@ def _merge_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
             log.warning("%s: id2label does not name the %d classes: left out", path, classes)
         elif names != layouts.default_hub_labels(classes):
             checkpoint.labels = names
-    extractor = path.with_name("preprocessor_config.json")
-    if extractor.is_file():
-        norm = {"mean": NORM_MEAN, "std": NORM_STD} | _read_object(extractor)
-        sizes |= {"norm_mean": norm["mean"], "norm_std": norm["std"]}
-        if not (_is_number(norm["mean"]) and _is_number(norm["std"]) and norm["std"] > 0):
-            raise CheckpointError(
-                "mean and std must be numbers", kind="corrupt", hint=_AGAIN, path=extractor
-            )
     ours = config.get(TRAINER_KEY)  # exported from here: what the layout itself does not say
-    if not isinstance(ours, Mapping):
-        return
     [last] = checkpoint.tensors.get("head.1.weight", (torch.empty(0),))
-    if ours.get("head") == layouts.fingerprint(last):
-        _merge_record(checkpoint, dict(ours) | {"labels": checkpoint.labels}, path)
-    else:
+    if isinstance(ours, dict) and ours.get("head") != layouts.fingerprint(last):
         log.warning("%s: trained further since its export: its record is left out", path)
+    elif isinstance(ours, dict):
+        _merge_record(checkpoint, ours | {"labels": checkpoint.labels}, path)
+    card = path.with_name("README.md")
+    if not checkpoint.licence and card.is_file():
+        found = re.match(r"---\n(?:.*\n)*?license: *(\S+)", card.read_text("utf-8", "replace"))
+        if found and found[1] not in ("unknown", "other"):
+            checkpoint.trained_on |= {"licence": canonical(found[1])}
 
 
 # ------------------------------------------------------------------ into a network
@@ -505,7 +352,7 @@ def _fit_positions(
 ) -> tuple[layouts.Tensors, list[str]]:
     """``(the tensors, with position embeddings of the network's sizes; what was done)``."""
     tensors, notes = dict(tensors), []
-    freq, time = "freq_new_pos_embed", "time_new_pos_embed"
+    freq, time = _POSITIONS
     rows, columns = expected[freq].shape[2], expected[time].shape[3]
     if "pos_embed" in tensors:
         [grid] = tensors.pop("pos_embed")

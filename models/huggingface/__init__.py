@@ -35,8 +35,13 @@ from maest.models.layouts import (
     write_hub,
 )
 from maest.models.maest import STRIDE, Maest, inference
-from maest.models.own_files import own_files, read_config
-from maest.models.weights import CONFIG_NAME, WEIGHTS_NAME, cpu_state_dict
+from maest.models.saving import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    cpu_state_dict,
+    own_files,
+    read_config,
+)
 
 CARD = "README.md"
 EXTRACTOR_CONFIG = "preprocessor_config.json"
