@@ -42,11 +42,10 @@ from maest.experiments.runs import (
     Experiment,
     Interrupted,
     command,
-    has_git_commit,
+    configure,
     run_command_line,
     run_dir,
     same_command,
-    set_up,
 )
 from maest.experiments.setup import (
     as_it_began,
@@ -91,8 +90,8 @@ from maest.models.weights import load_into
 
 log = logging.getLogger(__name__)
 
-ex = Experiment("maest", save_git_info=has_git_commit())
-set_up(
+ex = Experiment("maest", save_git_info=False)
+configure(
     ex,
     settings.Settings,
     settings.MAEST_NAMED,

@@ -20,16 +20,15 @@ from maest.experiments.probe_report import run_probe
 from maest.experiments.runs import (
     Experiment,
     command,
-    has_git_commit,
+    configure,
     run_command_line,
     run_dir,
-    set_up,
 )
 from maest.experiments.sweep_report import run_sweep
 from maest.helpers import metrics
 
-ex = Experiment("maest_tl", save_git_info=has_git_commit())
-set_up(ex, settings.ProbeSettings, settings.TL_NAMED, settings.SENTENCES)
+ex = Experiment("maest_tl", save_git_info=False)
+configure(ex, settings.ProbeSettings, settings.TL_NAMED, settings.SENTENCES)
 
 
 @command(ex, main=True)

@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 
 from maest.config import named
 from maest.config.data import Data
-from maest.config.export import Export
-from maest.config.inference import Inference
+from maest.config.inference import Export, Inference
 from maest.config.network import Network
 from maest.config.probe import Compare, ProbeData, ProbePredict, ProbeTraining, Sweep
 from maest.config.schema import parse, plain, setting
-from maest.config.trainer import TrainerSettings
-from maest.config.training import Recipe
+from maest.config.training import Recipe, TrainerSettings
 
 __all__ = ["ProbeSettings", "Settings", "parse", "plain"]
 
@@ -22,14 +20,13 @@ _SEEDS = ">= 0, <= 4294967295"  # what NumPy takes
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of ex_maest.py."""
+    """The settings of ex_maest.py."""
 
     seed: int = setting(0, _SEED, _SEEDS)
     ckpt_path: str | None = setting(
         None,
-        'continue a training: its exp_logs/<id>/checkpoints/last.ckpt, or "last" for the newest '
-        "one of the same settings (if there is none, a new one begins)",
-        example="exp_logs/1/checkpoints/last.ckpt",
+        "continue a training: its exp_logs/<id>/checkpoints/last.ckpt, or last for the newest of "
+        "the same settings (without one, a new training begins)",
     )
     maest: Network = field(default_factory=Network)
     module: Recipe = field(default_factory=Recipe)
@@ -41,24 +38,18 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings:
-    """Of ex_tl.py."""
+    """The settings of ex_tl.py."""
 
     seed: int = setting(0, _SEED, _SEEDS)
-    seeds: int = setting(
-        3,
-        "runs, with seed, seed + 1, …; results are mean ± standard deviation",
-        ">= 1, <= 1000",
-    )
+    seeds: int = setting(3, "runs, with seed, seed + 1, …", ">= 1, <= 1000")
     data: ProbeData = field(default_factory=ProbeData)
     probe: ProbeTraining = field(default_factory=ProbeTraining)
-    name: str | None = setting(None, "what the report calls these features", example="cls tokens")
+    name: str | None = setting(None, "what the report calls these features", auto="from data")
     sweep: Sweep = field(default_factory=Sweep)
-    runs: tuple[str, ...] | None = setting(
-        None, "compare: folders of finished runs", example=("exp_logs/4", "exp_logs/5")
-    )
+    runs: tuple[str, ...] | None = setting(None, "compare: folders of finished runs")
     compare: Compare = field(default_factory=Compare)
-    probe_dir: str | None = setting(None, "predict: folder of a finished run", example="exp_logs/4")
-    audio: str | None = setting(None, "predict: file or folder of music", example="my/music")
+    probe_dir: str | None = setting(None, "predict: the folder of a finished run")
+    audio: str | None = setting(None, "predict: a file or a folder of music")
     predict: ProbePredict = field(default_factory=ProbePredict)
 
 

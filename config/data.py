@@ -10,52 +10,38 @@ from maest.helpers.data_folder import data_folder
 
 DATASETS = data_folder()
 SCORES = DATASETS / "scores" / "data"
-
-
-def _groundtruth(split: str, use: str) -> str | None:
-    path = str(SCORES / "style" / f"groundtruth-{split}.pk")
-    found: str | None = setting(path, f"ground truth {use}", example="groundtruth.pk")
-    return found
+_STYLE = f"{SCORES}/style/groundtruth"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is read, and how."""
+    """Ground truths, and how they are read."""
 
-    groundtruth_train: str | None = _groundtruth("train", "to train on")
-    groundtruth_val: str | None = _groundtruth("validation", "to validate on, after each epoch")
-    groundtruth_test: str | None = _groundtruth("test", "of the command test")
-    groundtruth_predict: str | None = _groundtruth(
-        "all", "whose tracks are extracted, where inference.audio is None"
+    groundtruth_train: str | None = setting(f"{_STYLE}-train.pk", "ground truth to train on")
+    groundtruth_val: str | None = setting(f"{_STYLE}-validation.pk", "ground truth to validate on")
+    groundtruth_test: str | None = setting(f"{_STYLE}-test.pk", "ground truth to test on")
+    groundtruth_predict: str | None = setting(
+        f"{_STYLE}-all.pk", "the tracks to extract, if inference.audio is not set"
     )
-    base_dir: str = setting(
-        str(SCORES / "melspectrograms"), "folder that the ground truths' paths are relative to"
-    )
+    base_dir: str = setting(f"{SCORES}/melspectrograms", "what their paths are relative to")
     teacher_dir: str | None = setting(
-        None,
-        "teacher-student: folder of the teacher's logits (extract_logits writes them)",
-        example="embeddings/30sec/logits",
+        None, "teacher-student: a folder of the teacher's logits (extract_logits)"
     )
     clip_length: float | None = setting(
-        None,
-        "seconds of a clip; None: the checkpoint's, or else 5",
-        ">= 0.26, <= 3600",  # 16 frames
-        example=10.0,
+        None, "seconds of a clip", ">= 0.26, <= 3600", auto="the checkpoint's, else 5"
     )
     batch_size_train: int = setting(8, "clips in a batch", ">= 1, <= 1e6")
     batch_size_eval: int = setting(8, "whole tracks in a batch", ">= 1, <= 1e6")
     clips_per_epoch: int | None = setting(
-        2400, "random clips in an epoch; None: one of each track", ">= 1, <= 1e9", example=2000
+        2400, "random clips of an epoch; None: one of each track", ">= 1, <= 1e9"
     )
     balanced_sampling: bool = setting(False, "draw clips with rare labels more often")
     on_error: Literal["raise", "skip"] = setting(
-        "raise",
-        "a file that cannot be read ends the run, or is skipped: in training a clip drawn evenly "
-        "from all tracks takes its place",
+        "raise", "skip: go on without a file that cannot be read, in training with another's clip"
     )
     num_workers: int | None = setting(
         None,
-        "processes that read; None: none without a GPU, else one a core, at most 12",
+        "processes that read",
         ">= 0, <= 1000",
-        example=4,
+        auto="one a core, at most 12; none without a GPU",
     )

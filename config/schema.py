@@ -1,7 +1,7 @@
-"""Settings, each declared once: type, default, bounds and one sentence.
+"""Settings, each declared once: type, default, bounds and what it is.
 
 A section is a frozen dataclass whose fields are settings, or sections. From it come Sacred's
-defaults, the check of what was typed, and the tables of the settings' reference.
+defaults, the check of what was typed, and the reference.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from maest.helpers.names import did_you_mean, listed
 S = TypeVar("S")
 _UNFIT = object()
 _WHOLE = re.compile(r"-?(0|[1-9]\d*)")
-_COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
-_COMPARE["!="] = operator.ne
+_COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_COMPARE |= {"!=": operator.ne}
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def setting(default: Any, meaning: str, bounds: str = "", *, example: Any = None) -> Any:
+def setting(default: Any, meaning: str, bounds: str = "", *, auto: str = "") -> Any:
     """A field of a section.
 
-    ``bounds`` are of a number, or of each number in a list: ">= 0, < 1". They keep each value far
-    from where memory or time would end a run without a word on why. ``example`` is for messages.
+    ``bounds`` are of a number, or of each number in a list: ">= 0, < 1". Upper ones end a run that
+    memory or time would end without a word on why. ``auto`` is how the value is worked out where
+    the setting is None, which may be typed as ``auto``, too.
     """
-    return field(default=default, metadata=dict(meaning=meaning, bounds=bounds, example=example))
+    return field(default=default, metadata={"meaning": meaning, "bounds": bounds, "auto": auto})
 
 
 @dataclass(frozen=True)
@@ -43,40 +44,41 @@ class Setting:
     default: Any
     meaning: str
     bounds: str
-    example: Any
+    auto: str
+
+    def sentence(self) -> str:
+        """What it is, and how it is worked out."""
+        return f"{self.meaning}; auto: {self.auto}" if self.auto else self.meaning
+
+    def values(self) -> str:
+        """What it may be, in words."""
+        return f"{describe(self.kind)} {self.bounds}".rstrip()
 
     def read(self, value: Any) -> Any:
         """``value``, as it was typed, in the setting's type. Raises InputError."""
+        if self.auto and value == "auto":
+            return None
         converted = _convert(value, self.kind)
         if converted is _UNFIT:
-            choices = _choices(self.kind)
-            named = isinstance(value, str) and bool(choices)
+            near = did_you_mean(value, _choices(self.kind)) if isinstance(value, str) else ""
             raise InputError(
-                f"{value!r} is not a choice" if named else f"{value!r} does not fit",
-                kind="unknown" if named else "invalid",
+                f"{value!r} does not fit",
+                kind="unknown" if isinstance(value, str) and _choices(self.kind) else "invalid",
                 setting=self.name,
-                hint=f"Give {describe(self.kind)}{self._such_as()}."
-                + (did_you_mean(value, choices) if named else ""),
+                hint=f"Give {self.values()}.{near}",
             )
         for number in converted if isinstance(converted, tuple) else (converted,):
             if type(number) in (int, float) and not _within(number, self.bounds):
-                expected = " and ".join(filter(None, self.bounds.split(", ")))
                 raise InputError(
-                    f"{number} is out of bounds",
-                    setting=self.name,
-                    hint=f"Give a finite number {expected}".rstrip() + ".",
+                    f"{number} is out of bounds", setting=self.name, hint=f"Give {self.values()}."
                 )
         return converted
-
-    def _such_as(self) -> str:
-        example = self.default if self.example is None else self.example
-        return "" if example in (None, ()) or _choices(self.kind) else f", such as {plain(example)}"
 
 
 def settings_of(section: type, prefix: str = "") -> Iterator[Setting]:
     """All settings of a section, at any depth."""
     kinds = get_type_hints(section)
-    for known in fields(section):  # type: ignore[arg-type]
+    for known in fields(section):
         name, kind = prefix + known.name, kinds[known.name]
         if is_dataclass(kind):
             yield from settings_of(kind, f"{name}.")  # type: ignore[arg-type]
@@ -127,7 +129,7 @@ def _parse(section: type[S], given: Mapping[str, Any], prefix: str, all_: dict[s
             raise InputError(
                 f"it is a section of settings, and {value!r} is a value",
                 setting=name,
-                hint=f"Write {name}.<setting>={value} with one of "
+                hint=f"Write {name}.<setting>={value}, with one of "
                 f"{', '.join(get_type_hints(kinds[key]))}.",
             )
     return section(**values)
@@ -163,9 +165,9 @@ def _convert_list(value: Any, parts: tuple[Any, ...]) -> Any:
 
 
 def _within(number: float, bounds: str) -> bool:
-    parts = [part.split() for part in bounds.split(", ")] if bounds else []
+    pairs = [bound.split() for bound in bounds.split(", ")] if bounds else []
     return (isinstance(number, int) or math.isfinite(number)) and all(
-        _COMPARE[sign](number, float(bound)) for sign, bound in parts
+        _COMPARE[sign](number, float(limit)) for sign, limit in pairs
     )
 
 
@@ -180,10 +182,9 @@ def describe(kind: Any) -> str:
     """A type in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return ", or ".join(describe(part) for part in parts if part is not NoneType)
+        return " or ".join(describe(part) for part in parts if part is not NoneType)
     if origin is Literal:
-        return f"{'one of ' * (len(parts) > 1)}{', '.join(map(repr, parts))}"
+        return " or ".join(map(repr, parts))
     if origin is tuple:
-        count = "" if parts[-1] is ... else f" {len(parts)} values, each"
-        return f"a list of{count} {describe(parts[0])}"
+        return f"a list: {'' if parts[-1] is ... else f'{len(parts)} times '}{describe(parts[0])}"
     return _WORDS[kind]

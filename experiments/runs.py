@@ -1,7 +1,7 @@
-"""What both experiments share: how a Sacred experiment is set up, run and kept.
+"""What both experiments share: how a Sacred experiment is configured, run and recorded.
 
 Every run has a folder ``exp_logs/<id>/`` (in the working directory) with its configuration, its
-output and whatever else it makes.
+output and its results. This module imports neither torch nor Lightning.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,15 +20,16 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*")
 
-from pytorch_lightning.utilities import rank_zero_only  # noqa: E402
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: E402
-from sacred import SETTINGS, Experiment  # noqa: E402
+from sacred import SETTINGS, Experiment, commands  # noqa: E402
 from sacred.config import load_config_file  # noqa: E402
+from sacred.dependencies import Source  # noqa: E402
 from sacred.observers import FileStorageObserver  # noqa: E402
 from sacred.run import Run  # noqa: E402
 from sacred.serializer import flatten  # noqa: E402
@@ -37,11 +37,14 @@ from sacred.utils import (  # noqa: E402
     SacredError,
     SacredInterrupt,
     apply_backspaces_and_linefeeds,
+    get_by_dotted_path,
+    set_by_dotted_path,
 )
 from yaml import YAMLError  # noqa: E402
 
 from maest.config.command_line import check_arguments  # noqa: E402
-from maest.config.schema import parse, plain  # noqa: E402
+from maest.config.reference import listing, sections  # noqa: E402
+from maest.config.schema import parse, plain, settings_of  # noqa: E402
 from maest.helpers.errors import InputError  # noqa: E402
 from maest.helpers.files import atomic_path  # noqa: E402
 
@@ -49,9 +52,12 @@ log = logging.getLogger(__name__)
 
 LOG_DIR = Path("exp_logs")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PACKAGES = ("torch", "pytorch-lightning", "onnxruntime", "scikit-learn", "sacred")  # recorded
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # as Lightning looks them up
 
 SETTINGS.CONFIG.READ_ONLY_CONFIG = False
 SETTINGS.CAPTURE_MODE = "sys"  # file descriptors are shared with worker processes
+SETTINGS.DISCOVER_SOURCES = SETTINGS.DISCOVER_DEPENDENCIES = "none"  # see `_record`
 
 # Advice of Lightning's that is of no use to a user here.
 for message in (
@@ -70,8 +76,7 @@ for message in (
     warnings.filterwarnings("ignore", message=message)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
 
-
-# Sacred finds fault with every setting whose default is None, or may be (the schema checks),
+# Sacred finds fault with every setting whose default is None, or may be (the schema checks them),
 # and with runs that it does not record.
 _NOISE = ("Changed type of config entry", "No observers have been added to this run")
 logging.getLogger().addFilter(
@@ -136,20 +141,10 @@ def is_first_process() -> bool:
     """
     if "RANK" not in os.environ and os.environ.get("NODE_RANK", "0") != "0":
         return False
-    return rank_zero_only.rank == 0
+    return next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0) == 0
 
 
-def has_git_commit() -> bool:
-    """Whether Sacred can record the commit: there is git, and a repository with a commit."""
-    try:
-        query = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
-        folder = Path(__file__).resolve().parent
-        return subprocess.run(query, cwd=folder, capture_output=True).returncode == 0
-    except OSError:
-        return False
-
-
-def set_up(
+def configure(
     ex: Experiment,
     section: type,
     named: Mapping[str, Mapping],
@@ -176,16 +171,43 @@ def set_up(
     @ex.config_hook
     def check(config: dict, command_name: str, logger: logging.Logger) -> dict:
         ex.observers.clear()
+        recorded = not ex.commands[command_name].unobserved and is_first_process()
+        SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = recorded  # which takes a program
         try:
             parse(section, config)
-            if not ex.commands[command_name].unobserved and is_first_process():
+            if recorded:
                 _check_log_dir()
-                ex.observers.append(RunFolder(LOG_DIR, copy_sources=False))
+                _record(ex)
         except InputError as error:
             if error.kind != "access" or command_name not in unrecorded:
                 raise UserError(str(error)) from None
             log.warning("%s: %s: going on without it", error.path, error.message)
         return {}
+
+    @ex.command(unobserved=True)
+    def print_config(_run: Run) -> None:
+        """Print all settings, and what each is; "auto" is worked out from others."""
+        config, changes = deepcopy(_run.config), _run.config_modifications
+        for known in settings_of(section):
+            changes.docs[known.name] = known.sentence()
+            if known.auto and get_by_dotted_path(config, known.name) is None:
+                set_by_dotted_path(config, known.name, _Auto())
+        commands.print_config(SimpleNamespace(config=config, config_modifications=changes))
+
+
+class _Auto:
+    def __repr__(self) -> str:
+        return "auto"
+
+
+def _record(ex: Experiment) -> None:
+    """Have the run kept in its folder, with the versions of this program and of some packages."""
+    ex.observers.append(RunFolder(LOG_DIR, copy_sources=False))
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            ex.add_package_dependency(package, version(package))
+    with suppress(Exception):  # no git, no commit, or another user's repository
+        ex.sources = {Source.create(ex.mainfile.filename, save_git_info=True)}
 
 
 def command(ex: Experiment, main: bool = False) -> Callable:
@@ -194,7 +216,7 @@ def command(ex: Experiment, main: bool = False) -> Callable:
     def decorate(function: Callable) -> Callable:
         typed = "settings" in inspect.signature(function).parameters
 
-        def wrapped(_run, _config):
+        def wrapped(_run, _config):  # the names that Sacred fills in
             try:
                 return function(_run, parse(ex.section, _config) if typed else _config)
             except (KeyboardInterrupt, SystemExit) as error:
@@ -204,11 +226,8 @@ def command(ex: Experiment, main: bool = False) -> Callable:
                 ):
                     raise
                 raise Interrupted("SIGINT: stopped", signal.SIGINT) from None
-            except (InputError, MisconfigurationException) as error:
-                raise UserError(_message(error)) from error
-            except OSError as error:
-                # One that names no file, and is none of ours, is a fault of the program's.
-                if error.filename is None and error.errno not in (None, *_NO_ROOM):
+            except Exception as error:
+                if not _is_the_users(error):
                     raise
                 raise UserError(_message(error)) from error
 
@@ -216,6 +235,15 @@ def command(ex: Experiment, main: bool = False) -> Callable:
         return ex.main(wrapped) if main else ex.command(wrapped)
 
     return decorate
+
+
+def _is_the_users(error: Exception) -> bool:
+    """Whether a user can mend it."""
+    if isinstance(error, OSError):
+        # One that names no file, and is none of ours, is a fault of the program's.
+        return error.filename is not None or error.errno in (None, *_NO_ROOM)
+    # Lightning's is not imported for this.
+    return isinstance(error, InputError) or type(error).__name__ == "MisconfigurationException"
 
 
 def _message(error: Exception) -> str:
@@ -288,6 +316,23 @@ def _check_settings_file(path: str) -> None:
             raise InputError("a name with a dot", setting=str(name), path=path, hint=hint)
 
 
+def _help(ex: Experiment, name: str) -> int:
+    """Print what is known of a command, a section of settings, or both."""
+    known = [section for section, _ in sections(ex.section)]
+    if name not in (*ex.commands, *known):
+        raise InputError(
+            "there is no such command or section of settings",
+            kind="unknown",
+            setting=name,
+            hint=f"They are: {', '.join(dict.fromkeys([*ex.commands, *known]))}.",
+        )
+    if name in ex.commands:
+        print(commands.help_for_command(ex.commands[name]))
+    if name in known:
+        print(listing(ex.section, name))
+    return 0
+
+
 def run_command_line(
     ex: Experiment, argv: Sequence[str], aliases: Mapping[str, str] | None = None
 ) -> int:
@@ -300,6 +345,8 @@ def run_command_line(
     sys.argv = [argv[0], *arguments]
     try:
         check_arguments(arguments, list(ex.commands), list(ex.named_configs))
+        if arguments[:1] == ["help"] and len(arguments) > 1:
+            return _help(ex, arguments[1])
         typed = arguments[arguments.index("with") + 1 :] if "with" in arguments else []
         for name in typed:
             if name.endswith((".json", ".yaml", ".yml")) and "=" not in name:

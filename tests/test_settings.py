@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
 from maest import config
+from maest.config import reference
 from maest.config.command_line import check_arguments
 from maest.config.schema import Setting, parse, plain, setting, settings_of
 from maest.helpers.errors import InputError
@@ -24,7 +26,7 @@ class Deep:
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
     max_epochs: int = setting(10, "epochs")
-    precision: str | None = setting(None, "of numbers", example="16-mixed")
+    precision: str | None = setting(None, "of numbers", auto="by the device")
     deep: Deep = field(default_factory=Deep)
 
 
@@ -220,8 +222,6 @@ def test_every_default_is_within_its_bounds(section, named):
     assert parse(section, plain(section())) == section()
     for known in settings_of(section):
         assert known.meaning.rstrip(".") == known.meaning != ""
-        if known.example is not None:
-            known.read(plain(known.example))
 
 
 @pytest.mark.parametrize(
@@ -248,16 +248,18 @@ def test_a_list_is_read_as_it_is_typed(names):
 
 def unfit(known: Setting) -> list[Any]:
     """Values that a setting cannot be."""
-    example = plain(known.default if known.example is None else known.example)
-    bad: list[Any] = [math.nan, math.inf, {"a": 1}]
-    if isinstance(example, bool):
-        bad += [[1], "word", 1]
-    elif isinstance(example, int | float):
+    kinds = [kind for kind in get_args(known.kind) or (known.kind,) if kind is not type(None)]
+    if get_origin(known.kind) in (tuple, Literal):
+        kinds = [known.kind]
+    bad: list[Any] = [math.nan, math.inf, {"a": 1}, [[{}]]]
+    if bool in kinds:
+        return [*bad, [1], "word", 1]
+    if int in kinds or float in kinds:
         least_is_negative = ">= -" in known.bounds
         bad += [[1], "word", True, 1e99, 10**400, *([] if least_is_negative else [-1])]
-    elif isinstance(example, str):
+    elif str in kinds:
         bad += [[1], True]
-    elif isinstance(example, list) and not isinstance(example[0], str):
+    elif any(get_origin(kind) is tuple and get_args(kind)[0] is not str for kind in kinds):
         bad += ["word", [{}], [math.nan], [-2], [True]]
     return bad
 
@@ -270,6 +272,16 @@ def test_nothing_passes_that_no_run_can_use(section, named):
             error = refused(parse, section, changed(known.name, value))
             assert error.setting == known.name, (known.name, value)
             assert error.kind in ("invalid", "unknown")
+
+
+def test_auto_is_none_where_there_is_a_rule():
+    assert parse(Example, {"trainer": {"precision": "auto"}}) == Example()
+    assert refused(parse, Example, {"limit": "auto"}).setting == "limit"
+
+
+def test_the_reference_is_up_to_date():
+    path = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+    assert path.read_text("utf-8") == reference.page()
 
 
 def test_a_setting_of_another_section_is_meant():

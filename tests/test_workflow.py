@@ -311,7 +311,7 @@ def test_training_on_a_broken_file_names_it(toy, tmp_path):
         ("with trainer.devices=-1 {toy}", "trainer.devices", "GPU"),
         ("with trainer.accelerator=gpu {toy}", "trainer.accelerator", "'gpu'"),
         ("with trainer.precision=16-mixed {toy}", "trainer.precision", "32-true"),
-        ("with datamodule.clip_length=ten", "datamodule.clip_length", "10.0"),
+        ("with datamodule.clip_length=ten", "datamodule.clip_length", "ten"),
         ("with datamodule.batch_size_train=0", "datamodule.batch_size_train", "1"),
         ("with datamodule.on_error=skipp {toy}", "datamodule.on_error", "'skip'"),
         ("with ckpt_path={tmp} {toy}", "ckpt_path", "{tmp}"),

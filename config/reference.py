@@ -1,0 +1,64 @@
+"""The reference of all settings: ``python -m maest.config.reference > docs/settings.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
+from maest.config import ProbeSettings, Settings
+from maest.config.data import DATASETS
+from maest.config.schema import Setting, plain, settings_of
+
+_HEAD = """# Settings
+
+Made by `python -m maest.config.reference`: change `config/`, not this page. A setting is typed as
+`name=value` after `with`. `auto` (or `None`) is worked out; a number stays within its bounds.
+"""
+
+
+def sections(root: type) -> Iterator[tuple[str, type]]:
+    """Name and class of each section."""
+    kinds = get_type_hints(root)
+    return ((f.name, kinds[f.name]) for f in fields(root) if is_dataclass(kinds[f.name]))
+
+
+def default(known: Setting) -> str:
+    """A setting's default, as it is typed; a path in the data folder from there."""
+    if known.auto and known.default is None:
+        return "auto"
+    return str(plain(known.default)).replace(str(DATASETS), DATASETS.name)
+
+
+def listing(root: type, section: str) -> str:
+    """A section's settings, for a terminal."""
+    kind = dict(sections(root))[section]
+    lines = [f"{section}: {kind.__doc__}", ""]
+    for known in settings_of(kind, f"{section}."):
+        lines += [f"{known.name} = {default(known)}", f"    {known.sentence()}"]
+        lines.append(f"    {known.values()}")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """All settings of both scripts, in Markdown."""
+    parts = [_HEAD]
+    for script, root in (("ex_maest.py", Settings), ("ex_tl.py", ProbeSettings)):
+        alone = [known for known in settings_of(root) if "." not in known.name]
+        tables = {script: alone}
+        tables |= {n: list(settings_of(kind, f"{n}.")) for n, kind in sections(root)}
+        for title, known in tables.items():
+            parts.append(f"{'##' if title == script else '###'} `{title}`\n\n{_table(known)}")
+    return "\n".join(parts)
+
+
+def _table(settings: list[Setting]) -> str:
+    rows = ["| setting | default | value | meaning |", "|---|---|---|---|"]
+    for known in settings:
+        cells = (f"`{known.name}`", f"`{default(known)}`", known.values(), known.sentence())
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
