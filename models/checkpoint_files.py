@@ -35,8 +35,10 @@ _STATE_DICT_ALONE = "Save the state dict alone, with torch.save(model.state_dict
 # What torch says of a pickle that it refuses.
 _NAMED = re.compile(r"GLOBAL ([\w.]+)|(?:class|type) ([\w.]+\.[\w.]+)")
 # What a checkpoint may hold. torch lets some more through, such as exceptions.
-_PLAIN = (Tensor, str, bytes, int, float, complex, type(None), torch.Size, torch.dtype)
-_PLAIN += (torch.device,)
+_PLAIN = (
+    *(Tensor, torch.Size, torch.dtype, torch.device),
+    *(str, bytes, int, float, complex, type(None)),
+)
 
 
 class CheckpointError(InputError):

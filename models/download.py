@@ -104,7 +104,7 @@ def _hub_file(name: str, arch: Arch, file: str, revision: str | None = None) -> 
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repository = arch.hub or arch.timm
+    repository = str(arch.hub or arch.timm)
     try:
         return Path(hf_hub_download(repository, file, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -147,7 +147,7 @@ def _release_file(name: str, arch: Arch, file: Path) -> None:
     try:  # no hash is published
         pooch.retrieve(arch.url, None, fname=file.name, path=file.parent, downloader=download)
     except Exception as error:  # the system's, the HTTP library's, ours
-        raise _failed(name, arch, arch.url, error) from error
+        raise _failed(name, arch, str(arch.url), error) from error
 
 
 def _failed(name: str, arch: Arch, what: str, error: Exception) -> DownloadError:

@@ -130,7 +130,7 @@ def split_square_positions(positions: Tensor, rows: int, columns: int) -> tuple[
     The grid is resized to F x T; its mean over one axis is the embedding of the other.
     """
     side = math.isqrt(positions.shape[1])
-    grid = positions.transpose(1, 2).unflatten(2, (side, side))
+    grid = positions.transpose(1, 2).reshape(1, -1, side, side)
     grid = resize_positions(grid, rows, columns)
     return grid.mean(dim=3, keepdim=True), grid.mean(dim=2, keepdim=True)
 
@@ -206,14 +206,14 @@ _HUB_NAMES = (
 _OURS = {theirs: (row, ours) for row, (ours, *both) in enumerate(_HUB_NAMES) for theirs in both}
 # A block's number, the name in it, and what of it
 _KEY = re.compile(
-    r"(?:(?:blocks|encoder\.layer|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?", re.DOTALL
+    r"\A(?:(?:blocks|encoder\.layer|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?\Z", re.DOTALL
 )
 
 
 def _read_hub(state: Mapping[str, Tensor]) -> Tensors:
     parts: dict[str, dict[int, Tensor]] = {}  # our name → row of _HUB_NAMES → tensor
     for key, tensor in state.items():
-        block, name, kind = _KEY.fullmatch(key.removeprefix(_TOP)).groups(default="")
+        [(block, name, kind)] = _KEY.findall(key.removeprefix(_TOP))
         row, ours = _OURS.get(name, (0, ""))
         ours = (f"blocks.{block}." if block else "") + ours + kind if ours else key
         if row in parts.get(ours, {}):  # a second spelling: unexpected
@@ -234,7 +234,8 @@ def _split_positions(positions: Tensor) -> Tensors:
         )
     rounding = torch.finfo(positions.dtype).eps * 8 * float(positions.float().abs().max())
     positions = positions.float()
-    grid = positions[:, 2:].unflatten(1, (rows, -1))  # [1, F, T, D]
+    columns = (positions.shape[1] - 2) // rows
+    grid = positions[:, 2:].reshape(-1, rows, columns, positions.shape[2])  # [1, F, T, D]
     time = grid[:, :1]
     freq = grid[:, :, :1] - grid[:, :1, :1]
     error = float((freq + time - grid).abs().max())
@@ -254,7 +255,7 @@ def write_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict → the published files' names. ``head_dist`` is not carried."""
     hub = {}
     for name, tensor in state.items():
-        block, ours, kind = _KEY.fullmatch(name).groups(default="")
+        [(block, ours, kind)] = _KEY.findall(name)
         published = [theirs for known, theirs, *_ in _HUB_NAMES if known == ours]
         for theirs, part in zip(published, tensor.chunk(len(published) or 1), strict=False):
             top = "" if theirs.startswith("classifier.") else _TOP

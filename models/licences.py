@@ -8,8 +8,10 @@ from typing import Any
 from maest.helpers.errors import InputError
 
 # SPDX identifiers of licences that let others choose their own for what they make of a work
-_PERMISSIVE = ("Apache-2.0", "MIT", "MIT-0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "ISC", "Zlib")
-_PERMISSIVE += ("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "Unlicense")
+_PERMISSIVE = (
+    *("Apache-2.0", "MIT", "MIT-0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "ISC", "Zlib"),
+    *("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "Unlicense"),
+)
 _BY_KEY = {name.lower(): name for name in _PERMISSIVE}
 
 

@@ -80,16 +80,13 @@ class Checkpoint:
 def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint:
     """Read a folder or file: see `Checkpoint`.
 
-    A folder may be a model folder of ours, or one in the model hub's layout (``config.json`` and
-    ``model.safetensors`` of `ASTForAudioClassification`). A file may be safetensors or PyTorch's
-    own format, with weights of MAEST, PaSST, DeiT or the hub's layout; the state dict may stand at
-    the top, or under ``state_dict`` (Lightning, with the prefix ``net.``, and ``net_swa.`` for the
-    weights' average) or ``model``.
+    A folder may be a model folder of ours or of the model hub (`ASTForAudioClassification`). A file
+    may be safetensors or PyTorch's own format, with weights of MAEST, PaSST, DeiT or the hub's
+    layout; the state dict may stand at the top, or under ``state_dict`` (Lightning, with the prefix
+    ``net.``, and ``net_swa.`` for the weights' average) or ``model``.
 
-    Args:
-        path: the folder or file.
-        average: which weights: the average that a training keeps beside its weights (True), the
-            weights themselves (False), or the average where there is one (None).
+    ``average``: the average that a training keeps beside its weights (True), the weights themselves
+    (False), or the average where there is one (None).
 
     Raises:
         CheckpointError: if ``path`` does not exist, is damaged, holds anything but tensors and
@@ -254,7 +251,7 @@ def _merge_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
             Maest.without_weights(**{"n_classes": 1} | sizes)
     labels, classes = config.get("id2label"), sizes.get("n_classes")
     if isinstance(labels, dict) and classes is not None:
-        names = [labels.get(str(i)) for i in range(len(labels))]
+        names: list[Any] = [labels.get(str(i)) for i in range(len(labels))]
         if len(names) != classes or {*map(type, names)} != {str}:
             log.warning("%s: id2label does not name the %d classes: left out", path, classes)
         elif names != layouts.default_hub_labels(classes):
@@ -282,11 +279,8 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
     another number of classes or another task is initialised anew, but for its norm. Both are
     logged. Anything else must match.
 
-    Args:
-        model: one made by `Maest.without_weights` gets memory of its own for each weight, and no
-            more.
-        checkpoint: of `load_checkpoint`.
-        discard_head: initialise the whole head anew.
+    A network of `Maest.without_weights` gets memory of its own for each weight, and no more.
+    ``discard_head``: initialise the whole head anew.
 
     Raises:
         CheckpointError: listing the keys that are missing, unexpected or of another shape.
@@ -298,8 +292,11 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
         if name.startswith(dropped):
             tensors.pop(name, None)
     # A head of which the file has a part is no optional one: the rest is reported as missing.
-    optional = layouts.OPTIONAL_HEADS.get(checkpoint.layout, ())
-    optional = [p for p in optional if not any(n.startswith(p) for n in checkpoint.tensors)]
+    optional = [
+        prefix
+        for prefix in layouts.OPTIONAL_HEADS.get(checkpoint.layout, ())
+        if not any(name.startswith(prefix) for name in checkpoint.tensors)
+    ]
     fresh = {n for n in expected if n not in tensors and n.startswith((*dropped, *optional))}
     used = layouts.HEADS if model.distilled_type == "separated" else layouts.HEADS[:1]
     if any(name.startswith(used) for name in fresh):
