@@ -112,7 +112,7 @@ class TrackBatch:
         return TrackBatch(self.keys, self.targets.pin_memory(), groups, self.errors)
 
 
-class PackedStrings(Sequence[str]):
+class PackedStrings:
     """Strings in two arrays.
 
     A worker process is a fork that shares its parent's memory until one of them writes to it, and
@@ -179,7 +179,7 @@ class CropDataset(Dataset):
         """
         mel = torch.empty(len(items), self.frames, N_MELS, dtype=torch.float16)
         rows = mel.numpy()
-        teacher: list[np.ndarray] | None = None if self.teacher_dir is None else []
+        teacher: list[np.ndarray] = []
         wider: dict[int, np.ndarray] = {}  # crops of .npy files of another type
         errors: dict[str, str] = {}
         tracks = []
@@ -188,7 +188,7 @@ class CropDataset(Dataset):
             tracks.append(track)
             if crop.dtype != DTYPE:
                 wider[i] = crop
-            if teacher is not None:
+            if logits is not None:
                 teacher.append(logits)
         if wider:
             wide = rows.astype(np.result_type(DTYPE, *wider.values()))
@@ -196,8 +196,8 @@ class CropDataset(Dataset):
                 wide[i] = crop
             mel = torch.from_numpy(wide)
         targets = torch.from_numpy(self.targets[tracks].astype(np.float32))
-        logits = None if teacher is None else torch.from_numpy(np.stack(teacher))
-        return ClipBatch(mel, targets, logits, errors)
+        taught = torch.from_numpy(np.stack(teacher)) if teacher else None
+        return ClipBatch(mel, targets, taught, errors)
 
     def _read(
         self, index: int, seed: int, out: np.ndarray, errors: dict[str, str]
@@ -205,7 +205,7 @@ class CropDataset(Dataset):
         """The track that was read, its crop, and the teacher's logits; ``errors`` is added to."""
         tried: list[int] = []
         reason = ""
-        substitutes = np.random.default_rng((seed, 1)) if self.skip else None
+        substitutes = np.random.default_rng((seed, 1))
         while len(tried) < min(_TRIES, len(self)):
             key = self.keys[index]
             try:
@@ -265,8 +265,8 @@ def collate_tracks(
     items: Sequence[tuple[str, list[np.ndarray] | MelFileError, np.ndarray]],
 ) -> TrackBatch:
     """Make a :class:`TrackBatch`, with the patches of one length together."""
-    errors = {key: str(mel) for key, mel, _ in items if isinstance(mel, Exception)}
-    good = [item for item in items if item[0] not in errors]
+    errors = {key: str(mel) for key, mel, _ in items if isinstance(mel, MelFileError)}
+    good = [(key, mel, target) for key, mel, target in items if not isinstance(mel, MelFileError)]
     by_length: dict[int, tuple[list[np.ndarray], list[int]]] = {}
     for track, (_, pieces, _) in enumerate(good):
         for piece in pieces:

@@ -99,23 +99,25 @@ def build(
     task = _check(table, task, min_positives, base_dir, keep_duplicates_together)
     rows, missing = _rows_with_files(table, base_dir, skip_missing)
     without_labels = 0
+    dropped: dict[str, int] = {}
     if table.values is not None:
-        names, targets, dropped = table.columns["values"], np.float32(table.values)[rows], {}
+        names, targets = table.columns["values"], np.asarray(table.values, np.float32)[rows]
     else:
         names, targets, dropped = _labels(table, rows, min_positives)
-        labelled = targets.any(axis=1)
+        labelled = np.asarray(targets.any(axis=1))
         without_labels = int((~labelled).sum())
         if task == "single-label":
-            rows = [i for i, own in zip(rows, labelled, strict=True) if own]
+            rows = [i for i, own in zip(rows, labelled.tolist(), strict=True) if own]
             targets = targets[labelled]
     # What is balanced over the splits; of values, how many are high.
-    marks = targets if table.values is None else targets > np.median(targets, axis=0)
+    marks = targets if table.values is None else targets > np.asarray(np.median(targets, axis=0))
 
     # A track of unknown group stands for itself.
     known = table.groups or [""] * len(table.keys)
     groups = [("group", known[i]) if known[i] else ("track", table.keys[i]) for i in rows]
-    duplicates, together = None, groups
-    if keep_duplicates_together:
+    together: Sequence[Hashable] = groups
+    duplicates = None
+    if keep_duplicates_together and base_dir is not None:
         together, duplicates = _join_duplicates(base_dir, [table.keys[i] for i in rows], groups)
     if table.splits is not None:
         sides = [table.splits[i] for i in rows]
@@ -405,7 +407,7 @@ def describe(built: Built) -> list[str]:
             for (split, keys), means in zip(built.splits.items(), built.means, strict=True)
         ]
         header = ["", "tracks", *(f"{name}, mean" for name in built.names)]
-    else:
+    elif built.positives is not None:
         counted = [
             *(
                 (split, len(keys), own)

@@ -109,7 +109,7 @@ class CheckReport:
         return lines
 
     def _bad_files(self, finding: Finding) -> Iterator[str]:
-        bad = self.splits[finding.split].bad
+        bad = self.splits[finding.split].bad if finding.split else {}
         yield from (
             f"      {short_repr(key)}: {reason}" for key, reason in list(bad.items())[:_SHOWN]
         )
@@ -442,7 +442,7 @@ def _report_twins(
             for other, firsts in before.items():
                 twin = next((k for d, k in firsts.items() if d is None or d != own), None)
                 if twin is not None:
-                    names = (twin,) if posixpath.normpath(key) == twin else (twin, key)
+                    names = [twin] if posixpath.normpath(key) == twin else [twin, key]
                     shared[other, split].append(" = ".join(map(short_repr, names)))
             before.setdefault(split, {}).setdefault(own, key)
     for (a, b), names in shared.items():

@@ -51,7 +51,7 @@ def find_audio(
         others: counts, by suffix or name, what is left out because of it.
     """
     names: list[str] = []
-    folders = [("", (_identity(audio_dir),))]
+    folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(audio_dir),))]
     while folders:
         prefix, way = folders.pop()
         try:

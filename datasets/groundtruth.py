@@ -28,7 +28,7 @@ if not __package__:  # started as a script: import from the repository root, not
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
 from maest.helpers.errors import InputError
-from maest.helpers.files import atomic_path, write_json
+from maest.helpers.files import atomic_path, print_any_name, write_json
 from maest.helpers.safe_pickle import load_pickle, short_repr
 
 
@@ -172,7 +172,7 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
         )
     if not groundtruth:
         raise GroundTruthError("no tracks", kind="empty", path=path, hint="Expected one at least.")
-    targets: np.ndarray | None = None
+    targets = np.empty((0, 0), dtype)
     seen: dict[str, str] = {}
     for row, (key, labels) in enumerate(groundtruth.items()):
         try:
@@ -184,7 +184,7 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
                     hint="Keep one of the two.",
                 )
             labels = check(labels)
-            if targets is None:
+            if row == 0:
                 targets = np.empty((len(groundtruth), len(labels)), dtype)
             if len(labels) != targets.shape[1]:
                 raise GroundTruthError(
@@ -451,5 +451,5 @@ if __name__ == "__main__":
     from maest.datasets.groundtruth_command import main
 
     # A key may hold characters that the terminal's encoding lacks.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    print_any_name()
     sys.exit(main())

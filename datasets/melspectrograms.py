@@ -104,8 +104,8 @@ def open_mel(path: str | Path) -> np.ndarray:
         if not len(mel):
             raise MelFileError("has no frames", kind="empty", hint=_AGAIN, path=path)
         return mel
-    with MelFile(path) as mel:
-        frames = len(mel)
+    with MelFile(path) as file:
+        frames = len(file)
     return np.memmap(path, DTYPE, mode="r", shape=(frames, N_MELS))
 
 
@@ -205,7 +205,7 @@ class MelFile:
         if self._mapped is not None:
             out[:] = self._mapped[first : first + len(out)]
         else:
-            self._read_bytes(memoryview(out).cast("B"), first * FRAME_BYTES)
+            self._read_bytes(out.data.cast("B"), first * FRAME_BYTES)
         if not all_finite(out):
             raise MelFileError(
                 f"NaN or infinite values in frames {first}-{first + len(out)}",
@@ -245,7 +245,7 @@ class MelFile:
         """A hash of all values; None if they are all the same, as those of silence are."""
         digest, first, constant = hashlib.blake2b(digest_size=16), None, True
         for chunk in self.chunks():
-            digest.update(memoryview(chunk).cast("B"))
+            digest.update(chunk.data.cast("B"))
             first = chunk[0, 0] if first is None else first
             constant = constant and bool((chunk[0] == first).all() and (chunk == first).all())
         return None if constant else digest.digest()

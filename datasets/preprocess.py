@@ -42,6 +42,7 @@ from maest.helpers.failures import read_failures, valid_utf8, write_failures
 from maest.helpers.files import (
     NAMES_FILE_ONLY,
     TEMPORARY,
+    print_any_name,
     remove_leftovers,
     write_error,
     write_json,
@@ -226,9 +227,9 @@ def preprocess(
         has_failures = write_failures(failed_csv, failed, column="path")
         has_warnings = write_failures(warnings_csv, listed, column="path")
         if whole:  # this run went over what the shards had left
-            for name in ("failed", "warnings"):
-                for older in store.glob(f"{name}-*-of-*.csv"):
-                    older.unlink(missing_ok=True)
+            for what in ("failed", "warnings"):
+                for leftover in store.glob(f"{what}-*-of-*.csv"):
+                    leftover.unlink(missing_ok=True)
     except OSError as error:
         raise write_error(failed_csv, error, "MELSPEC_DIR") from None
     return Report(
@@ -499,7 +500,7 @@ def _read_recipe(path: Path) -> dict[str, Any] | None:
 
 def _clashes(keys: dict[str, str], store: Path, audio_dir: Path, index: MelIndex) -> dict[str, str]:
     """Audio files that can have no log-mel file of their own → the reason."""
-    failed = {}
+    failed: dict[str, str] = {}
     same_case = (store / RECIPE_FILE.upper()).exists()
     form = str.casefold if same_case else str
     alike = Counter(map(form, keys.values()))
@@ -653,6 +654,5 @@ if __name__ == "__main__":
     from maest.datasets.preprocess import main as _main
 
     signal.signal(signal.SIGTERM, _Terminated.handler)
-    for _stream in (sys.stdout, sys.stderr):  # a name may have bytes that are no text
-        _stream.reconfigure(errors="backslashreplace")
+    print_any_name()
     sys.exit(_main())

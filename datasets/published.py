@@ -23,6 +23,7 @@ from maest.datasets.preprocess import Report, Terminated, preprocess
 from maest.datasets.splitting import SPLITS
 from maest.helpers.errors import InputError
 from maest.helpers.failures import read_failures
+from maest.helpers.files import print_any_name
 from maest.helpers.report import table
 
 _SHOWN = 5  # of a list in a message
@@ -241,8 +242,7 @@ def chosen_steps(options: argparse.Namespace, steps: Sequence[str]) -> list[str]
 def start(main: Callable[[], int]) -> None:
     """Be a script: run ``main`` as all there is in this process, and exit with its code."""
     signal.signal(signal.SIGTERM, Terminated.handler)
-    for stream in (sys.stdout, sys.stderr):  # a name may have bytes that are no text
-        stream.reconfigure(errors="backslashreplace")
+    print_any_name()
     code = main()
     for number in (signal.SIGINT, signal.SIGTERM):  # of no use any more, and told as an error
         signal.signal(number, signal.SIG_IGN)

@@ -99,9 +99,9 @@ class _Dealer:
         self.counts = [counts[own] for own in slices]
         by_label = np.argsort(cells[1], kind="stable")
         ends = np.searchsorted(cells[1, by_label], np.arange(n_labels + 1))
-        slices = [by_label[a:b] for a, b in pairwise(ends)]
-        self.groups = [cells[0, own] for own in slices]  # of each label
-        self.label_counts = [counts[own] for own in slices]
+        members = [by_label[a:b] for a, b in pairwise(ends)]
+        self.groups = [cells[0, own] for own in members]  # of each label
+        self.label_counts = [counts[own] for own in members]
         self.total = np.array([own.sum() for own in self.label_counts])
         self.order = rng.permutation(len(sizes))  # breaks ties
         self.side = np.full(len(sizes), -1)
@@ -182,9 +182,13 @@ class _Dealer:
             left = room.copy()
             left[self.side[group]] += self.sizes[group]
             left[side] -= self.sizes[group]
-            return not self._can_leave(group, full), np.abs(left).sum().round(9), self.order[group]
+            return (
+                not self._can_leave(group, full),
+                round(float(np.abs(left).sum()), 9),
+                self.order[group],
+            )
 
-        return int(min(np.flatnonzero(self.members[self.side] >= 2), key=cost))
+        return min(np.flatnonzero(self.members[self.side] >= 2).tolist(), key=cost)
 
     def _can_leave(self, group: int, full: np.ndarray) -> bool:
         """Whether the group's side has others, and of each label in three groups or more too."""

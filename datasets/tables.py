@@ -20,6 +20,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from maest.datasets.collection import mel_key
 from maest.datasets.groundtruth import check_key
@@ -213,7 +214,10 @@ def read_table(
     )
 
 
-def _read_rows(path: Path, warnings: list[str]) -> tuple[list[str], list[list[str]], list[int]]:
+_Rows = tuple[list[str], list[list[str]], list[int]]  # names of columns, rows, their last lines
+
+
+def _read_rows(path: Path, warnings: list[str]) -> _Rows:
     """Names of the columns, rows, and the line that each row ends in; ``warnings`` is added to."""
     text = _read_text(path)
     delimiter = None
@@ -234,19 +238,22 @@ def _read_rows(path: Path, warnings: list[str]) -> tuple[list[str], list[list[st
     if delimiter != "\t" or '"' not in text:
         return _parse(path, text, delimiter)
     try:
-        found, error = _parse(path, text, delimiter), None
-        if not any("\t" in cell or "\n" in cell for row in found[1] for cell in row):
-            return found  # else two quote signs far apart may have swallowed what is between them
+        quoted: _Rows | InputError = _parse(path, text, delimiter)
     except InputError as refused:
-        found, error = None, refused
+        quoted = refused
+    # Two quote signs far apart may have swallowed what is between them.
+    if not isinstance(quoted, InputError) and not any(
+        "\t" in cell or "\n" in cell for row in quoted[1] for cell in row
+    ):
+        return quoted
     try:  # titles such as "Heroes" live, which no one has quoted
-        found = _parse(path, text, delimiter, quoting=csv.QUOTE_NONE)
+        plain = _parse(path, text, delimiter, quoted=False)
     except InputError:
-        if error is not None:
-            raise error from None
-        return found
+        if isinstance(quoted, InputError):
+            raise quoted from None
+        return quoted
     warnings.append("quote signs of the table do not come in pairs: they were taken as text")
-    return found
+    return plain
 
 
 def _read_text(path: Path) -> str:
@@ -279,10 +286,9 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _parse(
-    path: Path, text: str, delimiter: str, quoting: int = csv.QUOTE_MINIMAL
-) -> tuple[list[str], list[list[str]], list[int]]:
+def _parse(path: Path, text: str, delimiter: str, quoted: bool = True) -> _Rows:
     content = io.StringIO(text, newline="")
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(content, delimiter=delimiter, quoting=quoting, strict=True)
     rows, lines = [], []
     try:
@@ -340,8 +346,12 @@ class _Columns:
 
     def one(self, given: str | None, known: Sequence[str], option: str) -> str | None:
         """The column that was named, or else one that has a known name; None: there is none."""
-        if given is None:
-            return next((self.by_bare[name] for name in known if name in self.by_bare), None)
+        if given is not None:
+            return self.named(given, option)
+        return next((self.by_bare[name] for name in known if name in self.by_bare), None)
+
+    def named(self, given: str, option: str) -> str:
+        """The column of that name. Raises InputError where there is none."""
         name = given if given in self.header else self.by_bare.get(_bare(given))
         if name is None:
             raise InputError(
@@ -355,7 +365,7 @@ class _Columns:
 
     def several(self, given: Sequence[str], option: str) -> list[str]:
         """Those that were named, each once."""
-        return list(dict.fromkeys(self.one(name, (), option) for name in given))
+        return list(dict.fromkeys(self.named(name, option) for name in given))
 
     def labels(self, given: Sequence[str], taken: Collection[str | None]) -> list[str]:
         """Those that were named, or else the one that has the name of labels, if there is one."""

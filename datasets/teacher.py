@@ -59,8 +59,8 @@ def read_teacher_logits(folder: str | Path, key: str, n_classes: int) -> np.ndar
     """
     path = Path(folder) / f"{key}{_SUFFIX}"
 
-    def error(kind: Kind, message: str, hint: str = _HINT, path: Path = path) -> TeacherFileError:
-        return TeacherFileError(message, kind=kind, path=path, hint=hint)
+    def error(kind: Kind, message: str) -> TeacherFileError:
+        return TeacherFileError(message, kind=kind, path=path, hint=_HINT)
 
     try:
         logits = load_array(path)
@@ -80,4 +80,6 @@ def read_teacher_logits(folder: str | Path, key: str, n_classes: int) -> np.ndar
     try:
         return pooled_file(np.atleast_2d(logits), path)
     except InputError as fault:
-        raise error(fault.kind, fault.message, fault.hint, fault.path) from None
+        raise TeacherFileError(
+            fault.message, kind=fault.kind, path=fault.path, hint=fault.hint
+        ) from None

@@ -206,7 +206,7 @@ def _decoded(path: Path, meter: Meter, seconds: float | None) -> Generator[np.nd
             part = None if len(files) > 1 else _centre(files[0], meter, seconds)
             yield cut_central(joined(blocks), seconds) if part is None else part
     except av.FFmpegError as error:
-        raise _undecodable(error.strerror) from None
+        raise _undecodable(error.strerror or str(error)) from None
     except OSError as error:
         gone = error.errno in (errno.ENOENT, errno.ELOOP)
         raise AudioError(
@@ -277,23 +277,26 @@ class _Sound:
             self.promised -= late
         elif name == "matroska,webm" and len(container.streams) == 1 and not self.length:
             self.promised = (container.duration or 0) / 1e6 - late  # with a length, an estimate
-        self.seconds, self.hole, self.error = 0.0, None, ""
+        self.seconds, self.error = 0.0, ""
+        self.hole: float | None = None
         self._bytes = self._lost = 0
         self._largest = _LARGEST_MP3_FRAME if name == "mp3" else math.inf
 
     def frames(self) -> Iterator[av.AudioFrame]:
         """All that can be decoded from here to the end."""
-        gap = last = b""  # what no frame was made of
-        damaged = False
+        gap, damaged = b"", False  # bytes that no frame was made of
+        last: av.Packet | None = None
         try:
             for packet in self.container.demux(self.stream):
                 try:
                     frames = packet.decode()
                     damaged |= packet.size > self._largest
                 except av.FFmpegError as error:
-                    frames, damaged, self.error = [], True, error.strerror
+                    frames, damaged, self.error = [], True, error.strerror or str(error)
                 if self.seconds and (damaged or not frames):
-                    gap += bytes(last)[-10:] + bytes(packet)  # a tag may begin in the one before
+                    gap += (bytes(last)[-10:] if last else b"") + bytes(
+                        packet
+                    )  # a tag may begin in the one before
                 for frame in frames:
                     lost = len(gap) if damaged and not _TAG.search(gap) else 0
                     jump = 0 if frame.pts is None else (frame.pts - self.first) * self.tick
@@ -306,7 +309,7 @@ class _Sound:
                 self._bytes += packet.size if frames else 0
                 last = packet
         except av.FFmpegError as error:  # of the container, which goes no further
-            self.error = error.strerror
+            self.error = error.strerror or str(error)
             if self.hole is None:
                 self.hole = self.seconds
 

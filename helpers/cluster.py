@@ -86,19 +86,19 @@ def cluster_map(
                 setting="--scheduler",
             ) from None
         call, killed = _anywhere(function), []
-        for item, result, error in _outcomes(client, call, items, scheduler):
-            if isinstance(error, _Killed):
+        for item, result, fault in _outcomes(client, call, items, scheduler):
+            if isinstance(fault, _Killed):
                 killed.append(item)
-            elif error is not None:
-                raise error
+            elif fault is not None:
+                raise fault
             else:
                 yield result
         for item in killed:
-            ((_, result, error),) = _outcomes(client, call, [item], scheduler)
-            if error is None:
+            ((_, result, fault),) = _outcomes(client, call, [item], scheduler)
+            if fault is None:
                 yield result
-            elif not isinstance(error, _Killed):
-                raise error
+            elif not isinstance(fault, _Killed):
+                raise fault
             elif failed is not None:
                 yield failed(item, KILLED)
             else:
@@ -115,8 +115,8 @@ class _Killed(Exception):
 
 def _outcomes(
     client: Any, call: Callable[[bytes], Result], items: Sequence[Item], scheduler: str
-) -> Iterator[tuple[Item, Result | None, BaseException | None]]:
-    """Each item with its result, or the error in place of one."""
+) -> Iterator[tuple[Item, Any, BaseException | None]]:
+    """Each item with its result, or None and the error."""
     from distributed import KilledWorker, as_completed
 
     waiting, submitted, completed = iter(items), {}, as_completed(loop=client.loop)
@@ -131,15 +131,16 @@ def _outcomes(
         submit(islice(waiting, _WINDOW))
         for future in completed:
             submit(islice(waiting, 1))
-            error, result = future.exception(), None
-            if error is None:
+            fault: BaseException | None = future.exception()
+            result = None
+            if fault is None:
                 try:  # a worker that dies now takes it along, and Dask may wait for it for ever
                     result = future.result(_CONNECT_SECONDS)
                 except TimeoutError:
-                    error = _Killed()
-            elif isinstance(error, KilledWorker):
-                error = _Killed()
-            yield submitted.pop(future.key), result, error
+                    fault = _Killed()
+            elif isinstance(fault, KilledWorker):
+                fault = _Killed()
+            yield submitted.pop(future.key), result, fault
     except (CancelledError, OSError, RuntimeError) as error:
         raise InputError(
             f"the Dask scheduler at {scheduler} does not answer any more ({type(error).__name__})",

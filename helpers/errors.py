@@ -62,5 +62,6 @@ class InputError(ValueError):
         return ": ".join(str(part) for part in (self.setting, self.path, self.reason) if part)
 
     def __reduce__(self) -> Any:  # worker processes pass errors on
-        details = {"kind": self.kind, "hint": self.hint, "path": self.path, "setting": self.setting}
+        details: dict[str, Any] = {"kind": self.kind, "hint": self.hint, "path": self.path}
+        details["setting"] = self.setting
         return partial(type(self), **details), (self.message,)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
 import secrets
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
@@ -147,3 +149,10 @@ def point_link(link: str | Path, target: str | Path) -> None:
         temporary = Path(folder) / "link"
         temporary.symlink_to(os.path.relpath(target, link.parent))
         os.replace(temporary, link)
+
+
+def print_any_name() -> None:
+    """Let this process print the names of files whose bytes are no text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

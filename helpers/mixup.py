@@ -31,9 +31,9 @@ def mixup(x: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         raise ValueError(f"alpha is {alpha}: expected a number above 0, or 0 for no mixup")
     # Apple's MPS cannot draw from a Beta distribution.
     device = torch.device("cpu") if x.device.type == "mps" else x.device
-    alphas = torch.full((2, 1), float(alpha), device=device)
+    alphas = torch.full((1,), float(alpha), device=device)
     # Validation would have the host wait for the device.
-    beta = torch.distributions.Beta(*alphas, validate_args=False)
+    beta = torch.distributions.Beta(alphas, alphas, validate_args=False)
     own = beta.sample((len(x),)).flatten().to(x)
     own = torch.maximum(own, 1 - own)
     partner = torch.randperm(len(x), device=x.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -86,7 +86,7 @@ def run_parallel(
     progress: bool = True,
     title: str = "",
     unit: str = "item",
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Yield ``function(item, *arguments)`` of each item, as they come.
 
     Args:
@@ -133,7 +133,7 @@ def _produce(function: Callable[..., Result], arguments: tuple, item: Any) -> It
     yield function(item, *arguments)
 
 
-def _values(produced: Iterator[Produced[Item, Result]]) -> Iterator[Result]:
+def _values(produced: Generator[Produced[Item, Result]]) -> Iterator[Result]:
     with closing(produced):
         for _, value, _ in produced:
             yield value

@@ -235,8 +235,8 @@ def block_curves(
     """
     figure = Figure(figsize=(8, 4.5))
     axes = figure.subplots()
-    for name, (means, deviations) in series.items():
-        means, deviations = np.asarray(means, float), np.asarray(deviations, float)
+    for name, figures in series.items():
+        means, deviations = (np.asarray(values, float) for values in figures)
         (line,) = axes.plot(blocks, means, marker="o", ms=3, label=name)
         axes.fill_between(blocks, means - deviations, means + deviations, alpha=0.15,
                           color=line.get_color(), lw=0)  # fmt: skip

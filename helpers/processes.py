@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -69,7 +69,7 @@ def process_map(
     failed: Callable[[Item, str], Value] | None = None,
     time_limit: float | None = TIME_LIMIT,
     start_method: str | None = None,
-) -> Iterator[Produced[Item, Value]]:
+) -> Generator[Produced[Item, Value]]:
     """Yield what ``produce`` yields of each item, from worker processes.
 
     Each worker takes the next item that nobody has begun. The values of one item come in order,
@@ -207,7 +207,8 @@ class _Pool:
     ) -> None:
         self.workers: list[_Worker] = []
         self.items = job[1]
-        self._context, self._job, self._limit = context, job, limit
+        self._context: Any = context  # typeshed knows of no Process in it
+        self._job, self._limit = job, limit
         self._queue_out, self._queue_in = context.Pipe(duplex=False)
         self._barren = 0  # workers in a row that were killed before they began an item
         self._owner = os.getpid()
@@ -255,16 +256,17 @@ class _Pool:
 
     def wait(self) -> tuple[list[_Worker], list[_Worker]]:
         """Wait for workers that sent something or ended; and those silent for too long."""
-        by_end = {worker.results: worker for worker in self.workers}
+        ends = [worker.results for worker in self.workers]
+        by_end: dict[object, _Worker] = {worker.results: worker for worker in self.workers}
         if self._limit is None:
-            return [by_end[end] for end in wait(list(by_end))], []
+            return [by_end[end] for end in wait(ends)], []
         # A process that starts may have much to import.
         until = {
             worker: worker.heard + max(self._limit, 0 if worker.item is not None else TIME_LIMIT)
             for worker in self.workers
         }
-        ends = wait(list(by_end), max(0.0, min(until.values()) - time.monotonic()))
-        ready = [by_end.pop(end) for end in ends]
+        ready_ends = wait(ends, max(0.0, min(until.values()) - time.monotonic()))
+        ready = [by_end.pop(end) for end in ready_ends]
         now = time.monotonic()
         return ready, [worker for worker in by_end.values() if now >= until[worker]]
 
@@ -359,7 +361,7 @@ def _receive(end: Connection) -> _Message:
         EOFError, OSError: the worker has ended.
     """
     data, sizes = end.recv()
-    arrays = [memoryview(np.empty(size, np.uint8)) for size in sizes]
+    arrays = [np.empty(size, np.uint8).data for size in sizes]
     with open(end.fileno(), "rb", buffering=0, closefd=False) as raw:
         for array in arrays:
             while array:

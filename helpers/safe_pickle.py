@@ -266,7 +266,10 @@ class _Dispatch(dict):
         raise pickle.UnpicklingError(f"unknown opcode {opcode:#x}")
 
 
-class _Unpickler(pickle._Unpickler):
+_InPython: Any = pickle._Unpickler  # typeshed has few of its methods
+
+
+class _Unpickler(_InPython):
     """Knows the globals of ``_ALLOWED`` and no other; imports nothing.
 
     The unpickler in Python is half as fast as the one in C, which allocates what a file declares
@@ -274,8 +277,7 @@ class _Unpickler(pickle._Unpickler):
     """
 
     dispatch = _Dispatch(
-        (code, pickle._Unpickler.dispatch[code])
-        for code in (getattr(pickle, name)[0] for name in _OPCODES)
+        (code, _InPython.dispatch[code]) for code in (getattr(pickle, name)[0] for name in _OPCODES)
     )
 
     def load_plain(self) -> Any:

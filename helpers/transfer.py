@@ -71,7 +71,8 @@ def download(
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(path, url)
-    failures, furthest, reason = 0, part.size(), ""
+    failures, furthest = 0, part.size()
+    reason: str | None = None
     with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None if progress else True) as bar:
         while failures < tries:
             try:

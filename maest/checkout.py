@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
-import importlib.machinery
 import importlib.util
 import sys
 import warnings
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 OLDER = ("config", "datasets", "helpers", "models")
@@ -23,14 +24,19 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self) -> None:
         self.packages: set[str] = set()
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
         if fullname.partition(".")[0] not in self.packages or "." not in fullname:
             return None
         if importlib.util.find_spec(f"maest.{fullname}") is None:
             return None
-        return importlib.machinery.ModuleSpec(fullname, self)
+        return ModuleSpec(fullname, self)
 
-    def create_module(self, spec) -> ModuleType:
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
         self.spec = importlib.import_module(f"maest.{spec.name}").__spec__
         return sys.modules[f"maest.{spec.name}"]
 

@@ -225,7 +225,7 @@ def _works_of(collection: Collection, folder: Path) -> Iterator[Work]:
         stem = "-".join((*relative.parts[1 if not collection.by_folder else 0 : -1], path.stem))
         if path.suffix == ".abc":
             tunes = split_book(decode(path.read_bytes()))
-            entries = [
+            entries: list[tuple[str, str | None, int]] = [
                 (stem if len(tunes) == 1 else f"{stem}-{number:04d}", tune, len(tune))
                 for number, tune in enumerate(tunes, 1)
             ]

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -250,7 +251,7 @@ def _build(out_dir: Path, settings: Settings, num_workers: int | None, progress:
     folder = corpus_folder()
     chosen = list_works(folder)[: settings.works]
     lost: dict[str, str] = {}  # works and clips whose process was killed: they are not kept
-    how = {"num_workers": num_workers, "progress": progress, "unit": "work"}
+    run = partial(run_parallel, num_workers=num_workers, progress=progress, unit="work")
 
     def lose_work(work: Work, reason: str) -> tuple[str, str]:
         lost[work.id] = reason
@@ -265,9 +266,7 @@ def _build(out_dir: Path, settings: Settings, num_workers: int | None, progress:
         _check_versions(cache, out_dir)
         results = cache.works(work.id for work in chosen)
         missing = [work for work in chosen if work.id not in results]
-        read_now = run_parallel(
-            _read_work, missing, (folder,), failed=lose_work, title="read", **how
-        )
+        read_now = run(_read_work, missing, (folder,), failed=lose_work, title="read")
         for identity, result in read_now:
             results[identity] = result
             if identity not in lost:
@@ -290,9 +289,7 @@ def _build(out_dir: Path, settings: Settings, num_workers: int | None, progress:
         cache.forget_clips(clip_key(work, rendition) for work, _, rendition in todo)
         if todo:
             importlib.import_module("maest.helpers.melspectrogram")  # once, before processes fork
-        performed = run_parallel(
-            _perform_work, todo, (out_dir, settings), failed=lose_clip, title="perform", **how
-        )
+        performed = run(_perform_work, todo, (out_dir, settings), failed=lose_clip, title="perform")
         for key, row in performed:
             rows[key] = row
             if key not in lost:
