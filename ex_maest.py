@@ -84,8 +84,8 @@ from maest.models import get_maest, licences, load_checkpoint, save_model
 from maest.models.archs import clip_seconds, size_name
 from maest.models.huggingface import export_huggingface
 from maest.models.onnx_export import export_onnx
-from maest.models.training import MaestModule, TrainingOptions
 from maest.models.saving import save_safetensors
+from maest.models.training import MaestModule, TrainingOptions
 from maest.models.weights import load_into
 
 log = logging.getLogger(__name__)

@@ -330,7 +330,7 @@ def check_head(checkpoint: Checkpoint, net: Maest) -> None:
     """Raise InputError if a head that is read is not the checkpoint's."""
     read = ("head.", "head_dist.") if net.distilled_type == "separated" else ("head.",)
     trained_as = checkpoint.sizes.get("distilled_type", net.distilled_type)
-    if trained_as != net.distilled_type or any(name.startswith(read) for name in net.fresh):
+    if trained_as != net.distilled_type or any(name.startswith(read) for name in net.uninitialized):
         raise InputError(
             f"a head for {net.n_classes} classes would be newly initialized, and its logits noise",
             kind="mismatch",

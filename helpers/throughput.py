@@ -35,6 +35,8 @@ def forward_flops(
 ) -> float:
     """Floating-point operations of one clip's way through the network.
 
+    For logits, the last block computes two tokens; for a block's embedding, all of them.
+
     Matrix products and attention are counted, a multiplication and an addition as two; the rest is
     a few per mille.
 
@@ -42,12 +44,13 @@ def forward_flops(
         tokens: N, of which two are no patches; with patchout, what it leaves.
         embed_dim: channels D.
         depth: number of blocks.
-        outputs: logits of all heads in use: C, or 2 · C where two heads are trained.
+        outputs: logits of all heads in use: C, or 2 · C where two heads are trained; 0 for the
+            embedding of block ``depth - 1``.
         mlp_ratio: hidden width of a block's MLP over D.
         patch_dim: values of a patch.
     """
-    patches, block, heads = _parts(tokens, embed_dim, outputs, mlp_ratio, patch_dim)
-    return patches + depth * block + heads
+    patches, blocks, heads = _parts(tokens, embed_dim, depth, outputs, mlp_ratio, patch_dim)
+    return patches + sum(blocks) + heads
 
 
 def training_flops(
@@ -70,20 +73,25 @@ def training_flops(
         frozen_blocks: the patch embedding and so many first blocks are not trained, and have no
             backward; 0: all are trained.
     """
-    patches, block, heads = _parts(tokens, embed_dim, outputs, mlp_ratio, patch_dim)
-    trained = 3 * (depth - frozen_blocks) * block + 3 * heads
-    return (1 if frozen_blocks else 2) * patches + frozen_blocks * block + trained
+    patches, blocks, heads = _parts(tokens, embed_dim, depth, outputs, mlp_ratio, patch_dim)
+    frozen, trained = sum(blocks[:frozen_blocks]), sum(blocks[frozen_blocks:]) + heads
+    return (1 if frozen_blocks else 2) * patches + frozen + 3 * trained
 
 
 def _parts(
-    tokens: int, embed_dim: int, outputs: int, mlp_ratio: float, patch_dim: int
-) -> tuple[float, float, float]:
-    """FLOPs forward of the patch embedding, of one block, and of the heads."""
+    tokens: int, embed_dim: int, depth: int, outputs: int, mlp_ratio: float, patch_dim: int
+) -> tuple[float, list[float], float]:
+    """FLOPs forward of the patch embedding, of each block, and of the heads."""
     hidden = int(embed_dim * mlp_ratio)
-    products = 2 * tokens * embed_dim * (4 * embed_dim + 2 * hidden)  # qkv, proj; fc1, fc2
-    attention = 2 * 2 * tokens**2 * embed_dim  # queries on keys, weights on values
+
+    def block(queries: int) -> float:
+        qkv = 2 * tokens * embed_dim * 3 * embed_dim
+        attention = 2 * 2 * queries * tokens * embed_dim  # queries on keys, weights on values
+        return qkv + attention + 2 * queries * embed_dim * (embed_dim + 2 * hidden)  # proj; fc1, 2
+
     patches = 2.0 * (tokens - 2) * patch_dim * embed_dim
-    return patches, products + attention, 2 * embed_dim * outputs
+    last = block(2 if outputs else tokens)
+    return patches, [block(tokens)] * (depth - 1) + [last], 2 * embed_dim * outputs
 
 
 def synchronise(device: torch.device) -> None:

@@ -15,7 +15,8 @@ from maest.helpers.checkpoints import diverged
 from maest.helpers.errors import InputError
 from maest.helpers.metrics import MONITOR, Evaluation, evaluate
 from maest.helpers.patches import seconds
-from maest.models.maest import Maest, on_device
+from maest.models.maest import Maest
+from maest.models.patchout import on_device
 
 log = logging.getLogger(__name__)
 

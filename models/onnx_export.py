@@ -6,6 +6,7 @@ any length up to the longest that the positions hold, and has no external data.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -195,9 +196,9 @@ class _ExportNetwork(nn.Module):
         cls, dist = x[:, 0], x[:, 1]
         embeddings[-1] = (cls + dist) / 2
         if net.distilled_type == "mean":
-            logits = net.in_units(net.head(embeddings[-1]))
+            logits = net.unstandardize(net.head(embeddings[-1]))
         else:
-            logits = net.in_units((net.head(cls) + net.head_dist(dist)) / 2)
+            logits = net.unstandardize((net.head(cls) + net.head_dist(dist)) / 2)
         return logits, *(embeddings[block] for block in self.chosen)
 
     def _tokens(self, mel: Tensor) -> Tensor:
@@ -268,7 +269,7 @@ def _float32_copy(model: Maest) -> Maest:
         name: value.detach().to("cpu", torch.float32) for name, value in model.state_dict().items()
     }
     network.load_state_dict(state, assign=True)
-    network.kept_columns, network.kept_rows = model.kept_columns, model.kept_rows
+    network.patchout = copy.deepcopy(model.patchout)
     return network.eval()
 
 

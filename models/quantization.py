@@ -201,7 +201,6 @@ def _graph(net: Maest, first: int, end: int):
             node("Split", [qkv], outputs=3, axis=-1, num_outputs=3),
             domain="com.microsoft",
             num_heads=attention.num_heads,
-            scale=attention.scale,
         )
         (x,) = node("Add", [x, linear(attention.proj, mixed)])
         (hidden,) = node("Gelu", [linear(mlp.fc1, norm(block.norm2, x))])

@@ -34,8 +34,9 @@ from maest.models.checkpoint_files import (
     unwrap,
 )
 from maest.models.licences import canonical
-from maest.models.maest import SIZE_NAMES, STRIDE, Maest, grid_size
+from maest.models.maest import Maest
 from maest.models.saving import AVERAGE_NAME, CONFIG_NAME, FORMAT, FORMAT_VERSION, WEIGHTS_NAME
+from maest.models.sizes import SIZE_NAMES, STRIDE, grid_size
 
 log = logging.getLogger(__name__)
 
@@ -325,7 +326,7 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
                 setattr(model.get_submodule(module), leaf, nn.Parameter(value))
             else:
                 tensor.copy_(value)
-    model.fresh = frozenset(fresh)
+    model.uninitialized = frozenset(fresh)
     for note in notes:
         log.warning("%s: %s", checkpoint.path, note)
     return model

@@ -275,7 +275,7 @@ def test_another_number_of_classes(folder, caplog, given):
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "head" in warnings[0]
-    assert found.fresh == fresh
+    assert found.uninitialized == fresh
 
 
 def test_other_names_for_the_same_classes(folder, caplog):
@@ -292,7 +292,11 @@ def test_options_win_over_the_checkpoint(folder):
     found = get_maest(
         checkpoint=folder, s_patchout_t=3, distilled_type="separated", norm_mean=1.0, input_t=None
     )
-    assert (found.s_patchout_t, found.distilled_type, found.norm_mean) == (3, "separated", 1.0)
+    assert (found.patchout.dropped["s_patchout_t"], found.distilled_type, found.norm_mean) == (
+        3,
+        "separated",
+        1.0,
+    )
     assert found.input_t == 312
     same(found, tiny())
 

@@ -218,7 +218,7 @@ def _epsilon_difference(model: Maest) -> float:
     with inference(model):
         _, x = model(mel)
         theirs = functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, HUB_EPS)
-        difference = model.in_units(last(theirs)) - model.in_units(last(norm(x)))
+        difference = model.unstandardize(last(theirs)) - model.unstandardize(last(norm(x)))
     return float(difference.abs().max())
 
 
