@@ -9,181 +9,115 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import ex_maest
-import ex_tl
-from maest.datasets.scores import preprocess
-from maest.experiments.runs import LOG_DIR, run_command_line
-from maest.helpers import plots
-from maest.helpers.files import atomic_path, write_json
-from maest.helpers.report import machine, pretraining_table, probe_table, versions
+from maest.experiments.runs import LOG_DIR
+from maest.helpers.files import write_json
+from maest.helpers.report import machine, pretraining_table, versions
 
+ROOT = Path(__file__).resolve().parent.parent
 MODEL = LOG_DIR / "latest" / "model"
-OUT = LOG_DIR / "demo"
+EXTRACT = "ex_maest.py extract_embeddings with target_scores inference.overwrite=True"
+PROBE = "ex_tl.py with target_scores_tl"
 RANDOM, SHIPPED = "embeddings/scores-random", "embeddings/scores-shipped"
-AGAIN = "inference.overwrite=True"  # another demo has left those of another model
-
-# What each step is called, and what is typed. The last four are the rows of the probe's table.
-DATA = ("The data set: real scores, performed", "datasets/scores/preprocess.py")
-# More columns are left out than by default: half the arithmetic, and comparable with older records.
-PRETRAIN = ("Pre-training on style labels", "ex_maest.py with maest.s_patchout_t=22")
-EXTRACT = (
-    (
-        "Embeddings of the model just trained",
-        f"ex_maest.py extract_embeddings with target_scores maest.checkpoint={MODEL} {AGAIN}",
-    ),
-    (
-        "Embeddings of the same network with random weights, to compare with",
-        f"ex_maest.py extract_embeddings with target_scores inference.out_dir={RANDOM} {AGAIN} "
-        f"maest.arch={ex_maest.settings.DEFAULT_ARCH} {{norm}}",
-    ),
-    (
-        "Embeddings of the model in this repository, trained for longer on more scores",
-        f"ex_maest.py extract_embeddings with target_scores inference.out_dir={SHIPPED} {AGAIN} "
-        "maest.arch=maest-tiny-scores",
-    ),
-)
-PROBES = (
-    (
-        "Which instruments are heard? Probes of the model's embeddings",
-        "ex_tl.py with target_scores_tl name='(a) the model just pre-trained'",
-    ),
-    (
-        "… of the random network's",
-        "ex_tl.py with target_scores_tl name='(b) the same network, random weights' "
-        f"data.embeddings_dir={RANDOM}",
-    ),
-    (
-        "… and of plain statistics of the mel bands",
-        "ex_tl.py with target_scores_tl name='(c) mel bands, mean and deviation' "
-        "data.features=mel_statistics",
-    ),
-    (
-        "… and of the embeddings of the model in this repository",
-        "ex_tl.py with target_scores_tl name='(d) maest-tiny-scores, as it comes' "
-        f"data.embeddings_dir={SHIPPED}",
-    ),
-)
-
-
-def run(argv: list[str]) -> dict | None:
-    """Run one command line, here; stop everything if it fails. Returns an experiment's result."""
-    if argv[0] == DATA[1]:
-        if code := preprocess.main(argv[1:]):
-            raise SystemExit(code)
-        return None
-    ex = {"ex_maest.py": ex_maest.ex, "ex_tl.py": ex_tl.ex}[argv[0]]
-    if code := run_command_line(ex, argv):
-        raise SystemExit(code)
-    return ex.current_run.result
-
-
-def normalisation() -> str:
-    """That of the model just trained, as settings: the random network takes the same input."""
-    sizes = json.loads((MODEL / "config.json").read_text("utf-8"))["sizes"]
-    return " ".join(f"maest.{name}={sizes[name]:.6g}" for name in ("norm_mean", "norm_std"))
-
-
-def main() -> None:
-    """Run all steps; print the report and write it to exp_logs/demo/."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--works", help="scores in the data set (default: some hundreds)")
-    parser.add_argument("--epochs", type=int, help="epochs of pre-training (default: ex_maest's)")
-    parser.add_argument("--record", type=Path, help="also write figures and times to this JSON")
-    args = parser.parse_args()
-    works = f" --works {args.works}" if args.works else ""
-    epochs = f" trainer.max_epochs={args.epochs}" if args.epochs else ""
-    steps = [(DATA[0], DATA[1] + works), (PRETRAIN[0], PRETRAIN[1] + epochs), *EXTRACT, *PROBES]
-
-    found, times = [], {}
-    for number, (title, line) in enumerate(steps, 1):
-        line = line.replace("{norm}", normalisation() if "{norm}" in line else "")
-        print(f"\n── {number}/{len(steps)} {title}\n$ python {line}\n", flush=True)
-        started = time.monotonic()
-        found.append(run(shlex.split(line)))
-        times[line] = round(time.monotonic() - started, 1)
-
-    folders = [Path(result["folder"]) for result in (found[1], *found[-len(PROBES) :])]
-    pretraining, *probes = (json.loads((f / "results.json").read_text("utf-8")) for f in folders)
-    text = report(pretraining, probes)
-    pictures = draw(pretraining, probes)
-    with atomic_path(OUT / "report.md") as temporary:
-        shown = "\n".join(f"\n![]({picture.name})" for picture in pictures)
-        temporary.write_text(f"{text}{shown}\n", "utf-8")
-    print(f"\n{text}\nlearning curve:  {pictures[0]}\nper instrument:  {pictures[1]}")
-    print(f"this report:     {OUT / 'report.md'}\nthe model:       {MODEL}")
-    print(f"done in {sum(times.values()) / 60:.1f} minutes")
-    if args.record:
-        write_json(args.record, record(times, pretraining, probes))
-
-
-def report(pretraining: dict, probes: list[dict]) -> str:
-    """The two tables as Markdown, with a word on each."""
-    times_chance = pretraining["val_ap"] / pretraining["chance"]["ap"]
-    times_constant = pretraining["val_ap"] / pretraining["label_frequencies"]["ap"]
-    tracks, seeds = probes[0]["tracks"]["test"], len(probes[0]["ap"]["values"])
-    return f"""## Pre-training: style, {pretraining["val_tracks"]} clips of unseen works
-
-{pretraining_table(pretraining)}
-
-The kept weights reach {times_constant:.1f} times the label frequencies, and {times_chance:.1f}
-times random scores (which gain on so few clips), after {pretraining["best_steps"]} steps.
-
-## Probing: instruments, {tracks} test clips of unseen works, {seeds} seeds
-
-{probe_table(probes)}
-
+# What each step is called, and what is typed.
+STEPS = {
+    "The data set: real scores, performed": "datasets/scores/preprocess.py{works}",
+    # More columns are dropped than by default: half the arithmetic, and comparable with older runs.
+    "Pre-training on style labels": "ex_maest.py with maest.s_patchout_t=22{epochs}",
+    "Embeddings of the model just trained": f"{EXTRACT} maest.checkpoint={MODEL}",
+    "Embeddings of the same network with random weights": f"{EXTRACT} inference.out_dir={RANDOM} "
+    "maest.arch=maest_tiny {norm}",
+    "Embeddings of the model in this repository, trained for longer on more scores": f"{EXTRACT} "
+    f"inference.out_dir={SHIPPED} maest.arch=maest-tiny-scores",
+    "Which instruments are heard? Probes of the model's embeddings": f"{PROBE} "
+    "name='(a) the model just pre-trained'",
+    "… of the random network's": f"{PROBE} name='(b) the same network, random weights' "
+    f"data.embeddings_dir={RANDOM}",
+    "… and of plain statistics of the mel bands": f"{PROBE} "
+    "name='(c) mel bands, mean and deviation' data.features=mel_statistics",
+    "… and of the embeddings of the model in this repository": f"{PROBE} "
+    f"name='(d) maest-tiny-scores, as it comes' data.embeddings_dir={SHIPPED}",
+    "The four side by side": "ex_tl.py compare with runs=[{runs}]",
+}
+CLOSING = """
 Minutes of training teach the pre-training task, and not yet a representation that transfers: (a)
 may well lie below (b) or (c). (d) heard more music for longer, none of these works among it, and
 instruments were among its labels: models/pretrained/maest-tiny-scores/README.md.
 """
 
 
-def draw(pretraining: dict, probes: list[dict]) -> list[Path]:
-    """The learning curve, and the probes' figures for each instrument."""
-    baselines = {"chance": "chance", "label frequencies": "label_frequencies"}
-    curve = plots.learning_curve(
-        OUT / "learning_curve.png",
-        pretraining["epochs"],
-        {name: pretraining[key]["ap"] for name, key in baselines.items()},
-    )
-    bars = plots.label_bars(
-        OUT / "instruments.png",
-        [row["label"] for row in probes[0]["per_label"]],
-        {
-            probe["name"]: [row["ap"]["mean"] if row["ap"] else None for row in probe["per_label"]]
-            for probe in probes
-        },
-        "instruments heard: average precision on the test split",
-    )
-    return [curve, bars]
+def run(line: str) -> int:
+    """Run a command line, whose output streams through; its exit code."""
+    with subprocess.Popen([sys.executable, *shlex.split(f"{ROOT}/{line}")]) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the command gets it, too, and says what it has saved
+            process.wait()
+            return 128 + signal.SIGINT
 
 
-def record(times: dict[str, float], pretraining: dict, probes: list[dict]) -> dict:
-    """Machine, versions, seconds of each step, and the report's figures."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "versions": versions("torch", "pytorch-lightning", "timm", "symusic"),
-        "seconds": {**times, "total": round(sum(times.values()), 1)},
-        "pretraining": {
-            key: pretraining[key]
-            for key in (
-                *("val_ap", "val_roc_auc", "val_tracks", "chance", "label_frequencies"),
-                *("steps", "best_steps", "best_epoch", "epochs"),
-            )
-        },
-        "probes": [
-            {key: probe[key] for key in ("name", "ap", "roc_auc", "chance")} for probe in probes
-        ],
-    }
+def read_results(folder: str) -> dict[str, Any]:
+    """The metrics of a run."""
+    results: dict[str, Any] = json.loads(Path(folder, "results.json").read_text("utf-8"))
+    return results
+
+
+def normalization() -> str:
+    """That of the model just trained, as settings: the random network takes the same input."""
+    sizes = json.loads((MODEL / "config.json").read_text("utf-8"))["sizes"]
+    return " ".join(f"maest.{name}={sizes[name]:.6g}" for name in ("norm_mean", "norm_std"))
+
+
+def main() -> int:
+    """Run all steps, and say where their results are."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--works", help="scores in the data set (default: some hundreds)")
+    parser.add_argument("--epochs", type=int, help="epochs of pre-training (default: ex_maest's)")
+    parser.add_argument("--record", type=Path, help="also write metrics and times to this JSON")
+    parser.add_argument("--start", type=int, default=1, help="go on with the step of this number")
+    args = parser.parse_args()
+    words = {"works": f" --works {args.works}" if args.works else ""}
+    words["epochs"] = f" trainer.max_epochs={args.epochs}" if args.epochs else ""
+    kept = LOG_DIR / "demo.json"  # folder and seconds of each step
+    done = json.loads(kept.read_text("utf-8"))[: args.start - 1] if args.start > 1 else []
+    for number, (title, line) in enumerate(STEPS.items(), 1):
+        if number < args.start:
+            continue
+        words["norm"] = normalization() if "{norm}" in line else ""
+        words["runs"] = ",".join(step["folder"] for step in done[-4:])
+        line = line.format(**words) + " ckpt_path=last" * (number == args.start == 2)
+        print(f"\n── {number}/{len(STEPS)} {title}\n$ python {line}\n", flush=True)
+        started = time.monotonic()
+        if code := run(line):
+            own = shlex.join(word for word in sys.argv[1:] if not word.startswith("--start="))
+            again = f"python -m maest.experiments.demo {own}".rstrip()
+            print(f"\nTo go on with the demo:\n  {again} --start={number}", file=sys.stderr)
+            return code
+        runs = (path for path in LOG_DIR.glob("[0-9]*") if path.name.isdigit())
+        folder = str(max(runs, key=lambda path: int(path.name), default=LOG_DIR))
+        done.append({"line": line, "folder": folder, "seconds": time.monotonic() - started})
+        write_json(kept, done)
+    pretraining, *probes = (read_results(done[i]["folder"]) for i in (1, 5, 6, 7, 8))
+    curve, seconds = f"{done[1]['folder']}/learning_curve.png", sum(s["seconds"] for s in done)
+    print(f"\n{pretraining_table(pretraining)}\n{CLOSING}\nlearning curve: {curve}")
+    print(f"side by side:   {done[9]['folder']}/comparison.md\nthe model:      {MODEL}")
+    print(f"done in {seconds / 60:.1f} minutes")
+    if args.record:
+        record = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        record["versions"] = versions("torch", "pytorch-lightning", "symusic")
+        times = {step["line"]: round(step["seconds"], 1) for step in done}
+        record["seconds"] = times | {"total": round(seconds, 1)}
+        record["pretraining"] = {k: v for k, v in pretraining.items() if k != "per_label"}
+        record["probes"] = [{k: p[k] for k in ("name", "ap", "roc_auc", "chance")} for p in probes]
+        write_json(args.record, record)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("SIGINT: stopped")
+    sys.exit(main())

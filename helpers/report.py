@@ -55,21 +55,6 @@ def pretraining_table(results: Mapping[str, Any]) -> str:
     return table(["", "training loss", "validation AP", "ROC-AUC"], rows)
 
 
-def probe_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Test figures of probes on different features, mean ± standard deviation over seeds.
-
-    Args:
-        runs: ``results.json`` of each probe run, on the same tracks.
-    """
-    rows = [
-        [run["name"]] + [f"{run[m]['mean']:.4f} ± {run[m]['std']:.4f}" for m in ("ap", "roc_auc")]
-        for run in runs
-    ]
-    chance = runs[0]["chance"]
-    rows.append(["chance", f"{chance['ap']:.4f}", f"{chance['roc_auc']:.4f}"])
-    return table(["features", "test AP", "test ROC-AUC"], rows)
-
-
 @functools.cache
 def _processor() -> str:
     import cpuinfo

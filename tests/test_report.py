@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from maest.experiments import demo
 from maest.helpers import plots
-from maest.helpers.report import pretraining_table, probe_table, table
+from maest.helpers.report import pretraining_table, table
 
 PRETRAINING = {
     "epochs": [
@@ -26,21 +24,6 @@ PRETRAINING = {
     "chance": {"ap": 0.25, "roc_auc": 0.5},
     "label_frequencies": {"ap": 0.2, "roc_auc": 0.5},
 }
-
-
-def probe(name: str, ap: float) -> dict:
-    figure = {"mean": ap, "std": 0.01, "values": [ap - 0.01, ap, ap + 0.01]}
-    return {
-        "name": name,
-        "ap": figure,
-        "roc_auc": figure,
-        "chance": {"ap": 0.1, "roc_auc": 0.5},
-        "tracks": {"train": 3, "val": 4, "test": 5},
-        "per_label": [
-            {"label": "Harp", "ap": figure, "roc_auc": figure, "positives": 3},
-            {"label": "Horn", "ap": None, "roc_auc": None, "positives": 0},
-        ],
-    }
 
 
 def test_table_lines_up():
@@ -60,26 +43,18 @@ def test_pretraining_table():
     assert "0.2500" in text.splitlines()[-1]
 
 
-def test_probe_table():
-    lines = probe_table([probe("(a)", 0.5), probe("(b)", 0.25)]).splitlines()
-    assert "0.5000 ± 0.0100" in lines[2]
-    assert "0.2500 ± 0.0100" in lines[3]
-    assert "0.1000" in lines[4]
-
-
-def test_demo_report_pictures_and_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "OUT", tmp_path)
-    probes = [probe("(a)", 0.5), probe("(b)", 0.25)]
-    text = demo.report(PRETRAINING, probes)
-    assert "3.8 times the label frequencies, and 3.0\ntimes random scores" in text
-    assert "5 test clips of unseen works, 3 seeds" in text
-    for picture in demo.draw(PRETRAINING, probes):
-        assert picture.read_bytes().startswith(b"\x89PNG")
-    record = demo.record({"ex_maest.py": 1.5, "ex_tl.py": 2.0}, PRETRAINING, probes)
-    assert record["seconds"]["total"] == 3.5
-    assert record["machine"]["cores"]
-    assert [row["name"] for row in record["probes"]] == ["(a)", "(b)"]
-    json.dumps(record, allow_nan=False)
+def test_demo_streams_and_says_how_to_go_on(tmp_path, monkeypatch, capfd):
+    """Each step is a child process; one that fails ends the demo, which goes on from there."""
+    (tmp_path / "step.py").write_text("import sys; print('step', sys.argv[1:]); sys.exit(3)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(demo, "STEPS", {"first": "step.py one{works}", "second": "step.py two"})
+    monkeypatch.setattr("sys.argv", ["demo.py", "--works", "7"])
+    assert demo.main() == 3
+    out, err = capfd.readouterr()
+    assert "step ['one', '--works', '7']" in out
+    assert "two" not in out
+    assert err.endswith("demo --works 7 --start=1\n")
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.25], [np.nan, np.nan]])
