@@ -1,25 +1,20 @@
 """Reading pickles of plain data without ever running code from them.
 
-The usual way to read such a file, ``pickle.load``, runs whatever code the file asks for. Here a
-pickle is data only. It passes two gates:
-
-1. ``_Unpickler``, in Python (no declared size makes it allocate more than the file holds), knows
-   the opcodes of plain data only. It answers each global that the file names with an inert
-   stand-in, or refuses it. No function of NumPy's, nor of anybody else's, ever receives arguments
-   chosen by the file.
-2. ``_Resolver`` turns the stand-ins into arrays, once they are complete and checked.
+The usual way to read such a file, ``pickle.load``, runs whatever code the file asks for. Here the
+opcodes of plain data are interpreted, and no others. Of the functions that a file may name, five
+of NumPy's and Python's are known, and stood in for by methods of the interpreter, which check every
+argument: no function of NumPy's, nor of anybody else's, ever receives arguments chosen by the file.
+No size that the file declares makes anything larger than the file itself.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import math
-import pickle
 import pickletools
-import re
 import reprlib
-import sys
-from collections.abc import Callable, Collection
+import types
 from pathlib import Path
 from typing import Any
 
@@ -47,331 +42,258 @@ def short_repr(value: object) -> str:
     return _REPR.repr(value)
 
 
-def _plain(name: str) -> str:
-    """A name from a pickle, safe to print: without quotes, control characters or great length."""
-    return _REPR.repr(name)[1:-1]
-
-
-# --- The stand-ins ----------------------------------------------------------------------
-
+_MAX_DIMENSIONS, _MAX_DEPTH = 32, 50
 _DTYPES = frozenset(
     ["b1", *(kind + size for kind in "iu" for size in "1248"), *("f" + size for size in "248")]
 )
-_TEXT = re.compile("U[0-9]{1,4}")  # of NumPy strings (keys that stood in an array)
-_MAX_DIMENSIONS = 32
-
-
-class _StandIn:
-    """An object that a pickle may hold and pass on, and that does nothing.
-
-    The unpickler can do four things to an object on its stack: call it (REDUCE, OBJ, INST), set
-    its state (BUILD), and append to it or set its items (APPENDS, SETITEMS). A stand-in has no
-    ``__dict__``, answers BUILD itself, and offers no method for the others.
-    """
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        raise _Refused(f"the file sets the state of {self!r}, which has none")
-
-    def __repr__(self) -> str:
-        raise NotImplementedError  # each says in words what it stands for
-
-
-class _Constructor(_StandIn):
-    """Stands for a function or class of NumPy's: called, it makes a stand-in of the result."""
-
-    __slots__ = ("_make", "_name")
-
-    def __init__(self, name: str, make: Callable[..., object] | None = None) -> None:
-        self._name = name
-        self._make = make
-
-    def __call__(self, *args: object) -> object:
-        if self._make is None:
-            raise _Refused(f"the file calls {self._name}")
-        return self._make(*args)
-
-    def __repr__(self) -> str:
-        return self._name
-
-
-class _DType(_StandIn):
-    """Stands for a ``numpy.dtype`` of kind bool, integer or float, or text of fixed length."""
-
-    __slots__ = ("_built", "dtype")
-
-    def __init__(self, spec: object) -> None:
-        if not isinstance(spec, str) or not (spec in _DTYPES or _TEXT.fullmatch(spec)):
-            raise _Refused(f"NumPy dtype {short_repr(spec)} is refused")
-        self.dtype = np.dtype(spec)
-        self._built = False
-
-    def __setstate__(self, state: object) -> None:
-        match state:
-            # The last three, size, alignment and flags, are -1, -1, 0 but for text.
-            case (3, ("<" | ">" | "|" | "=") as order, None, None, None, int(), int(), int()):
-                if not self._built:
-                    self.dtype = self.dtype.newbyteorder(order)
-                    self._built = True
-                    return
-        raise _Refused(f"unexpected state of {self!r}: {short_repr(state)}")
-
-    def __repr__(self) -> str:
-        return f"NumPy dtype {self.dtype.str!r}"
-
-
-class _Latin1(_StandIn):
-    """Stands for bytes that protocols 0 to 2 write as text; encoded later, once per text."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return "bytes"
-
-
-class _Array(_StandIn):
-    """Stands for an array: dtype, shape, order and raw bytes, checked against each other."""
-
-    __slots__ = ("dtype", "order", "raw", "shape")
-
-    def __init__(self) -> None:
-        self.dtype: np.dtype | None = None  # None until its parts have come
-
-    def __setstate__(self, state: object) -> None:
-        match state:
-            case (1, tuple() as shape, _DType() as dtype, (True | False) as fortran, raw):
-                self.fill(raw, dtype, shape, "F" if fortran else "C")
-            case _:
-                raise _Refused(f"unexpected state of a NumPy array: {short_repr(state)}")
-
-    def fill(self, raw: object, dtype: _DType, shape: tuple, order: str) -> _Array:
-        """Take the parts in. Raises _Refused if they do not fit, or if it has them."""
-        if self.dtype is not None:
-            raise _Refused("the file sets the state of one NumPy array twice")
-        if isinstance(raw, _Latin1):
-            raw = raw.text
-        if not isinstance(raw, bytes | bytearray | str):
-            raise _Refused(f"a NumPy array made of {short_repr(raw)} instead of raw bytes")
-        if dtype.dtype.kind == "U":
-            raise _Refused("a NumPy array of text")
-        if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
-            raise _Refused(f"a NumPy array of impossible shape {short_repr(shape)}")
-        if math.prod(shape) * dtype.dtype.itemsize != len(raw):
-            raise _Refused(
-                f"a NumPy array of shape {short_repr(shape)} and dtype {dtype.dtype} "
-                f"with {len(raw)} bytes of data"
-            )
-        self.dtype, self.shape, self.order, self.raw = dtype.dtype, shape, order, raw
-        return self
-
-    def __repr__(self) -> str:
-        return "an unfinished NumPy array" if self.dtype is None else "a NumPy array"
-
-
-def _reconstruct(kind: object, shape: object = (), typecode: object = "") -> _Array:
-    """``_reconstruct(ndarray, (0,), b"b")``: an empty array, whose state follows (BUILD)."""
-    if kind is not _NDARRAY:
-        raise _Refused(f"a NumPy array of class {short_repr(kind)} instead of numpy.ndarray")
-    return _Array()
-
-
-def _dtype(spec: object, align: object = False, copy: object = True) -> _DType:
-    """``dtype("b1", False, True)``; its byte order follows (BUILD)."""
-    return _DType(spec)
-
-
-def _scalar(dtype: object, raw: object) -> bool | int | float | str:
-    """``scalar(dtype, b"\\x01")``: a NumPy number or string, given as a Python one."""
-    if isinstance(raw, _Latin1):
-        raw = raw.text
-    if not isinstance(dtype, _DType) or not isinstance(raw, bytes | str):
-        raise _Refused(f"a NumPy number made of {short_repr(dtype)} and {short_repr(raw)}")
-    if len(raw) != dtype.dtype.itemsize:
-        raise _Refused(f"a NumPy number of dtype {dtype.dtype} with {len(raw)} bytes")
-    if isinstance(raw, str):  # Python 2 wrote bytes as strings
-        raw = raw.encode("latin1")
-    value = np.frombuffer(raw, dtype.dtype).item()
-    # The same text is one object, however often a few bytes of the file ask for it.
-    return sys.intern(value) if isinstance(value, str) else value
-
-
-def _frombuffer(raw: object, dtype: object, shape: object, order: object, *axes: object) -> _Array:
-    """``_frombuffer(data, dtype, shape, "C")``: a whole array (protocol 5)."""
-    if not isinstance(dtype, _DType) or not isinstance(shape, tuple):
-        raise _Refused(f"a NumPy array of dtype {short_repr(dtype)}, shape {short_repr(shape)}")
-    if order not in ("C", "F") or axes not in ((), (None,)):
-        raise _Refused(f"a NumPy array in order {short_repr(order)} instead of 'C' or 'F'")
-    return _Array().fill(raw, dtype, shape, order)
-
-
-def _encode(text: object, encoding: object = None) -> _Latin1:
-    """``_codecs.encode("...", "latin1")``: bytes, as protocols 0 to 2 write them."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise _Refused(f"_codecs.encode with encoding {short_repr(encoding)}, not 'latin1'")
-    return _Latin1(text)
-
-
-_NDARRAY = _Constructor("numpy.ndarray")
-_ALLOWED: dict[tuple[str, str], _Constructor] = {
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Constructor("numpy.dtype", _dtype),
-    ("_codecs", "encode"): _Constructor("_codecs.encode", _encode),
-} | {
-    (f"numpy.{core}.{module}", name): _Constructor(f"numpy.{core}.{module}.{name}", make)
-    for core in ("core", "_core")  # NumPy 1.x, NumPy 2.x
-    for module, name, make in (
-        ("multiarray", "_reconstruct", _reconstruct),
-        ("multiarray", "scalar", _scalar),
-        ("numeric", "_frombuffer", _frombuffer),
-    )
-}
-
-
-# --- Gate 1: the opcodes ------------------------------------------------------------------------
-
-# INST, OBJ and NEWOBJ are let through so that the class, which comes before them, is refused by its
-# name. Not LONG4: numbers of more than 255 bytes.
-_OPCODES = """
-    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT
-    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
-    BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST LIST APPEND APPENDS
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS
-    GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
-    GLOBAL STACK_GLOBAL REDUCE BUILD INST OBJ NEWOBJ NEWOBJ_EX
-""".split()  # noqa: SIM905
 _SCALARS = frozenset([bool, int, float, str, bytes, bytearray, type(None)])
+# What the file may name → the method of `_Interpreter` that stands in for it
+_GLOBALS = {"numpy ndarray": "ndarray", "numpy dtype": "dtype", "_codecs encode": "encode"}
+for _core in ("core", "_core"):  # NumPy 1.x, NumPy 2.x
+    _GLOBALS[f"numpy.{_core}.multiarray _reconstruct"] = "reconstruct"
+    _GLOBALS[f"numpy.{_core}.multiarray scalar"] = "scalar"
+    _GLOBALS[f"numpy.{_core}.numeric _frombuffer"] = "frombuffer"
 
-
-class _Exactly(io.BytesIO):
-    """A file that ends too early is an error, wherever it ends."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        data = super().read(size)
-        if size is not None and len(data) < size:
-            raise EOFError(f"truncated: {size - len(data)} bytes are missing")
-        return data
-
-
-class _Dispatch(dict):
-    """Opcode → method."""
-
-    def __missing__(self, opcode: int) -> Any:
-        names = [info.name for info in pickletools.opcodes if ord(info.code) == opcode]
-        if names:
-            raise _Refused(f"refused pickle opcode {names[0]}")
-        raise pickle.UnpicklingError(f"unknown opcode {opcode:#x}")
-
-
-_InPython: Any = pickle._Unpickler  # typeshed has few of its methods
-
-
-class _Unpickler(_InPython):
-    """Knows the globals of ``_ALLOWED`` and no other; imports nothing.
-
-    The unpickler in Python is half as fast as the one in C, which allocates what a file declares
-    (a ten-byte pickle can ask it for 64 GB), and whose stack overflows at deeply nested keys.
+_OPCODES = {info.code.encode("latin1"): info for info in pickletools.opcodes}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_ARGUMENTS = frozenset(  # opcodes that push what stands behind them
     """
-
-    dispatch = _Dispatch(
-        (code, _InPython.dispatch[code]) for code in (getattr(pickle, name)[0] for name in _OPCODES)
-    )
-
-    def load_plain(self) -> Any:
-        """The file's object. Raises whatever a damaged pickle leads to; _Refused for others."""
-        value = self.load()
-        try:
-            self.read(1)
-        except EOFError:
-            return value
-        raise pickle.UnpicklingError("the pickle ends, and more bytes follow it")
-
-    def find_class(self, module: str, name: str) -> _Constructor:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise _Refused(f"refused global {_plain(module)}.{_plain(name)}") from None
-
-    def load_bytearray8(self) -> None:
-        super().load_binbytes8()
-        self.stack[-1] = bytearray(self.stack[-1])
-
-    def load_dict(self) -> None:
-        self._check_keys(self.stack[::2])
-        super().load_dict()
-
-    def load_setitem(self) -> None:
-        self._check_keys(self.stack[-2:-1])
-        super().load_setitem()
-
-    def load_setitems(self) -> None:
-        self._check_keys(self.stack[::2])
-        super().load_setitems()
-
-    def _check_keys(self, keys: Collection[object]) -> None:
-        """Only what can be hashed without recursion, which the interpreter does not bound."""
-        if not _SCALARS.issuperset(map(type, keys)):
-            kinds = {type(key).__name__ for key in keys if type(key) not in _SCALARS}
-            raise _Refused(f"a key of type {', '.join(sorted(kinds))}, expected a string")
-
-    for _name in ("BYTEARRAY8", "DICT", "SETITEM", "SETITEMS"):
-        dispatch[getattr(pickle, _name)[0]] = locals()[f"load_{_name.lower()}"]
+    INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING
+    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+    """.split()  # noqa: SIM905
+)
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-# --- Gate 2: the arrays -------------------------------------------------------------------------
+class _Unfinished:
+    """A dtype, or an array (None), whose state may follow (BUILD). The memo refers to it."""
 
-_MAX_DEPTH = 50
+    def __init__(self, value: np.dtype[Any] | None) -> None:
+        self.value: np.ndarray[Any, Any] | np.dtype[Any] | None = value
+        self.built = False
 
 
-class _Resolver:
-    """Replaces the stand-ins in what was unpickled. An object met twice is resolved once."""
+class _Interpreter:
+    """Executes the opcodes of plain data; raises `_Refused` at others, and anything at damage."""
 
-    def __init__(self) -> None:
-        self._done: dict[int, object] = {}
-        self._kept: list[object] = []  # alive, so that no id is given out again
-        self._encoded: dict[str, bytes] = {}
+    def __init__(self, data: bytes) -> None:
+        self.file, self.size = io.BytesIO(data), len(data)
+        self.frame = self.size  # where it ends
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}  # no list: an index takes no room for those before it
+        self.budget = 4 * self.size
 
-    def resolve(self, value: Any, depth: int = 0) -> Any:
-        """``value`` with arrays for stand-ins; dicts and lists are changed in place.
+    def run(self) -> Any:
+        file = self.file
+        while True:
+            start = file.tell()
+            info = _OPCODES[file.read(1)]
+            argument = None
+            if info.name == "STRING":  # of Python 2; pickletools reads ASCII alone
+                raw = pickletools.read_stringnl(file, decode=False)
+                argument = codecs.escape_decode(raw)[0].decode("latin1")
+            elif info.arg is not None:
+                argument = info.arg.reader(file)
+            if start < self.frame < file.tell():
+                raise EOFError("something crosses the end of a frame")
+            if info.name == "STOP":
+                break
+            self.execute(info.name, argument)
+        [value] = self.stack
+        if file.tell() != self.size:
+            raise ValueError("the pickle ends, and more bytes follow it")
+        _check_data(value)
+        return value
 
-        Raises:
-            _Refused: a stand-in that is no array, or nesting that is too deep.
-        """
-        kind = type(value)
-        if kind in _SCALARS:
-            return value
-        if kind in (list, tuple) and _SCALARS.issuperset(map(type, value)):
-            return value
-        if id(value) in self._done:
-            return self._done[id(value)]
-        if depth > _MAX_DEPTH:
-            raise _Refused(f"containers nested more than {_MAX_DEPTH} deep")
-        self._kept.append(value)
-        if kind is tuple:
-            result: Any = tuple([self.resolve(item, depth + 1) for item in value])
-            self._done[id(value)] = result
-        elif kind in (list, dict):
-            self._done[id(value)] = result = value
-            for key, item in value.items() if kind is dict else enumerate(value):
-                value[key] = self.resolve(item, depth + 1)
-        elif kind is _Latin1:
-            self._done[id(value)] = result = self._encode(value.text)
-        elif kind is _Array and value.dtype is not None:
-            raw = self._encode(value.raw) if isinstance(value.raw, str) else value.raw
-            array = np.frombuffer(raw, value.dtype).reshape(value.shape, order=value.order)
-            self._done[id(value)] = result = array
-        else:
-            what = repr(value) if isinstance(value, _StandIn) else kind.__name__
-            raise _Refused(f"the file holds {what}, which is no data")
-        return result
+    def execute(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        if name in _ARGUMENTS:
+            stack.append(argument)
+            return
+        match name:
+            case "BINPUT" | "LONG_BINPUT" | "PUT" | "MEMOIZE":
+                index = len(self.memo) if argument is None else argument
+                if index < 0:
+                    raise ValueError("a memo index below 0")
+                self.memo[index] = stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
+                value = self.memo[argument]
+                finished = type(value) is _Unfinished and value.value is not None
+                stack.append(value.value if finished else value)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append(_CONSTANTS[name])
+            case "MARK":
+                self.marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(self.pop_mark()))
+            case "EMPTY_TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self.pop(_TUPLES[name])))
+            case "REDUCE":
+                function, arguments = self.pop(2)
+                if type(function) is not types.MethodType or type(arguments) is not tuple:
+                    raise _Refused(f"the file calls a {type(function).__name__}")
+                stack.append(function(*arguments))
+            case "BUILD":
+                stack.append(self.build(*self.pop(2)))
+            case "GLOBAL":
+                self.find(argument)
+            case "STACK_GLOBAL":
+                module, function = self.pop(2)
+                both = type(module) is type(function) is str
+                self.find(f"{module} {function}" if both else "no name")
+            case "EMPTY_LIST":
+                stack.append([])
+            case "LIST":
+                stack.append(self.pop_mark())
+            case "APPEND" | "APPENDS":
+                items = self.pop(1) if name == "APPEND" else self.pop_mark()
+                if type(stack[-1]) is not list:
+                    raise _Refused(f"the file appends to a {type(stack[-1]).__name__}")
+                stack[-1].extend(items)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "DICT" | "SETITEM" | "SETITEMS":
+                items = self.pop(2) if name == "SETITEM" else self.pop_mark()
+                if name == "DICT":
+                    stack.append({})
+                # Keys: only what is hashed without recursion, which CPython does not bound.
+                if type(stack[-1]) is not dict or not _SCALARS.issuperset(map(type, items[::2])):
+                    raise _Refused("the file has keys that are no strings or numbers")
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            case "PROTO":
+                if argument > 5:
+                    raise ValueError("unknown protocol")
+            case "FRAME":
+                self.frame = self.file.tell() + argument
+                if self.frame > self.size:
+                    raise EOFError("truncated")
+            case _:
+                raise _Refused(f"refused pickle opcode {name}")
 
-    def _encode(self, text: str) -> bytes:
-        if text not in self._encoded:
-            self._encoded[text] = text.encode("latin1")
-        return self._encoded[text]
+    def pop(self, count: int) -> list[Any]:
+        start = len(self.stack) - count
+        if start < 0:
+            raise IndexError("the stack is empty")
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def pop_mark(self) -> list[Any]:
+        return self.pop(len(self.stack) - self.marks.pop())
+
+    def find(self, name: str) -> None:
+        if name not in _GLOBALS:
+            raise _Refused(f"refused global {short_repr(name.replace(' ', '.'))[1:-1]}")
+        self.stack.append(getattr(self, _GLOBALS[name]))
+
+    def build(self, unfinished: Any, state: Any) -> Any:
+        """Set the state of an array or a dtype, once."""
+        if type(unfinished) is not _Unfinished or unfinished.built:
+            raise _Refused(f"the file sets the state of a {type(unfinished).__name__}")
+        unfinished.built = True
+        match unfinished.value, state:
+            case None, (1, tuple() as shape, dtype, (True | False) as fortran, raw):
+                unfinished.value = self.array(raw, dtype, shape, "F" if fortran else "C")
+            # The last three, size, alignment and flags, are -1, -1, 0 but for text.
+            case (
+                np.dtype() as dtype,
+                (3, ("<" | ">" | "|" | "=") as order, None, None, None, int(), int(), int()),
+            ):
+                unfinished.value = dtype.newbyteorder(order)
+            case _:
+                raise _Refused(f"unexpected state of an array or a dtype: {short_repr(state)}")
+        return unfinished.value
+
+    # ---- what stands in for functions of NumPy's and Python's
+
+    def ndarray(self, *_arguments: Any) -> Any:
+        raise _Refused("the file calls numpy.ndarray")
+
+    def reconstruct(self, kind: Any, _shape: Any = (), _typecode: Any = "") -> _Unfinished:
+        """``_reconstruct(ndarray, (0,), b"b")``: an empty array, whose state follows."""
+        if kind != self.ndarray:
+            raise _Refused(f"a NumPy array of class {short_repr(kind)} instead of numpy.ndarray")
+        return _Unfinished(None)
+
+    def dtype(self, spec: Any, _align: Any = False, _copy: Any = True) -> _Unfinished:
+        """``dtype("b1", False, True)``; its byte order follows."""
+        # Keys that stood in an array are text of fixed length.
+        text = type(spec) is str and spec[:1] == "U" and spec[1:].isdecimal() and len(spec) < 6
+        if type(spec) is not str or not (text or spec in _DTYPES):
+            raise _Refused(f"NumPy dtype {short_repr(spec)} is refused")
+        return _Unfinished(np.dtype(spec))
+
+    def encode(self, text: Any, encoding: Any = None) -> bytes | bytearray:
+        """``_codecs.encode("...", "latin1")``: bytes, as protocols 0 to 2 write them."""
+        if type(text) is not str or encoding != "latin1":
+            raise _Refused(f"_codecs.encode with encoding {short_repr(encoding)}, not 'latin1'")
+        return self.raw_bytes(text)
+
+    def scalar(self, dtype: Any, raw: Any) -> Any:
+        """``scalar(dtype, b"\\x01")``: a NumPy number or string, given as a Python one."""
+        dtype, raw = self.as_dtype(dtype), self.raw_bytes(raw)
+        if len(raw) != dtype.itemsize:
+            raise _Refused(f"a NumPy number of dtype {dtype} with {len(raw)} bytes")
+        self.spend(len(raw))
+        return np.frombuffer(raw, dtype).item()
+
+    def frombuffer(self, raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
+        """``_frombuffer(data, dtype, shape, "C")``: a whole array (protocol 5)."""
+        if axes is not None:
+            raise _Refused(f"a NumPy array with axes {short_repr(axes)}")
+        return self.array(raw, dtype, shape, order)
+
+    def array(self, raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:
+        dtype, raw = self.as_dtype(dtype), self.raw_bytes(raw)
+        whole = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
+        if not whole or len(shape) > _MAX_DIMENSIONS or order not in ("C", "F"):
+            raise _Refused(f"a NumPy array of shape {short_repr(shape)}, {short_repr(order)}")
+        if dtype.kind == "U" or math.prod(shape) * dtype.itemsize != len(raw):
+            raise _Refused(f"a NumPy array {shape} of dtype {dtype} with {len(raw)} bytes of data")
+        return np.frombuffer(raw, dtype).reshape(shape, order=order)
+
+    def as_dtype(self, value: Any) -> np.dtype[Any]:
+        value = value.value if type(value) is _Unfinished else value
+        if not isinstance(value, np.dtype):
+            raise _Refused(f"a {type(value).__name__} instead of a NumPy dtype")
+        return value
+
+    def raw_bytes(self, value: Any) -> bytes | bytearray:
+        if type(value) is str:  # of Python 2, or of protocols 0 to 2
+            self.spend(len(value))
+            return value.encode("latin1")
+        if type(value) not in (bytes, bytearray):
+            raise _Refused(f"a {type(value).__name__} instead of raw bytes")
+        return value
+
+    def spend(self, count: int) -> None:
+        """A few bytes of a file could have a long text of it converted again and again."""
+        self.budget -= count
+        if self.budget < 0:
+            raise _Refused("the file converts the same text again and again")
+
+
+def _check_data(value: Any) -> None:
+    """Containers, arrays and scalars alone, and not too deep."""
+    level: list[Any] = [[value]]
+    seen = set()
+    for _ in range(_MAX_DEPTH):
+        below: list[Any] = []
+        for container in level:
+            items = container.values() if type(container) is dict else container
+            if id(container) in seen or _SCALARS.issuperset(map(type, items)):
+                continue
+            seen.add(id(container))
+            for item in items:
+                if type(item) in (list, tuple, dict):
+                    below.append(item)
+                elif type(item) not in _SCALARS and type(item) is not np.ndarray:
+                    raise _Refused(f"the file holds a {type(item).__name__}, which is no data")
+        if not below:
+            return
+        level = below
+    raise _Refused(f"containers nested more than {_MAX_DEPTH} deep")
 
 
 def load_pickle(path: str | Path) -> Any:
@@ -412,7 +334,7 @@ def load_pickle(path: str | Path) -> Any:
     if not data:
         raise InputError("the file is empty", kind="corrupt", path=path, hint=again)
     try:
-        return _Resolver().resolve(_Unpickler(_Exactly(data), encoding="latin1").load_plain())
+        return _Interpreter(data).run()
     except _Refused as error:
         raise InputError(str(error), kind="unsupported", path=path, hint=_RESAVE) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
