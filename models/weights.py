@@ -36,7 +36,7 @@ from maest.models.checkpoint_files import (
 from maest.models.licences import canonical
 from maest.models.maest import Maest
 from maest.models.saving import AVERAGE_NAME, CONFIG_NAME, FORMAT, FORMAT_VERSION, WEIGHTS_NAME
-from maest.models.sizes import SIZE_NAMES, STRIDE, grid_size
+from maest.models.sizes import SIZE_NAMES, STRIDE, Sizes, grid_size
 
 log = logging.getLogger(__name__)
 
@@ -214,8 +214,8 @@ def _merge_record(checkpoint: Checkpoint, record: Any, path: Path) -> None:
         labels, trained_on = record.get("labels"), record.get("trained_on") or {}
         if sizes.keys() != set(SIZE_NAMES) or not all(map(_is_plain, sizes.values())):
             raise ValueError(f"sizes must be {', '.join(SIZE_NAMES)}, of numbers and words")
-        if labels is not None and {*map(type, labels)} != {str}:
-            raise ValueError("labels must be null or names")
+        if labels and (len(labels), {*map(type, labels)}) != (sizes["n_classes"], {str}):
+            raise ValueError("labels must be null, or a name for each of the classes (n_classes)")
         if not isinstance(trained_on, dict):
             raise ValueError("trained_on must be null or an object")
         pairs = {name: (sizes[name], checkpoint.sizes.get(name)) for name in _SHAPE_SIZES}
@@ -227,7 +227,7 @@ def _merge_record(checkpoint: Checkpoint, record: Any, path: Path) -> None:
             pairs["columns of positions"] = sizes["input_t"] // STRIDE, time.shape[3]
         if differing := [f"{n} {a} ({b} in the weights)" for n, (a, b) in pairs.items() if a != b]:
             raise ValueError(f"of another model than the weights: {', '.join(differing)}")
-        Maest.without_weights(labels=labels, **sizes)  # refuses what is no network
+        Sizes(**sizes)  # refuses what is no network
         checkpoint.sizes, checkpoint.labels = sizes, labels
         checkpoint.arch, checkpoint.trained_on = record.get("arch"), dict(trained_on)
 
@@ -249,7 +249,7 @@ def _merge_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
         norm = {f"norm_{name}": v for name, v in _read_object(extractor).items()}
         sizes |= {name: norm[name] for name in ("norm_mean", "norm_std") if name in norm}
         with _refused(extractor):
-            Maest.without_weights(**{"n_classes": 1} | sizes)
+            Sizes(**{"n_classes": 1} | sizes)
     labels, classes = config.get("id2label"), sizes.get("n_classes")
     if isinstance(labels, dict) and classes is not None:
         names: list[Any] = [labels.get(str(i)) for i in range(len(labels))]
