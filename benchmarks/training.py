@@ -35,7 +35,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ from maest.helpers.throughput import fast_math, matmul_ceiling, synchronise, tra
 from maest.models import get_maest  # noqa: E402
 from maest.models.archs import find_arch, input_frames  # noqa: E402
 from maest.models.maest import grid_size  # noqa: E402
-from maest.models.training import MaestModule, TrainingOptions  # noqa: E402
+from maest.models.training import MaestModule  # noqa: E402
 
 CLASSES = 400
 PATCHOUT = {5: 15, 10: 30, 20: 60, 30: 90}  # the paper's, in columns
@@ -139,9 +139,8 @@ def our_loss(way: Way, case: Case) -> tuple[torch.nn.Module, Callable[[ClipBatch
     if way.compile:
         torch.compiler.reset()  # of networks before: this one's sizes are the first seen
         net.compile_blocks(backend=case.backend, mode=case.mode)
-    recipe = config.module.DEFAULTS | config.MAEST_NAMED["paper_recipe"]["module"]
-    options = {field.name: recipe[field.name] for field in fields(TrainingOptions)}
-    module = MaestModule(net, TrainingOptions(**options)).to(case.device).train()
+    recipe = config.MAEST["module"] | config.MAEST_NAMED["paper_recipe"]["module"]
+    module = MaestModule(net, **recipe).to(case.device).train()
     module.log = lambda *args, **options: None  # there is no trainer to log to
     return net, lambda batch: module.training_step(batch, 0)
 

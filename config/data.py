@@ -32,8 +32,10 @@ class Data:
     )
     batch_size_train: int = setting(8, "clips in a batch", ">= 1, <= 1e6")
     batch_size_eval: int = setting(8, "whole tracks in a batch", ">= 1, <= 1e6")
-    clips_per_epoch: int | None = setting(
-        2400, "random clips of an epoch; None: one of each track", ">= 1, <= 1e9"
+    clips_per_epoch: int | Literal["auto"] | None = setting(
+        "auto",
+        "random clips of an epoch; auto: 16 of each track, at most 2400; None: one of each track",
+        ">= 1, <= 1e9",
     )
     balanced_sampling: bool = setting(False, "draw clips with rare labels more often")
     on_error: Literal["raise", "skip"] = setting(

@@ -6,10 +6,12 @@ import os
 import posixpath
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +22,6 @@ from maest.helpers.errors import InputError
 from maest.helpers.parallel import in_order
 from maest.helpers.patches import seconds
 from maest.helpers.safe_pickle import short_repr
-
-if TYPE_CHECKING:
-    from maest.datasets.datamodule import MaestDataModule
 
 BRIEF_FILES = 2000  # that a brief check looks at, at most
 BRIEF_SECONDS = 2.0  # that it takes for them, at most
@@ -76,7 +75,7 @@ class SplitCheck:
 
 @dataclass
 class CheckReport:
-    """What :func:`check_data` has found.
+    """What :func:`check_splits` has found.
 
     Attributes:
         brief: whether files' contents were left unread.
@@ -130,9 +129,13 @@ class CheckReport:
         }
 
 
-def check_data(
-    data: MaestDataModule,
-    splits: Sequence[str] | None = None,
+def check_splits(
+    splits: Mapping[str, GroundTruth | InputError],
+    base_dir: str | Path,
+    clip_frames: int,
+    *,
+    teacher_dir: str | Path | None = None,
+    skip_unreadable: bool = False,
     brief: bool = False,
     num_workers: int | None = None,
     progress: bool = True,
@@ -144,36 +147,38 @@ def check_data(
     track that is in another split too, under its key, under another name of the same file, or as a
     copy of it.
 
-    Warnings: files that ``on_error="skip"`` passes over, labels that no track or each track has,
-    tracks without labels, tracks shorter than a clip, files whose values are all the same, files
-    twice in one split, and tracks that validation and test share.
+    Warnings: files that are skipped, labels that no track or each track has, tracks without labels,
+    tracks shorter than a clip, files whose values are all the same, files twice in one split, and
+    tracks that validation and test share.
 
     Args:
-        data: says where the splits and files are, the task, and the length of a clip.
-        splits: of "train", "val", "test" and "predict"; those that are set if None. The labels of
-            "predict" do not matter, and it may have others' tracks.
+        splits: "train", "val", "test" and "predict" → the ground truth, or why it cannot be read.
+            The labels of "predict" do not matter, and it may have others' tracks.
+        base_dir: folder of the log-mel files.
+        clip_frames: length of a clip.
+        teacher_dir: folder of the teacher's logits for "train".
+        skip_unreadable: whether files that cannot be read will be skipped.
         brief: look at the names and sizes of at most 2,000 files, spread over the splits, for at
             most two seconds, and read none. Otherwise each file is read as a whole.
         num_workers: threads that read; None for one a core.
         progress: whether to show progress bars (a brief check has none).
     """
-    if splits is None:
-        splits = [name for name, path in data.paths.items() if path is not None]
     report = CheckReport(brief)
     found: dict[str, GroundTruth] = {}
-    for name in splits:
-        try:
-            found[name] = data.groundtruth(name)
-        except InputError as error:
-            report.problems.append(Finding("groundtruth", f"{name}: {error}", name))
+    for name, split in splits.items():
+        if isinstance(split, InputError):
+            report.problems.append(Finding("groundtruth", f"{name}: {split}", name))
+        else:
+            found[name] = split
     _check_labels(report, found)
-    looks = _brief_looks(data, found) if brief else _full_looks(data, found, num_workers, progress)
+    look = _Looker(base_dir, teacher_dir)
+    looks = _brief_looks(look, found) if brief else _full_looks(look, found, num_workers, progress)
     files: dict[str, dict[str, _File]] = {name: {} for name in found}
     for name, key, file in looks:
         files[name][key] = file
     for name, groundtruth in found.items():
         files[name] = {key: files[name][key] for key in groundtruth.keys if key in files[name]}
-        _check_files(report, name, files[name], data)
+        _check_files(report, name, files[name], clip_frames, skip_unreadable)
     _check_shared(report, found, files)
     return report
 
@@ -287,85 +292,73 @@ class _File:
     silent: bool = False
 
 
-def _looker(
-    data: MaestDataModule, split: str, n_classes: int, read: bool
-) -> Callable[[str], _File]:
-    """The function that looks at the files of a track of a split."""
+@dataclass(frozen=True)
+class _Looker:
+    """Looks at the files of a track."""
 
-    def look(key: str) -> _File:
+    base_dir: str | Path
+    teacher_dir: str | Path | None
+
+    def __call__(self, split: str, key: str, n_classes: int, read: bool) -> _File:
         content, silent = None, False
         try:
-            with MelFile.of_key(data.base_dir, key) as mel:
+            with MelFile.of_key(self.base_dir, key) as mel:
                 status = os.stat(mel.path)
                 if read:
                     content = mel.content_hash()
                     silent = content is None
-            if split == "train" and data.teacher_dir is not None:
+            if split == "train" and self.teacher_dir is not None:
                 if read:
-                    read_teacher_logits(data.teacher_dir, key, n_classes)
+                    read_teacher_logits(self.teacher_dir, key, n_classes)
                 else:
-                    check_teacher_files(data.teacher_dir, [key])
+                    check_teacher_files(self.teacher_dir, [key])
         except (MelFileError, TeacherFileError) as error:
             return _File(problem=str(error))
         except OSError as error:  # gone since it was opened
             return _File(problem=f"{mel.path}: cannot be read ({error.strerror})")
         return _File(len(mel), "", (status.st_dev, status.st_ino), content, silent)
 
-    return look
-
 
 def _full_looks(
-    data: MaestDataModule,
-    found: dict[str, GroundTruth],
-    num_workers: int | None,
-    progress: bool,
+    look: _Looker, found: dict[str, GroundTruth], num_workers: int | None, progress: bool
 ) -> Iterator[tuple[str, str, _File]]:
     known: dict[str, _File] = {}  # good files: those of several splits are read once
     for split, groundtruth in found.items():
-        look = _looker(data, split, groundtruth.n_classes, read=True)
         if split == "train":  # which may have a teacher's files to look at
             known = {}
         keys = [key for key in groundtruth.keys if key not in known]
-        files = in_order(look, keys, num_workers, f"check {split}" if progress else None)
+        each = partial(look, split, n_classes=groundtruth.n_classes, read=True)
+        files = in_order(each, keys, num_workers, f"check {split}" if progress else None)
         now = dict(zip(keys, files, strict=True))
-        yield from (
-            (split, key, now[key] if key in now else known[key]) for key in groundtruth.keys
-        )
+        yield from ((split, key, now.get(key) or known[key]) for key in groundtruth.keys)
         known |= {key: file for key, file in now.items() if not file.problem}
 
 
-def _brief_looks(
-    data: MaestDataModule, found: dict[str, GroundTruth]
-) -> Iterator[tuple[str, str, _File]]:
+def _brief_looks(look: _Looker, found: dict[str, GroundTruth]) -> Iterator[tuple[str, str, _File]]:
     """In random order: wherever it ends, all splits and all parts of them have had their share."""
-    ends = np.cumsum([len(groundtruth) for groundtruth in found.values()])
-    if not len(ends):
-        return
-    lookers = [_looker(data, name, split.n_classes, read=False) for name, split in found.items()]
-    names, splits = list(found), list(found.values())
-    spread = np.unique(np.linspace(0, ends[-1] - 1, min(BRIEF_FILES, ends[-1])).astype(int))
+    tracks = [(name, key) for name, split in found.items() for key in split.keys]
+    spread = np.unique(np.linspace(0, len(tracks) - 1, BRIEF_FILES).astype(int))
     deadline = time.monotonic() + BRIEF_SECONDS
-    for track in np.random.default_rng(0).permutation(spread).tolist():
-        i = int(np.searchsorted(ends, track, side="right"))
-        key = splits[i].keys[track - ends[i]]  # counted from the split's end
-        yield names[i], key, lookers[i](key)
+    for i in np.random.default_rng(0).permutation(spread).tolist() if tracks else ():
+        name, key = tracks[i]
+        yield name, key, look(name, key, found[name].n_classes, read=False)
         if time.monotonic() > deadline:
             return
 
 
 def _check_files(
-    report: CheckReport, name: str, files: dict[str, _File], data: MaestDataModule
+    report: CheckReport, name: str, files: dict[str, _File], clip_frames: int, skip: bool
 ) -> None:
     split = report.splits[name]
     split.looked_at = len(files)
     good = {key: file for key, file in files.items() if not file.problem}
     split.hours = seconds(sum(file.frames for file in good.values())) / 3600
     split.bad = {key: file.problem for key, file in files.items() if file.problem}
-    split.short = [key for key, file in good.items() if file.frames < data.clip_frames]
+    split.short = [key for key, file in good.items() if file.frames < clip_frames]
     split.silent = [key for key, file in good.items() if file.silent]
     if split.bad:
         text = f"{name}: {len(split.bad)} of {len(files)} tracks cannot be read: "
-        skipped = data.on_error == "skip" and len(split.bad) < len(files)
+        skipped = skip and len(split.bad) < len(files)
         if skipped:
             text += "they will be skipped (datamodule.on_error)"
         else:
@@ -375,7 +368,7 @@ def _check_files(
     if split.short and name in _SCORED:
         text = (
             f"{name}: {len(split.short)} of {len(files)} tracks are shorter than a clip of "
-            f"{seconds(data.clip_frames):g} s ({_some(split.short)}): silence is added in training"
+            f"{seconds(clip_frames):g} s ({_some(split.short)}): silence is added in training"
         )
         report.warnings.append(Finding("short", text, name))
     if split.silent:

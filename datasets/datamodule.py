@@ -6,7 +6,6 @@ A worker process only reads and crops; everything after that runs batched on the
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -24,23 +22,18 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from maest.datasets.batches import ON_ERROR, CropDataset, TrackDataset, collate_tracks
-from maest.datasets.check import CheckReport, check_data
+from maest.datasets.batches import CropDataset, TrackDataset, collate_tracks
 from maest.datasets.groundtruth import (
     GroundTruth,
     labels_beside,
     read_any_groundtruth,
     read_groundtruth,
 )
-from maest.datasets.melspectrograms import mel_path
-from maest.datasets.norm import NormStats, mean_and_std, norm_stats
 from maest.datasets.sampling import ClipSampler, OrdersOfSeeds, TrackSampler
-from maest.datasets.scores import DATA_DIR as SCORES_DIR
+from maest.datasets.scores import build_if_missing
 from maest.datasets.teacher import TeacherFileError, check_teacher_files
 from maest.helpers.errors import InputError
-from maest.helpers.parallel import cores
 from maest.helpers.processes import leave_signals_to_the_main_process
-from maest.helpers.settings import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +57,7 @@ class MaestDataModule(pl.LightningDataModule):
         batch_size_eval: tracks in an evaluation batch.
         clips_per_epoch: length of an epoch, of all processes together; all clips if None.
         balanced_sampling: draw clips of rare labels more often.
-        num_workers: reading processes; by default none on a machine without a GPU, where the
-            network needs every core, and else one a core that this process may use, at most 12 and
-            at most its share of the machine, which the training processes on it divide.
+        num_workers: processes that read; 0: this one.
         seed: of the draws and crops.
         task: what the targets are: "multi-label", "single-label" or "regression".
         teacher_dir: folder of a teacher's logits for the training tracks, as ``extract_logits``
@@ -93,14 +84,13 @@ class MaestDataModule(pl.LightningDataModule):
         batch_size_eval: int = 8,
         clips_per_epoch: int | None = None,
         balanced_sampling: bool = False,
-        num_workers: int | None = None,
+        num_workers: int = 0,
         seed: int = 0,
         task: str = "multi-label",
         teacher_dir: str | Path | None = None,
         on_error: str = "raise",
     ) -> None:
         super().__init__()
-        check_choice("datamodule.on_error", on_error, ON_ERROR)
         if groundtruth_train is not None:  # the two are settings of training alone
             if balanced_sampling and task == "regression":
                 raise InputError(
@@ -128,7 +118,7 @@ class MaestDataModule(pl.LightningDataModule):
         self.batch_size_eval = batch_size_eval
         self.clips_per_epoch = clips_per_epoch
         self.balanced_sampling = balanced_sampling
-        self._num_workers = num_workers
+        self.num_workers = num_workers
         self.seed = seed
         self.task = task
         self.teacher_dir = None if teacher_dir is None else Path(teacher_dir)
@@ -137,17 +127,6 @@ class MaestDataModule(pl.LightningDataModule):
         # The epoch and batch that the next training loader begins with, and no other after it.
         self._start: tuple[int, int] | None = (0, 0)
 
-    @property
-    def num_workers(self) -> int:
-        """Reading processes of a loader."""
-        if self._num_workers is not None:
-            return self._num_workers
-        if not torch.cuda.is_available():
-            return 0
-        processes = 1 if self.trainer is None else self.trainer.world_size // self.trainer.num_nodes
-        share = (os.cpu_count() or 1) // max(1, processes)
-        return max(1, min(cores(), share, 12))
-
     def _rank(self) -> tuple[int, int]:
         """Which of how many training processes this is."""
         if self.trainer is None:
@@ -155,23 +134,8 @@ class MaestDataModule(pl.LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     def prepare_data(self) -> None:
-        """Build the embedded data set if the settings point to it and there is none.
-
-        Of several processes one builds it and the others wait.
-        """
-        wanted = [Path(path).resolve() for path in self.paths.values() if path is not None]
-        ours = [path for path in wanted if path.is_relative_to(SCORES_DIR)]
-        report = SCORES_DIR / "report.json"  # written last
-        if not ours or report.exists():
-            return
-        SCORES_DIR.mkdir(parents=True, exist_ok=True)
-        with FileLock(SCORES_DIR / ".prepare.lock"):
-            if not report.exists():
-                from maest.datasets.scores.preprocess import (
-                    build,  # its libraries are slow to import
-                )
-
-                build()
+        """Build the embedded data set if the paths point to it and it is missing."""
+        build_if_missing(self.paths.values())
 
     def setup(self, stage: str) -> None:
         """Called by Lightning; before a training, all the teacher's files must be there.
@@ -217,26 +181,6 @@ class MaestDataModule(pl.LightningDataModule):
     def labels(self, split: str) -> list[str] | None:
         """The names in the ``labels.json`` beside a split's ground truth; None if there is none."""
         return labels_beside(self.groundtruth(split))
-
-    def mean_and_std(self, split: str, tracks: int = 200) -> tuple[float, float]:
-        """Mean and standard deviation of a split's log-mel values.
-
-        Of all its tracks, or of ``tracks`` that are spread evenly over the ground truth.
-        """
-        keys = self.groundtruth(split).keys
-        some = np.linspace(0, len(keys) - 1, min(tracks, len(keys))).astype(int)
-        return mean_and_std(mel_path(self.base_dir, keys[i]) for i in some)
-
-    def norm_stats(
-        self, split: str = "train", num_workers: int | None = None, progress: bool = True
-    ) -> NormStats:
-        """Mean and standard deviation over all of a split, see :func:`datasets.norm.norm_stats`."""
-        keys = self.groundtruth(split).keys
-        return norm_stats(self.base_dir, keys, num_workers, progress)
-
-    def check(self, splits: Sequence[str] | None = None, brief: bool = False) -> CheckReport:
-        """Look for what is wrong with the data, see :func:`datasets.check.check_data`."""
-        return check_data(self, splits, brief)
 
     def state_dict(self) -> dict[str, int]:
         """Where training is, for a checkpoint: the epoch, and its batches that are done."""

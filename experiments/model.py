@@ -16,7 +16,7 @@ from maest.datasets.norm import sampled_mean_and_std
 from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import NORM_MEAN, NORM_STD
 from maest.models import CheckpointError, Maest, get_maest, load_checkpoint
-from maest.models.archs import find_arch, input_frames
+from maest.models.archs import Arch, find_arch, input_frames
 from maest.models.download import fetch
 from maest.models.maest import TASKS
 from maest.models.weights import Checkpoint
@@ -54,7 +54,8 @@ def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | 
             hint="To use a model, give maest.checkpoint.",
         )
     maest, average = settings.maest, settings.maest.checkpoint_swa_weights
-    published = _is_published(settings)
+    arch = arch_of(settings)
+    published = arch is not None and arch.published
     with in_section("maest"):
         if maest.checkpoint is not None:
             if published:
@@ -89,20 +90,21 @@ def require_checkpoint(settings: Settings) -> Checkpoint:
     return checkpoint
 
 
-def _is_published(settings: Settings) -> bool:
+def arch_of(settings: Settings) -> Arch | None:
+    """The one that ``maest.arch`` names. Raises InputError if there is none of that name."""
     with in_section("maest"):
-        return settings.maest.arch is not None and find_arch(settings.maest.arch).published
+        return None if settings.maest.arch is None else find_arch(settings.maest.arch)
 
 
 def clip_frames(settings: Settings, checkpoint: Checkpoint | None) -> int:
     """Frames of a clip: of ``datamodule.clip_length``, or else the model's input."""
-    arch, length = settings.maest.arch, settings.datamodule.clip_length
+    arch, length = arch_of(settings), settings.datamodule.clip_length
     if length is None and settings.maest.input_t is not None:
         return settings.maest.input_t
     if length is None and checkpoint is not None and "input_t" in checkpoint.sizes:
         return int(checkpoint.sizes["input_t"])
-    if length is None and arch is not None and _is_published(settings):
-        return find_arch(arch).input_t
+    if length is None and arch is not None and arch.published:
+        return arch.input_t
     return input_frames(DEFAULT_CLIP_LENGTH if length is None else length)
 
 
@@ -120,7 +122,8 @@ def network_arguments(
     arguments = {n: v for n, v in asdict(settings.maest).items() if n not in left_out}
     arguments |= {"pretrained": False, "task": find_task(settings, checkpoint)}
     # An arch with published weights stands for those: a checkpoint takes their place.
-    if settings.maest.checkpoint is not None and _is_published(settings):
+    arch = arch_of(settings)
+    if settings.maest.checkpoint is not None and arch is not None and arch.published:
         arguments["arch"] = None
     if arguments["labels"] is not None:
         arguments["labels"] = read_labels(arguments["labels"])

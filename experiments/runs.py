@@ -210,8 +210,11 @@ def _record(ex: Experiment) -> None:
         ex.sources = {Source.create(ex.mainfile.filename, save_git_info=True)}
 
 
-def command(ex: Experiment, main: bool = False) -> Callable:
-    """Make a function (run, settings) a command; what a user can mend is told in one message."""
+def command(ex: Experiment, main: bool = False, unobserved: bool = False) -> Callable:
+    """Make a function (run, settings) a command; what a user can mend is told in one message.
+
+    An unobserved one leaves no run folder.
+    """
 
     def decorate(function: Callable) -> Callable:
         typed = "settings" in inspect.signature(function).parameters
@@ -232,7 +235,7 @@ def command(ex: Experiment, main: bool = False) -> Callable:
                 raise UserError(_message(error)) from error
 
         wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
-        return ex.main(wrapped) if main else ex.command(wrapped)
+        return ex.main(wrapped) if main else ex.command(wrapped, unobserved=unobserved)
 
     return decorate
 

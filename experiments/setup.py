@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,12 @@ from pytorch_lightning.strategies import DDPStrategy
 import maest.config as settings
 from maest.datasets.datamodule import MaestDataModule
 from maest.datasets.groundtruth import read_labels
+from maest.datasets.norm import sampled_mean_and_std
 from maest.datasets.scores import DATA_DIR as SCORES_DIR
-from maest.helpers import metrics
 from maest.helpers.checkpoints import StepLimit, WholeFiles, leave_sigterm_to_us
 from maest.helpers.errors import InputError
 from maest.helpers.history import ProgressBar
-from maest.helpers.throughput import fast_math, training_flops
+from maest.helpers.throughput import fast_math
 from maest.models import CheckpointError, Maest, get_maest, load_checkpoint
 from maest.models.archs import Arch, clip_seconds, find_arch, input_frames
 from maest.models.download import fetch
@@ -125,6 +123,7 @@ def set_up_data(
         frames = arch.input_t
     else:
         frames = input_frames(settings.DEFAULT_CLIP_LENGTH)
+    options |= {"num_workers": 0, "clips_per_epoch": None}
     data = MaestDataModule(clip_frames=frames, seed=config["seed"], **options)
     data.prepare_data()
     return data
@@ -145,13 +144,6 @@ def _arch(config: dict[str, Any]) -> Arch | None:
     with in_section("maest"):
         name = config["maest"]["arch"]
         return None if name is None else find_arch(name)
-
-
-def find_sizes(config: dict[str, Any]) -> Checkpoint | None:
-    """What ``maest.checkpoint`` says of clip length and task; nothing is fetched for it."""
-    path = config["maest"]["checkpoint"]
-    average = config["maest"]["checkpoint_swa_weights"]
-    return None if path is None else load_checkpoint(path, average)
 
 
 def find_checkpoint(config: dict[str, Any], training: bool = False) -> Checkpoint | None:
@@ -238,7 +230,13 @@ def set_up_network(
     check_label_names(options, options["n_classes"] or known.get("n_classes"), config)
     norm = [name for name in ("norm_mean", "norm_std") if name not in known]
     if None in [options[name] for name in norm]:
-        measured = dict(zip(("norm_mean", "norm_std"), data.mean_and_std(split), strict=True))
+        measured = dict(
+            zip(
+                ("norm_mean", "norm_std"),
+                sampled_mean_and_std(data.base_dir, data.groundtruth(split).keys),
+                strict=True,
+            )
+        )
         for name in norm:
             options[name] = measured[name] if options[name] is None else options[name]
     with in_section("maest"):
@@ -341,148 +339,6 @@ def check_head(checkpoint: Checkpoint, net: Maest) -> None:
         )
 
 
-def check_targets(data: MaestDataModule) -> None:
-    """Raise InputError if nothing can be learned, or no epoch be told from another."""
-    train, val = data.groundtruth("train"), data.groundtruth("val")
-    if data.task == "multi-label" and not train.targets.any():
-        raise InputError(
-            "no track has a label: there is nothing to learn",
-            kind="empty",
-            setting="datamodule.groundtruth_train",
-            path=train.path,
-            hint="Check how it was made: `python datasets/groundtruth.py show` counts its labels.",
-        )
-    with warnings.catch_warnings(action="ignore"):  # of scikit-learn, for what is said here
-        scores = metrics.evaluate(data.task, val.targets, np.zeros(val.targets.shape))
-    if np.isnan(scores.figures[metrics.MONITOR[data.task]]):
-        regression = data.task == "regression"
-        what = "target with two values" if regression else "label that some have and some not"
-        raise InputError(
-            f"there is nothing to choose the best epoch by: among its {len(val)} tracks there is "
-            f"no {what}",
-            kind="empty",
-            setting="datamodule.groundtruth_val",
-            path=val.path,
-            hint="Validate on more tracks.",
-        )
-
-
-def check_labels(net: Maest, data: MaestDataModule, split: str) -> None:
-    """Raise InputError if the network's labels are known to be others than a split's."""
-    labels = data.labels(split)
-    if None not in (labels, net.labels) and labels != net.labels:
-        raise InputError(
-            "other labels, or another order, than the model's",
-            kind="mismatch",
-            path=data.groundtruth(split).path.parent / "labels.json",
-            hint="Use a ground truth with the model's labels, or a model of these.",
-        )
-
-
-# A run of fewer steps is over before compiling has paid.
-_STEPS_THAT_PAY = 1000
-
-# What decides how a training goes. Runs that agree in it are one experiment.
-_SAME = {
-    "seed": None,
-    "maest": None,
-    "module": None,
-    "datamodule": (
-        *("groundtruth_test", "groundtruth_predict"),
-        *("batch_size_eval", "num_workers", "on_error"),
-    ),
-    "trainer": (
-        *("max_epochs", "accelerator", "devices", "num_nodes", "strategy"),
-        *("log_every_n_steps", "checkpoint_minutes", "enable_progress_bar", "compile"),
-        *("limit_test_batches", "limit_predict_batches", "num_sanity_val_steps"),
-    ),
-}
-
-
-# Where a run's record has what version 0.1 had by default, and the settings what this one has,
-# nobody has chosen either.
-_EARLIER_DEFAULTS = {"maest.s_patchout_t": 22, "maest.checkpoint_swa_weights": False}
-
-
-def find_run_to_continue(config: dict[str, Any], log_dir: Path) -> Path | None:
-    """The checkpoint that ``ckpt_path`` asks for; None to start anew.
-
-    "last" is that of the newest run with the same settings, however it ended. Without one a new
-    training begins, so that a cluster's job can be started again as it was.
-    """
-    if config["ckpt_path"] != "last":
-        return None if config["ckpt_path"] is None else Path(config["ckpt_path"])
-    runs = [path for path in log_dir.glob("*/checkpoints/last.ckpt") if path.is_file()]
-    runs = [path for path in runs if not path.parents[1].is_symlink()]  # as "latest" is
-    newest = None
-    for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
-        try:
-            other = json.loads((path.parents[1] / "config.json").read_text("utf-8"))
-            differing = _differing(config, other)
-        except (OSError, ValueError, TypeError, KeyError):
-            continue  # no run of ours, or one that left nothing to compare with
-        if not differing:
-            log.info("continuing %s", path)
-            return path
-        newest = newest or (path, differing)
-    if newest is None:
-        log.warning("ckpt_path=last: there is no run to continue in %s: a new one begins", log_dir)
-        return None
-    path, differing = newest
-    log.warning(
-        "ckpt_path=last: no run in %s has these settings: a new one begins. The newest, %s, has "
-        "%s%s. (ckpt_path=%s would go on from it)",
-        *(log_dir, path.parents[1], "; ".join(differing[:5]), "; …" * (len(differing) > 5), path),
-    )
-    return None
-
-
-def read_continued(path: Path | None) -> Checkpoint | None:
-    """The checkpoint of the training that is continued, if it can be read as a model."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        return load_checkpoint(path, average=False)
-    except InputError:  # which the training itself will tell
-        return None
-
-
-def as_it_began(config: dict[str, Any], continued: Checkpoint | None) -> dict[str, Any]:
-    """The settings with norm and patchout of the training that is continued, where they are open.
-
-    Measured again, the norm would be another one if a file has gone since.
-    """
-    if continued is None:
-        return config
-    began = {name: continued.sizes.get(name) for name in ("norm_mean", "norm_std")}
-    with suppress(OSError, ValueError, KeyError, TypeError):  # no run folder of ours
-        record = json.loads((continued.path.parents[1] / "config.json").read_text("utf-8"))
-        began["s_patchout_t"] = record["maest"]["s_patchout_t"]
-    open_ones = {n: v for n, v in began.items() if config["maest"][n] is None}
-    return config | {"maest": config["maest"] | open_ones}
-
-
-def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The settings that decide, and are others than a run's record has; what it lacks came later.
-
-    Raises:
-        KeyError, TypeError: it is no record of a training.
-    """
-    found = []
-    for section, free in _SAME.items():
-        if free is None and not isinstance(config[section], dict):
-            pairs = {section: (config[section], other[section])}
-        else:
-            own, default = config[section], settings.MAEST[section]
-            its = default | other[section]
-            pairs = {f"{section}.{n}": (own[n], its[n]) for n in own if n not in (free or ())}
-            for key, earlier in _EARLIER_DEFAULTS.items():
-                if pairs.get(key) == (default.get(key.partition(".")[2]), earlier):
-                    del pairs[key]
-        found += [f"{key}={its} (here {own})" for key, (own, its) in pairs.items() if own != its]
-    return sorted(found)
-
-
 def set_up_trainer(
     config: dict[str, Any],
     folder: Path,
@@ -568,42 +424,6 @@ def check_device(config: dict[str, Any]) -> None:
             setting="trainer.devices",
             hint="Give a number of CPU processes, or leave it out.",
         )
-
-
-def flops_per_clip(net: Maest, frames: int, frozen_blocks: int) -> float:
-    """Floating-point operations that a clip of so many frames takes in training."""
-    heads = 2 if net.distilled_type == "separated" else 1
-    return training_flops(
-        tokens=net.n_tokens(frames),
-        embed_dim=net.embed_dim,
-        depth=net.depth,
-        outputs=heads * net.n_classes,
-        mlp_ratio=net.mlp_ratio,
-        frozen_blocks=frozen_blocks,
-    )
-
-
-def compile_if_it_pays(config: dict[str, Any], net: Maest, clips: int) -> None:
-    """Compile the network's blocks, if the settings say so, or leave it open and it pays.
-
-    Args:
-        clips: of an epoch, of all processes.
-    """
-    trainer, wanted = config["trainer"], config["trainer"]["compile"]
-    if wanted is None:
-        devices = trainer["devices"] if trainer["devices"] > 0 else torch.cuda.device_count() or 1
-        batch = config["datamodule"]["batch_size_train"] * devices * trainer["num_nodes"]
-        batches = clips // batch
-        if isinstance(trainer["limit_train_batches"], int):
-            batches = min(batches, trainer["limit_train_batches"])
-        steps = trainer["max_epochs"] * batches
-        if trainer["max_steps"] >= 0:
-            steps = min(steps, trainer["max_steps"])
-        # Compiling takes about a minute; each rate of stochastic depth would be a graph of its own.
-        pays = steps >= _STEPS_THAT_PAY and not config["maest"]["drop_path_rate"]
-        wanted = _on_cuda(config) and pays
-    if wanted:
-        net.compile_blocks()
 
 
 def _check_processes(devices: int, num_nodes: int) -> None:

@@ -1,8 +1,9 @@
-"""The record of a training run: one line an epoch, on the screen and in a file."""
+"""The record of a training run: a line an epoch, on the screen and in a file; and its progress."""
 
 from __future__ import annotations
 
 import csv
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from tqdm import tqdm
 from maest.helpers.files import atomic_path
 from maest.helpers.metrics import FIGURE_NAMES
 
+log = logging.getLogger(__name__)
+
 FIRST = 1  # the number of the first epoch, wherever people read it; Lightning counts from 0
 
 
@@ -28,13 +31,13 @@ class TensorBoard(TensorBoardLogger):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with the figures that move within an epoch, and epochs from 1."""
+    """Lightning's bar, with the metrics that move within an epoch, and epochs from 1."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + FIRST}")
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict:
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Called where the bar is drawn again: the loss is fetched from the device here only."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
@@ -43,17 +46,57 @@ class ProgressBar(TQDMProgressBar):
         return shown
 
 
+class ProgressLines(pl.Callback):
+    """A line now and then, where a bar cannot be drawn: steps, speed, loss, time still to go.
+
+    Args:
+        steps: of the whole training.
+        every: seconds from one line to the next.
+    """
+
+    def __init__(self, steps: int, every: float = 30.0) -> None:
+        self.steps, self.every = steps, every
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started, self._first_step = time.monotonic(), trainer.global_step
+        self._shown, self._clips = self._started, 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, _: int
+    ) -> None:
+        self._clips += len(batch) * trainer.world_size
+        now, step = time.monotonic(), trainer.global_step
+        done = step - self._first_step
+        if now - self._shown < self.every or not done:
+            return
+        if trainer.is_global_zero:
+            left = (self.steps - step) * (now - self._started) / done
+            log.info(
+                "epoch %d, step %d of %d: %.3g clips/s, loss %.4f, about %s to go",
+                *(trainer.current_epoch + FIRST, step, self.steps),
+                *(self._clips / (now - self._shown), outputs["loss"], duration(left)),
+            )
+        self._shown, self._clips = now, 0
+
+
+def duration(seconds: float) -> str:
+    """In words: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class History(pl.Callback):
-    """Keeps the figures of each epoch; writes them to ``path`` as CSV after each, whole.
+    """Keeps the metrics of each epoch; writes them to ``path`` as CSV after each, whole.
+
+    A row has the epoch's number (from 1), the metrics that were logged, the learning rate after the
+    epoch (of several groups of weights, the highest: the head's), and its seconds. Metrics of the
+    validation are in the rows of epochs that had one. The rows are in the checkpoints too: a run
+    that continues another has those of both.
 
     Args:
         path: the CSV file.
-        record: called with (name, value, epoch) for each figure, to send it elsewhere too.
-
-    A row has the epoch's number (from 1), the figures that were logged, the learning rate after the
-    epoch (of several groups of weights, the highest: the head's), and its seconds. Figures of the
-    validation are in the rows of epochs that had one. The rows are in the checkpoints too: a run
-    that continues another has those of both.
+        record: called with (name, value, epoch) for each metric, to send it elsewhere too.
     """
 
     def __init__(
@@ -90,10 +133,9 @@ class History(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning has run the epoch's validation by now."""
-        figures = trainer.callback_metrics
         row: dict[str, float] = {"epoch": trainer.current_epoch + FIRST}
-        for name, value in sorted(figures.items()):
-            # Lightning keeps the figures of the last validation, whenever that was; and the rates
+        for name, value in sorted(trainer.callback_metrics.items()):
+            # Lightning keeps the metrics of the last validation, whenever that was; and the rates
             # that LearningRateMonitor saw last, some steps before.
             stale = name.startswith("val_") and not self._validated
             if not stale and not name.endswith("_step") and not name.startswith("lr-"):
@@ -108,7 +150,7 @@ class History(pl.Callback):
                     self.record(name, value, int(row["epoch"]))
         if trainer.is_global_zero:
             self._write()
-            self._show(row)
+            tqdm.write(epoch_line(row))
 
     def _write(self) -> None:
         names = list(dict.fromkeys(name for row in self.epochs for name in row))
@@ -117,21 +159,19 @@ class History(pl.Callback):
             rows.writeheader()
             rows.writerows(self.epochs)
 
-    @staticmethod
-    def _show(row: dict[str, float]) -> None:
-        parts = [
-            f"epoch {row['epoch']:3.0f}",
-            f"train loss {row.get('train_loss', float('nan')):.4f}",
-        ]
-        for kind, word in (("val", "val"), ("val_swa", "averaged")):
-            for name, label in FIGURE_NAMES.items():
-                if f"{kind}_{name}" in row and (kind, name) != ("val_swa", "loss"):
-                    parts.append(f"{word} {label} {row[f'{kind}_{name}']:.4f}")
-        tqdm.write("  ".join([*parts, f"{row['seconds']:.0f} s"]))
+
+def epoch_line(row: Mapping[str, float]) -> str:
+    """A row of the history, for people."""
+    parts = [f"epoch {row['epoch']:3.0f}", f"train loss {row.get('train_loss', float('nan')):.4f}"]
+    for kind, word in (("val", "val"), ("val_swa", "averaged")):
+        for name, label in FIGURE_NAMES.items():
+            if f"{kind}_{name}" in row and (kind, name) != ("val_swa", "loss"):
+                parts.append(f"{word} {label} {row[f'{kind}_{name}']:.4f}")
+    return "  ".join([*parts, f"{row['seconds']:.0f} s"])
 
 
 def read_history(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a history file, without the figures that an epoch does not have."""
+    """The rows of a history file, without the metrics that an epoch does not have."""
     with Path(path).open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{name: float(value) for name, value in row.items() if value} for row in rows]

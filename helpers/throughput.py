@@ -1,4 +1,4 @@
-"""How fast training is: clips a second, and how much of the machine's arithmetic that uses.
+"""How fast training is: clips a second, and on a GPU how much of its arithmetic that uses.
 
 Model-FLOPs utilisation (MFU), A. Chowdhery et al., "PaLM", 2022 (arXiv 2204.02311), appendix B:
 the floating-point operations that the network needs, over what the device could do in that time.
@@ -18,20 +18,11 @@ from maest.helpers.patches import PATCH_SIZE
 log = logging.getLogger(__name__)
 
 _SKIPPED_STEPS = 3  # the first steps compile, choose kernels and get memory
-_DTYPES = {
-    **{"16-mixed": torch.float16, "16-true": torch.float16, "64-true": torch.float64},
-    **{"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16},
-}
+_DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 def forward_flops(
-    *,
-    tokens: int,
-    embed_dim: int,
-    depth: int,
-    outputs: int,
-    mlp_ratio: float = 4.0,
-    patch_dim: int = PATCH_SIZE**2,
+    *, tokens: int, embed_dim: int, depth: int, outputs: int, mlp_ratio: float = 4.0
 ) -> float:
     """Floating-point operations of one clip's way through the network.
 
@@ -47,9 +38,8 @@ def forward_flops(
         outputs: logits of all heads in use: C, or 2 · C where two heads are trained; 0 for the
             embedding of block ``depth - 1``.
         mlp_ratio: hidden width of a block's MLP over D.
-        patch_dim: values of a patch.
     """
-    patches, blocks, heads = _parts(tokens, embed_dim, depth, outputs, mlp_ratio, patch_dim)
+    patches, blocks, heads = _parts(tokens, embed_dim, depth, outputs, mlp_ratio)
     return patches + sum(blocks) + heads
 
 
@@ -60,26 +50,21 @@ def training_flops(
     depth: int,
     outputs: int,
     mlp_ratio: float = 4.0,
-    patch_dim: int = PATCH_SIZE**2,
     frozen_blocks: int = 0,
 ) -> float:
-    """Floating-point operations that one clip takes in training, forward and backward.
+    """The same in training, forward and backward.
 
     Backward costs twice as much as forward: a gradient of the weights, and one of the input (which
-    patches do not need). What a program computes again, or drops later, is not counted.
-
-    Args:
-        tokens, embed_dim, depth, outputs, mlp_ratio, patch_dim: of :func:`forward_flops`.
-        frozen_blocks: the patch embedding and so many first blocks are not trained, and have no
-            backward; 0: all are trained.
+    patches do not need). What a program computes again, or drops later, is not counted. The patch
+    embedding and ``frozen_blocks`` first blocks have no backward; 0: all are trained.
     """
-    patches, blocks, heads = _parts(tokens, embed_dim, depth, outputs, mlp_ratio, patch_dim)
+    patches, blocks, heads = _parts(tokens, embed_dim, depth, outputs, mlp_ratio)
     frozen, trained = sum(blocks[:frozen_blocks]), sum(blocks[frozen_blocks:]) + heads
     return (1 if frozen_blocks else 2) * patches + frozen + 3 * trained
 
 
 def _parts(
-    tokens: int, embed_dim: int, depth: int, outputs: int, mlp_ratio: float, patch_dim: int
+    tokens: int, embed_dim: int, depth: int, outputs: int, mlp_ratio: float
 ) -> tuple[float, list[float], float]:
     """FLOPs forward of the patch embedding, of each block, and of the heads."""
     hidden = int(embed_dim * mlp_ratio)
@@ -89,7 +74,7 @@ def _parts(
         attention = 2 * 2 * queries * tokens * embed_dim  # queries on keys, weights on values
         return qkv + attention + 2 * queries * embed_dim * (embed_dim + 2 * hidden)  # proj; fc1, 2
 
-    patches = 2.0 * (tokens - 2) * patch_dim * embed_dim
+    patches = 2.0 * (tokens - 2) * PATCH_SIZE**2 * embed_dim
     last = block(2 if outputs else tokens)
     return patches, [block(tokens)] * (depth - 1) + [last], 2 * embed_dim * outputs
 
@@ -109,11 +94,6 @@ def matmul_ceiling(
     The best of several runs after a warm-up; fp32 on CUDA with TF32 where that is switched on.
     Where other programs run, it is lower than it could be, and a utilisation computed with it may
     be above 1. torch's random numbers stay where they are.
-
-    Args:
-        device: where to measure; "cuda" is the current one.
-        dtype: of the matrices.
-        seconds: how long to measure, about; the warm-up comes before that.
     """
     device = torch.device(device)
     size, products = (8192, 8) if device.type == "cuda" else (1536, 1)
@@ -122,71 +102,60 @@ def matmul_ceiling(
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in "ab")
     c = torch.empty_like(a)
 
-    def run(times: int) -> float:
+    def run() -> float:
         synchronise(device)
         started = time.perf_counter()
-        for _ in range(times):
+        for _ in range(products):
             torch.mm(a, b, out=c)
         synchronise(device)
-        return (time.perf_counter() - started) / times
+        return (time.perf_counter() - started) / products
 
-    run(products)
-    best, until = run(products), time.perf_counter() + seconds
+    run()
+    best, until = run(), time.perf_counter() + seconds
     while time.perf_counter() < until:
-        best = min(best, run(products))
+        best = min(best, run())
     return 2 * size**3 / best
 
 
 def fast_math() -> None:
-    """Let CUDA compute products of fp32 matrices in TF32 (10 bits of mantissa), as training may.
-
-    For what mixed precision leaves in fp32; CPUs and other devices stay as they are.
-    """
+    """Let CUDA compute products of fp32 matrices in TF32 (10 bits of mantissa), as training may."""
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
 
 
 class Throughput(pl.Callback):
-    """Measures clips a second and utilisation in training: on the progress bar, and in the log.
+    """Measures a training: ``clips_per_second`` of all processes together, and on a GPU ``mfu``.
 
-    ``clips_per_second`` (of all processes together) and ``mfu`` (0 to 1) are logged after each
-    ``every`` batches, over these; and at the end of an epoch over all of it, before the callbacks
-    that come after this one. Time is that of training with its waiting for data, without validation
-    and without a run's first steps. The clock alone is read, and the device is waited for only
-    where an epoch or a validation begins or ends: between those, the host and the device keep the
-    same pace. A batch must say its number of clips, ``len(batch)``.
+    ``mfu`` is the share of the device's fastest matrix products that the network's arithmetic
+    reaches, 0 to 1. They are logged every so many batches over the epoch so far, and at its end.
+    Time includes waiting for data, but neither validation nor a run's first steps. The device is
+    waited for only where an epoch or a validation begins or ends: between those, host and device
+    keep the same pace. ``len(batch)`` must be its number of clips.
 
     Args:
         flops_per_clip: of :func:`training_flops`.
-        ceiling: what a device can do, in FLOP/s; None: :func:`matmul_ceiling` in the precision of
-            the training, measured when that starts.
-        every: batches from one figure to the next.
-
-    Raises:
-        ValueError: if ``every`` is below 1.
+        ceiling: what a device can do, in FLOP/s; None: measured on CUDA when training starts.
+        every: batches from one record to the next.
     """
 
     def __init__(
         self, flops_per_clip: float, ceiling: float | None = None, every: int = 20
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every is {every}: expected at least 1 batch")
-        self.flops_per_clip = flops_per_clip
-        self.ceiling = ceiling
-        self.every = every
+        self.flops_per_clip, self.ceiling, self.every = flops_per_clip, ceiling, every
         self._to_skip = _SKIPPED_STEPS
-        self._clips, self._seconds = 0, 0.0  # of the epoch, up to where the clock was stopped
+        self._clips, self._seconds = 0, 0.0  # of the epoch; seconds up to where the clock stopped
         self._started: float | None = None  # when the clock was; None: it stands
-        self._running_clips = 0  # since then
-        self._window = (0.0, 0, 0)  # where it began: time, running clips; its batches
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._to_skip, self._started = _SKIPPED_STEPS, None
-        if self.ceiling is None:
+        if self.ceiling is None and pl_module.device.type == "cuda":
             dtype = _DTYPES.get(str(trainer.precision), torch.float32)
             self.ceiling = matmul_ceiling(pl_module.device, dtype)
-            name = str(dtype).removeprefix("torch.")
-            log.info("matrix products reach %.3g TFLOP/s in %s", self.ceiling / 1e12, name)
+            log.info(
+                "this GPU's matrix products reach %.3g TFLOP/s in %s; mfu (model-FLOPs "
+                "utilisation) is the share of it that training uses",
+                *(self.ceiling / 1e12, str(dtype).removeprefix("torch.")),
+            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._clips, self._seconds, self._started = 0, 0.0, None
@@ -196,8 +165,7 @@ class Throughput(pl.Callback):
     ) -> None:
         if self._started is None and self._to_skip <= 0:
             synchronise(pl_module.device)
-            self._started, self._running_clips = time.perf_counter(), 0
-            self._window = (self._started, 0, 0)
+            self._started = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -210,15 +178,10 @@ class Throughput(pl.Callback):
         if self._started is None:
             self._to_skip -= 1
             return
-        self._running_clips += len(batch) * trainer.world_size
-        since, clips, batches = self._window
-        if batches + 1 < self.every:
-            self._window = (since, clips, batches + 1)
-            return
-        now = time.perf_counter()
-        figures = self._figures(trainer, self._running_clips - clips, now - since)
-        pl_module.log_dict(figures, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
-        self._window = (now, self._running_clips, 0)
+        self._clips += len(batch) * trainer.world_size
+        if (batch_idx + 1) % self.every == 0:
+            running = time.perf_counter() - self._started
+            self._log(trainer, pl_module, self._seconds + running, on_step=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop(pl_module)
@@ -226,19 +189,21 @@ class Throughput(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop(pl_module)
         if self._clips:
-            figures = self._figures(trainer, self._clips, self._seconds)
-            pl_module.log_dict(figures, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
+            self._log(trainer, pl_module, self._seconds, on_step=False)
 
     def _stop(self, pl_module: pl.LightningModule) -> None:
-        if self._started is None:
-            return
-        synchronise(pl_module.device)
-        self._seconds += time.perf_counter() - self._started
-        self._clips += self._running_clips
-        self._started = None
+        if self._started is not None:
+            synchronise(pl_module.device)
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
 
-    def _figures(self, trainer: pl.Trainer, clips: int, seconds: float) -> dict[str, torch.Tensor]:
+    def _log(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, seconds: float, on_step: bool
+    ) -> None:
         # On the CPU, where Lightning leaves them: from a GPU it would fetch them after each batch.
-        per_second = torch.tensor(clips / seconds)
-        mfu = per_second / trainer.world_size * self.flops_per_clip / self.ceiling
-        return {"clips_per_second": per_second, "mfu": mfu}
+        metrics = {"clips_per_second": torch.tensor(self._clips / seconds)}
+        if self.ceiling is not None:
+            own = metrics["clips_per_second"] / trainer.world_size
+            metrics["mfu"] = own * self.flops_per_clip / self.ceiling
+        options = {"on_step": on_step, "on_epoch": not on_step}
+        pl_module.log_dict(metrics, prog_bar=True, batch_size=1, **options)

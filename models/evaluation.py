@@ -1,9 +1,11 @@
-"""The evaluation of a network on whole tracks: validation, and test."""
+"""The evaluation of networks on whole tracks: validation, and test."""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maest.helpers.checkpoints import diverged
 from maest.helpers.errors import InputError
-from maest.helpers.metrics import MONITOR, Evaluation, evaluate
-from maest.helpers.patches import seconds
+from maest.helpers.metrics import Evaluation, evaluate
 from maest.models.maest import Maest
 from maest.models.patchout import on_device
 
@@ -27,204 +27,161 @@ _LOSSES = {
 }
 
 
-class TrackEvaluation:
-    """What a Lightning module needs to validate and test a network on whole tracks.
-
-    A track's logits and activations are the means of its patches', weighted by their seconds. The
-    tracks of an epoch, of all processes, are scored together; loss and figures are logged.
-
-    To be named before ``LightningModule`` among the bases of a class.
-
-    Args:
-        net: the network.
-        patches_per_pass: how many patches go through it at once.
+@dataclass(frozen=True)
+class Scored:
+    """How a network does on N tracks.
 
     Attributes:
-        also_evaluated: networks that are evaluated beside ``net``, by the name that their figures
-            get.
-        evaluation: the figures of the last validation or test; None before.
-        other_evaluations: those of ``also_evaluated``, by name.
-        targets, outputs: targets, and activations of ``net``, of all tracks of that validation or
-            test, float32 [N, C]; None before.
-        skipped: files that were passed over, and why (`datamodule.on_error=skip`).
+        evaluation: metrics over all labels, and of each.
+        loss: mean over tracks of the loss of their mean logits.
+        targets, outputs: targets and activations, float32 [N, C].
     """
 
-    def __init__(self, net: Maest, patches_per_pass: int = 32) -> None:
-        super().__init__()
-        self.net = net
-        self.patches_per_pass = patches_per_pass
-        self.also_evaluated: dict[str, Maest] = {}
-        self.evaluation: Evaluation | None = None
-        self.other_evaluations: dict[str, Evaluation] = {}
-        self.targets: np.ndarray | None = None
-        self.outputs: np.ndarray | None = None
-        self.skipped: dict[str, str] = {}
-        # Of the validation or test that is going on, batch by batch.
-        self._keys: list[str] = []
-        self._values: dict[str, list[Tensor]] = defaultdict(list)
+    evaluation: Evaluation
+    loss: float
+    targets: np.ndarray
+    outputs: np.ndarray
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch)
 
-    def on_validation_epoch_end(self) -> None:
-        self._evaluation_end("val")
+class TrackScores:
+    """Collects the outputs of networks for whole tracks, and scores them together.
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch)
+    A track's logits and activations are the means of its patches', weighted by their lengths.
 
-    def on_test_epoch_end(self) -> None:
-        self._evaluation_end("test")
+    Args:
+        nets: name → network, in eval mode.
+        patches_per_pass: how many patches go through a network at once.
+        skipped: files that could not be read, key → reason; those of batches are added.
+    """
 
-    def run_patches(
-        self, groups: list[tuple[Tensor, Tensor]], net: Maest | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the patches of a batch of whole tracks through the network.
-
-        Args:
-            groups: of a ``TrackBatch``.
-            net: another network than the module's own.
-
-        Returns:
-            ``(logits [n, C] float32, track [n], seconds [n] float32)`` over all patches.
-        """
-        net = net or self.net
-        logits, tracks, durations = [], [], []
-        for mel, track in groups:
-            for piece in mel.split(self.patches_per_pass):
-                logits.append(net(self._network_input(piece))[0].float())
-            tracks.append(track)
-            durations.append(logits[-1].new_full(track.shape, seconds(mel.shape[1])))
-        return torch.cat(logits), torch.cat(tracks), torch.cat(durations)
-
-    def track_means(self, batch: Any, net: Maest | None = None) -> tuple[Tensor, Tensor]:
-        """Each track's mean logits and mean activations, weighted by seconds.
-
-        Args:
-            batch: a ``TrackBatch`` of N tracks, at least one.
-            net: another network than the module's own.
-
-        Returns:
-            ``(logits, activations)``, both float32 [N, C].
-        """
-        logits, track, durations = self.run_patches(batch.groups, net)
-        weights = durations[:, None]
-        total = logits.new_zeros(len(batch), 1).index_add_(0, track, weights)
-
-        def mean(values: Tensor) -> Tensor:
-            summed = values.new_zeros(len(batch), values.shape[1])
-            return summed.index_add_(0, track, values * weights) / total
-
-        return mean(logits), mean((net or self.net).activations(logits))
-
-    # ------------------------------------------------------------------ of training, too
-
-    @property
-    def _processes(self) -> int:
-        """How many processes train or evaluate together."""
-        together = torch.distributed.is_available() and torch.distributed.is_initialized()
-        return torch.distributed.get_world_size() if together else 1
-
-    def _note_skipped(self, errors: dict[str, str]) -> None:
-        for key in errors.keys() - self.skipped.keys():
-            log.warning("skipped: %s", errors[key])
-        self.skipped |= errors
-
-    def _network_input(self, mel: Tensor) -> Tensor:
-        """[B, T, F] as on disk → normalised float32 [B, F, T]."""
-        return self.net.normalise(mel.float()).transpose(1, 2)
-
-    def _loss(
+    def __init__(
         self,
-        logits: Tensor | tuple[Tensor, Tensor],
-        targets: Tensor,
-        dist_targets: Tensor | None = None,
-    ) -> Tensor:
-        """Mean loss of logits [N, C]; of a pair of them, the mean of the two heads' losses.
+        nets: Mapping[str, Maest],
+        patches_per_pass: int = 32,
+        skipped: dict[str, str] | None = None,
+    ) -> None:
+        self.nets = dict(nets)
+        self.patches_per_pass = patches_per_pass
+        self.skipped = {} if skipped is None else skipped
+        self._keys: list[str] = []
+        self._values: dict[str, list[Tensor]] = defaultdict(list)  # a tensor a batch
 
-        ``targets`` [N, C] may be mixtures; ``dist_targets`` are those of the second head, if it has
-        its own.
-        """
-        if isinstance(logits, tuple):
-            cls, dist = logits
-            other = targets if dist_targets is None else dist_targets
-            return (self._loss(cls, targets) + self._loss(dist, other)) / 2
-        logits = logits.float()
-        if self.net.target_std is not None:  # values of any scale count alike
-            deviation = on_device(torch.tensor(self.net.target_std), logits.device)
-            logits, targets = logits / deviation, targets / deviation
-        return _LOSSES[self.net.task](logits, targets)
-
-    # ------------------------------------------------------------------ batches, and their end
-
-    def _evaluate(self, batch: Any) -> None:
-        self._note_skipped(batch.errors)
+    def add(self, batch: Any) -> None:
+        """Run a ``datasets.batches.TrackBatch`` through the networks."""
+        note_skipped(self.skipped, batch.errors)
         if not len(batch):
             return
         self._keys += batch.keys
         self._values["targets"].append(batch.targets.cpu())
-        for name, net in {"": self.net, **self.also_evaluated}.items():
-            logits, activations = self.track_means(batch, net)
+        for name, net in self.nets.items():
+            logits, activations = track_means(net, batch, self.patches_per_pass)
             self._values[f"logits {name}"].append(logits.cpu())
             self._values[f"activations {name}"].append(activations.cpu())
 
-    def _evaluation_end(self, prefix: str) -> None:
-        keys, values = self._keys, {n: torch.cat(parts) for n, parts in self._values.items()}
-        self._keys, self._values = [], defaultdict(list)
-        keys, values = self._of_all_processes(keys, values)
+    def result(self) -> dict[str, Scored]:
+        """By the network's name, of the tracks of all processes together.
+
+        Raises:
+            InputError: there are no tracks: none could be read.
+            FloatingPointError: outputs are NaN or infinite.
+        """
+        values = {name: torch.cat(parts) for name, parts in self._values.items()}
+        keys, values = _gather(self._keys, values, self.skipped)
         if not keys:
             reasons = "; ".join(list(self.skipped.values())[:3])
             raise InputError(
                 f"not one of the tracks to evaluate on could be read ({reasons})",
                 kind="empty",
                 hint="`python ex_maest.py check_data` with the same settings lists what is wrong.",
-                setting=f"datamodule.groundtruth_{prefix}",
+                setting="datamodule.on_error",
             )
-        if not torch.isfinite(values["activations "]).all():
-            if prefix == "val":
-                raise diverged("the outputs became", self.current_epoch, self.global_step)
-            raise InputError(
-                "the network's outputs are NaN or infinite",
-                kind="corrupt",
-                hint="Its weights are damaged, or their training has diverged: take others.",
-                setting="maest.checkpoint",
-            )
-        shown = (MONITOR[self.net.task], "roc_auc", "macro_f1")
-        self.targets = values["targets"].numpy()
-        self.outputs = values["activations "].numpy()
-        for name in ("", *self.also_evaluated):
-            own = f"{prefix}_{name}" if name else prefix
-            loss = self._loss(values[f"logits {name}"], values["targets"])
-            outputs = values[f"activations {name}"].numpy()
-            evaluation = evaluate(self.net.task, self.targets, outputs)
-            self.log(f"{own}_loss", loss)
-            for figure, value in evaluation.figures.items():
-                self.log(f"{own}_{figure}", value, prog_bar=figure in shown)
-            if name:
-                self.other_evaluations[name] = evaluation
-            else:
-                self.evaluation = evaluation
+        scored, targets = {}, values["targets"]
+        for name, net in self.nets.items():
+            outputs = values[f"activations {name}"]
+            if not torch.isfinite(outputs).all():
+                raise FloatingPointError("the outputs are NaN or infinite")
+            loss = float(task_loss(net, values[f"logits {name}"], targets))
+            evaluation = evaluate(net.task, targets.numpy(), outputs.numpy())
+            scored[name] = Scored(evaluation, loss, targets.numpy(), outputs.numpy())
+        return scored
 
-    def _of_all_processes(
-        self, keys: list[str], values: dict[str, Tensor]
-    ) -> tuple[list[str], dict[str, Tensor]]:
-        """Put the tracks of all processes together, each once, in the order of the ground truth.
 
-        Process r of n has tracks r, r + n, r + 2n, …; some have one of another's too, so that all
-        have as many batches. What each has passed over is known to all from here on.
-        """
-        if self._processes == 1:
-            return keys, values
-        parts: list[Any] = [None] * self._processes
-        torch.distributed.all_gather_object(parts, (keys, values, self.skipped))
-        for _, _, skipped in parts:
-            self._note_skipped(skipped)
-        places: dict[str, tuple[int, int]] = {}
-        for row in range(max(len(own) for own, _, _ in parts)):
-            for rank, (own, _, _) in enumerate(parts):
-                if row < len(own):
-                    places.setdefault(own[row], (rank, row))
-        names = next((names for _, names, _ in parts if names), {})
-        return list(places), {
-            name: torch.stack([parts[rank][1][name][row] for rank, row in places.values()])
-            for name in names
-        }
+def track_means(net: Maest, batch: Any, patches_per_pass: int = 32) -> tuple[Tensor, Tensor]:
+    """Mean logits and mean activations of a batch's N tracks, float32 [N, C]."""
+    tracks = torch.cat([track for _, track in batch.groups])
+    lengths = torch.cat([track.new_full(track.shape, mel.shape[1]) for mel, track in batch.groups])
+    pieces = (piece for mel, _ in batch.groups for piece in mel.split(patches_per_pass))
+    logits = torch.cat([net(network_input(net, piece))[0].float() for piece in pieces])
+    weights = lengths[:, None].to(logits)
+    total = logits.new_zeros(len(batch), 1).index_add_(0, tracks, weights)
+
+    def mean(values: Tensor) -> Tensor:
+        summed = values.new_zeros(len(batch), values.shape[1])
+        return summed.index_add_(0, tracks, values * weights) / total
+
+    return mean(logits), mean(net.activations(logits))
+
+
+def network_input(net: Maest, mel: Tensor) -> Tensor:
+    """[B, T, F] as on disk → normalised float32 [B, F, T]."""
+    return net.normalise(mel.float()).transpose(1, 2)
+
+
+def task_loss(
+    net: Maest,
+    logits: Tensor | tuple[Tensor, Tensor],
+    targets: Tensor,
+    dist_targets: Tensor | None = None,
+) -> Tensor:
+    """Mean loss of logits [N, C]; of two heads, the mean of their losses.
+
+    ``targets`` [N, C] may be mixtures; ``dist_targets`` are the second head's, if it has its own.
+    """
+    if isinstance(logits, tuple):
+        cls, dist = logits
+        other = targets if dist_targets is None else dist_targets
+        return (task_loss(net, cls, targets) + task_loss(net, dist, other)) / 2
+    logits = logits.float()
+    if net.target_std is not None:  # values of any scale count alike
+        deviation = on_device(torch.tensor(net.target_std), logits.device)
+        logits, targets = logits / deviation, targets / deviation
+    return _LOSSES[net.task](logits, targets)
+
+
+def note_skipped(skipped: dict[str, str], errors: Mapping[str, str]) -> None:
+    """Add files that could not be read, and warn of each once."""
+    for key in errors.keys() - skipped.keys():
+        log.warning("skipped: %s", errors[key])
+    skipped |= errors
+
+
+def n_processes() -> int:
+    """How many processes train or evaluate together."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if together else 1
+
+
+def _gather(
+    keys: list[str], values: dict[str, Tensor], skipped: dict[str, str]
+) -> tuple[list[str], dict[str, Tensor]]:
+    """The tracks of all processes, each once, in the order of the ground truth.
+
+    Process r of n has tracks r, r + n, r + 2n, …, and some have one of another's too, so that all
+    have as many batches. ``skipped`` is added to.
+    """
+    if n_processes() == 1:
+        return keys, values
+    parts: list[Any] = [None] * n_processes()
+    torch.distributed.all_gather_object(parts, (keys, values, skipped))
+    for _, _, others in parts:
+        note_skipped(skipped, others)
+    places: dict[str, tuple[int, int]] = {}
+    for row in range(max(len(own) for own, _, _ in parts)):
+        for rank, (own, _, _) in enumerate(parts):
+            if row < len(own):
+                places.setdefault(own[row], (rank, row))
+    names = next((names for _, names, _ in parts if names), {})
+    return list(places), {
+        name: torch.stack([parts[rank][1][name][row] for rank, row in places.values()])
+        for name in names
+    }

@@ -1,70 +1,37 @@
-"""The Lightning module that trains the network; how it evaluates it is in `evaluation.py`."""
+"""The Lightning module that trains a network; `evaluation.py` scores it on whole tracks."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
 from maest.helpers.checkpoints import diverged
 from maest.helpers.errors import InputError
 from maest.helpers.masking import spec_augment
+from maest.helpers.metrics import MONITOR
 from maest.helpers.mixup import mixup
 from maest.helpers.roll import roll
 from maest.helpers.schedules import warmup_ramp_factor
 from maest.helpers.seeds import derived_seed
 from maest.models.checkpoint_files import AVERAGE, TRAINER_KEY
-from maest.models.evaluation import TrackEvaluation
+from maest.models.evaluation import (
+    Scored,
+    TrackScores,
+    n_processes,
+    network_input,
+    note_skipped,
+    task_loss,
+)
 from maest.models.maest import Maest
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """The options of the recipe; `config/training.py` has the values.
-
-    Attributes:
-        lr, weight_decay, betas: of AdamW.
-        warmup_epochs, ramp_start, ramp_end, last_lr_factor: `helpers.schedules`.
-        lr_interval: when the learning rate moves on: after each "epoch", or each "step" of one.
-        swa_start: after so many epochs, each one's weights enter the average; None for no average.
-        swa_lr: the learning rate after so many epochs, in place of the schedule's; None for the
-            schedule's.
-        roll: each clip is rolled in time by up to so many frames; 0 for none.
-        mixup_alpha: of Beta(alpha, alpha); 0 for no mixup.
-        time_masks, time_mask_width, freq_masks, freq_mask_width: SpecAugment; 0 masks for none.
-        layer_decay: each layer's learning rate over that of the layer after it, see
-            :func:`layer_level`; 1.0 for one rate.
-        freeze_blocks: n ≥ 1 leaves the patch embedding, the tokens, the positions and the first n
-            blocks as they are; all blocks: only the last norm and the heads are trained.
-        teacher_threshold: a teacher's activation above it makes a label a target.
-    """
-
-    lr: float
-    weight_decay: float
-    betas: tuple[float, float]
-    warmup_epochs: float
-    ramp_start: float
-    ramp_end: float
-    last_lr_factor: float
-    lr_interval: str
-    mixup_alpha: float
-    time_masks: int
-    time_mask_width: int
-    freq_masks: int
-    freq_mask_width: int
-    layer_decay: float = 1.0
-    freeze_blocks: int = 0
-    teacher_threshold: float = 0.45
-    roll: int = 0
-    swa_start: int | None = None
-    swa_lr: float | None = None
 
 
 def layer_level(name: str, depth: int) -> int:
@@ -95,18 +62,25 @@ def teacher_targets(logits: Tensor, threshold: float) -> Tensor:
     return torch.where(targets.any(dim=1, keepdim=True), targets, highest)
 
 
-class MaestModule(TrackEvaluation, pl.LightningModule):
-    """Trains a :class:`models.maest.Maest`, with the loss that its task asks for, and evaluates it.
+class MaestModule(pl.LightningModule):
+    """Trains a :class:`models.maest.Maest` with the loss of its task, and validates it.
 
     Binary cross-entropy (multi-label), cross-entropy (single-label) or mean squared error
-    (regression); of two heads, the mean of the two losses.
+    (regression); of two heads, the mean of the two losses. `config/training.py` has the meanings of
+    all arguments that are not named here.
 
     Args:
         net: the network. Its frozen part no longer asks for gradients afterwards.
-        options: the training recipe; None for a network that is only evaluated.
-        patches_per_pass: how many patches of whole tracks go through the network at once.
         seed: of all draws of the training steps. A step's draws depend on it, the epoch, the
             number of the batch and the process alone, and so not on whether the run was resumed.
+        patches_per_pass: how many patches of whole tracks go through the network at once.
+
+    Attributes:
+        record: what a checkpoint says of the model beside sizes and labels: arch, trained_on.
+        also_evaluated: name → network that is validated beside ``net``; its metrics are logged as
+            ``val_<name>_…``.
+        scored: of the last validation, by name; ``net``'s is "".
+        skipped: files that could not be read, and why (`datamodule.on_error=skip`).
 
     Raises:
         InputError: for more frozen blocks than there are, or swa_lr without swa_start.
@@ -115,42 +89,71 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
     def __init__(
         self,
         net: Maest,
-        options: TrainingOptions | None = None,
+        *,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        warmup_epochs: float,
+        ramp_start: float,
+        ramp_end: float,
+        last_lr_factor: float,
+        lr_interval: str,
+        mixup_alpha: float,
+        time_masks: int,
+        time_mask_width: int,
+        freq_masks: int,
+        freq_mask_width: int,
+        layer_decay: float = 1.0,
+        freeze_blocks: int = 0,
+        teacher_threshold: float = 0.45,
+        roll: int = 0,
+        swa_start: int | None = None,
+        swa_lr: float | None = None,
         patches_per_pass: int = 32,
         seed: int = 0,
     ) -> None:
-        super().__init__(net, patches_per_pass)
-        self.options = options
-        self.seed = seed
-        # What a checkpoint says of the model beside its sizes and labels: arch, trained_on.
-        self.record: dict[str, Any] = {}
-        self._loss_sum: Tensor | None = None  # over the epoch's clips so far
-        self._loss_clips = 0
-        self._frozen: list[torch.nn.Module] = []  # what stays in eval mode: no dropout
-        if options is not None:
-            self._check_options()
-            self._freeze()
-
-    def _check_options(self) -> None:
-        options, depth = self.options, self.net.depth
-        if options.freeze_blocks > depth:
+        super().__init__()
+        if freeze_blocks > net.depth:
             raise InputError(
-                f"{options.freeze_blocks} blocks cannot be frozen, of {depth}",
+                f"{freeze_blocks} blocks cannot be frozen, of {net.depth}",
                 setting="module.freeze_blocks",
-                hint=f"Give 0 (nothing) to {depth}.",
+                hint=f"Give 0 (nothing) to {net.depth}.",
             )
-        if options.swa_lr is not None and options.swa_start is None:
+        if swa_lr is not None and swa_start is None:
             raise InputError(
                 "there is no average that this rate is for",
                 kind="conflict",
                 setting="module.swa_lr",
                 hint="Set module.swa_start to the number of epochs before it, or leave it out.",
             )
+        self.net, self.seed = net, seed
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.lr_interval, self.layer_decay = lr_interval, layer_decay
+        self.swa_start, self.swa_lr = swa_start, swa_lr
+        self.schedule = partial(
+            warmup_ramp_factor,
+            warmup_epochs=warmup_epochs,
+            ramp_start=ramp_start,
+            ramp_end=ramp_end,
+            last_factor=last_lr_factor,
+        )
+        self.mixup_alpha, self.roll_frames = mixup_alpha, roll
+        self.masks = (time_masks, time_mask_width, freq_masks, freq_mask_width)
+        self.teacher_threshold = teacher_threshold
+        self.patches_per_pass = patches_per_pass
+        self.record: dict[str, Any] = {}
+        self.also_evaluated: dict[str, Maest] = {}
+        self.scored: dict[str, Scored] = {}
+        self.skipped: dict[str, str] = {}
+        self._scores = TrackScores({})
+        self._loss_sum: Tensor | None = None  # over the epoch's clips so far
+        self._loss_clips = 0
+        self._frozen: list[torch.nn.Module] = []  # these stay in eval mode: no dropout
+        self._freeze(freeze_blocks)
 
-    def _freeze(self) -> None:
+    def _freeze(self, blocks: int) -> None:
         if self.net.distilled_type == "mean":  # which leaves the second head out
             self.net.head_dist.requires_grad_(False)
-        blocks = self.options.freeze_blocks
         if not blocks:
             return
         for name, parameter in self.net.named_parameters():
@@ -158,28 +161,27 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
                 parameter.requires_grad_(False)
         self._frozen = [self.net.patch_embed, self.net.pos_drop, *self.net.blocks[:blocks]]
 
+    # ------------------------------------------------------------------ training
+
     def on_train_start(self) -> None:
-        self._freeze_modes()
-        if self.trainer.ckpt_path is not None:
-            self._hold_to_settings()
-
-    def _freeze_modes(self) -> None:
-        for part in self._frozen:
-            part.eval()
-
-    def _hold_to_settings(self) -> None:
-        """Of a checkpoint, moments and position are taken; rates and decay are the settings'."""
+        self._freeze_modes()  # an epoch that is continued does not start
+        if self.trainer.ckpt_path is None:
+            return
+        # A checkpoint's moments and position are taken; rates and decay are the settings'.
         schedule = self.trainer.lr_scheduler_configs[0].scheduler
-        options = self.options
         for i, group in enumerate(self._parameter_groups()):
-            base = group.get("lr", options.lr)
+            base = group.get("lr", self.lr)
             schedule.base_lrs[i] = base
             schedule.optimizer.param_groups[i] |= {
                 "initial_lr": base,
                 "lr": base * schedule.lr_lambdas[i](schedule.last_epoch),
-                "weight_decay": options.weight_decay,
-                "betas": tuple(map(float, options.betas)),
+                "weight_decay": self.weight_decay,
+                "betas": tuple(self.betas),
             }
+
+    def _freeze_modes(self) -> None:
+        for part in self._frozen:
+            part.eval()
 
     def on_train_epoch_start(self) -> None:
         self._freeze_modes()  # validation has put all in training mode
@@ -195,25 +197,17 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
                 later.
         """
         torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
-        targets, teacher, options = batch.targets, batch.teacher, self.options
+        targets, teacher = batch.targets, batch.teacher
         if teacher is not None:
             self._check_teacher()
-            of_teacher = teacher_targets(teacher, options.teacher_threshold)
+            of_teacher = teacher_targets(teacher, self.teacher_threshold)
             targets = torch.cat((targets, of_teacher), dim=1)  # mixed with the same weights
-        x = self._network_input(batch.mel)
-        x = roll(x, options.roll)
-        x = spec_augment(
-            x,
-            options.time_masks,
-            options.time_mask_width,
-            options.freq_masks,
-            options.freq_mask_width,
-        )
-        x, targets = mixup(x, targets, options.mixup_alpha)
+        x = roll(network_input(self.net, batch.mel), self.roll_frames)
+        x, targets = mixup(spec_augment(x, *self.masks), targets, self.mixup_alpha)
         logits, _ = self.net(x)
-        loss = self._loss(logits, *targets.chunk(1 if teacher is None else 2, dim=1))
+        loss = task_loss(self.net, logits, *targets.chunk(1 if teacher is None else 2, dim=1))
         self._count(loss.detach(), len(x))
-        self._note_skipped(batch.errors)
+        note_skipped(self.skipped, batch.errors)
         # Not for the bar, for which Lightning would fetch it from the device after each batch.
         self.log("train_loss_step", loss.detach(), batch_size=len(x))
         return loss
@@ -228,9 +222,8 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
             self._check_loss()
 
     def _check_loss(self) -> None:
-        if self._loss_sum is None or torch.isfinite(self._loss_sum):
-            return
-        raise diverged("the training loss became", self.current_epoch, self.global_step + 1)
+        if self._loss_sum is not None and not torch.isfinite(self._loss_sum):
+            raise diverged("the training loss became", self.current_epoch, self.global_step + 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
@@ -242,8 +235,9 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
 
     def _epoch_loss(self) -> tuple[Tensor, int]:
         """Sum and number of the epoch's losses so far, of all processes."""
-        total, clips = self._loss_sum, torch.tensor(self._loss_clips, device=self._loss_sum.device)
-        if self._processes > 1:
+        total = torch.zeros(()) if self._loss_sum is None else self._loss_sum
+        clips = torch.tensor(self._loss_clips, device=total.device)
+        if n_processes() > 1:
             strategy = self.trainer.strategy
             total, clips = (strategy.reduce(v.clone(), reduce_op="sum") for v in (total, clips))
         return total, int(clips)
@@ -262,64 +256,78 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
                     hint=f"Set maest.{name}={needed}, or leave datamodule.teacher_dir out.",
                 )
 
+    # ------------------------------------------------------------------ validation
+
+    def on_validation_epoch_start(self) -> None:
+        nets = {"": self.net, **self.also_evaluated}
+        self._scores = TrackScores(nets, self.patches_per_pass, self.skipped)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._scores.add(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        try:
+            self.scored = self._scores.result()
+        except FloatingPointError:
+            raise diverged("the outputs became", self.current_epoch, self.global_step) from None
+        shown = (MONITOR[self.net.task], "roc_auc", "macro_f1")
+        for name, scored in self.scored.items():
+            prefix = f"val_{name}" if name else "val"
+            self.log(f"{prefix}_loss", scored.loss)
+            for metric, value in scored.evaluation.figures.items():
+                self.log(f"{prefix}_{metric}", value, prog_bar=metric in shown)
+
+    # ------------------------------------------------------------------ optimiser and schedule
+
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained: one group, or one a level where the learning rate decays over layers."""
-        options, depth = self.options, self.net.depth
         trained = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
-        if options.layer_decay == 1:
+        if self.layer_decay == 1:
             return [{"params": list(trained.values())}]
-        levels = defaultdict(list)
+        levels: dict[int, list[Tensor]] = defaultdict(list)
         for name, parameter in trained.items():
-            levels[layer_level(name, depth)].append(parameter)
+            levels[layer_level(name, self.net.depth)].append(parameter)
         return [
             {
                 "params": parameters,
-                "lr": options.lr * options.layer_decay ** (depth + 1 - level),
+                "lr": self.lr * self.layer_decay ** (self.net.depth + 1 - level),
                 "name": f"level {level}",
             }
             for level, parameters in sorted(levels.items())
         ]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, and the schedule stepped each epoch or each step."""
-        options = self.options
         optimizer = torch.optim.AdamW(
             self._parameter_groups(),
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            betas=tuple(map(float, options.betas)),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            betas=tuple(self.betas),
             # In one kernel; under mixed precision it unscales gradients too late to clip them.
             fused=True if self.trainer.gradient_clip_val is None else None,
         )
-
-        def factor(step: int) -> float:
-            epoch: float = step
-            if options.lr_interval == "step" and step:
-                # Before the first step it is not known how many an epoch has. The last, smaller
-                # group of accumulated batches is a step too.
-                batches = self.trainer.num_training_batches
-                epoch = step / math.ceil(batches / self.trainer.accumulate_grad_batches)
-            averaging = options.swa_start is not None and epoch >= options.swa_start
-            if averaging and options.swa_lr is not None:
-                return options.swa_lr / options.lr
-            return warmup_ramp_factor(
-                epoch,
-                warmup_epochs=options.warmup_epochs,
-                ramp_start=options.ramp_start,
-                ramp_end=options.ramp_end,
-                last_factor=options.last_lr_factor,
-            )
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": options.lr_interval},
+            "lr_scheduler": {"scheduler": schedule, "interval": self.lr_interval},
         }
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the weights alone do not say, so that a checkpoint can be used as a model.
+    def _rate_factor(self, step: int) -> float:
+        """The learning rate over its base, after so many steps or epochs."""
+        epoch: float = step
+        if self.lr_interval == "step" and step:
+            # Before the first step it is not known how many an epoch has. The last, smaller group
+            # of accumulated batches is a step too.
+            batches = self.trainer.num_training_batches
+            epoch = step / math.ceil(batches / self.trainer.accumulate_grad_batches)
+        if self.swa_start is not None and self.swa_lr is not None and epoch >= self.swa_start:
+            return self.swa_lr / self.lr
+        return self.schedule(epoch)
 
-        And what the epoch has come to so far.
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what makes it usable as a model: sizes, labels, origin; and the epoch's loss so far.
 
         Raises:
             InputError: of kind "diverged", if the loss was NaN; nothing is saved then.
@@ -347,13 +355,13 @@ class MaestModule(TrackEvaluation, pl.LightningModule):
 
     def _check_same(self, sizes: dict[str, Any], optimizers: list[dict[str, Any]]) -> None:
         own = self.net.sizes()
-        found = [f"{n} {v} (here {own[n]})" for n, v in sizes.items() if own.get(n, v) != v]
+        differing = [f"{n} {v} (here {own[n]})" for n, v in sizes.items() if own.get(n, v) != v]
         groups = [len(group["params"]) for group in optimizers[0]["param_groups"]]
         if groups != [len(group["params"]) for group in self._parameter_groups()]:
-            found.append("other settings of module.layer_decay or module.freeze_blocks")
-        if found:
+            differing.append("other settings of module.layer_decay or module.freeze_blocks")
+        if differing:
             raise InputError(
-                f"the checkpoint is of another training: {'; '.join(found)}",
+                f"the checkpoint is of another training: {'; '.join(differing)}",
                 kind="mismatch",
                 setting="ckpt_path",
                 hint="Give its settings, or start a new training from its weights with "

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from command_line import bad, good, newest, settings  # isort: skip (first: it quiets warnings)
 
-import ex_maest
 from maest.datasets.groundtruth import read_groundtruth
 from maest.datasets.melspectrograms import read_patches
+from maest.experiments import pretrain
 from maest.helpers.history import read_history
 from maest.models import Maest, get_maest, load_checkpoint
 from maest.models.archs import ARCHS, Arch
@@ -83,18 +83,18 @@ def train(toy, tmp_path_factory) -> Iterator[Any]:
     """Train with some settings more, and watch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHS, "maest_toy", Arch(embed_dim=64, num_heads=1, depth=2))
-        set_up = ex_maest.set_up_trainer
+        build = pretrain.build_trainer
 
         def run(name: str, changes: str) -> Training:
             home, watch = tmp_path_factory.mktemp(name), Watch()
 
-            def watched(*args: Any, callbacks: Any = (), **options: Any) -> pl.Trainer:
+            def watched(settings: Any, folder: Path, callbacks: Any, logger: Any) -> pl.Trainer:
                 # before the callbacks of the run: nothing that they do is seen
-                return set_up(*args, callbacks=[watch, *callbacks], **options)
+                return build(settings, folder, [watch, *callbacks], logger)
 
-            patch.setattr(ex_maest, "set_up_trainer", watched)
+            patch.setattr(pretrain, "build_trainer", watched)
             good("ex_maest.py", f"with {settings(toy)} {LINE} {changes}", home)
-            patch.setattr(ex_maest, "set_up_trainer", set_up)
+            patch.setattr(pretrain, "build_trainer", build)
             return Training(home, newest(home), watch)
 
         yield run

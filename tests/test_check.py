@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 
 from maest.datasets import check
-from maest.datasets.check import CheckReport, check_data
-from maest.datasets.datamodule import MaestDataModule
-from maest.datasets.groundtruth import write_groundtruth, write_labels
+from maest.datasets.check import CheckReport, check_splits
+from maest.datasets.groundtruth import (
+    GroundTruth,
+    read_any_groundtruth,
+    read_groundtruth,
+    write_groundtruth,
+    write_labels,
+)
 from maest.datasets.melspectrograms import MelFile, write_mel
+from maest.helpers.errors import InputError
 from maest.helpers.files import to_json
 
 LABELS = ["low", "middle", "high"]
@@ -41,19 +47,30 @@ class Set:
     def mels(self) -> Path:
         return self.root / "mels"
 
-    def check(self, **options) -> CheckReport:
-        own = {name: options.pop(name) for name in ("splits", "brief") if name in options}
-        return check_data(self.data(**options), progress=False, num_workers=1, **own)
-
-    def data(self, **options) -> MaestDataModule:
-        paths = {}
+    def read(
+        self, task: str = "multi-label", splits: tuple[str, ...] | None = None, **paths: Path
+    ) -> dict[str, GroundTruth | InputError]:
+        """Of these splits, or all; ``paths`` by split are of other ground truths."""
         for split, tracks in self.tracks.items():
-            path = paths[f"groundtruth_{split}"] = self.root / f"groundtruth-{split}.pk"
+            path = self.root / f"groundtruth-{split}.pk"
             if isinstance(tracks, dict):
-                write_groundtruth(path, tracks, options.get("task", "multi-label"))
+                write_groundtruth(path, tracks, task)
             else:
                 path.write_bytes(tracks)
-        return MaestDataModule(**{"base_dir": self.mels, "clip_frames": 100, **paths, **options})
+            paths.setdefault(split, path)
+        found: dict[str, GroundTruth | InputError] = {}
+        for split in splits or ("train", "val", "test", *({"predict"} & paths.keys())):
+            try:
+                read = read_any_groundtruth if split == "predict" else read_groundtruth
+                found[split] = read(paths[split], **({} if split == "predict" else {"task": task}))
+            except InputError as error:
+                found[split] = error
+        return found
+
+    def check(self, brief: bool = False, num_workers: int = 1, **options) -> CheckReport:
+        own = {n: options.pop(n) for n in ("teacher_dir", "skip_unreadable") if n in options}
+        own |= {"brief": brief, "num_workers": num_workers, "progress": False}
+        return check_splits(self.read(**options), self.mels, 100, **own)
 
 
 @pytest.fixture
@@ -116,10 +133,10 @@ def test_files(good):
 
 def test_files_that_will_be_skipped_are_no_problem(good):
     (good.mels / "train/00.mmap").unlink()
-    text = only(good.check(on_error="skip"), "files", problem=False)
+    text = only(good.check(skip_unreadable=True), "files", problem=False)
     assert text.startswith("train: 1 of 24 ")
     shutil.rmtree(good.mels)
-    report = good.check(on_error="skip", splits=["train"])
+    report = good.check(skip_unreadable=True, splits=("train",))
     assert "24 of 24" in only(report, "files")
 
 
@@ -137,8 +154,7 @@ def test_the_first_bad_files_are_listed_and_all_are_in_the_dict(good, monkeypatc
 def test_ground_truths_that_cannot_be_read_do_not_stop_it(good):
     good.tracks["train"] = b"no pickle"
     (good.mels / "val/03.mmap").unlink()
-    data = good.data(groundtruth_test=good.root / "gone.pk")
-    report = check_data(data, progress=False)
+    report = good.check(test=good.root / "gone.pk")
     assert [(finding.kind, finding.split) for finding in report.problems] == [
         ("groundtruth", "train"),
         ("groundtruth", "test"),
@@ -146,9 +162,7 @@ def test_ground_truths_that_cannot_be_read_do_not_stop_it(good):
     ]
     assert "groundtruth-train.pk" in str(report)
     assert "gone.pk" in str(report)
-    missing = MaestDataModule(base_dir=good.mels, clip_frames=10)
-    assert "datamodule.groundtruth_val" in only(check_data(missing, ["val"]), "groundtruth")
-    assert check_data(missing).ok  # no split is set
+    assert check_splits({}, good.mels, 100).ok
 
 
 def test_the_teachers_files(good):
@@ -166,7 +180,13 @@ def test_the_teachers_files(good):
     assert "06.mmap" in report.splits["train"].bad["train/06.mmap"]
     brief = good.check(teacher_dir=teacher, brief=True)
     assert list(brief.splits["train"].bad) == ["train/06.mmap"]
-    again = good.check(teacher_dir=teacher, splits=["val", "train"])
+    again = good.check(
+        teacher_dir=teacher,
+        splits=(
+            "val",
+            "train",
+        ),
+    )
     assert len(again.splits["train"].bad) == 2
 
 
@@ -179,7 +199,12 @@ def test_labels_on_no_track_and_on_all(good):
             good.tracks[split][key] = np.array([1, 1, 0])
     good.tracks["train"]["train/00.mmap"] = np.array([1, 0, 0])
     good.tracks["val"]["val/00.mmap"] = np.array([1, 0, 1])
-    report = good.check(splits=["train", "val"])
+    report = good.check(
+        splits=(
+            "train",
+            "val",
+        )
+    )
     assert report.ok
     assert {finding.kind for finding in report.warnings} == {"labels"}
     for text, split, name in zip(
@@ -204,7 +229,12 @@ def test_tracks_without_labels(good):
 def test_splits_that_do_not_agree_on_the_labels(good):
     good.tracks["val"] = {key: np.append(row, True) for key, row in good.tracks["val"].items()}
     (good.root / "labels.json").unlink()
-    report = good.check(splits=["train", "val"])
+    report = good.check(
+        splits=(
+            "train",
+            "val",
+        )
+    )
     assert report.problems[0].kind == "labels"
     assert report.problems[0].message.startswith("train has 3 labels")
     good.tracks["val"] = {key: row[:3] for key, row in good.tracks["val"].items()}
@@ -212,11 +242,18 @@ def test_splits_that_do_not_agree_on_the_labels(good):
     write_groundtruth(other, good.tracks["val"])
     write_labels(good.root / "labels.json", LABELS)
     write_labels(other.parent / "labels.json", ["low", "high", "middle"])
-    report = good.check(splits=["train", "val", "test"], groundtruth_val=other)
+    report = good.check(
+        splits=(
+            "train",
+            "val",
+            "test",
+        ),
+        val=other,
+    )
     assert [finding.kind for finding in report.problems] == ["labels", "labels"]
     assert "'middle' and 'high'" in messages(report)[0]
     (other.parent / "labels.json").write_text('["low"]')
-    assert str(other.parent / "labels.json") in only(good.check(groundtruth_val=other), "labels")
+    assert str(other.parent / "labels.json") in only(good.check(val=other), "labels")
 
 
 def test_values_of_a_regression(good):
@@ -224,7 +261,7 @@ def test_values_of_a_regression(good):
         for i, key in enumerate(tracks):
             tracks[key] = np.array([i, 0.5])
     (good.root / "labels.json").unlink()
-    report = good.check(task="regression", splits=["train"])
+    report = good.check(task="regression", splits=("train",))
     text = only(report, "labels", problem=False)
     assert text.startswith("train: 1 of 2 values ")
     assert "'value 1'" in text
@@ -260,7 +297,7 @@ def test_a_key_in_several_splits(good, brief):
     # what is only listened to may be of any split
     good.tracks["val"] = {key: good.tracks["val"][key] for key in list(good.tracks["val"])[:6]}
     predict = good.root / "groundtruth-train.pk"
-    assert messages(good.check(brief=brief, groundtruth_predict=predict)) == []
+    assert messages(good.check(brief=brief, predict=predict)) == []
 
 
 def test_validation_and_test_may_be_warned_of(good):
@@ -336,7 +373,7 @@ def test_all_splits_of_a_group_are_compared(good):
 def test_several_threads_find_the_same(good):
     (good.mels / "train/00.mmap").unlink()
     alone = good.check().to_dict()
-    assert check_data(good.data(), num_workers=3).to_dict() == alone
+    assert good.check(num_workers=3).to_dict() == alone
 
 
 def test_a_brief_check_of_many_tracks_opens_few_and_reads_none(good, monkeypatch):
@@ -350,9 +387,7 @@ def test_a_brief_check_of_many_tracks_opens_few_and_reads_none(good, monkeypatch
             (good.mels / key).symlink_to(good.mels / "one.mmap")
     for i in range(0, 9000, 10):
         (good.mels / f"many/train/{i}.mmap").unlink()
-    data = good.data()
-    for split in ("train", "val"):
-        data.groundtruth(split)
+    found = good.read(splits=("train", "val"))
     opened = []
     of_key = MelFile.of_key
     monkeypatch.setattr(check, "BRIEF_SECONDS", 1e9)
@@ -360,7 +395,7 @@ def test_a_brief_check_of_many_tracks_opens_few_and_reads_none(good, monkeypatch
     monkeypatch.setattr(
         MelFile, "of_key", lambda base_dir, key: opened.append(key) or of_key(base_dir, key)
     )
-    report = check_data(data, ["train", "val"], brief=True)
+    report = check_splits(found, good.mels, 100, brief=True)
     assert len(opened) == 2000
     train, val = report.splits["train"], report.splits["val"]
     assert train.looked_at + val.looked_at == 2000
@@ -369,5 +404,5 @@ def test_a_brief_check_of_many_tracks_opens_few_and_reads_none(good, monkeypatch
     assert f"{len(train.bad)} of {train.looked_at} tracks" in str(report)
     assert f"{val.looked_at}" in str(report)
     monkeypatch.setattr(check, "BRIEF_SECONDS", 0)
-    report = check_data(data, ["train", "val"], brief=True)
+    report = check_splits(found, good.mels, 100, brief=True)
     assert sum(split.looked_at for split in report.splits.values()) == 1

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,22 +15,14 @@ import torch
 
 from command_line import bad, good, newest, run, settings  # isort: skip (first: it quiets warnings)
 
-import ex_maest
 from maest import config
 from maest.datasets.groundtruth import write_groundtruth
-from maest.experiments.setup import (
-    as_it_began,
-    columns_to_drop,
-    find_run_to_continue,
-    read_continued,
-    set_up_data,
-    set_up_network,
-)
+from maest.experiments import evaluate, plan
+from maest.experiments.resume import as_it_began, find_run, read_continued
 from maest.helpers.checkpoints import Checkpoints
 from maest.helpers.history import History, read_history
-from maest.models import get_maest
+from maest.models import get_maest, training
 from maest.models.archs import ARCHS, Arch, input_frames
-from maest.models.training import MaestModule
 
 LAST = "checkpoints/last.ckpt"
 QUICK = (
@@ -111,49 +102,46 @@ def test_epochs_of_version_0_1_counted_from_zero(tmp_path):
 # ---------------------------------------------------------------- which run goes on
 
 
-def changed(**sections: Any) -> dict[str, Any]:
+def changed(**sections: Any) -> config.Settings:
     """The default settings with others in some sections."""
-    own = deepcopy(config.MAEST)
-    for section, values in sections.items():
-        own[section] = own[section] | values if isinstance(values, dict) else values
-    return own
+    return config.parse(config.Settings, sections)
 
 
-def record(log_dir: Path, number: int, settings: dict[str, Any]) -> Path:
+def record(log_dir: Path, number: int, settings: config.Settings | dict[str, Any]) -> Path:
     """A run's folder; later numbers are newer."""
     last = log_dir / str(number) / LAST
     last.parent.mkdir(parents=True)
     last.write_text("x")
     os.utime(last, (number, number))
-    (log_dir / str(number) / "config.json").write_text(json.dumps(settings))
+    (log_dir / str(number) / "config.json").write_text(json.dumps(config.plain(settings)))
     return last
 
 
 def test_the_newest_run_of_the_same_settings_goes_on(tmp_path, caplog):
     wanted = changed(ckpt_path="last")
-    assert find_run_to_continue(wanted, tmp_path) is None
-    record(tmp_path, 1, config.MAEST)
+    assert find_run(wanted, tmp_path) is None
+    record(tmp_path, 1, config.Settings())
     expected = record(tmp_path, 2, changed(trainer={"max_epochs": 9}, inference={"top": 3}))
-    assert find_run_to_continue(wanted, tmp_path) == expected
+    assert find_run(wanted, tmp_path) == expected
     newest = record(tmp_path, 3, changed(module={"weight_decay": 0.5}))
     record(tmp_path, 4, {"data": {}})
-    assert find_run_to_continue(wanted, tmp_path) == expected
+    assert find_run(wanted, tmp_path) == expected
     caplog.clear()
     other = changed(ckpt_path="last", seed=5)
     with caplog.at_level(logging.WARNING):
-        assert find_run_to_continue(other, tmp_path) is None
+        assert find_run(other, tmp_path) is None
     assert str(newest) in caplog.text
     assert "seed=0 (here 5)" in caplog.text
     assert "module.weight_decay=0.5 (here 0.05)" in caplog.text
 
 
 def test_a_setting_that_came_later_counts_as_unchanged(tmp_path):
-    old = deepcopy(config.MAEST)
+    old = config.plain(config.Settings())
     del old["module"]["roll"]
     expected = record(tmp_path, 1, old)
-    assert find_run_to_continue(changed(ckpt_path="last"), tmp_path) == expected
+    assert find_run(changed(ckpt_path="last"), tmp_path) == expected
     other = changed(ckpt_path="last", module={"roll": 50})
-    assert find_run_to_continue(other, tmp_path) is None
+    assert find_run(other, tmp_path) is None
 
 
 def test_what_version_0_1_had_by_default_is_kept(tmp_path):
@@ -163,32 +151,46 @@ def test_what_version_0_1_had_by_default_is_kept(tmp_path):
     weights = get_maest("maest_toy", n_classes=3, input_t=93).state_dict()
     torch.save({"state_dict": {f"net.{name}": value for name, value in weights.items()}}, last)
     wanted = changed(ckpt_path="last")
-    assert find_run_to_continue(wanted, tmp_path) == last
-    assert as_it_began(wanted, None)["maest"]["s_patchout_t"] is None
-    assert as_it_began(wanted, read_continued(last))["maest"]["s_patchout_t"] == 22
+    assert find_run(wanted, tmp_path) == last
+    assert as_it_began(wanted, None).maest.s_patchout_t is None
+    assert as_it_began(wanted, read_continued(last)).maest.s_patchout_t == 22
     for given in (4, 22):
         chosen = changed(ckpt_path="last", maest={"s_patchout_t": given})
-        assert find_run_to_continue(chosen, tmp_path) == (last if given == 22 else None)
-        assert as_it_began(chosen, read_continued(last))["maest"]["s_patchout_t"] == given
+        assert find_run(chosen, tmp_path) == (last if given == 22 else None)
+        assert as_it_began(chosen, read_continued(last)).maest.s_patchout_t == given
+
+
+def test_clips_of_an_epoch_that_version_0_1_had_by_default_are_kept(tmp_path):
+    """They were 2400, however few tracks there are."""
+    last = record(tmp_path, 1, changed(datamodule={"clips_per_epoch": 2400}))
+    weights = get_maest("maest_toy", n_classes=3, input_t=93).state_dict()
+    torch.save({"state_dict": {f"net.{name}": value for name, value in weights.items()}}, last)
+    wanted = changed(ckpt_path="last")
+    assert find_run(wanted, tmp_path) == last
+    assert as_it_began(wanted, read_continued(last)).datamodule.clips_per_epoch == 2400
 
 
 @pytest.mark.parametrize(
     ("seconds", "columns"), [(5, 15), (10, 30), (20, 60), (30, 90), (2, 6), (0.5, 1), (0.26, 0)]
 )
 def test_about_half_of_a_clips_columns_are_dropped(seconds, columns):
-    assert columns_to_drop(input_frames(seconds)) == columns
+    settings = plan.decided(config.Settings(), input_frames(seconds), tracks=9)
+    assert settings.maest.s_patchout_t == columns
+
+
+@pytest.mark.parametrize("always", [{"s_patchout_t_interleaved": 2}, {"s_patchout_t_indices": [3]}])
+def test_no_columns_are_dropped_at_random_where_others_always_are(always):
+    assert plan.decided(changed(maest=always), 312, tracks=9).maest.s_patchout_t == 0
 
 
 @pytest.mark.parametrize(
-    ("always", "at_random"),
-    [({}, 4), ({"s_patchout_t_interleaved": 2}, 0), ({"s_patchout_t_indices": [3]}, 0)],
+    ("given", "tracks", "clips"),
+    [("auto", 10, 160), ("auto", 150, 2400), ("auto", 10**6, 2400), (None, 10, 10), (7, 10, 7)],
 )
-def test_no_columns_are_dropped_at_random_where_others_always_are(toy, always, at_random):
-    maest = {"arch": "maest_toy", "norm_mean": 0.0, "norm_std": 1.0, **always}
-    options = changed(maest=maest, datamodule=toy.settings() | {"clip_length": 1.5})
-    data = set_up_data(options, None, "train")
-    net = set_up_network(options, None, data, "train", training=True)
-    assert net.patchout.dropped["s_patchout_t"] == at_random
+def test_clips_of_an_epoch(given, tracks, clips):
+    settings = plan.decided(changed(datamodule={"clips_per_epoch": given}), 312, tracks)
+    assert settings.datamodule.clips_per_epoch == clips
+    assert plan.steps_of(settings) == (math.ceil(clips / 8), 4 * math.ceil(clips / 8))
 
 
 # ---------------------------------------------------------------- trainings that come to nothing
@@ -237,13 +239,13 @@ def test_validation_of_few_tracks_counts_the_labels_that_it_skips(toy, tmp_path)
 
 
 def test_a_training_that_diverges_names_the_last_good_checkpoint(toy, tmp_path, monkeypatch):
-    loss, calls = MaestModule._loss, []
+    loss, calls = training.task_loss, []
 
-    def fails_in_the_second_epoch(self, *arguments: Any) -> torch.Tensor:
-        calls.append(self.training)
-        return loss(self, *arguments) * (math.nan if sum(calls) > 2 else 1)
+    def fails_in_the_second_epoch(*arguments: Any) -> torch.Tensor:
+        calls.append(True)
+        return loss(*arguments) * (math.nan if len(calls) > 2 else 1)
 
-    monkeypatch.setattr(MaestModule, "_loss", fails_in_the_second_epoch)
+    monkeypatch.setattr(training, "task_loss", fails_in_the_second_epoch)
     line = f"with {settings(toy)} {QUICK}"
     message = bad("ex_maest.py", line, tmp_path)
     assert "epoch 2, at step 3 " in message
@@ -252,7 +254,7 @@ def test_a_training_that_diverges_names_the_last_good_checkpoint(toy, tmp_path, 
     typed = message.strip().splitlines()[-1].split()
     assert typed[:3] == ["python", "ex_maest.py", "with"]
     assert {"module.lr=0.0001", f"ckpt_path={last}"} <= set(typed)
-    monkeypatch.setattr(MaestModule, "_loss", loss)
+    monkeypatch.setattr(training, "task_loss", loss)
     good("ex_maest.py", " ".join([*typed[2:], "module.betas=[0,0]"]), tmp_path)
     assert [row["epoch"] for row in read_history(newest(tmp_path) / "history.csv")] == [1, 2]
 
@@ -301,8 +303,8 @@ def test_ctrl_c_is_one_line(toy, tmp_path, monkeypatch, command):
     def stopped(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    for part in ("set_up_data", "needed_checkpoint"):
-        monkeypatch.setattr(ex_maest, part, stopped)
+    for module in (evaluate, plan):
+        monkeypatch.setattr(module, "check_files", stopped)
     done = run("ex_maest.py", f"{command} with {settings(toy)}", tmp_path)
     assert done.code == 130
     assert "Traceback" not in done.err

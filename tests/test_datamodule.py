@@ -19,13 +19,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from maest.datasets import datamodule
+from maest.config import Settings, parse
 from maest.datasets.batches import ClipBatch, CropDataset, PackedStrings, TrackBatch, collate_tracks
 from maest.datasets.datamodule import FeatureDataModule, MaestDataModule
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
 from maest.datasets.melspectrograms import MelFileError
 from maest.datasets.teacher import TeacherFileError, read_teacher_logits
-from maest.experiments import runs
+from maest.experiments import plan, runs
 from maest.helpers.errors import InputError
 from maest.helpers.patches import cut, times, write_times
 
@@ -319,12 +319,6 @@ def test_skipping_ends_where_nothing_can_be_read(toy, tmp_path):
     assert len(next(iter(data.train_dataloader()))) == 4
 
 
-def test_on_error_is_one_of_two(toy):
-    with pytest.raises(InputError) as error:
-        MaestDataModule(clip_frames=40, on_error="ignore", **toy.settings())
-    assert error.value.setting == "datamodule.on_error"
-
-
 # --- Several processes, and resumed epochs ------------------------------------------------------
 
 
@@ -351,25 +345,23 @@ def test_each_process_loads_its_share(toy):
         assert [len(part) for part in keys] == [3] * 5
 
 
-def test_workers_are_shared_by_the_processes_of_a_machine(toy, monkeypatch):
+def test_workers_are_shared_by_the_processes_of_a_machine(monkeypatch):
+    def workers(cpus: int, cores: int, devices: int = 1, **given: int) -> int:
+        monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+        monkeypatch.setattr(plan, "cores", lambda: cores)
+        changes = {"trainer": {"devices": devices}, "datamodule": given}
+        return plan.workers(parse(Settings, changes))
+
+    assert workers(32, 32) == 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(os, "cpu_count", lambda: 32)
-    monkeypatch.setattr(datamodule, "cores", lambda: 32)
-    data = MaestDataModule(clip_frames=40, **toy.settings())
-    assert data.num_workers == 12
-    assert attached(data, 0, 8).num_workers == 4
-    assert attached(data, 0, 64).num_workers == 1
-    assert MaestDataModule(clip_frames=40, num_workers=3, **toy.settings()).num_workers == 3
+    assert workers(32, 32) == 12
+    assert workers(32, 32, devices=8) == 4
+    assert workers(32, 32, devices=64) == 1
+    assert workers(32, 32, num_workers=3) == 3
     # tasks that a scheduler has bound to some of the cores
-    monkeypatch.setattr(os, "cpu_count", lambda: 128)
-    monkeypatch.setattr(datamodule, "cores", lambda: 8)
-    assert attached(data, 0, 4).num_workers == 8
-    monkeypatch.setattr(datamodule, "cores", lambda: 1)
-    assert attached(data, 0, 4).num_workers == 1
-    monkeypatch.setattr(datamodule, "cores", lambda: 128)
-    assert attached(data, 0, 16).num_workers == 8
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert data.num_workers == 0
+    assert workers(128, 8, devices=4) == 8
+    assert workers(128, 1, devices=4) == 1
+    assert workers(128, 128, devices=16) == 8
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -526,11 +518,12 @@ def test_labels_come_from_beside_the_ground_truth(toy, tmp_path):
 def test_the_embedded_data_set_is_built_only_where_it_is_wanted_and_missing(
     toy, tmp_path, monkeypatch
 ):
+    from maest.datasets import scores
     from maest.datasets.scores import preprocess
 
     built = []
     monkeypatch.setattr(preprocess, "build", lambda: built.append(True))
-    monkeypatch.setattr(datamodule, "SCORES_DIR", tmp_path)
+    monkeypatch.setattr(scores, "DATA_DIR", tmp_path)
 
     def prepare(path) -> None:
         MaestDataModule(base_dir=".", clip_frames=40, groundtruth_train=path).prepare_data()
@@ -546,6 +539,7 @@ def test_the_embedded_data_set_is_built_only_where_it_is_wanted_and_missing(
 
 
 def test_of_several_processes_one_builds(tmp_path, monkeypatch):
+    from maest.datasets import scores
     from maest.datasets.scores import preprocess
 
     built = []
@@ -556,7 +550,7 @@ def test_of_several_processes_one_builds(tmp_path, monkeypatch):
         (tmp_path / "data" / "report.json").touch()
 
     monkeypatch.setattr(preprocess, "build", build)
-    monkeypatch.setattr(datamodule, "SCORES_DIR", tmp_path / "data")
+    monkeypatch.setattr(scores, "DATA_DIR", tmp_path / "data")
     path = tmp_path / "data" / "style" / "groundtruth-train.pk"
     data = [MaestDataModule(base_dir=".", clip_frames=40, groundtruth_train=path) for _ in range(3)]
     threads = [threading.Thread(target=one.prepare_data) for one in data]

@@ -22,7 +22,7 @@ from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
 from maest.datasets.melspectrograms import write_mel
 from maest.datasets.sampling import ClipSampler
 from maest.experiments.runs import is_first_process
-from maest.experiments.setup import lost_a_process
+from maest.experiments.trainer import is_peer_failure
 from maest.helpers.history import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -258,7 +258,7 @@ def test_the_first_process_alone_writes_and_speaks(pair, place):
         *("config.json", "model-swa.safetensors", "model.safetensors"),
     ]
     assert json.loads((pair.folder / "run.json").read_text())["status"] == "COMPLETED"
-    for line in ("Running command", "training and 11 validation tracks", "matrix products"):
+    for line in ("Running command", "training and 11 validation tracks"):
         assert pair.err.count(line) == 1, line
     assert "Warning" not in pair.err
     assert pair.out.count("epoch   1") == 1
@@ -392,6 +392,6 @@ def test_the_first_process(monkeypatch, environment, first):
 
 
 def test_errors_that_only_say_that_another_process_has_gone():
-    assert lost_a_process(RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:2"))
-    assert lost_a_process(torch.distributed.DistBackendError("NCCL communicator was aborted"))
-    assert not lost_a_process(RuntimeError("CUDA out of memory"))
+    assert is_peer_failure(RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:2"))
+    assert is_peer_failure(torch.distributed.DistBackendError("NCCL communicator was aborted"))
+    assert not is_peer_failure(RuntimeError("CUDA out of memory"))

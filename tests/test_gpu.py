@@ -6,7 +6,6 @@ They use none of the other tests' fixtures, whose packages may be missing there.
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 
@@ -15,17 +14,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from maest import config
+from maest.config import Settings, parse
 from maest.datasets.batches import ClipBatch
 from maest.datasets.datamodule import MaestDataModule
 from maest.datasets.groundtruth import write_groundtruth
 from maest.datasets.melspectrograms import write_mel
-from maest.experiments.setup import set_up_trainer
+from maest.experiments.plan import decided
+from maest.experiments.trainer import build_trainer
 from maest.helpers.checkpoints import LAST, Checkpoints
 from maest.helpers.melspectrogram import MelSpectrogram
 from maest.models import get_maest
 from maest.models.maest import inference
-from maest.models.training import MaestModule, TrainingOptions
+from maest.models.training import MaestModule
 
 DEVICE = os.environ.get("MAEST_TEST_DEVICE", "cuda")
 pytestmark = [
@@ -143,14 +143,25 @@ def tracks(tmp_path_factory) -> Path:
 
 def train(tracks: Path, folder: Path, epochs: int, precision: str, continued: Path | None = None):
     """Train epochs of 5 steps, from a checkpoint or from nothing; the module and a checkpoint."""
-    settings = copy.deepcopy(config.MAEST)
-    settings["trainer"] |= {
+    trainer_settings = {
         "max_epochs": epochs,
         "precision": precision,
         "accelerator": "gpu" if DEVICE == "cuda" else DEVICE,
         "deterministic": True,
         "enable_progress_bar": False,
     }
+    settings = decided(
+        parse(
+            Settings,
+            {
+                "trainer": trainer_settings,
+                "module": {"mixup_alpha": 0.3, "time_masks": 4, "freq_masks": 2},
+                "datamodule": {"batch_size_train": 4, "clips_per_epoch": None, "num_workers": 2},
+            },
+        ),
+        frames=312,
+        tracks=20,
+    )
     pl.seed_everything(0, workers=True, verbose=False)
     data = MaestDataModule(
         base_dir=tracks,
@@ -161,11 +172,8 @@ def train(tracks: Path, folder: Path, epochs: int, precision: str, continued: Pa
         num_workers=2,
     )
     net = get_maest("maest_tiny", n_classes=3, input_t=312, s_patchout_t=15).train()
-    options = settings["module"] | {"mixup_alpha": 0.3, "time_masks": 4, "freq_masks": 2}
-    module = MaestModule(net, TrainingOptions(**options), seed=0)
-    trainer = set_up_trainer(
-        settings, folder, training=True, callbacks=[Checkpoints(folder, {})], logger=False
-    )
+    module = MaestModule(net, **vars(settings.module), seed=0)
+    trainer = build_trainer(settings, folder, [Checkpoints(folder, {})], logger=False)
     trainer.fit(module, data, ckpt_path=continued, weights_only=True)
     assert trainer.global_step == 5 * epochs
     return module, folder / LAST

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,22 +10,22 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
-from maest import config
+from maest.config import Settings
 from maest.datasets.batches import ClipBatch, collate_tracks
 from maest.datasets.datamodule import MaestDataModule
 from maest.datasets.groundtruth import write_groundtruth
 from maest.datasets.melspectrograms import write_mel
 from maest.helpers.errors import InputError
-from maest.helpers.history import History, read_history
+from maest.helpers.history import History, epoch_line, read_history
 from maest.helpers.metrics import baseline
 from maest.helpers.mixup import mixup
 from maest.helpers.seeds import derived_seed
 from maest.models.maest import TASKS, Maest
-from maest.models.training import MaestModule, TrainingOptions, teacher_targets
+from maest.models.training import MaestModule, teacher_targets
 
 
-def training_options(**changes) -> TrainingOptions:
-    return TrainingOptions(**config.module.DEFAULTS | changes)
+def recipe(**changes: Any) -> dict[str, Any]:
+    return vars(Settings().module) | changes
 
 
 def trainer(**options) -> pl.Trainer:
@@ -54,7 +54,7 @@ def training_logits(net: Maest, mel: torch.Tensor) -> torch.Tensor | tuple[torch
     return net.train()(net.normalise(mel.float()).transpose(1, 2))[0]
 
 
-PLAIN = training_options(mixup_alpha=0, time_masks=0, freq_masks=0)
+PLAIN = recipe(mixup_alpha=0, time_masks=0, freq_masks=0)
 
 
 def network(**options) -> Maest:
@@ -70,7 +70,7 @@ def mels(*lengths: int) -> list[np.ndarray]:
 
 def test_loss_is_cross_entropy_on_the_normalised_spectrogram():
     net = network()
-    module = MaestModule(net, PLAIN)
+    module = MaestModule(net, **PLAIN)
     mel = torch.from_numpy(np.stack(mels(62, 62, 62, 62)))
     targets = torch.eye(4)[:, :3]
     loss = step(module, mel, targets)
@@ -81,7 +81,7 @@ def test_loss_is_cross_entropy_on_the_normalised_spectrogram():
 
 def test_separated_heads_share_the_loss():
     net = network(distilled_type="separated").train()
-    module = MaestModule(net, PLAIN)
+    module = MaestModule(net, **PLAIN)
     targets = torch.eye(4)[:, :3]
     loss = step(module, torch.from_numpy(np.stack(mels(62, 62, 62, 62))), targets)
     loss.backward()
@@ -91,10 +91,10 @@ def test_separated_heads_share_the_loss():
 
 @pytest.mark.parametrize(("interval", "expected"), [("epoch", [0, 1, 2]), ("step", [0, 0.25, 0.5])])
 def test_learning_rate_moves_with_epochs_or_steps(interval, expected):
-    options = training_options(
+    options = recipe(
         lr=1, warmup_epochs=0, ramp_start=0, ramp_end=10, last_lr_factor=0, lr_interval=interval
     )
-    module = MaestModule(network(), options)
+    module = MaestModule(network(), **options)
     rates: list[float] = []
 
     class Watch(pl.Callback):
@@ -138,7 +138,7 @@ def test_loss_of_each_task_by_hand(task, distilled_type):
         return -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
 
     expected = sum(by_hand(z) for z in heads) / len(heads)
-    torch.testing.assert_close(step(MaestModule(net, PLAIN), mel, targets), expected)
+    torch.testing.assert_close(step(MaestModule(net, **PLAIN), mel, targets), expected)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def learn(net: Maest, data: MaestDataModule, epochs: int, **changes) -> dict[str
     """Train; return the last validation's figures."""
     pl.seed_everything(0, verbose=False)
     flat = {"mixup_alpha": 0.3, "warmup_epochs": 0, "ramp_start": 100, "ramp_end": 101}
-    module = MaestModule(net.train(), training_options(**flat | changes))
+    module = MaestModule(net.train(), **recipe(**flat | changes))
     run = trainer(max_epochs=epochs)
     run.fit(module, data)
     return {name: float(value) for name, value in run.callback_metrics.items()}
@@ -213,11 +213,11 @@ def test_a_teacher_teaches_the_dist_head_alone():
     cls, dist = training_logits(net, mel)
     first = F.binary_cross_entropy_with_logits(cls, targets)
     second = F.binary_cross_entropy_with_logits(dist, torch.tensor([[0.0, 1, 1], [0, 1, 0]]))
-    module = MaestModule(net, PLAIN)
+    module = MaestModule(net, **PLAIN)
     torch.testing.assert_close(step(module, mel, targets, logits), (first + second) / 2)
     # at another threshold the first clip's second label is none
     second = F.binary_cross_entropy_with_logits(dist, torch.tensor([[0.0, 0, 1], [0, 1, 0]]))
-    module = MaestModule(net, dataclasses.replace(PLAIN, teacher_threshold=0.9))
+    module = MaestModule(net, **(PLAIN | dict(teacher_threshold=0.9)))
     torch.testing.assert_close(step(module, mel, targets, logits), (first + second) / 2)
 
 
@@ -234,7 +234,7 @@ def test_a_teachers_targets_are_mixed_as_the_clips_are():
     cls, dist = net(x)[0]
     first = F.binary_cross_entropy_with_logits(cls, both[:, :3])
     second = F.binary_cross_entropy_with_logits(dist, both[:, 3:])
-    module = MaestModule(net, dataclasses.replace(PLAIN, mixup_alpha=0.3))
+    module = MaestModule(net, **(PLAIN | dict(mixup_alpha=0.3)))
     loss = step(module, mel, targets, (of_teacher - 0.5) * 9)
     torch.testing.assert_close(loss, (first + second) / 2)
 
@@ -247,7 +247,7 @@ def test_a_teachers_targets_are_mixed_as_the_clips_are():
     ],
 )
 def test_a_teacher_needs_a_head_of_its_own(options, named):
-    module = MaestModule(network(**options).train(), PLAIN)
+    module = MaestModule(network(**options).train(), **PLAIN)
     mel = torch.from_numpy(np.stack(mels(62, 62)))
     with pytest.raises(InputError) as error:
         step(module, mel, torch.zeros(2, 3), torch.zeros(2, 3))
@@ -276,7 +276,7 @@ def test_training_with_a_teacher_from_disk(toy, tmp_path):
 
 def test_learning_rates_decay_from_the_head_down(tmp_path):
     net = network(depth=3).train()
-    options = training_options(
+    options = recipe(
         lr=1.0,
         layer_decay=0.5,
         lr_interval="epoch",
@@ -285,7 +285,7 @@ def test_learning_rates_decay_from_the_head_down(tmp_path):
         ramp_end=10,
         last_lr_factor=0,
     )
-    module = MaestModule(net, options)
+    module = MaestModule(net, **options)
     rates: list[dict[str, float]] = []
 
     class Watch(pl.Callback):
@@ -320,7 +320,7 @@ def test_learning_rates_decay_from_the_head_down(tmp_path):
 
 
 def test_one_group_without_decay_or_frozen_blocks():
-    module = MaestModule(network(), PLAIN)
+    module = MaestModule(network(), **PLAIN)
     (group,) = module._parameter_groups()
     used = [p for n, p in module.net.named_parameters() if not n.startswith("head_dist")]
     for own, parameter in zip(group["params"], used, strict=True):
@@ -332,9 +332,7 @@ def test_frozen_blocks_stay_as_they_are(blocks, decay):
     # time columns are dropped, and dropout acts, where nothing is frozen
     net = network(depth=3, drop_rate=0.5, drop_path_rate=0.5, s_patchout_t=1).train()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    module = MaestModule(
-        net, dataclasses.replace(PLAIN, lr=0.1, freeze_blocks=blocks, layer_decay=decay)
-    )
+    module = MaestModule(net, **(PLAIN | dict(lr=0.1, freeze_blocks=blocks, layer_decay=decay)))
     modes: list[list[bool]] = []
     parts = [net.patch_embed, net.pos_drop, *net.blocks]
 
@@ -345,7 +343,7 @@ def test_frozen_blocks_stay_as_they_are(blocks, decay):
             for part in parts:
                 assert {module.training for module in part.modules()} == {part.training}
 
-    batch = ClipBatch(torch.from_numpy(np.stack(mels(62, 62))), torch.ones(2, 3))
+    batch = ClipBatch(torch.from_numpy(np.stack(mels(*[62] * 8))), torch.ones(8, 3))
     tracks = [collate_tracks([("a", mels(62), np.ones(3, np.float32))])]
     run = trainer(max_epochs=2, callbacks=[Watch()])
     run.fit(module, loader([batch]), loader(tracks))
@@ -364,24 +362,26 @@ def test_frozen_blocks_stay_as_they_are(blocks, decay):
 def test_options_that_do_not_go_with_the_network_or_each_other(options):
     (name,) = options
     with pytest.raises(InputError) as caught:
-        MaestModule(network(), training_options(**options))
+        MaestModule(network(), **recipe(**options))
     assert caught.value.setting == f"module.{name}"
     assert caught.value.hint
 
 
-def test_history_shows_the_figures_there_are(tmp_path, capsys):
-    history = History(tmp_path / "history.csv")
+def test_an_epochs_line_has_the_metrics_of_the_task():
     row = {"epoch": 1, "train_loss": 1.0, "val_loss": 2.0, "seconds": 3.0}
-    history._show(row | {"val_ap": 0.25, "val_roc_auc": 0.5, "val_classes_left_out": 1.0})
-    history._show(row | {"val_accuracy": 0.25, "val_macro_f1": 0.5})
-    history._show(row | {"val_r2": -0.25, "val_mse": 2.0})
-    shown = capsys.readouterr().out.splitlines()
     start = "epoch   1  train loss 1.0000  val loss 2.0000  "
-    assert shown == [
-        f"{start}val AP 0.2500  val ROC-AUC 0.5000  3 s",
-        f"{start}val accuracy 0.2500  val macro F1 0.5000  3 s",
-        f"{start}val R² -0.2500  val MSE 2.0000  3 s",
-    ]
+    for metrics, expected in (
+        (
+            {"val_ap": 0.25, "val_roc_auc": 0.5, "val_classes_left_out": 1.0},
+            "val AP 0.2500  val ROC-AUC 0.5000  3 s",
+        ),
+        (
+            {"val_accuracy": 0.25, "val_macro_f1": 0.5},
+            "val accuracy 0.2500  val macro F1 0.5000  3 s",
+        ),
+        ({"val_r2": -0.25, "val_mse": 2.0}, "val R² -0.2500  val MSE 2.0000  3 s"),
+    ):
+        assert epoch_line(row | metrics) == start + expected
 
 
 def test_units_hold_in_sixteen_bits():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from maest.helpers.metrics import (
 from maest.helpers.mixup import mixup
 from maest.helpers.schedules import warmup_ramp_factor
 from maest.models.maest import TASKS, Maest
-from maest.models.training import MaestModule, TrainingOptions
+from maest.models.training import MaestModule
 
 PAPER = {"warmup_epochs": 5, "ramp_start": 50, "ramp_end": 100, "last_factor": 0.01}
 
@@ -339,9 +340,9 @@ def test_block_of_the_embeddings():
 @pytest.mark.parametrize("swa_lr", [None, 2e-5])
 def test_rates_of_a_training_by_the_paper(swa_lr):
     """AdamW's rate in each of the 130 epochs; in the released code averaging holds it at 2e-5."""
-    options = TrainingOptions(**configured("paper_recipe")["module"] | {"swa_lr": swa_lr})
+    recipe = configured("paper_recipe")["module"] | {"swa_lr": swa_lr}
     net = Maest(n_classes=2, input_t=62, embed_dim=64, num_heads=1, depth=1)
-    module = MaestModule(net, options)
+    module = MaestModule(net, **recipe)
     module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     found = module.configure_optimizers()
     optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
@@ -363,9 +364,16 @@ def test_rates_of_a_training_by_the_paper(swa_lr):
 
 def test_the_average_begins_with_the_51st_epoch():
     average = WeightAverage(configured("paper_recipe")["module"]["swa_start"])
-    taken = [epoch for epoch in range(130) if average.should_update(epoch_idx=epoch)]
-    assert taken == list(range(50, 130))  # each
-    assert not average.should_update(step_idx=100_000)
+    module = pl.LightningModule()
+    module.net, module.also_evaluated = torch.nn.Linear(1, 1), {}
+    average.setup(None, module, "fit")
+    counts = []
+    for epoch in range(130):
+        for is_last in (False, True):  # one step does not count, and the last one once
+            trainer = SimpleNamespace(current_epoch=epoch, is_last_batch=is_last)
+            average.on_train_batch_end(trainer, module, None, None, 0)
+        counts.append(average.epochs)
+    assert counts == [0] * 50 + list(range(1, 81))
 
 
 def test_frequency_masks_are_narrower():

@@ -172,7 +172,7 @@ def test_a_second_signal_stops_at_once(toy, unbroken, tmp_path, moment):
     if moment[1]:
         last = newest(tmp_path) / LAST
         assert torch.load(last, weights_only=True)["global_step"] == 9
-        assert f"not saved now; {last.relative_to(tmp_path)} is as it was" in text
+        assert f"not saved now; {last.relative_to(tmp_path)} is unchanged" in text
         arguments = advice(text)
     else:
         assert "stopped before anything was saved" in text
