@@ -11,15 +11,11 @@ python ex_maest.py export with maest.checkpoint=exp_logs/latest/model export.for
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import maest.config as settings
-from maest.datasets.groundtruth import read_labels, write_labels
 from maest.experiments.extract import extract
 from maest.experiments.runs import (
     LOG_DIR,
@@ -29,21 +25,6 @@ from maest.experiments.runs import (
     run_command_line,
     run_dir,
 )
-from maest.experiments.setup import (
-    check_head,
-    check_label_names,
-    in_section,
-    needed_checkpoint,
-    network_options,
-)
-from maest.helpers.chunks import chosen_blocks
-from maest.helpers.errors import InputError
-from maest.helpers.settings import check_choice
-from maest.models import get_maest, licences
-from maest.models.archs import clip_seconds
-from maest.models.huggingface import export_huggingface
-from maest.models.onnx_export import export_onnx
-from maest.models.saving import save_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +36,6 @@ configure(
     settings.SENTENCES,
     unrecorded=("extract_embeddings", "extract_logits", "predict", "export"),
 )
-
-FORMATS = ("huggingface", "onnx", "safetensors")
 
 
 # ---------------------------------------------------------------- commands
@@ -121,96 +100,11 @@ def predict(_run, _config) -> dict[str, Any]:
 
 
 @command(ex)
-def export(_run, _config) -> dict[str, Any]:
+def export(run, settings) -> dict[str, Any]:
     """Write maest.checkpoint for other programs: transformers, ONNX runtimes, or one file."""
-    config, options = _config, _config["export"]
-    check_choice("export.format", options["format"], FORMATS)
-    for name, off in (("with_frontend", False), ("blocks", None)):
-        if options["format"] != "onnx" and options[name] != off:
-            raise InputError(
-                f"it does not go with export.format={options['format']}",
-                kind="conflict",
-                hint="Leave it out, or set export.format=onnx.",
-                setting=f"export.{name}",
-            )
-    checkpoint = needed_checkpoint(config)
-    network = network_options(config, checkpoint)
-    check_label_names(network, checkpoint.sizes.get("n_classes"), config)
-    with in_section("maest"):
-        net = get_maest(checkpoint=checkpoint, **network)
-    check_head(checkpoint, net)
-    if options["out_dir"] is None:
-        raise InputError(
-            "no folder is given",
-            kind="missing",
-            hint="Give one, such as export.out_dir=export.",
-            setting="export.out_dir",
-        )
-    folder = Path(str(options["out_dir"])).expanduser()
-    licence = licences.chosen(options["licence"], checkpoint.licence)
-    # Of two sets of weights, one is exported.
-    trained_on = {name: v for name, v in checkpoint.trained_on.items() if name != "swa"}
-    trained_on |= {"licence": licence} if licence else {}
-    notes: list[str] = []
-    labels = folder / "labels.json"
-    if options["format"] == "huggingface":
-        written = folder
-        notes = export_huggingface(
-            folder, net, arch=checkpoint.arch, trained_on=trained_on, licence=licence
-        )
-    elif options["format"] == "onnx":
-        written = folder / "model.onnx"
-        _check_labels_file(labels, net.labels, written)
-        blocks = options["blocks"]
-        if blocks is None:
-            given = config["inference"]["transformer_block"]
-            blocks = chosen_blocks(given, net.depth, "inference.transformer_block")
-        with in_section("export"):
-            export_onnx(
-                written,
-                net,
-                blocks,
-                with_frontend=options["with_frontend"],
-                metadata={
-                    "arch": checkpoint.arch or "",
-                    "licence": licence or "",
-                    "parents": json.dumps(trained_on.get("parents", []), ensure_ascii=False),
-                },
-            )
-        notes = [
-            f"It takes up to {clip_seconds(net.input_t):g} s at a time (max_frames in its "
-            "metadata): cut longer tracks into patches, and average what they give."
-        ]
-    else:
-        written = folder / "model.safetensors"
-        _check_labels_file(labels, net.labels, written)
-        save_safetensors(written, net, checkpoint.arch, trained_on)
-        if net.kept_columns is not None or net.kept_rows is not None:
-            notes = ["Patchout is a setting of a run: the file does not carry it."]
-    if options["format"] != "huggingface" and net.labels:
-        write_labels(labels, net.labels)
-    for note in notes:
-        log.warning(note)
-    print(f"written: {written}")
-    return {"written": str(written)}
+    from maest.experiments.export import export
 
-
-# ---------------------------------------------------------------- their parts
-
-
-def _check_labels_file(path: Path, labels: list[str] | None, model: Path) -> None:
-    """Refuse to replace labels that are not of an older export of the same kind."""
-    if not labels or not path.exists() or model.exists():
-        return
-    with suppress(InputError):
-        if read_labels(path) == labels:
-            return
-    raise InputError(
-        "there are other labels in it",
-        kind="exists",
-        hint="Choose another export.out_dir, or move the file away.",
-        path=path,
-    )
+    return export(settings)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maest.helpers.errors import InputError
-from maest.models.maest import Maest
+from maest.models.maest import Maest, Outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -36,13 +36,6 @@ PRECISIONS = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bf
 _COMPARED = 3750  # frames on which int8 is compared with float32: a minute
 
 _Module = TypeVar("_Module", bound=nn.Module)
-
-
-class Outputs(NamedTuple):
-    """What a pass gives: logits [B, C] or None; by block [B, 3, D], and for block -1 [B, D]."""
-
-    logits: Tensor | None
-    embeddings: dict[int, Tensor]
 
 
 class Engine(Protocol):
@@ -170,7 +163,7 @@ class TorchEngine:
     @torch.no_grad()
     def __call__(self, mels: Tensor) -> Outputs:
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
-            return Outputs(*self._net.outputs(mels.to(self.device), *self._outputs))
+            return self._net.encode(mels.to(self.device), *self._outputs)
 
 
 class OnnxEngine:

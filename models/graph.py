@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from maest.helpers.errors import InputError
@@ -110,8 +109,7 @@ def _check(net: Maest) -> None:
     types = {name: type(module) for name, module in standard.named_modules()}
     for name, module in net.named_modules():
         hooks = module._forward_hooks or module._forward_pre_hooks
-        plain = isinstance(module, nn.Identity | nn.Dropout | DropPath)
-        if hooks or not (plain or type(module) is types.get(name)):
+        if hooks or type(module) is not types.get(name):
             raise InputError(
                 f"its layer {name or 'itself'} was replaced, or has a hook: ONNX cannot follow it",
                 kind="unsupported",
@@ -226,13 +224,13 @@ def _tokens(g: _Graph, net: Maest, mel: str, limit: str) -> str:
     if net.kept_columns is not None:
         kept = net.kept_columns.numpy()
         # The first one is always asked for: an input that has none of them is an error.
-        there = g.node("Less", g.const(kept), columns)
-        there = g.node("Or", there, g.const(np.arange(len(kept)) == 0))
-        x = g.node("Gather", x, g.node("Compress", g.const(kept), there), axis=3)
+        there = g.node("Or", g.node("Less", g.const(kept), columns), g.const(kept == kept[0]))
+        kept = g.node("Compress", g.const(kept), there)
+        x = g.node("Gather", x, kept, name="patchout_leaves_no_column", axis=3)
     x = g.node("Transpose", g.node("Reshape", x, g.ints(0, 0, -1)), perm=[0, 2, 1])
-    two = g.const(torch.cat((net.cls_token, net.dist_token), 1) + net.new_pos_embed)
+    two = torch.cat((net.cls_token, net.dist_token), 1).float() + net.new_pos_embed.float()
     batch = g.node("Concat", g.node("Shape", x, start=0, end=1), g.ints(1, 1), axis=0)
-    return g.node("Concat", g.node("Expand", two, batch), x, axis=1)
+    return g.node("Concat", g.node("Expand", g.const(two), batch), x, axis=1)
 
 
 def _block(g: _Graph, block: nn.Module, x: str, heads: int, fused: bool, two: bool) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch.nn import functional
+from torch import nn
 
 from maest.helpers import mel_constants, melspectrogram
 from maest.helpers.errors import InputError
@@ -35,19 +35,13 @@ from maest.models.layouts import (
     write_hub,
 )
 from maest.models.maest import STRIDE, Maest, inference
-from maest.models.saving import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    cpu_state_dict,
-    own_files,
-    read_config,
-)
+from maest.models.saving import CONFIG_NAME, WEIGHTS_NAME, cpu_state_dict, own_files, read_config
 
 CARD = "README.md"
-EXTRACTOR_CONFIG = "preprocessor_config.json"
 EXTRACTOR = Path(__file__).with_name("feature_extraction_maest.py")
-EXTRACTOR_CLASS = "MaestFeatureExtractor"
-_FUNCTIONS = {
+_TEMPLATE = Path(__file__).with_name("card.md")
+_EXTRACTOR_CLASS = "MaestFeatureExtractor"
+_MEANING = {
     "multi-label": "A sigmoid of the logits gives the activation of each label "
     '(`pipeline("audio-classification", …)` wants `function_to_apply="sigmoid"` for it).',
     "single-label": "A softmax of the logits gives the probability of each label.",
@@ -56,7 +50,7 @@ _FUNCTIONS = {
 
 
 def export_huggingface(
-    folder: str | Path,
+    folder: Path,
     model: Maest,
     *,
     arch: str | None = None,
@@ -88,19 +82,48 @@ def export_huggingface(
             hint="Export it with export.format=onnx or safetensors.",
             setting="export.format",
         )
-    notes = limits(model)
     state = {name: tensor.float() for name, tensor in cpu_state_dict(model).items()}
     if model.target_std is not None:  # the last layer gives the values in their units
         std, mean = torch.tensor(model.target_std), torch.tensor(model.target_mean)
         state["head.1.weight"] = state["head.1.weight"] * std[:, None]
         state["head.1.bias"] = state["head.1.bias"] * std + mean
-    hub = {name: tensor.contiguous() for name, tensor in write_hub(state).items()}
-    columns = model.time_new_pos_embed.shape[-1]
-    frames = (columns - 1) * STRIDE + PATCH_SIZE
-    labels = model.labels or default_hub_labels(model.n_classes)
+    frames = (model.time_new_pos_embed.shape[-1] - 1) * STRIDE + PATCH_SIZE
     # The network that the folder holds: one head on the mean of both tokens.
-    sizes = model.sizes() | {"distilled_type": "mean", "target_mean": None, "target_std": None}
-    config = {
+    head = {"distilled_type": "mean", "target_mean": None, "target_std": None}
+    record = {
+        "sizes": model.sizes() | head,
+        "arch": arch,
+        "trained_on": dict(trained_on or {}),
+        "head": fingerprint(state["head.1.weight"]),
+    }
+    card = model_card(folder.name, model, frames, record, licence)
+    older = read_config(folder, CONFIG_NAME)
+    ours = _is_own(folder, older)
+    record["card"] = _digest(card.encode())
+    texts = {
+        CONFIG_NAME: to_json(_config(model, frames) | {TRAINER_KEY: record}),
+        "preprocessor_config.json": to_json(_extractor_config(model, frames)),
+        EXTRACTOR.name: EXTRACTOR.read_text("utf-8"),
+        CARD: card,
+    }
+    for module in (melspectrogram, mel_constants):  # the front end itself, one beside the other
+        path = Path(module.__file__)
+        texts[path.name] = path.read_text("utf-8").replace("from maest.helpers.", "from .")
+    notes, old = unsupported_features(model), folder / CARD
+    if ours and old.exists() and _digest(old.read_bytes()) != older[TRAINER_KEY].get("card"):
+        notes.append(f"{CARD} was edited since it was written, and is kept.")
+        del texts[CARD]
+    with own_files(folder, (*texts, WEIGHTS_NAME), ours) as paths:
+        hub = {name: tensor.contiguous() for name, tensor in write_hub(state).items()}
+        safetensors.torch.save_file(hub, paths[WEIGHTS_NAME], metadata={"format": "pt"})
+        for name, text in texts.items():
+            paths[name].write_text(text, "utf-8")
+    return notes
+
+
+def _config(model: Maest, frames: int) -> dict[str, Any]:
+    labels = model.labels or default_hub_labels(model.n_classes)
+    return {
         "architectures": ["ASTForAudioClassification"],
         "model_type": HUB_TYPE,
         "hidden_size": model.embed_dim,
@@ -116,17 +139,13 @@ def export_huggingface(
         "label2id": {label: i for i, label in enumerate(labels)},
         "problem_type": HUB_PROBLEMS[model.task],
         "dtype": "float32",
-        # What the layout does not say, for our own import
-        TRAINER_KEY: {
-            "sizes": sizes,
-            "arch": arch,
-            "trained_on": dict(trained_on or {}),
-            "head": fingerprint(state["head.1.weight"]),
-        },
     }
-    extractor = {
-        "feature_extractor_type": EXTRACTOR_CLASS,
-        "auto_map": {"AutoFeatureExtractor": f"{EXTRACTOR.stem}.{EXTRACTOR_CLASS}"},
+
+
+def _extractor_config(model: Maest, frames: int) -> dict[str, Any]:
+    return {
+        "feature_extractor_type": _EXTRACTOR_CLASS,
+        "auto_map": {"AutoFeatureExtractor": f"{EXTRACTOR.stem}.{_EXTRACTOR_CLASS}"},
         "sampling_rate": SAMPLE_RATE,
         "num_mel_bins": N_MELS,
         "max_length": frames,
@@ -135,34 +154,6 @@ def export_huggingface(
         "feature_size": 1,
         "padding_value": 0.0,
     }
-    card = model_card(Path(folder).name, model, frames, arch, trained_on, licence, notes)
-    older = read_config(folder, CONFIG_NAME)
-    ours = _is_own(Path(folder), older)
-    texts = {
-        CONFIG_NAME: "",
-        EXTRACTOR_CONFIG: to_json(extractor),
-        EXTRACTOR.name: EXTRACTOR.read_text("utf-8"),
-        CARD: card,
-        # The front end itself: the very files that this program uses, one beside the other.
-        **{
-            Path(module.__file__).name: Path(module.__file__)
-            .read_text("utf-8")
-            .replace("from maest.helpers.", "from .")
-            for module in (melspectrogram, mel_constants)
-        },
-    }
-    if ours and (Path(folder) / CARD).exists():
-        old_card, written = _digest((Path(folder) / CARD).read_bytes()), older[TRAINER_KEY]
-        if old_card != written.get("card"):
-            notes = [*notes, f"{CARD} was edited since it was written, and is kept."]
-            del texts[CARD]
-    config[TRAINER_KEY]["card"] = _digest(card.encode())
-    texts[CONFIG_NAME] = to_json(config)
-    with own_files(folder, (*texts, WEIGHTS_NAME), ours) as paths:
-        safetensors.torch.save_file(hub, paths[WEIGHTS_NAME], metadata={"format": "pt"})
-        for name, text in texts.items():
-            paths[name].write_text(text, "utf-8")
-    return notes
 
 
 def _digest(content: bytes) -> str:
@@ -185,7 +176,7 @@ def _is_own(folder: Path, config: Mapping[str, Any]) -> bool:
     return fingerprint(last) == ours.get("head")
 
 
-def limits(model: Maest) -> list[str]:
+def unsupported_features(model: Maest) -> list[str]:
     """What this layout cannot carry of a network."""
     notes = []
     if model.head_eps != HUB_EPS:
@@ -197,7 +188,7 @@ def limits(model: Maest) -> list[str]:
     if model.distilled_type == "separated":
         notes.append(
             "The second head (head_dist) is not carried: logits are the first head's, on the mean "
-            "of the cls and dist tokens, as in the released teacher-student model. Figures of this "
+            "of the cls and dist tokens, as in the released teacher-student model. Metrics of this "
             "model were measured with both heads."
         )
     if model.kept_columns is not None or model.kept_rows is not None:
@@ -210,99 +201,46 @@ def limits(model: Maest) -> list[str]:
 def _epsilon_difference(model: Maest) -> float:
     """How far the logits move with the epsilon of this layout: measured on noise and silence."""
     generator = torch.Generator().manual_seed(0)
-    frames = min(model.input_t, 316)
-    noise = torch.randn(3, model.input_f, frames, generator=generator)
+    noise = torch.randn(3, model.input_f, min(model.input_t, 316), generator=generator)
     silence = torch.full_like(noise[:1], -model.norm_mean / (2 * model.norm_std))
-    mel = torch.cat((noise, silence)).to(model.cls_token)
-    norm, last = model.head
+    theirs = nn.LayerNorm(model.embed_dim, HUB_EPS).to(model.cls_token)
+    theirs.load_state_dict(model.head[0].state_dict())
     with inference(model):
-        _, x = model(mel)
-        theirs = functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, HUB_EPS)
-        difference = model.unstandardize(last(theirs)) - model.unstandardize(last(norm(x)))
+        _, x = model(torch.cat((noise, silence)).to(model.cls_token))
+        logits = model.unstandardize(model.head(x))
+        difference = model.unstandardize(model.head[1](theirs(x))) - logits
     return float(difference.abs().max())
 
 
-def _descent(trained_on: Mapping[str, Any]) -> list[str]:
-    """What the weights were trained from, with its licences, as lines of the card."""
-    parents = trained_on.get("parents") or []
-    lines = [f"- {row.get('name')}: {row.get('licence') or 'not stated'}" for row in parents]
-    return ["Trained from the weights of, the nearest first:", "", *lines, ""] if lines else []
-
-
 def model_card(
-    name: str,
-    model: Maest,
-    frames: int,
-    arch: str | None,
-    trained_on: Mapping[str, Any] | None,
-    licence: str | None,
-    notes: list[str],
+    name: str, model: Maest, frames: int, record: Mapping[str, Any], licence: str | None
 ) -> str:
     """The README.md of the folder: what the model is, how it is used, data, metrics, licence."""
-    trained_on = dict(trained_on or {})
-    figures = {k: v for k, v in trained_on.items() if k.startswith(("val_", "test_"))}
-    facts = {k: v for k, v in trained_on.items() if k not in (*figures, "licence", "parents")}
-    lines = [
-        "---",
-        f"license: {licence.lower() if licence else 'unknown'}",
-        "library_name: transformers",
-        "pipeline_tag: audio-classification",
-        "tags: [music, maest, audio-spectrogram-transformer]",
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"A MAEST network{f' ({arch})' if arch else ''}: a spectrogram transformer for music, "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M weights, {model.depth} blocks "
-        f"of {model.embed_dim} channels, for patches of {clip_seconds(model.input_t):g} s. Method: "
-        "Alonso-Jiménez, Serra and Bogdanov, "
-        "[ISMIR 2023](https://arxiv.org/abs/2309.16418).",
-        "",
-        "## Use",
-        "",
-        "```python",
-        "import librosa, torch",
-        "from transformers import ASTForAudioClassification, AutoFeatureExtractor",
-        "",
-        'folder = "."  # this folder, or its name on the hub',
-        "extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)",
-        "model = ASTForAudioClassification.from_pretrained(folder).eval()",
-        f'waveform, rate = librosa.load("song.wav", sr={SAMPLE_RATE})  # mono',
-        'inputs = extractor(waveform, sampling_rate=rate, return_tensors="pt")',
-        "with torch.no_grad():",
-        "    outputs = model(**inputs, output_hidden_states=True)",
-        f"outputs.logits  # [1, {model.n_classes}]",
-        "outputs.hidden_states[7]  # of the seventh block: cls token, dist token, patches",
-        "```",
-        "",
-        _FUNCTIONS[model.task],
-        "",
-        f"Input: `input_values` [batch, {frames} frames, {N_MELS} bands], log-mel at "
-        f"{SAMPLE_RATE / HOP_LENGTH:g} frames a second, normalised: "
-        f"(x - {model.norm_mean:.6g}) / (2 · {model.norm_std:.6g}). The code of the front end is "
-        "in this folder; the `ASTFeatureExtractor` of transformers computes something else.",
-        "",
-        f"Labels ({model.n_classes}): " + (", ".join(model.labels or []) or "without names") + ".",
-        "",
-        "## Data",
-        "",
-        *(
-            [f"- {key}: {json.dumps(facts[key], ensure_ascii=False)}" for key in facts]
-            or ["Nothing is recorded."]
-        ),
-        "",
-        "## Metrics",
-        "",
-        *([f"- {key}: {figures[key]}" for key in figures] or ["None is recorded."]),
-        "",
-        "## Licence",
-        "",
-        licence or "Not stated. Whoever passes these weights on should say it here.",
-        "",
-        *_descent(trained_on),
-        "## What this format does not carry",
-        "",
-        *([f"- {note}" for note in notes] or ["Nothing: outputs are those of the network."]),
-        "",
-    ]
-    return "\n".join(lines)
+    trained_on = record["trained_on"]
+    metrics = {k: v for k, v in trained_on.items() if k.startswith(("val_", "test_"))}
+    data = {k: v for k, v in trained_on.items() if k not in (*metrics, "licence", "parents")}
+    facts = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items())
+    parents = trained_on.get("parents") or []
+    descent = _lines(f"{row.get('name')}: {row.get('licence') or 'not stated'}" for row in parents)
+    return _TEMPLATE.read_text("utf-8").format(
+        name=name,
+        model=model,
+        license=licence.lower() if licence else "unknown",
+        arch=f" ({record['arch']})" if record["arch"] else "",
+        weights=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        seconds=clip_seconds(model.input_t),
+        rate=SAMPLE_RATE,
+        meaning=_MEANING[model.task],
+        frames=frames,
+        per_second=SAMPLE_RATE / HOP_LENGTH,
+        labels=", ".join(model.labels or []) or "without names",
+        data=_lines(facts) or "Nothing is recorded.",
+        metrics=_lines(f"{k}: {v}" for k, v in metrics.items()) or "None is recorded.",
+        licence=licence or "Not stated. Whoever passes these weights on should say it here.",
+        parents=descent and f"\nTrained from the weights of, the nearest first:\n\n{descent}\n",
+        notes=_lines(unsupported_features(model)) or "Nothing: outputs are those of the network.",
+    )
+
+
+def _lines(facts: Iterable[str]) -> str:
+    return "\n".join(f"- {fact}" for fact in facts)

@@ -17,13 +17,8 @@ from .melspectrogram import NORM_MEAN, NORM_STD, MelSpectrogram
 class MaestFeatureExtractor(SequenceFeatureExtractor):
     """Waveforms → normalised log-mel spectrograms of one length.
 
-    Args:
-        feature_size: channels of the audio, 1.
-        sampling_rate: of the audio, in Hz.
-        padding_value: log-mel value of what is added to short audio: silence.
-        num_mel_bins: mel bands.
-        max_length: frames of an input.
-        mean, std: the input is ``(x - mean) / (2 · std)``.
+    ``max_length`` frames of ``num_mel_bins`` bands, as ``(x - mean) / (2 * std)``; what is added to
+    short audio is silence, a log-mel of ``padding_value``.
     """
 
     model_input_names: ClassVar[list[str]] = ["input_values"]

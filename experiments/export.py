@@ -1,0 +1,103 @@
+"""`export`: a model for other programs, with what is known of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from maest.config import Settings
+from maest.datasets.groundtruth import read_labels, write_labels
+from maest.experiments.model import (
+    check_head,
+    check_label_names,
+    in_section,
+    network_arguments,
+    require_checkpoint,
+)
+from maest.helpers.chunks import chosen_blocks
+from maest.helpers.errors import InputError
+from maest.models import get_maest, licences
+from maest.models.archs import clip_seconds
+from maest.models.saving import save_safetensors
+
+log = logging.getLogger(__name__)
+
+
+def export(settings: Settings) -> dict[str, Any]:
+    """Write ``maest.checkpoint`` as ``export.format`` into ``export.out_dir``."""
+    options, folder = settings.export, Path(settings.export.out_dir).expanduser()
+    for name, off in (("with_frontend", False), ("blocks", None)):
+        if options.format != "onnx" and getattr(options, name) != off:
+            raise InputError(
+                f"it does not go with export.format={options.format}",
+                kind="conflict",
+                hint="Leave it out, or set export.format=onnx.",
+                setting=f"export.{name}",
+            )
+    checkpoint = require_checkpoint(settings)
+    arguments = network_arguments(settings, checkpoint)
+    check_label_names(arguments, checkpoint.sizes.get("n_classes"), settings)
+    with in_section("maest"):
+        net = get_maest(checkpoint=checkpoint, **arguments)
+    check_head(checkpoint, net)
+    licence = licences.chosen(options.licence, checkpoint.licence)
+    # Of two sets of weights, one is exported.
+    trained_on = {name: v for name, v in checkpoint.trained_on.items() if name != "swa"}
+    trained_on |= {"licence": licence} if licence else {}
+    notes: list[str] = []
+    if options.format == "huggingface":
+        from maest.models.huggingface import export_huggingface
+
+        written, arch = folder, checkpoint.arch
+        notes = export_huggingface(folder, net, arch=arch, trained_on=trained_on, licence=licence)
+    elif options.format == "onnx":
+        from maest.models.onnx_file import export_onnx
+
+        written = folder / "model.onnx"
+        _check_labels_file(folder, net.labels, written)
+        given: Any = options.blocks
+        if given is None:
+            given = settings.inference.transformer_block
+            given = chosen_blocks(given, net.depth, "inference.transformer_block")
+        metadata = {
+            "arch": checkpoint.arch or "",
+            "licence": licence or "",
+            "parents": json.dumps(trained_on.get("parents", []), ensure_ascii=False),
+        }
+        with in_section("export"):
+            export_onnx(written, net, given, with_frontend=options.with_frontend, metadata=metadata)
+        notes = [
+            f"It takes up to {clip_seconds(net.input_t):g} s at a time (max_frames in its "
+            "metadata): cut longer tracks into patches, and average what they give."
+        ]
+    else:
+        written = folder / "model.safetensors"
+        _check_labels_file(folder, net.labels, written)
+        save_safetensors(written, net, checkpoint.arch, trained_on)
+        if net.kept_columns is not None or net.kept_rows is not None:
+            notes = ["Patchout is a setting of a run: the file does not carry it."]
+    if options.format != "huggingface" and net.labels:
+        write_labels(folder / "labels.json", net.labels)
+    for note in notes:
+        log.warning(note)
+    print(f"written: {written}")
+    return {"written": str(written)}
+
+
+def _check_labels_file(folder: Path, labels: list[str] | None, model: Path) -> None:
+    """Raise InputError for labels.json that an older export of the same kind has not written."""
+    path = folder / "labels.json"
+    if not labels or not path.exists() or model.exists():
+        return
+    with suppress(InputError):
+        if read_labels(path) == labels:
+            return
+    raise InputError(
+        "there are other labels in it",
+        kind="exists",
+        hint="Choose another export.out_dir, or move the file away.",
+        path=path,
+    )
