@@ -151,15 +151,10 @@ def configure(
     sentences: Mapping[str, str],
     unrecorded: Collection[str] = (),
 ) -> None:
-    """Give an experiment its settings, the check of what is changed in them, and its log folder.
+    """Give an experiment its settings, named configs with a sentence each, and a run folder.
 
-    Args:
-        ex: the experiment.
-        section: of all settings.
-        named: configs.
-        sentences: what each named config is for; ``print_named_configs`` shows them.
-        unrecorded: commands that go on where no run folder can be written: their results are
-            elsewhere.
+    Commands that are ``unrecorded`` go on where no folder can be written: their results are
+    elsewhere.
     """
     ex.section = section
     ex.add_config(plain(section()))
@@ -222,13 +217,12 @@ def command(ex: Experiment, main: bool = False, unobserved: bool = False) -> Cal
         def wrapped(_run, _config):  # the names that Sacred fills in
             try:
                 return function(_run, parse(ex.section, _config) if typed else _config)
-            except (KeyboardInterrupt, SystemExit) as error:
-                # Lightning ends the program in its own way.
-                if isinstance(error, SystemExit) and not isinstance(
-                    error.__context__, KeyboardInterrupt
-                ):
-                    raise
+            except KeyboardInterrupt:
                 raise Interrupted("SIGINT: stopped", signal.SIGINT) from None
+            except SystemExit as error:
+                if isinstance(error.__context__, KeyboardInterrupt):  # so Lightning ends it
+                    raise Interrupted("SIGINT: stopped", signal.SIGINT) from None
+                raise
             except Exception as error:
                 if not _is_the_users(error):
                     raise
@@ -304,30 +298,24 @@ def _check_settings_file(path: str) -> None:
     try:
         content = load_config_file(path)
     except OSError as error:
-        raise InputError(
-            f"cannot be read: {error.strerror}", kind="missing", path=path, hint=hint
-        ) from None
+        what = f"cannot be read: {error.strerror}"
+        raise InputError(what, kind="missing", path=path, hint=hint) from None
     except (ValueError, YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"damaged ({reason})", kind="corrupt", path=path, hint="Correct that line."
-        ) from None
-    if not isinstance(content, Mapping):
+        what = f"damaged ({' '.join(str(error).split())})"
+        raise InputError(what, kind="corrupt", path=path, hint="Correct that line.") from None
+    if not isinstance(content, Mapping) or any("." in str(name) for name in content):
         raise InputError("no sections of settings", path=path, hint=hint)
-    for name in content:
-        if "." in str(name):
-            raise InputError("a name with a dot", setting=str(name), path=path, hint=hint)
 
 
 def _help(ex: Experiment, name: str) -> int:
     """Print what is known of a command, a section of settings, or both."""
-    known = [section for section, _ in sections(ex.section)]
-    if name not in (*ex.commands, *known):
+    known = dict(sections(ex.section))
+    if name not in {**ex.commands, **known}:
         raise InputError(
             "there is no such command or section of settings",
             kind="unknown",
             setting=name,
-            hint=f"They are: {', '.join(dict.fromkeys([*ex.commands, *known]))}.",
+            hint=f"They are: {', '.join({**ex.commands, **known})}.",
         )
     if name in ex.commands:
         print(commands.help_for_command(ex.commands[name]))
