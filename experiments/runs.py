@@ -59,23 +59,6 @@ SETTINGS.CONFIG.READ_ONLY_CONFIG = False
 SETTINGS.CAPTURE_MODE = "sys"  # file descriptors are shared with worker processes
 SETTINGS.DISCOVER_SOURCES = SETTINGS.DISCOVER_DEPENDENCIES = "none"  # see `_record`
 
-# Advice of Lightning's that is of no use to a user here.
-for message in (
-    ".*does not have many workers.*",
-    ".*You are using `torch.load` with `weights_only=False`.*",
-    ".*The number of training batches.*is smaller than the logging interval.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*The dirpath has changed from .*",
-    ".*Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*",
-    ".*LeafSpec.*",
-    ".*`broadcast_buffers` is deprecated.*",
-    ".*Grad strides do not match bucket view strides.*",
-    ".*sync_dist=True.*",  # the figures are of all processes already
-    ".*your dataloader is not resumable.*",  # its sampler is
-):
-    warnings.filterwarnings("ignore", message=message)
-logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-
 # Sacred finds fault with every setting whose default is None, or may be (the schema checks them),
 # and with runs that it does not record.
 _NOISE = ("Changed type of config entry", "No observers have been added to this run")

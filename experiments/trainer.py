@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,23 @@ from maest.helpers.history import ProgressBar, ProgressLines
 from maest.helpers.throughput import fast_math
 
 log = logging.getLogger(__name__)
+
+# Advice of Lightning's that is of no use to a user here.
+for _message in (
+    ".*does not have many workers.*",
+    ".*You are using `torch.load` with `weights_only=False`.*",
+    ".*The number of training batches.*is smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The dirpath has changed from .*",
+    ".*Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*",
+    ".*LeafSpec.*",
+    ".*`broadcast_buffers` is deprecated.*",
+    ".*Grad strides do not match bucket view strides.*",
+    ".*sync_dist=True.*",  # the metrics are of all processes already
+    ".*your dataloader is not resumable.*",  # its sampler is
+):
+    warnings.filterwarnings("ignore", message=_message)
+logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
 
 # Settings of section ``trainer`` that are not Lightning's
 _OURS = ("checkpoint_minutes", "compile", "max_steps", "limit_test_batches")
