@@ -1,233 +1,337 @@
 """How fast embeddings come out of music, in how much memory, and what is lost on the way.
 
-python benchmarks/extraction.py [--threads] [--record benchmarks/records/extraction-cpu.json]
-python benchmarks/extraction.py --device cuda --parts embeddings encoder readers
+python benchmarks/extraction.py [--lengths 30 10 5] [--against TREE] [--record FILE.json]
+python benchmarks/extraction.py --device cuda --parts embeddings
 python benchmarks/extraction.py --quick  # does it run?
 
 Music is made for it: 44.1 kHz stereo FLAC of notes and noise. The network is of the base model's
-size with random weights, the same in all ways. Each measurement is a process of its own with the
-model loaded and warm; ways take turns; figures are medians over `--repeats`. Parts:
+size with random weights, the same in all ways. Parts:
 
-- embeddings: embeddings of block 6 (the seventh) from audio files to result files
-  - ours: the engine of the commands: reading processes, passes shared by tracks, a writing thread;
-    float32; also in int8, with every second patch column only, and with PyTorch's own products
+- embeddings: embeddings of block 6 (the seventh) from audio files to result files. ``seconds`` are
+  those with the model loaded: of the whole, less those of a track of one second
+  - ours: the command extract_embeddings, called from Python; float32; also in int8, with every
+    second patch column only, and by PyTorch in place of onnxruntime
   - AST: `transformers.ASTForAudioClassification` of the same weights on the same log-mels, one
     track at a time, with its own attention; it has no way to stop before the last block
   - plain: our own network, one track at a time, with attention written out (softmax(q k^T) v); all
     12 blocks, as the original does, or the 7 that are needed
-- encoder: the seven blocks alone, as a share of what matrix products reach here in that run: of
-  PyTorch's own (torch.mm), and of the fastest there is (`models.cpu.matmul_ceiling`)
-- trained: int8 against fp32 on a trained model and music that it was not trained on
-- readers: how fast the reading processes are when nobody computes anything
 - memory: highest resident set for few tracks and many, and for a short track and a long one
-- latency: a 3-minute song, from Python with the model loaded, and from the command line
-- threads (with --threads): reading processes x threads of PyTorch
+- latency: a 3-minute song, from Python with the model loaded, and by predict from the command line
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import os
+import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import harness
+from harness import Figures, Way, in_turns, medians, show, times_as_fast, with_before
 
-from benchmarks.extraction_bench import Bench, medians, show  # noqa: E402
-from benchmarks.extraction_ways import BLOCK, Way, cosine, spread  # noqa: E402
-from maest.helpers.files import write_json  # noqa: E402
-from maest.helpers.parallel import cores  # noqa: E402
-from maest.helpers.report import machine, versions  # noqa: E402
-
+BLOCK = 6  # whose embeddings are computed: blocks 0 to 6 are seven
+RATE = 44_100
 TRAINED = "maest-tiny-scores"
-CLIPS = ROOT / "datasets/scores/data/melspectrograms"
-CPU_WAYS = {
-    "ours": Way(),
-    "ours, int8": Way(quantize="int8"),
-    "ours, every 2nd column": Way(every=2),
-    "ours, PyTorch's products": Way(onednn=False),
-    "AST": Way("AST"),
-    "plain, 12 blocks": Way("plain", depth=12),
-    "plain, 7 blocks": Way("plain"),
+INT8: dict[str, Any] = {"inference": {"quantize": "int8"}}
+CPU_WAYS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "ours, int8": INT8,
+    "ours, every 2nd column": {"maest": {"s_patchout_t_interleaved": 2}},
+    "PyTorch engine": {"inference": {"engine": "pytorch"}},
+    "AST": {"network": "AST"},
+    "plain, 12 blocks": {"network": "plain", "depth": 12},
+    "plain, 7 blocks": {"network": "plain", "depth": BLOCK + 1},
 }
-_HALF = {"fp16": "16-mixed", "bf16": "bf16-mixed"}
-CUDA_WAYS = {
-    **{f"ours, {name}": Way(precision=p) for name, p in _HALF.items()},
-    **{f"ours, {name}, compiled": Way(precision=p, compile=True) for name, p in _HALF.items()},
-    "ours, fp16, every 2nd column": Way(precision="16-mixed", every=2),
-    "ours, fp32": Way(),
-    "AST, fp16": Way("AST", "16-mixed"),
-    "plain, 12 blocks, fp16": Way("plain", "16-mixed", depth=12),
-    "plain, 7 blocks, fp16": Way("plain", "16-mixed"),
+CUDA_WAYS: dict[str, dict[str, Any]] = {
+    "ours, fp16": {"trainer": {"precision": "16-mixed"}},
+    "ours, bf16": {"trainer": {"precision": "bf16-mixed"}},
+    "ours, fp32": {"trainer": {"precision": "32-true"}},
+    "AST, fp16": {"network": "AST", "precision": "float16"},
+    "plain, 12 blocks, fp16": {"network": "plain", "depth": 12, "precision": "float16"},
+    "plain, 7 blocks, fp16": {"network": "plain", "depth": BLOCK + 1, "precision": "float16"},
 }
+
+# ---------------------------------------------------------------- measurements
+
+
+def command(model: str, music: str, out: str, device: str, settings: dict[str, Any]) -> Figures:
+    """Extraction by the command: a track of a second, then the music."""
+    import ex_maest
+
+    weights = {"checkpoint": f"{model}/model"} if Path(model).is_dir() else {"arch": model}
+    accelerator = {"accelerator": "gpu" if device == "cuda" else "cpu"}
+
+    def run(audio: Path, folder: str) -> float:
+        inference = {"audio": str(audio), "out_dir": folder, "transformer_block": [BLOCK]}
+        changes = {"maest": weights, "trainer": accelerator, "inference": inference}
+        for section, values in settings.items():
+            changes[section] = changes[section] | values
+        started = time.perf_counter()
+        done = ex_maest.ex.run(
+            "extract_embeddings", config_updates=changes, options={"--loglevel": "ERROR"}
+        )
+        if done.status != "COMPLETED":
+            raise RuntimeError(f"{changes}: {done.status}")
+        return time.perf_counter() - started
+
+    second = write_track(Path("second.flac"), 1, 0)
+    run(second, "first")
+    start = min(run(second, folder) for folder in ("second", "third"))
+    loaded = harness.memory_mib("VmHWM")
+    whole = run(Path(music), "all")
+    keep("all", out)
+    return {"seconds": whole - start, "start_seconds": start, "loaded_mib": loaded}
+
+
+def one_by_one(
+    network: str,
+    model: str,
+    music: str,
+    out: str,
+    device: str,
+    precision: str = "",
+    depth: int = 12,
+) -> Figures:
+    """A track at a time, as one writes it oneself."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from maest.helpers.audio import read_audio
+    from maest.helpers.melspectrogram import MelSpectrogram
+    from maest.models import get_maest
+
+    net = get_maest(checkpoint=f"{model}/model").to(device)
+    front_end, length = MelSpectrogram().to(device), net.input_t
+    mean, std = float(net.norm_mean), float(net.norm_std)
+    if network == "AST":
+        from transformers import ASTForAudioClassification
+
+        hub = ASTForAudioClassification.from_pretrained(f"{model}/hub").to(device).eval()
+
+    def pooled(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.cat((tokens[:, :2], tokens[:, 2:].mean(1, keepdim=True)), dim=1)
+
+    def patches(path: Path) -> torch.Tensor:
+        mel = (front_end(torch.from_numpy(read_audio(path)).to(device)) - mean) / (2 * std)
+        return mel[:, : mel.shape[1] // length * length].unflatten(1, (-1, length)).movedim(1, 0)
+
+    def embed(mel: torch.Tensor) -> torch.Tensor:
+        if network == "AST":
+            used = mel.mT[:, : hub.config.max_length]
+            return pooled(hub(used, output_hidden_states=True).hidden_states[BLOCK + 1])
+        if depth == BLOCK + 1:
+            return net(mel[:, None], BLOCK, melspectrogram_input=True)[1].unflatten(-1, (3, -1))
+        seen: list[torch.Tensor] = []
+        hook = net.blocks[BLOCK].register_forward_hook(lambda *given: seen.append(pooled(given[2])))
+        net(mel[:, None], melspectrogram_input=True)
+        hook.remove()
+        return seen[0]
+
+    mixed = torch.autocast(device, getattr(torch, precision or "float32"), bool(precision))
+    attention = sdpa_kernel(SDPBackend.MATH) if network == "plain" else nullcontext()
+    tracks = sorted(Path(music).iterdir())
+    Path("all").mkdir()
+    loaded = harness.memory_mib("VmHWM")
+    with torch.inference_mode(), mixed, attention:
+        embed(patches(tracks[0])[:1])  # warms up
+        started = time.perf_counter()
+        for path in tracks:
+            rows = embed(patches(path)).float().cpu().numpy()
+            np.save(f"all/{path.name}.embeddings.npy", rows.mean(0))
+        seconds = time.perf_counter() - started
+    keep("all", out)
+    return {"seconds": seconds, "loaded_mib": loaded}
+
+
+def keep(folder: str, out: str) -> None:
+    """Keep what was extracted, in place of what a turn before kept."""
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for path in Path(folder).rglob("*.npy"):
+        shutil.move(path, Path(out, path.name))
+
+
+def first_result(model: str, song: str, quantize: str | None) -> Figures:
+    """One song with a model that is loaded: the first call, and the median of calls after it."""
+    from maest.models.extraction import Extractor
+
+    name = f"{model}/model" if Path(model).is_dir() else model
+    extract = Extractor(name, blocks=[BLOCK], quantize=quantize, device="cpu")
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        extract(song)
+        times.append(time.perf_counter() - started)
+    return {"seconds": statistics.median(times[1:]), "first_seconds": times[0]}
+
+
+def predict(model: str, song: str) -> Figures:
+    """The whole command by the clock, from a shell."""
+    name = f"checkpoint={model}/model" if Path(model).is_dir() else f"arch={model}"
+    line = [sys.executable, harness.TREE / "ex_maest.py", "predict", "with", f"maest.{name}"]
+    line += [f"inference.audio={song}", "inference.out_dir=out", "trainer.accelerator=cpu"]
+    found = harness.command(line, Path.cwd())
+    if found["exit_code"] or not list(Path("out").rglob("*.predictions.json")):
+        raise RuntimeError(found["output"])
+    return {name: found[name] for name in ("seconds", "cpu_seconds")}
+
+
+# ---------------------------------------------------------------- what they are made on
+
+
+def write_track(path: Path, length: float, seed: int) -> Path:
+    """A stereo FLAC: a minute of notes with some noise, again and again."""
+    import soundfile
+
+    rng = np.random.default_rng(seed)
+    t = np.arange(RATE // 2)[:, None] / RATE
+    pitches = rng.uniform(60, 2_000, (120, 3, 1, 2))  # of half a second each
+    notes = np.sin(2 * np.pi * pitches * t).sum(1) * np.exp(-4 * t)
+    sound = notes.reshape(-1, 2) * 0.15 + rng.normal(0, 0.01, (60 * RATE, 2))
+    left = round(length * RATE)
+    with soundfile.SoundFile(path, "w", RATE, channels=2, subtype="PCM_16") as file:
+        while left > 0:
+            file.write(sound[:left])
+            left -= len(sound)
+    return path
+
+
+@dataclass
+class Bench:
+    """The settings of a run, and what it makes in its folder."""
+
+    args: argparse.Namespace
+    folder: Path
+    outs: Iterator[int] = field(default_factory=lambda: iter(range(10**6)))
+
+    def music(self, tracks: int, length: float, different: int = 8) -> Path:
+        """A folder of tracks; beyond the different ones, further names of the same files."""
+        folder = self.folder / f"music-{tracks}-{length:g}"
+        if not folder.is_dir():
+            folder.mkdir()
+            for i in range(tracks):
+                if i < different:
+                    write_track(folder / f"{i:04d}.flac", length, i)
+                else:
+                    os.link(folder / f"{i % different:04d}.flac", folder / f"{i:04d}.flac")
+        return folder
+
+    def model(self, length: int) -> Path:
+        """A model of random weights, as a model folder and in transformers' layout."""
+        folder = self.folder / f"model-{length}"
+        if not folder.is_dir():
+            import torch
+
+            from maest.models import get_maest, save_model
+            from maest.models.archs import input_frames
+            from maest.models.huggingface import export_huggingface
+
+            torch.manual_seed(0)
+            sizes = {"n_classes": 400, "pretrained": False}
+            net = get_maest(self.args.arch, input_t=input_frames(length), **sizes)
+            save_model(folder / "model", net, self.args.arch)
+            # That layout wants inputs of as many frames as the last of its positions needs: fewer
+            # of both, so that all compute the same patches. A patch has 16 frames, every 10.
+            state, columns = net.state_dict(), (net.input_t - 16) // 10 + 1
+            state["time_new_pos_embed"] = state["time_new_pos_embed"][..., :columns]
+            short = get_maest(self.args.arch, input_t=(columns - 1) * 10 + 16, **sizes)
+            short.load_state_dict(state)
+            export_huggingface(folder / "hub", short)
+        return folder
+
+    def way(self, options: dict[str, Any], model: Path | str, music: Path) -> Way:
+        """The measurement of a way, which writes to a folder of its own."""
+        out = self.folder / "out" / str(next(self.outs))
+        given = {"model": str(model), "music": str(music), "out": str(out)}
+        given["device"] = self.args.device
+        if "network" in options:
+            return Way(one_by_one, given | options)
+        return Way(command, given | {"settings": options})
+
+    def measure(self, ways: dict[str, Way]) -> dict[str, Figures]:
+        runs = in_turns(
+            with_before(ways, self.args.against), self.args.repeats, not self.args.quick
+        )
+        return medians(runs)
+
+
+def arrays(way: Way) -> list[np.ndarray]:
+    return [np.load(path) for path in sorted(Path(way.arguments["out"]).rglob("*.npy"))]
+
+
+def cosines(one: list[np.ndarray], other: list[np.ndarray]) -> dict[str, float]:
+    """Cosine similarity of a track, the lowest of its rows: over tracks."""
+    found = []
+    for a, b in zip(one, other, strict=True):
+        a, b = np.atleast_2d(a).astype(np.float64), np.atleast_2d(b).astype(np.float64)
+        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        found.append(float(((a * b).sum(-1) / norms).min()))
+    return {"lowest": min(found), "median": statistics.median(found)}
+
 
 # ---------------------------------------------------------------- the parts
 
 
 def embeddings(bench: Bench) -> Iterator[tuple[str, Any]]:
     args = bench.args
-    audio = bench.music(args.tracks, args.track_seconds)
-    heard = args.tracks * args.track_seconds
+    music = bench.music(args.tracks, args.track_seconds)
+    options = harness.chosen(CUDA_WAYS if args.device == "cuda" else CPU_WAYS, args.ways)
     for length in args.lengths:
-        model, works = bench.model(length), {}
-        for name, way in bench.ways.items():
-            # A compiled network must have seen all sizes of a pass before the clock starts.
-            options = {"warmup": args.tracks} if way.compile else {}
-            works[name] = partial(bench.measure, "embed", way, model, audio, **options)
-        runs = bench.in_turns(works)
-        arrays = {
-            name: [np.load(path) for path in sorted(found[-1]["out"].glob("*.npy"))]
-            for name, found in runs.items()
-        }
-        # What differences are of: the plainest in fp32; and cosines: our fp32.
-        full = {n: w for n, w in bench.ways.items() if w.precision == "32-true"}
-        ours = next((n for n, w in full.items() if w == replace(Way(), compile=w.compile)), None)
-        plain = next((n for n, w in full.items() if w == Way("plain")), ours)
-        rows = {name: medians(found) for name, found in runs.items()}
+        ways = {name: bench.way(way, bench.model(length), music) for name, way in options.items()}
+        rows = bench.measure(ways)
+        times_as_fast(rows, next(iter(ways)))
+        plain = next((name for name in ways if name.startswith("plain, 7")), next(iter(ways)))
+        full = arrays(ways[plain])
         for name, row in rows.items():
-            row["times_real_time"] = heard / row["seconds"]
-            row["seconds_over_ours"] = row["seconds"] / rows[bench.main]["seconds"]
-            if plain:
-                pairs = list(zip(arrays[plain], arrays[name], strict=True))
-                row["largest_value"] = max(float(abs(b).max()) for _, b in pairs)
-                row["largest_difference"] = max(float(abs(a - b).max()) for a, b in pairs)
-                row["relative_difference"] = row["largest_difference"] / max(
-                    float(abs(a).max()) for a, _ in pairs
+            row["times_real_time"] = args.tracks * args.track_seconds / row["seconds"]
+            if name in ways:
+                own = arrays(ways[name])
+                row["largest_value"] = max(float(abs(a).max()) for a in full)
+                row["largest_difference"] = max(
+                    float(abs(a - b).max()) for a, b in zip(full, own, strict=True)
                 )
-            if ours:
-                pairs = zip(arrays[ours], arrays[name], strict=True)
-                row["cosine"] = spread([cosine(a, b) for a, b in pairs])
+                row["cosine"] = cosines(full, own)
         show(
             f"Embeddings of block {BLOCK} of {args.tracks} x {args.track_seconds:g} s, patches of "
-            f"{length} s; differences are to '{plain}', cosines to '{ours}'",
+            f"{length} s; differences and cosines are to '{plain}'",
             rows,
             {
                 "seconds": "{seconds:.2f}",
                 "x real time": "{times_real_time:.1f}",
-                "time / ours": "{seconds_over_ours:.2f}",
+                "times as fast": "{times_as_fast:.2f}",
                 "largest difference": "{largest_difference:.1e}",
-                "relative": "{relative_difference:.1e}",
-                "cosine": "{cosine[lowest]:.5f}",
+                "cosine": "{cosine[lowest]:.6f}",
                 "MiB": "{peak_mib:.0f}",
             },
         )
-        yield f"{length} s", {"differences_to": plain, "cosine_to": ours, "ways": rows}
-
-
-def encoder(bench: Bench) -> Iterator[tuple[str, Any]]:
-    audio = bench.music(bench.args.tracks, bench.args.track_seconds)
-    own = {name: way for name, way in bench.ways.items() if way.network == "ours"}
-    rounds = 1 if bench.args.quick else 3
-    for length in bench.args.lengths:
-        one = partial(bench.measure, "encode", model=bench.model(length), audio=audio)
-        runs = bench.in_turns({n: partial(one, way=w, rounds=rounds) for n, w in own.items()})
-        # Of each precision, the best of the whole run.
-        best: dict[tuple[str, str], float] = {}
-        for name, found in runs.items():
-            for run in found:
-                for kind, ceilings in run["ceilings_tflops"].items():
-                    key = bench.ways[name].precision, kind
-                    best[key] = max(best.get(key, 0.0), *ceilings)
-        rows = {}
-        for name, found in runs.items():
-            row = rows[name] = medians(found)
-            row["ceilings_tflops"] = {
-                kind: best[bench.ways[name].precision, kind] for kind in found[0]["ceilings_tflops"]
-            }
-            row["all_ceilings_tflops"] = [run["ceilings_tflops"] for run in found]
-            for part, tflop in found[0]["tflop"].items():
-                every = [s for run in found for s in run[f"{part}_seconds"]]
-                row[part] = {
-                    "tflop": tflop,
-                    "seconds": statistics.median(every),
-                    "all_seconds": every,
-                    "tflops": tflop / statistics.median(every),
-                }
-                # Of int8 the share would be of a ceiling that is not its own.
-                if bench.ways[name].quantize is None:
-                    row[part]["share_of_ceiling"] = {
-                        kind: row[part]["tflops"] / ceiling
-                        for kind, ceiling in row["ceilings_tflops"].items()
-                    }
-        title = f"The network alone, {BLOCK + 1} blocks, patches of {length} s"
-        parts = [(n, part) for n in rows for part in ("blocks", "encoder") if part in rows[n]]
-        columns = {
-            "patches": "{batch:.0f}",
-            "seconds": "{seconds:.4f}",
-            "TFLOP/s": "{tflops:.3f}",
-            "of torch.mm": "{share_of_ceiling[torch.mm]:.3f}",
-        }
-        if not bench.cuda:
-            columns["of the fastest"] = "{share_of_ceiling[fastest]:.3f}"
-        show(title, {f"{n}: {part}": rows[n] | rows[n][part] for n, part in parts}, columns)
-        yield f"{length} s", rows
-
-
-def trained(bench: Bench) -> Iterator[tuple[str, Any]]:
-    built = CLIPS.is_dir() and not bench.args.quick
-    audio = CLIPS if built else bench.music(2 if bench.args.quick else 16, 20, 16)
-    found = bench.measure("compare_int8", Way(), TRAINED, audio, device="cpu", workers=1)
-    found.pop("out")
-    what = "clips of the embedded data set" if built else "generated notes and noise"
-    kinds = {name: row for name, row in found.items() if isinstance(row, dict)}
-    show(
-        f"int8 against fp32, {TRAINED} on {found['tracks']} {what}: cosine similarity of a track",
-        kinds,
-        {"lowest": "{lowest:.5f}", "median": "{median:.5f}"},
-    )
-    difference = found["largest_difference_of_an_activation"]
-    print(f"largest difference of an activation: {difference:.4f}")
-    yield from ({"model": TRAINED, "music": what} | found).items()
-
-
-def readers(bench: Bench) -> Iterator[tuple[str, Any]]:
-    args = bench.args
-    audio = bench.music(args.tracks, args.track_seconds)
-    model = bench.model(args.lengths[0])
-    numbers = sorted({1, 2, bench.workers})
-    one = partial(bench.measure, "read", Way(), model, audio)
-    runs = bench.in_turns({str(n): partial(one, workers=n) for n in numbers})
-    rows = {name: medians(found) for name, found in runs.items()}
-    for row in rows.values():
-        row["times_real_time"] = args.tracks * args.track_seconds / row["seconds"]
-    what = "waveforms" if bench.cuda else "log-mels"
-    columns = {"seconds": "{seconds:.2f}", "x real time": "{times_real_time:.0f}"}
-    show(f"Reading alone, to {what}; reading processes", rows, columns)
-    yield from rows.items()
+        yield f"{length} s", {"differences_to": plain, "ways": rows}
 
 
 def memory(bench: Bench) -> Iterator[tuple[str, Any]]:
     quick = bench.args.quick
     few, many, short, long = (2, 6, 20, 60) if quick else (10, 1000, 600, 3600)
-    works = {f"{n} tracks of 8 s": bench.music(n, 8) for n in (few, many)}
-    works |= {f"a track of {s / 60:g} min": bench.music(1, s) for s in (short, long)}
-    one = partial(bench.measure, "remember", bench.ways[bench.main], TRAINED, warmup=0)
-    works = {f"{TRAINED}, {name}": partial(one, audio) for name, audio in works.items()}
-    length, audio = bench.args.lengths[0], bench.music(few, 8 if quick else 90)
-    for name in (n for n, way in bench.ways.items() if n == bench.main or way.quantize):
-        works[f"{bench.args.arch}, {length} s, {name}: {few} tracks"] = partial(
-            bench.measure, "remember", bench.ways[name], bench.model(length), audio, warmup=0
-        )
-    runs = bench.in_turns(works)
-    rows = {name: medians(found) for name, found in runs.items()}
-    for name, row in rows.items():
-        row["all_peak_mib"] = [run["peak_mib"] for run in runs[name]]
+    music = {f"{n} tracks of 8 s": bench.music(n, 8) for n in (few, many)}
+    music |= {f"a track of {s / 60:g} min": bench.music(1, s) for s in (short, long)}
+    ways = {f"ours, {TRAINED}, {name}": bench.way({}, TRAINED, m) for name, m in music.items()}
+    model, some = bench.model(bench.args.lengths[0]), bench.music(few, 8 if quick else 90)
+    ways |= {
+        f"ours, {bench.args.arch}{name}, {few} tracks": bench.way(options, model, some)
+        for name, options in (("", {}), (", int8", INT8))
+    }
+    rows = bench.measure(ways)
     columns = {
         "with the model loaded, MiB": "{loaded_mib:.0f}",
         "highest, MiB": "{peak_mib:.0f}",
-        "a reading process, MiB": "{reader_peak_mib:.0f}",
+        "a reading process, MiB": "{child_peak_mib:.0f}",
         "seconds": "{seconds:.1f}",
     }
     show("Highest resident set", rows, columns)
@@ -235,156 +339,49 @@ def memory(bench: Bench) -> Iterator[tuple[str, Any]]:
 
 
 def latency(bench: Bench) -> Iterator[tuple[str, Any]]:
-    length = bench.args.lengths[0]
     song = bench.music(1, 10 if bench.args.quick else 180) / "0000.flac"
-    models: dict[str, Path | str] = {
-        f"{bench.args.arch}, {length} s": bench.model(length),
-        TRAINED: TRAINED,
-    }
-    ways = {
-        name: way
-        for name, way in bench.ways.items()
-        if name == bench.main or way.network == "plain" or way.quantize
-    }
-    works: dict[str, Callable[[], dict[str, Any]]] = {}
-    for label, model in models.items():
-        for name, way in ways.items():
-            one = partial(bench.measure, "first_result", way, model, song, rounds=1)
-            works[f"{label}: {name}"] = one
-        works[f"{label}: the command predict"] = partial(command, bench, model, song)
-    rows = {name: medians(found) for name, found in bench.in_turns(works).items()}
-    show(
-        "Seconds to the result of one song of 3 minutes, with the model loaded (but the command)",
-        rows,
-        {"first": "{first:.2f}", "later": "{later:.2f}"},
-    )
+    length = bench.args.lengths[0]
+    ways = {}
+    for model in (bench.model(length), TRAINED):
+        label = model if model == TRAINED else f"{bench.args.arch}, {length} s"
+        given = {"model": str(model), "song": str(song)}
+        for name, quantize in (("Extractor", None), ("Extractor, int8", "int8")):
+            ways[f"ours, {label}: {name}"] = Way(first_result, given | {"quantize": quantize})
+        ways[f"ours, {label}: the command predict"] = Way(predict, given)
+    rows = bench.measure(ways)
+    columns = {"first": "{first_seconds:.2f}", "seconds": "{seconds:.2f}"}
+    show("Seconds to the result of one song of 3 minutes", rows, columns)
     yield from rows.items()
 
 
-def command(bench: Bench, model: Path | str, song: Path) -> dict[str, Any]:
-    """The whole command by the clock, from a shell."""
-    name = f"maest.checkpoint={model}/model" if isinstance(model, Path) else f"maest.arch={model}"
-    with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
-        line = [sys.executable, ROOT / "ex_maest.py", "predict", "with", name]
-        line += [f"inference.audio={song}", "inference.out_dir=out"]
-        line += [f"trainer.accelerator={'gpu' if bench.cuda else 'cpu'}"]
-        started = time.perf_counter()
-        done = subprocess.run(line, cwd=folder, capture_output=True, text=True)
-        took = time.perf_counter() - started
-        if done.returncode or not list(Path(folder).glob("out/*/*/*.json")):
-            raise RuntimeError(f"{line}:\n{done.stdout}{done.stderr}")
-    return {"first": took}
+PARTS: dict[str, Callable[[Bench], Iterator[tuple[str, Any]]]]
+PARTS = {part.__name__: part for part in (embeddings, memory, latency)}
 
 
-def threads(bench: Bench) -> Iterator[tuple[str, Any]]:
-    args = bench.args
-    audio = bench.music(args.tracks, args.track_seconds)
-    for model in (bench.model(args.lengths[0]), TRAINED):
-        label = model if model == TRAINED else f"{args.arch}, {args.lengths[0]} s"
-        one = partial(bench.measure, "embed", bench.ways[bench.main], model, audio)
-        works = {
-            f"{workers} reading, {n} of PyTorch": partial(one, workers=workers, threads=n)
-            for workers in (0, 1, 2)
-            for n in sorted({1, max(1, cores() // 2), cores()})
-        }
-        rows = {name: medians(found) for name, found in bench.in_turns(works).items()}
-        for row in rows.values():
-            row["times_real_time"] = args.tracks * args.track_seconds / row["seconds"]
-        columns = {"seconds": "{seconds:.2f}", "x real time": "{times_real_time:.1f}"}
-        show(f"Processes and threads, {label}", rows, columns)
-        yield str(label), rows
-
-
-PARTS = {
-    part.__name__: part
-    for part in (embeddings, encoder, trained, readers, memory, latency, threads)
-}
-
-
-# ---------------------------------------------------------------- the whole run
-
-
-def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(given: list[str] | None = None) -> dict[str, Any]:
+    parser = harness.parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--arch", default="maest_base", help="maest_tiny for a quick trial")
     parser.add_argument("--lengths", type=int, nargs="+", help="seconds of a patch; 30 10 5, or 30")
     parser.add_argument("--tracks", type=int, help="4; on CUDA 32")
-    parser.add_argument("--track-seconds", type=float, help="90; on CUDA 180")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each way")
-    parser.add_argument("--ways", nargs="+", help="some of them, by name")
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="all but threads")
-    parser.add_argument("--threads", action="store_true", help="that part, too")
-    parser.add_argument("--quick", action="store_true", help="a tiny network, in one process")
-    parser.add_argument("--record", type=Path, help="write the figures to this JSON")
+    parser.add_argument("--track-seconds", type=float, help="whole patches; 90, on CUDA 180")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     args = parser.parse_args(given)
     cuda = args.device == "cuda"
     if args.quick:
-        args.arch, args.repeats = "maest_tiny", 1
-        args.lengths, args.tracks, args.track_seconds = args.lengths or [5], 2, 10.0
-    args.lengths = args.lengths or ([30] if cuda else [30, 10, 5])
+        args.arch, args.repeats, args.tracks, args.track_seconds = "maest_tiny", 1, 2, 10.0
+    args.lengths = args.lengths or ([5] if args.quick else [30] if cuda else [30, 10, 5])
     args.tracks = args.tracks or (32 if cuda else 4)
     args.track_seconds = args.track_seconds or (180.0 if cuda else 90.0)
-    if args.repeats < 1 or args.tracks < 1:
-        parser.error("--repeats and --tracks: expected 1 or more")
-    if min(args.lengths) < 1 or args.track_seconds < 1:
-        parser.error("--lengths and --track-seconds: expected 1 or more")
-    args.parts = args.parts or [
-        name
-        for name in PARTS
-        if not (cuda and name == "trained") and (name != "threads" or args.threads)
-    ]
-    return args
-
-
-def chosen_ways(args: argparse.Namespace) -> dict[str, Way]:
-    ways = dict(CUDA_WAYS if args.device == "cuda" else CPU_WAYS)
-    unknown = sorted(set(args.ways or ()) - set(ways))
-    if unknown:
-        raise SystemExit(f"no such way: {unknown}; there are {sorted(ways)}")
-    if args.ways:
-        ways = {name: way for name, way in ways.items() if name in args.ways}
-    for package, needs in (
-        ("transformers", lambda way: way.network == "AST"),
-        ("onnxruntime", lambda way: way.quantize == "int8"),
-    ):
-        if importlib.util.find_spec(package) is None:
-            print(f"{package} is not installed: some ways are left out")
-            ways = {name: way for name, way in ways.items() if not needs(way)}
-    if not any(way.network == "ours" for way in ways.values()):
-        raise SystemExit("one of the ways must be ours: the first of them is compared with")
-    return ways
-
-
-def main(given: list[str] | None = None) -> dict[str, Any]:
-    args = arguments(given)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: PyTorch finds no CUDA device here")
-    ways = chosen_ways(args)
-    if "trained" in args.parts and importlib.util.find_spec("onnxruntime") is None:
-        args.parts.remove("trained")
-    packages = ["torch", "timm", "av", "soxr"]
-    packages += [p for p in ("transformers", "onnxruntime") if importlib.util.find_spec(p)]
-    record: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine() | {"usable_cores": cores()},
-        "versions": versions(*packages),
-        "threads": torch.get_num_threads(),
-        "arguments": {
-            name: value for name, value in vars(args).items() if name not in ("record", "threads")
-        },
-        "ways": {name: vars(way) for name, way in ways.items()},
-    }
+    packages = ("torch", "timm", "av", "soxr", "transformers", "onnxruntime")
+    record = harness.start_record(args, *packages)
     with tempfile.TemporaryDirectory(prefix="maest-extraction-") as temporary:
-        bench = Bench(args, Path(temporary), ways)
-        record["reading_processes"] = bench.workers
+        bench = Bench(args, Path(temporary))
         for part in args.parts:
-            print(f"{part} …", file=sys.stderr, flush=True)
-            found = record[part] = {}
+            record[part] = {}
             for name, figures in PARTS[part](bench):
-                found[name] = figures
-                if args.record:
-                    write_json(args.record, record)
+                record[part][name] = figures
+                harness.save(args, record)
     return record
 
 

@@ -21,14 +21,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = TREE = Path(__file__).resolve().parent.parent  # TREE: what a child measures
 RECORDS = ROOT / "benchmarks/records"
 if __name__ != "__main__":
     sys.path.append(str(ROOT))  # of a benchmark that was started as a script
@@ -46,7 +46,8 @@ class Way:
 
     def here(self) -> Figures:
         """Measure in this process, for a trial."""
-        return self.work(**self.arguments)
+        with tempfile.TemporaryDirectory(prefix="maest-benchmark-") as folder, chdir(folder):
+            return self.work(**self.arguments)
 
     def apart(self) -> Figures:
         """Measure in a process of its own, which works in a temporary folder."""
@@ -239,7 +240,9 @@ def show(title: str, rows: Mapping[str, Figures], columns: Mapping[str, str]) ->
 
 def _child(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text("utf-8"))
+    global TREE
     tree, file = request["tree"], Path(request["file"])
+    TREE = Path(tree)
     sys.path[:0] = [tree, str(file.parent)]
     if not Path(tree, "maest").is_dir():  # of the time when its packages had no common name
         package = ModuleType("maest")

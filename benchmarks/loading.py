@@ -1,9 +1,9 @@
 """How fast clips come from the store to a masked batch on the device, against the usual way.
 
-python benchmarks/loading.py [--device cuda] [--record benchmarks/records/loading.json]
+python benchmarks/loading.py [--device cuda] [--against TREE] [--record FILE.json]
 
-Both sides read the same random crops of the same store of random values, which is made in a
-temporary folder (1.1 GB by default), in batches of 12, and take turns.
+All read random crops of the same store of random values, which is made in a temporary folder (1.1
+GB by default), in batches of 12.
 
 - ours: the data module's training loader, whose workers read and crop; the batch is normalised and
   masked on the device, at once
@@ -19,51 +19,37 @@ each clip is of another track. A worker's start is not measured. Memory: that of
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.utils.data import DataLoader, Dataset  # noqa: E402
-from torchaudio.transforms import FrequencyMasking, TimeMasking  # noqa: E402
-
-from maest.datasets.datamodule import MaestDataModule  # noqa: E402
-from maest.datasets.groundtruth import write_groundtruth  # noqa: E402
-from maest.datasets.sampling import ClipSampler  # noqa: E402
-from maest.helpers.files import write_json  # noqa: E402
-from maest.helpers.masking import spec_augment  # noqa: E402
-from maest.helpers.patches import FRAMES_PER_SECOND  # noqa: E402
-from maest.helpers.report import machine, table, versions  # noqa: E402
+import harness
+from harness import Figures, Way, in_turns, show, with_before
 
 OURS, ALONE, USUAL = "ours", "ours, loader alone", "one call a mask"
-WAYS = (OURS, ALONE, USUAL)
-BATCH = 12
-N_CLASSES = 400
+BATCH, N_CLASSES, FRAMES_PER_SECOND = 12, 400, 62.5
 MEAN, STD = 2.06755686098554, 1.268292820667291
 MASKS = {"time_masks": 20, "time_width": 8, "freq_masks": 8, "freq_width": 5}
 LINKS = 700  # names of the store's folder: with 300 tracks, 210,000 keys
-MEMORY_EPOCHS = 6
-MEMORY_CLIPS = 2400  # in an epoch
+EPOCHS, EPOCH_CLIPS = 6, 2400  # of which memory is measured
 
 
 class OneCallAMask(Dataset):
-    """The usual way; an item is ``(index, seed of the crop)``, as ours is asked for."""
+    """The usual way."""
 
     def __init__(self, folder: Path, keys: list[str], targets: np.ndarray, frames: int) -> None:
+        from torchaudio.transforms import FrequencyMasking, TimeMasking
+
         self.folder, self.keys, self.targets, self.frames = folder, keys, targets, frames
         self.masks = [TimeMasking(MASKS["time_width"], iid_masks=True)] * MASKS["time_masks"]
         self.masks += [FrequencyMasking(MASKS["freq_width"], iid_masks=True)] * MASKS["freq_masks"]
@@ -71,10 +57,9 @@ class OneCallAMask(Dataset):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        index, seed = item
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         mel = np.memmap(self.folder / self.keys[index], np.float16, mode="r").reshape(-1, 96)
-        start = np.random.default_rng(seed).integers(len(mel) - self.frames + 1)
+        start = int(torch.randint(len(mel) - self.frames + 1, ()))
         clip = torch.from_numpy(mel[start : start + self.frames].astype(np.float32)).T[None]
         clip = (clip - MEAN) / (2 * STD)
         for mask in self.masks:
@@ -82,13 +67,14 @@ class OneCallAMask(Dataset):
         return clip, torch.from_numpy(self.targets[index].astype(np.float32))
 
 
-def loader_of(way: str, folder: Path, frames: int, workers: int, clips: int, device: str):
-    """A training loader of one of the two ways."""
-    groundtruth = folder / "groundtruth.pk"
+def loader_of(way: str, folder: Path, frames: int, workers: int, clips: int, device: str) -> Any:
+    """A training loader, of ``clips`` an epoch."""
+    from maest.datasets.datamodule import MaestDataModule
+
     data = MaestDataModule(
         base_dir=folder,
         clip_frames=frames,
-        groundtruth_train=groundtruth,
+        groundtruth_train=folder / "groundtruth.pk",
         batch_size_train=BATCH,
         clips_per_epoch=clips,
         num_workers=workers,
@@ -97,77 +83,105 @@ def loader_of(way: str, folder: Path, frames: int, workers: int, clips: int, dev
         return data.train_dataloader()
     tracks = data.groundtruth("train")
     return DataLoader(
-        OneCallAMask(folder, tracks.keys, tracks.targets, frames),
+        dataset := OneCallAMask(folder, list(tracks.keys), tracks.targets, frames),
         batch_size=BATCH,
-        sampler=ClipSampler(tracks.targets, clips, False, 0),
+        sampler=torch.utils.data.RandomSampler(dataset, True, clips),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device == "cuda",
     )
 
 
-def ready(way: str, batch: Any, device: str) -> tuple[Tensor, Tensor]:
-    """Normalised and masked clips on the device, and their targets; as they are of the loader."""
-    if way == USUAL:
-        mel, targets = batch
-        return mel.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-    if way == ALONE:
-        return batch.mel, batch.targets
-    batch = batch.to(device)
-    mel = ((batch.mel.float() - MEAN) / (2 * STD)).transpose(1, 2)
-    return spec_augment(mel, **MASKS), batch.targets
+def epoch(way: str, loader: Any, device: str, limit: int | None = None) -> float:
+    """Seconds of an epoch, or of its first batches: clips that are normalised, masked, there."""
+    from maest.helpers.masking import spec_augment
 
-
-def epoch(way: str, loader: DataLoader, device: str) -> float:
-    """Go through an epoch; seconds."""
     started = time.perf_counter()
-    for batch in loader:
-        ready(way, batch, device)
+    for number, batch in enumerate(loader, 1):
+        if way == USUAL:
+            for tensor in batch:
+                tensor.to(device, non_blocking=True)
+        elif way == OURS:
+            mel = batch.to(device).mel
+            spec_augment(((mel.float() - MEAN) / (2 * STD)).transpose(1, 2), **MASKS)
+        if number == limit:
+            break
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-# --- The store ----------------------------------------------------------------------------------
+def speed(
+    way: str, folder: str, frames: int, workers: int, clips: int, device: str, cold: bool
+) -> Figures:
+    """Clips a second of one epoch, with workers that are at work already."""
+    torch.set_num_threads(1)  # the cores are the workers'
+    loader = loader_of(way, Path(folder), frames, workers, clips, device)
+    epoch(way, loader, device, None if clips <= 240 else 20)
+    if cold:
+        each_file(Path(folder), drop)
+        share = each_file(Path(folder), is_cold)
+        if share < 0.9:
+            raise OSError(f"only {share:.0%} of the files could be dropped from the page cache")
+    else:
+        each_file(Path(folder), warm)
+    if way != USUAL:
+        loader.sampler.set_epoch(1)
+    seconds = epoch(way, loader, device)
+    return {"seconds": seconds, "clips_per_second": clips / seconds}
+
+
+def memory(way: str, folder: str, frames: int, workers: int, clips: int, device: str) -> Figures:
+    """Private MiB of the main process and of its workers together, after each epoch."""
+    loader = loader_of(way, Path(folder, "many"), frames, workers, clips, device)
+    found: dict[str, list[float]] = {"main": [], "workers": []}
+    for _ in range(EPOCHS):
+        epoch(way, loader, device)
+        children = multiprocessing.active_children()
+        found["main"].append(round(private_mib("self"), 1))
+        found["workers"].append(round(sum(private_mib(child.pid) for child in children), 1))
+    return found
+
+
+def private_mib(process: int | str | None) -> float:
+    """The pages that a process has for itself, MiB."""
+    rollup = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")) / 1024
+
+
+# ---------------------------------------------------------------- the store
 
 
 def write_store(folder: Path, tracks: int, seconds: float) -> None:
-    """Tracks of random values of a log-mel's size, and their ground truth."""
+    """Tracks of random values of a log-mel's size, their ground truth, and one of many keys."""
+    from maest.datasets.groundtruth import write_groundtruth
+
     rng = np.random.default_rng(0)
-    frames = int(seconds * FRAMES_PER_SECOND)
     highest = int(np.float16(5).view(np.uint16))  # bits of values from 0 to 5
     (folder / "mels").mkdir()
-    for i in range(tracks):
-        path = folder / "mels" / f"{i:05d}.mmap"
-        rng.integers(highest, size=(frames, 96), dtype=np.uint16).tofile(path)
+    (folder / "many").mkdir()
+    names = [f"{i:05d}.mmap" for i in range(tracks)]
+    for name in names:
+        size = (int(seconds * FRAMES_PER_SECOND), 96)
+        rng.integers(highest, size=size, dtype=np.uint16).tofile(folder / "mels" / name)
     targets = (rng.random((tracks, N_CLASSES)) < 0.01).astype(np.uint8)
-    keys = [f"mels/{i:05d}.mmap" for i in range(tracks)]
-    write_groundtruth(folder / "groundtruth.pk", dict(zip(keys, targets, strict=True)))
-    os.sync()  # pages that are not written yet cannot be dropped
-
-
-def many_keys(folder: Path) -> None:
-    """Make a ground truth of many keys for the same files, in a folder of its own."""
-    folder, store = folder / "many", folder
-    folder.mkdir()
-    names = sorted(path.name for path in (store / "mels").iterdir())
-    target = np.eye(10, dtype=np.uint8)
-    tracks = {}
+    truth = {f"mels/{name}": target for name, target in zip(names, targets, strict=True)}
+    write_groundtruth(folder / "groundtruth.pk", truth)
+    target, truth = np.eye(10, dtype=np.uint8), {}
     for i in range(LINKS):
-        (folder / f"a-folder-of-the-store-{i:04d}").symlink_to(store / "mels")
-        tracks |= {f"a-folder-of-the-store-{i:04d}/{name}": target[i % 10] for name in names}
-    write_groundtruth(folder / "groundtruth.pk", tracks)
+        link = f"a-folder-of-the-store-{i:04d}"
+        (folder / "many" / link).symlink_to(folder / "mels")
+        truth |= {f"{link}/{name}": target[i % 10] for name in names}
+    write_groundtruth(folder / "many/groundtruth.pk", truth)
+    os.sync()  # pages that are not written yet cannot be dropped
 
 
 def each_file(folder: Path, do: Callable[[int], bool]) -> float:
     """Do something with each open file; the share of those for which it is true."""
     done = []
     for path in sorted((folder / "mels").iterdir()):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            done.append(do(descriptor))
-        finally:
-            os.close(descriptor)
+        with path.open("rb", buffering=0) as file:
+            done.append(do(file.fileno()))
     return statistics.mean(done)
 
 
@@ -193,148 +207,56 @@ def warm(descriptor: int) -> bool:
     return True
 
 
-# --- Measurements -------------------------------------------------------------------------------
-
-
-def measure(
-    way: str, folder: Path, frames: int, workers: int, clips: int, device: str, cold: bool
-) -> float:
-    """Clips a second of one epoch."""
-    loader = loader_of(way, folder, frames, workers, clips, device)
-    first = min(clips, 2 * BATCH * max(1, workers))
-    loader.sampler.skip(clips - first)  # so much of another epoch that every worker is at work
-    loader.sampler.set_epoch(1)
-    epoch(way, loader, device)
-    loader.sampler.set_epoch(0)
-    if cold:
-        each_file(folder, drop)
-        share = each_file(folder, is_cold)
-        if share < 0.9:
-            raise OSError(f"only {share:.0%} of the files could be dropped from the page cache")
-    return clips / epoch(way, loader, device)
-
-
-def private_mib(process: int | str) -> float:
-    """The pages that a process has for itself, MiB."""
-    rollup = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")) / 1024
-
-
-def memory(way: str, folder: Path, frames: int, workers: int, device: str) -> dict[str, list]:
-    """Private MiB of the main process and of its workers together, after each epoch."""
-    loader = loader_of(way, folder / "many", frames, workers, MEMORY_CLIPS, device)
-    found: dict[str, list] = {"main": [], "workers": []}
-    for i in range(MEMORY_EPOCHS):
-        loader.sampler.set_epoch(i)
-        epoch(way, loader, device)
-        found["main"].append(round(private_mib("self"), 1))
-        children = multiprocessing.active_children()
-        found["workers"].append(round(sum(private_mib(child.pid) for child in children), 1))
-    return found
-
-
-def all_speeds(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Of both ways under all conditions, with the ratio of the medians."""
-    rows = []
-    for cold in (False, True):
-        for seconds in args.clip_seconds:
-            frames = int(seconds * FRAMES_PER_SECOND)
-            for workers in args.workers:
-                clips = {OURS: args.clips, ALONE: args.clips, USUAL: args.clips // 20}
-                if cold:
-                    clips = dict.fromkeys(clips, args.tracks)
-                else:
-                    each_file(folder, warm)
-                speeds: dict[str, list[float]] = {way: [] for way in clips}
-                for _ in range(args.repeats):
-                    for way, number in clips.items():
-                        speed = measure(way, folder, frames, workers, number, args.device, cold)
-                        speeds[way].append(speed)
-                rows.append(
-                    {
-                        "page_cache": "cold" if cold else "warm",
-                        "clip_seconds": seconds,
-                        "workers": workers,
-                        "clips_per_second": {w: statistics.median(s) for w, s in speeds.items()},
-                        "per_worker": {
-                            w: statistics.median(s) / max(1, workers) for w, s in speeds.items()
-                        },
-                        "ratio_to_one_call_a_mask": {
-                            way: statistics.median(
-                                a / b for a, b in zip(speeds[way], speeds[USUAL], strict=True)
-                            )
-                            for way in (OURS, ALONE)
-                        },
-                        "all": {w: [round(x, 1) for x in s] for w, s in speeds.items()},
-                    }
-                )
-                print(json.dumps({k: v for k, v in rows[-1].items() if k != "all"}), flush=True)
-    return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(given: list[str] | None = None) -> dict[str, Any]:
+    parser = harness.parser(__doc__, repeats=5)
     parser.add_argument("--tracks", type=int, default=300)
     parser.add_argument("--track-seconds", type=float, default=300)
     parser.add_argument("--clip-seconds", type=float, nargs="+", default=[10, 30])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clips", type=int, default=2400, help="in a warm epoch of ours")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--folder", type=Path, help="where the store is made (a temporary folder)")
-    parser.add_argument("--record", type=Path, help="write the figures to this JSON")
-    parser.add_argument("--memory", nargs=2, metavar=("FOLDER", "WAY"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    torch.set_num_threads(1)  # the cores are the workers'
-    frames = int(args.clip_seconds[0] * FRAMES_PER_SECOND)
-    if args.memory:
-        folder, way = args.memory
-        print(json.dumps(memory(way, Path(folder), frames, max(args.workers), args.device)))
-        return
+    args = parser.parse_args(given)
+    record = harness.start_record(args, "torch", "torchaudio", "numpy") | {"median": []}
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
-        folder = Path(temporary)
-        write_store(folder, args.tracks, args.track_seconds)
-        many_keys(folder)
-        memories = {}
-        options = ["--device", args.device, "--workers", *map(str, args.workers)]
-        options += ["--clip-seconds", *map(str, args.clip_seconds)]
-        for way in (OURS, USUAL):  # each in a process of its own
-            child = [sys.executable, __file__, *options, "--memory", temporary, way]
-            done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True)
-            memories[way] = json.loads(done.stdout.splitlines()[-1])
-            print(f"private MiB after each epoch, {way}: {memories[way]}", flush=True)
-        rows = all_speeds(args, folder)
-    header = ["clips/s: page cache, clip, workers", *WAYS, "ratio", "ratio, loader alone"]
-    lines = [
-        [
-            f"{row['page_cache']}, {row['clip_seconds']:g} s, {row['workers']}",
-            *(f"{row['clips_per_second'][way]:.0f}" for way in WAYS),
-            *(f"{ratio:.1f}" for ratio in row["ratio_to_one_call_a_mask"].values()),
-        ]
-        for row in rows
-    ]
-    print(table(header, lines))
-    if args.record:
-        write_json(
-            args.record,
-            {
-                "date": time.strftime("%Y-%m-%d"),
-                "machine": machine(),
-                "versions": versions("torch", "torchaudio", "numpy"),
-                "device": args.device,
-                "tracks": args.tracks,
-                "track_seconds": args.track_seconds,
-                "batch": BATCH,
-                "repeats": args.repeats,
-                "median": rows,
-                "private_mib_after_each_epoch": {
-                    "keys": args.tracks * LINKS,
-                    "workers": max(args.workers),
-                    "clips_in_an_epoch": MEMORY_CLIPS,
-                    **memories,
-                },
-            },
-        )
+        write_store(Path(temporary), args.tracks, args.track_seconds)
+        given_all = {"folder": temporary, "device": args.device}
+        frames = int(args.clip_seconds[0] * FRAMES_PER_SECOND)
+        case = given_all | {"frames": frames, "workers": max(args.workers)}
+        case["clips"] = min(EPOCH_CLIPS, args.clips)
+        ways = harness.chosen({w: Way(memory, case | {"way": w}) for w in (OURS, USUAL)}, args.ways)
+        runs = in_turns(with_before(ways, args.against), 1, not args.quick)
+        record["private_mib_after_each_epoch"] = {name: found[0] for name, found in runs.items()}
+        for name, found in runs.items():
+            print(f"private MiB after each epoch, {name}: {found[0]}", flush=True)
+        for cold, seconds, workers in (
+            (cold, seconds, workers)
+            for cold in (False, True)
+            for seconds in args.clip_seconds
+            for workers in args.workers
+        ):
+            case = given_all | {"workers": workers, "cold": cold}
+            case["frames"] = int(seconds * FRAMES_PER_SECOND)
+            ways = {
+                name: Way(speed, case | {"way": name, "clips": args.tracks if cold else clips})
+                for name, clips in (
+                    (OURS, args.clips),
+                    (ALONE, args.clips),
+                    (USUAL, args.clips // 20),
+                )
+            }
+            ways = with_before(harness.chosen(ways, args.ways), args.against)
+            runs = in_turns(ways, 1 if args.quick else args.repeats, not args.quick)
+            rows = harness.medians(runs)
+            base = USUAL if USUAL in rows else OURS
+            for row in rows.values():
+                row["ratio"] = row["clips_per_second"] / rows[base]["clips_per_second"]
+            title = f"{'cold' if cold else 'warm'}, clips of {seconds:g} s, {workers} workers"
+            columns = {"clips/s": "{clips_per_second:.0f}", f"/ {base}": "{ratio:.1f}"}
+            show(title, rows, columns)
+            record["median"].append({"case": title, "ways": rows})
+            harness.save(args, record)
+    return record
 
 
 if __name__ == "__main__":
