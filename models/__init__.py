@@ -36,25 +36,25 @@ def get_maest(
     labels: Sequence[str] | None = None,
     **options: Any,
 ) -> Maest:
-    """Build a MAEST network, with published, own or fresh weights, in eval mode.
+    """Build a MAEST network, with published weights, those of a checkpoint, or new ones.
+
+    The network is in eval mode. None stands for what the checkpoint or, without one, the
+    architecture says.
 
     Args:
-        arch: name of the architecture (`models.ARCHS`); the checkpoint's, if None. Without a
-            ``checkpoint`` it may be the path of one, too: a file or a model folder goes before an
-            architecture of that name. (So ``get_maest(model, pretrained=True)`` is a network with
-            weights, whichever way ``model`` names it.)
+        arch: name of an architecture (`models.ARCHS`); or, without a ``checkpoint``, the path of
+            one: a file or a model folder goes before an architecture of that name.
         pretrained: take the published weights of ``arch``, fetched once (`models.download`). None:
-            where it has any and no checkpoint is given. False: fresh weights.
-        n_classes: number of labels; the checkpoint's, or that of ``labels``, if None.
-        input_t: longest input, in frames; the checkpoint's, or the architecture's, if None.
-        checkpoint: a model folder or a checkpoint file (`models.load_checkpoint`), or one that was
-            read already; nothing is downloaded then. What is named explicitly here wins over what
-            it says.
+            where it has any and no checkpoint is given. False: new weights.
+        n_classes: number of labels; that of ``labels``, if None.
+        input_t: longest input, in frames.
+        checkpoint: a model folder or a checkpoint file, or what `models.load_checkpoint` returned;
+            nothing is downloaded then. The arguments go before what it says.
         checkpoint_swa_weights: which weights of a checkpoint: ``average`` of `load_checkpoint`.
-        discard_head: leave the head of the weights out: a fresh one.
-        labels: label names; the checkpoint's, if None.
+        discard_head: leave the head of the weights out: a newly initialized one.
+        labels: label names.
         options: further arguments of :class:`models.maest.Maest`: patchout, dropout, ``task``,
-            ``distilled_type``, ``norm_mean`` … None stands for the checkpoint's or the default.
+            ``distilled_type``, ``norm_mean`` …
 
     Raises:
         InputError: for an unknown architecture, or sizes that are missing or contradict each other.
@@ -63,58 +63,44 @@ def get_maest(
     """
     if "checkpoint_swa_weigts" in options:  # as scripts for the original spell it
         checkpoint_swa_weights = options.pop("checkpoint_swa_weigts")
-    if checkpoint is None and arch is None:
-        raise InputError(
-            "which model?",
-            kind="missing",
-            hint=f"Give an arch ({', '.join(ARCHS)}) or a checkpoint.",
-            setting="arch",
-        )
-    if checkpoint is None and pretrained is not False and _is_path(arch):
+    if arch is None and checkpoint is None:
+        hint = f"Give an arch ({', '.join(ARCHS)}) or a checkpoint."
+        raise InputError("which model?", kind="missing", hint=hint, setting="arch")
+    if arch is not None and checkpoint is None and pretrained is not False and _is_path(arch):
         arch, checkpoint = None, arch
+    size = None if arch is None else find_arch(str(arch))
     if isinstance(checkpoint, str | Path):
         checkpoint = load_checkpoint(checkpoint, checkpoint_swa_weights)
-    elif checkpoint is None and (find_arch(arch).published if pretrained is None else pretrained):
-        checkpoint = fetch(arch, checkpoint_swa_weights)
+    elif checkpoint is None and size and (size.published if pretrained is None else pretrained):
+        checkpoint = fetch(str(arch), checkpoint_swa_weights)
 
     sizes: dict[str, Any] = dict(checkpoint.sizes) if checkpoint else {}
-    if arch is not None:
-        size = find_arch(arch)
+    if size is not None:
         sizes |= {"embed_dim": size.embed_dim, "num_heads": size.num_heads, "depth": size.depth}
-        sizes.setdefault("input_t", size.input_t)
         if size.n_classes is not None and labels is None:
             sizes.setdefault("n_classes", size.n_classes)
-    sizes.setdefault("input_t", ARCHS["maest_base"].input_t)
-    same_head = checkpoint is not None and not discard_head
-    if labels is None and same_head and n_classes in (None, checkpoint.sizes.get("n_classes")):
+    sizes.setdefault("input_t", (size or ARCHS["maest_base"]).input_t)
+    kept = None if checkpoint is None or discard_head else checkpoint.sizes  # its head is kept
+    if checkpoint and kept and labels is None and n_classes in (None, kept.get("n_classes")):
         labels = checkpoint.labels
     if n_classes is None and labels is not None:
         n_classes = len(labels)
-    explicit = {"n_classes": n_classes, "input_t": input_t, **options}
-    head = {name: explicit.get(name) or sizes.get(name) for name in ("n_classes", "task")}
-    if not same_head or any(sizes.get(name) != value for name, value in head.items()):
-        sizes |= {"target_mean": None, "target_std": None}  # the scale of another head's values
-    sizes.update({name: value for name, value in explicit.items() if value is not None})
+    given = {"n_classes": n_classes, "input_t": input_t, **options}
+    sizes |= {name: value for name, value in given.items() if value is not None}
+    if kept is None or any(kept.get(n) != sizes.get(n) for n in ("n_classes", "task")):
+        scale = ("target_mean", "target_std")  # of another head's values
+        sizes |= {name: options.get(name) for name in scale}
     if "n_classes" not in sizes:
+        hint = "Give n_classes or labels."
         if checkpoint is None:
-            raise InputError(
-                "the number of labels is not known",
-                kind="missing",
-                hint="Give n_classes or labels.",
-                setting="n_classes",
-            )
+            message = "the number of labels is not known"
+            raise InputError(message, kind="missing", hint=hint, setting="n_classes")
         key = {HUB: "classifier.dense.weight"}.get(checkpoint.layout, "head.1.weight")
-        raise CheckpointError(
-            f"it has no head ({key}), so the number of labels is not known",
-            kind="missing",
-            hint="Give n_classes or labels.",
-            path=checkpoint.path,
-        )
-
+        message = f"it has no head ({key}), so the number of labels is not known"
+        raise CheckpointError(message, kind="missing", hint=hint, path=checkpoint.path)
     if checkpoint is None:
         return Maest(labels=labels, **sizes).eval()
-    model = Maest.without_weights(labels=labels, **sizes)
-    return load_into(model, checkpoint, discard_head).eval()
+    return load_into(Maest.without_weights(labels=labels, **sizes), checkpoint, discard_head).eval()
 
 
 def list_models() -> list[str]:

@@ -6,39 +6,28 @@ import math
 from dataclasses import dataclass
 
 from maest.helpers.errors import InputError
-from maest.helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
-from maest.helpers.settings import did_you_mean
+from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
+from maest.helpers.names import did_you_mean
 
 
 @dataclass(frozen=True)
 class Arch:
-    """Sizes of a network, and its published weights. All have 12 blocks, and heads of 64 channels.
-
-    Attributes:
-        embed_dim, num_heads, depth: of the network.
-        clip_length: seconds of an input, unless input_t says otherwise.
-        n_classes: of the published weights.
-        hub: the weights' repository on the Hugging Face hub.
-        url: the weights' file, where they are no hub repository.
-        timm: timm's repository on that hub, of which the weights' file alone is used.
-        shipped: whether the weights are in this repository, a model folder in models/pretrained.
-        elsewhere: another place where people get the file by hand.
-        licence: of the weights, as an SPDX identifier.
-        data: what they were trained on.
-    """
+    """Sizes of a network, and its published weights."""
 
     embed_dim: int = 768
     num_heads: int = 12
     depth: int = 12
-    clip_length: float = 10.0
-    n_classes: int | None = None
+    clip_length: float = 10.0  # seconds of an input, unless input_t says otherwise
+    n_classes: int | None = None  # of the published weights
+    # Where these are: a model's repository on the Hugging Face hub; a file; timm's repository on
+    # the hub, of which the weights' file alone is used; or the folder models/pretrained
     hub: str | None = None
     url: str | None = None
     timm: str | None = None
     shipped: bool = False
-    elsewhere: str | None = None
-    licence: str | None = None
-    data: str | None = None
+    elsewhere: str | None = None  # where else people get the file by hand
+    licence: str | None = None  # of the weights, as an SPDX identifier
+    data: str | None = None  # what they were trained on
 
     @property
     def input_t(self) -> int:
@@ -62,7 +51,6 @@ _RELEASED = {
     "discogs-maest-30s-pw-73e-ts": (30, 400),
     "discogs-maest-30s-pw-129e-519l": (30, 519),
 }
-
 
 PASST = "passt_s_swa_p16_128_ap476"
 DEIT = "passt_deit_bd_p16_384"
@@ -134,12 +122,9 @@ def find_arch(name: str) -> Arch:
 
 def size_name(embed_dim: int, num_heads: int, depth: int) -> str | None:
     """The name of a network of these sizes, whatever its weights: maest_base …; None for none."""
-    for name, arch in ARCHS.items():
-        if not arch.published and (arch.embed_dim, arch.num_heads, arch.depth) == (
-            *(embed_dim, num_heads, depth),
-        ):
-            return name
-    return None
+    sizes = (embed_dim, num_heads, depth)
+    named = {(a.embed_dim, a.num_heads, a.depth): n for n, a in ARCHS.items() if not a.published}
+    return named.get(sizes)
 
 
 def clip_seconds(input_t: int) -> float:

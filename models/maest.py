@@ -32,7 +32,7 @@ from maest.models.sizes import SIZE_NAMES, STRIDE, TASKS, Sizes, grid_size, whol
 
 __all__ = ["STRIDE", "TASKS", "Maest", "Outputs", "Sizes", "grid_size", "inference"]
 
-Logits = Tensor | tuple[Tensor, Tensor] | None  # of :meth:`Maest.forward`
+_RATES = ("drop_rate", "attn_drop_rate", "drop_path_rate")
 
 
 @contextmanager
@@ -108,7 +108,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         residual = x if queries is None else x[:, :queries]
         x = residual + self.drop_path(self.attn(self.norm1(x), queries))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x
 
 
 class Maest(nn.Module):
@@ -142,11 +143,7 @@ class Maest(nn.Module):
         given = {name: options.pop(name) for name in SIZE_NAMES if name in options}
         self._sizes = s = Sizes(**given)
         self.patchout = Patchout(s, **options)
-        for name, rate in (
-            ("drop_rate", drop_rate),
-            ("attn_drop_rate", attn_drop_rate),
-            ("drop_path_rate", drop_path_rate),
-        ):
+        for name, rate in zip(_RATES, (drop_rate, attn_drop_rate, drop_path_rate), strict=True):
             if not 0 <= rate < 1:
                 hint = "Give 0 or more, and less than 1."
                 raise InputError(f"{rate} is out of bounds", hint=hint, setting=name)
@@ -161,12 +158,8 @@ class Maest(nn.Module):
         self.uninitialized: frozenset[str] = frozenset()
         self.n_classes, self.input_t, self.input_f = s.n_classes, s.input_t, s.input_f
         self.embed_dim, self.depth, self.num_heads = s.embed_dim, s.depth, s.num_heads
-        self.mlp_ratio, self.head_eps, self.distilled_type = (
-            s.mlp_ratio,
-            s.head_eps,
-            s.distilled_type,
-        )
-        self.norm_mean, self.norm_std, self.task = s.norm_mean, s.norm_std, s.task
+        self.mlp_ratio, self.distilled_type, self.task = s.mlp_ratio, s.distilled_type, s.task
+        self.head_eps, self.norm_mean, self.norm_std = s.head_eps, s.norm_mean, s.norm_std
         self.target_mean, self.target_std = s.target_mean, s.target_std
 
         d, rows, columns = s.embed_dim, grid_size(s.input_f), s.input_t // STRIDE
@@ -223,38 +216,33 @@ class Maest(nn.Module):
         x: Tensor | np.ndarray,
         transformer_block: int = -1,
         melspectrogram_input: bool = False,
-    ) -> tuple[Logits, Tensor]:
+    ) -> tuple[Tensor | tuple[Tensor, Tensor] | None, Tensor]:
         """Compute logits and embeddings.
 
         Args:
             x: floats, or 16-bit PCM if it is a waveform, as a tensor or a NumPy array; one of
 
-                - [samples]: a mono waveform at 16 kHz of any length, cut into B patches
-                  (`helpers.patches.cut`);
+                - [samples]: a mono waveform at 16 kHz of any length, cut into B patches;
                 - [B, samples]: a batch of waveforms, each no longer than one patch;
                 - [F, T], with ``melspectrogram_input``: a normalised log-mel spectrogram of any
                   length T, cut into B patches;
-                - [B, F, T] or [B, 1, F, T]: a batch of normalised log-mel spectrograms, each no
-                  longer than one patch.
-
-                Inputs of fewer than 16 frames are padded with silence to 16.
+                - [B, F, T] or [B, 1, F, T]: a batch of such, each no longer than one patch.
             transformer_block: whose output to return: -1 for logits and the final embedding, or
                 the zero-based number of a block. Later blocks are not computed.
             melspectrogram_input: says that a 2-D ``x`` is a spectrogram, not waveforms.
 
         Returns:
-            ``(logits, embeddings)``. For block -1: logits [B, C] (before the sigmoid) and
+            ``(logits, embeddings)``. For block -1: logits [B, C], before any activation, and
             embeddings [B, D], the mean of the cls and dist tokens after the final norm. For a
             block: ``None`` and [B, 3·D]: cls token, dist token, mean of all other tokens, without
-            the final norm. With ``distilled_type="separated"`` logits are the pair (cls head, dist
-            head) in training mode and the mean of the two in eval mode.
+            that norm. Of two heads, logits are the pair (cls, dist) in training mode, and their
+            mean in eval mode.
 
         Raises:
             TypeError: if ``x`` is neither a tensor nor an array of such numbers.
-            InputError: for an empty input, another number of bands or dimensions, an input that is
-                too long where it is not cut, a 2-D input that can only be meant otherwise, no such
-                block, patchout that leaves no token, and, in eval mode outside compile and export,
-                NaN or infinite values. (It is a ValueError.)
+            InputError: (a ValueError) for another shape, an input that is too long where it is not
+                cut, a 2-D input that can only be meant otherwise, no such block, patchout that
+                leaves no token, and, in eval mode outside compile and export, NaN or infinity.
         """
         block = whole_number("transformer_block", transformer_block, -1, self.depth - 1)
         mel = as_log_mel(self, x, melspectrogram_input)
@@ -269,11 +257,9 @@ class Maest(nn.Module):
     def encode(self, mel: Tensor, blocks: Sequence[int] = (-1,), logits: bool = True) -> Outputs:
         """One pass, which computes no more than is asked for; it can be exported and compiled.
 
-        Shape, length and values of ``mel`` are not checked. Inputs of fewer than 16 frames are
-        padded with silence to 16.
-
         Args:
-            mel: float [B, F, T], normalised log-mel spectrograms, each no longer than one patch.
+            mel: float [B, F, T], normalised log-mel spectrograms, no longer than one patch, which
+                are not checked. Fewer than 16 frames are padded with silence to 16.
             blocks: whose embeddings to return: numbers from 0, and -1 for the final one.
             logits: whether to return logits.
         """
@@ -339,7 +325,8 @@ class Maest(nn.Module):
 
         T = 1 + ceil(samples / 256). What the network takes as spectrogram input.
         """
-        return self.normalise(self.frontend(as_floats(self, waveform, pcm=True)))
+        mel: Tensor = self.frontend(as_floats(self, waveform, pcm=True))
+        return self.normalise(mel)
 
     def normalise(self, log_mel: Tensor) -> Tensor:
         """Log-mel values as the front end and the files have them → as the network takes them."""
@@ -349,11 +336,9 @@ class Maest(nn.Module):
         """A head's values [..., C] → logits: in the targets' units, if they have any."""
         if self.target_mean is None or self.target_std is None:
             return values
-        values = values.float()  # under autocast too: 16 bits do not hold every unit
-        std, mean = (
-            torch.tensor(v, dtype=torch.float32) for v in (self.target_std, self.target_mean)
-        )
-        return values * on_device(std, values.device) + on_device(mean, values.device)
+        scale = torch.tensor([self.target_std, self.target_mean], dtype=torch.float32)
+        std, mean = on_device(scale, values.device)
+        return values.float() * std + mean  # under autocast too: 16 bits do not hold every unit
 
     def activations(self, logits: Tensor) -> Tensor:
         """Logits [..., C] → float32 [..., C]: the sigmoid for many labels, the softmax for one.
@@ -370,7 +355,7 @@ class Maest(nn.Module):
         """Tag one track, without gradients and in eval mode; the mode is restored afterwards.
 
         Args:
-            x, melspectrogram_input: as :meth:`forward`.
+            x, melspectrogram_input: as :meth:`forward`; a batch is the patches of one track.
 
         Returns:
             ``(activations, labels)``: float32 array [C], the mean over patches, weighted by the

@@ -26,6 +26,10 @@ class Patchout(nn.Module):
             number; columns that a short input does not have are no error.
         s_patchout_t_interleaved, s_patchout_f_interleaved: keep only every k-th column or row.
 
+    Attributes:
+        dropped: how many are dropped at random, by the names of the first three arguments.
+        kept_columns, kept_rows: numbers of those that are not always dropped; None for all.
+
     Raises:
         InputError: a value is out of bounds, or too few patches are left; its ``setting`` is the
             argument's name.
@@ -44,22 +48,23 @@ class Patchout(nn.Module):
         s_patchout_f_interleaved: int = 0,
     ) -> None:
         super().__init__()
-        self.rows = rows = grid_size(sizes.input_f)
-        columns = grid_size(sizes.input_t)
-        positions = sizes.input_t // STRIDE  # as many as a whole clip's columns, or one more
+        self.rows, columns = grid_size(sizes.input_f), grid_size(sizes.input_t)
         self.dropped = {
             "s_patchout_t": whole_number("s_patchout_t", s_patchout_t, 0, columns - 1),
-            "s_patchout_f": whole_number("s_patchout_f", s_patchout_f, 0, rows - 1),
-            "u_patchout": whole_number("u_patchout", u_patchout, 0, rows * columns - 1),
+            "s_patchout_f": whole_number("s_patchout_f", s_patchout_f, 0, self.rows - 1),
+            "u_patchout": whole_number("u_patchout", u_patchout, 0, self.rows * columns - 1),
         }
+        positions = sizes.input_t // STRIDE  # as many as a whole clip's columns, or one more
         self.kept_columns = _kept(
             "s_patchout_t", positions, s_patchout_t_indices, s_patchout_t_interleaved
         )
-        self.kept_rows = _kept("s_patchout_f", rows, s_patchout_f_indices, s_patchout_f_interleaved)
+        self.kept_rows = _kept(
+            "s_patchout_f", self.rows, s_patchout_f_indices, s_patchout_f_interleaved
+        )
         left = self.n_patches(columns, training=True)
-        if left < max(1, _LEAST_SHARE * rows * columns):
+        if left < max(1, _LEAST_SHARE * self.rows * columns):
             raise InputError(
-                f"patchout leaves {max(0, left)} of a clip's {rows * columns} patches",
+                f"patchout leaves {max(0, left)} of a clip's {self.rows * columns} patches",
                 hint="Lower s_patchout_t, s_patchout_f, u_patchout or what is always dropped, or "
                 "use longer clips.",
                 setting="s_patchout_t",
@@ -78,13 +83,11 @@ class Patchout(nn.Module):
         return x.flatten(2).index_select(2, on_device(grid, x.device))
 
     def n_patches(self, columns: int, training: bool) -> int:
-        """How many patches stay of an input of so many columns: below 1 where none does."""
+        """How many patches stay of an input of so many columns; below 1 where none does."""
         t = columns if self.kept_columns is None else int((self.kept_columns < columns).sum())
         f = self.rows if self.kept_rows is None else len(self.kept_rows)
-        if not training:
-            return t * f
-        t, f = max(0, t - self.dropped["s_patchout_t"]), max(0, f - self.dropped["s_patchout_f"])
-        return t * f - self.dropped["u_patchout"]
+        fewer_t, fewer_f, fewer = self.dropped.values() if training else (0, 0, 0)
+        return max(0, t - fewer_t) * max(0, f - fewer_f) - fewer
 
     def _select(self, name: str, available: int, kept: Tensor | None) -> Tensor:
         """Which of ``available`` positions stay, sorted: the kept ones, less the random ones."""
@@ -92,12 +95,22 @@ class Patchout(nn.Module):
         dropped = self.dropped[name] if self.training else 0
         if len(indices) <= dropped:
             raise InputError(
-                f"it leaves nothing of an input with {available} positions: {len(indices)} are "
-                f"kept, and {dropped} of them are to be dropped at random",
+                f"drops {dropped} of the {len(indices)} that are left of {available}",
                 hint=f"Lower {name}, or use longer clips.",
                 setting=name,
             )
         return indices[torch.randperm(len(indices))[dropped:].sort().values] if dropped else indices
+
+
+def _kept(name: str, available: int, indices: Any, every: Any) -> Tensor | None:
+    indices = indices if isinstance(indices, Sequence | np.ndarray) else [indices]
+    dropped = {whole_number(f"{name}_indices", i, 0, available - 1) for i in indices}
+    every = whole_number(f"{name}_interleaved", every, 0) or 1
+    kept = [i for i in range(0, available, every) if i not in dropped]
+    if not kept:
+        hint = "Drop fewer of them."
+        raise InputError(f"leaves none of {available}", hint=hint, setting=f"{name}_indices")
+    return torch.tensor(kept, device="cpu") if len(kept) < available else None
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
@@ -105,18 +118,3 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
-
-
-def _kept(name: str, available: int, indices: Any, every: Any) -> Tensor | None:
-    """The columns or rows that are not always dropped, sorted; None for all of them."""
-    indices = indices if isinstance(indices, Sequence | np.ndarray) else [indices]
-    dropped = {whole_number(f"{name}_indices", i, 0, available - 1) for i in indices}
-    every = whole_number(f"{name}_interleaved", every, 0) or 1
-    kept = [i for i in range(0, available, every) if i not in dropped]
-    if not kept:
-        raise InputError(
-            f"with {name}_interleaved, it leaves nothing of {available}",
-            hint="Drop fewer of them.",
-            setting=f"{name}_indices",
-        )
-    return torch.tensor(kept, device="cpu") if len(kept) < available else None
