@@ -148,7 +148,7 @@ def _melspectrogram(sound: Tensor, model: HearModel) -> Tensor:
 def _windows(mels: list[Tensor], spans: list[tuple[int, int]], model: HearModel) -> Tensor:
     """The embeddings of the same stretches of S sounds of one length: [S, len(spans), 3·D]."""
     embeddings: Tensor = model([mel[:, first:last] for mel in mels for first, last in spans])
-    return embeddings.unflatten(0, (len(mels), len(spans)))
+    return embeddings.view(len(mels), len(spans), -1)
 
 
 def _check(audio: Tensor, model: HearModel) -> None:

@@ -310,7 +310,8 @@ class Maest(nn.Module):
         if mel.shape[-1] < PATCH_SIZE:
             silence = -self.norm_mean / (2 * self.norm_std)
             mel = F.pad(mel, (0, PATCH_SIZE - mel.shape[-1]), value=silence)
-        x = self.patch_embed(mel[:, None].to(self.cls_token.dtype))  # [B, D, F rows, T columns]
+        mel = mel[:, None].to(self.cls_token.dtype)
+        x: Tensor = self.patch_embed(mel)  # [B, D, F rows, T columns]
         time, offset = self.time_new_pos_embed, 0
         if self.training:  # any run of positions, so that all of them learn
             offset = int(torch.randint(time.shape[-1] - x.shape[-1] + 1, ()))
@@ -337,7 +338,7 @@ class Maest(nn.Module):
         if self.target_mean is None or self.target_std is None:
             return values
         scale = torch.tensor([self.target_std, self.target_mean], dtype=torch.float32)
-        std, mean = on_device(scale, values.device)
+        std, mean = on_device(scale, values.device).unbind()
         return values.float() * std + mean  # under autocast too: 16 bits do not hold every unit
 
     def activations(self, logits: Tensor) -> Tensor:
