@@ -11,38 +11,35 @@ python ex_maest.py export with maest.checkpoint=exp_logs/latest/model export.for
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
 
-import maest.config as settings
-from maest.experiments.extract import extract
+from maest import config
+from maest.config import Settings
 from maest.experiments.runs import (
     LOG_DIR,
     Experiment,
+    Run,
     command,
     configure,
     run_command_line,
     run_dir,
 )
 
-log = logging.getLogger(__name__)
-
 ex = Experiment("maest", save_git_info=False)
 configure(
     ex,
-    settings.Settings,
-    settings.MAEST_NAMED,
-    settings.SENTENCES,
+    Settings,
+    config.MAEST_NAMED,
+    config.SENTENCES,
     unrecorded=("extract_embeddings", "extract_logits", "predict", "export"),
 )
 
-
-# ---------------------------------------------------------------- commands
+# What a command needs is imported in it: what was typed is checked before, and without torch.
 
 
 @command(ex, main=True)
-def pretrain(run, settings) -> dict[str, Any]:
+def pretrain(run: Run, settings: Settings) -> dict[str, Any]:
     """Train on datamodule.groundtruth_train, validate each epoch, write a model folder."""
     from maest.experiments import pretrain as experiment
 
@@ -50,7 +47,7 @@ def pretrain(run, settings) -> dict[str, Any]:
 
 
 @command(ex, unobserved=True)
-def print_plan(run, settings) -> None:
+def print_plan(run: Run, settings: Settings) -> None:
     """Show what pretrain would do with these settings: model, data, batches, steps, device."""
     from maest.experiments import pretrain as experiment
 
@@ -58,7 +55,7 @@ def print_plan(run, settings) -> None:
 
 
 @command(ex)
-def test(run, settings) -> dict[str, Any]:
+def test(run: Run, settings: Settings) -> dict[str, Any]:
     """Evaluate maest.checkpoint on whole tracks of datamodule.groundtruth_test."""
     from maest.experiments import evaluate
 
@@ -66,7 +63,7 @@ def test(run, settings) -> dict[str, Any]:
 
 
 @command(ex)
-def check_data(run, settings) -> dict[str, Any]:
+def check_data(run: Run, settings: Settings) -> dict[str, Any]:
     """Look at all ground truths and files for what would stop a training, or spoil it."""
     from maest.experiments import evaluate
 
@@ -74,7 +71,7 @@ def check_data(run, settings) -> dict[str, Any]:
 
 
 @command(ex)
-def compute_norm_stats(run, settings) -> dict[str, Any]:
+def compute_norm_stats(run: Run, settings: Settings) -> dict[str, Any]:
     """Mean and standard deviation of all log-mel values of datamodule.groundtruth_train."""
     from maest.experiments import evaluate
 
@@ -84,23 +81,29 @@ def compute_norm_stats(run, settings) -> dict[str, Any]:
 @command(ex)
 def extract_embeddings(_run, _config) -> dict[str, Any]:
     """Write embeddings for each track of inference.audio, or of datamodule.groundtruth_predict."""
+    from maest.experiments.extract import extract
+
     return extract(_run, _config, "embeddings")
 
 
 @command(ex)
 def extract_logits(_run, _config) -> dict[str, Any]:
     """Write logits, before the sigmoid, for each track of inference.audio, or of log-mel files."""
+    from maest.experiments.extract import extract
+
     return extract(_run, _config, "logits")
 
 
 @command(ex)
 def predict(_run, _config) -> dict[str, Any]:
     """Write the top labels of each track of inference.audio, and of its patches: JSON, CSV."""
+    from maest.experiments.extract import extract
+
     return extract(_run, _config, "predictions")
 
 
 @command(ex)
-def export(run, settings) -> dict[str, Any]:
+def export(run: Run, settings: Settings) -> dict[str, Any]:
     """Write maest.checkpoint for other programs: transformers, ONNX runtimes, or one file."""
     from maest.experiments.export import export
 
@@ -108,4 +111,4 @@ def export(run, settings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command_line(ex, sys.argv, settings.SECTION_ALIASES))
+    sys.exit(run_command_line(ex, sys.argv, config.SECTION_ALIASES))
