@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from maest.datasets.groundtruth import (
     write_labels,
 )
 from maest.datasets.melspectrograms import MelFile, mel_path
-from maest.datasets.splitting import SPLITS, missing_labels, split_by_group
+from maest.datasets.splitting import SPLITS, split_by_group
 from maest.datasets.tables import Table, some
 from maest.helpers.errors import InputError
 from maest.helpers.report import table as markdown_table
@@ -31,10 +32,12 @@ _SHOWN = 5  # of a list in a message
 
 @dataclass(frozen=True)
 class Built:
-    """What was written.
+    """What was written of a table.
 
     Attributes:
+        table: the tracks.
         out_dir: where to.
+        task: "multi-label", "single-label" or "regression".
         names: of the labels, sorted, or of the values; the order of the targets.
         splits: split → its keys.
         positives: [3, C] tracks with each label, in the order of train, validation and test; None
@@ -45,12 +48,12 @@ class Built:
         without_labels: tracks that have no label (any more); for the task single-label, those that
             were left out with their label.
         duplicates: tracks with the same log-mel as another, kept on its side; None: not looked for.
-        columns, unused: of the table.
         warnings: what a person should know before training.
-        task: "multi-label", "single-label" or "regression".
     """
 
+    table: Table
     out_dir: Path
+    task: str
     names: list[str]
     splits: dict[str, list[str]]
     positives: np.ndarray | None
@@ -59,10 +62,7 @@ class Built:
     missing: list[str]
     without_labels: int
     duplicates: int | None
-    columns: dict[str, list[str]]
-    unused: list[str]
-    warnings: list[str] = field(default_factory=list)
-    task: str = "multi-label"
+    warnings: list[str]
 
 
 def build(
@@ -96,12 +96,23 @@ def build(
         InputError: files that are missing, a split that would be empty, no label that is left, a
             track without its single label, or files that cannot be written.
     """
-    task = _check(table, task, min_positives, base_dir, keep_duplicates_together)
+    task = _check(table, task, min_positives)
+    if keep_duplicates_together and (base_dir is None or table.splits is not None):
+        raise InputError(
+            "the log-mel files are needed" if base_dir is None else "the table has its own split",
+            kind="missing" if base_dir is None else "conflict",
+            setting="--keep-duplicates-together",
+            hint="Give their folder: --base-dir MELS."
+            if base_dir is None
+            else "To have the tracks split anew: --ignore-split.",
+        )
     rows, missing = _rows_with_files(table, base_dir, skip_missing)
     without_labels = 0
     dropped: dict[str, int] = {}
+    targets: np.ndarray
     if table.values is not None:
         names, targets = table.columns["values"], np.asarray(table.values, np.float32)[rows]
+        marks = targets > np.asarray(np.median(targets, axis=0))  # balanced over the splits
     else:
         names, targets, dropped = _labels(table, rows, min_positives)
         labelled = np.asarray(targets.any(axis=1))
@@ -109,112 +120,78 @@ def build(
         if task == "single-label":
             rows = [i for i, own in zip(rows, labelled.tolist(), strict=True) if own]
             targets = targets[labelled]
-    # What is balanced over the splits; of values, how many are high.
-    marks = targets if table.values is None else targets > np.asarray(np.median(targets, axis=0))
+        marks = targets
 
+    keys = [table.keys[i] for i in rows]
     # A track of unknown group stands for itself.
     known = table.groups or [""] * len(table.keys)
     groups = [("group", known[i]) if known[i] else ("track", table.keys[i]) for i in rows]
     together: Sequence[Hashable] = groups
     duplicates = None
     if keep_duplicates_together and base_dir is not None:
-        together, duplicates = _join_duplicates(base_dir, [table.keys[i] for i in rows], groups)
+        together, duplicates = _join_duplicates(base_dir, keys, groups)
     if table.splits is not None:
         sides = [table.splits[i] for i in rows]
+        hint = f"Mark some rows so in column {table.columns['split'][0]!r}, or split by group: "
+        hint += "--ignore-split."
     else:
         sides = split_by_group(together, marks, fractions, seed)
-    empty = [split for split in SPLITS if split not in sides]
-    if empty:
-        column = table.columns.get("split", [""])[0]
-        raise InputError(
-            f"no track for {' and '.join(empty)}",
-            kind="empty",
-            path=table.path,
-            hint=f"Mark some rows so in column {column!r}, or split by group: --ignore-split."
-            if table.splits is not None
-            else f"There are {len(set(together))} groups, each of which stays on one side: three "
-            "sides need 3 or more (or another --group-column).",
-        )
+        hint = f"There are {len(set(together))} groups, each of which stays on one side: three "
+        hint += "sides need 3 or more (or another --group-column)."
+    if empty := [split for split in SPLITS if split not in sides]:
+        what = f"no track for {' and '.join(empty)}"
+        raise InputError(what, kind="empty", path=table.path, hint=hint)
 
-    keys = [table.keys[i] for i in rows]
-    splits = {
-        split: [k for k, s in zip(keys, sides, strict=True) if s == split] for split in SPLITS
-    }
-    target = dict(zip(keys, targets, strict=True))
-    write_splits(
-        out_dir, {s: {key: target[key] for key in own} for s, own in splits.items()}, names, task
-    )
-    per_split = [targets[np.array(sides) == split] for split in SPLITS]
-    positives = means = None
-    if task == "regression":
-        means = np.stack([own.mean(axis=0) for own in per_split])
-    else:
-        positives = np.stack([own.sum(axis=0) for own in per_split])
+    splits: dict[str, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
+    for key, side, target in zip(keys, sides, targets, strict=True):
+        splits[side][key] = target
+    write_splits(out_dir, splits, names, task)
+    stacked = [np.stack(list(own.values())) for own in splits.values()]
+    regression = task == "regression"
+    positives = None if regression else np.stack([own.sum(axis=0) for own in stacked])
     return Built(
+        table=table,
         out_dir=Path(out_dir),
+        task=task,
         names=names,
-        splits=splits,
+        splits={split: list(own) for split, own in splits.items()},
         positives=positives,
-        means=means,
+        means=np.stack([own.mean(axis=0) for own in stacked]) if regression else None,
         dropped=dropped,
         missing=missing,
         without_labels=without_labels,
         duplicates=duplicates,
-        columns=table.columns,
-        unused=table.unused,
-        warnings=_warnings(table, groups, sides, names, positives),
-        task=task,
+        warnings=table.warnings + _warnings(table, groups, sides, names, positives),
     )
 
 
-def _check(
-    table: Table,
-    task: str | None,
-    min_positives: int,
-    base_dir: str | Path | None,
-    keep_duplicates_together: bool,
-) -> str:
-    """The task. Raises InputError for options that do not go together, or with the table."""
+def _check(table: Table, task: str | None, min_positives: int) -> str:
+    """The task. Raises InputError for one that does not go with the table."""
     if min_positives < 1:
         raise InputError(
             f"is {min_positives}", setting="--min-positives", hint="Expected at least 1."
         )
     fitting = "multi-label" if table.values is None else "regression"
-    if (task == "regression") != (fitting == "regression") and task is not None:
+    task = task or fitting
+    if (task == "regression") != (fitting == "regression"):
         raise InputError(
             f"{task} from a table that was read for {fitting}",
             kind="conflict",
             setting="--task",
             hint="A regression needs --values-column, the other tasks columns of labels.",
         )
-    if task == "single-label":
-        counts = map(len, table.labels)
-        wrong = [line for n, line in zip(counts, table.lines, strict=True) if n != 1]
-        if wrong:
-            lines = ", ".join(map(str, wrong[:_SHOWN])) + ", ..." * (len(wrong) > _SHOWN)
-            raise InputError(
-                f"{len(wrong)} of {len(table.keys)} tracks have no label or several: lines {lines}",
-                path=table.path,
-                setting="--task",
-                hint="single-label needs one label to a track: correct those rows or leave them "
-                "out, or build for multi-label.",
-            )
-    if keep_duplicates_together and base_dir is None:
+    pairs = zip(table.labels, table.lines, strict=True)
+    wrong = [line for labels, line in pairs if len(labels) != 1]
+    if task == "single-label" and wrong:
+        lines = ", ".join(map(str, wrong[:_SHOWN])) + ", ..." * (len(wrong) > _SHOWN)
         raise InputError(
-            "the log-mel files are needed",
-            kind="missing",
-            setting="--keep-duplicates-together",
-            hint="Give their folder: --base-dir MELS.",
-        )
-    if keep_duplicates_together and table.splits is not None:
-        raise InputError(
-            f"the table has a split of its own, in column {table.columns['split'][0]!r}",
-            kind="conflict",
+            f"{len(wrong)} of {len(table.keys)} tracks have no label or several: lines {lines}",
             path=table.path,
-            setting="--keep-duplicates-together",
-            hint="To have the tracks split anew: --ignore-split.",
+            setting="--task",
+            hint="single-label needs one label to a track: correct those rows or leave them out, "
+            "or build for multi-label.",
         )
-    return task or fitting
+    return task
 
 
 def write_splits(
@@ -251,18 +228,17 @@ def write_splits(
 
 def _says(path: Path, rows: Mapping[str, np.ndarray], task: str) -> bool:
     """Whether a ground truth has these keys and targets, in this order."""
-    try:
+    with suppress(InputError):
         there = read_groundtruth(path, task=task)
-    except InputError:
-        return False
-    return there.keys == list(rows) and np.array_equal(there.targets, np.stack(list(rows.values())))
+        targets = np.stack(list(rows.values()))
+        return there.keys == list(rows) and np.array_equal(there.targets, targets)
+    return False
 
 
 def _lists(path: Path, names: Sequence[str]) -> bool:
-    try:
+    with suppress(InputError):
         return read_labels(path) == list(names)
-    except InputError:
-        return False
+    return False
 
 
 def _join_duplicates(
@@ -335,21 +311,18 @@ def _rows_with_files(
             hint="Expected the folder of the .mmap files, which datasets/preprocess.py makes.",
         )
     there = [mel_path(base_dir, key).is_file() for key in table.keys]
-    missing = [key for key, found in zip(table.keys, there, strict=True) if not found]
+    missing = [i for i in rows if not there[i]]
     if missing and (not skip_missing or len(missing) == len(rows)):
-        named = [
-            f"{short_repr(table.keys[i])} (line {table.lines[i]})" for i in rows if not there[i]
-        ]
-        more = ", ..." * (len(named) > _SHOWN)
+        named = [f"{short_repr(table.keys[i])} (line {table.lines[i]})" for i in missing[:_SHOWN]]
         raise InputError(
             f"{len(missing)} of {len(rows)} tracks have no log-mel file in {base_dir}: "
-            f"{', '.join(named[:_SHOWN])}{more}",
+            f"{', '.join(named)}{', ...' * (len(missing) > _SHOWN)}",
             kind="missing",
             path=table.path,
             hint="Make them with datasets/preprocess.py, or leave those tracks out with "
             "--skip-missing.",
         )
-    return [i for i in rows if there[i]], missing
+    return [i for i in rows if there[i]], [table.keys[i] for i in missing]
 
 
 def _warnings(
@@ -359,80 +332,67 @@ def _warnings(
     names: list[str],
     positives: np.ndarray | None,
 ) -> list[str]:
-    found = list(table.warnings)
+    found = []
     if table.groups is None and table.splits is None:
         found.append(
             "the table has neither a split nor a group (artist, album): each track was taken for "
             "itself, so tracks of one artist may stand on both sides, and the scores flatter"
         )
     elif table.groups is not None:
-        where: dict[tuple[str, str], set[str]] = {}
+        where: dict[tuple[str, str], set[str]] = defaultdict(set)
         for group, side in zip(groups, sides, strict=True):
-            where.setdefault(group, set()).add(side)
-        torn = [group for (_, group), own in where.items() if len(own) > 1]
+            where[group].add(side)
         unknown = sum(kind == "track" for kind, _ in groups)
-        if torn:
+        if torn := [group for (_, group), own in where.items() if len(own) > 1]:
             found.append(
                 f"the table's split has {len(torn)} of {len(where)} groups on more than one side: "
                 f"{some(torn)}"
             )
         if unknown and table.splits is None:
             found.append(f"{unknown} tracks have no group: each was taken for itself")
-    absent = [()] * len(SPLITS) if positives is None else missing_labels(positives)
-    for split, columns in zip(SPLITS, absent, strict=True):
-        if columns:
+    for split, counts in zip(SPLITS, [] if positives is None else positives, strict=False):
+        if absent := [names[i] for i in np.flatnonzero(counts == 0)]:
             found.append(
-                f"no track in {split} has {len(columns)} of the {len(names)} labels: "
-                f"{some([names[i] for i in columns])}"
+                f"no track in {split} has {len(absent)} of the {len(names)} labels: {some(absent)}"
             )
     return found
 
 
 def describe(built: Built) -> list[str]:
     """Lines that tell a person what was written."""
-    columns = "; ".join(
+    table, sizes = built.table, [len(keys) for keys in built.splits.values()]
+    columns = [
         f"{what}: {names[0]}" if len(names) == 1 else f"{what}: {len(names)} columns, see below"
-        for what, names in built.columns.items()
-    )
-    lines = [f"columns  {columns}"]
-    if len(built.columns.get("labels", [])) > 1:
-        lines.append(f"labels   {', '.join(built.columns['labels'])}")
-    if built.unused:
-        lines.append(f"not used {', '.join(built.unused)}")
-    tracks = sum(map(len, built.splits.values()))
-    lines.append("")
-    if built.means is not None:
-        rows = [
-            [split, str(len(keys)), *(f"{mean:.4g}" for mean in means)]
-            for (split, keys), means in zip(built.splits.items(), built.means, strict=True)
-        ]
-        header = ["", "tracks", *(f"{name}, mean" for name in built.names)]
-    elif built.positives is not None:
-        counted = [
-            *(
-                (split, len(keys), own)
-                for (split, keys), own in zip(built.splits.items(), built.positives, strict=True)
-            ),
-            ("all", tracks, built.positives.sum(axis=0)),
-        ]
-        rows = [
-            [split, str(size), str((own > 0).sum()), str(own.min()), f"{np.median(own):.0f}"]
-            for split, size, own in counted
-        ]
+        for what, names in table.columns.items()
+    ]
+    lines = [f"columns  {'; '.join(columns)}"]
+    if len(table.columns.get("labels", [])) > 1:
+        lines.append(f"labels   {', '.join(table.columns['labels'])}")
+    if table.unused:
+        lines.append(f"not used {', '.join(table.unused)}")
+    if built.positives is not None:
         header = ["", "tracks", "labels", "fewest positives", "median positives"]
-    lines += [markdown_table(header, rows), ""]
+        sizes, counts = [*sizes, sum(sizes)], [*built.positives, built.positives.sum(axis=0)]
+        cells = [[str((own > 0).sum()), str(own.min()), f"{np.median(own):.0f}"] for own in counts]
+    else:
+        header = ["", "tracks", *(f"{name}, mean" for name in built.names)]
+        means = np.empty((0, 0)) if built.means is None else built.means
+        cells = [[f"{mean:.4g}" for mean in own] for own in means]
+    named = zip((*SPLITS, "all"), sizes, cells, strict=False)
+    rows = [[name, str(size), *own] for name, size, own in named]
+    lines += ["", markdown_table(header, rows), ""]
     if built.dropped:
-        lines.append(f"{len(built.dropped)} labels on too few tracks left out: "
-                     f"{some(list(built.dropped))}")  # fmt: skip
+        dropped = some(list(built.dropped))
+        lines.append(f"{len(built.dropped)} labels on too few tracks left out: {dropped}")
     if built.missing:
         lines.append(f"{len(built.missing)} tracks without a log-mel file left out")
-    if built.without_labels and built.task == "single-label":
-        lines.append(f"tracks of those labels left out: {built.without_labels}")
-    elif built.without_labels:
-        lines.append(f"tracks without a label, negatives for all: {built.without_labels}")
+    if built.without_labels:
+        single = built.task == "single-label"
+        what = "of those labels left out" if single else "without a label, negatives for all"
+        lines.append(f"tracks {what}: {built.without_labels}")
     if built.duplicates is not None:
         lines.append(f"{built.duplicates} tracks are copies of others, and in the same split")
     lines += [f"warning: {warning}" for warning in built.warnings]
     what = "labels" if built.means is None else "values"
-    lines.append(f"{tracks} tracks, {len(built.names)} {what}: {built.out_dir}")
-    return lines
+    tracks = sum(map(len, built.splits.values()))
+    return [*lines, f"{tracks} tracks, {len(built.names)} {what}: {built.out_dir}"]

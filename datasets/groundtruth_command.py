@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,15 +28,25 @@ def describe(
     """Lines that show a ground truth to a person: counts, labels per clip and the first keys.
 
     Of a regression: the range, mean and standard deviation of each value, and the first keys.
-
-    Args:
-        groundtruth: what to show.
-        labels: the C names of the labels; without them, their numbers are shown.
-        first: how many keys to show.
+    ``labels``: the C names; without them, numbers are shown. ``first``: how many keys to show.
     """
-    if groundtruth.task == "regression":
-        return _describe_values(groundtruth, labels, first)
-    names = list(labels) if labels else [f"label {i}" for i in range(groundtruth.n_classes)]
+    regression = groundtruth.task == "regression"
+    what = "value" if regression else "label"
+    names = list(labels) if labels else [f"{what} {i}" for i in range(groundtruth.n_classes)]
+    lines = _values(groundtruth, names) if regression else _counts(groundtruth, names)
+    if first > 0:
+        lines += ["", "first keys"]
+    for key, own in zip(groundtruth.keys[:first], groundtruth.targets, strict=False):
+        if regression:
+            some = ", ".join(f"{value:.4g}" for value in own[:_BINS])
+            some += ", ..." * (len(own) > _BINS)
+        else:
+            some = ", ".join(names[i] for i in np.flatnonzero(own)) or "(no label)"
+        lines.append(f"  {key!r}: {some}")
+    return lines
+
+
+def _counts(groundtruth: GroundTruth, names: list[str]) -> list[str]:
     per_clip = groundtruth.targets.sum(axis=1, dtype=np.int64)
     low, mean, high = per_clip.min(), per_clip.mean(), per_clip.max()
     lines = [
@@ -51,23 +62,12 @@ def describe(
         bin_name = f"{low}" if low == high else f"{low}-{high}"
         bar = "#" * math.ceil(_BAR * size / sizes.max())
         lines.append(f"  {bin_name:>9} {size:>8} {bar}".rstrip())
-    lines += ["", "tracks with each label"]
-    lines += [
-        f"  {count:>8} {name}" for name, count in zip(names, groundtruth.counts(), strict=True)
-    ]
-    if first > 0:
-        lines += ["", "first keys"]
-        for key, target in zip(groundtruth.keys[:first], groundtruth.targets, strict=False):
-            own = ", ".join(names[i] for i in np.flatnonzero(target)) or "(no label)"
-            lines.append(f"  {key!r}: {own}")
-    return lines
+    counts = zip(names, groundtruth.counts(), strict=True)
+    return [*lines, "", "tracks with each label", *(f"  {n:>8} {name}" for name, n in counts)]
 
 
-def _describe_values(
-    groundtruth: GroundTruth, labels: Sequence[str] | None, first: int
-) -> list[str]:
+def _values(groundtruth: GroundTruth, names: list[str]) -> list[str]:
     values = groundtruth.targets.astype(np.float64)
-    names = list(labels) if labels else [f"value {i}" for i in range(groundtruth.n_classes)]
     lines = [
         f"{groundtruth.path}",
         f"tracks           {len(groundtruth)}",
@@ -78,11 +78,6 @@ def _describe_values(
     figures = (values.min(0), values.mean(0), values.max(0), values.std(0))
     for name, *own in zip(names, *figures, strict=True):
         lines.append("  " + " ".join(f"{value:>10.4g}" for value in own) + f" {name}")
-    if first > 0:
-        lines += ["", "first keys"]
-        for key, own in zip(groundtruth.keys[:first], groundtruth.targets, strict=False):
-            some = ", ".join(f"{value:.4g}" for value in own[:_BINS])
-            lines.append(f"  {key!r}: {some}{', ...' * (len(own) > _BINS)}")
     return lines
 
 
@@ -91,23 +86,18 @@ def _show(args: argparse.Namespace) -> None:
     beside = args.file.parent / "labels.json"
     names_file = args.labels or (beside if beside.is_file() else None)
     labels = read_labels(names_file) if names_file else None
-    note = None
-    if labels and len(labels) != groundtruth.n_classes:
-        what = "values" if args.task == "regression" else "labels"
-        note = f"{names_file}: found {len(labels)} names for {groundtruth.n_classes} {what}"
-        if args.labels:
-            raise InputError(
-                f"{len(labels)} names for {groundtruth.n_classes} {what}",
-                kind="mismatch",
-                path=names_file,
-                setting="--labels",
-                hint=f"Give the labels.json that was written with {args.file}.",
-            )
-        labels = None
-    for line in describe(groundtruth, labels, args.first):
-        print(line)
-    if note:
-        print(f"\n{note}: not used")
+    fits = labels is None or len(labels) == groundtruth.n_classes
+    if args.labels and not fits:
+        raise InputError(
+            f"it has {len(labels or [])} names, {args.file} has {groundtruth.n_classes} to a track",
+            kind="mismatch",
+            path=names_file,
+            setting="--labels",
+            hint="Give the labels.json that was written with it.",
+        )
+    print("\n".join(describe(groundtruth, labels if fits else None, args.first)))
+    if not fits:
+        print(f"\n{names_file}: not used, as it has {len(labels or [])} names")
 
 
 def _build(args: argparse.Namespace) -> None:
@@ -118,8 +108,7 @@ def _build(args: argparse.Namespace) -> None:
     building = ("task", "fractions", "seed", "min_positives", "base_dir", "skip_missing",
                 "keep_duplicates_together")  # fmt: skip
     built = build(table, args.out_dir, **{name: options[name] for name in building})
-    for line in describe_built(built):
-        print(line)
+    print("\n".join(describe_built(built)))
 
 
 def _fractions(text: str) -> list[float]:
@@ -129,7 +118,73 @@ def _fractions(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as 0.8,0.1,0.1") from None
 
 
-def _add_build(commands: argparse._SubParsersAction) -> None:
+_SHOW_OPTIONS: dict[str, dict[str, Any]] = {
+    "file": {"type": Path, "metavar": "FILE", "help": "a ground-truth pickle"},
+    "--first": {"type": int, "default": 5, "metavar": "K", "help": "keys to show (default 5)"},
+    "--labels": {"type": Path, "help": "the labels' names (default: labels.json beside FILE)"},
+    "--task": {"choices": TASKS, "default": "multi-label", "help": "what the targets are"},
+}
+_SEVERAL = {"metavar": "NAME", "nargs": "+", "default": []}
+_FLAG = {"action": "store_true"}
+_BUILD_OPTIONS: dict[str, dict[str, Any]] = {
+    "table": {
+        "type": Path,
+        "metavar": "TABLE",
+        "help": "CSV (commas, semicolons) or TSV with column names",
+    },
+    "--out-dir": {"type": Path, "required": True, "help": "where the files go"},
+    "--task": {
+        "choices": TASKS,
+        "help": "default: multi-label, with --values-column regression; single-label refuses "
+        "tracks with no label or several",
+    },
+    "--path-column": {"metavar": "NAME"},
+    "--labels-column": {**_SEVERAL, "help": "one or more"},
+    "--values-column": {
+        **_SEVERAL,
+        "help": "one or more of real values instead of labels: for a regression",
+    },
+    "--split-column": {"metavar": "NAME"},
+    "--group-column": {"metavar": "NAME", "help": "what must stay on one side"},
+    "--ignore-split": {**_FLAG, "help": "split by group all the same"},
+    "--separator": {"default": ";", "help": "between labels (default ;)"},
+    "--audio-dir": {
+        "type": Path,
+        "metavar": "DIR",
+        "help": "take absolute paths below DIR as relative to it",
+    },
+    "--fractions": {
+        "type": _fractions,
+        "default": [0.8, 0.1, 0.1],
+        "metavar": "T,V,T",
+        "help": "of the tracks in train, validation and test (default 0.8,0.1,0.1)",
+    },
+    "--seed": {"type": int, "default": 0, "help": "of the split (default 0)"},
+    "--min-positives": {
+        "type": int,
+        "default": 1,
+        "metavar": "N",
+        "help": "leave out labels that fewer tracks have (default 1)",
+    },
+    "--base-dir": {
+        "type": Path,
+        "metavar": "MELS",
+        "help": "check that the log-mel files are there",
+    },
+    "--skip-missing": {**_FLAG, "help": "leave out tracks whose file is not there"},
+    "--keep-duplicates-together": {
+        **_FLAG,
+        "help": "read the log-mel files, and keep copies of a recording in one split",
+    },
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(description="Look at ground-truth files, or make them.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="print counts, labels or values, and the first keys")
+    show.set_defaults(run=_show)
     build = commands.add_parser(
         "build",
         help="make groundtruth-{train,validation,test,all}.pk and labels.json from a table",
@@ -139,80 +194,10 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
         "one label, with the column's name; without a column of labels, all such columns are. "
         "Without a split, the tracks are split by group.",
     )
-    build.add_argument(
-        "table",
-        type=Path,
-        metavar="TABLE",
-        help="CSV (commas, semicolons) or TSV with column names",
-    )
-    build.add_argument("--out-dir", type=Path, required=True, help="where the files go")
-    build.add_argument(
-        "--task",
-        choices=TASKS,
-        help="default: multi-label, with --values-column regression; single-label refuses tracks "
-        "with no label or several",
-    )
-    build.add_argument("--path-column", metavar="NAME")
-    build.add_argument("--labels-column", metavar="NAME", nargs="+", default=[], help="one or more")
-    build.add_argument(
-        "--values-column",
-        metavar="NAME",
-        nargs="+",
-        default=[],
-        help="one or more of real values instead of labels: for a regression",
-    )
-    build.add_argument("--split-column", metavar="NAME")
-    build.add_argument("--group-column", metavar="NAME", help="what must stay on one side")
-    build.add_argument("--ignore-split", action="store_true", help="split by group all the same")
-    build.add_argument("--separator", default=";", help="between labels (default ;)")
-    build.add_argument(
-        "--audio-dir",
-        type=Path,
-        metavar="DIR",
-        help="take absolute paths below DIR as relative to it",
-    )
-    build.add_argument(
-        "--fractions",
-        type=_fractions,
-        default=[0.8, 0.1, 0.1],
-        metavar="T,V,T",
-        help="of the tracks in train, validation and test (default 0.8,0.1,0.1)",
-    )
-    build.add_argument("--seed", type=int, default=0, help="of the split (default 0)")
-    build.add_argument(
-        "--min-positives",
-        type=int,
-        default=1,
-        metavar="N",
-        help="leave out labels that fewer tracks have (default 1)",
-    )
-    build.add_argument(
-        "--base-dir", type=Path, metavar="MELS", help="check that the log-mel files are there"
-    )
-    build.add_argument(
-        "--skip-missing", action="store_true", help="leave out tracks whose file is not there"
-    )
-    build.add_argument(
-        "--keep-duplicates-together",
-        action="store_true",
-        help="read the log-mel files, and keep copies of a recording in one split",
-    )
     build.set_defaults(run=_build)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(description="Look at ground-truth files, or make them.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("show", help="print counts, labels or values, and the first keys")
-    show.add_argument("file", type=Path, metavar="FILE", help="a ground-truth pickle")
-    show.add_argument("--first", type=int, default=5, metavar="K", help="keys to show (default 5)")
-    show.add_argument(
-        "--labels", type=Path, help="the labels' names (default: labels.json beside FILE)"
-    )
-    show.add_argument("--task", choices=TASKS, default="multi-label", help="what the targets are")
-    show.set_defaults(run=_show)
-    _add_build(commands)
+    for command, options in ((show, _SHOW_OPTIONS), (build, _BUILD_OPTIONS)):
+        for name, option in options.items():
+            command.add_argument(name, **option)
     args = parser.parse_args(argv)
     try:
         args.run(args)

@@ -38,7 +38,14 @@ def split_by_group(
     Raises:
         InputError: fractions that are not three positive numbers that sum to 1.
     """
-    wanted = check_fractions(fractions)
+    shares = np.array(fractions, np.float64)
+    if shares.shape != (3,) or not (shares > 0).all() or abs(shares.sum() - 1) > 1e-6:
+        raise InputError(
+            f"{','.join(f'{share:g}' for share in fractions)} are not three positive numbers that "
+            "sum to 1",
+            setting="--fractions",
+            hint="Give those of train, validation and test, such as 0.8,0.1,0.1.",
+        )
     number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     own = np.array([number[group] for group in groups])
     # For each group: tracks in all, and of each label it has.
@@ -47,28 +54,10 @@ def split_by_group(
     tracks, columns = np.nonzero(targets)
     cells, counts = np.unique(own[tracks] * n_labels + columns, return_counts=True)
     rng = np.random.default_rng(seed)
-    dealer = _Dealer(sizes, np.stack(np.divmod(cells, n_labels)), counts, n_labels, wanted, rng)
+    dealer = _Dealer(sizes, np.stack(np.divmod(cells, n_labels)), counts, n_labels, shares, rng)
     dealer.deal()
     dealer.repair()
     return [SPLITS[side] for side in dealer.side[own]]
-
-
-def check_fractions(fractions: Sequence[float]) -> np.ndarray:
-    """[3] float64. Raises InputError unless they are positive and sum to 1."""
-    found = np.array(fractions, np.float64)
-    if found.shape != (3,) or not (found > 0).all() or abs(found.sum() - 1) > 1e-6:
-        raise InputError(
-            f"{','.join(f'{fraction:g}' for fraction in fractions)} are not three positive numbers "
-            "that sum to 1",
-            setting="--fractions",
-            hint="Give those of train, validation and test, such as 0.8,0.1,0.1.",
-        )
-    return found
-
-
-def missing_labels(positives: np.ndarray) -> list[list[int]]:
-    """[splits, C] tracks with each label → for each split the labels that it has no track of."""
-    return [np.flatnonzero(counts == 0).tolist() for counts in positives]
 
 
 class _Dealer:

@@ -16,16 +16,15 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from maest.datasets.collection import mel_key
 from maest.datasets.groundtruth import check_key
 from maest.datasets.mel_index import store_keys
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.safe_pickle import short_repr
 
 # Names of columns that are recognised, without case, spaces, hyphens and underscores; the first
@@ -45,12 +44,8 @@ SPLIT_NAMES = {
     **dict.fromkeys(("validation", "valid", "val"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-
-
-DELIMITERS = (",", ";", "\t")
-_OTHER_SEPARATORS = (",", ";", "|", "/")  # that labels may have been meant to be cut at
-_ONE, _ZERO = ("1", "1.0", "true"), ("0", "0.0", "false")  # in lower case
-_FLAGS = frozenset((*_ONE, *_ZERO, ""))
+_SEPARATORS = (",", ";", "|", "/")  # that labels may have been meant to be cut at
+_ONE, _FLAGS = {"1", "1.0", "true"}, {"1", "1.0", "true", "0", "0.0", "false", ""}  # in lower case
 _SHOWN = 5  # of a list in a message
 
 
@@ -85,9 +80,6 @@ class Table:
     values: list[list[float]] | None = None
 
 
-# ---- reading -------------------------------------------------------------------------------------
-
-
 def read_table(
     path: str | Path,
     *,
@@ -111,21 +103,11 @@ def read_table(
     column of labels has names of labels, ``separator`` between them, or nothing but 0, 1 (false,
     true) and blanks: then its own name is a label, which the tracks with a 1 have. Without a column
     that is named or recognised, all of the latter kind are labels, but for those whose names are
-    names of paths, splits or groups.
+    names of paths, splits or groups. ``values_column``: real values instead, for a regression.
 
-    Args:
-        path: the file.
-        path_column, split_column, group_column: names of columns.
-        labels_column: names of one column or more; a track's labels are those in any of them.
-        values_column: names of columns of real values, for a regression; there are no labels then.
-        ignore_split: read no split, whatever columns there are.
-        separator: between labels.
-        audio_dir: absolute paths below this folder are taken as relative to it.
-        base_dir: folder of the log-mel files, if they are made: it tells their names.
-
-    Returns:
-        the rows. An audio suffix of a path has become ``.mmap``: it names the log-mel file. Where
-        no path has a slash, backslashes are slashes.
+    An audio suffix of a path becomes ``.mmap``: it names the log-mel file; ``base_dir``, their
+    folder, knows which of song.flac and song.mp3 song.mmap was made from. Absolute paths below
+    ``audio_dir`` are taken as relative to it. Where no path has a slash, backslashes are slashes.
 
     Raises:
         InputError: no such file, no text, no such column, a row of another length, an empty or
@@ -146,64 +128,79 @@ def read_table(
         )
     warnings: list[str] = []
     header, rows, lines = _read_rows(path, warnings)
-    columns = _Columns(path, header)
+    by_bare = {_bare(name): name for name in reversed(header)}
+    among = f"among {', '.join(header)}"
 
-    @cache
     def cells(name: str) -> list[str]:
         i = header.index(name)
         return [row[i].strip() for row in rows]
 
-    path_name = columns.one(path_column, PATH_COLUMNS, "--path-column")
+    def named(given: str, option: str) -> str:
+        name = given if given in header else by_bare.get(_bare(given))
+        if name is None:
+            raise InputError(
+                f"no column {given!r}",
+                kind="unknown",
+                path=path,
+                setting=option,
+                hint=f"The columns are {', '.join(header)}.",
+            )
+        return name
+
+    def find(given: str | None, known: Sequence[str], option: str) -> str | None:
+        if given is not None:
+            return named(given, option)
+        return next((by_bare[name] for name in known if name in by_bare), None)
+
+    path_name = find(path_column, PATH_COLUMNS, "--path-column")
     if path_name is None:
-        raise InputError(
-            f"no column of paths among {', '.join(header)}",
-            kind="missing",
-            path=path,
-            hint="Name the column with the tracks' paths: --path-column NAME.",
-        )
-    split_name = columns.one(split_column, SPLIT_COLUMNS, "--split-column")
-    group_name = columns.one(group_column, GROUP_COLUMNS, "--group-column")
-    others = {path_name, split_name, group_name}
+        hint = "Name the column with the tracks' paths: --path-column NAME."
+        raise _refusal(path, f"no column of paths {among}", hint, "missing")
+    split_name = find(split_column, SPLIT_COLUMNS, "--split-column")
+    group_name = find(group_column, GROUP_COLUMNS, "--group-column")
+    others = [name for name in header if name not in (path_name, split_name, group_name)]
     if ignore_split:
         split_name = None
-    taken = {"path": [path_name]}
+
+    columns = {"path": [path_name]}
     labels, values = [frozenset[str]()] * len(rows), None
     if values_column:
-        own = taken["values"] = columns.several(values_column, "--values-column")
-        numbers = (_values(cells(name), path, lines, name) for name in own)
+        columns["values"] = list(dict.fromkeys(named(n, "--values-column") for n in values_column))
+        numbers = (_values(cells(name), path, lines, name) for name in columns["values"])
         values = [list(row) for row in zip(*numbers, strict=True)]
     else:
-        own = columns.labels(labels_column, others)
+        own = list(dict.fromkeys(named(name, "--labels-column") for name in labels_column))
+        own = own or [name for name in others if _bare(name) in LABEL_COLUMNS]
+        if len(own) > 1 and not labels_column:
+            hint = f"Say which are: --labels-column {shlex.join(own)}."
+            raise _refusal(
+                path, f"the columns {', '.join(own)} may all be labels", hint, "conflict"
+            )
         if not own:
-            own = [name for name in columns.unknown(others) if _is_flags(cells(name))]
-            if not own:
-                raise InputError(
-                    f"no column of labels among {', '.join(header)}",
-                    kind="missing",
-                    path=path,
-                    hint="Name the one with the labels, or those with 0 and 1: --labels-column.",
-                )
+            known = {*PATH_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS}
+            own = [n for n in others if _bare(n) not in known and _is_flags(cells(n))]
             warnings.append(
                 f"no column of labels was named: {len(own)} columns with only 0 and 1 were taken "
                 f"({some(own)}). To take others: --labels-column NAME ..."
             )
-        taken["labels"] = own
+        if not own:
+            hint = "Name the one with the labels, or those with 0 and 1: --labels-column."
+            raise _refusal(path, f"no column of labels {among}", hint, "missing")
+        columns["labels"] = own
         labels = _labels({name: cells(name) for name in own}, separator, warnings)
-    warnings += _warn_of_spellings(labels)
     splits = groups = None
     if split_name is not None:
-        taken["split"] = [split_name]
-        splits = [
-            _split(cell, path, line, split_name)
-            for cell, line in zip(cells(split_name), lines, strict=True)
-        ]
+        columns["split"] = [split_name]
+        splits = _splits(cells(split_name), path, lines, split_name)
     if group_name is not None:
-        taken["group"] = [group_name]
-        groups = _one_spelling(cells(group_name))
+        columns["group"] = [group_name]
+        first: dict[str, str] = {}
+        groups = [first.setdefault(_fold(name), name) for name in cells(group_name)]
+    taken = {name for names in columns.values() for name in names}
     return Table(
         path=path,
-        columns=taken,
-        unused=[name for name in header if not any(name in names for names in taken.values())],
+        columns=columns,
+        unused=[name for name in header if name not in taken],
         keys=_keys(path, cells(path_name), lines, audio_dir, base_dir),
         lines=lines,
         labels=labels,
@@ -214,43 +211,42 @@ def read_table(
     )
 
 
+def _refusal(
+    path: Path, message: str, hint: str, kind: Kind = "invalid", line: int | None = None
+) -> InputError:
+    where = "" if line is None else f"line {line}: "
+    return InputError(where + message, kind=kind, path=path, hint=hint)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
 _Rows = tuple[list[str], list[list[str]], list[int]]  # names of columns, rows, their last lines
 
 
 def _read_rows(path: Path, warnings: list[str]) -> _Rows:
-    """Names of the columns, rows, and the line that each row ends in; ``warnings`` is added to."""
     text = _read_text(path)
-    delimiter = None
     named = re.match(r'"?sep=(.)\1*"?(?=[\r\n])', text, re.IGNORECASE)
     if named:  # Excel's own line; the others keep their numbers
-        delimiter, text = named[1], text[named.end() :]
+        text = text[named.end() :]
     first = next((line for line in text.splitlines() if line.strip()), "")
-    if not first:
-        raise InputError(
-            "the table is empty",
-            kind="empty",
-            path=path,
-            hint="Expected a line of column names, and a row for each track.",
-        )
-    if delimiter is None:
-        bare = re.sub(r'"[^"]*"', "", first)
-        delimiter = "\t" if "\t" in bare else max(DELIMITERS, key=bare.count)
+    bare = re.sub(r'"[^"]*"', "", first)
+    delimiter = "\t" if "\t" in bare else max(",;", key=bare.count)
+    delimiter = named[1] if named else delimiter
     if delimiter != "\t" or '"' not in text:
         return _parse(path, text, delimiter)
+    refused = None
     try:
-        quoted: _Rows | InputError = _parse(path, text, delimiter)
-    except InputError as refused:
-        quoted = refused
-    # Two quote signs far apart may have swallowed what is between them.
-    if not isinstance(quoted, InputError) and not any(
-        "\t" in cell or "\n" in cell for row in quoted[1] for cell in row
-    ):
-        return quoted
+        quoted = _parse(path, text, delimiter)
+        # Two quote signs far apart may have swallowed what is between them.
+        if not any("\t" in cell or "\n" in cell for row in quoted[1] for cell in row):
+            return quoted
+    except InputError as error:
+        refused = error
     try:  # titles such as "Heroes" live, which no one has quoted
-        plain = _parse(path, text, delimiter, quoted=False)
+        plain = _parse(path, text, delimiter, quoting=csv.QUOTE_NONE)
     except InputError:
-        if isinstance(quoted, InputError):
-            raise quoted from None
+        if refused is not None:
+            raise refused from None
         return quoted
     warnings.append("quote signs of the table do not come in pairs: they were taken as text")
     return plain
@@ -260,16 +256,10 @@ def _read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(
-            "no such file", kind="missing", path=path, hint="Check the path of the table."
-        ) from None
+        raise _refusal(path, "no such file", "Check the path of the table.", "missing") from None
     except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})",
-            kind="access",
-            path=path,
-            hint="Expected a table: a CSV or TSV file.",
-        ) from None
+        hint = "Expected a table: a CSV or TSV file."
+        raise _refusal(path, f"cannot be read ({error.strerror})", hint, "access") from None
     encoding = "utf-8-sig"
     if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # Excel's "Unicode text"
         encoding = "utf-16"
@@ -279,16 +269,15 @@ def _read_text(path: Path) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"line {line}: not UTF-8 text (byte {content[error.start]:#04x})",
-            path=path,
-            hint="Save the table as UTF-8 text, not as a spreadsheet.",
-        ) from None
+        what = f"not UTF-8 text (byte {content[error.start]:#04x})"
+        hint = "Save the table as UTF-8 text, not as a spreadsheet."
+        raise _refusal(path, what, hint, line=line) from None
 
 
-def _parse(path: Path, text: str, delimiter: str, quoted: bool = True) -> _Rows:
+def _parse(
+    path: Path, text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+) -> _Rows:
     content = io.StringIO(text, newline="")
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(content, delimiter=delimiter, quoting=quoting, strict=True)
     rows, lines = [], []
     try:
@@ -297,39 +286,29 @@ def _parse(path: Path, text: str, delimiter: str, quoted: bool = True) -> _Rows:
                 rows.append(row)
                 lines.append(reader.line_num)
     except csv.Error as error:
-        raise InputError(
-            f"line {reader.line_num}: {error}", path=path, hint="Check its quotes."
-        ) from None
+        raise _refusal(path, str(error), "Check its quotes.", line=reader.line_num) from None
+    if len(rows) < 2:
+        hint = "Expected a line of column names, and a row for each track."
+        raise _refusal(path, "the table has no rows", hint, "empty")
     header = [name.strip() for name in rows[0]]
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    if twice or "" in header:
-        found = f"{twice[0]!r} twice" if twice and twice[0] else "an empty name"
-        raise InputError(
-            f"line {lines[0]}: {found} among the columns' names",
-            path=path,
-            hint="Expected distinct names, separated by commas, tabs or semicolons.",
-        )
+    for name, count in Counter(header).items():
+        if count > 1 or not name:
+            what = f"{name!r} twice" if name else "an empty name"
+            hint = "Expected distinct names, separated by commas, tabs or semicolons."
+            raise _refusal(path, f"{what} among the columns' names", hint, line=lines[0])
     for row, line in zip(rows[1:], lines[1:], strict=True):
         if len(row) != len(header):
-            raise InputError(
-                f"line {line}: {len(row)} cells, expected {len(header)} as in the first line",
-                path=path,
-                hint="This is a table of MTG-Jamendo: use datasets/jamendo/preprocess.py."
-                if {"TRACK_ID", "PATH", "TAGS"}.issubset(header)
-                else f"A cell that has the delimiter ({delimiter!r}) in it must stand in double "
-                "quotes.",
+            what = f"{len(row)} cells, expected {len(header)} as in the first line"
+            hint = (
+                f"A cell that has the delimiter ({delimiter!r}) in it must stand in double quotes."
             )
-    if len(rows) == 1:
-        raise InputError(
-            "column names and no rows",
-            kind="empty",
-            path=path,
-            hint="Expected a row for each track.",
-        )
+            if {"TRACK_ID", "PATH", "TAGS"}.issubset(header):
+                hint = "This is a table of MTG-Jamendo: use datasets/jamendo/preprocess.py."
+            raise _refusal(path, what, hint, line=line)
     return header, rows[1:], lines[1:]
 
 
-# ---- columns -------------------------------------------------------------------------------------
+# ---- cells ---------------------------------------------------------------------------------------
 
 
 def _bare(name: str) -> str:
@@ -337,54 +316,14 @@ def _bare(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).casefold()
 
 
-class _Columns:
-    """The columns of a table, by their names."""
+def _fold(text: str) -> str:
+    """The same for whatever differs in upper and lower case, spaces and kinds of accents only."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
-    def __init__(self, path: Path, header: list[str]) -> None:
-        self.path, self.header = path, header
-        self.by_bare = {_bare(name): name for name in reversed(header)}
 
-    def one(self, given: str | None, known: Sequence[str], option: str) -> str | None:
-        """The column that was named, or else one that has a known name; None: there is none."""
-        if given is not None:
-            return self.named(given, option)
-        return next((self.by_bare[name] for name in known if name in self.by_bare), None)
-
-    def named(self, given: str, option: str) -> str:
-        """The column of that name. Raises InputError where there is none."""
-        name = given if given in self.header else self.by_bare.get(_bare(given))
-        if name is None:
-            raise InputError(
-                f"no column {given!r}",
-                kind="unknown",
-                path=self.path,
-                setting=option,
-                hint=f"The columns are {', '.join(self.header)}.",
-            )
-        return name
-
-    def several(self, given: Sequence[str], option: str) -> list[str]:
-        """Those that were named, each once."""
-        return list(dict.fromkeys(self.named(name, option) for name in given))
-
-    def labels(self, given: Sequence[str], taken: Collection[str | None]) -> list[str]:
-        """Those that were named, or else the one that has the name of labels, if there is one."""
-        if given:
-            return self.several(given, "--labels-column")
-        found = [name for name in self.header if _bare(name) in LABEL_COLUMNS and name not in taken]
-        if len(found) > 1:
-            raise InputError(
-                f"the columns {', '.join(found)} may all be labels",
-                kind="conflict",
-                path=self.path,
-                hint=f"Say which are: --labels-column {shlex.join(found)}.",
-            )
-        return found
-
-    def unknown(self, taken: Collection[str | None]) -> list[str]:
-        """Those whose names say nothing."""
-        known = {*PATH_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS}
-        return [name for name in self.header if name not in taken and _bare(name) not in known]
+def some(names: Sequence[str]) -> str:
+    """The first few of some names, quoted."""
+    return ", ".join(map(short_repr, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)
 
 
 def _is_flags(cells: list[str]) -> bool:
@@ -395,13 +334,7 @@ def _is_flags(cells: list[str]) -> bool:
 def _labels(
     columns: dict[str, list[str]], separator: str, warnings: list[str]
 ) -> list[frozenset[str]]:
-    """The labels of each row; ``warnings`` is added to.
-
-    Args:
-        columns: name → cells, of the columns of labels.
-        separator: between labels in a cell.
-        warnings: of blank cells among flags, and of separators.
-    """
+    """The labels of each row, of columns' cells; ``warnings`` is added to."""
     flags = {name: cells for name, cells in columns.items() if _is_flags(cells)}
     blank = {name: cells.count("") for name, cells in flags.items() if "" in cells}
     if blank:
@@ -409,16 +342,30 @@ def _labels(
             f"{sum(blank.values())} blank cells were taken as 0, in columns {some(list(blank))}"
         )
     texts = [cells for name, cells in columns.items() if name not in flags]
-    names = [
-        frozenset(filter(None, (part.strip() for cell in row for part in cell.split(separator))))
-        for row in zip(*texts, strict=True)
-    ] or [frozenset()] * len(next(iter(columns.values())))
-    if texts and not any(separator in cell for cells in texts for cell in cells):
-        warnings += _warn_of_separators(names, separator)
-    return [
-        own | {name for name, cells in flags.items() if cells[i].lower() in _ONE}
-        for i, own in enumerate(names)
-    ]
+    labels = []
+    for i in range(len(next(iter(columns.values())))):
+        parts = {part.strip() for cells in texts for part in cells[i].split(separator)} - {""}
+        parts |= {name for name, cells in flags.items() if cells[i].lower() in _ONE}
+        labels.append(frozenset(parts))
+    names = sorted(frozenset[str]().union(*labels))
+    for other in _SEPARATORS:
+        whole = [name for name in names if other in name and name not in flags]
+        if whole and not any(separator in cell for cells in texts for cell in cells):
+            warnings.append(
+                f"{len(whole)} of {len(names)} labels have {other!r} in them ({some(whole)}), and "
+                f"no cell has {separator!r}. If {other!r} is between labels: --separator "
+                f"{shlex.quote(other)}"
+            )
+    same: dict[str, list[str]] = {}
+    for name in names:
+        same.setdefault(_fold(name), []).append(name)
+    alike = [" and ".join(map(short_repr, names)) for names in same.values() if len(names) > 1]
+    if alike:
+        warnings.append(
+            f"{len(alike)} labels are written in several ways, and each way is a label of its own: "
+            f"{'; '.join(alike[:_SHOWN])}{'; ...' * (len(alike) > _SHOWN)}"
+        )
+    return labels
 
 
 def _values(cells: list[str], path: Path, lines: list[int], column: str) -> list[float]:
@@ -429,74 +376,19 @@ def _values(cells: list[str], path: Path, lines: list[int], column: str) -> list
         except ValueError:
             values.append(math.nan)
         if not math.isfinite(values[-1]):
-            raise InputError(
-                f"line {line}: {short_repr(cell)} in column {column!r}: expected a number",
-                path=path,
-                hint="Write it with a point for the decimals, or leave the row out.",
-            )
+            what = f"{short_repr(cell)} in column {column!r}: expected a number"
+            hint = "Write it with a point for the decimals, or leave the row out."
+            raise _refusal(path, what, hint, line=line)
     return values
 
 
-# ---- what may be meant otherwise -----------------------------------------------------------------
-
-
-def _fold(text: str) -> str:
-    """The same for whatever differs in upper and lower case, spaces and kinds of accents only."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
-
-
-def _one_spelling(names: Sequence[str]) -> list[str]:
-    """Each name as it was first written; those that :func:`_fold` makes equal are one."""
-    first: dict[str, str] = {}
-    return [first.setdefault(_fold(name), name.strip()) for name in names]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few of some names, quoted."""
-    return ", ".join(map(short_repr, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)
-
-
-def _warn_of_separators(labels: list[frozenset[str]], separator: str) -> list[str]:
-    """Labels with another separator in them, where the one that was given never occurs."""
-    names = sorted(frozenset[str]().union(*labels))
-    found = []
-    for other in _OTHER_SEPARATORS:
-        whole = [name for name in names if other in name]
-        if whole:
-            found.append(
-                f"{len(whole)} of {len(names)} labels have {other!r} in them ({some(whole)}), and "
-                f"no cell has the separator {separator!r}: each was taken as one label. If "
-                f"{other!r} stands between labels: --separator {shlex.quote(other)}"
-            )
-    return found
-
-
-def _warn_of_spellings(labels: list[frozenset[str]]) -> list[str]:
-    same: dict[str, list[str]] = {}
-    for name in sorted(frozenset().union(*labels)):
-        same.setdefault(_fold(name), []).append(name)
-    alike = [" and ".join(map(short_repr, names)) for names in same.values() if len(names) > 1]
-    if not alike:
-        return []
-    shown = "; ".join(alike[:_SHOWN]) + "; ..." * (len(alike) > _SHOWN)
-    return [
-        f"{len(alike)} labels are written in several ways, and each way is a label of its own: "
-        f"{shown}. Write them alike if they are the same"
-    ]
-
-
-# ---- cells ---------------------------------------------------------------------------------------
-
-
-def _split(cell: str, path: Path, line: int, column: str) -> str:
-    split = SPLIT_NAMES.get(cell.lower())
-    if split is None:
-        raise InputError(
-            f"line {line}: {cell!r} in column {column!r}, expected one of {', '.join(SPLIT_NAMES)}",
-            path=path,
-            hint="To have the tracks split by group: --ignore-split.",
-        )
-    return split
+def _splits(cells: list[str], path: Path, lines: list[int], column: str) -> list[str]:
+    for cell, line in zip(cells, lines, strict=True):
+        if cell.lower() not in SPLIT_NAMES:
+            what = f"{cell!r} in column {column!r}, expected one of {', '.join(SPLIT_NAMES)}"
+            hint = "To have the tracks split by group: --ignore-split."
+            raise _refusal(path, what, hint, line=line)
+    return [SPLIT_NAMES[cell.lower()] for cell in cells]
 
 
 def _keys(
@@ -508,18 +400,18 @@ def _keys(
 ) -> list[str]:
     if not any("/" in name for name in names):  # a table from Windows
         names = [name.replace("\\", "/") for name in names]
-    root = None if audio_dir is None else _root(str(audio_dir))
     relative = []
     for name, line in zip(names, lines, strict=True):
+        absolute = bool(re.match("/|[A-Za-z]:/", name))
         try:
-            relative.append(check_key(_relative(name, root)))
-        except InputError as error:
-            hint = error.hint
-            if _is_absolute(name) and root is None:
+            below = _below(name, str(audio_dir)) if absolute and audio_dir is not None else name
+            relative.append(check_key(below))
+        except ValueError as error:
+            hint = error.hint if isinstance(error, InputError) else ""
+            if absolute:
                 hint = "To take paths below a folder as relative to it: --audio-dir DIR."
-            raise InputError(
-                f"line {line}: path {short_repr(name)}: {error.message}", path=path, hint=hint
-            ) from None
+            reason = error.message if isinstance(error, InputError) else error
+            raise _refusal(path, f"path {short_repr(name)}: {reason}", hint, line=line) from None
     # The store knows which of song.flac and song.mp3 song.mmap was made from.
     keys = store_keys(base_dir, relative) if base_dir else [mel_key(name) for name in relative]
     seen: dict[str, int] = {}
@@ -531,41 +423,17 @@ def _keys(
             continue
         same, hint = "the same path", "Expected a row for each track: join the two."
         if relative[before] != relative[i]:
-            same = (
-                f"{short_repr(names[before])}, which has the same log-mel file {stem + '.mmap'!r},"
-            )
+            same = f"{short_repr(names[before])}, of the same log-mel file {stem + '.mmap'!r},"
             hint = "Rename one of the files, or give the log-mel files' folder: --base-dir MELS."
-        raise InputError(
-            f"line {lines[i]}: path {short_repr(names[i])}: {same} is in line {lines[before]}",
-            kind="conflict",
-            path=path,
-            hint=hint,
-        )
+        what = f"path {short_repr(names[i])}: {same} is in line {lines[before]}"
+        raise _refusal(path, what, hint, "conflict", lines[i])
     return keys
 
 
-def _is_absolute(name: str) -> bool:
-    return name.startswith("/") or bool(re.match("[A-Za-z]:/", name))
-
-
-def _root(folder: str) -> str:
-    """A folder's absolute path, with slashes; one of Windows stays."""
-    if re.match(r"[A-Za-z]:[\\/]", folder):
-        return posixpath.normpath(folder.replace("\\", "/"))
-    return Path(os.path.abspath(folder)).as_posix()
-
-
-def _relative(name: str, root: str | None) -> str:
-    """A path relative to the folder ``root``, if it is an absolute one."""
-    if root is None or not _is_absolute(name):
-        return name
-    whole = posixpath.normpath(name)
-    if whole.startswith("//"):  # which normpath leaves
-        whole = whole[1:]
-    prefix = root.rstrip("/") + "/"
-    if not whole.startswith(prefix) or name.endswith("/"):
-        raise InputError(
-            f"an absolute path, and not of a file in {root}",
-            hint="Give the folder that the paths begin with: --audio-dir DIR.",
-        )
-    return whole[len(prefix) :]
+def _below(name: str, folder: str) -> str:
+    """An absolute path relative to a folder. Raises ValueError if it is not below."""
+    whole = re.sub("^/+", "/", posixpath.normpath(name))  # normpath leaves two
+    below: PurePath = PureWindowsPath(whole)
+    if not re.match(r"[A-Za-z]:[\\/]", folder):
+        below, folder = PurePosixPath(whole), os.path.abspath(folder)
+    return below.relative_to(folder).as_posix() + "/" * name.endswith("/")
