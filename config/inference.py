@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from maest.config.schema import setting
+from maest.helpers.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +76,13 @@ class Export:
     licence: str | None = setting(
         None, "of the weights", auto="that of the weights they were trained from"
     )
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "with_frontend"):
+            if self.format != "onnx" and getattr(self, name) not in (None, False):
+                raise InputError(
+                    f"it does not go with export.format={self.format}",
+                    kind="conflict",
+                    setting=f"export.{name}",
+                    hint="Leave it out, or set export.format=onnx.",
+                )

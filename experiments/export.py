@@ -29,14 +29,6 @@ log = logging.getLogger(__name__)
 def export(settings: Settings) -> dict[str, Any]:
     """Write ``maest.checkpoint`` as ``export.format`` into ``export.out_dir``."""
     options, folder = settings.export, Path(settings.export.out_dir).expanduser()
-    for name, off in (("with_frontend", False), ("blocks", None)):
-        if options.format != "onnx" and getattr(options, name) != off:
-            raise InputError(
-                f"it does not go with export.format={options.format}",
-                kind="conflict",
-                hint="Leave it out, or set export.format=onnx.",
-                setting=f"export.{name}",
-            )
     checkpoint = require_checkpoint(settings)
     arguments = network_arguments(settings, checkpoint)
     check_label_names(arguments, checkpoint.sizes.get("n_classes"), settings)
