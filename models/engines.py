@@ -213,8 +213,8 @@ class OnnxEngine:
         self._session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, mels: Tensor) -> Outputs:
-        patches = mels.detach().cpu().float().split(1)
-        rows = [self._session.run(None, {"melspectrogram": one.numpy()}) for one in patches]
+        patches = mels.detach().cpu().float().numpy()[:, None]
+        rows = [self._session.run(None, {"melspectrogram": one}) for one in patches]
         values = [torch.from_numpy(np.concatenate(parts)) for parts in zip(*rows, strict=True)]
         logits = values.pop(0) if self._logits else None
         outputs = Outputs(logits, dict(zip(self._blocks, values, strict=True)))
@@ -252,7 +252,7 @@ def _in_int8(model: onnx.ModelProto) -> bytes:
             per_channel=True,
             reduce_range=_adds_in_16_bits(),
             op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=[n.name for n in model.graph.node if "blocks" not in n.name],
+            nodes_to_exclude=[n.name for n in model.graph.node if n.name.startswith("head")],
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT},
         )
         return path.read_bytes()

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
 from maest.helpers.errors import InputError
 from maest.helpers.melspectrogram import HOP_LENGTH, N_FFT
@@ -22,9 +22,8 @@ from maest.models.maest import STRIDE, Maest
 
 _OPSET = 20  # the first with Gelu; LayerNormalization came with 17
 _END = 2**31 - 1
-# Bytes: a model with all its weights is one protobuf message; less 16 MiB for the graph.
-_LARGEST = 2**31 - 2**24
-_SMALL = 4096  # bytes of a weight that is never apart
+_SMALL = 4096  # bytes of a weight that is always in the model
+_LARGEST = 2**31 - 2**24  # bytes of weights in a model, which is one protobuf message
 
 
 def build(
@@ -36,58 +35,45 @@ def build(
     fused: bool = False,
     apart: dict[str, np.ndarray] | None = None,
 ) -> onnx.ModelProto:
-    """Write a network's inference as an ONNX model in float32.
+    """A network's inference as an ONNX model in float32.
+
+    It takes ``melspectrogram`` [B, F, T], normalised; or ``waveform`` [B, samples] at 16 kHz. What
+    is too long for the positions fails at a node named ``input_is_longer_than_…``. Its outputs are
+    ``logits`` [B, C], if asked for, then for each of ``blocks`` ``embeddings_<block>`` [B, 3, D]
+    (cls token, dist token, mean of all others), or for block -1 ``embeddings_final`` [B, D].
 
     Args:
-        net: the network, whose layers are those that `Maest` makes.
-        blocks: whose embeddings are outputs, in this order: numbers from 0; -1 for the final one.
-        logits: whether logits are the first output.
-        waveform: take ``waveform`` [B, samples] at 16 kHz instead of ``melspectrogram`` [B, F, T],
-            normalised.
-        fused: attention is onnxruntime's MultiHeadAttention, whose scores never exist all at once,
-            and not three standard operators.
-        apart: takes the weights, by name, which the model then refers to as external data.
-
-    Returns:
-        A model with outputs ``logits`` [B, C], ``embeddings_<block>`` [B, 3, D] (cls token, dist
-        token, mean of all others) and ``embeddings_final`` [B, D]. An input that is too long for
-        the positions fails at a node named ``input_is_longer_than_…``.
+        fused: attention is onnxruntime's MultiHeadAttention, whose scores never exist all at once.
+        apart: takes the weights, by name, and the model refers to them as external data.
 
     Raises:
         InputError: for a network with other layers than `Maest` makes, or of 2 GiB or more.
     """
-    _check(net)
-    g = _Graph(apart)
+    _check(net, apart is None)
+    g = _Graph(net, apart)
     name, length = ("waveform", "samples") if waveform else ("melspectrogram", "frames")
     limit = f"input_is_longer_than_{longest_input(net, waveform)}_{length}"
     x = _tokens(g, net, _frontend(g, net, name) if waveform else name, limit)
-    to_the_end = logits or -1 in blocks
-    outputs: dict[str, tuple[str, list[str | int]]] = {}
-    for number, block in enumerate(net.blocks[: net.depth if to_the_end else max(blocks) + 1]):
-        g.scope = f"blocks.{number}."
+    needs_final = logits or -1 in blocks
+    outputs: dict[str, tuple[str, list[str | int | None]]] = {}
+    for number in range(net.depth if needs_final else max(blocks) + 1):
         two = number == net.depth - 1 and number not in blocks  # cls and dist alone are read of it
-        x = _block(g, block, x, net.num_heads, fused, two)
+        x = _block(g, f"blocks.{number}", x, net.num_heads, fused, two)
         if number in blocks:
             mean = g.node("ReduceMean", g.slice(x, 2, _END, 1), g.ints(1), keepdims=1)
             embedding = g.node("Concat", g.slice(x, 0, 2, 1), mean, axis=1)
             outputs[output_name(number)] = embedding, ["batch", 3, net.embed_dim]
-    g.scope = ""
-    if to_the_end:
-        tokens = g.norm(net.norm, g.slice(x, 0, 2, 1))
+    if needs_final:
+        tokens = g.norm("norm", g.slice(x, 0, 2, 1))
         final = g.node("ReduceMean", tokens, g.ints(1), keepdims=0)
         outputs[output_name(-1)] = final, ["batch", net.embed_dim]
         outputs["logits"] = _logits(g, net, tokens, final), ["batch", net.n_classes]
     names = ["logits"] * logits + [output_name(block) for block in blocks]
-    for output in names:
-        g.nodes.append(helper.make_node("Identity", [outputs[output][0]], [output]))
-    shape = ["batch", length] if waveform else ["batch", net.input_f, length]
-    graph = helper.make_graph(
-        g.nodes,
-        "maest",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, outputs[n][1]) for n in names],
-        g.weights,
-    )
+    g.nodes += [helper.make_node("Identity", [outputs[n][0]], [n]) for n in names]
+    shape: list[str | int | None] = ["batch", *([] if waveform else [net.input_f]), length]
+    given = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    put_out = [helper.make_tensor_value_info(n, TensorProto.FLOAT, outputs[n][1]) for n in names]
+    graph = helper.make_graph(g.nodes, "maest", [given], put_out, g.weights)
     opsets = [helper.make_opsetid("", _OPSET)]
     opsets += [helper.make_opsetid("com.microsoft", 1)] if fused else []
     return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="maest")
@@ -104,45 +90,40 @@ def longest_input(net: Maest, waveform: bool = False) -> int:
     return (frames - 1) * HOP_LENGTH if waveform else frames
 
 
-def _check(net: Maest) -> None:
-    standard = Maest.without_weights(**net.sizes())
-    types = {name: type(module) for name, module in standard.named_modules()}
+def _check(net: Maest, whole: bool) -> None:
+    """Raise InputError for what the graph would not be."""
+    standard = Maest.without_weights(**net.sizes()).named_modules()
+    types = {name: type(module) for name, module in standard}
+    reason = None
     for name, module in net.named_modules():
         hooks = module._forward_hooks or module._forward_pre_hooks
         if hooks or type(module) is not types.get(name):
-            raise InputError(
-                f"its layer {name or 'itself'} was replaced, or has a hook: ONNX cannot follow it",
-                kind="unsupported",
-                hint="Merge it into the original layer, or let PyTorch compute the network.",
-                setting="model",
-            )
+            reason = f"the network's layer {name!r} was replaced, or has a hook"
     size = 4 * sum(parameter.numel() for parameter in net.parameters())
-    if size >= _LARGEST:
+    if whole and size >= _LARGEST:
+        reason = f"its weights are {size / 2**30:.1f} GiB in float32, of less than 2"
+    if reason:
         raise InputError(
-            f"its weights are {size / 2**30:.1f} GiB in float32, and ONNX holds less than 2 GiB",
+            f"ONNX cannot hold the network: {reason}",
             kind="unsupported",
-            hint="Let PyTorch compute the network; export it with export.format=safetensors.",
-            setting="model",
+            hint="Merge an added layer into the original one; or use PyTorch, or safetensors.",
         )
 
 
 class _Graph:
     """An ONNX graph under construction; each method returns its output's name."""
 
-    def __init__(self, apart: dict[str, np.ndarray] | None) -> None:
-        self.apart = apart
+    def __init__(self, net: Maest, apart: dict[str, np.ndarray] | None) -> None:
+        self.state, self.eps, self.apart = net.state_dict(), net.norm.eps, apart
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
-        self.scope = ""  # what the names of nodes begin with
 
-    def node(self, op: str, *inputs: str, name: str = "", domain: str = "", **options: Any) -> str:
-        return self.split(op, 1, *inputs, name=name, domain=domain, **options)[0]
+    def node(self, op: str, *inputs: str, name: str = "", **options: Any) -> str:
+        return self.split(op, 1, *inputs, name=name, **options)[0]
 
-    def split(
-        self, op: str, outputs: int, *inputs: str, name: str = "", **options: Any
-    ) -> list[str]:
-        name = name or f"{self.scope}{op}.{len(self.nodes)}"
-        names = [f"{name}.{i}" for i in range(outputs)]
+    def split(self, op: str, parts: int, *inputs: str, name: str = "", **options: Any) -> list[str]:
+        name = name or f"{op}.{len(self.nodes)}"
+        names = [f"{name}.{i}" for i in range(parts)]
         self.nodes.append(helper.make_node(op, inputs, names, name=name, **options))
         return names
 
@@ -165,12 +146,14 @@ class _Graph:
     def ints(self, *values: int) -> str:
         return self.const(np.array(values, np.int64))
 
-    def linear(self, weight: Tensor, bias: Tensor, x: str) -> str:
-        return self.node("Add", self.node("MatMul", x, self.const(weight.T)), self.const(bias))
+    def linear(self, layer: str, x: str, rows: slice = slice(None)) -> str:
+        weight, bias = self.state[f"{layer}.weight"][rows], self.state[f"{layer}.bias"][rows]
+        product = self.node("MatMul", x, self.const(weight.T), name=f"{layer}.{len(self.nodes)}")
+        return self.node("Add", product, self.const(bias))
 
-    def norm(self, layer: nn.LayerNorm, x: str) -> str:
-        given = x, self.const(layer.weight), self.const(layer.bias)
-        return self.node("LayerNormalization", *given, axis=-1, epsilon=layer.eps)
+    def norm(self, layer: str, x: str, eps: float | None = None) -> str:
+        given = x, *(self.const(self.state[f"{layer}.{kind}"]) for kind in ("weight", "bias"))
+        return self.node("LayerNormalization", *given, axis=-1, epsilon=eps or self.eps)
 
     def slice(self, x: str, start: int, end: int | str, axis: int) -> str:
         stop = end if isinstance(end, str) else self.ints(end)
@@ -199,9 +182,8 @@ def _frontend(g: _Graph, net: Maest, waveform: str) -> str:
     angles = turns.double() * (2 * math.pi / N_FFT)
     parts = [g.node("MatMul", windowed, g.const(f(angles).numpy())) for f in (torch.cos, torch.sin)]
     power = g.node("Add", *(g.node("Mul", part, part) for part in parts))
-    mel = g.node(
-        "MatMul", g.node("Cast", power, to=TensorProto.FLOAT), g.const(net.frontend.filter_bank)
-    )
+    power = g.node("Cast", power, to=TensorProto.FLOAT)
+    mel = g.node("MatMul", power, g.const(net.frontend.filter_bank))
     log = g.node("Log", g.node("Add", g.const(1), g.node("Mul", mel, g.const(10_000))))
     log = g.node("Mul", log, g.const(1 / math.log(10)))
     x = g.node("Div", g.node("Sub", log, g.const(net.norm_mean)), g.const(2 * net.norm_std))
@@ -214,8 +196,8 @@ def _tokens(g: _Graph, net: Maest, mel: str, limit: str) -> str:
     missing = g.node("Sub", g.ints(PATCH_SIZE), g.node("Shape", mel, start=2, end=3))
     pads = g.node("Concat", g.ints(0, 0, 0, 0, 0), g.node("Max", missing, g.ints(0)), axis=0)
     x = g.node("Unsqueeze", g.node("Pad", mel, pads, silence), g.ints(1))
-    proj = net.patch_embed.proj
-    x = g.node("Conv", x, g.const(proj.weight), g.const(proj.bias), strides=[STRIDE, STRIDE])
+    proj = (g.const(g.state[f"patch_embed.proj.{kind}"]) for kind in ("weight", "bias"))
+    x = g.node("Conv", x, *proj, strides=[STRIDE, STRIDE])
     columns = g.node("Shape", x, start=3, end=4)
     x = g.node("Add", x, g.slice(g.const(net.time_new_pos_embed), 0, columns, 3), name=limit)
     x = g.node("Add", x, g.const(net.freq_new_pos_embed))
@@ -225,56 +207,52 @@ def _tokens(g: _Graph, net: Maest, mel: str, limit: str) -> str:
         kept = net.kept_columns.numpy()
         # The first one is always asked for: an input that has none of them is an error.
         there = g.node("Or", g.node("Less", g.const(kept), columns), g.const(kept == kept[0]))
-        kept = g.node("Compress", g.const(kept), there)
-        x = g.node("Gather", x, kept, name="patchout_leaves_no_column", axis=3)
+        index = g.node("Compress", g.const(kept), there)
+        x = g.node("Gather", x, index, name="patchout_leaves_no_column", axis=3)
     x = g.node("Transpose", g.node("Reshape", x, g.ints(0, 0, -1)), perm=[0, 2, 1])
     two = torch.cat((net.cls_token, net.dist_token), 1).float() + net.new_pos_embed.float()
     batch = g.node("Concat", g.node("Shape", x, start=0, end=1), g.ints(1, 1), axis=0)
     return g.node("Concat", g.node("Expand", g.const(two), batch), x, axis=1)
 
 
-def _block(g: _Graph, block: nn.Module, x: str, heads: int, fused: bool, two: bool) -> str:
+def _block(g: _Graph, name: str, x: str, heads: int, fused: bool, two: bool) -> str:
     """[B, N, D] → [B, N, D]; or [B, 2, D], the output for the first two tokens alone."""
-    attn, mlp = block.attn, block.mlp
-    weight, bias, channels = attn.qkv.weight, attn.qkv.bias, attn.qkv.in_features
-    normed = g.norm(block.norm1, x)
+    channels = g.state[f"{name}.attn.proj.bias"].numel()
+    normed = g.norm(f"{name}.norm1", x)
     if two:
         x = g.slice(x, 0, 2, 1)
-        q = g.linear(weight[:channels], bias[:channels], g.slice(normed, 0, 2, 1))
-        kv = g.linear(weight[channels:], bias[channels:], normed)
+        q = g.linear(f"{name}.attn.qkv", g.slice(normed, 0, 2, 1), slice(0, channels))
+        kv = g.linear(f"{name}.attn.qkv", normed, slice(channels, None))
         k, v = g.split("Split", 2, kv, axis=-1, num_outputs=2)
     else:
-        qkv = g.linear(weight, bias, normed)
+        qkv = g.linear(f"{name}.attn.qkv", normed)
         q, k, v = g.split("Split", 3, qkv, axis=-1, num_outputs=3)
     scale = (channels // heads) ** -0.5
     if fused:
-        options = {"domain": "com.microsoft", "num_heads": heads, "scale": scale}
+        options: dict[str, Any] = {"domain": "com.microsoft", "num_heads": heads, "scale": scale}
         mixed = g.node("MultiHeadAttention", q, k, v, **options)
     else:
         shape = g.ints(0, 0, heads, channels // heads)
-        q, k, v = (
-            g.node("Transpose", g.node("Reshape", y, shape), perm=perm)
-            for y, perm in ((q, [0, 2, 1, 3]), (k, [0, 2, 3, 1]), (v, [0, 2, 1, 3]))
-        )
-        scores = g.node("MatMul", g.node("Mul", q, g.const(scale)), k)
+        q, k, v = (g.node("Reshape", y, shape) for y in (q, k, v))
+        q = g.node("Mul", g.node("Transpose", q, perm=[0, 2, 1, 3]), g.const(scale))
+        scores = g.node("MatMul", q, g.node("Transpose", k, perm=[0, 2, 3, 1]))
+        v = g.node("Transpose", v, perm=[0, 2, 1, 3])
         mixed = g.node("MatMul", g.node("Softmax", scores, axis=-1), v)
         mixed = g.node("Reshape", g.node("Transpose", mixed, perm=[0, 2, 1, 3]), g.ints(0, 0, -1))
-    x = g.node("Add", x, g.linear(attn.proj.weight, attn.proj.bias, mixed))
-    hidden = g.linear(mlp.fc1.weight, mlp.fc1.bias, g.norm(block.norm2, x))
-    return g.node("Add", x, g.linear(mlp.fc2.weight, mlp.fc2.bias, g.node("Gelu", hidden)))
+    x = g.node("Add", x, g.linear(f"{name}.attn.proj", mixed))
+    hidden = g.node("Gelu", g.linear(f"{name}.mlp.fc1", g.norm(f"{name}.norm2", x)))
+    return g.node("Add", x, g.linear(f"{name}.mlp.fc2", hidden))
 
 
 def _logits(g: _Graph, net: Maest, tokens: str, final: str) -> str:
     """From the normed cls and dist tokens [B, 2, D] and their mean [B, D] → [B, C]."""
-    norm, last = net.head
     if net.distilled_type == "mean":
-        y = g.linear(last.weight, last.bias, g.norm(norm, final))
+        y = g.linear("head.1", g.norm("head.0", final, net.head_eps))
     else:
         cls, dist = (g.node("Gather", tokens, g.const(np.array(i)), axis=1) for i in (0, 1))
-        cls = g.linear(last.weight, last.bias, g.norm(norm, cls))
-        dist = g.linear(net.head_dist.weight, net.head_dist.bias, dist)
-        y = g.node("Mul", g.node("Add", cls, dist), g.const(0.5))
-    if net.target_std is None:
+        cls = g.linear("head.1", g.norm("head.0", cls, net.head_eps))
+        y = g.node("Mul", g.node("Add", cls, g.linear("head_dist", dist)), g.const(0.5))
+    if net.target_std is None or net.target_mean is None:
         return y
     std, mean = torch.tensor(net.target_std), torch.tensor(net.target_mean)
     return g.node("Add", g.node("Mul", y, g.const(std)), g.const(mean))

@@ -107,7 +107,7 @@ def export_huggingface(
         CARD: card,
     }
     for module in (melspectrogram, mel_constants):  # the front end itself, one beside the other
-        path = Path(module.__file__)
+        path = Path(str(module.__file__))
         texts[path.name] = path.read_text("utf-8").replace("from maest.helpers.", "from .")
     notes, old = unsupported_features(model), folder / CARD
     if ours and old.exists() and _digest(old.read_bytes()) != older[TRAINER_KEY].get("card"):

@@ -4,7 +4,7 @@ Copied into the folder of each exported model, beside the ``melspectrogram.py`` 
 ``AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)``.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class MaestFeatureExtractor(SequenceFeatureExtractor):
         max_length: int = 1876,
         mean: float = NORM_MEAN,
         std: float = NORM_STD,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
         self.num_mel_bins = num_mel_bins
@@ -42,10 +42,10 @@ class MaestFeatureExtractor(SequenceFeatureExtractor):
 
     def __call__(
         self,
-        raw_speech,
+        raw_speech: Any,
         sampling_rate: int | None = None,
         return_tensors: str | None = "np",
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Compute the input of the network.
 
