@@ -131,7 +131,8 @@ def clip_seconds(input_t: int) -> float:
     """Seconds of an input of ``input_t`` frames, the inverse of :func:`input_frames`: 312 → 5."""
     exact = input_t * HOP_LENGTH / SAMPLE_RATE
     for digits in range(3):  # the roundest number that makes as many frames
-        rounded = math.ceil(exact * 10**digits) / 10.0**digits
+        scale = 10.0**digits
+        rounded = math.ceil(exact * scale) / scale
         if input_frames(rounded) == input_t:
             return rounded
     return exact
