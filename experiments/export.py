@@ -69,7 +69,7 @@ def export(settings: Settings) -> dict[str, Any]:
         written = folder / "model.safetensors"
         _check_labels_file(folder, net.labels, written)
         save_safetensors(written, net, checkpoint.arch, trained_on)
-        if net.kept_columns is not None or net.kept_rows is not None:
+        if net.patchout.kept_columns is not None or net.patchout.kept_rows is not None:
             notes = ["Patchout is a setting of a run: the file does not carry it."]
     if options.format != "huggingface" and net.labels:
         write_labels(folder / "labels.json", net.labels)

@@ -201,10 +201,10 @@ def _tokens(g: _Graph, net: Maest, mel: str, limit: str) -> str:
     columns = g.node("Shape", x, start=3, end=4)
     x = g.node("Add", x, g.slice(g.const(net.time_new_pos_embed), 0, columns, 3), name=limit)
     x = g.node("Add", x, g.const(net.freq_new_pos_embed))
-    if net.kept_rows is not None:
-        x = g.node("Gather", x, g.const(net.kept_rows.numpy()), axis=2)
-    if net.kept_columns is not None:
-        kept = net.kept_columns.numpy()
+    if net.patchout.kept_rows is not None:
+        x = g.node("Gather", x, g.const(net.patchout.kept_rows.numpy()), axis=2)
+    if net.patchout.kept_columns is not None:
+        kept = net.patchout.kept_columns.numpy()
         # The first one is always asked for: an input that has none of them is an error.
         there = g.node("Or", g.node("Less", g.const(kept), columns), g.const(kept == kept[0]))
         index = g.node("Compress", g.const(kept), there)

@@ -4,8 +4,8 @@ Music Audio Efficient Spectrogram Transformer, P. Alonso-Jiménez et al., ISMIR 
 (arXiv 2309.16418), after PaSST, K. Koutini et al., Interspeech 2022 (arXiv 2110.05069).
 Parameter names are those of the released checkpoints.
 
-Shapes in comments: B batch, F frequency rows, T time columns (frames or patch columns, as said),
-N tokens, D channels, C classes.
+Shapes: B batch, F frequency rows, T time columns (frames or patch columns, as said), N tokens,
+D channels, C classes.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class Maest(nn.Module):
         uninitialized: names of parameters that a checkpoint left as they were drawn.
 
     Raises:
-        InputError: for a value of another type or out of its bounds, and for patchout that leaves
-            next to nothing. It is a ValueError; its ``setting`` is the argument's name.
+        InputError: (a ValueError) a value has another type, is out of bounds or contradicts
+            another; its ``setting`` is the argument's name.
     """
 
     def __init__(
@@ -184,11 +184,7 @@ class Maest(nn.Module):
 
     @classmethod
     def without_weights(cls, **options: Any) -> Maest:
-        """The network's shape alone: its parameters have no memory until weights are assigned.
-
-        ``load_state_dict(..., assign=True)`` gives it weights: neither time nor memory goes into
-        new ones that would be overwritten.
-        """
+        """Without memory for its parameters, for ``load_state_dict(..., assign=True)``."""
         with torch.device("meta"):
             model = cls(**options)
         model.frontend = MelSpectrogram()  # its constants are computed, not loaded
@@ -322,10 +318,7 @@ class Maest(nn.Module):
         return x
 
     def melspectrogram(self, waveform: Tensor | np.ndarray) -> Tensor:
-        """Waveform at 16 kHz, [samples] or [B, samples] → normalised log-mel, [F, T] or [B, F, T].
-
-        T = 1 + ceil(samples / 256). What the network takes as spectrogram input.
-        """
+        """16 kHz waveform [(B,) samples] → normalised log-mel [(B,) F, T = 1 + ⌈samples / 256⌉]."""
         mel: Tensor = self.frontend(as_floats(self, waveform, pcm=True))
         return self.normalise(mel)
 
@@ -342,10 +335,7 @@ class Maest(nn.Module):
         return values.float() * std + mean  # under autocast too: 16 bits do not hold every unit
 
     def activations(self, logits: Tensor) -> Tensor:
-        """Logits [..., C] → float32 [..., C]: the sigmoid for many labels, the softmax for one.
-
-        For regression, the predicted values themselves.
-        """
+        """Logits [..., C] → float32 [..., C]: sigmoid, softmax, or the values of a regression."""
         if self.task == "multi-label":
             return logits.float().sigmoid()
         return logits.float().softmax(-1) if self.task == "single-label" else logits.float()
@@ -353,14 +343,10 @@ class Maest(nn.Module):
     def predict_labels(
         self, x: Tensor | np.ndarray, melspectrogram_input: bool = False
     ) -> tuple[np.ndarray, list[str] | None]:
-        """Tag one track, without gradients and in eval mode; the mode is restored afterwards.
+        """Tag one track, in eval mode, without gradients: ``(activations, self.labels)``.
 
-        Args:
-            x, melspectrogram_input: as :meth:`forward`; a batch is the patches of one track.
-
-        Returns:
-            ``(activations, labels)``: float32 array [C], the mean over patches, weighted by the
-            seconds that each adds, of :meth:`activations`; and ``self.labels``.
+        The input is that of :meth:`forward`; a batch is the patches of one track. Activations are
+        float32 [C], the mean over patches, weighted by the seconds that each adds.
         """
         with inference(self):
             mel = as_log_mel(self, x, melspectrogram_input)
@@ -371,19 +357,6 @@ class Maest(nn.Module):
             weights = patches.fresh(patches.cut(mel.shape[-1], self.input_t))
         return patches.pooled(activations, weights), self.labels
 
-    @property
-    def kept_columns(self) -> Tensor | None:
-        """The time columns that the deterministic patchout keeps, sorted; None for all of them."""
-        return self.patchout.kept_columns
-
-    @property
-    def kept_rows(self) -> Tensor | None:
-        """The frequency rows that the deterministic patchout keeps; None for all of them."""
-        return self.patchout.kept_rows
-
     def n_tokens(self, frames: int, training: bool = True) -> int:
-        """How many tokens the blocks get of an input of ``frames``, at least 16.
-
-        With ``training``, after random patchout too; cls and dist are counted.
-        """
+        """Tokens that the blocks get of an input of so many frames, cls and dist among them."""
         return 2 + self.patchout.n_patches(grid_size(max(frames, PATCH_SIZE)), training)

@@ -191,8 +191,8 @@ def test_the_front_end_is_ours(wave, name):
 
 @pytest.mark.parametrize("frames", [26, 27, 56, 60, 75, 76, 312, 325])
 def test_columns_and_rows_that_are_always_dropped(thinned, frames):
-    assert thinned.model.kept_columns is not None
-    assert thinned.model.kept_rows is not None
+    assert thinned.model.patchout.kept_columns is not None
+    assert thinned.model.patchout.kept_rows is not None
     thinned.check(torch.randn(2, 96, frames))
 
 

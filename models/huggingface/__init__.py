@@ -191,7 +191,7 @@ def unsupported_features(model: Maest) -> list[str]:
             "of the cls and dist tokens, as in the released teacher-student model. Metrics of this "
             "model were measured with both heads."
         )
-    if model.kept_columns is not None or model.kept_rows is not None:
+    if model.patchout.kept_columns is not None or model.patchout.kept_rows is not None:
         notes.append("Patchout that drops given rows or columns is not carried: all are computed.")
     if model.labels is None:
         notes.append("The labels have no names.")
