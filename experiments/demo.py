@@ -109,7 +109,7 @@ def main() -> int:
     print(f"side by side:   {done[9]['folder']}/comparison.md\nthe model:      {MODEL}")
     print(f"done in {seconds / 60:.1f} minutes")
     if args.record:
-        record = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
         record["versions"] = versions("torch", "pytorch-lightning", "symusic")
         times = {step["line"]: round(step["seconds"], 1) for step in done}
         record["seconds"] = times | {"total": round(seconds, 1)}

@@ -27,7 +27,8 @@ from typing import Any
 
 warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*")
 
-from sacred import SETTINGS, Experiment, commands  # noqa: E402
+import sacred  # noqa: E402
+from sacred import SETTINGS, commands  # noqa: E402
 from sacred.config import load_config_file  # noqa: E402
 from sacred.dependencies import Source  # noqa: E402
 from sacred.observers import FileStorageObserver  # noqa: E402
@@ -67,6 +68,12 @@ logging.getLogger().addFilter(
 )
 
 
+class Experiment(sacred.Experiment):
+    """One with typed settings."""
+
+    section: type
+
+
 class UserError(SacredError):
     """Printed as its message alone, behind "Error:"."""
 
@@ -92,7 +99,7 @@ class RunFolder(FileStorageObserver):
     complete = True
 
     def save_json(self, obj: Any, filename: str) -> None:
-        path = Path(self.dir) / filename
+        path = Path(str(self.dir), filename)
         try:
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(flatten(obj), sort_keys=True, indent=2), "utf-8")
@@ -144,7 +151,7 @@ def configure(
     for name, changes in named.items():
         ex.add_named_config(name, deepcopy(dict(changes)))
         ex.named_configs[name].__doc__ = sentences[name]
-    ex.captured_out_filter = apply_backspaces_and_linefeeds
+    ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
 
     @ex.config_hook
     def check(config: dict, command_name: str, logger: logging.Logger) -> dict:
