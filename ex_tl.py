@@ -13,52 +13,45 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import maest.config as settings
-from maest.experiments.compare import compare_runs
-from maest.experiments.probe_predict import predict_with_probe
-from maest.experiments.probe_report import run_probe
-from maest.experiments.runs import (
-    Experiment,
-    command,
-    configure,
-    run_command_line,
-    run_dir,
-)
-from maest.experiments.sweep_report import run_sweep
-from maest.helpers import metrics
+from maest import config
+from maest.config import ProbeSettings
+from maest.experiments.runs import Experiment, command, configure, run_command_line
 
 ex = Experiment("maest_tl", save_git_info=False)
-configure(ex, settings.ProbeSettings, settings.TL_NAMED, settings.SENTENCES)
+configure(ex, ProbeSettings, config.TL_NAMED, config.SENTENCES)
 
 
 @command(ex, main=True)
-def probe(_run, _config) -> dict[str, Any]:
+def probe(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     """Train the probe with several seeds, test each on its best epoch, and write a report."""
-    folder = run_dir(_run)
-    results = run_probe(_config, folder)
-    shown = metrics.SHOWN[results["task"]]
-    for measure in shown:
-        _run.log_scalar(f"test_{measure}", results[measure]["mean"])
-    return {**{m: results[m] for m in shown}, "folder": str(folder)}
+    from maest.experiments.probe import probe
+
+    return probe(run, settings)
 
 
 @command(ex)
-def sweep(_run, _config) -> dict[str, Any]:
+def sweep(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     """Probe every block, choice of tokens and a learned mix of the blocks; draw the result."""
-    return run_sweep(_config, run_dir(_run))
+    from maest.experiments.sweep import sweep
+
+    return sweep(run, settings)
 
 
 @command(ex)
-def compare(_run, _config) -> dict[str, Any]:
+def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     """Put finished runs, or probes of several extractions, side by side, with intervals."""
-    return compare_runs(_config, run_dir(_run))
+    from maest.experiments.compare import compare
+
+    return compare(run, settings)
 
 
 @command(ex)
-def predict(_run, _config) -> dict[str, Any]:
+def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     """Apply a finished probe, and the extractor it was trained on, to new music."""
-    return predict_with_probe(_run, _config)
+    from maest.experiments.probe_predict import predict
+
+    return predict(run, settings)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command_line(ex, sys.argv, settings.TL_ALIASES))
+    sys.exit(run_command_line(ex, sys.argv, config.TL_ALIASES))

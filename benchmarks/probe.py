@@ -16,7 +16,6 @@ depend on them. Times are those of training with a validation every epoch, and o
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import sys
 import tempfile
@@ -32,11 +31,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-from maest import config  # noqa: E402
+from maest.config import ProbeSettings  # noqa: E402
+from maest.config.probe import ProbeTraining  # noqa: E402
 from maest.datasets.embeddings import select_tokens  # noqa: E402
 from maest.datasets.groundtruth import GroundTruth  # noqa: E402
-from maest.experiments.probe import MIX, Downstream, train_probes  # noqa: E402
-from maest.experiments.sweep import Work, cells_of, choices_of  # noqa: E402
+from maest.experiments.probe import train_probes  # noqa: E402
+from maest.experiments.probe_features import MIX  # noqa: E402
+from maest.experiments.probe_task import ProbeTask  # noqa: E402
+from maest.experiments.sweep import SweepJob, group_choices, parse_choices  # noqa: E402
 from maest.helpers.files import write_json  # noqa: E402
 from maest.helpers.parallel import cores  # noqa: E402
 from maest.helpers.report import machine, versions  # noqa: E402
@@ -45,10 +47,8 @@ TRACKS = {"train": 18_706, "val": 1_825, "test": 5_329}
 LABELS, WIDTH, SEEDS, BLOCKS = 50, 768, (0, 1, 2), 12
 _PLAIN_EPOCHS = 2
 
-logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
-
-def make_task(rng: np.random.Generator) -> tuple[Downstream, dict[str, np.ndarray]]:
+def make_task(rng: np.random.Generator) -> tuple[ProbeTask, dict[str, np.ndarray]]:
     """A task, and split → float32 [N, 3, 768]."""
     weights = rng.normal(size=(WIDTH, LABELS)).astype(np.float32)
     features, found = {}, {}
@@ -59,45 +59,45 @@ def make_task(rng: np.random.Generator) -> tuple[Downstream, dict[str, np.ndarra
         keys = [f"{split}/{i}" for i in range(n_tracks)]
         features[split], found[split] = x, GroundTruth(Path(split), keys, targets, "multi-label")
     rows = {split: list(range(n)) for split, n in TRACKS.items()}
-    return Downstream("multi-label", [str(i) for i in range(LABELS)], found, rows), features
+    return ProbeTask("multi-label", [str(i) for i in range(LABELS)], found, rows), features
 
 
-def default_probe(task: Downstream, features: dict[str, np.ndarray], epochs: int) -> float:
+def default_probe(task: ProbeTask, features: dict[str, np.ndarray], epochs: int) -> float:
     """Seconds of the probe with its default settings."""
-    started, data = time.perf_counter(), config.TL["data"]
-    chosen = {s: select_tokens(x, data["types"], data["reduce"]) for s, x in features.items()}
-    recipe = config.TL["probe"] | {"max_epochs": epochs, "accelerator": "cpu"}
-    train_probes(recipe, task, {s: x[:, None] for s, x in chosen.items()}, SEEDS, title=None)
+    started = time.perf_counter()
+    chosen = {s: select_tokens(x, "c", "mean")[:, None] for s, x in features.items()}
+    recipe = ProbeTraining(max_epochs=epochs, accelerator="cpu")
+    train_probes(recipe, task, chosen, SEEDS).predict(chosen["test"])
     return time.perf_counter() - started
 
 
 def sweep(
-    task: Downstream, features: dict[str, np.ndarray], epochs: int, blocks: int, jobs: list
+    task: ProbeTask, features: dict[str, np.ndarray], epochs: int, blocks: int, jobs: list
 ) -> float:
     """Seconds of some passes of the sweep over so many blocks."""
     started = time.perf_counter()
-    recipe = config.TL["probe"] | {"max_epochs": epochs, "accelerator": "cpu"}
+    recipe = ProbeTraining(max_epochs=epochs, accelerator="cpu")
     everything = {split: np.repeat(x[:, None], blocks, axis=1) for split, x in features.items()}
-    work = Work(task, list(range(blocks)), SEEDS, recipe)
+    job = SweepJob(task, list(range(blocks)), SEEDS, recipe)
     with tempfile.TemporaryDirectory() as folder:
-        done = sum(map(len, work.do(jobs, everything, min(cores(), len(jobs)), Path(folder))))
+        done = sum(map(len, job.run(jobs, everything, min(cores(), len(jobs)), Path(folder))))
     assert done == sum(map(len, jobs))
     return time.perf_counter() - started
 
 
-def plain_epoch(task: Downstream, features: dict[str, np.ndarray]) -> float:
+def plain_epoch(task: ProbeTask, features: dict[str, np.ndarray]) -> float:
     """Seconds of an epoch of one probe, with its validation, in the usual loop."""
-    recipe = config.TL["probe"]
+    recipe = ProbeTraining()
     x, val = (torch.from_numpy(features[split][:, 0]) for split in ("train", "val"))
     targets = torch.from_numpy(task.targets("train").astype(np.float32))
-    loader = DataLoader(TensorDataset(x, targets), recipe["batch_size"], shuffle=True)
+    loader = DataLoader(TensorDataset(x, targets), recipe.batch_size, shuffle=True)
     net = nn.Sequential(
-        nn.Linear(WIDTH, recipe["hidden"]),
+        nn.Linear(WIDTH, recipe.hidden),
         nn.ReLU(),
-        nn.Dropout(recipe["dropout"]),
-        nn.Linear(recipe["hidden"], LABELS),
+        nn.Dropout(recipe.dropout),
+        nn.Linear(recipe.hidden, LABELS),
     )
-    optimizer = torch.optim.AdamW(net.parameters(), recipe["lr"])
+    optimizer = torch.optim.AdamW(net.parameters(), recipe.lr)
     criterion, seconds = nn.BCEWithLogitsLoss(), []
     for _ in range(_PLAIN_EPOCHS):
         started = time.perf_counter()
@@ -138,15 +138,17 @@ def main() -> None:
         f"{statistics.median(default):.1f} s; {found['plain_over_ours']:.1f} x the plain loop"
     )
     if args.blocks:
-        choices = choices_of(config.TL)
-        jobs = list(cells_of(range(args.blocks), choices, mix=False))
+        choices = parse_choices(ProbeSettings())
+        jobs = list(group_choices(range(args.blocks), choices, mix=False))
         seconds = sweep(task, features, args.epochs, args.blocks, jobs)
-        mixes = [job for job in cells_of(range(BLOCKS), choices, mix=True) if job[0].block == MIX]
+        mixes = [
+            job for job in group_choices(range(BLOCKS), choices, mix=True) if job[0].block == MIX
+        ]
         of_mixes = sweep(task, features, args.epochs, BLOCKS, mixes[: args.mixes])
         blocks_seconds = seconds / args.blocks * BLOCKS
         mixes_seconds = of_mixes / args.mixes * len(mixes)
         whole = blocks_seconds + mixes_seconds
-        probes = args.blocks * len(choices_of(config.TL)) * len(SEEDS)
+        probes = args.blocks * len(parse_choices(ProbeSettings())) * len(SEEDS)
         ours = seconds / probes / args.epochs
         found["sweep"] = {
             "blocks_measured": args.blocks,
@@ -172,7 +174,7 @@ def main() -> None:
             {
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": machine(),
-                "versions": versions("torch", "pytorch-lightning", "numpy", "scikit-learn"),
+                "versions": versions("torch", "numpy", "scikit-learn"),
                 "tracks": TRACKS,
                 "labels": LABELS,
                 "epochs": args.epochs,

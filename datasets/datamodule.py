@@ -6,20 +6,16 @@ A worker process only reads and crops; everything after that runs batched on the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     Dataset,
     Sampler,
-    SequentialSampler,
-    TensorDataset,
 )
 
 from maest.datasets.batches import CropDataset, TrackDataset, collate_tracks
@@ -29,15 +25,13 @@ from maest.datasets.groundtruth import (
     read_any_groundtruth,
     read_groundtruth,
 )
-from maest.datasets.sampling import ClipSampler, OrdersOfSeeds, TrackSampler
+from maest.datasets.sampling import ClipSampler, TrackSampler
 from maest.datasets.scores import build_if_missing
 from maest.datasets.teacher import TeacherFileError, check_teacher_files
 from maest.helpers.errors import InputError
 from maest.helpers.processes import leave_signals_to_the_main_process
 
 log = logging.getLogger(__name__)
-
-_EVALUATED_AT_ONCE = 2048  # tracks, of the probes
 
 
 class MaestDataModule(pl.LightningDataModule):
@@ -284,47 +278,3 @@ class MaestDataModule(pl.LightningDataModule):
 def _as_it_is(batch: Any) -> Any:
     """What collates a batch that is whole already."""
     return batch
-
-
-class FeatureDataModule(pl.LightningDataModule):
-    """Features held in memory, for probes of several seeds. A batch is indexed at once.
-
-    A training batch is (features [S, B, M, D], targets [S, B, C]), each of the S seeds in an order
-    of its own; another batch is (features [B, M, D], targets [B, C]).
-
-    Args:
-        splits: "train", "val", "test" → (features float32 [N, M, D] of M sets or blocks, targets
-            [N, C]).
-        batch_size: tracks in a batch.
-        seeds: of the orders of the training tracks.
-    """
-
-    def __init__(
-        self,
-        splits: Mapping[str, tuple[np.ndarray, np.ndarray]],
-        batch_size: int,
-        seeds: Sequence[int],
-    ) -> None:
-        super().__init__()
-        self.splits = {
-            name: TensorDataset(*(torch.from_numpy(np.require(v, np.float32, "CW")) for v in own))
-            for name, own in splits.items()
-        }
-        self.batch_size = batch_size
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def train_dataloader(self) -> DataLoader:
-        dataset = self.splits["train"]
-        orders = OrdersOfSeeds(len(dataset), self.batch_size, self.generators)
-        return DataLoader(dataset, sampler=orders, batch_size=None)
-
-    def _in_order(self, split: str) -> DataLoader:
-        dataset = self.splits[split]
-        batches = BatchSampler(SequentialSampler(dataset), _EVALUATED_AT_ONCE, drop_last=False)
-        return DataLoader(dataset, sampler=batches, batch_size=None)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._in_order("val")
-
-    def test_dataloader(self) -> DataLoader:
-        return self._in_order("test")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch.utils.data import Sampler
 
 from maest.helpers.errors import InputError
@@ -141,28 +140,6 @@ class TrackSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return (i % self.size for i in range(self.rank, self.end, self.world_size))
-
-
-class OrdersOfSeeds(Sampler[torch.Tensor]):
-    """Batches of all tracks, each seed's in a new random order every epoch: int64 [S, B].
-
-    Args:
-        n_tracks: how many there are.
-        batch_size: B; the last batch of an epoch may have fewer.
-        generators: of the S seeds.
-    """
-
-    def __init__(
-        self, n_tracks: int, batch_size: int, generators: Sequence[torch.Generator]
-    ) -> None:
-        self.n_tracks, self.batch_size, self.generators = n_tracks, batch_size, list(generators)
-
-    def __len__(self) -> int:
-        return -(-self.n_tracks // self.batch_size)
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        orders = torch.stack([torch.randperm(self.n_tracks, generator=g) for g in self.generators])
-        yield from orders.split(self.batch_size, dim=1)
 
 
 def _check_rank(rank: int, world_size: int) -> None:

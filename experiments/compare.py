@@ -5,35 +5,39 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from maest.config import ProbeSettings, plain
+from maest.config.probe import Compare
 from maest.datasets.embeddings import EMBEDDINGS_DIR
-from maest.experiments.probe import chosen_folders, read_task
+from maest.experiments.probe import run_probe
+from maest.experiments.probe_features import select_folders
 from maest.experiments.probe_report import (
     FEW_TRACKS,
     PREDICTIONS,
     RESULTS,
     finished_probes,
     is_sweep,
-    run_probe,
 )
-from maest.experiments.runs import LOG_DIR
+from maest.experiments.probe_task import read_task
+from maest.experiments.runs import LOG_DIR, run_dir
 from maest.helpers import metrics, plots
 from maest.helpers.bootstrap import interval, resampled_figures
 from maest.helpers.errors import InputError
-from maest.helpers.files import atomic_path, write_json
-from maest.helpers.report import table as markdown_table
-from maest.helpers.settings import listed_names, typed_list
+from maest.helpers.files import write_json
+from maest.helpers.names import typed_list
+from maest.helpers.report import Page, table
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a finished run predicted for its test split.
+class RunResults:
+    """The predictions of a finished run for its test split.
 
     Attributes:
         folder, name: of the run.
@@ -53,13 +57,92 @@ class Finished:
     labels: list[str]
 
 
-def read_run(folder: str | Path) -> Finished:
-    """Read a probe run's predictions.
+def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
+    """Put finished runs, or probes of several extractions, side by side, with intervals."""
+    folder, options = run_dir(run), settings.compare
+    folders, to_probe = _split_spaces(settings.runs), _split_spaces(options.embeddings_dirs)
+    _check_given(folders, to_probe)
+    runs = [read_run(Path(given)) for given in folders]  # what is wrong there is said first
+    if to_probe:
+        _check_extractions(to_probe, settings)
+    runs += [read_run(path) for path in _probe_each(to_probe, settings, folder)]
+    runs = align_tracks(runs)
+    rows = _intervals(runs, options, settings.seed)
+    first, shown, given = runs[0], metrics.SHOWN[runs[0].task], plain(options)
+    results = {
+        "task": first.task,
+        "labels": first.labels,
+        "tracks": len(first.keys),
+        **{name: given[name] for name in ("resamples", "confidence")},
+        "seed": settings.seed,
+        "runs": rows,
+    }
+    write_json(folder / "comparison.json", results)
+    names, percent = [metrics.FIGURE_NAMES[m] for m in shown], f"{options.confidence:.0%}"
+    warning = f"{len(first.keys)} test tracks are too few to tell runs apart: neither intervals "
+    warning += "nor marks can be trusted."
+    page = Page("Runs side by side", [warning] * (len(first.keys) < FEW_TRACKS))
+    page.add(
+        table(
+            ["run", *names, *(f"{name}, difference" for name in names)],
+            [
+                [row["name"], *(format_interval(row[m]) for m in shown)]
+                + [format_interval(row.get(f"{m}_difference"), difference=True) for m in shown]
+                for row in rows
+            ],
+        ),
+        f"{percent} intervals of a bootstrap over the {len(first.keys)} test tracks "
+        f"({options.resamples} resamples, the same for all runs); metrics are means over each "
+        f"run's seeds. Differences are to {rows[0]['name']}; one whose interval leaves out 0 is "
+        "marked *: with other test tracks of this kind it would hardly change its sign."
+        + " Of the MSE, less is better."
+        * ("mse" in shown),
+    )
+    picture = plots.intervals(
+        folder / "comparison.png",
+        [row["name"] for row in rows],
+        {name: [row[m] for row in rows] for m, name in zip(shown, names, strict=True)},
+        f"{percent} intervals over the test tracks",
+    )
+    page.picture(picture)
+    page.write(folder / "comparison.md")
+    print(f"{page.text}\n\n{folder / 'comparison.md'}")
+    return {"folder": str(folder), "runs": rows}
 
-    Raises:
-        InputError: it is no folder of a finished probe run.
-    """
-    folder = Path(folder).expanduser()
+
+def _split_spaces(given: Sequence[str] | None) -> list[str]:
+    """Folders; a single text, as it is typed with quotes, may name several with spaces between."""
+    if given is not None and len(given) == 1 and not Path(given[0]).exists():
+        return given[0].split()
+    return list(given or ())
+
+
+def _check_given(folders: list[str], to_probe: list[str]) -> None:
+    if len(folders) + len(to_probe) < 2:
+        raise InputError(
+            "a comparison is of two runs or more",
+            kind="missing",
+            setting="runs",
+            hint="Give folders of finished runs, such as runs=[exp_logs/4,exp_logs/5], or of "
+            "extractions that are still to be probed, such as "
+            "compare.embeddings_dirs=[embeddings/mtt/5sec,embeddings/mtt/30sec].",
+        )
+    for setting, given in (("runs", folders), ("compare.embeddings_dirs", to_probe)):
+        if len(set(given)) < len(given):
+            raise InputError(
+                f"{', '.join(given)}: one of these is named twice",
+                kind="conflict",
+                setting=setting,
+                hint="Give each once.",
+            )
+
+
+# ---- finished runs -------------------------------------------------------------------------------
+
+
+def read_run(folder: Path) -> RunResults:
+    """Read a probe run's predictions. Raises InputError for any other folder."""
+    folder = folder.expanduser()
     path = folder / PREDICTIONS
     if not path.is_file():
         raise _no_predictions(folder)
@@ -75,241 +158,146 @@ def read_run(folder: str | Path) -> Finished:
         raise InputError(
             f"cannot be read ({error})", kind="corrupt", path=path, hint="Run that probe again."
         ) from None
-    return Finished(folder, _name(folder), task, keys, targets, outputs, labels)
+    try:
+        name = str(json.loads((folder / RESULTS).read_text("utf-8"))["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        name = str(folder)
+    return RunResults(folder, name, task, keys, targets, outputs, labels)
 
 
 def _no_predictions(folder: Path) -> InputError:
-    """What to say of a folder without predictions."""
     hint = "Give the folders of finished probe runs of ex_tl.py"
     if probes := finished_probes():
         hint += f", such as {typed_list('runs', [str(probe) for probe in probes[:3]])}"
-    what, path = "no finished probe run", folder
+    message, path = (
+        "no such file: the run was stopped, or is of another command",
+        folder / PREDICTIONS,
+    )
     if not folder.is_dir():
-        what = "no such folder"
+        message, path = "no such folder", folder
         if (LOG_DIR / folder / PREDICTIONS).is_file():
             hint = f"Give {LOG_DIR / folder}"
     elif is_sweep(folder):
-        what = "is the folder of a sweep, which keeps figures and no predictions"
+        message, path = "is the folder of a sweep, which keeps metrics and no predictions", folder
         hint = "Probe its choices, each by itself; its summary.md has the command for the best one"
-    else:
-        path = folder / PREDICTIONS
-        what = "no such file: the run was stopped, or is of another command"
-    return InputError(what, kind="missing", path=path, setting="runs", hint=f"{hint}.")
+    return InputError(message, kind="missing", path=path, setting="runs", hint=f"{hint}.")
 
 
-def _name(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / RESULTS).read_text("utf-8"))["name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return str(folder)
-
-
-def on_the_same_tracks(runs: list[Finished]) -> list[Finished]:
+def align_tracks(runs: list[RunResults]) -> list[RunResults]:
     """The runs with their tracks in the order of the first one's.
 
     Raises:
-        InputError: they are of another task, other labels, other tracks or other targets.
+        InputError: they have another task, other labels, other tracks or other targets.
     """
-    first = runs[0]
-    order = {key: i for i, key in enumerate(first.keys.tolist())}
-    found = [first]
-    for run in runs[1:]:
+    first, aligned = runs[0], []
+    for run in runs:
+        message, rows = "", {key: i for i, key in enumerate(run.keys.tolist())}
+        differing = rows.keys() ^ set(first.keys.tolist())
+        hint = "Probe both on the same ground truths, with features for all of their tracks."
         if run.task != first.task or run.labels != first.labels:
-            own, other = (f"{one.task}, {len(one.labels)} labels" for one in (run, first))
-            how = f"{own}; {other}" if own != other else f"{own}, of other names or in other order"
-            raise InputError(
-                f"is of another task than {first.folder} ({how})",
-                kind="mismatch",
-                path=run.folder,
-                setting="runs",
-                hint="Give runs on the same ground truths.",
-            )
-        at = {key: i for i, key in enumerate(run.keys.tolist())}
-        if at.keys() != order.keys():
-            alone = len(at.keys() ^ order.keys())
-            raise InputError(
-                f"was not tested on the same tracks as {first.folder}: {alone} are in one of them "
-                "only",
-                kind="mismatch",
-                path=run.folder,
-                setting="runs",
-                hint="Probe both on the same ground truths, and with features for all of their "
-                "tracks.",
-            )
-        rows = [at[key] for key in first.keys.tolist()]
-        if not np.array_equal(run.targets[rows], first.targets):
-            raise InputError(
-                f"was tested on the same tracks as {first.folder} with other labels: the ground "
-                "truth has changed between them",
-                kind="mismatch",
-                path=run.folder,
-                setting="runs",
-                hint="Run the older one again.",
-            )
-        found.append(Finished(run.folder, run.name, run.task, first.keys, first.targets,
-                              run.outputs[:, rows], run.labels))  # fmt: skip
-    return found
-
-
-def _folders(typed: Any) -> list[str]:
-    """Folders: a list, ``[a,b]`` typed without quotes, or names with spaces between them."""
-    if isinstance(typed, str) and "," not in typed:
-        typed = typed.strip("[]() ").split()
-        return [name for part in typed for name in listed_names(part)]
-    return [] if typed is None else listed_names(typed)
-
-
-def _names(runs: list[Finished]) -> list[str]:
-    """What each run is called; with its folder, where several are called the same."""
-    names = [run.name for run in runs]
-    return [
-        f"{name} ({run.folder})" if names.count(name) > 1 and name != str(run.folder) else name
-        for name, run in zip(names, runs, strict=True)
-    ]
-
-
-def compare_runs(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Compare, print and write ``comparison.json``, ``comparison.md`` and ``comparison.png``."""
-    options = config["compare"]
-    wanted, probed = _folders(config["runs"]), _folders(options["embeddings_dirs"])
-    if len(wanted) + len(probed) < 2:
-        raise InputError(
-            "a comparison is of two runs or more",
-            kind="missing",
-            setting="runs",
-            hint="Give folders of finished runs, such as runs=[exp_logs/4,exp_logs/5], or those of "
-            "extractions that are still to be probed, such as "
-            "compare.embeddings_dirs=[embeddings/mtt/5sec,embeddings/mtt/30sec].",
+            kinds = [f"{own.task}, {len(own.labels)} labels" for own in (run, first)]
+            how = "; ".join(dict.fromkeys(kinds))
+            if kinds[0] == kinds[1]:
+                how += ", of other names or in other order"
+            message = f"has another task than {first.folder} ({how})"
+        elif differing:
+            message = f"was not tested on the same tracks as {first.folder}: {len(differing)} are "
+            message += "in one of them only"
+        else:
+            order = [rows[key] for key in first.keys.tolist()]
+            if not np.array_equal(run.targets[order], first.targets):
+                message = f"was tested on the same tracks as {first.folder} with other labels: the "
+                message += "ground truth has changed between them"
+                hint = "Run the older one again."
+        if message:
+            raise InputError(message, kind="mismatch", path=run.folder, setting="runs", hint=hint)
+        aligned.append(
+            replace(run, keys=first.keys, targets=first.targets, outputs=run.outputs[:, order])
         )
-    for setting, given in (("runs", wanted), ("compare.embeddings_dirs", probed)):
-        twice = sorted({one for one in given if given.count(one) > 1})
-        if twice:
-            raise InputError(
-                f"has {twice[0]} twice", kind="conflict", setting=setting, hint="Give each once."
-            )
-    finished = [read_run(run) for run in wanted]  # what is wrong there is told first
-    if probed:
-        _check_sources(probed, config)
-    finished += [read_run(run) for run in _probe_each(probed, config, folder)]
-    runs = on_the_same_tracks(finished)
-    first, shown, called = runs[0], metrics.SHOWN[runs[0].task], _names(runs)
+    return aligned
+
+
+def _intervals(runs: list[RunResults], options: Compare, seed: int) -> list[dict[str, Any]]:
+    """For each run its metrics, and their differences to the first run's, with intervals."""
     samples = [
-        resampled_figures(run.task, run.targets, run.outputs, options["resamples"], config["seed"])
+        resampled_figures(run.task, run.targets, run.outputs, options.resamples, seed)
         for run in tqdm(runs, "bootstrap", unit="run", disable=None)
     ]
-    found: dict[str, Any] = {
-        "task": first.task,
-        "labels": first.labels,
-        "tracks": len(first.keys),
-        "resamples": options["resamples"],
-        "confidence": options["confidence"],
-        "seed": config["seed"],
-        "runs": [],
-    }
-    for run, name, own in zip(runs, called, samples, strict=True):
-        entry = {"folder": str(run.folder), "name": name, "seeds": len(run.outputs)}
-        for m in shown:
+    names, rows = [run.name for run in runs], []
+    for run, own in zip(runs, samples, strict=True):
+        name = run.name
+        if names.count(name) > 1 and name != str(run.folder):
+            name += f" ({run.folder})"
+        row: dict[str, Any] = {"folder": str(run.folder), "name": name, "seeds": len(run.outputs)}
+        for m in metrics.SHOWN[run.task]:
             least, most = metrics.BOUNDS[m]
-            entry[m] = interval(own[m], options["confidence"], (least, most))
-            if run is not first:
-                entry[f"{m}_difference"] = interval(
-                    own[m] - samples[0][m], options["confidence"], (least - most, most - least)
+            row[m] = interval(own[m], options.confidence, (least, most))
+            if run is not runs[0]:
+                row[f"{m}_difference"] = interval(
+                    own[m] - samples[0][m], options.confidence, (least - most, most - least)
                 )
-        found["runs"].append(entry)
-    names = [metrics.FIGURE_NAMES[m] for m in shown]
-    rows = [
-        [entry["name"]]
-        + [_shown(entry[m]) for m in shown]
-        + [_shown(entry[f"{m}_difference"], True) if f"{m}_difference" in entry else ""
-           for m in shown]
-        for entry in found["runs"]
-    ]  # fmt: skip
-    header = ["run", *names, *(f"{name}, difference" for name in names)]
-    text = markdown_table(header, rows)
-    percent = f"{options['confidence']:.0%}"
-    less = " Of the MSE, less is better." if "mse" in shown else ""
-    note = (
-        f"{percent} intervals of a bootstrap over the {len(first.keys)} test tracks "
-        f"({options['resamples']} resamples, the same for all runs); figures are means over each "
-        f"run's seeds. Differences are to {called[0]}; one whose interval leaves out 0 is marked "
-        f"*: other test tracks of this kind would hardly have turned it round.{less}"
-    )
-    if len(first.keys) < FEW_TRACKS:
-        note = (
-            f"**Warning.** {len(first.keys)} test tracks are too few to tell runs apart: neither "
-            f"intervals nor marks can be trusted.\n\n{note}"
-        )
-    picture = plots.intervals(
-        folder / "comparison.png",
-        [entry["name"] for entry in found["runs"]],
-        {name: [entry[m] for entry in found["runs"]] for m, name in zip(shown, names, strict=True)},
-        f"{percent} intervals over the test tracks",
-    )
-    write_json(folder / "comparison.json", found)
-    with atomic_path(folder / "comparison.md") as temporary:
-        temporary.write_text(
-            f"# Runs side by side\n\n{text}\n\n{note}\n\n![{picture.stem}]({picture.name})\n",
-            "utf-8",
-        )
-    print(f"{text}\n{note}\n{folder / 'comparison.md'}")
-    return {"folder": str(folder), "runs": found["runs"]}
+        rows.append(row)
+    return rows
 
 
-def _check_sources(sources: list[str], config: dict[str, Any]) -> None:
-    """Raise InputError for what would stop one of the probes, after others are trained."""
-    data = config["data"]
-    if data["features"] != "embeddings":
-        raise InputError(
-            "has no effect on compare.embeddings_dirs, which are embeddings",
-            kind="conflict",
-            setting="data.features",
-            hint="Run that probe by itself, and give it as one of the runs.",
-        )
-    if config["name"] is not None:
-        raise InputError(
-            "has no effect on compare.embeddings_dirs, whose probes have the names of the folders",
-            kind="conflict",
-            setting="name",
-            hint="Leave it out.",
-        )
-    task = read_task(config)
-    test: list[str] | None = None
+def format_interval(metric: dict[str, float] | None, difference: bool = False) -> str:
+    """0.7312 [0.7011, 0.7604]; of a difference with signs, and a star where 0 is left out."""
+    if metric is None:
+        return ""
+    sign = "+" if difference else ""
+    star = " *" if difference and metric["low"] * metric["high"] > 0 else ""
+    value, low, high = (format(metric[part], f"{sign}.4f") for part in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]{star}"
+
+
+# ---- extractions that are still to be probed -----------------------------------------------------
+
+
+def _check_extractions(sources: list[str], settings: ProbeSettings) -> None:
+    """Raise InputError for what would stop one of the probes after others are trained."""
+    for name, allowed, hint in (
+        ("data.features", settings.data.features == "embeddings",
+         "Run that probe by itself, and give it as one of the runs."),
+        ("name", settings.name is None,
+         "Leave it out: these probes have the names of their folders."),
+    ):  # fmt: skip
+        if not allowed:
+            message = "has no effect on compare.embeddings_dirs"
+            raise InputError(message, kind="conflict", setting=name, hint=hint)
+    keys, first = read_task(settings.data).keys("test"), None
     for source in sources:
         try:
-            folders, _ = chosen_folders(data | {"embeddings_dir": source})
+            folders = select_folders(replace(settings.data, embeddings_dir=source))
         except InputError as error:
             if error.setting == EMBEDDINGS_DIR:
                 error.setting = "compare.embeddings_dirs"
             raise
-        own = [k for k in task.keys("test") if all(made.has(k) for made in folders)]
-        if test is not None and own != test:
+        present = [key for key in keys if all(folder.has(key) for folder in folders)]
+        first = present if first is None else first
+        if present != first:
             raise InputError(
-                f"{source} and {sources[0]} have not embeddings of the same tracks of the test "
-                f"split ({len(own)} and {len(test)} of {len(task.keys('test'))})",
+                f"{source} and {sources[0]} have embeddings of different tracks of the test split "
+                f"({len(present)} and {len(first)} of {len(keys)})",
                 kind="mismatch",
                 setting="compare.embeddings_dirs",
                 hint="Extract those that are missing.",
             )
-        test = own
 
 
-def _probe_each(sources: list[str], config: dict[str, Any], folder: Path) -> list[Path]:
+def _probe_each(sources: list[str], settings: ProbeSettings, folder: Path) -> list[Path]:
     """Probe several extractions alike; returns their folders within this run's."""
-    made = []
+    folders = []
     for number, source in enumerate(sources, 1):
-        own = config | {"data": config["data"] | {"embeddings_dir": source}}
-        own["name"] = source
-        made.append(folder / f"probe-{number}")
-        # As the run's own, so that the probe can be made again by itself
-        alone = {"runs": None, "compare": dict(config["compare"]) | {"embeddings_dirs": None}}
-        write_json(made[-1] / "config.json", own | alone)
-        run_probe(own, made[-1])
+        # As a run of its own, so that the probe can be made again by itself
+        own = replace(
+            settings,
+            data=replace(settings.data, embeddings_dir=source),
+            name=source,
+            runs=None,
+            compare=replace(settings.compare, embeddings_dirs=None),
+        )
+        folders.append(folder / f"probe-{number}")
+        write_json(folders[-1] / "config.json", plain(own))
+        run_probe(own, folders[-1])
         print()
-    return made
-
-
-def _shown(figure: dict[str, float], difference: bool = False) -> str:
-    sign = "+" if difference else ""
-    mark = " *" if difference and figure["low"] * figure["high"] > 0 else ""
-    value, low, high = (format(figure[part], f"{sign}.4f") for part in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]{mark}"
+    return folders

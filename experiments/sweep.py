@@ -1,44 +1,54 @@
-"""What a sweep of ``ex_tl.py`` tries: blocks, tokens, mixes of blocks; and how it trains them."""
+"""The command ``sweep`` of ``ex_tl.py``: probe every block, choice of tokens, and mix of blocks."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from tqdm import tqdm
 
-import maest.config as settings
-from maest.datasets.embeddings import (
-    REDUCTIONS,
-    TOKENS,
-    EmbeddingFolder,
-    block_name,
-    check_types,
-    select_tokens,
+from maest.config import ProbeSettings, plain
+from maest.config.probe import ProbeData, ProbeTraining
+from maest.datasets.embedding_folders import block_name
+from maest.datasets.embeddings import TOKENS, check_types, select_tokens
+from maest.experiments.probe import device_of, train_probes
+from maest.experiments.probe_features import (
+    MIX,
+    load_embeddings,
+    normalize_blocks,
+    numbered_folders,
 )
-from maest.experiments.probe import MIX, Downstream, numbered_folders, to_be_mixed, train_probes
-from maest.experiments.probe_report import mix_weights, spread
+from maest.experiments.probe_report import PACKAGES, SWEEP, mean_and_std, mix_weights
+from maest.experiments.probe_task import ProbeTask, read_task
+from maest.experiments.runs import Interrupted, run_dir, same_command
+from maest.experiments.sweep_report import best_choice, write_report
 from maest.helpers import metrics
+from maest.helpers.checkpoints import Stopped
+from maest.helpers.collect import stoppable
 from maest.helpers.errors import InputError
-from maest.helpers.files import TEMPORARY
+from maest.helpers.failures import valid_utf8
+from maest.helpers.files import TEMPORARY, to_json, write_json
 from maest.helpers.parallel import cores, run_parallel
-from maest.helpers.settings import check_choice, listed_names
+from maest.helpers.report import machine, versions
 from maest.models.probe import SELECTION, ProbeBank
 
 log = logging.getLogger(__name__)
 
-# A step of a job takes this long at least, and processes take some seconds to start.
-_SECONDS_A_STEP, _SECONDS_THAT_PAY = 0.004, 30
+# A step of a group takes this long at least, and processes take some seconds to start.
+_SECONDS_A_STEP, _MIN_SECONDS_FOR_PROCESSES = 0.004, 30
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One choice of features: a block (or ``MIX``), tokens, and how several are reduced."""
+class FeatureChoice:
+    """A block (or ``MIX``), tokens, and how several of them are reduced."""
 
     block: int | str
     types: str
@@ -46,7 +56,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """For people."""
         block = "mix of the blocks" if self.block == MIX else f"block {block_name(self.block)}"
         return f"{block}, {self.tokens}"
 
@@ -56,139 +66,178 @@ class Cell:
         return f"{self.types} stacked" if self.reduce == "stack" else self.types
 
 
-# ---------------------------------------------------------------- what to train
+def sweep(run: Any, settings: ProbeSettings) -> dict[str, Any]:
+    """Probe every block, choice of tokens and a learned mix of the blocks; draw the result."""
+    folder = run_dir(run)
+    try:
+        with stoppable():
+            return _sweep(settings, folder)
+    except Stopped as stop:
+        done = (folder / SWEEP).is_file()
+        resume = [f"sweep.resume={folder}"] if done else []
+        kept = " Finished probes are kept." if done else ""
+        raise Interrupted(
+            f"{stop.signal.name}: stopped.{kept} To go on:\n  {same_command(*resume)}", stop.signal
+        ) from None
 
 
-def sweep_folders(config: dict[str, Any]) -> list[EmbeddingFolder]:
-    """Of the blocks that are asked for."""
-    found = numbered_folders(config["data"], config["sweep"]["blocks"], "sweep.blocks", "all")
-    if config["sweep"]["blocks"] == "all" and len(found) == 1:
+def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
+    started, options = time.monotonic(), settings.sweep
+    tokens = parse_choices(settings)
+    task = read_task(settings.data)
+    folders = numbered_folders(settings.data, options.blocks, "sweep.blocks")
+    blocks = [own.block for own in folders]
+    if options.blocks == "all" and len(blocks) == 1:
         log.warning(
             "%s: there are embeddings of block %d only; inference.transformer_block=all extracts "
             "all of them",
-            found[0].folder,
-            found[0].block,
+            folders[0].folder,
+            blocks[0],
         )
-    return found
+    embeddings = load_embeddings(task, folders, settings.data)
+    seeds = list(range(settings.seed, settings.seed + settings.seeds))
+    extraction = folders[0].settings
+    made_of = {  # what a sweep does not choose itself
+        "data": {n: v for n, v in plain(settings.data).items()
+                 if n not in ("block", "types", "reduce")},
+        "probe": plain(settings.probe),
+        "seeds": seeds,
+        "groundtruths": task.digests(),
+        "tracks": task.tracks(),
+        "extraction": extraction and {n: v for n, v in extraction.items() if n != "block"},
+    }  # fmt: skip
+    groups = list(group_choices(blocks, tokens, options.mix))
+    earlier, seconds = _earlier(options.resume, made_of, blocks, [*itertools.chain(*groups)])
+    constant = metrics.baseline(task.task, task.targets("train"), task.targets("test")).figures
+    results: dict[str, Any] = {
+        **made_of,
+        "blocks": blocks,
+        "task": task.task,
+        "labels": [valid_utf8(label) for label in task.labels],
+        "missing": task.missing(),
+        "versions": versions(*PACKAGES),
+        "machine": machine(),
+        "cells": list(earlier.values()),
+        "baseline": {m: constant[m] for m in metrics.SHOWN[task.task]},
+    }
+    if earlier:
+        log.info("%d choices are taken from %s", len(earlier), options.resume)
+    groups = [rest for group in groups if (rest := [c for c in group if c not in earlier])]
+
+    def write() -> None:
+        results["seconds"] = seconds + time.monotonic() - started
+        write_json(folder / SWEEP, results)
+
+    write()  # so that a sweep can be resumed from the start
+    job = SweepJob(task, blocks, seeds, settings.probe)
+    processes = count_processes(settings, task, groups)
+    total = sum(map(len, groups)) * len(seeds)
+    with tqdm(total=total, desc="sweep", unit="probe", disable=None) as bar:
+        for entries in job.run(groups, embeddings, processes, folder):
+            results["cells"] += entries
+            write()
+            bar.update(len(entries) * len(seeds))
+    places = [*blocks, MIX]
+    results["cells"].sort(
+        key=lambda c: (tokens.index((c["types"], c["reduce"])), places.index(c["block"]))
+    )
+    write()
+    write_report(folder, results)
+    best = best_choice(results)
+    return {"folder": str(folder), "best": {k: best[k] for k in ("block", "types", "reduce")}}
 
 
-def choices_of(config: dict[str, Any]) -> list[tuple[str, str]]:
+# ---- what to train -------------------------------------------------------------------------------
+
+
+def parse_choices(settings: ProbeSettings) -> list[tuple[str, str]]:
     """(types, reduce) of each choice of tokens; one token is the same in both ways.
 
     Raises:
         InputError: there is none, one is no choice, or ``data`` makes one.
     """
-    options, data, default = config["sweep"], config["data"], settings.TL["data"]
-    if data["features"] != "embeddings":
-        raise InputError(
-            "a sweep is over embeddings",
-            kind="conflict",
-            setting="data.features",
-            hint="Leave it out.",
-        )
-    if data["types"] != default["types"]:
-        raise InputError(
-            "has no effect on a sweep",
-            kind="conflict",
-            setting="data.types",
-            hint=f"Give sweep.tokens=[{data['types']}].",
-        )
-    if not (data["block"] is None or isinstance(data["block"], int)):
-        raise InputError(
-            "has no effect on a sweep, which mixes the blocks in any case",
-            kind="conflict",
-            setting="data.block",
-            hint="Give sweep.blocks=[6,7] for some of them.",
-        )
-    reductions = listed_names(options["reduce"] or [data["reduce"]])
-    tokens = listed_names(options["tokens"])
-    if not tokens or not reductions:
+    options, data = settings.sweep, settings.data
+    for name, allowed, hint in (
+        ("features", data.features == "embeddings", "Leave it out: a sweep is over embeddings."),
+        ("types", data.types == ProbeData().types, f"Give sweep.tokens=[{data.types}]."),
+        ("block", data.block is None or (data.block != MIX and len(data.block) == 1),
+         "Leave it out, as blocks are mixed in any case; or give sweep.blocks=[6,7] for some."),
+    ):  # fmt: skip
+        if not allowed:
+            raise InputError(
+                "has no effect on a sweep", kind="conflict", setting=f"data.{name}", hint=hint
+            )
+    reductions = (data.reduce,) if options.reduce is None else options.reduce
+    if not options.tokens or not reductions:
         raise InputError(
             "is empty",
             kind="empty",
-            setting=f"sweep.{'reduce' if tokens else 'tokens'}",
+            setting=f"sweep.{'reduce' if options.tokens else 'tokens'}",
             hint="Give one choice or more, such as sweep.tokens=[c,cdt] sweep.reduce=[mean,stack].",
         )
-    found: dict[tuple[str, str], None] = {}
+    choices: dict[tuple[str, str], None] = {}
     for reduce in reductions:
-        check_choice("sweep.reduce", reduce, REDUCTIONS)
-        for types in tokens:
-            check_types(types, reduce, "sweep.tokens")
-            if reduce == "mean":  # of which the order makes no difference
+        for types in options.tokens:
+            check_types(types, "sweep.tokens")
+            if reduce == "mean":  # the order makes no difference
                 types = "".join(token for token in TOKENS if token in types)
-            found[types, "mean" if len(types) == 1 else reduce] = None
-    return list(found)
+            choices[types, "mean" if len(types) == 1 else reduce] = None
+    return list(choices)
 
 
-def cells_of(
-    blocks: Sequence[int], choices: Sequence[tuple[str, str]], mix: Any
-) -> Iterator[list[Cell]]:
-    """Cells that are trained together: those of a block whose features are equally wide."""
+def group_choices(
+    blocks: Sequence[int], tokens: Sequence[tuple[str, str]], mix: bool
+) -> Iterator[list[FeatureChoice]]:
+    """Choices that are trained together: those of a block whose features are equally wide."""
     for block in blocks:
-        by_width: dict[int, list[Cell]] = {}
-        for types, reduce in choices:
+        by_width: dict[int, list[FeatureChoice]] = {}
+        for types, reduce in tokens:
             width = len(types) if reduce == "stack" else 1
-            by_width.setdefault(width, []).append(Cell(block, types, reduce))
+            by_width.setdefault(width, []).append(FeatureChoice(block, types, reduce))
         yield from by_width.values()
     if mix and len(blocks) > 1:
-        for types, reduce in choices:
-            yield [Cell(MIX, types, reduce)]
+        for types, reduce in tokens:
+            yield [FeatureChoice(MIX, types, reduce)]
 
 
-def features_of(
-    everything: dict[str, np.ndarray], blocks: Sequence[int], cells: Sequence[Cell]
-) -> dict[str, np.ndarray]:
-    """Split → [N, M, D]: of each cell; of a mix, of each block, normalised."""
-    found = {}
-    for split, x in everything.items():  # [N, L, 3, D]
-        if cells[0].block == MIX:
-            found[split] = to_be_mixed(select_tokens(x, cells[0].types, cells[0].reduce))
-            continue
-        own = x[:, blocks.index(cells[0].block)]
-        found[split] = np.stack(
-            [select_tokens(own, cell.types, cell.reduce) for cell in cells], axis=1
-        )
-    return found
-
-
-# ---------------------------------------------------------------- doing it
+# ---- training ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Work:
-    """What all jobs of a sweep have in common; a job is cells that are trained together."""
+class SweepJob:
+    """What all groups of choices have in common."""
 
-    task: Downstream
+    task: ProbeTask
     blocks: Sequence[int]
     seeds: Sequence[int]
-    recipe: dict[str, Any]
+    recipe: ProbeTraining
 
-    def do(
+    def run(
         self,
-        jobs: Sequence[list[Cell]],
-        everything: dict[str, np.ndarray],
+        groups: Sequence[list[FeatureChoice]],
+        embeddings: dict[str, np.ndarray],
         processes: int,
         folder: Path,
     ) -> Iterator[list[dict[str, Any]]]:
-        """The figures of each job, as they come.
+        """The entries of each group, as they come.
 
         Args:
-            jobs: what to train.
-            everything: split → float32 [N, L, 3, D]; several processes get it through files, which
-                they map into memory, so that it is there once.
+            groups: what to train.
+            embeddings: split → float32 [N, L, 3, D]; emptied where several processes work: they
+                map it into memory from files, so that it is there once.
             processes: how many; 1 for this one.
-            folder: where those files may be, as long as it takes.
+            folder: for those files, as long as it takes.
         """
         if processes == 1:
-            for job in jobs:
-                yield self.train(job, everything)
+            for group in groups:
+                yield self.train(group, embeddings)
             return
         with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as shared:
-            for split in list(everything):
-                np.save(Path(shared) / f"{split}.npy", everything.pop(split))
+            for split in list(embeddings):
+                np.save(Path(shared) / f"{split}.npy", embeddings.pop(split))
             yield from run_parallel(
-                _train_job,
-                jobs,
+                _train_group,
+                groups,
                 (self, shared),
                 num_workers=processes,
                 time_limit=None,
@@ -196,52 +245,120 @@ class Work:
                 progress=False,
             )
 
-    def train(self, cells: list[Cell], everything: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Train and test the probes of a job."""
-        features = features_of(everything, self.blocks, cells)
-        mix = cells[0].block == MIX
-        bank = train_probes(self.recipe, self.task, features, self.seeds, mix=mix, title=None)
-        return figures_of(cells, bank, self.task)
+    def train(
+        self, group: list[FeatureChoice], embeddings: Mapping[str, np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """Train and test the probes of a group."""
+        mix, features = group[0].block == MIX, {}
+        for split, x in embeddings.items():  # [N, L, 3, D]
+            if mix:
+                features[split] = normalize_blocks(
+                    select_tokens(x, group[0].types, group[0].reduce)
+                )
+            else:
+                own = x[:, self.blocks.index(group[0].block)]
+                sets = [select_tokens(own, choice.types, choice.reduce) for choice in group]
+                features[split] = np.stack(sets, axis=1)
+        bank = train_probes(self.recipe, self.task, features, self.seeds, mix=mix)
+        return _entries(group, self.task, bank, bank.predict(features["test"]))
 
 
-def _train_job(cells: list[Cell], work: Work, shared: str) -> list[dict[str, Any]]:
+def _train_group(group: list[FeatureChoice], job: SweepJob, shared: str) -> list[dict[str, Any]]:
     """In a worker process."""
     files = {path.stem: path for path in Path(shared).glob("*.npy")}
-    everything = {split: np.load(path, mmap_mode="r") for split, path in files.items()}
-    return work.train(cells, everything)
+    return job.train(group, {split: np.load(path, mmap_mode="r") for split, path in files.items()})
 
 
-def processes_for(config: dict[str, Any], task: Downstream, jobs: Sequence[list[Cell]]) -> int:
-    """One a core, on a CPU, where starting them pays."""
-    wanted, probe = config["sweep"]["num_workers"], config["probe"]
-    if wanted is not None:
-        return min(wanted, max(1, len(jobs)))
-    if probe["accelerator"] != "cpu" and (torch.cuda.is_available() or torch.mps.is_available()):
-        return 1
-    steps = probe["max_epochs"] * -(-len(task.rows["train"]) // probe["batch_size"])
-    seconds = steps * len(jobs) * _SECONDS_A_STEP
-    return min(cores(), max(1, len(jobs))) if seconds > _SECONDS_THAT_PAY else 1
-
-
-def figures_of(cells: Sequence[Cell], bank: ProbeBank, task: Downstream) -> list[dict[str, Any]]:
-    """An entry of ``sweep.json`` for each cell."""
-    targets, shown = task.targets("test"), metrics.SHOWN[task.task]
-    n_seeds = len(bank.seeds)
-    found = []
-    for i, cell in enumerate(cells):
-        own = range(i * n_seeds, (i + 1) * n_seeds)
-        scores = [metrics.evaluate(task.task, targets, bank.outputs[k]).figures for k in own]
-        entry = {
-            "block": cell.block,
-            "types": cell.types,
-            "reduce": cell.reduce,
-            "name": cell.name,
-            "tokens": cell.tokens,
-            f"val_{SELECTION[task.task]}": spread(bank.best_figures[list(own)]),
-            "best_epochs": [int(bank.best_epochs[k]) for k in own],
-            **{m: spread([score[m] for score in scores]) for m in shown},
+def _entries(
+    group: Sequence[FeatureChoice], task: ProbeTask, bank: ProbeBank, outputs: np.ndarray
+) -> list[dict[str, Any]]:
+    """An entry of ``sweep.json`` for each choice."""
+    targets, n_seeds, entries = task.targets("test"), len(bank.seeds), []
+    for i, choice in enumerate(group):
+        own = slice(i * n_seeds, (i + 1) * n_seeds)
+        scores = [metrics.evaluate(task.task, targets, x).figures for x in outputs[own]]
+        entry = asdict(choice) | {
+            "name": choice.name,
+            "tokens": choice.tokens,
+            f"val_{SELECTION[task.task]}": mean_and_std(bank.best_scores[own]),
+            "best_epochs": bank.best_epochs[own].tolist(),
+            **{m: mean_and_std([s[m] for s in scores]) for m in metrics.SHOWN[task.task]},
         }
-        if bank.n_blocks is not None:
+        if choice.block == MIX:
             entry["weights"] = mix_weights(bank)
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
+
+
+def count_processes(
+    settings: ProbeSettings, task: ProbeTask, groups: Sequence[list[FeatureChoice]]
+) -> int:
+    """One a core, on a CPU, where starting them pays."""
+    wanted, recipe, most = settings.sweep.num_workers, settings.probe, max(1, len(groups))
+    if wanted is not None:
+        return min(wanted, most)
+    if device_of(recipe.accelerator).type != "cpu":
+        return 1
+    steps = recipe.max_epochs * -(-len(task.rows["train"]) // recipe.batch_size)
+    seconds = steps * len(groups) * _SECONDS_A_STEP
+    return min(cores(), most) if seconds > _MIN_SECONDS_FOR_PROCESSES else 1
+
+
+# ---- resume --------------------------------------------------------------------------------------
+
+
+def _earlier(
+    folder: str | None,
+    made_of: dict[str, Any],
+    blocks: list[int],
+    wanted: Sequence[FeatureChoice],
+) -> tuple[dict[FeatureChoice, dict[str, Any]], float]:
+    """The entries of a sweep of the same settings for the wanted choices, and its seconds.
+
+    Its mixes count only if they are of the same blocks.
+
+    Raises:
+        InputError: there is no sweep, or one of other settings.
+    """
+    if folder is None:
+        return {}, 0.0
+    path = Path(folder).expanduser() / SWEEP
+    hint = "Give the folder of a sweep, such as sweep.resume=exp_logs/4, or leave it out."
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        was = {name: found[name] for name in made_of}
+        cells = {FeatureChoice(c["block"], c["types"], c["reduce"]): c for c in found["cells"]}
+        same_blocks, seconds = found["blocks"] == blocks, float(found["seconds"])
+    except FileNotFoundError:
+        raise InputError(
+            "no such file", kind="missing", path=path, setting="sweep.resume", hint=hint
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            "holds no results of a sweep",
+            kind="corrupt",
+            path=path,
+            setting="sweep.resume",
+            hint=hint,
+        ) from None
+    if differing := _differences(was, json.loads(to_json(made_of))):
+        raise InputError(
+            f"that sweep was of other settings: {'; '.join(differing)}",
+            kind="mismatch",
+            path=path,
+            setting="sweep.resume",
+            hint="Give the same ones, or leave sweep.resume out.",
+        )
+    kept = [c for c in wanted if c in cells and (c.block != MIX or same_blocks)]
+    return {choice: cells[choice] for choice in kept}, seconds
+
+
+def _differences(was: Any, now: Any, name: str = "") -> list[str]:
+    """``probe.lr 0.1, now 0.2`` for each setting that differs."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in {**was, **now}
+            for line in _differences(was.get(key), now.get(key), f"{name}.{key}".strip("."))
+        ]
+    return [] if was == now else [f"{name} {str(was)[:60]}, now {str(now)[:60]}"]

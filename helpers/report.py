@@ -1,4 +1,4 @@
-"""Reports: the demo's tables, and what a recorded figure says of where it was measured."""
+"""Reports: pages and tables, and what a recorded figure says of where it was measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+from maest.helpers.files import atomic_path
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -28,6 +31,52 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         + "|"
     )
     return "\n".join([line(header), rule, *map(line, rows)])
+
+
+class Page:
+    """A report in Markdown, put together from above to below.
+
+    Attributes:
+        text: without its pictures and their captions, as a terminal shows it.
+    """
+
+    def __init__(self, title: str, warnings: Sequence[str] = ()) -> None:
+        self._parts = [(f"# {title}", True)]
+        self.add(*(f"**Warning.** {warning}" for warning in warnings))
+
+    def add(self, *paragraphs: str) -> None:
+        """Paragraphs; empty ones are left out."""
+        self._parts += [(paragraph, True) for paragraph in paragraphs if paragraph]
+
+    def facts(self, *facts: str) -> None:
+        """A list, a line each; empty ones are left out."""
+        self.add("\n".join(f"- {fact}" for fact in facts if fact))
+
+    def picture(self, path: Path, caption: str = "") -> None:
+        """A picture that lies beside the report."""
+        self._parts += [(caption, False)] * bool(caption)
+        self._parts.append((f"![{path.stem}]({path.name})", False))
+
+    def commands(self, *commands: tuple[str, str]) -> None:
+        """Lines for a shell, each with what it does."""
+        width = max(len(line) for line, _ in commands)
+        lines = (f"{line.ljust(width)}  # {what}" if what else line for line, what in commands)
+        self.add("\n".join(["```sh", *lines, "```"]))
+
+    @property
+    def text(self) -> str:
+        return "\n\n".join(part for part, always in self._parts if always)
+
+    def write(self, path: Path) -> None:
+        """Write it, atomically."""
+        whole = "\n\n".join(part for part, _ in self._parts)
+        with atomic_path(path) as temporary:
+            temporary.write_text(f"{whole}\n", "utf-8")
+
+
+def format_mean_std(metric: Mapping[str, Any]) -> str:
+    """0.7312 ± 0.0031."""
+    return f"{metric['mean']:.4f} ± {metric['std']:.4f}"
 
 
 def pretraining_table(results: Mapping[str, Any]) -> str:

@@ -208,13 +208,6 @@ def test_every_form_in_which_runs_are_typed(runs, typed):
     assert [run["name"] for run in found] == ["second", "first"]
 
 
-def test_folders_with_spaces_in_their_names():
-    listed = comparing._folders
-    assert listed("[my runs/4, my runs/5]") == ["my runs/4", "my runs/5"]
-    assert listed("exp_logs/4 exp_logs/5") == ["exp_logs/4", "exp_logs/5"]
-    assert listed(["my runs/4", "b"]) == ["my runs/4", "b"]
-
-
 def test_a_folder_with_a_comma_in_its_name(runs):
     (runs / "exp_logs" / "2").rename(runs / "exp_logs" / "first,second")
     for typed in ('[exp_logs/1,"exp_logs/first,second"]', "['exp_logs/first,second',exp_logs/1]"):

@@ -6,7 +6,6 @@ import os
 import shutil
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from maest.config import Settings, parse
 from maest.datasets.batches import ClipBatch, CropDataset, PackedStrings, TrackBatch, collate_tracks
-from maest.datasets.datamodule import FeatureDataModule, MaestDataModule
+from maest.datasets.datamodule import MaestDataModule
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
 from maest.datasets.melspectrograms import MelFileError
 from maest.datasets.teacher import TeacherFileError, read_teacher_logits
@@ -559,39 +558,6 @@ def test_of_several_processes_one_builds(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert built == [True]
-
-
-def test_features_in_memory():
-    x, y = np.arange(60, dtype=np.float32).reshape(10, 3, 2), np.eye(10, dtype=np.uint8)
-    data = FeatureDataModule({"train": (x, y), "val": (x, y), "test": (x, y)}, 4, seeds=(0, 1))
-    batches = list(data.train_dataloader())
-    shapes = [(tuple(features.shape), tuple(targets.shape)) for features, targets in batches]
-    assert shapes == [((2, n, 3, 2), (2, n, 10)) for n in (4, 4, 2)]
-    for seed in (0, 1):
-        features = torch.cat([features[seed] for features, _ in batches])
-        tracks = torch.cat([targets[seed] for _, targets in batches]).argmax(dim=1)
-        assert sorted(tracks.tolist()) == list(range(10)) != tracks.tolist()
-        assert np.array_equal(features, x[tracks])  # each with its own targets
-    for loader in (data.val_dataloader(), data.test_dataloader()):
-        ((features, targets),) = loader
-        assert np.array_equal(features, x)
-        assert np.array_equal(targets, y)
-        assert features.dtype == targets.dtype == torch.float32
-
-
-def test_features_of_any_memory():
-    """Such as a file's, read only, or a part of a larger array."""
-    x = np.arange(60.0).reshape(10, 3, 2)[::-1]
-    y = np.eye(10, dtype=bool)
-    for array in (x, y):
-        array.flags.writeable = False
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        data = FeatureDataModule({"val": (x, y)}, 4, seeds=(0,))
-        ((features, targets),) = data.val_dataloader()
-    assert features.dtype == targets.dtype == torch.float32
-    assert np.array_equal(features, x)
-    assert np.array_equal(targets, y)
 
 
 # --- Tasks, and a teacher -----------------------------------------------------------------------

@@ -37,7 +37,8 @@ from sklearn.metrics import (
 
 from maest.datasets.groundtruth import TASKS, write_groundtruth, write_labels
 from maest.datasets.melspectrograms import write_mel
-from maest.experiments import probe_report
+from maest.experiments import probe as probing
+from maest.experiments.probe_report import few_tracks
 from maest.helpers import metrics, plots
 
 PNG = b"\x89PNG"
@@ -59,9 +60,7 @@ def made(tmp_path) -> MadeUp:
 @pytest.fixture
 def untrained(monkeypatch):
     """Fails where a probe is trained."""
-    monkeypatch.setattr(
-        probe_report, "train_probes", lambda *_, **__: pytest.fail("has been trained")
-    )
+    monkeypatch.setattr(probing, "train_probes", lambda *_, **__: pytest.fail("has been trained"))
 
 
 def predictions(folder: Path) -> dict[str, np.ndarray]:
@@ -380,7 +379,7 @@ def test_a_linear_probe_stands_beside_one_of_few_tracks(probed):
     ],
 )
 def test_splits_that_are_too_small(val, test, words):
-    found = probe_report.few_tracks({"train": 60, "val": val, "test": test})
+    found = few_tracks({"train": 60, "val": val, "test": test})
     assert len(found) == len(words)
     assert all(word in warning for word, warning in zip(words, found, strict=True))
 
@@ -586,10 +585,10 @@ def test_which_block(made):
 
 
 def test_which_blocks_to_mix(made, untrained):
-    message = refused(made, "data.block=all")
+    assert "data.block: " in refused(made, "data.block=all")
+    message = refused(made, "data.block=[5,6]")
     assert "data.block: " in message
     assert "6, 7" in message
-    assert "data.block: " in refused(made, "data.block=[5,6]")
     message = refused(made, "data.block=mix", "data.embeddings_dir=embeddings/5sec/7")
     assert "Give data.block=7" in message
 
@@ -611,9 +610,11 @@ def test_which_length(made, untrained):
     open_block(made.block(7, "10"), 7, seconds=10.0)
     shutil.copytree(made.block(7) / "test", made.block(7, "10") / "test")
     message = refused(made, "data.block=7")
-    assert "5sec, 10sec" in message
+    assert all(f"embeddings/{seconds}sec" in message for seconds in (5, 10))
     assert "data.clip_length=5" in message
-    assert "5sec, 10sec" in refused(made, "data.clip_length=30")
+    message = refused(made, "data.block=7", "data.clip_length=30")
+    assert "data.clip_length: " in message
+    assert "5 s, 10 s" in message
 
 
 def test_no_such_folder(made, untrained):

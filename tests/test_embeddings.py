@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from made_up import refuses
 
-from maest.datasets.embeddings import (
+from maest.datasets.embedding_folders import (
     EmbeddingFolder,
-    MissingFeature,
-    check_one_model,
-    check_types,
+    check_same_extraction,
     find_folders,
-    load,
+)
+from maest.datasets.embeddings import (
+    MissingFeature,
+    check_types,
+    load_features,
     log_mel_file,
     mel_statistics,
     read_blocks,
@@ -84,6 +86,11 @@ def names(folders: list[EmbeddingFolder]) -> list[str]:
     return [made.folder.name for made in folders]
 
 
+def reader(*folders: EmbeddingFolder):
+    """Key → a track's embeddings of these blocks."""
+    return lambda key: read_blocks([folder.path(key) for folder in folders])
+
+
 def put(folder: Path, *tracks: str, content: np.ndarray = EMBEDDING) -> Path:
     """Embeddings without a manifest, as other programs may write them."""
     for track in tracks:
@@ -117,13 +124,11 @@ def test_after_the_final_norm_there_are_no_tokens():
             select_tokens(final, types, reduce)
 
 
-@pytest.mark.parametrize("types", ["", "x", "cc", ["c"], None])
+@pytest.mark.parametrize("types", ["", "x", "cc"])
 def test_bad_choices(types):
-    with refuses("invalid", setting="data.types"):
-        check_types(types, "mean")
-    with pytest.raises(InputError, match=r"data\.reduce"):
-        check_types("c", "max")
-    check_types("tdc", "stack")
+    with refuses("invalid", setting="sweep.tokens"):
+        check_types(types, "sweep.tokens")
+    check_types("tdc")
 
 
 # ---- one file ------------------------------------------------------------------------------------
@@ -255,11 +260,12 @@ def test_no_file(tmp_path):
 # ---- which folder --------------------------------------------------------------------------------
 
 
-def test_the_only_block_is_found_from_anywhere_above(tmp_path):
-    out_dir = extracted(tmp_path / "out", seconds=5)
-    for place in (out_dir, out_dir / "5sec", out_dir / "5sec/7"):
-        for clip_length, block in ((None, None), (5, None), (None, 7), (4.992, "all")):
-            (found,) = find_folders(place, clip_length, block)
+def test_embeddings_are_found_from_anywhere_above(tmp_path):
+    """In a folder of the model's name, too, and down to that of a block."""
+    out_dir = extracted(tmp_path / "out/model", seconds=5)
+    for place in (tmp_path / "out", out_dir, out_dir / "5sec", out_dir / "5sec/7"):
+        for clip_length in (None, 5, 4.992):
+            (found,) = find_folders(place, clip_length)
             assert found.folder == out_dir / "5sec/7"
             assert (found.block, found.name, found.seconds) == (7, "7", 5)
             assert found.settings["model"] == "0" * 64
@@ -271,33 +277,34 @@ def test_a_home_folder_may_be_written_short(tmp_path, monkeypatch):
     assert names(find_folders("~/out")) == ["7"]
 
 
-def test_blocks_are_chosen_by_number(tmp_path):
+def test_blocks_come_in_their_order(tmp_path):
     out_dir = extracted(tmp_path, blocks=(10, 2, FINAL, 0))
-    assert names(find_folders(out_dir, block="all")) == ["0", "2", "10", "final"]
-    assert names(find_folders(out_dir, block=10)) == ["10"]
-    assert names(find_folders(out_dir, block=FINAL)) == ["final"]
-    assert names(find_folders(out_dir, default=10)) == ["10"]
-    for block, default in ((None, None), (None, 7), (7, None)):
-        with refuses("missing", "5sec", "data.block") as caught:
-            find_folders(out_dir, block=block, default=default)
-        assert "0, 2, 10, final" in str(caught.value)
-    out_dir = extracted(tmp_path / "only")
-    assert names(find_folders(out_dir, default=10)) == ["7"]  # the only one there is
-    with refuses("missing", "5sec", "data.block"):
-        find_folders(out_dir, block=FINAL)
+    assert names(find_folders(out_dir)) == ["0", "2", "10", "final"]
 
 
-def test_lengths_are_chosen_in_whole_frames(tmp_path):
+@pytest.mark.parametrize("model", ["", "model/"])
+def test_lengths_are_chosen_in_whole_frames(tmp_path, model):
     for seconds in (30, 10, 4.992, 5.008):
-        extracted(tmp_path, seconds=seconds)
+        extracted(tmp_path / model, seconds=seconds)
     for asked, found in ((30, "30sec"), (10.0, "10sec"), (4.99, "4.992sec"), (5.008, "5.008sec")):
         assert find_folders(tmp_path, asked)[0].folder.parent.name == found
     with refuses("missing", setting="data.clip_length") as caught:
         find_folders(tmp_path, 20)
-    assert "4.992sec, 5.008sec, 10sec, 30sec" in str(caught.value)
+    assert "4.992 s, 5.008 s, 10 s, 30 s" in str(caught.value)
     with refuses("conflict", setting=DIR) as caught:
         find_folders(tmp_path)
     assert "data.clip_length=" in caught.value.hint
+
+
+def test_extractions_of_several_models_are_listed(tmp_path):
+    """Whether their lengths are the same or not."""
+    for name, seconds in (("first", 5), ("second", 5), ("third", 10)):
+        extracted(tmp_path / name, seconds=seconds)
+    for clip_length, listed in ((None, ("first", "second", "third")), (5, ("first", "second"))):
+        with refuses("conflict", setting=DIR) as caught:
+            find_folders(tmp_path, clip_length)
+        assert all(f"{name}/" in str(caught.value) for name in listed)
+    assert find_folders(tmp_path, 10)[0].folder == tmp_path / "third/10sec/7"
 
 
 def test_a_length_without_embeddings_is_no_choice(tmp_path):
@@ -307,16 +314,6 @@ def test_a_length_without_embeddings_is_no_choice(tmp_path):
     for place in (tmp_path / "30sec", tmp_path / "30sec/logits"):
         with refuses("empty", setting=DIR):
             find_folders(place)
-
-
-def test_a_folder_that_contradicts_what_is_asked_for(tmp_path):
-    out_dir = extracted(tmp_path, blocks=(6, 7))
-    with refuses("conflict", "5sec/7", DIR):
-        find_folders(out_dir / "5sec/7", block=6)
-    for place in ("5sec/7", "5sec"):
-        with refuses("conflict", setting=DIR):
-            find_folders(out_dir / place, 30, 7)
-    assert names(find_folders(out_dir / "5sec/7", 5, "all")) == ["7"]
 
 
 def test_a_manifest_is_believed_more_than_a_name(tmp_path):
@@ -330,29 +327,20 @@ def test_one_block_twice(tmp_path):
     level = extracted(tmp_path / "out") / "5sec"
     extracted(tmp_path / "other")
     (tmp_path / "other/5sec/7").rename(level / "7 (copy)")
-    for block in (7, "all", None):
-        with refuses("conflict", "5sec") as caught:
-            find_folders(level, block=block)
-        assert "7 (copy)" in str(caught.value)
+    with refuses("conflict", "5sec") as caught:
+        find_folders(level)
+    assert "7 (copy)" in str(caught.value)
 
 
 def test_folders_with_nothing_in_them(tmp_path):
-    with refuses("missing", "none", DIR):
-        find_folders(tmp_path / "none")
     (tmp_path / "5sec/7").mkdir(parents=True)
     for place in (tmp_path, tmp_path / "5sec", tmp_path / "5sec/7"):
         with refuses("empty", setting=DIR):
             find_folders(place)
     (tmp_path / "file").write_text("x")
-    with refuses("missing", "file", DIR):
-        find_folders(tmp_path / "file")
-
-
-def test_a_folder_above_several_data_sets_is_no_block(tmp_path):
-    extracted(tmp_path / "scores")
-    extracted(tmp_path / "mtt")
-    with refuses("empty", setting=DIR):
-        find_folders(tmp_path)
+    for name in ("none", "file"):
+        with refuses("missing", name, DIR):
+            find_folders(tmp_path / name)
 
 
 def test_without_manifests(tmp_path):
@@ -363,10 +351,11 @@ def test_without_manifests(tmp_path):
     level = tmp_path / "out/5sec"
     for block in ("10", "9", "final", "²"):
         put(level / block, *KEYS)
-    found = find_folders(tmp_path / "out", 5, "all")
+    found = find_folders(tmp_path / "out", 5)
     assert [made.block for made in found] == [9, 10, FINAL, None]
     assert [made.seconds for made in found] == [5] * 4
-    assert names(find_folders(level, None, FINAL)) == ["final"]
+    (found,) = find_folders(level / "final", 5)
+    assert found.block == FINAL
 
 
 def test_a_damaged_manifest(tmp_path):
@@ -392,16 +381,15 @@ def test_blocks_of_several_models(tmp_path, settings, differing):
     made = extracted(tmp_path / "other", blocks=(7,), checkpoint="my/other", **settings)
     (made / "5sec/7").rename(out_dir / "5sec/7")
     with refuses("mismatch", setting=DIR) as caught:
-        find_folders(out_dir, 5, "all")
+        check_same_extraction(find_folders(out_dir, 5))
     assert all(word in str(caught.value) for word in ("5sec/6", "5sec/7", *differing))
-    assert names(find_folders(out_dir, 5, 7)) == ["7"]  # nothing is mixed
 
 
 def test_blocks_of_one_model_made_in_two_runs(tmp_path):
     extracted(tmp_path, blocks=(6,))
     folders = find_folders(extracted(tmp_path / "b", blocks=(7,)))
     folders += find_folders(tmp_path / "5sec")
-    check_one_model(folders)
+    check_same_extraction(folders)
 
 
 # ---- which file ----------------------------------------------------------------------------------
@@ -428,7 +416,7 @@ def test_a_key_finds_its_embedding(tmp_path, stored, key):
     folder = EmbeddingFolder(put(tmp_path, stored, "a/other.mp3", "song.mp3", "a/song2.mp3"))
     assert folder.has(key)
     assert folder.path(key) == tmp_path / f"{stored}.embeddings.npy"
-    np.testing.assert_array_equal(folder.tokens(key), EMBEDDING)
+    np.testing.assert_array_equal(read_tokens(folder.path(key)), EMBEDDING)
 
 
 @pytest.mark.parametrize(
@@ -453,7 +441,7 @@ def test_another_audio_file_is_another_track(tmp_path):
 
 def test_suffixes_that_leave_a_choice(tmp_path):
     folder = EmbeddingFolder(put(tmp_path, "a/song.mp3", "a/song.flac", "a/b.mp3"))
-    for attempt in (folder.path, folder.has, folder.tokens):
+    for attempt in (folder.path, folder.has):
         with refuses("conflict") as caught:
             attempt("a/song.mmap")
         assert not isinstance(caught.value, MissingFeature)
@@ -461,7 +449,7 @@ def test_suffixes_that_leave_a_choice(tmp_path):
     assert folder.path("a/song.mp3").name == "song.mp3.embeddings.npy"
     assert folder.has("a/b.mmap")
     with refuses("conflict"):
-        load(["a/b.mmap", "a/song.mmap"], folder.tokens, "train", skip_missing=True)
+        load_features(["a/b.mmap", "a/song.mmap"], reader(folder), "train", skip_missing=True)
 
 
 def test_two_formats_of_a_song(tmp_path):
@@ -482,18 +470,18 @@ def test_the_exact_name_goes_first(tmp_path):
 
 def test_tracks_come_in_the_order_of_the_keys(tmp_path):
     (folder,) = find_folders(extracted(tmp_path))
-    found, present = load(KEYS[::-1], folder.tokens, "test")
+    found, present = load_features(KEYS[::-1], reader(folder), "test")
     assert (found.dtype, present) == (np.float32, [0, 1, 2])
-    np.testing.assert_array_equal(found, np.stack([EMBEDDING + 700 + i for i in (2, 1, 0)]))
+    np.testing.assert_array_equal(found[:, 0], np.stack([EMBEDDING + 700 + i for i in (2, 1, 0)]))
 
 
 def test_blocks_of_a_track_are_stacked(tmp_path):
-    folders = find_folders(extracted(tmp_path, blocks=(2, 7)), block="all")
-    found, _ = load(KEYS, lambda key: read_blocks(folders, key), "test")
+    folders = find_folders(extracted(tmp_path, blocks=(2, 7)))
+    found, _ = load_features(KEYS, reader(*folders), "test")
     expected = [[EMBEDDING + 100 * b + i for b in (2, 7)] for i in range(len(KEYS))]
     np.testing.assert_array_equal(found, expected)
     (final,) = find_folders(extracted(tmp_path / "final", blocks=(FINAL,)))
-    assert load(KEYS, final.tokens, "test")[0].shape == (3, 1, D)
+    assert load_features(KEYS, reader(final), "test")[0].shape == (3, 1, 1, D)
 
 
 def test_blocks_of_different_widths(tmp_path):
@@ -502,30 +490,27 @@ def test_blocks_of_different_widths(tmp_path):
         EmbeddingFolder(put(tmp_path / "7", "a", content=np.ones((3, D + 1), np.float32))),
     ]
     with refuses("mismatch", "7/a.embeddings.npy"):
-        load(["a"], lambda key: read_blocks(folders, key), "train")
+        load_features(["a"], reader(*folders), "train")
 
 
 def test_missing_tracks_are_counted(tmp_path):
     (folder,) = find_folders(extracted(tmp_path))
     keys = ["x.mmap", KEYS[0], "y.mmap", KEYS[2]]
-    with refuses("missing") as caught:
-        load(keys, folder.tokens, "val")
+    with refuses("missing", "7/x.mmap.embeddings.npy") as caught:
+        load_features(keys, reader(folder), "val")
     assert "2 of 4" in str(caught.value)
-    assert "7/x.mmap.embeddings.npy" in str(caught.value)
     assert "data.missing=skip" in caught.value.hint
-    found, present = load(keys, folder.tokens, "val", skip_missing=True)
+    found, present = load_features(keys, reader(folder), "val", skip_missing=True)
     assert present == [1, 3]
-    np.testing.assert_array_equal(found, [EMBEDDING + 700, EMBEDDING + 702])
+    np.testing.assert_array_equal(found[:, 0], [EMBEDDING + 700, EMBEDDING + 702])
 
 
 def test_there_is_nothing_to_skip_to(tmp_path):
     (folder,) = find_folders(extracted(tmp_path))
     for skip in (True, False):
-        with refuses("missing") as caught:
-            load(["x.mmap", "y.mmap"], folder.tokens, "train", skip_missing=skip)
+        with refuses("missing", "7/x.mmap.embeddings.npy") as caught:
+            load_features(["x.mmap", "y.mmap"], reader(folder), "train", skip_missing=skip)
         assert "data.missing" not in str(caught.value)
-    with refuses("empty", setting="data.groundtruth_train"):
-        load([], folder.tokens, "train", skip_missing=True)
 
 
 @pytest.mark.parametrize(
@@ -534,15 +519,15 @@ def test_there_is_nothing_to_skip_to(tmp_path):
 def test_tracks_of_different_widths(tmp_path, content):
     folder = EmbeddingFolder(put(tmp_path, "a", "b"))
     put(tmp_path, "c", content=content)
-    with refuses("mismatch"):
-        load(["a", "b", "c"], folder.tokens, "train", skip_missing=True)
+    with refuses("mismatch", setting=DIR):
+        load_features(["a", "b", "c"], reader(folder), "train", skip_missing=True)
 
 
 def test_damaged_tracks_are_not_skipped(tmp_path):
     folder = EmbeddingFolder(put(tmp_path, *(str(i) for i in range(50))))
     os.truncate(tmp_path / "31.embeddings.npy", 150)
     with refuses("corrupt", "31.embeddings.npy"):
-        load([str(i) for i in range(50)], folder.tokens, "train", skip_missing=True)
+        load_features([str(i) for i in range(50)], reader(folder), "train", skip_missing=True)
 
 
 def test_features_are_in_memory_once():
@@ -556,7 +541,7 @@ def test_features_are_in_memory_once():
 
     tracemalloc.start()
     try:
-        found, _ = load(keys, read, "train")
+        found, _ = load_features(keys, read, "train")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

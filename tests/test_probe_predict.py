@@ -17,11 +17,12 @@ from command_line import bad, good, newest, run
 from music import save_small_model, write_music
 from safetensors.numpy import load_file, save_file
 
-from maest import config
-from maest.datasets.embeddings import find_folders, read_tokens
+from maest.config import ProbeSettings
+from maest.datasets.embedding_folders import find_folders
+from maest.datasets.embeddings import read_tokens
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
 from maest.datasets.preprocess import main as preprocess
-from maest.experiments.probe_predict import FinishedProbe, extraction_config
+from maest.experiments.probe_predict import TrainedProbe, extraction_settings
 from maest.helpers.audio import read_audio
 from maest.models.extraction import Extractor
 
@@ -375,39 +376,39 @@ MADE = {
 }
 
 
-def asked(extraction: dict | None = None, **made_by) -> dict:
+def asked(extraction: dict | None = None, **made_by):
     """The settings of the extraction that a probe asks for."""
     made_by = {"arch": "maest_tiny", "checkpoint": None} | made_by
     about = {"extraction": MADE | (extraction or {}), "made_by": made_by}
-    options = {"audio": "music", "predict": config.TL["predict"]}
-    return extraction_config(FinishedProbe(Path("4"), about, []), options, Path("out"))
+    probe = TrainedProbe(Path("4"), about, [])
+    return extraction_settings(probe, ProbeSettings(audio="music"), Path("out"))
 
 
 def test_all_settings_of_the_extraction_are_asked_for():
     found = asked()
-    own = found["inference"]
-    assert (own["patch_hop"], own["tail"], own["transformer_block"]) == (1.0, "pad", 7)
-    assert (found["datamodule"]["clip_length"], found["maest"]["arch"]) == (2.0, "maest_tiny")
-    assert found["maest"]["s_patchout_t_interleaved"] == 2
-    assert found["trainer"]["precision"] == "32-true"
+    own = found.inference
+    assert (own.patch_hop, own.tail, own.transformer_block) == (1.0, "pad", (7,))
+    assert (found.datamodule.clip_length, found.maest.arch) == (2.0, "maest_tiny")
+    assert found.maest.s_patchout_t_interleaved == 2
+    assert found.trainer.precision == "32-true"
 
 
 @pytest.mark.parametrize(("gpu", "precision"), [(True, "16-mixed"), (False, "32-true")])
 def test_the_precision_is_that_of_the_extraction_where_it_can_be(monkeypatch, gpu, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert asked({"precision": "16-mixed"})["trainer"]["precision"] == precision
+    assert asked({"precision": "16-mixed"}).trainer.precision == precision
 
 
 def test_quantized_embeddings_are_made_on_a_cpu():
     found = asked({"quantize": "int8"})
-    assert (found["inference"]["quantize"], found["trainer"]["accelerator"]) == ("int8", "cpu")
+    assert (found.inference.quantize, found.trainer.accelerator) == ("int8", "cpu")
 
 
 @pytest.mark.parametrize(("kept", "typed"), [(True, None), (False, False), (None, False)])
 def test_the_average_is_taken_where_it_was(kept, typed):
     """Version 0.1 took it only where it was asked for."""
     made_by = {} if kept is None else {"checkpoint_swa_weights": kept}
-    assert asked(**made_by)["maest"]["checkpoint_swa_weights"] is typed
+    assert asked(**made_by).maest.checkpoint_swa_weights is typed
 
 
 @pytest.mark.parametrize(
@@ -421,7 +422,7 @@ def test_the_average_is_taken_where_it_was(kept, typed):
     ],
 )
 def test_as_much_of_each_track_is_heard(extraction, made_by, seconds):
-    assert asked(extraction, **made_by)["inference"]["max_seconds"] == seconds
+    assert asked(extraction, **made_by).inference.max_seconds == seconds
 
 
 def test_patches_that_were_kept_give_the_pooled_embedding(home):

@@ -7,10 +7,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import torch
 
 from maest.datasets import sampling
-from maest.datasets.sampling import ClipSampler, OrdersOfSeeds, TrackSampler, label_balanced_weights
+from maest.datasets.sampling import ClipSampler, TrackSampler, label_balanced_weights
 from maest.helpers.errors import InputError
 
 LONG_TAIL = (np.random.default_rng(0).random((500, 6)) < [0.6, 0.3, 0.1, 0.05, 0.02, 0]).astype(
@@ -167,24 +166,3 @@ def test_tracks_of_all_ranks(size, world_size):
     for part, padded in zip(plain, parts, strict=True):
         assert list(part) == padded[: len(part)]
     assert list(TrackSampler(size)) == list(range(size))
-
-
-def test_each_seed_has_an_order_of_its_own():
-    def epochs(*seeds: int) -> list[torch.Tensor]:
-        sampler = OrdersOfSeeds(11, 4, [torch.Generator().manual_seed(seed) for seed in seeds])
-        found = []
-        for _ in range(2):
-            batches = list(sampler)
-            assert [tuple(batch.shape) for batch in batches] == [(len(seeds), n) for n in (4, 4, 3)]
-            assert len(sampler) == 3
-            found.append(torch.cat(batches, dim=1))
-        return found
-
-    first, second = epochs(7, 8)
-    for orders in (first, second):
-        assert (orders.sort(dim=1).values == torch.arange(11)).all()
-    assert len({tuple(row) for row in torch.cat([first, second]).tolist()}) == 4
-    for number, seed in enumerate((7, 8)):  # whatever seeds are beside it
-        alone = epochs(seed)
-        assert torch.equal(alone[0][0], first[number])
-        assert torch.equal(alone[1][0], second[number])

@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,14 @@ from made_up import (  # noqa: F401
     read_json,
 )
 
-from maest import config
+from maest.config import ProbeSettings
+from maest.config.probe import ProbeData, ProbeTraining, Sweep
 from maest.datasets.groundtruth import TASKS, write_groundtruth
 from maest.experiments import sweep as sweeping
-from maest.experiments import sweep_report
-from maest.experiments.probe import MIX, read_task
-from maest.experiments.sweep import Cell, processes_for
-from maest.experiments.sweep_report import best_cell, summary
+from maest.experiments.probe_features import MIX
+from maest.experiments.probe_task import read_task
+from maest.experiments.sweep import FeatureChoice, count_processes
+from maest.experiments.sweep_report import best_choice, summary
 from maest.helpers import metrics, plots
 from maest.helpers.errors import InputError
 
@@ -96,7 +98,7 @@ def test_a_cell_is_what_the_probe_command_finds(swept):
 
 def test_the_best_one_has_a_command_of_its_own(swept):
     made, folder, _ = swept
-    best = best_cell(read_json(folder / "sweep.json"))
+    best = best_choice(read_json(folder / "sweep.json"))
     lines = (folder / "summary.md").read_text("utf-8").splitlines()
     (typed,) = [line for line in lines if line.startswith("python ex_tl.py with ")]
     good("ex_tl.py", typed.removeprefix("python ex_tl.py "), made.root)
@@ -112,7 +114,7 @@ def test_a_mix_of_some_blocks_has_a_command_of_its_own(tmp_path):
     _, folder = sweep(made, "sweep.blocks=[6,7] sweep.tokens=d")
     results = read_json(folder / "sweep.json")
     results["cells"] = [cell for cell in results["cells"] if cell["block"] == MIX]
-    text = summary(results, [], folder)
+    text = summary(folder, results, {}).text
     (typed,) = [line for line in text.splitlines() if line.startswith("python ex_tl.py with ")]
     good("ex_tl.py", typed.removeprefix("python ex_tl.py "), made.root)
     found = read_json(newest(made.root) / "results.json")
@@ -145,7 +147,7 @@ def test_pictures_and_summary(swept):
         assert f"]({name})" in text
         assert name in out
     results = read_json(folder / "sweep.json")
-    best = best_cell(results)
+    best = best_choice(results)
     main = metrics.SHOWN[made.task][0]
     assert f"**{best['name']}**" in text
     assert f"{best[main]['mean']:.4f}" in text
@@ -202,7 +204,7 @@ def test_the_test_split_has_no_say_in_what_is_best():
         return {"block": block, "val_roc_auc": {"mean": validation}, "ap": {"mean": test}}
 
     cells = [cell(0, 0.6, 0.9), cell(1, 0.8, 0.1), cell(2, 0.7, 1.0)]
-    assert best_cell({"task": "multi-label", "cells": cells})["block"] == 1
+    assert best_choice({"task": "multi-label", "cells": cells})["block"] == 1
 
 
 def test_other_test_labels_leave_the_choice_as_it_is(made):
@@ -215,7 +217,7 @@ def test_other_test_labels_leave_the_choice_as_it_is(made):
     for one, two in zip(first["cells"], other["cells"], strict=True):
         assert one["val_roc_auc"] == two["val_roc_auc"]
         assert one["roc_auc"]["mean"] == pytest.approx(1 - two["roc_auc"]["mean"])
-    assert best_cell(first)["name"] == best_cell(other)["name"]
+    assert best_choice(first)["name"] == best_choice(other)["name"]
 
 
 # ---- what is typed -------------------------------------------------------------------------------
@@ -249,14 +251,14 @@ def test_every_form_in_which_choices_are_typed(made, monkeypatch, typed, cells):
     def train(*_, **__):
         raise InputError("enough", hint="Stop.", setting="sweep")
 
-    def cells_of(*arguments):
+    def group_choices(*arguments):
         jobs = list(real(*arguments))
         asked.extend((c.block, c.types, c.reduce) for job in jobs for c in job)
         return jobs
 
-    real = sweep_report.cells_of
+    real = sweeping.group_choices
     monkeypatch.setattr(sweeping, "train_probes", train)
-    monkeypatch.setattr(sweep_report, "cells_of", cells_of)
+    monkeypatch.setattr(sweeping, "group_choices", group_choices)
     assert "enough" in bad("ex_tl.py", f"sweep with {made.line(typed)}", made.root)
     assert sorted(map(str, asked)) == sorted(map(str, cells))
 
@@ -271,7 +273,7 @@ def test_every_form_in_which_choices_are_typed(made, monkeypatch, typed, cells):
         ("sweep.blocks=-1", ["sweep.blocks: ", "-1"]),
         ("sweep.blocks=[]", ["sweep.blocks: ", "6, 7"]),
         ("sweep.mix=no", ["sweep.mix"]),
-        ("sweep.blocks=final", ["sweep.blocks: ", "6, 7"]),
+        ("sweep.blocks=final", ["sweep.blocks: ", "'all'"]),
         ("data.block=mix", ["data.block: ", "sweep.blocks=[6,7]"]),
         ("data.types=cdt", ["data.types: ", "sweep.tokens=[cdt]"]),
         ("data.features=mel_statistics", ["data.features: "]),
@@ -316,8 +318,8 @@ def test_a_track_that_one_block_lacks_is_left_out_of_all(made, caplog):
     assert results["tracks"]["test"] == TRACKS["test"] - 1
     text = (folder / "summary.md").read_text("utf-8")
     assert "1 of test" in text
-    mixed = best_cell(results)["block"] == MIX
-    assert ("lack an embedding of another block are in it again" in text) != mixed
+    mixed = best_choice(results)["block"] == MIX
+    assert ("lack an embedding of another block" in text) != mixed
     assert "1 of 30 tracks of test" in caplog.text
 
 
@@ -478,24 +480,21 @@ def test_processes_find_what_one_does(made):
 
 
 def test_processes_are_started_where_they_pay(made, monkeypatch):
-    task = read_task({"data": settings_of(made), "probe": config.TL["probe"]})
-    jobs = [[Cell(block, "c", "mean")] for block in range(12)]
+    paths = {f"groundtruth_{n}": str(made.groundtruth(split)) for n, split in SETTINGS.items()}
+    settings = ProbeSettings(data=ProbeData(**paths))
+    task = read_task(settings.data)
+    groups = [[FeatureChoice(block, "c", "mean")] for block in range(12)]
     monkeypatch.setattr(sweeping, "cores", lambda: 4)
-    probe = config.TL["probe"]
 
-    def processes(workers: int | None = None, jobs=jobs, **changes) -> int:
-        options = {"sweep": {"num_workers": workers}, "probe": probe | changes}
-        return processes_for(options, task, jobs)
+    def processes(workers: int | None = None, groups=groups, **changes) -> int:
+        recipe = ProbeTraining(**changes)
+        given = replace(settings, sweep=Sweep(num_workers=workers), probe=recipe)
+        return count_processes(given, task, groups)
 
     assert processes() == 1
     assert processes(max_epochs=6000) == 4
-    assert processes(max_epochs=6000, jobs=jobs[:2]) == 2
+    assert processes(max_epochs=6000, groups=groups[:2]) == 2
     assert processes(3) == 3
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert processes(max_epochs=6000) == 1
     assert processes(max_epochs=6000, accelerator="cpu") == 4
-
-
-def settings_of(made: MadeUp) -> dict:
-    paths = {f"groundtruth_{name}": made.groundtruth(split) for name, split in SETTINGS.items()}
-    return config.TL["data"] | paths

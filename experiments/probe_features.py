@@ -1,0 +1,296 @@
+"""What a probe sees: embeddings of one block or of several, or statistics of the mel bands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from maest.config.probe import ProbeData
+from maest.datasets.embedding_folders import (
+    EmbeddingFolder,
+    block_name,
+    check_same_extraction,
+    find_folders,
+)
+from maest.datasets.embeddings import (
+    EMBEDDINGS_DIR,
+    EXTRACT_THEM,
+    MissingFeature,
+    check_types,
+    load_features,
+    log_mel_file,
+    mel_statistics,
+    read_blocks,
+    select_tokens,
+)
+from maest.experiments.probe_task import ProbeTask, check_targets
+from maest.helpers.chunks import DEFAULT_BLOCK
+from maest.helpers.errors import InputError
+from maest.models.probe import layer_normalize
+
+log = logging.getLogger(__name__)
+
+MIX = "mix"
+_NORMALIZED_AT_ONCE = 1024  # tracks
+_EXTRACT_ALL = "Extract them with inference.transformer_block=all."
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of one kind, and what made them.
+
+    Attributes:
+        splits: split → float32 [N, 1, D]; for a mix [N, L, D] of L blocks, layer-normalized.
+        name: for reports.
+        extraction: the embeddings' settings; for a mix, ``block`` is a list.
+        made_by: the source of their model.
+        blocks: the numbers of a mix's.
+    """
+
+    splits: dict[str, np.ndarray]
+    name: str
+    extraction: dict[str, Any] | None = None
+    made_by: dict[str, Any] | None = None
+    blocks: list[int] | None = None
+
+
+def read_features(task: ProbeTask, data: ProbeData) -> FeatureSet:
+    """The features that ``data`` asks for; tracks without any leave the task.
+
+    Raises:
+        InputError: there are none, several to choose from, damaged ones, or tracks have none
+            (unless ``data.missing`` is "skip").
+    """
+    if data.features == "mel_statistics":
+        for name in ("types", "reduce"):
+            if getattr(data, name) != getattr(ProbeData(), name):
+                raise InputError(
+                    "has no effect on mel_statistics",
+                    kind="conflict",
+                    setting=f"data.{name}",
+                    hint="Leave it out.",
+                )
+        splits = load_statistics(task, data)
+        return FeatureSet(
+            {s: x[:, None] for s, x in splits.items()}, "mel bands, mean and deviation"
+        )
+    check_types(data.types)
+    folders = select_folders(data)
+    splits = {
+        split: select_tokens(x, data.types, data.reduce)
+        for split, x in load_embeddings(task, folders, data).items()
+    }
+    first, tokens = folders[0], data.types
+    if data.reduce == "stack" and len(tokens) > 1:
+        tokens += " stacked"
+    if len(folders) == 1:
+        return FeatureSet(splits, f"{first.folder} ({tokens})", first.settings, first.made_by)
+    blocks = [folder.block for folder in folders]
+    return FeatureSet(
+        {split: normalize_blocks(x) for split, x in splits.items()},
+        f"{first.folder.parent} (mix of {len(blocks)} blocks, {tokens})",
+        first.settings and first.settings | {"block": blocks},
+        first.made_by,
+        blocks,
+    )
+
+
+# ---- which folders -------------------------------------------------------------------------------
+
+
+def _all_folders(data: ProbeData) -> list[EmbeddingFolder]:
+    if data.embeddings_dir is None:
+        raise InputError(
+            "is not set",
+            kind="missing",
+            setting=EMBEDDINGS_DIR,
+            hint="Give the folder that extraction wrote (inference.out_dir), or name a target, "
+            "such as 'with target_scores_tl'.",
+        )
+    return find_folders(data.embeddings_dir, data.clip_length)
+
+
+def select_folders(data: ProbeData) -> list[EmbeddingFolder]:
+    """The folder of ``data.block``; to be mixed, those of several blocks.
+
+    Raises:
+        InputError: there are none, several to choose from, or one alone to mix.
+    """
+    if data.block == MIX or (data.block is not None and len(data.block) > 1):
+        folders = numbered_folders(data, data.block, "data.block")
+        if len(folders) == 1:
+            raise InputError(
+                f"there is block {folders[0].block} alone: nothing to mix",
+                kind="conflict",
+                setting="data.block",
+                path=data.embeddings_dir,
+                hint=f"Give data.block={folders[0].block}, or extract more blocks "
+                "(inference.transformer_block=all).",
+            )
+        return folders
+    found = _all_folders(data)
+    if len(found) == 1 and (data.block is None or found[0].block in (None, *data.block)):
+        return _known(found)
+    block = DEFAULT_BLOCK if data.block is None else data.block[0]
+    chosen = [folder for folder in found if folder.block == block]
+    if not chosen:
+        raise InputError(
+            f"no embeddings of block {block_name(block)}, but of block "
+            f"{', '.join(folder.name for folder in found)}",
+            kind="missing",
+            path=found[0].folder.parent,
+            setting="data.block",
+            hint=f"Choose one of these, such as data.block={found[-1].block}, or extract another "
+            "one (inference.transformer_block).",
+        )
+    return _known(chosen)
+
+
+def numbered_folders(
+    data: ProbeData, blocks: Sequence[int] | str, setting: str
+) -> list[EmbeddingFolder]:
+    """Of some blocks, or of all (``setting`` has a word for that); the final norm has no tokens.
+
+    Raises:
+        InputError: there are none of these, or they are of several models.
+    """
+    numbered = {f.block: f for f in _all_folders(data) if f.block is not None and f.block >= 0}
+    if not numbered:
+        raise InputError(
+            "no embeddings of numbered blocks, which have tokens to choose from",
+            kind="missing",
+            path=data.embeddings_dir,
+            setting=EMBEDDINGS_DIR,
+            hint=_EXTRACT_ALL,
+        )
+    wanted = list(numbered) if isinstance(blocks, str) else sorted(set(blocks))
+    missing = [block for block in wanted if block not in numbered]
+    if missing or not wanted:
+        raise InputError(
+            f"no embeddings of {', '.join(map(str, missing)) or 'no block'} with tokens to choose "
+            f"from, but of {', '.join(map(str, numbered))}",
+            kind="missing",
+            setting=setting,
+            path=data.embeddings_dir,
+            hint=_EXTRACT_ALL,
+        )
+    folders = [numbered[block] for block in wanted]
+    check_same_extraction(folders)
+    return _known(folders)
+
+
+def _known(folders: list[EmbeddingFolder]) -> list[EmbeddingFolder]:
+    for folder in folders:
+        if folder.settings is None:
+            log.warning(
+                "%s has no manifest.json: what made these embeddings is unknown", folder.folder
+            )
+    return folders
+
+
+# ---- the features of all tracks ------------------------------------------------------------------
+
+
+def load_embeddings(
+    task: ProbeTask, folders: Sequence[EmbeddingFolder], data: ProbeData
+) -> dict[str, np.ndarray]:
+    """Split → float32 [N, L, 3, D] of L blocks, for the tracks that have them all."""
+    splits = _load(
+        task,
+        data,
+        lambda key: [folder.path(key) for folder in folders],
+        read_blocks,
+        "embedding",
+        EXTRACT_THEM,
+    )
+    shapes = {split: list(x.shape[1:]) for split, x in splits.items()}
+    if len({tuple(shape) for shape in shapes.values()}) > 1:
+        raise InputError(
+            "embeddings of different shapes: "
+            + ", ".join(f"{split} {shape}" for split, shape in shapes.items()),
+            kind="mismatch",
+            path=folders[0].folder,
+            hint="Extract all splits with the same settings.",
+        )
+    return splits
+
+
+def load_statistics(task: ProbeTask, data: ProbeData) -> dict[str, np.ndarray]:
+    """Split → float32 [N, 192]: mean and deviation of the mel bands."""
+    base_dir = data.base_dir
+    if base_dir is None:
+        raise InputError(
+            "is not set",
+            kind="missing",
+            setting="data.base_dir",
+            hint="Give the folder of the log-mel files.",
+        )
+    return _load(
+        task,
+        data,
+        lambda key: [log_mel_file(base_dir, key)],
+        lambda paths: mel_statistics(paths[0]),
+        "log-mel file",
+        "Make them with the data set's preprocess.py, or correct data.base_dir.",
+    )
+
+
+def _load(
+    task: ProbeTask,
+    data: ProbeData,
+    find: Callable[[str], list[Path]],
+    read: Callable[[list[Path]], np.ndarray],
+    what: str,
+    hint: str,
+) -> dict[str, np.ndarray]:
+    _check_distinct(task, find, what)
+    splits, skip = {}, data.missing == "skip"
+    for split, groundtruth in task.groundtruths.items():
+        splits[split], task.rows[split] = load_features(
+            groundtruth.keys,
+            lambda key: read(find(key)),
+            split,
+            skip_missing=skip,
+            what=what,
+            hint=hint,
+        )
+    for split, count in task.missing().items():
+        tracks = len(task.groundtruths[split])
+        log.warning("%d of %d tracks of %s have no %s: left out", count, tracks, split, what)
+    check_targets(task)
+    return splits
+
+
+def _check_distinct(task: ProbeTask, find: Callable[[str], list[Path]], what: str) -> None:
+    """Raise InputError if two keys, of one split or of two, have the same file."""
+    owners: dict[Path, tuple[str, Path]] = {}
+    for groundtruth in task.groundtruths.values():
+        for key in groundtruth.keys:
+            try:
+                path = find(key)[0]
+            except MissingFeature:
+                continue
+            if path in owners:
+                other, place = owners[path]
+                raise InputError(
+                    f"{key!r} has the {what} {path}, which is that of {other!r} in {place} too: "
+                    "one track under two names",
+                    kind="conflict",
+                    path=groundtruth.path,
+                    hint="Keep each track once, and in one split, or the scores mean nothing.",
+                )
+            owners[path] = key, groundtruth.path
+
+
+def normalize_blocks(features: np.ndarray) -> np.ndarray:
+    """Features [N, L, D] of blocks as a mix takes them: each layer-normalized, in place."""
+    for start in range(0, len(features), _NORMALIZED_AT_ONCE):
+        part = torch.from_numpy(features[start : start + _NORMALIZED_AT_ONCE])
+        part.copy_(layer_normalize(part))
+    return features

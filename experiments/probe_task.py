@@ -1,0 +1,141 @@
+"""What a probe learns: the labels of three splits."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from maest.config.probe import ProbeData
+from maest.datasets.groundtruth import (
+    GroundTruth,
+    GroundTruthError,
+    check_disjoint,
+    labels_beside,
+    read_groundtruth,
+)
+from maest.helpers.errors import InputError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class ProbeTask:
+    """Labels of the tracks that have features.
+
+    Attributes:
+        task: "multi-label", "single-label" or "regression".
+        labels: C names.
+        groundtruths: of each split, whole.
+        rows: split → numbers of the tracks that have features (all, until they are loaded).
+    """
+
+    task: str
+    labels: list[str]
+    groundtruths: dict[str, GroundTruth]
+    rows: dict[str, list[int]] = field(default_factory=dict)
+
+    def keys(self, split: str) -> list[str]:
+        """Of the N tracks that have features."""
+        return [self.groundtruths[split].keys[i] for i in self.rows[split]]
+
+    def targets(self, split: str) -> np.ndarray:
+        """[N, C] of those tracks."""
+        return self.groundtruths[split].targets[self.rows[split]]
+
+    def tracks(self) -> dict[str, int]:
+        """Split → N."""
+        return {split: len(rows) for split, rows in self.rows.items()}
+
+    def missing(self) -> dict[str, int]:
+        """Split → tracks without features, for the splits that have any."""
+        missing = {s: len(g) - len(self.rows[s]) for s, g in self.groundtruths.items()}
+        return {split: count for split, count in missing.items() if count}
+
+    def digests(self) -> dict[str, str]:
+        """Split → SHA-256 of its ground-truth file."""
+        return {
+            split: hashlib.sha256(groundtruth.path.read_bytes()).hexdigest()
+            for split, groundtruth in self.groundtruths.items()
+        }
+
+
+def read_task(data: ProbeData) -> ProbeTask:
+    """Three ground truths that have the same labels and share no track.
+
+    Raises:
+        InputError: one is not given or refused, they have different labels, or share tracks.
+    """
+    groundtruths = {}
+    for split in SPLITS:
+        setting, given = f"data.groundtruth_{split}", getattr(data, f"groundtruth_{split}")
+        path = None if given is None else Path(given).expanduser()
+        if path is None or not path.is_file():
+            raise InputError(
+                "is not set" if path is None else "no such file",
+                kind="missing",
+                path=path,
+                setting=setting,
+                hint="Name a target, such as 'with target_scores_tl', or give a ground-truth "
+                "pickle; a data set's own preprocess.py makes it.",
+            )
+        try:
+            groundtruths[split] = read_groundtruth(path, task=data.task)
+        except GroundTruthError as error:  # it names the setting of the other experiment
+            message, hint = (
+                text.replace("maest.task", "data.task") for text in (error.message, error.hint)
+            )
+            raise InputError(message, kind=error.kind, path=error.path, hint=hint) from None
+    labels = _labels(groundtruths)
+    check_disjoint(*groundtruths.values())
+    rows = {split: list(range(len(g))) for split, g in groundtruths.items()}
+    return ProbeTask(data.task, labels, groundtruths, rows)
+
+
+def _labels(groundtruths: dict[str, GroundTruth]) -> list[str]:
+    """The C names; numbers where there is no ``labels.json`` beside the training split."""
+    train = groundtruths["train"]
+    names = labels_beside(train)
+    hint = "Give three splits that were made together."
+    for groundtruth in groundtruths.values():
+        if groundtruth.n_classes != train.n_classes:
+            raise InputError(
+                f"has {groundtruth.n_classes} labels to a track, and {train.path} has "
+                f"{train.n_classes}",
+                kind="mismatch",
+                path=groundtruth.path,
+                hint=hint,
+            )
+        others = labels_beside(groundtruth)
+        if None not in (names, others) and names != others:
+            raise InputError(
+                "names other labels, or in another order, than "
+                f"{train.path.parent / 'labels.json'}",
+                kind="mismatch",
+                path=groundtruth.path.parent / "labels.json",
+                hint=hint,
+            )
+    return names or [str(i) for i in range(train.n_classes)]
+
+
+def check_targets(task: ProbeTask) -> None:
+    """Raise InputError where the tracks with features leave nothing to learn or to score."""
+    left = ", of the tracks that have features" if task.missing() else ""
+    if task.task == "multi-label" and not task.targets("train").any():
+        raise InputError(
+            f"no track has any label{left}: there is nothing to learn",
+            kind="empty",
+            path=task.groundtruths["train"].path,
+            hint="Give a training split of tracks that have labels.",
+        )
+    for split in ("val", "test") * (task.task != "single-label"):
+        targets = task.targets(split)
+        if not (targets != targets[:1]).any():
+            raise InputError(
+                f"all {len(targets)} tracks have the same targets{left}: there is nothing to score",
+                kind="empty",
+                path=task.groundtruths[split].path,
+                hint=f"Give a {split} split of tracks that differ.",
+            )
