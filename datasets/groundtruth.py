@@ -15,6 +15,7 @@ import pickle
 import posixpath
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -27,9 +28,11 @@ if not __package__:  # started as a script: import from the repository root, not
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.files import atomic_path, print_any_name, write_json
 from maest.helpers.safe_pickle import load_pickle, short_repr
+
+TASKS: tuple[str, ...] = ("multi-label", "single-label", "regression")
 
 
 class GroundTruthError(InputError):
@@ -151,30 +154,25 @@ def check_disjoint(*groundtruths: GroundTruth) -> None:
 
 
 def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np.ndarray]:
-    """Check a ground truth's rules, stated in ``read_groundtruth``.
-
-    Returns:
-        keys [N] and targets [N, C], uint8 or (regression) float32.
+    """Keys [N], and targets [N, C], uint8 or (regression) float32.
 
     Raises:
-        GroundTruthError: naming the file and the key.
+        GroundTruthError: naming the file and the key, where a rule of ``read_groundtruth`` is hurt.
     """
-    if task not in _CHECKS:
+    if task not in TASKS:
         raise GroundTruthError(
             f"no task {task!r}", kind="unknown", path=path, hint=f"Expected one of {TASKS}."
         )
-    check, dtype = _CHECKS[task]
-    if not isinstance(groundtruth, Mapping):
+    if not isinstance(groundtruth, Mapping) or not groundtruth:
         raise GroundTruthError(
-            f"found {_kind(groundtruth)}",
+            "no tracks" if isinstance(groundtruth, Mapping) else f"found {_kind(groundtruth)}",
+            kind="empty" if isinstance(groundtruth, Mapping) else "invalid",
             path=path,
             hint="Expected a dict of relative path → labels.",
         )
-    if not groundtruth:
-        raise GroundTruthError("no tracks", kind="empty", path=path, hint="Expected one at least.")
-    targets = np.empty((0, 0), dtype)
+    targets = np.empty((0, 0))
     seen: dict[str, str] = {}
-    for row, (key, labels) in enumerate(groundtruth.items()):
+    for number, (key, values) in enumerate(groundtruth.items()):
         try:
             track = check_key(key)
             if seen.setdefault(track, key) is not key:
@@ -183,12 +181,13 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
                     kind="conflict",
                     hint="Keep one of the two.",
                 )
-            labels = check(labels)
-            if row == 0:
-                targets = np.empty((len(groundtruth), len(labels)), dtype)
-            if len(labels) != targets.shape[1]:
+            row = _row(values, task)
+            if number == 0:
+                dtype = np.float32 if task == "regression" else np.uint8
+                targets = np.empty((len(groundtruth), len(row)), dtype)
+            if len(row) != targets.shape[1]:
                 raise GroundTruthError(
-                    f"found {len(labels)} {_what(task)}, and {targets.shape[1]} in the first track",
+                    f"found {len(row)} {_what(task)}, and {targets.shape[1]} in the first track",
                     hint="Expected the same number for each track.",
                 )
         except GroundTruthError as error:
@@ -198,146 +197,76 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
                 path=path,
                 hint=error.hint,
             ) from None
-        targets[row] = labels
+        targets[number] = row
     return list(groundtruth), targets
-
-
-_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def check_key(key: object) -> str:
     """The normalised path of a key. Raises GroundTruthError unless it stays inside ``base_dir``."""
-    relative = "Expected a path relative to base_dir, with forward slashes."
-    if type(key) is not str:
-        raise GroundTruthError(f"found {_kind(key)}", hint=relative)
-    track = posixpath.normpath(key)
     found = None
-    if not key:
-        found = "an empty string"
-    elif "\0" in key or "\\" in key:
-        found = "a NUL or a backslash"
-    elif key[0] == "/" or _DRIVE.match(key):
-        found = "an absolute path"
-    elif track == ".." or track.startswith("../"):
-        found = "a path that leaves base_dir"
-    elif track == "." or key[-1] == "/":
-        found = "the path of a folder"
+    track = ""
+    if type(key) is not str or not key:
+        found = "an empty string" if key == "" else _kind(key)
+    else:
+        track = posixpath.normpath(key)
+        if "\0" in key or "\\" in key:
+            found = "a NUL or a backslash"
+        elif re.match("/|[A-Za-z]:", key):
+            found = "an absolute path"
+        elif track == ".." or track.startswith("../"):
+            found = "a path that leaves base_dir"
+        elif track == "." or key[-1] == "/":
+            found = "the path of a folder"
     if found:
-        raise GroundTruthError(f"found {found}", hint=relative)
+        raise GroundTruthError(
+            f"found {found}", hint="Expected a path relative to base_dir, with forward slashes."
+        )
     return track
 
 
-_BUILTIN_INTEGERS = frozenset([int, bool])
-_NUMBER_TYPES = (int, float, np.bool_, np.integer, np.floating)
-_REAL_VALUES = "Real values are read with maest.task=regression; show: --task regression."
+_NUMBERS = (int, float, np.bool_, np.integer, np.floating)
+_EXPECTED = {
+    "multi-label": "Expected 0 or 1 for each label: a 1-D array, a list or a tuple. Real values "
+    "are read with maest.task=regression; show: --task regression.",
+    "single-label": "single-label means exactly one label to a track; for any number: "
+    "maest.task=multi-label; for real values: maest.task=regression.",
+    "regression": "Expected finite numbers below 3e38: a 1-D array, a list, a tuple, or one.",
+}
 
 
-def _check_labels(labels: object) -> np.ndarray:
-    """One track's labels as C values that a uint8 row takes. Raises GroundTruthError."""
-    if isinstance(labels, np.ndarray):
-        if labels.ndim != 1 or labels.dtype.kind not in "biuf":
-            raise GroundTruthError(
-                f"found a {labels.ndim}-D array of dtype {labels.dtype}",
-                hint="Expected a 1-D array of bool, integers or floats.",
-            )
-        values = labels.view(np.ndarray)
-        wrong = None if values.dtype.kind == "b" else (values != 0) & (values != 1)
-        if wrong is not None and wrong.any():
-            index = int(wrong.argmax())
-            raise _wrong_label(values[index].item(), index)
-    elif isinstance(labels, list | tuple):
-        types = set(map(type, labels))
-        if not all(issubclass(kind, _NUMBER_TYPES) for kind in types):
-            index, value = next(
-                (i, v) for i, v in enumerate(labels) if not isinstance(v, _NUMBER_TYPES)
-            )
-            raise _wrong_label(value, index)
-        if not {0, 1}.issuperset(labels):
-            index, value = next((i, v) for i, v in enumerate(labels) if v not in (0, 1))
-            raise _wrong_label(value, index)
-        values = np.frombuffer(
-            bytes(labels if types <= _BUILTIN_INTEGERS else map(int, labels)), np.uint8
-        )
-    else:
-        raise GroundTruthError(
-            f"found {_kind(labels)}",
-            hint=_REAL_VALUES
-            if isinstance(labels, _NUMBER_TYPES)
-            else "Expected a 1-D NumPy array, a list or a tuple of 0 and 1.",
-        )
-    if len(values) == 0:
-        raise GroundTruthError("found no labels", kind="empty", hint="Expected one at least.")
-    return values
-
-
-def _wrong_label(value: object, index: int) -> GroundTruthError:
-    hint = f" {_REAL_VALUES}" if isinstance(value, _NUMBER_TYPES) else ""
-    return GroundTruthError(
-        f"found {short_repr(value)} at label {index}", hint=f"Expected 0 or 1.{hint}"
-    )
-
-
-def _check_one_label(labels: object) -> np.ndarray:
-    """The same, with exactly one 1."""
-    values = _check_labels(labels)
-    ones = np.flatnonzero(values)
-    if len(ones) != 1:
-        some = f" (at {', '.join(map(str, ones[:3]))}{', ...' * (len(ones) > 3)})"
-        raise GroundTruthError(
-            f"found {len(ones)} labels{some if len(ones) else ''}",
-            hint="single-label means exactly one to a track; for any number: "
-            "maest.task=multi-label.",
-        )
-    return values
-
-
-def _check_values(values: object) -> np.ndarray:
-    """One track's real values, float32 [C]. Raises GroundTruthError."""
-    if isinstance(values, _NUMBER_TYPES):
+def _row(values: Any, task: str) -> np.ndarray:
+    """One track's targets [C]. Raises GroundTruthError."""
+    if task == "regression" and isinstance(values, _NUMBERS):
         values = [values]
+    found = None
     if isinstance(values, np.ndarray):
         if values.ndim != 1 or values.dtype.kind not in "biuf":
-            raise GroundTruthError(
-                f"found a {values.ndim}-D array of dtype {values.dtype}",
-                hint="Expected a 1-D array of integers or floats.",
-            )
-    elif isinstance(values, list | tuple):
-        for index, value in enumerate(values):
-            if not isinstance(value, _NUMBER_TYPES):
-                raise GroundTruthError(
-                    f"found {short_repr(value)} at value {index}", hint="Expected a number."
-                )
-    else:
-        raise GroundTruthError(
-            f"found {_kind(values)}",
-            hint="Expected numbers: a 1-D NumPy array, a list, a tuple, or one.",
-        )
-    if len(values) == 0:
-        raise GroundTruthError("found no values", kind="empty", hint="Expected one at least.")
-    try:
-        with np.errstate(over="ignore"):
-            real = np.array(values, np.float64).astype(np.float32)
-    except OverflowError:  # of a Python integer
-        raise GroundTruthError(
-            "found an integer of more than 300 digits", hint="Expected numbers below 3e38."
-        ) from None
-    finite = np.isfinite(real)
-    if not finite.all():
-        index = int(finite.argmin())
-        raise GroundTruthError(
-            f"found {float(values[index])} at value {index}",
-            hint="Expected a finite number below 3e38.",
-        )
-    return real
-
-
-# For each task: the check of one track's targets, and the type they are kept in.
-_CHECKS = {
-    "multi-label": (_check_labels, np.uint8),
-    "single-label": (_check_one_label, np.uint8),
-    "regression": (_check_values, np.float32),
-}
-TASKS = tuple(_CHECKS)
+            found = f"a {values.ndim}-D array of dtype {values.dtype}"
+    elif not isinstance(values, list | tuple):
+        found = short_repr(values)
+    elif not all(issubclass(kind, _NUMBERS) for kind in set(map(type, values))):
+        found = short_repr(next(value for value in values if not isinstance(value, _NUMBERS)))
+    if found is None and len(values) == 0:
+        raise GroundTruthError(f"no {_what(task)}", kind="empty", hint=_EXPECTED[task])
+    if found is None:
+        row = np.asarray(values)
+        if task == "regression":
+            try:
+                with np.errstate(over="ignore"):
+                    row = row.astype(np.float64).astype(np.float32)
+                wrong = ~np.isfinite(row)
+            except OverflowError:  # of a Python integer
+                wrong = np.ones(len(row), bool)
+        else:
+            wrong = (row != 0) & (row != 1)
+        if wrong.any():
+            index = int(wrong.argmax())
+            found = f"{short_repr(values[index])} at {_what(task)[:-1]} {index}"
+        elif task == "single-label" and np.count_nonzero(row) != 1:
+            found = f"{np.count_nonzero(row)} labels"
+    if found is not None:
+        raise GroundTruthError(f"found {found}", hint=_EXPECTED[task])
+    return row
 
 
 def _what(task: str) -> str:
@@ -371,35 +300,21 @@ def read_labels(path: str | Path) -> list[str]:
     """
     path = Path(path)
     expected = "Label names are a JSON list, or UTF-8 text with one name a line."
+    kind: Kind = "invalid"
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
+        if text.lstrip()[:1] in ("[", "{"):  # a dict is no text either: it is refused by name
+            return _check_names(json.loads(text), path)
+        if control := re.search(r"[^\t\r\n -\U0010ffff]", text):
+            raise ValueError(f"it has the character {control[0]!r}: a binary file?")
+    except GroundTruthError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError):
+            kind = "missing" if isinstance(error, FileNotFoundError) else "access"
         raise GroundTruthError(
-            "no such file", kind="missing", path=path, hint="Check the path of the labels."
+            f"cannot be read ({error})", kind=kind, path=path, hint=expected
         ) from None
-    except OSError as error:
-        raise GroundTruthError(
-            f"cannot be read ({error.strerror})", kind="access", path=path, hint=expected
-        ) from None
-    except UnicodeDecodeError as error:
-        raise GroundTruthError(
-            f"not UTF-8 text ({error.reason} at byte {error.start})", path=path, hint=expected
-        ) from None
-    if text.lstrip()[:1] in ("[", "{"):  # a dict is no text either: it is refused by name
-        try:
-            names = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise GroundTruthError(
-                f"begins with {text.lstrip()[0]!r}, and is no JSON file ({error})",
-                path=path,
-                hint=expected,
-            ) from None
-        return _check_names(names, path)
-    control = next((c for c in text if c < " " and c not in "\t\r\n"), None)
-    if control is not None:
-        raise GroundTruthError(
-            f"found the character {control!r}: a binary file?", path=path, hint=expected
-        )
     lines = text.rstrip().split("\n") if text.strip() else []
     return _check_names([line.strip() for line in lines], path)
 
@@ -425,26 +340,25 @@ def labels_beside(groundtruth: GroundTruth) -> list[str] | None:
     return names
 
 
-def _check_names(names: object, path: Path) -> list[str]:
-    distinct = "Expected a list of distinct names, none of them empty."
+def _check_names(names: Any, path: Path) -> list[str]:
+    found: str | None = None
+    kind: Kind = "invalid"
     if not isinstance(names, list):
-        raise GroundTruthError(f"found {_kind(names)}", path=path, hint=distinct)
-    if not names:
-        raise GroundTruthError("found no label names", kind="empty", path=path, hint=distinct)
-    seen: dict[str, int] = {}
-    for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip():
-            raise GroundTruthError(
-                f"found {short_repr(name)} as name of label {index}", path=path, hint=distinct
-            )
-        if seen.setdefault(name, index) != index:
-            raise GroundTruthError(
-                f"labels {seen[name]} and {index} are both named {short_repr(name)}",
-                kind="conflict",
-                path=path,
-                hint=distinct,
-            )
-    return names
+        found = _kind(names)
+    elif not names:
+        found, kind = "no label names", "empty"
+    elif unnamed := [i for i, n in enumerate(names) if not isinstance(n, str) or not n.strip()]:
+        found = f"{short_repr(names[unnamed[0]])} as name of label {unnamed[0]}"
+    elif twice := [name for name, count in Counter(names).items() if count > 1]:
+        found, kind = f"{short_repr(twice[0])} more than once", "conflict"
+    if found:
+        raise GroundTruthError(
+            f"found {found}",
+            kind=kind,
+            path=path,
+            hint="Expected a list of distinct names, none of them empty.",
+        )
+    return list(names)
 
 
 if __name__ == "__main__":
