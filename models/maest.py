@@ -193,6 +193,8 @@ class Maest(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Draw new weights: truncated normal of std 0.02; the convolution keeps PyTorch's own."""
+        if self.cls_token.is_meta:  # nothing to draw; PyTorch would take a second to find that out
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
