@@ -6,25 +6,21 @@ album) that must stay on one side. `datasets.build` makes ground truths of it.
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import math
 import os
 import posixpath
 import re
 import shlex
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import Literal
 
 from maest.datasets.collection import mel_key
 from maest.datasets.groundtruth import check_key
 from maest.datasets.mel_index import store_keys
-from maest.helpers.errors import InputError, Kind
+from maest.datasets.table_rows import read_rows, refusal
+from maest.helpers.errors import InputError
 from maest.helpers.safe_pickle import short_repr
 
 # Names of columns that are recognised, without case, spaces, hyphens and underscores; the first
@@ -127,7 +123,7 @@ def read_table(
             hint="Give this or --labels-column.",
         )
     warnings: list[str] = []
-    header, rows, lines = _read_rows(path, warnings)
+    header, rows, lines = read_rows(path, warnings)
     by_bare = {_bare(name): name for name in reversed(header)}
     among = f"among {', '.join(header)}"
 
@@ -155,7 +151,7 @@ def read_table(
     path_name = find(path_column, PATH_COLUMNS, "--path-column")
     if path_name is None:
         hint = "Name the column with the tracks' paths: --path-column NAME."
-        raise _refusal(path, f"no column of paths {among}", hint, "missing")
+        raise refusal(path, f"no column of paths {among}", hint, "missing")
     split_name = find(split_column, SPLIT_COLUMNS, "--split-column")
     group_name = find(group_column, GROUP_COLUMNS, "--group-column")
     others = [name for name in header if name not in (path_name, split_name, group_name)]
@@ -173,9 +169,7 @@ def read_table(
         own = own or [name for name in others if _bare(name) in LABEL_COLUMNS]
         if len(own) > 1 and not labels_column:
             hint = f"Say which are: --labels-column {shlex.join(own)}."
-            raise _refusal(
-                path, f"the columns {', '.join(own)} may all be labels", hint, "conflict"
-            )
+            raise refusal(path, f"the columns {', '.join(own)} may all be labels", hint, "conflict")
         if not own:
             known = {*PATH_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS}
             own = [n for n in others if _bare(n) not in known and _is_flags(cells(n))]
@@ -185,7 +179,7 @@ def read_table(
             )
         if not own:
             hint = "Name the one with the labels, or those with 0 and 1: --labels-column."
-            raise _refusal(path, f"no column of labels {among}", hint, "missing")
+            raise refusal(path, f"no column of labels {among}", hint, "missing")
         columns["labels"] = own
         labels = _labels({name: cells(name) for name in own}, separator, warnings)
     splits = groups = None
@@ -209,103 +203,6 @@ def read_table(
         warnings=warnings,
         values=values,
     )
-
-
-def _refusal(
-    path: Path, message: str, hint: str, kind: Kind = "invalid", line: int | None = None
-) -> InputError:
-    where = "" if line is None else f"line {line}: "
-    return InputError(where + message, kind=kind, path=path, hint=hint)
-
-
-# ---- rows ----------------------------------------------------------------------------------------
-
-_Rows = tuple[list[str], list[list[str]], list[int]]  # names of columns, rows, their last lines
-
-
-def _read_rows(path: Path, warnings: list[str]) -> _Rows:
-    text = _read_text(path)
-    named = re.match(r'"?sep=(.)\1*"?(?=[\r\n])', text, re.IGNORECASE)
-    if named:  # Excel's own line; the others keep their numbers
-        text = text[named.end() :]
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    bare = re.sub(r'"[^"]*"', "", first)
-    delimiter = "\t" if "\t" in bare else max(",;", key=bare.count)
-    delimiter = named[1] if named else delimiter
-    if delimiter != "\t" or '"' not in text:
-        return _parse(path, text, delimiter)
-    refused = None
-    try:
-        quoted = _parse(path, text, delimiter)
-        # Two quote signs far apart may have swallowed what is between them.
-        if not any("\t" in cell or "\n" in cell for row in quoted[1] for cell in row):
-            return quoted
-    except InputError as error:
-        refused = error
-    try:  # titles such as "Heroes" live, which no one has quoted
-        plain = _parse(path, text, delimiter, quoting=csv.QUOTE_NONE)
-    except InputError:
-        if refused is not None:
-            raise refused from None
-        return quoted
-    warnings.append("quote signs of the table do not come in pairs: they were taken as text")
-    return plain
-
-
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise _refusal(path, "no such file", "Check the path of the table.", "missing") from None
-    except OSError as error:
-        hint = "Expected a table: a CSV or TSV file."
-        raise _refusal(path, f"cannot be read ({error.strerror})", hint, "access") from None
-    encoding = "utf-8-sig"
-    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # Excel's "Unicode text"
-        encoding = "utf-16"
-    elif b"\0" in content[:2]:
-        encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        what = f"not UTF-8 text (byte {content[error.start]:#04x})"
-        hint = "Save the table as UTF-8 text, not as a spreadsheet."
-        raise _refusal(path, what, hint, line=line) from None
-
-
-def _parse(
-    path: Path, text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
-) -> _Rows:
-    content = io.StringIO(text, newline="")
-    reader = csv.reader(content, delimiter=delimiter, quoting=quoting, strict=True)
-    rows, lines = [], []
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append(row)
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise _refusal(path, str(error), "Check its quotes.", line=reader.line_num) from None
-    if len(rows) < 2:
-        hint = "Expected a line of column names, and a row for each track."
-        raise _refusal(path, "the table has no rows", hint, "empty")
-    header = [name.strip() for name in rows[0]]
-    for name, count in Counter(header).items():
-        if count > 1 or not name:
-            what = f"{name!r} twice" if name else "an empty name"
-            hint = "Expected distinct names, separated by commas, tabs or semicolons."
-            raise _refusal(path, f"{what} among the columns' names", hint, line=lines[0])
-    for row, line in zip(rows[1:], lines[1:], strict=True):
-        if len(row) != len(header):
-            what = f"{len(row)} cells, expected {len(header)} as in the first line"
-            hint = (
-                f"A cell that has the delimiter ({delimiter!r}) in it must stand in double quotes."
-            )
-            if {"TRACK_ID", "PATH", "TAGS"}.issubset(header):
-                hint = "This is a table of MTG-Jamendo: use datasets/jamendo/preprocess.py."
-            raise _refusal(path, what, hint, line=line)
-    return header, rows[1:], lines[1:]
 
 
 # ---- cells ---------------------------------------------------------------------------------------
@@ -378,7 +275,7 @@ def _values(cells: list[str], path: Path, lines: list[int], column: str) -> list
         if not math.isfinite(values[-1]):
             what = f"{short_repr(cell)} in column {column!r}: expected a number"
             hint = "Write it with a point for the decimals, or leave the row out."
-            raise _refusal(path, what, hint, line=line)
+            raise refusal(path, what, hint, line=line)
     return values
 
 
@@ -387,7 +284,7 @@ def _splits(cells: list[str], path: Path, lines: list[int], column: str) -> list
         if cell.lower() not in SPLIT_NAMES:
             what = f"{cell!r} in column {column!r}, expected one of {', '.join(SPLIT_NAMES)}"
             hint = "To have the tracks split by group: --ignore-split."
-            raise _refusal(path, what, hint, line=line)
+            raise refusal(path, what, hint, line=line)
     return [SPLIT_NAMES[cell.lower()] for cell in cells]
 
 
@@ -411,7 +308,7 @@ def _keys(
             if absolute:
                 hint = "To take paths below a folder as relative to it: --audio-dir DIR."
             reason = error.message if isinstance(error, InputError) else error
-            raise _refusal(path, f"path {short_repr(name)}: {reason}", hint, line=line) from None
+            raise refusal(path, f"path {short_repr(name)}: {reason}", hint, line=line) from None
     # The store knows which of song.flac and song.mp3 song.mmap was made from.
     keys = store_keys(base_dir, relative) if base_dir else [mel_key(name) for name in relative]
     seen: dict[str, int] = {}
@@ -426,7 +323,7 @@ def _keys(
             same = f"{short_repr(names[before])}, of the same log-mel file {stem + '.mmap'!r},"
             hint = "Rename one of the files, or give the log-mel files' folder: --base-dir MELS."
         what = f"path {short_repr(names[i])}: {same} is in line {lines[before]}"
-        raise _refusal(path, what, hint, "conflict", lines[i])
+        raise refusal(path, what, hint, "conflict", lines[i])
     return keys
 
 
