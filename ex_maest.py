@@ -79,27 +79,27 @@ def compute_norm_stats(run: Run, settings: Settings) -> dict[str, Any]:
 
 
 @command(ex)
-def extract_embeddings(_run, _config) -> dict[str, Any]:
+def extract_embeddings(run: Run, settings: Settings) -> dict[str, Any]:
     """Write embeddings for each track of inference.audio, or of datamodule.groundtruth_predict."""
     from maest.experiments.extract import extract
 
-    return extract(_run, _config, "embeddings")
+    return extract(run, settings, "embeddings")
 
 
 @command(ex)
-def extract_logits(_run, _config) -> dict[str, Any]:
+def extract_logits(run: Run, settings: Settings) -> dict[str, Any]:
     """Write logits, before the sigmoid, for each track of inference.audio, or of log-mel files."""
     from maest.experiments.extract import extract
 
-    return extract(_run, _config, "logits")
+    return extract(run, settings, "logits")
 
 
 @command(ex)
-def predict(_run, _config) -> dict[str, Any]:
+def predict(run: Run, settings: Settings) -> dict[str, Any]:
     """Write the top labels of each track of inference.audio, and of its patches: JSON, CSV."""
     from maest.experiments.extract import extract
 
-    return extract(_run, _config, "predictions")
+    return extract(run, settings, "predictions")
 
 
 @command(ex)

@@ -30,10 +30,11 @@ class Inference:
         ">= -1",
         auto="7, or the last of a shallower network",
     )
-    out_dir: str = setting(
-        "embeddings",
+    out_dir: str | None = setting(
+        None,
         "folder of <clip_length>sec/ and in it <block>/<key>.embeddings.npy, "
         "logits/<key>.logits.npy, predictions/<key>.predictions.{json,csv,png}",
+        auto="embeddings/<model>",
     )
     pool: Literal["mean", "none"] = setting(
         "mean",
@@ -51,6 +52,9 @@ class Inference:
     )
     top: int = setting(5, "labels that predict writes and prints", ">= 1, <= 1e9")
     plot: bool = setting(False, "predict: draw each track's activations and log-mel")
+    engine: Literal["auto", "pytorch", "onnxruntime"] = setting(
+        "auto", "what computes the network; auto: onnxruntime on x86 CPUs, else PyTorch"
+    )
     quantize: Literal["int8"] | None = setting(None, "linear layers in 8 bits, on a CPU")
     overwrite: bool = setting(False, "make existing results again")
     shard: str | None = setting(

@@ -25,7 +25,7 @@ _LEVEL = re.compile(r"(\d+(?:\.\d+)?)sec")
 _DEPTH = 3  # <out_dir>/<model>/<seconds>sec/<block>
 _NEAR = 0.02  # seconds; patches are whole frames of 0.016 s
 # What all blocks that are probed together must have in common
-_SAME = ("model", "input", "max_seconds", "patch_seconds", "hop_seconds", "tail", "patchout",
+_SAME = ("model", "max_seconds", "patch_seconds", "hop_seconds", "tail", "patchout",
          "pool", "quantize", "version")  # fmt: skip
 
 

@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 if not __package__:  # started as a script: import from the repository root, not from this folder
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
@@ -36,7 +38,7 @@ if not __package__:  # started as a script: import from the repository root, not
 from maest.datasets.collection import describe_left_out, find_audio, mel_key, no_audio, split_shard
 from maest.datasets.mel_index import RECIPE_FILE, MelIndex, Source
 from maest.datasets.melspectrograms import size_problem, write_mel
-from maest.helpers.audio import AudioError, read_with_warnings
+from maest.helpers.audio import AudioError, stream_audio
 from maest.helpers.errors import InputError
 from maest.helpers.failures import read_failures, valid_utf8, write_failures
 from maest.helpers.files import (
@@ -48,7 +50,7 @@ from maest.helpers.files import (
     write_json,
 )
 from maest.helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
-from maest.helpers.parallel import BACKENDS, check_backend, one_torch_thread, run_parallel
+from maest.helpers.parallel import BACKENDS, check_backend, run_parallel
 
 DEFAULT_SECONDS = 300.0
 _VERSION = 1  # raise it when reading or the front end changes what is written
@@ -186,9 +188,7 @@ def preprocess(
             if overwrite or not _is_made(name, keys[name], audio_dir, store, index)
         ]
         if todo:
-            importlib.import_module(
-                "maest.helpers.melspectrogram"
-            )  # once, before worker processes fork
+            importlib.import_module("maest.helpers.log_mel")  # once, before worker processes fork
         results = run_parallel(
             _make,
             todo,
@@ -284,8 +284,7 @@ def _make(
 ) -> tuple[str, _Made | str]:
     """Make the log-mel file of (audio, key): what was made, or why it was not."""
     name, key = item
-    with one_torch_thread():
-        return name, _make_file(Path(audio_dir, name), Path(melspec_dir), key, seconds)
+    return name, _make_file(Path(audio_dir, name), Path(melspec_dir), key, seconds)
 
 
 def _lost(item: tuple[str, str], reason: str) -> tuple[str, str]:
@@ -293,7 +292,7 @@ def _lost(item: tuple[str, str], reason: str) -> tuple[str, str]:
 
 
 def _make_file(audio: Path, store: Path, key: str, seconds: float | None) -> _Made | str:
-    from maest.helpers.melspectrogram import log_mel  # imports torch, which takes seconds
+    from maest.helpers.log_mel import log_mel_pieces  # imports torch, which takes seconds
 
     target = store / key
     size = mtime = -1
@@ -301,8 +300,8 @@ def _make_file(audio: Path, store: Path, key: str, seconds: float | None) -> _Ma
         status = audio.stat()  # before it is read, in case that it is replaced meanwhile
         size, mtime = status.st_size, status.st_mtime_ns
     try:
-        waveform, warnings = read_with_warnings(audio, seconds)
-        mel = log_mel(waveform)
+        with closing(stream_audio(audio, seconds)) as blocks:
+            mel = np.concatenate(list(log_mel_pieces(blocks)))
     except AudioError as error:
         return (
             f"{error.reason}{'; its log-mel file from before is kept' if target.exists() else ''}"
@@ -317,7 +316,8 @@ def _make_file(audio: Path, store: Path, key: str, seconds: float | None) -> _Ma
         if error.errno in NAMES_FILE_ONLY:
             return f"its log-mel file cannot be written: {error.strerror}"
         raise write_error(target, error, "MELSPEC_DIR") from None
-    return _Made(Source(key, size, mtime, tuple(warnings)), len(waveform) / SAMPLE_RATE)
+    heard = (len(mel) - 1) * HOP_LENGTH / SAMPLE_RATE
+    return _Made(Source(key, size, mtime, tuple(blocks.warnings)), heard)
 
 
 # ---- the store -----------------------------------------------------------------------------------

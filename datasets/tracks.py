@@ -1,36 +1,32 @@
-"""Whole tracks for extraction: which there are, and reading one in chunks of patches.
-
-`datasets.chunk_loader` does so in several processes.
-"""
+"""Whole tracks for extraction: which there are, and their log-mels, made or read by workers."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from maest.datasets.batches import PackedStrings
 from maest.datasets.collection import find_audio, no_audio, split_shard
-from maest.datasets.melspectrograms import MelFile, mel_path
-from maest.helpers.audio import stream_audio
+from maest.datasets.melspectrograms import MelFile, all_finite, mel_path
 from maest.helpers.audio_blocks import mel_warnings
-from maest.helpers.chunks import Chunk, Cutting, log_mel_of, stream_patches
 from maest.helpers.errors import InputError
-from maest.helpers.melspectrogram import N_MELS, MelSpectrogram, front_end
-from maest.helpers.patches import PATCH_SIZE, fresh, seconds
+from maest.helpers.mel_constants import N_MELS
+from maest.helpers.processes import TIME_LIMIT, process_map
+from maest.helpers.tracks import Track, collect, read_audio_mel
 
 _EXPECTED = "Give an audio file, or a folder of them."
 _LONGEST_REASON = 300  # characters of an error that nobody foresaw
 
 
-class TrackSource(ABC):
+class Tracks:
     """Tracks below a folder. Worker processes share the memory of their keys.
 
     Args:
@@ -44,62 +40,31 @@ class TrackSource(ABC):
 
     def __init__(self, folder: str | Path, keys: Sequence[str]) -> None:
         self.folder = Path(folder).resolve()
-        self.keys: Sequence[str] = PackedStrings(keys)
+        self.keys = PackedStrings(keys)
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    @abstractmethod
     def path(self, index: int) -> Path:
         """The file of a track."""
+        return self.folder / self.keys[index]
 
-    def chunks(
-        self,
-        index: int,
-        cutting: Cutting,
-        per_chunk: int,
-        waveforms: bool = False,
-        frontend: MelSpectrogram | None = None,
-    ) -> Iterator[Chunk]:
-        """Read one track, no more of it at a time than one chunk.
-
-        Args:
-            index: of the track.
-            cutting: how it is cut into patches.
-            per_chunk: patches in a chunk, at most.
-            waveforms: whether chunks of audio are waveforms, for a log-mel that is computed
-                elsewhere. Those of log-mel files are log-mels all the same.
-            frontend: what computes the log-mel of audio; None for one on the CPU.
-
-        Yields:
-            its chunks, in order. Whatever goes wrong is a last chunk with ``error``.
-        """
-        key, some = self.keys[index], False
+    def read(self, index: int, scratch: Path) -> Track:
+        """A track, or why it cannot be read; ``scratch`` is for very long ones."""
+        key = self.keys[index]
         try:
-            with closing(self._read(index, cutting, per_chunk, waveforms, frontend)) as chunks:
-                for chunk in chunks:
-                    some = some or chunk.patches is not None
-                    if chunk.frames is not None and not some:
-                        chunk = Chunk(key, index, error=_no_patch(chunk.frames, cutting))
-                    yield chunk
+            mel, warnings = self._mel(index, scratch)
+            if not all_finite(mel):
+                raise InputError("NaN or infinite values", hint="Make it again.")
+            return Track(key, index, mel, warnings)
         except InputError as error:
-            yield Chunk(key, index, error=error.reason)
+            return Track(key, index, error=error.reason)
         except Exception as error:  # whatever a damaged file leads to, the others are read
-            yield Chunk(key, index, error=f"{type(error).__name__}: {error}"[:_LONGEST_REASON])
+            reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+            return Track(key, index, error=reason)
 
-    @abstractmethod
-    def _read(
-        self,
-        index: int,
-        cutting: Cutting,
-        per_chunk: int,
-        waveforms: bool,
-        frontend: MelSpectrogram | None,
-    ) -> Iterator[Chunk]:
-        """The same; errors are raised, and a track may come without any patch."""
+    def _mel(self, index: int, scratch: Path) -> tuple[np.ndarray, list[str]]:
+        raise NotImplementedError
 
 
-class AudioTracks(TrackSource):
+class AudioTracks(Tracks):
     """Audio files: a key is a path relative to the folder, with its suffix.
 
     Attributes:
@@ -108,96 +73,67 @@ class AudioTracks(TrackSource):
 
     seconds: float | None = None
 
-    def path(self, index: int) -> Path:
-        return self.folder / self.keys[index]
-
-    def _read(
-        self,
-        index: int,
-        cutting: Cutting,
-        per_chunk: int,
-        waveforms: bool,
-        frontend: MelSpectrogram | None,
-    ) -> Iterator[Chunk]:
-        key = self.keys[index]
-        with closing(stream_audio(self.path(index), self.seconds)) as blocks:
-            for chunk in stream_patches(blocks, cutting, per_chunk, key, index):
-                if chunk.patches is not None and not waveforms:
-                    with torch.no_grad():
-                        chunk.patches = log_mel_of(chunk.patches, frontend or front_end())
-                yield chunk
+    def _mel(self, index: int, scratch: Path) -> tuple[np.ndarray, list[str]]:
+        return read_audio_mel(self.path(index), scratch, self.seconds)
 
 
-class MelTracks(TrackSource):
+class MelTracks(Tracks):
     """Log-mel files: a key is that of a ground truth, see `datasets.melspectrograms.mel_path`."""
 
     def path(self, index: int) -> Path:
         return mel_path(self.folder, self.keys[index])
 
-    def _read(
-        self,
-        index: int,
-        cutting: Cutting,
-        per_chunk: int,
-        waveforms: bool,
-        frontend: MelSpectrogram | None,
-    ) -> Iterator[Chunk]:
-        key = self.keys[index]
-        with MelFile.of_key(self.folder, key) as mel:
-            frames = len(mel)
-            spans = cutting.spans(frames)
-            weights = fresh(spans)
-            if not spans:
-                yield Chunk(key, index, frames=frames)
-            first, peak = 0, 0.0
-            while first < len(spans):
-                length = _patch_frames(spans[first], cutting)
-                last = first + 1
-                while (
-                    last < min(len(spans), first + per_chunk)
-                    and _patch_frames(spans[last], cutting) == length
-                ):
-                    last += 1
-                patches = _read_spans(mel, spans[first:last], length)
-                peak = max(peak, float(patches.max()))
-                chunk = Chunk(
-                    key,
-                    index,
-                    patches=torch.from_numpy(patches),
-                    spans=np.array(spans[first:last], np.int64),
-                    fresh=np.array(weights[first:last], np.int64),
-                )
-                if last == len(spans):
-                    chunk = replace(chunk, frames=frames, warnings=mel_warnings(frames, peak))
-                yield chunk
-                first = last
+    def _mel(self, index: int, scratch: Path) -> tuple[np.ndarray, list[str]]:
+        with MelFile.of_key(self.folder, self.keys[index]) as file:
+            with np.errstate(over="ignore"):  # of a wider .npy: it is refused as infinite
+                mel = collect((m.astype(np.float16, copy=False) for m in file.chunks()), scratch)
+            return mel, mel_warnings(len(mel), float(mel.max()))
 
 
-def _no_patch(frames: int, cutting: Cutting) -> str:
-    if not frames:
-        return "no audio in it (0 samples)"
-    return (
-        f"shorter than a patch ({seconds(cutting.longest):g} s) and inference.tail=drop leaves "
-        "such out"
-    )
+def read_tracks(
+    tracks: Tracks,
+    indices: Sequence[int],
+    num_workers: int,
+    time_limit: float | None = TIME_LIMIT,
+    start_method: str | None = None,
+) -> Generator[Track]:
+    """Tracks in the order in which their workers finish them, each once.
+
+    A track whose worker process is killed, or hangs, is retried alone when all others are done; if
+    that fails too, it comes with ``error``. See `helpers.processes.process_map`.
+
+    Raises:
+        InputError: workers end before they read anything.
+    """
+
+    def lost(index: int, reason: str) -> tuple[Track, Path | None]:
+        return Track(tracks.keys[index], index, error=reason), None
+
+    with tempfile.TemporaryDirectory(prefix="maest-", ignore_cleanup_errors=True) as scratch:
+        read = partial(_read, tracks, Path(scratch))
+        results = process_map(
+            read,
+            indices,
+            num_workers=num_workers,
+            failed=lost,
+            time_limit=time_limit,
+            start_method=start_method,
+        )
+        with closing(results):
+            for _, (track, path), _ in results:
+                if path is not None:
+                    track.mel = np.memmap(path, np.float16, "r").reshape(-1, N_MELS)
+                    path.unlink()  # the map keeps it until the track is done
+                yield track
 
 
-def _patch_frames(span: tuple[int, int], cutting: Cutting) -> int:
-    """How many frames a patch of these has, padding counted."""
-    own = span[1] - span[0]
-    if own == cutting.longest or cutting.tail == "pad":
-        return cutting.longest
-    return max(own, PATCH_SIZE)
-
-
-def _read_spans(mel: MelFile, spans: list[tuple[int, int]], length: int) -> np.ndarray:
-    """[n, length, 96], float16 if the file is and else float32; zeros behind what is shorter."""
-    dtype = np.float16 if mel.dtype == np.float16 else np.float32
-    out = np.empty((len(spans), length, N_MELS), dtype)
-    for patch, (first, last) in zip(out, spans, strict=True):
-        mel.read_into(patch[: last - first], first)
-        patch[last - first :] = 0
-    return out
+def _read(tracks: Tracks, scratch: Path, index: int) -> Iterator[tuple[Track, Path | None]]:
+    """A track; of a log-mel that is a memory map, the file."""
+    track = tracks.read(index, scratch)
+    if isinstance(track.mel, np.memmap):
+        yield replace(track, mel=np.zeros((0, N_MELS), np.float16)), Path(str(track.mel.filename))
+    else:
+        yield track, None
 
 
 # ---- which tracks there are ----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from maest.experiments.model import (
     network_arguments,
     require_checkpoint,
 )
-from maest.helpers.chunks import chosen_blocks
+from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
 from maest.models import get_maest, licences
 from maest.models.archs import clip_seconds

@@ -5,79 +5,74 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
-import maest.config as settings
-from maest.datasets.chunk_loader import ChunkLoader
+from maest.config import Settings
 from maest.datasets.collection import describe_left_out
+from maest.datasets.groundtruth import GroundTruth, read_any_groundtruth
 from maest.datasets.preprocess import kept_seconds
 from maest.datasets.tracks import (
     AudioTracks,
     MelTracks,
+    Tracks,
     find_tracks,
     own_share,
     parse_shard,
+    read_tracks,
 )
-from maest.experiments.extract_report import Done, Work, report
-from maest.experiments.runs import Interrupted, is_first_process, run_dir, same_command
-from maest.experiments.setup import (
-    check_files,
+from maest.experiments.extract_report import ExtractionJob, Progress, Summary, report
+from maest.experiments.model import (
+    build_network,
     check_head,
-    end_processes,
+    clip_frames,
     find_checkpoint,
-    needed_checkpoint,
-    set_up_data,
-    set_up_network,
-    set_up_trainer,
+    in_section,
+    require_checkpoint,
 )
-from maest.helpers.checkpoints import Stopped
-from maest.helpers.chunks import FINAL, Cutting, chosen_blocks
-from maest.helpers.collect import Collect, stoppable
+from maest.experiments.plan import check_device, check_files, device_of, processes
+from maest.experiments.ranks import Ranks, find_ranks
+from maest.experiments.runs import Interrupted, is_first_process, same_command
+from maest.helpers.blocks import FINAL, chosen_blocks
 from maest.helpers.errors import InputError
 from maest.helpers.files import write_error
 from maest.helpers.manifest import model_hash, open_folder
-from maest.helpers.melspectrogram import NORM_MEAN, NORM_STD
 from maest.helpers.parallel import cores
-from maest.helpers.patches import TAILS, seconds
-from maest.helpers.settings import check_choice, listed
-from maest.helpers.writer import KINDS, WARNINGS, Output, ResultWriter, is_done, remove_leftovers
+from maest.helpers.patches import PatchPlan, seconds
+from maest.helpers.signals import Stopped, stoppable
+from maest.helpers.writer import WARNINGS, Output, ResultWriter, is_done, remove_leftovers
 from maest.models import Maest
 from maest.models.archs import clip_seconds
-from maest.models.batching import POOLS, QUANTIZATIONS, Encoder, Wanted
-from maest.models.cpu import speed_up
-from maest.models.extraction import PATCHES_PER_CHUNK, cutting
-from maest.models.extraction_module import ExtractionModule, ThenEnd
+from maest.models.batching import Extraction, Failure, OutputSpec, create_engine
+from maest.models.extraction import patch_plan
 from maest.models.weights import Checkpoint
 
 log = logging.getLogger(__name__)
 
-EMBEDDINGS = "embeddings"
-_VERSION = 1  # of what results mean: another one is made again
-# On a GPU, fewer patches than these are done before compiling has paid.
-_TRACKS_THAT_PAY = 2000
+_VERSION = 1  # of what results mean: raise it, and results are made again
+_TRACKS_TO_COMPILE = 2000  # on a GPU: fewer are done before compiling has paid
 _NUMBERING = "blocks count from 0; -1 is after the final norm"
+_MOST_READERS = 12
 
 
 def extract(
-    run, config: dict[str, Any], kind: str, expected: Mapping[str, Any] | None = None
+    run: Any, settings: Settings, kind: str, expected: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write embeddings, logits or predictions of each track; ``kind`` is the command's own.
 
     Args:
         run: Sacred's.
-        config: the settings of `ex_maest.py`.
+        settings: of `ex_maest.py`.
         kind: "embeddings", "logits" or "predictions".
         expected: a manifest's settings, such as a probe was trained on; if the results would have
             others, nothing is extracted.
     """
     try:
         with stoppable():
-            return _extract(run, config, kind, expected or {})
+            return _extract(settings, settings.inference.outputs or (kind,), expected or {})
     except Stopped as stop:
         # What overwrite=True replaces is gone by now, or made again.
         go_on = same_command(without=["inference.overwrite"])
@@ -86,313 +81,352 @@ def extract(
         raise Interrupted(message, stop.signal) from None
 
 
-def _extract(run, config: dict[str, Any], kind: str, expected: Mapping[str, Any]) -> dict[str, Any]:
-    started, inference = time.time(), config["inference"]
-    pl.seed_everything(config["seed"], workers=True, verbose=False)
-    kinds = _kinds(inference["outputs"], kind)
-    shard = None if inference["shard"] is None else parse_shard(str(inference["shard"]))
-    _check_options(config, kinds)
-    checkpoint, config = _find_model(config, kinds)
-    from_audio = inference["audio"] is not None
-    data = set_up_data(config, checkpoint, *([] if from_audio else ["predict"]))
-    net = set_up_network(config, checkpoint, data, "predict")
-    if checkpoint is None:
-        log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
-    elif kinds != ["embeddings"]:
-        check_head(checkpoint, net)
+def _extract(
+    settings: Settings, kinds: tuple[str, ...], expected: Mapping[str, Any]
+) -> dict[str, Any]:
+    started, inference = time.time(), settings.inference
+    torch.manual_seed(settings.seed)
+    shard = None if inference.shard is None else parse_shard(inference.shard)
+    _check_options(settings, kinds)
+    nodes = settings.trainer.num_nodes
+    ranks = find_ranks(processes(settings) // nodes, nodes)
+    checkpoint, net, groundtruth = _find_model(settings, kinds)
     model = model_hash(net.state_dict(), net.sizes())
-    blocks = _blocks(inference["transformer_block"], net.depth) if EMBEDDINGS in kinds else ()
-    wanted = Wanted(
-        blocks,
+    blocks = inference.transformer_block
+    spec = OutputSpec(
+        chosen_blocks(blocks, net.depth, "inference.transformer_block")
+        if "embeddings" in kinds
+        else (),
         logits="logits" in kinds,
         activations="predictions" in kinds,
-        pool=inference["pool"],
-        pictures=inference["plot"],
+        pool=inference.pool,
+        pictures=inference.plot,
     )
-    cut = _cutting(net, data.clip_frames, inference)
-    level = Path(str(inference["out_dir"])).expanduser() / f"{clip_seconds(data.clip_frames):g}sec"
-    outputs = [
-        *(Output(EMBEDDINGS, b, level / ("final" if b == FINAL else str(b))) for b in blocks),
-        *(Output(k, None, level / k) for k in kinds if k != EMBEDDINGS),
-    ]
-    failed: dict[str, str] = {}
-    left_out = ""
-    if from_audio:
-        tracks, failed, others = find_tracks(str(inference["audio"]), leave_out=level.parent)
-        left_out = describe_left_out(others)
-    else:
-        tracks = MelTracks(data.base_dir, data.groundtruth("predict").keys)
-    tracks = _first_ones(tracks, config)
-    if isinstance(tracks, AudioTracks):
-        tracks.seconds = inference["max_seconds"]
+    frames = clip_frames(settings, checkpoint)
+    plan = patch_plan(net, seconds(frames), inference.patch_hop, inference.tail)
+    out_dir = _out_dir(settings)
+    level = out_dir / f"{clip_seconds(frames):g}sec"
+    outputs = [Output("embeddings", b, level / block_name(b)) for b in spec.blocks]
+    outputs += [Output(kind, None, level / kind) for kind in kinds if kind != "embeddings"]
+    tracks, failed, left_out = _find_tracks(settings, groundtruth, out_dir)
 
-    trainer = set_up_trainer(config, run_dir(run), extraction=True)
-    encoder = _encoder(net, wanted, config, trainer)
-    precision = str(trainer.precision)
-    _open_folders(outputs, tracks, model, checkpoint, net.labels, config, cut, precision, expected)
-    own = own_share(len(tracks.keys), shard, trainer.global_rank, trainer.world_size)
-    if inference["overwrite"]:  # a run that is stopped can then go on without it
+    device, precision = _device(settings, ranks)
+    known = _manifest(settings, tracks, plan, model, precision)
+    _check_expected(known, expected, settings)
+    made_by = _made_by(settings, tracks, checkpoint)
+    _open_folders(outputs, tracks, known, made_by, net.labels, settings)
+    own = own_share(len(tracks.keys), shard, ranks.rank, ranks.world)
+    if inference.overwrite:  # a run that is stopped can then go on without it
         _remove(tracks, own, outputs)
         todo = list(own)
     else:
         files = ((i, tracks.keys[i], tracks.path(i)) for i in own)
-        todo = [i for i, key, path in files if not is_done(key, outputs, path, wanted.pictures)]
-    work = Work(tracks, outputs, shard, own, todo, started, left_out, _contents(net, wanted))
-    _make_fast(net, config, trainer, len(todo))
-    return _run(work, failed, encoder, cut, config, trainer)
+        todo = [i for i, key, path in files if not is_done(key, outputs, path, spec.pictures)]
+    contents = _contents(net, spec)
+    job = ExtractionJob(tracks, outputs, shard, own, todo, started, left_out, contents)
+    ranks.start_others()
+    try:
+        part = _run(job, failed, net, plan, spec, settings, device, precision, ranks)
+        parts = ranks.join(outputs[0].folder, vars(part))
+        return report(job, [Summary(**one) for one in parts])
+    except BaseException as error:
+        ranks.give_up(outputs[0].folder, error)
+        if isinstance(error, OSError):  # of the lists and tables: all results are written
+            raise write_error(
+                error.filename or outputs[0].folder, error, "inference.out_dir"
+            ) from error
+        raise
 
 
 def _run(
-    work: Work,
+    job: ExtractionJob,
     failed: dict[str, str],
-    encoder: Encoder,
-    cut: Cutting,
-    config: dict[str, Any],
-    trainer: pl.Trainer,
-) -> dict[str, Any]:
+    net: Maest,
+    plan: PatchPlan,
+    spec: OutputSpec,
+    settings: Settings,
+    device: torch.device,
+    precision: str,
+    ranks: Ranks,
+) -> Summary:
     """Read, compute and write; ``failed`` are tracks that are known to be none."""
-    inference, net = config["inference"], encoder.net
-    device = trainer.strategy.root_device.type
-    loader = ChunkLoader(
-        work.tracks,
-        work.todo,
-        cut,
-        per_chunk=PATCHES_PER_CHUNK,
-        num_workers=_workers(config, device == "cpu", len(work.todo)),
-        waveforms=isinstance(work.tracks, AudioTracks) and device != "cpu",
-        pin_memory=device == "cuda",
-    )
+    inference, trainer = settings.inference, settings.trainer
+    progress = Progress(len(job.todo), trainer.enable_progress_bar, ranks.rank, net, spec)
     writer = ResultWriter(
-        work.outputs,
+        job.outputs,
         labels=net.labels,
         task=net.task,
-        top=inference["top"],
-        plot=inference["plot"],
-        half=str(trainer.precision).startswith("16"),
-        warnings=work.named(WARNINGS),
+        top=inference.top,
+        plot=inference.plot,
+        half=precision.startswith("16"),
+        warnings=job.named(WARNINGS),
     )
-    collect = Collect(writer, len(work.todo), config["trainer"]["enable_progress_bar"])
-    trainer.callbacks.append(collect)
-    module = ExtractionModule(encoder, inference["patches_per_pass"])
+    own: dict[str, str] = {}
     try:
-        with writer:
-            if work.todo or trainer.world_size > 1:
-                trainer.predict(module, ThenEnd(loader), return_predictions=False)
+        with writer, closing(progress):
+            if job.todo:
+                extraction = _extraction(net, plan, spec, settings, device, precision, job)
+                extraction.on_pass = progress.heard
+                workers = _workers(settings, device, len(job.todo), ranks)
+                with closing(read_tracks(job.tracks, job.todo, workers)) as tracks:
+                    for result in extraction.results(tracks):
+                        if isinstance(result, Failure):
+                            own[result.key] = result.reason
+                        else:
+                            writer.put(result)
+                        progress.done(result, extraction.engine)
     except BaseException:
-        end_processes(trainer)
-        if trainer.is_global_zero:
+        if not ranks.rank:
             with suppress(OSError):  # on a full disk, the first error is the one to tell
-                work.write_failures(failed | collect.failed | writer.failed)
+                job.write_failures(failed | own | writer.failed)
         raise
-    if procs := getattr(trainer.strategy.launcher, "procs", None):
-        procs.clear()  # Lightning would kill this process for another's exit code
-    own_failures = collect.failed | writer.failed
-    lost = len(work.todo) - writer.written - len(own_failures)
+    own |= writer.failed
+    lost = len(job.todo) - writer.written - len(own)
     if lost:
-        raise RuntimeError(f"internal error: {lost} of {len(work.todo)} tracks unaccounted for")
-    before = len(work.own) - len(work.todo)
-    done = Done(writer.written, before, collect.seconds, writer.warned)
-    try:
-        return report(work, done, failed | own_failures, trainer, collect.group)
-    except OSError as error:  # of the lists and tables: all results are written
-        place = error.filename or work.outputs[0].folder
-        raise write_error(place, error, "inference.out_dir") from error
+        raise RuntimeError(f"internal error: {lost} of {len(job.todo)} tracks unaccounted for")
+    skipped = len(job.own) - len(job.todo)
+    return Summary(writer.written, skipped, progress.seconds, writer.warned, failed | own)
 
 
-# ---------------------------------------------------------------- settings
+# ---------------------------------------------------------------- model, tracks, engine
 
 
-def _kinds(given: Any, own: str) -> list[str]:
-    kinds = [own] if given is None else listed(given)
-    for kind in kinds:
-        check_choice("inference.outputs", kind, KINDS)
+def _check_options(settings: Settings, kinds: tuple[str, ...]) -> None:
+    inference, defaults = settings.inference, Settings().maest
+    for name in ("s_patchout_t", "s_patchout_f", "u_patchout"):
+        if getattr(settings.maest, name) != getattr(defaults, name):
+            log.warning(
+                "maest.%s acts in training alone; at inference, maest.s_patchout_t_interleaved=2 "
+                "leaves out every second column",
+                name,
+            )
     if not kinds or len(set(kinds)) < len(kinds):
         raise InputError(
-            f"{given!r} names nothing, or something twice",
-            hint=f"Give some of {', '.join(KINDS)}.",
+            f"{list(kinds)} names nothing, or something twice",
+            hint="Give some of embeddings, logits, predictions.",
             setting="inference.outputs",
         )
-    return kinds
-
-
-def _blocks(given: Any, depth: int) -> tuple[int, ...]:
-    blocks = chosen_blocks(given, depth, "inference.transformer_block")
-    if not blocks:
+    if inference.transformer_block == ():
         raise InputError(
             "no block is named",
             kind="empty",
             hint="Leave it out, or name a block.",
             setting="inference.transformer_block",
         )
-    return blocks
-
-
-def _check_options(config: dict[str, Any], kinds: list[str]) -> None:
-    inference = config["inference"]
-    for name in ("s_patchout_t", "s_patchout_f", "u_patchout"):
-        if config["maest"][name] != settings.MAEST["maest"][name]:
-            log.warning(
-                "maest.%s acts in training alone; at inference, maest.s_patchout_t_interleaved=2 "
-                "leaves out every second column",
-                name,
-            )
-    check_choice("inference.pool", inference["pool"], POOLS)
-    check_choice("inference.tail", inference["tail"], TAILS)
-    if inference["quantize"] is not None:
-        check_choice("inference.quantize", inference["quantize"], QUANTIZATIONS)
-    if inference["plot"] and "predictions" not in kinds:
+    if inference.plot and "predictions" not in kinds:
         raise InputError(
             "only predictions are drawn",
             kind="conflict",
             hint="Use the command predict, or add predictions to inference.outputs.",
             setting="inference.plot",
         )
-
-
-def _find_model(
-    config: dict[str, Any], kinds: list[str]
-) -> tuple[Checkpoint | None, dict[str, Any]]:
-    """The weights, and the settings with what nobody else can say of a fresh network."""
-    if config["inference"]["audio"] is None:
-        check_files(config, "predict")
-    checkpoint = find_checkpoint(config)
-    if kinds != ["embeddings"] or config["maest"]["arch"] is None:
-        checkpoint = needed_checkpoint(config)
-    if config["inference"]["audio"] is not None:
-        known = checkpoint.sizes if checkpoint else {}
-        open_ones = {"n_classes": 1, "norm_mean": NORM_MEAN, "norm_std": NORM_STD}
-        maest = dict(config["maest"])
-        maest |= {n: v for n, v in open_ones.items() if maest[n] is None and n not in known}
-        config = config | {"maest": maest}
-    return checkpoint, config
-
-
-def _cutting(net: Maest, frames: int, inference: dict[str, Any]) -> Cutting:
-    """How tracks are cut; that a patch fits into the network is seen to by now."""
-    return cutting(net, seconds(frames), inference["patch_hop"], inference["tail"])
-
-
-def _contents(net: Maest, wanted: Wanted) -> str:
-    """What embeddings hold, in words."""
-    each = " for each patch" if wanted.pool == "none" else ""
-    blocks = [str(block) for block in wanted.blocks if block != FINAL]
-    parts = []
-    if blocks:
-        which = f"block{'s' * (len(blocks) > 1)} {', '.join(blocks)} of 0-{net.depth - 1}"
-        parts.append(f"{which}, 3 tokens x {net.embed_dim}{each}")
-    if FINAL in wanted.blocks:
-        parts.append(f"after the final norm, {net.embed_dim} numbers{each}")
-    return "; ".join(parts)
-
-
-def _first_ones(tracks: AudioTracks | MelTracks, config: dict[str, Any]):
-    """As many tracks as trainer.limit_predict_batches asks for: batches of batch_size_eval."""
-    limit = config["trainer"]["limit_predict_batches"]
-    if limit is None:
-        return tracks
-    count = len(tracks.keys) * limit
-    if isinstance(limit, int):
-        count = limit * config["datamodule"]["batch_size_eval"]
-    first = range(min(int(count), len(tracks.keys)))
-    return type(tracks)(tracks.folder, [tracks.keys[i] for i in first])
-
-
-def _encoder(net: Maest, wanted: Wanted, config: dict[str, Any], trainer: pl.Trainer) -> Encoder:
-    quantize, threads = config["inference"]["quantize"], None
-    if trainer.strategy.root_device.type == "cpu":  # its processes share the cores
-        threads = max(1, cores() // max(1, trainer.num_devices))
-    elif quantize:
+    check_device(settings)
+    if inference.quantize and device_of(settings).type != "cpu":
         raise InputError(
-            f"{quantize} is for a CPU",
+            f"{inference.quantize} is for a CPU",
             kind="unsupported",
             hint="Set trainer.accelerator=cpu, or leave it out.",
             setting="inference.quantize",
         )
-    return Encoder(net, wanted, quantize, threads)
 
 
-def _make_fast(net: Maest, config: dict[str, Any], trainer: pl.Trainer, tracks: int) -> None:
-    """Compile the blocks where that is asked for or pays; on a CPU, use its fastest products."""
-    device, compiled = trainer.strategy.root_device.type, config["trainer"]["compile"]
+def _find_model(
+    settings: Settings, kinds: tuple[str, ...]
+) -> tuple[Checkpoint | None, Maest, GroundTruth | None]:
+    """Weights and network; and the ground truth, unless tracks are audio."""
+    groundtruth = None
+    if settings.inference.audio is None:
+        check_files(settings, "predict")
+        groundtruth = read_any_groundtruth(str(settings.datamodule.groundtruth_predict))
+    needs_weights = kinds != ("embeddings",) or settings.maest.arch is None
+    checkpoint = (require_checkpoint if needs_weights else find_checkpoint)(settings)
+    net = build_network(settings, checkpoint, groundtruth)
+    if checkpoint is None:
+        log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
+    elif kinds != ("embeddings",):
+        check_head(checkpoint, net)
+    return checkpoint, net, groundtruth
+
+
+def _out_dir(settings: Settings) -> Path:
+    """``inference.out_dir``; or ``embeddings/``, and there a folder of the model's name."""
+    if settings.inference.out_dir is not None:
+        return Path(settings.inference.out_dir).expanduser()
+    return Path("embeddings") / model_name(settings.maest.arch, settings.maest.checkpoint)
+
+
+def model_name(arch: str | None, checkpoint: str | None) -> str:
+    """What a model's results are kept under: its arch; of a run's model, ``run-4``."""
+    if checkpoint is None:
+        return str(arch)
+    path = Path(checkpoint).expanduser().resolve()
+    parts = path.parts
+    if "exp_logs" in parts[:-1]:
+        return f"run-{parts[parts.index('exp_logs') + 1]}"
+    return path.parent.name if path.name == "model" else path.name.removesuffix(".ckpt")
+
+
+def _find_tracks(
+    settings: Settings, groundtruth: GroundTruth | None, out_dir: Path
+) -> tuple[AudioTracks | MelTracks, dict[str, str], str]:
+    """The tracks; those that are known to fail, with reasons; and in words what is left out."""
+    failed: dict[str, str] = {}
+    left_out = ""
+    tracks: AudioTracks | MelTracks
+    if groundtruth is not None:
+        tracks = MelTracks(settings.datamodule.base_dir, groundtruth.keys)
+    else:
+        tracks, failed, others = find_tracks(str(settings.inference.audio), leave_out=out_dir)
+        left_out = describe_left_out(others)
+    limit = settings.trainer.limit_predict_batches
+    if limit is not None:
+        count = len(tracks.keys) * limit
+        if isinstance(limit, int):
+            count = limit * settings.datamodule.batch_size_eval
+        first = range(min(int(count), len(tracks.keys)))
+        tracks = type(tracks)(tracks.folder, [tracks.keys[i] for i in first])
+    if isinstance(tracks, AudioTracks):
+        tracks.seconds = settings.inference.max_seconds
+    return tracks, failed, left_out
+
+
+def _device(settings: Settings, ranks: Ranks) -> tuple[torch.device, str]:
+    """What this process computes on, and in which precision; processes share a CPU's cores."""
+    device = device_of(settings)
+    if device.type == "cuda":
+        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+    elif ranks.here > 1:
+        torch.set_num_threads(max(1, cores() // ranks.here))
+    half = "16-mixed" if device.type == "cuda" else "32-true"
+    return device, settings.trainer.precision or half
+
+
+def _extraction(
+    net: Maest,
+    plan: PatchPlan,
+    spec: OutputSpec,
+    settings: Settings,
+    device: torch.device,
+    precision: str,
+    job: ExtractionJob,
+) -> Extraction:
+    compiled = settings.trainer.compile
     if compiled is None:
-        compiled = device == "cuda" and tracks >= _TRACKS_THAT_PAY
-    if compiled:
-        net.compile_blocks()
-    elif device == "cpu" and str(trainer.precision) == "32-true":
-        speed_up(net)
+        compiled = device.type == "cuda" and len(job.todo) >= _TRACKS_TO_COMPILE
+    with in_section("inference"):
+        engine = create_engine(
+            net,
+            spec,
+            device=device,
+            precision=precision,
+            engine=settings.inference.engine,
+            quantize=settings.inference.quantize,
+            compile=compiled,
+        )
+    log.info(
+        "%d of %d tracks to do, %d blocks of %d channels by %s on %s, patches of %g s every %g s",
+        *(len(job.todo), len(job.own), net.depth, net.embed_dim, engine.name, device),
+        *(clip_seconds(plan.length), clip_seconds(plan.hop or plan.length)),
+    )
+    return Extraction(net, engine, plan, spec, settings.inference.patches_per_pass)
 
 
-def _workers(config: dict[str, Any], on_cpu: bool, tracks: int) -> int:
+def _workers(settings: Settings, device: torch.device, tracks: int, ranks: Ranks) -> int:
     """Reading processes: on a CPU one, as it needs few of the cores' cycles beside the network."""
-    wanted = config["datamodule"]["num_workers"]
+    wanted = settings.datamodule.num_workers
     if wanted is None:
-        wanted = 1 if on_cpu else max(1, min(cores() // max(1, torch.cuda.device_count()), 12))
+        share = cores() // ranks.here
+        wanted = 1 if device.type == "cpu" else max(1, min(share, _MOST_READERS))
     return min(wanted, tracks)
 
 
-# ---------------------------------------------------------------- what is there already
+def block_name(block: int) -> str:
+    """The folder of a block's embeddings."""
+    return "final" if block == FINAL else str(block)
+
+
+def _contents(net: Maest, spec: OutputSpec) -> str:
+    """What embeddings hold, in words."""
+    each = " for each patch" if spec.pool == "none" else ""
+    blocks = [str(block) for block in spec.blocks if block != FINAL]
+    parts = []
+    if blocks:
+        which = f"block{'s' * (len(blocks) > 1)} {', '.join(blocks)} of 0-{net.depth - 1}"
+        parts.append(f"{which}, 3 tokens x {net.embed_dim}{each}")
+    if FINAL in spec.blocks:
+        parts.append(f"after the final norm, {net.embed_dim} numbers{each}")
+    return "; ".join(parts)
+
+
+# ---------------------------------------------------------------- folders of results
+
+
+def _manifest(
+    settings: Settings, tracks: Tracks, plan: PatchPlan, model: str, precision: str
+) -> dict[str, Any]:
+    """What results depend on, whatever their kind; audio and its log-mel file give the same."""
+    patchout = {
+        name: value
+        for axis in "tf"
+        for name in (f"s_patchout_{axis}_indices", f"s_patchout_{axis}_interleaved")
+        if (value := getattr(settings.maest, name))
+    }
+    return {
+        "model": model,
+        "numbering": _NUMBERING,
+        "max_seconds": tracks.seconds if isinstance(tracks, AudioTracks) else None,
+        "patch_seconds": clip_seconds(plan.length),
+        "hop_seconds": clip_seconds(plan.hop or plan.length),
+        "tail": plan.tail,
+        "patchout": patchout or None,
+        "precision": precision,
+        "quantize": settings.inference.quantize,
+        "version": _VERSION,
+    }
+
+
+def _made_by(settings: Settings, tracks: Tracks, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Where the model and the tracks' log-mels came from; results do not depend on the place."""
+    path = settings.maest.checkpoint
+    made_by: dict[str, Any] = {
+        "arch": settings.maest.arch,
+        "checkpoint": None if path is None else str(Path(path).expanduser().resolve()),
+        # Whether the average was used, whatever the setting left open.
+        "checkpoint_swa_weights": checkpoint is not None and checkpoint.average,
+        "input": "audio",
+    }
+    if isinstance(tracks, MelTracks):
+        made_by |= {"input": "log-mel files", "max_seconds": kept_seconds(tracks.folder)}
+    return made_by
 
 
 def _open_folders(
     outputs: list[Output],
-    tracks: AudioTracks | MelTracks,
-    model: str,
-    checkpoint: Checkpoint | None,
+    tracks: Tracks,
+    known: dict[str, Any],
+    made_by: dict[str, Any],
     labels: list[str] | None,
-    config: dict[str, Any],
-    cut: Cutting,
-    precision: str,
-    expected: Mapping[str, Any],
+    settings: Settings,
 ) -> None:
     """Check what the folders hold, or enter with what they are going to be filled."""
-    inference, maest = config["inference"], config["maest"]
-    hop = cut.longest if cut.hop is None else cut.hop
-    patchout = {
-        name: maest[name]
-        for axis in "tf"
-        for name in (f"s_patchout_{axis}_indices", f"s_patchout_{axis}_interleaved")
-        if maest[name]
-    }
-    common = {
-        "model": model,
-        "numbering": _NUMBERING,
-        "input": "audio" if isinstance(tracks, AudioTracks) else "log-mel files",
-        "max_seconds": tracks.seconds if isinstance(tracks, AudioTracks) else None,
-        "patch_seconds": clip_seconds(cut.longest),
-        "hop_seconds": clip_seconds(hop),
-        "tail": cut.tail,
-        "patchout": patchout or None,
-        "precision": precision,
-        "quantize": inference["quantize"],
-        "version": _VERSION,
-    }
-    _check_expected(common, expected, maest)
-    path = maest["checkpoint"]
-    made_by = {
-        "arch": maest["arch"],
-        "checkpoint": None if path is None else str(Path(str(path)).resolve()),
-        # Whether the average was used, whatever the setting left open.
-        "checkpoint_swa_weights": checkpoint is not None and checkpoint.average,
-    }
-    if isinstance(tracks, MelTracks):
-        made_by["max_seconds"] = kept_seconds(tracks.folder)
+    keys = tracks.keys
     for output in outputs:
-        settings = {"kind": output.kind, **common}
+        own = {"kind": output.kind, **known}
         if output.kind == "embeddings":
-            settings["block"] = output.block
+            own["block"] = output.block
         if output.kind == "predictions":
-            settings |= {"labels": labels, "top": inference["top"]}
+            own |= {"labels": labels, "top": settings.inference.top}
         else:
-            settings["pool"] = inference["pool"]
+            own["pool"] = settings.inference.pool
 
         def present(output: Output = output) -> str | None:
-            return next((key for key in tracks.keys if is_done(key, [output])), None)
+            return next((keys[i] for i in range(len(keys)) if is_done(keys[i], [output])), None)
 
         open_folder(
             output.folder,
-            settings,
+            own,
             str(tracks.folder),
-            inference["overwrite"],
+            settings.inference.overwrite,
             output.pattern,
             present,
             made_by,
@@ -401,20 +435,20 @@ def _open_folders(
 
 
 def _check_expected(
-    settings: Mapping[str, Any], expected: Mapping[str, Any], maest: Mapping[str, Any]
+    known: Mapping[str, Any], expected: Mapping[str, Any], settings: Settings
 ) -> None:
     """Raise InputError where results would not be what is expected.
 
-    Audio gives what its log-mel file gives, of as many seconds; precisions nearly the same.
+    Log-mel files may hold as many seconds as are read of audio; precisions give nearly the same.
     """
-    for name in settings.keys() - {"input", "max_seconds", "precision"}:
-        if expected.get(name, settings[name]) != settings[name]:
-            values = [str(one[name])[:12] for one in (settings, expected)]
+    for name in known.keys() - {"max_seconds", "precision"}:
+        if expected.get(name, known[name]) != known[name]:
+            values = [str(one[name])[:12] for one in (known, expected)]
             raise InputError(
                 f"embeddings with {name} {values[0]}; the probe was trained on those with "
                 f"{values[1]}",
                 kind="mismatch",
-                path=maest["checkpoint"] or maest["arch"],
+                path=settings.maest.checkpoint or settings.maest.arch,
                 setting="predict.checkpoint" if name == "model" else None,
                 hint="Give the model that the probe's embeddings were made by."
                 if name == "model"
@@ -422,7 +456,7 @@ def _check_expected(
             )
 
 
-def _remove(tracks: AudioTracks | MelTracks, own: range, outputs: list[Output]) -> None:
+def _remove(tracks: Tracks, own: range, outputs: list[Output]) -> None:
     """Remove the results of these tracks; links and what cannot be removed will be overwritten."""
     for i in own:
         for output in outputs:

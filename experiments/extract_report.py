@@ -1,29 +1,43 @@
-"""What an extraction has come to: its files of failures and tables, and the lines it prints."""
+"""What an extraction says: while it works, and at its end; its lists of failures and its tables."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any, NamedTuple
+from typing import Any
 
-import pytorch_lightning as pl
-import torch
+from tqdm import tqdm
 
-from maest.datasets.tracks import TrackSource, own_share
+from maest.datasets.tracks import Tracks, own_share
+from maest.helpers import patches
 from maest.helpers.failures import write_failures
-from maest.helpers.predictions import read_predictions, table, write_table
+from maest.helpers.predictions import (
+    best,
+    label_names,
+    printable,
+    read_predictions,
+    table,
+    write_table,
+)
+from maest.helpers.tracks import TrackResult
 from maest.helpers.writer import WARNINGS, Output, tidy_warnings
+from maest.models import Maest
+from maest.models.batching import Failure, OutputSpec
+from maest.models.engines import Engine
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 10  # failures that are printed
+_LABELS = 3  # of a track, in a line
+_SECONDS = 10.0  # from one line to the next
 
 
 @dataclass(frozen=True)
-class Work:
+class ExtractionJob:
     """What a process has to do.
 
     Attributes:
@@ -37,7 +51,7 @@ class Work:
         contents: in words, what embeddings hold; or nothing.
     """
 
-    tracks: TrackSource
+    tracks: Tracks
     outputs: list[Output]
     shard: tuple[int, int] | None
     own: range
@@ -59,101 +73,166 @@ class Work:
         return self.outputs[0].folder / name
 
 
-class Done(NamedTuple):
+@dataclass
+class Summary:
     """What a process has done.
 
     Attributes:
         written, skipped: tracks that were done now, and before.
         seconds: of the audio that was done now.
         warned: tracks that were done now, and whose results may mean little.
+        failed: reasons by key.
     """
 
-    written: int
-    skipped: int
-    seconds: float
+    written: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
     warned: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: Summary) -> None:
+        """Take what another process has done into account."""
+        self.written += other.written
+        self.skipped += other.skipped
+        self.seconds += other.seconds
+        self.warned += other.warned
+        self.failed |= other.failed
 
 
-def report(
-    work: Work, done: Done, failed: dict[str, str], trainer: pl.Trainer, group: Any
-) -> dict[str, Any]:
-    """Write failures and tables, and print what was done: by the first process, for all of them.
+class Progress:
+    """Says how far it is: a bar on a terminal; else a line a prediction, or one now and then.
 
-    Args:
-        work, done, failed: of this process.
-        trainer: that has run it.
-        group: of several processes, through which they tell one another.
+    Attributes:
+        seconds: of the tracks that are done.
     """
-    if trainer.world_size > 1:
-        parts: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(parts, (done, failed), group=group)
-        done = Done(*(sum(own[i] for own, _ in parts) for i in range(len(done))))
-        failed = {key: reason for _, own in parts for key, reason in own.items()}
-        torch.distributed.destroy_process_group()
-    if not trainer.is_global_zero:
-        return {}  # the first one tells it, by its exit code too
-    reasons = work.write_failures(failed)
-    for output in work.outputs:
+
+    def __init__(self, total: int, bar: bool, rank: int, net: Maest, spec: OutputSpec) -> None:
+        self.seconds = 0.0
+        self._total, self._done, self._heard = total, 0, 0.0
+        self._net, self._predicts = net, spec.activations
+        self._began = self._said = time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            desc="extract",
+            unit="track",
+            disable=not (bar and rank == 0 and sys.stderr.isatty()),
+        )
+        self._lines = rank == 0 and self._bar.disable
+        self._similarity: dict[str, float] | None = None if rank == 0 else {}
+
+    def heard(self, frames: int) -> None:
+        """So many frames were computed: of a long track, too, one sees that it goes on."""
+        self._heard += patches.seconds(frames)
+        self._bar.set_postfix_str(self._speed())
+        if self._lines and not self._predicts and time.monotonic() - self._said > _SECONDS:
+            self._said = time.monotonic()
+            print(f"{self._done} of {self._total} tracks, {self._speed()}", flush=True)
+
+    def done(self, result: TrackResult | Failure, engine: Engine) -> None:
+        """A track is done, or has failed."""
+        self._done += 1
+        self._bar.update()
+        if self._similarity is None and engine.similarity is not None:
+            self._similarity = engine.similarity
+            values = ", ".join(f"{name} {value:.6f}" for name, value in engine.similarity.items())
+            tqdm.write(
+                f"int8 against fp32, lowest cosine similarity on the first patches: {values}"
+            )
+        if isinstance(result, TrackResult):
+            self.seconds += result.seconds
+        if self._lines and self._predicts and self._total > 1:
+            print(
+                f"{self._done} of {self._total}  {printable(result.key)}: {self._outcome(result)}"
+            )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+    def _speed(self) -> str:
+        speed = self._heard / max(time.monotonic() - self._began, 1e-9)
+        return f"{self._heard / 3600:.2f} h of audio, {speed:.0f} x real time"
+
+    def _outcome(self, result: TrackResult | Failure) -> str:
+        if isinstance(result, Failure) or result.activations is None:
+            return "failed"
+        names = label_names(self._net.labels, len(result.activations))
+        chosen = best(result.activations, _LABELS, self._net.task)[:_LABELS]
+        return ", ".join(f"{printable(names[i])} {result.activations[i]:.2f}" for i in chosen)
+
+
+def report(job: ExtractionJob, parts: list[Summary]) -> dict[str, Any]:
+    """Write failures and tables, and print what all processes have done; ``parts``, theirs.
+
+    Without any, this is not the first process.
+    """
+    if not parts:
+        return {}
+    done = Summary()
+    for part in parts:
+        done.add(part)
+    reasons = job.write_failures(done.failed)
+    for output in job.outputs:
         if output.kind == "predictions":
-            _show_predictions(output, work, failed)
+            _show_predictions(output, job, done.failed)
             continue
-        others = [] if work.shard else sorted(output.folder.glob("warnings-*-of-*.csv"))
-        tidy_warnings(output.folder / work.named(WARNINGS), others)
-    if work.shard is None:
-        _remove_lists_of_shards(work)
-    for key, reason in sorted(failed.items())[:_SHOWN]:
+        others = [] if job.shard else sorted(output.folder.glob("warnings-*-of-*.csv"))
+        tidy_warnings(output.folder / job.named(WARNINGS), others)
+    if job.shard is None:
+        _remove_lists_of_shards(job)
+    for key, reason in sorted(done.failed.items())[:_SHOWN]:
         log.error("%s: %s", key, reason)
-    took, folders = time.time() - work.started, [output.folder for output in work.outputs]
+    took, folders = time.time() - job.started, [output.folder for output in job.outputs]
     hours = f"{done.seconds / 3600:.2f} h of audio, {done.seconds / took:.0f} x real time"
     shown = str(folders[0])
     if len(folders) > 1:
         shown = f"{folders[0].parent}/{{{','.join(folder.name for folder in folders)}}}"
     print(
-        f"{work.left_out}{done.written} track{'s' * (done.written != 1)} done, "
-        f"{len(failed)} failed, {done.skipped} there already, in {took:.0f} s"
-        f"{f' ({hours})' if done.written else ''}{_warned(work, done)}: {shown}"
-        + (f" ({work.contents})" if work.contents else "")
-        + (f" (reasons: {reasons})" if failed else "")
+        f"{job.left_out}{done.written} track{'s' * (done.written != 1)} done, "
+        f"{len(done.failed)} failed, {done.skipped} there already, in {took:.0f} s"
+        f"{f' ({hours})' if done.written else ''}{_warned(job, done)}: {shown}"
+        + (f" ({job.contents})" if job.contents else "")
+        + (f" (reasons: {reasons})" if done.failed else "")
     )
-    if work.shard is not None:
+    if job.shard is not None:
         print(
             "When all shards are done, the same command without inference.shard does what was "
             "missed, and joins their lists"
         )
     return {
-        **done._asdict(),
-        "failed": len(failed),
+        **{name: value for name, value in vars(done).items() if name != "failed"},
+        "failed": len(done.failed),
         "folder": str(folders[0]),
         "folders": [str(folder) for folder in folders],
     }
 
 
-def _warned(work: Work, done: Done) -> str:
+def _warned(job: ExtractionJob, done: Summary) -> str:
     if not done.warned:
         return ""
-    listed = any(output.kind != "predictions" for output in work.outputs)
-    where = work.named(WARNINGS) if listed else work.named("tracks.csv")
-    return f"; {done.warned} with warnings" + f" ({where})" * (listed or len(work.tracks.keys) > 1)
+    listed = any(output.kind != "predictions" for output in job.outputs)
+    where = job.named(WARNINGS) if listed else job.named("tracks.csv")
+    return f"; {done.warned} with warnings" + f" ({where})" * (listed or len(job.tracks.keys) > 1)
 
 
-def _remove_lists_of_shards(work: Work) -> None:
+def _remove_lists_of_shards(job: ExtractionJob) -> None:
     """This run went over what the shards had left."""
-    for output in work.outputs:
+    for output in job.outputs:
         for pattern in ("failed-*-of-*.csv", "tracks-*-of-*.csv", "warnings-*-of-*.csv"):
             for older in output.folder.glob(pattern):
-                if older.stat().st_mtime < work.started:
+                if older.stat().st_mtime < job.started:
                     older.unlink(missing_ok=True)
 
 
-def _show_predictions(output: Output, work: Work, failed: dict[str, str]) -> None:
-    """A table over the folder; of one song, what was found in it."""
-    keys = work.tracks.keys
+def _show_predictions(output: Output, job: ExtractionJob, failed: dict[str, str]) -> None:
+    """A table over the folder; of one song, its labels."""
+    keys = job.tracks.keys
     if len(keys) == 1:
         if keys[0] not in failed and output.path(keys[0]).is_file():
             print(table(read_predictions(output.path(keys[0])), get_terminal_size().columns))
         return
-    path = output.folder / work.named("tracks.csv")
-    part = (keys[i] for i in own_share(len(keys), work.shard))
+    path = output.folder / job.named("tracks.csv")
+    part = (keys[i] for i in own_share(len(keys), job.shard))
     rows, _ = write_table(path, output.folder, (key for key in part if key not in failed))
     if rows:
         print(f"all in one table, a row each: {path}")

@@ -20,11 +20,10 @@ from maest.experiments.probe_report import RIDGE, metrics_line, summarize, write
 from maest.experiments.probe_task import ProbeTask, read_task
 from maest.experiments.runs import Interrupted, run_dir
 from maest.helpers import metrics
-from maest.helpers.checkpoints import Stopped
-from maest.helpers.collect import stoppable
 from maest.helpers.errors import InputError
 from maest.helpers.parallel import one_torch_thread
 from maest.helpers.schedules import warmup_ramp_factor
+from maest.helpers.signals import Stopped, stoppable
 from maest.models.probe import ProbeBank
 
 log = logging.getLogger(__name__)

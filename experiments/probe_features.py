@@ -30,7 +30,7 @@ from maest.datasets.embeddings import (
     select_tokens,
 )
 from maest.experiments.probe_task import ProbeTask, check_targets
-from maest.helpers.chunks import DEFAULT_BLOCK
+from maest.helpers.blocks import DEFAULT_BLOCK
 from maest.helpers.errors import InputError
 from maest.models.probe import layer_normalize
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from maest.config import ProbeSettings, Settings, parse, plain
+from maest.config import ProbeSettings, Settings, parse
 from maest.datasets.embedding_folders import EmbeddingFolder, block_name
 from maest.datasets.embeddings import read_blocks, select_tokens
 from maest.datasets.preprocess import DEFAULT_SECONDS
@@ -59,7 +59,7 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     out_dir = Path(settings.predict.out_dir or folder / "embeddings").expanduser()
     request, made = extraction_settings(probe, settings, out_dir), probe.about["extraction"]
     try:
-        extracted = extract(run, plain(request), "embeddings", expected=made)
+        extracted = extract(run, request, "embeddings", expected=made)
     except InputError as error:
         error.setting = _SETTINGS.get(error.setting or "", error.setting)
         if Path(error.path or "").is_relative_to(out_dir):
@@ -252,7 +252,7 @@ def extraction_settings(probe: TrainedProbe, settings: ProbeSettings, out_dir: P
 
 def _max_seconds(made: dict[str, Any], made_by: dict[str, Any]) -> float | None:
     """Seconds of each track that the probe's embeddings are of, at most."""
-    if made.get("input") != "log-mel files":
+    if (made_by.get("input") or made.get("input")) != "log-mel files":
         return made.get("max_seconds")
     if "max_seconds" in made_by:
         return made_by["max_seconds"]

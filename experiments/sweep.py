@@ -31,13 +31,12 @@ from maest.experiments.probe_task import ProbeTask, read_task
 from maest.experiments.runs import Interrupted, run_dir, same_command
 from maest.experiments.sweep_report import best_choice, write_report
 from maest.helpers import metrics
-from maest.helpers.checkpoints import Stopped
-from maest.helpers.collect import stoppable
 from maest.helpers.errors import InputError
 from maest.helpers.failures import valid_utf8
 from maest.helpers.files import TEMPORARY, to_json, write_json
 from maest.helpers.parallel import cores, run_parallel
 from maest.helpers.report import machine, versions
+from maest.helpers.signals import Stopped, stoppable
 from maest.models.probe import SELECTION, ProbeBank
 
 log = logging.getLogger(__name__)

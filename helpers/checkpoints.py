@@ -26,6 +26,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from maest.helpers.errors import InputError
 from maest.helpers.files import TEMPORARY, atomic_path
 from maest.helpers.history import FIRST
+from maest.helpers.signals import Stopped, stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,6 @@ _ABANDONED = 600.0  # seconds after which a file that was being written is none 
 _ECHO = 1.0  # seconds within which a signal that comes again is the same one
 # Processes that train together ask one another this often, in steps, whether one was told to stop.
 _ASK_EVERY = 10
-
-
-def stop_signals() -> list[int]:
-    """The signals that stop a run; SIGUSR1 is SLURM's, for the end of a job's time."""
-    names = ("SIGINT", "SIGTERM", "SIGUSR1")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
 def diverged(what: str, epoch: int, step: int) -> InputError:
@@ -64,22 +59,6 @@ def leave_sigterm_to_us(trainer: pl.Trainer) -> None:
 
 def _forget_sigterm(trainer: pl.Trainer) -> None:
     trainer._signal_connector.received_sigterm = False
-
-
-class Stopped(BaseException):
-    """Training was told to stop, by a signal, and has.
-
-    No Exception: a second signal raises it anywhere, and nothing is to take it for a fault.
-
-    Attributes:
-        signal: which one.
-        saved: whether ``last.ckpt`` is of this very instant, or of an earlier one.
-    """
-
-    def __init__(self, number: int, saved: bool) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.signal = signal.Signals(number)
-        self.saved = saved
 
 
 class WholeFiles(TorchCheckpointIO):

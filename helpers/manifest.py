@@ -27,9 +27,10 @@ LOCK = ".manifest.lock"
 _LONGEST_WAIT = 1800  # seconds; another run removes what it overwrites meanwhile
 _HASH_SHOWN = 12  # characters
 _SHOWN = 60  # characters of any other setting
-_WAYS_OUT = "Give another inference.out_dir, or inference.overwrite=True, which removes them."
-# Settings that came later, and with what results were made before them
+# Settings that came later, and with what results were made before them. And one that has gone:
+# audio and its log-mel file give the same, now that both are float16. (Rounding aside, they did.)
 _LATER = {"max_seconds": None}
+_GONE = "input"
 _ELSEWHERE = "Give another inference.out_dir, or move them away."
 # What is written beside a result, see `helpers.writer`: in place of the end of its name.
 _BESIDE = {
@@ -72,18 +73,18 @@ def open_folder(
             the folder cannot be written to.
     """
     folder = Path(folder)
-    path = folder / MANIFEST
     wanted = _valid(json.loads(json.dumps(dict(settings))))
+    told = _valid(dict(made_by or {}))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=_LONGEST_WAIT):
-            sources = _agreed_sources(path, wanted, source, overwrite, pattern, present)
-            known = read_manifest(folder) if sources is None else None
-            told = _valid(dict(made_by or {}))
-            if sources is not None or (told and known.get("made_by") != told):
-                sources = sources or known["sources"]
-                kept = {"made_by": told} if told else {}
-                write_json(path, {"settings": wanted, "sources": sources, **kept})
+            known = read_manifest(folder)
+            sources = _agreed_sources(folder, known, wanted, source, overwrite, pattern, present)
+            manifest = {"settings": wanted, "sources": sources}
+            if told or (known and "made_by" in known):
+                manifest["made_by"] = told or (known or {})["made_by"]
+            if manifest != known:
+                write_json(folder / MANIFEST, manifest)
     except Timeout:
         raise InputError(
             f"another run has held this lock for {_LONGEST_WAIT // 60} minutes",
@@ -101,17 +102,17 @@ def open_folder(
 
 
 def _agreed_sources(
-    path: Path,
+    folder: Path,
+    known: dict[str, Any] | None,
     wanted: dict[str, Any],
     source: str,
     overwrite: bool,
     pattern: str,
     present: Callable[[], str | None],
-) -> list[str] | None:
-    """The sources to write down; None if the manifest stays as it is. Under the lock."""
-    shown, folder, end = valid_utf8(source), path.parent, pattern.removeprefix("*")
-    found = read_manifest(folder)
-    if found is None:
+) -> list[str]:
+    """The sources to write down. Under the lock."""
+    shown, end = valid_utf8(source), pattern.removeprefix("*")
+    if known is None:
         foreign = next(_results(folder, end, *_BESIDE.get(end, ())), None)
         foreign = foreign or next((folder / n for n in _LISTS if (folder / n).is_file()), None)
         if foreign is not None:
@@ -123,32 +124,34 @@ def _agreed_sources(
                 path=folder,
             )
         return [shown]
-    later = {name: value for name, value in _LATER.items() if name in wanted}
-    was, sources = later | found["settings"], found["sources"]
-    if {**wanted, **was} == wanted:
-        if shown in sources:
-            return None if was == wanted else sources
-        key = None if overwrite else present()
-        if key is not None:
+    was = {n: v for n, v in (_LATER | known["settings"]).items() if n != _GONE or n in wanted}
+    was = {n: v for n, v in was.items() if n not in _LATER or n in wanted}
+    sources: list[str] = known["sources"]
+    if {**wanted, **was} != wanted:
+        if not overwrite:
             raise InputError(
-                f"holds {key!r} already, made from {', '.join(sources)}, and this run reads "
-                f"{shown}: two tracks of one name would be taken for one",
-                kind="conflict",
-                hint="Give another inference.out_dir, or inference.overwrite=True, which makes "
-                "this run's tracks again. If the same music has moved, write its new place into "
-                f"the sources of {path}.",
-                path=folder,
+                f"the results there were made with other settings: {_differences(was, wanted)}",
+                kind="mismatch",
+                hint="Give another inference.out_dir, or inference.overwrite=True, which removes "
+                "them.",
+                path=folder / MANIFEST,
             )
-        return [*sources, shown]
-    if not overwrite:
+        _remove_results(folder, end)
+        return [shown]
+    if shown in sources:
+        return sources
+    key = None if overwrite else present()
+    if key is not None:
         raise InputError(
-            f"the results there were made with other settings: {_differences(was, wanted)}",
-            kind="mismatch",
-            hint=_WAYS_OUT,
-            path=path,
+            f"holds {key!r} already, made from {', '.join(sources)}, and this run reads {shown}: "
+            "two tracks of one name would be taken for one",
+            kind="conflict",
+            hint="Give another inference.out_dir, or inference.overwrite=True, which makes this "
+            "run's tracks again. If the same music has moved, write its new place into the "
+            f"sources of {folder / MANIFEST}.",
+            path=folder,
         )
-    _remove_results(folder, end)
-    return [shown]
+    return [*sources, shown]
 
 
 def _remove_results(folder: Path, end: str) -> None:
@@ -212,7 +215,10 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """``hop_seconds 30.0, now 15.0; …`` for each setting that differs."""
     told = []
     for name in {**was, **now}:
-        before, after = _shown(name, was), _shown(name, now)
+        before, after = (
+            json.dumps(known[name], ensure_ascii=False) if name in known else "not told"
+            for known in (was, now)
+        )
         if before != after:
             pairs = enumerate(zip(before, after, strict=False))
             same = next((i for i, (a, b) in pairs if a != b), min(len(before), len(after)))
@@ -220,17 +226,11 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(told)
 
 
-def _shown(name: str, settings: Mapping[str, Any]) -> str:
-    value = settings.get(name)
-    if name not in settings:
-        return "not told"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
 def _short(text: str, same: int) -> str:
     """Some of a long text, from where it differs on; ``same`` characters before that do not."""
-    if re.fullmatch(r"[0-9a-f]{32,}", text):
-        return text[:_HASH_SHOWN]
+    if re.fullmatch(r'"[0-9a-f]{32,}"', text):
+        return text[1 : _HASH_SHOWN + 1]
+    text = text[1:-1] if text[0] + text[-1] == '""' else text
     if len(text) > _SHOWN and same > _SHOWN // 2:
         text = f"…{text[same - _SHOWN // 4 :]}"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
@@ -257,5 +257,31 @@ def model_hash(state_dict: Mapping[str, torch.Tensor], sizes: Mapping[str, Any])
         tensor = state_dict[name].detach().cpu().contiguous()
         head = [name, str(tensor.dtype), list(tensor.shape)]
         digest.update(json.dumps(head).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+# ---- where results are ---------------------------------------------------------------------------
+
+
+def find_results(folder: Path, kind: str, setting: str) -> Path:
+    """The folder of results of a kind, such as ``logits``: ``folder`` itself, or the one below it.
+
+    It may be ``<folder>/<model>/<seconds>sec/<kind>``; earlier versions had no folder for a model.
+
+    Raises:
+        InputError: there are several; ``setting`` says which.
+    """
+    below = (f"{kind}/{MANIFEST}", f"*/{kind}/{MANIFEST}", f"*/*/{kind}/{MANIFEST}")
+    found = [path.parent for pattern in below for path in sorted(folder.glob(pattern))]
+    if (folder / MANIFEST).is_file() or not found:
+        return folder
+    if len(found) > 1:
+        raise InputError(
+            f"holds {kind} of several models or patch lengths: {', '.join(map(str, found))}",
+            kind="conflict",
+            hint=f"Give one of them, such as {setting}={found[-1]}.",
+            path=folder,
+            setting=setting,
+        )
+    return found[0]

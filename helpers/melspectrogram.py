@@ -32,7 +32,6 @@ __all__ = [
     "SAMPLE_RATE",
     "MelSpectrogram",
     "front_end",
-    "log_mel",
     "n_frames",
     "slaney_filter_bank",
 ]
@@ -163,9 +162,3 @@ class MelSpectrogram(nn.Module):
 def front_end() -> MelSpectrogram:
     """One on the CPU, made once in each process, for whoever needs no network's own."""
     return MelSpectrogram()
-
-
-@torch.inference_mode()
-def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """Log-mel spectrogram of float32 [samples] at 16 kHz: float32 [T frames, 96 bands]."""
-    return front_end()(torch.from_numpy(waveform)).T.numpy()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +59,43 @@ def cut(
     return patches
 
 
-def fresh(patches: Sequence[tuple[int, int]]) -> list[int]:
+def new_frames(patches: Sequence[tuple[int, int]]) -> list[int]:
     """How many frames of each patch are in no patch before it: its weight in a track's mean."""
     covered, counts = 0, []
     for first, last in patches:
         counts.append(last - max(first, covered))
         covered = last
     return counts
+
+
+@dataclass(frozen=True)
+class PatchPlan:
+    """How tracks are cut into patches: see :func:`cut`.
+
+    Attributes:
+        length: frames of a whole patch.
+        hop: frames from one patch to the next; None for ``length``.
+        tail: "keep", "drop" or "pad".
+    """
+
+    length: int
+    hop: int | None = None
+    tail: str = "keep"
+
+    def spans(self, frames: int) -> list[tuple[int, int]]:
+        """The patches of a track of so many frames."""
+        return cut(frames, self.length, self.hop, self.tail)
+
+    def patch_frames(self, span: tuple[int, int]) -> int:
+        """Frames of a patch, padding counted."""
+        own = span[1] - span[0]
+        return self.length if self.tail == "pad" else max(own, PATCH_SIZE)
+
+    def take(self, mel: np.ndarray, span: tuple[int, int]) -> np.ndarray:
+        """A patch of a track's log-mel [T, 96]; what it lacks at its end is silence."""
+        patch = mel[slice(*span)]
+        missing = self.patch_frames(span) - len(patch)
+        return np.pad(patch, ((0, missing), (0, 0))) if missing else np.asarray(patch)
 
 
 def seconds(frames: int) -> float:
@@ -88,21 +119,33 @@ def times(patches: Sequence[tuple[int, int]], frames: int) -> list[tuple[float, 
 # ---- the mean over a track's patches -------------------------------------------------------------
 
 
+class WeightedMean:
+    """The mean over a track's patches, weighted by what each newly covers; summed in float64."""
+
+    def __init__(self) -> None:
+        self._sum: np.ndarray | float = 0.0
+        self._weights = 0.0
+
+    def add(self, value: np.ndarray, weight: float) -> None:
+        """A patch's values, and its weight: of :func:`new_frames`, or :func:`weights_of`."""
+        self._sum = self._sum + weight * value.astype(np.float64)
+        self._weights += weight
+
+    def mean(self) -> np.ndarray:
+        """float32, of the shape of a patch's values."""
+        return np.asarray(self._sum / self._weights, np.float32)
+
+
 def pooled(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """The mean over a track's patches, weighted by what each newly covers.
-
-    Args:
-        values: float [P, ...].
-        weights: of the P patches: :func:`fresh`, or :func:`weights_of`.
-
-    Returns:
-        float32 [...].
-    """
-    return np.average(values.astype(np.float64), axis=0, weights=weights).astype(np.float32)
+    """The same of values [P, ...] with P weights: float32 [...]."""
+    mean = WeightedMean()
+    for value, weight in zip(values, weights, strict=True):
+        mean.add(value, weight)
+    return mean.mean()
 
 
 def weights_of(times: np.ndarray) -> list[int]:
-    """The weights of patches whose times were kept: :func:`fresh` of their frames.
+    """The weights of patches whose times were kept: :func:`new_frames` of their frames.
 
     Args:
         times: [P, 3], start, centre and end in seconds, see :func:`times`.
@@ -113,7 +156,7 @@ def weights_of(times: np.ndarray) -> list[int]:
     lengths = frames[:, 1] - frames[:, 0]
     if lengths[-1] != lengths[0]:
         frames[-1, 1] += 1
-    return fresh(frames.tolist())
+    return new_frames(frames.tolist())
 
 
 def write_times(path: str | Path, times: np.ndarray) -> None:

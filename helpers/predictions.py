@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from maest.helpers.chunks import TrackResult
 from maest.helpers.errors import InputError
 from maest.helpers.failures import encodable, valid_utf8
 from maest.helpers.files import TEMPORARY, atomic_path, to_json
+from maest.helpers.tracks import TrackResult
 
 SUFFIX = ".predictions.json"
 SEPARATOR = "; "  # of several warnings in a table's cell
@@ -245,8 +245,10 @@ def table(prediction: dict[str, Any], width: int = 80) -> str:
     """
     width = max(width, 40)
     figure = figure_name(prediction["task"])
-    title = _cut(f"{_clock(prediction['seconds'])}  {_plain(prediction['track'])}", width)
-    warned = [_cut(f"  {_plain(w)}: its labels mean little", width) for w in prediction["warnings"]]
+    title = _cut(f"{_clock(prediction['seconds'])}  {printable(prediction['track'])}", width)
+    warned = [
+        _cut(f"  {printable(w)}: its labels mean little", width) for w in prediction["warnings"]
+    ]
     track = _track_lines(prediction["labels"], figure, width)
     patches = _patch_lines(prediction["patches"], figure, width)
     return "\n".join(line.rstrip() for line in (title, *warned, "", *track, "", *patches))
@@ -257,12 +259,12 @@ def _track_lines(entries: list[dict[str, Any]], figure: str, width: int) -> Iter
     bars = figure == "activation"
     digits = 5 if bars else 11
     room = width - 4 - digits - (_BAR + 2 if bars else 0)
-    longest = min(room, max((_columns(_plain(e["label"])) for e in entries), default=0))
+    longest = min(room, max((_columns(printable(e["label"])) for e in entries), default=0))
     for entry in entries:
         filled = round(_BAR * min(max(entry[figure], 0), 1)) if bars else 0
         bar = f"  {'█' * filled}{'·' * (_BAR - filled)}" if bars else ""
         number = f"{entry[figure]:.3f}" if bars else f"{entry[figure]:.5g}"
-        yield f"  {_fill(_plain(entry['label']), longest)}  {number:>{digits}}{bar}"
+        yield f"  {_fill(printable(entry['label']), longest)}  {number:>{digits}}{bar}"
 
 
 def _patch_lines(patches: list[dict[str, Any]], figure: str, width: int) -> Iterator[str]:
@@ -276,7 +278,7 @@ def _patch_lines(patches: list[dict[str, Any]], figure: str, width: int) -> Iter
 
     def text(entry: dict[str, Any]) -> str:
         number = f"{entry[figure]:.2f}" if figure == "activation" else f"{entry[figure]:.3g}"
-        name, room = _plain(entry["label"]), most - len(number) - 1
+        name, room = printable(entry["label"]), most - len(number) - 1
         if _columns(name) > room:  # of Discogs' "genre---style", the style
             name = name.rpartition("---")[2]
         return _cut(f"{_cut(name, room)} {number}", most)
@@ -298,7 +300,7 @@ def _clock(seconds: float, tenths: bool = False) -> str:
     return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
 
 
-def _plain(text: str) -> str:
+def printable(text: str) -> str:
     """The text without characters that move a terminal's cursor, or are no text."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

@@ -394,7 +394,7 @@ def leave_signals_to_the_main_process(worker: int = 0) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends, whatever it is busy with then."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
@@ -408,7 +408,7 @@ def _work(
     unneeded: Sequence[Connection],
 ) -> None:
     """Take items from the queue until it ends, or until nobody wants the results."""
-    _end_with_parent()
+    end_with_parent()
     gc.freeze()  # what there is now is the main process's
     gc.enable()
     for end in unneeded:

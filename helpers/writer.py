@@ -3,14 +3,14 @@
 Files of a track are whole or absent, and a track is done when all of them are there
 (:func:`is_done`). In a folder for each :class:`Output`:
 
-- ``<key>.embeddings.npy``, ``<key>.logits.npy``: float32, as `helpers.chunks.TrackResult` holds
+- ``<key>.embeddings.npy``, ``<key>.logits.npy``: float32, as `helpers.tracks.TrackResult` holds
   them; but per-patch embeddings after the final norm are [P, 1, D], not to be taken for tokens.
 - ``<key>.times.csv`` beside them if there is a row for each patch: ``patch`` (row, from 0),
   ``start``, ``centre`` and ``end`` in seconds. It is written first.
 - ``<key>.predictions.json``, ``.predictions.csv`` and, if wanted, ``.predictions.png``: see
   `helpers.predictions`. The JSON is written last.
 - ``warnings.csv``, but for predictions, which say it themselves: tracks whose results may mean
-  little (`helpers.chunks.TrackResult`), with the reason. A line is added before a track's last file
+  little (`helpers.tracks.TrackResult`), with the reason. A line is added before a track's last file
   is written, so that a killed run loses none; :func:`tidy_warnings` puts them in order.
 
 A picture or times from before are removed where the new files come without.
@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from maest.helpers import files
-from maest.helpers.chunks import FINAL, TrackResult
+from maest.helpers.blocks import FINAL
 from maest.helpers.failures import encodable, read_failures, write_failures
 from maest.helpers.files import NAMES_FILE_ONLY, atomic_path, write_error
 from maest.helpers.patches import read_times, write_times
@@ -48,6 +48,7 @@ from maest.helpers.predictions import (
     label_names,
     write_predictions,
 )
+from maest.helpers.tracks import TrackResult
 
 KINDS = ("embeddings", "logits", "predictions")
 MAX_WAITING = 32  # results

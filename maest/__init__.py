@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maest.helpers.audio import read_audio as read_audio
-    from maest.helpers.chunks import TrackResult as TrackResult
     from maest.helpers.errors import InputError as InputError
     from maest.helpers.melspectrogram import MelSpectrogram as MelSpectrogram
+    from maest.helpers.tracks import TrackResult as TrackResult
     from maest.models import get_maest as get_maest
     from maest.models import list_models as list_models
     from maest.models import save_model as save_model
@@ -30,7 +30,7 @@ _PUBLIC = {
     "InputError": "helpers.errors",
     "Maest": "models.maest",
     "MelSpectrogram": "helpers.melspectrogram",
-    "TrackResult": "helpers.chunks",
+    "TrackResult": "helpers.tracks",
     "get_maest": "models",
     "list_models": "models",
     "read_audio": "helpers.audio",

@@ -1,38 +1,35 @@
-"""Patches of many tracks through the network: which go together, and what becomes of them.
+"""Many tracks through one network: log-mel → patches → batches across tracks → results.
 
 Shapes are those of `models/maest.py`; P patches of a track.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from maest.helpers.chunks import Chunk, TrackResult, chosen_blocks, log_mel_of
 from maest.helpers.errors import InputError
-from maest.helpers.patches import PATCH_SIZE, seconds, times
-from maest.helpers.settings import check_choice
-from maest.helpers.thumbnail import Thumbnail
+from maest.helpers.names import check_choice
+from maest.helpers.patches import PATCH_SIZE, PatchPlan, WeightedMean, new_frames, seconds, times
+from maest.helpers.tracks import Track, TrackResult, overview
+from maest.models.engines import Engine, create
 from maest.models.maest import STRIDE, Maest, grid_size
-from maest.models.quantization import Int8Encoder, similarity
 
 POOLS = ("mean", "none")
-QUANTIZATIONS = ("int8",)
 # On a CPU, a pass of so many tokens is as good as a larger one, and needs less memory.
 _CPU_TOKENS = 4096
 _GPU_PATCHES = 32
-# A patch that is shorter than others waits for its like while so many passes go before it.
-_PATIENCE = 8
-_WAITING = 8  # passes that all waiting patches together are enough for, at most
-_COMPARED = 8  # patches on which int8 is compared with fp32
+_PASSES = 4  # of whole patches, that a group of tracks has at least
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OutputSpec:
     """What is computed of each patch, and what becomes of a track's patches.
 
     Attributes:
@@ -41,7 +38,7 @@ class Wanted:
         activations: whether `Maest.activations` are, of the track and of each patch.
         pool: "mean" over a track's patches, weighted by the seconds that each newly covers, or
             "none": each patch by itself (embeddings and logits).
-        pictures: whether a small log-mel of the track is.
+        pictures: whether `helpers.tracks.overview` of the track is.
     """
 
     blocks: tuple[int, ...] = ()
@@ -61,264 +58,175 @@ class Wanted:
             )
 
 
-class Failure(NamedTuple):
-    """A track of which there is no result.
-
-    Attributes:
-        key, index: of the track.
-        reason: why.
-    """
+@dataclass(frozen=True)
+class Failure:
+    """A track without a result, and why."""
 
     key: str
     index: int
     reason: str
 
 
-class Encoder(nn.Module):
-    """Patches in, everything that is wanted of them out, in one pass of the network.
-
-    Args:
-        net: the network, in eval mode.
-        wanted: what.
-        quantize: "int8" for Linear layers in 8 bits, on a CPU; None for the network as it is.
-        threads: of int8; None for all that there are.
-
-    Attributes:
-        similarity: with int8, by output ("block 7", "logits"): the lowest cosine similarity to fp32
-            on the first patches; None before these.
-
-    Raises:
-        InputError: int8 where it cannot be had, or no such block.
-    """
-
-    def __init__(
-        self, net: Maest, wanted: Wanted, quantize: str | None = None, threads: int | None = None
-    ) -> None:
-        super().__init__()
-        chosen_blocks(wanted.blocks, net.depth)
-        if quantize is not None:
-            check_choice("quantize", quantize, QUANTIZATIONS)
-        self.net, self.wanted = net, wanted
-        self.similarity: dict[str, float] | None = None
-        self._logits = wanted.logits or wanted.activations
-        self._int8 = None
-        if quantize:
-            self._int8 = Int8Encoder(net, wanted.blocks, self._logits, threads)
-
-    def forward(self, mel: Tensor) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """[B, T frames, 96] float32 log-mel as on disk → logits [B, C], embeddings by block."""
-        x = self.net.normalise(mel).transpose(1, 2)
-        if self._int8 is None:
-            return self.net.outputs(x, self.wanted.blocks, self._logits)
-        logits, embeddings = self._int8.encode(x)
-        if self.similarity is None:
-            some = slice(_COMPARED)
-            exact_logits, exact = self.net.outputs(x[some], self.wanted.blocks, self._logits)
-            pairs = {f"block {b}": (exact[b], embeddings[b][some]) for b in exact}
-            if exact_logits is not None:
-                pairs["logits"] = (exact_logits, logits[some])
-            self.similarity = {name: similarity(*pair) for name, pair in pairs.items()}
-        return logits, embeddings
+Name = int | Literal["logits", "activations"]  # of an output; a number is a block's embedding
 
 
 @dataclass
-class _Track:
-    """What is known of a track so far."""
+class Extraction:
+    """Many tracks through one network; patches of different tracks share a batch.
 
-    key: str
-    index: int
-    attempt: int
-    frames: int | None = None  # once its last chunk has come
-    waiting: int = 0  # patches that have not been computed yet
-    spans: list[tuple[int, int]] = field(default_factory=list)
-    weights: list[int] = field(default_factory=list)
-    sums: dict[object, np.ndarray] = field(default_factory=dict)  # of weight · values, float64
-    rows: dict[object, dict[int, np.ndarray]] = field(default_factory=dict)  # by patch
-    picture: Thumbnail | None = None
-    warnings: list[str] = field(default_factory=list)
+    What else is in a batch does not matter for a track's result, but for rounding.
 
-
-class _Patch(NamedTuple):
-    track: _Track
-    number: int
-    mel: Tensor  # [T, 96]
-
-
-class Batcher:
-    """Takes chunks of tracks, in any mixture, and gives each track's result once it is complete.
-
-    Whole patches of different tracks share a pass; those of one shorter length do too, and wait
-    for one another a while. What a batch has in it does not matter for the result, but for
-    rounding.
-
-    Args:
-        encoder: computes the patches.
-        patches_per_pass: how many at once, at most; None: 32 on a GPU, and on a CPU as many as make
-            4,096 tokens.
+    Attributes:
+        net: the network, for all but the passes themselves.
+        engine: computes the passes.
+        plan: how tracks are cut.
+        spec: what is computed.
+        patches_per_pass: patches in a batch, at most; None: 32 on a GPU, and on a CPU as many as
+            make 4,096 tokens.
+        on_pass: called with the frames that each pass newly covers.
     """
 
-    def __init__(self, encoder: Encoder, patches_per_pass: int | None = None) -> None:
-        self.encoder = encoder
-        self.wanted = encoder.wanted
-        self._per_pass = patches_per_pass
-        self._tracks: dict[int, _Track] = {}
-        self._void: dict[int, int] = {}  # tracks that failed before their end, by attempt
-        self._groups: dict[int, list[_Patch]] = {}  # by patch columns
-        self._since: dict[int, int] = {}  # when its oldest patch came, in passes
-        self._passes = 0
+    net: Maest
+    engine: Engine
+    plan: PatchPlan
+    spec: OutputSpec
+    patches_per_pass: int | None = None
+    on_pass: Callable[[int], None] = lambda frames: None
 
-    @torch.no_grad()
-    def feed(self, chunk: Chunk) -> list[TrackResult | Failure]:
-        """Take a chunk; what has become complete by it."""
-        if self._void.get(chunk.index) == chunk.attempt:  # it has failed, and was told
-            return []
-        track = self._track(chunk)
-        if chunk.error is not None:
-            return [self._fail(track, chunk.error)]
-        if problem := self._take(track, chunk):
-            if not chunk.last:
-                self._void[chunk.index] = chunk.attempt
-            return [self._fail(track, problem)]
-        track.frames, track.warnings = chunk.frames, chunk.warnings
-        complete: list[TrackResult | Failure] = []
-        for columns in list(self._groups):
-            while len(self._groups.get(columns, ())) >= self._limit(columns):
-                complete += self._run(columns)
-        for columns, since in list(self._since.items()):
-            if self._passes - since >= _PATIENCE:
-                complete += self._run(columns)
-        while self._waits_for_too_long():
-            complete += self._run(max(self._groups, key=lambda columns: len(self._groups[columns])))
-        if (
-            track.frames is not None
-            and not track.waiting
-            and self._tracks.get(track.index) is track
-        ):
-            complete.append(self._complete(track))
-        return complete
+    def results(self, tracks: Iterable[Track]) -> Iterator[TrackResult | Failure]:
+        """The result of each track, in order. Memory holds those of one group at a time."""
+        for group in self._groups(tracks):
+            yield from self._extract(group)
 
-    @torch.no_grad()
-    def flush(self) -> list[TrackResult | Failure]:
-        """Compute what still waits: no more chunks come."""
-        complete: list[TrackResult | Failure] = []
-        while self._groups:
-            complete += self._run(next(iter(self._groups)))
-        return complete
+    def _groups(self, tracks: Iterable[Track]) -> Iterator[list[Track]]:
+        """Tracks in a row that have patches for some passes."""
+        enough = _PASSES * self._batch_size(grid_size(self.plan.length))
+        group: list[Track] = []
+        patches = 0
+        for track in tracks:
+            group.append(track)
+            patches += max(1, len(self._spans(track)))
+            if patches >= enough:
+                yield group
+                group, patches = [], 0
+        if group:
+            yield group
 
-    def _track(self, chunk: Chunk) -> _Track:
-        track = self._tracks.get(chunk.index)
-        if track is not None and track.attempt != chunk.attempt:  # read again, from its start
-            self._forget(track)
-            track = None
-        if track is None:
-            track = _Track(chunk.key, chunk.index, chunk.attempt)
-            track.picture = Thumbnail() if self.wanted.pictures else None
-            self._tracks[chunk.index] = track
-        return track
+    def _spans(self, track: Track) -> list[tuple[int, int]]:
+        return self.plan.spans(len(track.mel)) if len(track.mel) else []
 
-    def _forget(self, track: _Track) -> None:
-        del self._tracks[track.index]
-        for columns, group in list(self._groups.items()):
-            self._groups[columns] = [patch for patch in group if patch.track is not track]
-            if not self._groups[columns]:
-                del self._groups[columns], self._since[columns]
+    def _extract(self, group: list[Track]) -> Iterator[TrackResult | Failure]:
+        done: list[_Patches | Failure] = []
+        by_columns: dict[int, list[tuple[_Patches, int]]] = defaultdict(list)
+        for track in group:
+            patches = _Patches(track, self._spans(track))
+            columns = [grid_size(self.plan.patch_frames(span)) for span in patches.spans]
+            if problem := track.error or self._problem(columns):
+                done.append(Failure(track.key, track.index, problem))
+                continue
+            done.append(patches)
+            for number, count in enumerate(columns):
+                by_columns[count].append((patches, number))
+        # From the longest on: so a track's own are in order, as only its last may be shorter.
+        for count in sorted(by_columns, reverse=True):
+            same, size = by_columns[count], self._batch_size(count)
+            for first in range(0, len(same), size):
+                self._pass(same[first : first + size], _frames(count))
+        for one in done:
+            yield one if isinstance(one, Failure) else one.result(self.spec)
 
-    def _waits_for_too_long(self) -> bool:
-        """Whether more patches wait, in groups that are not full, than there should."""
-        passes = sum(len(group) / self._limit(columns) for columns, group in self._groups.items())
-        return passes > _WAITING
-
-    def _fail(self, track: _Track, reason: str) -> Failure:
-        self._forget(track)
-        return Failure(track.key, track.index, reason)
-
-    def _take(self, track: _Track, chunk: Chunk) -> str | None:
-        """Put a chunk's patches to those that wait; the reason why they cannot be computed."""
-        mels = chunk.patches
-        if mels is None:
-            return None
-        if mels.ndim == 2:
-            mels = log_mel_of(mels, self.encoder.net.frontend)
-        columns = grid_size(mels.shape[1])
-        used = (columns - 1) * STRIDE + PATCH_SIZE  # frames beyond are in no patch embedding
-        if self.encoder.net.n_tokens(used, training=False) <= 2:
-            return f"patchout leaves nothing of a patch of {seconds(mels.shape[1]):.2f} s"
-        if columns not in self._groups:
-            self._groups[columns], self._since[columns] = [], self._passes
-        for mel, span, new in zip(mels, chunk.spans.tolist(), chunk.fresh.tolist(), strict=True):
-            self._groups[columns].append(_Patch(track, len(track.spans), mel[:used]))
-            track.spans.append(tuple(span))
-            track.weights.append(new)
-            track.waiting += 1
-            if track.picture is not None:
-                own = mel[: span[1] - span[0]][-new:]
-                track.picture.add(own.float().cpu().numpy(), span[1] - new)
+    def _problem(self, columns: list[int]) -> str | None:
+        """Why patches of so many columns cannot be computed."""
+        if not columns:
+            length = f"{seconds(self.plan.length):g} s"
+            return f"shorter than a patch ({length}) and inference.tail=drop leaves such out"
+        if self._tokens(min(columns)) <= 2:
+            return f"patchout leaves nothing of a patch of {seconds(_frames(min(columns))):.2f} s"
         return None
 
-    def _limit(self, columns: int) -> int:
-        """Patches of so many columns that make a pass."""
-        if self._per_pass is not None:
-            return self._per_pass
-        net = self.encoder.net
-        if net.cls_token.device.type != "cpu":
+    def _tokens(self, columns: int) -> int:
+        return self.net.n_tokens(_frames(columns), training=False)
+
+    def _batch_size(self, columns: int) -> int:
+        if self.patches_per_pass is not None:
+            return self.patches_per_pass
+        if self.engine.device.type != "cpu":
             return _GPU_PATCHES
-        tokens = net.n_tokens((columns - 1) * STRIDE + PATCH_SIZE, training=False)
-        return max(1, _CPU_TOKENS // tokens)
+        return max(1, _CPU_TOKENS // self._tokens(columns))
 
-    def _run(self, columns: int) -> list[TrackResult | Failure]:
-        """One pass of the oldest patches of a group."""
-        group, limit = self._groups[columns], self._limit(columns)
-        patches, rest = group[:limit], group[limit:]
-        if rest:
-            self._groups[columns], self._since[columns] = rest, self._passes
-        else:
-            del self._groups[columns], self._since[columns]
-        self._passes += 1
-        logits, embeddings = self.encoder(torch.stack([patch.mel.float() for patch in patches]))
-        values: dict[object, Tensor] = dict(embeddings)
-        if self.wanted.logits:
-            values["logits"] = logits
-        if self.wanted.activations:
-            values["activations"] = self.encoder.net.activations(logits)
-        complete: list[TrackResult | Failure] = []
-        for name, tensor in values.items():
-            for patch, row in zip(patches, tensor.float().cpu().numpy(), strict=True):
-                self._add(patch, name, row)
-        for patch in patches:
-            patch.track.waiting -= 1
-        for track in {id(patch.track): patch.track for patch in patches}.values():
-            if track.frames is not None and not track.waiting:
-                complete.append(self._complete(track))
-        return complete
+    def _pass(self, patches: list[tuple[_Patches, int]], frames: int) -> None:
+        """One batch through the network; ``frames`` of each patch are in its patch embeddings."""
+        taken = [self.plan.take(of.track.mel, of.spans[number])[:frames] for of, number in patches]
+        stacked = torch.from_numpy(np.stack(taken))
+        with torch.inference_mode():
+            mel = self.net.normalise(stacked.to(self.engine.device).float()).transpose(1, 2)
+            outputs = self.engine(mel)
+            values: dict[Name, Tensor] = dict(outputs.embeddings.items())
+            if outputs.logits is not None and self.spec.logits:
+                values["logits"] = outputs.logits
+            if outputs.logits is not None and self.spec.activations:
+                values["activations"] = self.net.activations(outputs.logits)
+            arrays = {name: tensor.float().cpu().numpy() for name, tensor in values.items()}
+        for row, (of, number) in enumerate(patches):
+            for name, array in arrays.items():
+                of.add(number, name, array[row], self.spec)
+        self.on_pass(sum(of.weights[number] for of, number in patches))
 
-    def _add(self, patch: _Patch, name: object, row: np.ndarray) -> None:
-        track = patch.track
-        if self.wanted.pool == "none" or name == "activations":
-            track.rows.setdefault(name, {})[patch.number] = row
-        if self.wanted.pool == "mean" or name == "activations":
-            weighted = track.weights[patch.number] * row.astype(np.float64)
-            track.sums[name] = track.sums[name] + weighted if name in track.sums else weighted
 
-    def _complete(self, track: _Track) -> TrackResult | Failure:
-        del self._tracks[track.index]
-        if not track.spans:
-            return Failure(track.key, track.index, "empty, or too short for a patch of this kind")
-        total = sum(track.weights)
-        means = {name: (sums / total).astype(np.float32) for name, sums in track.sums.items()}
-        rows = {
-            name: np.stack([by_patch[i] for i in range(len(by_patch))])
-            for name, by_patch in track.rows.items()
-        }
-        chosen = rows if self.wanted.pool == "none" else means
+def _frames(columns: int) -> int:
+    """Frames under so many patch columns: those of a patch beyond them are in none."""
+    return (columns - 1) * STRIDE + PATCH_SIZE
+
+
+class _Patches:
+    """A track's patches, and what has been computed of them."""
+
+    def __init__(self, track: Track, spans: list[tuple[int, int]]) -> None:
+        self.track, self.spans, self.weights = track, spans, new_frames(spans)
+        self._means: dict[Name, WeightedMean] = defaultdict(WeightedMean)
+        self._rows: dict[Name, list[np.ndarray]] = defaultdict(list)
+
+    def add(self, number: int, name: Name, values: np.ndarray, spec: OutputSpec) -> None:
+        """Add what was computed of a patch; those of a track come in order."""
+        if spec.pool == "mean" or name == "activations":
+            self._means[name].add(values, self.weights[number])
+        if spec.pool == "none" or name == "activations":
+            self._rows[name].append(values.copy())
+
+    def result(self, spec: OutputSpec) -> TrackResult:
+        track, frames = self.track, len(self.track.mel)
+        means = {name: mean.mean() for name, mean in self._means.items()}
+        rows = {name: np.stack(values) for name, values in self._rows.items()}
+        chosen = rows if spec.pool == "none" else means
         return TrackResult(
             track.key,
             track.index,
-            seconds(max(1, track.frames - 1)),
-            np.array(times(track.spans, track.frames)),
-            {block: chosen[block] for block in self.wanted.blocks},
+            seconds(max(1, frames - 1)),
+            np.array(times(self.spans, frames)),
+            {block: chosen[block] for block in spec.blocks},
             chosen.get("logits"),
             means.get("activations"),
             rows.get("activations"),
-            track.picture.columns(track.frames) if track.picture is not None else None,
+            overview(track.mel) if spec.pictures else None,
             track.warnings,
         )
+
+
+def create_engine(
+    net: Maest,
+    spec: OutputSpec,
+    *,
+    device: torch.device | str,
+    precision: str | None = None,
+    **options: Any,
+) -> Engine:
+    """The engine that computes what is asked for: see `models.engines.create`.
+
+    Of None, the precision is float16 on CUDA and float32 elsewhere.
+    """
+    if precision is None:
+        precision = "16-mixed" if torch.device(device).type == "cuda" else "32-true"
+    logits = spec.logits or spec.activations
+    return create(
+        net, device=device, precision=precision, blocks=spec.blocks, logits=logits, **options
+    )

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maest.helpers import patches
-from maest.helpers.chunks import chosen_blocks
+from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
 from maest.helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
 from maest.helpers.patches import PATCH_SIZE
@@ -108,7 +108,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
         mels = [_melspectrogram(sound, model) for sound in audio]  # S of [F, T]
         spans = patches.cut(mels[0].shape[-1], model.net.input_t)
         embeddings = _windows(mels, spans, model)  # [S, P, 3·D]
-        pooled = patches.pooled(embeddings.transpose(0, 1).cpu().numpy(), patches.fresh(spans))
+        pooled = patches.pooled(embeddings.transpose(0, 1).cpu().numpy(), patches.new_frames(spans))
         return torch.from_numpy(pooled).to(embeddings.device)
 
 

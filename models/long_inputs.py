@@ -1,7 +1,7 @@
 """Inputs longer than a patch: cut, and encoded some patches at a time.
 
 The mean over a track's patches is `helpers.patches.pooled`, weighted by the frames that each of
-them adds (`helpers.patches.fresh`).
+them adds (`helpers.patches.new_frames`).
 """
 
 from __future__ import annotations

@@ -356,7 +356,7 @@ class Maest(nn.Module):
             activations = self.activations(logits).cpu().numpy()
         weights = [1] * len(activations)
         if mel.ndim == 2:
-            weights = patches.fresh(patches.cut(mel.shape[-1], self.input_t))
+            weights = patches.new_frames(patches.cut(mel.shape[-1], self.input_t))
         return patches.pooled(activations, weights), self.labels
 
     def n_tokens(self, frames: int, training: bool = True) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from maest.helpers.chunks import chosen_blocks
+from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
 from maest.helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE
 from maest.models import graph

@@ -30,10 +30,11 @@ from maest.datasets.embeddings import (
     select_tokens,
 )
 from maest.datasets.melspectrograms import write_mel
-from maest.helpers.chunks import FINAL, TrackResult
+from maest.helpers.blocks import FINAL
 from maest.helpers.errors import InputError
 from maest.helpers.manifest import MANIFEST, open_folder
 from maest.helpers.patches import cut, times, write_times
+from maest.helpers.tracks import TrackResult
 from maest.helpers.writer import Output, ResultWriter
 
 D = 4

@@ -31,10 +31,11 @@ from music import (
 )
 from training_process import Before, Signal
 
-from maest.helpers.collect import Collect
+from maest.experiments.extract_report import ExtractionJob, Progress
 from maest.helpers.files import TEMPORARY
 from maest.helpers.writer import ResultWriter
-from maest.models.batching import Encoder
+from maest.models import engines
+from maest.models.batching import Extraction
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKS = 40
@@ -67,13 +68,13 @@ class Timed:
     path: Path
 
     def __call__(self) -> None:
-        original, path = Collect.on_predict_start, self.path
+        original, path = Extraction.results, self.path
 
-        def on_predict_start(self, *args) -> None:
-            original(self, *args)
+        def results(self, tracks):
             path.write_text(str(time.monotonic()))
+            return original(self, tracks)
 
-        Collect.on_predict_start = on_predict_start
+        Extraction.results = results
 
 
 @dataclass
@@ -83,15 +84,15 @@ class KilledAfter:
     seconds: float
 
     def __call__(self) -> None:
-        original, seconds = Collect.on_predict_start, self.seconds
+        original, seconds = Extraction.results, self.seconds
 
-        def on_predict_start(self, *args) -> None:
-            original(self, *args)
+        def results(self, tracks):
             kill = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
             kill.daemon = True
             kill.start()
+            return original(self, tracks)
 
-        Collect.on_predict_start = on_predict_start
+        Extraction.results = results
 
 
 @dataclass
@@ -315,11 +316,11 @@ class WhileTheWriterFinishes:
 @pytest.mark.parametrize(
     ("name", "when"),
     [
-        ("encoder", Before(Encoder, "__init__", 0, Signal((signal.SIGINT,)))),
+        ("engine", Before(engines.OnnxEngine, "__init__", 0, Signal((signal.SIGINT,)))),
         ("writer", Before(ResultWriter, "__init__", 0, Signal((signal.SIGINT,)))),
-        ("start", Before(Collect, "on_predict_start", 0, Signal((signal.SIGINT,)))),
+        ("start", Before(Extraction, "results", 0, Signal((signal.SIGINT,)))),
         ("end", WhileTheWriterFinishes(signal.SIGINT)),
-        ("report", Before(Collect, "teardown", 0, Signal((signal.SIGINT,)))),
+        ("report", Before(ExtractionJob, "write_failures", 0, Signal((signal.SIGINT,)))),
     ],
 )
 def test_stopped_before_and_after_the_work(place, name, when):
@@ -425,14 +426,14 @@ class Peak:
     path: Path
 
     def __call__(self) -> None:
-        original, path = Collect.teardown, self.path
+        original, path = Progress.close, self.path
 
-        def teardown(self, *args, **options) -> None:
-            original(self, *args, **options)
+        def close(self) -> None:
+            original(self)
             status = Path("/proc/self/status").read_text()
             path.write_text(str(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024))
 
-        Collect.teardown = teardown
+        Progress.close = close
 
 
 def peak_of(place: Place, music: Path) -> float:

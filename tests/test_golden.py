@@ -46,11 +46,18 @@ def home(tmp_path) -> Path:
     return tmp_path
 
 
+def assert_same_but_for_float16(found: np.ndarray, expected: np.ndarray) -> None:
+    """Version 0.1 computed audio's log-mel in float32."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+    cosine = (found * expected).sum(-1) / np.sqrt((found**2).sum(-1) * (expected**2).sum(-1))
+    assert cosine.min() > 0.999999
+
+
 def test_a_model_folder_gives_the_same_embeddings(home):
     extract = Extractor(home / "model", blocks=[1])
     for key, expected in arrays(home / "extracted/2sec/1").items():
         found = extract(home / "music" / key.removesuffix(".embeddings.npy"))
-        np.testing.assert_allclose(found.embeddings[1], expected, rtol=1e-4, atol=1e-5)
+        assert_same_but_for_float16(found.embeddings[1], expected)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +76,7 @@ def test_last_ckpt_gives_its_average_unless_the_raw_weights_are_asked_for(home, 
     found = arrays(home / "found/2sec/logits")
     assert list(found) == list(expected)
     for key, values in expected.items():
-        np.testing.assert_allclose(found[key], values, rtol=1e-4, atol=1e-5)
+        assert_same_but_for_float16(found[key], values)
 
 
 def test_a_training_is_continued_from_its_raw_weights(home):
@@ -133,7 +140,7 @@ def test_an_old_probe_predicts_the_same(home):
             == other["path" if "path" in other else "track"]
         )
         for label in ("low", "middle", "high"):
-            assert float(one[label]) == pytest.approx(float(other[label]), abs=1e-4)
+            assert float(one[label]) == pytest.approx(float(other[label]), abs=1e-3)
 
 
 # ------------------------------------------------------------------ the embedded data set

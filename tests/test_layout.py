@@ -23,7 +23,7 @@ MAY_IMPORT = {
 OURS = set(MAY_IMPORT)
 # Files beside the experiments that may know Lightning.
 LIGHTNING = {
-    *("models/training.py", "models/extraction_module.py"),
+    "models/training.py",
     "datasets/datamodule.py",
 }
 

@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from maest.helpers.errors import InputError
-from maest.helpers.manifest import MANIFEST, model_hash, open_folder, read_manifest
+from maest.helpers.manifest import (
+    MANIFEST,
+    find_results,
+    model_hash,
+    open_folder,
+    read_manifest,
+)
 
 SETTINGS = {"model": "ab" * 32, "block": 7, "hop_seconds": 30.0, "quantize": None}
 PATTERN = "*.embeddings.npy"
@@ -246,7 +252,32 @@ def test_results_from_before_a_setting_came(tmp_path):
     """They are of whole tracks: those of the central minute do not mix with them."""
     opened(tmp_path)
     whole = opened(tmp_path, {**SETTINGS, "max_seconds": None})
-    assert whole["settings"] == SETTINGS
+    assert whole["settings"] == {**SETTINGS, "max_seconds": None}
     error = refused(tmp_path, {**SETTINGS, "max_seconds": 60.0})
     assert (error.kind, error.path) == ("mismatch", tmp_path / MANIFEST)
     assert read_manifest(tmp_path) == whole
+
+
+@pytest.mark.parametrize("given", ["audio", "log-mel files"])
+def test_audio_and_log_mel_files_are_one_setting_no_more(tmp_path, given):
+    opened(tmp_path, {**SETTINGS, "input": given})
+    put(tmp_path, "a.embeddings.npy")
+    assert opened(tmp_path, present="a")["settings"] == SETTINGS
+    assert files(tmp_path) == {MANIFEST, "a.embeddings.npy"}
+    assert refused(tmp_path, {**SETTINGS, "block": 6}).kind == "mismatch"
+
+
+def test_results_are_found_where_there_is_one_place(tmp_path):
+    assert find_results(tmp_path, "logits", "x") == tmp_path
+    only = tmp_path / "a-model/30sec/logits"
+    opened(only)
+    for given in (tmp_path, tmp_path / "a-model", only):
+        assert find_results(given, "logits", "x") == only
+    older = tmp_path / "30sec/logits"
+    opened(older)
+    with pytest.raises(InputError) as error:
+        find_results(tmp_path, "logits", "datamodule.teacher_dir")
+    assert (error.value.kind, error.value.setting) == ("conflict", "datamodule.teacher_dir")
+    assert str(only) in str(error.value)
+    assert str(older) in str(error.value)
+    assert find_results(older, "logits", "x") == older

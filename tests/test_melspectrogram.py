@@ -1,5 +1,6 @@
 """The front end, held against the real Essentia, and what must not change it."""
 
+import tracemalloc
 from pathlib import Path
 
 import essentia
@@ -12,8 +13,14 @@ import symusic
 import torch
 from essentia.standard import FrameGenerator, TensorflowInputMusiCNN
 
+from maest.helpers import log_mel as module
 from maest.helpers import melspectrogram
-from maest.helpers.melspectrogram import MelSpectrogram, n_frames, slaney_filter_bank
+from maest.helpers.log_mel import log_mel, log_mel_pieces
+from maest.helpers.melspectrogram import (
+    MelSpectrogram,
+    n_frames,
+    slaney_filter_bank,
+)
 
 essentia.log.warningActive = False
 
@@ -242,3 +249,33 @@ def test_the_signal_is_left_as_it_is():
     before = signal.clone()
     MelSpectrogram()(signal)
     assert torch.equal(signal, before)
+
+
+@pytest.mark.parametrize("block", [777, 100_000])
+@pytest.mark.parametrize("samples", [1, 256, 257, 16_001, 70_001])
+def test_pieces_are_the_same_whatever_the_blocks(monkeypatch, samples, block):
+    monkeypatch.setattr(module, "_FRAMES_PER_PIECE", 60)
+    waveform = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
+    blocks = (waveform[i : i + block] for i in range(0, samples, block))
+    pieces = list(log_mel_pieces(blocks))
+    assert {len(piece) for piece in pieces[:-1]} <= {60}
+    found = np.concatenate(pieces)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, log_mel(waveform))
+    whole = MelSpectrogram()(torch.from_numpy(waveform)).T.numpy()
+    assert found.shape == whole.shape
+    assert np.abs(found - whole).max() < 2e-3  # float16
+
+
+def test_memory_of_pieces_does_not_grow_with_the_length():
+    """Of twenty minutes, 77 MB, no more is held than a piece."""
+    block = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    tracemalloc.start()
+    try:
+        frames = sum(len(piece) for piece in log_mel_pieces(block for _ in range(1_200)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert frames == 75_001
+    assert peak < 6e7
+    assert not list(log_mel_pieces([]))

@@ -10,7 +10,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.melspectrogram import n_frames
 from maest.helpers.patches import (
     cut,
-    fresh,
+    new_frames,
     pooled,
     read_times,
     seconds,
@@ -148,13 +148,13 @@ def test_no_hop_is_a_hop_of_a_patch():
 def test_what_is_fresh_adds_up_to_what_is_covered(hop):
     for frames in (1, 150, 200, 263, 500, 777):
         patches = cut(frames, 200, hop)
-        assert sum(fresh(patches)) == patches[-1][1]
-        assert min(fresh(patches)) >= 1
-    assert fresh(cut(463, 200, 100)) == [200, 100, 100, 63]
+        assert sum(new_frames(patches)) == patches[-1][1]
+        assert min(new_frames(patches)) >= 1
+    assert new_frames(cut(463, 200, 100)) == [200, 100, 100, 63]
 
 
 def test_across_a_gap_all_of_a_patch_is_fresh():
-    assert fresh(cut(900, 200, 300)) == [200, 200, 200]
+    assert new_frames(cut(900, 200, 300)) == [200, 200, 200]
 
 
 def test_times_end_with_the_track():
@@ -177,14 +177,14 @@ def test_weights_are_known_from_the_times_on_disk(hop, tail, tmp_path):
     for frames in (*range(200, 1000, 61), 400, 401, 463, 600, 601, 799):
         patches = cut(frames, 200, hop, tail)
         write_times(tmp_path / "a.times.csv", np.array(times(patches, frames)))
-        assert weights_of(read_times(tmp_path / "a.times.csv")) == fresh(patches) or (
+        assert weights_of(read_times(tmp_path / "a.times.csv")) == new_frames(patches) or (
             len(patches) == 1
         )
 
 
 def test_the_mean_counts_each_second_once():
     rows = np.array([[1, 10], [2, 20], [6, 60]], np.float32)
-    mean = pooled(rows, fresh([(0, 200), (100, 300), (300, 400)]))  # 200, 100, 100
+    mean = pooled(rows, new_frames([(0, 200), (100, 300), (300, 400)]))  # 200, 100, 100
     assert mean.dtype == np.float32
     np.testing.assert_allclose(mean, [2.5, 25])
 

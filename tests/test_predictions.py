@@ -9,10 +9,10 @@ import os
 import numpy as np
 import pytest
 
-from maest.helpers.chunks import TrackResult
 from maest.helpers.errors import InputError
 from maest.helpers.failures import read_failures, write_failures
 from maest.helpers.predictions import best, read_predictions, table, write_predictions, write_table
+from maest.helpers.tracks import TrackResult
 
 LABELS = ["rock", "pop", "日本"]
 

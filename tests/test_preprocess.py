@@ -28,7 +28,8 @@ from maest.datasets.melspectrograms import open_mel
 from maest.datasets.preprocess import main, parse_seconds, parse_shard, preprocess
 from maest.helpers.audio import read_audio
 from maest.helpers.errors import InputError
-from maest.helpers.melspectrogram import MelSpectrogram, log_mel
+from maest.helpers.log_mel import log_mel
+from maest.helpers.melspectrogram import MelSpectrogram
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = str(ROOT / "datasets" / "preprocess.py")

@@ -20,7 +20,7 @@ from sklearn.metrics import (
 
 from maest import config
 from maest.helpers.averaging import WeightAverage
-from maest.helpers.chunks import default_block
+from maest.helpers.blocks import default_block
 from maest.helpers.masking import spec_augment
 from maest.helpers.metrics import (
     FIGURE_NAMES,

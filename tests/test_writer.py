@@ -13,10 +13,10 @@ import pytest
 
 from maest.datasets.embeddings import read_tokens, select_tokens
 from maest.helpers import writer as module
-from maest.helpers.chunks import TrackResult
 from maest.helpers.errors import InputError
 from maest.helpers.failures import read_failures
 from maest.helpers.predictions import read_predictions
+from maest.helpers.tracks import TrackResult
 from maest.helpers.writer import Output, ResultWriter, is_done, remove_leftovers, tidy_warnings
 
 D, C, P = 8, 3, 4

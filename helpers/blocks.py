@@ -1,0 +1,60 @@
+"""Whose embeddings: the blocks of a network, by number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+from maest.helpers.errors import InputError
+from maest.helpers.names import listed
+
+FINAL = -1  # the number that stands for the embedding after the final norm
+# The paper's choice. Of a shallower network, the last block's.
+DEFAULT_BLOCK = 7
+
+
+def default_block(depth: int) -> int:
+    """The block whose embeddings are taken of a network of so many, where nobody says."""
+    return min(DEFAULT_BLOCK, depth - 1)
+
+
+def chosen_blocks(given: Any, depth: int, setting: str = "blocks") -> tuple[int, ...]:
+    """The blocks whose embeddings are asked for.
+
+    Args:
+        given: a block's number from 0, or -1 for the embedding after the final norm; several, as
+            any sequence, array or typed list; "all"; or None for the default.
+        depth: of the network.
+        setting: what it is called, for messages.
+
+    Raises:
+        InputError: there is no such block, or one is named twice.
+    """
+    if given is None:
+        return (default_block(depth),)
+    if isinstance(given, str) and given == "all":
+        return tuple(range(depth))
+    given = given.tolist() if hasattr(given, "tolist") else given  # NumPy's and PyTorch's
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    blocks = [_whole(part) for part in (given if several else listed(given))]
+    known = [type(block) is int and FINAL <= block < depth for block in blocks]
+    if not all(known) or len(set(blocks)) < len(blocks):
+        raise InputError(
+            f"{given!r} is no choice of this network's blocks",
+            kind="invalid",
+            hint=f"Give a number from 0 to {depth - 1}, or -1 for the embedding after the final "
+            'norm; several, each once, such as [6,7]; or "all".',
+            setting=setting,
+        )
+    return tuple(blocks)
+
+
+def _whole(part: Any) -> Any:
+    """7 of 7, 7.0 and "7"; anything else as it is."""
+    if isinstance(part, str) and re.fullmatch(r"-?\d+", part):
+        return int(part)
+    if isinstance(part, Real) and not isinstance(part, bool) and part == part // 1:
+        return int(part)
+    return part

@@ -1,0 +1,49 @@
+"""Signals that stop a run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+def stop_signals() -> list[int]:
+    """The signals that stop a run; SIGUSR1 is SLURM's, for the end of a job's time."""
+    names = ("SIGINT", "SIGTERM", "SIGUSR1")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+class Stopped(BaseException):
+    """A run that was told to stop, by a signal, and has.
+
+    No Exception: a second signal raises it anywhere, and nothing is to take it for a fault.
+
+    Attributes:
+        signal: which one.
+        saved: of a training, whether ``last.ckpt`` is of this very instant, or of an earlier one.
+    """
+
+    def __init__(self, number: int, saved: bool) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = signal.Signals(number)
+        self.saved = saved
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number, saved=True)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within this, SIGINT, SIGTERM and SIGUSR1 raise :class:`Stopped`, at once."""
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other may set them
+        handlers = {n: signal.signal(n, _stop) for n in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

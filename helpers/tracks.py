@@ -1,0 +1,125 @@
+"""A track on its way through extraction: its log-mel first, then what the network makes of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from maest.helpers.audio import stream_audio
+from maest.helpers.audio_blocks import AudioError
+from maest.helpers.log_mel import log_mel_pieces
+from maest.helpers.mel_constants import N_MELS
+
+# Frames of a log-mel that is kept in memory: three hours, 130 MB. A longer one goes to a file.
+FRAMES_IN_MEMORY = 675_000
+_COLUMNS = 4096  # of an overview, at most
+
+
+@dataclass
+class Track:
+    """A track's log-mel; or why there is none.
+
+    Attributes:
+        key, index: its name, and its number in the run.
+        mel: float16 [T, 96], as it is on disk: not normalised.
+        warnings: why results may mean little (`helpers.audio_blocks.sound_warnings`).
+        error: why it cannot be read; ``mel`` is empty then.
+    """
+
+    key: str
+    index: int = 0
+    mel: np.ndarray = field(default_factory=lambda: np.zeros((0, N_MELS), np.float16))
+    warnings: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass
+class TrackResult:
+    """What the network says of one track. P patches, D channels, C classes; all arrays float32.
+
+    Attributes:
+        key, index: of the track.
+        seconds: its duration, rounded up to a whole frame (16 ms).
+        times: float64 [P, 3]: start, centre and end of each patch, in seconds.
+        embeddings: by block: [3, D] pooled over patches, or [P, 3, D]; of block -1 (the embedding
+            after the final norm) [D] or [P, D].
+        logits: [C] pooled, or [P, C]; None if they were not asked for.
+        activations: [C], of the track: the mean over patches of `Maest.activations`, weighted by
+            the seconds they newly cover; None if they were not asked for.
+        patch_activations: [P, C], of each patch.
+        picture: :func:`overview` of the log-mel; None if it was not asked for.
+        warnings: "silent", "channels cancel", "0.1 s only": why all this may mean little.
+    """
+
+    key: str
+    index: int
+    seconds: float
+    times: np.ndarray
+    embeddings: dict[int, np.ndarray] = field(default_factory=dict)
+    logits: np.ndarray | None = None
+    activations: np.ndarray | None = None
+    patch_activations: np.ndarray | None = None
+    picture: np.ndarray | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def overview(mel: np.ndarray) -> np.ndarray:
+    """A log-mel [T, 96] averaged over time to at most 4096 columns: float32 [96, columns]."""
+    frames = 4  # of a column
+    while len(mel) > frames * _COLUMNS:
+        frames *= 2
+    starts = range(0, len(mel), frames)
+    return np.stack([mel[s : s + frames].mean(axis=0, dtype=np.float32) for s in starts], axis=1)
+
+
+def read_audio_mel(
+    path: Path, scratch: Path, seconds: float | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """The log-mel of an audio file, float16 [T, 96], and warnings about its sound.
+
+    Args:
+        path: the file.
+        scratch: a folder for the log-mel of more than three hours: a memory map then.
+        seconds: of the central part to read; None for all of it.
+
+    Raises:
+        AudioError: as `helpers.audio.read_audio`.
+    """
+    with closing(stream_audio(path, seconds)) as blocks:
+        return collect(log_mel_pieces(blocks), scratch), blocks.warnings
+
+
+def collect(pieces: Iterable[np.ndarray], scratch: Path) -> np.ndarray:
+    """Put pieces of a log-mel together: in memory, or if they are long in a file in ``scratch``.
+
+    Raises:
+        AudioError: the file cannot be written.
+    """
+    pieces = iter(pieces)
+    held: list[np.ndarray] = []
+    for piece in pieces:
+        held.append(piece)
+        if sum(map(len, held)) > FRAMES_IN_MEMORY:
+            break
+    else:
+        return np.concatenate(held)
+    handle, path = tempfile.mkstemp(suffix=".mmap", dir=scratch)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for piece in chain(held, pieces):
+                file.write(piece.data)
+    except OSError as error:
+        os.unlink(path)
+        raise AudioError(
+            f"its log-mel, of more than three hours, cannot be kept in {scratch}: {error.strerror}",
+            kind="access",
+            hint="Make room there, or set TMPDIR to a folder with more.",
+        ) from None
+    return np.memmap(path, np.float16, "r").reshape(-1, N_MELS)
