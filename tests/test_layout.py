@@ -107,6 +107,26 @@ def test_scripts_have_a_module_level_experiment():
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.parametrize("script", ["ex_maest", "ex_tl"])
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("print_config", 0), ("print_named_configs", 0), ("help predict", 0), ("with seeed=1", 1)],
+)
+def test_what_was_typed_is_looked_at_without_heavy_imports(tmp_path, script, line, code):
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {script} as script\n"
+        "from maest.experiments.runs import run_command_line\n"
+        f"try: code = run_command_line(script.ex, ['{script}.py', *{line.split()}])\n"
+        "except SystemExit as end: code = end.code\n"
+        f"assert code == {code}, code\n"
+        "heavy = {'torch', 'pytorch_lightning', 'timm', 'torchvision', 'matplotlib', 'sklearn'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
+    assert not list(tmp_path.iterdir())  # none of these is a run
+
+
 def test_looking_at_ground_truths_and_help_need_no_torch():
     """Its import takes seconds."""
     code = (
