@@ -14,8 +14,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from maest import config
-from maest.config import Settings
+from maest.config import MAEST_NAMED, SECTION_ALIASES, Settings
 from maest.experiments.runs import (
     LOG_DIR,
     Experiment,
@@ -26,16 +25,11 @@ from maest.experiments.runs import (
     run_dir,
 )
 
-ex = Experiment("maest", save_git_info=False)
-configure(
-    ex,
-    Settings,
-    config.MAEST_NAMED,
-    config.SENTENCES,
-    unrecorded=("extract_embeddings", "extract_logits", "predict", "export"),
-)
-
 # What a command needs is imported in it: what was typed is checked before, and without torch.
+ex = Experiment("maest", save_git_info=False)
+# These go on where no run can be recorded: their results are elsewhere.
+GO_ON = ("extract_embeddings", "extract_logits", "predict", "export")
+configure(ex, Settings, MAEST_NAMED, unrecorded=GO_ON)
 
 
 @command(ex, main=True)
@@ -111,4 +105,4 @@ def export(run: Run, settings: Settings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command_line(ex, sys.argv, config.SECTION_ALIASES))
+    sys.exit(run_command_line(ex, sys.argv, SECTION_ALIASES))

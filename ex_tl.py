@@ -13,16 +13,16 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from maest import config
-from maest.config import ProbeSettings
-from maest.experiments.runs import Experiment, command, configure, run_command_line
+from maest.config import TL_ALIASES, TL_NAMED, ProbeSettings
+from maest.experiments.runs import Experiment, Run, command, configure, run_command_line
 
+# What a command needs is imported in it: what was typed is checked before, and without torch.
 ex = Experiment("maest_tl", save_git_info=False)
-configure(ex, ProbeSettings, config.TL_NAMED, config.SENTENCES)
+configure(ex, ProbeSettings, TL_NAMED)
 
 
 @command(ex, main=True)
-def probe(run: Any, settings: ProbeSettings) -> dict[str, Any]:
+def probe(run: Run, settings: ProbeSettings) -> dict[str, Any]:
     """Train the probe with several seeds, test each on its best epoch, and write a report."""
     from maest.experiments.probe import probe
 
@@ -30,7 +30,7 @@ def probe(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 
 
 @command(ex)
-def sweep(run: Any, settings: ProbeSettings) -> dict[str, Any]:
+def sweep(run: Run, settings: ProbeSettings) -> dict[str, Any]:
     """Probe every block, choice of tokens and a learned mix of the blocks; draw the result."""
     from maest.experiments.sweep import sweep
 
@@ -38,7 +38,7 @@ def sweep(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 
 
 @command(ex)
-def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
+def compare(run: Run, settings: ProbeSettings) -> dict[str, Any]:
     """Put finished runs, or probes of several extractions, side by side, with intervals."""
     from maest.experiments.compare import compare
 
@@ -46,7 +46,7 @@ def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 
 
 @command(ex)
-def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
+def predict(run: Run, settings: ProbeSettings) -> dict[str, Any]:
     """Apply a finished probe, and the extractor it was trained on, to new music."""
     from maest.experiments.probe_predict import predict
 
@@ -54,4 +54,4 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command_line(ex, sys.argv, config.TL_ALIASES))
+    sys.exit(run_command_line(ex, sys.argv, TL_ALIASES))

@@ -43,6 +43,7 @@ from sacred.utils import (  # noqa: E402
 )
 from yaml import YAMLError  # noqa: E402
 
+from maest.config import SENTENCES  # noqa: E402
 from maest.config.command_line import check_arguments  # noqa: E402
 from maest.config.reference import listing, sections  # noqa: E402
 from maest.config.schema import parse, plain, settings_of  # noqa: E402
@@ -138,7 +139,6 @@ def configure(
     ex: Experiment,
     section: type,
     named: Mapping[str, Mapping],
-    sentences: Mapping[str, str],
     unrecorded: Collection[str] = (),
 ) -> None:
     """Give an experiment its settings, named configs with a sentence each, and a run folder.
@@ -150,7 +150,7 @@ def configure(
     ex.add_config(plain(section()))
     for name, changes in named.items():
         ex.add_named_config(name, deepcopy(dict(changes)))
-        ex.named_configs[name].__doc__ = sentences[name]
+        ex.named_configs[name].__doc__ = SENTENCES[name]
     ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
 
     @ex.config_hook
