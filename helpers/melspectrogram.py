@@ -93,7 +93,9 @@ class MelSpectrogram(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        window = torch.hann_window(N_FFT, periodic=False, dtype=torch.float32)
+        # On the meta device, PyTorch would import hundreds of modules to make it.
+        window = torch.hann_window(N_FFT, periodic=False, dtype=torch.float32, device="cpu")
+        window = window.to(torch.get_default_device())
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("filter_bank", slaney_filter_bank(), persistent=False)
 
