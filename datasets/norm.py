@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from maest.datasets.melspectrograms import MelFile, MelFileError, find_mel, mel_path
+from maest.datasets.melspectrograms import MelFile, MelFileError, find_mel
 from maest.helpers.mel_constants import N_MELS
 from maest.helpers.parallel import in_order
 
@@ -60,57 +60,6 @@ def file_moments(path: str | Path) -> Moments:
     return moments
 
 
-def mean_and_std(paths: Iterable[str | Path]) -> tuple[float, float]:
-    """Mean and standard deviation over all values of some files, read one after the other.
-
-    Files that cannot be read are left out: whoever uses them will be told.
-
-    Raises:
-        MelFileError: if not one of them can be read, or all values are equal.
-    """
-    moments = Moments()
-    error, first = _no_tracks(), None
-    for path in paths:
-        try:
-            moments.add(file_moments(path))
-            first = first or path
-        except MelFileError as reason:
-            error = reason
-    if not moments.count:
-        raise error
-    _refuse_constant(moments, first)
-    return moments.mean, moments.std
-
-
-def sampled_mean_and_std(
-    base_dir: str | Path, keys: Sequence[str], tracks: int = 200
-) -> tuple[float, float]:
-    """:func:`mean_and_std` of all tracks, or of so many that are spread evenly over ``keys``."""
-    some = np.linspace(0, len(keys) - 1, min(tracks, len(keys))).astype(int)
-    return mean_and_std(mel_path(base_dir, keys[i]) for i in some)
-
-
-def _no_tracks() -> MelFileError:
-    return MelFileError(
-        "there are no tracks to take the mean and deviation of",
-        kind="empty",
-        hint="Give a ground truth with tracks in it.",
-    )
-
-
-def _refuse_constant(moments: Moments, first: str | Path | None) -> None:
-    """Raise MelFileError if there is nothing to normalise by; ``first`` is one of the files."""
-    if not moments.squares:
-        what = "it is silent" if moments.mean == 0 else f"they are {moments.mean:g}"
-        others = ", and so are all others" if moments.mean == 0 else ""
-        raise MelFileError(
-            f"all values of the log-mel files are equal: {what}{others}",
-            kind="invalid",
-            hint="Check the audio that they were made from.",
-            path=first,
-        )
-
-
 @dataclass(frozen=True)
 class NormStats:
     """Statistics of the log-mel values of many tracks.
@@ -158,17 +107,21 @@ def norm_stats(
         except MelFileError as error:
             return error.reason
 
-    total, tracks, failed = Moments(), 0, {}
+    total, failed, first = Moments(), dict[str, str](), ""
     results = in_order(of_key, keys, num_workers, "norm statistics" if progress else None)
     for key, result in zip(keys, results, strict=True):
         if isinstance(result, str):
             failed[key] = result
         else:
+            first = first or key
             total.add(result)
-            tracks += 1
-    if not tracks:
-        if not failed:
-            raise _no_tracks()
+    if not keys:
+        raise MelFileError(
+            "there are no tracks to take the mean and deviation of",
+            kind="empty",
+            hint="Give a ground truth with tracks in it.",
+        )
+    if not first:
         key, reason = next(iter(failed.items()))
         raise MelFileError(
             f"none of the {len(keys)} log-mel files can be read; the first, {key!r}: "
@@ -177,5 +130,21 @@ def norm_stats(
             hint="Check datamodule.base_dir.",
             path=base_dir,
         )
-    _refuse_constant(total, Path(base_dir, next(key for key in keys if key not in failed)))
+    if not total.squares:
+        raise MelFileError(
+            f"all values of the log-mel files are equal, {total.mean:g}: nothing to normalise by",
+            kind="invalid",
+            hint="Check the audio that they were made from.",
+            path=Path(base_dir, first),
+        )
+    tracks = len(keys) - len(failed)
     return NormStats(total.mean, total.std, tracks, total.count // N_MELS, failed)
+
+
+def sampled_mean_and_std(
+    base_dir: str | Path, keys: Sequence[str], tracks: int = 200
+) -> tuple[float, float]:
+    """Those of :func:`norm_stats`, of all tracks or of so many that are spread over ``keys``."""
+    some = np.linspace(0, len(keys) - 1, min(tracks, len(keys))).astype(int)
+    stats = norm_stats(base_dir, [keys[i] for i in some], progress=False)
+    return stats.mean, stats.std

@@ -9,7 +9,7 @@ import pytest
 
 from maest.datasets import norm
 from maest.datasets.melspectrograms import MelFileError, write_mel
-from maest.datasets.norm import Moments, mean_and_std, norm_stats
+from maest.datasets.norm import Moments, norm_stats, sampled_mean_and_std
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,9 @@ def test_norm_stats_are_numpys(store, monkeypatch):
     found = norm_stats(folder, keys, progress=False)
     np.testing.assert_allclose([found.mean, found.std], [values.mean(), values.std()], rtol=1e-12)
     assert (found.tracks, found.frames, found.failed) == (40, len(values), {})
-    np.testing.assert_allclose(mean_and_std(folder / key for key in keys), (found.mean, found.std))
+    assert sampled_mean_and_std(folder, keys) == (found.mean, found.std)
+    some = norm_stats(folder, [keys[i] for i in (0, 19, 39)], progress=False)
+    assert sampled_mean_and_std(folder, keys, 3) == (some.mean, some.std)
     monkeypatch.setattr("maest.datasets.melspectrograms._CHUNK", 7)
     pieces = norm_stats(folder, keys, progress=False)
     np.testing.assert_allclose([pieces.mean, pieces.std], [values.mean(), values.std()], rtol=1e-12)
@@ -73,7 +75,7 @@ def test_what_cannot_be_read_is_left_out_and_named(store, tmp_path):
     for take, kind, path in (
         (lambda: norm_stats(folder, ["gone", "lost"], progress=False), "missing", folder),
         (lambda: norm_stats(folder, [], progress=False), "empty", None),
-        (lambda: mean_and_std([folder / "gone"]), "missing", str(folder / "gone")),
+        (lambda: sampled_mean_and_std(folder, ["gone"]), "missing", folder),
     ):
         with pytest.raises(MelFileError) as error:
             take()
@@ -88,7 +90,7 @@ def test_silence_is_nothing_to_normalise_by(tmp_path, value):
         np.full((300, 96), value, np.float16).tofile(tmp_path / name)
     for take in (
         lambda: norm_stats(tmp_path, ["gone", "a.mmap", "b.mmap"], progress=False),
-        lambda: mean_and_std([tmp_path / "gone", tmp_path / "a.mmap", tmp_path / "b.mmap"]),
+        lambda: sampled_mean_and_std(tmp_path, ["gone", "a.mmap", "b.mmap"]),
     ):
         with pytest.raises(MelFileError) as error:
             take()
