@@ -15,11 +15,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from maest.helpers.errors import InputError
@@ -33,9 +33,8 @@ log = logging.getLogger(__name__)
 ENGINES = ("auto", "pytorch", "onnxruntime")
 QUANTIZATIONS = ("int8",)
 PRECISIONS = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+_X86 = ("x86_64", "AMD64")
 _COMPARED = 3750  # frames on which int8 is compared with float32: a minute
-
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Engine(Protocol):
@@ -92,31 +91,31 @@ def create(
         if value not in choices:
             hint = f"Choose from {', '.join(map(str, choices))}."
             raise InputError(f"{value!r} is unknown", kind="unknown", hint=hint, setting=setting)
-    onnx = quantize or engine == "onnxruntime"
-    device = torch.device(("cpu" if onnx else best_device()) if device == "auto" else device)
-    on_cpu, float32 = device.type == "cpu", precision == "32-true"
-    if onnx and not (on_cpu and float32 and engine != "pytorch"):
+    by_onnx = quantize is not None or engine == "onnxruntime"
+    device = torch.device(("cpu" if by_onnx else best_device()) if device == "auto" else device)
+    plain = device.type == "cpu" and precision == "32-true"
+    if by_onnx and not (plain and engine != "pytorch"):
         raise InputError(
-            f"{quantize or engine} is computed by onnxruntime, on a CPU, from float32: not by "
-            f"{engine} on {device.type} in {precision}",
+            f"{quantize or engine} needs onnxruntime on a CPU, in 32-true; not {engine} on "
+            f"{device.type}, in {precision}",
             kind="unsupported",
-            hint="Use a CPU (trainer.accelerator=cpu) and precision 32-true, or leave it out.",
+            hint="Set trainer.accelerator=cpu, or leave it out.",
             setting="quantize" if quantize else "engine",
         )
-    if on_cpu and precision == "16-mixed":
+    if device.type == "cpu" and precision == "16-mixed":
         raise InputError(
             "float16 on a CPU is slower and less exact than float32",
             kind="unsupported",
             hint="Give bf16-mixed or 32-true.",
             setting="precision",
         )
-    if onnx:
-        return OnnxEngine(net, blocks, logits, threads, quantize)
-    x86 = platform.machine() in ("x86_64", "AMD64") and sys.platform != "darwin"
-    if engine == "auto" and x86 and on_cpu and float32 and not compile:
+    x86 = platform.machine() in _X86 and sys.platform != "darwin"
+    if by_onnx or (engine == "auto" and x86 and plain and not compile):
         try:
-            return OnnxEngine(net, blocks, logits, threads)
+            return OnnxEngine(net, blocks, logits, threads, quantize)
         except InputError as error:
+            if by_onnx:
+                raise
             log.info("PyTorch computes the network: %s", error)
     return TorchEngine(net, blocks, logits, device, precision, compile)
 
@@ -126,15 +125,6 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def sharing_copy(net: _Module) -> _Module:
-    """A copy of a network's modules that shares its parameters and buffers, and so their memory.
-
-    The modules' mode and parts can be changed without a trace in the network.
-    """
-    shared = (*net.parameters(), *net.buffers())
-    return copy.deepcopy(net, {id(tensor): tensor for tensor in shared})
 
 
 class TorchEngine:
@@ -152,9 +142,10 @@ class TorchEngine:
         compile: bool = False,
     ) -> None:
         self.name, self.device = f"PyTorch, {precision}", device
-        # Moving a copy that shares its parameters would move the network itself.
+        # Modes are the copy's own. Weights are shared where they need not move.
         same = device == net.cls_token.device
-        self._net = (sharing_copy(net) if same else copy.deepcopy(net).to(device)).eval()
+        shared = {id(t): t for t in (*net.parameters(), *net.buffers())} if same else {}
+        self._net = copy.deepcopy(net, shared).to(device).eval()
         if compile:
             for block in self._net.blocks:
                 block.compile()
@@ -230,10 +221,11 @@ def _similarity(found: Outputs, exact: Outputs) -> dict[str, float]:
     pairs = {f"block {b}": (found.embeddings[b], values) for b, values in exact.embeddings.items()}
     if found.logits is not None and exact.logits is not None:
         pairs["logits"] = found.logits, exact.logits
-    return {
-        name: min(F.cosine_similarity(a[: len(b)].flatten(1), b.flatten(1)).tolist())
-        for name, (a, b) in ((n, (a.double(), b.double())) for n, (a, b) in pairs.items())
-    }
+    similarity: dict[str, float] = {}
+    for name, (a, b) in pairs.items():
+        a, b = a[: len(b)].flatten(1).double(), b.flatten(1).double()
+        similarity[name] = F.cosine_similarity(a, b).min().item()
+    return similarity
 
 
 def _in_int8(model: onnx.ModelProto) -> bytes:
@@ -263,7 +255,7 @@ def _adds_in_16_bits() -> bool:
 
     So do x86 CPUs without VNNI. Where it is not known, they are taken to have none.
     """
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if platform.machine() not in _X86:
         return False
     try:
         return "vnni" not in Path("/proc/cpuinfo").read_text("utf-8")
