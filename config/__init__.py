@@ -53,9 +53,7 @@ class ProbeSettings:
     predict: ProbePredict = field(default_factory=ProbePredict)
 
 
-# As plain data, for Sacred
-MAEST = plain(Settings())
-TL = plain(ProbeSettings())
+MAEST, TL = plain(Settings()), plain(ProbeSettings())  # the defaults, as plain data
 MAEST_NAMED, TL_NAMED = named.MAEST, named.TL
 SENTENCES = named.SENTENCES  # what each named config is for
 

@@ -7,7 +7,6 @@ output and its results. This module imports neither torch nor Lightning.
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import logging
 import os
@@ -202,11 +201,9 @@ def command(ex: Experiment, main: bool = False, unobserved: bool = False) -> Cal
     """
 
     def decorate(function: Callable) -> Callable:
-        typed = "settings" in inspect.signature(function).parameters
-
         def wrapped(_run, _config):  # the names that Sacred fills in
             try:
-                return function(_run, parse(ex.section, _config) if typed else _config)
+                return function(_run, parse(ex.section, _config))
             except KeyboardInterrupt:
                 raise Interrupted("SIGINT: stopped", signal.SIGINT) from None
             except SystemExit as error:

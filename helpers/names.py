@@ -46,11 +46,6 @@ def listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def listed_names(value: Any) -> list[str]:
-    """The same, all of it as text: a name may look like a number."""
-    return [str(part) for part in listed(value) if str(part)]
-
-
 def typed_list(setting: str, values: Sequence[str]) -> str:
     """``setting=[a,b]`` as it is typed in a shell, for names that :func:`listed` reads back."""
     quoted = (f'"{value}"' if set(value) & set(",'()[] ") else value for value in values)
