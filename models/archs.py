@@ -39,8 +39,8 @@ class Arch:
         return any((self.hub, self.url, self.timm, self.shipped))
 
 
-# The models of the paper (P. Alonso-Jiménez et al., ISMIR 2023): seconds, labels. fs: from scratch,
-# dw: from DeiT's weights, pw: from PaSST's; 129e: epochs; ts: teacher-student; 519l: labels
+# The models of the paper: seconds, labels. fs: from scratch, dw: from DeiT's weights, pw: from
+# PaSST's; 129e: epochs; ts: teacher-student; 519l: labels
 _RELEASED = {
     "discogs-maest-10s-fs-129e": (10, 400),
     "discogs-maest-10s-dw-75e": (10, 400),
@@ -105,11 +105,7 @@ def input_frames(clip_length: float) -> int:
 
 
 def find_arch(name: str) -> Arch:
-    """Look up an architecture.
-
-    Raises:
-        InputError: if there is none of that name; the hint has the nearest, and all.
-    """
+    """The architecture of that name, or InputError with the nearest, and all."""
     if name in ARCHS:
         return ARCHS[name]
     raise InputError(

@@ -2,8 +2,6 @@
 
     python -m heareval.embeddings.runner models.hear --model exp_logs/latest/model
 
-or, in Python:
-
 >>> from maest.models.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
 >>> model = load_model("exp_logs/latest/model")
 >>> scenes = get_scene_embeddings(audio, model)  # [S, samples] → [S, 3·D]
@@ -57,11 +55,8 @@ class HearModel(nn.Module):
         super().__init__()
         chosen = chosen_blocks(transformer_block, net.depth, "transformer_block")
         if len(chosen) != 1:
-            raise InputError(
-                f"{transformer_block!r}: expected one block",
-                hint=f"Pass load_model(..., transformer_block=…), 0 to {net.depth - 1}.",
-                setting="transformer_block",
-            )
+            message, hint = f"{transformer_block!r}: expected one block", "Give its number."
+            raise InputError(message, hint=hint, setting="transformer_block")
         self.net, self.transformer_block, self.sample_rate = net, chosen[0], SAMPLE_RATE
         self.scene_embedding_size = (1 if chosen[0] < 0 else 3) * net.embed_dim
         self.timestamp_embedding_size = self.scene_embedding_size
@@ -164,9 +159,6 @@ def _check(audio: Tensor, model: HearModel) -> None:
         )
     finite = torch.isfinite(audio).all(dim=1)
     if not finite.all():
-        raise InputError(
-            f"NaN or infinite values, first in sound {int((~finite).nonzero()[0])}",
-            kind="corrupt",
-            hint="Replace them, or leave that sound out.",
-            setting="audio",
-        )
+        message = f"NaN or infinite values, first in sound {int((~finite).nonzero()[0])}"
+        hint = "Replace them, or leave that sound out."
+        raise InputError(message, kind="corrupt", hint=hint, setting="audio")

@@ -52,16 +52,10 @@ def as_log_mel(net: Maest, x: Tensor | np.ndarray, is_mel: bool) -> Tensor:
         TypeError, InputError: as `Maest.forward`.
     """
     x = as_floats(net, x, pcm=not is_mel)
-    if x.ndim == 1 and is_mel:
+    if (x.ndim == 1 and is_mel) or (x.ndim == 4 and x.shape[1] != 1):
         raise InputError(
-            "it has one dimension, and a log-mel spectrogram has two",
-            hint="Give [F, T], or leave melspectrogram_input out for a waveform.",
-            setting="x",
-        )
-    if x.ndim == 4 and x.shape[1] != 1:
-        raise InputError(
-            f"its shape is {list(x.shape)}",
-            hint="Spectrograms have one channel: [B, 1, F, T].",
+            f"its shape is {list(x.shape)}, and log-mels are [F, T], [B, F, T] or [B, 1, F, T]",
+            hint="Give [B, 1, F, T], or for a waveform leave melspectrogram_input out.",
             setting="x",
         )
     if x.ndim == 2 and not is_mel:
@@ -81,10 +75,9 @@ def as_log_mel(net: Maest, x: Tensor | np.ndarray, is_mel: bool) -> Tensor:
     columns, positions = grid_size(x.shape[-1]), net.time_new_pos_embed.shape[-1]
     if x.ndim == 3 and columns > positions:
         raise InputError(
-            f"an input of {x.shape[-1]} frames makes {columns} patch columns, and the model has "
-            f"positions for {positions} (input_t = {net.input_t} frames)",
-            hint="Cut it, or give one track as a waveform [samples] or a spectrogram [F, T]: those "
-            "are cut into patches.",
+            f"{x.shape[-1]} frames make {columns} patch columns, and the model has positions for "
+            f"{positions} (input_t = {net.input_t} frames)",
+            hint="Cut it, or give one track as [samples] or [F, T], which is cut into patches.",
             setting="x",
         )
     looked_at = not net.training and not torch.compiler.is_compiling()

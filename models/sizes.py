@@ -14,7 +14,7 @@ from maest.helpers.patches import PATCH_SIZE
 
 STRIDE = 10  # frames and bands from one patch to the next
 DISTILLED_TYPES = ("mean", "separated")
-# The targets: any number of labels, exactly one label, or C real values.
+# Any number of labels (sigmoid), exactly one label (softmax), or C real values.
 TASKS = ("multi-label", "single-label", "regression")
 
 
@@ -27,40 +27,26 @@ def grid_size(size: int) -> int:
 class Sizes:
     """The shape, the normalisation and the heads of a network.
 
-    Attributes:
-        n_classes: number of labels C.
-        input_t: longest input, in frames (62.5 a second).
-        input_f: mel bands of an input.
-        embed_dim: channels D.
-        depth: number of transformer blocks.
-        num_heads: attention heads of a block.
-        mlp_ratio: hidden width of a block's MLP over D.
-        distilled_type: "mean": one head on the mean of the cls and dist tokens; "separated": a head
-            for each (teacher-student training).
-        head_eps: epsilon of the head's LayerNorm.
-        norm_mean, norm_std: normalisation of the input, ``(x - mean) / (2 · std)``.
-        task: what the logits are for: "multi-label" (sigmoid), "single-label" (softmax) or
-            "regression" (the values themselves).
-        target_mean, target_std: of regression targets, C values each: the heads learn standardised
-            values, and logits are in the targets' units. None: the targets are standardised.
-
     Raises:
         InputError: a value has another type, is out of bounds, or contradicts another; its
             ``setting`` is the attribute's name.
     """
 
-    n_classes: int
-    input_t: int
-    input_f: int = N_MELS
-    embed_dim: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
+    n_classes: int  # labels C
+    input_t: int  # longest input, in frames (62.5 a second)
+    input_f: int = N_MELS  # mel bands of an input
+    embed_dim: int = 768  # channels D
+    depth: int = 12  # transformer blocks
+    num_heads: int = 12  # attention heads of a block
+    mlp_ratio: float = 4.0  # hidden width of a block's MLP over D
+    # One head on the mean of the cls and dist tokens, or ("separated") a head for each
     distilled_type: str = "mean"
-    head_eps: float = 1e-5
-    norm_mean: float = NORM_MEAN
+    head_eps: float = 1e-5  # of the head's LayerNorm
+    norm_mean: float = NORM_MEAN  # the input's normalisation is (x - mean) / (2 · std)
     norm_std: float = NORM_STD
     task: str = "multi-label"
+    # Of regression targets, C values each: the heads learn standardised values, and logits are in
+    # the targets' units. None: the targets are standardised.
     target_mean: Sequence[float] | None = None
     target_std: Sequence[float] | None = None
 

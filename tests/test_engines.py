@@ -37,7 +37,7 @@ def sounds(net: Maest, batch: int, samples: int = 79_872) -> Tensor:
 
 def pairs(engine: Engine, net: Maest, mel: Tensor, blocks: list[int], logits: bool) -> list:
     with torch.no_grad():
-        expected_logits, expected = net.outputs(mel, blocks, logits)
+        expected_logits, expected = net.encode(mel, blocks, logits)
     found = engine(mel)
     assert found.embeddings.keys() == expected.keys()
     assert (found.logits is None) == (not logits)
@@ -203,7 +203,7 @@ def test_options_that_do_not_go_together(options, setting):
 def test_autocast():
     net, mel = small(), torch.randn(2, 96, 100)
     made = create(net, device="cpu", precision="bf16-mixed", blocks=[1])
-    exact = net.outputs(mel, [1], True)[1][1]
+    exact = net.encode(mel, [1], True)[1][1]
     assert 0.99 < cosine(made(mel).embeddings[1], exact) < 1 - 1e-7
 
 

@@ -37,7 +37,7 @@ def compare(net: Maest, blocks: list[int], logits: bool, fused: bool, lengths: l
     for batch, frames in zip((1, 3, 2, 1, 2), lengths, strict=False):
         mel = torch.randn(batch, net.input_f, frames)
         found = run(None, {"melspectrogram": mel.numpy()})
-        expected_logits, embeddings = net.outputs(mel, blocks, logits)
+        expected_logits, embeddings = net.encode(mel, blocks, logits)
         expected = [expected_logits] * logits + [embeddings[block] for block in blocks]
         for one, other in zip(found, expected, strict=True):
             assert one.shape == other.shape

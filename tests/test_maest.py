@@ -261,7 +261,6 @@ def test_whole_numbers_of_numpy():
     )
     with torch.no_grad():
         assert torch.equal(model(mel, np.int64(1))[1], model(mel, 1)[1])
-        assert torch.equal(model.outputs(mel, np.array([1]))[1][1], model.outputs(mel, [1])[1][1])
     json.dumps(model.sizes())
 
 
@@ -598,7 +597,6 @@ def test_log_mels_as_arrays():
     with torch.no_grad():
         assert torch.equal(model(mel.numpy())[0], model(mel)[0])
         assert torch.equal(model(mel[0].numpy(), melspectrogram_input=True)[0], model(mel[:1])[0])
-        assert torch.equal(model.outputs(mel.numpy(), [0])[1][0], model.outputs(mel, [0])[1][0])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -1196,7 +1194,7 @@ def test_outputs_are_those_of_single_passes(blocks, logits, distilled_type, patc
     model = tiny(depth=3, distilled_type=distilled_type, **patchout)
     mel = mels(2, 96, 120)
     with torch.no_grad():
-        found, embeddings = model.outputs(mel, blocks, logits)
+        found, embeddings = model.encode(mel, blocks, logits)
         expected, final = model(mel)
         assert list(embeddings) == sorted(b for b in blocks if b >= 0) + [-1] * (-1 in blocks)
         for block, values in embeddings.items():
@@ -1212,9 +1210,9 @@ def test_the_last_block_looks_at_all_tokens_for_the_two_that_are_read():
     model = tiny(depth=2)
     mel = mels(1, 96, 100)
     with torch.no_grad():
-        before, _ = model.outputs(mel, logits=True)
+        before, _ = model.encode(mel)
         mel[..., 60:] += 1
-        after, _ = model.outputs(mel, logits=True)
+        after, _ = model.encode(mel)
     assert (before - after).abs().max() > 1e-3
 
 
@@ -1240,16 +1238,3 @@ def test_a_changed_layer_of_the_last_block_is_used(change):
     close(short.embeddings[-1], long.embeddings[-1])
     close(short.logits, long.logits)
     assert not torch.allclose(before, short.embeddings[-1], atol=1e-4)
-
-
-@pytest.mark.parametrize("blocks", [(2,), (0, -2), ()])
-def test_outputs_that_are_not_there(blocks):
-    with pytest.raises(InputError) as caught:
-        tiny().outputs(mels(1, 96, 60), blocks)
-    assert caught.value.setting == "blocks"
-
-
-def test_outputs_take_a_batch_of_spectrograms():
-    with pytest.raises(InputError) as caught:
-        tiny().outputs(mels(96, 60), (0,))
-    assert caught.value.setting == "x"
