@@ -284,20 +284,6 @@ class Maest(nn.Module):
         both = self.unstandardize(torch.stack((self.head(cls), self.head_dist(dist))))
         return Outputs(both if self.training else both.mean(0), embeddings)
 
-    def outputs(self, x: Tensor, blocks: Sequence[int] = (), logits: bool = False) -> Outputs:
-        """:meth:`encode`, of an input that is checked as in :meth:`forward`."""
-        blocks = [whole_number("blocks", block, -1, self.depth - 1) for block in blocks]
-        if not blocks and not logits:
-            raise InputError(
-                "nothing is asked for", kind="empty", hint="Name a block.", setting="blocks"
-            )
-        x = as_log_mel(self, x, True)
-        if x.ndim != 3:
-            raise InputError(
-                f"its shape is {list(x.shape)}", hint="Give spectrograms [B, F, T].", setting="x"
-            )
-        return self.encode(x, blocks, logits)
-
     def compile_blocks(self, **options: Any) -> None:
         """Compile the transformer blocks with ``torch.compile``, in place, one by one."""
         for block in self.blocks:
