@@ -43,7 +43,7 @@ BLOCK = 6  # whose embeddings are computed: blocks 0 to 6 are seven
 RATE = 44_100
 TRAINED = "maest-tiny-scores"
 INT8: dict[str, Any] = {"inference": {"quantize": "int8"}}
-CPU_WAYS: dict[str, dict[str, Any]] = {
+WAYS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, int8": INT8,
     "ours, every 2nd column": {"maest": {"s_patchout_t_interleaved": 2}},
@@ -52,28 +52,24 @@ CPU_WAYS: dict[str, dict[str, Any]] = {
     "plain, 12 blocks": {"network": "plain", "depth": 12},
     "plain, 7 blocks": {"network": "plain", "depth": BLOCK + 1},
 }
-CUDA_WAYS: dict[str, dict[str, Any]] = {
-    "ours, fp16": {"trainer": {"precision": "16-mixed"}},
-    "ours, bf16": {"trainer": {"precision": "bf16-mixed"}},
-    "ours, fp32": {"trainer": {"precision": "32-true"}},
-    "AST, fp16": {"network": "AST", "precision": "float16"},
-    "plain, 12 blocks, fp16": {"network": "plain", "depth": 12, "precision": "float16"},
-    "plain, 7 blocks, fp16": {"network": "plain", "depth": BLOCK + 1, "precision": "float16"},
-}
+ON_CPU = ("ours, int8", "PyTorch engine")
+DTYPES = {"32-true": "float32", "16-mixed": "float16", "bf16-mixed": "bfloat16"}
 
 # ---------------------------------------------------------------- measurements
 
 
-def command(model: str, music: str, out: str, device: str, settings: dict[str, Any]) -> Figures:
+def command(
+    model: str, music: str, out: str, device: str, precision: str, settings: dict[str, Any]
+) -> Figures:
     """Extraction by the command: a track of a second, then the music."""
     import ex_maest
 
     weights = {"checkpoint": f"{model}/model"} if Path(model).is_dir() else {"arch": model}
-    accelerator = {"accelerator": "gpu" if device == "cuda" else "cpu"}
+    computing = {"accelerator": "gpu" if device == "cuda" else "cpu", "precision": precision}
 
     def run(audio: Path, folder: str) -> float:
         inference = {"audio": str(audio), "out_dir": folder, "transformer_block": [BLOCK]}
-        changes = {"maest": weights, "trainer": accelerator, "inference": inference}
+        changes = {"maest": weights, "trainer": computing, "inference": inference}
         for section, values in settings.items():
             changes[section] = changes[section] | values
         started = time.perf_counter()
@@ -99,7 +95,7 @@ def one_by_one(
     music: str,
     out: str,
     device: str,
-    precision: str = "",
+    precision: str,
     depth: int = 12,
 ) -> Figures:
     """A track at a time, as one writes it oneself."""
@@ -137,7 +133,8 @@ def one_by_one(
         hook.remove()
         return seen[0]
 
-    mixed = torch.autocast(device, getattr(torch, precision or "float32"), bool(precision))
+    mixed = torch.autocast(device, getattr(torch, DTYPES[precision]), precision != "32-true")
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     attention = sdpa_kernel(SDPBackend.MATH) if network == "plain" else nullcontext()
     tracks = sorted(Path(music).iterdir())
     Path("all").mkdir()
@@ -198,7 +195,7 @@ def write_track(path: Path, length: float, seed: int) -> Path:
     notes = np.sin(2 * np.pi * pitches * t).sum(1) * np.exp(-4 * t)
     sound = notes.reshape(-1, 2) * 0.15 + rng.normal(0, 0.01, (60 * RATE, 2))
     left = round(length * RATE)
-    with soundfile.SoundFile(path, "w", RATE, channels=2, subtype="PCM_16") as file:
+    with soundfile.SoundFile(path, "w", RATE, channels=2) as file:
         while left > 0:
             file.write(sound[:left])
             left -= len(sound)
@@ -252,7 +249,7 @@ class Bench:
         """The measurement of a way, which writes to a folder of its own."""
         out = self.folder / "out" / str(next(self.outs))
         given = {"model": str(model), "music": str(music), "out": str(out)}
-        given["device"] = self.args.device
+        given |= {"device": self.args.device, "precision": self.args.precision}
         if "network" in options:
             return Way(one_by_one, given | options)
         return Way(command, given | {"settings": options})
@@ -284,7 +281,7 @@ def cosines(one: list[np.ndarray], other: list[np.ndarray]) -> dict[str, float]:
 def embeddings(bench: Bench) -> Iterator[tuple[str, Any]]:
     args = bench.args
     music = bench.music(args.tracks, args.track_seconds)
-    options = harness.chosen(CUDA_WAYS if args.device == "cuda" else CPU_WAYS, args.ways)
+    options = harness.chosen(WAYS, args.ways)
     for length in args.lengths:
         ways = {name: bench.way(way, bench.model(length), music) for name, way in options.items()}
         rows = bench.measure(ways)
@@ -361,6 +358,7 @@ PARTS = {part.__name__: part for part in (embeddings, memory, latency)}
 def main(given: list[str] | None = None) -> dict[str, Any]:
     parser = harness.parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=DTYPES, help="32-true; on CUDA 16-mixed")
     parser.add_argument("--arch", default="maest_base", help="maest_tiny for a quick trial")
     parser.add_argument("--lengths", type=int, nargs="+", help="seconds of a patch; 30 10 5, or 30")
     parser.add_argument("--tracks", type=int, help="4; on CUDA 32")
@@ -370,6 +368,8 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     cuda = args.device == "cuda"
     if args.quick:
         args.arch, args.repeats, args.tracks, args.track_seconds = "maest_tiny", 1, 2, 10.0
+    args.precision = args.precision or ("16-mixed" if cuda else "32-true")
+    args.ways = args.ways or [name for name in WAYS if not cuda or name not in ON_CPU]
     args.lengths = args.lengths or ([5] if args.quick else [30] if cuda else [30, 10, 5])
     args.tracks = args.tracks or (32 if cuda else 4)
     args.track_seconds = args.track_seconds or (180.0 if cuda else 90.0)

@@ -29,29 +29,36 @@ import tempfile
 import time
 import wave
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from benchmarks import training as steps  # noqa: E402
-from maest.helpers.files import write_json  # noqa: E402
-from maest.helpers.report import machine, table, versions  # noqa: E402
-from maest.helpers.throughput import fast_math, forward_flops, matmul_ceiling, synchronise  # noqa: E402
-from maest.models import get_maest  # noqa: E402
-from maest.models.archs import input_frames  # noqa: E402
-from maest.models.maest import inference  # noqa: E402
+import training as steps
+from harness import RECORDS, ROOT, start_record
+from maest.helpers.files import write_json
+from maest.helpers.report import table
+from maest.helpers.throughput import fast_math, forward_flops, matmul_ceiling, synchronise
+from maest.models import get_maest
+from maest.models.archs import input_frames
+from maest.models.maest import inference
 
 BLOCK = 7
 NEEDS = {"tests": ["pytest", "pytorch_lightning"], "training": ["pytorch_lightning"],
          "audio": ["av", "soxr"], "loading": ["pytorch_lightning"]}  # fmt: skip
 # Shares of the time, so that one part's compiling does not cost the others theirs.
 SHARES = {"tests": 0.25, "training": 0.4, "extraction": 0.13, "audio": 0.1, "loading": 0.12}
+# Of a training step, in order of worth
+WAYS: dict[str, dict[str, Any]] = {
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "bf16, compiled": {"precision": "bf16", "compiled": True},
+    "bf16, Flash": {"precision": "bf16", "attention": "flash"},
+    "bf16, cuDNN": {"precision": "bf16", "attention": "cudnn"},
+    "fp16, compiled": {"precision": "fp16", "compiled": True},
+    "eager, fp16": {"network": "eager", "precision": "fp16", "attention": "written out"},
+}
 Figures = Iterator[tuple[str, dict[str, Any]]]
 
 
@@ -106,41 +113,61 @@ def tests(run: Run) -> Figures:
 
 def training(run: Run) -> Figures:
     cuda = run.device.type == "cuda"
-    fast_math()
-    ways = dict(steps.GPU_WAYS) if cuda else {"ours, fp32": steps.Way()}
+    ways = WAYS if cuda else {"fp32": {}}
     ceilings = {
-        precision: matmul_ceiling(run.device, steps.DTYPES[precision])
-        for precision in dict.fromkeys(way.precision for way in ways.values())
+        precision: steps.ceiling(run.device.type, precision)["flops"]
+        for precision in dict.fromkeys(way.get("precision", "fp32") for way in ways.values())
     }
+
+    def figures(case: dict[str, Any]) -> dict[str, Any]:
+        found = steps.step_seconds(**case)
+        flops = steps.flops_per_clip(case["arch"], case["length"], case.get("network", "ours"))
+        rate, ceiling = found["clips_per_second"], ceilings[case.get("precision", "fp32")]
+        return {
+            "clips_per_second": round(rate, 2),
+            "tflops": round(rate * flops / 1e12, 2),
+            "ceiling_tflops": round(ceiling / 1e12, 1),
+            "utilisation": round(rate * flops / ceiling, 4),
+            "peak_mib": round(found["peak_mib"]),
+            "first_steps_seconds": round(found["warmup_seconds"], 2),
+        }
+
     for length in [5] if run.quick else [10, 30]:
-        case = steps.Case(run.arch, length, 2 if run.quick else 12, run.device.type,
-                          warmup=1 if run.quick else 5, steps=1 if run.quick else 20)  # fmt: skip
+        case: dict[str, Any] = {"arch": run.arch, "length": length, "device": run.device.type}
+        case |= {"batch": 2, "warmup": 1, "steps": 1} if run.quick else {}
+        case = {"batch": 12, "warmup": 5, "steps": 20} | case
         rates = {}
         for name, way in ways.items():
-            run.left(60 if way.compile else 15)
-            figures = step_figures(way, case, ceilings)
-            rates[name] = figures["clips_per_second"]
-            yield f"{length} s, batch {case.batch}, {name}", figures
+            run.left(60 if "compiled" in way else 15)
+            found = figures(case | way)
+            rates[name] = found["clips_per_second"]
+            yield f"{length} s, batch {case['batch']}, {name}", found
         if cuda:
-            best = max(rates, key=rates.__getitem__)
+            best = max(rates, key=lambda name: rates[name] if "network" not in ways[name] else 0)
             run.left(60)
-            batch = steps.largest_batch(ways[best], case)
-            large = replace(case, batch=batch, steps=5)
-            yield f"{length} s, batch {batch}, {best}", step_figures(ways[best], large, ceilings)
+            large = case | ways[best] | {"steps": 5}
+            large["batch"] = largest_batch(large)
+            yield f"{length} s, batch {large['batch']}, {best}", figures(large)
 
 
-def step_figures(way: Any, case: Any, ceilings: dict[str, float]) -> dict[str, Any]:
-    found = steps.measure(way, case)
-    rate = case.batch / statistics.median(found["seconds"])
-    flops = steps.flops_per_clip(way, case)
-    return {
-        "clips_per_second": round(rate, 2),
-        "tflops": round(rate * flops / 1e12, 2),
-        "ceiling_tflops": round(ceilings[way.precision] / 1e12, 1),
-        "utilisation": round(rate * flops / ceilings[way.precision], 4),
-        "peak_mib": round(found["peak_mib"]),
-        "first_steps_seconds": round(found["warmup_seconds"], 2),
-    }
+def largest_batch(case: dict[str, Any]) -> int:
+    """The largest multiple of 4 that trains on the GPU, within a few per cent."""
+
+    def peak(batch: int) -> float | None:
+        try:
+            trial = case | {"batch": batch, "warmup": 1, "steps": 1}
+            return steps.step_seconds(**trial)["peak_mib"]
+        except torch.cuda.OutOfMemoryError:
+            return None
+
+    few, more = peak(4), peak(12)
+    if few is None or more is None:
+        return 4
+    free = torch.cuda.mem_get_info()[1] / 2**20 * 0.95
+    batch = int(12 + (free - more) / ((more - few) / 8)) // 4 * 4
+    while batch > 12 and peak(batch) is None:
+        batch = int(batch * 0.94) // 4 * 4
+    return max(batch, 12)
 
 
 def extraction(run: Run) -> Figures:
@@ -229,7 +256,12 @@ def audio(run: Run) -> Figures:
 def loading(run: Run) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder, "loading.json")
-        command = [sys.executable, str(ROOT / "benchmarks/loading.py"), "--record", str(record)]
+        command = [
+            sys.executable,
+            str(ROOT / "benchmarks/loading.py"),
+            "--record",
+            str(record),
+        ]
         command += ["--device", run.device.type]
         command += ["--repeats", "1", "--clip-seconds", "5" if run.quick else "30"]
         if run.quick:
@@ -254,7 +286,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="a tiny network, few steps")
-    parser.add_argument("--records", type=Path, default=ROOT / "benchmarks/records")
+    parser.add_argument("--records", type=Path, default=RECORDS)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.exit(1, "benchmarks/gpu.py: PyTorch finds no CUDA device; --device cpu --quick\n")
@@ -265,14 +297,8 @@ def main() -> int:
             print(f"{name}: skipped, not installed: {', '.join(missing)}", flush=True)
             run.begin(name)
             continue
-        record = {
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": machine(),
-            "versions": versions("torch", "numpy"),
-            "device": options.device,
-            "arch": run.arch,
-            "figures": {},
-        }
+        record = start_record(options, "torch", "numpy")
+        record |= {"device": options.device, "arch": run.arch, "figures": {}}
         try:
             run.begin(name)
             for label, figures in PARTS[name](run):

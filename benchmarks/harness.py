@@ -203,9 +203,7 @@ def start_record(args: argparse.Namespace, *packages: str) -> dict[str, Any]:
         "versions": versions() | found,
         "threads": torch.get_num_threads(),
         "arguments": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(args).items()
-            if name not in ("record", "against", "quick")
+            n: v for n, v in vars(args).items() if v is not None and not isinstance(v, Path)
         },
     }
     if getattr(args, "against", None):

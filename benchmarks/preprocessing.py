@@ -2,7 +2,7 @@
 
     python benchmarks/preprocessing.py [--repeats 5] [--against TREE] [--record FILE.json]
 
-Files: synthetic music, 44.1 kHz stereo, as WAV, FLAC and MP3, one of each length. A process on one
+Files: notes and noise, 44.1 kHz stereo, as WAV, FLAC and MP3, one of each length. A process on one
 core with one thread makes all of them; files are in the page cache; the ways take turns. Time is
 the process's own, so that what else the machine does counts less. Each way ends with a float16
 array on disk.
@@ -24,16 +24,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from extraction import RATE, write_track
 from harness import Figures, Way, in_turns, parser, save, show, start_record, with_before
 
 FORMATS = ("wav", "flac", "mp3")
 PARTS = {"whole": None, "central 300 s": 300.0}
-RATE, SAMPLE_RATE = 44_100, 16_000
+SAMPLE_RATE = 16_000
 SAME_BANDS = 85  # above, about 7 kHz, the two resamplers roll off differently
 Make = Callable[[Path, Path, float | None], None]
 
@@ -90,30 +92,9 @@ def make_all(program: str, music: str, out: str) -> Figures:
             started = time.process_time()
             make(path, target, seconds)
             figures[f"{part}, {path.suffix[1:]}, {path.stem}"] = time.process_time() - started
-            if part != "whole":
-                target.unlink()  # the whole ones are compared
-            else:
-                target.rename(target.with_suffix(".whole"))
+            if part == "whole":
+                target.rename(target.with_suffix(".whole"))  # to be compared
     return figures
-
-
-def synthesize(seconds: int, seed: int) -> np.ndarray:
-    """[frames, 2] float32: chords with overtones, changing twice a second, over drum-like noise."""
-    rng = np.random.default_rng(seed)
-    n, half = seconds * RATE, RATE // 2
-    sound = np.zeros((n, 2), np.float32)
-    t = np.arange(half) / RATE
-    decay = np.exp(-6 * t)
-    for start in range(0, n, half):
-        chord = sum(
-            np.sin(2 * np.pi * k * 440 * 2 ** ((note - 69) / 12) * t) / k
-            for note in rng.integers(40, 76, 3)
-            for k in (1, 2, 3, 4)
-        )
-        noise = rng.standard_normal((half, 2)) * decay[:, None] * 0.2
-        sound[start : start + half] = (0.1 * chord * np.sqrt(decay))[:, None] + noise
-    fade = np.minimum(1, np.arange(n) / RATE)
-    return (sound * np.minimum(fade, fade[::-1])[:, None]).astype(np.float32).clip(-1, 1)
 
 
 def difference(one: Path, other: Path) -> float:
@@ -132,12 +113,8 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         music, out = Path(temporary, "music"), Path(temporary, "out")
         music.mkdir(), out.mkdir()
-        import soundfile
-
-        for length in lengths:
-            sound = synthesize(length, length)
-            for suffix in FORMATS:
-                soundfile.write(music / f"{length}.{suffix}", sound, RATE)
+        for length, suffix in product(lengths, FORMATS):
+            write_track(music / f"{length}.{suffix}", length, length)
         folders = {"music": str(music), "out": str(out)}
         ways = {name: Way(make_all, {"program": name} | folders) for name in ("ours", "essentia")}
         runs = in_turns(with_before(ways, args.against), 1 if args.quick else args.repeats)

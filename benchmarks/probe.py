@@ -1,105 +1,104 @@
 """How long probes take to train on a data set of MagnaTagATune's size, against the usual loop.
 
-python benchmarks/probe.py [--repeats 3] [--epochs 60] [--blocks 2] [--mixes 2] [--record FILE]
+python benchmarks/probe.py [--repeats 3] [--blocks 2] [--against TREE] [--record FILE.json]
 
-Features are random (18,706 / 1,825 / 5,329 tracks × 3 tokens × 768 floats, in memory), 50 labels
-depend on them. Times are those of training with a validation every epoch, and of the test.
+Embeddings are random (18,706 / 1,825 / 5,329 tracks × 3 tokens × 768 floats), 50 labels depend on
+them. Times are of the commands, called from Python: reading the files, training with a validation
+every epoch, and the test.
 
 - default: `python ex_tl.py` as it is: three seeds, 60 epochs
+- sweep: `python ex_tl.py sweep` over some blocks, 7 choices of tokens × 3 seeds each, without mixes
 - plain: one probe after the other, as is usual: nn.Sequential, DataLoader over a TensorDataset,
-  AdamW, scikit-learn's ROC-AUC and AP after each epoch; of a few epochs, the time of one
-- sweep: the sweep's own passes over some blocks, 7 choices of tokens × 3 seeds each, and over some
-  mixes of 12 blocks × 3 seeds, in a process a core; with fewer than 12 blocks and 7 mixes, the time
-  of all is taken to be as many times that of one. Embeddings are not read from files
+  AdamW, scikit-learn's ROC-AUC and AP after each epoch; of two epochs, the time of one
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+import harness
+from harness import Figures, Way, in_turns, medians, show, with_before
 
-from maest.config import ProbeSettings  # noqa: E402
-from maest.config.probe import ProbeTraining  # noqa: E402
-from maest.datasets.embeddings import select_tokens  # noqa: E402
-from maest.datasets.groundtruth import GroundTruth  # noqa: E402
-from maest.experiments.probe import train_probes  # noqa: E402
-from maest.experiments.probe_features import MIX  # noqa: E402
-from maest.experiments.probe_task import ProbeTask  # noqa: E402
-from maest.experiments.sweep import SweepJob, group_choices, parse_choices  # noqa: E402
-from maest.helpers.files import write_json  # noqa: E402
-from maest.helpers.parallel import cores  # noqa: E402
-from maest.helpers.report import machine, versions  # noqa: E402
-
-TRACKS = {"train": 18_706, "val": 1_825, "test": 5_329}
-LABELS, WIDTH, SEEDS, BLOCKS = 50, 768, (0, 1, 2), 12
-_PLAIN_EPOCHS = 2
+TRACKS = {"train": 18_706, "validation": 1_825, "test": 5_329}
+LABELS, WIDTH, SEEDS, CHOICES = 50, 768, 3, 7
+NAMES = {"train": "train", "val": "validation", "test": "test"}  # in settings, and of files
 
 
-def make_task(rng: np.random.Generator) -> tuple[ProbeTask, dict[str, np.ndarray]]:
-    """A task, and split → float32 [N, 3, 768]."""
+def write_data(folder: Path, tracks: dict[str, int], blocks: int) -> None:
+    """Ground truths, and the embeddings of one block, under several names."""
+    from maest.datasets.groundtruth import write_groundtruth, write_labels
+
+    rng = np.random.default_rng(0)
     weights = rng.normal(size=(WIDTH, LABELS)).astype(np.float32)
-    features, found = {}, {}
-    for split, n_tracks in TRACKS.items():
-        x = rng.normal(size=(n_tracks, 3, WIDTH)).astype(np.float32)
-        noise = 30 * rng.normal(size=(n_tracks, LABELS)).astype(np.float32)
+    first = folder / "embeddings/5sec/0"
+    for split, count in tracks.items():
+        (first / split).mkdir(parents=True)
+        x = rng.normal(size=(count, 3, WIDTH)).astype(np.float32)
+        noise = 30 * rng.normal(size=(count, LABELS)).astype(np.float32)
         targets = x.mean(axis=1) @ weights + noise > 45
-        keys = [f"{split}/{i}" for i in range(n_tracks)]
-        features[split], found[split] = x, GroundTruth(Path(split), keys, targets, "multi-label")
-    rows = {split: list(range(n)) for split, n in TRACKS.items()}
-    return ProbeTask("multi-label", [str(i) for i in range(LABELS)], found, rows), features
+        targets[:LABELS] |= np.eye(LABELS, dtype=bool)[:count]  # every label has a track
+        for i, embedding in enumerate(x):
+            np.save(first / f"{split}/{i}.embeddings.npy", embedding)
+        truth = {f"{split}/{i}": row for i, row in enumerate(targets)}
+        write_groundtruth(folder / f"groundtruth-{split}.pk", truth)
+    write_labels(folder / "labels.json", [f"label {i}" for i in range(LABELS)])
+    for block in range(1, blocks):
+        (first.parent / str(block)).symlink_to(first)
 
 
-def default_probe(task: ProbeTask, features: dict[str, np.ndarray], epochs: int) -> float:
-    """Seconds of the probe with its default settings."""
+def command(name: str | None, data: str, epochs: int, blocks: int) -> Figures:
+    """Seconds of a command, and of an epoch of one of its probes."""
+    import ex_tl
+
+    files = {f"groundtruth_{s}": f"{data}/groundtruth-{file}.pk" for s, file in NAMES.items()}
+    changes: dict[str, Any] = {
+        "data": files | {"embeddings_dir": f"{data}/embeddings"},
+        "probe": {"max_epochs": epochs, "accelerator": "cpu"},
+        "seeds": SEEDS,
+    }
+    if name is None:
+        changes["data"]["block"] = 0
+    else:
+        changes["sweep"] = {"mix": False, "blocks": list(range(blocks))}
     started = time.perf_counter()
-    chosen = {s: select_tokens(x, "c", "mean")[:, None] for s, x in features.items()}
-    recipe = ProbeTraining(max_epochs=epochs, accelerator="cpu")
-    train_probes(recipe, task, chosen, SEEDS).predict(chosen["test"])
-    return time.perf_counter() - started
-
-
-def sweep(
-    task: ProbeTask, features: dict[str, np.ndarray], epochs: int, blocks: int, jobs: list
-) -> float:
-    """Seconds of some passes of the sweep over so many blocks."""
-    started = time.perf_counter()
-    recipe = ProbeTraining(max_epochs=epochs, accelerator="cpu")
-    everything = {split: np.repeat(x[:, None], blocks, axis=1) for split, x in features.items()}
-    job = SweepJob(task, list(range(blocks)), SEEDS, recipe)
-    with tempfile.TemporaryDirectory() as folder:
-        done = sum(map(len, job.run(jobs, everything, min(cores(), len(jobs)), Path(folder))))
-    assert done == sum(map(len, jobs))
-    return time.perf_counter() - started
-
-
-def plain_epoch(task: ProbeTask, features: dict[str, np.ndarray]) -> float:
-    """Seconds of an epoch of one probe, with its validation, in the usual loop."""
-    recipe = ProbeTraining()
-    x, val = (torch.from_numpy(features[split][:, 0]) for split in ("train", "val"))
-    targets = torch.from_numpy(task.targets("train").astype(np.float32))
-    loader = DataLoader(TensorDataset(x, targets), recipe.batch_size, shuffle=True)
-    net = nn.Sequential(
-        nn.Linear(WIDTH, recipe.hidden),
-        nn.ReLU(),
-        nn.Dropout(recipe.dropout),
-        nn.Linear(recipe.hidden, LABELS),
+    done = ex_tl.ex.run(
+        name or ex_tl.ex.default_command,
+        config_updates=changes,
+        options={"--loglevel": "ERROR"},
     )
-    optimizer = torch.optim.AdamW(net.parameters(), recipe.lr)
+    seconds = time.perf_counter() - started
+    if done.status != "COMPLETED":
+        raise RuntimeError(done.status)
+    probes = SEEDS if name is None else SEEDS * CHOICES * blocks
+    return {"seconds": seconds, "probes": probes, "epoch_seconds": seconds / probes / epochs}
+
+
+def plain(data: str) -> Figures:
+    """Seconds of an epoch of one probe, with its validation, in the usual loop."""
+    import torch
+    from sklearn.metrics import average_precision_score, roc_auc_score
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from maest.datasets.groundtruth import read_groundtruth
+
+    def read(split: str) -> tuple[torch.Tensor, np.ndarray]:
+        truth = read_groundtruth(f"{data}/groundtruth-{split}.pk")
+        files = (f"{data}/embeddings/5sec/0/{key}.embeddings.npy" for key in truth.keys)
+        return torch.from_numpy(np.stack([np.load(file)[0] for file in files])), truth.targets
+
+    (x, targets), (val, val_targets) = read("train"), read("validation")
+    dataset = TensorDataset(x, torch.from_numpy(targets.astype(np.float32)))
+    loader = DataLoader(dataset, 128, shuffle=True)
+    net = nn.Sequential(nn.Linear(WIDTH, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, LABELS))
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
     criterion, seconds = nn.BCEWithLogitsLoss(), []
-    for _ in range(_PLAIN_EPOCHS):
+    for _ in range(2):
         started = time.perf_counter()
         for inputs, own in loader:
             optimizer.zero_grad()
@@ -107,80 +106,36 @@ def plain_epoch(task: ProbeTask, features: dict[str, np.ndarray]) -> float:
             optimizer.step()
         with torch.inference_mode():
             scores = net.eval()(val).numpy()
-        average_precision_score(task.targets("val"), scores, average="macro")
-        roc_auc_score(task.targets("val"), scores, average="macro")
+        average_precision_score(val_targets, scores, average="macro")
+        roc_auc_score(val_targets, scores, average="macro")
         seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return {"seconds": min(seconds), "epoch_seconds": min(seconds)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
+def main(given: list[str] | None = None) -> dict[str, Any]:
+    parser = harness.parser(__doc__)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--blocks", type=int, default=2, help="of the sweep; 0: no sweep")
-    parser.add_argument("--mixes", type=int, default=2, help="of the sweep; 1 to 7")
-    parser.add_argument("--record", type=Path, help="write the figures to this JSON")
-    args = parser.parse_args()
-    task, features = make_task(np.random.default_rng(0))
-    default, plain = [], []
-    for repeat in range(args.repeats):
-        default.append(default_probe(task, features, args.epochs))
-        plain.append(plain_epoch(task, features))
-        print(f"{repeat + 1}: default probe {default[-1]:.1f} s, plain {plain[-1]:.2f} s an epoch")
-    together = statistics.median(default) / args.epochs / len(SEEDS)
-    found = {
-        "default_seconds": {"median": statistics.median(default), "all": default},
-        "epoch_of_a_probe_seconds": {"ours": together, "plain": statistics.median(plain)},
-        "plain_over_ours": statistics.median(plain) / together,
-    }
-    print(
-        f"default probe, {len(SEEDS)} seeds × {args.epochs} epochs: "
-        f"{statistics.median(default):.1f} s; {found['plain_over_ours']:.1f} x the plain loop"
-    )
-    if args.blocks:
-        choices = parse_choices(ProbeSettings())
-        jobs = list(group_choices(range(args.blocks), choices, mix=False))
-        seconds = sweep(task, features, args.epochs, args.blocks, jobs)
-        mixes = [
-            job for job in group_choices(range(BLOCKS), choices, mix=True) if job[0].block == MIX
-        ]
-        of_mixes = sweep(task, features, args.epochs, BLOCKS, mixes[: args.mixes])
-        blocks_seconds = seconds / args.blocks * BLOCKS
-        mixes_seconds = of_mixes / args.mixes * len(mixes)
-        whole = blocks_seconds + mixes_seconds
-        probes = args.blocks * len(parse_choices(ProbeSettings())) * len(SEEDS)
-        ours = seconds / probes / args.epochs
-        found["sweep"] = {
-            "blocks_measured": args.blocks,
-            "probes_measured": probes,
-            "seconds_measured": seconds,
-            "seconds_of_12_blocks": blocks_seconds,
-            "mixes_measured": args.mixes,
-            "mixes_seconds_measured": of_mixes,
-            "seconds_of_7_mixes": mixes_seconds,
-            "seconds_of_both": whole,
-            "epoch_of_a_probe_seconds": ours,
-            "plain_over_ours": statistics.median(plain) / ours,
+    parser.add_argument("--blocks", type=int, default=2, help="of the sweep")
+    args = parser.parse_args(given)
+    tracks = {split: count // 100 for split, count in TRACKS.items()} if args.quick else TRACKS
+    with tempfile.TemporaryDirectory() as folder:
+        write_data(Path(folder), tracks, args.blocks)
+        case = {"data": folder, "epochs": 2 if args.quick else args.epochs, "blocks": args.blocks}
+        ways = {
+            "ours, default": Way(command, case | {"name": None}),
+            "ours, sweep": Way(command, case | {"name": "sweep"}),
+            "plain": Way(plain, {"data": folder}),
         }
-        print(
-            f"sweep, {args.blocks} of 12 blocks ({probes} probes): {seconds:.0f} s, "
-            f"{statistics.median(plain) / ours:.1f} x plain; {args.mixes} of 7 mixes: "
-            f"{of_mixes:.0f} s; all blocks {blocks_seconds / 60:.1f} minutes, with all mixes "
-            f"{whole / 60:.1f}"
-        )
-    if args.record:
-        write_json(
-            args.record,
-            {
-                "date": time.strftime("%Y-%m-%d"),
-                "machine": machine(),
-                "versions": versions("torch", "numpy", "scikit-learn"),
-                "tracks": TRACKS,
-                "labels": LABELS,
-                "epochs": args.epochs,
-                **found,
-            },
-        )
+        ways = with_before(harness.chosen(ways, args.ways), args.against)
+        rows = medians(in_turns(ways, 1 if args.quick else args.repeats))
+    columns = {"seconds": "{seconds:.1f}", "an epoch of a probe, ms": "{epoch_ms:.1f}"}
+    for row in rows.values():
+        row["epoch_ms"] = 1000 * row["epoch_seconds"]
+    show(f"Probes on {tracks['train']} tracks, {LABELS} labels", rows, columns)
+    packages = ("torch", "pytorch-lightning", "numpy", "scikit-learn")
+    record = harness.start_record(args, *packages) | {"tracks": tracks, "median": rows}
+    harness.save(args, record)
+    return record
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-import extraction
 import numpy as np
 import pytest
 
+import extraction
 from maest.helpers.audio import read_audio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_all_ways_give_the_same_embeddings(tmp_path):
     path = tmp_path / "record.json"
-    ways = [name for name in extraction.CPU_WAYS if name != "PyTorch engine"]
+    ways = [name for name in extraction.WAYS if name != "PyTorch engine"]
     extraction.main(["--quick", "--parts", "embeddings", "--record", str(path), "--ways", *ways])
     record = json.loads(path.read_text("utf-8"))
     found = record["embeddings"]["5 s"]

@@ -86,4 +86,4 @@ def test_a_record_says_what_was_measured_and_where(tmp_path):
     record = json.loads((tmp_path / "r.json").read_text("utf-8"))
     assert record["machine"]["cores"] > 0
     assert set(record["versions"]) == {"python", "torch"}
-    assert record["arguments"] == {"repeats": 3, "ways": None}
+    assert record["arguments"] == {"repeats": 3, "quick": False}
