@@ -72,10 +72,9 @@ def create(
         net: the network; its weights may be shared, and must not change.
         device: "auto" is a GPU where there is one, but a CPU for onnxruntime.
         engine: "auto" is onnxruntime for float32 on x86 CPUs, if it can compute the network.
-        quantize: "int8" (on a CPU, by onnxruntime), or None.
-        precision: "32-true", or PyTorch's "16-mixed" (not on a CPU) or "bf16-mixed".
-        blocks: whose embeddings are computed, by number; -1 is the final one.
-        logits: whether logits are.
+        quantize: "int8", by onnxruntime on a CPU.
+        precision: "32-true"; or PyTorch's "16-mixed" (not on a CPU) or "bf16-mixed".
+        blocks, logits: what is computed, as of `Maest.encode`.
         threads: of onnxruntime; as many as PyTorch has, if None.
         compile: the blocks, with PyTorch's compiler.
 

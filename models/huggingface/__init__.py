@@ -131,9 +131,6 @@ def _config(model: Maest, frames: int) -> dict[str, Any]:
         "num_attention_heads": model.num_heads,
         "intermediate_size": round(model.embed_dim * model.mlp_ratio),
         **HUB_FIXED,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.02,
         "max_length": frames,
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
@@ -151,8 +148,6 @@ def _extractor_config(model: Maest, frames: int) -> dict[str, Any]:
         "max_length": frames,
         "mean": model.norm_mean,
         "std": model.norm_std,
-        "feature_size": 1,
-        "padding_value": 0.0,
     }
 
 
