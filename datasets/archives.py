@@ -20,6 +20,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.files import (
     NAMES_FILE_ONLY,
     atomic_path,
+    check_room,
     remove_leftovers,
     write_error,
     write_json,
@@ -207,7 +208,8 @@ def unpack(
                 for name, own in members.items()
                 if sizes[name] in _NONE and sizes[name] != own.file_size
             }
-        _check_room(out_dir, sum(member.file_size for member in members.values()))
+        out_dir.mkdir(parents=True, exist_ok=True)
+        check_room(out_dir, sum(member.file_size for member in members.values()))
         remove_leftovers(out_dir, {PurePosixPath(name).suffix for name in members})
         bar = tqdm(members.items(), desc="unpack", unit="file", disable=None if progress else True)
         for name, member in bar:
@@ -284,15 +286,3 @@ def _open(archive: Path) -> zipfile.ZipFile:
 def _size(path: Path) -> int | None:
     """Bytes of a file; None: there is none."""
     return path.stat().st_size if path.is_file() else None
-
-
-def _check_room(out_dir: Path, needed: int) -> None:
-    out_dir.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out_dir).free
-    if needed > free:
-        raise InputError(
-            f"unpacking needs {needed} bytes, and there is room for {free}",
-            kind="access",
-            path=out_dir,
-            hint="Make room, or give another folder.",
-        )

@@ -65,3 +65,15 @@ class InputError(ValueError):
         details: dict[str, Any] = {"kind": self.kind, "hint": self.hint, "path": self.path}
         details["setting"] = self.setting
         return partial(type(self), **details), (self.message,)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What an error goes back to: of those that libraries wrap in each other, it says most."""
+    while following := error.__cause__ or error.__context__:
+        error = following
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, or else its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

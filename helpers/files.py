@@ -9,6 +9,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 import sys
 import tempfile
@@ -120,6 +121,18 @@ def write_error(path: str | Path, error: OSError, other_place: str) -> InputErro
         hint=f"{step}, and run the same again.",
         path=path,
     )
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise InputError unless the disk of a folder takes so many more bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{needed} bytes are still to come, and there is room for {free}",
+            kind="access",
+            path=folder,
+            hint="Make room, or give another folder.",
+        )
 
 
 def write_json(path: str | Path, value: Any) -> None:

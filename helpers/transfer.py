@@ -7,8 +7,6 @@ import http.client
 import io
 import json
 import os
-import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +16,8 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from maest.helpers.errors import InputError
-from maest.helpers.files import write_error, write_json
+from maest.helpers.errors import InputError, first_cause, first_line
+from maest.helpers.files import check_room, write_error, write_json
 
 TRIES = 6  # in a row that come no further than those before; others are not counted
 _TIMEOUT = (15, 60)  # seconds to connect, and between two pieces
@@ -83,11 +81,7 @@ def download(
                     if reason is None:
                         return path
                     if ends_known:  # otherwise the connection may have broken
-                        raise _Refused(reason)
-            except _Refused as error:
-                raise InputError(
-                    str(error), kind="network", path=url, hint=_by_hand(url, path)
-                ) from None
+                        raise part.refusal(reason)
             except _NO_ADDRESS as error:
                 raise InputError(
                     f"no address of a file ({error})",
@@ -102,16 +96,7 @@ def download(
             if failures < tries:
                 time.sleep(min(pause * 2 ** max(0, failures - 1), _LONGEST_PAUSE))
     kept = f"{part.size()} bytes of it are kept: run the same again. " if part.size() else ""
-    raise InputError(
-        f"{reason} (no progress in {tries} attempts)",
-        kind="network",
-        path=url,
-        hint=f"{kept}{_by_hand(url, path)}",
-    )
-
-
-class _Refused(Exception):
-    """An answer that another try would not better."""
+    raise part.refusal(f"{reason} (no progress in {tries} attempts)", kept)
 
 
 class _Part:
@@ -121,6 +106,11 @@ class _Part:
         self.path, self.url = path, url
         self.file = path.with_name(f"{path.name}.part")
         self.note = path.with_name(f"{path.name}.part.json")
+
+    def refusal(self, message: str, hint: str = "") -> InputError:
+        """The error for an answer that another try would not better."""
+        hint += f"By hand: get {self.url} and put it to {self.path}."
+        return InputError(message, kind="network", path=self.url, hint=hint)
 
     def size(self) -> int:
         return self.file.stat().st_size if self.file.is_file() else 0
@@ -157,7 +147,7 @@ def _fetch(part: _Part, size: int | None, hashed: bool, bar: tqdm) -> str | None
     ``hashed``: the content is known, so that the end of the connection may end the file.
 
     Raises:
-        _Refused: the answer is not the file, and will not be.
+        InputError: the answer is not the file, and will not be.
         requests.RequestException: the connection failed; what came is kept.
     """
     version = part.version()
@@ -174,30 +164,29 @@ def _fetch(part: _Part, size: int | None, hashed: bool, bar: tqdm) -> str | None
             return f"the server answers {answer.status_code} {answer.reason}"  # that passes
         validator = _validator(answer)
         if answer.status_code == 206 and there:
-            start, total = _content_range(answer)
-            if (start, total) != (there, version["total"]) or validator not in (
-                None,
-                version["validator"],
-            ):
+            start, total = there, version["total"]
+            said = answer.headers.get("Content-Range", "").strip()
+            same = said == f"bytes {start}-{total - 1}/{total}"
+            if not same or validator not in (None, version["validator"]):
                 part.begin(None, None)  # the next try is for all of it
                 return "the server has another version of the file by now"
         elif answer.status_code == 200:
             # Of a login or of maintenance: what has come of the file stays.
             if answer.headers.get("Content-Type", "").startswith("text/html"):
-                raise _Refused("the server gives a web page, not the file")
+                raise part.refusal("the server gives a web page, not the file")
             start, total = 0, _length(answer)
             if size is None and not hashed and not _ends_itself(answer):
-                raise _Refused("the server does not say how long the file is")
+                raise part.refusal("the server does not say how long the file is")
             part.begin(total, validator)
         elif answer.status_code == 416:  # the rest of a file that has become shorter
             part.begin(None, None)
             return "the server has not as much of the file as it said"
         else:
-            raise _Refused(f"the server answers {answer.status_code} {answer.reason}")
+            raise part.refusal(f"the server answers {answer.status_code} {answer.reason}")
         if size is not None and total is not None and total != size:
             part.begin(None, None)
-            raise _Refused(f"the server has {total} bytes, expected {size}")
-        _check_room(part, total, start)
+            raise part.refusal(f"the server has {total} bytes, expected {size}")
+        check_room(part.path.parent, (total or 0) - start)
         bar.total, bar.n = total, start
         bar.refresh()
         with part.file.open("ab" if start else "wb", buffering=0) as file:
@@ -208,7 +197,7 @@ def _fetch(part: _Part, size: int | None, hashed: bool, bar: tqdm) -> str | None
     expected = size if total is None else total
     if expected is not None and came > expected:
         part.begin(None, None)
-        raise _Refused(f"{came} bytes came, expected {expected}")
+        raise part.refusal(f"{came} bytes came, expected {expected}")
     if expected is None or came == expected:
         return None
     return _ENDED
@@ -264,35 +253,7 @@ def _validator(answer: requests.Response) -> str | None:
     return answer.headers.get("Last-Modified")
 
 
-def _content_range(answer: requests.Response) -> tuple[int, int | None]:
-    found = re.fullmatch(
-        r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip()
-    )
-    if not found:
-        return -1, None
-    return int(found[1]), None if found[2] == "*" else int(found[2])
-
-
-def _check_room(part: _Part, total: int | None, start: int) -> None:
-    free = shutil.disk_usage(part.path.parent).free
-    if total is not None and total - start > free:
-        raise InputError(
-            f"{total - start} bytes are still to come, and there is room for {free}",
-            kind="access",
-            path=part.path,
-            hint="Make room, or give another folder.",
-        )
-
-
 def _reason(error: Exception) -> str:
     """The innermost cause: requests wraps urllib3's error, which wraps the system's."""
-    cause: BaseException = error
-    while following := cause.__cause__ or cause.__context__:
-        cause = following
-    if isinstance(cause, http.client.IncompleteRead):
-        return _ENDED
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
-
-
-def _by_hand(url: str, path: Path) -> str:
-    return f"By hand: get {url} and put it to {path}."
+    cause = first_cause(error)
+    return _ENDED if isinstance(cause, http.client.IncompleteRead) else first_line(cause)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, first_cause, first_line
 from maest.models.archs import ARCHS, Arch, find_arch
 from maest.models.checkpoint_files import CheckpointError, missing_weights
 from maest.models.saving import CONFIG_NAME, WEIGHTS_NAME
@@ -151,10 +151,7 @@ def _release_file(name: str, arch: Arch, file: Path) -> None:
 
 
 def _failed(name: str, arch: Arch, what: str, error: Exception) -> DownloadError:
-    cause: BaseException = error
-    while following := cause.__cause__ or cause.__context__:  # the first of them says most
-        cause = following
-    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    reason = first_line(first_cause(error))
     return DownloadError(
         f"{what} could not be fetched ({reason}), and is not in the cache",
         kind="network",
