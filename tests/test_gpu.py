@@ -112,7 +112,7 @@ def test_extractor():
     results = []
     for device in ("cpu", DEVICE):
         extract = Extractor(NAME, blocks=[7], logits=True, device=device)
-        results.append(extract.outputs(extract.patches(waveform)))
+        results.append(extract(waveform))
     on_cpu, on_device = (torch.from_numpy(r.embeddings[7]) for r in results)
     assert relative(on_device, on_cpu) < TOLERANCE[torch.float16]
 

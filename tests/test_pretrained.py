@@ -56,11 +56,12 @@ def test_it_loads_in_fp32_and_knows_its_labels():
 def test_it_extracts_tags_and_starts_a_training(toy, tmp_path):
     arch = f"maest.arch={NAME}"
     good("ex_maest.py", f"extract_embeddings with {arch} {settings(toy)}", tmp_path)
-    found = list((tmp_path / "embeddings/5sec/7").rglob("*.npy"))
+    folder = tmp_path / "embeddings" / NAME / "5sec"
+    found = list((folder / "7").rglob("*.npy"))
     assert len(found) == 12
     assert np.load(found[0]).shape == (3, 192)
     good("ex_maest.py", f"extract_logits with {arch} {settings(toy)}", tmp_path)
-    assert np.load(next((tmp_path / "embeddings/5sec/logits").rglob("*.npy"))).shape == (55,)
+    assert np.load(next((folder / "logits").rglob("*.npy"))).shape == (55,)
     line = f"with maest_finetune {arch} maest.s_patchout_t=0 trainer.max_epochs=1 {settings(toy)}"
     good("ex_maest.py", f"{line} trainer.limit_train_batches=1", tmp_path)
     model = get_maest(checkpoint=tmp_path / "exp_logs/latest/model")
