@@ -162,11 +162,12 @@ def test_embeddings_of_a_released_model(home, toy, override, block):
     line = f"extract_embeddings with maest_10s_random_weights_inference {override} {settings(toy)}"
     good("ex_maest.py", line, home)
     source = released("discogs-maest-10s-fs-129e")
+    folder = "embeddings/discogs-maest-10s-fs-129e"
     mels = [np.fromfile(p, np.float16).reshape(-1, 96) for p in sorted(toy.mels.glob("test/*"))]
     model = get_maest("discogs-maest-10s-fs-129e")
     assert model.labels == list(source.config.id2label.values())
     for i in (0, 7):
-        found = np.load(home / f"embeddings/10sec/{block}/test/{i:02d}.mmap.embeddings.npy")
+        found = np.load(home / f"{folder}/10sec/{block}/test/{i:02d}.mmap.embeddings.npy")
         mel = model.normalise(torch.from_numpy(mels[i]).float().T[None])
         with torch.no_grad():
             expected = model(mel, transformer_block=block)[1].view(3, 64)

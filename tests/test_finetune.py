@@ -127,7 +127,9 @@ def test_real_values(home, toy, tmp_path):
     predict = f"datamodule.groundtruth_predict={tmp_path}/test.pk"
     good("ex_maest.py", f"extract_logits with {made} {predict}", tmp_path)
     truth = read_groundtruth(tmp_path / "test.pk", task="regression")
-    found = [np.load(tmp_path / f"embeddings/1.5sec/logits/{key}.logits.npy") for key in truth.keys]
+    found = [
+        np.load(tmp_path / f"embeddings/run-1/1.5sec/logits/{key}.logits.npy") for key in truth.keys
+    ]
     assert np.abs(np.stack(found)[:, 0] - truth.targets[:, 0]).mean() < 30
     message = bad(
         "ex_maest.py",
