@@ -49,8 +49,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "ours, every 2nd column": {"maest": {"s_patchout_t_interleaved": 2}},
     "PyTorch engine": {"inference": {"engine": "pytorch"}},
     "AST": {"network": "AST"},
-    "plain, 12 blocks": {"network": "plain", "depth": 12},
-    "plain, 7 blocks": {"network": "plain", "depth": BLOCK + 1},
+    "plain, 12 blocks": {"network": "plain"},
+    "plain, 7 blocks": {"network": "plain", "all_blocks": False},
 }
 ON_CPU = ("ours, int8", "PyTorch engine")
 DTYPES = {"32-true": "float32", "16-mixed": "float16", "bf16-mixed": "bfloat16"}
@@ -96,7 +96,7 @@ def one_by_one(
     out: str,
     device: str,
     precision: str,
-    depth: int = 12,
+    all_blocks: bool = True,
 ) -> Figures:
     """A track at a time, as one writes it oneself."""
     import torch
@@ -114,9 +114,6 @@ def one_by_one(
 
         hub = ASTForAudioClassification.from_pretrained(f"{model}/hub").to(device).eval()
 
-    def pooled(tokens: torch.Tensor) -> torch.Tensor:
-        return torch.cat((tokens[:, :2], tokens[:, 2:].mean(1, keepdim=True)), dim=1)
-
     def patches(path: Path) -> torch.Tensor:
         mel = (front_end(torch.from_numpy(read_audio(path)).to(device)) - mean) / (2 * std)
         return mel[:, : mel.shape[1] // length * length].unflatten(1, (-1, length)).movedim(1, 0)
@@ -124,14 +121,9 @@ def one_by_one(
     def embed(mel: torch.Tensor) -> torch.Tensor:
         if network == "AST":
             used = mel.mT[:, : hub.config.max_length]
-            return pooled(hub(used, output_hidden_states=True).hidden_states[BLOCK + 1])
-        if depth == BLOCK + 1:
-            return net(mel[:, None], BLOCK, melspectrogram_input=True)[1].unflatten(-1, (3, -1))
-        seen: list[torch.Tensor] = []
-        hook = net.blocks[BLOCK].register_forward_hook(lambda *given: seen.append(pooled(given[2])))
-        net(mel[:, None], melspectrogram_input=True)
-        hook.remove()
-        return seen[0]
+            x = hub(used, output_hidden_states=True).hidden_states[BLOCK + 1]
+            return torch.cat((x[:, :2], x[:, 2:].mean(1, keepdim=True)), dim=1)
+        return net.encode(mel, (BLOCK,), logits=all_blocks).embeddings[BLOCK]
 
     mixed = torch.autocast(device, getattr(torch, DTYPES[precision]), precision != "32-true")
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
@@ -262,17 +254,22 @@ class Bench:
 
 
 def arrays(way: Way) -> list[np.ndarray]:
-    return [np.load(path) for path in sorted(Path(way.arguments["out"]).rglob("*.npy"))]
+    files = sorted(Path(way.arguments["out"]).iterdir())
+    return [np.load(path).astype(np.float64) for path in files]
 
 
-def cosines(one: list[np.ndarray], other: list[np.ndarray]) -> dict[str, float]:
-    """Cosine similarity of a track, the lowest of its rows: over tracks."""
-    found = []
-    for a, b in zip(one, other, strict=True):
-        a, b = np.atleast_2d(a).astype(np.float64), np.atleast_2d(b).astype(np.float64)
-        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-        found.append(float(((a * b).sum(-1) / norms).min()))
-    return {"lowest": min(found), "median": statistics.median(found)}
+def compared(one: list[np.ndarray], other: list[np.ndarray]) -> Figures:
+    """Largest difference, and the lowest cosine similarity of a token of a track."""
+    pairs = list(zip(one, other, strict=True))
+    norms = np.linalg.norm
+    return {
+        "largest_value": max(float(abs(a).max()) for a, _ in pairs),
+        "largest_difference": max(float(abs(a - b).max()) for a, b in pairs),
+        "lowest_cosine": min(
+            float(((a * b).sum(-1) / (norms(a, axis=-1) * norms(b, axis=-1))).min())
+            for a, b in pairs
+        ),
+    }
 
 
 # ---------------------------------------------------------------- the parts
@@ -291,12 +288,7 @@ def embeddings(bench: Bench) -> Iterator[tuple[str, Any]]:
         for name, row in rows.items():
             row["times_real_time"] = args.tracks * args.track_seconds / row["seconds"]
             if name in ways:
-                own = arrays(ways[name])
-                row["largest_value"] = max(float(abs(a).max()) for a in full)
-                row["largest_difference"] = max(
-                    float(abs(a - b).max()) for a, b in zip(full, own, strict=True)
-                )
-                row["cosine"] = cosines(full, own)
+                row |= compared(full, arrays(ways[name]))
         show(
             f"Embeddings of block {BLOCK} of {args.tracks} x {args.track_seconds:g} s, patches of "
             f"{length} s; differences and cosines are to '{plain}'",
@@ -306,7 +298,7 @@ def embeddings(bench: Bench) -> Iterator[tuple[str, Any]]:
                 "x real time": "{times_real_time:.1f}",
                 "times as fast": "{times_as_fast:.2f}",
                 "largest difference": "{largest_difference:.1e}",
-                "cosine": "{cosine[lowest]:.6f}",
+                "cosine": "{lowest_cosine:.6f}",
                 "MiB": "{peak_mib:.0f}",
             },
         )

@@ -12,19 +12,18 @@ GB by default), in batches of 12.
 - one call a mask: workers map the file, crop, convert to float32, normalise, and call torchaudio's
   masks one by one, 20 of time and 8 of frequency to a clip; default collation
 
-Warm: everything is in the page cache. Cold: it is dropped from there before each measurement, and
-each clip is of another track. A worker's start is not measured. Memory: that of each process alone
-(private pages) after each of several epochs, over 210,000 keys.
+Warm: everything is in the page cache. Cold: it is dropped from there before, and each clip is of
+another track. A worker's start is not measured. Memory: private pages of the process and of its
+workers after each of several epochs, over 210,000 keys.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +117,7 @@ def speed(
     torch.set_num_threads(1)  # the cores are the workers'
     loader = loader_of(way, Path(folder), frames, workers, clips, device)
     epoch(way, loader, device, None if clips <= 240 else 20)
-    if cold:
-        each_file(Path(folder), drop)
-        share = each_file(Path(folder), is_cold)
-        if share < 0.9:
-            raise OSError(f"only {share:.0%} of the files could be dropped from the page cache")
-    else:
-        each_file(Path(folder), warm)
+    warm(Path(folder), cold)
     if way != USUAL:
         loader.sampler.set_epoch(1)
     seconds = epoch(way, loader, device)
@@ -176,35 +169,14 @@ def write_store(folder: Path, tracks: int, seconds: float) -> None:
     os.sync()  # pages that are not written yet cannot be dropped
 
 
-def each_file(folder: Path, do: Callable[[int], bool]) -> float:
-    """Do something with each open file; the share of those for which it is true."""
-    done = []
-    for path in sorted((folder / "mels").iterdir()):
-        with path.open("rb", buffering=0) as file:
-            done.append(do(file.fileno()))
-    return statistics.mean(done)
-
-
-def drop(descriptor: int) -> bool:
-    """Drop a file from the page cache."""
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    return True
-
-
-def is_cold(descriptor: int) -> bool:
-    """Whether a read from the middle of a file would have to wait for the disk."""
-    try:
-        os.preadv(descriptor, [bytearray(1)], os.fstat(descriptor).st_size // 2, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return True
-    return False
-
-
-def warm(descriptor: int) -> bool:
-    """Bring a file into the page cache."""
-    while os.read(descriptor, 2**24):
-        pass
-    return True
+def warm(folder: Path, cold: bool) -> None:
+    """Bring the store's files into the page cache, or drop them from there."""
+    for path in (folder / "mels").iterdir():
+        if cold:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        else:
+            path.read_bytes()
 
 
 def main(given: list[str] | None = None) -> dict[str, Any]:
@@ -229,21 +201,13 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
         record["private_mib_after_each_epoch"] = {name: found[0] for name, found in runs.items()}
         for name, found in runs.items():
             print(f"private MiB after each epoch, {name}: {found[0]}", flush=True)
-        for cold, seconds, workers in (
-            (cold, seconds, workers)
-            for cold in (False, True)
-            for seconds in args.clip_seconds
-            for workers in args.workers
-        ):
+        for cold, seconds, workers in product((False, True), args.clip_seconds, args.workers):
             case = given_all | {"workers": workers, "cold": cold}
             case["frames"] = int(seconds * FRAMES_PER_SECOND)
+            clips = {OURS: args.clips, ALONE: args.clips, USUAL: args.clips // 20}
             ways = {
-                name: Way(speed, case | {"way": name, "clips": args.tracks if cold else clips})
-                for name, clips in (
-                    (OURS, args.clips),
-                    (ALONE, args.clips),
-                    (USUAL, args.clips // 20),
-                )
+                name: Way(speed, case | {"way": name, "clips": args.tracks if cold else n})
+                for name, n in clips.items()
             }
             ways = with_before(harness.chosen(ways, args.ways), args.against)
             runs = in_turns(ways, 1 if args.quick else args.repeats, not args.quick)

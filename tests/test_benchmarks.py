@@ -11,18 +11,7 @@ import pytest
 import training
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
-STORE = [
-    "--tracks",
-    "8",
-    "--track-seconds",
-    "20",
-    "--clips",
-    "48",
-    "--workers",
-    "1",
-    "--clip-seconds",
-    "5",
-]
+STORE = {"tracks": 8, "track-seconds": 20, "clips": 48, "workers": 1, "clip-seconds": 5}
 
 
 def test_training_steps():
