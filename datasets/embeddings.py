@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from maest.helpers.melspectrogram import NORM_MEAN, NORM_STD
 from maest.helpers.parallel import in_order
 from maest.helpers.patches import pooled_file
 
+P = TypeVar("P")
 TOKENS = "cdt"  # order on disk: cls, dist, average of all others
 EMBEDDINGS_DIR = "data.embeddings_dir"  # the setting that names the folder
 EXTRACT_THEM = f"Extract them (ex_maest.py extract_embeddings), or correct {EMBEDDINGS_DIR}."
@@ -154,60 +156,29 @@ def read_blocks(paths: Sequence[Path]) -> np.ndarray:
     return np.stack(blocks)
 
 
-def load_features(
-    keys: Sequence[str],
-    read: Callable[[str], np.ndarray],
-    split: str,
-    *,
-    skip_missing: bool = False,
-    what: str = "embedding",
-    hint: str = EXTRACT_THEM,
-) -> tuple[np.ndarray, list[int]]:
-    """Read something of many tracks: float32 [N, ...], and the N numbers of the keys it is of.
+def read_all(read: Callable[[P], np.ndarray], paths: Sequence[P], title: str) -> np.ndarray:
+    """Read something of N tracks, side by side: float32 [N, ...].
 
     Args:
-        keys: of the tracks.
-        read: key → an array, of all tracks the same shape.
-        split, what: its name, and what is read, for messages.
-        skip_missing: whether tracks without any are left out, rather than refused.
-        hint: what to do where tracks have none.
+        read: a track's path, or its paths → an array, of all tracks the same shape.
+        paths: of the tracks, one at least.
+        title: of the progress bar.
 
     Raises:
-        InputError: counting the tracks that have none, or naming the first of another shape.
+        InputError: naming the first of another shape; as ``read``.
     """
-
-    def attempt(key: str) -> np.ndarray | MissingFeature:
-        try:
-            return read(key)
-        except MissingFeature as error:
-            return error
-
     features: np.ndarray | None = None
-    missing: list[MissingFeature] = []
-    present: list[int] = []
-    for i, found in enumerate(in_order(attempt, keys, None, f"{split}: {what}s")):
-        if isinstance(found, MissingFeature):
-            missing.append(found)
-            continue
-        if features is None:
-            features = np.empty((len(keys), *found.shape), np.float32)
+    for i, found in enumerate(in_order(read, paths, None, title)):
+        if features is None:  # no list of all of them is made beside it
+            features = np.empty((len(paths), *found.shape), np.float32)
         if found.shape != features.shape[1:]:
             raise InputError(
-                f"{keys[i]}: {what} of {list(found.shape)}, and the tracks before it have "
+                f"{paths[i]}: {list(found.shape)}, and the tracks before it have "
                 f"{list(features.shape[1:])}",
                 kind="mismatch",
                 setting=EMBEDDINGS_DIR,
                 hint="Extract all tracks with the same settings, into an empty folder.",
             )
-        features[len(present)] = found
-        present.append(i)
-    if features is None or (missing and not skip_missing):
-        skip = "" if features is None else " Or leave those tracks out: data.missing=skip."
-        raise InputError(
-            f"no such file; {len(missing)} of {len(keys)} tracks of the {split} split have no "
-            f"{what}",
-            kind="missing",
-            path=missing[0].path,
-            hint=f"{hint}{skip}",
-        )
-    return features[: len(present)], present
+        features[i] = found
+    assert features is not None
+    return features

@@ -23,9 +23,9 @@ from maest.datasets.embeddings import (
     EXTRACT_THEM,
     MissingFeature,
     check_types,
-    load_features,
     log_mel_file,
     mel_statistics,
+    read_all,
     read_blocks,
     select_tokens,
 )
@@ -201,14 +201,10 @@ def load_embeddings(
     task: ProbeTask, folders: Sequence[EmbeddingFolder], data: ProbeData
 ) -> dict[str, np.ndarray]:
     """Split → float32 [N, L, 3, D] of L blocks, for the tracks that have them all."""
-    splits = _load(
-        task,
-        data,
-        lambda key: [folder.path(key) for folder in folders],
-        read_blocks,
-        "embedding",
-        EXTRACT_THEM,
+    paths = _find(
+        task, data, "embedding", EXTRACT_THEM, lambda key: tuple(f.path(key) for f in folders)
     )
+    splits = {s: read_all(read_blocks, own, f"{s}: embeddings") for s, own in paths.items()}
     shapes = {split: list(x.shape[1:]) for split, x in splits.items()}
     if len({tuple(shape) for shape in shapes.values()}) > 1:
         raise InputError(
@@ -231,61 +227,53 @@ def load_statistics(task: ProbeTask, data: ProbeData) -> dict[str, np.ndarray]:
             setting="data.base_dir",
             hint="Give the folder of the log-mel files.",
         )
-    return _load(
-        task,
-        data,
-        lambda key: [log_mel_file(base_dir, key)],
-        lambda paths: mel_statistics(paths[0]),
-        "log-mel file",
-        "Make them with the data set's preprocess.py, or correct data.base_dir.",
-    )
+    hint = "Make them with the data set's preprocess.py, or correct data.base_dir."
+    paths = _find(task, data, "log-mel file", hint, lambda key: (log_mel_file(base_dir, key),))
+    return {
+        split: read_all(lambda own: mel_statistics(own[0]), own, f"{split}: log-mel files")
+        for split, own in paths.items()
+    }
 
 
-def _load(
-    task: ProbeTask,
-    data: ProbeData,
-    find: Callable[[str], list[Path]],
-    read: Callable[[list[Path]], np.ndarray],
-    what: str,
-    hint: str,
-) -> dict[str, np.ndarray]:
-    _check_distinct(task, find, what)
-    splits, skip = {}, data.missing == "skip"
-    for split, groundtruth in task.groundtruths.items():
-        splits[split], task.rows[split] = load_features(
-            groundtruth.keys,
-            lambda key: read(find(key)),
-            split,
-            skip_missing=skip,
-            what=what,
-            hint=hint,
-        )
-    for split, count in task.missing().items():
-        tracks = len(task.groundtruths[split])
-        log.warning("%d of %d tracks of %s have no %s: left out", count, tracks, split, what)
-    check_targets(task)
-    return splits
+def _find(
+    task: ProbeTask, data: ProbeData, what: str, hint: str, find: Callable[[str], tuple[Path, ...]]
+) -> dict[str, list[tuple[Path, ...]]]:
+    """Split → the files of each track that has them; the others leave the task.
 
-
-def _check_distinct(task: ProbeTask, find: Callable[[str], list[Path]], what: str) -> None:
-    """Raise InputError if two keys, of one split or of two, have the same file."""
+    Raises:
+        InputError: tracks have none; or two keys, of one split or of two, have the same.
+    """
+    paths: dict[str, list[tuple[Path, ...]]] = {}
     owners: dict[Path, tuple[str, Path]] = {}
-    for groundtruth in task.groundtruths.values():
-        for key in groundtruth.keys:
+    for split, groundtruth in task.groundtruths.items():
+        missing, paths[split], task.rows[split] = [], [], []
+        for row, key in enumerate(groundtruth.keys):
             try:
-                path = find(key)[0]
-            except MissingFeature:
+                own = find(key)
+            except MissingFeature as error:
+                missing.append(error.path)
                 continue
-            if path in owners:
-                other, place = owners[path]
+            other, place = owners.setdefault(own[0], (key, groundtruth.path))
+            if (other, place) != (key, groundtruth.path):
                 raise InputError(
-                    f"{key!r} has the {what} {path}, which is that of {other!r} in {place} too: "
+                    f"{key!r} has the {what} {own[0]}, which is that of {other!r} in {place} too: "
                     "one track under two names",
                     kind="conflict",
                     path=groundtruth.path,
                     hint="Keep each track once, and in one split, or the scores mean nothing.",
                 )
-            owners[path] = key, groundtruth.path
+            paths[split].append(own)
+            task.rows[split].append(row)
+        message = f"{len(missing)} of {len(groundtruth)} tracks of {split} have no {what}"
+        if missing and (data.missing == "error" or not paths[split]):
+            skip = " Or leave those tracks out: data.missing=skip." if paths[split] else ""
+            raise InputError(
+                f"no such file; {message}", kind="missing", path=missing[0], hint=f"{hint}{skip}"
+            )
+        if missing:
+            log.warning("%s: left out", message)
+    check_targets(task)
+    return paths
 
 
 def normalize_blocks(features: np.ndarray) -> np.ndarray:

@@ -307,10 +307,7 @@ def count_processes(
 
 
 def _earlier(
-    folder: str | None,
-    made_of: dict[str, Any],
-    blocks: list[int],
-    wanted: Sequence[FeatureChoice],
+    folder: str | None, made_of: dict[str, Any], blocks: list[int], wanted: Sequence[FeatureChoice]
 ) -> tuple[dict[FeatureChoice, dict[str, Any]], float]:
     """The entries of a sweep of the same settings for the wanted choices, and its seconds.
 

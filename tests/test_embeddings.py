@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 import tracemalloc
 import zipfile
@@ -22,9 +21,9 @@ from maest.datasets.embedding_folders import (
 from maest.datasets.embeddings import (
     MissingFeature,
     check_types,
-    load_features,
     log_mel_file,
     mel_statistics,
+    read_all,
     read_blocks,
     read_tokens,
     select_tokens,
@@ -85,11 +84,6 @@ def extracted(
 
 def names(folders: list[EmbeddingFolder]) -> list[str]:
     return [made.folder.name for made in folders]
-
-
-def reader(*folders: EmbeddingFolder):
-    """Key → a track's embeddings of these blocks."""
-    return lambda key: read_blocks([folder.path(key) for folder in folders])
 
 
 def put(folder: Path, *tracks: str, content: np.ndarray = EMBEDDING) -> Path:
@@ -449,8 +443,6 @@ def test_suffixes_that_leave_a_choice(tmp_path):
         assert "'a/song.flac', 'a/song.mp3'" in str(caught.value)
     assert folder.path("a/song.mp3").name == "song.mp3.embeddings.npy"
     assert folder.has("a/b.mmap")
-    with refuses("conflict"):
-        load_features(["a/b.mmap", "a/song.mmap"], reader(folder), "train", skip_missing=True)
 
 
 def test_two_formats_of_a_song(tmp_path):
@@ -469,80 +461,45 @@ def test_the_exact_name_goes_first(tmp_path):
 # ---- many tracks ---------------------------------------------------------------------------------
 
 
-def test_tracks_come_in_the_order_of_the_keys(tmp_path):
-    (folder,) = find_folders(extracted(tmp_path))
-    found, present = load_features(KEYS[::-1], reader(folder), "test")
-    assert (found.dtype, present) == (np.float32, [0, 1, 2])
-    np.testing.assert_array_equal(found[:, 0], np.stack([EMBEDDING + 700 + i for i in (2, 1, 0)]))
-
-
-def test_blocks_of_a_track_are_stacked(tmp_path):
+def test_tracks_come_in_the_order_of_their_paths(tmp_path):
     folders = find_folders(extracted(tmp_path, blocks=(2, 7)))
-    found, _ = load_features(KEYS, reader(*folders), "test")
-    expected = [[EMBEDDING + 100 * b + i for b in (2, 7)] for i in range(len(KEYS))]
+    found = read_all(read_blocks, [[f.path(key) for f in folders] for key in KEYS[::-1]], "test")
+    assert found.dtype == np.float32
+    expected = [[EMBEDDING + 100 * b + i for b in (2, 7)] for i in (2, 1, 0)]
     np.testing.assert_array_equal(found, expected)
     (final,) = find_folders(extracted(tmp_path / "final", blocks=(FINAL,)))
-    assert load_features(KEYS, reader(final), "test")[0].shape == (3, 1, 1, D)
+    assert read_all(read_tokens, [final.path(key) for key in KEYS], "test").shape == (3, 1, D)
 
 
 def test_blocks_of_different_widths(tmp_path):
-    folders = [
-        EmbeddingFolder(put(tmp_path / "6", "a")),
-        EmbeddingFolder(put(tmp_path / "7", "a", content=np.ones((3, D + 1), np.float32))),
-    ]
+    put(tmp_path / "6", "a")
+    put(tmp_path / "7", "a", content=np.ones((3, D + 1), np.float32))
     with refuses("mismatch", "7/a.embeddings.npy"):
-        load_features(["a"], reader(*folders), "train")
-
-
-def test_missing_tracks_are_counted(tmp_path):
-    (folder,) = find_folders(extracted(tmp_path))
-    keys = ["x.mmap", KEYS[0], "y.mmap", KEYS[2]]
-    with refuses("missing", "7/x.mmap.embeddings.npy") as caught:
-        load_features(keys, reader(folder), "val")
-    assert "2 of 4" in str(caught.value)
-    assert "data.missing=skip" in caught.value.hint
-    found, present = load_features(keys, reader(folder), "val", skip_missing=True)
-    assert present == [1, 3]
-    np.testing.assert_array_equal(found[:, 0], [EMBEDDING + 700, EMBEDDING + 702])
-
-
-def test_there_is_nothing_to_skip_to(tmp_path):
-    (folder,) = find_folders(extracted(tmp_path))
-    for skip in (True, False):
-        with refuses("missing", "7/x.mmap.embeddings.npy") as caught:
-            load_features(["x.mmap", "y.mmap"], reader(folder), "train", skip_missing=skip)
-        assert "data.missing" not in str(caught.value)
+        read_blocks([tmp_path / f"{block}/a.embeddings.npy" for block in (6, 7)])
 
 
 @pytest.mark.parametrize(
     "content", [np.ones((3, D + 1), np.float32), np.ones((1, D), np.float32), np.ones(D)]
 )
 def test_tracks_of_different_widths(tmp_path, content):
-    folder = EmbeddingFolder(put(tmp_path, "a", "b"))
+    put(tmp_path, "a", "b")
     put(tmp_path, "c", content=content)
-    with refuses("mismatch", setting=DIR):
-        load_features(["a", "b", "c"], reader(folder), "train", skip_missing=True)
-
-
-def test_damaged_tracks_are_not_skipped(tmp_path):
-    folder = EmbeddingFolder(put(tmp_path, *(str(i) for i in range(50))))
-    os.truncate(tmp_path / "31.embeddings.npy", 150)
-    with refuses("corrupt", "31.embeddings.npy"):
-        load_features([str(i) for i in range(50)], reader(folder), "train", skip_missing=True)
+    with refuses("mismatch", setting=DIR) as caught:
+        read_all(read_tokens, [tmp_path / f"{name}.embeddings.npy" for name in "abc"], "train")
+    assert "c.embeddings.npy" in str(caught.value)
 
 
 def test_features_are_in_memory_once():
     """No list of all of them is made beside the array that is given back."""
-    keys, width = [str(i) for i in range(2000)], 3000
-    one = np.ones((3, width), np.float32)
+    one = np.ones((3, 3000), np.float32)
 
-    def read(key: str) -> np.ndarray:
+    def read(number: int) -> np.ndarray:
         time.sleep(0.0002)  # for a disk
-        return one + int(key)
+        return one + number
 
     tracemalloc.start()
     try:
-        found, _ = load_features(keys, read, "train")
+        found = read_all(read, range(2000), "train")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
