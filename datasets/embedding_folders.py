@@ -122,7 +122,7 @@ def model_name(settings: dict[str, Any], made_by: dict[str, Any] | None) -> str:
     return f"{name} ({str(settings.get('model'))[:12]})"
 
 
-def block_name(block: int) -> str:
+def block_name(block: int | str) -> str:
     """What extraction calls a block's folder."""
     return "final" if block == -1 else str(block)
 
@@ -225,19 +225,19 @@ def _holds_foreign_embeddings(folder: Path) -> bool:
 
 def check_same_extraction(folders: Sequence[EmbeddingFolder]) -> None:
     """Raise InputError if embeddings are of several models, or of tracks cut in several ways."""
-    known = [own for own in folders if own.settings is not None]
-    for other in known[1:]:
-        pair = (known[0], other)
-        for name in _SAME:
-            values = [own.settings.get(name) for own in pair]
-            if values[0] != values[1]:
-                if name == "model":
-                    values = [model_name(own.settings, own.made_by) for own in pair]
-                raise InputError(
-                    f"{known[0].folder} and {other.folder} were made differently: {name} "
-                    f"{values[0]} and {values[1]}",
-                    kind="mismatch",
-                    setting=EMBEDDINGS_DIR,
-                    hint="Extract each model into a folder of its own (inference.out_dir), all its "
-                    "blocks in one run (inference.transformer_block=all).",
-                )
+    known = [(own, own.settings) for own in folders if own.settings is not None]
+    for other, settings in known[1:]:
+        first, expected = known[0]
+        name = next((n for n in _SAME if settings.get(n) != expected.get(n)), None)
+        if name is not None:
+            values = [expected.get(name), settings.get(name)]
+            if name == "model":
+                values = [model_name(expected, first.made_by), model_name(settings, other.made_by)]
+            raise InputError(
+                f"{first.folder} and {other.folder} were made differently: {name} {values[0]} and "
+                f"{values[1]}",
+                kind="mismatch",
+                setting=EMBEDDINGS_DIR,
+                hint="Extract each model into a folder of its own (inference.out_dir), all its "
+                "blocks in one run (inference.transformer_block=all).",
+            )

@@ -18,7 +18,7 @@ from maest.config.probe import Compare
 from maest.datasets.embeddings import EMBEDDINGS_DIR
 from maest.experiments.probe import run_probe
 from maest.experiments.probe_features import select_folders
-from maest.experiments.probe_report import (
+from maest.experiments.probe_results import (
     FEW_TRACKS,
     PREDICTIONS,
     RESULTS,

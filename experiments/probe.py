@@ -16,7 +16,8 @@ from tqdm import tqdm
 from maest.config import ProbeSettings
 from maest.config.probe import ProbeTraining
 from maest.experiments.probe_features import read_features
-from maest.experiments.probe_report import RIDGE, metrics_line, summarize, write_run
+from maest.experiments.probe_report import write_run
+from maest.experiments.probe_results import RIDGE, metrics_line, summarize
 from maest.experiments.probe_task import ProbeTask, read_task
 from maest.experiments.runs import Interrupted, run_dir
 from maest.helpers import metrics

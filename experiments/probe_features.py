@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 MIX = "mix"
 _NORMALIZED_AT_ONCE = 1024  # tracks
-_EXTRACT_ALL = "Extract them with inference.transformer_block=all."
+_EXTRACT_ALL = "All blocks are extracted with inference.transformer_block=all."
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def read_features(task: ProbeTask, data: ProbeData) -> FeatureSet:
         tokens += " stacked"
     if len(folders) == 1:
         return FeatureSet(splits, f"{first.folder} ({tokens})", first.settings, first.made_by)
-    blocks = [folder.block for folder in folders]
+    blocks = [folder.block for folder in folders if folder.block is not None]
     return FeatureSet(
         {split: normalize_blocks(x) for split, x in splits.items()},
         f"{first.folder.parent} (mix of {len(blocks)} blocks, {tokens})",
@@ -123,22 +123,21 @@ def select_folders(data: ProbeData) -> list[EmbeddingFolder]:
         InputError: there are none, several to choose from, or one alone to mix.
     """
     if data.block == MIX or (data.block is not None and len(data.block) > 1):
-        folders = numbered_folders(data, data.block, "data.block")
-        if len(folders) == 1:
+        numbered = numbered_folders(data, data.block, "data.block")
+        if len(numbered) == 1:
             raise InputError(
-                f"there is block {folders[0].block} alone: nothing to mix",
+                f"there is block {next(iter(numbered))} alone: nothing to mix",
                 kind="conflict",
                 setting="data.block",
                 path=data.embeddings_dir,
-                hint=f"Give data.block={folders[0].block}, or extract more blocks "
-                "(inference.transformer_block=all).",
+                hint=f"Give data.block={next(iter(numbered))}. {_EXTRACT_ALL}",
             )
-        return folders
+        return list(numbered.values())
     found = _all_folders(data)
-    if len(found) == 1 and (data.block is None or found[0].block in (None, *data.block)):
-        return _known(found)
     block = DEFAULT_BLOCK if data.block is None else data.block[0]
     chosen = [folder for folder in found if folder.block == block]
+    if len(found) == 1 and (data.block is None or found[0].block is None):
+        chosen = found
     if not chosen:
         raise InputError(
             f"no embeddings of block {block_name(block)}, but of block "
@@ -146,52 +145,45 @@ def select_folders(data: ProbeData) -> list[EmbeddingFolder]:
             kind="missing",
             path=found[0].folder.parent,
             setting="data.block",
-            hint=f"Choose one of these, such as data.block={found[-1].block}, or extract another "
-            "one (inference.transformer_block).",
+            hint=f"Choose one of these, such as data.block={found[-1].block}. {_EXTRACT_ALL}",
         )
-    return _known(chosen)
+    _warn_of_unknown(chosen)
+    return chosen
 
 
 def numbered_folders(
     data: ProbeData, blocks: Sequence[int] | str, setting: str
-) -> list[EmbeddingFolder]:
+) -> dict[int, EmbeddingFolder]:
     """Of some blocks, or of all (``setting`` has a word for that); the final norm has no tokens.
 
     Raises:
         InputError: there are none of these, or they are of several models.
     """
-    numbered = {f.block: f for f in _all_folders(data) if f.block is not None and f.block >= 0}
-    if not numbered:
-        raise InputError(
-            "no embeddings of numbered blocks, which have tokens to choose from",
-            kind="missing",
-            path=data.embeddings_dir,
-            setting=EMBEDDINGS_DIR,
-            hint=_EXTRACT_ALL,
-        )
+    found = _all_folders(data)
+    numbered = {own.block: own for own in found if own.block is not None and own.block >= 0}
     wanted = list(numbered) if isinstance(blocks, str) else sorted(set(blocks))
     missing = [block for block in wanted if block not in numbered]
-    if missing or not wanted:
+    if not numbered or missing or not wanted:
         raise InputError(
-            f"no embeddings of {', '.join(map(str, missing)) or 'no block'} with tokens to choose "
-            f"from, but of {', '.join(map(str, numbered))}",
+            f"no embeddings of {', '.join(map(str, missing)) or 'a block'} with tokens to choose "
+            f"from, but of block {', '.join(own.name for own in found)}",
             kind="missing",
-            setting=setting,
+            setting=setting if numbered else EMBEDDINGS_DIR,
             path=data.embeddings_dir,
             hint=_EXTRACT_ALL,
         )
-    folders = [numbered[block] for block in wanted]
-    check_same_extraction(folders)
-    return _known(folders)
+    chosen = {block: numbered[block] for block in wanted}
+    check_same_extraction(list(chosen.values()))
+    _warn_of_unknown(list(chosen.values()))
+    return chosen
 
 
-def _known(folders: list[EmbeddingFolder]) -> list[EmbeddingFolder]:
+def _warn_of_unknown(folders: Sequence[EmbeddingFolder]) -> None:
     for folder in folders:
         if folder.settings is None:
             log.warning(
                 "%s has no manifest.json: what made these embeddings is unknown", folder.folder
             )
-    return folders
 
 
 # ---- the features of all tracks ------------------------------------------------------------------

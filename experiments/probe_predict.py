@@ -18,7 +18,7 @@ from maest.datasets.embeddings import read_blocks, select_tokens
 from maest.datasets.preprocess import DEFAULT_SECONDS
 from maest.datasets.tracks import find_tracks
 from maest.experiments.extract import extract
-from maest.experiments.probe_report import PROBE_FOLDER, finished_probes, is_sweep
+from maest.experiments.probe_results import PROBE_FOLDER, finished_probes, is_sweep
 from maest.experiments.runs import run_dir
 from maest.helpers.errors import InputError
 from maest.helpers.failures import encodable, read_failures

@@ -26,7 +26,7 @@ from maest.experiments.probe_features import (
     normalize_blocks,
     numbered_folders,
 )
-from maest.experiments.probe_report import PACKAGES, SWEEP, mean_and_std, mix_weights
+from maest.experiments.probe_results import PACKAGES, SWEEP, mean_and_std, mix_weights
 from maest.experiments.probe_task import ProbeTask, read_task
 from maest.experiments.runs import Interrupted, run_dir, same_command
 from maest.experiments.sweep_report import best_choice, write_report
@@ -84,8 +84,8 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     started, options = time.monotonic(), settings.sweep
     tokens = parse_choices(settings)
     task = read_task(settings.data)
-    folders = numbered_folders(settings.data, options.blocks, "sweep.blocks")
-    blocks = [own.block for own in folders]
+    by_block = numbered_folders(settings.data, options.blocks, "sweep.blocks")
+    blocks, folders = list(by_block), list(by_block.values())
     if options.blocks == "all" and len(blocks) == 1:
         log.warning(
             "%s: there are embeddings of block %d only; inference.transformer_block=all extracts "

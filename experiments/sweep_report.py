@@ -10,7 +10,7 @@ import numpy as np
 
 from maest.datasets.embedding_folders import block_name
 from maest.experiments.probe_features import MIX
-from maest.experiments.probe_report import few_tracks, metrics_line
+from maest.experiments.probe_results import few_tracks, metrics_line
 from maest.helpers import metrics, plots
 from maest.helpers.failures import valid_utf8
 from maest.helpers.files import write_rows
@@ -39,7 +39,7 @@ def write_report(folder: Path, results: dict[str, Any]) -> None:
         ("block", "tokens", "reduce", *(h for n in shown.values() for h in (n, f"{n}_std"))),
         (
             (
-                cell["block"] if cell["block"] == MIX else block_name(cell["block"]),
+                block_name(cell["block"]),
                 *(cell["types"], cell["reduce"]),
                 *(cell[m][part] for m in shown for part in ("mean", "std")),
             )

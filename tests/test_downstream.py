@@ -38,7 +38,7 @@ from sklearn.metrics import (
 from maest.datasets.groundtruth import TASKS, write_groundtruth, write_labels
 from maest.datasets.melspectrograms import write_mel
 from maest.experiments import probe as probing
-from maest.experiments.probe_report import few_tracks
+from maest.experiments.probe_results import few_tracks
 from maest.helpers import metrics, plots
 
 PNG = b"\x89PNG"
