@@ -14,15 +14,22 @@ import torch
 from maest.config import Settings
 from maest.datasets.collection import describe_left_out
 from maest.datasets.groundtruth import GroundTruth, read_any_groundtruth
-from maest.datasets.preprocess import kept_seconds
 from maest.datasets.tracks import (
     AudioTracks,
     MelTracks,
-    Tracks,
     find_tracks,
     own_share,
     parse_shard,
     read_tracks,
+)
+from maest.experiments.extract_folders import (
+    block_name,
+    check_expected,
+    manifest_settings,
+    open_folders,
+    origin,
+    out_dir_of,
+    remove_results,
 )
 from maest.experiments.extract_report import ExtractionJob, Progress, Summary, report
 from maest.experiments.model import (
@@ -39,11 +46,11 @@ from maest.experiments.runs import Interrupted, is_first_process, same_command
 from maest.helpers.blocks import FINAL, chosen_blocks
 from maest.helpers.errors import InputError
 from maest.helpers.files import write_error
-from maest.helpers.manifest import model_hash, open_folder
+from maest.helpers.manifest import model_hash
 from maest.helpers.parallel import cores
 from maest.helpers.patches import PatchPlan, seconds
 from maest.helpers.signals import Stopped, stoppable
-from maest.helpers.writer import WARNINGS, Output, ResultWriter, is_done, remove_leftovers
+from maest.helpers.writer import WARNINGS, Output, ResultWriter, is_done
 from maest.models import Maest
 from maest.models.archs import clip_seconds
 from maest.models.batching import Extraction, Failure, OutputSpec, create_engine
@@ -52,9 +59,7 @@ from maest.models.weights import Checkpoint
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of what results mean: raise it, and results are made again
 _TRACKS_TO_COMPILE = 2000  # on a GPU: fewer are done before compiling has paid
-_NUMBERING = "blocks count from 0; -1 is after the final norm"
 _MOST_READERS = 12
 
 
@@ -104,20 +109,20 @@ def _extract(
     )
     frames = clip_frames(settings, checkpoint)
     plan = patch_plan(net, seconds(frames), inference.patch_hop, inference.tail)
-    out_dir = _out_dir(settings)
+    out_dir = out_dir_of(settings)
     level = out_dir / f"{clip_seconds(frames):g}sec"
     outputs = [Output("embeddings", b, level / block_name(b)) for b in spec.blocks]
     outputs += [Output(kind, None, level / kind) for kind in kinds if kind != "embeddings"]
     tracks, failed, left_out = _find_tracks(settings, groundtruth, out_dir)
 
     device, precision = _device(settings, ranks)
-    known = _manifest(settings, tracks, plan, model, precision)
-    _check_expected(known, expected, settings)
-    made_by = _made_by(settings, tracks, checkpoint)
-    _open_folders(outputs, tracks, known, made_by, net.labels, settings)
+    known = manifest_settings(settings, tracks, plan, model, precision)
+    check_expected(known, expected, settings)
+    made_by = origin(settings, tracks, checkpoint)
+    open_folders(outputs, tracks, known, made_by, net.labels, settings)
     own = own_share(len(tracks.keys), shard, ranks.rank, ranks.world)
     if inference.overwrite:  # a run that is stopped can then go on without it
-        _remove(tracks, own, outputs)
+        remove_results(tracks, own, outputs)
         todo = list(own)
     else:
         files = ((i, tracks.keys[i], tracks.path(i)) for i in own)
@@ -248,24 +253,6 @@ def _find_model(
     return checkpoint, net, groundtruth
 
 
-def _out_dir(settings: Settings) -> Path:
-    """``inference.out_dir``; or ``embeddings/``, and there a folder of the model's name."""
-    if settings.inference.out_dir is not None:
-        return Path(settings.inference.out_dir).expanduser()
-    return Path("embeddings") / model_name(settings.maest.arch, settings.maest.checkpoint)
-
-
-def model_name(arch: str | None, checkpoint: str | None) -> str:
-    """What a model's results are kept under: its arch; of a run's model, ``run-4``."""
-    if checkpoint is None:
-        return str(arch)
-    path = Path(checkpoint).expanduser().resolve()
-    parts = path.parts
-    if "exp_logs" in parts[:-1]:
-        return f"run-{parts[parts.index('exp_logs') + 1]}"
-    return path.parent.name if path.name == "model" else path.name.removesuffix(".ckpt")
-
-
 def _find_tracks(
     settings: Settings, groundtruth: GroundTruth | None, out_dir: Path
 ) -> tuple[AudioTracks | MelTracks, dict[str, str], str]:
@@ -340,11 +327,6 @@ def _workers(settings: Settings, device: torch.device, tracks: int, ranks: Ranks
     return min(wanted, tracks)
 
 
-def block_name(block: int) -> str:
-    """The folder of a block's embeddings."""
-    return "final" if block == FINAL else str(block)
-
-
 def _contents(net: Maest, spec: OutputSpec) -> str:
     """What embeddings hold, in words."""
     each = " for each patch" if spec.pool == "none" else ""
@@ -356,111 +338,3 @@ def _contents(net: Maest, spec: OutputSpec) -> str:
     if FINAL in spec.blocks:
         parts.append(f"after the final norm, {net.embed_dim} numbers{each}")
     return "; ".join(parts)
-
-
-# ---------------------------------------------------------------- folders of results
-
-
-def _manifest(
-    settings: Settings, tracks: Tracks, plan: PatchPlan, model: str, precision: str
-) -> dict[str, Any]:
-    """What results depend on, whatever their kind; audio and its log-mel file give the same."""
-    patchout = {
-        name: value
-        for axis in "tf"
-        for name in (f"s_patchout_{axis}_indices", f"s_patchout_{axis}_interleaved")
-        if (value := getattr(settings.maest, name))
-    }
-    return {
-        "model": model,
-        "numbering": _NUMBERING,
-        "max_seconds": tracks.seconds if isinstance(tracks, AudioTracks) else None,
-        "patch_seconds": clip_seconds(plan.length),
-        "hop_seconds": clip_seconds(plan.hop or plan.length),
-        "tail": plan.tail,
-        "patchout": patchout or None,
-        "precision": precision,
-        "quantize": settings.inference.quantize,
-        "version": _VERSION,
-    }
-
-
-def _made_by(settings: Settings, tracks: Tracks, checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """Where the model and the tracks' log-mels came from; results do not depend on the place."""
-    path = settings.maest.checkpoint
-    made_by: dict[str, Any] = {
-        "arch": settings.maest.arch,
-        "checkpoint": None if path is None else str(Path(path).expanduser().resolve()),
-        # Whether the average was used, whatever the setting left open.
-        "checkpoint_swa_weights": checkpoint is not None and checkpoint.average,
-        "input": "audio",
-    }
-    if isinstance(tracks, MelTracks):
-        made_by |= {"input": "log-mel files", "max_seconds": kept_seconds(tracks.folder)}
-    return made_by
-
-
-def _open_folders(
-    outputs: list[Output],
-    tracks: Tracks,
-    known: dict[str, Any],
-    made_by: dict[str, Any],
-    labels: list[str] | None,
-    settings: Settings,
-) -> None:
-    """Check what the folders hold, or enter with what they are going to be filled."""
-    keys = tracks.keys
-    for output in outputs:
-        own = {"kind": output.kind, **known}
-        if output.kind == "embeddings":
-            own["block"] = output.block
-        if output.kind == "predictions":
-            own |= {"labels": labels, "top": settings.inference.top}
-        else:
-            own["pool"] = settings.inference.pool
-
-        def present(output: Output = output) -> str | None:
-            return next((keys[i] for i in range(len(keys)) if is_done(keys[i], [output])), None)
-
-        open_folder(
-            output.folder,
-            own,
-            str(tracks.folder),
-            settings.inference.overwrite,
-            output.pattern,
-            present,
-            made_by,
-        )
-        remove_leftovers(output.folder)
-
-
-def _check_expected(
-    known: Mapping[str, Any], expected: Mapping[str, Any], settings: Settings
-) -> None:
-    """Raise InputError where results would not be what is expected.
-
-    Log-mel files may hold as many seconds as are read of audio; precisions give nearly the same.
-    """
-    for name in known.keys() - {"max_seconds", "precision"}:
-        if expected.get(name, known[name]) != known[name]:
-            values = [str(one[name])[:12] for one in (known, expected)]
-            raise InputError(
-                f"embeddings with {name} {values[0]}; the probe was trained on those with "
-                f"{values[1]}",
-                kind="mismatch",
-                path=settings.maest.checkpoint or settings.maest.arch,
-                setting="predict.checkpoint" if name == "model" else None,
-                hint="Give the model that the probe's embeddings were made by."
-                if name == "model"
-                else "Extract the training tracks again, and train the probe on them.",
-            )
-
-
-def _remove(tracks: Tracks, own: range, outputs: list[Output]) -> None:
-    """Remove the results of these tracks; links and what cannot be removed will be overwritten."""
-    for i in own:
-        for output in outputs:
-            with suppress(OSError, ValueError):
-                path = output.path(tracks.keys[i])
-                if not path.is_symlink():
-                    path.unlink(missing_ok=True)

@@ -31,7 +31,6 @@ from maest.experiments.model import (
     require_checkpoint,
 )
 from maest.experiments.resume import as_it_began, find_run, read_continued
-from maest.helpers import metrics
 from maest.helpers.errors import InputError
 from maest.helpers.parallel import cores
 from maest.models import Maest, licences
@@ -371,6 +370,8 @@ def check_same_labels(net: Maest, data: MaestDataModule, split: str) -> None:
 
 def _check_targets(data: MaestDataModule) -> None:
     """Raise InputError if there is nothing to learn, or to choose the best epoch by."""
+    from maest.helpers import metrics  # imports scikit-learn
+
     train, val = data.groundtruth("train"), data.groundtruth("val")
     if data.task == "multi-label" and not train.targets.any():
         raise InputError(

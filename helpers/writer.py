@@ -1,4 +1,4 @@
-"""Writes what the network says of each track to files, in a thread, as soon as it is there.
+"""Writes the results of each track to files, in a thread of its own.
 
 Files of a track are whole or absent, and a track is done when all of them are there
 (:func:`is_done`). In a folder for each :class:`Output`:
@@ -22,16 +22,15 @@ import csv
 import io
 import math
 import os
-import queue
 import stat
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import BoundedSemaphore
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +39,6 @@ from maest.helpers.blocks import FINAL
 from maest.helpers.failures import encodable, read_failures, write_failures
 from maest.helpers.files import NAMES_FILE_ONLY, atomic_path, write_error
 from maest.helpers.patches import read_times, write_times
-from maest.helpers.plots import activation_plot
 from maest.helpers.predictions import (
     SEPARATOR,
     best,
@@ -51,8 +49,7 @@ from maest.helpers.predictions import (
 from maest.helpers.tracks import TrackResult
 
 KINDS = ("embeddings", "logits", "predictions")
-MAX_WAITING = 32  # results
-MAX_WAITING_BYTES = 2**28  # in their arrays; one more is let in while there are fewer
+MAX_WAITING = 8  # results; more wait in `put`
 _SUFFIXES = {".npy", ".csv", ".json", ".png"}  # of what is written here
 WARNINGS = "warnings.csv"
 _WARNINGS = "warnings"  # its second column
@@ -88,6 +85,14 @@ class Output:
         # [C] and [D], or [3, D], of a track; one dimension more for each patch.
         of_track = 2 if self.kind == "embeddings" and self.block != FINAL else 1
         return None if len(shape) == of_track else shape[0]
+
+    def values(self, result: TrackResult) -> np.ndarray:
+        """The array that is written; of predictions, the activations of each patch."""
+        if self.kind == "embeddings":
+            return result.embeddings[FINAL if self.block is None else self.block]
+        found = result.logits if self.kind == "logits" else result.patch_activations
+        assert found is not None, f"no {self.kind}"
+        return found
 
     @property
     def pattern(self) -> str:
@@ -189,8 +194,7 @@ class ResultWriter:
     Attributes:
         written: tracks that are done.
         warned: those of them that have warnings.
-        failed: key → reason of those that cannot be. Whoever finds out that a track cannot be read
-            may add it.
+        failed: key → reason of those that cannot be written.
     """
 
     def __init__(
@@ -203,24 +207,16 @@ class ResultWriter:
         half: bool = False,
         warnings: str = WARNINGS,
     ) -> None:
-        for output in outputs:
-            if output.kind not in KINDS or (output.kind == "embeddings") != (
-                output.block is not None
-            ):
-                raise ValueError(f"{output}: expected embeddings of a block, logits or predictions")
         self.outputs = tuple(outputs)
         self.labels, self.task, self.top = labels, task, top
         self.plot, self.half = plot, half
         self.warnings = warnings
         self.written = self.warned = 0
-        self._listed: dict[Path, set[str]] = {}  # keys in the lists of warnings
         self.failed: dict[str, str] = {}
+        self._listed: dict[Path, set[str]] = {}  # keys in the lists of warnings
         self._error: BaseException | None = None
-        self._waiting = _Waiting(MAX_WAITING_BYTES)
-        self._closed = False
-        # A daemon: a program that ends without `close` must not wait for it for ever.
-        self._thread = threading.Thread(target=self._run, name="result writer", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "result writer")
+        self._room = BoundedSemaphore(MAX_WAITING)
 
     def put(self, result: TrackResult) -> None:
         """Have a result written; waits while too many are waiting.
@@ -230,18 +226,13 @@ class ResultWriter:
                 the folder takes no files.
             RuntimeError: the writer is closed.
         """
-        if self._closed:
-            raise RuntimeError("the writer is closed")
+        self._room.acquire()
         self._raise()
-        self._waiting.put(result)
-        self._raise()
+        self._thread.submit(self._work, result)
 
     def close(self) -> None:
         """Wait until all is written, and end the thread. Raises InputError as :meth:`put` does."""
-        if not self._closed:
-            self._closed = True
-            self._waiting.put(None)
-        self._thread.join()
+        self._thread.shutdown()
         self._raise()
 
     def __enter__(self) -> ResultWriter:
@@ -268,97 +259,80 @@ class ResultWriter:
 
     # ---- in the thread ----
 
-    def _run(self) -> None:
-        while (result := self._waiting.get()) is not None:
-            if self._error is not None:
-                continue  # nothing can be written any more; `put` must not wait
-            try:
-                reason = self._write(result)
-            except BaseException as error:
-                self._error = error
-                continue
-            if reason is None:
-                self.written += 1
-                self.warned += bool(result.warnings)
-            else:
-                self.failed[result.key] = reason
+    def _work(self, result: TrackResult) -> None:
+        try:
+            if self._error is None:  # else nothing can be written any more
+                self._write(result)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._room.release()
 
-    def _write(self, result: TrackResult) -> str | None:
-        """Write all files of a track; the reason why they cannot be. InputError: no file can."""
-        if problem := self._problem(result):
+    def _write(self, result: TrackResult) -> None:
+        """Write all files of a track, or note why they cannot be. InputError: no file can."""
+        if not all(np.isfinite(output.values(result)).all() for output in self.outputs):
+            reason = "the network's output has NaN or infinite values"
+            reason += ", in float16: try trainer.precision=32-true" if self.half else ""
             with suppress(OSError, ValueError):
                 if any(output.path(result.key).exists() for output in self.outputs):
-                    problem += "; its files from before are kept"
-            return problem
+                    reason += "; its files from before are kept"
+            self.failed[result.key] = reason
+            return
         made: list[Path] = []
-        path = self.outputs[0].folder
         try:
             self._warn(result)
-            for path, write in self._files(result):
-                made.append(path)
-                write(path)
+            for output in self.outputs:
+                self._write_output(output, result, made)
         except OSError as error:
             if error.errno not in NAMES_FILE_ONLY:
-                raise write_error(path, error, "inference.out_dir") from error
-            _remove(made)
-            return f"its file cannot be written: {error.strerror}"
+                place = made[-1] if made else self.outputs[0].folder
+                raise write_error(place, error, "inference.out_dir") from error
+            self.failed[result.key] = f"its file cannot be written: {error.strerror}"
         except Exception as error:  # whatever a strange name leads to, the others are written
-            _remove(made)
-            return f"its files cannot be written: {type(error).__name__}: {error}"[:300]
-        return None
+            reason = f"its files cannot be written: {type(error).__name__}: {error}"[:300]
+            self.failed[result.key] = reason
+        else:
+            self.written += 1
+            self.warned += bool(result.warnings)
+            return
+        for path in made:
+            with suppress(OSError, ValueError):
+                path.unlink(missing_ok=True)
 
-    def _problem(self, result: TrackResult) -> str | None:
-        if not len(result.times):
-            return (
-                "no patch could be taken from it: it is shorter than one, and the tail is dropped"
-            )
-        if all(np.isfinite(values).all() for values in self._arrays(result)):
-            return None
-        hint = ", in float16: try trainer.precision=32-true" if self.half else ""
-        return f"the network's output has NaN or infinite values{hint}"
+    def _write_output(self, output: Output, result: TrackResult, made: list[Path]) -> None:
+        """Write an output's files, the one that says that it is done last; ``made`` takes them.
 
-    def _arrays(self, result: TrackResult) -> Iterator[np.ndarray]:
-        for output in self.outputs:
-            if output.kind == "embeddings":
-                yield result.embeddings[output.block]
-            elif output.kind == "logits":
-                yield result.logits
-            else:
-                yield result.activations
-                yield result.patch_activations
-
-    def _files(self, result: TrackResult) -> Iterator[tuple[Path, Any]]:
-        """A track's files in the order in which they are written, each with what writes it.
-
-        Those from before that do not belong to the new ones come with what removes them.
+        What is there from before, and does not belong to them, is removed.
         """
-        for output in self.outputs:
-            path = output.path(result.key)
-            if output.kind == "predictions":
-                picture = path.with_suffix(".png")
-                yield picture, (lambda p: self._plot(p, result)) if self.plot else _remove_stale
-                yield (
-                    path,
-                    lambda path: write_predictions(path, result, self.labels, self.top, self.task),
-                )
-                continue
-            values = result.logits if output.kind == "logits" else result.embeddings[output.block]
-            times = output.times(result.key)
-            if output.patches_in(values.shape) is None:
-                yield times, _remove_stale
-            else:
-                yield times, lambda path: write_times(path, result.times)
-                if output.kind == "embeddings" and values.ndim == 2:
-                    values = values[:, None]  # [P, 1, D]
-            yield path, lambda path, values=values: _write_array(path, values)
+
+        def write(path: Path, how: Callable[[Path], None] | None) -> None:
+            made.append(path)
+            if how is not None:
+                how(path)
+            elif path.is_file() and not path.is_symlink():  # not somebody's folder, or a link
+                path.unlink()
+
+        path, values = output.path(result.key), output.values(result)
+        if output.kind == "predictions":
+            write(
+                path.with_suffix(".png"), (lambda p: self._plot(p, result)) if self.plot else None
+            )
+            made.append(path.with_suffix(".csv"))
+            write(path, lambda p: write_predictions(p, result, self.labels, self.top, self.task))
+            return
+        of_patches = output.patches_in(values.shape) is not None
+        times = (lambda p: write_times(p, result.times)) if of_patches else None
+        write(output.times(result.key), times)
+        if of_patches and output.block == FINAL:
+            values = values[:, None]  # [P, 1, D]
+        write(path, lambda p: _write_array(p, values))
 
     def _warn(self, result: TrackResult) -> None:
         """Add a line for a track with warnings, or for one that had some before."""
         for path in (o.folder / self.warnings for o in self.outputs if o.kind != "predictions"):
-            listed = self._listed.setdefault(path, set())
-            if not listed and path.is_file():
-                listed.update(read_failures(path, value=_WARNINGS))
-            if not result.warnings and result.key not in listed:
+            if path not in self._listed:
+                self._listed[path] = set(read_failures(path, value=_WARNINGS))
+            if not result.warnings and result.key not in self._listed[path]:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -368,6 +342,10 @@ class ResultWriter:
                 rows.writerow((encodable(result.key), SEPARATOR.join(result.warnings)))
 
     def _plot(self, path: Path, result: TrackResult) -> None:
+        from maest.helpers.plots import activation_plot  # imports matplotlib
+
+        assert result.activations is not None
+        assert result.patch_activations is not None
         names = label_names(self.labels, len(result.activations))
         shown = best(result.activations, self.top, self.task)
         activation_plot(
@@ -382,47 +360,6 @@ class ResultWriter:
         )
 
 
-class _Waiting(queue.Queue):
-    """A queue that is full when its results hold so many bytes, or are `MAX_WAITING`."""
-
-    def _init(self, maxsize: int) -> None:
-        super()._init(maxsize)
-        self.held = 0
-
-    def _qsize(self) -> int:
-        return self.held
-
-    def _put(self, item: TrackResult | None) -> None:
-        super()._put(item)
-        self.held += self._weight(item)
-
-    def _get(self) -> TrackResult | None:
-        item = super()._get()
-        self.held -= self._weight(item)
-        return item
-
-    def _weight(self, item: TrackResult | None) -> int:
-        least = -(-self.maxsize // MAX_WAITING)
-        if item is None:
-            return least
-        own = (item.times, item.logits, item.activations, item.patch_activations, item.picture)
-        return max(least, sum(a.nbytes for a in (*own, *item.embeddings.values()) if a is not None))
-
-
 def _write_array(path: Path, values: np.ndarray) -> None:
     with atomic_path(path) as temporary:
         np.save(temporary, np.ascontiguousarray(values, dtype=np.float32))
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a file from before; a folder of that name, somebody's music, or a link is none."""
-    if path.is_file() and not path.is_symlink():
-        path.unlink()
-
-
-def _remove(paths: Sequence[Path]) -> None:
-    """Remove what was written of a track that is not done."""
-    for path in paths:
-        for part in (path, path.with_suffix(".csv")) if path.suffix == ".json" else (path,):
-            with suppress(OSError, ValueError):
-                part.unlink(missing_ok=True)

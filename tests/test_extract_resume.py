@@ -300,7 +300,7 @@ class WhileTheWriterFinishes:
         def slow_save(*args, **options) -> None:
             nonlocal calls
             calls += 1
-            if calls == 3 * (TRACKS - 10):
+            if calls == 3 * (TRACKS - 4):
                 assert closing.wait(60)
                 os.kill(os.getpid(), number)
                 time.sleep(0.3)
