@@ -12,11 +12,24 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from packaging.requirements import Requirement
 
 from maest.helpers.data_folder import data_folder
 
+# Packages of the extras, which tagging and embedding do without
+OPTIONAL = ["dask", "git", "librosa", "matplotlib", "music21", "pytorch_lightning", "sacred"]
+OPTIONAL += ["sklearn", "soundfile", "symusic", "tensorboard", "timm", "torchvision"]
+    "sklearn",
+    "soundfile",
+    "symusic",
+    "tensorboard",
+    "timm",
+    "torchvision",
+    "transformers",
+]
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
@@ -106,8 +119,10 @@ def test_an_installed_package_works_anywhere(installed, tmp_path):
     assert (installed / "maest/py.typed").is_file()
     (tmp_path / "site").mkdir()
     (tmp_path / "site/datasets.py").write_text("OF = 'another project'")
+    soundfile.write(tmp_path / "song.wav", np.ones(80_000, np.float32) / 9, 16_000)
     code = (
         f"sys.path.append({str(tmp_path / 'site')!r})\n"
+        f"sys.modules.update(dict.fromkeys({OPTIONAL}))\n"
         "import maest, maest.datasets.preprocess, datasets, numpy\n"
         "from maest import Extractor, get_maest\n"
         f"assert maest.__file__.startswith({str(installed)!r})\n"
@@ -115,6 +130,7 @@ def test_an_installed_package_works_anywhere(installed, tmp_path):
         "net = get_maest('maest-tiny-scores')\n"
         "activations, labels = net.predict_labels(numpy.zeros(80_000, numpy.float32))\n"
         "assert len(activations) == len(labels)\n"
+        "assert Extractor('maest-tiny-scores')('song.wav').embeddings[7].shape == (3, 192)\n"
         "print(maest.__version__)"
     )
     version = run(installed, tmp_path, code)
