@@ -22,14 +22,6 @@ from maest.helpers.data_folder import data_folder
 # Packages of the extras, which tagging and embedding do without
 OPTIONAL = ["dask", "git", "librosa", "matplotlib", "music21", "pytorch_lightning", "sacred"]
 OPTIONAL += ["sklearn", "soundfile", "symusic", "tensorboard", "timm", "torchvision"]
-    "sklearn",
-    "soundfile",
-    "symusic",
-    "tensorboard",
-    "timm",
-    "torchvision",
-    "transformers",
-]
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
