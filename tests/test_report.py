@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 from maest.experiments import demo
 from maest.helpers import plots
+from maest.helpers.files import write_json
 from maest.helpers.report import pretraining_table, table
 
 PRETRAINING = {
@@ -55,6 +59,40 @@ def test_demo_streams_and_says_how_to_go_on(tmp_path, monkeypatch, capfd):
     assert "step ['one', '--works', '7']" in out
     assert "two" not in out
     assert err.endswith("demo --works 7 --start=1\n")
+
+
+def test_the_demos_steps_and_record(tmp_path, monkeypatch, capsys):
+    """The comparison is of the four probes; the record has their metrics, too."""
+    typed: list[str] = []
+
+    def step(line: str) -> int:
+        typed.append(line)
+        folder = tmp_path / "exp_logs" / str(len(typed))
+        folder.mkdir(parents=True)
+        probe = {"name": str(len(typed)), "ap": 0.5, "roc_auc": 0.5}
+        write_json(folder / "results.json", PRETRAINING | probe)
+        model = tmp_path / "exp_logs/latest/model"
+        model.mkdir(parents=True, exist_ok=True)
+        write_json(model / "config.json", {"sizes": {"norm_mean": 2, "norm_std": 1.25}})
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "run", step)
+    monkeypatch.setattr("sys.argv", ["demo.py", "--epochs", "1", "--record", "record.json"])
+    assert demo.main() == 0
+    assert typed[1].endswith(" trainer.max_epochs=1")
+    assert typed[3].endswith(" maest.norm_mean=2 maest.norm_std=1.25")
+    assert typed[9].endswith(" runs=[exp_logs/6,exp_logs/7,exp_logs/8,exp_logs/9]")
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["pretraining"]["name"] == "2"
+    assert [row["name"] for row in record["probes"]] == ["6", "7", "8", "9"]
+    assert len(record["seconds"]) == 11
+
+    monkeypatch.setattr("sys.argv", ["demo.py", "--start", "10"])
+    shutil.rmtree(tmp_path / "exp_logs/10")
+    typed.pop()
+    assert demo.main() == 0
+    assert len(typed) == 10
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.25], [np.nan, np.nan]])
