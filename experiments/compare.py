@@ -129,12 +129,8 @@ def _check_given(folders: list[str], to_probe: list[str]) -> None:
         )
     for setting, given in (("runs", folders), ("compare.embeddings_dirs", to_probe)):
         if len(set(given)) < len(given):
-            raise InputError(
-                f"{', '.join(given)}: one of these is named twice",
-                kind="conflict",
-                setting=setting,
-                hint="Give each once.",
-            )
+            message = f"one of {', '.join(given)} is named twice"
+            raise InputError(message, kind="conflict", setting=setting, hint="Give each once.")
 
 
 # ---- finished runs -------------------------------------------------------------------------------

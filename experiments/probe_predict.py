@@ -44,15 +44,9 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     """Apply a finished probe, and the extractor it was trained on, to new music."""
     folder = run_dir(run)
     if settings.probe_dir is None or settings.audio is None:
-        missing, example = (
-            ("probe", "exp_logs/4") if settings.probe_dir is None else ("audio", "my/music")
-        )
-        raise InputError(
-            "is not set",
-            kind="missing",
-            setting=missing,
-            hint=f"Give it, such as {missing}={example}.",
-        )
+        missing = "probe" if settings.probe_dir is None else "audio"
+        hint = "Give both, such as probe=exp_logs/4 audio=my/music."
+        raise InputError("is not set", kind="missing", setting=missing, hint=hint)
     probe = read_probe(Path(settings.probe_dir))
     for warning in probe.about.get("warnings", ()):
         log.warning("%s: %s", probe.folder, warning)
@@ -72,7 +66,8 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     folders = [EmbeddingFolder(output.folder) for output in outputs]
     tracks, _, _ = find_tracks(settings.audio, leave_out=out_dir)
     # Extraction reports the others. A file that is older than its audio is of other audio.
-    keys = [key for i, key in enumerate(tracks.keys) if is_done(key, outputs, tracks.path(i))]
+    every = [tracks.keys[i] for i in range(len(tracks.keys))]
+    keys = [key for i, key in enumerate(every) if is_done(key, outputs, tracks.path(i))]
     about = probe.about
     features = [
         select_tokens(

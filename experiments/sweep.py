@@ -31,7 +31,7 @@ from maest.experiments.probe_task import ProbeTask, read_task
 from maest.experiments.runs import Interrupted, run_dir, same_command
 from maest.experiments.sweep_report import best_choice, write_report
 from maest.helpers import metrics
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.failures import valid_utf8
 from maest.helpers.files import TEMPORARY, to_json, write_json
 from maest.helpers.parallel import cores, run_parallel
@@ -325,18 +325,10 @@ def _earlier(
         was = {name: found[name] for name in made_of}
         cells = {FeatureChoice(c["block"], c["types"], c["reduce"]): c for c in found["cells"]}
         same_blocks, seconds = found["blocks"] == blocks, float(found["seconds"])
-    except FileNotFoundError:
-        raise InputError(
-            "no such file", kind="missing", path=path, setting="sweep.resume", hint=hint
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(
-            "holds no results of a sweep",
-            kind="corrupt",
-            path=path,
-            setting="sweep.resume",
-            hint=hint,
-        ) from None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        message = "holds no results of a sweep" if path.is_file() else "no such file"
+        kind: Kind = "corrupt" if path.is_file() else "missing"
+        raise InputError(message, kind=kind, path=path, setting="sweep.resume", hint=hint) from None
     if differing := _differences(was, json.loads(to_json(made_of))):
         raise InputError(
             f"that sweep was of other settings: {'; '.join(differing)}",

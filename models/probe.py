@@ -63,8 +63,8 @@ def layer_normalize(features: Tensor) -> Tensor:
 class ProbeBank:
     """Probes in stacked weights: S seeds × M sets of features. Probe m · S + s is of set m.
 
-    A probe's first weights, its dropout and the order of its tracks depend on its seed alone, and
-    its loss on its own weights alone: so it equals, but for the last bits, the one trained alone.
+    First weights, dropout and the order of tracks depend on a probe's seed alone, its loss on its
+    own weights alone: so it equals, but for the last bits, the one trained alone.
 
     Args:
         n_features, n_classes: D, C.
