@@ -27,7 +27,6 @@ BRIEF_FILES = 2000  # that a brief check looks at, at most
 BRIEF_SECONDS = 2.0  # that it takes for them, at most
 _SHOWN = 20  # bad files of a split that a report lists; its dict has all
 _NAMED = 3  # tracks or labels that a message names
-_SCORED = ("train", "val", "test")  # splits whose labels matter, and that must not share tracks
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class SplitCheck:
     Attributes:
         path: its ground truth.
         tracks: N.
-        counts: label → how many tracks have it; None for a regression or tracks to predict.
+        counts: label → how many tracks have it; None for a regression.
         unlabelled: tracks without a label.
         looked_at: tracks whose files were looked at: all of them, but in a brief check.
         hours: of music in these files.
@@ -152,8 +151,7 @@ def check_splits(
     tracks that validation and test share.
 
     Args:
-        splits: "train", "val", "test" and "predict" → the ground truth, or why it cannot be read.
-            The labels of "predict" do not matter, and it may have others' tracks.
+        splits: "train", "val" and "test" → the ground truth, or why it cannot be read.
         base_dir: folder of the log-mel files.
         clip_frames: length of a clip.
         teacher_dir: folder of the teacher's logits for "train".
@@ -208,8 +206,6 @@ def _check_labels(report: CheckReport, found: dict[str, GroundTruth]) -> None:
     names: dict[str, list[str]] = {}
     for split, groundtruth in found.items():
         report.splits[split] = SplitCheck(str(groundtruth.path), len(groundtruth))
-        if split not in _SCORED:
-            continue
         labels = None
         try:
             labels = labels_beside(groundtruth)
@@ -218,8 +214,7 @@ def _check_labels(report: CheckReport, found: dict[str, GroundTruth]) -> None:
         if labels is not None:
             names[split] = labels
         _check_counts(report, split, groundtruth, labels)
-    scored = {split: groundtruth for split, groundtruth in found.items() if split in _SCORED}
-    for (a, one), (b, other) in combinations(scored.items(), 2):
+    for (a, one), (b, other) in combinations(found.items(), 2):
         if one.n_classes != other.n_classes:
             text = f"{a} has {one.n_classes} labels to a track, and {b} has {other.n_classes}"
         elif a in names and b in names and names[a] != names[b]:
@@ -365,7 +360,7 @@ def _check_files(
             text += "fix or remove them, or set datamodule.on_error=skip"
         where = report.warnings if skipped else report.problems
         where.append(Finding("files", text, name))
-    if split.short and name in _SCORED:
+    if split.short:
         text = (
             f"{name}: {len(split.short)} of {len(files)} tracks are shorter than a clip of "
             f"{seconds(clip_frames):g} s ({_some(split.short)}): silence is added in training"
@@ -388,7 +383,6 @@ def _check_shared(
     tracks = [
         (split, key, posixpath.normpath(key))
         for split, groundtruth in found.items()
-        if split in _SCORED
         for key in groundtruth.keys
     ]
 

@@ -19,14 +19,8 @@ from torch.utils.data import (
 )
 
 from maest.datasets.batches import CropDataset, TrackDataset, collate_tracks
-from maest.datasets.groundtruth import (
-    GroundTruth,
-    labels_beside,
-    read_any_groundtruth,
-    read_groundtruth,
-)
+from maest.datasets.groundtruth import GroundTruth, labels_beside, read_groundtruth
 from maest.datasets.sampling import ClipSampler, TrackSampler
-from maest.datasets.scores import build_if_missing
 from maest.datasets.teacher import TeacherFileError, check_teacher_files
 from maest.helpers.errors import InputError
 from maest.helpers.processes import leave_signals_to_the_main_process
@@ -42,9 +36,8 @@ class MaestDataModule(pl.LightningDataModule):
     (``Trainer(use_distributed_sampler=False)``).
 
     Args:
-        groundtruth_train, groundtruth_val, groundtruth_test, groundtruth_predict: pickles of
-            {path relative to ``base_dir``: targets}; those that a command does not need may be
-            None. Of the last, whose tracks extraction reads, there is no loader.
+        groundtruth_train, groundtruth_val, groundtruth_test: pickles of {path relative to
+            ``base_dir``: targets}; those that a command does not need may be None.
         base_dir: folder of the log-mel files.
         clip_frames: length of a training crop and of an evaluation patch, in frames.
         batch_size_train: clips in a training batch.
@@ -61,8 +54,7 @@ class MaestDataModule(pl.LightningDataModule):
             say which and why (``errors``).
 
     Raises:
-        InputError: for settings that do not go together with the task, or an ``on_error`` that is
-            neither.
+        InputError: for settings that do not go together with the task.
     """
 
     def __init__(
@@ -73,7 +65,6 @@ class MaestDataModule(pl.LightningDataModule):
         groundtruth_train: str | Path | None = None,
         groundtruth_val: str | Path | None = None,
         groundtruth_test: str | Path | None = None,
-        groundtruth_predict: str | Path | None = None,
         batch_size_train: int = 12,
         batch_size_eval: int = 8,
         clips_per_epoch: int | None = None,
@@ -102,12 +93,7 @@ class MaestDataModule(pl.LightningDataModule):
                 )
         self.base_dir = Path(base_dir)
         self.clip_frames = clip_frames
-        self.paths = {
-            "train": groundtruth_train,
-            "val": groundtruth_val,
-            "test": groundtruth_test,
-            "predict": groundtruth_predict,
-        }
+        self.paths = {"train": groundtruth_train, "val": groundtruth_val, "test": groundtruth_test}
         self.batch_size_train = batch_size_train
         self.batch_size_eval = batch_size_eval
         self.clips_per_epoch = clips_per_epoch
@@ -127,10 +113,6 @@ class MaestDataModule(pl.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def prepare_data(self) -> None:
-        """Build the embedded data set if the paths point to it and it is missing."""
-        build_if_missing(self.paths.values())
-
     def setup(self, stage: str) -> None:
         """Called by Lightning; before a training, all the teacher's files must be there.
 
@@ -149,12 +131,10 @@ class MaestDataModule(pl.LightningDataModule):
             log.warning("%s", error)
 
     def groundtruth(self, split: str) -> GroundTruth:
-        """The ground truth of "train", "val", "test" or "predict", read once.
-
-        That of "predict" may be of any task: nothing but its tracks matters.
+        """The ground truth of "train", "val" or "test", read once.
 
         Raises:
-            InputError: if the settings name none, or the file is no valid ground truth.
+            InputError: no path was given for it, or the file is no valid ground truth.
         """
         if split not in self._groundtruths:
             path = self.paths[split]
@@ -165,11 +145,7 @@ class MaestDataModule(pl.LightningDataModule):
                     setting=f"datamodule.groundtruth_{split}",
                     hint="Give a ground-truth pickle.",
                 )
-            self._groundtruths[split] = (
-                read_any_groundtruth(path)
-                if split == "predict"
-                else read_groundtruth(path, task=self.task)
-            )
+            self._groundtruths[split] = read_groundtruth(path, task=self.task)
         return self._groundtruths[split]
 
     def labels(self, split: str) -> list[str] | None:
@@ -178,22 +154,25 @@ class MaestDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """Where training is, for a checkpoint: the epoch, and its batches that are done."""
-        loop, plan = self.trainer.fit_loop, self._plan()
+        trainer: Any = self.trainer
+        loop, plan = trainer.fit_loop, self._plan()
         progress, batches = loop.epoch_progress.current, loop.epoch_loop.batch_idx + 1
         if progress.started == progress.processed:  # between two epochs
             return {"epoch": progress.processed, "batches": 0, **plan}
-        if batches >= self.trainer.num_training_batches:
+        if batches >= trainer.num_training_batches:
             return {"epoch": progress.processed + 1, "batches": 0, **plan}
         return {"epoch": progress.processed, "batches": batches, **plan}
 
     def _plan(self) -> dict[str, int]:
         """What says how many clips a batch has, and how many batches and steps an epoch."""
+        trainer: Any = self.trainer
+        tracks = len(self.groundtruth("train"))
         return {
-            "training tracks": len(self.groundtruth("train")),
-            "datamodule.clips_per_epoch": self.clips_per_epoch or 0,
+            "training tracks": tracks,
+            "datamodule.clips_per_epoch": self.clips_per_epoch or tracks,
             "datamodule.batch_size_train": self.batch_size_train,
-            "trainer.devices x trainer.num_nodes": self.trainer.world_size,
-            "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "trainer.devices x trainer.num_nodes": trainer.world_size,
+            "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
         }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -203,7 +182,9 @@ class MaestDataModule(pl.LightningDataModule):
             InputError: if batches, or an epoch's number of them, are others here: neither the
                 position in an epoch nor the learning rate's would be what it was.
         """
-        own = self._plan()
+        own, clips = self._plan(), "datamodule.clips_per_epoch"
+        # Version 0.1 wrote 0 where an epoch had one clip of each track.
+        state_dict = {**state_dict, clips: state_dict[clips] or state_dict["training tracks"]}
         differing = [
             f"{n} {state_dict[n]} (here {v})" for n, v in own.items() if state_dict[n] != v
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,19 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from maest.config import Settings
-from maest.datasets.check import check_splits
+from maest.datasets.check import CheckReport, check_splits
 from maest.datasets.groundtruth import GroundTruth, read_groundtruth
 from maest.datasets.norm import norm_stats
-from maest.experiments.model import arch_of, check_head, clip_frames, find_task, require_checkpoint
-from maest.experiments.plan import (
-    build_data,
+from maest.experiments.data import check_files, check_same_labels, find_teacher, splits_not_given
+from maest.experiments.model import (
+    arch_of,
     build_network,
-    check_device,
-    check_files,
-    check_same_labels,
-    device_of,
-    splits_not_given,
+    check_head,
+    clip_frames,
+    find_task,
+    require_checkpoint,
 )
+from maest.experiments.plan import build_data, check_device, device_of
 from maest.experiments.run_report import format_metrics, metrics_of
 from maest.helpers import metrics
 from maest.helpers.errors import InputError
@@ -45,7 +46,7 @@ def evaluate(
     """Score a network on whole tracks, in this process alone.
 
     Args:
-        net: is moved to the device, and left in eval mode.
+        net: comes back on the CPU and in eval mode.
         tracks: batches of tracks.
         limit: of so many batches, or of such a share of them.
         settings: accelerator and precision, which is 32-true unless they say otherwise.
@@ -65,6 +66,7 @@ def evaluate(
     with torch.autocast(device.type, dtype, enabled=precision != "32-true"):
         for batch in tqdm(islice(tracks, total), "evaluation", total, leave=False, disable=quiet):
             scores.add(batch.to(device))
+    net.cpu()
     return scores.result()[""]
 
 
@@ -110,7 +112,7 @@ def check_data(run_dir: Path, settings: Settings) -> dict[str, Any]:
         log.warning("datamodule.groundtruth_%s is not given: not checked", split)
     splits = [split for split in given if split not in left_out]
     check_files(settings, *(splits or given))
-    checkpoint, data = _read_sizes(settings), settings.datamodule
+    checkpoint = _read_sizes(settings)
     task = find_task(settings, checkpoint)
     found: dict[str, GroundTruth | InputError] = {}
     for split in splits:
@@ -118,16 +120,28 @@ def check_data(run_dir: Path, settings: Settings) -> dict[str, Any]:
             found[split] = read_groundtruth(_path(settings, split) or "", task=task)
         except InputError as error:
             found[split] = error
-    report = check_splits(
-        found,
-        data.base_dir,
-        clip_frames(settings, checkpoint),
-        teacher_dir=data.teacher_dir,
-        skip_unreadable=data.on_error == "skip",
-    )
+    report = check(settings, found, clip_frames(settings, checkpoint))
     write_json(run_dir / "check.json", report.to_dict())
     print(f"{report}\nall of it: {run_dir / 'check.json'}")
     return {"failed": len(report.problems), "warnings": len(report.warnings)}
+
+
+def check(
+    settings: Settings,
+    splits: Mapping[str, GroundTruth | InputError],
+    frames: int,
+    brief: bool = False,
+) -> CheckReport:
+    """:func:`datasets.check.check_splits` by the settings."""
+    data = settings.datamodule
+    return check_splits(
+        splits,
+        data.base_dir,
+        frames,
+        teacher_dir=find_teacher(settings) if "train" in splits else None,
+        skip_unreadable=data.on_error == "skip",
+        brief=brief,
+    )
 
 
 def compute_norm_stats(run_dir: Path, settings: Settings) -> dict[str, Any]:

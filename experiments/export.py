@@ -12,7 +12,6 @@ from maest.config import Settings
 from maest.datasets.groundtruth import read_labels, write_labels
 from maest.experiments.model import (
     check_head,
-    check_label_names,
     in_section,
     network_arguments,
     require_checkpoint,
@@ -31,7 +30,6 @@ def export(settings: Settings) -> dict[str, Any]:
     options, folder = settings.export, Path(settings.export.out_dir).expanduser()
     checkpoint = require_checkpoint(settings)
     arguments = network_arguments(settings, checkpoint)
-    check_label_names(arguments, checkpoint.sizes.get("n_classes"), settings)
     with in_section("maest"):
         net = get_maest(checkpoint=checkpoint, **arguments)
     check_head(checkpoint, net)

@@ -22,6 +22,7 @@ from maest.datasets.tracks import (
     parse_shard,
     read_tracks,
 )
+from maest.experiments.data import check_files
 from maest.experiments.extract_folders import (
     block_name,
     check_expected,
@@ -40,7 +41,7 @@ from maest.experiments.model import (
     in_section,
     require_checkpoint,
 )
-from maest.experiments.plan import check_device, check_files, device_of, processes
+from maest.experiments.plan import check_device, device_of, processes
 from maest.experiments.ranks import Ranks, find_ranks
 from maest.experiments.runs import Interrupted, is_first_process, same_command
 from maest.helpers.blocks import FINAL, chosen_blocks

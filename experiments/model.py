@@ -25,8 +25,10 @@ log = logging.getLogger(__name__)
 
 # Settings of the network that say which weights to take, and those that act in training alone
 _WEIGHTS = ("pretrained", "checkpoint", "checkpoint_swa_weights", "checkpoint_discard_head")
-_RANDOM = ("s_patchout_t", "s_patchout_f", "u_patchout")
-_RANDOM += ("drop_rate", "attn_drop_rate", "drop_path_rate")
+_RANDOM = (
+    *("s_patchout_t", "s_patchout_f", "u_patchout"),
+    *("drop_rate", "attn_drop_rate", "drop_path_rate"),
+)
 
 
 @contextmanager
@@ -121,13 +123,23 @@ def network_arguments(
     left_out = _WEIGHTS if training else (*_WEIGHTS, *_RANDOM)
     arguments = {n: v for n, v in asdict(settings.maest).items() if n not in left_out}
     arguments |= {"pretrained": False, "task": find_task(settings, checkpoint)}
+    if not training and checkpoint is not None:
+        arguments["n_classes"] = settings.maest.n_classes or checkpoint.sizes.get("n_classes")
     # An arch with published weights stands for those: a checkpoint takes their place.
     arch = arch_of(settings)
     if settings.maest.checkpoint is not None and arch is not None and arch.published:
         arguments["arch"] = None
-    if arguments["labels"] is not None:
-        arguments["labels"] = read_labels(arguments["labels"])
-        if checkpoint and checkpoint.labels and checkpoint.labels != arguments["labels"]:
+    if settings.maest.labels is not None:
+        labels = arguments["labels"] = read_labels(settings.maest.labels)
+        if len(labels) != (arguments["n_classes"] or len(labels)):
+            raise InputError(
+                f"{len(labels)} labels, and the model has {arguments['n_classes']}",
+                kind="mismatch",
+                setting="maest.labels",
+                path=settings.maest.labels,
+                hint="Give the names of the model's own labels.",
+            )
+        if checkpoint and checkpoint.labels and checkpoint.labels != labels:
             log.warning("maest.labels are other names than those of %s", checkpoint.path)
     return arguments
 
@@ -164,15 +176,13 @@ def build_network(
         )
     discard_head = maest.checkpoint_discard_head
     if groundtruth is None:
-        if "n_classes" not in known:
-            arguments["n_classes"] = maest.n_classes or 1
-    elif training or (maest.n_classes is None and "n_classes" not in known):
+        arguments["n_classes"] = arguments["n_classes"] or 1
+    elif training or arguments["n_classes"] is None:
         discard_head = _match_head(arguments, checkpoint, groundtruth, discard_head)
     if training and groundtruth is not None and arguments["task"] == "regression":
         head = {"n_classes": arguments["n_classes"], "task": "regression"}
         if discard_head or any(known.get(name) != value for name, value in head.items()):
             arguments |= _scale(groundtruth.targets)
-    check_label_names(arguments, arguments["n_classes"] or known.get("n_classes"), settings)
     missing = [n for n in ("norm_mean", "norm_std") if n not in known and arguments[n] is None]
     if missing:
         norm = NORM_MEAN, NORM_STD
@@ -223,19 +233,6 @@ def _scale(targets: np.ndarray) -> dict[str, list[float]]:
         "target_mean": targets.mean(axis=0).tolist(),
         "target_std": np.where(deviation > 0, deviation, 1).tolist(),
     }
-
-
-def check_label_names(arguments: dict[str, Any], n_classes: int | None, settings: Settings) -> None:
-    """Raise InputError if there are more or fewer names than classes."""
-    labels = arguments["labels"]
-    if labels is not None and n_classes is not None and len(labels) != n_classes:
-        raise InputError(
-            f"{len(labels)} labels, and the model has {n_classes}",
-            kind="mismatch",
-            setting="maest.labels",
-            path=settings.maest.labels or "labels.json",
-            hint="Give the names of the model's own labels.",
-        )
 
 
 def check_head(checkpoint: Checkpoint, net: Maest) -> None:

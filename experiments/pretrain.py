@@ -15,18 +15,18 @@ import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
 
 from maest.config import Settings
-from maest.datasets.check import check_splits
-from maest.experiments.evaluate import evaluate
+from maest.experiments.evaluate import check, evaluate
 from maest.experiments.plan import Plan, resolve
 from maest.experiments.run_report import print_report, provenance, summarize
 from maest.experiments.runs import Interrupted, same_command
 from maest.experiments.trainer import build_trainer, is_peer_failure, terminate_workers
 from maest.helpers import metrics
 from maest.helpers.averaging import WeightAverage
-from maest.helpers.checkpoints import LAST, Checkpoints, Stopped
+from maest.helpers.checkpoints import LAST, Checkpoints
 from maest.helpers.errors import InputError
 from maest.helpers.files import point_link, write_json
 from maest.helpers.history import History, TensorBoard
+from maest.helpers.signals import Stopped
 from maest.helpers.throughput import Throughput, training_flops
 from maest.models import Maest, load_checkpoint, save_model
 from maest.models.evaluation import Scored
@@ -107,17 +107,10 @@ def print_plan(settings: Settings, log_dir: Path) -> None:
 
 def _check_data(plan: Plan) -> None:
     """A quick check: what would stop the training does so now; warnings of the rest."""
-    data, given = plan.data, plan.settings.datamodule
-    report = check_splits(
-        {split: data.groundtruth(split) for split in ("train", "val")},
-        given.base_dir,
-        data.clip_frames,
-        teacher_dir=given.teacher_dir,
-        skip_unreadable=given.on_error == "skip",
-        brief=True,
-    )
+    splits = {split: plan.data.groundtruth(split) for split in ("train", "val")}
+    report = check(plan.settings, splits, plan.data.clip_frames, brief=True)
     stops = [f for f in report.problems if f.kind in ("files", "teacher")]
-    if stops and given.on_error == "raise":
+    if stops and plan.settings.datamodule.on_error == "raise":
         raise InputError(
             str(report),
             kind="corrupt",

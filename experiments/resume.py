@@ -47,7 +47,7 @@ def find_run(settings: Settings, log_dir: Path) -> Path | None:
         return None if settings.ckpt_path is None else Path(settings.ckpt_path)
     runs = [path for path in log_dir.glob("*/checkpoints/last.ckpt") if path.is_file()]
     runs = [path for path in runs if not path.parents[1].is_symlink()]  # as "latest" is
-    newest = None
+    newest = ""
     for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             differing = _differing(settings, _read_record(path))
@@ -56,16 +56,12 @@ def find_run(settings: Settings, log_dir: Path) -> Path | None:
         if not differing:
             log.info("continuing %s", path)
             return path
-        newest = newest or (path, differing)
-    if newest is None:
-        log.warning("ckpt_path=last: there is no run to continue in %s: a new one begins", log_dir)
-        return None
-    path, differing = newest
-    log.warning(
-        "ckpt_path=last: no run in %s has these settings: a new one begins. The newest, %s, has "
-        "%s%s. (ckpt_path=%s would go on from it)",
-        *(log_dir, path.parents[1], "; ".join(differing[:5]), "; …" * (len(differing) > 5), path),
-    )
+        newest = newest or (
+            f" The newest, {path.parents[1]}, has {'; '.join(differing[:5])}"
+            f"{'; …' * (len(differing) > 5)}. (ckpt_path={path} would go on from it)"
+        )
+    which = "has these settings" if newest else "can be continued"
+    log.warning("ckpt_path=last: no run in %s %s: a new one begins.%s", log_dir, which, newest)
     return None
 
 
@@ -85,15 +81,17 @@ def as_it_began(settings: Settings, continued: Checkpoint | None) -> Settings:
     if continued is None:
         return settings
     maest, data = settings.maest, settings.datamodule
-    known = {n: continued.sizes.get(n) for n in ("norm_mean", "norm_std")}
+    known: dict[str, Any] = {n: continued.sizes.get(n) for n in ("norm_mean", "norm_std")}
     clips = data.clips_per_epoch
     with suppress(OSError, ValueError, KeyError, TypeError):  # it stands in no run's folder
         record = _read_record(continued.path)
         known["s_patchout_t"] = record["maest"]["s_patchout_t"]
         if clips == "auto":
             clips = record["datamodule"]["clips_per_epoch"]
-    maest = replace(maest, **{n: v for n, v in known.items() if getattr(maest, n) is None})
-    return replace(settings, maest=maest, datamodule=replace(data, clips_per_epoch=clips))
+    known = {name: value for name, value in known.items() if getattr(maest, name) is None}
+    return replace(
+        settings, maest=replace(maest, **known), datamodule=replace(data, clips_per_epoch=clips)
+    )
 
 
 def _read_record(checkpoint: Path) -> dict[str, Any]:

@@ -52,7 +52,10 @@ def summarize(
         lines[words] = results[name][first]
         plots.learning_curve(folder / "learning_curve.png", epochs, lines)
     metric = "f1" if task == "single-label" else first
-    bars = {"model": scored.evaluation.per_label[metric], words: baseline.per_label[metric]}
+    bars = {
+        "model": scored.evaluation.per_label[metric].tolist(),
+        words: baseline.per_label[metric].tolist(),
+    }
     labels = [row["label"] for row in results["per_label"]]
     title = f"{metrics.FIGURE_NAMES[metric]} on the validation split"
     plots.label_bars(folder / "labels.png", labels, bars, title)

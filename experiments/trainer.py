@@ -18,7 +18,7 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from maest.config import Settings
 from maest.experiments.plan import device_of, processes, steps_of
-from maest.helpers.checkpoints import StepLimit, WholeFiles, leave_sigterm_to_us
+from maest.helpers.checkpoints import AtomicCheckpointIO, StepLimit, leave_sigterm_to_us
 from maest.helpers.errors import InputError
 from maest.helpers.history import ProgressBar, ProgressLines
 from maest.helpers.throughput import fast_math
@@ -43,8 +43,10 @@ for _message in (
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
 
 # Settings of section ``trainer`` that are not Lightning's
-_OURS = ("checkpoint_minutes", "compile", "max_steps", "limit_test_batches")
-_OURS += ("limit_predict_batches", "enable_progress_bar", "strategy")
+_OURS = {
+    *("checkpoint_minutes", "compile", "max_steps", "limit_test_batches"),
+    *("limit_predict_batches", "enable_progress_bar", "strategy"),
+}
 
 
 def build_trainer(
@@ -71,7 +73,7 @@ def build_trainer(
         default_root_dir=folder,
         callbacks=callbacks,
         logger=logger,
-        plugins=[WholeFiles()],
+        plugins=[AtomicCheckpointIO()],
         strategy=strategy,
         use_distributed_sampler=False,  # ours are
         enable_model_summary=False,

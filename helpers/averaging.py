@@ -38,21 +38,19 @@ class WeightAverage(pl.Callback):
         """How many epochs the average is of."""
         return int(self._average.n_averaged)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         self._average = AveragedModel(pl_module.net, use_buffers=False)
         self._average.eval().requires_grad_(False)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._average.to(pl_module.device)
         self._offer(pl_module)
 
-    def _offer(self, pl_module: pl.LightningModule) -> None:
+    def _offer(self, pl_module: Any) -> None:
         if self.epochs:
             pl_module.also_evaluated[NAME] = self._average.module
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """After the last batch, and so before the validation."""
         epoch = trainer.current_epoch
         if trainer.is_last_batch and epoch > self._latest_epoch:
@@ -69,14 +67,14 @@ class WeightAverage(pl.Callback):
         self._average.n_averaged.fill_(state_dict["epochs"])
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         if self.epochs:
             average = self._average.module.state_dict()
             checkpoint["state_dict"] |= {PREFIX + name: v for name, v in average.items()}
 
     def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         weights = checkpoint["state_dict"].items()
         average = {n.removeprefix(PREFIX): v for n, v in weights if n.startswith(PREFIX)}

@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 LAST = "last.ckpt"
 # What a training cannot be continued without.
 _PARTS = {"state_dict", "loops", "optimizer_states", "lr_schedulers"}
-_ABANDONED = 600.0  # seconds after which a file that was being written is none any more
-_ECHO = 1.0  # seconds within which a signal that comes again is the same one
+_STALE_SECONDS = 600.0  # after which a file that was being written is left over from a kill
+_DUPLICATE_SIGNAL_SECONDS = 1.0  # a signal that comes again within is the same, of two senders
 # Processes that train together ask one another this often, in steps, whether one was told to stop.
 _ASK_EVERY = 10
 
@@ -52,16 +52,12 @@ def leave_sigterm_to_us(trainer: pl.Trainer) -> None:
     """Keep Lightning from asking at every step whether another process was told to stop.
 
     The host waits for the device to answer; `Checkpoints` asks at every tenth. (Not in the public
-    interface of Lightning 2.6, as is `_forget_sigterm`.)
+    interface of Lightning 2.6, as is ``_signal_connector``.)
     """
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
-def _forget_sigterm(trainer: pl.Trainer) -> None:
-    trainer._signal_connector.received_sigterm = False
-
-
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, to the disk itself, and renames it.
 
     Lightning's own way goes through the folder for temporary files: where that is another file
@@ -74,10 +70,11 @@ class WholeFiles(TorchCheckpointIO):
         try:
             with atomic_path(path, durable=True) as temporary:
                 torch.save(checkpoint, temporary)
-        except (RuntimeError, OSError) as error:  # the archive's writer says it in its own way
+        except (RuntimeError, OSError) as error:  # torch's writer raises RuntimeError
             free = shutil.disk_usage(Path(path).parent).free / 2**20
+            reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"the checkpoint could not be written ({_first_line(error)}; {free:.0f} MiB free)",
+                f"the checkpoint could not be written ({reason}; {free:.0f} MiB free)",
                 kind="access",
                 hint="Make room, and continue with ckpt_path=last: the checkpoint before it is "
                 "whole.",
@@ -94,6 +91,7 @@ class WholeFiles(TorchCheckpointIO):
                 path=path,
                 setting="ckpt_path",
             )
+        content: Any = None
         try:
             with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
                 whole = archive.testzip() is None
@@ -101,10 +99,10 @@ class WholeFiles(TorchCheckpointIO):
         except (OSError, MemoryError):  # says nothing of the file's content
             raise
         except Exception:  # a damaged file can raise nearly anything
-            content = None
+            log.debug("%s cannot be read", path, exc_info=True)
         if not isinstance(content, dict) or not content.keys() >= _PARTS:
-            others = sorted(Path(path).parent.glob("best-*.ckpt"))
-            other = f"ckpt_path={others[-1]}, or to start" if others else "to start"
+            best = sorted(Path(path).parent.glob("best-*.ckpt"))
+            other = f"ckpt_path={best[-1]}, or to start" if best else "to start"
             raise InputError(
                 "damaged, or no checkpoint of a training",
                 kind="corrupt",
@@ -113,19 +111,6 @@ class WholeFiles(TorchCheckpointIO):
                 setting="ckpt_path",
             )
         return content
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file another name; where that cannot be, copy it."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
-        with atomic_path(target, durable=True) as temporary:
-            shutil.copyfile(source, temporary)
 
 
 class StepLimit(pl.Callback):
@@ -137,7 +122,7 @@ class StepLimit(pl.Callback):
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         trainer.should_stop |= trainer.global_step >= self.max_steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -145,7 +130,7 @@ class StepLimit(pl.Callback):
 
 
 class Checkpoints(Checkpoint):
-    """Keeps ``last.ckpt``, and for each monitored figure the checkpoint of its best epoch.
+    """Keeps ``last.ckpt``, and for each monitored metric the checkpoint of its best epoch.
 
     The best are ``<name>-epoch=<number>.ckpt``, counted from 1. An older best is removed only once
     ``last.ckpt`` says that there is a newer one.
@@ -156,31 +141,25 @@ class Checkpoints(Checkpoint):
 
     Args:
         folder: where to.
-        monitors: name → figure whose highest value counts; one that is not there is passed over.
+        monitors: name → metric whose highest value counts; one that was not logged is skipped.
         minutes: time between saves within an epoch.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        monitors: Mapping[str, str],
-        minutes: float = 10.0,
+        self, folder: str | Path, monitors: Mapping[str, str], minutes: float = 10.0
     ) -> None:
-        self.folder = Path(folder)
-        self.monitors = dict(monitors)
-        self.minutes = minutes
+        self.folder, self.monitors, self.minutes = Path(folder), dict(monitors), minutes
         self.best: dict[str, dict[str, float]] = {}  # name → {"epoch": …, "score": …}
         self._shift = 0  # of epochs' numbers in the run that this one continues
         self._validated = False
         self._saved_at = time.monotonic()
-        self._told = 0  # the signal
-        self._told_at = 0.0
+        self._signal, self._signalled_at = 0, 0.0
         self._handlers: dict[int, Any] = {}
 
     # ------------------------------------------------------------------ what is kept
 
     def path(self, name: str) -> Path | None:
-        """The checkpoint of the best epoch by a monitored figure; None if there is none."""
+        """The checkpoint of the best epoch by a monitored metric; None if there is none."""
         return self.folder / self._name(name) if name in self.best else None
 
     def _name(self, name: str, shift: int = 0) -> str:
@@ -195,42 +174,40 @@ class Checkpoints(Checkpoint):
         self.best = {
             name: best | {"epoch": best["epoch"] + self._shift}
             for name, best in state_dict["best"].items()
-            if math.isfinite(best["score"])  # which one of 0.1 may not be
+            if math.isfinite(best["score"])  # one of 0.1 may be NaN
         }
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and trainer.ckpt_path is not None:
-            self._adopt(Path(trainer.ckpt_path))
+            self._link_previous_run(Path(trainer.ckpt_path))
         self.best = trainer.strategy.broadcast(self.best)  # all save, or none
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._saved_at = time.monotonic()
-        self._listen()
-        if trainer.received_sigterm:  # since Lightning listens, which would end without a word
-            _forget_sigterm(trainer)
-            self._told, self._told_at = signal.SIGTERM, time.monotonic()
+    def _link_previous_run(self, continued: Path) -> None:
+        """Take the checkpoints of the run that this one continues into this one's folder.
 
-    def _adopt(self, continued: Path) -> None:
-        """Take the checkpoints of the run that this one continues into its own folder.
-
-        The one that it continues from too: nothing depends on the earlier folder from here on.
+        The one that it continues from, too: nothing depends on the earlier folder from here on.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in list(self.best):
-            path = self.path(name)
-            if path.is_file():
+            target, source = self.folder / self._name(name), self._name(name, self._shift)
+            if target.is_file() or _link(continued.parent / source, target):
                 continue
-            there = continued.parent / self._name(name, self._shift)
-            if not there.is_file():
-                log.warning("%s is gone: the best epoch is sought among those to come", there)
-                del self.best[name]
-                continue
-            _link(there, path)
+            log.warning("%s is missing; best-epoch tracking restarts", continued.parent / source)
+            del self.best[name]
         if not (self.folder / LAST).exists():
             _link(continued, self.folder / LAST)
         for part in continued.parent.glob(f"{TEMPORARY}*{Path(LAST).suffix}"):  # of a kill
-            if time.time() - part.stat().st_mtime > _ABANDONED:
+            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
                 part.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------ when it is saved
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at = time.monotonic()
+        self._install_handlers()
+        if trainer.received_sigterm:  # since Lightning listens, which would end without a word
+            trainer._signal_connector.received_sigterm = False
+            self._signal, self._signalled_at = signal.SIGTERM, time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = not trainer.sanity_checking
@@ -239,21 +216,19 @@ class Checkpoints(Checkpoint):
         old = []
         for name, monitor in self.monitors.items():
             score = trainer.callback_metrics.get(monitor)
-            if score is None or not self._validated:
-                continue
             best = self.best.get(name, {"score": -math.inf})
-            if float(score) > best["score"]:  # which NaN never is
+            if self._validated and score is not None and float(score) > best["score"]:  # NaN is not
                 old.append(self.path(name))
                 self.best[name] = {"epoch": trainer.current_epoch + FIRST, "score": float(score)}
-                self._save(trainer, self.path(name))
+                self._save(trainer, self.folder / self._name(name))
         self._validated = False
         self._save_last(trainer)
         if trainer.is_global_zero:
             for path in filter(None, old):
                 path.unlink(missing_ok=True)
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
-        if self._agreed(trainer, bool(self._told)) and not last:
-            raise Stopped(self._told or signal.SIGTERM, saved=True)
+        if _any_rank(trainer, bool(self._signal)) and not last:
+            raise Stopped(self._signal or signal.SIGTERM, saved=True)
 
     def on_train_batch_end(
         self,
@@ -265,62 +240,44 @@ class Checkpoints(Checkpoint):
     ) -> None:
         # The last batch is followed by the validation, and then the epoch is over.
         if trainer.is_last_batch:
-            self._check_weights(trainer)
+            _check_weights(trainer)
             return
         steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
-        if rest:
-            return
-        alone = trainer.world_size == 1
-        if not alone and steps % _ASK_EVERY:
+        if rest or (trainer.world_size > 1 and steps % _ASK_EVERY):
             return
         due = time.monotonic() - self._saved_at > 60 * self.minutes
-        told = self._agreed(trainer, bool(self._told))
-        if told or self._agreed(trainer, due):
+        stop = _any_rank(trainer, bool(self._signal))
+        if stop or _any_rank(trainer, due):
             self._save_last(trainer)
-        if told:
-            raise Stopped(self._told or signal.SIGTERM, saved=True)
+        if stop:
+            raise Stopped(self._signal or signal.SIGTERM, saved=True)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         self._save(trainer, self.folder / LAST)
         self._saved_at = time.monotonic()
 
     def _save(self, trainer: pl.Trainer, path: Path) -> None:
-        self._check_weights(trainer)
+        _check_weights(trainer)
         trainer.save_checkpoint(path, weights_only=False)
-
-    @staticmethod
-    def _check_weights(trainer: pl.Trainer) -> None:
-        """Raise `diverged` for weights that are no numbers: the loss tells a step later only."""
-        weights = [p.detach() for p in trainer.lightning_module.parameters()]
-        if not torch.nn.utils.get_total_norm(weights, math.inf).isfinite():
-            raise diverged("the weights became", trainer.current_epoch, trainer.global_step)
-
-    @staticmethod
-    def _agreed(trainer: pl.Trainer, decision: bool) -> bool:
-        """Whether any of the processes says so."""
-        if trainer.world_size == 1:
-            return decision
-        return trainer.strategy.reduce_boolean_decision(decision, all=False)
 
     # ------------------------------------------------------------------ signals
 
-    def _listen(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in stop_signals():
-            self._handlers[number] = signal.signal(number, self._on_signal)
+    def _install_handlers(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in stop_signals():
+                self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._told:  # twice: at once, unless it is the first one, sent by two senders
-            if number == self._told and time.monotonic() - self._told_at < _ECHO:
-                return
-            self._deafen()
+        now = time.monotonic()
+        if not self._signal:
+            self._signal, self._signalled_at = number, now
+            name = signal.Signals(number).name
+            log.warning("%s: saving and stopping after this step; once more stops at once", name)
+        elif number != self._signal or now - self._signalled_at >= _DUPLICATE_SIGNAL_SECONDS:
+            self._restore_handlers()
             raise Stopped(number, saved=False)
-        self._told, self._told_at = number, time.monotonic()
-        name = signal.Signals(number).name
-        log.warning("%s: saving and stopping after this step; once more stops at once", name)
 
-    def _deafen(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
@@ -328,7 +285,33 @@ class Checkpoints(Checkpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self._deafen()
+        self._restore_handlers()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._deafen()
+        self._restore_handlers()
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give a file another name; where that cannot be, copy it. False if there is no such file."""
+    if not source.is_file():
+        return False
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        with atomic_path(target, durable=True) as temporary:
+            shutil.copyfile(source, temporary)
+    return True
+
+
+def _check_weights(trainer: pl.Trainer) -> None:
+    """Raise `diverged` for weights that are NaN or infinite: the loss is so only a step later."""
+    weights = [p.detach() for p in trainer.lightning_module.parameters()]
+    if not torch.nn.utils.get_total_norm(weights, math.inf).isfinite():
+        raise diverged("the weights became", trainer.current_epoch, trainer.global_step)
+
+
+def _any_rank(trainer: pl.Trainer, decision: bool) -> bool:
+    """Whether any of the processes says so."""
+    if trainer.world_size == 1:
+        return decision
+    return trainer.strategy.reduce_boolean_decision(decision, all=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,10 +72,11 @@ class ProgressLines(pl.Callback):
             return
         if trainer.is_global_zero:
             left = (self.steps - step) * (now - self._started) / done
+            loss = float(trainer.callback_metrics.get("train_loss_step", math.nan))
             log.info(
                 "epoch %d, step %d of %d: %.3g clips/s, loss %.4f, about %s to go",
                 *(trainer.current_epoch + FIRST, step, self.steps),
-                *(self._clips / (now - self._shown), outputs["loss"], duration(left)),
+                *(self._clips / (now - self._shown), loss, duration(left)),
             )
         self._shown, self._clips = now, 0
 
@@ -145,9 +147,9 @@ class History(pl.Callback):
         self._validated = False
         self.epochs.append(row)
         if self.record:
-            for name, value in row.items():
+            for name, metric in row.items():
                 if name != "epoch":
-                    self.record(name, value, int(row["epoch"]))
+                    self.record(name, metric, int(row["epoch"]))
         if trainer.is_global_zero:
             self._write()
             tqdm.write(epoch_line(row))

@@ -205,5 +205,6 @@ class Throughput(pl.Callback):
         if self.ceiling is not None:
             own = metrics["clips_per_second"] / trainer.world_size
             metrics["mfu"] = own * self.flops_per_clip / self.ceiling
-        options = {"on_step": on_step, "on_epoch": not on_step}
-        pl_module.log_dict(metrics, prog_bar=True, batch_size=1, **options)
+        pl_module.log_dict(
+            metrics, prog_bar=True, on_step=on_step, on_epoch=not on_step, batch_size=1
+        )

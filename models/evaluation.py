@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from maest.models.patchout import on_device
 
 log = logging.getLogger(__name__)
 
-_LOSSES = {
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "multi-label": F.binary_cross_entropy_with_logits,
     "single-label": F.cross_entropy,  # with distributions over the classes as targets
     "regression": F.mse_loss,
@@ -180,7 +180,7 @@ def _gather(
         for rank, (own, _, _) in enumerate(parts):
             if row < len(own):
                 places.setdefault(own[row], (rank, row))
-    names = next((names for _, names, _ in parts if names), {})
+    names: dict[str, Tensor] = next((names for _, names, _ in parts if names), {})
     return list(places), {
         name: torch.stack([parts[rank][1][name][row] for rank, row in places.values()])
         for name in names

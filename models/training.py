@@ -168,7 +168,7 @@ class MaestModule(pl.LightningModule):
         if self.trainer.ckpt_path is None:
             return
         # A checkpoint's moments and position are taken; rates and decay are the settings'.
-        schedule = self.trainer.lr_scheduler_configs[0].scheduler
+        schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
         for i, group in enumerate(self._parameter_groups()):
             base = group.get("lr", self.lr)
             schedule.base_lrs[i] = base
@@ -226,7 +226,8 @@ class MaestModule(pl.LightningModule):
             raise diverged("the training loss became", self.current_epoch, self.global_step + 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        trainer: Any = self.trainer
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
             self._check_loss()
         if self.trainer.is_last_batch or self.trainer.should_stop:  # as a limit of steps does
             self._check_loss()
@@ -302,7 +303,7 @@ class MaestModule(pl.LightningModule):
             self._parameter_groups(),
             lr=self.lr,
             weight_decay=self.weight_decay,
-            betas=tuple(self.betas),
+            betas=(self.betas[0], self.betas[1]),
             # In one kernel; under mixed precision it unscales gradients too late to clip them.
             fused=True if self.trainer.gradient_clip_val is None else None,
         )
@@ -333,7 +334,8 @@ class MaestModule(pl.LightningModule):
             InputError: of kind "diverged", if the loss was NaN; nothing is saved then.
         """
         self._check_loss()
-        ours = {"sizes": self.net.sizes(), "labels": self.net.labels, "skipped": self.skipped}
+        ours: dict[str, Any] = {"sizes": self.net.sizes(), "labels": self.net.labels}
+        ours["skipped"] = self.skipped
         ours |= self.record
         if self._loss_sum is not None:
             total, clips = self._epoch_loss()

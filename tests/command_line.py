@@ -73,7 +73,8 @@ def bad(script: str, line: str, cwd: Path) -> str:
 
 def settings(toy) -> str:
     """The toy set as command-line settings."""
-    return " ".join(f"datamodule.{name}={value}" for name, value in toy.settings().items())
+    values = toy.settings() | {"groundtruth_predict": toy.groundtruth("test")}
+    return " ".join(f"datamodule.{name}={value}" for name, value in values.items())
 
 
 def newest(home: Path) -> Path:

@@ -40,7 +40,7 @@ class ToySet:
 
     def settings(self) -> dict[str, str]:
         """`datamodule` settings."""
-        names = {"train": "train", "val": "validation", "test": "test", "predict": "test"}
+        names = {"train": "train", "val": "validation", "test": "test"}
         paths = {f"groundtruth_{k}": str(self.groundtruth(v)) for k, v in names.items()}
         return {"base_dir": str(self.mels), **paths}
 

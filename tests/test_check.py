@@ -15,7 +15,6 @@ from maest.datasets import check
 from maest.datasets.check import CheckReport, check_splits
 from maest.datasets.groundtruth import (
     GroundTruth,
-    read_any_groundtruth,
     read_groundtruth,
     write_groundtruth,
     write_labels,
@@ -59,10 +58,9 @@ class Set:
                 path.write_bytes(tracks)
             paths.setdefault(split, path)
         found: dict[str, GroundTruth | InputError] = {}
-        for split in splits or ("train", "val", "test", *({"predict"} & paths.keys())):
+        for split in splits or ("train", "val", "test"):
             try:
-                read = read_any_groundtruth if split == "predict" else read_groundtruth
-                found[split] = read(paths[split], **({} if split == "predict" else {"task": task}))
+                found[split] = read_groundtruth(paths[split], task=task)
             except InputError as error:
                 found[split] = error
         return found
@@ -294,10 +292,6 @@ def test_a_key_in_several_splits(good, brief):
     text = only(good.check(brief=brief), "shared")
     assert text.startswith("train and val: 2 ")
     assert "('train/00.mmap', 'train/01.mmap')" in text
-    # what is only listened to may be of any split
-    good.tracks["val"] = {key: good.tracks["val"][key] for key in list(good.tracks["val"])[:6]}
-    predict = good.root / "groundtruth-train.pk"
-    assert messages(good.check(brief=brief, predict=predict)) == []
 
 
 def test_validation_and_test_may_be_warned_of(good):

@@ -525,7 +525,7 @@ def test_the_embedded_data_set_is_built_only_where_it_is_wanted_and_missing(
     monkeypatch.setattr(scores, "DATA_DIR", tmp_path)
 
     def prepare(path) -> None:
-        MaestDataModule(base_dir=".", clip_frames=40, groundtruth_train=path).prepare_data()
+        scores.build_if_missing([None, path])
 
     prepare(toy.groundtruth("train"))
     prepare(tmp_path.parent / "elsewhere.pk")
@@ -551,8 +551,7 @@ def test_of_several_processes_one_builds(tmp_path, monkeypatch):
     monkeypatch.setattr(preprocess, "build", build)
     monkeypatch.setattr(scores, "DATA_DIR", tmp_path / "data")
     path = tmp_path / "data" / "style" / "groundtruth-train.pk"
-    data = [MaestDataModule(base_dir=".", clip_frames=40, groundtruth_train=path) for _ in range(3)]
-    threads = [threading.Thread(target=one.prepare_data) for one in data]
+    threads = [threading.Thread(target=scores.build_if_missing, args=([path],)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -572,7 +571,7 @@ def test_targets_of_each_task(toy, tmp_path):
 
     def module(name: str, task: str) -> MaestDataModule:
         path = tmp_path / name
-        splits = {f"groundtruth_{split}": path for split in ("train", "test", "predict")}
+        splits = {f"groundtruth_{split}": path for split in ("train", "test")}
         return MaestDataModule(base_dir=toy.mels, clip_frames=40, task=task, **splits)
 
     with pytest.raises(InputError, match=r"test/00\.mmap"):
@@ -583,12 +582,9 @@ def test_targets_of_each_task(toy, tmp_path):
     assert sorted(targets.tolist()) == sorted(values.values())
     batch = next(iter(regression.test_dataloader()))
     assert batch.targets.tolist() == list(values.values())
-    # What is only listened to may be labelled in any way.
-    for name, task in (("two.pk", "single-label"), ("values.pk", "multi-label")):
-        assert len(module(name, task).groundtruth("predict")) > 0
     (tmp_path / "bad.pk").write_bytes(b"no pickle")
     with pytest.raises(InputError, match=r"bad\.pk"):
-        module("bad.pk", "multi-label").groundtruth("predict")
+        module("bad.pk", "multi-label").groundtruth("train")
 
 
 def test_settings_that_do_not_go_together(toy):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from command_line import bad, good, run
+from command_line import bad, good, run, settings
 from music import (
     LABELS,
     PATCH,
@@ -339,9 +339,8 @@ def test_audio_gives_what_its_log_mel_file_gives(line, music, model, tmp_path):
 
 def test_each_patch_in_the_order_of_time(toy, model, tmp_path):
     """Of log-mel files, in passes that hold fewer patches than a track has."""
-    arguments = " ".join(f"datamodule.{name}={value}" for name, value in toy.settings().items())
     line = (
-        f"with maest.checkpoint={model} {arguments} inference.transformer_block=1 "
+        f"with maest.checkpoint={model} {settings(toy)} inference.transformer_block=1 "
         f"inference.pool=none inference.patch_hop=0.4 inference.out_dir={tmp_path} "
         "inference.outputs=[embeddings,predictions] inference.patches_per_pass=2"
     )

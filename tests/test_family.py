@@ -115,7 +115,7 @@ def test_teacher_and_student(home, toy):
     message = bad("ex_maest.py", line, home)
     assert "embeddings/30sec/logits: " in message
     assert "extract_logits" in message
-    (home / "embeddings/30sec/logits").mkdir(parents=True)
+    (home / "embeddings/other/30sec/logits").mkdir(parents=True)
     message = bad("ex_maest.py", line, home)
     assert "36 of 36" in message
     assert "extract_logits" in message
@@ -128,6 +128,9 @@ def test_teacher_and_student(home, toy):
         f"{train}",
         home,
     )
+    message = bad("ex_maest.py", line, home)
+    assert "embeddings/other/30sec/logits" in message  # as well as the teacher's
+    (home / "embeddings/other/30sec/logits").rmdir()
     good("ex_maest.py", line, home)
     card = json.loads((newest(home) / "model" / "config.json").read_text())
     assert card["sizes"]["distilled_type"] == "separated"

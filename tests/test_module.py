@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from maest.datasets.datamodule import MaestDataModule
 from maest.datasets.groundtruth import write_groundtruth
 from maest.datasets.melspectrograms import write_mel
 from maest.helpers.errors import InputError
-from maest.helpers.history import History, epoch_line, read_history
+from maest.helpers.history import History, ProgressLines, epoch_line, read_history
 from maest.helpers.metrics import baseline
 from maest.helpers.mixup import mixup
 from maest.helpers.seeds import derived_seed
@@ -382,6 +383,19 @@ def test_an_epochs_line_has_the_metrics_of_the_task():
         ({"val_r2": -0.25, "val_mse": 2.0}, "val R² -0.2500  val MSE 2.0000  3 s"),
     ):
         assert epoch_line(row | metrics) == start + expected
+
+
+def test_a_line_of_progress_within_an_epoch(caplog):
+    mel = torch.from_numpy(np.stack(mels(62, 62)))
+    module = MaestModule(network().train(), **PLAIN)
+    run = trainer(max_epochs=2, callbacks=[ProgressLines(steps=6, every=0)])
+    with caplog.at_level(logging.INFO):
+        run.fit(module, loader([ClipBatch(mel, torch.zeros(2, 3))] * 3))
+    lines = [r.getMessage() for r in caplog.records if r.name == "maest.helpers.history"]
+    starts = [f"epoch {1 + i // 3}, step {i + 1} of 6: " for i in range(6)]
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+    assert all("nan" not in line for line in lines)
+    assert lines[-1].endswith("about 0 s to go")
 
 
 def test_units_hold_in_sixteen_bits():

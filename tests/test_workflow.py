@@ -58,6 +58,18 @@ def test_pretraining_leaves_everything_in_its_folder(home, toy):
     assert (results["best_epoch"], results["best_steps"]) == (1, 2)
 
 
+def test_the_plan_is_shown_and_nothing_is_trained(toy, tmp_path):
+    line = f"print_plan with {settings(toy)} datamodule.clip_length=1.5 trainer.max_epochs=2"
+    out = good("ex_maest.py", line, tmp_path)
+    shown = dict(row.split(":", 1) for row in out.splitlines())
+    # 16 clips of each of 36 tracks, 8 in a batch
+    assert shown["clips"].strip().startswith("576 ")
+    assert shown["steps"].strip() == "144, 72 an epoch"
+    assert shown["patchout"].strip().startswith("4 of 8 ")
+    assert "36 training and 12 validation" in shown["tracks"]
+    assert not list((tmp_path / "exp_logs").glob("*"))
+
+
 def test_same_seed_same_result(home, toy, tmp_path):
     good("ex_maest.py", f"with {settings(toy)} {QUICK} datamodule.num_workers=2", tmp_path)
     first, again = (
