@@ -55,6 +55,6 @@ def _whole(part: Any) -> Any:
     """7 of 7, 7.0 and "7"; anything else as it is."""
     if isinstance(part, str) and re.fullmatch(r"-?\d+", part):
         return int(part)
-    if isinstance(part, Real) and not isinstance(part, bool) and part == part // 1:
-        return int(part)
+    if isinstance(part, Real) and not isinstance(part, bool) and float(part).is_integer():
+        return int(float(part))
     return part

@@ -89,7 +89,7 @@ def write_predictions(
         chosen = best(values, top, task)
         return [{"label": names[i], figure: round(float(values[i]), _DIGITS)} for i in chosen]
 
-    prediction = {
+    prediction: dict[str, Any] = {
         "track": valid_utf8(result.key),
         "seconds": round(result.seconds, 3),
         "warnings": list(result.warnings),

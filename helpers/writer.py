@@ -346,6 +346,7 @@ class ResultWriter:
 
         assert result.activations is not None
         assert result.patch_activations is not None
+        assert result.picture is not None
         names = label_names(self.labels, len(result.activations))
         shown = best(result.activations, self.top, self.task)
         activation_plot(

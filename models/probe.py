@@ -244,7 +244,7 @@ class ProbeBank:
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.require(values, np.float32, "CW"))
+    return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
