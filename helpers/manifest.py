@@ -259,29 +259,3 @@ def model_hash(state_dict: Mapping[str, torch.Tensor], sizes: Mapping[str, Any])
         digest.update(json.dumps(head).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-# ---- where results are ---------------------------------------------------------------------------
-
-
-def find_results(folder: Path, kind: str, setting: str) -> Path:
-    """The folder of results of a kind, such as ``logits``: ``folder`` itself, or the one below it.
-
-    It may be ``<folder>/<model>/<seconds>sec/<kind>``; earlier versions had no folder for a model.
-
-    Raises:
-        InputError: there are several; ``setting`` says which.
-    """
-    below = (f"{kind}/{MANIFEST}", f"*/{kind}/{MANIFEST}", f"*/*/{kind}/{MANIFEST}")
-    found = [path.parent for pattern in below for path in sorted(folder.glob(pattern))]
-    if (folder / MANIFEST).is_file() or not found:
-        return folder
-    if len(found) > 1:
-        raise InputError(
-            f"holds {kind} of several models or patch lengths: {', '.join(map(str, found))}",
-            kind="conflict",
-            hint=f"Give one of them, such as {setting}={found[-1]}.",
-            path=folder,
-            setting=setting,
-        )
-    return found[0]

@@ -13,7 +13,6 @@ import torch
 from maest.helpers.errors import InputError
 from maest.helpers.manifest import (
     MANIFEST,
-    find_results,
     model_hash,
     open_folder,
     read_manifest,
@@ -265,19 +264,3 @@ def test_audio_and_log_mel_files_are_one_setting_no_more(tmp_path, given):
     assert opened(tmp_path, present="a")["settings"] == SETTINGS
     assert files(tmp_path) == {MANIFEST, "a.embeddings.npy"}
     assert refused(tmp_path, {**SETTINGS, "block": 6}).kind == "mismatch"
-
-
-def test_results_are_found_where_there_is_one_place(tmp_path):
-    assert find_results(tmp_path, "logits", "x") == tmp_path
-    only = tmp_path / "a-model/30sec/logits"
-    opened(only)
-    for given in (tmp_path, tmp_path / "a-model", only):
-        assert find_results(given, "logits", "x") == only
-    older = tmp_path / "30sec/logits"
-    opened(older)
-    with pytest.raises(InputError) as error:
-        find_results(tmp_path, "logits", "datamodule.teacher_dir")
-    assert (error.value.kind, error.value.setting) == ("conflict", "datamodule.teacher_dir")
-    assert str(only) in str(error.value)
-    assert str(older) in str(error.value)
-    assert find_results(older, "logits", "x") == older

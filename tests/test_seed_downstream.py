@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import bad, good, settings
 from hub_cache import into_hub_cache, released
 from miniature_mtt import Server, miniature
+from music import save_small_model
 
 from maest.datasets.groundtruth import read_groundtruth
 from maest.models import ARCHS
@@ -81,3 +83,28 @@ def test_as_typed(copy, tmp_path):
     assert results["probe"]["max_epochs"] == 60
     assert np.isfinite(results["ap"]["values"]).all()
     assert (run / "summary.md").is_file()
+
+
+def test_a_teacher_and_its_student(toy, tmp_path):
+    """The student finds the teacher's logits where extraction puts them by itself."""
+    save_small_model(tmp_path / "teacher")
+    train = toy.groundtruth("train")
+    good(
+        "ex_maest.py",
+        f"extract_logits with maest.checkpoint=teacher datamodule.base_dir={toy.mels} "
+        f"datamodule.groundtruth_predict={train}",
+        tmp_path,
+    )
+    assert len(list((tmp_path / "embeddings/teacher/2sec/logits").rglob("*.npy"))) == 36
+    student = (
+        f"with {settings(toy)} datamodule.teacher_dir=embeddings/2sec/logits "
+        "maest.distilled_type=separated "
+        "datamodule.clip_length=2 trainer.max_epochs=1 datamodule.clips_per_epoch=8 "
+        "datamodule.num_workers=0 maest.arch=maest_tiny"
+    )
+    good("ex_maest.py", student, tmp_path)
+    shutil.copytree(tmp_path / "embeddings/teacher", tmp_path / "embeddings/other")
+    said = bad("ex_maest.py", student, tmp_path)
+    assert "datamodule.teacher_dir" in said
+    assert "embeddings/teacher/2sec/logits" in said
+    assert "embeddings/other/2sec/logits" in said
