@@ -227,7 +227,7 @@ class MaestDataModule(pl.LightningDataModule):
         dataset = CropDataset(
             groundtruth, self.base_dir, self.clip_frames, self.teacher_dir, self.on_error
         )
-        return self._loader(dataset, self.batch_size_train, sampler, _as_it_is)
+        return self._loader(dataset, self.batch_size_train, sampler, _identity)
 
     def val_dataloader(self) -> DataLoader:
         return self._tracks("val")
@@ -256,6 +256,6 @@ class MaestDataModule(pl.LightningDataModule):
         )
 
 
-def _as_it_is(batch: Any) -> Any:
-    """What collates a batch that is whole already."""
+def _identity(batch: Any) -> Any:
+    """Collates a batch that is whole already."""
     return batch

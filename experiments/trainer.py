@@ -103,8 +103,9 @@ def _check_processes(devices: int, num_nodes: int) -> None:
 
 
 def terminate_workers(trainer: pl.Trainer, patience: float = 5.0) -> None:
-    """Let the processes that Lightning has started end; kill those that have not after ``patience``
-    seconds. They may wait for this one, the first of its machine, which is about to stop.
+    """End the processes that Lightning has started: after so many seconds, by force.
+
+    They may wait for this one, the first of its machine, which is about to stop.
     """
     started = getattr(trainer.strategy.launcher, "procs", [])
     workers = list(started)
