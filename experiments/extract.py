@@ -134,13 +134,13 @@ def _extract(
     try:
         part = _run(job, failed, net, plan, spec, settings, device, precision, ranks)
         parts = ranks.join(outputs[0].folder, vars(part))
-        return report(job, [Summary(**one) for one in parts])
+        try:
+            return report(job, [Summary(**one) for one in parts])
+        except OSError as error:  # of the lists and tables: all results are written
+            place = error.filename or outputs[0].folder
+            raise write_error(place, error, "inference.out_dir") from error
     except BaseException as error:
         ranks.give_up(outputs[0].folder, error)
-        if isinstance(error, OSError):  # of the lists and tables: all results are written
-            raise write_error(
-                error.filename or outputs[0].folder, error, "inference.out_dir"
-            ) from error
         raise
 
 

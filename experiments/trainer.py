@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -18,8 +17,8 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from maest.config import Settings
 from maest.experiments.plan import device_of, processes, steps_of
+from maest.experiments.ranks import check_processes
 from maest.helpers.checkpoints import AtomicCheckpointIO, StepLimit, leave_sigterm_to_us
-from maest.helpers.errors import InputError
 from maest.helpers.history import ProgressBar, ProgressLines
 from maest.helpers.throughput import fast_math
 
@@ -54,7 +53,8 @@ def build_trainer(
 ) -> pl.Trainer:
     """The trainer of settings that are decided (`plan.decided`)."""
     trainer = settings.trainer
-    _check_processes(trainer.devices, trainer.num_nodes)
+    if trainer.devices != -1:
+        check_processes(trainer.devices, trainer.num_nodes)
     fast_math()
     if trainer.precision == "bf16-mixed" and device_of(settings).type != "cuda":
         log.warning("trainer.precision=bf16-mixed: on most CPUs much slower than 32-true")
@@ -82,24 +82,6 @@ def build_trainer(
     )
     leave_sigterm_to_us(made)
     return made
-
-
-def _check_processes(devices: int, num_nodes: int) -> None:
-    """Raise InputError if torchrun or srun has started another number of processes than is set."""
-    who, options, started = "srun", "--ntasks-per-node and --nodes", 0
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        who, options = "torchrun", "--nproc-per-node and --nnodes"
-        started = int(os.environ["WORLD_SIZE"])
-    elif os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":  # of one, Lightning starts the others
-        started = int(os.environ["SLURM_STEP_NUM_TASKS"])
-    if started and devices != -1 and started != devices * num_nodes:
-        raise InputError(
-            f"{who} has started {started} processes, and {devices} times trainer.num_nodes="
-            f"{num_nodes} is {devices * num_nodes}",
-            kind="conflict",
-            setting="trainer.devices",
-            hint=f"Set both to what {options} say.",
-        )
 
 
 def terminate_workers(trainer: pl.Trainer, patience: float = 5.0) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from maest.helpers.errors import InputError
-from maest.helpers.files import atomic_path
+from maest.helpers.files import write_rows
 from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
 
 FRAMES_PER_SECOND = SAMPLE_RATE / HOP_LENGTH  # 62.5
@@ -164,10 +164,8 @@ def write_times(path: str | Path, times: np.ndarray) -> None:
 
     The columns are ``patch`` (from 0), ``start``, ``centre`` and ``end``, in seconds.
     """
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(("patch", *_TIMES))
-        rows.writerows((i, *(f"{t:.3f}" for t in row)) for i, row in enumerate(times.tolist()))
+    rows = ((i, *(f"{t:.3f}" for t in row)) for i, row in enumerate(times.tolist()))
+    write_rows(path, ("patch", *_TIMES), rows)
 
 
 def read_times(path: str | Path) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 
 from maest.helpers.errors import InputError
 from maest.helpers.failures import encodable, valid_utf8
-from maest.helpers.files import TEMPORARY, atomic_path, to_json
+from maest.helpers.files import TEMPORARY, atomic_path, to_json, write_rows
 from maest.helpers.tracks import TrackResult
 
 SUFFIX = ".predictions.json"
@@ -105,20 +105,19 @@ def write_predictions(
         ],
     }
     path_json = Path(path_json)
-    with (
-        atomic_path(path_json.with_suffix(".csv")) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        rows = csv.writer(file)
-        rows.writerow(("scope", "start", "end", "rank", "label", figure, "warnings"))
-        whole = {"start": 0.0, "end": prediction["seconds"], "labels": prediction["labels"]}
-        for scope, part in (("track", whole), *(("patch", p) for p in prediction["patches"])):
-            span = f"{part['start']:.3f}", f"{part['end']:.3f}"
-            warned = SEPARATOR.join(result.warnings) if scope == "track" else ""
-            rows.writerows(
-                (scope, *span, rank, entry["label"], f"{entry[figure]:.{_DIGITS}f}", warned)
-                for rank, entry in enumerate(part["labels"], 1)
-            )
+    whole = {"start": 0.0, "end": prediction["seconds"], "labels": prediction["labels"]}
+    parts = [("track", whole), *(("patch", patch) for patch in prediction["patches"])]
+    rows = (
+        (
+            *(scope, f"{part['start']:.3f}", f"{part['end']:.3f}", rank, entry["label"]),
+            f"{entry[figure]:.{_DIGITS}f}",
+            SEPARATOR.join(result.warnings) if scope == "track" else "",
+        )
+        for scope, part in parts
+        for rank, entry in enumerate(part["labels"], 1)
+    )
+    header = ("scope", "start", "end", "rank", "label", figure, "warnings")
+    write_rows(path_json.with_suffix(".csv"), header, rows)
     with atomic_path(path_json) as temporary:
         temporary.write_text(to_json(prediction), "utf-8")
 
