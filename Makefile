@@ -25,7 +25,7 @@ WORKERS ?= 2
 .PHONY: help install install-dev demo test test-slow gpu lint format lock clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 8
+	@sed -n 's/^# //p' Makefile | head -n 7
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
