@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from typing import Any
 
 from maest.experiments.runs import LOG_DIR
 from maest.helpers.files import write_json
-from maest.helpers.report import machine, pretraining_table, versions
+from maest.helpers.report import Page, format_mean_std, machine, pretraining_table, table, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = LOG_DIR / "latest" / "model"
+REPORT = LOG_DIR / "demo" / "report.md"
 EXTRACT = "ex_maest.py extract_embeddings with target_scores inference.overwrite=True"
 PROBE = "ex_tl.py with target_scores_tl"
 RANDOM, SHIPPED = "embeddings/scores-random", "embeddings/scores-shipped"
@@ -45,11 +47,11 @@ STEPS = {
     f"name='(d) maest-tiny-scores, as it comes' data.embeddings_dir={SHIPPED}",
     "The four side by side": "ex_tl.py compare with runs=[{runs}]",
 }
-CLOSING = """
+BASELINES = ("label_frequencies", "chance")
+CLOSING = """\
 Minutes of training teach the pre-training task, and not yet a representation that transfers: (a)
 may well lie below (b) or (c). (d) heard more music for longer, none of these works among it, and
-instruments were among its labels: models/pretrained/maest-tiny-scores/README.md.
-"""
+instruments were among its labels: models/pretrained/maest-tiny-scores/README.md."""
 
 
 def run(line: str) -> int:
@@ -74,8 +76,43 @@ def normalization() -> str:
     return " ".join(f"maest.{name}={sizes[name]:.6g}" for name in ("norm_mean", "norm_std"))
 
 
+def write_report(folder: str, pretraining: dict[str, Any], probes: list[dict[str, Any]]) -> Page:
+    """Both tables and pictures, into exp_logs/demo/; ``folder`` is the pre-training's."""
+    from maest.helpers.plots import label_bars
+
+    times = {name: pretraining["val_ap"] / pretraining[name]["ap"] for name in BASELINES}
+    page = Page("MAEST on real scores")
+    page.add(
+        f"## Pre-training: style, {pretraining['val_tracks']} clips of unseen works",
+        pretraining_table(pretraining),
+        f"The kept weights reach {times['label_frequencies']:.1f} times the AP of the label "
+        f"frequencies, and {times['chance']:.1f} times that of random scores, after "
+        f"{pretraining['best_steps']} steps.",
+    )
+    REPORT.parent.mkdir(exist_ok=True)
+    page.picture(Path(shutil.copy(Path(folder, "learning_curve.png"), REPORT.parent)))
+    first = probes[0]
+    rows = [[p["name"], format_mean_std(p["ap"]), format_mean_std(p["roc_auc"])] for p in probes]
+    rows.append(["chance", f"{first['chance']['ap']:.4f}", f"{first['chance']['roc_auc']:.4f}"])
+    page.add(
+        f"## Probing: instruments, {first['tracks']['test']} test clips of unseen works, "
+        f"{len(first['ap']['values'])} seeds",
+        table(["features", "test AP", "test ROC-AUC"], rows),
+        CLOSING,
+    )
+    bars = {
+        probe["name"]: [row["ap"]["mean"] if row["ap"] else None for row in probe["per_label"]]
+        for probe in probes
+    }
+    title = "instruments heard: average precision on the test split"
+    labels = [row["label"] for row in first["per_label"]]
+    page.picture(label_bars(REPORT.with_name("instruments.png"), labels, bars, title))
+    page.write(REPORT)
+    return page
+
+
 def main() -> int:
-    """Run all steps, and say where their results are."""
+    """Run all steps, print the report, and write it to exp_logs/demo/."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--works", help="scores in the data set (default: some hundreds)")
     parser.add_argument("--epochs", type=int, help="epochs of pre-training (default: ex_maest's)")
@@ -104,10 +141,10 @@ def main() -> int:
         done.append({"line": line, "folder": folder, "seconds": time.monotonic() - started})
         write_json(kept, done)
     pretraining, *probes = (read_results(done[i]["folder"]) for i in (1, 5, 6, 7, 8))
-    curve, seconds = f"{done[1]['folder']}/learning_curve.png", sum(s["seconds"] for s in done)
-    print(f"\n{pretraining_table(pretraining)}\n{CLOSING}\nlearning curve: {curve}")
-    print(f"side by side:   {done[9]['folder']}/comparison.md\nthe model:      {MODEL}")
-    print(f"done in {seconds / 60:.1f} minutes")
+    seconds = sum(step["seconds"] for step in done)
+    print(f"\n{write_report(done[1]['folder'], pretraining, probes).text}\n")
+    print(f"this report:    {REPORT}\nside by side:   {done[9]['folder']}/comparison.md")
+    print(f"the model:      {MODEL}\ndone in {seconds / 60:.1f} minutes")
     if args.record:
         record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
         record["versions"] = versions("torch", "pytorch-lightning", "symusic")

@@ -69,8 +69,11 @@ def test_the_demos_steps_and_record(tmp_path, monkeypatch, capsys):
         typed.append(line)
         folder = tmp_path / "exp_logs" / str(len(typed))
         folder.mkdir(parents=True)
-        probe = {"name": str(len(typed)), "ap": 0.5, "roc_auc": 0.5}
-        write_json(folder / "results.json", PRETRAINING | probe)
+        metric = {"mean": 0.5, "std": 0.01, "values": [0.5, 0.5]}
+        labels = [{"label": "Cello", "ap": metric}, {"label": "Lute", "ap": None}]
+        probe = {"name": str(len(typed)), "ap": metric, "roc_auc": metric, "per_label": labels}
+        write_json(folder / "results.json", PRETRAINING | probe | {"tracks": {"test": 9}})
+        (folder / "learning_curve.png").write_bytes(b"a curve")
         model = tmp_path / "exp_logs/latest/model"
         model.mkdir(parents=True, exist_ok=True)
         write_json(model / "config.json", {"sizes": {"norm_mean": 2, "norm_std": 1.25}})
@@ -87,6 +90,12 @@ def test_the_demos_steps_and_record(tmp_path, monkeypatch, capsys):
     assert record["pretraining"]["name"] == "2"
     assert [row["name"] for row in record["probes"]] == ["6", "7", "8", "9"]
     assert len(record["seconds"]) == 11
+    report = (tmp_path / "exp_logs/demo/report.md").read_text()
+    assert "3.0 times" in report  # chance
+    assert report.count("0.5000 ± 0.0100") == 8
+    for picture in ("learning_curve.png", "instruments.png"):
+        assert f"({picture})" in report
+        assert (tmp_path / "exp_logs/demo" / picture).is_file()
 
     monkeypatch.setattr("sys.argv", ["demo.py", "--start", "10"])
     shutil.rmtree(tmp_path / "exp_logs/10")
