@@ -29,7 +29,7 @@ if not __package__:  # started as a script: import from the repository root, not
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.files import atomic_path, print_any_name, write_json
+from maest.helpers.files import atomic_path, write_json
 from maest.helpers.safe_pickle import load_pickle, short_repr
 
 TASKS: tuple[str, ...] = ("multi-label", "single-label", "regression")
@@ -362,8 +362,6 @@ def _check_names(names: Any, path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    from maest.datasets.groundtruth_command import main
+    from maest.datasets.commands import start
 
-    # A key may hold characters that the terminal's encoding lacks.
-    print_any_name()
-    sys.exit(main())
+    start("maest.datasets.groundtruth_command")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 
 from maest.datasets.build import build
 from maest.datasets.build import describe as describe_built
+from maest.datasets.commands import run
 from maest.datasets.groundtruth import TASKS, GroundTruth, read_groundtruth, read_labels
 from maest.datasets.tables import read_table
 from maest.helpers.errors import InputError
@@ -199,12 +198,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, option in options.items():
             command.add_argument(name, **option)
     args = parser.parse_args(argv)
-    try:
-        args.run(args)
-        sys.stdout.flush()
-    except InputError as error:
-        print(str(error).replace("\n", " "), file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return run(lambda: args.run(args), parser.prog)

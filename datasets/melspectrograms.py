@@ -17,7 +17,7 @@ import numpy as np
 
 from maest.helpers import patches
 from maest.helpers.arrays import load_array
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.files import atomic_path
 from maest.helpers.mel_constants import N_MELS
 
@@ -30,6 +30,10 @@ _AGAIN = "Make it again with the data set's preprocess.py."
 
 class MelFileError(InputError):
     """A mel-spectrogram file that is missing, empty, or not what its format says."""
+
+
+def _fault(path: str | Path, message: str, kind: Kind = "corrupt") -> MelFileError:
+    return MelFileError(message, kind=kind, hint=_AGAIN, path=path)
 
 
 def write_mel(path: str | Path, mel: np.ndarray) -> None:
@@ -87,40 +91,24 @@ def open_mel(path: str | Path) -> np.ndarray:
         MelFileError: if the file is missing, empty, no whole number of frames, or of another shape.
     """
     path = Path(path)
-    if path.suffix == ".npy":
-        try:
-            mel = load_array(path, mapped=True)
-        except FileNotFoundError:
-            raise _missing(path) from None
-        except (OSError, ValueError, EOFError) as error:
-            raise _unreadable(path, error) from error
-        if mel.ndim != 2 or mel.shape[1] != N_MELS or not np.issubdtype(mel.dtype, np.floating):
-            raise MelFileError(
-                f"holds {mel.dtype} {mel.shape}, expected floats [frames, {N_MELS}]",
-                kind="invalid",
-                hint=_AGAIN,
-                path=path,
-            )
-        if not len(mel):
-            raise MelFileError("has no frames", kind="empty", hint=_AGAIN, path=path)
-        return mel
-    with MelFile(path) as file:
-        frames = len(file)
-    return np.memmap(path, DTYPE, mode="r", shape=(frames, N_MELS))
-
-
-def _missing(path: str | Path) -> MelFileError:
-    return MelFileError(
-        "no such file",
-        kind="missing",
-        hint="Make it with the data set's preprocess.py.",
-        path=path,
-    )
+    if path.suffix != ".npy":
+        with MelFile(path) as file:
+            frames = len(file)
+        return np.memmap(path, DTYPE, mode="r", shape=(frames, N_MELS))
+    try:
+        mel = load_array(path, mapped=True)
+    except (OSError, ValueError, EOFError) as error:
+        raise _unreadable(path, error) from error
+    if mel.ndim != 2 or mel.shape[1] != N_MELS or mel.dtype.kind != "f" or not len(mel):
+        what = f"holds {mel.dtype} {mel.shape}, expected floats [frames, {N_MELS}]"
+        raise _fault(path, what, "invalid")
+    return mel
 
 
 def _unreadable(path: str | Path, error: Exception) -> MelFileError:
-    reason = getattr(error, "strerror", None) or error
-    return MelFileError(f"cannot be read ({reason})", kind="corrupt", hint=_AGAIN, path=path)
+    if isinstance(error, FileNotFoundError):
+        return _fault(path, "no such file", "missing")
+    return _fault(path, f"cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 class MelFile:
@@ -150,14 +138,12 @@ class MelFile:
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             found = os.fstat(self._descriptor)
-        except FileNotFoundError:
-            raise _missing(self.path) from None
         except (OSError, ValueError) as error:
             raise _unreadable(self.path, error) from error
         problem = size_problem(found)
         if problem:
             self.close()
-            raise MelFileError(problem, kind="corrupt", hint=_AGAIN, path=self.path)
+            raise _fault(self.path, problem)
         self._frames = found.st_size // FRAME_BYTES
 
     @classmethod
@@ -207,12 +193,8 @@ class MelFile:
         else:
             self._read_bytes(out.data.cast("B"), first * FRAME_BYTES)
         if not all_finite(out):
-            raise MelFileError(
-                f"NaN or infinite values in frames {first}-{first + len(out)}",
-                kind="invalid",
-                hint=_AGAIN,
-                path=self.path,
-            )
+            frames = f"{first}-{first + len(out)}"
+            raise _fault(self.path, f"NaN or infinite values in frames {frames}", "invalid")
 
     def _read_bytes(self, buffer: memoryview, offset: int) -> None:
         while len(buffer):  # once, but on file systems that read less than was asked for
@@ -221,12 +203,10 @@ class MelFile:
             except OSError as error:
                 raise _unreadable(self.path, error) from error
             if not done:
-                raise MelFileError(
+                raise _fault(
+                    self.path,
                     f"ends at byte {offset}, and had {self._frames * FRAME_BYTES} bytes when "
                     "opened: another program is writing it",
-                    kind="corrupt",
-                    hint=_AGAIN,
-                    path=self.path,
                 )
             buffer, offset = buffer[done:], offset + done
 

@@ -14,20 +14,17 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import json
 import math
 import os
 import posixpath
 import re
-import signal
 import stat
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,25 +32,19 @@ if not __package__:  # started as a script: import from the repository root, not
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
+from maest.datasets import commands
 from maest.datasets.collection import describe_left_out, find_audio, mel_key, no_audio, split_shard
 from maest.datasets.mel_index import RECIPE_FILE, MelIndex, Source
+from maest.datasets.mel_recipe import check_subfolder, is_of_other_audio, mel_files, open_store
 from maest.datasets.melspectrograms import size_problem, write_mel
 from maest.helpers.audio import AudioError, stream_audio
 from maest.helpers.errors import InputError
-from maest.helpers.failures import read_failures, valid_utf8, write_failures
-from maest.helpers.files import (
-    NAMES_FILE_ONLY,
-    TEMPORARY,
-    print_any_name,
-    remove_leftovers,
-    write_error,
-    write_json,
-)
-from maest.helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
+from maest.helpers.failures import read_failures, write_failures
+from maest.helpers.files import NAMES_FILE_ONLY, remove_leftovers, write_error
+from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
 from maest.helpers.parallel import BACKENDS, check_backend, run_parallel
 
 DEFAULT_SECONDS = 300.0
-_VERSION = 1  # raise it when reading or the front end changes what is written
 _SHOWN = 5  # of a list, in the summary
 
 
@@ -163,16 +154,16 @@ def preprocess(
     whole = shard is None
     part = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
     if subfolder is not None:
-        _check_subfolder(store, subfolder, seconds)
+        check_subfolder(store, subfolder, seconds)
         store /= subfolder
-    notes = _open_store(store, names, seconds, audio_dir, whole=whole, every=files is None)
+    notes = open_store(store, names, seconds, audio_dir, whole=whole, every=files is None)
     index = MelIndex(store, part)
     keys = {name: mel_key(name) for name in names} | index.full_keys(names, audio_dir)
     clashes = _clashes(keys, store, audio_dir, index)
     orphans = []
     if whole and files is None:
         remove_leftovers(store, {".mmap"})
-        orphans = sorted(set(_mel_files(store)) - set(keys.values()))
+        orphans = sorted(set(mel_files(store)) - set(keys.values()))
         orphans = [key for key in orphans if not key.startswith(unread)]
     if shard is not None:
         names = names[shard[0] - 1 :: shard[1]]
@@ -323,181 +314,6 @@ def _make_file(audio: Path, store: Path, key: str, seconds: float | None) -> _Ma
 # ---- the store -----------------------------------------------------------------------------------
 
 
-def _recipe(seconds: float | None) -> dict[str, Any]:
-    """What the content of a log-mel file depends on, besides the audio."""
-    return {
-        "seconds": "all" if seconds is None else float(seconds),
-        "sample_rate": SAMPLE_RATE,
-        "hop": HOP_LENGTH,
-        "bands": N_MELS,
-        "version": _VERSION,
-    }
-
-
-def kept_seconds(melspec_dir: Path) -> float | None:
-    """Seconds that a store keeps of each track, at most; None: all, or nothing says so."""
-    try:
-        seconds = json.loads((melspec_dir / RECIPE_FILE).read_text("utf-8"))["seconds"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return float(seconds) if isinstance(seconds, int | float) else None
-
-
-def _made_from(audio_dir: Path, store: Path) -> list[str]:
-    """The folder of audio: its path, and that from the store, as both may be moved together."""
-    return [valid_utf8(str(audio_dir)), valid_utf8(os.path.relpath(audio_dir, store))]
-
-
-def _sources(known: dict[str, Any]) -> list[str]:
-    """The same, of a store's recipe; a person may have put in one path. Empty: it does not say."""
-    source = known.get("source", [])
-    return [source] if isinstance(source, str) else list(source)
-
-
-def _check_subfolder(store: Path, name: str, seconds: float | None) -> None:
-    """Raise InputError if the store has other settings, or files of its own in that folder."""
-    recipe = None
-    with suppress(OSError):
-        recipe = _read_recipe(store / RECIPE_FILE)
-    if recipe is not None:
-        _refuse_other_settings(store / RECIPE_FILE, recipe, _recipe(seconds))
-    folder = store / name
-    if not (folder / RECIPE_FILE).exists() and any(_mel_files(folder)):
-        raise InputError(
-            "holds log-mel files of the folder around it",
-            kind="exists",
-            path=folder,
-            setting="--subfolder",
-            hint="Give another name.",
-        )
-
-
-def _open_store(
-    store: Path,
-    names: list[str],
-    seconds: float | None,
-    audio_dir: Path,
-    *,
-    whole: bool,
-    every: bool,
-) -> list[str]:
-    """Make the folder and its recipe, or check that its files were made with the same.
-
-    A recipe without any log-mel file is replaced, but not where other shards may be at work with
-    it. One without a source, of a version that wrote none, gets this one.
-
-    Args:
-        store: the folder.
-        names: the audio files.
-        seconds: to keep of each.
-        audio_dir: their folder.
-        whole: whether this run is no shard.
-        every: whether the names are all files of the folder.
-
-    Returns:
-        what a person should know of it.
-
-    Raises:
-        InputError: it was made with another, or the folder cannot be made.
-    """
-    recipe, path = _recipe(seconds), store / RECIPE_FILE
-    source = _made_from(audio_dir, store)
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(store.iterdir()):
-            present = _first_made(store, names)
-            # Another shard writes the recipe before its first file: it may be there by now.
-            if present and not path.exists():
-                raise InputError(
-                    f"holds {present!r} already, and no {RECIPE_FILE} that says how it was made",
-                    kind="exists",
-                    path=store,
-                    hint="Give an empty MELSPEC_DIR.",
-                )
-        if not path.exists():
-            write_json(path, recipe | {"source": source})
-        known = _read_recipe(path)
-        sources = _sources(known or {})
-        other = bool(sources) and not set(sources) & set(source)
-        if (
-            (known is None or known != known | recipe or other)
-            and whole
-            and not any(_mel_files(store))
-        ):
-            write_json(path, recipe | {"source": source})
-            return []
-        if known is None:
-            raise InputError(
-                "is damaged: expected the settings that the log-mel files were made with, as JSON",
-                kind="corrupt",
-                path=path,
-                hint="Give an empty MELSPEC_DIR.",
-            )
-        _refuse_other_settings(path, known, recipe)
-        if sources and not other:
-            return []
-        if other or (every and not _first_made(store, names) and any(_mel_files(store))):
-            raise InputError(
-                f"its log-mel files were made from {sources[0] if other else 'other audio'}, not "
-                f"from {audio_dir}",
-                kind="conflict",
-                path=store,
-                hint="Give --subfolder NAME, a folder of its own for this audio, or another "
-                f"MELSPEC_DIR. Is it the same music in another place? Then write {audio_dir} under "
-                f'"source" in {path}.',
-            )
-        write_json(path, recipe | {"source": source})
-    except OSError as error:
-        raise InputError(
-            f"cannot be written to ({error.strerror or error})",
-            kind="access",
-            path=store,
-            hint="Give another MELSPEC_DIR.",
-        ) from None
-    return [
-        f"{store}: made by an earlier version, which did not keep from what. Its files are taken "
-        f"to be made from {audio_dir}"
-    ]
-
-
-def _first_made(store: Path, names: list[str]) -> str | None:
-    return next((key for key in map(mel_key, names) if (store / key).exists()), None)
-
-
-def _refuse_other_settings(path: Path, known: dict[str, Any], recipe: dict[str, Any]) -> None:
-    differ = [name for name in recipe if known.get(name) != recipe[name]]
-    if differ:
-        was, wanted = (
-            ", ".join(f"{name} {settings.get(name)}" for name in differ)
-            for settings in (known, recipe)
-        )
-        raise InputError(
-            f"the log-mel files were made with {was}; this run is for {wanted}",
-            kind="mismatch",
-            path=path,
-            hint="Give another MELSPEC_DIR, or the same settings.",
-        )
-
-
-def _mel_files(store: Path) -> Iterator[str]:
-    """Log-mel files as paths relative to the store, without those of stores within it."""
-    for place, folders, names in os.walk(store):
-        folder = Path(place).relative_to(store)
-        folders[:] = [name for name in folders if not (Path(place, name) / RECIPE_FILE).exists()]
-        for name in names:
-            if name.endswith(".mmap") and not name.startswith(TEMPORARY):
-                yield (folder / name).as_posix()
-
-
-def _read_recipe(path: Path) -> dict[str, Any] | None:
-    """The settings of a store; None if it is no file of settings."""
-    try:
-        recipe = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        return None
-    return recipe if isinstance(recipe, dict) else None
-
-
 def _clashes(keys: dict[str, str], store: Path, audio_dir: Path, index: MelIndex) -> dict[str, str]:
     """Audio files that can have no log-mel file of their own → the reason."""
     failed: dict[str, str] = {}
@@ -522,11 +338,7 @@ def _clashes(keys: dict[str, str], store: Path, audio_dir: Path, index: MelIndex
         """Whether a folder of the store is a store made from another folder, or in one."""
         if not folder:
             return False
-        known = None
-        with suppress(OSError):
-            known = _read_recipe(store / folder / RECIPE_FILE)
-        made_from = _made_from(audio_dir / folder, store / folder)
-        if known and _sources(known) and not set(_sources(known)) & set(made_from):
+        if is_of_other_audio(store / folder, audio_dir / folder):
             return True
         return is_others(posixpath.dirname(folder))
 
@@ -567,15 +379,6 @@ def _is_made(name: str, key: str, audio_dir: Path, store: Path, index: MelIndex)
 # ---- command line --------------------------------------------------------------------------------
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which job schedulers send."""
-
-    @classmethod
-    def handler(cls, *_: object) -> None:
-        """Raise it."""
-        raise cls
-
-
 def parse_seconds(text: str) -> float | None:
     """``300`` → 300.0, ``all`` → None."""
     try:
@@ -595,11 +398,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line.
-
-    Returns:
-        the exit code: 0, 1 for failures, 130 after Ctrl-C, 143 after SIGTERM.
-    """
+    """The command line. Returns the exit code, which is 1 for failures."""
     parser = argparse.ArgumentParser(
         description="Make the log-mel file of each audio file in a folder."
     )
@@ -627,18 +426,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args(arguments)
-    try:
-        report = preprocess(**vars(options))
-    except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as interrupt:
-        print(
-            f"{parser.prog}: interrupted. The files in {options.melspec_dir} are whole; "
-            "run the same again to go on",
-            file=sys.stderr,
-        )
-        return 143 if isinstance(interrupt, Terminated) else 130
+    return commands.run(lambda: _run(options), parser.prog)
+
+
+def _run(options: argparse.Namespace) -> int:
+    report = preprocess(**vars(options))
     for note in report.notes:
         print(note, file=sys.stderr)
     for what, listed in (("failed", report.failed), ("warning", report.warnings)):
@@ -649,10 +441,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Functions sent to worker processes must have an importable module's name, not __main__'s.
-    from maest.datasets.preprocess import Terminated as _Terminated
-    from maest.datasets.preprocess import main as _main
-
-    signal.signal(signal.SIGTERM, _Terminated.handler)
-    print_any_name()
-    sys.exit(_main())
+    commands.start("maest.datasets.preprocess")

@@ -7,11 +7,11 @@ log-mel files and ground truths are made here.
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import csv
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -19,11 +19,10 @@ from maest.datasets.build import write_splits
 from maest.datasets.collection import mel_key
 from maest.datasets.groundtruth import check_key
 from maest.datasets.melspectrograms import mel_path
-from maest.datasets.preprocess import Report, Terminated, preprocess
+from maest.datasets.preprocess import Report, preprocess
 from maest.datasets.splitting import SPLITS
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.failures import read_failures
-from maest.helpers.files import print_any_name
 from maest.helpers.report import table
 
 _SHOWN = 5  # of a list in a message
@@ -58,14 +57,13 @@ def make_melspectrograms(
     Raises:
         InputError: none of the files is there, and what ``preprocess`` raises.
     """
-    names = list(names)
     found = {name: _bytes(audio_dir / name) for name in names}
     missing = [name for name, size in found.items() if size is None]
     empty = [name for name, size in found.items() if size == 0]
     whole = [name for name, size in found.items() if size]
     if not whole:
         raise InputError(
-            f"none of the {len(names)} tracks of the table is there, such as {names[0]!r}",
+            f"none of the {len(found)} tracks of the table is there, such as {missing[0]!r}",
             kind="missing",
             path=audio_dir,
             setting="--audio-dir",
@@ -185,6 +183,43 @@ def shown(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
+# ---- published tables ----------------------------------------------------------------------------
+
+
+def damaged(
+    path: Path, what: str, hint: str, line: int | None = None, kind: Kind = "corrupt"
+) -> InputError:
+    """The error for a published table, or a line of it."""
+    where = "" if line is None else f"line {line}: "
+    return InputError(where + what, kind=kind, path=path, hint=hint)
+
+
+def read_tsv(path: Path, hint: str, quoting: Literal[0, 3] = 0) -> Iterator[tuple[int, list[str]]]:
+    """The number and the cells of each line that is not empty; the first is the names of columns.
+
+    Raises:
+        InputError: no such file, or no text; ``hint`` says what to do.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.reader(file, delimiter="\t", quoting=quoting)
+            yield from ((table.line_num, cells) for cells in table if cells)
+    except FileNotFoundError:
+        raise damaged(path, "no such file", hint, kind="missing") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise damaged(path, f"not a table of UTF-8 text ({error})", hint) from None
+
+
+def check_name(name: str, path: Path, line: int, seen: Collection[str], hint: str) -> None:
+    """Raise InputError unless a table's path stays inside the audio's folder, and is new."""
+    try:
+        check_key(name)
+    except InputError as error:
+        raise damaged(path, f"{name!r}: {error.message}", hint, line, error.kind) from None
+    if name in seen:
+        raise damaged(path, f"{name!r} is there twice", hint, line, "conflict")
+
+
 # ---- command line --------------------------------------------------------------------------------
 
 
@@ -209,19 +244,6 @@ def parser(description: str, steps: Sequence[str], folder: Path) -> argparse.Arg
     return made
 
 
-def check_name(name: str, table: Path, line: int, seen: Collection[str]) -> None:
-    """Raise InputError unless a table's path stays inside the audio's folder, and is new."""
-    hint = "Get the table again."
-    try:
-        check_key(name)
-    except InputError as error:
-        raise InputError(f"line {line}: {name!r}: {error.message}", path=table, hint=hint) from None
-    if name in seen:
-        raise InputError(
-            f"line {line}: {name!r} is there twice", kind="conflict", path=table, hint=hint
-        )
-
-
 def chosen_steps(options: argparse.Namespace, steps: Sequence[str]) -> list[str]:
     """The steps that were asked for, in the order in which they are done.
 
@@ -237,27 +259,3 @@ def chosen_steps(options: argparse.Namespace, steps: Sequence[str]) -> list[str]
             hint=f"The steps are {', '.join(steps)}.",
         )
     return [step for step in steps if not options.steps or step in options.steps]
-
-
-def start(main: Callable[[], int]) -> None:
-    """Be a script: run ``main`` as all there is in this process, and exit with its code."""
-    signal.signal(signal.SIGTERM, Terminated.handler)
-    print_any_name()
-    code = main()
-    for number in (signal.SIGINT, signal.SIGTERM):  # of no use any more, and told as an error
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(code)
-
-
-def run(main: Callable[[], None], program: str) -> int:
-    """Run a script; what a user can mend is told in one message. Returns the exit code."""
-    try:
-        main()
-    except (InputError, OSError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as interrupt:
-        print(f"{program}: interrupted. What is done is kept; run the same again to go on",
-              file=sys.stderr)  # fmt: skip
-        return 143 if isinstance(interrupt, Terminated) else 130
-    return 0

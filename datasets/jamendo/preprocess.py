@@ -9,25 +9,23 @@ repository, https://github.com/MTG/mtg-jamendo-dataset. What is there already is
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 if not __package__:  # started as a script: import from the repository root, not from this folder
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
-from maest.datasets import published
+from maest.datasets import commands, published
 from maest.datasets.collection import mel_key
 from maest.datasets.melspectrograms import mel_path
-from maest.datasets.published import Task, check_name
+from maest.datasets.published import Task, check_name, damaged, read_tsv
 from maest.datasets.splitting import SPLITS
 from maest.helpers.data_folder import data_folder
-from maest.helpers.errors import InputError
 from maest.helpers.transfer import download
 
 # The newest version of the tables that is known, of July 2024
@@ -57,7 +55,7 @@ TASKS = {
 }
 STEPS = ("tables", "melspectrograms", "groundtruth")
 _HOME = data_folder() / "jamendo"
-_AGAIN = "Get the tables again: the step tables with --force."
+_AGAIN = "Get the tables (again): the step tables, with --force."
 
 
 def table_name(task: str, split: str) -> str:
@@ -76,22 +74,14 @@ def read_task(task: str, tables_dir: Path) -> Task:
         path = tables_dir / table_name(task, split)
         for line, name, tags in _rows(path):
             if name in tracks and tracks[name][0] != split:
-                raise InputError(
-                    f"line {line}: {name!r} is in {tracks[name][0]} too",
-                    kind="conflict",
-                    path=path,
-                    hint=_AGAIN,
-                )
-            check_name(name, path, line, tracks)
+                what = f"{name!r} is in {tracks[name][0]} too"
+                raise damaged(path, what, _AGAIN, line, "conflict")
+            check_name(name, path, line, tracks, _AGAIN)
             tracks[name] = (split, tags)
     labels = sorted(set().union(*(tags for _, tags in tracks.values())))
     if not labels:
-        raise InputError(
-            f"the tables of {task} have no tracks with tags",
-            kind="empty",
-            path=tables_dir,
-            hint=_AGAIN,
-        )
+        what = f"the tables of {task} have no tracks with tags"
+        raise damaged(tables_dir, what, _AGAIN, kind="empty")
     _, counts, n_labels = TASKS[task]
     if len(labels) != n_labels:
         print(f"warning: {task} has {len(labels)} tags, where the published tables have {n_labels}")
@@ -99,37 +89,15 @@ def read_task(task: str, tables_dir: Path) -> Task:
 
 
 def _rows(path: Path) -> Iterable[tuple[int, str, frozenset[str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            header = next(table, [])
-            if header[: len(_COLUMNS)] != _COLUMNS:
-                raise InputError(
-                    f"found the columns {', '.join(header[:6])}, expected {', '.join(_COLUMNS)}, "
-                    "separated by tabs",
-                    kind="corrupt",
-                    path=path,
-                    hint=_AGAIN,
-                )
-            for cells in table:
-                if not cells:
-                    continue
-                if len(cells) < len(_COLUMNS):
-                    raise InputError(
-                        f"line {table.line_num}: {len(cells)} columns, expected six or more",
-                        kind="corrupt",
-                        path=path,
-                        hint=_AGAIN,
-                    )
-                yield table.line_num, cells[3], frozenset(tag for tag in cells[5:] if tag)
-    except FileNotFoundError:
-        raise InputError(
-            "no such file", kind="missing", path=path, hint="Get it first: the step tables."
-        ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"not a table of UTF-8 text ({error})", kind="corrupt", path=path, hint=_AGAIN
-        ) from None
+    table = read_tsv(path, _AGAIN, csv.QUOTE_NONE)
+    _, header = next(table, (0, []))
+    if header[: len(_COLUMNS)] != _COLUMNS:
+        what = f"found the columns {', '.join(header[:6])}, expected {', '.join(_COLUMNS)}"
+        raise damaged(path, f"{what}, separated by tabs", _AGAIN)
+    for line, cells in table:
+        if len(cells) < len(_COLUMNS):
+            raise damaged(path, f"{len(cells)} columns, expected six or more", _AGAIN, line)
+        yield line, cells[3], frozenset(tag for tag in cells[5:] if tag)
 
 
 def as_there(task: Task, audio_dir: Path, melspec_dir: Path) -> Task:
@@ -140,10 +108,9 @@ def as_there(task: Task, audio_dir: Path, melspec_dir: Path) -> Task:
 
     def found(name: str) -> str:
         both = (name, f"{name.removesuffix('.mp3')}.low.mp3")
-        for own in both:
-            if (audio_dir / own).exists():
-                return own
-        return next((own for own in both if mel_path(melspec_dir, mel_key(own)).exists()), name)
+        audio = (own for own in both if (audio_dir / own).exists())
+        mels = (own for own in both if mel_path(melspec_dir, mel_key(own)).exists())
+        return next(chain(audio, mels), name)
 
     return replace(task, tracks={found(name): own for name, own in task.tracks.items()})
 
@@ -153,7 +120,7 @@ def _main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tables-dir", type=Path, default=_HOME / "tables", help="of the TSVs")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--url", default=URL, help="of the folder with the tables")
-    options: argparse.Namespace = parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     steps = published.chosen_steps(options, STEPS)
     if "tables" in steps:
         for task, split in product(options.tasks, SPLITS):
@@ -186,11 +153,8 @@ def _main(arguments: list[str] | None = None) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Returns the exit code; a broken track is reported, and no failure."""
-    return published.run(lambda: _main(arguments), "preprocess.py")
+    return commands.run(lambda: _main(arguments), "preprocess.py")
 
 
 if __name__ == "__main__":
-    # Functions sent to worker processes must have an importable module's name, not __main__'s.
-    from maest.datasets.jamendo.preprocess import main as _imported_main
-
-    published.start(_imported_main)
+    commands.start("maest.datasets.jamendo.preprocess")

@@ -11,7 +11,6 @@ validates, d to f test: the usual split, with the 50 most frequent of the 188 ta
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 from collections import Counter
@@ -22,11 +21,10 @@ if not __package__:  # started as a script: import from the repository root, not
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
-from maest.datasets import published
+from maest.datasets import commands, published
 from maest.datasets.archives import fetch, known_absent, unpack
-from maest.datasets.published import Task, check_name, shown
+from maest.datasets.published import Task, check_name, damaged, read_tsv, shown
 from maest.helpers.data_folder import data_folder
-from maest.helpers.errors import InputError
 from maest.helpers.failures import write_failures
 from maest.helpers.transfer import download
 
@@ -65,46 +63,23 @@ def read_annotations(path: Path) -> Task:
     """
     side = {folder: split for split, folders in FOLDERS.items() for folder in folders}
     rows: dict[str, list[str]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            table = csv.reader(file, delimiter="\t")
-            header = next(table, [])
-            if header[:1] != ["clip_id"] or header[-1:] != ["mp3_path"] or len(header) < 3:
-                raise InputError(
-                    f"found the columns {', '.join(header[:3])} …, expected clip_id, the tags and "
-                    "mp3_path, separated by tabs",
-                    kind="corrupt",
-                    path=path,
-                    hint=_AGAIN,
-                )
-            tags = header[1:-1]
-            for cells in table:
-                if not cells:
-                    continue
-                where = f"line {table.line_num}"
-                if len(cells) != len(header) or not set(cells[1:-1]) <= {"0", "1"}:
-                    raise InputError(
-                        f"{where}: expected {len(header)} columns, with 0 or 1 for each tag",
-                        kind="corrupt",
-                        path=path,
-                        hint=_AGAIN,
-                    )
-                name = cells[-1]
-                if name.partition("/")[0] not in side:
-                    raise InputError(
-                        f"{where}: {name!r} is in none of the folders 0 to f",
-                        kind="corrupt",
-                        path=path,
-                        hint=_AGAIN,
-                    )
-                check_name(name, path, table.line_num, rows)
-                rows[name] = [t for t, c in zip(tags, cells[1:-1], strict=True) if c == "1"]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"not a table of UTF-8 text ({error})", kind="corrupt", path=path, hint=_AGAIN
-        ) from None
+    table = read_tsv(path, _AGAIN)
+    _, header = next(table, (0, [""]))
+    if (header[0], header[-1]) != ("clip_id", "mp3_path") or len(header) < 3:
+        what = f"found the columns {', '.join(header[:3])} …, expected clip_id, the tags and "
+        raise damaged(path, f"{what}mp3_path, separated by tabs", _AGAIN)
+    tags = header[1:-1]
+    for line, cells in table:
+        if len(cells) != len(header) or not set(cells[1:-1]) <= {"0", "1"}:
+            what = f"expected {len(header)} columns, with 0 or 1 for each tag"
+            raise damaged(path, what, _AGAIN, line)
+        name = cells[-1]
+        if name.partition("/")[0] not in side:
+            raise damaged(path, f"{name!r} is in none of the folders 0 to f", _AGAIN, line)
+        check_name(name, path, line, rows, _AGAIN)
+        rows[name] = [t for t, c in zip(tags, cells[1:-1], strict=True) if c == "1"]
     if not rows:
-        raise InputError("no clips in it", kind="empty", path=path, hint=_AGAIN)
+        raise damaged(path, "no clips in it", _AGAIN, kind="empty")
     if (len(rows), len(tags)) != (N_CLIPS, N_TAGS):
         print(f"warning: {path} has {len(rows):,} clips and {len(tags)} tags, where the published "
               f"table has {N_CLIPS:,} and {N_TAGS}")  # fmt: skip
@@ -195,11 +170,8 @@ def _main(arguments: list[str] | None = None) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Returns the exit code; a broken clip is reported, and no failure."""
-    return published.run(lambda: _main(arguments), "preprocess.py")
+    return commands.run(lambda: _main(arguments), "preprocess.py")
 
 
 if __name__ == "__main__":
-    # Functions sent to worker processes must have an importable module's name, not __main__'s.
-    from maest.datasets.mtt.preprocess import main as _imported_main
-
-    published.start(_imported_main)
+    commands.start("maest.datasets.mtt.preprocess")

@@ -33,7 +33,7 @@ if not __package__:  # started as a script: import from the repository root, not
 import numpy as np
 from filelock import FileLock, Timeout
 
-from maest.datasets import published
+from maest.datasets import commands
 from maest.datasets.groundtruth import write_groundtruth, write_labels
 from maest.datasets.scores import DATA_DIR
 from maest.datasets.scores.cache import READER_VERSION, Cache, open_cache
@@ -552,11 +552,8 @@ def _main(arguments: list[str] | None) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    return published.run(lambda: _main(arguments), "preprocess.py")
+    return commands.run(lambda: _main(arguments), "preprocess.py")
 
 
 if __name__ == "__main__":
-    # Functions sent to worker processes must have an importable module's name, not __main__'s.
-    from maest.datasets.scores.preprocess import main as _imported_main
-
-    published.start(_imported_main)
+    commands.start("maest.datasets.scores.preprocess")
