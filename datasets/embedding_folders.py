@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from maest.datasets.collection import mel_key
-from maest.datasets.embeddings import EMBEDDINGS_DIR, EXTRACT_THEM, SUFFIX, MissingFeature
+from maest.datasets.embeddings import EMBEDDINGS_DIR, SUFFIX
 from maest.helpers.errors import InputError
 from maest.helpers.manifest import MANIFEST, read_manifest
 
@@ -84,10 +84,8 @@ class EmbeddingFolder:
 
         A key that names a log-mel file finds ``<key>.embeddings.npy``, or else that of an audio
         file of this name; one that names an audio file never finds that of another audio file.
-
-        Raises:
-            MissingFeature: there is none.
-            InputError: there are several, of audio files that differ in their suffix only.
+        Without any, the first of these is given, and is no file. Several, of audio files that
+        differ in their suffix only, are refused.
         """
         exact = self.folder / f"{key}{SUFFIX}"
         for path in (exact, self.folder / f"{key}.mmap{SUFFIX}"):
@@ -96,8 +94,6 @@ class EmbeddingFolder:
         others = self._by_stem.get(_stem(posixpath.normpath(key)), [])
         if mel_key(key) != key:
             others = [name for name in others if mel_key(name) == name]
-        if not others:
-            raise MissingFeature("no such file", kind="missing", path=exact, hint=EXTRACT_THEM)
         if len(others) > 1:
             raise InputError(
                 f"{key!r} may be any of {', '.join(map(repr, sorted(others)))}",
@@ -105,15 +101,7 @@ class EmbeddingFolder:
                 path=self.folder,
                 hint="Name tracks as the embeddings are named, or remove the others.",
             )
-        return self.folder / f"{others[0]}{SUFFIX}"
-
-    def has(self, key: str) -> bool:
-        """Whether :meth:`path` finds a file; raises InputError where it finds several."""
-        try:
-            self.path(key)
-        except MissingFeature:
-            return False
-        return True
+        return self.folder / f"{others[0]}{SUFFIX}" if others else exact
 
 
 def model_name(settings: dict[str, Any], made_by: dict[str, Any] | None) -> str:
@@ -140,9 +128,6 @@ def find_folders(folder: str | Path, clip_length: float | None = None) -> list[E
         folder: what extraction was given as ``inference.out_dir``, or a folder above or within it,
             down to that of a block.
         clip_length: seconds of the patches, where there are embeddings of several lengths.
-
-    Raises:
-        InputError: there are none, or those of several extractions.
     """
     folder = Path(folder).expanduser()
     found = _search(folder, _DEPTH) if folder.is_dir() else []
@@ -193,15 +178,7 @@ def find_folders(folder: str | Path, clip_length: float | None = None) -> list[E
 
 
 def _search(folder: Path, depth: int) -> list[EmbeddingFolder]:
-    try:
-        manifest = read_manifest(folder)
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})",
-            kind="access",
-            path=folder / MANIFEST,
-            hint="Make it readable, or give another folder of embeddings.",
-        ) from None
+    manifest = read_manifest(folder)
     if manifest is not None:
         settings = manifest["settings"]
         if settings.get("kind") != "embeddings":

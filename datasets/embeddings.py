@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from maest.datasets.melspectrograms import mel_path, open_mel
+from maest.datasets.melspectrograms import open_mel
 from maest.helpers.arrays import load_array
 from maest.helpers.errors import InputError
 from maest.helpers.melspectrogram import NORM_MEAN, NORM_STD
@@ -22,24 +22,13 @@ EXTRACT_THEM = f"Extract them (ex_maest.py extract_embeddings), or correct {EMBE
 SUFFIX = ".embeddings.npy"
 
 
-class MissingFeature(InputError):
-    """A track without a file of features."""
-
-
 # ---- one track -----------------------------------------------------------------------------------
 
 
 def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray:
-    """Make one vector of an embedding's tokens, for any number of tracks.
+    """One vector of an embedding's tokens: [..., 3, D] → [..., D], or "stack" [..., types · D].
 
-    Args:
-        embeddings: [..., 3, D]; or [..., 1, D], after the final norm, which has no tokens to choose
-            from.
-        types: which tokens: "c" cls, "d" dist, "t" average of the others; several for "cdt".
-        reduce: "mean" over the tokens → [..., D], or "stack" them → [..., len(types) · D].
-
-    Raises:
-        InputError: there are no tokens to choose from.
+    After the final norm, [..., 1, D], there are no tokens: any choice but the default is refused.
     """
     if embeddings.shape[-2] == 1:
         if types != "c" or reduce != "mean":
@@ -72,14 +61,9 @@ def read_tokens(path: Path) -> np.ndarray:
 
     The file holds [3, D] or [D]; or, for single patches, [patches, 3, D] or [patches, 1, D]: they
     are pooled as extraction pools them (`helpers.patches.pooled_file`).
-
-    Raises:
-        InputError: naming the file, if it is missing or damaged, or holds something else.
     """
     try:
         found = load_array(path)
-    except FileNotFoundError:
-        raise MissingFeature("no such file", kind="missing", path=path, hint=EXTRACT_THEM) from None
     except Exception as error:  # a damaged header may lead to any, MemoryError among them
         raise InputError(
             f"cannot be read ({' '.join(str(error).split())})",
@@ -121,28 +105,11 @@ def mel_statistics(path: Path) -> np.ndarray:
     return np.concatenate((mel.mean(axis=0), mel.std(axis=0))).astype(np.float32)
 
 
-def log_mel_file(base_dir: str | Path, key: str) -> Path:
-    """The log-mel file of a track. Raises MissingFeature."""
-    path = mel_path(base_dir, key)
-    if not path.is_file():
-        raise MissingFeature(
-            "no such file (nor with .mmap or .npy added)",
-            kind="missing",
-            path=path,
-            hint="Make the log-mel file (datasets/preprocess.py), or correct data.base_dir.",
-        )
-    return path
-
-
 # ---- many tracks ---------------------------------------------------------------------------------
 
 
 def read_blocks(paths: Sequence[Path]) -> np.ndarray:
-    """A track's embeddings of L blocks: float32 [L, 3, D], or [L, 1, D] after the final norm.
-
-    Raises:
-        InputError: as `read_tokens`; or they differ in width.
-    """
+    """A track's embeddings of L blocks: float32 [L, 3, D], or [L, 1, D] after the final norm."""
     blocks = [read_tokens(path) for path in paths]
     for path, tokens in zip(paths, blocks, strict=True):
         if tokens.shape != blocks[0].shape:
@@ -157,19 +124,10 @@ def read_blocks(paths: Sequence[Path]) -> np.ndarray:
 
 
 def read_all(read: Callable[[P], np.ndarray], paths: Sequence[P], title: str) -> np.ndarray:
-    """Read something of N tracks, side by side: float32 [N, ...].
-
-    Args:
-        read: a track's path, or its paths → an array, of all tracks the same shape.
-        paths: of the tracks, one at least.
-        title: of the progress bar.
-
-    Raises:
-        InputError: naming the first of another shape; as ``read``.
-    """
-    features: np.ndarray | None = None
+    """What ``read`` makes of N ≥ 1 tracks, side by side: float32 [N, ...], all of one shape."""
+    features = np.empty(0, np.float32)
     for i, found in enumerate(in_order(read, paths, None, title)):
-        if features is None:  # no list of all of them is made beside it
+        if i == 0:  # no list of all of them is made beside it
             features = np.empty((len(paths), *found.shape), np.float32)
         if found.shape != features.shape[1:]:
             raise InputError(
@@ -180,5 +138,4 @@ def read_all(read: Callable[[P], np.ndarray], paths: Sequence[P], title: str) ->
                 hint="Extract all tracks with the same settings, into an empty folder.",
             )
         features[i] = found
-    assert features is not None
     return features

@@ -268,7 +268,7 @@ def _check_extractions(sources: list[str], settings: ProbeSettings) -> None:
             if error.setting == EMBEDDINGS_DIR:
                 error.setting = "compare.embeddings_dirs"
             raise
-        present = [key for key in keys if all(folder.has(key) for folder in folders)]
+        present = [key for key in keys if all(own.path(key).is_file() for own in folders)]
         first = present if first is None else first
         if present != first:
             raise InputError(

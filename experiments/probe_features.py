@@ -21,14 +21,13 @@ from maest.datasets.embedding_folders import (
 from maest.datasets.embeddings import (
     EMBEDDINGS_DIR,
     EXTRACT_THEM,
-    MissingFeature,
     check_types,
-    log_mel_file,
     mel_statistics,
     read_all,
     read_blocks,
     select_tokens,
 )
+from maest.datasets.melspectrograms import mel_path
 from maest.experiments.probe_task import ProbeTask, check_targets
 from maest.helpers.blocks import DEFAULT_BLOCK
 from maest.helpers.errors import InputError
@@ -37,7 +36,6 @@ from maest.models.probe import layer_normalize
 log = logging.getLogger(__name__)
 
 MIX = "mix"
-_NORMALIZED_AT_ONCE = 1024  # tracks
 _EXTRACT_ALL = "All blocks are extracted with inference.transformer_block=all."
 
 
@@ -61,12 +59,7 @@ class FeatureSet:
 
 
 def read_features(task: ProbeTask, data: ProbeData) -> FeatureSet:
-    """The features that ``data`` asks for; tracks without any leave the task.
-
-    Raises:
-        InputError: there are none, several to choose from, damaged ones, or tracks have none
-            (unless ``data.missing`` is "skip").
-    """
+    """The features that ``data`` asks for; tracks without any leave the task."""
     if data.features == "mel_statistics":
         for name in ("types", "reduce"):
             if getattr(data, name) != getattr(ProbeData(), name):
@@ -76,10 +69,7 @@ def read_features(task: ProbeTask, data: ProbeData) -> FeatureSet:
                     setting=f"data.{name}",
                     hint="Leave it out.",
                 )
-        splits = load_statistics(task, data)
-        return FeatureSet(
-            {s: x[:, None] for s, x in splits.items()}, "mel bands, mean and deviation"
-        )
+        return FeatureSet(_statistics(task, data), "mel bands, mean and deviation")
     check_types(data.types)
     folders = select_folders(data)
     splits = {
@@ -104,24 +94,8 @@ def read_features(task: ProbeTask, data: ProbeData) -> FeatureSet:
 # ---- which folders -------------------------------------------------------------------------------
 
 
-def _all_folders(data: ProbeData) -> list[EmbeddingFolder]:
-    if data.embeddings_dir is None:
-        raise InputError(
-            "is not set",
-            kind="missing",
-            setting=EMBEDDINGS_DIR,
-            hint="Give the folder that extraction wrote (inference.out_dir), or name a target, "
-            "such as 'with target_scores_tl'.",
-        )
-    return find_folders(data.embeddings_dir, data.clip_length)
-
-
 def select_folders(data: ProbeData) -> list[EmbeddingFolder]:
-    """The folder of ``data.block``; to be mixed, those of several blocks.
-
-    Raises:
-        InputError: there are none, several to choose from, or one alone to mix.
-    """
+    """The folder of ``data.block``; to be mixed, those of several blocks."""
     if data.block == MIX or (data.block is not None and len(data.block) > 1):
         numbered = numbered_folders(data, data.block, "data.block")
         if len(numbered) == 1:
@@ -135,9 +109,9 @@ def select_folders(data: ProbeData) -> list[EmbeddingFolder]:
         return list(numbered.values())
     found = _all_folders(data)
     block = DEFAULT_BLOCK if data.block is None else data.block[0]
-    chosen = [folder for folder in found if folder.block == block]
     if len(found) == 1 and (data.block is None or found[0].block is None):
-        chosen = found
+        return found
+    chosen = [folder for folder in found if folder.block == block]
     if not chosen:
         raise InputError(
             f"no embeddings of block {block_name(block)}, but of block "
@@ -147,23 +121,21 @@ def select_folders(data: ProbeData) -> list[EmbeddingFolder]:
             setting="data.block",
             hint=f"Choose one of these, such as data.block={found[-1].block}. {_EXTRACT_ALL}",
         )
-    _warn_of_unknown(chosen)
     return chosen
 
 
 def numbered_folders(
     data: ProbeData, blocks: Sequence[int] | str, setting: str
 ) -> dict[int, EmbeddingFolder]:
-    """Of some blocks, or of all (``setting`` has a word for that); the final norm has no tokens.
+    """Of some blocks of one model, or of all (``setting`` has a word for that).
 
-    Raises:
-        InputError: there are none of these, or they are of several models.
+    The final norm, which has no tokens to choose from, is none of them.
     """
     found = _all_folders(data)
     numbered = {own.block: own for own in found if own.block is not None and own.block >= 0}
     wanted = list(numbered) if isinstance(blocks, str) else sorted(set(blocks))
     missing = [block for block in wanted if block not in numbered]
-    if not numbered or missing or not wanted:
+    if missing or not wanted:
         raise InputError(
             f"no embeddings of {', '.join(map(str, missing)) or 'a block'} with tokens to choose "
             f"from, but of block {', '.join(own.name for own in found)}",
@@ -174,16 +146,19 @@ def numbered_folders(
         )
     chosen = {block: numbered[block] for block in wanted}
     check_same_extraction(list(chosen.values()))
-    _warn_of_unknown(list(chosen.values()))
     return chosen
 
 
-def _warn_of_unknown(folders: Sequence[EmbeddingFolder]) -> None:
-    for folder in folders:
-        if folder.settings is None:
-            log.warning(
-                "%s has no manifest.json: what made these embeddings is unknown", folder.folder
-            )
+def _all_folders(data: ProbeData) -> list[EmbeddingFolder]:
+    hint = "Give the folder that extraction wrote (inference.out_dir), or name a target, such as "
+    folder = _given(data.embeddings_dir, EMBEDDINGS_DIR, f"{hint}'with target_scores_tl'.")
+    return find_folders(folder, data.clip_length)
+
+
+def _given(value: str | None, setting: str, hint: str) -> str:
+    if value is None:
+        raise InputError("is not set", kind="missing", setting=setting, hint=hint)
+    return value
 
 
 # ---- the features of all tracks ------------------------------------------------------------------
@@ -193,57 +168,48 @@ def load_embeddings(
     task: ProbeTask, folders: Sequence[EmbeddingFolder], data: ProbeData
 ) -> dict[str, np.ndarray]:
     """Split → float32 [N, L, 3, D] of L blocks, for the tracks that have them all."""
-    paths = _find(
-        task, data, "embedding", EXTRACT_THEM, lambda key: tuple(f.path(key) for f in folders)
+    for folder in (own.folder for own in folders if own.settings is None):
+        log.warning("%s has no manifest.json: what made these embeddings is unknown", folder)
+    return _load(
+        *(task, data, "embedding", EXTRACT_THEM),
+        lambda key: [folder.path(key) for folder in folders],
+        read_blocks,
     )
-    splits = {s: read_all(read_blocks, own, f"{s}: embeddings") for s, own in paths.items()}
-    shapes = {split: list(x.shape[1:]) for split, x in splits.items()}
-    if len({tuple(shape) for shape in shapes.values()}) > 1:
-        raise InputError(
-            "embeddings of different shapes: "
-            + ", ".join(f"{split} {shape}" for split, shape in shapes.items()),
-            kind="mismatch",
-            path=folders[0].folder,
-            hint="Extract all splits with the same settings.",
-        )
-    return splits
 
 
-def load_statistics(task: ProbeTask, data: ProbeData) -> dict[str, np.ndarray]:
-    """Split → float32 [N, 192]: mean and deviation of the mel bands."""
-    base_dir = data.base_dir
-    if base_dir is None:
-        raise InputError(
-            "is not set",
-            kind="missing",
-            setting="data.base_dir",
-            hint="Give the folder of the log-mel files.",
-        )
+def _statistics(task: ProbeTask, data: ProbeData) -> dict[str, np.ndarray]:
+    """Split → float32 [N, 1, 192]: mean and deviation of the mel bands."""
+    folder = _given(data.base_dir, "data.base_dir", "Give the folder of the log-mel files.")
     hint = "Make them with the data set's preprocess.py, or correct data.base_dir."
-    paths = _find(task, data, "log-mel file", hint, lambda key: (log_mel_file(base_dir, key),))
-    return {
-        split: read_all(lambda own: mel_statistics(own[0]), own, f"{split}: log-mel files")
-        for split, own in paths.items()
-    }
+    return _load(
+        *(task, data, "log-mel file", hint),
+        lambda key: [mel_path(folder, key)],
+        lambda paths: mel_statistics(paths[0])[None],
+    )
 
 
-def _find(
-    task: ProbeTask, data: ProbeData, what: str, hint: str, find: Callable[[str], tuple[Path, ...]]
-) -> dict[str, list[tuple[Path, ...]]]:
-    """Split → the files of each track that has them; the others leave the task.
+def _load(
+    task: ProbeTask,
+    data: ProbeData,
+    what: str,
+    hint: str,
+    find: Callable[[str], list[Path]],
+    read: Callable[[list[Path]], np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Split → [N, ...] of the tracks that have all their files; the others leave the task.
 
     Raises:
-        InputError: tracks have none; or two keys, of one split or of two, have the same.
+        InputError: tracks have none; two keys, of one split or of two, have the same; or what is
+            read of two tracks differs in shape.
     """
-    paths: dict[str, list[tuple[Path, ...]]] = {}
+    paths: list[list[Path]] = []
     owners: dict[Path, tuple[str, Path]] = {}
     for split, groundtruth in task.groundtruths.items():
-        missing, paths[split], task.rows[split] = [], [], []
+        missing, task.rows[split] = [], []
         for row, key in enumerate(groundtruth.keys):
-            try:
-                own = find(key)
-            except MissingFeature as error:
-                missing.append(error.path)
+            own = find(key)
+            if lost := [path for path in own if not path.is_file()]:
+                missing.append(lost[0])
                 continue
             other, place = owners.setdefault(own[0], (key, groundtruth.path))
             if (other, place) != (key, groundtruth.path):
@@ -254,23 +220,25 @@ def _find(
                     path=groundtruth.path,
                     hint="Keep each track once, and in one split, or the scores mean nothing.",
                 )
-            paths[split].append(own)
+            paths.append(own)
             task.rows[split].append(row)
+        some = bool(task.rows[split])
         message = f"{len(missing)} of {len(groundtruth)} tracks of {split} have no {what}"
-        if missing and (data.missing == "error" or not paths[split]):
-            skip = " Or leave those tracks out: data.missing=skip." if paths[split] else ""
+        if missing and (data.missing == "error" or not some):
+            skip = " Or leave those tracks out: data.missing=skip." if some else ""
             raise InputError(
                 f"no such file; {message}", kind="missing", path=missing[0], hint=f"{hint}{skip}"
             )
         if missing:
             log.warning("%s: left out", message)
     check_targets(task)
-    return paths
+    features = read_all(read, paths, f"{what}s")
+    ends = np.cumsum(list(task.tracks().values()))
+    return dict(zip(task.rows, np.split(features, ends[:-1]), strict=True))
 
 
 def normalize_blocks(features: np.ndarray) -> np.ndarray:
     """Features [N, L, D] of blocks as a mix takes them: each layer-normalized, in place."""
-    for start in range(0, len(features), _NORMALIZED_AT_ONCE):
-        part = torch.from_numpy(features[start : start + _NORMALIZED_AT_ONCE])
+    for part in map(torch.from_numpy, np.split(features, range(1024, len(features), 1024))):
         part.copy_(layer_normalize(part))
     return features

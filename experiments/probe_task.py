@@ -63,11 +63,7 @@ class ProbeTask:
 
 
 def read_task(data: ProbeData) -> ProbeTask:
-    """Three ground truths that have the same labels and share no track.
-
-    Raises:
-        InputError: one is not given or refused, they have different labels, or share tracks.
-    """
+    """Three ground truths that have the same labels and share no track."""
     groundtruths = {}
     for split in SPLITS:
         setting, given = f"data.groundtruth_{split}", getattr(data, f"groundtruth_{split}")
@@ -84,10 +80,9 @@ def read_task(data: ProbeData) -> ProbeTask:
         try:
             groundtruths[split] = read_groundtruth(path, task=data.task)
         except GroundTruthError as error:  # it names the setting of the other experiment
-            message, hint = (
-                text.replace("maest.task", "data.task") for text in (error.message, error.hint)
-            )
-            raise InputError(message, kind=error.kind, path=error.path, hint=hint) from None
+            error.message = error.message.replace("maest.task", "data.task")
+            error.hint = error.hint.replace("maest.task", "data.task")
+            raise
     labels = _labels(groundtruths)
     check_disjoint(*groundtruths.values())
     rows = {split: list(range(len(g))) for split, g in groundtruths.items()}
@@ -98,44 +93,35 @@ def _labels(groundtruths: dict[str, GroundTruth]) -> list[str]:
     """The C names; numbers where there is no ``labels.json`` beside the training split."""
     train = groundtruths["train"]
     names = labels_beside(train)
-    hint = "Give three splits that were made together."
     for groundtruth in groundtruths.values():
+        message, path, others = "", groundtruth.path, labels_beside(groundtruth)
         if groundtruth.n_classes != train.n_classes:
-            raise InputError(
-                f"has {groundtruth.n_classes} labels to a track, and {train.path} has "
-                f"{train.n_classes}",
-                kind="mismatch",
-                path=groundtruth.path,
-                hint=hint,
-            )
-        others = labels_beside(groundtruth)
-        if None not in (names, others) and names != others:
-            raise InputError(
-                "names other labels, or in another order, than "
-                f"{train.path.parent / 'labels.json'}",
-                kind="mismatch",
-                path=groundtruth.path.parent / "labels.json",
-                hint=hint,
-            )
+            message = f"has {groundtruth.n_classes} labels to a track, and {train.path} has "
+            message += str(train.n_classes)
+        elif None not in (names, others) and names != others:
+            path = path.parent / "labels.json"
+            message = "names other labels, or in another order, than "
+            message += str(train.path.parent / "labels.json")
+        if message:
+            hint = "Give three splits that were made together."
+            raise InputError(message, kind="mismatch", path=path, hint=hint)
     return names or [str(i) for i in range(train.n_classes)]
 
 
 def check_targets(task: ProbeTask) -> None:
     """Raise InputError where the tracks with features leave nothing to learn or to score."""
-    left = ", of the tracks that have features" if task.missing() else ""
-    if task.task == "multi-label" and not task.targets("train").any():
-        raise InputError(
-            f"no track has any label{left}: there is nothing to learn",
-            kind="empty",
-            path=task.groundtruths["train"].path,
-            hint="Give a training split of tracks that have labels.",
-        )
-    for split in ("val", "test") * (task.task != "single-label"):
+    for split in SPLITS:
         targets = task.targets(split)
-        if not (targets != targets[:1]).any():
+        if split == "train":
+            nothing = task.task == "multi-label" and not targets.any()
+            message = "no track has any label: there is nothing to learn"
+        else:
+            nothing = task.task != "single-label" and not (targets != targets[:1]).any()
+            message = f"all {len(targets)} tracks have the same targets: there is nothing to score"
+        if nothing:
             raise InputError(
-                f"all {len(targets)} tracks have the same targets{left}: there is nothing to score",
+                message + " (tracks without features are left out)" * bool(task.missing()),
                 kind="empty",
                 path=task.groundtruths[split].path,
-                hint=f"Give a {split} split of tracks that differ.",
+                hint=f"Give a {split} split of tracks that differ in their labels.",
             )

@@ -131,8 +131,22 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     job = SweepJob(task, blocks, seeds, settings.probe)
     processes = count_processes(settings, task, groups)
     total = sum(map(len, groups)) * len(seeds)
-    with tqdm(total=total, desc="sweep", unit="probe", disable=None) as bar:
-        for entries in job.run(groups, embeddings, processes, folder):
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as shared,
+        tqdm(total=total, desc="sweep", unit="probe", disable=None) as bar,
+    ):
+        for split in list(embeddings) if processes > 1 else ():
+            np.save(Path(shared) / f"{split}.npy", embeddings.pop(split))
+        trained = run_parallel(
+            job.train,
+            groups,
+            (embeddings or Path(shared),),
+            num_workers=processes,
+            time_limit=None,
+            start_method="spawn",  # a fork may not use autograd where its parent has
+            progress=False,
+        )
+        for entries in trained:
             results["cells"] += entries
             write()
             bar.update(len(entries) * len(seeds))
@@ -150,11 +164,7 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
 
 
 def parse_choices(settings: ProbeSettings) -> list[tuple[str, str]]:
-    """(types, reduce) of each choice of tokens; one token is the same in both ways.
-
-    Raises:
-        InputError: there is none, one is no choice, or ``data`` makes one.
-    """
+    """(types, reduce) of each choice of tokens; one token is the same in both ways."""
     options, data = settings.sweep, settings.data
     for name, allowed, hint in (
         ("features", data.features == "embeddings", "Leave it out: a sweep is over embeddings."),
@@ -211,43 +221,17 @@ class SweepJob:
     seeds: Sequence[int]
     recipe: ProbeTraining
 
-    def run(
-        self,
-        groups: Sequence[list[FeatureChoice]],
-        embeddings: dict[str, np.ndarray],
-        processes: int,
-        folder: Path,
-    ) -> Iterator[list[dict[str, Any]]]:
-        """The entries of each group, as they come.
-
-        Args:
-            groups: what to train.
-            embeddings: split → float32 [N, L, 3, D]; emptied where several processes work: they
-                map it into memory from files, so that it is there once.
-            processes: how many; 1 for this one.
-            folder: for those files, as long as it takes.
-        """
-        if processes == 1:
-            for group in groups:
-                yield self.train(group, embeddings)
-            return
-        with tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as shared:
-            for split in list(embeddings):
-                np.save(Path(shared) / f"{split}.npy", embeddings.pop(split))
-            yield from run_parallel(
-                _train_group,
-                groups,
-                (self, shared),
-                num_workers=processes,
-                time_limit=None,
-                start_method="spawn",  # a fork may not use autograd where its parent has
-                progress=False,
-            )
-
     def train(
-        self, group: list[FeatureChoice], embeddings: Mapping[str, np.ndarray]
+        self, group: list[FeatureChoice], embeddings: Mapping[str, np.ndarray] | Path
     ) -> list[dict[str, Any]]:
-        """Train and test the probes of a group."""
+        """Train and test the probes of a group; returns its entries of ``sweep.json``.
+
+        ``embeddings``: split → float32 [N, L, 3, D]; or the folder of files, which several
+        processes map into memory, so that they are there once.
+        """
+        if isinstance(embeddings, Path):
+            files = embeddings.glob("*.npy")
+            embeddings = {path.stem: np.load(path, mmap_mode="r") for path in files}
         mix, features = group[0].block == MIX, {}
         for split, x in embeddings.items():  # [N, L, 3, D]
             if mix:
@@ -260,12 +244,6 @@ class SweepJob:
                 features[split] = np.stack(sets, axis=1)
         bank = train_probes(self.recipe, self.task, features, self.seeds, mix=mix)
         return _entries(group, self.task, bank, bank.predict(features["test"]))
-
-
-def _train_group(group: list[FeatureChoice], job: SweepJob, shared: str) -> list[dict[str, Any]]:
-    """In a worker process."""
-    files = {path.stem: path for path in Path(shared).glob("*.npy")}
-    return job.train(group, {split: np.load(path, mmap_mode="r") for split, path in files.items()})
 
 
 def _entries(
@@ -312,9 +290,6 @@ def _earlier(
     """The entries of a sweep of the same settings for the wanted choices, and its seconds.
 
     Its mixes count only if they are of the same blocks.
-
-    Raises:
-        InputError: there is no sweep, or one of other settings.
     """
     if folder is None:
         return {}, 0.0

@@ -534,8 +534,9 @@ def test_splits_of_different_widths(made, untrained):
     for key in made.keys("test"):
         put(made, key, np.ones((3, 2 * D), np.float32))
     message = refused(made)
-    assert "train [1, 3, 8]" in message
-    assert "test [1, 3, 16]" in message
+    assert "test/00.mmap" in message
+    assert "[1, 3, 8]" in message
+    assert "[1, 3, 16]" in message
 
 
 def test_blocks_of_several_models(made, untrained):

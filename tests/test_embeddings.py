@@ -19,9 +19,7 @@ from maest.datasets.embedding_folders import (
     find_folders,
 )
 from maest.datasets.embeddings import (
-    MissingFeature,
     check_types,
-    log_mel_file,
     mel_statistics,
     read_all,
     read_blocks,
@@ -246,12 +244,6 @@ def test_an_archive_is_no_embedding(tmp_path):
         read_tokens(tmp_path / "z.npy")
 
 
-def test_no_file(tmp_path):
-    with refuses("missing", "z.npy") as caught:
-        read_tokens(tmp_path / "z.npy")
-    assert isinstance(caught.value, MissingFeature)
-
-
 # ---- which folder --------------------------------------------------------------------------------
 
 
@@ -342,7 +334,7 @@ def test_without_manifests(tmp_path):
     put(tmp_path / "mine", *KEYS)
     (found,) = find_folders(tmp_path / "mine")
     assert (found.folder, found.settings, found.block) == (tmp_path / "mine", None, None)
-    assert found.has(KEYS[0])
+    assert found.path(KEYS[0]).is_file()
     level = tmp_path / "out/5sec"
     for block in ("10", "9", "final", "²"):
         put(level / block, *KEYS)
@@ -409,7 +401,6 @@ def test_blocks_of_one_model_made_in_two_runs(tmp_path):
 )
 def test_a_key_finds_its_embedding(tmp_path, stored, key):
     folder = EmbeddingFolder(put(tmp_path, stored, "a/other.mp3", "song.mp3", "a/song2.mp3"))
-    assert folder.has(key)
     assert folder.path(key) == tmp_path / f"{stored}.embeddings.npy"
     np.testing.assert_array_equal(read_tokens(folder.path(key)), EMBEDDING)
 
@@ -421,28 +412,25 @@ def test_a_key_without_an_embedding(tmp_path, key):
     folder = EmbeddingFolder(put(tmp_path, "a/song.mp3"))
     (tmp_path / "b").mkdir()
     (tmp_path / "b/.tmp-1.npy").write_bytes(b"")  # of a killed run
-    assert not folder.has(key)
-    with pytest.raises(MissingFeature):
-        folder.path(key)
-    assert not EmbeddingFolder(tmp_path / "none").has(key)
+    for place in (folder, EmbeddingFolder(tmp_path / "none")):
+        assert place.path(key) == place.folder / f"{key}.embeddings.npy"
+        assert not place.path(key).is_file()
 
 
 def test_another_audio_file_is_another_track(tmp_path):
     """What ``song.mp3`` is called has failed; ``song.wav`` may be anything."""
     folder = EmbeddingFolder(put(tmp_path, "song.wav"))
-    assert not folder.has("song.mp3")
-    assert folder.has("song.mmap")
+    assert not folder.path("song.mp3").is_file()
+    assert folder.path("song.mmap").is_file()
 
 
 def test_suffixes_that_leave_a_choice(tmp_path):
     folder = EmbeddingFolder(put(tmp_path, "a/song.mp3", "a/song.flac", "a/b.mp3"))
-    for attempt in (folder.path, folder.has):
-        with refuses("conflict") as caught:
-            attempt("a/song.mmap")
-        assert not isinstance(caught.value, MissingFeature)
-        assert "'a/song.flac', 'a/song.mp3'" in str(caught.value)
+    with refuses("conflict") as caught:
+        folder.path("a/song.mmap")
+    assert "'a/song.flac', 'a/song.mp3'" in str(caught.value)
     assert folder.path("a/song.mp3").name == "song.mp3.embeddings.npy"
-    assert folder.has("a/b.mmap")
+    assert folder.path("a/b.mmap").is_file()
 
 
 def test_two_formats_of_a_song(tmp_path):
@@ -516,6 +504,3 @@ def test_mel_statistics(tmp_path):
     x = (mel.astype(np.float16).astype(float) - 2.06755686098554) / (2 * 1.268292820667291)
     expected = np.concatenate((x.mean(0), x.std(0)))
     np.testing.assert_allclose(mel_statistics(tmp_path / "a.mmap"), expected, atol=1e-6)
-    assert {log_mel_file(tmp_path, key) for key in ("a.mmap", "a")} == {tmp_path / "a.mmap"}
-    with pytest.raises(MissingFeature):
-        log_mel_file(tmp_path, "b.mmap")
