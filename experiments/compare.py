@@ -37,24 +37,15 @@ from maest.helpers.report import Page, table
 
 @dataclass(frozen=True)
 class RunResults:
-    """The predictions of a finished run for its test split.
-
-    Attributes:
-        folder, name: of the run.
-        task: "multi-label", "single-label" or "regression".
-        keys: [N] tracks, bytes.
-        targets: [N, C].
-        outputs: [S, N, C] of its seeds.
-        labels: [C].
-    """
+    """The predictions of a finished run for its test split."""
 
     folder: Path
     name: str
     task: str
-    keys: np.ndarray
-    targets: np.ndarray
-    outputs: np.ndarray
-    labels: list[str]
+    keys: np.ndarray  # [N] tracks, bytes
+    targets: np.ndarray  # [N, C]
+    outputs: np.ndarray  # [S, N, C] of its seeds
+    labels: list[str]  # [C]
 
 
 def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
@@ -63,25 +54,32 @@ def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     folders, to_probe = _split_spaces(settings.runs), _split_spaces(options.embeddings_dirs)
     _check_given(folders, to_probe)
     runs = [read_run(Path(given)) for given in folders]  # what is wrong there is said first
-    if to_probe:
-        _check_extractions(to_probe, settings)
+    _check_extractions(to_probe, settings)
     runs += [read_run(path) for path in _probe_each(to_probe, settings, folder)]
     runs = align_tracks(runs)
     rows = _intervals(runs, options, settings.seed)
-    first, shown, given = runs[0], metrics.SHOWN[runs[0].task], plain(options)
     results = {
-        "task": first.task,
-        "labels": first.labels,
-        "tracks": len(first.keys),
-        **{name: given[name] for name in ("resamples", "confidence")},
+        "task": runs[0].task,
+        "labels": runs[0].labels,
+        "tracks": len(runs[0].keys),
+        "resamples": options.resamples,
+        "confidence": options.confidence,
         "seed": settings.seed,
         "runs": rows,
     }
     write_json(folder / "comparison.json", results)
-    names, percent = [metrics.FIGURE_NAMES[m] for m in shown], f"{options.confidence:.0%}"
-    warning = f"{len(first.keys)} test tracks are too few to tell runs apart: neither intervals "
-    warning += "nor marks can be trusted."
-    page = Page("Runs side by side", [warning] * (len(first.keys) < FEW_TRACKS))
+    page = _page(folder, results)
+    page.write(folder / "comparison.md")
+    print(f"{page.text}\n\n{folder / 'comparison.md'}")
+    return {"folder": str(folder), "runs": rows}
+
+
+def _page(folder: Path, results: dict[str, Any]) -> Page:
+    """A table, and a picture, which it draws."""
+    tracks, rows, shown = results["tracks"], results["runs"], metrics.SHOWN[results["task"]]
+    names, percent = [metrics.FIGURE_NAMES[m] for m in shown], f"{results['confidence']:.0%}"
+    warning = f"{tracks} test tracks are too few to tell runs apart: neither intervals nor marks "
+    page = Page("Runs side by side", [f"{warning}can be trusted."] * (tracks < FEW_TRACKS))
     page.add(
         table(
             ["run", *names, *(f"{name}, difference" for name in names)],
@@ -91,8 +89,8 @@ def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
                 for row in rows
             ],
         ),
-        f"{percent} intervals of a bootstrap over the {len(first.keys)} test tracks "
-        f"({options.resamples} resamples, the same for all runs); metrics are means over each "
+        f"{percent} intervals of a bootstrap over the {tracks} test tracks "
+        f"({results['resamples']} resamples, the same for all runs); metrics are means over each "
         f"run's seeds. Differences are to {rows[0]['name']}; one whose interval leaves out 0 is "
         "marked *: with other test tracks of this kind it would hardly change its sign."
         + " Of the MSE, less is better."
@@ -105,9 +103,7 @@ def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
         f"{percent} intervals over the test tracks",
     )
     page.picture(picture)
-    page.write(folder / "comparison.md")
-    print(f"{page.text}\n\n{folder / 'comparison.md'}")
-    return {"folder": str(folder), "runs": rows}
+    return page
 
 
 def _split_spaces(given: Sequence[str] | None) -> list[str]:
@@ -119,14 +115,11 @@ def _split_spaces(given: Sequence[str] | None) -> list[str]:
 
 def _check_given(folders: list[str], to_probe: list[str]) -> None:
     if len(folders) + len(to_probe) < 2:
-        raise InputError(
-            "a comparison is of two runs or more",
-            kind="missing",
-            setting="runs",
-            hint="Give folders of finished runs, such as runs=[exp_logs/4,exp_logs/5], or of "
-            "extractions that are still to be probed, such as "
-            "compare.embeddings_dirs=[embeddings/mtt/5sec,embeddings/mtt/30sec].",
-        )
+        hint = "Give folders of finished runs, such as runs=[exp_logs/4,exp_logs/5], or of "
+        hint += "extractions that are still to be probed, such as compare.embeddings_dirs="
+        hint += "[embeddings/mtt/5sec,embeddings/mtt/30sec]."
+        message = "a comparison is of two runs or more"
+        raise InputError(message, kind="missing", setting="runs", hint=hint)
     for setting, given in (("runs", folders), ("compare.embeddings_dirs", to_probe)):
         if len(set(given)) < len(given):
             message = f"one of {', '.join(given)} is named twice"
@@ -165,10 +158,7 @@ def _no_predictions(folder: Path) -> InputError:
     hint = "Give the folders of finished probe runs of ex_tl.py"
     if probes := finished_probes():
         hint += f", such as {typed_list('runs', [str(probe) for probe in probes[:3]])}"
-    message, path = (
-        "no such file: the run was stopped, or is of another command",
-        folder / PREDICTIONS,
-    )
+    path, message = folder / PREDICTIONS, "no such file: the run was stopped, or is no probe's"
     if not folder.is_dir():
         message, path = "no such folder", folder
         if (LOG_DIR / folder / PREDICTIONS).is_file():
@@ -180,16 +170,12 @@ def _no_predictions(folder: Path) -> InputError:
 
 
 def align_tracks(runs: list[RunResults]) -> list[RunResults]:
-    """The runs with their tracks in the order of the first one's.
-
-    Raises:
-        InputError: they have another task, other labels, other tracks or other targets.
-    """
+    """The runs with their tracks in the order of the first one's."""
     first, aligned = runs[0], []
     for run in runs:
         message, rows = "", {key: i for i, key in enumerate(run.keys.tolist())}
         differing = rows.keys() ^ set(first.keys.tolist())
-        hint = "Probe both on the same ground truths, with features for all of their tracks."
+        order = [rows[key] for key in first.keys.tolist() if key in rows]
         if run.task != first.task or run.labels != first.labels:
             kinds = [f"{own.task}, {len(own.labels)} labels" for own in (run, first)]
             how = "; ".join(dict.fromkeys(kinds))
@@ -199,13 +185,10 @@ def align_tracks(runs: list[RunResults]) -> list[RunResults]:
         elif differing:
             message = f"was not tested on the same tracks as {first.folder}: {len(differing)} are "
             message += "in one of them only"
-        else:
-            order = [rows[key] for key in first.keys.tolist()]
-            if not np.array_equal(run.targets[order], first.targets):
-                message = f"was tested on the same tracks as {first.folder} with other labels: the "
-                message += "ground truth has changed between them"
-                hint = "Run the older one again."
+        elif not np.array_equal(run.targets[order], first.targets):
+            message = f"was tested on the same tracks as {first.folder}, with other labels"
         if message:
+            hint = "Probe both on the same ground truths, with features for all of their tracks."
             raise InputError(message, kind="mismatch", path=run.folder, setting="runs", hint=hint)
         aligned.append(
             replace(run, keys=first.keys, targets=first.targets, outputs=run.outputs[:, order])
@@ -251,6 +234,8 @@ def format_interval(metric: dict[str, float] | None, difference: bool = False) -
 
 def _check_extractions(sources: list[str], settings: ProbeSettings) -> None:
     """Raise InputError for what would stop one of the probes after others are trained."""
+    if not sources:
+        return
     for name, allowed, hint in (
         ("data.features", settings.data.features == "embeddings",
          "Run that probe by itself, and give it as one of the runs."),

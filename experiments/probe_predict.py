@@ -66,18 +66,14 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     folders = [EmbeddingFolder(output.folder) for output in outputs]
     tracks, _, _ = find_tracks(settings.audio, leave_out=out_dir)
     # Extraction reports the others. A file that is older than its audio is of other audio.
-    every = [tracks.keys[i] for i in range(len(tracks.keys))]
-    keys = [key for i, key in enumerate(every) if is_done(key, outputs, tracks.path(i))]
+    numbers = range(len(tracks.keys))
+    keys = [tracks.keys[i] for i in numbers if is_done(tracks.keys[i], outputs, tracks.path(i))]
     about = probe.about
-    features = [
-        select_tokens(
-            read_blocks([own.path(key) for own in folders]), about["types"], about["reduce"]
-        )
-        for key in keys
-    ]
     values = np.zeros((0, len(about["labels"])), np.float32)
-    if features:
-        values = probe.activations(np.stack(features) if mix else np.concatenate(features))
+    if keys:
+        found = np.stack([read_blocks([own.path(key) for own in folders]) for key in keys])
+        features = select_tokens(found, about["types"], about["reduce"])
+        values = probe.activations(features if mix else features[:, 0])
     listed = read_failures(outputs[0].folder / WARNINGS, value="warnings")
     warnings = [listed.get(key, "") for key in keys]
     _write(folder, probe, keys, values, warnings)
@@ -120,13 +116,7 @@ def _write(
 
 @dataclass(frozen=True)
 class TrainedProbe:
-    """A probe's folder, read.
-
-    Attributes:
-        folder: of the run.
-        about: the content of ``probe.json``.
-        nets: of all seeds.
-    """
+    """A finished run's probes of all seeds, and what its ``probe.json`` says of them."""
 
     folder: Path
     about: dict[str, Any]
@@ -145,11 +135,7 @@ class TrainedProbe:
 
 
 def read_probe(folder: Path) -> TrainedProbe:
-    """Read the probe of a finished run, from the run's folder or from ``probe/`` in it.
-
-    Raises:
-        InputError: there is none, it is damaged, or its features are no embeddings.
-    """
+    """Read the probe of a finished run, from the run's folder or from ``probe/`` in it."""
     folder = folder.expanduser()
     inside = folder / PROBE_FOLDER if (folder / PROBE_FOLDER).is_dir() else folder
     path = inside / "probe.json"
@@ -166,13 +152,8 @@ def read_probe(folder: Path) -> TrainedProbe:
             net.load_state_dict(load_file(path))
             nets.append(net.eval())
     except Exception as error:  # JSON's, safetensors', torch's
-        raise InputError(
-            f"missing or damaged ({str(error)[:200]})",
-            kind="corrupt",
-            path=path,
-            setting="probe",
-            hint="Train this probe again.",
-        ) from None
+        message, hint = f"missing or damaged ({str(error)[:200]})", "Train this probe again."
+        raise InputError(message, kind="corrupt", path=path, setting="probe", hint=hint) from None
     message = ""
     if features != "embeddings":
         message = f"a probe of {features}, which has no extractor"
@@ -203,14 +184,12 @@ def extraction_settings(probe: TrainedProbe, settings: ProbeSettings, out_dir: P
     arch, checkpoint = options.arch, options.checkpoint
     if arch is None and checkpoint is None:
         arch, checkpoint = model.get("arch"), model.get("checkpoint")
-        message = ""
-        if arch is None and checkpoint is None:
-            message = "it is not known where the probe's extractor was"
-        elif checkpoint is not None and not Path(checkpoint).exists():
-            message = f"no such file or folder; it was the model of {probe.folder}'s embeddings"
-        if message:
+        known = arch is not None or checkpoint is not None
+        if not known or (checkpoint is not None and not Path(checkpoint).exists()):
             raise InputError(
-                message,
+                f"the model of {probe.folder}'s embeddings is not there"
+                if known
+                else "it is not known where the probe's extractor was",
                 kind="missing",
                 path=checkpoint or probe.folder,
                 setting="predict.checkpoint",
@@ -247,10 +226,9 @@ def extraction_settings(probe: TrainedProbe, settings: ProbeSettings, out_dir: P
 
 def _max_seconds(made: dict[str, Any], made_by: dict[str, Any]) -> float | None:
     """Seconds of each track that the probe's embeddings are of, at most."""
-    if (made_by.get("input") or made.get("input")) != "log-mel files":
-        return made.get("max_seconds")
-    if "max_seconds" in made_by:
-        return made_by["max_seconds"]
+    of_mels = (made_by.get("input") or made.get("input")) == "log-mel files"
+    if not of_mels or "max_seconds" in made_by:
+        return (made_by if of_mels else made).get("max_seconds")
     log.warning(
         "the probe does not say how much of each track its log-mel files held: the central %g s "
         "are used, as datasets/preprocess.py keeps by default",

@@ -94,11 +94,11 @@ def _labels(groundtruths: dict[str, GroundTruth]) -> list[str]:
     train = groundtruths["train"]
     names = labels_beside(train)
     for groundtruth in groundtruths.values():
-        message, path, others = "", groundtruth.path, labels_beside(groundtruth)
+        message, path = "", groundtruth.path
         if groundtruth.n_classes != train.n_classes:
             message = f"has {groundtruth.n_classes} labels to a track, and {train.path} has "
             message += str(train.n_classes)
-        elif None not in (names, others) and names != others:
+        elif names != (labels_beside(groundtruth) or names) and names:
             path = path.parent / "labels.json"
             message = "names other labels, or in another order, than "
             message += str(train.path.parent / "labels.json")
