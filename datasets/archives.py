@@ -93,7 +93,6 @@ def fetch(archive: Path, url: str, parts: Sequence[str], *, again: bool = False)
     folder already is taken from there.
 
     Args:
-        archive: the whole.
         url: of the folder that the parts are in.
         parts: their names, in order.
         again: whether to fetch them although they are there, and to take another version.
@@ -175,13 +174,10 @@ def unpack(
     server's, and such files count as absent.
 
     Args:
-        archive: the whole.
-        out_dir: where to.
         wanted: paths below ``out_dir``, of a folder and a file each. In the archive, other folders
             may stand around them.
         keep: whether not to delete the archive.
         again: whether to replace files that exist.
-        progress: whether a terminal shows a bar.
 
     Raises:
         InputError: there is no such archive, it is no zip archive, or the disk does not take what
@@ -196,7 +192,7 @@ def unpack(
             if name in wanted and not member.is_dir():
                 members.setdefault(name, member)
         found.absent = [name for name in wanted if name not in members]
-        sizes = {name: _size(out_dir / name) for name in members}
+        sizes = {name: file_size(out_dir / name) for name in members}
         if not again:
             found.skipped = sum(sizes[name] == own.file_size for name, own in members.items())
             # Files get their names when they are whole: these are somebody's own.
@@ -255,34 +251,22 @@ def unpack(
 
 def _open(archive: Path) -> zipfile.ZipFile:
     """The archive, if it is whole."""
-    if not archive.is_file():
-        raise InputError(
-            "no such file",
-            kind="missing",
-            path=archive,
-            hint="Download it first: the step download.",
-        )
     try:
         whole = zipfile.ZipFile(archive)
+    except FileNotFoundError:
+        hint = "Download it first: the step download."
+        raise InputError("no such file", kind="missing", path=archive, hint=hint) from None
     except (*_DAMAGED, OSError) as error:
-        raise InputError(
-            f"not a valid zip archive ({error or type(error).__name__})",
-            kind="corrupt",
-            path=archive,
-            hint=_AGAIN,
-        ) from None
+        what = f"not a valid zip archive ({error or type(error).__name__})"
+        raise InputError(what, kind="corrupt", path=archive, hint=_AGAIN) from None
     shift = min((member.header_offset for member in whole.infolist()), default=0)
     if shift:
         whole.close()
-        raise InputError(
-            f"by its own list it has {abs(shift)} bytes too {'many' if shift > 0 else 'few'}",
-            kind="corrupt",
-            path=archive,
-            hint=_AGAIN,
-        )
+        what = f"by its own list it has {abs(shift)} bytes too {'many' if shift > 0 else 'few'}"
+        raise InputError(what, kind="corrupt", path=archive, hint=_AGAIN)
     return whole
 
 
-def _size(path: Path) -> int | None:
+def file_size(path: Path) -> int | None:
     """Bytes of a file; None: there is none."""
     return path.stat().st_size if path.is_file() else None

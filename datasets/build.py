@@ -7,19 +7,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from maest.datasets.groundtruth import (
-    read_groundtruth,
-    read_labels,
-    write_groundtruth,
-    write_labels,
-)
+from maest.datasets.groundtruth import write_groundtruth, write_labels
 from maest.datasets.melspectrograms import MelFile, mel_path
 from maest.datasets.splitting import SPLITS, split_by_group
 from maest.datasets.tables import Table, some
@@ -35,9 +29,6 @@ class Built:
     """What was written of a table.
 
     Attributes:
-        table: the tracks.
-        out_dir: where to.
-        task: "multi-label", "single-label" or "regression".
         names: of the labels, sorted, or of the values; the order of the targets.
         splits: split → its keys.
         positives: [3, C] tracks with each label, in the order of train, validation and test; None
@@ -80,8 +71,6 @@ def build(
     """Write ``groundtruth-{train,validation,test,all}.pk`` and ``labels.json`` of a table.
 
     Args:
-        table: the tracks.
-        out_dir: where to; made if need be.
         task: "multi-label" or "single-label" (each track has one label), of a table of values
             "regression"; None: what fits the table.
         fractions: of the tracks in train, validation and test, where the table has no split.
@@ -168,18 +157,14 @@ def build(
 def _check(table: Table, task: str | None, min_positives: int) -> str:
     """The task. Raises InputError for one that does not go with the table."""
     if min_positives < 1:
-        raise InputError(
-            f"is {min_positives}", setting="--min-positives", hint="Expected at least 1."
-        )
+        hint = "Expected at least 1."
+        raise InputError(f"is {min_positives}", setting="--min-positives", hint=hint)
     fitting = "multi-label" if table.values is None else "regression"
     task = task or fitting
     if (task == "regression") != (fitting == "regression"):
-        raise InputError(
-            f"{task} from a table that was read for {fitting}",
-            kind="conflict",
-            setting="--task",
-            hint="A regression needs --values-column, the other tasks columns of labels.",
-        )
+        hint = "A regression needs --values-column, the other tasks columns of labels."
+        what = f"{task} from a table that was read for {fitting}"
+        raise InputError(what, kind="conflict", setting="--task", hint=hint)
     pairs = zip(table.labels, table.lines, strict=True)
     wrong = [line for labels, line in pairs if len(labels) != 1]
     if task == "single-label" and wrong:
@@ -210,35 +195,14 @@ def write_splits(
     everything = {key: target for rows in splits.values() for key, target in rows.items()}
     try:
         for split, rows in {**splits, "all": everything}.items():
-            path = Path(out_dir) / f"groundtruth-{split}.pk"
-            if not _says(path, rows, task):
-                write_groundtruth(path, rows, task)
-        path = Path(out_dir) / "labels.json"
-        if not _lists(path, names):
-            write_labels(path, names)
+            write_groundtruth(Path(out_dir) / f"groundtruth-{split}.pk", rows, task)
+        write_labels(Path(out_dir) / "labels.json", names)
     except OSError as error:
+        what = f"cannot be written to ({error.strerror or error})"
+        hint = "Give another folder, or make room."
         raise InputError(
-            f"cannot be written to ({error.strerror or error})",
-            kind="access",
-            path=out_dir,
-            setting="--out-dir",
-            hint="Give another folder, or make room.",
+            what, kind="access", path=out_dir, setting="--out-dir", hint=hint
         ) from None
-
-
-def _says(path: Path, rows: Mapping[str, np.ndarray], task: str) -> bool:
-    """Whether a ground truth has these keys and targets, in this order."""
-    with suppress(InputError):
-        there = read_groundtruth(path, task=task)
-        targets = np.stack(list(rows.values()))
-        return there.keys == list(rows) and np.array_equal(there.targets, targets)
-    return False
-
-
-def _lists(path: Path, names: Sequence[str]) -> bool:
-    with suppress(InputError):
-        return read_labels(path) == list(names)
-    return False
 
 
 def _join_duplicates(
@@ -279,14 +243,9 @@ def _labels(
     names = sorted(name for name, count in counts.items() if count >= min_positives)
     if not names:
         most = max(counts.values(), default=0)
-        raise InputError(
-            f"no label is left: the most frequent one has {most} tracks",
-            kind="empty",
-            path=table.path,
-            hint=f"Give a --min-positives below {min_positives}."
-            if most
-            else "Check --labels-column.",
-        )
+        hint = f"Give --min-positives below {min_positives}." if most else "Check --labels-column."
+        what = f"no label is left: the most frequent one has {most} tracks"
+        raise InputError(what, kind="empty", path=table.path, hint=hint)
     index = {name: i for i, name in enumerate(names)}
     targets = np.zeros((len(rows), len(names)), bool)
     for target, i in zip(targets, rows, strict=True):
@@ -303,12 +262,9 @@ def _rows_with_files(
     if base_dir is None:
         return rows, []
     if not Path(base_dir).is_dir():
+        hint = "Expected the folder of the .mmap files, which datasets/preprocess.py makes."
         raise InputError(
-            "no such folder",
-            kind="missing",
-            path=base_dir,
-            setting="--base-dir",
-            hint="Expected the folder of the .mmap files, which datasets/preprocess.py makes.",
+            "no such folder", kind="missing", path=base_dir, setting="--base-dir", hint=hint
         )
     there = [mel_path(base_dir, key).is_file() for key in table.keys]
     missing = [i for i in rows if not there[i]]

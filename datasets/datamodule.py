@@ -23,7 +23,7 @@ from maest.datasets.groundtruth import GroundTruth, labels_beside, read_groundtr
 from maest.datasets.sampling import ClipSampler, TrackSampler
 from maest.datasets.teacher import TeacherFileError, check_teacher_files
 from maest.helpers.errors import InputError
-from maest.helpers.processes import leave_signals_to_the_main_process
+from maest.helpers.signals import leave_signals_to_the_main_process
 
 log = logging.getLogger(__name__)
 

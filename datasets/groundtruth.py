@@ -29,7 +29,7 @@ if not __package__:  # started as a script: import from the repository root, not
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.files import atomic_path, write_json
+from maest.helpers.files import to_json, write_changed
 from maest.helpers.safe_pickle import load_pickle, short_repr
 
 TASKS: tuple[str, ...] = ("multi-label", "single-label", "regression")
@@ -118,7 +118,7 @@ def write_groundtruth(
 ) -> None:
     """Write a ground truth, atomically: a pickled dict, key → [C] NumPy array.
 
-    Its type is bool; for the task "regression" float32.
+    Its type is bool; for the task "regression" float32. A file with that content stays as it is.
 
     Args:
         path: the file.
@@ -133,8 +133,7 @@ def write_groundtruth(
     if task != "regression":
         targets = targets.view(np.bool_)
     rows = dict(zip(keys, targets, strict=True))
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        pickle.dump(rows, file, protocol=4)
+    write_changed(path, pickle.dumps(rows, protocol=4))
 
 
 def check_disjoint(*groundtruths: GroundTruth) -> None:
@@ -164,9 +163,10 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
             f"no task {task!r}", kind="unknown", path=path, hint=f"Expected one of {TASKS}."
         )
     if not isinstance(groundtruth, Mapping) or not groundtruth:
+        is_dict = isinstance(groundtruth, Mapping)
         raise GroundTruthError(
-            "no tracks" if isinstance(groundtruth, Mapping) else f"found {_kind(groundtruth)}",
-            kind="empty" if isinstance(groundtruth, Mapping) else "invalid",
+            "no tracks" if is_dict else f"found {_kind(groundtruth)}",
+            kind="empty" if is_dict else "invalid",
             path=path,
             hint="Expected a dict of relative path → labels.",
         )
@@ -201,27 +201,23 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
     return list(groundtruth), targets
 
 
-def check_key(key: object) -> str:
+def check_key(key: Any) -> str:
     """The normalised path of a key. Raises GroundTruthError unless it stays inside ``base_dir``."""
-    found = None
-    track = ""
-    if type(key) is not str or not key:
+    track = posixpath.normpath(key) if type(key) is str else ""
+    if not track or not key:
         found = "an empty string" if key == "" else _kind(key)
+    elif "\0" in key or "\\" in key:
+        found = "a NUL or a backslash"
+    elif re.match("/|[A-Za-z]:", key):
+        found = "an absolute path"
+    elif track == ".." or track.startswith("../"):
+        found = "a path that leaves base_dir"
+    elif track == "." or key[-1] == "/":
+        found = "the path of a folder"
     else:
-        track = posixpath.normpath(key)
-        if "\0" in key or "\\" in key:
-            found = "a NUL or a backslash"
-        elif re.match("/|[A-Za-z]:", key):
-            found = "an absolute path"
-        elif track == ".." or track.startswith("../"):
-            found = "a path that leaves base_dir"
-        elif track == "." or key[-1] == "/":
-            found = "the path of a folder"
-    if found:
-        raise GroundTruthError(
-            f"found {found}", hint="Expected a path relative to base_dir, with forward slashes."
-        )
-    return track
+        return track
+    hint = "Expected a path relative to base_dir, with forward slashes."
+    raise GroundTruthError(f"found {found}", hint=hint)
 
 
 _NUMBERS = (int, float, np.bool_, np.integer, np.floating)
@@ -283,11 +279,13 @@ def _kind(value: object) -> str:
 def write_labels(path: str | Path, names: Iterable[str]) -> None:
     """Write the labels' names, in the order of the targets' columns, as a JSON list, atomically.
 
+    A file with that content stays as it is.
+
     Raises:
         GroundTruthError: a name that is empty, no string, or there twice.
     """
     path = Path(path)
-    write_json(path, _check_names(list(names), path))
+    write_changed(path, to_json(_check_names(list(names), path)).encode())
 
 
 def read_labels(path: str | Path) -> list[str]:
@@ -299,24 +297,23 @@ def read_labels(path: str | Path) -> list[str]:
         GroundTruthError: the file cannot be read or holds anything else.
     """
     path = Path(path)
-    expected = "Label names are a JSON list, or UTF-8 text with one name a line."
     kind: Kind = "invalid"
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if text.lstrip()[:1] in ("[", "{"):  # a dict is no text either: it is refused by name
-            return _check_names(json.loads(text), path)
-        if control := re.search(r"[^\t\r\n -\U0010ffff]", text):
+            names = json.loads(text)
+        elif control := re.search(r"[^\t\r\n -\U0010ffff]", text):
             raise ValueError(f"it has the character {control[0]!r}: a binary file?")
-    except GroundTruthError:
-        raise
+        else:
+            names = [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, OSError):
             kind = "missing" if isinstance(error, FileNotFoundError) else "access"
+        hint = "Label names are a JSON list, or UTF-8 text with one name a line."
         raise GroundTruthError(
-            f"cannot be read ({error})", kind=kind, path=path, hint=expected
+            f"cannot be read ({error})", kind=kind, path=path, hint=hint
         ) from None
-    lines = text.rstrip().split("\n") if text.strip() else []
-    return _check_names([line.strip() for line in lines], path)
+    return _check_names(names, path)
 
 
 def labels_beside(groundtruth: GroundTruth) -> list[str] | None:
@@ -341,7 +338,6 @@ def labels_beside(groundtruth: GroundTruth) -> list[str] | None:
 
 
 def _check_names(names: Any, path: Path) -> list[str]:
-    found: str | None = None
     kind: Kind = "invalid"
     if not isinstance(names, list):
         found = _kind(names)
@@ -351,14 +347,10 @@ def _check_names(names: Any, path: Path) -> list[str]:
         found = f"{short_repr(names[unnamed[0]])} as name of label {unnamed[0]}"
     elif twice := [name for name, count in Counter(names).items() if count > 1]:
         found, kind = f"{short_repr(twice[0])} more than once", "conflict"
-    if found:
-        raise GroundTruthError(
-            f"found {found}",
-            kind=kind,
-            path=path,
-            hint="Expected a list of distinct names, none of them empty.",
-        )
-    return list(names)
+    else:
+        return list(names)
+    hint = "Expected a list of distinct names, none of them empty."
+    raise GroundTruthError(f"found {found}", kind=kind, path=path, hint=hint)
 
 
 if __name__ == "__main__":

@@ -117,85 +117,70 @@ def _fractions(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as 0.8,0.1,0.1") from None
 
 
-_SHOW_OPTIONS: dict[str, dict[str, Any]] = {
-    "file": {"type": Path, "metavar": "FILE", "help": "a ground-truth pickle"},
-    "--first": {"type": int, "default": 5, "metavar": "K", "help": "keys to show (default 5)"},
-    "--labels": {"type": Path, "help": "the labels' names (default: labels.json beside FILE)"},
-    "--task": {"choices": TASKS, "default": "multi-label", "help": "what the targets are"},
-}
-_SEVERAL = {"metavar": "NAME", "nargs": "+", "default": []}
-_FLAG = {"action": "store_true"}
-_BUILD_OPTIONS: dict[str, dict[str, Any]] = {
-    "table": {
-        "type": Path,
-        "metavar": "TABLE",
-        "help": "CSV (commas, semicolons) or TSV with column names",
-    },
-    "--out-dir": {"type": Path, "required": True, "help": "where the files go"},
-    "--task": {
-        "choices": TASKS,
-        "help": "default: multi-label, with --values-column regression; single-label refuses "
-        "tracks with no label or several",
-    },
-    "--path-column": {"metavar": "NAME"},
-    "--labels-column": {**_SEVERAL, "help": "one or more"},
-    "--values-column": {
-        **_SEVERAL,
-        "help": "one or more of real values instead of labels: for a regression",
-    },
-    "--split-column": {"metavar": "NAME"},
-    "--group-column": {"metavar": "NAME", "help": "what must stay on one side"},
-    "--ignore-split": {**_FLAG, "help": "split by group all the same"},
-    "--separator": {"default": ";", "help": "between labels (default ;)"},
-    "--audio-dir": {
-        "type": Path,
-        "metavar": "DIR",
-        "help": "take absolute paths below DIR as relative to it",
-    },
-    "--fractions": {
-        "type": _fractions,
-        "default": [0.8, 0.1, 0.1],
-        "metavar": "T,V,T",
-        "help": "of the tracks in train, validation and test (default 0.8,0.1,0.1)",
-    },
-    "--seed": {"type": int, "default": 0, "help": "of the split (default 0)"},
-    "--min-positives": {
-        "type": int,
-        "default": 1,
-        "metavar": "N",
-        "help": "leave out labels that fewer tracks have (default 1)",
-    },
-    "--base-dir": {
-        "type": Path,
-        "metavar": "MELS",
-        "help": "check that the log-mel files are there",
-    },
-    "--skip-missing": {**_FLAG, "help": "leave out tracks whose file is not there"},
-    "--keep-duplicates-together": {
-        **_FLAG,
-        "help": "read the log-mel files, and keep copies of a recording in one split",
-    },
-}
+_LABELLED = """A row of the table is a track: its path (of the audio, or of the log-mel file), its
+labels, and optionally its split or its group (artist, album). Columns are recognised by their
+names. A column of labels that has only 0, 1 and blanks (0) in it is one label, with the column's
+name; without a column of labels, all such columns are. Without a split, the tracks are split by
+group."""
+
+
+def _add_show(commands: Any) -> None:
+    show = commands.add_parser("show", help="print counts, labels or values, and the first keys")
+    show.set_defaults(run=_show)
+    add = show.add_argument
+    add("file", type=Path, metavar="FILE", help="a ground-truth pickle")
+    add("--first", type=int, default=5, metavar="K", help="keys to show (default 5)")
+    add("--labels", type=Path, help="the labels' names (default: labels.json beside FILE)")
+    add("--task", choices=TASKS, default="multi-label", help="what the targets are")
+
+
+def _add_build(commands: Any) -> None:
+    build = commands.add_parser(
+        "build",
+        help="make groundtruth-{train,validation,test,all}.pk and labels.json from a table",
+        description=_LABELLED,
+    )
+    build.set_defaults(run=_build)
+    add, several = build.add_argument, {"metavar": "NAME", "nargs": "+", "default": []}
+    add("table", type=Path, metavar="TABLE", help="CSV (, or ;) or TSV with column names")
+    add("--out-dir", type=Path, required=True, help="where the files go")
+    add(
+        "--task",
+        choices=TASKS,
+        help="default: multi-label, with --values-column regression; single-label refuses tracks "
+        "with no label or several",
+    )
+    add("--path-column", metavar="NAME")
+    add("--labels-column", **several, help="one or more")
+    add("--values-column", **several, help="of real values instead of labels: for a regression")
+    add("--split-column", metavar="NAME")
+    add("--group-column", metavar="NAME", help="what must stay on one side")
+    add("--ignore-split", action="store_true", help="split by group all the same")
+    add("--separator", default=";", help="between labels (default ;)")
+    add("--audio-dir", type=Path, help="take absolute paths below it as relative to it")
+    add(
+        "--fractions",
+        type=_fractions,
+        default=[0.8, 0.1, 0.1],
+        metavar="T,V,T",
+        help="of the tracks in train, validation and test (default 0.8,0.1,0.1)",
+    )
+    add("--seed", type=int, default=0, help="of the split (default 0)")
+    add("--min-positives", type=int, default=1, help="leave out rarer labels (default 1)")
+    add("--base-dir", type=Path, metavar="MELS", help="check that the log-mel files are there")
+    add("--skip-missing", action="store_true", help="leave out tracks whose file is not there")
+    add(
+        "--keep-duplicates-together",
+        action="store_true",
+        help="read the log-mel files, and keep copies of a recording in one split",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Look at ground-truth files, or make them.")
     commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("show", help="print counts, labels or values, and the first keys")
-    show.set_defaults(run=_show)
-    build = commands.add_parser(
-        "build",
-        help="make groundtruth-{train,validation,test,all}.pk and labels.json from a table",
-        description="A row of the table is a track: its path (of the audio, or of the log-mel "
-        "file), its labels, and optionally its split or its group (artist, album). Columns are "
-        "recognised by their names. A column of labels that has only 0, 1 and blanks (0) in it is "
-        "one label, with the column's name; without a column of labels, all such columns are. "
-        "Without a split, the tracks are split by group.",
-    )
-    build.set_defaults(run=_build)
-    for command, options in ((show, _SHOW_OPTIONS), (build, _BUILD_OPTIONS)):
-        for name, option in options.items():
-            command.add_argument(name, **option)
+    _add_show(commands)
+    _add_build(commands)
     args = parser.parse_args(argv)
     return run(lambda: args.run(args), parser.prog)

@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import posixpath
+import stat
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from io import FileIO
 from pathlib import Path
 
 from maest.datasets.collection import mel_key
+from maest.datasets.melspectrograms import size_problem
 from maest.helpers.errors import InputError
 from maest.helpers.files import write_error
 
@@ -59,11 +61,7 @@ class MelIndex:
     """
 
     def __init__(self, store: str | Path, part: str = "") -> None:
-        """
-        Args:
-            store: the folder of log-mel files.
-            part: the end of this shard's file names; "" of a run that is no shard.
-        """
+        """``part``: the end of this shard's file names; "" of a run that is no shard."""
         self._store = Path(store)
         self._path = self._store / f"{_INDEX}{part}.jsonl"
         self._file: FileIO | None = None
@@ -112,6 +110,32 @@ class MelIndex:
         source = self.sources.get(audio)
         return source.key if source and self.owners[source.key] == audio else None
 
+    def is_made(self, audio: str, key: str, audio_dir: Path) -> bool:
+        """Whether a log-mel file is whole, and made from the present audio.
+
+        One that nothing is written down about is, if it is not older than the audio: it was made by
+        an earlier version, or just before a run was killed. From now on it is in the index.
+        """
+        try:
+            mel = (self._store / key).stat()
+        except OSError:
+            return False
+        if not stat.S_ISREG(mel.st_mode) or size_problem(mel):
+            return False
+        known = self.key(audio) == key
+        if key in self.owners and not known:
+            return False
+        try:
+            found = (audio_dir / audio).stat()
+        except OSError:
+            return True
+        if known:
+            return self.sources[audio].matches(found)
+        if found.st_mtime_ns > mel.st_mtime_ns:
+            return False
+        self.add(audio, Source(key, found.st_size, found.st_mtime_ns))
+        return True
+
     def full_keys(self, names: Sequence[str], audio_dir: Path) -> dict[str, str]:
         """The log-mel files that keep the audio's suffix, as others have the name without it.
 
@@ -159,12 +183,9 @@ def _lines(store: Path) -> Iterator[bytes]:
             with path.open("rb") as file:
                 yield from file
         except OSError as error:
-            raise InputError(
-                f"cannot be read: {error.strerror}",
-                kind="access",
-                path=path,
-                hint="Make it readable; or delete it, and newer audio alone is made again.",
-            ) from None
+            hint = "Make it readable; or delete it, and newer audio alone is made again."
+            what = f"cannot be read: {error.strerror}"
+            raise InputError(what, kind="access", path=path, hint=hint) from None
 
 
 def _parse(line: bytes) -> tuple[str, int, Source]:

@@ -18,7 +18,6 @@ import math
 import os
 import posixpath
 import re
-import stat
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -36,7 +35,7 @@ from maest.datasets import commands
 from maest.datasets.collection import describe_left_out, find_audio, mel_key, no_audio, split_shard
 from maest.datasets.mel_index import RECIPE_FILE, MelIndex, Source
 from maest.datasets.mel_recipe import check_subfolder, is_of_other_audio, mel_files, open_store
-from maest.datasets.melspectrograms import size_problem, write_mel
+from maest.datasets.melspectrograms import write_mel
 from maest.helpers.audio import AudioError, stream_audio
 from maest.helpers.errors import InputError
 from maest.helpers.failures import read_failures, write_failures
@@ -55,13 +54,12 @@ class Report:
     Attributes:
         melspec_dir: where the files are.
         done, skipped: files made now, and whole before.
-        failed: audio file relative to its folder → reason.
+        failed: audio file relative to its folder → reason; ``failed_csv`` lists them, if any.
         seconds: of audio in the files made now.
-        failed_csv: the list of failures, if there are any.
         left_out: suffix, or name of a folder, that is not taken for music → how many there are.
         warnings: audio file → why its results may mean nothing; of files whole before, too.
         orphans: log-mel files without audio, relative to their folder. A shard looks for none.
-        warnings_csv: the list of both, if there are any.
+        warnings_csv: the list of warnings and orphans, if there are any.
         notes: what a person should know of the store.
     """
 
@@ -150,7 +148,6 @@ def preprocess(
             )
     if not names and not failed:
         raise no_audio(audio_dir, left_out)
-    unread = tuple("" if folder == "." else folder for folder in failed)
     whole = shard is None
     part = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
     if subfolder is not None:
@@ -163,8 +160,9 @@ def preprocess(
     orphans = []
     if whole and files is None:
         remove_leftovers(store, {".mmap"})
-        orphans = sorted(set(mel_files(store)) - set(keys.values()))
-        orphans = [key for key in orphans if not key.startswith(unread)]
+        unread = tuple("" if folder == "." else folder for folder in failed)
+        unmade = sorted(set(mel_files(store)) - set(keys.values()))
+        orphans = [key for key in unmade if not key.startswith(unread)]
     if shard is not None:
         names = names[shard[0] - 1 :: shard[1]]
     failed |= {name: clashes[name] for name in names if name in clashes}
@@ -176,7 +174,7 @@ def preprocess(
         todo = [
             (name, keys[name])
             for name in names
-            if overwrite or not _is_made(name, keys[name], audio_dir, store, index)
+            if overwrite or not index.is_made(name, keys[name], audio_dir)
         ]
         if todo:
             importlib.import_module("maest.helpers.log_mel")  # once, before worker processes fork
@@ -198,8 +196,8 @@ def preprocess(
                     failed[name] = made
                 else:
                     done.add(name)
-                    heard += made.seconds
-                    index.add(name, made.source)
+                    heard += made[1]
+                    index.add(name, made[0])
     except BaseException:  # after Ctrl-C too: what is known is written
         with suppress(OSError):  # on a full disk, the first error is the one to tell
             older = read_failures(failed_csv, column="path")
@@ -242,32 +240,20 @@ def _check_options(
     seconds: float | None, shard: tuple[int, int] | None, subfolder: str | None
 ) -> None:
     if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
-        raise InputError(
-            f"is {seconds}", setting="--seconds", hint="Give a positive number of seconds, or all."
-        )
+        hint = "Give a positive number of seconds, or all."
+        raise InputError(f"is {seconds}", setting="--seconds", hint=hint)
     if shard is not None and not 1 <= shard[0] <= shard[1]:
-        raise InputError(
-            f"is {shard[0]}/{shard[1]}",
-            setting="--shard",
-            hint="Give K/N with K from 1 to N, such as 3/100.",
-        )
+        hint = "Give K/N with K from 1 to N, such as 3/100."
+        raise InputError(f"is {shard[0]}/{shard[1]}", setting="--shard", hint=hint)
     if subfolder is not None and not re.fullmatch(r"[^./\\\0][^/\\\0]*", subfolder):
-        raise InputError(
-            f"is {subfolder!r}",
-            setting="--subfolder",
-            hint="Give the name of one folder, without slashes and a leading dot.",
-        )
+        hint = "Give the name of one folder, without slashes and a leading dot."
+        raise InputError(f"is {subfolder!r}", setting="--subfolder", hint=hint)
 
 
 # ---- one file, in a worker process ---------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Made:
-    """What was read, and the seconds of audio in the log-mel file."""
-
-    source: Source
-    seconds: float
+_Made = tuple[Source, float]  # what was read, and the seconds of audio in the log-mel file
 
 
 def _make(
@@ -294,9 +280,8 @@ def _make_file(audio: Path, store: Path, key: str, seconds: float | None) -> _Ma
         with closing(stream_audio(audio, seconds)) as blocks:
             mel = np.concatenate(list(log_mel_pieces(blocks)))
     except AudioError as error:
-        return (
-            f"{error.reason}{'; its log-mel file from before is kept' if target.exists() else ''}"
-        )
+        kept = "; its log-mel file from before is kept" if target.exists() else ""
+        return f"{error.reason}{kept}"
     except Exception as error:  # whatever a damaged file leads to, the others are made
         return f"{type(error).__name__}: {error}"[:300]
     try:
@@ -307,8 +292,8 @@ def _make_file(audio: Path, store: Path, key: str, seconds: float | None) -> _Ma
         if error.errno in NAMES_FILE_ONLY:
             return f"its log-mel file cannot be written: {error.strerror}"
         raise write_error(target, error, "MELSPEC_DIR") from None
-    heard = (len(mel) - 1) * HOP_LENGTH / SAMPLE_RATE
-    return _Made(Source(key, size, mtime, tuple(blocks.warnings)), heard)
+    source = Source(key, size, mtime, tuple(blocks.warnings))
+    return source, (len(mel) - 1) * HOP_LENGTH / SAMPLE_RATE
 
 
 # ---- the store -----------------------------------------------------------------------------------
@@ -350,32 +335,6 @@ def _clashes(keys: dict[str, str], store: Path, audio_dir: Path, index: MelIndex
     return failed
 
 
-def _is_made(name: str, key: str, audio_dir: Path, store: Path, index: MelIndex) -> bool:
-    """Whether a log-mel file is whole, and made from the present audio.
-
-    One that nothing is written down about is, if it is not older than the audio: it was made by an
-    earlier version, or just before a run was killed. From now on it is in the index.
-    """
-    try:
-        mel = (store / key).stat()
-    except OSError:
-        return False
-    if not stat.S_ISREG(mel.st_mode) or size_problem(mel):
-        return False
-    if key in index.owners and index.key(name) != key:
-        return False
-    try:
-        audio = (audio_dir / name).stat()
-    except OSError:
-        return True
-    if index.key(name) == key:
-        return index.sources[name].matches(audio)
-    if audio.st_mtime_ns > mel.st_mtime_ns:
-        return False
-    index.add(name, Source(key, audio.st_size, audio.st_mtime_ns))
-    return True
-
-
 # ---- command line --------------------------------------------------------------------------------
 
 
@@ -402,29 +361,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Make the log-mel file of each audio file in a folder."
     )
-    parser.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help="a folder of audio")
-    parser.add_argument("melspec_dir", type=Path, metavar="MELSPEC_DIR", help="where to")
-    parser.add_argument(
-        "--subfolder",
-        metavar="NAME",
-        help="of MELSPEC_DIR: where the files of a second AUDIO_DIR go",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("audio_dir", type=Path, metavar="AUDIO_DIR", help="a folder of audio")
+    add("melspec_dir", type=Path, metavar="MELSPEC_DIR", help="where to")
+    add("--subfolder", help="of MELSPEC_DIR: where the files of a second AUDIO_DIR go")
+    add(
         "--seconds",
         type=parse_seconds,
         default=DEFAULT_SECONDS,
         help="seconds to keep from the centre of each track, or all (default: 300)",
     )
-    parser.add_argument("--num-workers", type=int, help="processes (default: one a core)")
-    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0])
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster")
-    parser.add_argument(
-        "--shard", type=parse_shard, metavar="K/N", help="do the K-th of N parts, for job arrays"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="make all files again, including complete ones"
-    )
-    parser.add_argument("--no-progress", dest="progress", action="store_false")
+    add("--num-workers", type=int, help="processes (default: one a core)")
+    add("--backend", choices=BACKENDS, default=BACKENDS[0])
+    add("--scheduler", metavar="ADDRESS", help="of a Dask cluster")
+    add("--shard", type=parse_shard, metavar="K/N", help="do the K-th of N parts, for job arrays")
+    add("--overwrite", action="store_true", help="make all files again, including complete ones")
+    add("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args(arguments)
     return commands.run(lambda: _run(options), parser.prog)
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from maest.datasets.archives import file_size
 from maest.datasets.build import write_splits
 from maest.datasets.collection import mel_key
 from maest.datasets.groundtruth import check_key
@@ -46,24 +47,20 @@ class Task:
 def make_melspectrograms(
     audio_dir: Path, melspec_dir: Path, names: Iterable[str], **options
 ) -> Report:
-    """`datasets.preprocess.preprocess` for some files; empty and missing ones are told about.
+    """`datasets.preprocess.preprocess`, with its ``options``, for some files below ``audio_dir``.
 
-    Args:
-        audio_dir: where the audio is.
-        melspec_dir: where to.
-        names: files below ``audio_dir``.
-        options: of ``preprocess``.
+    Empty and missing ones are told about.
 
     Raises:
-        InputError: none of the files is there, and what ``preprocess`` raises.
+        InputError: none of the files is there or can be read, and what ``preprocess`` raises.
     """
-    found = {name: _bytes(audio_dir / name) for name in names}
+    found = {name: file_size(audio_dir / name) for name in names}
     missing = [name for name, size in found.items() if size is None]
     empty = [name for name, size in found.items() if size == 0]
     whole = [name for name, size in found.items() if size]
     if not whole:
         raise InputError(
-            f"none of the {len(found)} tracks of the table is there, such as {missing[0]!r}",
+            f"none of the {len(found)} tracks of the table is there, such as {next(iter(found))!r}",
             kind="missing",
             path=audio_dir,
             setting="--audio-dir",
@@ -91,23 +88,11 @@ def make_melspectrograms(
     return report
 
 
-def _bytes(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
 def write_task(task: Task, out_dir: Path, melspec_dir: Path) -> list[str]:
     """Write ``groundtruth-{train,validation,test,all}.pk`` and ``labels.json``.
 
     Tracks without a log-mel file are left out, if there are any log-mel files yet. Files that say
     the same already are left as they are.
-
-    Args:
-        task: what to write.
-        out_dir: where to.
-        melspec_dir: where the log-mel files are.
 
     Returns:
         lines that tell a person what was written, and how it differs from what is published.
@@ -252,10 +237,6 @@ def chosen_steps(options: argparse.Namespace, steps: Sequence[str]) -> list[str]
     """
     unknown = [step for step in options.steps if step not in steps]
     if unknown:
-        raise InputError(
-            f"no step {unknown[0]!r}",
-            kind="unknown",
-            setting="STEP",
-            hint=f"The steps are {', '.join(steps)}.",
-        )
+        hint = f"The steps are {', '.join(steps)}."
+        raise InputError(f"no step {unknown[0]!r}", kind="unknown", setting="STEP", hint=hint)
     return [step for step in steps if not options.steps or step in options.steps]

@@ -112,16 +112,12 @@ def read_table(
     """
     path = Path(path)
     if not separator:
-        raise InputError(
-            "is empty", setting="--separator", hint="Give what stands between labels, such as ;."
-        )
+        hint = "Give what stands between labels, such as ;."
+        raise InputError("is empty", setting="--separator", hint=hint)
     if values_column and labels_column:
-        raise InputError(
-            "labels and values at once",
-            kind="conflict",
-            setting="--values-column",
-            hint="Give this or --labels-column.",
-        )
+        hint = "Give this or --labels-column."
+        what = "labels and values at once"
+        raise InputError(what, kind="conflict", setting="--values-column", hint=hint)
     warnings: list[str] = []
     header, rows, lines = read_rows(path, warnings)
     by_bare = {_bare(name): name for name in reversed(header)}
@@ -134,13 +130,9 @@ def read_table(
     def named(given: str, option: str) -> str:
         name = given if given in header else by_bare.get(_bare(given))
         if name is None:
-            raise InputError(
-                f"no column {given!r}",
-                kind="unknown",
-                path=path,
-                setting=option,
-                hint=f"The columns are {', '.join(header)}.",
-            )
+            hint = f"The columns are {', '.join(header)}."
+            what = f"no column {given!r}"
+            raise InputError(what, kind="unknown", path=path, setting=option, hint=hint)
         return name
 
     def find(given: str | None, known: Sequence[str], option: str) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from maest.helpers.errors import InputError
 from maest.helpers.files import TEMPORARY, atomic_path
-from maest.helpers.processes import end_with_parent
+from maest.helpers.signals import end_with_parent
 
 _PATIENCE = 10.0  # seconds that processes have to end
 _OLD = 600.0  # seconds: a part that was written so long before this process began is another run's

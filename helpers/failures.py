@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from maest.helpers.files import atomic_path
+from maest.helpers.files import write_changed
 
 
 def write_failures(
@@ -40,9 +40,7 @@ def write_failures(
     rows.writerow((column, value))
     rows.writerows((encodable(key), encodable(why)) for key, why in sorted(failed.items()))
     content = text.getvalue().encode("utf-8", "surrogateescape")
-    if not path.is_file() or path.read_bytes() != content:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
+    write_changed(path, content)
     return path
 
 

@@ -156,6 +156,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def write_changed(path: str | Path, content: bytes) -> None:
+    """Write a file, atomically; one that has this content stays as it is, with its times."""
+    path = Path(path)
+    if not path.is_file() or path.read_bytes() != content:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+
+
 def write_rows(
     path: str | Path, header: Iterable[object], rows: Iterable[Iterable[object]]
 ) -> None:

@@ -46,28 +46,17 @@ def one_torch_thread() -> Iterator[None]:
 def check_backend(backend: str, scheduler: str | None, num_workers: int | None = None) -> None:
     """Raise InputError unless there is such a backend, with what it needs, and workers."""
     if num_workers is not None and num_workers < 1:
-        raise InputError(
-            f"found {num_workers}", hint="Give 1 or more processes.", setting="--num-workers"
-        )
+        hint = "Give 1 or more processes."
+        raise InputError(f"found {num_workers}", hint=hint, setting="--num-workers")
     if backend not in BACKENDS:
+        hint = f"Give one of {', '.join(BACKENDS)}."
+        raise InputError(f"found {backend!r}", kind="unknown", hint=hint, setting="--backend")
+    if (backend == "dask") != bool(scheduler):
         raise InputError(
-            f"found {backend!r}",
-            kind="unknown",
-            hint=f"Give one of {', '.join(BACKENDS)}.",
-            setting="--backend",
-        )
-    if backend == "dask" and not scheduler:
-        raise InputError(
-            "the dask backend needs the address of a scheduler",
-            kind="missing",
-            hint="Give what `dask scheduler` prints, such as --scheduler tcp://HOST:8786.",
-            setting="--scheduler",
-        )
-    if backend != "dask" and scheduler:
-        raise InputError(
-            f"{scheduler} is given, and --backend is {backend}",
-            kind="conflict",
-            hint="Add --backend dask, or leave the scheduler out.",
+            f"--backend is {backend}, and the scheduler is {scheduler}",
+            kind="conflict" if scheduler else "missing",
+            hint="Dask needs what `dask scheduler` prints: --backend dask --scheduler "
+            "tcp://HOST:8786. Otherwise leave both out.",
             setting="--scheduler",
         )
 
@@ -109,7 +98,7 @@ def run_parallel(
     check_backend(backend, scheduler, num_workers)
     if not items:
         return
-    if scheduler is not None:
+    if scheduler:
         results = cluster_map(partial(_call, function, arguments), items, scheduler, failed)
     else:
         workers = cores() if num_workers is None else num_workers
@@ -135,8 +124,7 @@ def _produce(function: Callable[..., Result], arguments: tuple, item: Any) -> It
 
 def _values(produced: Generator[Produced[Item, Result]]) -> Iterator[Result]:
     with closing(produced):
-        for _, value, _ in produced:
-            yield value
+        yield from (value for _, value, _ in produced)
 
 
 def in_order(

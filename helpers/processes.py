@@ -8,12 +8,10 @@ container has 64 MB by default.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
 import time
 import traceback
@@ -30,9 +28,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from maest.helpers.errors import InputError
+from maest.helpers.signals import end_with_parent, leave_signals_to_the_main_process
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
+_Job = tuple[Callable[[Any], Iterable[Any]], Sequence[Any]]  # what produces, and the items
 
 TIME_LIMIT = 600.0  # seconds without a result, after which a worker is taken to hang
 KILLED = (
@@ -72,9 +72,9 @@ def process_map(
 ) -> Generator[Produced[Item, Value]]:
     """Yield what ``produce`` yields of each item, from worker processes.
 
-    Each worker takes the next item that nobody has begun. The values of one item come in order,
-    those of different items in any mixture; the last of an item comes when ``produce`` has ended.
-    A worker holds no more than two values. Arrays travel as raw bytes, and may be written to.
+    Each worker takes the next item that nobody has begun, and holds no more than two values. The
+    values of one item come in order, those of different items in any mixture; the last of an item
+    comes when ``produce`` has ended. Arrays travel as raw bytes, and may be written to.
 
     A worker that is killed, or that gives no result within the time limit and is then killed, is
     replaced. Its item is retried alone when all others are done; if that fails, too, the item's
@@ -87,11 +87,10 @@ def process_map(
     Args:
         produce: takes an item, yields values. Like the items, it is pickled where processes are
             not forks.
-        items: what there is to do.
         num_workers: processes; 0 to work in this one, where nothing is caught.
         failed: makes the value of an item that was lost twice; None to raise an error instead.
         time_limit: seconds that a worker may be silent within one item; None for no limit.
-        start_method: of processes: "fork", "spawn" or "forkserver"; None for Python's default.
+        start_method: "fork", "spawn" or "forkserver"; None for Python's default.
 
     Raises:
         InputError: kind "worker": an item was lost twice and ``failed`` is None, or processes end
@@ -103,8 +102,7 @@ def process_map(
             for value in produce(item):
                 yield Produced(item, value, 0)
         return
-    job = (produce, items)
-    how = (job, multiprocessing.get_context(start_method), time_limit)
+    how = ((produce, items), multiprocessing.get_context(start_method), time_limit)
     lost: dict[int, str] = {}
     yield from _attempt(_Pool(*how), min(num_workers, len(items)), range(len(items)), 0, lost)
     for number in lost:
@@ -175,20 +173,13 @@ class _Message:
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker process, seen from the main process.
-
-    Attributes:
-        process, results: itself, and where its messages come out.
-        item: the number of the one that it has in hand.
-        began: whether it has begun any.
-        heard: when it last sent anything, or was started.
-    """
+    """A worker process, seen from the main process."""
 
     process: BaseProcess
-    results: Connection
-    item: int | None = None
-    began: bool = False
-    heard: float = field(default_factory=time.monotonic)
+    results: Connection  # where its messages come out
+    item: int | None = None  # the number of the one that it has in hand
+    began: bool = False  # whether it has begun any
+    heard: float = field(default_factory=time.monotonic)  # when it last sent anything, or started
 
 
 class _Pool:
@@ -199,28 +190,20 @@ class _Pool:
     through a socket of its own: what it had sent before it was killed arrives.
     """
 
-    def __init__(
-        self,
-        job: tuple[Callable[[Any], Iterable[Any]], Sequence[Any]],
-        context: BaseContext,
-        limit: float | None,
-    ) -> None:
+    def __init__(self, job: _Job, context: BaseContext, limit: float | None) -> None:
         self.workers: list[_Worker] = []
         self.items = job[1]
         self._context: Any = context  # typeshed knows of no Process in it
         self._job, self._limit = job, limit
+        self.hung = (
+            f"its worker process gave no result in {limit or 0:g} s, also when the item was "
+            "retried alone, and was ended"
+        )
         self._queue_out, self._queue_in = context.Pipe(duplex=False)
         self._barren = 0  # workers in a row that were killed before they began an item
         self._owner = os.getpid()
         # If this process ends first: multiprocessing itself sends one SIGTERM, and waits.
         self._at_exit = Finalize(None, self.close, exitpriority=10)
-
-    @property
-    def hung(self) -> str:
-        return (
-            f"its worker process gave no result in {self._limit:g} s, also when the item was "
-            "retried alone, and was ended"
-        )
 
     def start(self) -> None:
         """Start one more worker."""
@@ -355,11 +338,7 @@ def _send(end: Connection, packed: _Packed) -> None:
 
 
 def _receive(end: Connection) -> _Message:
-    """Take a message.
-
-    Raises:
-        EOFError, OSError: the worker has ended.
-    """
+    """Take a message. Raises EOFError or OSError if the worker has ended."""
     data, sizes = end.recv()
     arrays = [np.empty(size, np.uint8).data for size in sizes]
     with open(end.fileno(), "rb", buffering=0, closefd=False) as raw:
@@ -375,37 +354,8 @@ def _receive(end: Connection) -> _Message:
 # ---- in a worker ---------------------------------------------------------------------------------
 
 
-def leave_signals_to_the_main_process(worker: int = 0) -> None:
-    """Called in a worker process. Ctrl-C, and the signals of a cluster, reach all processes.
-
-    The main process decides: it may still need the data to save and stop, and its workers end with
-    it. A second SIGTERM is the main process's own, to a worker that hangs.
-
-    Args:
-        worker: its number, which a DataLoader gives; not used.
-    """
-
-    def first(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, first)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
-def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, whatever it is busy with then."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
 def _work(
-    job: tuple[Callable[[Any], Iterable[Any]], Sequence[Any]],
-    queue: Connection,
-    results: Connection,
-    unneeded: Sequence[Connection],
+    job: _Job, queue: Connection, results: Connection, unneeded: Sequence[Connection]
 ) -> None:
     """Take items from the queue until it ends, or until nobody wants the results."""
     end_with_parent()

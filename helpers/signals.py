@@ -1,8 +1,10 @@
-"""Signals that stop a run."""
+"""Signals that stop a run, and what its worker processes do about them."""
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,3 +49,30 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+# ---- in a worker process ------------------------------------------------------------------------
+
+
+def leave_signals_to_the_main_process(worker: int = 0) -> None:
+    """Called in a worker process, by a DataLoader with its number.
+
+    Ctrl-C, and the signals of a cluster, reach all processes. The main process decides: it may
+    still need the data to save and stop, and its workers end with it. A second SIGTERM is the main
+    process's own, to a worker that hangs.
+    """
+
+    def first(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, first)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, whatever it is busy with then."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

@@ -48,17 +48,12 @@ def download(
     give parts of files, or has another version by now, gives it whole.
 
     Args:
-        url: of the file, by http or https.
         path: where to; if it is there (with ``size`` bytes, where they are known), nothing is done.
         size: bytes that are expected, if that is known. A server's own word is held to in any case.
         sha256: of the file, in hexadecimal, if that is known; one that comes is checked.
         again: whether to fetch it although it is there; it is replaced when the new one is whole.
         tries: how many in a row may come no further.
         pause: seconds before the second try; twice as many before each one after it.
-        progress: whether a terminal shows a bar.
-
-    Returns:
-        ``path``.
 
     Raises:
         InputError: it cannot be fetched, is of another size or content, a broken connection could
@@ -123,7 +118,7 @@ class _Part:
             return {}
         return found if isinstance(found, dict) and found.get("url") == self.url else {}
 
-    def begin(self, total: int | None, validator: str | None) -> None:
+    def begin(self, total: int | None = None, validator: str | None = None) -> None:
         """Forget what has come; what comes now is of this version."""
         self.file.unlink(missing_ok=True)
         write_json(self.note, {"url": self.url, "total": total, "validator": validator})
@@ -134,7 +129,7 @@ class _Part:
             with self.file.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != sha256:
-                self.begin(None, None)
+                self.begin()
                 return f"another file came: its SHA-256 is {found}, expected {sha256}"
         os.replace(self.file, self.path)
         self.note.unlink(missing_ok=True)
@@ -168,7 +163,7 @@ def _fetch(part: _Part, size: int | None, hashed: bool, bar: tqdm) -> str | None
             said = answer.headers.get("Content-Range", "").strip()
             same = said == f"bytes {start}-{total - 1}/{total}"
             if not same or validator not in (None, version["validator"]):
-                part.begin(None, None)  # the next try is for all of it
+                part.begin()  # the next try is for all of it
                 return "the server has another version of the file by now"
         elif answer.status_code == 200:
             # Of a login or of maintenance: what has come of the file stays.
@@ -179,12 +174,12 @@ def _fetch(part: _Part, size: int | None, hashed: bool, bar: tqdm) -> str | None
                 raise part.refusal("the server does not say how long the file is")
             part.begin(total, validator)
         elif answer.status_code == 416:  # the rest of a file that has become shorter
-            part.begin(None, None)
+            part.begin()
             return "the server has not as much of the file as it said"
         else:
             raise part.refusal(f"the server answers {answer.status_code} {answer.reason}")
         if size is not None and total is not None and total != size:
-            part.begin(None, None)
+            part.begin()
             raise part.refusal(f"the server has {total} bytes, expected {size}")
         check_room(part.path.parent, (total or 0) - start)
         bar.total, bar.n = total, start
@@ -196,7 +191,7 @@ def _fetch(part: _Part, size: int | None, hashed: bool, bar: tqdm) -> str | None
     came = part.size()
     expected = size if total is None else total
     if expected is not None and came > expected:
-        part.begin(None, None)
+        part.begin()
         raise part.refusal(f"{came} bytes came, expected {expected}")
     if expected is None or came == expected:
         return None

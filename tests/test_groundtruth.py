@@ -304,11 +304,12 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="'b'"):
         write_groundtruth(path, {"a": [1, 0], "b": [1, 1, 1]})
 
-    def fail(value, file, protocol):
-        file.write(b"half")
+    def fail(temporary, content):
+        with temporary.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr(gt.pickle, "dump", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
         write_groundtruth(path, {"b": [1, 0]})
     assert read_groundtruth(path).keys == ["a"]
