@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maest.config import Settings
-from maest.datasets.preprocess import kept_seconds
+from maest.datasets.mel_recipe import kept_seconds
 from maest.datasets.tracks import AudioTracks, MelTracks, Tracks
 from maest.helpers.blocks import FINAL
 from maest.helpers.errors import InputError
