@@ -45,5 +45,5 @@ class Data:
         None,
         "processes that read",
         ">= 0, <= 1000",
-        auto="one a core, at most 12; none without a GPU",
+        auto="with a GPU one a core, at most 12; on a CPU none in training and one in extraction",
     )

@@ -63,7 +63,10 @@ class Inference:
         "all are done, a run without it does what was missed, and joins their lists",
     )
     patches_per_pass: int | None = setting(
-        None, "patches in a batch", ">= 1, <= 1e6", auto="32 on a GPU, 4096 tokens on a CPU"
+        None,
+        "patches in a batch",
+        ">= 1, <= 1e6",
+        auto="32 on a GPU and in test, 4096 tokens on a CPU",
     )
 
 

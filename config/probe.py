@@ -47,7 +47,7 @@ class ProbeTraining:
     """Network and recipe of the probe."""
 
     hidden: int = setting(512, "units of the hidden layer", ">= 1, <= 1e5")
-    dropout: float = setting(0.5, "before each layer", ">= 0, < 1")
+    dropout: float = setting(0.5, "after the hidden layer", ">= 0, < 1")
     lr: float = setting(1e-4, "learning rate of AdamW", "> 0, <= 1e38")
     weight_decay: float = setting(1e-3, "of AdamW", ">= 0, <= 1e6")
     warmup_epochs: float = setting(10.0, "the rate rises, exponentially", _EPOCHS)

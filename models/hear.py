@@ -1,6 +1,6 @@
 """The HEAR 2021 common API: our models, as HEAR's evaluation kit and others' benchmarks take them.
 
-    python -m heareval.embeddings.runner models.hear --model exp_logs/latest/model
+    python -m heareval.embeddings.runner maest.models.hear --model exp_logs/latest/model
 
 >>> from maest.models.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
 >>> model = load_model("exp_logs/latest/model")
