@@ -92,13 +92,9 @@ def read_groundtruth(
     path = Path(path)
     keys, targets = _validate(load_pickle(path), path, task)
     if n_classes is not None and targets.shape[1] != n_classes:
-        raise GroundTruthError(
-            f"found {targets.shape[1]} {_what(task)} per track, expected {n_classes}",
-            kind="mismatch",
-            path=path,
-            hint="Set the number of classes to that of the file, or choose the file that fits the "
-            "model.",
-        )
+        what = f"found {targets.shape[1]} {_what(task)} per track, expected {n_classes}"
+        hint = "Set the number of classes to that of the file, or choose the file of the model."
+        raise GroundTruthError(what, kind="mismatch", path=path, hint=hint)
     return GroundTruth(path, keys, targets, task)
 
 
@@ -176,27 +172,18 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
         try:
             track = check_key(key)
             if seen.setdefault(track, key) is not key:
-                raise GroundTruthError(
-                    f"the same path as key {short_repr(seen[track])}",
-                    kind="conflict",
-                    hint="Keep one of the two.",
-                )
+                what = f"the same path as key {short_repr(seen[track])}"
+                raise GroundTruthError(what, kind="conflict", hint="Keep one of the two.")
             row = _row(values, task)
             if number == 0:
                 dtype = np.float32 if task == "regression" else np.uint8
                 targets = np.empty((len(groundtruth), len(row)), dtype)
             if len(row) != targets.shape[1]:
-                raise GroundTruthError(
-                    f"found {len(row)} {_what(task)}, and {targets.shape[1]} in the first track",
-                    hint="Expected the same number for each track.",
-                )
+                what = f"found {len(row)} {_what(task)}, and {targets.shape[1]} in the first track"
+                raise GroundTruthError(what, hint="Expected the same number for each track.")
         except GroundTruthError as error:
-            raise GroundTruthError(
-                f"key {short_repr(key)}: {error.message}",
-                kind=error.kind,
-                path=path,
-                hint=error.hint,
-            ) from None
+            what = f"key {short_repr(key)}: {error.message}"
+            raise GroundTruthError(what, kind=error.kind, path=path, hint=error.hint) from None
         targets[number] = row
     return list(groundtruth), targets
 

@@ -35,8 +35,6 @@ def cluster_map(
 
     Args:
         function: of a module that the workers find under this repository's path.
-        items: what there is to do.
-        scheduler: its address.
         failed: makes the result of an item that kills its workers; None to raise an error instead.
 
     Raises:
@@ -45,12 +43,9 @@ def cluster_map(
     try:
         from distributed import Client
     except ImportError:
-        raise InputError(
-            "Dask is not installed",
-            kind="dependency",
-            hint='Type pip install "dask[distributed]".',
-            setting="--backend",
-        ) from None
+        hint = 'Type pip install "dask[distributed]".'
+        what = "Dask is not installed"
+        raise InputError(what, kind="dependency", hint=hint, setting="--backend") from None
 
     class ClosedClient(Client):
         """Ends at once where it cannot start.
@@ -69,22 +64,16 @@ def cluster_map(
     try:
         client = ClosedClient(scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:  # a TimeoutError is an OSError
-        raise InputError(
-            f"no Dask scheduler answers at {scheduler} ({type(error).__name__})",
-            kind="missing",
-            hint="Give the address that `dask scheduler` prints.",
-            setting="--scheduler",
-        ) from None
+        hint = "Give the address that `dask scheduler` prints."
+        what = f"no Dask scheduler answers at {scheduler} ({type(error).__name__})"
+        raise InputError(what, kind="missing", hint=hint, setting="--scheduler") from None
     with client:
         try:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
         except TimeoutError:
-            raise InputError(
-                f"the Dask cluster at {scheduler} has no workers",
-                kind="missing",
-                hint=f"Start some with `dask worker {scheduler}`.",
-                setting="--scheduler",
-            ) from None
+            hint = f"Start some with `dask worker {scheduler}`."
+            what = f"the Dask cluster at {scheduler} has no workers"
+            raise InputError(what, kind="missing", hint=hint, setting="--scheduler") from None
         call, killed = _anywhere(function), []
         for item, result, fault in _outcomes(client, call, items, scheduler):
             if isinstance(fault, _Killed):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import io
 import json
 import os
 import time
@@ -78,11 +77,8 @@ def download(
                     if ends_known:  # otherwise the connection may have broken
                         raise part.refusal(reason)
             except _NO_ADDRESS as error:
-                raise InputError(
-                    f"no address of a file ({error})",
-                    path=url,
-                    hint="Expected one that begins with https:// or http://.",
-                ) from None
+                hint = "Expected one that begins with https:// or http://."
+                raise InputError(f"no address of a file ({error})", path=url, hint=hint) from None
             except requests.RequestException as error:
                 reason = _reason(error)
             # Further than any before: a server that begins again each time makes no way.
@@ -186,7 +182,12 @@ def _fetch(part: _Part, size: int | None, hashed: bool, bar: tqdm) -> str | None
         bar.refresh()
         with part.file.open("ab" if start else "wb", buffering=0) as file:
             for piece in _pieces(answer):
-                _write(part, file, piece)
+                rest = memoryview(piece)
+                try:
+                    while rest:
+                        rest = rest[file.write(rest) :]
+                except OSError as error:
+                    raise write_error(part.file, error, "folder") from None
                 bar.update(len(piece))
     came = part.size()
     expected = size if total is None else total
@@ -211,15 +212,6 @@ def _pieces(answer: requests.Response) -> Iterator[bytes]:
             yield piece
     except urllib3.exceptions.HTTPError as error:
         raise requests.ConnectionError(error) from error
-
-
-def _write(part: _Part, file: io.FileIO, piece: bytes) -> None:
-    try:
-        rest = memoryview(piece)
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError as error:
-        raise write_error(part.file, error, "folder") from None
 
 
 def _length(answer: requests.Response) -> int | None:
