@@ -10,12 +10,7 @@ from typing import Any
 
 from maest.config import Settings
 from maest.datasets.groundtruth import read_labels, write_labels
-from maest.experiments.model import (
-    check_head,
-    in_section,
-    network_arguments,
-    require_checkpoint,
-)
+from maest.experiments.model import check_head, in_section, network_arguments, require_checkpoint
 from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
 from maest.models import get_maest, licences
@@ -52,11 +47,8 @@ def export(settings: Settings) -> dict[str, Any]:
         if given is None:
             given = settings.inference.transformer_block
             given = chosen_blocks(given, net.depth, "inference.transformer_block")
-        metadata = {
-            "arch": checkpoint.arch or "",
-            "licence": licence or "",
-            "parents": json.dumps(trained_on.get("parents", []), ensure_ascii=False),
-        }
+        parents = json.dumps(trained_on.get("parents", []), ensure_ascii=False)
+        metadata = {"arch": checkpoint.arch or "", "licence": licence or "", "parents": parents}
         with in_section("export"):
             export_onnx(written, net, given, with_frontend=options.with_frontend, metadata=metadata)
         notes = [

@@ -103,7 +103,7 @@ def _rejection_reason(error: Exception, start: bytes) -> str | None:
 
 
 def _find_unsafe_type(content: Any) -> str | None:
-    """The name of a type in ``content`` that is no tensor, number, text or plain container."""
+    """The name of a type in ``content`` that no checkpoint may hold."""
     left, seen = [content], set()
     while left:
         value = left.pop()
@@ -120,10 +120,7 @@ def _find_unsafe_type(content: Any) -> str | None:
 
 
 def unwrap(content: Any, path: Path, average: bool | None = None) -> tuple[dict[str, Tensor], bool]:
-    """``(state dict, whether it is the average)`` of a file, without a trainer's nesting.
-
-    ``average`` is that of `models.weights.load_checkpoint`.
-    """
+    """``(state dict, whether it is the average)``; ``average`` as of `load_checkpoint`."""
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -36,10 +36,6 @@ class DownloadError(CheckpointError):
 def fetch(name: str, average: bool | None = None) -> Checkpoint:
     """The published weights of an architecture, from the cache or the network.
 
-    Args:
-        name: one of `models.archs.ARCHS` that has published weights.
-        average: as in `load_checkpoint`.
-
     Raises:
         InputError: for an unknown name, or one without published weights.
         DownloadError: if they are not in the cache and cannot be fetched, or arrive damaged.
@@ -55,9 +51,7 @@ def fetch(name: str, average: bool | None = None) -> Checkpoint:
             setting="arch",
         )
     if arch.shipped:
-        checkpoint = load_checkpoint(PRETRAINED / name, average)
-        checkpoint.arch = name
-        return checkpoint
+        return load_checkpoint(PRETRAINED / name, average)
     if average:
         raise missing_weights(name, average)
     files = _fetch_files(name, arch)

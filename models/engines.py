@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("auto", "pytorch", "onnxruntime")
-QUANTIZATIONS = ("int8",)
 PRECISIONS = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 _X86 = ("x86_64", "AMD64")
 _COMPARED = 3750  # frames on which int8 is compared with float32: a minute
@@ -69,7 +67,7 @@ def create(
     """The engine that computes some outputs of a network, which stays as it is.
 
     Args:
-        net: the network; its weights may be shared, and must not change.
+        net: its weights may be shared, and must not change.
         device: "auto" is a GPU where there is one, but a CPU for onnxruntime.
         engine: "auto" is onnxruntime for float32 on x86 CPUs, if it can compute the network.
         quantize: "int8", by onnxruntime on a CPU.
@@ -83,8 +81,8 @@ def create(
             missing or cannot compute the network.
     """
     for setting, value, choices in (
-        ("engine", engine, ENGINES),
-        ("quantize", quantize, (None, *QUANTIZATIONS)),
+        ("engine", engine, ("auto", "pytorch", "onnxruntime")),
+        ("quantize", quantize, (None, "int8")),
         ("precision", precision, PRECISIONS),
     ):
         if value not in choices:
@@ -170,8 +168,8 @@ class OnnxEngine:
         net: Maest,
         blocks: Sequence[int],
         logits: bool,
-        threads: int | None = None,
-        quantize: str | None = None,
+        threads: int | None,
+        quantize: str | None,
     ) -> None:
         try:
             from onnxruntime import InferenceSession, OrtValue, SessionOptions

@@ -9,9 +9,7 @@
 
 J. Turian et al., "HEAR: Holistic Evaluation of Audio Representations", PMLR 176, 2022;
 https://hearbenchmark.com/hear-api.html. An embedding is a transformer block's cls token, its dist
-token and the mean of its other tokens.
-
-Shapes: S sounds, P patches, K timestamps; the other letters as in `models/maest.py`.
+token and the mean of its other tokens. Shapes: S sounds, P patches, K timestamps.
 """
 
 from __future__ import annotations
@@ -68,12 +66,9 @@ class HearModel(nn.Module):
 
 
 def load_model(model_file_path: str | Path = "", transformer_block: int | None = None) -> HearModel:
-    """Load a model, on the CPU, in eval mode.
+    """Load a model as `get_maest` does, on the CPU; of "" ``DEFAULT_ARCH``.
 
-    Args:
-        model_file_path: as `get_maest` takes it; "" for "discogs-maest-30s-pw-129e".
-        transformer_block: as of :class:`HearModel`. The evaluation kit passes it on:
-            ``--model-options '{"transformer_block": 6}'``.
+    The evaluation kit passes on ``--model-options '{"transformer_block": 6}'``.
 
     Raises:
         InputError: there is no such model or block, or the model has no weights.
@@ -86,13 +81,9 @@ def load_model(model_file_path: str | Path = "", transformer_block: int | None =
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """One embedding for each sound: the mean over its patches, weighted by their seconds.
 
-    Args:
-        audio: float tensor [S, samples], mono, 16 kHz, in -1..1, of any length and on any device.
-        model: of :func:`load_model`.
-
-    Returns:
-        float32 tensor [S, model.scene_embedding_size], on the model's device. A sound's embedding
-        does not depend on the other sounds, but for rounding.
+    ``audio``, floats [S, samples], mono, 16 kHz, in -1..1, of any length and on any device →
+    float32 [S, model.scene_embedding_size], on the model's device. A sound's embedding does not
+    depend on the other sounds, but for rounding.
 
     Raises:
         TypeError: if ``audio`` is no tensor or ``model`` not of :func:`load_model`.

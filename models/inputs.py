@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def as_floats(net: Maest, x: Tensor | np.ndarray, pcm: bool) -> Tensor:
-    """A tensor of floats; an array goes to where the network is, and 16-bit PCM to -1..1.
-
-    Raises:
-        TypeError, InputError: as `Maest.forward`.
-    """
+    """A tensor of floats; an array goes to where the network is, and 16-bit PCM to -1..1."""
     if isinstance(x, np.ndarray) and x.dtype.kind in "fiu":
         x = torch.from_numpy(np.ascontiguousarray(x, x.dtype.newbyteorder("=")))
         x = x.to(net.cls_token.device)
@@ -46,11 +42,7 @@ def as_floats(net: Maest, x: Tensor | np.ndarray, pcm: bool) -> Tensor:
 
 
 def as_log_mel(net: Maest, x: Tensor | np.ndarray, is_mel: bool) -> Tensor:
-    """Normalised log-mel: [F, T] of one track, of any length, or a batch [B, F, T] of patches.
-
-    Raises:
-        TypeError, InputError: as `Maest.forward`.
-    """
+    """Normalised log-mel: [F, T] of one track, of any length, or a batch [B, F, T] of patches."""
     x = as_floats(net, x, pcm=not is_mel)
     if (x.ndim == 1 and is_mel) or (x.ndim == 4 and x.shape[1] != 1):
         raise InputError(

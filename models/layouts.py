@@ -56,7 +56,7 @@ def read(state: Mapping[str, Tensor], layout: str) -> Tensors:
     if layout == DEIT:  # its heads are for ImageNet, and without a norm of their own
         for name in ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias"):
             tensors.pop(name, None)
-        positions = tensors.pop("pos_embed")[0]
+        [positions] = tensors.pop("pos_embed")
         side = math.isqrt(max(positions.shape[1] - 2, 0)) if positions.ndim == 3 else 0
         if not side or positions.shape[1] != 2 + side * side:
             raise ValueError(
@@ -96,10 +96,7 @@ def read_sizes(tensors: Tensors, layout: str) -> dict[str, Any]:
         sizes["n_classes"] = tensors["head.1.weight"][0].shape[0]
         for name in ("head.1.bias", "head_dist.weight", "head_dist.bias"):
             if name in tensors and tensors[name][0].shape[:1] != (sizes["n_classes"],):
-                raise ValueError(
-                    f"head.1.weight is for {sizes['n_classes']} classes, and {name} is "
-                    f"{tuple(tensors[name][0].shape)}"
-                )
+                raise ValueError(f"head.1.weight and {name} are for different numbers of classes")
     if layout in (MAEST, HUB):
         positions = tensors["time_new_pos_embed"][0].shape[-1]
         longest = max(positions * STRIDE, PATCH_SIZE)
@@ -135,9 +132,8 @@ def split_square_positions(positions: Tensor, rows: int, columns: int) -> tuple[
     return grid.mean(dim=3, keepdim=True), grid.mean(dim=2, keepdim=True)
 
 
-# ------------------------------------------------------------------ the hub's layout
-#
-# `ASTForAudioClassification` of transformers.
+# ------------------------------------------------------------------ the hub's layout:
+# `ASTForAudioClassification` of transformers
 
 HUB_TYPE = "audio-spectrogram-transformer"
 HUB_EPS = 1e-6  # of every norm, the head's too

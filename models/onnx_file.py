@@ -33,15 +33,9 @@ def export_onnx(
 ) -> None:
     """Write a network as an ONNX file. An older export is replaced once the new one is valid.
 
-    The input, float32: ``melspectrogram`` [batch, F, frames], normalised; or with the front end
-    ``waveform`` [batch, samples], mono at 16 kHz. Batch and length are free: fewer than 16 frames
-    are padded with silence, and with n = input_t // 10 the longest input has 10 · n + 15 frames, or
-    256 · (10 · n + 14) samples. For a longer one the runtime raises an error, at a node whose name
-    says the limit. Cutting a track is left to the caller (`helpers.patches.cut`).
-
-    The outputs, float32: ``logits`` [batch, C], before the sigmoid or softmax, and of two heads
-    their mean; ``embeddings_<block>`` [batch, 3, D] for each of ``blocks``: cls token, dist token,
-    mean of all others; for block -1 ``embeddings_final`` [batch, D].
+    Inputs and outputs are those of `graph.build`. Fewer than 16 frames are padded with silence, and
+    with n = input_t // 10 the longest input has 10 · n + 15 frames, or 256 · (10 · n + 14) samples.
+    Cutting a track is left to the caller (`helpers.patches.cut`).
 
     ``metadata_props`` hold sample_rate (Hz), hop_length (samples), n_mels, norm_mean, norm_std,
     input_t (frames), max_frames or max_samples (of an input), task, blocks and labels (JSON; labels
@@ -52,9 +46,8 @@ def export_onnx(
     needs a runtime with float64 products, as onnxruntime has on a CPU.
 
     Raises:
-        InputError: for a block that does not exist or is named twice, a name in ``metadata`` that
-            is taken, a network that one ONNX file cannot hold, another file at ``path``, and one
-            that cannot be written.
+        InputError: for a block that does not exist, a name in ``metadata`` that is taken, a network
+            that one ONNX file cannot hold, and as `own_files`.
     """
     blocks = list(chosen_blocks(blocks, model.depth))
     _check(model, with_frontend)

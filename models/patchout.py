@@ -19,7 +19,6 @@ class Patchout(nn.Module):
     """Drop patches, the same ones for a whole batch.
 
     Args:
-        sizes: of the network.
         s_patchout_t, s_patchout_f: time columns and frequency rows dropped at random in training.
         u_patchout: single patches dropped at random in training.
         s_patchout_t_indices, s_patchout_f_indices: columns and rows that are always dropped, by
@@ -27,12 +26,11 @@ class Patchout(nn.Module):
         s_patchout_t_interleaved, s_patchout_f_interleaved: keep only every k-th column or row.
 
     Attributes:
-        dropped: how many are dropped at random, by the names of the first three arguments.
+        dropped: how many are dropped at random, by argument.
         kept_columns, kept_rows: numbers of those that are not always dropped; None for all.
 
     Raises:
-        InputError: a value is out of bounds, or too few patches are left; its ``setting`` is the
-            argument's name.
+        InputError: a value is out of bounds, or too few patches are left.
     """
 
     def __init__(
@@ -55,12 +53,10 @@ class Patchout(nn.Module):
             "u_patchout": whole_number("u_patchout", u_patchout, 0, self.rows * columns - 1),
         }
         positions = sizes.input_t // STRIDE  # as many as a whole clip's columns, or one more
-        self.kept_columns = _kept(
-            "s_patchout_t", positions, s_patchout_t_indices, s_patchout_t_interleaved
-        )
-        self.kept_rows = _kept(
-            "s_patchout_f", self.rows, s_patchout_f_indices, s_patchout_f_interleaved
-        )
+        t = s_patchout_t_indices, s_patchout_t_interleaved
+        f = s_patchout_f_indices, s_patchout_f_interleaved
+        self.kept_columns = _kept("s_patchout_t", positions, *t)
+        self.kept_rows = _kept("s_patchout_f", self.rows, *f)
         left = self.n_patches(columns, training=True)
         if left < max(1, _LEAST_SHARE * self.rows * columns):
             raise InputError(

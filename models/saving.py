@@ -45,20 +45,17 @@ def save_model(
     trained_on: Mapping[str, Any] | None = None,
     average: Maest | None = None,
 ) -> Path:
-    """Write a model folder, and return its path.
+    """Write a model folder, and return its path. Weights are stored in their own type.
+
+    An older model folder is replaced, file by file; other files in it stay.
 
     Args:
-        folder: an older model folder is replaced, file by file; other files in it stay.
-        model: the network; its weights are stored in their own type.
         arch: name of the architecture, for people to read.
-        trained_on: anything JSON can hold: data, epochs, seed, metrics. What it has under "swa" is
-            the average's own.
-        average: the same network with the average of its weights, which is kept beside them:
-            ``load_checkpoint(folder, average=True)`` takes it.
+        trained_on: anything JSON can hold: data, epochs, seed, metrics; "swa" is of the average.
+        average: the network with the average of its weights, for `load_checkpoint`'s ``average``.
 
     Raises:
-        InputError: if a file of one of these names is none of a model folder's, or the files cannot
-            be written. Nothing is changed then.
+        InputError: as `own_files`.
     """
     record = model_record(model, arch, trained_on)
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, **record}
@@ -80,12 +77,10 @@ def save_safetensors(
     arch: str | None = None,
     trained_on: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write one file with the weights under the released checkpoints' names.
-
-    What a model folder keeps in ``config.json`` is in the file's metadata.
+    """Write one file: weights under the released checkpoints' names, the record as metadata.
 
     Raises:
-        InputError: if another file of that name is there, or it cannot be written.
+        InputError: as `own_files`.
     """
     path = Path(path)
     with own_files(path.parent, [path.name], _is_own_file(path)) as paths:
@@ -119,15 +114,11 @@ def own_files(
     """Yield a temporary path for each name; then they replace the older files in ``folder``.
 
     All are complete before the first gets its name; the first of ``names`` gets its name last.
-
-    Args:
-        folder: made if it is missing; other files in it stay.
-        names: of the files.
-        ours: whether files of these names, if there are any, are this program's.
-        gone: names of files that an older model had and the new one has not: they are removed.
+    Files that are ``gone`` are removed; others stay.
 
     Raises:
-        InputError: "exists" if they are not; "access" if they cannot be written.
+        InputError: "exists" if there are files of these names that are not ``ours``; "access" if
+            they cannot be written. Nothing is changed then.
     """
     folder = Path(folder)
     taken = [name for name in (*names, *gone) if (folder / name).exists() and not ours]

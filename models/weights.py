@@ -1,12 +1,7 @@
 """Model folders and checkpoint files → a network.
 
-A *model folder* is the unit of hand-over: ``config.json`` (architecture and sizes, input length,
-normalisation, labels, what it was trained on) and ``model.safetensors``. Nothing else is needed to
-use the model.
-
-`models.checkpoint_files` reads files, and runs nothing that is in them; `models.layouts` knows the
-names that others give to the same weights; `models.saving` writes. A tensor becomes memory when a
-network takes it, once.
+A *model folder* is the unit of hand-over: ``config.json`` (sizes, normalisation, labels, what it
+was trained on) and ``model.safetensors``. A tensor becomes memory when a network takes it, once.
 """
 
 from __future__ import annotations
@@ -96,9 +91,7 @@ def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint
     path = Path(path).expanduser()
     checkpoint = _load_folder(path, average) if path.is_dir() else _load_file(path, average)
     if checkpoint.average:
-        log.info(
-            "%s: its average of weights (maest.checkpoint_swa_weights=False: no average)", path
-        )
+        log.info("%s: its average of weights (without: maest.checkpoint_swa_weights=False)", path)
     return checkpoint
 
 
@@ -151,14 +144,11 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
     path = folder / CONFIG_NAME
     config = _read_object(path)
     ours = config.get("format") == FORMAT
+    kind = "format_version" if ours else "model_type"
+    expected = FORMAT_VERSION if ours else layouts.HUB_TYPE
     with _refused(path):
-        if ours and config.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"this program reads format_version {FORMAT_VERSION}, not this one")
-        if not ours and config.get("model_type") != layouts.HUB_TYPE:
-            raise ValueError(
-                f'not of a MAEST model: expected "format": "{FORMAT}" or "model_type": '
-                f'"{layouts.HUB_TYPE}"'
-            )
+        if config.get(kind) != expected:
+            raise ValueError(f"not of a model that this program reads: expected {kind} {expected}")
     averaged = (folder / AVERAGE_NAME).is_file()
     average = (averaged and ours) if average is None else average
     if average and not averaged:

@@ -57,23 +57,13 @@ def export_huggingface(
     trained_on: Mapping[str, Any] | None = None,
     licence: str | None = None,
 ) -> list[str]:
-    """Write the folder.
+    """Write the folder; return what the layout cannot carry, a sentence each, as in the card.
 
-    Args:
-        folder: where to. An older export there is replaced, file by file, unless it was trained
-            further or its card was edited since; other files in it stay.
-        model: the network.
-        arch: name of the architecture, for people to read.
-        trained_on: what is known of its making, for the model card.
-        licence: of the weights, as an SPDX identifier.
-
-    Returns:
-        what the layout cannot carry, a sentence each; they are in the model card too.
+    An older export is replaced, file by file, unless it was trained further since; an edited card
+    and other files stay. ``trained_on`` is for the card; ``licence`` is an SPDX identifier.
 
     Raises:
-        InputError: if the network's spectrogram has not 96 bands; if a file of one of these names
-            is there that is not such an export's, or the files cannot be written. Nothing is
-            changed then.
+        InputError: if the network's spectrogram has not 96 bands; else as `own_files`.
     """
     if model.input_f != N_MELS:
         raise InputError(
@@ -210,7 +200,7 @@ def _epsilon_difference(model: Maest) -> float:
 def model_card(
     name: str, model: Maest, frames: int, record: Mapping[str, Any], licence: str | None
 ) -> str:
-    """The README.md of the folder: what the model is, how it is used, data, metrics, licence."""
+    """The README.md of the folder."""
     trained_on = record["trained_on"]
     metrics = {k: v for k, v in trained_on.items() if k.startswith(("val_", "test_"))}
     data = {k: v for k, v in trained_on.items() if k not in (*metrics, "licence", "parents")}
