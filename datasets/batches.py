@@ -5,11 +5,12 @@ A worker process only reads and crops; everything after that runs batched on the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from torch.utils.data import Dataset
 
 from maest.datasets.groundtruth import GroundTruth
 from maest.datasets.melspectrograms import (
-    DTYPE,
     MelFile,
     MelFileError,
     find_mel,
@@ -27,23 +27,33 @@ from maest.datasets.melspectrograms import (
 )
 from maest.datasets.teacher import TeacherFileError, read_teacher_logits
 from maest.helpers.errors import InputError
-from maest.helpers.melspectrogram import N_MELS
 
-ON_ERROR = ("raise", "skip")  # what may be done about a file that cannot be read
 _TRIES = 50  # unreadable tracks in a row: more of them are no accident
 
 
-def _transfer(device: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of ``Tensor.to``: copies to a GPU wait for nothing, unless told otherwise.
+class _Batch(ABC):
+    """Tensors that move together."""
 
-    (The GPU's own queue keeps them before the work that needs them. Lightning asks for this with
-    bare tensors alone.)
-    """
-    return {"non_blocking": torch.device(device).type == "cuda", **options}
+    @abstractmethod
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The batch with each tensor changed."""
+
+    def to(self, device: torch.device | str | int, **kwargs: Any) -> Self:
+        """Move the tensors; Lightning calls this. Options are those of ``Tensor.to``.
+
+        Copies to a GPU wait for nothing, unless told otherwise: its own queue keeps them before the
+        work that needs them. (Lightning asks for this with bare tensors alone.)
+        """
+        options = {"non_blocking": torch.device(device).type == "cuda", **kwargs}
+        return self._each(lambda tensor: tensor.to(device, **options))
+
+    def pin_memory(self) -> Self:
+        """Called by a DataLoader that pins memory."""
+        return self._each(lambda tensor: tensor.pin_memory())
 
 
 @dataclass
-class ClipBatch:
+class ClipBatch(_Batch):
     """Random crops, for training.
 
     Attributes:
@@ -62,21 +72,13 @@ class ClipBatch:
     def __len__(self) -> int:
         return len(self.mel)
 
-    def to(self, device: torch.device | str | int, **kwargs: Any) -> ClipBatch:
-        """Move the tensors; Lightning calls this. Options are those of ``Tensor.to``."""
-        options = _transfer(device, kwargs)
-        teacher = None if self.teacher is None else self.teacher.to(device, **options)
-        mel, targets = self.mel.to(device, **options), self.targets.to(device, **options)
-        return ClipBatch(mel, targets, teacher, self.errors)
-
-    def pin_memory(self) -> ClipBatch:
-        """Called by a DataLoader that pins memory."""
-        teacher = None if self.teacher is None else self.teacher.pin_memory()
-        return ClipBatch(self.mel.pin_memory(), self.targets.pin_memory(), teacher, self.errors)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ClipBatch:
+        teacher = None if self.teacher is None else change(self.teacher)
+        return ClipBatch(change(self.mel), change(self.targets), teacher, self.errors)
 
 
 @dataclass
-class TrackBatch:
+class TrackBatch(_Batch):
     """Whole tracks, cut into patches, for evaluation.
 
     Patches of one length, of all the tracks, are one group: a group is one pass of the network.
@@ -98,18 +100,9 @@ class TrackBatch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to(self, device: torch.device | str | int, **kwargs: Any) -> TrackBatch:
-        """Move the tensors; Lightning calls this. Options are those of ``Tensor.to``."""
-        options = _transfer(device, kwargs)
-        groups = [
-            (mel.to(device, **options), track.to(device, **options)) for mel, track in self.groups
-        ]
-        return TrackBatch(self.keys, self.targets.to(device, **options), groups, self.errors)
-
-    def pin_memory(self) -> TrackBatch:
-        """Called by a DataLoader that pins memory."""
-        groups = [(mel.pin_memory(), track.pin_memory()) for mel, track in self.groups]
-        return TrackBatch(self.keys, self.targets.pin_memory(), groups, self.errors)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TrackBatch:
+        groups = [(change(mel), change(track)) for mel, track in self.groups]
+        return TrackBatch(self.keys, change(self.targets), groups, self.errors)
 
 
 class PackedStrings:
@@ -140,14 +133,9 @@ class PackedStrings:
 class CropDataset(Dataset):
     """Random crops for training, a batch at a time.
 
-    Args:
-        groundtruth: the training tracks.
-        base_dir: folder of the log-mel files.
-        frames: T, length of a crop.
-        teacher_dir: folder of a teacher's logits, if they are wanted.
-        on_error: "raise", or "skip" to put another clip in the place of one that cannot be read:
-            of any track, each as likely, whatever weights the sampler draws by (so that a rare
-            label of ``balanced_sampling`` loses a little where its files are bad).
+    With ``on_error="skip"`` another clip takes the place of one that cannot be read: of any track,
+    each as likely, whatever weights the sampler draws by (so that a rare label of
+    ``balanced_sampling`` loses a little where its files are bad).
     """
 
     def __init__(
@@ -165,10 +153,6 @@ class CropDataset(Dataset):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, item: tuple[int, int]) -> ClipBatch:
-        """A batch of one clip."""
-        return self.__getitems__([item])
-
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> ClipBatch:
         """Read a batch; a DataLoader calls this with all of its items at once.
 
@@ -180,30 +164,16 @@ class CropDataset(Dataset):
                 skipped.
             InputError: if nearly nothing can be read.
         """
-        mel = torch.empty(len(items), self.frames, N_MELS, dtype=torch.float16)
-        rows = mel.numpy()
-        teacher: list[np.ndarray] = []
-        wider: dict[int, np.ndarray] = {}  # crops of .npy files of another type
         errors: dict[str, str] = {}
-        tracks = []
-        for i, (index, seed) in enumerate(items):
-            track, crop, logits = self._read(index, seed, rows[i], errors)
-            tracks.append(track)
-            if crop.dtype != DTYPE:
-                wider[i] = crop
-            if logits is not None:
-                teacher.append(logits)
-        if wider:
-            wide = rows.astype(np.result_type(DTYPE, *wider.values()))
-            for i, crop in wider.items():
-                wide[i] = crop
-            mel = torch.from_numpy(wide)
-        targets = torch.from_numpy(self.targets[tracks].astype(np.float32))
-        taught = torch.from_numpy(np.stack(teacher)) if teacher else None
-        return ClipBatch(mel, targets, taught, errors)
+        read = [self._read(index, seed, errors) for index, seed in items]
+        mel = torch.from_numpy(np.stack([crop for _, crop, _ in read]))  # of the widest type
+        targets = self.targets[[track for track, _, _ in read]].astype(np.float32)
+        logits = [logits for _, _, logits in read if logits is not None]
+        teacher = torch.from_numpy(np.stack(logits)) if logits else None
+        return ClipBatch(mel, torch.from_numpy(targets), teacher, errors)
 
     def _read(
-        self, index: int, seed: int, out: np.ndarray, errors: dict[str, str]
+        self, index: int, seed: int, errors: dict[str, str]
     ) -> tuple[int, np.ndarray, np.ndarray | None]:
         """The track that was read, its crop, and the teacher's logits; ``errors`` is added to."""
         tried: list[int] = []
@@ -213,7 +183,7 @@ class CropDataset(Dataset):
             key = self.keys[index]
             try:
                 with MelFile.of_key(self.base_dir, key) as file:
-                    crop = read_crop(file, self.frames, np.random.default_rng(seed), out)
+                    crop = read_crop(file, self.frames, np.random.default_rng(seed))
                 if self.teacher_dir is None:
                     return index, crop, None
                 classes = self.targets.shape[1]
@@ -237,18 +207,14 @@ class CropDataset(Dataset):
 class TrackDataset(Dataset):
     """Whole tracks as patches; an item is ``(key, patches or the error, targets)``.
 
-    Args:
-        groundtruth: the tracks.
-        base_dir: folder of the log-mel files.
-        frames: length of a patch.
-        keep_going: whether an error is an item, too; else it is raised.
+    Unless ``skip`` is set, errors are raised.
     """
 
     def __init__(
-        self, groundtruth: GroundTruth, base_dir: str | Path, frames: int, keep_going: bool
+        self, groundtruth: GroundTruth, base_dir: str | Path, frames: int, skip: bool
     ) -> None:
         self.keys, self.targets = PackedStrings(groundtruth.keys), groundtruth.targets
-        self.base_dir, self.frames, self.keep_going = base_dir, frames, keep_going
+        self.base_dir, self.frames, self.skip = base_dir, frames, skip
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -259,9 +225,9 @@ class TrackDataset(Dataset):
         try:
             return key, read_patches(find_mel(self.base_dir, key), self.frames), targets
         except MelFileError as error:
-            if self.keep_going:
-                return key, error, targets
-            raise
+            if not self.skip:
+                raise
+            return key, error, targets
 
 
 def collate_tracks(
@@ -280,7 +246,6 @@ def collate_tracks(
         (torch.from_numpy(np.stack(mels)), torch.tensor(tracks))
         for _, (mels, tracks) in sorted(by_length.items(), reverse=True)
     ]
-    targets = np.zeros((len(good), len(items[0][2])), np.float32)
-    for row, (_, _, target) in zip(targets, good, strict=True):
-        row[:] = target
+    targets = np.array([target for _, _, target in good], np.float32)
+    targets = targets.reshape(len(good), len(items[0][2]))  # even where there is none
     return TrackBatch([key for key, _, _ in good], torch.from_numpy(targets), groups, errors)

@@ -12,14 +12,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    Sampler,
-)
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maest.datasets.batches import CropDataset, TrackDataset, collate_tracks
-from maest.datasets.groundtruth import GroundTruth, labels_beside, read_groundtruth
+from maest.datasets.groundtruth import GroundTruth, read_groundtruth
 from maest.datasets.sampling import ClipSampler, TrackSampler
 from maest.datasets.teacher import TeacherFileError, check_teacher_files
 from maest.helpers.errors import InputError
@@ -35,23 +31,14 @@ class MaestDataModule(pl.LightningDataModule):
     epoch, and of the tracks to evaluate. Lightning must leave the samplers as they are
     (``Trainer(use_distributed_sampler=False)``).
 
+    `config/data.py` has the meanings of all arguments that are not named here.
+
     Args:
-        groundtruth_train, groundtruth_val, groundtruth_test: pickles of {path relative to
-            ``base_dir``: targets}; those that a command does not need may be None.
-        base_dir: folder of the log-mel files.
+        groundtruth_train, groundtruth_val, groundtruth_test: those that a command does not need
+            may be None.
         clip_frames: length of a training crop and of an evaluation patch, in frames.
-        batch_size_train: clips in a training batch.
-        batch_size_eval: tracks in an evaluation batch.
-        clips_per_epoch: length of an epoch, of all processes together; all clips if None.
-        balanced_sampling: draw clips of rare labels more often.
-        num_workers: processes that read; 0: this one.
-        seed: of the draws and crops.
-        task: what the targets are: "multi-label", "single-label" or "regression".
-        teacher_dir: folder of a teacher's logits for the training tracks, as ``extract_logits``
-            writes it; a training batch then has them.
-        on_error: "raise", or "skip" to go on without a file that cannot be read: in training
-            another clip takes its place, in validation and test the track is left out. Batches
-            say which and why (``errors``).
+        clips_per_epoch: of all processes together; all clips if None.
+        on_error: with "skip", batches say which files were left out and why (``errors``).
 
     Raises:
         InputError: for settings that do not go together with the task.
@@ -148,10 +135,6 @@ class MaestDataModule(pl.LightningDataModule):
             self._groundtruths[split] = read_groundtruth(path, task=self.task)
         return self._groundtruths[split]
 
-    def labels(self, split: str) -> list[str] | None:
-        """The names in the ``labels.json`` beside a split's ground truth; None if there is none."""
-        return labels_beside(self.groundtruth(split))
-
     def state_dict(self) -> dict[str, int]:
         """Where training is, for a checkpoint: the epoch, and its batches that are done."""
         trainer: Any = self.trainer
@@ -199,14 +182,10 @@ class MaestDataModule(pl.LightningDataModule):
         self.start_at(state_dict["epoch"], state_dict["batches"])
 
     def start_at(self, epoch: int, batches: int) -> None:
-        """Let training begin at a batch of an epoch; nothing is read of those before it.
+        """Let training begin after so many batches of an epoch (from 0); none of them is read.
 
         This holds for the next training loader that is made. One after that
         (``reload_dataloaders_every_n_epochs``) begins its epoch at the first batch.
-
-        Args:
-            epoch: its number, from 0.
-            batches: how many of its batches, of this process, are done.
         """
         self._start = (epoch, batches)
 
@@ -223,7 +202,7 @@ class MaestDataModule(pl.LightningDataModule):
         epoch, batches = self._start or (self.trainer.current_epoch if self.trainer else 0, 0)
         self._start = None
         sampler.set_epoch(epoch)
-        sampler.skip(min(batches * self.batch_size_train, len(sampler)))
+        sampler.skip(batches * self.batch_size_train)
         dataset = CropDataset(
             groundtruth, self.base_dir, self.clip_frames, self.teacher_dir, self.on_error
         )
@@ -236,8 +215,8 @@ class MaestDataModule(pl.LightningDataModule):
         return self._tracks("test")
 
     def _tracks(self, split: str) -> DataLoader:
-        keep_going = self.on_error == "skip"
-        dataset = TrackDataset(self.groundtruth(split), self.base_dir, self.clip_frames, keep_going)
+        skip = self.on_error == "skip"
+        dataset = TrackDataset(self.groundtruth(split), self.base_dir, self.clip_frames, skip)
         sampler = TrackSampler(len(dataset), *self._rank())
         return self._loader(dataset, self.batch_size_eval, sampler, collate_tracks)
 

@@ -264,32 +264,21 @@ def all_finite(mel: np.ndarray) -> bool:
 # --- Reading for training and evaluation --------------------------------------------------------
 
 
-def read_crop(
-    mel: MelFile, frames: int, rng: np.random.Generator, out: np.ndarray | None = None
-) -> np.ndarray:
-    """Read a random crop of exactly ``frames`` frames, for training.
-
-    Args:
-        mel: an open file.
-        frames: length of the crop.
-        rng: draws the crop's start, uniformly.
-        out: float16 [frames, 96] to read into, if the file has that type.
+def read_crop(mel: MelFile, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Read a random crop of exactly ``frames`` frames, for training; its start is uniform.
 
     Returns:
-        ``out``, or else a new array [frames, 96] in the file's own type. A shorter track stands in
-        the middle of zeros (silence on this scale).
+        [frames, 96] in the file's own type. A shorter track stands in the middle of zeros (silence
+        on this scale).
 
     Raises:
         MelFileError: as :meth:`MelFile.read_into`.
     """
-    if out is None or out.dtype != mel.dtype:
-        out = np.empty((frames, N_MELS), mel.dtype)
+    out = np.zeros((frames, N_MELS), mel.dtype)
     if len(mel) >= frames:
         mel.read_into(out, int(rng.integers(len(mel) - frames + 1)))
         return out
     start = (frames - len(mel)) // 2
-    out[:start] = 0
-    out[start + len(mel) :] = 0
     mel.read_into(out[start : start + len(mel)], 0)
     return out
 

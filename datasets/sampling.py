@@ -65,7 +65,6 @@ class ClipSampler(Sampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        _check_rank(rank, world_size)
         self.size = len(targets)
         self.clips = clips_per_epoch or self.size
         if self.clips < world_size:
@@ -98,8 +97,6 @@ class ClipSampler(Sampler[tuple[int, int]]):
         So a resumed run goes on inside an epoch, and nothing is loaded for what it has seen. The
         length stays that of the whole epoch.
         """
-        if not 0 <= clips <= len(self):
-            raise ValueError(f"cannot skip {clips} clips of an epoch of {len(self)}")
         self.to_skip = clips
 
     def __len__(self) -> int:
@@ -123,25 +120,16 @@ class ClipSampler(Sampler[tuple[int, int]]):
 class TrackSampler(Sampler[int]):
     """Each track once, in order, shared by several processes: rank r has r, r + world_size, …
 
-    Args:
-        size: number of tracks N.
-        rank, world_size: which of how many processes this one is.
-        pad: give all ranks equally many, as collective operations need them: the last go on with
-            the first tracks again, which whoever gathers the results drops by their keys.
+    All ranks have equally many, as collective operations need them: the last go on with the first
+    tracks again, which whoever gathers the results drops by their keys.
     """
 
-    def __init__(self, size: int, rank: int = 0, world_size: int = 1, pad: bool = True) -> None:
-        _check_rank(rank, world_size)
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
         self.size, self.rank, self.world_size = size, rank, world_size
-        self.end = -(-size // world_size) * world_size if pad else size
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.end, self.world_size))
+        return -(-self.size // self.world_size)
 
     def __iter__(self) -> Iterator[int]:
-        return (i % self.size for i in range(self.rank, self.end, self.world_size))
-
-
-def _check_rank(rank: int, world_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of {world_size} processes: expected 0 to {world_size - 1}")
+        places = range(self.rank, len(self) * self.world_size, self.world_size)
+        return (place % self.size for place in places)

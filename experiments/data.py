@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maest.config import Settings
+from maest.datasets.groundtruth import labels_beside
 from maest.datasets.scores import DATA_DIR, build_if_missing
 from maest.helpers.errors import InputError
 from maest.models import Maest
@@ -82,7 +83,8 @@ def find_teacher(settings: Settings) -> Path | None:
 
 def check_same_labels(net: Maest, data: MaestDataModule, split: str) -> None:
     """Raise InputError if a split has other labels than the network."""
-    groundtruth, labels = data.groundtruth(split), data.labels(split)
+    groundtruth = data.groundtruth(split)
+    labels = labels_beside(groundtruth)
     if groundtruth.n_classes != net.n_classes:
         raise InputError(
             f"{groundtruth.n_classes} labels to a track, and the model has {net.n_classes}",

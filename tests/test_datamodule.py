@@ -21,7 +21,12 @@ from torch.utils.data import DataLoader
 from maest.config import Settings, parse
 from maest.datasets.batches import ClipBatch, CropDataset, PackedStrings, TrackBatch, collate_tracks
 from maest.datasets.datamodule import MaestDataModule
-from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
+from maest.datasets.groundtruth import (
+    labels_beside,
+    read_groundtruth,
+    write_groundtruth,
+    write_labels,
+)
 from maest.datasets.melspectrograms import MelFileError
 from maest.datasets.teacher import TeacherFileError, read_teacher_logits
 from maest.experiments import plan, runs
@@ -82,7 +87,7 @@ def test_npy_tracks_of_another_type_may_be_among_them(tmp_path):
     assert batch.mel.dtype == torch.float64
     for clip, key in zip(batch.mel.numpy(), ("b.npy", "a.mmap", "b.npy"), strict=True):
         np.testing.assert_array_equal(clip, mels[key])
-    alone = CropDataset(groundtruth, tmp_path, 30)[0, 0]
+    alone = CropDataset(groundtruth, tmp_path, 30).__getitems__([(0, 0)])
     assert (alone.mel.dtype, len(alone)) == (torch.float16, 1)
 
 
@@ -502,13 +507,13 @@ def test_a_loader_that_is_made_again_skips_nothing(toy):
 
 def test_labels_come_from_beside_the_ground_truth(toy, tmp_path):
     data = MaestDataModule(clip_frames=40, **toy.settings())
-    assert data.labels("train") == list(toy.labels)
+    assert labels_beside(data.groundtruth("train")) == list(toy.labels)
     write_groundtruth(tmp_path / "gt.pk", {"a": [1, 0]})
     other = MaestDataModule(base_dir=".", clip_frames=40, groundtruth_val=tmp_path / "gt.pk")
-    assert other.labels("val") is None
+    assert labels_beside(other.groundtruth("val")) is None
     write_labels(tmp_path / "labels.json", ["only one"])
     with pytest.raises(InputError, match=r"labels\.json"):
-        other.labels("val")
+        labels_beside(other.groundtruth("val"))
     with pytest.raises(InputError) as error:
         other.groundtruth("test")
     assert (error.value.kind, error.value.setting) == ("missing", "datamodule.groundtruth_test")

@@ -142,16 +142,15 @@ def test_a_resumed_epoch_goes_on_where_it_was(rank, world_size):
     unused.skip(5)
     iter(unused)  # nothing was asked of it
     assert list(unused) == whole[5:]
-    with pytest.raises(ValueError, match="cannot skip"):
-        sampler().skip(len(whole) + 1)
+    over = sampler()
+    over.skip(len(whole) + 1)  # as the last batch of an epoch may be a smaller one
+    assert list(over) == []
 
 
 def test_fewer_clips_than_processes():
     with pytest.raises(InputError) as error:
         ClipSampler(LONG_TAIL, 3, False, 0, rank=1, world_size=4)
     assert (error.value.kind, error.value.setting) == ("conflict", "datamodule.clips_per_epoch")
-    with pytest.raises(ValueError, match="rank 4 of 4"):
-        ClipSampler(LONG_TAIL, 30, False, 0, rank=4, world_size=4)
 
 
 @pytest.mark.parametrize(("size", "world_size"), [(10, 1), (10, 3), (9, 3), (2, 5), (1, 4)])
@@ -160,9 +159,7 @@ def test_tracks_of_all_ranks(size, world_size):
     assert len({len(part) for part in parts}) == 1  # collective operations would hang
     assert {track for part in parts for track in part} == set(range(size))
     assert sum(map(len, parts)) - size < world_size
-    plain = [TrackSampler(size, rank, world_size, pad=False) for rank in range(world_size)]
-    assert sorted(track for part in plain for track in part) == list(range(size))
-    assert [len(part) for part in plain] == [len(list(part)) for part in plain]
-    for part, padded in zip(plain, parts, strict=True):
-        assert list(part) == padded[: len(part)]
+    assert len(TrackSampler(size, 0, world_size)) == len(parts[0])
+    in_turn = [part[i] for i in range(len(parts[0])) for part in parts]
+    assert in_turn[:size] == list(range(size))
     assert list(TrackSampler(size)) == list(range(size))
