@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
@@ -72,9 +72,9 @@ class ClipBatch(_Batch):
     def __len__(self) -> int:
         return len(self.mel)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> ClipBatch:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         teacher = None if self.teacher is None else change(self.teacher)
-        return ClipBatch(change(self.mel), change(self.targets), teacher, self.errors)
+        return replace(self, mel=change(self.mel), targets=change(self.targets), teacher=teacher)
 
 
 @dataclass
@@ -100,9 +100,9 @@ class TrackBatch(_Batch):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> TrackBatch:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         groups = [(change(mel), change(track)) for mel, track in self.groups]
-        return TrackBatch(self.keys, change(self.targets), groups, self.errors)
+        return replace(self, targets=change(self.targets), groups=groups)
 
 
 class PackedStrings:

@@ -33,67 +33,55 @@ _NAMED = 3  # tracks or labels that a message names
 class Finding:
     """Something that is wrong, or may be.
 
-    Attributes:
-        kind: "groundtruth", "files", "teacher", "labels", "shared" (a track in several splits),
-            "duplicate" (twice in one split), "short" or "silent".
-        message: a sentence that names the split and says what to do.
-        split: that it is of; None where it is of several.
+    Its kind is "groundtruth", "files", "labels", "shared" (a track in several splits), "duplicate"
+    (twice in one split), "short" or "silent".
     """
 
     kind: str
-    message: str
-    split: str | None = None
+    message: str  # a sentence that names the split and says what to do
+    split: str | None = None  # None where it is of several
 
 
 @dataclass
 class SplitCheck:
-    """What was found in a split.
+    """What was found in a split."""
 
-    Attributes:
-        path: its ground truth.
-        tracks: N.
-        counts: label → how many tracks have it; None for a regression.
-        unlabelled: tracks without a label.
-        looked_at: tracks whose files were looked at: all of them, but in a brief check.
-        hours: of music in these files.
-        bad: the files that cannot be used, key → reason; those of the teacher too.
-        short: tracks shorter than a clip.
-        silent: tracks whose values are all the same.
-    """
-
-    path: str
+    path: str  # of the ground truth
     tracks: int
-    counts: dict[str, int] | None = None
+    counts: dict[str, int] | None = None  # label → how many tracks have it; not of a regression
     unlabelled: int = 0
-    looked_at: int = 0
-    hours: float = 0.0
-    bad: dict[str, str] = field(default_factory=dict)
-    short: list[str] = field(default_factory=list)
-    silent: list[str] = field(default_factory=list)
+    looked_at: int = 0  # tracks whose files were: all of them, but in a brief check
+    hours: float = 0.0  # of music in these files
+    bad: dict[str, str] = field(default_factory=dict)  # key → reason; of the teacher's files too
+    short: list[str] = field(default_factory=list)  # shorter than a clip
+    silent: list[str] = field(default_factory=list)  # whose values are all the same
 
 
 @dataclass
 class CheckReport:
     """What :func:`check_splits` has found.
 
-    Attributes:
-        brief: whether files' contents were left unread.
-        splits: by name, those whose ground truth can be read.
-        problems: what must be put right: training would stop, or its figures mean nothing.
-        warnings: what may be meant.
+    Problems must be put right: training would stop, or its figures mean nothing. Warnings may be
+    meant.
     """
 
-    brief: bool
-    splits: dict[str, SplitCheck] = field(default_factory=dict)
+    brief: bool  # whether files' contents were left unread
+    splits: dict[str, SplitCheck] = field(default_factory=dict)  # whose ground truth can be read
     problems: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
+
+    def problem(self, kind: str, message: str, split: str | None = None) -> None:
+        self.problems.append(Finding(kind, message, split))
+
+    def warn(self, kind: str, message: str, split: str | None = None) -> None:
+        self.warnings.append(Finding(kind, message, split))
 
     @property
     def ok(self) -> bool:
         """Whether there are no problems."""
         return not self.problems
 
-    def lines(self) -> list[str]:
+    def __str__(self) -> str:
         """For people: each split, problems with the first bad files of a split, and warnings."""
         lines = [line for name, split in self.splits.items() for line in _describe(name, split)]
         for title, findings in (("problems", self.problems), ("warnings", self.warnings)):
@@ -104,7 +92,7 @@ class CheckReport:
                     lines += self._bad_files(finding)
         if self.brief:
             lines.append("(quick check: file contents not read)")
-        return lines
+        return "\n".join(lines)
 
     def _bad_files(self, finding: Finding) -> Iterator[str]:
         bad = self.splits[finding.split].bad if finding.split else {}
@@ -113,9 +101,6 @@ class CheckReport:
         )
         if len(bad) > _SHOWN:
             yield f"      and {len(bad) - _SHOWN} more"
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -136,8 +121,6 @@ def check_splits(
     teacher_dir: str | Path | None = None,
     skip_unreadable: bool = False,
     brief: bool = False,
-    num_workers: int | None = None,
-    progress: bool = True,
 ) -> CheckReport:
     """Check ground truths, labels and files of some splits. It does not stop at what it finds.
 
@@ -158,19 +141,17 @@ def check_splits(
         skip_unreadable: whether files that cannot be read will be skipped.
         brief: look at the names and sizes of at most 2,000 files, spread over the splits, for at
             most two seconds, and read none. Otherwise each file is read as a whole.
-        num_workers: threads that read; None for one a core.
-        progress: whether to show progress bars (a brief check has none).
     """
     report = CheckReport(brief)
     found: dict[str, GroundTruth] = {}
     for name, split in splits.items():
         if isinstance(split, InputError):
-            report.problems.append(Finding("groundtruth", f"{name}: {split}", name))
+            report.problem("groundtruth", f"{name}: {split}", name)
         else:
             found[name] = split
     _check_labels(report, found)
     look = _Looker(base_dir, teacher_dir)
-    looks = _brief_looks(look, found) if brief else _full_looks(look, found, num_workers, progress)
+    looks = _brief_looks(look, found) if brief else _full_looks(look, found)
     files: dict[str, dict[str, _File]] = {name: {} for name in found}
     for name, key, file in looks:
         files[name][key] = file
@@ -194,9 +175,8 @@ def _describe(name: str, split: SplitCheck) -> Iterator[str]:
         yield f"  tracks to a label: {fewest} ({least}) to {largest} ({most}), median {median}"
 
 
-def _some(names: Iterable[str], shown: int = _NAMED) -> str:
-    names = list(names)
-    return ", ".join(map(short_repr, names[:shown])) + ", ..." * (len(names) > shown)
+def _some(names: list[str]) -> str:
+    return ", ".join(map(short_repr, names[:_NAMED])) + ", ..." * (len(names) > _NAMED)
 
 
 # --- Labels -------------------------------------------------------------------------------------
@@ -210,7 +190,7 @@ def _check_labels(report: CheckReport, found: dict[str, GroundTruth]) -> None:
         try:
             labels = labels_beside(groundtruth)
         except InputError as error:
-            report.problems.append(Finding("labels", f"{split}: {error}", split))
+            report.problem("labels", f"{split}: {error}", split)
         if labels is not None:
             names[split] = labels
         _check_counts(report, split, groundtruth, labels)
@@ -218,20 +198,14 @@ def _check_labels(report: CheckReport, found: dict[str, GroundTruth]) -> None:
         if one.n_classes != other.n_classes:
             text = f"{a} has {one.n_classes} labels to a track, and {b} has {other.n_classes}"
         elif a in names and b in names and names[a] != names[b]:
-            i = next(
-                i
-                for i, pair in enumerate(zip(names[a], names[b], strict=True))
-                if len(set(pair)) > 1
-            )
+            i = [x == y for x, y in zip(names[a], names[b], strict=True)].index(False)
             text = (
                 f"labels.json of {a} and of {b} differ: label {i} is {short_repr(names[a][i])} and "
                 f"{short_repr(names[b][i])}"
             )
         else:
             continue
-        report.problems.append(
-            Finding("labels", f"{text}: make all splits with one list of labels")
-        )
+        report.problem("labels", f"{text}: make all splits with one list of labels")
 
 
 def _check_counts(
@@ -244,7 +218,7 @@ def _check_counts(
         chosen = [names[i] for i in np.flatnonzero(which)]
         if chosen:
             text = f"{split}: {len(chosen)} of {len(names)} {what} ({_some(chosen)})"
-            report.warnings.append(Finding("labels", text, split))
+            report.warn("labels", text, split)
 
     if groundtruth.task == "regression":
         flat = (groundtruth.targets == groundtruth.targets[:1]).all(axis=0)
@@ -255,11 +229,11 @@ def _check_counts(
     summary.counts = dict(zip(names, counts.tolist(), strict=True))
     summary.unlabelled = int((~groundtruth.targets.any(axis=1)).sum())
     if summary.unlabelled == len(groundtruth):
-        report.problems.append(Finding("labels", f"{split}: not one track has a label", split))
+        report.problem("labels", f"{split}: not one track has a label", split)
         return
     if summary.unlabelled:
         text = f"{split}: {summary.unlabelled} of {len(groundtruth)} tracks have no label"
-        report.warnings.append(Finding("labels", text, split))
+        report.warn("labels", text, split)
     lost = "they cannot be learnt" if split == "train" else "excluded from the metrics"
     warn(counts == 0, f"labels are on no track: {lost}")
     warn(counts == len(groundtruth), "labels are on all tracks: uninformative")
@@ -270,21 +244,13 @@ def _check_counts(
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """What is known of a track's file.
-
-    Attributes:
-        frames: 0 of one that cannot be used.
-        problem: why it cannot; "" if it can.
-        identity: device and inode: the same file, whatever its names.
-        content: a hash of the values; None if they were not read, or are all the same.
-        silent: whether they are all the same.
-    """
+    """What is known of a track's file."""
 
     frames: int = 0
-    problem: str = ""
-    identity: tuple[int, int] | None = None
-    content: bytes | None = None
-    silent: bool = False
+    problem: str = ""  # why it cannot be used
+    identity: tuple[int, int] | None = None  # device and inode: the same, whatever its names
+    content: bytes | None = None  # a hash of the values; None: not read, or all the same
+    silent: bool = False  # whether they are all the same
 
 
 @dataclass(frozen=True)
@@ -314,16 +280,14 @@ class _Looker:
         return _File(len(mel), "", (status.st_dev, status.st_ino), content, silent)
 
 
-def _full_looks(
-    look: _Looker, found: dict[str, GroundTruth], num_workers: int | None, progress: bool
-) -> Iterator[tuple[str, str, _File]]:
+def _full_looks(look: _Looker, found: dict[str, GroundTruth]) -> Iterator[tuple[str, str, _File]]:
     known: dict[str, _File] = {}  # good files: those of several splits are read once
     for split, groundtruth in found.items():
         if split == "train":  # which may have a teacher's files to look at
             known = {}
         keys = [key for key in groundtruth.keys if key not in known]
         each = partial(look, split, n_classes=groundtruth.n_classes, read=True)
-        files = in_order(each, keys, num_workers, f"check {split}" if progress else None)
+        files = in_order(each, keys, None, f"check {split}")
         now = dict(zip(keys, files, strict=True))
         yield from ((split, key, now.get(key) or known[key]) for key in groundtruth.keys)
         known |= {key: file for key, file in now.items() if not file.problem}
@@ -353,25 +317,23 @@ def _check_files(
     split.silent = [key for key, file in good.items() if file.silent]
     if split.bad:
         text = f"{name}: {len(split.bad)} of {len(files)} tracks cannot be read: "
-        skipped = skip and len(split.bad) < len(files)
-        if skipped:
-            text += "they will be skipped (datamodule.on_error)"
+        if skip and len(split.bad) < len(files):
+            report.warn("files", f"{text}they will be skipped (datamodule.on_error)", name)
         else:
             text += "fix or remove them, or set datamodule.on_error=skip"
-        where = report.warnings if skipped else report.problems
-        where.append(Finding("files", text, name))
+            report.problem("files", text, name)
     if split.short:
         text = (
             f"{name}: {len(split.short)} of {len(files)} tracks are shorter than a clip of "
             f"{seconds(clip_frames):g} s ({_some(split.short)}): silence is added in training"
         )
-        report.warnings.append(Finding("short", text, name))
+        report.warn("short", text, name)
     if split.silent:
         text = (
             f"{name}: {len(split.silent)} of {len(files)} files have the same value everywhere, as "
             f"silence has ({_some(split.silent)})"
         )
-        report.warnings.append(Finding("silent", text, name))
+        report.warn("silent", text, name)
 
 
 # --- Tracks that are there twice ----------------------------------------------------------------
@@ -380,19 +342,12 @@ def _check_files(
 def _check_shared(
     report: CheckReport, found: dict[str, GroundTruth], files: dict[str, dict[str, _File]]
 ) -> None:
-    tracks = [
-        (split, key, posixpath.normpath(key))
-        for split, groundtruth in found.items()
-        for key in groundtruth.keys
-    ]
-
-    def file(split: str, key: str) -> _File:
-        return files[split].get(key, _File())
-
+    tracks = [(s, k, posixpath.normpath(k)) for s, truth in found.items() for k in truth.keys]
+    known = [(s, k, path, files[s].get(k, _File())) for s, k, path in tracks]
     # What makes two tracks the same, and what has then been told of them before.
-    _report_twins(report, "track", ((s, k, path, None) for s, k, path in tracks))
-    _report_twins(report, "file", ((s, k, file(s, k).identity, path) for s, k, path in tracks))
-    by_content = ((s, k, file(s, k).content, file(s, k).identity) for s, k, _ in tracks)
+    _report_twins(report, "track", ((s, k, path, None) for s, k, path, _ in known))
+    _report_twins(report, "file", ((s, k, file.identity, path) for s, k, path, file in known))
+    by_content = ((s, k, file.content, file.identity) for s, k, _, file in known)
     _report_twins(report, "content", by_content)
 
 
@@ -409,12 +364,8 @@ def _report_twins(
     """Tell of tracks that are the same.
 
     Between two splits, those of the later one are counted that are in the earlier one; in a split,
-    those that repeat an earlier track.
-
-    Args:
-        report: is added to.
-        what: makes them the same, a key of ``_TWINS``.
-        tracks: split, key, what is compared, and what must differ (None: nothing); split by split.
+    those that repeat an earlier track. ``tracks`` has split, key, what is compared, and what must
+    differ (None: nothing), split by split.
     """
     groups: dict[Hashable, list[tuple[str, str, Hashable]]] = defaultdict(list)
     for split, key, same, different in tracks:
@@ -436,12 +387,11 @@ def _report_twins(
         some = ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
         if a == b:
             text = f"{a}: {len(names)} tracks are there again, as another key with the same {what}"
-            report.warnings.append(Finding("duplicate", f"{text} ({some})", a))
+            report.warn("duplicate", f"{text} ({some})", a)
             continue
         text = f"{a} and {b}: {_TWINS[what].format(len(names))} ({some}): "
         if "train" in (a, b):
-            text += "keep each in one split, or the metrics mean nothing"
-            report.problems.append(Finding("shared", text))
+            report.problem("shared", f"{text}keep each in one split, or the metrics mean nothing")
         else:
             text += "the test metrics are biased by the choice of the best epoch"
-            report.warnings.append(Finding("shared", text))
+            report.warn("shared", text)

@@ -109,7 +109,7 @@ def _check_data(plan: Plan) -> None:
     """A quick check: what would stop the training does so now; warnings of the rest."""
     splits = {split: plan.data.groundtruth(split) for split in ("train", "val")}
     report = check(plan.settings, splits, plan.data.clip_frames, brief=True)
-    stops = [f for f in report.problems if f.kind in ("files", "teacher")]
+    stops = [f for f in report.problems if f.kind == "files"]
     if stops and plan.settings.datamodule.on_error == "raise":
         raise InputError(
             str(report),

@@ -66,16 +66,12 @@ class WeightAverage(pl.Callback):
         self._latest_epoch = state_dict["latest_update_epoch"]
         self._average.n_averaged.fill_(state_dict["epochs"])
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, _: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self.epochs:
             average = self._average.module.state_dict()
             checkpoint["state_dict"] |= {PREFIX + name: v for name, v in average.items()}
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, _: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         weights = checkpoint["state_dict"].items()
         average = {n.removeprefix(PREFIX): v for n, v in weights if n.startswith(PREFIX)}
         if average:

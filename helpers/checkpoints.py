@@ -125,8 +125,7 @@ class StepLimit(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         trainer.should_stop |= trainer.global_step >= self.max_steps
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        trainer.should_stop |= trainer.global_step >= self.max_steps
+    on_train_batch_end = on_train_start
 
 
 class Checkpoints(Checkpoint):
@@ -231,12 +230,7 @@ class Checkpoints(Checkpoint):
             raise Stopped(self._signal or signal.SIGTERM, saved=True)
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # The last batch is followed by the validation, and then the epoch is over.
         if trainer.is_last_batch:
@@ -282,12 +276,10 @@ class Checkpoints(Checkpoint):
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *_: Any) -> None:
         self._restore_handlers()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, *_: Any) -> None:
         self._restore_handlers()
 
 

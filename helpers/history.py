@@ -48,12 +48,7 @@ class ProgressBar(TQDMProgressBar):
 
 
 class ProgressLines(pl.Callback):
-    """A line now and then, where a bar cannot be drawn: steps, speed, loss, time still to go.
-
-    Args:
-        steps: of the whole training.
-        every: seconds from one line to the next.
-    """
+    """A line each ``every`` seconds, where a bar cannot be drawn: steps, speed, loss, time left."""
 
     def __init__(self, steps: int, every: float = 30.0) -> None:
         self.steps, self.every = steps, every
@@ -63,7 +58,7 @@ class ProgressLines(pl.Callback):
         self._shown, self._clips = self._started, 0
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, _: int
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         self._clips += len(batch) * trainer.world_size
         now, step = time.monotonic(), trainer.global_step
@@ -130,7 +125,7 @@ class History(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = not trainer.sanity_checking
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, *_: Any) -> None:
         self._started, self._earlier_seconds = time.monotonic(), 0.0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

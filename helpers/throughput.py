@@ -157,23 +157,16 @@ class Throughput(pl.Callback):
                 *(self.ceiling / 1e12, str(dtype).removeprefix("torch.")),
             )
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, *_: Any) -> None:
         self._clips, self._seconds, self._started = 0, 0.0, None
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if self._started is None and self._to_skip <= 0:
             synchronise(pl_module.device)
             self._started = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._started is None:
             self._to_skip -= 1
@@ -197,9 +190,7 @@ class Throughput(pl.Callback):
             self._seconds += time.perf_counter() - self._started
             self._started = None
 
-    def _log(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, seconds: float, on_step: bool
-    ) -> None:
+    def _log(self, trainer: pl.Trainer, pl_module: Any, seconds: float, on_step: bool) -> None:
         # On the CPU, where Lightning leaves them: from a GPU it would fetch them after each batch.
         metrics = {"clips_per_second": torch.tensor(self._clips / seconds)}
         if self.ceiling is not None:
