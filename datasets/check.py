@@ -117,7 +117,6 @@ def check_splits(
     splits: Mapping[str, GroundTruth | InputError],
     base_dir: str | Path,
     clip_frames: int,
-    *,
     teacher_dir: str | Path | None = None,
     skip_unreadable: bool = False,
     brief: bool = False,

@@ -43,14 +43,10 @@ log = logging.getLogger(__name__)
 def evaluate(
     net: Maest, tracks: DataLoader, limit: float | None, settings: Settings, skipped: dict[str, str]
 ) -> Scored:
-    """Score a network on whole tracks, in this process alone.
+    """Score a network on whole tracks, in this process alone; it comes back on the CPU.
 
-    Args:
-        net: comes back on the CPU and in eval mode.
-        tracks: batches of tracks.
-        limit: of so many batches, or of such a share of them.
-        settings: accelerator and precision, which is 32-true unless they say otherwise.
-        skipped: files that could not be read are added.
+    ``limit`` is a number of batches, or a share of them. Files that could not be read are added to
+    ``skipped``.
     """
     if settings.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -133,15 +129,9 @@ def check(
     brief: bool = False,
 ) -> CheckReport:
     """:func:`datasets.check.check_splits` by the settings."""
-    data = settings.datamodule
-    return check_splits(
-        splits,
-        data.base_dir,
-        frames,
-        teacher_dir=find_teacher(settings) if "train" in splits else None,
-        skip_unreadable=data.on_error == "skip",
-        brief=brief,
-    )
+    data, teacher = settings.datamodule, find_teacher(settings) if "train" in splits else None
+    skip = data.on_error == "skip"
+    return check_splits(splits, data.base_dir, frames, teacher, skip, brief)
 
 
 def compute_norm_stats(run_dir: Path, settings: Settings) -> dict[str, Any]:

@@ -67,13 +67,7 @@ def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | 
             return fetch(maest.arch, average)
     if maest.pretrained or average:
         name = "pretrained" if maest.pretrained else "checkpoint_swa_weights"
-        raise InputError(
-            f"maest.{name}=True asks for weights, and none are given",
-            kind="missing",
-            hint="Give maest.checkpoint=<model>, such as exp_logs/latest/model, or maest.arch=<a "
-            "released model>.",
-            setting="maest.checkpoint",
-        )
+        raise _not_given(f"maest.{name}=True asks for weights, and none are given")
     return None
 
 
@@ -81,15 +75,19 @@ def require_checkpoint(settings: Settings) -> Checkpoint:
     """The same, for a command that cannot go without weights."""
     checkpoint = find_checkpoint(settings)
     if checkpoint is None:
-        raise InputError(
-            "no model is given",
-            kind="missing",
-            hint="Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or "
-            "maest.arch=<a released model>. (For embeddings of random weights, name an arch "
-            "without published weights, such as maest_tiny.)",
-            setting="maest.checkpoint",
-        )
+        raise _not_given("no model is given")
     return checkpoint
+
+
+def _not_given(message: str) -> InputError:
+    return InputError(
+        message,
+        kind="missing",
+        hint="Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or "
+        "maest.arch=<a released model>. (For embeddings of random weights, name an arch without "
+        "published weights, such as maest_tiny.)",
+        setting="maest.checkpoint",
+    )
 
 
 def arch_of(settings: Settings) -> Arch | None:

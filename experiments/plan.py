@@ -37,23 +37,15 @@ _STEPS_TO_COMPILE = 1000
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`resolve` has put together.
+    """What :func:`resolve` has put together."""
 
-    Attributes:
-        settings: with a value wherever they were open.
-        continued: the checkpoint of the training that goes on, if one does.
-        origin: of the model's making, what is known before the training: data, licence, parents.
-        arch: the name of the network's size; None if it has none.
-        steps_per_epoch, steps: of the optimiser.
-    """
-
-    settings: Settings
-    continued: Path | None
-    origin: dict[str, Any]
+    settings: Settings  # with a value wherever they were open
+    continued: Path | None  # the checkpoint of the training that goes on, if one does
+    origin: dict[str, Any]  # what a model's folder says of its making, before the training
     data: MaestDataModule
     net: Maest
-    arch: str | None
-    steps_per_epoch: int
+    arch: str | None  # the name of the network's size, if it has one
+    steps_per_epoch: int  # of the optimiser
     steps: int
 
     def lines(self) -> list[str]:
@@ -169,13 +161,7 @@ def build_data(settings: Settings, checkpoint: Checkpoint | None, *splits: str) 
 
 
 def decided(settings: Settings, frames: int, tracks: int) -> Settings:
-    """The settings of a training with a value for each that is open.
-
-    Args:
-        settings: of any command.
-        frames: of a clip.
-        tracks: to train on.
-    """
+    """The settings of a training on so many tracks, with a value for each that is open."""
     maest, data, trainer = settings.maest, settings.datamodule, settings.trainer
     clips = tracks if data.clips_per_epoch is None else data.clips_per_epoch
     if clips == "auto":
@@ -251,23 +237,15 @@ def check_device(settings: Settings) -> None:
     trainer = settings.trainer
     if device_of(settings).type != "cpu":
         return
-    for refused, setting, message, hint in (
-        (
-            trainer.accelerator not in ("auto", "cpu"),
-            *("accelerator", f"there is no {trainer.accelerator!r} here"),
-            "Leave it out to take what there is.",
-        ),
-        (
-            trainer.precision == "16-mixed",
-            *("precision", "a CPU does not compute in fp16"),
-            "Leave it out: 32-true is the fastest there.",
-        ),
-        (
-            trainer.devices == -1,
-            *("devices", "there is no GPU here, of which -1 would take all"),
-            "Give a number of CPU processes, or leave it out.",
-        ),
-    ):
-        if refused:
-            setting = f"trainer.{setting}"
-            raise InputError(message, kind="unsupported", setting=setting, hint=hint)
+    if trainer.accelerator not in ("auto", "cpu"):
+        name, message = "accelerator", f"there is no {trainer.accelerator!r} here"
+        hint = "Leave it out to take what there is."
+    elif trainer.precision == "16-mixed":
+        name, message = "precision", "a CPU does not compute in fp16"
+        hint = "Leave it out: 32-true is the fastest there."
+    elif trainer.devices == -1:
+        name, message = "devices", "there is no GPU here, of which -1 would take all"
+        hint = "Give a number of CPU processes, or leave it out."
+    else:
+        return
+    raise InputError(message, kind="unsupported", setting=f"trainer.{name}", hint=hint)

@@ -41,10 +41,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train on datamodule.groundtruth_train, validate each epoch, write a model folder.
 
-    Args:
-        folder: of the run; others, which may be continued, are beside it.
-        settings: of ex_maest.py.
-        record: called with (name, value, epoch) for each epoch's metrics.
+    Beside the run's folder are others, which may be continued. ``record`` is called with (name,
+    value, epoch) for each epoch's metrics.
     """
     started = time.monotonic()
     pl.seed_everything(settings.seed, workers=True, verbose=False)

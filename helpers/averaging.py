@@ -22,10 +22,8 @@ class WeightAverage(pl.Callback):
     The raw weights stay where they are, in training, validation and afterwards. An epoch's weights
     enter the average before the epoch's validation, and from then on
     ``pl_module.also_evaluated["swa"]`` is the averaged network: both are validated. A checkpoint's
-    ``state_dict`` holds both, the average with the prefix ``net_swa.``.
-
-    Args:
-        start: after how many epochs the first one comes whose weights count.
+    ``state_dict`` holds both, the average with the prefix ``net_swa.``. After ``start`` epochs the
+    first one comes whose weights count.
     """
 
     def __init__(self, start: int) -> None:

@@ -138,10 +138,8 @@ class Checkpoints(Checkpoint):
     is saved after the step at hand, and :class:`Stopped` is raised; during the last batch and its
     validation, once the epoch is over. A second signal stops at once.
 
-    Args:
-        folder: where to.
-        monitors: name → metric whose highest value counts; one that was not logged is skipped.
-        minutes: time between saves within an epoch.
+    ``monitors`` has for each name the metric whose highest value counts; one that was not logged is
+    skipped. Within an epoch, ``minutes`` lie between saves.
     """
 
     def __init__(
@@ -279,7 +277,7 @@ class Checkpoints(Checkpoint):
     def on_exception(self, *_: Any) -> None:
         self._restore_handlers()
 
-    def teardown(self, *_: Any) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._restore_handlers()
 
 

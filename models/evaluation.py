@@ -29,29 +29,19 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Scored:
-    """How a network does on N tracks.
-
-    Attributes:
-        evaluation: metrics over all labels, and of each.
-        loss: mean over tracks of the loss of their mean logits.
-        targets, outputs: targets and activations, float32 [N, C].
-    """
+    """How a network does on N tracks."""
 
     evaluation: Evaluation
-    loss: float
-    targets: np.ndarray
-    outputs: np.ndarray
+    loss: float  # mean over tracks of the loss of their mean logits
+    targets: np.ndarray  # float32 [N, C], as the outputs
+    outputs: np.ndarray  # activations
 
 
 class TrackScores:
     """Collects the outputs of networks for whole tracks, and scores them together.
 
     A track's logits and activations are the means of its patches', weighted by their lengths.
-
-    Args:
-        nets: name → network, in eval mode.
-        patches_per_pass: how many patches go through a network at once.
-        skipped: files that could not be read, key → reason; those of batches are added.
+    The networks must be in eval mode; files that batches could not read are added to ``skipped``.
     """
 
     def __init__(

@@ -41,10 +41,6 @@ def layer_level(name: str, depth: int) -> int:
     heads. Level l has the rate lr · layer_decay^(depth + 1 - l): what is near the input changes
     least. As in BEiT, H. Bao et al., ICLR 2022 (arXiv 2106.08254), after ELECTRA, K. Clark et al.,
     ICLR 2020 (arXiv 2003.10555).
-
-    Args:
-        name: as in ``Maest.named_parameters()``.
-        depth: of the network.
     """
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
@@ -199,7 +195,13 @@ class MaestModule(pl.LightningModule):
         torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
         targets, teacher = batch.targets, batch.teacher
         if teacher is not None:
-            self._check_teacher()
+            if self.net.distilled_type != "separated":
+                raise InputError(
+                    "a teacher's labels are for the dist head, and this network trains none",
+                    kind="conflict",
+                    setting="maest.distilled_type",
+                    hint="Set maest.distilled_type=separated, or leave datamodule.teacher_dir out.",
+                )
             of_teacher = teacher_targets(teacher, self.teacher_threshold)
             targets = torch.cat((targets, of_teacher), dim=1)  # mixed with the same weights
         x = roll(network_input(self.net, batch.mel), self.roll_frames)
@@ -242,20 +244,6 @@ class MaestModule(pl.LightningModule):
             strategy = self.trainer.strategy
             total, clips = (strategy.reduce(v.clone(), reduce_op="sum") for v in (total, clips))
         return total, int(clips)
-
-    def _check_teacher(self) -> None:
-        for name, found, needed in (
-            ("distilled_type", self.net.distilled_type, "separated"),
-            ("task", self.net.task, "multi-label"),
-        ):
-            if found != needed:
-                raise InputError(
-                    f"a teacher's labels are for the dist head of a multi-label network, and this "
-                    f"is {found!r}",
-                    kind="conflict",
-                    setting=f"maest.{name}",
-                    hint=f"Set maest.{name}={needed}, or leave datamodule.teacher_dir out.",
-                )
 
     # ------------------------------------------------------------------ validation
 
