@@ -103,10 +103,8 @@ class MaestDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Called by Lightning; before a training, all the teacher's files must be there.
 
-        With ``on_error="skip"`` those that are not are told, and passed over.
-
-        Raises:
-            TeacherFileError: with the number of missing files.
+        With ``on_error="skip"`` those that are not are told, and passed over; else it raises
+        TeacherFileError.
         """
         if stage != "fit" or self.teacher_dir is None:
             return

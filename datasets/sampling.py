@@ -18,14 +18,9 @@ _ROWS = 65_536  # of the targets that are cast at once: 210 MB of 400 labels
 def label_balanced_weights(targets: np.ndarray) -> np.ndarray:
     """Weights that bring up the clips of rare labels, as in PaSST's recipe for AudioSet.
 
-    Args:
-        targets: [N, C] of 0 and 1.
-
-    Returns:
-        float64 [N], summing to 1: for each clip the sum over its labels of
-        1000 / (count of the label + 100). Clips without a label get the smallest weight there is.
+    Targets [N, C] of 0 and 1 → float64 [N], summing to 1: for each clip the sum over its labels of
+    1000 / (count of the label + 100). Clips without a label get the smallest weight there is.
     """
-    targets = np.asarray(targets)
     per_label = 1000 / (targets.sum(axis=0, dtype=np.float64) + 100)
     weights = np.empty(len(targets))
     for start in range(0, len(targets), _ROWS):  # a product casts what it is given to float64
@@ -45,12 +40,9 @@ class ClipSampler(Sampler[tuple[int, int]]):
 
     Args:
         targets: [N, C]; of 0 and 1 if ``balanced``, else no more than their number matters.
-        clips_per_epoch: length of an epoch, of all ranks together; N if None. More than N: clips
-            come repeatedly.
+        clips_per_epoch: of all ranks together; N if None. More than N: clips come repeatedly.
         balanced: draw by :func:`label_balanced_weights`, without replacement; with replacement
             where an epoch has no fewer clips than there are.
-        seed: of the draws.
-        rank, world_size: which of how many training processes this one is.
 
     Raises:
         InputError: if there are fewer clips in an epoch than processes.

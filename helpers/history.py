@@ -89,11 +89,8 @@ class History(pl.Callback):
     A row has the epoch's number (from 1), the metrics that were logged, the learning rate after the
     epoch (of several groups of weights, the highest: the head's), and its seconds. Metrics of the
     validation are in the rows of epochs that had one. The rows are in the checkpoints too: a run
-    that continues another has those of both.
-
-    Args:
-        path: the CSV file.
-        record: called with (name, value, epoch) for each metric, to send it elsewhere too.
+    that continues another has those of both. ``record`` is called with (name, value, epoch) for
+    each metric, to send it elsewhere too.
     """
 
     def __init__(

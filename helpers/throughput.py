@@ -33,11 +33,8 @@ def forward_flops(
 
     Args:
         tokens: N, of which two are no patches; with patchout, what it leaves.
-        embed_dim: channels D.
-        depth: number of blocks.
         outputs: logits of all heads in use: C, or 2 · C where two heads are trained; 0 for the
             embedding of block ``depth - 1``.
-        mlp_ratio: hidden width of a block's MLP over D.
     """
     patches, blocks, heads = _parts(tokens, embed_dim, depth, outputs, mlp_ratio)
     return patches + sum(blocks) + heads
@@ -127,15 +124,14 @@ class Throughput(pl.Callback):
     """Measures a training: ``clips_per_second`` of all processes together, and on a GPU ``mfu``.
 
     ``mfu`` is the share of the device's fastest matrix products that the network's arithmetic
-    reaches, 0 to 1. They are logged every so many batches over the epoch so far, and at its end.
+    reaches, 0 to 1. They are logged every so many batches, over the epoch so far,
+    and at its end.
     Time includes waiting for data, but neither validation nor a run's first steps. The device is
     waited for only where an epoch or a validation begins or ends: between those, host and device
     keep the same pace. ``len(batch)`` must be its number of clips.
 
-    Args:
-        flops_per_clip: of :func:`training_flops`.
-        ceiling: what a device can do, in FLOP/s; None: measured on CUDA when training starts.
-        every: batches from one record to the next.
+    ``flops_per_clip`` is of :func:`training_flops`. ``ceiling``, what a device can do in FLOP/s, is
+    measured on CUDA when training starts, unless it is given.
     """
 
     def __init__(
