@@ -124,11 +124,10 @@ class Throughput(pl.Callback):
     """Measures a training: ``clips_per_second`` of all processes together, and on a GPU ``mfu``.
 
     ``mfu`` is the share of the device's fastest matrix products that the network's arithmetic
-    reaches, 0 to 1. They are logged every so many batches, over the epoch so far,
-    and at its end.
-    Time includes waiting for data, but neither validation nor a run's first steps. The device is
-    waited for only where an epoch or a validation begins or ends: between those, host and device
-    keep the same pace. ``len(batch)`` must be its number of clips.
+    reaches, 0 to 1. They are logged after each ``every`` batches, over
+    the epoch so far, and at its end. Time includes waiting for data, but neither validation nor a
+    run's first steps. The device is waited for only where an epoch or a validation begins or ends:
+    between those, host and device keep the same pace. ``len(batch)`` must be its number of clips.
 
     ``flops_per_clip`` is of :func:`training_flops`. ``ceiling``, what a device can do in FLOP/s, is
     measured on CUDA when training starts, unless it is given.
