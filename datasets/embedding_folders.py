@@ -18,6 +18,7 @@ from typing import Any
 
 from maest.datasets.collection import mel_key
 from maest.datasets.embeddings import EMBEDDINGS_DIR, SUFFIX
+from maest.helpers.blocks import FINAL
 from maest.helpers.errors import InputError
 from maest.helpers.manifest import MANIFEST, read_manifest
 
@@ -31,17 +32,11 @@ _SAME = ("model", "max_seconds", "patch_seconds", "hop_seconds", "tail", "patcho
 
 @dataclass(frozen=True)
 class EmbeddingFolder:
-    """The embeddings of one block, as extraction writes them, or as another program does.
-
-    Attributes:
-        folder: with the tracks' own folders in it.
-        settings: of the extraction, from the manifest; None without one.
-        made_by: the source of its model; None where the manifest does not say so.
-    """
+    """The embeddings of one block, as extraction writes them, or as another program does."""
 
     folder: Path
-    settings: dict[str, Any] | None = None
-    made_by: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None  # of the extraction; None without a manifest
+    made_by: dict[str, Any] | None = None  # the source of its model, where the manifest says so
 
     @property
     def block(self) -> int | None:
@@ -49,7 +44,7 @@ class EmbeddingFolder:
         if self.settings is not None and isinstance(self.settings.get("block"), int):
             return int(self.settings["block"])
         if self.folder.name == "final":
-            return -1
+            return FINAL
         return int(self.folder.name) if self.folder.name.isdecimal() else None
 
     @property
@@ -112,7 +107,7 @@ def model_name(settings: dict[str, Any], made_by: dict[str, Any] | None) -> str:
 
 def block_name(block: int | str) -> str:
     """What extraction calls a block's folder."""
-    return "final" if block == -1 else str(block)
+    return "final" if block == FINAL else str(block)
 
 
 def _stem(track: str) -> str:

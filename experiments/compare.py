@@ -22,16 +22,14 @@ from maest.experiments.probe_results import (
     FEW_TRACKS,
     PREDICTIONS,
     RESULTS,
-    finished_probes,
-    is_sweep,
+    no_probe,
 )
-from maest.experiments.probe_task import read_task
-from maest.experiments.runs import LOG_DIR, run_dir
+from maest.experiments.probe_task import check_no_effect, read_task
+from maest.experiments.runs import run_dir
 from maest.helpers import metrics, plots
 from maest.helpers.bootstrap import interval, resampled_figures
 from maest.helpers.errors import InputError
 from maest.helpers.files import write_json
-from maest.helpers.names import typed_list
 from maest.helpers.report import Page, table
 
 
@@ -134,7 +132,7 @@ def read_run(folder: Path) -> RunResults:
     folder = folder.expanduser()
     path = folder / PREDICTIONS
     if not path.is_file():
-        raise _no_predictions(folder)
+        raise no_probe(folder, PREDICTIONS, "runs")
     try:
         with np.load(path, allow_pickle=False) as found:
             content = {name: found[name] for name in found.files}
@@ -152,21 +150,6 @@ def read_run(folder: Path) -> RunResults:
     except (OSError, ValueError, KeyError, TypeError):
         name = str(folder)
     return RunResults(folder, name, task, keys, targets, outputs, labels)
-
-
-def _no_predictions(folder: Path) -> InputError:
-    hint = "Give the folders of finished probe runs of ex_tl.py"
-    if probes := finished_probes():
-        hint += f", such as {typed_list('runs', [str(probe) for probe in probes[:3]])}"
-    path, message = folder / PREDICTIONS, "no such file: the run was stopped, or is no probe's"
-    if not folder.is_dir():
-        message, path = "no such folder", folder
-        if (LOG_DIR / folder / PREDICTIONS).is_file():
-            hint = f"Give {LOG_DIR / folder}"
-    elif is_sweep(folder):
-        message, path = "is the folder of a sweep, which keeps metrics and no predictions", folder
-        hint = "Probe its choices, each by itself; its summary.md has the command for the best one"
-    return InputError(message, kind="missing", path=path, setting="runs", hint=f"{hint}.")
 
 
 def align_tracks(runs: list[RunResults]) -> list[RunResults]:
@@ -236,15 +219,12 @@ def _check_extractions(sources: list[str], settings: ProbeSettings) -> None:
     """Raise InputError for what would stop one of the probes after others are trained."""
     if not sources:
         return
-    for name, allowed, hint in (
-        ("data.features", settings.data.features == "embeddings",
-         "Run that probe by itself, and give it as one of the runs."),
-        ("name", settings.name is None,
-         "Leave it out: these probes have the names of their folders."),
-    ):  # fmt: skip
-        if not allowed:
-            message = "has no effect on compare.embeddings_dirs"
-            raise InputError(message, kind="conflict", setting=name, hint=hint)
+    features, name = settings.data.features, settings.name
+    check_no_effect(
+        "compare.embeddings_dirs",
+        ("data.features", features != "embeddings", "Run that probe alone, as one of the runs."),
+        ("name", name is not None, "Leave it out: these probes are named as their folders."),
+    )
     keys, first = read_task(settings.data).keys("test"), None
     for source in sources:
         try:

@@ -13,6 +13,7 @@ import torch
 
 from maest.config import Settings
 from maest.datasets.collection import describe_left_out
+from maest.datasets.embedding_folders import block_name
 from maest.datasets.groundtruth import GroundTruth, read_any_groundtruth
 from maest.datasets.tracks import (
     AudioTracks,
@@ -24,7 +25,6 @@ from maest.datasets.tracks import (
 )
 from maest.experiments.data import check_files
 from maest.experiments.extract_folders import (
-    block_name,
     check_expected,
     manifest_settings,
     open_folders,

@@ -10,7 +10,6 @@ from typing import Any
 from maest.config import Settings
 from maest.datasets.mel_recipe import kept_seconds
 from maest.datasets.tracks import AudioTracks, MelTracks, Tracks
-from maest.helpers.blocks import FINAL
 from maest.helpers.errors import InputError
 from maest.helpers.manifest import open_folder
 from maest.helpers.patches import PatchPlan
@@ -38,11 +37,6 @@ def model_name(arch: str | None, checkpoint: str | None) -> str:
     if "exp_logs" in parts[:-1]:
         return f"run-{parts[parts.index('exp_logs') + 1]}"
     return path.parent.name if path.name == "model" else path.name.removesuffix(".ckpt")
-
-
-def block_name(block: int) -> str:
-    """The folder of a block's embeddings."""
-    return "final" if block == FINAL else str(block)
 
 
 def manifest_settings(

@@ -25,6 +25,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.parallel import one_torch_thread
 from maest.helpers.schedules import warmup_ramp_factor
 from maest.helpers.signals import Stopped, stoppable
+from maest.models.engines import best_device
 from maest.models.probe import ProbeBank
 
 log = logging.getLogger(__name__)
@@ -43,12 +44,7 @@ def probe(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 def run_probe(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     """Train and test probes, write all that a run leaves into ``folder``, and print a summary.
 
-    Returns:
-        the content of ``results.json`` there.
-
-    Raises:
-        InputError: settings, features or ground truths cannot be used.
-        Interrupted: a signal has stopped it; nothing is kept.
+    Returns the content of ``results.json`` there. Nothing is kept where a signal stops it.
     """
     started = time.monotonic()
     task = read_task(settings.data)
@@ -57,9 +53,7 @@ def run_probe(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     mix = features.blocks is not None
     try:
         with stoppable():
-            bank = train_probes(
-                settings.probe, task, features.splits, seeds, mix=mix, title="probe"
-            )
+            bank = train_probes(settings.probe, task, features.splits, seeds, mix, title="probe")
     except Stopped as stop:
         message = f"{stop.signal.name}: stopped. A probe is kept only when it is finished"
         raise Interrupted(message, stop.signal) from None
@@ -89,7 +83,6 @@ def train_probes(
     task: ProbeTask,
     features: Mapping[str, np.ndarray],
     seeds: Sequence[int],
-    *,
     mix: bool = False,
     title: str | None = None,
 ) -> ProbeBank:
@@ -97,12 +90,8 @@ def train_probes(
 
     Args:
         features: split → float32 [N, M, D] of M sets (with ``mix`` M blocks).
-        seeds: of the probes.
         mix: one probe a seed on a learned mix of the M blocks, rather than one on each set.
         title: of a progress bar over the epochs; None for none.
-
-    Raises:
-        InputError: training has diverged, or there is no such device.
     """
     n_sets, width = features["train"].shape[1:]
     bank = ProbeBank(
@@ -146,15 +135,10 @@ def train_probes(
 
 def device_of(accelerator: str) -> torch.device:
     """What computes, by ``probe.accelerator``. Raises InputError where it is not there."""
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    accelerators = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}
-    for name in accelerators.get(accelerator, (accelerator,)):
-        if there[name]:
-            return torch.device(name)
+    best = best_device()
+    device = best if accelerator in ("auto", "gpu") else accelerator
+    if device in ("cpu", best) and (accelerator, device) != ("gpu", "cpu"):
+        return torch.device(device)
     raise InputError(
         f"there is no {accelerator!r} here",
         kind="unsupported",

@@ -28,7 +28,7 @@ from maest.datasets.embeddings import (
     select_tokens,
 )
 from maest.datasets.melspectrograms import mel_path
-from maest.experiments.probe_task import ProbeTask, check_targets
+from maest.experiments.probe_task import ProbeTask, check_no_effect, check_targets
 from maest.helpers.blocks import DEFAULT_BLOCK
 from maest.helpers.errors import InputError
 from maest.models.probe import layer_normalize
@@ -41,34 +41,21 @@ _EXTRACT_ALL = "All blocks are extracted with inference.transformer_block=all."
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of one kind, and what made them.
+    """Features of one kind, and what made them."""
 
-    Attributes:
-        splits: split → float32 [N, 1, D]; for a mix [N, L, D] of L blocks, layer-normalized.
-        name: for reports.
-        extraction: the embeddings' settings; for a mix, ``block`` is a list.
-        made_by: the source of their model.
-        blocks: the numbers of a mix's.
-    """
-
-    splits: dict[str, np.ndarray]
+    splits: dict[str, np.ndarray]  # float32 [N, 1, D]; of a mix [N, L, D], layer-normalized
     name: str
-    extraction: dict[str, Any] | None = None
-    made_by: dict[str, Any] | None = None
-    blocks: list[int] | None = None
+    extraction: dict[str, Any] | None = None  # the embeddings' settings; a mix has several blocks
+    made_by: dict[str, Any] | None = None  # the source of their model
+    blocks: list[int] | None = None  # of a mix
 
 
 def read_features(task: ProbeTask, data: ProbeData) -> FeatureSet:
     """The features that ``data`` asks for; tracks without any leave the task."""
     if data.features == "mel_statistics":
         for name in ("types", "reduce"):
-            if getattr(data, name) != getattr(ProbeData(), name):
-                raise InputError(
-                    "has no effect on mel_statistics",
-                    kind="conflict",
-                    setting=f"data.{name}",
-                    hint="Leave it out.",
-                )
+            given = getattr(data, name) != getattr(ProbeData(), name)
+            check_no_effect("mel_statistics", (f"data.{name}", given, "Leave it out."))
         return FeatureSet(_statistics(task, data), "mel bands, mean and deviation")
     check_types(data.types)
     folders = select_folders(data)

@@ -18,7 +18,7 @@ from maest.datasets.embeddings import read_blocks, select_tokens
 from maest.datasets.preprocess import DEFAULT_SECONDS
 from maest.datasets.tracks import find_tracks
 from maest.experiments.extract import extract
-from maest.experiments.probe_results import PROBE_FOLDER, finished_probes, is_sweep
+from maest.experiments.probe_results import PROBE_FOLDER, no_probe
 from maest.experiments.runs import run_dir
 from maest.helpers.errors import InputError
 from maest.helpers.failures import encodable, read_failures
@@ -140,7 +140,7 @@ def read_probe(folder: Path) -> TrainedProbe:
     inside = folder / PROBE_FOLDER if (folder / PROBE_FOLDER).is_dir() else folder
     path = inside / "probe.json"
     if not path.is_file():
-        raise _no_probe(folder, path)
+        raise no_probe(folder, f"{PROBE_FOLDER}/probe.json", "probe")
     try:
         about = json.loads(path.read_text("utf-8"))
         features, extraction = about["features"], about["extraction"]
@@ -163,15 +163,6 @@ def read_probe(folder: Path) -> TrainedProbe:
         hint = "Extract embeddings with this program, and train a probe on them."
         raise InputError(message, kind="unsupported", path=folder, setting="probe", hint=hint)
     return TrainedProbe(folder, about, nets)
-
-
-def _no_probe(folder: Path, path: Path) -> InputError:
-    hint = "Train one with ex_tl.py, and give its folder, such as probe=exp_logs/4"
-    if probes := finished_probes():
-        hint = f"Give one of the finished probes, newest first: {', '.join(map(str, probes[:3]))}"
-    if is_sweep(folder):
-        hint = "A sweep keeps no probes: its summary.md has the command that makes the best one"
-    return InputError("no such file", kind="missing", path=path, setting="probe", hint=f"{hint}.")
 
 
 # ---- its extractor -------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from maest.experiments.probe_results import (
     RESULTS,
     RIDGE,
     finished_probes,
+    splits_line,
 )
 from maest.experiments.probe_task import ProbeTask
 from maest.helpers import metrics, plots
@@ -142,9 +143,8 @@ def _summary(folder: Path, results: dict[str, Any]) -> Page:
         line = f"python ex_tl.py predict with probe={place} audio=<music>"
         page.add(f"On new music, a file or a folder: `{line}`.")
     page.add(
-        f"Metrics of each label: labels.csv. Each seed's outputs for each test track: "
-        f"{PREDICTIONS}. All metrics, settings and versions: {RESULTS}. The probes: "
-        f"{PROBE_FOLDER}/."
+        "Metrics of each label: labels.csv. Each seed's outputs for each test track: "
+        f"{PREDICTIONS}. All metrics, settings, versions: {RESULTS}. The probes: {PROBE_FOLDER}/."
     )
     return page
 
@@ -180,37 +180,26 @@ def _add_labels(page: Page, folder: Path, results: dict[str, Any]) -> None:
         for row in best[:_LABELS_SHOWN]
     ]
     more = len(rows) - len(cells)
-    page.add(
-        table(["label", *counted, title], cells),
-        f"{more} more labels are in labels.csv." if more else "",
-    )
+    page.add(table(["label", *counted, title], cells))
+    page.add(f"{more} more labels are in labels.csv." * (more > 0))
 
 
 def _facts(results: dict[str, Any]) -> list[str]:
-    tracks, data, extraction = results["tracks"], results["data"], results["extraction"]
-    embeddings = data["features"] == "embeddings"
+    data, extraction = results["data"], results["extraction"]
     labels = f"{results['task']}, {len(results['labels'])} labels"
     if results["classes_left_out"]:
         labels += f"; {results['classes_left_out']} without anything to score in the test split"
-    splits = f"{tracks['train']} / {tracks['val']} / {tracks['test']} tracks for training, "
-    splits += "validation and test"
-    if results["missing"]:
-        missing = ", ".join(f"{n} of {split}" for split, n in results["missing"].items())
-        what = "embedding" if embeddings else "log-mel file"
-        splits += f"; left out, as they have no {what} (data.missing=skip): {missing}"
-    what, source = "mean and deviation of the mel bands", ""
-    if embeddings:
-        what = f"tokens {data['types']}"
+    what, source, unit = "mean and deviation of the mel bands", "", "log-mel file"
+    if data["features"] == "embeddings":
+        unit, what = "embedding", f"tokens {data['types']}"
         what += f", {data['reduce']}" if len(data["types"]) > 1 else ""
         source = "what made the embeddings is unknown: their folder has no manifest.json"
     if extraction:
         block = extraction.get("block")
-        blocks = (
-            f"the blocks {', '.join(map(str, block))}"
-            if isinstance(block, list)
-            else (f"block {block_name(block)}")
-        )
-        source = f"embeddings of {blocks}, patches of {extraction.get('patch_seconds')} s, model "
+        of = f"block {block_name(block)}"
+        if isinstance(block, list):
+            of = f"the blocks {', '.join(map(str, block))}"
+        source = f"embeddings of {of}, patches of {extraction.get('patch_seconds')} s, model "
         source += valid_utf8(model_name(extraction, results["made_by"]))
     mix = ""
     if "mix" in results:
@@ -218,7 +207,7 @@ def _facts(results: dict[str, Any]) -> list[str]:
         mix = f"a learned mix of the blocks, which weighs them with {weights}"
     return [
         labels,
-        splits,
+        splits_line(results, unit),
         f"{results['features']} features: {what}",
         f"seeds {', '.join(map(str, results['seeds']))}; best epochs "
         f"{', '.join(map(str, results['best_epochs']))} of {results['probe']['max_epochs']}, by "
@@ -237,7 +226,7 @@ def _comparable(results: dict[str, Any], folder: Path) -> Path | None:
         try:
             found = json.loads((other / RESULTS).read_text("utf-8"))
             same = all(found[name] == results[name] for name in ("task", "labels", "groundtruths"))
-            if same and not ("test" in found["missing"] or "test" in results["missing"]):
+            if same and "test" not in found["missing"] | results["missing"]:
                 return other
         except (OSError, ValueError, KeyError, TypeError):
             continue  # of another version, or damaged

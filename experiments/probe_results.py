@@ -16,6 +16,7 @@ from maest.experiments.probe_features import FeatureSet
 from maest.experiments.probe_task import ProbeTask
 from maest.experiments.runs import LOG_DIR
 from maest.helpers import metrics
+from maest.helpers.errors import InputError
 from maest.helpers.failures import valid_utf8
 from maest.helpers.report import format_mean_std, machine, versions
 from maest.models.probe import SELECTION, ProbeBank
@@ -29,17 +30,28 @@ RIDGE = "linear probe (ridge regression)"
 PACKAGES = ("torch", "numpy", "scikit-learn")  # that a probe's metrics depend on
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether it is the folder of a sweep, which has metrics alone."""
-    return (folder / SWEEP).is_file()
-
-
 def finished_probes() -> list[Path]:
     """The folders of finished probes in ``exp_logs``, the newest first."""
     found = [path for path in LOG_DIR.glob(f"*/{PROBE_FOLDER}/probe.json") if path.is_file()]
     found = [path for path in found if not path.parents[1].is_symlink()]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return [path.parents[1] for path in found]
+
+
+def no_probe(folder: Path, name: str, setting: str) -> InputError:
+    """For a folder without the file of a finished probe: it says what may have been meant."""
+    path, message = folder / name, "no such file: the run was stopped, or is no probe's"
+    hint = "Give the folder of a finished probe of ex_tl.py"
+    if probes := finished_probes():
+        hint += f", such as {', '.join(map(str, probes[:3]))}"
+    if (folder / SWEEP).is_file():
+        path, message = folder, "is the folder of a sweep, which keeps metrics alone"
+        hint = "Probe its choices, each by itself; its summary.md has the command for the best one"
+    elif not folder.is_dir():
+        path, message = folder, "no such folder"
+        if (LOG_DIR / folder / name).is_file():
+            hint = f"Give {LOG_DIR / folder}"
+    return InputError(message, kind="missing", path=path, setting=setting, hint=f"{hint}.")
 
 
 def mean_and_std(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
@@ -61,6 +73,16 @@ def metrics_line(task: str, row: Mapping[str, Any]) -> str:
         + (format_mean_std(row[m]) if isinstance(row[m], Mapping) else f"{row[m]:.4f}")
         for m in metrics.SHOWN[task]
     )
+
+
+def splits_line(results: Mapping[str, Any], what: str = "embedding") -> str:
+    """How many tracks each split has, and how many it leaves out."""
+    line = f"{' / '.join(map(str, results['tracks'].values()))} tracks for training, validation "
+    line += "and test"
+    if results["missing"]:
+        missing = ", ".join(f"{n} of {split}" for split, n in results["missing"].items())
+        line += f"; left out, as they have no {what} (data.missing=skip): {missing}"
+    return line
 
 
 def few_tracks(tracks: Mapping[str, int]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +23,12 @@ SPLITS = ("train", "val", "test")
 
 @dataclass
 class ProbeTask:
-    """Labels of the tracks that have features.
-
-    Attributes:
-        task: "multi-label", "single-label" or "regression".
-        labels: C names.
-        groundtruths: of each split, whole.
-        rows: split → numbers of the tracks that have features (all, until they are loaded).
-    """
+    """Labels of the tracks that have features."""
 
     task: str
-    labels: list[str]
-    groundtruths: dict[str, GroundTruth]
-    rows: dict[str, list[int]] = field(default_factory=dict)
+    labels: list[str]  # C names
+    groundtruths: dict[str, GroundTruth]  # of each split, whole
+    rows: dict[str, list[int]]  # split → tracks that have features (all, until they are loaded)
 
     def keys(self, split: str) -> list[str]:
         """Of the N tracks that have features."""
@@ -106,6 +99,14 @@ def _labels(groundtruths: dict[str, GroundTruth]) -> list[str]:
             hint = "Give three splits that were made together."
             raise InputError(message, kind="mismatch", path=path, hint=hint)
     return names or [str(i) for i in range(train.n_classes)]
+
+
+def check_no_effect(on: str, *settings: tuple[str, bool, str]) -> None:
+    """Raise InputError for the first setting that is given for nothing: (name, given, hint)."""
+    for name, given, hint in settings:
+        if given:
+            message = f"has no effect on {on}"
+            raise InputError(message, kind="conflict", setting=name, hint=hint)
 
 
 def check_targets(task: ProbeTask) -> None:

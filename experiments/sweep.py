@@ -27,7 +27,7 @@ from maest.experiments.probe_features import (
     numbered_folders,
 )
 from maest.experiments.probe_results import PACKAGES, SWEEP, mean_and_std, mix_weights
-from maest.experiments.probe_task import ProbeTask, read_task
+from maest.experiments.probe_task import ProbeTask, check_no_effect, read_task
 from maest.experiments.runs import Interrupted, run_dir, same_command
 from maest.experiments.sweep_report import best_choice, write_report
 from maest.helpers import metrics
@@ -166,24 +166,18 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
 def parse_choices(settings: ProbeSettings) -> list[tuple[str, str]]:
     """(types, reduce) of each choice of tokens; one token is the same in both ways."""
     options, data = settings.sweep, settings.data
-    for name, allowed, hint in (
-        ("features", data.features == "embeddings", "Leave it out: a sweep is over embeddings."),
-        ("types", data.types == ProbeData().types, f"Give sweep.tokens=[{data.types}]."),
-        ("block", data.block is None or (data.block != MIX and len(data.block) == 1),
-         "Leave it out, as blocks are mixed in any case; or give sweep.blocks=[6,7] for some."),
-    ):  # fmt: skip
-        if not allowed:
-            raise InputError(
-                "has no effect on a sweep", kind="conflict", setting=f"data.{name}", hint=hint
-            )
+    several = data.block is not None and (data.block == MIX or len(data.block) > 1)
+    check_no_effect(
+        "a sweep",
+        ("data.features", data.features != "embeddings", "Leave it out."),
+        ("data.types", data.types != ProbeData().types, f"Give sweep.tokens=[{data.types}]."),
+        ("data.block", several, "Leave it out: all are mixed, or those of sweep.blocks=[6,7]."),
+    )
     reductions = (data.reduce,) if options.reduce is None else options.reduce
     if not options.tokens or not reductions:
-        raise InputError(
-            "is empty",
-            kind="empty",
-            setting=f"sweep.{'reduce' if options.tokens else 'tokens'}",
-            hint="Give one choice or more, such as sweep.tokens=[c,cdt] sweep.reduce=[mean,stack].",
-        )
+        name = "sweep.reduce" if options.tokens else "sweep.tokens"
+        hint = "Give one choice or more, such as sweep.tokens=[c,cdt] sweep.reduce=[mean,stack]."
+        raise InputError("is empty", kind="empty", setting=name, hint=hint)
     choices: dict[tuple[str, str], None] = {}
     for reduce in reductions:
         for types in options.tokens:
@@ -232,14 +226,13 @@ class SweepJob:
         if isinstance(embeddings, Path):
             files = embeddings.glob("*.npy")
             embeddings = {path.stem: np.load(path, mmap_mode="r") for path in files}
-        mix, features = group[0].block == MIX, {}
+        first, features = group[0], {}
+        mix = first.block == MIX
         for split, x in embeddings.items():  # [N, L, 3, D]
             if mix:
-                features[split] = normalize_blocks(
-                    select_tokens(x, group[0].types, group[0].reduce)
-                )
+                features[split] = normalize_blocks(select_tokens(x, first.types, first.reduce))
             else:
-                own = x[:, self.blocks.index(group[0].block)]
+                own = x[:, self.blocks.index(first.block)]
                 sets = [select_tokens(own, choice.types, choice.reduce) for choice in group]
                 features[split] = np.stack(sets, axis=1)
         bank = train_probes(self.recipe, self.task, features, self.seeds, mix=mix)

@@ -10,7 +10,7 @@ import numpy as np
 
 from maest.datasets.embedding_folders import block_name
 from maest.experiments.probe_features import MIX
-from maest.experiments.probe_results import few_tracks, metrics_line
+from maest.experiments.probe_results import few_tracks, metrics_line, splits_line
 from maest.helpers import metrics, plots
 from maest.helpers.failures import valid_utf8
 from maest.helpers.files import write_rows
@@ -65,24 +65,20 @@ def summary(folder: Path, results: dict[str, Any], pictures: dict[Path, str]) ->
     rows.append([metrics.BASELINES[results["task"]].replace("_", " "), "", *baseline])
     header = ["features", f"validation {metrics.FIGURE_NAMES[SELECTION[results['task']]]}"]
     header += [f"test {metrics.FIGURE_NAMES[m]}" for m in shown]
-    tracks, seeds = results["tracks"], len(results["seeds"])
+    seeds = len(results["seeds"])
     which = f"All {len(ranked)} choices" if len(ranked) > 1 else "One choice"
     if len(ranked) > _FIRST:
         which = f"The first {_FIRST} of {len(ranked)} choices"
-    page = Page("Sweep over blocks and tokens", few_tracks(tracks))
+    page = Page("Sweep over blocks and tokens", few_tracks(results["tracks"]))
     page.add(
         f"Best on the validation split: **{best['name']}**, test "
         f"{metrics_line(results['task'], best)}.",
         f"{which}, in the order of the validation split, which chooses; mean ± standard deviation "
-        f"over {seeds} seed{'s' * (seeds > 1)}; {tracks['train']} / {tracks['val']} / "
-        f"{tracks['test']} tracks for training, validation and test. Tokens: c cls, d dist, t "
+        f"over {seeds} seed{'s' * (seeds > 1)}; {splits_line(results)}. Tokens: c cls, d dist, t "
         "average of the others; several are averaged, or stacked. The last row is what a constant "
         "answer gets.",
         table(header, rows),
     )
-    if results["missing"]:
-        missing = ", ".join(f"{n} of {split}" for split, n in results["missing"].items())
-        page.add(f"Left out, as they have no embedding (data.missing=skip): {missing}.")
     for path, caption in pictures.items():
         page.picture(path, caption)
     page.add(
@@ -107,6 +103,7 @@ def summary(folder: Path, results: dict[str, Any], pictures: dict[Path, str]) ->
 def _draw(folder: Path, results: dict[str, Any]) -> dict[Path, str]:
     """Pictures and their captions."""
     cells, blocks, seeds = results["cells"], results["blocks"], len(results["seeds"])
+    n_blocks = len(blocks)
     main = metrics.SHOWN[results["task"]][0]
     name = f"{metrics.FIGURE_NAMES[main]} on the test split"
     tokens = list(dict.fromkeys(cell["tokens"] for cell in cells))
@@ -129,20 +126,19 @@ def _draw(folder: Path, results: dict[str, Any]) -> dict[Path, str]:
         ): "The test split's metric of each choice."
     }
     # Single tokens, and the best of the others
-    order = [tokens[i] for i in np.argsort(-np.nanmax(means[: len(blocks)], axis=0))]
-    chosen = [t for t in tokens if len(t) == 1]
-    chosen += [t for t in order if len(t) > 1][:_LINES]
+    chosen = [i for i, t in enumerate(tokens) if len(t) == 1]
+    order = np.argsort(-np.nanmax(means[:n_blocks], axis=0))
+    chosen += [i for i in order if len(tokens[i]) > 1][:_LINES]
     levels = {}
     if mixes:
         best = max(mixes, key=lambda c: c[_validation(results)]["mean"])
         levels[f"learned mix, {best['tokens']}"] = best[main]["mean"]
-    columns = {t: tokens.index(t) for t in chosen}
     path = plots.block_curves(
         folder / "blocks.png",
         blocks,
         {
-            t: (means[: len(blocks), i].tolist(), deviations[: len(blocks), i].tolist())
-            for t, i in columns.items()
+            tokens[i]: (means[:n_blocks, i].tolist(), deviations[:n_blocks, i].tolist())
+            for i in chosen
         },
         f"{name} over the blocks ({seeds} seeds)",
         levels,

@@ -264,7 +264,7 @@ def test_the_newest_training_is_no_probe(home):
         message = bad("ex_tl.py", "predict with probe=exp_logs/latest audio=new", home.folder)
     finally:
         latest.unlink()
-    assert "probe: exp_logs/latest/probe.json: " in message
+    assert "probe: exp_logs/latest/probe/probe.json: " in message
     probes = [f"exp_logs/{home.probes[task].name}" for task in reversed(LABELS)]
     assert sum(probe in message for probe in probes) >= 1
     assert "exp_logs/latest," not in message
@@ -273,7 +273,7 @@ def test_the_newest_training_is_no_probe(home):
 def test_what_is_no_finished_probe(home, tmp_path):
     line = f"audio={home.music}"
     message = bad("ex_tl.py", f"predict with probe=nowhere {line}", home.folder)
-    assert "probe: nowhere/probe.json: " in message
+    assert "probe: nowhere: " in message
     file = home.probes["multi-label"] / "results.json"
     message = bad("ex_tl.py", f"predict with probe={file} {line}", home.folder)
     assert f"exp_logs/{home.probes['multi-label'].name}" in message
