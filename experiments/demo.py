@@ -101,7 +101,9 @@ def write_report(folder: str, pretraining: dict[str, Any], probes: list[dict[str
         CLOSING,
     )
     bars = {
-        probe["name"]: [row["ap"]["mean"] if row["ap"] else None for row in probe["per_label"]]
+        probe["name"]: [
+            row["ap"]["mean"] if row["ap"] else float("nan") for row in probe["per_label"]
+        ]
         for probe in probes
     }
     title = "instruments heard: average precision on the test split"

@@ -295,7 +295,8 @@ def _check_settings_file(path: str) -> None:
 
 
 def _help(ex: Experiment, name: str) -> int:
-    """Print what is known of a command, a section of settings, or both."""
+    """Print what is known of a command, a section (or that of a setting), or both."""
+    name = name.partition(".")[0]
     known = dict(sections(ex.section))
     if name not in {**ex.commands, **known}:
         raise InputError(

@@ -96,7 +96,7 @@ def create(
             f"{quantize or engine} needs onnxruntime on a CPU, in 32-true; not {engine} on "
             f"{device.type}, in {precision}",
             kind="unsupported",
-            hint="Set trainer.accelerator=cpu, or leave it out.",
+            hint="Leave out the engine and the precision, and compute on the CPU.",
             setting="quantize" if quantize else "engine",
         )
     if device.type == "cpu" and precision == "16-mixed":
