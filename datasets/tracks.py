@@ -29,13 +29,7 @@ _LONGEST_REASON = 300  # characters of an error that nobody foresaw
 class Tracks:
     """Tracks below a folder. Worker processes share the memory of their keys.
 
-    Args:
-        folder: where the tracks are.
-        keys: of the tracks; any text, escaped bytes that are no UTF-8 included.
-
-    Attributes:
-        folder: the same, absolute.
-        keys: the same.
+    Keys are any text, escaped bytes that are no UTF-8 included.
     """
 
     def __init__(self, folder: str | Path, keys: Sequence[str]) -> None:
@@ -154,41 +148,33 @@ class Found(NamedTuple):
 
 
 def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found:
-    """Find the audio that ``inference.audio`` names.
+    """The audio that ``inference.audio`` names.
 
     Args:
-        audio: an audio file, whatever its suffix; or a folder of audio, with any folders in it:
-            see `datasets.collection.find_audio`.
+        audio: a file, whatever its suffix; or a folder (`datasets.collection.find_audio`).
         leave_out: a folder that is not looked into, that of the results.
 
     Raises:
-        InputError: there is no such file or folder, it may not be looked at, or there is no audio
-            in it.
+        InputError: there is no such file or folder, or it may not be looked at; no audio is in it.
     """
     failed: dict[str, str] = {}
     left_out: Counter[str] = Counter()
-    if not str(audio):
-        raise InputError("is empty", kind="empty", hint=_EXPECTED, setting="inference.audio")
-    path = Path(audio)
+    path, refusal = Path(audio), None
     try:
         path = path.expanduser()
-        is_folder, is_file = path.is_dir(), path.is_file()
+        if path.is_file():
+            return Found(AudioTracks(path.parent, [path.name]), failed, left_out)
+        if not str(audio):
+            refusal = ("is empty", "empty")
+        elif not path.exists():
+            refusal = ("no such file or folder", "missing")
+        elif not path.is_dir():
+            refusal = ("is neither a file nor a folder", "invalid")
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user that there is not
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            reason, kind="access", hint=_EXPECTED, path=path, setting="inference.audio"
-        ) from None
-    if is_file:
-        return Found(AudioTracks(path.parent, [path.name]), failed, left_out)
-    if not is_folder:
-        found = path.exists()
-        raise InputError(
-            "is neither a file nor a folder" if found else "no such file or folder",
-            kind="invalid" if found else "missing",
-            hint=_EXPECTED,
-            path=path,
-            setting="inference.audio",
-        )
+        refusal = (getattr(error, "strerror", None) or str(error), "access")
+    if refusal is not None:
+        reason, kind = refusal
+        raise InputError(reason, kind=kind, hint=_EXPECTED, path=path, setting="inference.audio")
     folder = path.resolve()
     inside = None if leave_out is None else Path(leave_out).expanduser().resolve()
     names = find_audio(folder, inside, failed, left_out)
@@ -201,15 +187,11 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``3/100`` → (3, 100): the third of a hundred parts.
-
-    Raises:
-        InputError: for another text, and for a part that there is not.
-    """
-    shard = split_shard(str(text))
+    """``3/100`` → (3, 100): the third of a hundred parts. Another text is an InputError."""
+    shard = split_shard(text)
     if shard is None or not 1 <= shard[0] <= shard[1]:
         raise InputError(
-            f"{str(text)!r} is no part of a whole",
+            f"{text!r} is no part of a whole",
             hint="Give K/N, such as 3/100, with K from 1 to N.",
             setting="inference.shard",
         )
@@ -221,15 +203,8 @@ def own_share(
 ) -> range:
     """The tracks that one process is to do: those of all shards and ranks are all, each once.
 
-    Args:
-        total: number of tracks.
-        shard: (k, n), the k-th of n parts, k from 1; None for all.
-        rank, world: which of how many processes that share this part, from 0.
-
-    Raises:
-        ValueError: for a part or a rank that there is not.
+    ``shard`` is (k, n), the k-th of n parts, k from 1; ``rank``, from 0, one of the ``world``
+    processes that share it.
     """
     k, n = shard or (1, 1)
-    if not (1 <= k <= n and 0 <= rank < world):
-        raise ValueError(f"there is no part {k} of {n}, or no process {rank} of {world}")
     return range(total)[k - 1 :: n][rank::world]

@@ -44,12 +44,12 @@ from maest.experiments.model import (
 from maest.experiments.plan import check_device, device_of, processes
 from maest.experiments.ranks import Ranks, find_ranks
 from maest.experiments.runs import Interrupted, is_first_process, same_command
-from maest.helpers.blocks import FINAL, chosen_blocks
+from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
 from maest.helpers.files import write_error
 from maest.helpers.manifest import model_hash
 from maest.helpers.parallel import cores
-from maest.helpers.patches import PatchPlan, seconds
+from maest.helpers.patches import seconds
 from maest.helpers.signals import Stopped, stoppable
 from maest.helpers.writer import WARNINGS, Output, ResultWriter, is_done
 from maest.models import Maest
@@ -69,12 +69,8 @@ def extract(
 ) -> dict[str, Any]:
     """Write embeddings, logits or predictions of each track; ``kind`` is the command's own.
 
-    Args:
-        run: Sacred's.
-        settings: of `ex_maest.py`.
-        kind: "embeddings", "logits" or "predictions".
-        expected: a manifest's settings, such as a probe was trained on; if the results would have
-            others, nothing is extracted.
+    ``expected`` are a manifest's settings, such as a probe was trained on; if the results would
+    have others, nothing is extracted.
     """
     try:
         with stoppable():
@@ -128,11 +124,13 @@ def _extract(
     else:
         files = ((i, tracks.keys[i], tracks.path(i)) for i in own)
         todo = [i for i, key, path in files if not is_done(key, outputs, path, spec.pictures)]
-    contents = _contents(net, spec)
-    job = ExtractionJob(tracks, outputs, shard, own, todo, started, left_out, contents)
+    job = ExtractionJob(
+        *(settings, net, plan, spec, device, precision, ranks),
+        *(tracks, outputs, shard, own, todo, started, left_out),
+    )
     ranks.start_others()
     try:
-        part = _run(job, failed, net, plan, spec, settings, device, precision, ranks)
+        part = _run(job, failed)
         parts = ranks.join(outputs[0].folder, vars(part))
         try:
             return report(job, [Summary(**one) for one in parts])
@@ -144,37 +142,25 @@ def _extract(
         raise
 
 
-def _run(
-    job: ExtractionJob,
-    failed: dict[str, str],
-    net: Maest,
-    plan: PatchPlan,
-    spec: OutputSpec,
-    settings: Settings,
-    device: torch.device,
-    precision: str,
-    ranks: Ranks,
-) -> Summary:
+def _run(job: ExtractionJob, failed: dict[str, str]) -> Summary:
     """Read, compute and write; ``failed`` are tracks that are known to be none."""
-    inference, trainer = settings.inference, settings.trainer
-    progress = Progress(len(job.todo), trainer.enable_progress_bar, ranks.rank, net, spec)
+    progress = Progress(job)
     writer = ResultWriter(
         job.outputs,
-        labels=net.labels,
-        task=net.task,
-        top=inference.top,
-        plot=inference.plot,
-        half=precision.startswith("16"),
+        labels=job.net.labels,
+        task=job.net.task,
+        top=job.settings.inference.top,
+        plot=job.spec.pictures,
+        half=job.precision.startswith("16"),
         warnings=job.named(WARNINGS),
     )
     own: dict[str, str] = {}
     try:
         with writer, closing(progress):
             if job.todo:
-                extraction = _extraction(net, plan, spec, settings, device, precision, job)
+                extraction = _extraction(job)
                 extraction.on_pass = progress.heard
-                workers = _workers(settings, device, len(job.todo), ranks)
-                with closing(read_tracks(job.tracks, job.todo, workers)) as tracks:
+                with closing(read_tracks(job.tracks, job.todo, _workers(job))) as tracks:
                     for result in extraction.results(tracks):
                         if isinstance(result, Failure):
                             own[result.key] = result.reason
@@ -182,7 +168,7 @@ def _run(
                             writer.put(result)
                         progress.done(result, extraction.engine)
     except BaseException:
-        if not ranks.rank:
+        if not job.ranks.rank:
             with suppress(OSError):  # on a full disk, the first error is the one to tell
                 job.write_failures(failed | own | writer.failed)
         raise
@@ -289,53 +275,33 @@ def _device(settings: Settings, ranks: Ranks) -> tuple[torch.device, str]:
     return device, settings.trainer.precision or half
 
 
-def _extraction(
-    net: Maest,
-    plan: PatchPlan,
-    spec: OutputSpec,
-    settings: Settings,
-    device: torch.device,
-    precision: str,
-    job: ExtractionJob,
-) -> Extraction:
-    compiled = settings.trainer.compile
+def _extraction(job: ExtractionJob) -> Extraction:
+    inference, net, plan = job.settings.inference, job.net, job.plan
+    compiled = job.settings.trainer.compile
     if compiled is None:
-        compiled = device.type == "cuda" and len(job.todo) >= _TRACKS_TO_COMPILE
+        compiled = job.device.type == "cuda" and len(job.todo) >= _TRACKS_TO_COMPILE
     with in_section("inference"):
         engine = create_engine(
             net,
-            spec,
-            device=device,
-            precision=precision,
-            engine=settings.inference.engine,
-            quantize=settings.inference.quantize,
+            job.spec,
+            device=job.device,
+            precision=job.precision,
+            engine=inference.engine,
+            quantize=inference.quantize,
             compile=compiled,
         )
     log.info(
         "%d of %d tracks to do, %d blocks of %d channels by %s on %s, patches of %g s every %g s",
-        *(len(job.todo), len(job.own), net.depth, net.embed_dim, engine.name, device),
+        *(len(job.todo), len(job.own), net.depth, net.embed_dim, engine.name, job.device),
         *(clip_seconds(plan.length), clip_seconds(plan.hop or plan.length)),
     )
-    return Extraction(net, engine, plan, spec, settings.inference.patches_per_pass)
+    return Extraction(net, engine, plan, job.spec, inference.patches_per_pass)
 
 
-def _workers(settings: Settings, device: torch.device, tracks: int, ranks: Ranks) -> int:
+def _workers(job: ExtractionJob) -> int:
     """Reading processes: on a CPU one, as it needs few of the cores' cycles beside the network."""
-    wanted = settings.datamodule.num_workers
+    wanted = job.settings.datamodule.num_workers
     if wanted is None:
-        share = cores() // ranks.here
-        wanted = 1 if device.type == "cpu" else max(1, min(share, _MOST_READERS))
-    return min(wanted, tracks)
-
-
-def _contents(net: Maest, spec: OutputSpec) -> str:
-    """What embeddings hold, in words."""
-    each = " for each patch" if spec.pool == "none" else ""
-    blocks = [str(block) for block in spec.blocks if block != FINAL]
-    parts = []
-    if blocks:
-        which = f"block{'s' * (len(blocks) > 1)} {', '.join(blocks)} of 0-{net.depth - 1}"
-        parts.append(f"{which}, 3 tokens x {net.embed_dim}{each}")
-    if FINAL in spec.blocks:
-        parts.append(f"after the final norm, {net.embed_dim} numbers{each}")
-    return "; ".join(parts)
+        share = cores() // job.ranks.here
+        wanted = 1 if job.device.type == "cpu" else max(1, min(share, _MOST_READERS))
+    return min(wanted, len(job.todo))

@@ -11,9 +11,10 @@ from maest.config import Settings
 from maest.datasets.mel_recipe import kept_seconds
 from maest.datasets.tracks import AudioTracks, MelTracks, Tracks
 from maest.helpers.errors import InputError
+from maest.helpers.files import remove_leftovers
 from maest.helpers.manifest import open_folder
 from maest.helpers.patches import PatchPlan
-from maest.helpers.writer import Output, is_done, remove_leftovers
+from maest.helpers.writer import SUFFIXES, Output, is_done
 from maest.models.archs import clip_seconds
 from maest.models.weights import Checkpoint
 
@@ -97,19 +98,16 @@ def open_folders(
         else:
             own["pool"] = settings.inference.pool
 
-        def present(output: Output = output) -> str | None:
-            return next((keys[i] for i in range(len(keys)) if is_done(keys[i], [output])), None)
-
         open_folder(
             output.folder,
             own,
             str(tracks.folder),
             settings.inference.overwrite,
             output.pattern,
-            present,
+            lambda output=output: next((k for k in keys if is_done(k, [output])), None),
             made_by,
         )
-        remove_leftovers(output.folder)
+        remove_leftovers(output.folder, SUFFIXES)
 
 
 def check_expected(

@@ -10,10 +10,14 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from maest.config import Settings
 from maest.datasets.tracks import Tracks, own_share
+from maest.experiments.ranks import Ranks
 from maest.helpers import patches
+from maest.helpers.blocks import FINAL
 from maest.helpers.failures import write_failures
 from maest.helpers.predictions import (
     best,
@@ -41,6 +45,7 @@ class ExtractionJob:
     """What a process has to do.
 
     Attributes:
+        settings, net, plan, spec, device, precision, ranks: with what, and as which process.
         tracks: all tracks that the settings name.
         outputs: what is made of each.
         shard: (k, n), the k-th of n parts; None for all.
@@ -48,17 +53,22 @@ class ExtractionJob:
         todo: the numbers of those that are not done yet.
         started: `time.time` when it began.
         left_out: in words, the files that are not taken for audio; or nothing.
-        contents: in words, what embeddings hold; or nothing.
     """
 
+    settings: Settings
+    net: Maest
+    plan: patches.PatchPlan
+    spec: OutputSpec
+    device: torch.device
+    precision: str
+    ranks: Ranks
     tracks: Tracks
     outputs: list[Output]
     shard: tuple[int, int] | None
     own: range
     todo: list[int]
     started: float
-    left_out: str = ""
-    contents: str = ""
+    left_out: str
 
     def named(self, name: str) -> str:
         """The name of a file over all tracks: of a shard, its own."""
@@ -75,20 +85,13 @@ class ExtractionJob:
 
 @dataclass
 class Summary:
-    """What a process has done.
+    """What a process has done."""
 
-    Attributes:
-        written, skipped: tracks that were done now, and before.
-        seconds: of the audio that was done now.
-        warned: tracks that were done now, and whose results may mean little.
-        failed: reasons by key.
-    """
-
-    written: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    warned: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
+    written: int = 0  # tracks
+    skipped: int = 0  # tracks that were done before
+    seconds: float = 0.0  # of the audio that was done now
+    warned: int = 0  # of the tracks written; their results may mean little
+    failed: dict[str, str] = field(default_factory=dict)  # reasons by key
 
     def add(self, other: Summary) -> None:
         """Take what another process has done into account."""
@@ -106,19 +109,15 @@ class Progress:
         seconds: of the tracks that are done.
     """
 
-    def __init__(self, total: int, bar: bool, rank: int, net: Maest, spec: OutputSpec) -> None:
+    def __init__(self, job: ExtractionJob) -> None:
         self.seconds = 0.0
-        self._total, self._done, self._heard = total, 0, 0.0
-        self._net, self._predicts = net, spec.activations
+        self._total, self._done, self._heard = len(job.todo), 0, 0.0
+        self._net, self._predicts = job.net, job.spec.activations
         self._began = self._said = time.monotonic()
-        self._bar = tqdm(
-            total=total,
-            desc="extract",
-            unit="track",
-            disable=not (bar and rank == 0 and sys.stderr.isatty()),
-        )
-        self._lines = rank == 0 and self._bar.disable
-        self._similarity: dict[str, float] | None = None if rank == 0 else {}
+        first = job.ranks.rank == 0
+        bar = first and job.settings.trainer.enable_progress_bar and sys.stderr.isatty()
+        self._bar = tqdm(total=self._total, desc="extract", unit="track", disable=not bar)
+        self._lines, self._tell_similarity = first and not bar, first
 
     def heard(self, frames: int) -> None:
         """So many frames were computed: of a long track, too, one sees that it goes on."""
@@ -132,8 +131,8 @@ class Progress:
         """A track is done, or has failed."""
         self._done += 1
         self._bar.update()
-        if self._similarity is None and engine.similarity is not None:
-            self._similarity = engine.similarity
+        if self._tell_similarity and engine.similarity is not None:
+            self._tell_similarity = False
             values = ", ".join(f"{name} {value:.6f}" for name, value in engine.similarity.items())
             tqdm.write(
                 f"int8 against fp32, lowest cosine similarity on the first patches: {values}"
@@ -141,9 +140,8 @@ class Progress:
         if isinstance(result, TrackResult):
             self.seconds += result.seconds
         if self._lines and self._predicts and self._total > 1:
-            print(
-                f"{self._done} of {self._total}  {printable(result.key)}: {self._outcome(result)}"
-            )
+            track = f"{printable(result.key)}: {self._outcome(result)}"
+            print(f"{self._done} of {self._total}  {track}")
 
     def close(self) -> None:
         """Take the bar away."""
@@ -191,7 +189,7 @@ def report(job: ExtractionJob, parts: list[Summary]) -> dict[str, Any]:
         f"{job.left_out}{done.written} track{'s' * (done.written != 1)} done, "
         f"{len(done.failed)} failed, {done.skipped} there already, in {took:.0f} s"
         f"{f' ({hours})' if done.written else ''}{_warned(job, done)}: {shown}"
-        + (f" ({job.contents})" if job.contents else "")
+        + (f" ({_contents(job)})" if job.spec.blocks else "")
         + (f" (reasons: {reasons})" if done.failed else "")
     )
     if job.shard is not None:
@@ -200,11 +198,24 @@ def report(job: ExtractionJob, parts: list[Summary]) -> dict[str, Any]:
             "missed, and joins their lists"
         )
     return {
-        **{name: value for name, value in vars(done).items() if name != "failed"},
+        **vars(done),
         "failed": len(done.failed),
         "folder": str(folders[0]),
         "folders": [str(folder) for folder in folders],
     }
+
+
+def _contents(job: ExtractionJob) -> str:
+    """What embeddings hold, in words."""
+    each = " for each patch" if job.spec.pool == "none" else ""
+    blocks = [str(block) for block in job.spec.blocks if block != FINAL]
+    parts = []
+    if blocks:
+        which = f"block{'s' * (len(blocks) > 1)} {', '.join(blocks)} of 0-{job.net.depth - 1}"
+        parts.append(f"{which}, 3 tokens x {job.net.embed_dim}{each}")
+    if FINAL in job.spec.blocks:
+        parts.append(f"after the final norm, {job.net.embed_dim} numbers{each}")
+    return "; ".join(parts)
 
 
 def _warned(job: ExtractionJob, done: Summary) -> str:
@@ -233,6 +244,5 @@ def _show_predictions(output: Output, job: ExtractionJob, failed: dict[str, str]
         return
     path = output.folder / job.named("tracks.csv")
     part = (keys[i] for i in own_share(len(keys), job.shard))
-    rows, _ = write_table(path, output.folder, (key for key in part if key not in failed))
-    if rows:
+    if write_table(path, output.folder, (key for key in part if key not in failed)):
         print(f"all in one table, a row each: {path}")

@@ -27,9 +27,7 @@ LOCK = ".manifest.lock"
 _LONGEST_WAIT = 1800  # seconds; another run removes what it overwrites meanwhile
 _HASH_SHOWN = 12  # characters
 _SHOWN = 60  # characters of any other setting
-# Settings that came later, and with what results were made before them. And one that has gone:
-# audio and its log-mel file give the same, now that both are float16. (Rounding aside, they did.)
-_LATER = {"max_seconds": None}
+# A setting that has gone: audio and its log-mel file give the same. (Rounding aside, they did.)
 _GONE = "input"
 _ELSEWHERE = "Give another inference.out_dir, or move them away."
 # What is written beside a result, see `helpers.writer`: in place of the end of its name.
@@ -43,7 +41,7 @@ _LISTS = ("failed.csv", "tracks.csv", "warnings.csv")
 
 
 def open_folder(
-    folder: str | Path,
+    folder: Path,
     settings: Mapping[str, Any],
     source: str,
     overwrite: bool,
@@ -56,7 +54,7 @@ def open_folder(
     Args:
         folder: where results go.
         settings: what they depend on; values as JSON has them. One that an older manifest lacks
-            counts as unchanged.
+            counts as unchanged, and None is as good as none.
         source: the folder that the tracks' keys are relative to.
         overwrite: whether results that a manifest says were made with other settings are removed,
             with what stands beside them; nothing else is, and nothing in a folder that is a link.
@@ -72,17 +70,15 @@ def open_folder(
         InputError: the folder holds results that were made otherwise; the manifest is damaged; or
             the folder cannot be written to.
     """
-    folder = Path(folder)
     wanted = _valid(json.loads(json.dumps(dict(settings))))
-    told = _valid(dict(made_by or {}))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=_LONGEST_WAIT):
             known = read_manifest(folder)
             sources = _agreed_sources(folder, known, wanted, source, overwrite, pattern, present)
             manifest = {"settings": wanted, "sources": sources}
-            if told or (known and "made_by" in known):
-                manifest["made_by"] = told or (known or {})["made_by"]
+            if made_by:
+                manifest["made_by"] = _valid(made_by)
             if manifest != known:
                 write_json(folder / MANIFEST, manifest)
     except Timeout:
@@ -124,10 +120,11 @@ def _agreed_sources(
                 path=folder,
             )
         return [shown]
-    was = {n: v for n, v in (_LATER | known["settings"]).items() if n != _GONE or n in wanted}
-    was = {n: v for n, v in was.items() if n not in _LATER or n in wanted}
+    # Before there was this setting, whole tracks were read.
+    was = {"max_seconds": None, **known["settings"]}
+    was.pop(_GONE, None)
     sources: list[str] = known["sources"]
-    if {**wanted, **was} != wanted:
+    if any(wanted.get(name) != value for name, value in was.items()):
         if not overwrite:
             raise InputError(
                 f"the results there were made with other settings: {_differences(was, wanted)}",
@@ -212,27 +209,22 @@ def _results(folder: Path, *ends: str) -> Iterator[Path]:
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """``hop_seconds 30.0, now 15.0; …`` for each setting that differs."""
+    """``hop_seconds 30.0, now 15.0; …`` for each setting that differs; of lists, the first item."""
     told = []
     for name in {**was, **now}:
-        before, after = (
-            json.dumps(known[name], ensure_ascii=False) if name in known else "not told"
-            for known in (was, now)
-        )
+        before, after = was.get(name), now.get(name)
+        if isinstance(before, list) and isinstance(after, list):
+            pairs = zip(before, after, strict=False)
+            before, after = next((p for p in pairs if p[0] != p[1]), (before, after))
         if before != after:
-            pairs = enumerate(zip(before, after, strict=False))
-            same = next((i for i, (a, b) in pairs if a != b), min(len(before), len(after)))
-            told.append(f"{name} {_short(before, same)}, now {_short(after, same)}")
+            told.append(f"{name} {_short(before)}, now {_short(after)}")
     return "; ".join(told)
 
 
-def _short(text: str, same: int) -> str:
-    """Some of a long text, from where it differs on; ``same`` characters before that do not."""
-    if re.fullmatch(r'"[0-9a-f]{32,}"', text):
-        return text[1 : _HASH_SHOWN + 1]
-    text = text[1:-1] if text[0] + text[-1] == '""' else text
-    if len(text) > _SHOWN and same > _SHOWN // 2:
-        text = f"…{text[same - _SHOWN // 4 :]}"
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if re.fullmatch(r"[0-9a-f]{32,}", text):
+        return text[:_HASH_SHOWN]
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 

@@ -49,8 +49,6 @@ def cut(
     hop = longest if hop is None else hop
     if frames < 1 or longest < 1 or hop < 1:
         raise ValueError(f"cannot cut {frames} frames into patches of {longest}, every {hop}")
-    if tail not in TAILS:
-        raise ValueError(f"tail is {tail!r}: expected one of {', '.join(TAILS)}")
     patches = [(start, start + longest) for start in range(0, frames - longest + 1, hop)]
     start, covered = len(patches) * hop, patches[-1][1] if patches else 0
     new = frames - max(start, covered)
@@ -145,11 +143,7 @@ def pooled(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
 
 
 def weights_of(times: np.ndarray) -> list[int]:
-    """The weights of patches whose times were kept: :func:`new_frames` of their frames.
-
-    Args:
-        times: [P, 3], start, centre and end in seconds, see :func:`times`.
-    """
+    """The weights of patches by their :func:`times` [P, 3]: :func:`new_frames` of their frames."""
     frames = np.rint(np.asarray(times)[:, [0, 2]] * FRAMES_PER_SECOND).astype(int)
     # No time is later than the centre of the last frame: a patch that ends with the track has an
     # end one frame too early. Any other patch is as long as the first.
@@ -160,10 +154,7 @@ def weights_of(times: np.ndarray) -> list[int]:
 
 
 def write_times(path: str | Path, times: np.ndarray) -> None:
-    """Write the times of a track's patches, [P, 3] (see :func:`times`), as CSV.
-
-    The columns are ``patch`` (from 0), ``start``, ``centre`` and ``end``, in seconds.
-    """
+    """Write :func:`times` [P, 3] as CSV: ``patch`` (from 0), ``start``, ``centre``, ``end``."""
     rows = ((i, *(f"{t:.3f}" for t in row)) for i, row in enumerate(times.tolist()))
     write_rows(path, ("patch", *_TIMES), rows)
 
@@ -197,17 +188,10 @@ def read_times(path: str | Path) -> np.ndarray:
 
 
 def pooled_file(values: np.ndarray, path: Path) -> np.ndarray:
-    """The mean over the patches of a track's file, as extraction itself pools them.
+    """The mean over the patches of a track's file, as extraction itself pools them: float32 [...].
 
-    Args:
-        values: float [P, ...], what the file holds.
-        path: ``<key>.embeddings.npy`` or ``<key>.logits.npy``; ``<key>.times.csv`` is beside it.
-
-    Returns:
-        float32 [...].
-
-    Raises:
-        InputError: there are no times, or those of other patches.
+    ``values``, float [P, ...], are what ``path`` holds. InputError: ``<key>.times.csv``, beside it,
+    is missing, or has the times of other patches.
     """
     if len(values) == 1:
         return values[0].astype(np.float32)

@@ -8,12 +8,11 @@ accordingly.
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ import numpy as np
 
 from maest.helpers.errors import InputError
 from maest.helpers.failures import encodable, valid_utf8
-from maest.helpers.files import TEMPORARY, atomic_path, to_json, write_rows
+from maest.helpers.files import atomic_path, to_json, write_rows
 from maest.helpers.tracks import TrackResult
 
-SUFFIX = ".predictions.json"
+_SUFFIX = ".predictions.json"
 SEPARATOR = "; "  # of several warnings in a table's cell
 _DIGITS = 6
 _LABELS_A_PATCH = 3  # in the table
@@ -51,7 +50,7 @@ def label_names(labels: Sequence[str] | None, n_classes: int) -> list[str]:
 
 
 def write_predictions(
-    path_json: str | Path,
+    path_json: Path,
     result: TrackResult,
     labels: Sequence[str] | None,
     top: int,
@@ -64,25 +63,11 @@ def write_predictions(
     cancel", "0.1 s only"), ``task``, ``labels`` (of the whole track: ``label`` and ``activation``
     of each) and ``patches`` (``start`` and ``end`` in seconds, ``labels`` of each). The CSV has the
     columns ``scope`` ("track" or "patch"), ``start``, ``end``, ``rank`` (from 1), ``label``,
-    ``activation`` and ``warnings`` (of the track, in its rows).
-
-    Args:
-        path_json: the file.
-        result: with activations [C] and patch_activations [P, C].
-        labels: C names; None for "label 0", ….
-        top: how many labels are kept.
-        task: "multi-label", "single-label" or "regression".
-
-    Raises:
-        ValueError: the result has no activations, or not as many as there are labels.
-        OSError: a file cannot be written.
+    ``activation`` and ``warnings`` (of the track, in its rows). ``top`` labels are kept of each.
     """
-    if result.activations is None or result.patch_activations is None:
-        raise ValueError("there are no activations to write")
-    names = label_names(labels, len(result.activations))
-    if len(names) != len(result.activations):
-        raise ValueError(f"{len(result.activations)} activations and {len(names)} labels")
-    names = [valid_utf8(name) for name in names]
+    assert result.activations is not None
+    assert result.patch_activations is not None
+    names = [valid_utf8(name) for name in label_names(labels, len(result.activations))]
     figure = figure_name(task)
 
     def entries(values: np.ndarray) -> list[dict[str, Any]]:
@@ -104,7 +89,6 @@ def write_predictions(
             for (start, _, end), values in zip(result.times, result.patch_activations, strict=True)
         ],
     }
-    path_json = Path(path_json)
     whole = {"start": 0.0, "end": prediction["seconds"], "labels": prediction["labels"]}
     parts = [("track", whole), *(("patch", patch) for patch in prediction["patches"])]
     rows = (
@@ -122,23 +106,19 @@ def write_predictions(
         temporary.write_text(to_json(prediction), "utf-8")
 
 
-def read_predictions(path_json: str | Path) -> dict[str, Any]:
+def read_predictions(path_json: Path) -> dict[str, Any]:
     """What :func:`write_predictions` wrote as JSON; of files without ``warnings``, none.
 
     Raises:
         InputError: there is no such file, or it holds something else.
     """
     try:
-        prediction = json.loads(Path(path_json).read_text("utf-8"))
-        figure = figure_name(prediction["task"])
-        parts = [prediction, *prediction["patches"]]
-        for entry in (entry for part in parts for entry in part["labels"]):
-            str(entry["label"]), float(entry[figure])
-        for seconds in (
-            prediction["seconds"],
-            *(p[k] for p in parts[1:] for k in ("start", "end")),
-        ):
-            float(seconds)
+        prediction = json.loads(path_json.read_text("utf-8"))
+        figure, whole = figure_name(prediction["task"]), {"start": 0, "end": prediction["seconds"]}
+        for part in ({**prediction, **whole}, *prediction["patches"]):
+            float(part["start"]), float(part["end"])
+            for entry in part["labels"]:
+                str(entry["label"]), float(entry[figure])
         str(prediction["track"])
         prediction["warnings"] = [str(warning) for warning in prediction.get("warnings", [])]
     except OSError as error:
@@ -161,73 +141,37 @@ def read_predictions(path_json: str | Path) -> dict[str, Any]:
 # ---- one CSV over a folder -----------------------------------------------------------------------
 
 
-def write_table(
-    path_csv: str | Path,
-    folder: str | Path,
-    keys: Iterable[str] | None = None,
-    leave_out: Collection[str] = (),
-) -> tuple[int, int]:
+def write_table(path_csv: Path, folder: Path, keys: Iterable[str]) -> bool:
     """Write one CSV with a row for each track: ``track,seconds,label_1,activation_1,…,warnings``.
 
-    Of the track as a whole; one file is read at a time. Keys with bytes that are no UTF-8 are
-    written as those bytes.
-
-    Args:
-        path_csv: the file.
-        folder: where the ``<key>.predictions.json`` are.
-        keys: of the tracks; None for all there are in the folder, in the order of names.
-        leave_out: keys that are not to be in it, though there may be a file from before.
-
-    Returns:
-        how many tracks are in it; and how many are not, because they are left out, or their file is
-        missing, cannot be read, or has another number of labels than the first.
-
-    Raises:
-        OSError: it cannot be written.
+    Tracks whose ``<key>.predictions.json`` in ``folder`` is missing, cannot be read, or has another
+    number of labels than the first, are left out. One file is read at a time. Returns whether there
+    is any row.
     """
-    folder = Path(folder)
-    width, header, written, left_out = None, "", 0, 0
-    with (
-        atomic_path(path_csv) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        rows, unwanted = csv.writer(file), frozenset(leave_out)
-        for key in _keys(folder) if keys is None else keys:
-            if key in unwanted:
-                left_out += 1
-                continue
-            try:
-                prediction = read_predictions(folder / f"{key}{SUFFIX}")
-            except (InputError, ValueError):  # ValueError: no file can have that name
-                left_out += 1
-                continue
-            figure, entries = figure_name(prediction["task"]), prediction["labels"]
-            if width is None:
-                width, header = len(entries), figure
-                pairs = ((f"label_{i}", f"{figure}_{i}") for i in range(1, width + 1))
-                names = (name for pair in pairs for name in pair)
-                rows.writerow(("track", "seconds", *names, "warnings"))
-            if (len(entries), figure) != (width, header):
-                left_out += 1
-                continue
-            pairs = ((e["label"], f"{e[figure]:.{_DIGITS}f}") for e in entries)
-            seconds = f"{prediction['seconds']:.3f}"
-            cells = (cell for pair in pairs for cell in pair)
-            warned = SEPARATOR.join(prediction["warnings"])
-            rows.writerow((encodable(key), seconds, *cells, warned))
-            written += 1
-        if width is None:
-            rows.writerow(("track", "seconds", "warnings"))
-    return written, left_out
+    found = _readable(folder, keys)
+    first = next(found, None)
+    if first is None:
+        write_rows(path_csv, ("track", "seconds", "warnings"), ())
+        return False
+    figure, width = figure_name(first[1]["task"]), len(first[1]["labels"])
+    names = chain.from_iterable((f"label_{i}", f"{figure}_{i}") for i in range(1, width + 1))
+    rows = (
+        (
+            *(encodable(key), f"{track['seconds']:.3f}"),
+            *chain.from_iterable((e["label"], f"{e[figure]:.{_DIGITS}f}") for e in track["labels"]),
+            SEPARATOR.join(track["warnings"]),
+        )
+        for key, track in chain([first], found)
+        if (figure_name(track["task"]), len(track["labels"])) == (figure, width)
+    )
+    write_rows(path_csv, ("track", "seconds", *names, "warnings"), rows)
+    return True
 
 
-def _keys(folder: Path) -> Iterator[str]:
-    """The keys of all predictions below a folder; links to folders are not followed."""
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if name.endswith(SUFFIX) and not name.startswith(TEMPORARY):
-                yield (Path(place) / name).relative_to(folder).as_posix().removesuffix(SUFFIX)
+def _readable(folder: Path, keys: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key in keys:
+        with suppress(InputError, ValueError):  # ValueError: no file can have that name
+            yield key, read_predictions(folder / f"{key}{_SUFFIX}")
 
 
 # ---- in a terminal -------------------------------------------------------------------------------
@@ -236,11 +180,8 @@ def _keys(folder: Path) -> Iterator[str]:
 def table(prediction: dict[str, Any], width: int = 80) -> str:
     """One track's predictions, for people: its top labels, then the first few of each patch.
 
-    Between the title and the labels, its warnings.
-
-    Args:
-        prediction: as :func:`read_predictions` gives it.
-        width: characters in a line, at most (40 or more).
+    Between the title and the labels, its warnings. ``prediction`` is as :func:`read_predictions`
+    gives it; a line has at most ``width`` columns, or 40.
     """
     width = max(width, 40)
     figure = figure_name(prediction["task"])

@@ -34,7 +34,6 @@ from types import TracebackType
 
 import numpy as np
 
-from maest.helpers import files
 from maest.helpers.blocks import FINAL
 from maest.helpers.failures import encodable, read_failures, write_failures
 from maest.helpers.files import NAMES_FILE_ONLY, atomic_path, write_error
@@ -48,9 +47,8 @@ from maest.helpers.predictions import (
 )
 from maest.helpers.tracks import TrackResult
 
-KINDS = ("embeddings", "logits", "predictions")
 MAX_WAITING = 8  # results; more wait in `put`
-_SUFFIXES = {".npy", ".csv", ".json", ".png"}  # of what is written here
+SUFFIXES = {".npy", ".csv", ".json", ".png"}  # of what is written here
 WARNINGS = "warnings.csv"
 _WARNINGS = "warnings"  # its second column
 _HEADER = 128  # bytes of an .npy file before its values, of few dimensions
@@ -103,21 +101,16 @@ class Output:
 def is_done(
     key: str, outputs: Sequence[Output], newer_than: Path | None = None, plot: bool = False
 ) -> bool:
-    """Whether all files of a track are there: whole, and none older than what it was made of.
+    """Whether all files of a track are there, whole, and none is older than its audio or log-mel.
 
-    Args:
-        key: the track's.
-        outputs: what is written for each track.
-        newer_than: the audio or log-mel file.
-        plot: whether predictions come with a picture.
+    With ``plot``, predictions come with a picture.
     """
     made = []
     for output in outputs:
-        path = output.path(key)
-        paths = [path]
+        ends = [".npy"]
         if output.kind == "predictions":
-            paths += [path.with_suffix(".csv"), *([path.with_suffix(".png")] if plot else [])]
-        for path in paths:
+            ends = [".json", ".csv", *([".png"] if plot else [])]
+        for path in (output.path(key).with_suffix(end) for end in ends):
             try:
                 found = path.stat()
                 if not stat.S_ISREG(found.st_mode) or not _whole(path, found.st_size, output, key):
@@ -172,45 +165,31 @@ def tidy_warnings(path: Path, others: Sequence[Path] = ()) -> None:
         write_failures(path, found, value=_WARNINGS)
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Remove temporary files that a killed run left, a day ago or earlier."""
-    files.remove_leftovers(folder, _SUFFIXES)
-
-
+@dataclass
 class ResultWriter:
     """Writes results to files, in a thread of its own.
 
     A context manager: at its end, also after an exception, all that was put is written.
 
-    Args:
+    Attributes:
         outputs: what is written of each result, and where.
-        labels: names of the C classes, for predictions; None for "label 0", ….
-        task: "multi-label", "single-label" or "regression".
-        top: how many labels predictions tell.
+        labels, task, top: see `helpers.predictions.write_predictions`.
         plot: whether predictions come with a picture.
         half: whether the network ran in float16, which a reason may have to mention.
         warnings: the name of the list of tracks with warnings, in each folder.
-
-    Attributes:
-        written: tracks that are done.
-        warned: those of them that have warnings.
+        written, warned: tracks that are done, and those of them that have warnings.
         failed: key → reason of those that cannot be written.
     """
 
-    def __init__(
-        self,
-        outputs: Sequence[Output],
-        labels: Sequence[str] | None = None,
-        task: str = "multi-label",
-        top: int = 10,
-        plot: bool = False,
-        half: bool = False,
-        warnings: str = WARNINGS,
-    ) -> None:
-        self.outputs = tuple(outputs)
-        self.labels, self.task, self.top = labels, task, top
-        self.plot, self.half = plot, half
-        self.warnings = warnings
+    outputs: Sequence[Output]
+    labels: Sequence[str] | None = None
+    task: str = "multi-label"
+    top: int = 10
+    plot: bool = False
+    half: bool = False
+    warnings: str = WARNINGS
+
+    def __post_init__(self) -> None:
         self.written = self.warned = 0
         self.failed: dict[str, str] = {}
         self._listed: dict[Path, set[str]] = {}  # keys in the lists of warnings
@@ -244,13 +223,12 @@ class ResultWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            self.close()
-            return
         try:
             self.close()
-        except Exception as other:  # the block's own error is the one that goes on
-            if other is not error:
+        except Exception as other:
+            if error is None:
+                raise
+            if other is not error:  # the block's own error is the one that goes on
                 error.add_note(str(other))
 
     def _raise(self) -> None:

@@ -65,8 +65,9 @@ def test_other_settings_are_told_one_by_one(tmp_path):
     assert (error.kind, error.path) == ("mismatch", tmp_path / MANIFEST)
     text = str(error)
     assert "model abababababab, now cdcdcdcdcdcd; hop_seconds 30.0, now 15.0; " in text
-    assert "quantize null, now not told; note not told, now nnnn" in text
+    assert "note null, now nnnn" in text
     assert "block" not in text
+    assert "quantize" not in text
     assert "n" * 60 not in text
     assert "inference.overwrite=True" in text
     assert read_manifest(tmp_path)["settings"] == SETTINGS
@@ -88,8 +89,7 @@ def test_long_settings_are_shown_where_they_differ(tmp_path):
     opened(tmp_path, {"labels": labels})
     with pytest.raises(InputError) as error:
         opened(tmp_path, {"labels": [*labels[:50], "another", *labels[51:]]})
-    assert 'label 49", "label 50", ' in str(error.value)
-    assert 'label 49", "another", ' in str(error.value)
+    assert "labels label 50, now another" in str(error.value)
     assert "label 40" not in str(error.value)
 
 

@@ -162,9 +162,9 @@ def test_times_end_with_the_track():
     assert times([(0, 1)], 1) == [(0, 0.008, 0.016)]
 
 
-@pytest.mark.parametrize("arguments", [(0, 5), (5, 0), (5, 5, 0), (5, 5, 5, "cut")])
+@pytest.mark.parametrize("arguments", [(0, 5), (5, 0), (5, 5, 0)])
 def test_what_cannot_be_cut(arguments):
-    with pytest.raises(ValueError, match=r"cannot cut|tail is 'cut'"):
+    with pytest.raises(ValueError, match="cannot cut"):
         cut(*arguments)
 
 

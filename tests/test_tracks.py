@@ -244,15 +244,12 @@ def test_shards_are_every_nth():
     assert list(own_share(10)) == list(range(10))
     assert list(own_share(10, (2, 3))) == [1, 4, 7]
     assert list(own_share(10, (2, 3), 1, 2)) == [4]
-    for wrong in ({"shard": (0, 3)}, {"shard": (4, 3)}, {"rank": 2, "world": 2}):
-        with pytest.raises(ValueError, match="there is no part"):
-            own_share(10, **wrong)
 
 
 def test_a_shard_as_typed():
     assert parse_shard("3/100") == (3, 100)
     assert parse_shard("100/100") == (100, 100)
-    for wrong in ("3", "3/", "a/b", "3/2", "0/3", "-1/3", "1/3/2", 0.03):
+    for wrong in ("3", "3/", "a/b", "3/2", "0/3", "-1/3", "1/3/2"):
         with pytest.raises(InputError) as error:
             parse_shard(wrong)
         assert error.value.setting == "inference.shard"

@@ -16,9 +16,10 @@ from maest.helpers import plots
 from maest.helpers import writer as module
 from maest.helpers.errors import InputError
 from maest.helpers.failures import read_failures
+from maest.helpers.files import remove_leftovers
 from maest.helpers.predictions import read_predictions
 from maest.helpers.tracks import TrackResult
-from maest.helpers.writer import Output, ResultWriter, is_done, remove_leftovers, tidy_warnings
+from maest.helpers.writer import SUFFIXES, Output, ResultWriter, is_done, tidy_warnings
 
 D, C, P = 8, 3, 4
 
@@ -504,6 +505,6 @@ def test_leftovers_of_yesterday_are_removed(tmp_path):
     past = time.time() - 2 * 24 * 3600
     for path in (old, *mine):
         os.utime(path, (past, past))
-    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path, SUFFIXES)
     assert files(tmp_path) == ["a/.tmp-2.csv", "a/.tmp-notes.txt", "a/x.npy"]
-    remove_leftovers(tmp_path / "not there")
+    remove_leftovers(tmp_path / "not there", SUFFIXES)
