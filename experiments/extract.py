@@ -192,10 +192,10 @@ def _check_options(settings: Settings, kinds: tuple[str, ...]) -> None:
                 "leaves out every second column",
                 name,
             )
-    if not kinds or len(set(kinds)) < len(kinds):
+    if len(set(kinds)) < len(kinds):
         raise InputError(
-            f"{list(kinds)} names nothing, or something twice",
-            hint="Give some of embeddings, logits, predictions.",
+            f"{list(kinds)} names something twice",
+            hint="Give each once.",
             setting="inference.outputs",
         )
     if inference.transformer_block == ():

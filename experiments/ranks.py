@@ -59,11 +59,7 @@ class Ranks:
                 self._children.append(subprocess.Popen(command, env=environment))
 
     def join(self, folder: Path, part: dict[str, Any]) -> list[dict[str, Any]]:
-        """The parts of all processes, for the first one, once they are done; others: none.
-
-        Raises:
-            InputError: another process has failed.
-        """
+        """The parts of all processes, for the first one, once they are done; others: none."""
         if self.rank:
             self._leave(folder, part)
             return []
@@ -124,27 +120,22 @@ def _lost(rank: int, world: int, why: str) -> InputError:
 def find_ranks(devices: int, num_nodes: int) -> Ranks:
     """This process's place, by the environment that torchrun, srun or another process of ours made.
 
-    Args:
-        devices: of each machine.
-        num_nodes: machines.
-
-    Raises:
-        InputError: torchrun or srun has started another number of processes.
+    ``devices`` are those of each machine. InputError: as :func:`check_processes`.
     """
     check_processes(devices, num_nodes)
     given, launcher = os.environ, _launcher()
     job = given.get(_JOB) or "-".join(given[name] for name in _JOB_NAMES if name in given)
     if launcher is not None:
         rank, world, local = (int(given[name]) for name in launcher)
-        return Ranks(rank, world, local, devices, re.sub(r"\W", "_", job))
-    if num_nodes == 1 and _JOB not in given:
-        job = uuid.uuid4().hex
-    local = 0
-    if _JOB in given:  # else LOCAL_RANK may be left over from anything
-        local = int(given["LOCAL_RANK"])
-        end_with_parent()
-    node = int(given.get("NODE_RANK", 0)) if num_nodes > 1 else 0
-    rank, world = node * devices + local, devices * num_nodes
+    else:
+        local = 0
+        if _JOB in given:  # else LOCAL_RANK may be left over from anything
+            local = int(given["LOCAL_RANK"])
+            end_with_parent()
+        elif num_nodes == 1:
+            job = uuid.uuid4().hex
+        node = int(given.get("NODE_RANK", 0)) if num_nodes > 1 else 0
+        rank, world = node * devices + local, devices * num_nodes
     return Ranks(rank, world, local, devices, re.sub(r"\W", "_", job))
 
 

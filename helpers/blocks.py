@@ -11,26 +11,20 @@ from maest.helpers.errors import InputError
 from maest.helpers.names import listed
 
 FINAL = -1  # the number that stands for the embedding after the final norm
-# The paper's choice. Of a shallower network, the last block's.
-DEFAULT_BLOCK = 7
+DEFAULT_BLOCK = 7  # the paper's choice
 
 
 def default_block(depth: int) -> int:
-    """The block whose embeddings are taken of a network of so many, where nobody says."""
+    """The block whose embeddings are taken where nobody says: 7, or a shallow network's last."""
     return min(DEFAULT_BLOCK, depth - 1)
 
 
 def chosen_blocks(given: Any, depth: int, setting: str = "blocks") -> tuple[int, ...]:
     """The blocks whose embeddings are asked for.
 
-    Args:
-        given: a block's number from 0, or -1 for the embedding after the final norm; several, as
-            any sequence, array or typed list; "all"; or None for the default.
-        depth: of the network.
-        setting: what it is called, for messages.
-
-    Raises:
-        InputError: there is no such block, or one is named twice.
+    ``given`` is a block's number from 0, or -1 for the embedding after the final norm; several, as
+    any sequence, array or typed list; "all"; or None for the default. InputError: there is no such
+    block, or one is named twice.
     """
     if given is None:
         return (default_block(depth),)

@@ -49,26 +49,22 @@ def open_folder(
     present: Callable[[], str | None],
     made_by: Mapping[str, Any] | None = None,
 ) -> None:
-    """Make a folder for results, or check that what is there was made with the same settings.
+    """Make a folder for results, or check that those in it were made with the same settings.
 
     Args:
-        folder: where results go.
-        settings: what they depend on; values as JSON has them. One that an older manifest lacks
+        settings: what results depend on; values as JSON has them. One that an older manifest lacks
             counts as unchanged, and None is as good as none.
         source: the folder that the tracks' keys are relative to.
-        overwrite: whether results that a manifest says were made with other settings are removed,
-            with what stands beside them; nothing else is, and nothing in a folder that is a link.
-            Results of the same settings stay: the caller makes its own again. What no manifest
-            tells of is not ours, and refused.
+        overwrite: whether results of other settings are removed, with what stands beside them;
+            nothing else is, and nothing in a folder that is a link. Results of the same settings
+            stay: the caller makes its own again. What no manifest tells of is not ours: refused.
         pattern: of results' names, such as ``*.embeddings.npy``.
-        present: tells the key of some track of this source that has a file there already, or
-            None. It is asked for a source that is not yet in the manifest, and never again.
-        made_by: what people want to know of it, and results do not depend on, such as where the
-            model was. The last run's is kept.
+        present: the key of some track of this source that has a file there already, or None. It is
+            asked only for a source that is not yet in the manifest.
+        made_by: what people want to know, and results do not depend on. The last run's is kept.
 
     Raises:
-        InputError: the folder holds results that were made otherwise; the manifest is damaged; or
-            the folder cannot be written to.
+        InputError: other results are there; a damaged manifest; the folder cannot be written to.
     """
     wanted = _valid(json.loads(json.dumps(dict(settings))))
     try:
@@ -185,19 +181,15 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         return None
     except ValueError:
         found = None
-    if (
-        not isinstance(found, dict)
-        or not isinstance(found.get("settings"), dict)
-        or not isinstance(found.get("sources"), list)
-        or not all(isinstance(source, str) for source in found["sources"])
-    ):
-        raise InputError(
-            "expected the settings that the results there were made with, as JSON",
-            kind="corrupt",
-            hint="Give another inference.out_dir, or remove this folder if its results are yours.",
-            path=path,
-        )
-    return found
+    match found:
+        case {"settings": dict(), "sources": list(names)} if all(isinstance(n, str) for n in names):
+            return found
+    raise InputError(
+        "expected the settings that the results there were made with, as JSON",
+        kind="corrupt",
+        hint="Give another inference.out_dir, or remove this folder if its results are yours.",
+        path=path,
+    )
 
 
 def _results(folder: Path, *ends: str) -> Iterator[Path]:
@@ -240,9 +232,7 @@ def _valid(value: Any) -> Any:
 def model_hash(state_dict: Mapping[str, torch.Tensor], sizes: Mapping[str, Any]) -> str:
     """What tells a network from any other: SHA-256 of its weights and sizes, in hexadecimal.
 
-    Args:
-        state_dict: names, shapes, types and bytes count; order and device do not.
-        sizes: such as `Maest.sizes` gives.
+    Of the weights, names, shapes, types and bytes count; order and device do not.
     """
     digest = hashlib.sha256(json.dumps(dict(sizes), sort_keys=True).encode())
     for name in sorted(state_dict):

@@ -84,24 +84,15 @@ def read_audio_mel(
 ) -> tuple[np.ndarray, list[str]]:
     """The log-mel of an audio file, float16 [T, 96], and warnings about its sound.
 
-    Args:
-        path: the file.
-        scratch: a folder for the log-mel of more than three hours: a memory map then.
-        seconds: of the central part to read; None for all of it.
-
-    Raises:
-        AudioError: as `helpers.audio.read_audio`.
+    Of more than three hours, it is a memory map of a file in ``scratch``. With ``seconds``, only
+    the central part is read. AudioError: as `helpers.audio.read_audio`.
     """
     with closing(stream_audio(path, seconds)) as blocks:
         return collect(log_mel_pieces(blocks), scratch), blocks.warnings
 
 
 def collect(pieces: Iterable[np.ndarray], scratch: Path) -> np.ndarray:
-    """Put pieces of a log-mel together: in memory, or if they are long in a file in ``scratch``.
-
-    Raises:
-        AudioError: the file cannot be written.
-    """
+    """Put pieces of a log-mel together: in memory, or if they are long in a file in ``scratch``."""
     pieces = iter(pieces)
     held: list[np.ndarray] = []
     for piece in pieces:

@@ -142,11 +142,7 @@ def _whole(path: Path, size: int, output: Output, key: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _header(head: bytes) -> tuple[tuple[int, ...], int]:
-    """The shape that an .npy file's first bytes tell, and how long such a file is.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """The shape that an .npy file's first bytes tell, and how long such a file is."""
     file = io.BytesIO(head)
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
@@ -200,10 +196,7 @@ class ResultWriter:
     def put(self, result: TrackResult) -> None:
         """Have a result written; waits while too many are waiting.
 
-        Raises:
-            InputError: one before it could not be written, and no other can: the disk is full, or
-                the folder takes no files.
-            RuntimeError: the writer is closed.
+        InputError: one before it could not be written, and no other can, as on a full disk.
         """
         self._room.acquire()
         self._raise()
@@ -292,9 +285,8 @@ class ResultWriter:
 
         path, values = output.path(result.key), output.values(result)
         if output.kind == "predictions":
-            write(
-                path.with_suffix(".png"), (lambda p: self._plot(p, result)) if self.plot else None
-            )
+            plot = (lambda p: self._plot(p, result)) if self.plot else None
+            write(path.with_suffix(".png"), plot)
             made.append(path.with_suffix(".csv"))
             write(path, lambda p: write_predictions(p, result, self.labels, self.top, self.task))
             return

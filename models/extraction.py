@@ -97,8 +97,7 @@ class Extractor:
     def __call__(self, track: str | Path | np.ndarray | Tensor) -> TrackResult:
         """The result of a file, or of a waveform (see :meth:`log_mel`).
 
-        Raises:
-            AudioError: (an InputError) it cannot be read, or is too short for ``tail="drop"``.
+        AudioError (an InputError): it cannot be read, or is too short for ``tail="drop"``.
         """
         if not isinstance(track, str | Path):
             return self.outputs(self.log_mel(track))
@@ -111,15 +110,10 @@ class Extractor:
             raise
 
     def log_mel(self, waveform: np.ndarray | Tensor | Iterable[np.ndarray], key: str = "") -> Track:
-        """The log-mel of a waveform.
+        """The log-mel of a waveform; ``key`` names the track.
 
-        Args:
-            waveform: [samples], mono at 16 kHz: floats, or int16, whose full scale is 32768; or
-                consecutive pieces of one.
-            key: what the track is called.
-
-        Raises:
-            InputError: it has another shape or type, or NaN or infinite samples, or none.
+        It is [samples], mono at 16 kHz: floats, or int16, whose full scale is 32768; or consecutive
+        pieces of one. InputError: another shape or type, NaN or infinite samples, or none.
         """
         if isinstance(waveform, np.ndarray | Tensor):
             waveform = [_samples(waveform)]
@@ -131,11 +125,7 @@ class Extractor:
         return Track(key, mel=np.concatenate(pieces), warnings=warnings)
 
     def outputs(self, track: Track) -> TrackResult:
-        """The result of a track's log-mel.
-
-        Raises:
-            AudioError: it is too short for ``tail="drop"``, or cannot be read.
-        """
+        """The result of a track's log-mel. AudioError: it is too short for ``tail="drop"``."""
         (result,) = self.extraction.results([track])
         if isinstance(result, Failure):
             raise AudioError(result.reason, hint="Give a longer track, or tail=keep.")
@@ -175,11 +165,7 @@ def _samples(waveform: np.ndarray | Tensor) -> np.ndarray:
 def patch_plan(
     net: Maest, patch_seconds: float | None, hop_seconds: float | None, tail: str
 ) -> PatchPlan:
-    """How tracks are cut for a network, in frames.
-
-    Raises:
-        InputError: a patch that the network has no positions for, a hop of no frame, no such tail.
-    """
+    """How tracks are cut for a network, in frames."""
     length = net.input_t
     if patch_seconds is not None:
         length = int(patch_seconds * FRAMES_PER_SECOND + 1e-6)  # of whole frames, all of them
