@@ -17,7 +17,7 @@ from maest.datasets.batches import PackedStrings
 from maest.datasets.collection import find_audio, no_audio, split_shard
 from maest.datasets.melspectrograms import MelFile, all_finite, mel_path
 from maest.helpers.audio_blocks import mel_warnings
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.mel_constants import N_MELS
 from maest.helpers.processes import TIME_LIMIT, process_map
 from maest.helpers.tracks import Track, collect, read_audio_mel
@@ -159,7 +159,8 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
     """
     failed: dict[str, str] = {}
     left_out: Counter[str] = Counter()
-    path, refusal = Path(audio), None
+    path = Path(audio)
+    refusal: tuple[str, Kind] | None = None
     try:
         path = path.expanduser()
         if path.is_file():

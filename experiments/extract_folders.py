@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,6 @@ def open_folders(
     settings: Settings,
 ) -> None:
     """Check what the folders hold, or enter with what they are going to be filled."""
-    keys = tracks.keys
     for output in outputs:
         own = {"kind": output.kind, **known}
         if output.kind == "embeddings":
@@ -104,10 +104,14 @@ def open_folders(
             str(tracks.folder),
             settings.inference.overwrite,
             output.pattern,
-            lambda output=output: next((k for k in keys if is_done(k, [output])), None),
+            partial(_some_done, tracks, output),
             made_by,
         )
         remove_leftovers(output.folder, SUFFIXES)
+
+
+def _some_done(tracks: Tracks, output: Output) -> str | None:
+    return next((key for key in tracks.keys if is_done(key, [output])), None)
 
 
 def check_expected(
