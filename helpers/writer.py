@@ -304,12 +304,12 @@ class ResultWriter:
                 self._listed[path] = set(read_failures(path, value=_WARNINGS))
             if not result.warnings and result.key not in self._listed[path]:
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
+            why = SEPARATOR.join(result.warnings)
+            if not path.exists():  # whole from its first instant
+                write_failures(path, {result.key: why}, value=_WARNINGS)
+                continue
             with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                rows = csv.writer(file)
-                if not file.tell():
-                    rows.writerow(("key", _WARNINGS))
-                rows.writerow((encodable(result.key), SEPARATOR.join(result.warnings)))
+                csv.writer(file).writerow((encodable(result.key), why))
 
     def _plot(self, path: Path, result: TrackResult) -> None:
         from maest.helpers.plots import activation_plot  # imports matplotlib
