@@ -1,4 +1,4 @@
-"""What a training or a test has come to: metrics, pictures, and the lines that it prints."""
+"""Results of a training or a test: metrics, pictures, and the lines that are printed."""
 
 from __future__ import annotations
 
