@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from maest.helpers.data_folder import data_folder
+
+log = logging.getLogger(__name__)
 
 DATA_DIR = data_folder() / "scores" / "data"  # where it is built, unless told otherwise
 
@@ -26,4 +29,5 @@ def build_if_missing(paths: Iterable[str | Path | None]) -> None:
         if not report.exists():
             from maest.datasets.scores.preprocess import build  # its libraries are slow to import
 
+            log.info("building the embedded data set, once, in a minute or two: %s", DATA_DIR)
             build()
