@@ -144,8 +144,7 @@ class TorchEngine:
         shared = {id(t): t for t in (*net.parameters(), *net.buffers())} if same else {}
         self._net = copy.deepcopy(net, shared).to(device).eval()
         if compile:
-            for block in self._net.blocks:
-                block.compile()
+            self._net.compile_blocks()
         self._outputs, self._dtype = (tuple(blocks), logits), PRECISIONS[precision]
 
     @torch.no_grad()
