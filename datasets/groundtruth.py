@@ -16,7 +16,7 @@ import posixpath
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -72,7 +72,10 @@ class GroundTruth:
 
 
 def read_groundtruth(
-    path: str | Path, n_classes: int | None = None, task: str = "multi-label"
+    path: str | Path,
+    n_classes: int | None = None,
+    task: str = "multi-label",
+    task_setting: str = "maest.task",
 ) -> GroundTruth:
     """Read and validate a ground truth.
 
@@ -83,6 +86,7 @@ def read_groundtruth(
             number).
         n_classes: the number of labels or values that is expected, if it is known.
         task: "multi-label", "single-label" or "regression".
+        task_setting: which setting an error's hint names.
 
     Raises:
         InputError: the file is refused by `helpers.safe_pickle`, a key is no path that stays inside
@@ -90,12 +94,103 @@ def read_groundtruth(
             ``n_classes``).
     """
     path = Path(path)
-    keys, targets = _validate(load_pickle(path), path, task)
+    keys, targets = _validate(load_pickle(path), path, task, task_setting)
     if n_classes is not None and targets.shape[1] != n_classes:
         what = f"found {targets.shape[1]} {_what(task)} per track, expected {n_classes}"
         hint = "Set the number of classes to that of the file, or choose the file of the model."
         raise GroundTruthError(what, kind="mismatch", path=path, hint=hint)
     return GroundTruth(path, keys, targets, task)
+
+
+def read_splits(
+    paths: Mapping[str, str | Path | None],
+    task: str,
+    section: str,
+    task_setting: str = "maest.task",
+) -> dict[str, GroundTruth]:
+    """Ground truths of splits with the same labels, by the names of ``paths``.
+
+    Their settings are ``<section>.groundtruth_<split>``, and errors name them.
+
+    Raises:
+        InputError: as :func:`check_given`, :func:`read_groundtruth` and :func:`check_labels`.
+    """
+    splits = {
+        split: read_groundtruth(
+            check_given(path, f"{section}.groundtruth_{split}"),
+            task=task,
+            task_setting=task_setting,
+        )
+        for split, path in paths.items()
+    }
+    first = next(iter(splits.values()))
+    labels = labels_beside(first)
+    for split, other in splits.items():
+        setting = f"{section}.groundtruth_{split}"
+        check_labels(other, first.n_classes, labels, str(first.path), setting)
+    return splits
+
+
+def check_given(path: str | Path | None, setting: str) -> Path:
+    """The path of a ground truth. Raises InputError where none is given, or there is no file."""
+    found = None if path is None else Path(path).expanduser()
+    if found is None or not found.is_file():
+        raise InputError(
+            "it is not set" if found is None else "no such file",
+            kind="missing",
+            path=found,
+            setting=setting,
+            hint="Give a ground truth: a data set's own preprocess.py makes it, or `python "
+            "datasets/groundtruth.py build`. (Of the embedded set: `with target_scores_tl`, in "
+            "ex_tl.py)",
+        )
+    return found
+
+
+def check_labels(
+    groundtruth: GroundTruth, n_classes: int, labels: list[str] | None, owner: str, setting: str
+) -> None:
+    """Raise InputError where a ground truth has other labels than ``owner``, a file or a model.
+
+    ``labels`` are the owner's ``n_classes`` names, if it has any.
+    """
+    own, path = labels_beside(groundtruth), groundtruth.path
+    if groundtruth.n_classes != n_classes:
+        message = f"has {groundtruth.n_classes} labels to a track, and {owner} has {n_classes}"
+    elif None not in (own, labels) and own != labels:
+        path = path.parent / "labels.json"
+        message = f"names other labels, or in another order, than {owner}"
+    else:
+        return
+    raise InputError(
+        message,
+        kind="mismatch",
+        setting=setting,
+        path=path,
+        hint="Use splits that were made together, and a model of the same labels.",
+    )
+
+
+def check_targets(
+    groundtruth: GroundTruth, split: str, setting: str, rows: Sequence[int] | None = None
+) -> None:
+    """Raise InputError where targets (of some ``rows``) leave nothing to learn, or to score."""
+    targets = groundtruth.targets if rows is None else groundtruth.targets[list(rows)]
+    if split == "train":
+        nothing = groundtruth.task == "multi-label" and not targets.any()
+        message = "no track has a label: there is nothing to learn"
+    else:
+        nothing = groundtruth.task != "single-label" and not (targets != targets[:1]).any()
+        message = f"all {len(targets)} tracks have the same targets: there is nothing to score"
+    if nothing:
+        raise InputError(
+            message + " (tracks without features are left out)" * (len(targets) < len(groundtruth)),
+            kind="empty",
+            setting=setting,
+            path=groundtruth.path,
+            hint="Give more tracks, which differ in their targets; `python datasets/groundtruth.py "
+            "show` counts their labels.",
+        )
 
 
 def read_any_groundtruth(path: str | Path) -> GroundTruth:
@@ -148,7 +243,9 @@ def check_disjoint(*groundtruths: GroundTruth) -> None:
             )
 
 
-def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np.ndarray]:
+def _validate(
+    groundtruth: object, path: Path, task: str, task_setting: str = "maest.task"
+) -> tuple[list[str], np.ndarray]:
     """Keys [N], and targets [N, C], uint8 or (regression) float32.
 
     Raises:
@@ -183,7 +280,8 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
                 raise GroundTruthError(what, hint="Expected the same number for each track.")
         except GroundTruthError as error:
             what = f"key {short_repr(key)}: {error.message}"
-            raise GroundTruthError(what, kind=error.kind, path=path, hint=error.hint) from None
+            hint = error.hint.replace("{task}", task_setting)
+            raise GroundTruthError(what, kind=error.kind, path=path, hint=hint) from None
         targets[number] = row
     return list(groundtruth), targets
 
@@ -210,9 +308,9 @@ def check_key(key: Any) -> str:
 _NUMBERS = (int, float, np.bool_, np.integer, np.floating)
 _EXPECTED = {
     "multi-label": "Expected 0 or 1 for each label: a 1-D array, a list or a tuple. Real values "
-    "are read with maest.task=regression; show: --task regression.",
+    "are read with {task}=regression; show: --task regression.",
     "single-label": "single-label means exactly one label to a track; for any number: "
-    "maest.task=multi-label; for real values: maest.task=regression.",
+    "{task}=multi-label; for real values: {task}=regression.",
     "regression": "Expected finite numbers below 3e38: a 1-D array, a list, a tuple, or one.",
 }
 

@@ -1,0 +1,82 @@
+"""Device, precision, processes and reading workers, decided once from the settings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from maest.config.training import TrainerSettings
+from maest.helpers.errors import InputError
+from maest.helpers.parallel import cores
+from maest.models.engines import best_device
+
+_MOST_WORKERS = 12
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What computes."""
+
+    device: torch.device
+    precision: str
+    local: int  # processes on each machine
+    processes: int  # on all machines
+
+    def workers(self, wanted: int | None, fewest: int = 0, sharing: int | None = None) -> int:
+        """Processes that read, for each process that computes; None: as many as pay.
+
+        On a CPU, where the network needs the cores, the ``fewest``. On a GPU one a core, at most
+        12, and at most this process's share of the machine, which ``sharing`` of them use.
+        """
+        if wanted is not None:
+            return wanted
+        if self.device.type == "cpu" or (self.device.type == "mps" and not fewest):
+            return fewest  # (training on MPS would wait for workers to start)
+        share = (os.cpu_count() or 1) // (sharing or self.local)
+        return max(1, min(cores(), share, _MOST_WORKERS))
+
+
+def find_devices(settings: TrainerSettings) -> Devices:
+    """What section ``trainer`` asks for, or else the best there is.
+
+    Raises:
+        InputError: it is not here, or a CPU cannot do it.
+    """
+    device = find_device(settings.accelerator, "trainer.accelerator")
+    if device.type == "cpu" and settings.precision == "16-mixed":
+        raise InputError(
+            "a CPU does not compute in fp16",
+            kind="unsupported",
+            setting="trainer.precision",
+            hint="Leave it out: 32-true is the fastest there.",
+        )
+    if device.type == "cpu" and settings.devices == -1:
+        raise InputError(
+            "there is no GPU here, of which -1 would take all",
+            kind="unsupported",
+            setting="trainer.devices",
+            hint="Give a number of CPU processes, or leave it out.",
+        )
+    local = settings.devices if settings.devices > 0 else torch.cuda.device_count() or 1
+    precision = settings.precision or ("16-mixed" if device.type == "cuda" else "32-true")
+    return Devices(device, precision, local, local * settings.num_nodes)
+
+
+def find_device(accelerator: str, setting: str) -> torch.device:
+    """The device for "auto" (a GPU if there is one), "gpu", "cuda", "mps" or "cpu".
+
+    Raises:
+        InputError: naming ``setting``, where it is not here.
+    """
+    best = best_device()
+    device = best if accelerator in ("auto", "gpu") else accelerator
+    if device not in ("cpu", best) or (accelerator, device) == ("gpu", "cpu"):
+        raise InputError(
+            f"there is no {accelerator!r} here",
+            kind="unsupported",
+            setting=setting,
+            hint="Leave it out to take what there is.",
+        )
+    return torch.device(device)
