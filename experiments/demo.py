@@ -19,7 +19,7 @@ from typing import Any
 
 from maest.experiments.runs import LOG_DIR
 from maest.helpers.files import write_json
-from maest.helpers.report import Page, format_mean_std, machine, pretraining_table, table, versions
+from maest.helpers.report import Page, machine, metrics_table, pretraining_table, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = LOG_DIR / "latest" / "model"
@@ -92,12 +92,11 @@ def write_report(folder: str, pretraining: dict[str, Any], probes: list[dict[str
     REPORT.parent.mkdir(exist_ok=True)
     page.picture(Path(shutil.copy(Path(folder, "learning_curve.png"), REPORT.parent)))
     first = probes[0]
-    rows = [[p["name"], format_mean_std(p["ap"]), format_mean_std(p["roc_auc"])] for p in probes]
-    rows.append(["chance", f"{first['chance']['ap']:.4f}", f"{first['chance']['roc_auc']:.4f}"])
+    rows = [*((probe["name"], probe) for probe in probes), ("chance", first["chance"])]
     page.add(
         f"## Probing: instruments, {first['tracks']['test']} test clips of unseen works, "
         f"{len(first['ap']['values'])} seeds",
-        table(["features", "test AP", "test ROC-AUC"], rows),
+        metrics_table("multi-label", rows, "features"),
         CLOSING,
     )
     bars = {

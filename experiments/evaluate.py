@@ -28,10 +28,11 @@ from maest.experiments.model import (
     require_checkpoint,
 )
 from maest.experiments.plan import build_data, check_device, device_of
-from maest.experiments.run_report import format_metrics, metrics_of
+from maest.experiments.run_report import metrics_of
 from maest.helpers import metrics
 from maest.helpers.errors import InputError
 from maest.helpers.files import write_json
+from maest.helpers.report import metrics_line
 from maest.models import Maest, load_checkpoint
 from maest.models.evaluation import Scored, TrackScores
 from maest.models.weights import Checkpoint
@@ -92,8 +93,8 @@ def test(run_dir: Path, settings: Settings) -> dict[str, Any]:
     shown = {name: results[f"test_{name}"] for name in metrics.SHOWN[net.task]}
     chance = results.get("chance")
     print(
-        f"{results['test_tracks']} tracks: {format_metrics(net.task, shown)}"
-        + (f" (chance: {format_metrics(net.task, chance)})" if chance else "")
+        f"{results['test_tracks']} tracks: {metrics_line(net.task, shown)}"
+        + (f" (chance: {metrics_line(net.task, chance)})" if chance else "")
         + f"; {scored.evaluation.left_out} {'targets' if net.task == 'regression' else 'labels'} "
         f"skipped, as they cannot be scored; one by one: {run_dir / 'results.json'}"
     )

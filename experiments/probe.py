@@ -17,12 +17,13 @@ from maest.config import ProbeSettings
 from maest.config.probe import ProbeTraining
 from maest.experiments.probe_features import read_features
 from maest.experiments.probe_report import write_run
-from maest.experiments.probe_results import RIDGE, metrics_line, summarize
+from maest.experiments.probe_results import RIDGE, summarize
 from maest.experiments.probe_task import ProbeTask, read_task
 from maest.experiments.runs import Interrupted, run_dir
 from maest.helpers import metrics
 from maest.helpers.errors import InputError
 from maest.helpers.parallel import one_torch_thread
+from maest.helpers.report import metrics_line
 from maest.helpers.schedules import warmup_ramp_factor
 from maest.helpers.signals import Stopped, stoppable
 from maest.models.engines import best_device

@@ -24,7 +24,7 @@ from maest.helpers import metrics, plots
 from maest.helpers.failures import valid_utf8
 from maest.helpers.files import atomic_path, write_json, write_rows
 from maest.helpers.names import typed_list
-from maest.helpers.report import Page, format_mean_std, table
+from maest.helpers.report import Page, format_metric, table
 from maest.models.probe import SELECTION, ProbeBank
 
 _LABELS_SHOWN = 20  # in a summary; labels.csv has them all
@@ -98,7 +98,7 @@ def _summary(folder: Path, results: dict[str, Any]) -> Page:
     others = {"ridge": RIDGE, baseline: baseline.replace("_", " ")}
     if task == "multi-label":
         others["chance"] = "random scores"
-    rows = [[results["name"], *(format_mean_std(results[m]) for m in shown)]]
+    rows = [[results["name"], *(format_metric(results[m]) for m in shown)]]
     for row, name in others.items():
         if row in results:
             rows.append([name, *(f"{results[row][m]:.4f}" for m in shown)])
@@ -168,7 +168,7 @@ def _add_labels(page: Page, folder: Path, results: dict[str, Any]) -> None:
 
     def value(row: dict[str, Any]) -> str:
         if row[shown]:
-            return format_mean_std(row[shown])
+            return format_metric(row[shown])
         if "positives" not in row:
             return "all values are the same"
         return "no negatives" if row["positives"] else "no positives"

@@ -18,7 +18,7 @@ from maest.experiments.runs import LOG_DIR
 from maest.helpers import metrics
 from maest.helpers.errors import InputError
 from maest.helpers.failures import valid_utf8
-from maest.helpers.report import format_mean_std, machine, versions
+from maest.helpers.report import machine, versions
 from maest.models.probe import SELECTION, ProbeBank
 
 PREDICTIONS = "predictions.npz"
@@ -64,15 +64,6 @@ def mix_weights(bank: ProbeBank) -> dict[str, Any]:
     """The weights of the blocks in each seed's mix, and their mean over the seeds."""
     weights = bank.weights["mix"].softmax(dim=1).cpu().numpy()
     return {"mean": weights.mean(axis=0).tolist(), "values": weights.tolist()}
-
-
-def metrics_line(task: str, row: Mapping[str, Any]) -> str:
-    """The two metrics of the task that are shown."""
-    return ", ".join(
-        f"{metrics.FIGURE_NAMES[m]} "
-        + (format_mean_std(row[m]) if isinstance(row[m], Mapping) else f"{row[m]:.4f}")
-        for m in metrics.SHOWN[task]
-    )
 
 
 def splits_line(results: Mapping[str, Any], what: str = "embedding") -> str:

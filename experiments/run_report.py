@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from maest.datasets.groundtruth import GroundTruth
 from maest.helpers import metrics, plots
+from maest.helpers.report import metrics_table
 from maest.models import Maest
 from maest.models.evaluation import Scored
 
@@ -75,10 +75,6 @@ def provenance(origin: dict[str, Any], task: str, results: dict[str, Any]) -> di
     }
 
 
-def format_metrics(task: str, values: Mapping[str, float]) -> str:
-    return ", ".join(f"{metrics.FIGURE_NAMES[n]} {values[n]:.4f}" for n in metrics.SHOWN[task])
-
-
 def print_report(results: dict[str, Any], task: str, folder: Path, model: Path) -> None:
     """The end of a training's output: a table of the model and its baselines, and the files."""
     shown, swa, baseline = metrics.SHOWN[task], results.get("swa"), metrics.BASELINES[task]
@@ -91,9 +87,7 @@ def print_report(results: dict[str, Any], task: str, folder: Path, model: Path) 
     left_out = next(int(v) for k, v in results.items() if k.endswith("_left_out"))
     curve = folder / "learning_curve.png"
     print(f"\nvalidation, {results['val_tracks']} tracks, best epoch {results['best_epoch']}:")
-    print(f"  {'':19s}" + "".join(f"{metrics.FIGURE_NAMES[name]:>9s}" for name in shown))
-    for row, values in rows.items():
-        print(f"  {row:19s}" + "".join(f"{values[name]:9.4f}" for name in shown))
+    print(metrics_table(task, rows.items()))
     print(
         f"({left_out} {'targets' if task == 'regression' else 'labels'} skipped, as they cannot be "
         f"scored; {results['steps']} steps in {results['seconds']:.0f} s)"

@@ -10,11 +10,11 @@ import numpy as np
 
 from maest.datasets.embedding_folders import block_name
 from maest.experiments.probe_features import MIX
-from maest.experiments.probe_results import few_tracks, metrics_line, splits_line
+from maest.experiments.probe_results import few_tracks, splits_line
 from maest.helpers import metrics, plots
 from maest.helpers.failures import valid_utf8
 from maest.helpers.files import write_rows
-from maest.helpers.report import Page, format_mean_std, table
+from maest.helpers.report import Page, format_metric, metrics_line, table
 from maest.models.probe import SELECTION
 
 _FIRST = 10  # rows of the summary's table
@@ -59,7 +59,7 @@ def summary(folder: Path, results: dict[str, Any], pictures: dict[Path, str]) ->
     best = best_choice(results)
     ranked = sorted(results["cells"], key=lambda c: -c[validation]["mean"])
     rows = [
-        [c["name"], *(format_mean_std(c[m]) for m in (validation, *shown))] for c in ranked[:_FIRST]
+        [c["name"], *(format_metric(c[m]) for m in (validation, *shown))] for c in ranked[:_FIRST]
     ]
     baseline = (f"{results['baseline'][m]:.4f}" for m in shown)
     rows.append([metrics.BASELINES[results["task"]].replace("_", " "), "", *baseline])

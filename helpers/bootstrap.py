@@ -10,56 +10,43 @@ held the AP of a weak run on unlimited tracks (0.13); of basic ones, 91.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from maest.helpers.metrics import SHOWN, evaluate
+from maest.helpers.metrics import SHOWN, evaluate, mean_of_scored
 from maest.helpers.ranking import rank, ranked_figures
 
 
 def resampled_figures(
     task: str, targets: np.ndarray, outputs: np.ndarray, resamples: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """A task's figures on the tracks themselves, and on resamples of them.
+    """A task's figures on the tracks themselves, and on R resamples of them: float64 [1 + R].
 
     The resamples depend on the number of tracks and the seed alone: figures of several runs on the
-    same tracks are paired.
+    same tracks are paired. A mean over labels is over those that have a positive and a negative in
+    that resample.
 
     Args:
-        task: "multi-label", "single-label" or "regression".
         targets: [N, C].
         outputs: [S, N, C] of S seeds; figures are means over them.
-        resamples: R.
-        seed: of the draws.
-
-    Returns:
-        figure → float64 [1 + R], first that of all tracks. A mean over labels is over those that
-        have a positive and a negative in that resample.
 
     Raises:
         ValueError: for shapes that differ, or outputs that are not finite.
     """
-    n_tracks = len(targets)
+    n_tracks, names = len(targets), SHOWN[task]
     rng = np.random.default_rng(seed)
-    names = SHOWN[task]
-    if task == "multi-label":
-        rankings = [rank(targets, output) for output in outputs]
-    figures = np.full((1 + resamples, len(outputs), len(names)), np.nan)
-    for i, own in enumerate(figures):
+    rankings = [rank(targets, own) for own in outputs] if task == "multi-label" else []
+    figures = np.empty((1 + resamples, len(outputs), len(names)))
+    for i, rows in enumerate(figures):
         drawn = np.arange(n_tracks) if i == 0 else rng.integers(0, n_tracks, n_tracks)
-        if task == "multi-label":
+        if rankings:
             counts = np.bincount(drawn, minlength=n_tracks)
-            for row, ranking in zip(own, rankings, strict=True):
-                row[:] = [_mean(values) for values in ranked_figures(ranking, counts)]
+            rows[:] = [[mean_of_scored(v) for v in ranked_figures(r, counts)] for r in rankings]
         else:
-            for row, output in zip(own, outputs, strict=True):
-                found = evaluate(task, targets[drawn], output[drawn]).figures
-                row[:] = [found[name] for name in names]
+            found = [evaluate(task, targets[drawn], own[drawn]).figures for own in outputs]
+            rows[:] = [[own[name] for name in names] for own in found]
     return dict(zip(names, figures.mean(axis=1).T, strict=True))
-
-
-def _mean(values: np.ndarray) -> float:
-    counted = values[~np.isnan(values)]
-    return float(counted.mean()) if len(counted) else float("nan")
 
 
 def interval(
@@ -70,10 +57,9 @@ def interval(
     As far as the resamples lie above the figure, so far the interval reaches below it, and the
     other way round; no further than the bounds, which no figure of this kind exceeds.
     """
-    value = float(samples[0])
-    rest = samples[1:][np.isfinite(samples[1:])]
-    if not len(rest):
-        return {"value": value, "low": float("nan"), "high": float("nan")}
-    edges = np.quantile(rest, [(1 + confidence) / 2, (1 - confidence) / 2])
-    low, high = np.clip(2 * value - edges, *bounds)
-    return {"value": value, "low": float(low), "high": float(high)}
+    value, rest = float(samples[0]), samples[1:][np.isfinite(samples[1:])]
+    low = high = math.nan
+    if len(rest):
+        edges = np.quantile(rest, [(1 + confidence) / 2, (1 - confidence) / 2])
+        low, high = map(float, np.clip(2 * value - edges, *bounds))
+    return {"value": value, "low": low, "high": high}

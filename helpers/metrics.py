@@ -1,8 +1,5 @@
-"""Metrics of each task, as scikit-learn computes them.
-
-:func:`evaluate` is the one door for all tasks: "multi-label" (any number of labels to a track),
-"single-label" (exactly one) and "regression" (real values).
-"""
+"""Metrics of the three tasks: "multi-label" (any number of labels to a track), "single-label"
+(exactly one) and "regression" (real values)."""
 
 from __future__ import annotations
 
@@ -10,13 +7,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import (
-    accuracy_score,
-    precision_recall_fscore_support,
-    r2_score,
-)
 
-from maest.helpers.ranking import rank, ranked_figures
+from maest.helpers.ranking import checked, rank, ranked_figures
 
 # The figure that says which of two models is the better one; more is better.
 MONITOR = {"multi-label": "ap", "single-label": "accuracy", "regression": "r2"}
@@ -38,7 +30,7 @@ BASELINES = {
     "single-label": "most_frequent_class",
     "regression": "training_mean",
 }
-# How a figure is called where people read it.
+# How a figure is called where people read it
 FIGURE_NAMES = {
     "loss": "loss",
     "ap": "AP",
@@ -56,10 +48,9 @@ class Evaluation:
     """How well outputs fit targets.
 
     Attributes:
-        figures: of the whole. Multi-label: ``ap``, ``roc_auc`` (means over the labels),
-            ``classes_left_out``; single-label: ``accuracy``, ``macro_f1``, ``classes_left_out``;
-            regression: ``r2``, ``mse`` (means over the targets), ``targets_left_out``. A mean is
-            over the labels or targets that count; NaN if none does.
+        figures: multi-label: ``ap``, ``roc_auc``, ``classes_left_out``; single-label: ``accuracy``,
+            ``macro_f1``, ``classes_left_out``; regression: ``r2``, ``mse``, ``targets_left_out``.
+            All but accuracy are means over the labels that can be scored; NaN if none can.
         per_label: float64 [C] each, NaN where there is nothing to score. Multi-label: ``ap``,
             ``roc_auc``; single-label: ``precision``, ``recall``, ``f1``; regression: ``r2``,
             ``mse``.
@@ -75,98 +66,62 @@ class Evaluation:
 
 
 def evaluate(task: str, targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
-    """Score the outputs for N tracks.
+    """Score the outputs [N, C] for N tracks with targets [N, C].
 
-    Left out of the means, and counted, are: labels without a positive or without a negative
-    (multi-label); classes that are neither a target nor predicted (F1 of single-label); targets
-    that are the same for all tracks (R² of regression).
-
-    Args:
-        task: "multi-label", "single-label" or "regression".
-        targets: [N, C]: any number of ones, exactly one, or real values.
-        outputs: [N, C]: activations, or the values themselves. Only their order within a label
-            (multi-label) or within a track (single-label) matters.
+    Outputs are activations (only their order within a label, or within a track of a single-label
+    task, matters) or the values themselves. Left out of the means, and counted, are: labels without
+    a positive or without a negative (multi-label); classes that are neither a target nor predicted
+    (F1 of single-label); targets that are the same for all tracks (R² of regression).
 
     Raises:
         ValueError: for another task, shapes that differ, or outputs that are not finite.
     """
-    if task not in _EVALUATE:
-        raise ValueError(f"task is {task!r}: expected one of {tuple(_EVALUATE)}")
-    return _EVALUATE[task](*_checked(targets, outputs))
+    targets, outputs = checked(targets, outputs)
+    if task == "multi-label":
+        per_label = dict(
+            zip(("ap", "roc_auc"), ranked_figures(rank(targets, outputs)), strict=True)
+        )
+        figures, scored = {name: mean_of_scored(v) for name, v in per_label.items()}, "ap"
+    elif task == "single-label":
+        from sklearn.metrics import precision_recall_fscore_support  # takes a second to import
+
+        true, predicted = targets.argmax(axis=1), outputs.argmax(axis=1)
+        classes = np.arange(targets.shape[1])
+        of_classes = precision_recall_fscore_support(
+            true, predicted, labels=classes, average=None, zero_division=np.nan
+        )
+        per_label = dict(zip(("precision", "recall", "f1"), of_classes[:3], strict=True))
+        figures = {"accuracy": float((true == predicted).mean())}
+        figures["macro_f1"], scored = mean_of_scored(per_label["f1"]), "f1"
+    elif task == "regression":
+        from sklearn.metrics import r2_score
+
+        targets, outputs = targets.astype(np.float64), outputs.astype(np.float64)
+        r2, varies = np.full(targets.shape[1], np.nan), (targets != targets[:1]).any(axis=0)
+        if varies.any():
+            r2[varies] = r2_score(targets[:, varies], outputs[:, varies], multioutput="raw_values")
+        per_label = {"r2": r2, "mse": ((targets - outputs) ** 2).mean(axis=0)}
+        figures, scored = {name: mean_of_scored(v) for name, v in per_label.items()}, "r2"
+    else:
+        raise ValueError(f"task is {task!r}: expected one of {tuple(SHOWN)}")
+    left_out = "targets_left_out" if task == "regression" else "classes_left_out"
+    figures[left_out] = float(np.isnan(per_label[scored]).sum())
+    return Evaluation(figures, per_label)
+
+
+def mean_of_scored(values: np.ndarray) -> float:
+    """The mean of what is not NaN; NaN if all is."""
+    return math.nan if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def baseline(task: str, train_targets: np.ndarray, targets: np.ndarray) -> Evaluation:
-    """What one answer for every input gets: the best one that the training targets tell.
+    """What one answer for every input gets on targets [N, C]: the best that training tells.
 
-    Multi-label: the labels' frequencies; single-label: the most frequent class; regression: the
-    means.
-
-    Args:
-        task: as :func:`evaluate`.
-        train_targets: [M, C] that the answer is made from.
-        targets: [N, C] that it is scored on.
+    Multi-label: the labels' frequencies among the training targets [M, C]; single-label: the most
+    frequent class; regression: the means.
     """
     answer = np.asarray(train_targets).mean(axis=0, dtype=np.float64)
     return evaluate(task, targets, np.broadcast_to(answer, np.shape(targets)))
-
-
-def _checked(targets: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    targets, outputs = np.asarray(targets), np.asarray(outputs)
-    if targets.shape != outputs.shape or targets.ndim != 2:
-        raise ValueError(f"targets {targets.shape} and scores {outputs.shape}: expected the same")
-    if not np.isfinite(outputs).all():
-        raise ValueError("scores have NaN or infinite values")
-    return targets, outputs
-
-
-def _evaluate_multi_label(targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
-    ap, roc_auc = ranked_figures(rank(targets, outputs))
-    figures = {
-        "ap": _mean(ap),
-        "roc_auc": _mean(roc_auc),
-        "classes_left_out": float(np.isnan(ap).sum()),
-    }
-    return Evaluation(figures, {"ap": ap, "roc_auc": roc_auc})
-
-
-def _evaluate_single_label(targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
-    true, predicted = targets.argmax(axis=1), outputs.argmax(axis=1)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        true, predicted, labels=np.arange(targets.shape[1]), average=None, zero_division=np.nan
-    )
-    figures = {
-        "accuracy": float(accuracy_score(true, predicted)),
-        "macro_f1": _mean(f1),
-        "classes_left_out": float(np.isnan(f1).sum()),
-    }
-    return Evaluation(figures, {"precision": precision, "recall": recall, "f1": f1})
-
-
-def _evaluate_regression(targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
-    targets, outputs = targets.astype(np.float64), outputs.astype(np.float64)
-    mse = ((targets - outputs) ** 2).mean(axis=0)
-    r2 = np.full(targets.shape[1], np.nan)
-    varies = (targets != targets[:1]).any(axis=0)
-    if varies.any():
-        r2[varies] = r2_score(targets[:, varies], outputs[:, varies], multioutput="raw_values")
-    figures = {
-        "r2": _mean(r2),
-        "mse": float(mse.mean()),
-        "targets_left_out": float(np.isnan(r2).sum()),
-    }
-    return Evaluation(figures, {"r2": r2, "mse": mse})
-
-
-_EVALUATE = {
-    "multi-label": _evaluate_multi_label,
-    "single-label": _evaluate_single_label,
-    "regression": _evaluate_regression,
-}
-
-
-def _mean(values: np.ndarray) -> float:
-    """Of what can be scored; NaN if nothing can."""
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def chance_scores(targets: np.ndarray, seed: int = 0, draws: int = 20) -> tuple[float, float]:

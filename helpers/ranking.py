@@ -39,21 +39,23 @@ class Ranking:
     pairs_of_lower: np.ndarray
 
 
-def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
-    """Sort tracks by their scores.
-
-    Args:
-        targets: [N, C] of 0 and 1.
-        scores: [N, C] floats.
-
-    Raises:
-        ValueError: if the shapes differ, there is no track, or a score is not finite.
-    """
+def checked(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays [N, C]. Raises ValueError: other shapes, no track, scores not finite."""
     targets, scores = np.asarray(targets), np.asarray(scores)
     if targets.shape != scores.shape or targets.ndim != 2 or not len(targets):
         raise ValueError(f"targets {targets.shape} and scores {scores.shape}: expected the same")
     if not np.isfinite(scores).all():
         raise ValueError("scores have NaN or infinite values")
+    return targets, scores
+
+
+def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
+    """Sort tracks by their scores [N, C], floats; targets [N, C] are 0 or 1.
+
+    Raises:
+        ValueError: if the shapes differ, there is no track, or a score is not finite.
+    """
+    targets, scores = checked(targets, scores)
     falling = np.negative(scores.T, dtype=np.result_type(scores, np.float32), order="C")
     order = np.argsort(falling, axis=1)
     ranked = np.take_along_axis(falling, order, axis=1)
@@ -84,15 +86,10 @@ def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
 def ranked_figures(
     ranking: Ranking, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision and ROC-AUC of each label.
+    """Average precision and ROC-AUC of each label: float64 [C] each.
 
-    Args:
-        ranking: of N tracks.
-        weights: [N] how often each track counts, such as in a bootstrap's resample, 0 or more;
-            None: once.
-
-    Returns:
-        two float64 [C]; NaN for labels without a positive, or without a negative.
+    ``weights`` [N] say how often each track counts, 0 or more, such as in a bootstrap's resample.
+    Labels without a positive, or without a negative, have NaN.
     """
     n_labels, n_tracks = ranking.order.shape
     if weights is None:

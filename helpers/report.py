@@ -5,32 +5,78 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from maest.helpers.files import atomic_path
+from maest.helpers.metrics import FIGURE_NAMES, SHOWN
+
+# ---- tables --------------------------------------------------------------------------------------
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up in plain text too; numbers stand to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    first, *others = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        return "| " + " | ".join([first, *others]) + " |"
+        numbers = (cell.rjust(width) for cell, width in zip(cells[1:], others, strict=True))
+        return f"| {' | '.join([cells[0].ljust(first), *numbers])} |"
 
-    rule = (
-        "|"
-        + "|".join(
-            "-" * (width + 2) if i == 0 else "-" * (width + 1) + ":"
-            for i, width in enumerate(widths)
-        )
-        + "|"
-    )
-    return "\n".join([line(header), rule, *map(line, rows)])
+    rule = "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in others)])
+    return "\n".join([line(header), f"|{rule}|", *map(line, rows)])
+
+
+def metrics_table(
+    task: str,
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    header: str = "",
+    columns: Mapping[str, str] | None = None,
+) -> str:
+    """A Markdown table of metrics: a row for each (name, metrics).
+
+    Args:
+        rows: metrics as :func:`format_metric` takes them; one that a row lacks is left empty.
+        header: of the names.
+        columns: metric → header; None: the two metrics of the task that are shown.
+    """
+    columns = columns or {name: FIGURE_NAMES[name] for name in SHOWN[task]}
+    cells = [[name, *(format_metric(row.get(m)) for m in columns)] for name, row in rows]
+    return table([header, *columns.values()], cells)
+
+
+def format_metric(metric: float | Mapping[str, Any] | None) -> str:
+    """0.7312; of several seeds 0.7312 ± 0.0031; nothing for None."""
+    if metric is None:
+        return ""
+    if isinstance(metric, Mapping):
+        return f"{metric['mean']:.4f} ± {metric['std']:.4f}"
+    return f"{metric:.4f}"
+
+
+def metrics_line(task: str, row: Mapping[str, Any]) -> str:
+    """The two metrics of the task that are shown: "AP 0.7312, ROC-AUC 0.8204"."""
+    return ", ".join(f"{FIGURE_NAMES[name]} {format_metric(row[name])}" for name in SHOWN[task])
+
+
+def pretraining_table(results: Mapping[str, Any]) -> str:
+    """Validation figures of each epoch, and of the two baselines, of a run's ``results.json``."""
+    names = {"train_loss": "training loss", "val_ap": "validation AP", "val_roc_auc": "ROC-AUC"}
+    rows = [
+        (f"epoch {row['epoch']:.0f}{' (kept)' * (row['epoch'] == results['best_epoch'])}", row)
+        for row in results["epochs"]
+        if "val_ap" in row
+    ]
+    for name, key in (
+        ("label frequencies, whatever the input", "label_frequencies"),
+        ("chance: random scores", "chance"),
+    ):
+        rows.append((name, {f"val_{m}": value for m, value in results[key].items()}))
+    return metrics_table("multi-label", rows, columns=names)
+
+
+# ---- pages ---------------------------------------------------------------------------------------
 
 
 class Page:
@@ -74,34 +120,7 @@ class Page:
             temporary.write_text(f"{whole}\n", "utf-8")
 
 
-def format_mean_std(metric: Mapping[str, Any]) -> str:
-    """0.7312 ± 0.0031."""
-    return f"{metric['mean']:.4f} ± {metric['std']:.4f}"
-
-
-def pretraining_table(results: Mapping[str, Any]) -> str:
-    """Validation figures of each epoch, and of the two baselines.
-
-    Args:
-        results: a pre-training run's ``results.json``.
-    """
-    rows = [
-        [
-            f"epoch {epoch['epoch']:.0f}" + " (kept)" * (epoch["epoch"] == best),
-            f"{epoch.get('train_loss', float('nan')):.4f}",
-            f"{epoch['val_ap']:.4f}",
-            f"{epoch['val_roc_auc']:.4f}",
-        ]
-        for best in [results["best_epoch"]]
-        for epoch in results["epochs"]
-        if "val_ap" in epoch
-    ]
-    for name, key in (
-        ("label frequencies, whatever the input", "label_frequencies"),
-        ("chance: random scores", "chance"),
-    ):
-        rows.append([name, "", f"{results[key]['ap']:.4f}", f"{results[key]['roc_auc']:.4f}"])
-    return table(["", "training loss", "validation AP", "ROC-AUC"], rows)
+# ---- where it was measured -----------------------------------------------------------------------
 
 
 @functools.cache
