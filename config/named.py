@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from maest.config.data import DATASETS, SCORES
+from maest.config.settings import DATASETS, SCORES
 
 Sections = dict[str, dict[str, Any]]
 MAEST: dict[str, Sections] = {}

@@ -1,16 +1,25 @@
-"""Downstream evaluation: the sections of `ex_tl.py`."""
+"""The settings of `ex_tl.py`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from maest.config.network import Task
 from maest.config.schema import setting
-from maest.config.training import Accelerator
+from maest.config.settings import (
+    CLIP,
+    DEVICE,
+    FROM_1,
+    SEED,
+    SEEDS,
+    SHARE,
+    SIZE,
+    Accelerator,
+    Schedule,
+    Task,
+)
 
 Reduction = Literal["mean", "stack"]
-_EPOCHS = ">= 0, <= 1e9"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +30,14 @@ class ProbeData:
         None, "inference.out_dir of the extraction, or a folder within it"
     )
     clip_length: float | None = setting(
-        None, "seconds of its patches", ">= 0.26, <= 3600", auto="the only length there is"
+        None, "seconds of its patches", CLIP, auto="the only length there is"
     )
     block: tuple[int, ...] | Literal["mix"] | None = setting(
         None,
         "-1: after the final norm; mix: a learned mix of all numbered blocks; [6, 7]: of these",
         ">= -1",
         auto="7, or the only one there is",
+        tags="swept",
     )
     task: Task = setting("multi-label", "any of the labels, exactly one, or numbers")
     groundtruth_train: str | None = setting(None, "ground truth to train on")
@@ -38,25 +48,32 @@ class ProbeData:
     )
     base_dir: str | None = setting(None, "folder of the log-mel files, for mel_statistics")
     missing: Literal["error", "skip"] = setting("error", "skip tracks without an embedding")
-    types: str = setting("c", 'tokens: "c" cls, "d" dist, "t" average of the others; "cdt" all')
-    reduce: Reduction = setting("mean", "of several tokens")
+    types: str = setting(
+        "c",
+        'tokens: "c" cls, "d" dist, "t" average of the others; "cdt" all',
+        only="data.features=embeddings",
+        tags="swept",
+    )
+    reduce: Reduction = setting(
+        "mean", "of several tokens", only="data.features=embeddings", tags="swept"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeTraining:
+class ProbeTraining(Schedule):
     """Network and recipe of the probe."""
 
     hidden: int = setting(512, "units of the hidden layer", ">= 1, <= 1e5")
-    dropout: float = setting(0.5, "after the hidden layer", ">= 0, < 1")
-    lr: float = setting(1e-4, "learning rate of AdamW", "> 0, <= 1e38")
-    weight_decay: float = setting(1e-3, "of AdamW", ">= 0, <= 1e6")
-    warmup_epochs: float = setting(10.0, "the rate rises, exponentially", _EPOCHS)
-    ramp_start: float = setting(10.0, "epoch from which it falls, linearly", _EPOCHS)
-    ramp_end: float = setting(60.0, "epoch at which it has fallen", _EPOCHS)
-    last_lr_factor: float = setting(1e-7, "to this share of lr", ">= 0, <= 1e6")
-    batch_size: int = setting(128, "tracks in a batch", ">= 1, <= 1e6")
-    max_epochs: int = setting(60, "epochs to train", ">= 1, <= 1e6")
-    accelerator: Accelerator = setting("auto", "auto: a GPU if there is one")
+    dropout: float = setting(0.5, "after the hidden layer", SHARE)
+    lr: float = 1e-4
+    weight_decay: float = 1e-3
+    warmup_epochs: float = 10.0
+    ramp_start: float = 10.0
+    ramp_end: float = 60.0
+    last_lr_factor: float = 1e-7
+    batch_size: int = setting(128, "tracks in a batch", SIZE)
+    max_epochs: int = setting(60, "epochs to train", SIZE)
+    accelerator: Accelerator = setting("auto", DEVICE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +97,7 @@ class Compare:
     embeddings_dirs: tuple[str, ...] | None = setting(
         None, "extractions (of other lengths, models, …) that are probed first, all alike"
     )
-    resamples: int = setting(1000, "of the bootstrap", ">= 1, <= 1e6")
+    resamples: int = setting(1000, "of the bootstrap", SIZE)
     confidence: float = setting(0.95, "of the intervals", "> 0, < 1")
 
 
@@ -91,5 +108,22 @@ class ProbePredict:
     out_dir: str | None = setting(None, "folder of the embeddings", auto="in the run's own")
     arch: str | None = setting(None, "the extractor", auto="the one of the probe's embeddings")
     checkpoint: str | None = setting(None, "the extractor's weights", auto="see arch")
-    accelerator: Accelerator = setting("auto", "auto: a GPU if there is one")
-    top: int = setting(5, "labels of each track that are printed", ">= 1, <= 1e9")
+    accelerator: Accelerator = setting("auto", DEVICE)
+    top: int = setting(5, "labels of each track that are printed", FROM_1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """The settings of ex_tl.py."""
+
+    seed: int = setting(0, SEED, SEEDS)
+    seeds: int = setting(3, "runs, with seed, seed + 1, …", ">= 1, <= 1000")
+    data: ProbeData = field(default_factory=ProbeData)
+    probe: ProbeTraining = field(default_factory=ProbeTraining)
+    name: str | None = setting(None, "what the report calls these features", auto="from data")
+    sweep: Sweep = field(default_factory=Sweep)
+    runs: tuple[str, ...] | None = setting(None, "compare: folders of finished runs")
+    compare: Compare = field(default_factory=Compare)
+    probe_dir: str | None = setting(None, "predict: the folder of a finished run")
+    audio: str | None = setting(None, "predict: a file or a folder of music")
+    predict: ProbePredict = field(default_factory=ProbePredict)

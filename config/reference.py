@@ -7,8 +7,8 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 from maest.config import ProbeSettings, Settings
-from maest.config.data import DATASETS
 from maest.config.schema import Setting, plain, settings_of
+from maest.config.settings import DATASETS
 
 _HEAD = """# Settings
 

@@ -1,4 +1,4 @@
-"""Settings, each declared once: type, default, bounds and what it is.
+"""Settings, each declared once: type, default, bounds, what it is, and who takes it.
 
 A section is a frozen dataclass whose fields are settings, or sections. From it come Sacred's
 defaults, the check of what was typed, and the reference.
@@ -11,6 +11,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import reduce
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -25,19 +26,35 @@ _COMPARE |= {"!=": operator.ne}
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def setting(default: Any, meaning: str, bounds: str = "", *, auto: str = "") -> Any:
-    """A field of a section.
+def setting(
+    default: Any,
+    meaning: str,
+    bounds: str = "",
+    *,
+    auto: str = "",
+    only: str = "",
+    tags: str = "",
+) -> Any:
+    """A field of a section; a derived section may declare it again with a default alone.
 
-    ``bounds`` are of a number, or of each number in a list: ">= 0, < 1". Upper ones end a run that
-    memory or time would end without a word on why. ``auto`` is how the value is worked out where
-    the setting is None, which may be typed as ``auto``, too.
+    Args:
+        bounds: of a number, or of each number in a list: ">= 0, < 1". Upper ones end a run that
+            memory or time would end without a word on why.
+        auto: how it is worked out where it is None, which may be typed as ``auto``, too.
+        only: ``section.name=value``, without which it has no effect and is refused.
+        tags: words out of free (a training that is continued may change it), ours (of section
+            ``trainer``, not Lightning's), results (of an extraction, which depend on it), swept
+            (chosen by ``sweep``), training (no effect elsewhere), weights (which weights, not
+            which network).
     """
-    return field(default=default, metadata={"meaning": meaning, "bounds": bounds, "auto": auto})
+    about: dict[str, Any] = {"meaning": meaning, "bounds": bounds, "auto": auto, "only": only}
+    about |= {"tags": frozenset(tags.split())}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of one setting; ``kind`` is its type."""
+    """A setting's declaration; ``kind`` is its type."""
 
     name: str  # with its sections: module.lr
     kind: Any
@@ -45,6 +62,8 @@ class Setting:
     meaning: str
     bounds: str
     auto: str
+    only: str
+    tags: frozenset[str]
 
     def sentence(self) -> str:
         """What it is, and how it is worked out."""
@@ -59,20 +78,16 @@ class Setting:
         if self.auto and value == "auto":
             return None
         converted = _convert(value, self.kind)
-        if converted is _UNFIT:
-            near = did_you_mean(value, _choices(self.kind)) if isinstance(value, str) else ""
-            raise InputError(
-                f"{value!r} does not fit",
-                kind="unknown" if isinstance(value, str) and _choices(self.kind) else "invalid",
-                setting=self.name,
-                hint=f"Give {self.values()}.{near}",
-            )
-        for number in converted if isinstance(converted, tuple) else (converted,):
-            if type(number) in (int, float) and not _within(number, self.bounds):
-                raise InputError(
-                    f"{number} is out of bounds", setting=self.name, hint=f"Give {self.values()}."
-                )
-        return converted
+        numbers = converted if isinstance(converted, tuple) else (converted,)
+        if converted is not _UNFIT and all(_within(number, self.bounds) for number in numbers):
+            return converted
+        choices = _choices(self.kind) if isinstance(value, str) else []
+        raise InputError(
+            f"{value!r} does not fit",
+            kind="unknown" if choices else "invalid",
+            setting=self.name,
+            hint=f"Give {self.values()}.{did_you_mean(str(value), choices)}",
+        )
 
 
 def settings_of(section: type, prefix: str = "") -> Iterator[Setting]:
@@ -82,8 +97,15 @@ def settings_of(section: type, prefix: str = "") -> Iterator[Setting]:
         name, kind = prefix + known.name, kinds[known.name]
         if is_dataclass(kind):
             yield from settings_of(kind, f"{name}.")  # type: ignore[arg-type]
-        else:
-            yield Setting(name, kind, known.default, **known.metadata)
+            continue
+        bases = (vars(base).get("__dataclass_fields__", {}) for base in section.__mro__)
+        declared = next(f for base in bases if (f := base.get(known.name)) and f.metadata)
+        yield Setting(name, kind, known.default, **declared.metadata)
+
+
+def tagged(section: type, tag: str) -> set[str]:
+    """The names of a section's settings with this tag."""
+    return {known.name for known in settings_of(section) if tag in known.tags}
 
 
 def plain(value: Any) -> Any:
@@ -101,9 +123,26 @@ def parse(section: type[S], given: Mapping[str, Any]) -> S:
 
     Raises:
         InputError: for a key that does not exist, with the nearest that does; a value of another
-            type, out of bounds or not among the choices; NaN and infinity.
+            type, out of bounds, not among the choices, NaN or infinite; one without effect.
     """
-    return _parse(section, given, "", {known.name: known for known in settings_of(section)})
+    all_ = {known.name: known for known in settings_of(section)}
+    parsed = _parse(section, given, "", all_)
+    for known in all_.values():
+        condition, _, value = known.only.partition("=")
+        if not condition or _value(parsed, known.name) == known.default:
+            continue
+        if str(actual := _value(parsed, condition)) != value:
+            raise InputError(
+                f"has no effect with {condition}={actual}",
+                kind="conflict",
+                setting=known.name,
+                hint=f"Leave it out, or set {known.only}.",
+            )
+    return parsed
+
+
+def _value(settings: Any, name: str) -> Any:
+    return reduce(getattr, name.split("."), settings)
 
 
 def _parse(section: type[S], given: Mapping[str, Any], prefix: str, all_: dict[str, Setting]) -> S:
@@ -164,10 +203,13 @@ def _convert_list(value: Any, parts: tuple[Any, ...]) -> Any:
     return _UNFIT if any(part is _UNFIT for part in converted) else converted
 
 
-def _within(number: float, bounds: str) -> bool:
+def _within(value: Any, bounds: str) -> bool:
+    """Whether a number is finite and within its bounds; anything else is."""
+    if type(value) not in (int, float):
+        return True
     pairs = [bound.split() for bound in bounds.split(", ")] if bounds else []
-    return (isinstance(number, int) or math.isfinite(number)) and all(
-        _COMPARE[sign](number, float(limit)) for sign, limit in pairs
+    return (isinstance(value, int) or math.isfinite(value)) and all(
+        _COMPARE[sign](value, float(limit)) for sign, limit in pairs
     )
 
 

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from maest.experiments.model import (
 )
 from maest.experiments.plan import build_data, check_device, device_of
 from maest.experiments.run_report import metrics_of
+from maest.experiments.runs import run_dir
 from maest.helpers import metrics
 from maest.helpers.errors import InputError
 from maest.helpers.files import write_json
@@ -67,8 +67,9 @@ def evaluate(
     return scores.result()[""]
 
 
-def test(run_dir: Path, settings: Settings) -> dict[str, Any]:
+def test(run: Any, settings: Settings) -> dict[str, Any]:
     """Evaluate maest.checkpoint on whole tracks of datamodule.groundtruth_test."""
+    folder = run_dir(run)
     check_device(settings)
     check_files(settings, "test")
     checkpoint = require_checkpoint(settings)
@@ -89,20 +90,21 @@ def test(run_dir: Path, settings: Settings) -> dict[str, Any]:
             path=checkpoint.path,
         ) from None
     results = metrics_of("test", scored, net) | {"average": checkpoint.average}
-    write_json(run_dir / "results.json", results)
+    write_json(folder / "results.json", results)
     shown = {name: results[f"test_{name}"] for name in metrics.SHOWN[net.task]}
     chance = results.get("chance")
     print(
         f"{results['test_tracks']} tracks: {metrics_line(net.task, shown)}"
         + (f" (chance: {metrics_line(net.task, chance)})" if chance else "")
         + f"; {scored.evaluation.left_out} {'targets' if net.task == 'regression' else 'labels'} "
-        f"skipped, as they cannot be scored; one by one: {run_dir / 'results.json'}"
+        f"skipped, as they cannot be scored; one by one: {folder / 'results.json'}"
     )
     return {f"test_{name}": value for name, value in shown.items()}
 
 
-def check_data(run_dir: Path, settings: Settings) -> dict[str, Any]:
+def check_data(run: Any, settings: Settings) -> dict[str, Any]:
     """Look at all ground truths and files for what would stop a training, or spoil it."""
+    folder = run_dir(run)
     given = [s for s in ("train", "val", "test") if _path(settings, s) is not None]
     left_out = splits_not_given(settings, *given)
     for split in left_out:
@@ -118,8 +120,8 @@ def check_data(run_dir: Path, settings: Settings) -> dict[str, Any]:
         except InputError as error:
             found[split] = error
     report = check(settings, found, clip_frames(settings, checkpoint))
-    write_json(run_dir / "check.json", report.to_dict())
-    print(f"{report}\nall of it: {run_dir / 'check.json'}")
+    write_json(folder / "check.json", report.to_dict())
+    print(f"{report}\nall of it: {folder / 'check.json'}")
     return {"failed": len(report.problems), "warnings": len(report.warnings)}
 
 
@@ -135,13 +137,14 @@ def check(
     return check_splits(splits, data.base_dir, frames, teacher, skip, brief)
 
 
-def compute_norm_stats(run_dir: Path, settings: Settings) -> dict[str, Any]:
+def compute_norm_stats(run: Any, settings: Settings) -> dict[str, Any]:
     """Mean and standard deviation of all log-mel values of datamodule.groundtruth_train."""
+    folder = run_dir(run)
     check_files(settings, "train")
     task = find_task(settings, _read_sizes(settings))
     groundtruth = read_groundtruth(_path(settings, "train") or "", task=task)
     stats = norm_stats(settings.datamodule.base_dir, groundtruth.keys)
-    write_json(run_dir / "norm_stats.json", vars(stats))
+    write_json(folder / "norm_stats.json", vars(stats))
     for reason in list(stats.failed.values())[:10]:
         log.error("%s", reason)
     print(

@@ -20,7 +20,7 @@ from maest.models.saving import save_safetensors
 log = logging.getLogger(__name__)
 
 
-def export(settings: Settings) -> dict[str, Any]:
+def export(run: Any, settings: Settings) -> dict[str, Any]:
     """Write ``maest.checkpoint`` as ``export.format`` into ``export.out_dir``."""
     options, folder = settings.export, Path(settings.export.out_dir).expanduser()
     checkpoint = require_checkpoint(settings)

@@ -43,14 +43,13 @@ from maest.experiments.model import (
 )
 from maest.experiments.plan import check_device, device_of, processes
 from maest.experiments.ranks import Ranks, find_ranks
-from maest.experiments.runs import Interrupted, is_first_process, same_command
+from maest.experiments.runs import interruptible, is_first_process, same_command
 from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
 from maest.helpers.files import write_error
 from maest.helpers.manifest import model_hash
 from maest.helpers.parallel import cores
 from maest.helpers.patches import seconds
-from maest.helpers.signals import Stopped, stoppable
 from maest.helpers.writer import WARNINGS, Output, ResultWriter, is_done
 from maest.models import Maest
 from maest.models.archs import clip_seconds
@@ -64,23 +63,37 @@ _TRACKS_TO_COMPILE = 2000  # on a GPU: fewer are done before compiling has paid
 _MOST_READERS = 12
 
 
+def extract_embeddings(run: Any, settings: Settings) -> dict[str, Any]:
+    """Write embeddings."""
+    return extract(settings, "embeddings")
+
+
+def extract_logits(run: Any, settings: Settings) -> dict[str, Any]:
+    """Write logits."""
+    return extract(settings, "logits")
+
+
+def predict(run: Any, settings: Settings) -> dict[str, Any]:
+    """Write predictions."""
+    return extract(settings, "predictions")
+
+
 def extract(
-    run: Any, settings: Settings, kind: str, expected: Mapping[str, Any] | None = None
+    settings: Settings, kind: str, expected: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write embeddings, logits or predictions of each track; ``kind`` is the command's own.
 
     ``expected`` are a manifest's settings, such as a probe was trained on; if the results would
     have others, nothing is extracted.
     """
-    try:
-        with stoppable():
-            return _extract(settings, settings.inference.outputs or (kind,), expected or {})
-    except Stopped as stop:
-        # What overwrite=True replaces is gone by now, or made again.
-        go_on = same_command(without=["inference.overwrite"])
-        where = f" To go on:\n  {go_on}" if is_first_process() else ""
-        message = f"{stop.signal.name}: stopped. The tracks that were done are kept.{where}"
-        raise Interrupted(message, stop.signal) from None
+    with interruptible(_state):
+        return _extract(settings, settings.inference.outputs or (kind,), expected or {})
+
+
+def _state() -> str:
+    # What overwrite=True replaces is gone by now, or made again.
+    go_on = f" To go on:\n  {same_command(without=['inference.overwrite'])}"
+    return f"The tracks that were done are kept.{go_on if is_first_process() else ''}"
 
 
 def _extract(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,7 +16,7 @@ from maest.config import Settings
 from maest.experiments.evaluate import check, evaluate
 from maest.experiments.plan import Plan, resolve
 from maest.experiments.run_report import print_report, provenance, summarize
-from maest.experiments.runs import Interrupted, same_command
+from maest.experiments.runs import LOG_DIR, Interrupted, run_dir, same_command
 from maest.experiments.trainer import build_trainer, is_peer_failure, terminate_workers
 from maest.helpers import metrics
 from maest.helpers.averaging import WeightAverage
@@ -36,15 +34,9 @@ from maest.models.weights import load_into
 log = logging.getLogger(__name__)
 
 
-def pretrain(
-    folder: Path, settings: Settings, record: Callable[[str, float, int], None]
-) -> dict[str, Any]:
-    """Train on datamodule.groundtruth_train, validate each epoch, write a model folder.
-
-    Beside the run's folder are others, which may be continued. ``record`` is called with (name,
-    value, epoch) for each epoch's metrics.
-    """
-    started = time.monotonic()
+def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
+    """Train, validate each epoch, write a model folder."""
+    started, folder = time.monotonic(), run_dir(run)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     plan = resolve(settings, folder.parent)
     for line in plan.lines():
@@ -55,7 +47,7 @@ def pretrain(
     module = MaestModule(net, **vars(settings.module), seed=settings.seed)
     module.record = {"arch": plan.arch, "trained_on": plan.origin}
     monitor = f"val_{metrics.MONITOR[net.task]}"
-    history = History(folder / "history.csv", record)
+    history = History(folder / "history.csv", run.log_scalar)
     checkpoints = Checkpoints(
         folder / "checkpoints",
         {"best": monitor, "best-swa": monitor.replace("val_", "val_swa_")},
@@ -98,9 +90,9 @@ def pretrain(
     return {**shown, "folder": str(folder)}
 
 
-def print_plan(settings: Settings, log_dir: Path) -> None:
-    """Show what pretrain would do with these settings: model, data, batches, steps, device."""
-    print("\n".join(resolve(settings, log_dir).lines()))
+def print_plan(run: Any, settings: Settings) -> None:
+    """Show what pretrain would do."""
+    print("\n".join(resolve(settings, LOG_DIR).lines()))
 
 
 def _check_data(plan: Plan) -> None:

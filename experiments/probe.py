@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ from maest.experiments.probe_features import read_features
 from maest.experiments.probe_report import write_run
 from maest.experiments.probe_results import RIDGE, summarize
 from maest.experiments.probe_task import ProbeTask, read_task
-from maest.experiments.runs import Interrupted, run_dir
+from maest.experiments.runs import interruptible, run_dir
 from maest.helpers import metrics
 from maest.helpers.errors import InputError
 from maest.helpers.parallel import one_torch_thread
 from maest.helpers.report import metrics_line
-from maest.helpers.schedules import warmup_ramp_factor
-from maest.helpers.signals import Stopped, stoppable
 from maest.models.engines import best_device
 from maest.models.probe import ProbeBank
 
@@ -52,12 +49,8 @@ def run_probe(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     features = read_features(task, settings.data)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     mix = features.blocks is not None
-    try:
-        with stoppable():
-            bank = train_probes(settings.probe, task, features.splits, seeds, mix, title="probe")
-    except Stopped as stop:
-        message = f"{stop.signal.name}: stopped. A probe is kept only when it is finished"
-        raise Interrupted(message, stop.signal) from None
+    with interruptible(lambda: "A probe is kept only when it is finished"):
+        bank = train_probes(settings.probe, task, features.splits, seeds, mix, title="probe")
     outputs = bank.predict(features.splits["test"])
     results = summarize(settings, task, features, bank, outputs)
     for warning in results["warnings"]:
@@ -106,13 +99,6 @@ def train_probes(
         n_blocks=n_sets if mix else None,
         device=device_of(recipe.accelerator),
     )
-    factor = partial(
-        warmup_ramp_factor,
-        warmup_epochs=recipe.warmup_epochs,
-        ramp_start=recipe.ramp_start,
-        ramp_end=recipe.ramp_end,
-        last_factor=recipe.last_lr_factor,
-    )
     train, val = ((features[split], task.targets(split)) for split in ("train", "val"))
     shown = None if title else True  # on a terminal, or nowhere
     # One thread: products this small gain little from more, and where other work goes on, threads
@@ -125,7 +111,7 @@ def train_probes(
             train,
             val,
             lr=recipe.lr,
-            lr_factor=factor,
+            lr_factor=recipe.factor,
             weight_decay=recipe.weight_decay,
             batch_size=recipe.batch_size,
             max_epochs=recipe.max_epochs,

@@ -28,7 +28,7 @@ from maest.datasets.embeddings import (
     select_tokens,
 )
 from maest.datasets.melspectrograms import mel_path
-from maest.experiments.probe_task import ProbeTask, check_no_effect, check_targets
+from maest.experiments.probe_task import ProbeTask, check_targets
 from maest.helpers.blocks import DEFAULT_BLOCK
 from maest.helpers.errors import InputError
 from maest.models.probe import layer_normalize
@@ -53,9 +53,6 @@ class FeatureSet:
 def read_features(task: ProbeTask, data: ProbeData) -> FeatureSet:
     """The features that ``data`` asks for; tracks without any leave the task."""
     if data.features == "mel_statistics":
-        for name in ("types", "reduce"):
-            given = getattr(data, name) != getattr(ProbeData(), name)
-            check_no_effect("mel_statistics", (f"data.{name}", given, "Leave it out."))
         return FeatureSet(_statistics(task, data), "mel bands, mean and deviation")
     check_types(data.types)
     folders = select_folders(data)

@@ -53,7 +53,7 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     out_dir = Path(settings.predict.out_dir or folder / "embeddings").expanduser()
     request, made = extraction_settings(probe, settings, out_dir), probe.about["extraction"]
     try:
-        extracted = extract(run, request, "embeddings", expected=made)
+        extracted = extract(request, "embeddings", expected=made)
     except InputError as error:
         error.setting = _SETTINGS.get(error.setting or "", error.setting)
         if Path(error.path or "").is_relative_to(out_dir):

@@ -7,6 +7,7 @@ output and its results. This module imports neither torch nor Lightning.
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import logging
 import os
@@ -16,16 +17,18 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*")
 
+import colorama  # noqa: E402
 import sacred  # noqa: E402
 from sacred import SETTINGS, commands  # noqa: E402
 from sacred.config import load_config_file  # noqa: E402
@@ -43,11 +46,12 @@ from sacred.utils import (  # noqa: E402
 from yaml import YAMLError  # noqa: E402
 
 from maest.config import SENTENCES  # noqa: E402
-from maest.config.command_line import check_arguments  # noqa: E402
+from maest.config.command_line import FILES, check_arguments  # noqa: E402
 from maest.config.reference import listing, sections  # noqa: E402
 from maest.config.schema import parse, plain, settings_of  # noqa: E402
 from maest.helpers.errors import InputError  # noqa: E402
 from maest.helpers.files import atomic_path  # noqa: E402
+from maest.helpers.signals import Stopped, stoppable  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +72,27 @@ logging.getLogger().addFilter(
 )
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command: the function (run, settings) of its name in ``experiments/<module>.py``.
+
+    It is imported when it is called: what was typed is checked before, and without torch.
+
+    Attributes:
+        record: "always" in a run folder; "optional": it goes on where none can be written, as its
+            results are elsewhere; "never".
+    """
+
+    module: str
+    sentence: str
+    record: Literal["always", "optional", "never"] = "always"
+
+
 class Experiment(sacred.Experiment):
-    """One with typed settings."""
+    """One with typed settings, see :func:`configure`."""
 
     section: type
+    aliases: Mapping[str, str]
 
 
 class UserError(SacredError):
@@ -93,6 +114,20 @@ class Interrupted(UserError, SacredInterrupt):
         self.exit_code = 128 + number
 
 
+@contextmanager
+def interruptible(state: Callable[[], str]) -> Iterator[None]:
+    """Within this a signal ends the run at once: ``SIGTERM: stopped.`` and ``state()`` are printed.
+
+    ``state`` says what is kept, and how to go on.
+    """
+    try:
+        with stoppable():
+            yield
+    except Stopped as stop:
+        message = f"{stop.signal.name}: stopped. {state()}".rstrip()
+        raise Interrupted(message, stop.signal) from None
+
+
 class RunFolder(FileStorageObserver):
     """Keeps a run in exp_logs/<id>/. A disk that is full by then costs the record, not the run."""
 
@@ -109,21 +144,6 @@ class RunFolder(FileStorageObserver):
             self.complete = False
 
 
-def _check_log_dir() -> None:
-    """Raise InputError if no run can be recorded."""
-    try:
-        LOG_DIR.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=LOG_DIR, buffering=0) as file:
-            file.write(b"-" * 2**16)
-    except OSError as error:
-        raise InputError(
-            f"the record of the run cannot be written here ({error.strerror})",
-            kind="access",
-            hint="Make room, or work in a folder that can be written to.",
-            path=LOG_DIR.absolute(),
-        ) from None
-
-
 def is_first_process() -> bool:
     """Whether this is the one process of a training, or the first of several, which keeps the run.
 
@@ -138,19 +158,24 @@ def configure(
     ex: Experiment,
     section: type,
     named: Mapping[str, Mapping],
-    unrecorded: Collection[str] = (),
+    table: Mapping[str, Command],
+    aliases: Mapping[str, str],
 ) -> None:
-    """Give an experiment its settings, named configs with a sentence each, and a run folder.
+    """Give an experiment its settings, named configs, commands, and run folders.
 
-    Commands that are ``unrecorded`` go on where no folder can be written: their results are
-    elsewhere.
+    Args:
+        table: the first command is the default one.
+        aliases: other names of sections of settings; of single settings, with a ``=`` behind.
     """
-    ex.section = section
+    ex.section, ex.aliases = section, aliases
     ex.add_config(plain(section()))
     for name, changes in named.items():
         ex.add_named_config(name, deepcopy(dict(changes)))
         ex.named_configs[name].__doc__ = SENTENCES[name]
     ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
+    for name, command in table.items():
+        ex.command(_checked(ex, name, command), unobserved=command.record == "never")
+    ex.default_command = next(iter(table))
 
     @ex.config_hook
     def check(config: dict, command_name: str, logger: logging.Logger) -> dict:
@@ -160,10 +185,9 @@ def configure(
         try:
             parse(section, config)
             if recorded:
-                _check_log_dir()
                 _record(ex)
         except InputError as error:
-            if error.kind != "access" or command_name not in unrecorded:
+            if error.kind != "access" or table[command_name].record != "optional":
                 raise UserError(str(error)) from None
             log.warning("%s: %s: going on without it", error.path, error.message)
         return {}
@@ -185,7 +209,21 @@ class _Auto:
 
 
 def _record(ex: Experiment) -> None:
-    """Have the run kept in its folder, with the versions of this program and of some packages."""
+    """Have the run kept in its folder, with the versions of this program and of some packages.
+
+    Raises InputError where nothing can be written.
+    """
+    try:
+        LOG_DIR.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=LOG_DIR, buffering=0) as file:
+            file.write(b"-" * 2**16)
+    except OSError as error:
+        raise InputError(
+            f"the record of the run cannot be written here ({error.strerror})",
+            kind="access",
+            hint="Make room, or work in a folder that can be written to.",
+            path=LOG_DIR.absolute(),
+        ) from None
     ex.observers.append(RunFolder(LOG_DIR, copy_sources=False))
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
@@ -194,31 +232,27 @@ def _record(ex: Experiment) -> None:
         ex.sources = {Source.create(ex.mainfile.filename, save_git_info=True)}
 
 
-def command(ex: Experiment, main: bool = False, unobserved: bool = False) -> Callable:
-    """Make a function (run, settings) a command; what a user can mend is told in one message.
+def _checked(ex: Experiment, name: str, command: Command) -> Callable:
+    """A command's function for Sacred; what a user can mend is told in one message."""
 
-    An unobserved one leaves no run folder.
-    """
-
-    def decorate(function: Callable) -> Callable:
-        def wrapped(_run, _config):  # the names that Sacred fills in
-            try:
-                return function(_run, parse(ex.section, _config))
-            except KeyboardInterrupt:
-                raise Interrupted("SIGINT: stopped", signal.SIGINT) from None
-            except SystemExit as error:
-                if isinstance(error.__context__, KeyboardInterrupt):  # so Lightning ends it
-                    raise Interrupted("SIGINT: stopped", signal.SIGINT) from None
+    def call(_run, _config):  # the names that Sacred fills in
+        try:
+            module = importlib.import_module(f"maest.experiments.{command.module}")
+            return getattr(module, name)(_run, parse(ex.section, _config))
+        except (KeyboardInterrupt, SystemExit) as error:
+            # Lightning ends the program where it is interrupted.
+            if isinstance(error, SystemExit) and not isinstance(
+                error.__context__, KeyboardInterrupt
+            ):
                 raise
-            except Exception as error:
-                if not _is_the_users(error):
-                    raise
-                raise UserError(_message(error)) from error
+            raise Interrupted("SIGINT: stopped", signal.SIGINT) from None
+        except Exception as error:
+            if not _is_the_users(error):
+                raise
+            raise UserError(_message(error)) from error
 
-        wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
-        return ex.main(wrapped) if main else ex.command(wrapped, unobserved=unobserved)
-
-    return decorate
+    call.__name__, call.__doc__ = name, command.sentence
+    return call
 
 
 def _is_the_users(error: Exception) -> bool:
@@ -262,8 +296,8 @@ def same_command(*settings: str, without: Sequence[str] = ()) -> str:
     return shlex.join(["python", *sys.argv[:1], *arguments, *settings])
 
 
-def _as_meant(argument: str, aliases: Mapping[str, str]) -> str:
-    """A setting under its own name; and ``dataset/…`` as ``datasets/…`` if only that is there."""
+def _own_name(argument: str, aliases: Mapping[str, str]) -> str:
+    """A setting under its own name; and ``dataset/…`` as ``datasets/…`` if only that exists."""
     key, equals, value = argument.partition("=")
     section, dot, rest = key.partition(".")
     if not equals:
@@ -295,7 +329,7 @@ def _check_settings_file(path: str) -> None:
 
 
 def _help(ex: Experiment, name: str) -> int:
-    """Print what is known of a command, a section (or that of a setting), or both."""
+    """Print the help of a command, a section (or that of a setting), or both."""
     name = name.partition(".")[0]
     known = dict(sections(ex.section))
     if name not in {**ex.commands, **known}:
@@ -312,14 +346,9 @@ def _help(ex: Experiment, name: str) -> int:
     return 0
 
 
-def run_command_line(
-    ex: Experiment, argv: Sequence[str], aliases: Mapping[str, str] | None = None
-) -> int:
-    """Run what was typed; ``argv`` begins with the program's name. Returns the exit code.
-
-    ``aliases`` are other names of sections of settings; of single settings, with a ``=`` behind.
-    """
-    arguments = [_as_meant(argument, aliases or {}) for argument in argv[1:]]
+def run_command_line(ex: Experiment, argv: Sequence[str]) -> int:
+    """Run what was typed; ``argv`` begins with the program's name. Returns the exit code."""
+    arguments = [_own_name(argument, ex.aliases) for argument in argv[1:]]
     # For the processes that Lightning starts, and for `same_command`.
     sys.argv = [argv[0], *arguments]
     try:
@@ -328,7 +357,7 @@ def run_command_line(
             return _help(ex, arguments[1])
         typed = arguments[arguments.index("with") + 1 :] if "with" in arguments else []
         for name in typed:
-            if name.endswith((".json", ".yaml", ".yml")) and "=" not in name:
+            if name.endswith(FILES) and "=" not in name:
                 _check_settings_file(name)
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -336,7 +365,8 @@ def run_command_line(
     if not is_first_process():  # the others say what stops them, and nothing else
         arguments = ["--loglevel=ERROR", *arguments]
     try:
-        run = ex.run_commandline([argv[0], *arguments])
+        with colorama.colorama_text():  # a file or a pipe gets no codes
+            run = ex.run_commandline([argv[0], *arguments])
     except KeyboardInterrupt:  # before or after the command itself
         print("SIGINT: stopped", file=sys.stderr)
         return 128 + signal.SIGINT

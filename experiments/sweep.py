@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from maest.config import ProbeSettings, plain
 from maest.config.probe import ProbeData, ProbeTraining
+from maest.config.schema import tagged
 from maest.datasets.embedding_folders import block_name
 from maest.datasets.embeddings import TOKENS, check_types, select_tokens
 from maest.experiments.probe import device_of, train_probes
@@ -28,7 +29,7 @@ from maest.experiments.probe_features import (
 )
 from maest.experiments.probe_results import PACKAGES, SWEEP, mean_and_std, mix_weights
 from maest.experiments.probe_task import ProbeTask, check_no_effect, read_task
-from maest.experiments.runs import Interrupted, run_dir, same_command
+from maest.experiments.runs import interruptible, run_dir, same_command
 from maest.experiments.sweep_report import best_choice, write_report
 from maest.helpers import metrics
 from maest.helpers.errors import InputError, Kind
@@ -36,7 +37,6 @@ from maest.helpers.failures import valid_utf8
 from maest.helpers.files import TEMPORARY, to_json, write_json
 from maest.helpers.parallel import cores, run_parallel
 from maest.helpers.report import machine, versions
-from maest.helpers.signals import Stopped, stoppable
 from maest.models.probe import SELECTION, ProbeBank
 
 log = logging.getLogger(__name__)
@@ -68,16 +68,15 @@ class FeatureChoice:
 def sweep(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     """Probe every block, choice of tokens and a learned mix of the blocks; draw the result."""
     folder = run_dir(run)
-    try:
-        with stoppable():
-            return _sweep(settings, folder)
-    except Stopped as stop:
-        done = (folder / SWEEP).is_file()
-        resume = [f"sweep.resume={folder}"] if done else []
-        kept = " Finished probes are kept." if done else ""
-        raise Interrupted(
-            f"{stop.signal.name}: stopped.{kept} To go on:\n  {same_command(*resume)}", stop.signal
-        ) from None
+
+    def state() -> str:
+        if (folder / SWEEP).is_file():
+            go_on = same_command(f"sweep.resume={folder}")
+            return f"Finished probes are kept. To go on:\n  {go_on}"
+        return f"To go on:\n  {same_command()}"
+
+    with interruptible(state):
+        return _sweep(settings, folder)
 
 
 def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     extraction = folders[0].settings
     made_of = {  # what a sweep does not choose itself
         "data": {n: v for n, v in plain(settings.data).items()
-                 if n not in ("block", "types", "reduce")},
+                 if n not in tagged(ProbeData, "swept")},
         "probe": plain(settings.probe),
         "seeds": seeds,
         "groundtruths": task.digests(),

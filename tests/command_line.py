@@ -12,12 +12,10 @@ from maest.experiments.runs import run_command_line  # isort: skip (first: it qu
 
 import ex_maest
 import ex_tl
-from maest import config
 from maest.experiments import runs
 from maest.helpers.errors import InputError
 
 EXPERIMENTS = {"ex_maest.py": ex_maest.ex, "ex_tl.py": ex_tl.ex}
-ALIASES = {"ex_maest.py": config.SECTION_ALIASES, "ex_tl.py": config.TL_ALIASES}
 
 
 @dataclass
@@ -34,8 +32,7 @@ def run(script: str, line: str, cwd: Path) -> Done:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            argv = [script, *line.split()]
-            code = run_command_line(EXPERIMENTS[script], argv, ALIASES[script])
+            code = run_command_line(EXPERIMENTS[script], [script, *line.split()])
         except SystemExit as exit:
             code = exit.code
     return Done(code, out.getvalue(), err.getvalue())

@@ -25,7 +25,6 @@ import torch
 from command_line import newest  # isort: skip (first: it quiets warnings)
 
 import ex_maest
-from maest import config
 from maest.experiments.runs import run_command_line
 from maest.helpers.checkpoints import Checkpoints
 from maest.helpers.history import read_history
@@ -113,7 +112,7 @@ def _run(arguments: list[str], home: str, output: str, begun: Any, prepare: tupl
     for call in prepare:
         call()
     try:
-        code = run_command_line(ex_maest.ex, sys.argv, config.SECTION_ALIASES)
+        code = run_command_line(ex_maest.ex, sys.argv)
     except SystemExit as end:
         code = end.code
     sys.stdout.flush()
