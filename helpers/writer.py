@@ -312,7 +312,7 @@ class ResultWriter:
                 csv.writer(file).writerow((encodable(result.key), why))
 
     def _plot(self, path: Path, result: TrackResult) -> None:
-        from maest.helpers.plots import activation_plot  # imports matplotlib
+        from maest.helpers.activation_plot import activation_plot  # imports matplotlib
 
         assert result.activations is not None
         assert result.patch_activations is not None

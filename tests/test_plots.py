@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from maest.helpers import plots
+from maest.helpers.activation_plot import _patch_columns, activation_plot
+from maest.helpers.melspectrogram import slaney_filter_bank
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def activations(path, patches: int, labels: list[str], hop=30.0, length=30.0, **
     values = rng.random((patches, len(labels)), np.float32)
     picture = rng.random((96, 50), np.float32)
     title = options.pop("title", "a song")
-    plots.activation_plot(path, picture, times, values, labels, times[-1, 2], title, **options)
+    activation_plot(path, picture, times, values, labels, times[-1, 2], title, **options)
     return values, times
 
 
@@ -114,7 +116,7 @@ def test_mel_bands_are_marked_where_their_frequency_is(tmp_path, figures):
     ticks = dict(
         zip((125, 500, 1000, 2000, 4000, 8000), figures[0].axes[1].get_yticks(), strict=True)
     )
-    bank = plots.slaney_filter_bank().numpy()  # [257, 96]
+    bank = slaney_filter_bank().numpy()  # [257, 96]
     for hertz in (500, 1000, 2000, 4000):
         loudest = bank[round(hertz / 31.25)].argmax()
         assert abs(ticks[hertz] - loudest) <= 1
@@ -122,12 +124,20 @@ def test_mel_bands_are_marked_where_their_frequency_is(tmp_path, figures):
 
 def test_patches_that_overlap_and_gaps_between_them(tmp_path, figures):
     values, times = activations(tmp_path / "a.png", 3, ["x"], hop=10, length=30)
-    assert plots._patch_columns(times, values)[0].tolist() == [0, 20, 30, 50]
+    assert _patch_columns(times, values)[0].tolist() == [0, 20, 30, 50]
     upper = figures[0].axes[0]
     assert [upper.images[0].get_extent()[i] for i in (0, 1)] == [0, 50]
     values, times = activations(tmp_path / "b.png", 3, ["x"], 10, 4, figure_name="value")
-    assert plots._patch_columns(times, values)[0].tolist() == [0, 4, 10, 14, 20, 24]
-    assert plots._patch_columns(times + 1, values)[0].tolist() == [0, 1, 5, 11, 15, 21, 25]
+    assert _patch_columns(times, values)[0].tolist() == [0, 4, 10, 14, 20, 24]
+    assert _patch_columns(times + 1, values)[0].tolist() == [
+        0,
+        1,
+        5,
+        11,
+        15,
+        21,
+        25,
+    ]
     heat = figures[1].axes[0].images[0]
     drawn = np.ma.filled(heat.get_array(), np.nan).ravel()
     np.testing.assert_array_equal(drawn[::2], values[:, 0])
@@ -139,7 +149,7 @@ def test_each_patch_is_drawn_around_its_centre():
     starts = np.arange(30.0)
     times = np.stack((starts, starts + 2.5, starts + 5), axis=1)
     values = np.arange(30.0)[:, None]
-    edges, columns = plots._patch_columns(times, values)
+    edges, columns = _patch_columns(times, values)
     assert (edges[0], edges[-1]) == (0, 34)
     np.testing.assert_array_equal(columns, values)
     np.testing.assert_array_equal(edges[1:-1], times[:-1, 1] + 0.5)
@@ -147,7 +157,7 @@ def test_each_patch_is_drawn_around_its_centre():
 
 def test_a_short_last_patch_is_not_drawn_where_it_is_not():
     times = np.array([[0, 15, 30], [29, 30, 31], [40, 45, 50]], float)
-    edges, columns = plots._patch_columns(times, np.arange(3.0)[:, None])
+    edges, columns = _patch_columns(times, np.arange(3.0)[:, None])
     assert edges.tolist() == [0, 29, 31, 40, 50]
     np.testing.assert_array_equal(columns[:, 0], [0, 1, np.nan, 2])
 
@@ -181,7 +191,5 @@ def test_any_title_and_label_from_a_thread(tmp_path, figures):
 
 def test_activations_that_are_all_zero(tmp_path, figures):
     times = np.array([[0, 1, 2]])
-    plots.activation_plot(
-        tmp_path / "a.png", np.zeros((96, 1)), times, np.zeros((1, 1)), ["x"], 2, ""
-    )
+    activation_plot(tmp_path / "a.png", np.zeros((96, 1)), times, np.zeros((1, 1)), ["x"], 2, "")
     assert figures[0].axes[0].images[0].get_clim() == (0, 1)

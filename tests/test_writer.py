@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from maest.datasets.embeddings import read_tokens, select_tokens
-from maest.helpers import plots
+from maest.helpers import activation_plot
 from maest.helpers import writer as module
 from maest.helpers.errors import InputError
 from maest.helpers.failures import read_failures
@@ -135,7 +135,7 @@ def test_picture_comes_before_the_json(tmp_path, monkeypatch):
         ".png",
     ]
     assert is_done("$x_\udcff\n.mp3", [output], plot=True)
-    monkeypatch.setattr(plots, "activation_plot", lambda *_: 1 / 0)
+    monkeypatch.setattr(activation_plot, "activation_plot", lambda *_: 1 / 0)
     with ResultWriter([output], plot=True) as writer:
         writer.put(result("b"))
     assert writer.failed == {

@@ -1,0 +1,124 @@
+"""A track's activations over time, as a picture above its log-mel."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from maest.helpers import plots
+from maest.helpers.melspectrogram import N_MELS, slaney_filter_bank
+
+_HERTZ = (125, 500, 1000, 2000, 4000, 8000)  # marked on the mel axis
+# Distances of marks on the time axis, in seconds
+_TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
+_MOST_TIMES = 12
+
+
+def activation_plot(
+    path: str | Path,
+    picture: np.ndarray,
+    times: np.ndarray,
+    activations: np.ndarray,
+    labels: Sequence[str],
+    seconds: float,
+    title: str,
+    figure_name: str = "activation",
+) -> Path:
+    """Draw some labels' activations over time, above the track's log-mel; they share the axis.
+
+    A patch is drawn from its start to its end; where patches overlap they meet halfway between
+    their centres, so that each is drawn around its own. A gap between patches is left white.
+
+    Args:
+        picture: [96, columns] log-mel of the whole track, its columns evenly spread over it.
+        times: [P, 3], start, centre and end of each patch in seconds.
+        activations: [P, L] of the labels, of each patch.
+        labels: L names, from the top row down.
+        seconds: duration of the track.
+        figure_name: what the colours stand for: "activation", from 0 to 1 whatever the track, so
+            that pictures can be compared; or "value", from the lowest to the highest there is.
+    """
+    rows = len(labels)
+    heights = 0.4 + 0.24 * max(rows, 3), 2.4  # inches, about
+    figure = Figure(figsize=(11, sum(heights) + 0.8), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=heights)
+    edges, columns = _patch_columns(times, activations)
+    least, most = 0.0, 1.0
+    if figure_name != "activation":
+        least, most = np.nanmin(columns), np.nanmax(columns)
+        most = most if most > least else least + 1  # all the same: there is no range of colours
+    heat = upper.pcolorfast(
+        edges, np.arange(rows + 1) - 0.5, columns.T, cmap="magma_r", vmin=least, vmax=most
+    )
+    upper.set_yticks(range(rows), [plots.drawable(name) for name in labels])
+    upper.set_ylim(rows - 0.5, -0.5)  # the first label on top
+    upper.tick_params(axis="y", length=0)
+    for between in np.arange(1, rows) - 0.5:
+        upper.axhline(between, color="white", linewidth=1)
+    mel = lower.imshow(
+        np.asarray(picture, dtype=np.float32),
+        origin="lower",
+        aspect="auto",
+        extent=(0, seconds, -0.5, N_MELS - 0.5),
+        interpolation="antialiased",
+        cmap="magma",
+    )
+    at = np.interp(_HERTZ, *_band_centres())
+    lower.set_yticks(at, [f"{hertz}" if hertz < 1000 else f"{hertz // 1000}k" for hertz in _HERTZ])
+    lower.set_ylabel("mel bands (Hz)")
+    lower.set_xlabel("time" + (" (h:mm)" if seconds >= 3600 else " (m:ss)"))
+    _mark_times(lower, max(seconds, edges[-1]))
+    for image, axes, height, name in (
+        (heat, upper, heights[0], figure_name),
+        (mel, lower, heights[1], "log mel power"),
+    ):
+        figure.colorbar(image, ax=axes, label=name, pad=0.01, fraction=0.05, aspect=height / 0.14)
+    upper.set_title(plots.drawable(title, plots.LONGEST_TITLE))
+    return plots.save_figure(figure, path)
+
+
+def _patch_columns(times: np.ndarray, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edges [n + 1] in seconds, and the values [n, L] between them: NaN where no patch is."""
+    starts, centres, ends = times.T
+    # Where two patches meet: halfway between their centres, but in both of them (a last patch may
+    # be so short that its centre is far from the others' rhythm).
+    halfway = (centres[:-1] + centres[1:]) / 2
+    meet = np.clip(halfway, starts[1:], np.maximum(ends[:-1], starts[1:]))
+    first, last = np.append(starts[0], meet), np.append(np.minimum(ends[:-1], meet), ends[-1])
+    edges, columns = [], []
+    nothing = np.full(activations.shape[1], np.nan)
+    before = 0.0
+    for start, end, values in zip(first, last, activations, strict=True):
+        if start > before:
+            edges.append(before)
+            columns.append(nothing)
+        edges.append(start)
+        columns.append(values)
+        before = end
+    return np.array([*edges, max(before, edges[-1] + 1e-3)]), np.array(columns, np.float32)
+
+
+def _mark_times(axes: Axes, seconds: float) -> None:
+    """Round times along the x axis, as ``m:ss``, or ``h:mm`` from an hour on."""
+    axes.set_xlim(0, seconds)
+    step = next((s for s in _TIME_STEPS if seconds / s <= _MOST_TIMES), seconds / _MOST_TIMES)
+    if seconds < 2:
+        axes.set_xlabel("time (s)")
+        return
+    marks = np.arange(0, seconds + 1e-6, step)
+    unit = 60 if seconds >= 3600 else 1
+    pairs = (divmod(mark, 60) for mark in (marks / unit).round().astype(int).tolist())
+    texts = [f"{larger}:{smaller:02d}" for larger, smaller in pairs]
+    axes.set_xticks(marks, texts)
+
+
+@functools.cache
+def _band_centres() -> tuple[np.ndarray, np.ndarray]:
+    """Hertz of the mel bands' centres, rising, and the bands' numbers."""
+    bank = slaney_filter_bank().numpy()  # [frequencies up to 8 kHz, bands]
+    return bank.argmax(axis=0) * 8000 / (len(bank) - 1), np.arange(N_MELS)
