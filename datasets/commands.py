@@ -7,29 +7,44 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 from maest.helpers.errors import InputError
 from maest.helpers.files import print_any_name
 
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which job schedulers send."""
-
-    @classmethod
-    def handler(cls, *_: object) -> None:
-        """Raise it."""
-        raise cls
+SHOWN = 5  # of a list, in a message
 
 
-def run(command: Callable[[], int | None], program: str) -> int:
-    """Run a command; what a user can mend is told in one line.
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a command did.
+
+    Attributes:
+        done, skipped: items made now, and whole before.
+        failed: item → reason.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def print_failures(failed: dict[str, str], what: str = "failed") -> None:
+    """The first few failures, on the error output."""
+    for name, reason in sorted(failed.items())[:SHOWN]:
+        print(f"{what}: {name}: {reason}", file=sys.stderr)
+
+
+def run(command: Callable[[], Outcome | None], program: str) -> int:
+    """Run a command; what a user can mend is said in one line.
 
     Returns:
-        the exit code: the command's (None is 0), 1 after an error, 130 after Ctrl-C, 143 after
-        SIGTERM.
+        the exit code: 0; 1 after an error, or for failures of an `Outcome`; 130 after Ctrl-C, 143
+        after SIGTERM.
     """
     try:
-        code = command()
+        outcome = command()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -38,22 +53,28 @@ def run(command: Callable[[], int | None], program: str) -> int:
         print(f"{program}: {error}".replace("\n", " "), file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        print(
-            f"{program}: interrupted. What is done is kept; run the same again to go on",
-            file=sys.stderr,
-        )
-        return 143 if isinstance(interrupt, Terminated) else 130
-    return code or 0
+        more = "What is done is kept; run the same again to go on"
+        print(f"{program}: interrupted. {more}", file=sys.stderr)
+        return 143 if isinstance(interrupt, _Terminated) else 130
+    return 1 if outcome is not None and outcome.failed else 0
 
 
-def start(module: str) -> None:
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which job schedulers send."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def start(module: str) -> NoReturn:
     """Be a script: run ``main`` of a module as all there is in this process, and exit.
 
     Of the imported module: what worker processes unpickle must not be of ``__main__``.
     """
-    signal.signal(signal.SIGTERM, Terminated.handler)
+    signal.signal(signal.SIGTERM, _terminate)
     print_any_name()
     code = importlib.import_module(module).main()
-    for number in (signal.SIGINT, signal.SIGTERM):  # of no use any more, and told as an error
+    for number in (signal.SIGINT, signal.SIGTERM):  # of no use any more, and said to be an error
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)

@@ -22,7 +22,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,36 +44,30 @@ from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
 from maest.helpers.parallel import BACKENDS, check_backend, run_parallel
 
 DEFAULT_SECONDS = 300.0
-_SHOWN = 5  # of a list, in the summary
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a run did.
+@dataclass(frozen=True, kw_only=True)
+class Report(commands.Outcome):
+    """What a run did; items are audio files, relative to their folder.
 
     Attributes:
-        melspec_dir: where the files are.
-        done, skipped: files made now, and whole before.
-        failed: audio file relative to its folder → reason; ``failed_csv`` lists them, if any.
+        melspec_dir: where the log-mel files are.
         seconds: of audio in the files made now.
         left_out: suffix, or name of a folder, that is not taken for music → how many there are.
         warnings: audio file → why its results may mean nothing; of files whole before, too.
         orphans: log-mel files without audio, relative to their folder. A shard looks for none.
-        warnings_csv: the list of warnings and orphans, if there are any.
+        failed_csv, warnings_csv: the lists of failures, and of warnings and orphans, if any.
         notes: what a person should know of the store.
     """
 
     melspec_dir: Path
-    done: int
-    skipped: int
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    failed_csv: Path | None = None
-    left_out: Counter[str] = field(default_factory=Counter)
-    warnings: dict[str, str] = field(default_factory=dict)
-    orphans: list[str] = field(default_factory=list)
-    warnings_csv: Path | None = None
-    notes: list[str] = field(default_factory=list)
+    seconds: float
+    left_out: Counter[str]
+    warnings: dict[str, str]
+    orphans: list[str]
+    failed_csv: Path | None
+    warnings_csv: Path | None
+    notes: list[str]
 
     def __str__(self) -> str:
         where = f" (listed with reasons in {self.failed_csv})" if self.failed_csv else ""
@@ -222,17 +216,17 @@ def preprocess(
     except OSError as error:
         raise write_error(failed_csv, error, "MELSPEC_DIR") from None
     return Report(
-        store,
-        len(done),
-        len(names) - len(todo),
-        failed,
-        heard,
-        has_failures,
-        left_out,
-        warnings,
-        orphans,
-        has_warnings,
-        notes,
+        done=len(done),
+        skipped=len(names) - len(todo),
+        failed=failed,
+        melspec_dir=store,
+        seconds=heard,
+        left_out=left_out,
+        warnings=warnings,
+        orphans=orphans,
+        failed_csv=has_failures,
+        warnings_csv=has_warnings,
+        notes=notes,
     )
 
 
@@ -381,15 +375,14 @@ def main(arguments: list[str] | None = None) -> int:
     return commands.run(lambda: _run(options), parser.prog)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Report:
     report = preprocess(**vars(options))
     for note in report.notes:
         print(note, file=sys.stderr)
-    for what, listed in (("failed", report.failed), ("warning", report.warnings)):
-        for name, reason in sorted(listed.items())[:_SHOWN]:
-            print(f"{what}: {name}: {reason}", file=sys.stderr)
+    commands.print_failures(report.failed)
+    commands.print_failures(report.warnings, "warning")
     print(report)
-    return 1 if report.failed else 0
+    return report
 
 
 if __name__ == "__main__":

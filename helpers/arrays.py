@@ -17,7 +17,6 @@ def load_array(path: str | Path, mapped: bool = False) -> np.ndarray:
     """Read a ``.npy`` file, or map it into memory, read-only.
 
     Raises:
-        FileNotFoundError: there is none.
         OSError, ValueError, EOFError: it cannot be read, or is no such file.
     """
     if mapped:

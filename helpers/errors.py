@@ -29,12 +29,9 @@ class InputError(ValueError):
 
     Scripts print it as one line, without a traceback: the place, what is wrong, what to do.
 
-    Args:
-        message: what is wrong, without the place and without a full stop.
-        kind: what sort of fault it is; tests and callers look at this, not at the words.
-        hint: what to do next, as a sentence.
-        path: the file, folder or address at fault.
-        setting: the setting, option, argument or key at fault.
+    ``message`` says what is wrong, without the place and a full stop; ``kind`` what sort of fault
+    it is, for callers and tests; ``hint`` what to do next, as a sentence; ``path`` and ``setting``
+    what is at fault.
     """
 
     def __init__(
@@ -47,11 +44,8 @@ class InputError(ValueError):
         setting: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.kind = kind
-        self.hint = hint
-        self.path = path
-        self.setting = setting
+        self.message, self.kind, self.hint = message, kind, hint
+        self.path, self.setting = path, setting
 
     @property
     def reason(self) -> str:
@@ -62,8 +56,7 @@ class InputError(ValueError):
         return ": ".join(str(part) for part in (self.setting, self.path, self.reason) if part)
 
     def __reduce__(self) -> Any:  # worker processes pass errors on
-        details: dict[str, Any] = {"kind": self.kind, "hint": self.hint, "path": self.path}
-        details["setting"] = self.setting
+        details = {name: getattr(self, name) for name in ("kind", "hint", "path", "setting")}
         return partial(type(self), **details), (self.message,)
 
 

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from maest.helpers.files import write_changed
+from maest.helpers.files import write_rows
 
 
 def write_failures(
     path: str | Path, failed: Mapping[str, str], column: str = "key", value: str = "reason"
 ) -> Path | None:
-    """Write a CSV with a row for each failure: its key, its reason; sorted by key.
+    """Write a CSV with a row for each failure, key and reason, sorted by key; give its path.
 
-    Keys come back from :func:`read_failures` as they were, newlines and bytes that are no UTF-8
-    (surrogate escapes) included. What cannot be the name of a file is written as a backslash
-    escape.
-
-    Args:
-        path: the file. Without failures it is removed; where it says the same already, it stays.
-        failed: key → reason.
-        column, value: what the two columns are called.
-
-    Returns:
-        ``path``; None without failures.
+    Without failures it is removed (None); one that says the same already stays. Keys come back from
+    :func:`read_failures` as they were, newlines and bytes that are no UTF-8 (surrogate escapes)
+    included. What cannot be the name of a file is written as a backslash escape.
 
     Raises:
         OSError: it cannot be written.
@@ -35,12 +26,9 @@ def write_failures(
         if path.exists():  # a read-only disk refuses even to remove what is not there
             path.unlink(missing_ok=True)
         return None
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow((column, value))
-    rows.writerows((encodable(key), encodable(why)) for key, why in sorted(failed.items()))
-    content = text.getvalue().encode("utf-8", "surrogateescape")
-    write_changed(path, content)
+    rows = sorted((encodable(key), encodable(why)) for key, why in failed.items())
+    if list(read_failures(path, column, value).items()) != rows:
+        write_rows(path, (column, value), rows)
     return path
 
 
@@ -54,7 +42,7 @@ def read_failures(path: str | Path, column: str = "key", value: str = "reason") 
 
 
 def encodable(text: str) -> str:
-    """The text, as a file with ``errors="surrogateescape"`` takes it.
+    """The text as UTF-8 with ``errors="surrogateescape"`` takes it.
 
     Surrogates that stand for no byte become backslash escapes.
     """

@@ -24,13 +24,10 @@ from maest.helpers.errors import InputError
 TEMPORARY = ".tmp-"  # what the names of unfinished files and folders begin with
 # Errors that a single name is to blame for, not the disk: too long, not one for this file system, a
 # file where a folder should be or the other way round, a loop of links.
-NAMES_FILE_ONLY = frozenset(
-    {
-        *(errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR),
-        *(errno.EEXIST, errno.ELOOP),
-    }
-)
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+NAMES_FILE_ONLY = {
+    *(errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR),
+    *(errno.EEXIST, errno.ELOOP),
+}
 _DAY = 24 * 3600  # seconds
 
 
@@ -48,8 +45,7 @@ def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
     ``durable``: the content is on the disk before the name is, so that a power failure leaves the
     old file or the whole new one too.
     """
-    path = Path(path)
-    suffix = path.suffix[-16:]
+    path, suffix = Path(path), Path(path).suffix[-16:]
     if path.is_symlink():
         path = Path(os.path.realpath(path))
         if path.is_symlink():
@@ -84,11 +80,9 @@ def _flush(path: Path) -> None:
 
 
 def remove_leftovers(folder: str | Path, suffixes: Collection[str]) -> None:
-    """Remove unfinished files that a killed run left below a folder, a day ago or earlier.
+    """Remove unfinished files with such suffixes that a run killed a day ago or earlier left below.
 
-    Args:
-        folder: it need not be there. Folders that are links are not entered.
-        suffixes: of the files that the caller writes there, such as ``.npy``; others stay.
+    The folder need not be there; folders that are links are not entered.
     """
     for place, _, names in os.walk(folder):
         for name in names:
@@ -100,21 +94,34 @@ def remove_leftovers(folder: str | Path, suffixes: Collection[str]) -> None:
                     path.unlink()
 
 
-def write_error(path: str | Path, error: OSError, other_place: str) -> InputError:
-    """The error for a file, and so any other in its folder, that cannot be written.
+def read_bytes(
+    path: str | Path,
+    missing: str,
+    access: str = "Check that it is a file, and that you may read it.",
+) -> bytes:
+    """The content of a file that a user named.
 
-    Args:
-        path: the file.
-        error: what the system said.
-        other_place: the setting that names another folder, such as ``inference.out_dir``.
+    Raises:
+        InputError: "missing" or "access", with that hint.
     """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError("no such file", kind="missing", path=path, hint=missing) from None
+    except OSError as error:
+        what = f"cannot be read ({error.strerror or error})"
+        raise InputError(what, kind="access", path=path, hint=access) from None
+
+
+def write_error(path: str | Path, error: OSError, other_place: str) -> InputError:
+    """The error for a file that cannot be written, and so no other in its folder.
+
+    ``other_place`` is the setting that names another folder, such as ``inference.out_dir``.
+    """
+    why, step = "not writable", f"Make its folder writable, or give another {other_place}"
     # NumPy gives no number when a disk, or a quota, takes a part only.
-    full = error.errno is None or error.errno in _DISK_FULL
-    why, step = (
-        ("the disk is full, or your quota", "Make room")
-        if full
-        else ("not writable", f"Make its folder writable, or give another {other_place}")
-    )
+    if error.errno in (None, errno.ENOSPC, errno.EDQUOT):
+        why, step = "the disk is full, or your quota", "Make room"
     return InputError(
         f"cannot be written: {error.strerror or error} ({why}). What is done is kept",
         kind="access",
@@ -127,12 +134,9 @@ def check_room(folder: Path, needed: int) -> None:
     """Raise InputError unless the disk of a folder takes so many more bytes."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise InputError(
-            f"{needed} bytes are still to come, and there is room for {free}",
-            kind="access",
-            path=folder,
-            hint="Make room, or give another folder.",
-        )
+        what = f"{needed} bytes are still to come, and there is room for {free}"
+        hint = "Make room, or give another folder."
+        raise InputError(what, kind="access", path=folder, hint=hint)
 
 
 def write_json(path: str | Path, value: Any) -> None:

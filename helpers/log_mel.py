@@ -22,13 +22,10 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
 
 
 def log_mel_pieces(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same of a waveform that comes block by block; memory does not grow with its length.
+    """The same of a waveform that comes in float32 blocks of any lengths, mono at 16 kHz.
 
-    Args:
-        blocks: consecutive float32 pieces of the waveform, mono at 16 kHz, of any lengths.
-
-    Yields:
-        float16 [t, 96], at most 16,384 frames (262 s): bit for bit the same whatever the blocks.
+    Memory does not grow with its length. Yields float16 [t, 96], at most 16,384 frames (262 s): bit
+    for bit the same whatever the blocks.
     """
     size = (_FRAMES_PER_PIECE - 1) * HOP_LENGTH + N_FFT
     held = [np.zeros(N_FFT // 2, np.float32)]  # frame 0 begins half a frame before the sound

@@ -24,12 +24,8 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     if value in choices:
         return
     near = did_you_mean(value, [str(c) for c in choices]) if isinstance(value, str) else ""
-    raise InputError(
-        f"{value!r} is not a choice",
-        kind="unknown",
-        setting=name,
-        hint=f"Give one of {', '.join(map(repr, choices))}.{near}",
-    )
+    hint = f"Give one of {', '.join(map(repr, choices))}.{near}"
+    raise InputError(f"{value!r} is not a choice", kind="unknown", setting=name, hint=hint)
 
 
 def listed(value: Any) -> list[Any]:

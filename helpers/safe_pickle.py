@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from maest.helpers.errors import InputError
+from maest.helpers.files import read_bytes
 
 _RESAVE = (
     "Only dicts, lists, tuples, strings, numbers and bool, integer or float NumPy arrays are read, "
@@ -315,22 +316,8 @@ def load_pickle(path: str | Path) -> Any:
     """
     path = Path(path)
     again = "Write it again, or get it again."
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(
-            "no such file",
-            kind="missing",
-            path=path,
-            hint="Check the path, or make the file with the data set's preprocess.py.",
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})",
-            kind="access",
-            path=path,
-            hint="Check that it is a file, and that you may read it.",
-        ) from None
+    missing = "Check the path, or make the file with the data set's preprocess.py."
+    data = read_bytes(path, missing)
     if not data:
         raise InputError("the file is empty", kind="corrupt", path=path, hint=again)
     try:

@@ -19,13 +19,10 @@ def stop_signals() -> list[int]:
 
 
 class Stopped(BaseException):
-    """A run that was told to stop, by a signal, and has.
+    """A run that a signal has stopped.
 
-    No Exception: a second signal raises it anywhere, and nothing is to take it for a fault.
-
-    Attributes:
-        signal: which one.
-        saved: of a training, whether ``last.ckpt`` is of this very instant, or of an earlier one.
+    No Exception: a second signal raises it anywhere, and nothing is to take it for a fault. Of a
+    training, ``saved`` is whether ``last.ckpt`` is of this very instant, or of an earlier one.
     """
 
     def __init__(self, number: int, saved: bool) -> None:
@@ -57,9 +54,9 @@ def stoppable() -> Iterator[None]:
 def leave_signals_to_the_main_process(worker: int = 0) -> None:
     """Called in a worker process, by a DataLoader with its number.
 
-    Ctrl-C, and the signals of a cluster, reach all processes. The main process decides: it may
-    still need the data to save and stop, and its workers end with it. A second SIGTERM is the main
-    process's own, to a worker that hangs.
+    Ctrl-C, and the signals of a cluster, reach all processes. The main one may still need the data
+    to save and stop, and its workers end with it. A second SIGTERM is its own, to a worker that
+    hangs.
     """
 
     def first(number: int, frame: object) -> None:
