@@ -15,8 +15,8 @@ import pickle
 import posixpath
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -29,17 +29,11 @@ if not __package__:  # started as a script: import from the repository root, not
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.files import to_json, write_changed
+from maest.helpers.files import read_bytes, to_json, write_changed
+from maest.helpers.names import first_few
 from maest.helpers.safe_pickle import load_pickle, short_repr
 
 TASKS: tuple[str, ...] = ("multi-label", "single-label", "regression")
-
-
-class GroundTruthError(InputError):
-    """A ground-truth or label file that is refused."""
-
-
-# --- The ground truth ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,25 +74,22 @@ def read_groundtruth(
     """Read and validate a ground truth.
 
     Args:
-        path: a pickled dict, relative path → targets. Multi-label: multi-hot labels (a NumPy bool,
-            integer or float array, or a tuple or list of 0/1). Single-label: the same, with exactly
-            one 1. Regression: real values (a NumPy array, a tuple or list of numbers, or one bare
-            number).
+        path: a pickled dict, relative path → targets: a NumPy array, a tuple or a list. Multi-label: 0
+            or 1 for each label. Single-label: the same, with exactly one 1. Regression: finite
+            values below 3e38, or one bare number.
         n_classes: the number of labels or values that is expected, if it is known.
-        task: "multi-label", "single-label" or "regression".
         task_setting: which setting an error's hint names.
 
     Raises:
         InputError: the file is refused by `helpers.safe_pickle`, a key is no path that stays inside
-            ``base_dir``, or targets are not of that task, finite, and of one length (of
-            ``n_classes``).
+            ``base_dir``, or targets are not of that task and of one length (of ``n_classes``).
     """
     path = Path(path)
     keys, targets = _validate(load_pickle(path), path, task, task_setting)
     if n_classes is not None and targets.shape[1] != n_classes:
-        what = f"found {targets.shape[1]} {_what(task)} per track, expected {n_classes}"
+        what = f"found {targets.shape[1]} labels or values per track, expected {n_classes}"
         hint = "Set the number of classes to that of the file, or choose the file of the model."
-        raise GroundTruthError(what, kind="mismatch", path=path, hint=hint)
+        raise InputError(what, kind="mismatch", path=path, hint=hint)
     return GroundTruth(path, keys, targets, task)
 
 
@@ -197,11 +188,10 @@ def read_any_groundtruth(path: str | Path) -> GroundTruth:
     """Read labels, or else real values: for those to whom nothing but the tracks matters."""
     try:
         return read_groundtruth(path)
-    except GroundTruthError as error:
-        try:
+    except InputError:
+        with suppress(InputError):
             return read_groundtruth(path, task="regression")
-        except GroundTruthError:
-            raise error from None
+        raise
 
 
 def write_groundtruth(
@@ -211,57 +201,40 @@ def write_groundtruth(
 
     Its type is bool; for the task "regression" float32. A file with that content stays as it is.
 
-    Args:
-        path: the file.
-        groundtruth: relative path → targets, under the rules of ``read_groundtruth``.
-        task: "multi-label", "single-label" or "regression".
-
     Raises:
-        GroundTruthError: a key or value that would not be read back; nothing is written then.
+        InputError: a key or value that would not be read back; nothing is written then.
     """
     path = Path(path)
     keys, targets = _validate(groundtruth, path, task)
     if task != "regression":
         targets = targets.view(np.bool_)
-    rows = dict(zip(keys, targets, strict=True))
-    write_changed(path, pickle.dumps(rows, protocol=4))
+    write_changed(path, pickle.dumps(dict(zip(keys, targets, strict=True)), protocol=4))
 
 
 def check_disjoint(*groundtruths: GroundTruth) -> None:
-    """Raise GroundTruthError if two splits share tracks, naming the files and some of the keys."""
+    """Raise InputError if two splits share tracks, naming the files and some of the keys."""
     tracks = [{posixpath.normpath(key): key for key in split.keys} for split in groundtruths]
     for (a, tracks_a), (b, tracks_b) in combinations(zip(groundtruths, tracks, strict=True), 2):
-        shared = sorted(tracks_a.keys() & tracks_b.keys())
-        if shared:
-            some = ", ".join(short_repr(tracks_a[track]) for track in shared[:3])
-            more = ", ..." if len(shared) > 3 else ""
-            raise GroundTruthError(
-                f"{a.path.name} and {b.path.name} share {len(shared)} tracks ({some}{more})",
-                kind="conflict",
-                path=b.path,
-                hint="Keep each track in one split, or the scores mean nothing.",
-            )
+        if shared := sorted(tracks_a.keys() & tracks_b.keys()):
+            some = first_few((short_repr(tracks_a[track]) for track in shared), 3)
+            what = f"{a.path.name} and {b.path.name} share {len(shared)} tracks ({some})"
+            hint = "Keep each track in one split, or the scores mean nothing."
+            raise InputError(what, kind="conflict", path=b.path, hint=hint)
 
 
 def _validate(
     groundtruth: object, path: Path, task: str, task_setting: str = "maest.task"
 ) -> tuple[list[str], np.ndarray]:
-    """Keys [N], and targets [N, C], uint8 or (regression) float32.
-
-    Raises:
-        GroundTruthError: naming the file and the key, where a rule of ``read_groundtruth`` is hurt.
-    """
+    """Keys [N], and targets [N, C], uint8 or (regression) float32."""
     if task not in TASKS:
-        raise GroundTruthError(
-            f"no task {task!r}", kind="unknown", path=path, hint=f"Expected one of {TASKS}."
-        )
+        hint = f"Expected one of {TASKS}."
+        raise InputError(f"no task {task!r}", kind="unknown", path=path, hint=hint)
     if not isinstance(groundtruth, Mapping) or not groundtruth:
-        is_dict = isinstance(groundtruth, Mapping)
-        raise GroundTruthError(
-            "no tracks" if is_dict else f"found {_kind(groundtruth)}",
-            kind="empty" if is_dict else "invalid",
+        raise InputError(
+            f"found {short_repr(groundtruth)}",
+            kind="empty" if isinstance(groundtruth, Mapping) else "invalid",
             path=path,
-            hint="Expected a dict of relative path → labels.",
+            hint="Expected a dict of relative path → labels, with a track or more.",
         )
     targets = np.empty((0, 0))
     seen: dict[str, str] = {}
@@ -270,39 +243,30 @@ def _validate(
             track = check_key(key)
             if seen.setdefault(track, key) is not key:
                 what = f"the same path as key {short_repr(seen[track])}"
-                raise GroundTruthError(what, kind="conflict", hint="Keep one of the two.")
+                raise InputError(what, kind="conflict", hint="Keep one of the two.")
             row = _row(values, task)
             if number == 0:
                 dtype = np.float32 if task == "regression" else np.uint8
                 targets = np.empty((len(groundtruth), len(row)), dtype)
             if len(row) != targets.shape[1]:
-                what = f"found {len(row)} {_what(task)}, and {targets.shape[1]} in the first track"
-                raise GroundTruthError(what, hint="Expected the same number for each track.")
-        except GroundTruthError as error:
-            what = f"key {short_repr(key)}: {error.message}"
-            hint = error.hint.replace("{task}", task_setting)
-            raise GroundTruthError(what, kind=error.kind, path=path, hint=hint) from None
+                what = f"found {len(row)} targets, and {targets.shape[1]} in the first track"
+                raise InputError(what, hint="Expected the same number for each track.")
+        except InputError as error:
+            error.message, error.path = f"key {short_repr(key)}: {error.message}", path
+            error.hint = error.hint.replace("{task}", task_setting)
+            raise
         targets[number] = row
     return list(groundtruth), targets
 
 
 def check_key(key: Any) -> str:
-    """The normalised path of a key. Raises GroundTruthError unless it stays inside ``base_dir``."""
-    track = posixpath.normpath(key) if type(key) is str else ""
-    if not track or not key:
-        found = "an empty string" if key == "" else _kind(key)
-    elif "\0" in key or "\\" in key:
-        found = "a NUL or a backslash"
-    elif re.match("/|[A-Za-z]:", key):
-        found = "an absolute path"
-    elif track == ".." or track.startswith("../"):
-        found = "a path that leaves base_dir"
-    elif track == "." or key[-1] == "/":
-        found = "the path of a folder"
-    else:
-        return track
-    hint = "Expected a path relative to base_dir, with forward slashes."
-    raise GroundTruthError(f"found {found}", hint=hint)
+    """The normalised path of a key. Raises InputError unless it names a file in ``base_dir``."""
+    track = posixpath.normpath(key) if isinstance(key, str) and key else ""
+    outside = track in ("", ".", "..") or track.startswith(("/", "../"))
+    if outside or key[-1] == "/" or re.search(r"^[A-Za-z]:|[\0\\]", key):
+        hint = "Expected a path relative to base_dir, with forward slashes."
+        raise InputError("it is no path of a file inside base_dir", hint=hint)
+    return track
 
 
 _NUMBERS = (int, float, np.bool_, np.integer, np.floating)
@@ -316,46 +280,33 @@ _EXPECTED = {
 
 
 def _row(values: Any, task: str) -> np.ndarray:
-    """One track's targets [C]. Raises GroundTruthError."""
+    """One track's targets [C]. Raises InputError."""
     if task == "regression" and isinstance(values, _NUMBERS):
         values = [values]
-    found = None
     if isinstance(values, np.ndarray):
-        if values.ndim != 1 or values.dtype.kind not in "biuf":
-            found = f"a {values.ndim}-D array of dtype {values.dtype}"
-    elif not isinstance(values, list | tuple):
-        found = short_repr(values)
-    elif not all(issubclass(kind, _NUMBERS) for kind in set(map(type, values))):
-        found = short_repr(next(value for value in values if not isinstance(value, _NUMBERS)))
-    if found is None and len(values) == 0:
-        raise GroundTruthError(f"no {_what(task)}", kind="empty", hint=_EXPECTED[task])
-    if found is None:
-        row = np.asarray(values)
-        if task == "regression":
-            try:
-                with np.errstate(over="ignore"):
-                    row = row.astype(np.float64).astype(np.float32)
-                wrong = ~np.isfinite(row)
-            except OverflowError:  # of a Python integer
-                wrong = np.ones(len(row), bool)
-        else:
-            wrong = (row != 0) & (row != 1)
-        if wrong.any():
-            index = int(wrong.argmax())
-            found = f"{short_repr(values[index])} at {_what(task)[:-1]} {index}"
-        elif task == "single-label" and np.count_nonzero(row) != 1:
-            found = f"{np.count_nonzero(row)} labels"
-    if found is not None:
-        raise GroundTruthError(f"found {found}", hint=_EXPECTED[task])
+        numbers = values.ndim == 1 and values.dtype.kind in "biuf"
+    else:
+        numbers = isinstance(values, list | tuple) and all(
+            issubclass(kind, _NUMBERS) for kind in set(map(type, values))
+        )
+    if not numbers or not len(values):
+        raise InputError(f"found {short_repr(values)}", hint=_EXPECTED[task])
+    try:
+        row = np.asarray(values, np.float64)
+    except OverflowError:  # of a Python integer
+        row = np.full(len(values), np.inf)
+    if task == "regression":
+        with np.errstate(over="ignore"):
+            row = row.astype(np.float32)
+        wrong = ~np.isfinite(row)
+    else:
+        wrong = (row != 0) & (row != 1)
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise InputError(f"found {row[index]:g} at place {index}", hint=_EXPECTED[task])
+    if task == "single-label" and row.sum() != 1:
+        raise InputError(f"found {row.sum():g} labels", hint=_EXPECTED[task])
     return row
-
-
-def _what(task: str) -> str:
-    return "values" if task == "regression" else "labels"
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 # --- Label names --------------------------------------------------------------------------------
@@ -364,10 +315,7 @@ def _kind(value: object) -> str:
 def write_labels(path: str | Path, names: Iterable[str]) -> None:
     """Write the labels' names, in the order of the targets' columns, as a JSON list, atomically.
 
-    A file with that content stays as it is.
-
-    Raises:
-        GroundTruthError: a name that is empty, no string, or there twice.
+    A file with that content stays as it is. Raises InputError as :func:`read_labels`.
     """
     path = Path(path)
     write_changed(path, to_json(_check_names(list(names), path)).encode())
@@ -379,25 +327,22 @@ def read_labels(path: str | Path) -> list[str]:
     What the file is, its first character says: ``[`` begins a JSON list. Both are UTF-8.
 
     Raises:
-        GroundTruthError: the file cannot be read or holds anything else.
+        InputError: the file cannot be read or holds anything else.
     """
     path = Path(path)
-    kind: Kind = "invalid"
+    hint = "Label names are a JSON list, or UTF-8 text with one name a line."
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_bytes(path, hint, hint).decode("utf-8-sig")
         if text.lstrip()[:1] in ("[", "{"):  # a dict is no text either: it is refused by name
             names = json.loads(text)
         elif control := re.search(r"[^\t\r\n -\U0010ffff]", text):
             raise ValueError(f"it has the character {control[0]!r}: a binary file?")
         else:
             names = [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, OSError):
-            kind = "missing" if isinstance(error, FileNotFoundError) else "access"
-        hint = "Label names are a JSON list, or UTF-8 text with one name a line."
-        raise GroundTruthError(
-            f"cannot be read ({error})", kind=kind, path=path, hint=hint
-        ) from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot be read ({error})", path=path, hint=hint) from None
     return _check_names(names, path)
 
 
@@ -405,37 +350,33 @@ def labels_beside(groundtruth: GroundTruth) -> list[str] | None:
     """The C names in the ``labels.json`` beside a ground truth; None if there is none.
 
     Raises:
-        GroundTruthError: there is one, and it is damaged or of another number of labels.
+        InputError: there is one, and it is damaged or of another number of labels.
     """
     path = groundtruth.path.parent / "labels.json"
     if not path.is_file():
         return None
-    names = read_labels(path)
-    if len(names) != groundtruth.n_classes:
-        raise GroundTruthError(
-            f"{len(names)} labels, and {groundtruth.path.name} beside it has "
-            f"{groundtruth.n_classes} to a track",
-            kind="mismatch",
-            path=path,
-            hint="They are not of one data set: remove the one that does not belong there.",
-        )
+    names, n_classes = read_labels(path), groundtruth.n_classes
+    if len(names) != n_classes:
+        what = f"{len(names)} labels, and {groundtruth.path.name} beside it has {n_classes}"
+        hint = "They are not of one data set: remove the one that does not belong there."
+        raise InputError(f"{what} to a track", kind="mismatch", path=path, hint=hint)
     return names
 
 
 def _check_names(names: Any, path: Path) -> list[str]:
-    kind: Kind = "invalid"
-    if not isinstance(names, list):
-        found = _kind(names)
-    elif not names:
-        found, kind = "no label names", "empty"
-    elif unnamed := [i for i, n in enumerate(names) if not isinstance(n, str) or not n.strip()]:
-        found = f"{short_repr(names[unnamed[0]])} as name of label {unnamed[0]}"
-    elif twice := [name for name, count in Counter(names).items() if count > 1]:
-        found, kind = f"{short_repr(twice[0])} more than once", "conflict"
-    else:
-        return list(names)
     hint = "Expected a list of distinct names, none of them empty."
-    raise GroundTruthError(f"found {found}", kind=kind, path=path, hint=hint)
+    if not isinstance(names, list) or not names:
+        kind: Kind = "empty" if names == [] else "invalid"
+        raise InputError(f"found {short_repr(names)}", kind=kind, path=path, hint=hint)
+    seen: set[str] = set()
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"label {i} is {short_repr(name)}", path=path, hint=hint)
+        if name in seen:
+            what = f"{short_repr(name)} is there twice"
+            raise InputError(what, kind="conflict", path=path, hint=hint)
+        seen.add(name)
+    return names
 
 
 if __name__ == "__main__":

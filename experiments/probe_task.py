@@ -11,7 +11,6 @@ import numpy as np
 from maest.config.probe import ProbeData
 from maest.datasets.groundtruth import (
     GroundTruth,
-    GroundTruthError,
     check_disjoint,
     labels_beside,
     read_groundtruth,
@@ -72,7 +71,7 @@ def read_task(data: ProbeData) -> ProbeTask:
             )
         try:
             groundtruths[split] = read_groundtruth(path, task=data.task)
-        except GroundTruthError as error:  # it names the setting of the other experiment
+        except InputError as error:  # it names the setting of the other experiment
             error.message = error.message.replace("maest.task", "data.task")
             error.hint = error.hint.replace("maest.task", "data.task")
             raise

@@ -46,3 +46,9 @@ def typed_list(setting: str, values: Sequence[str]) -> str:
     """``setting=[a,b]`` as it is typed in a shell, for names that :func:`listed` reads back."""
     quoted = (f'"{value}"' if set(value) & set(",'()[] ") else value for value in values)
     return shlex.quote(f"{setting}=[{','.join(quoted)}]")
+
+
+def first_few(names: Iterable[str], shown: int = 5) -> str:
+    """``a, b, ...``: the first of some names, for a message."""
+    names = list(names)
+    return ", ".join(names[:shown]) + ", ..." * (len(names) > shown)
