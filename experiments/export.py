@@ -39,7 +39,7 @@ def export(run: Any, settings: Settings) -> dict[str, Any]:
         written, arch = folder, checkpoint.arch
         notes = export_huggingface(folder, net, arch=arch, trained_on=trained_on, licence=licence)
     elif options.format == "onnx":
-        from maest.models.onnx_file import export_onnx
+        from maest.models.graph import export_onnx
 
         written = folder / "model.onnx"
         _check_labels_file(folder, net.labels, written)

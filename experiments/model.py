@@ -18,7 +18,7 @@ from maest.helpers.mel_constants import NORM_MEAN, NORM_STD
 from maest.models import CheckpointError, Maest, get_maest, load_checkpoint
 from maest.models.archs import Arch, find_arch, input_frames
 from maest.models.download import fetch
-from maest.models.maest import TASKS
+from maest.models.sizes import TASKS
 from maest.models.weights import Checkpoint
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.parallel import cores
 from maest.models import Maest, licences
 from maest.models.archs import clip_seconds, size_name
-from maest.models.maest import grid_size
+from maest.models.sizes import grid_size
 from maest.models.weights import Checkpoint
 
 if TYPE_CHECKING:

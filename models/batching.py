@@ -19,7 +19,8 @@ from maest.helpers.names import check_choice
 from maest.helpers.patches import PATCH_SIZE, PatchPlan, WeightedMean, new_frames, seconds, times
 from maest.helpers.tracks import Track, TrackResult, overview
 from maest.models.engines import Engine, create
-from maest.models.maest import STRIDE, Maest, grid_size
+from maest.models.maest import Maest
+from maest.models.sizes import STRIDE, grid_size
 
 POOLS = ("mean", "none")
 # On a CPU, a pass of so many tokens is as good as a larger one, and needs less memory.

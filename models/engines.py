@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maest.helpers.errors import InputError
+from maest.helpers.names import check_choice
 from maest.models.maest import Maest, Outputs
 
 if TYPE_CHECKING:
@@ -36,17 +37,12 @@ _COMPARED = 3750  # frames on which int8 is compared with float32: a minute
 
 
 class Engine(Protocol):
-    """Computes B patches [B, F, T]: normalised log-mels, no longer than the positions hold.
+    """Computes B patches [B, F, T]: normalised log-mels, no longer than the positions hold."""
 
-    Attributes:
-        name: for people.
-        device: where its outputs are.
-        similarity: of int8, by output ("block 7", "logits"): the lowest cosine similarity to
-            float32 on the first patches; None before these, and of other engines.
-    """
-
-    name: str
-    device: torch.device
+    name: str  # for people
+    device: torch.device  # where its outputs are
+    # Of int8, by output ("block 7", "logits"): the lowest cosine similarity to float32 on the first
+    # patches; None before these, and of other engines
     similarity: dict[str, float] | None
 
     def __call__(self, mels: Tensor) -> Outputs: ...
@@ -58,10 +54,9 @@ def create(
     device: torch.device | str = "auto",
     engine: str = "auto",
     quantize: str | None = None,
-    precision: str = "32-true",
+    precision: str | None = None,
     blocks: Sequence[int] = (-1,),
     logits: bool = True,
-    threads: int | None = None,
     compile: bool = False,
 ) -> Engine:
     """The engine that computes some outputs of a network, which stays as it is.
@@ -71,45 +66,34 @@ def create(
         device: "auto" is a GPU where there is one, but a CPU for onnxruntime.
         engine: "auto" is onnxruntime for float32 on x86 CPUs, if it can compute the network.
         quantize: "int8", by onnxruntime on a CPU.
-        precision: "32-true"; or PyTorch's "16-mixed" (not on a CPU) or "bf16-mixed".
+        precision: "32-true"; or PyTorch's "16-mixed" (not on a CPU) or "bf16-mixed". None: float16
+            on CUDA, float32 elsewhere.
         blocks, logits: what is computed, as of `Maest.encode`.
-        threads: of onnxruntime; as many as PyTorch has, if None.
         compile: the blocks, with PyTorch's compiler.
 
     Raises:
         InputError: for options that do not go together, and where onnxruntime is asked for and is
             missing or cannot compute the network.
     """
-    for setting, value, choices in (
-        ("engine", engine, ("auto", "pytorch", "onnxruntime")),
-        ("quantize", quantize, (None, "int8")),
-        ("precision", precision, PRECISIONS),
-    ):
-        if value not in choices:
-            hint = f"Choose from {', '.join(map(str, choices))}."
-            raise InputError(f"{value!r} is unknown", kind="unknown", hint=hint, setting=setting)
+    check_choice("engine", engine, ("auto", "pytorch", "onnxruntime"))
+    check_choice("quantize", quantize, (None, "int8"))
+    check_choice("precision", precision, (None, *PRECISIONS))
     by_onnx = quantize is not None or engine == "onnxruntime"
     device = torch.device(("cpu" if by_onnx else best_device()) if device == "auto" else device)
+    precision = precision or ("16-mixed" if device.type == "cuda" else "32-true")
     plain = device.type == "cpu" and precision == "32-true"
-    if by_onnx and not (plain and engine != "pytorch"):
+    half = device.type == "cpu" and precision == "16-mixed"  # slower and less exact than float32
+    if half or (by_onnx and (not plain or engine == "pytorch")):
         raise InputError(
-            f"{quantize or engine} needs onnxruntime on a CPU, in 32-true; not {engine} on "
-            f"{device.type}, in {precision}",
+            f"{quantize or engine}, {device.type} and {precision} do not go together",
             kind="unsupported",
-            hint="Leave out the engine and the precision, and compute on the CPU.",
-            setting="quantize" if quantize else "engine",
-        )
-    if device.type == "cpu" and precision == "16-mixed":
-        raise InputError(
-            "float16 on a CPU is slower and less exact than float32",
-            kind="unsupported",
-            hint="Give bf16-mixed or 32-true.",
-            setting="precision",
+            hint="onnxruntime and int8 are for a CPU in 32-true; PyTorch has bf16-mixed there.",
+            setting="quantize" if quantize else "engine" if by_onnx else "precision",
         )
     x86 = platform.machine() in _X86 and sys.platform != "darwin"
     if by_onnx or (engine == "auto" and x86 and plain and not compile):
         try:
-            return OnnxEngine(net, blocks, logits, threads, quantize)
+            return OnnxEngine(net, blocks, logits, quantize)
         except InputError as error:
             if by_onnx:
                 raise
@@ -163,12 +147,7 @@ class OnnxEngine:
     similarity: dict[str, float] | None = None
 
     def __init__(
-        self,
-        net: Maest,
-        blocks: Sequence[int],
-        logits: bool,
-        threads: int | None,
-        quantize: str | None,
+        self, net: Maest, blocks: Sequence[int], logits: bool, quantize: str | None
     ) -> None:
         try:
             from onnxruntime import InferenceSession, OrtValue, SessionOptions
@@ -184,7 +163,7 @@ class OnnxEngine:
         self.name, self.device = f"onnxruntime, {quantize or 'float32'}", torch.device("cpu")
         self._blocks, self._logits = tuple(blocks), logits
         options = SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors
         self._exact = None  # computes in float32, until int8 has been compared with it
@@ -206,9 +185,8 @@ class OnnxEngine:
         logits = values.pop(0) if self._logits else None
         outputs = Outputs(logits, dict(zip(self._blocks, values, strict=True)))
         if self._exact is not None:
-            first = mels[: max(1, _COMPARED // mels.shape[-1])]
-            self.similarity = _similarity(outputs, self._exact(first))
-            self._exact = None
+            exact = self._exact(mels[: max(1, _COMPARED // mels.shape[-1])])
+            self._exact, self.similarity = None, _similarity(outputs, exact)
         return outputs
 
 
@@ -217,7 +195,7 @@ def _similarity(found: Outputs, exact: Outputs) -> dict[str, float]:
     pairs = {f"block {b}": (found.embeddings[b], values) for b, values in exact.embeddings.items()}
     if found.logits is not None and exact.logits is not None:
         pairs["logits"] = found.logits, exact.logits
-    similarity: dict[str, float] = {}
+    similarity = {}
     for name, (a, b) in pairs.items():
         a, b = a[: len(b)].flatten(1).double(), b.flatten(1).double()
         similarity[name] = F.cosine_similarity(a, b).min().item()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from maest.helpers.errors import InputError
 from maest.helpers.metrics import Evaluation, evaluate
 from maest.models.maest import Maest
-from maest.models.patchout import on_device
+from maest.models.sizes import on_device
 
 log = logging.getLogger(__name__)
 

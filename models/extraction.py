@@ -37,7 +37,7 @@ from maest.helpers.tracks import Track, TrackResult, read_audio_mel
 from maest.models import Maest, get_maest
 from maest.models.batching import Extraction, Failure, OutputSpec, create_engine
 from maest.models.engines import best_device
-from maest.models.maest import grid_size
+from maest.models.sizes import grid_size
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,10 @@ Written out node by node, from the weights alone. Batch B and length T are free.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,21 +17,100 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
-from maest.helpers.melspectrogram import HOP_LENGTH, N_FFT
+from maest.helpers.mel_constants import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
 from maest.helpers.patches import PATCH_SIZE
-from maest.models.maest import STRIDE, Maest
+from maest.models.archs import clip_seconds
+from maest.models.maest import Maest
+from maest.models.saving import own_files
+from maest.models.sizes import ACTIVATIONS, STRIDE
 
 _OPSET = 20  # the first with Gelu; LayerNormalization came with 17
 _END = 2**31 - 1
 _SMALL = 4096  # bytes of a weight that is always in the model
 _LARGEST = 2**31 - 2**24  # bytes of weights in a model, which is one protobuf message
+_PRODUCER = "maest"  # stands at the start of a file, and tells that it is ours
+
+
+def export_onnx(
+    path: Path,
+    model: Maest,
+    blocks: Sequence[int],
+    *,
+    with_frontend: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a network as an ONNX file. An older export is replaced once the new one is valid.
+
+    Inputs and outputs are those of `build`. Fewer than 16 frames are padded with silence, and with
+    n = input_t // 10 the longest input has 10 · n + 15 frames, or 256 · (10 · n + 14) samples.
+    Cutting a track is left to the caller (`maest.helpers.patches.cut`).
+
+    ``metadata_props`` hold sample_rate (Hz), hop_length (samples), n_mels, norm_mean, norm_std,
+    input_t (frames), max_frames or max_samples (of an input), task, blocks and labels (JSON; labels
+    only if the model has some), and what is in ``metadata``.
+
+    Columns and rows that patchout always drops are dropped in the file too. It does not carry: the
+    type of the weights (float32 always), and the refusal of NaN and infinite values. The front end
+    needs a runtime with float64 products, as onnxruntime has on a CPU.
+
+    Raises:
+        InputError: for a block that does not exist, a name in ``metadata`` that is taken, a network
+            that one ONNX file cannot hold, and as `own_files`.
+    """
+    blocks = list(chosen_blocks(blocks, model.depth))
+    if model.time_new_pos_embed.shape[-1] == 1:
+        # One position would be added to every column of an input that is too long.
+        message = f"{model.input_t} frames are one patch column: ONNX cannot refuse longer inputs"
+        hint = "Export a model with an input_t of 20 or more."
+        raise InputError(message, kind="unsupported", hint=hint, setting="input_t")
+    if with_frontend and model.input_f != N_MELS:
+        message = f"the model takes {model.input_f} bands, and the front end makes {N_MELS}"
+        hint = "Export it without the front end."
+        raise InputError(message, kind="conflict", hint=hint, setting="with_frontend")
+    name, length = ("waveform", "samples") if with_frontend else ("melspectrogram", "frames")
+    limit = longest_input(model, with_frontend)
+    properties = {
+        "sample_rate": str(SAMPLE_RATE),
+        "hop_length": str(HOP_LENGTH),
+        "n_mels": str(model.input_f),
+        "norm_mean": repr(float(model.norm_mean)),
+        "norm_std": repr(float(model.norm_std)),
+        "input_t": str(model.input_t),
+        "task": model.task,
+        "blocks": json.dumps(blocks),
+        f"max_{length}": str(limit),
+    }
+    if model.labels is not None:
+        properties["labels"] = json.dumps(model.labels, ensure_ascii=False)
+    if taken := {*properties, "labels"} & {*(metadata or {})}:
+        message, hint = f"the export writes {', '.join(sorted(taken))} itself", "Give other names."
+        raise InputError(message, kind="conflict", hint=hint, setting="metadata")
+    proto = build(model, blocks, True, waveform=with_frontend)
+    helper.set_model_props(proto, properties | dict(metadata or {}))
+    proto.doc_string = (
+        f"A MAEST network. Input: {name} [batch, {'' if with_frontend else 'bands, '}{length}], "
+        f"of at most {limit} {length} (the model was trained on {clip_seconds(model.input_t):g} "
+        "s): cut longer tracks into patches and average what they give. The activation function "
+        f"of logits: {ACTIVATIONS[model.task]}."
+    )
+    with own_files(path.parent, [path.name], _is_own(path)) as paths:
+        onnx.save(proto, paths[path.name], format="protobuf")  # whatever its suffix
+        onnx.checker.check_model(paths[path.name], full_check=True)
+
+
+def _is_own(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _PRODUCER.encode() in file.read(16)
 
 
 def build(
     net: Maest,
     blocks: Sequence[int],
-    logits: bool = True,
+    logits: bool,
     *,
     waveform: bool = False,
     fused: bool = False,
@@ -62,13 +143,14 @@ def build(
         if number in blocks:
             mean = g.node("ReduceMean", g.slice(x, 2, _END, 1), g.ints(1), keepdims=1)
             embedding = g.node("Concat", g.slice(x, 0, 2, 1), mean, axis=1)
-            outputs[output_name(number)] = embedding, ["batch", 3, net.embed_dim]
+            outputs[f"embeddings_{number}"] = embedding, ["batch", 3, net.embed_dim]
     if needs_final:
         tokens = g.norm("norm", g.slice(x, 0, 2, 1))
         final = g.node("ReduceMean", tokens, g.ints(1), keepdims=0)
-        outputs[output_name(-1)] = final, ["batch", net.embed_dim]
+        outputs["embeddings_final"] = final, ["batch", net.embed_dim]
         outputs["logits"] = _logits(g, net, tokens, final), ["batch", net.n_classes]
-    names = ["logits"] * logits + [output_name(block) for block in blocks]
+    names = ["logits"] * logits
+    names += ["embeddings_final" if b < 0 else f"embeddings_{b}" for b in blocks]
     g.nodes += [helper.make_node("Identity", [outputs[n][0]], [n]) for n in names]
     shape: list[str | int | None] = ["batch", *([] if waveform else [net.input_f]), length]
     given = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
@@ -76,15 +158,10 @@ def build(
     graph = helper.make_graph(g.nodes, "maest", [given], put_out, g.weights)
     opsets = [helper.make_opsetid("", _OPSET)]
     opsets += [helper.make_opsetid("com.microsoft", 1)] if fused else []
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="maest")
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name=_PRODUCER)
 
 
-def output_name(block: int) -> str:
-    """What the embeddings of a block are called."""
-    return "embeddings_final" if block < 0 else f"embeddings_{block}"
-
-
-def longest_input(net: Maest, waveform: bool = False) -> int:
+def longest_input(net: Maest, waveform: bool) -> int:
     """The longest input that the positions hold: frames, or samples of a waveform."""
     frames = net.time_new_pos_embed.shape[-1] * STRIDE + PATCH_SIZE - 1
     return (frames - 1) * HOP_LENGTH if waveform else frames

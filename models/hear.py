@@ -14,7 +14,6 @@ token and the mean of its other tokens. Shapes: S sounds, P patches, K timestamp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,10 +23,10 @@ from torch.nn import functional as F
 from maest.helpers import patches
 from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
-from maest.helpers.melspectrogram import HOP_LENGTH, SAMPLE_RATE
+from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE, n_frames
 from maest.helpers.patches import PATCH_SIZE
 from maest.models import get_maest
-from maest.models.long_inputs import encode_patches
+from maest.models.inputs import as_waveforms
 from maest.models.maest import Maest, inference
 
 DEFAULT_ARCH = "discogs-maest-30s-pw-129e"  # of `load_model()`
@@ -59,19 +58,17 @@ class HearModel(nn.Module):
         self.scene_embedding_size = (1 if chosen[0] < 0 else 3) * net.embed_dim
         self.timestamp_embedding_size = self.scene_embedding_size
 
-    def forward(self, mels: Sequence[Tensor]) -> Tensor:
+    def forward(self, mels: list[Tensor]) -> Tensor:
         """Normalised log-mel patches, P of [F, T frames] → their embeddings, float32 [P, 3·D]."""
-        _, embeddings = encode_patches(self.net, mels, (self.transformer_block,), logits=False)
+        _, embeddings = self.net.encode_patches(mels, (self.transformer_block,), logits=False)
         return embeddings[self.transformer_block].flatten(1).float()
 
 
 def load_model(model_file_path: str | Path = "", transformer_block: int | None = None) -> HearModel:
     """Load a model as `get_maest` does, on the CPU; of "" ``DEFAULT_ARCH``.
 
-    The evaluation kit passes on ``--model-options '{"transformer_block": 6}'``.
-
-    Raises:
-        InputError: there is no such model or block, or the model has no weights.
+    The evaluation kit passes on ``--model-options '{"transformer_block": 6}'``. InputError: there
+    is no such model or block, or the model has no weights.
     """
     # Weights are asked for by name, too: embeddings of random ones would look like any others.
     net = get_maest(str(model_file_path) or DEFAULT_ARCH, pretrained=True)
@@ -81,21 +78,19 @@ def load_model(model_file_path: str | Path = "", transformer_block: int | None =
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """One embedding for each sound: the mean over its patches, weighted by their seconds.
 
-    ``audio``, floats [S, samples], mono, 16 kHz, in -1..1, of any length and on any device →
+    ``audio``, floats [S, samples] in -1..1, mono at 16 kHz, of any length and on any device →
     float32 [S, model.scene_embedding_size], on the model's device. A sound's embedding does not
     depend on the other sounds, but for rounding.
 
     Raises:
-        TypeError: if ``audio`` is no tensor or ``model`` not of :func:`load_model`.
-        InputError: for audio of another shape or type, an empty one, NaN or infinite values.
+        TypeError: ``audio`` is no tensor of numbers, or ``model`` not of :func:`load_model`.
+        InputError: audio of another shape, an empty one, NaN or infinite values.
     """
-    _check(audio, model)
-    with inference(model):
-        mels = [_melspectrogram(sound, model) for sound in audio]  # S of [F, T]
-        spans = patches.cut(mels[0].shape[-1], model.net.input_t)
-        embeddings = _windows(mels, spans, model)  # [S, P, 3·D]
-        pooled = patches.pooled(embeddings.transpose(0, 1).cpu().numpy(), patches.new_frames(spans))
-        return torch.from_numpy(pooled).to(embeddings.device)
+    audio = _checked(audio, model)
+    spans = patches.cut(n_frames(audio.shape[1]), model.net.input_t)
+    embeddings = _windows(audio, spans, model)  # [P, S, 3·D]
+    pooled = patches.pooled(embeddings.cpu().numpy(), patches.new_frames(spans))
+    return torch.from_numpy(pooled).to(embeddings.device)
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
@@ -112,44 +107,28 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
         [S, K, model.timestamp_embedding_size], K = 1 + floor(samples / 768), and float32 [S, K],
         the windows' centres in milliseconds: 0, 48, 96 … up to the end of the sound.
     """
-    _check(audio, model)
+    audio = _checked(audio, model)
     sounds, samples = audio.shape
     count = 1 + samples // HOP_SAMPLES
     # Moves the grid of frames so that 7.5 of its steps lie before the first timestamp, 0, and as
     # many behind the last; fewer than 768 samples are behind the last timestamp, so all is seen.
     behind = (count - 1) * HOP_SAMPLES + _REACH_SAMPLES - samples
     spans = [(HOP_FRAMES * i, HOP_FRAMES * i + WINDOW_FRAMES) for i in range(count)]
-    with inference(model):
-        padded = (F.pad(sound, (_REACH_SAMPLES, behind)) for sound in audio)
-        embeddings = _windows([_melspectrogram(sound, model) for sound in padded], spans, model)
+    embeddings = _windows(F.pad(audio, (_REACH_SAMPLES, behind)), spans, model).transpose(0, 1)
     timestamps = HOP_MS * torch.arange(count, dtype=torch.float32, device=embeddings.device)
     return embeddings, timestamps.repeat(sounds, 1)
 
 
-def _melspectrogram(sound: Tensor, model: HearModel) -> Tensor:
-    """[samples] on any device → normalised log-mel [F, T] on the model's."""
-    return model.net.melspectrogram(sound.to(model.net.cls_token.device))
-
-
-def _windows(mels: list[Tensor], spans: list[tuple[int, int]], model: HearModel) -> Tensor:
-    """The embeddings of the same stretches of S sounds of one length: [S, len(spans), 3·D]."""
-    embeddings: Tensor = model([mel[:, first:last] for mel in mels for first, last in spans])
-    return embeddings.view(len(mels), len(spans), -1)
-
-
-def _check(audio: Tensor, model: HearModel) -> None:
+def _checked(audio: Tensor, model: HearModel) -> Tensor:
     if not isinstance(model, HearModel):
         raise TypeError(f"model is a {type(model).__name__}: expected what load_model returned")
-    if not isinstance(audio, Tensor):
-        raise TypeError(f"audio is a {type(audio).__name__}: expected a torch.Tensor")
-    if audio.ndim != 2 or audio.numel() == 0 or not audio.is_floating_point():
-        raise InputError(
-            f"{audio.dtype} {list(audio.shape)}: expected floats [sounds, samples], in -1..1",
-            hint="One sound is audio[None]; divide 16-bit samples by 32768.",
-            setting="audio",
-        )
-    finite = torch.isfinite(audio).all(dim=1)
-    if not finite.all():
-        message = f"NaN or infinite values, first in sound {int((~finite).nonzero()[0])}"
-        hint = "Replace them, or leave that sound out."
-        raise InputError(message, kind="corrupt", hint=hint, setting="audio")
+    return as_waveforms(audio, 2, "audio")
+
+
+def _windows(audio: Tensor, spans: list[tuple[int, int]], model: HearModel) -> Tensor:
+    """The embeddings of the same stretches, in frames, of S sounds: [len(spans), S, 3·D]."""
+    net = model.net
+    with inference(model):
+        mels = [net.melspectrogram(sound.to(net.cls_token.device)) for sound in audio]
+        embeddings: Tensor = model([mel[:, first:last] for first, last in spans for mel in mels])
+    return embeddings.view(len(spans), len(mels), -1)

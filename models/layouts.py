@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from maest.helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD
 from maest.helpers.patches import PATCH_SIZE
-from maest.models.maest import STRIDE, grid_size
+from maest.models.sizes import STRIDE, grid_size
 
 Tensors = dict[str, tuple[Tensor, ...]]
 

@@ -14,7 +14,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,14 +26,21 @@ from maest.helpers import patches
 from maest.helpers.errors import InputError
 from maest.helpers.melspectrogram import MelSpectrogram
 from maest.helpers.patches import PATCH_SIZE
-from maest.models.inputs import as_floats, as_log_mel
-from maest.models.long_inputs import Outputs, encode_long
-from maest.models.patchout import Patchout, on_device
-from maest.models.sizes import SIZE_NAMES, STRIDE, TASKS, Sizes, grid_size, whole_number
+from maest.models.inputs import as_floats, check_finite, check_shape
+from maest.models.sizes import SIZE_NAMES, STRIDE, Patchout, Sizes, invalid, on_device, whole_number
 
-__all__ = ["STRIDE", "TASKS", "Maest", "Outputs", "Sizes", "grid_size", "inference"]
+# So many tokens go through the network at a time, however long an input is: about 0.6 GB of
+# activations in the base model; 9 patches of 30 s, 58 of 5 s, or 1489 of 16 frames.
+TOKENS_PER_PASS = 16_384
 
-_RATES = ("drop_rate", "attn_drop_rate", "drop_path_rate")
+
+class Outputs(NamedTuple):
+    """What one pass computes of [B, F, T]."""
+
+    # [B, C]; in training mode, of two heads, [2, B, C]: the cls token's and the dist token's
+    logits: Tensor | None
+    # By block, [B, 3, D]: cls token, dist token, mean of all others; -1, after the norm: [B, D]
+    embeddings: dict[int, Tensor]
 
 
 @contextmanager
@@ -67,33 +75,11 @@ class Attention(nn.Module):
         return x
 
 
-class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(F.gelu(self.fc1(x)))
-        x = self.drop(self.fc2(x))
-        return x
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: in training, leaves a branch out for some of a batch, at random."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.rate:
-            return x
-        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - self.rate).div_(1 - self.rate)
-
-
 class Block(nn.Module):
-    """A transformer block: [B, N, D] → [B, N, D], or [B, queries, D] for the first tokens."""
+    """A transformer block: [B, N, D] → [B, N, D], or [B, queries, D] for the first tokens.
+
+    In training, each branch is left out for some of a batch, at random: stochastic depth.
+    """
 
     def __init__(
         self, dim: int, num_heads: int, hidden: int, dropout: float, attn_drop: float, path: float
@@ -102,14 +88,21 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, attn_drop, dropout)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, hidden, dropout)
-        self.drop_path = DropPath(path)
+        mlp = {"fc1": nn.Linear(dim, hidden), "act": nn.GELU(), "drop1": nn.Dropout(dropout)}
+        mlp |= {"fc2": nn.Linear(hidden, dim), "drop2": nn.Dropout(dropout)}
+        self.mlp = nn.Sequential(OrderedDict(mlp))
+        self.path = path
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         residual = x if queries is None else x[:, :queries]
-        x = residual + self.drop_path(self.attn(self.norm1(x), queries))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        x = residual + self._drop_path(self.attn(self.norm1(x), queries))
+        x = x + self._drop_path(self.mlp(self.norm2(x)))
         return x
+
+    def _drop_path(self, x: Tensor) -> Tensor:
+        if not self.training or not self.path:
+            return x
+        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - self.path).div_(1 - self.path)
 
 
 class Maest(nn.Module):
@@ -120,14 +113,14 @@ class Maest(nn.Module):
         drop_rate, attn_drop_rate, drop_path_rate: dropout of projections, of attention weights, and
             of whole residual branches (the last one's rate grows linearly over the blocks).
         options: the arguments of `sizes.Sizes`, of which ``n_classes`` and ``input_t`` have no
-            default, and of `patchout.Patchout`.
+            default, and of `sizes.Patchout`.
 
     Attributes:
         uninitialized: names of parameters that a checkpoint left as they were drawn.
 
     Raises:
-        InputError: (a ValueError) a value has another type, is out of bounds or contradicts
-            another; its ``setting`` is the argument's name.
+        InputError: a value has another type, is out of bounds or contradicts another; its
+            ``setting`` is the argument's name.
     """
 
     def __init__(
@@ -143,17 +136,13 @@ class Maest(nn.Module):
         given = {name: options.pop(name) for name in SIZE_NAMES if name in options}
         self._sizes = s = Sizes(**given)
         self.patchout = Patchout(s, **options)
-        for name, rate in zip(_RATES, (drop_rate, attn_drop_rate, drop_path_rate), strict=True):
+        rates = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate}
+        for name, rate in (rates | {"drop_path_rate": drop_path_rate}).items():
             if not 0 <= rate < 1:
-                hint = "Give 0 or more, and less than 1."
-                raise InputError(f"{rate} is out of bounds", hint=hint, setting=name)
+                raise invalid(name, rate, "Give 0 or more, and less than 1.")
         if labels is not None and len(labels) != s.n_classes:
-            raise InputError(
-                f"{len(labels)} labels for {s.n_classes} classes",
-                kind="mismatch",
-                hint="Give a name for each class.",
-                setting="labels",
-            )
+            message, hint = f"{len(labels)} names", f"Give one for each of {s.n_classes} classes."
+            raise InputError(message, kind="mismatch", hint=hint, setting="labels")
         self.labels = None if labels is None else list(labels)
         self.uninitialized: frozenset[str] = frozenset()
         self.n_classes, self.input_t, self.input_f = s.n_classes, s.input_t, s.input_f
@@ -162,16 +151,14 @@ class Maest(nn.Module):
         self.head_eps, self.norm_mean, self.norm_std = s.head_eps, s.norm_mean, s.norm_std
         self.target_mean, self.target_std = s.target_mean, s.target_std
 
-        d, rows, columns = s.embed_dim, grid_size(s.input_f), s.input_t // STRIDE
+        d = s.embed_dim
         self.frontend = MelSpectrogram()
-        self.patch_embed = nn.Sequential(
-            OrderedDict(proj=nn.Conv2d(1, d, kernel_size=PATCH_SIZE, stride=STRIDE))
-        )
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(1, d, PATCH_SIZE, STRIDE)})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, d))
         self.new_pos_embed = nn.Parameter(torch.zeros(1, 2, d))  # of cls and of dist
-        self.freq_new_pos_embed = nn.Parameter(torch.zeros(1, d, rows, 1))
-        self.time_new_pos_embed = nn.Parameter(torch.zeros(1, d, 1, columns))
+        self.freq_new_pos_embed = nn.Parameter(torch.zeros(1, d, self.patchout.rows, 1))
+        self.time_new_pos_embed = nn.Parameter(torch.zeros(1, d, 1, s.positions))
         self.pos_drop = nn.Dropout(drop_rate)
         self.blocks = nn.ModuleList(
             Block(d, s.num_heads, int(d * s.mlp_ratio), drop_rate, attn_drop_rate, rate)
@@ -195,15 +182,13 @@ class Maest(nn.Module):
         """Draw new weights: truncated normal of std 0.02; the convolution keeps PyTorch's own."""
         if self.cls_token.is_meta:  # nothing to draw; PyTorch would take a second to find that out
             return
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        for parameter in (
-            *(self.cls_token, self.dist_token, self.new_pos_embed),
-            *(self.freq_new_pos_embed, self.time_new_pos_embed),
-        ):
+        linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        tokens = self.cls_token, self.dist_token
+        positions = self.new_pos_embed, self.freq_new_pos_embed, self.time_new_pos_embed
+        for parameter in (*(layer.weight for layer in linear), *tokens, *positions):
             nn.init.trunc_normal_(parameter, std=0.02)
+        for layer in linear:
+            nn.init.zeros_(layer.bias)
 
     def sizes(self) -> dict[str, Any]:
         """What `Maest(**sizes)` needs to build a network of the same shape and normalisation."""
@@ -227,25 +212,23 @@ class Maest(nn.Module):
                 - [B, F, T] or [B, 1, F, T]: a batch of such, each no longer than one patch.
             transformer_block: whose output to return: -1 for logits and the final embedding, or
                 the zero-based number of a block. Later blocks are not computed.
-            melspectrogram_input: says that a 2-D ``x`` is a spectrogram, not waveforms.
 
         Returns:
-            ``(logits, embeddings)``. For block -1: logits [B, C], before any activation, and
+            ``(logits, embeddings)``. For block -1: logits [B, C], before any activation (of two
+            heads, in training mode the pair of cls and dist, in eval mode their mean), and
             embeddings [B, D], the mean of the cls and dist tokens after the final norm. For a
-            block: ``None`` and [B, 3·D]: cls token, dist token, mean of all other tokens, without
-            that norm. Of two heads, logits are the pair (cls, dist) in training mode, and their
-            mean in eval mode.
+            block: ``None`` and [B, 3·D]: cls token, dist token, mean of all others, without norm.
 
         Raises:
-            TypeError: if ``x`` is neither a tensor nor an array of such numbers.
-            InputError: (a ValueError) for another shape, an input that is too long where it is not
-                cut, a 2-D input that can only be meant otherwise, no such block, patchout that
-                leaves no token, and, in eval mode outside compile and export, NaN or infinity.
+            InputError: (a ValueError, for another type a TypeError) for another shape, an input
+                that is too long where it is not cut, a 2-D input that can only be meant otherwise,
+                no such block, patchout that leaves no token, and, in eval mode, NaN or infinity.
         """
         block = whole_number("transformer_block", transformer_block, -1, self.depth - 1)
-        mel = as_log_mel(self, x, melspectrogram_input)
+        mel = self._log_mel(x, melspectrogram_input)
         if mel.ndim == 2:
-            logits, embeddings = encode_long(self, mel, (block,), block < 0)
+            pieces = [mel[:, a:b] for a, b in patches.cut(mel.shape[-1], self.input_t)]
+            logits, embeddings = self.encode_patches(pieces, (block,), block < 0)
         else:
             logits, embeddings = self.encode(mel, (block,), block < 0)
         if logits is None:
@@ -255,34 +238,41 @@ class Maest(nn.Module):
     def encode(self, mel: Tensor, blocks: Sequence[int] = (-1,), logits: bool = True) -> Outputs:
         """One pass, which computes no more than is asked for; it can be exported and compiled.
 
-        Args:
-            mel: float [B, F, T], normalised log-mel spectrograms, no longer than one patch, which
-                are not checked. Fewer than 16 frames are padded with silence to 16.
-            blocks: whose embeddings to return: numbers from 0, and -1 for the final one.
-            logits: whether to return logits.
+        ``mel``, float [B, F, T], are normalised log-mel spectrograms no longer than a patch, which
+        are not checked; fewer than 16 frames are padded with silence. ``blocks`` says whose
+        embeddings to return: numbers from 0, and -1 for the final one.
         """
         embeddings: dict[int, Tensor] = {}
         needs_final, last = logits or -1 in blocks, self.depth - 1
         x = self._tokens(mel)
         for number in range(self.depth if needs_final else max(blocks) + 1):
-            if number == last and number not in blocks:
-                x = self.blocks[number](x, queries=2)  # nothing but cls and dist is read of it
-                continue
-            x = self.blocks[number](x)
+            # Of the last block, nothing but cls and dist is read.
+            x = self.blocks[number](x, 2 if number == last and last not in blocks else None)
             if number in blocks:
                 embeddings[number] = torch.cat((x[:, :2], x[:, 2:].mean(1, keepdim=True)), dim=1)
         if not needs_final:
             return Outputs(None, embeddings)
         cls, dist = self.norm(x[:, :2]).unbind(1)
         final = (cls + dist) / 2
-        if -1 in blocks:
-            embeddings[-1] = final
+        embeddings |= {-1: final} if -1 in blocks else {}
         if not logits:
             return Outputs(None, embeddings)
         if self.distilled_type == "mean":
             return Outputs(self.unstandardize(self.head(final)), embeddings)
         both = self.unstandardize(torch.stack((self.head(cls), self.head_dist(dist))))
         return Outputs(both if self.training else both.mean(0), embeddings)
+
+    def encode_patches(self, mels: list[Tensor], blocks: Sequence[int], logits: bool) -> Outputs:
+        """The same of patches [F, T]; neighbours of one length share a pass."""
+        passes = []
+        for length, group in groupby(mels, key=lambda mel: mel.shape[-1]):
+            alike, together = list(group), TOKENS_PER_PASS // self.n_tokens(length, training=False)
+            for first in range(0, len(alike), max(1, together)):
+                batch = torch.stack(alike[first : first + max(1, together)])
+                passes.append(self.encode(batch, blocks, logits))
+        values = [one.logits for one in passes if one.logits is not None]
+        joined = {block: torch.cat([one.embeddings[block] for one in passes]) for block in blocks}
+        return Outputs(torch.cat(values, -2) if logits else None, joined)
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile the transformer blocks with ``torch.compile``, in place, one by one."""
@@ -295,7 +285,7 @@ class Maest(nn.Module):
             silence = -self.norm_mean / (2 * self.norm_std)
             mel = F.pad(mel, (0, PATCH_SIZE - mel.shape[-1]), value=silence)
         mel = mel[:, None].to(self.cls_token.dtype)
-        x: Tensor = self.patch_embed(mel)  # [B, D, F rows, T columns]
+        x: Tensor = self.patch_embed["proj"](mel)  # [B, D, F rows, T columns]
         time, offset = self.time_new_pos_embed, 0
         if self.training:  # any run of positions, so that all of them learn
             offset = int(torch.randint(time.shape[-1] - x.shape[-1] + 1, ()))
@@ -305,10 +295,25 @@ class Maest(nn.Module):
         x = self.pos_drop(torch.cat((two.expand(x.shape[0], -1, -1), x), dim=1))
         return x
 
+    def n_tokens(self, frames: int, training: bool = True) -> int:
+        """Tokens that the blocks get of an input of so many frames, cls and dist among them."""
+        return 2 + self.patchout.n_patches(frames, training)
+
+    def _log_mel(self, x: Tensor | np.ndarray, is_mel: bool) -> Tensor:
+        """Normalised log-mel: [F, T] of one track, of any length, or a batch [B, F, T]."""
+        mel = as_floats(x, "x", self.cls_token.device, pcm=not is_mel)
+        check_shape(mel.shape, is_mel, self._sizes)
+        if mel.ndim == 4:
+            mel = mel[:, 0]
+        elif mel.ndim <= 2 and not is_mel:
+            mel = self.normalise(self.frontend(mel))
+        if not self.training and not torch.compiler.is_compiling():
+            check_finite(mel, "x")
+        return mel
+
     def melspectrogram(self, waveform: Tensor | np.ndarray) -> Tensor:
         """16 kHz waveform [(B,) samples] → normalised log-mel [(B,) F, T = 1 + ⌈samples / 256⌉]."""
-        mel: Tensor = self.frontend(as_floats(self, waveform, pcm=True))
-        return self.normalise(mel)
+        return self.normalise(self.frontend(as_floats(waveform, "waveform", self.cls_token.device)))
 
     def normalise(self, log_mel: Tensor) -> Tensor:
         """Log-mel values as the front end and the files have them → as the network takes them."""
@@ -337,14 +342,9 @@ class Maest(nn.Module):
         float32 [C], the mean over patches, weighted by the seconds that each adds.
         """
         with inference(self):
-            mel = as_log_mel(self, x, melspectrogram_input)
-            logits, _ = self(mel, melspectrogram_input=True)
-            activations = self.activations(logits).cpu().numpy()
+            mel = self._log_mel(x, melspectrogram_input)
+            activations = self.activations(self(mel, melspectrogram_input=True)[0]).cpu().numpy()
         weights = [1] * len(activations)
         if mel.ndim == 2:
             weights = patches.new_frames(patches.cut(mel.shape[-1], self.input_t))
         return patches.pooled(activations, weights), self.labels
-
-    def n_tokens(self, frames: int, training: bool = True) -> int:
-        """Tokens that the blocks get of an input of so many frames, cls and dist among them."""
-        return 2 + self.patchout.n_patches(grid_size(max(frames, PATCH_SIZE)), training)

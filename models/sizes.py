@@ -1,4 +1,4 @@
-"""The sizes of a network: what `Maest` is built of, and what a model folder keeps of it."""
+"""What a network is built of: its sizes, and which patches the blocks get (`Patchout`)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+
 from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import N_MELS, NORM_MEAN, NORM_STD
+from maest.helpers.names import check_choice
 from maest.helpers.patches import PATCH_SIZE
 
 STRIDE = 10  # frames and bands from one patch to the next
 DISTILLED_TYPES = ("mean", "separated")
 # Any number of labels (sigmoid), exactly one label (softmax), or C real values.
 TASKS = ("multi-label", "single-label", "regression")
+ACTIVATIONS = dict(zip(TASKS, ("sigmoid", "softmax", "none"), strict=True))  # of logits
+_LEAST_SHARE = 0.05  # patchout that leaves less of a clip's patches is a slip
 
 
 def grid_size(size: int) -> int:
@@ -51,17 +58,16 @@ class Sizes:
     target_std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("task", TASKS), ("distilled_type", DISTILLED_TYPES)):
-            if getattr(self, name) not in choices:
-                raise InputError(
-                    f"{getattr(self, name)!r} is unknown",
-                    kind="unknown",
-                    hint=f"Choose from {', '.join(choices)}.",
-                    setting=name,
-                )
+        check_choice("task", self.task, TASKS)
+        check_choice("distilled_type", self.distilled_type, DISTILLED_TYPES)
         for name in ("n_classes", "input_t", "input_f", "embed_dim", "depth", "num_heads"):
             least = PATCH_SIZE if name in ("input_t", "input_f") else 1
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        for name in ("mlp_ratio", "head_eps", "norm_std", "norm_mean"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or (value <= 0 and name != "norm_mean"):
+                above = "" if name == "norm_mean" else " above 0"
+                raise invalid(name, value, f"Give a finite number{above}.")
         if self.embed_dim % self.num_heads:
             raise InputError(
                 f"{self.num_heads} heads do not divide {self.embed_dim} channels",
@@ -69,16 +75,9 @@ class Sizes:
                 hint="Give heads of 64 channels, as is usual.",
                 setting="num_heads",
             )
-        for name in ("mlp_ratio", "head_eps", "norm_std", "norm_mean"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or (value <= 0 and name != "norm_mean"):
-                above = "" if name == "norm_mean" else " above 0"
-                raise InputError(
-                    f"{value} is out of bounds", hint=f"Give a number{above}.", setting=name
-                )
         if self.target_mean is None and self.target_std is None:
             return
-        means, stds = self.target_mean or (), self.target_std or ()
+        means, stds = list(self.target_mean or ()), list(self.target_std or ())
         lengths = {len(means), len(stds)}
         if self.task != "regression" or lengths != {self.n_classes} or not min(stds) > 0:
             raise InputError(
@@ -91,24 +90,127 @@ class Sizes:
         object.__setattr__(self, "target_mean", [float(value) for value in means])
         object.__setattr__(self, "target_std", [float(value) for value in stds])
 
+    @property
+    def positions(self) -> int:
+        """Patch columns that there are positions for: those of a clip, or one more."""
+        return self.input_t // STRIDE
+
 
 SIZE_NAMES = tuple(field.name for field in fields(Sizes))
 
 
-def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """A whole number, NumPy's too, as an int; a truth value is none.
+def invalid(name: str, value: Any, hint: str) -> InputError:
+    return InputError(f"{value!r} is out of bounds", hint=hint, setting=name)
 
-    Raises:
-        InputError: it is no whole number, or out of bounds.
-    """
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """A whole number, NumPy's too, as an int; True is none. InputError: it is out of bounds."""
+    bounds = f"Give a whole number, {least} {'or more' if most is None else f'to {most}'}."
     try:
         number = operator.index(value)
     except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < least or (most and number > most):
-        raise InputError(
-            f"{value!r} is no whole number" if number is None else f"{value!r} is out of bounds",
-            hint=f"Give {least}{' or more' if most is None else f' to {most}'}.",
-            setting=name,
-        )
+        raise invalid(name, value, bounds) from None
+    if isinstance(value, bool) or number < least or (most is not None and number > most):
+        raise invalid(name, value, bounds)
     return number
+
+
+class Patchout(nn.Module):
+    """Drops patches, the same ones for a whole batch (K. Koutini et al., Interspeech 2022).
+
+    Args:
+        s_patchout_t, s_patchout_f: time columns and frequency rows dropped at random in training.
+        u_patchout: single patches dropped at random in training.
+        s_patchout_t_indices, s_patchout_f_indices: columns and rows that are always dropped, by
+            number; columns that a short input does not have are no error.
+        s_patchout_t_interleaved, s_patchout_f_interleaved: keep only every k-th column or row.
+
+    Attributes:
+        dropped: how many are dropped at random, by argument.
+        kept_columns, kept_rows: numbers of those that are not always dropped; None for all.
+
+    Raises:
+        InputError: a value is out of bounds, or too few patches are left.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        s_patchout_t: int = 0,
+        s_patchout_f: int = 0,
+        u_patchout: int = 0,
+        s_patchout_t_indices: Sequence[int] = (),
+        s_patchout_f_indices: Sequence[int] = (),
+        s_patchout_t_interleaved: int = 0,
+        s_patchout_f_interleaved: int = 0,
+    ) -> None:
+        super().__init__()
+        self.rows, columns = grid_size(sizes.input_f), grid_size(sizes.input_t)
+        patches = self.rows * columns
+        self.dropped = {
+            "s_patchout_t": whole_number("s_patchout_t", s_patchout_t, 0, columns - 1),
+            "s_patchout_f": whole_number("s_patchout_f", s_patchout_f, 0, self.rows - 1),
+            "u_patchout": whole_number("u_patchout", u_patchout, 0, patches - 1),
+        }
+        t = s_patchout_t_indices, s_patchout_t_interleaved
+        f = s_patchout_f_indices, s_patchout_f_interleaved
+        self.kept_columns = _kept("s_patchout_t", sizes.positions, *t)
+        self.kept_rows = _kept("s_patchout_f", self.rows, *f)
+        left = self.n_patches(sizes.input_t, training=True)
+        if left < max(1, _LEAST_SHARE * patches):
+            raise InputError(
+                f"patchout leaves {max(0, left)} of a clip's {patches} patches",
+                hint="Lower s_patchout_t, s_patchout_f, u_patchout or what is always dropped, or "
+                "use longer clips.",
+                setting="s_patchout_t",
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D, F rows, T columns] → [B, D, N]: the patches that stay, frequency-major."""
+        random = self.training and any(self.dropped.values())
+        if self.kept_columns is None and self.kept_rows is None and not random:
+            return x.flatten(2)
+        rows, columns = x.shape[2:]
+        t = self._select("s_patchout_t", columns, self.kept_columns)
+        f = self._select("s_patchout_f", rows, self.kept_rows)
+        grid = torch.arange(rows * columns).view(rows, columns)[f][:, t].flatten()
+        grid = grid[self._select("u_patchout", len(grid), None)]
+        return x.flatten(2).index_select(2, on_device(grid, x.device))
+
+    def n_patches(self, frames: int, training: bool) -> int:
+        """How many patches stay of an input of so many frames; below 1 where none does."""
+        columns = grid_size(max(frames, PATCH_SIZE))
+        t = columns if self.kept_columns is None else int((self.kept_columns < columns).sum())
+        f = self.rows if self.kept_rows is None else len(self.kept_rows)
+        fewer_t, fewer_f, fewer = self.dropped.values() if training else (0, 0, 0)
+        return max(0, t - fewer_t) * max(0, f - fewer_f) - fewer
+
+    def _select(self, name: str, available: int, kept: Tensor | None) -> Tensor:
+        """Which of ``available`` positions stay, sorted: the kept ones, less the random ones."""
+        indices = torch.arange(available) if kept is None else kept[kept < available]
+        dropped = self.dropped[name] if self.training else 0
+        if len(indices) <= dropped:
+            raise InputError(
+                f"drops {dropped} of the {len(indices)} that are left of {available}",
+                hint=f"Lower {name}, or use longer clips.",
+                setting=name,
+            )
+        return indices[torch.randperm(len(indices))[dropped:].sort().values] if dropped else indices
+
+
+def _kept(name: str, available: int, indices: Any, every: Any) -> Tensor | None:
+    setting = f"{name}_indices"
+    dropped = {whole_number(setting, i, 0, available - 1) for i in np.atleast_1d(indices).tolist()}
+    every = whole_number(f"{name}_interleaved", every, 0) or 1
+    kept = [i for i in range(0, available, every) if i not in dropped]
+    if not kept:
+        raise InputError(f"leaves none of {available}", hint="Drop fewer.", setting=setting)
+    return torch.tensor(kept, device="cpu") if len(kept) < available else None
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Send a small tensor from the CPU to a device; the host does not wait for a CUDA device."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

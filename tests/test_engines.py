@@ -17,6 +17,8 @@ from maest.models import engines, get_maest, graph
 from maest.models.engines import Engine, create
 from maest.models.maest import Maest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ONNX = {"engine": "onnxruntime", "device": "cpu"}
 INT8 = {"quantize": "int8", "device": "cpu"}
 
@@ -81,7 +83,7 @@ def test_int8(blocks, logits):
 def test_int8_of_trained_weights(trained, monkeypatch, seven_bits):
     if seven_bits:
         monkeypatch.setattr(engines, "_adds_in_16_bits", lambda: True)
-    made = create(trained, **INT8, blocks=[6, 11, -1], threads=1)
+    made = create(trained, **INT8, blocks=[6, 11, -1])
     assert made.similarity is None
     for batch, frames in ((3, 312), (1, 312), (2, 157)):
         mel = sounds(trained, batch)[..., :frames]
@@ -95,7 +97,7 @@ def test_int8_of_trained_weights(trained, monkeypatch, seven_bits):
 
 @pytest.mark.parametrize("options", [ONNX, INT8])
 def test_a_patch_alone_and_among_others(trained, options):
-    made = create(trained, **options, blocks=[6], threads=1)
+    made = create(trained, **options, blocks=[6])
     mel = sounds(trained, 4) * torch.tensor([1, 0.2, 3, 10]).view(-1, 1, 1)  # scales of their own
     among = made(mel)
     for i in range(len(mel)):

@@ -18,7 +18,8 @@ from maest.experiments.evaluate import evaluate as run_evaluation
 from maest.helpers.errors import InputError
 from maest.helpers.metrics import evaluate
 from maest.models.evaluation import Scored, TrackScores, track_means
-from maest.models.maest import TASKS, Maest
+from maest.models.maest import Maest
+from maest.models.sizes import TASKS
 
 
 def network(seed: int = 0, **options) -> Maest:

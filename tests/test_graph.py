@@ -71,5 +71,5 @@ def test_layers_that_were_replaced_are_refused():
     hooked.blocks[0].register_forward_hook(lambda *_: None)
     for one in (net, hooked):
         with pytest.raises(InputError) as caught:
-            graph.build(one, [0])
+            graph.build(one, [0], True)
         assert caught.value.kind == "unsupported"

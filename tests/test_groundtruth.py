@@ -20,7 +20,7 @@ from maest.datasets.groundtruth import (
 )
 from maest.datasets.groundtruth_command import main
 from maest.helpers.errors import InputError
-from maest.models.maest import TASKS
+from maest.models.sizes import TASKS
 
 PROTOCOLS = range(6)
 SCRIPT = Path(gt.__file__)

@@ -21,7 +21,8 @@ from maest.helpers.history import History, ProgressLines, epoch_line, read_histo
 from maest.helpers.metrics import baseline
 from maest.helpers.mixup import mixup
 from maest.helpers.seeds import derived_seed
-from maest.models.maest import TASKS, Maest
+from maest.models.maest import Maest
+from maest.models.sizes import TASKS
 from maest.models.training import MaestModule, teacher_targets
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maest.helpers.errors import InputError
 from maest.models import Maest, get_maest, graph
-from maest.models.onnx_file import export_onnx
+from maest.models.graph import export_onnx
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ["Früh---Messe", "民謡", 'Rock---Pop\n"rock"']

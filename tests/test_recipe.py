@@ -31,7 +31,8 @@ from maest.helpers.metrics import (
 )
 from maest.helpers.mixup import mixup
 from maest.helpers.schedules import warmup_ramp_factor
-from maest.models.maest import TASKS, Maest
+from maest.models.maest import Maest
+from maest.models.sizes import TASKS
 from maest.models.training import MaestModule
 
 PAPER = {"warmup_epochs": 5, "ramp_start": 50, "ramp_end": 100, "last_factor": 0.01}

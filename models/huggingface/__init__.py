@@ -34,8 +34,9 @@ from maest.models.layouts import (
     fingerprint,
     write_hub,
 )
-from maest.models.maest import STRIDE, Maest, inference
+from maest.models.maest import Maest, inference
 from maest.models.saving import CONFIG_NAME, WEIGHTS_NAME, cpu_state_dict, own_files, read_config
+from maest.models.sizes import STRIDE
 
 CARD = "README.md"
 EXTRACTOR = Path(__file__).with_name("feature_extraction_maest.py")
