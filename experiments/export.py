@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from maest.config import Settings
-from maest.datasets.groundtruth import read_labels, write_labels
 from maest.experiments.model import check_head, in_section, network_arguments, require_checkpoint
 from maest.helpers.blocks import chosen_blocks
-from maest.helpers.errors import InputError
-from maest.models import get_maest, licences
-from maest.models.archs import clip_seconds
+from maest.models import get_maest
+from maest.models.archs import clip_seconds, export_licence
 from maest.models.saving import save_safetensors
 
 log = logging.getLogger(__name__)
@@ -28,7 +25,8 @@ def export(run: Any, settings: Settings) -> dict[str, Any]:
     with in_section("maest"):
         net = get_maest(checkpoint=checkpoint, **arguments)
     check_head(checkpoint, net)
-    licence = licences.chosen(options.licence, checkpoint.licence)
+    with in_section("export"):
+        licence = export_licence(options.licence, checkpoint.licence)
     # Of two sets of weights, one is exported.
     trained_on = {name: v for name, v in checkpoint.trained_on.items() if name != "swa"}
     trained_on |= {"licence": licence} if licence else {}
@@ -42,7 +40,6 @@ def export(run: Any, settings: Settings) -> dict[str, Any]:
         from maest.models.graph import export_onnx
 
         written = folder / "model.onnx"
-        _check_labels_file(folder, net.labels, written)
         given: Any = options.blocks
         if given is None:
             given = settings.inference.transformer_block
@@ -57,29 +54,10 @@ def export(run: Any, settings: Settings) -> dict[str, Any]:
         ]
     else:
         written = folder / "model.safetensors"
-        _check_labels_file(folder, net.labels, written)
         save_safetensors(written, net, checkpoint.arch, trained_on)
         if net.patchout.kept_columns is not None or net.patchout.kept_rows is not None:
             notes = ["Patchout is a setting of a run: the file does not carry it."]
-    if options.format != "huggingface" and net.labels:
-        write_labels(folder / "labels.json", net.labels)
     for note in notes:
         log.warning(note)
     print(f"written: {written}")
     return {"written": str(written)}
-
-
-def _check_labels_file(folder: Path, labels: list[str] | None, model: Path) -> None:
-    """Raise InputError for labels.json that an older export of the same kind has not written."""
-    path = folder / "labels.json"
-    if not labels or not path.exists() or model.exists():
-        return
-    with suppress(InputError):
-        if read_labels(path) == labels:
-            return
-    raise InputError(
-        "there are other labels in it",
-        kind="exists",
-        hint="Choose another export.out_dir, or move the file away.",
-        path=path,
-    )

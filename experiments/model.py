@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from maest.datasets.groundtruth import GroundTruth, labels_beside, read_labels
 from maest.datasets.norm import sampled_mean_and_std
 from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import NORM_MEAN, NORM_STD
-from maest.models import CheckpointError, Maest, get_maest, load_checkpoint
+from maest.models import Maest, get_maest, load_checkpoint
 from maest.models.archs import Arch, find_arch, input_frames
 from maest.models.download import fetch
 from maest.models.sizes import TASKS
@@ -37,8 +38,10 @@ def in_section(section: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if error.setting and "." not in error.setting and not isinstance(error, CheckpointError):
+        if error.setting and "." not in error.setting:
             error.setting = f"{section}.{error.setting}"
+        # A hint of the Python API says argument=value.
+        error.hint = re.sub(r"(?<![\w.])([a-z_]+=)", rf"{section}.\1", error.hint)
         raise
 
 

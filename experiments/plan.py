@@ -21,8 +21,8 @@ from maest.experiments.model import build_network, clip_frames, find_checkpoint,
 from maest.experiments.resume import as_it_began, find_run, read_continued
 from maest.helpers.errors import InputError
 from maest.helpers.parallel import cores
-from maest.models import Maest, licences
-from maest.models.archs import clip_seconds, size_name
+from maest.models import Maest
+from maest.models.archs import clip_seconds, descent, size_name
 from maest.models.sizes import grid_size
 from maest.models.weights import Checkpoint
 
@@ -116,23 +116,18 @@ def _origin(
 
     Names, not paths: it is made to be passed on.
     """
-    descent: dict[str, Any] = {"started_from": None}
+    started: dict[str, Any] = {"started_from": None}
     if continued is not None and "started_from" in continued.trained_on:
         known = continued.trained_on
-        descent = {n: known[n] for n in ("started_from", "licence", "parents") if n in known}
+        started = {n: known[n] for n in ("started_from", "licence", "parents") if n in known}
     elif checkpoint is not None:
         path = settings.maest.checkpoint
         name = checkpoint.arch if path is None else "/".join(Path(path).parts[-3:])
-        licence = licences.inherited(checkpoint.licence)
-        descent = {
-            "started_from": name,
-            **({"licence": licence} if licence else {}),
-            "parents": licences.parents(name, checkpoint.trained_on),
-        }
+        started = descent(name, checkpoint.trained_on)
     return {
         "groundtruth": "/".join(groundtruth.path.parts[-2:]),
         "tracks": len(groundtruth),
-        **descent,
+        **started,
         "seed": settings.seed,
     }
 

@@ -1,4 +1,4 @@
-"""The networks: tensors in, tensors out. Usable without Sacred and Lightning.
+"""The networks, and their weights. Usable without Sacred; Lightning trains them alone.
 
 >>> from maest import get_maest
 >>> model = get_maest("discogs-maest-30s-pw-129e")  # or "exp_logs/latest/model"
@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from maest.helpers.errors import InputError
-from maest.models.archs import ARCHS, find_arch
-from maest.models.checkpoint_files import CheckpointError
+from maest.models.archs import ARCHS, CONFIG_NAME, find_arch
 from maest.models.download import DownloadError, fetch
-from maest.models.layouts import HUB
 from maest.models.maest import Maest
-from maest.models.saving import CONFIG_NAME, save_model
-from maest.models.weights import Checkpoint, load_checkpoint, load_into
+from maest.models.saving import save_model
+from maest.models.weights import Checkpoint, CheckpointError, load_checkpoint, load_into
 
 __all__ = ["ARCHS", "CheckpointError", "DownloadError", "Maest", "get_maest", "list_models"]
 __all__ += ["load_checkpoint", "save_model"]
@@ -95,8 +93,7 @@ def get_maest(
         if checkpoint is None:
             message = "the number of labels is not known"
             raise InputError(message, kind="missing", hint=hint, setting="n_classes")
-        key = {HUB: "classifier.dense.weight"}.get(checkpoint.layout, "head.1.weight")
-        message = f"it has no head ({key}), so the number of labels is not known"
+        message = "it has no head (head.1.weight), so the number of labels is not known"
         raise CheckpointError(message, kind="missing", hint=hint, path=checkpoint.path)
     if checkpoint is None:
         return Maest(labels=labels, **sizes).eval()

@@ -1,13 +1,19 @@
-"""The named architectures: name → sizes, and where their published weights live."""
+"""The named architectures: sizes, where their published weights are, and what licences ask for."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
-from maest.helpers.names import did_you_mean
+from maest.helpers.names import check_choice
+
+# The names of the files of a model folder
+CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -19,13 +25,13 @@ class Arch:
     depth: int = 12
     clip_length: float = 10.0  # seconds of an input, unless input_t says otherwise
     n_classes: int | None = None  # of the published weights
-    # Where these are: a model's repository on the Hugging Face hub; a file; timm's repository on
-    # the hub, of which the weights' file alone is used; or the folder models/pretrained
+    # Where these are: files of a repository on the Hugging Face hub, the address of a file, or the
+    # folder models/pretrained
     hub: str | None = None
+    files: tuple[str, ...] = (CONFIG_NAME, WEIGHTS_NAME)
     url: str | None = None
-    timm: str | None = None
     shipped: bool = False
-    elsewhere: str | None = None  # where else people get the file by hand
+    elsewhere: str | None = None  # where else people get them by hand, as one file
     licence: str | None = None  # of the weights, as an SPDX identifier
     data: str | None = None  # what they were trained on
 
@@ -36,7 +42,7 @@ class Arch:
     @property
     def published(self) -> bool:
         """Whether there are weights to be had."""
-        return any((self.hub, self.url, self.timm, self.shipped))
+        return bool(self.hub or self.url or self.shipped)
 
 
 # The models of the paper: seconds, labels. fs: from scratch, dw: from DeiT's weights, pw: from
@@ -51,6 +57,7 @@ _RELEASED = {
     "discogs-maest-30s-pw-73e-ts": (30, 400),
     "discogs-maest-30s-pw-129e-519l": (30, 519),
 }
+_RELEASES = "https://github.com/palonso/MAEST/releases/download/v0.0.0-beta"
 
 PASST = "passt_s_swa_p16_128_ap476"
 DEIT = "passt_deit_bd_p16_384"
@@ -75,8 +82,7 @@ ARCHS = {
             clip_length=seconds,
             n_classes=n_classes,
             hub=f"mtg-upf/{name}",
-            elsewhere="https://github.com/palonso/MAEST/releases/download/v0.0.0-beta/"
-            f"{name}-swa.ckpt",
+            elsewhere=f"{_RELEASES}/{name}-swa.ckpt",
             licence="CC-BY-NC-SA-4.0",
             data="Discogs20, the authors' collection",
         )
@@ -92,28 +98,18 @@ ARCHS = {
     ),
     DEIT: Arch(
         n_classes=1000,
-        timm="timm/deit_base_distilled_patch16_384.fb_in1k",
+        hub="timm/deit_base_distilled_patch16_384.fb_in1k",
+        files=(WEIGHTS_NAME,),
         licence="Apache-2.0",
         data="ImageNet-1k",
     ),
 }
 
 
-def input_frames(clip_length: float) -> int:
-    """Frames of an input of ``clip_length`` seconds: 5 → 312, 10 → 625, 20 → 1250, 30 → 1875."""
-    return int(clip_length * SAMPLE_RATE // HOP_LENGTH)
-
-
 def find_arch(name: str) -> Arch:
     """The architecture of that name, or InputError with the nearest, and all."""
-    if name in ARCHS:
-        return ARCHS[name]
-    raise InputError(
-        f"there is no arch {str(name)!r}",
-        kind="unknown",
-        hint=f"{did_you_mean(str(name), ARCHS)} Choose from {', '.join(ARCHS)}.".strip(),
-        setting="arch",
-    )
+    check_choice("arch", name, ARCHS)
+    return ARCHS[name]
 
 
 def size_name(embed_dim: int, num_heads: int, depth: int) -> str | None:
@@ -121,6 +117,11 @@ def size_name(embed_dim: int, num_heads: int, depth: int) -> str | None:
     sizes = (embed_dim, num_heads, depth)
     named = {(a.embed_dim, a.num_heads, a.depth): n for n, a in ARCHS.items() if not a.published}
     return named.get(sizes)
+
+
+def input_frames(clip_length: float) -> int:
+    """Frames of an input of ``clip_length`` seconds: 5 → 312, 10 → 625, 20 → 1250, 30 → 1875."""
+    return int(clip_length * SAMPLE_RATE // HOP_LENGTH)
 
 
 def clip_seconds(input_t: int) -> float:
@@ -132,3 +133,52 @@ def clip_seconds(input_t: int) -> float:
         if input_frames(rounded) == input_t:
             return rounded
     return exact
+
+
+# SPDX identifiers of licences that let others choose their own for what they make of a work. What
+# is made from weights with any other keeps it.
+_PERMISSIVE = (
+    *("Apache-2.0", "MIT", "MIT-0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "ISC", "Zlib"),
+    *("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "Unlicense"),
+)
+
+
+def canonical_licence(licence: str) -> str:
+    """An SPDX identifier as it is spelt: "cc by-nc 4.0" → "CC-BY-NC-4.0"."""
+    name = re.sub(r"[\s_-]+", "-", licence.strip()).upper()
+    return {known.upper(): known for known in _PERMISSIVE}.get(name, name)
+
+
+def export_licence(wanted: str | None, licence: str | None) -> str | None:
+    """The licence of exported weights: the one that is asked for, or else their own.
+
+    Raises:
+        InputError: another one is asked for, and their own does not allow that.
+    """
+    if wanted is None or not wanted.strip():
+        return licence
+    wanted, own = canonical_licence(wanted), canonical_licence(licence or _PERMISSIVE[0])
+    if own not in (wanted, *_PERMISSIVE):
+        raise InputError(
+            f"the weights are {own}: they cannot be relicensed as {wanted}",
+            kind="conflict",
+            hint="Leave the licence out.",
+            setting="licence",
+        )
+    return wanted
+
+
+def descent(name: str | None, trained_on: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model keeps of the weights that its training starts from.
+
+    ``name`` is theirs, ``trained_on`` what is known of them. "parents" are theirs and those before
+    them, ``{"name": …, "licence": …}`` each, the nearest first.
+    """
+    licence = trained_on.get("licence")
+    own = canonical_licence(licence) if isinstance(licence, str) else None
+    older = [row for row in trained_on.get("parents") or () if isinstance(row, dict)]
+    return {
+        "started_from": name,
+        **({} if own is None or own in _PERMISSIVE else {"licence": own}),
+        "parents": [{"name": name, "licence": licence}, *older],
+    }

@@ -23,14 +23,15 @@ from maest.helpers.mel_constants import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
 from maest.helpers.patches import PATCH_SIZE
 from maest.models.archs import clip_seconds
 from maest.models.maest import Maest
-from maest.models.saving import own_files
+from maest.models.saving import labels_file, own_files
 from maest.models.sizes import ACTIVATIONS, STRIDE
 
 _OPSET = 20  # the first with Gelu; LayerNormalization came with 17
 _END = 2**31 - 1
 _SMALL = 4096  # bytes of a weight that is always in the model
 _LARGEST = 2**31 - 2**24  # bytes of weights in a model, which is one protobuf message
-_PRODUCER = "maest"  # stands at the start of a file, and tells that it is ours
+_PRODUCER = "maest"
+_MARK = b"\x12\x05maest"  # the producer's name near the start of a file, which tells that it is ours
 
 
 def export_onnx(
@@ -95,16 +96,9 @@ def export_onnx(
         "s): cut longer tracks into patches and average what they give. The activation function "
         f"of logits: {ACTIVATIONS[model.task]}."
     )
-    with own_files(path.parent, [path.name], _is_own(path)) as paths:
+    with own_files(path, _MARK, [path.name], labels_file(model)) as paths:
         onnx.save(proto, paths[path.name], format="protobuf")  # whatever its suffix
         onnx.checker.check_model(paths[path.name], full_check=True)
-
-
-def _is_own(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return _PRODUCER.encode() in file.read(16)
 
 
 def build(

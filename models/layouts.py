@@ -1,8 +1,5 @@
 """The layouts in which others keep the weights of this family, and our names for them.
 
-`read` takes a state dict and gives *tensors*: our parameter name → the tensors that make it, to be
-joined along the first axis. They may be views of a file: nothing is copied here.
-
 Shapes in comments: F, T rows and columns of the patch grid, D channels.
 """
 
@@ -21,8 +18,6 @@ from torch.nn import functional
 from maest.helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD
 from maest.helpers.patches import PATCH_SIZE
 from maest.models.sizes import STRIDE, grid_size
-
-Tensors = dict[str, tuple[Tensor, ...]]
 
 MAEST, PASST, DEIT, HUB = "MAEST", "PaSST", "DeiT", "hub"
 HEADS = ("head.", "head_dist.")
@@ -44,34 +39,34 @@ def detect_layout(state: Mapping[str, Tensor]) -> str | None:
     return DEIT if "pos_embed" in state and "dist_token" in state else None
 
 
-def read(state: Mapping[str, Tensor], layout: str) -> Tensors:
-    """A state dict in one of the layouts → tensors under our names; other keys keep theirs.
+def read(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """A state dict in one of the layouts → one with our names; other keys keep theirs.
 
     Raises:
         ValueError: for positions that are not those of the layout.
     """
     if layout == HUB:
         return _read_hub(state)
-    tensors: Tensors = {name: (tensor,) for name, tensor in state.items()}
+    tensors = dict(state)
     if layout == DEIT:  # its heads are for ImageNet, and without a norm of their own
         for name in ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias"):
             tensors.pop(name, None)
-        [positions] = tensors.pop("pos_embed")
+        positions = tensors.pop("pos_embed")
         side = math.isqrt(max(positions.shape[1] - 2, 0)) if positions.ndim == 3 else 0
         if not side or positions.shape[1] != 2 + side * side:
             raise ValueError(
                 f"pos_embed is {tuple(positions.shape)}: expected [1, 2 + n², D], two tokens and a "
                 "square grid"
             )
-        tensors["new_pos_embed"] = (positions[:, :2],)
-        tensors["pos_embed"] = (positions[:, 2:],)  # until the grid's size is known
-    [colours] = tensors.get("patch_embed.proj.weight", (torch.empty(0),))
+        tensors["new_pos_embed"] = positions[:, :2]
+        tensors["pos_embed"] = positions[:, 2:]  # until the grid's size is known
+    colours = tensors.get("patch_embed.proj.weight", torch.empty(0))
     if colours.ndim == 4 and colours.shape[1] == 3:
-        tensors["patch_embed.proj.weight"] = (colours.float().sum(dim=1, keepdim=True),)
+        tensors["patch_embed.proj.weight"] = colours.float().sum(dim=1, keepdim=True)
     return tensors
 
 
-def read_sizes(tensors: Tensors, layout: str) -> dict[str, Any]:
+def read_sizes(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
     """Arguments of `Maest`, as far as shapes alone tell them.
 
     ``n_classes`` is left out if there is no head; PaSST and DeiT, which never saw our input, tell
@@ -80,7 +75,7 @@ def read_sizes(tensors: Tensors, layout: str) -> dict[str, Any]:
     Raises:
         ValueError, KeyError, IndexError, ZeroDivisionError: these are no weights of this family.
     """
-    embed_dim = tensors["cls_token"][0].shape[-1]
+    embed_dim = tensors["cls_token"].shape[-1]
     blocks = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))]
     depth = max(blocks, default=-1) + 1
     if not 0 < depth <= len(tensors):
@@ -89,29 +84,22 @@ def read_sizes(tensors: Tensors, layout: str) -> dict[str, Any]:
         "embed_dim": embed_dim,
         "depth": depth,
         "num_heads": max(1, embed_dim // _HEAD_WIDTH),
-        "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"][0].shape[0] / embed_dim,
+        "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
         "input_f": N_MELS,
     }
     if "head.1.weight" in tensors:
-        sizes["n_classes"] = tensors["head.1.weight"][0].shape[0]
+        sizes["n_classes"] = tensors["head.1.weight"].shape[0]
         for name in ("head.1.bias", "head_dist.weight", "head_dist.bias"):
-            if name in tensors and tensors[name][0].shape[:1] != (sizes["n_classes"],):
+            if name in tensors and tensors[name].shape[:1] != (sizes["n_classes"],):
                 raise ValueError(f"head.1.weight and {name} are for different numbers of classes")
     if layout in (MAEST, HUB):
-        positions = tensors["time_new_pos_embed"][0].shape[-1]
-        longest = max(positions * STRIDE, PATCH_SIZE)
-        sizes["input_t"] = _RELEASED_INPUTS.get(positions, longest)
+        rows = tensors["freq_new_pos_embed"].shape[2]
+        columns = tensors["time_new_pos_embed"].shape[3]
+        if rows != grid_size(N_MELS):
+            sizes["input_f"] = (rows - 1) * STRIDE + PATCH_SIZE
+        sizes["input_t"] = _RELEASED_INPUTS.get(columns, max(columns * STRIDE, PATCH_SIZE))
         sizes |= {"norm_mean": NORM_MEAN, "norm_std": NORM_STD}
     return sizes | ({"head_eps": HUB_EPS} if layout == HUB else {})
-
-
-def joined_shape(parts: tuple[Tensor, ...]) -> tuple[int | tuple[int, ...], ...]:
-    """The shape of what tensors of one shape make; where they are not of one, all their shapes."""
-    shapes = [tuple(tensor.shape) for tensor in parts]
-    first = shapes[0]
-    if any(shape != first for shape in shapes):
-        return tuple(shapes)
-    return (first[0] * len(parts), *first[1:]) if first else ()
 
 
 def resize_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
@@ -206,7 +194,7 @@ _KEY = re.compile(
 )
 
 
-def _read_hub(state: Mapping[str, Tensor]) -> Tensors:
+def _read_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parts: dict[str, dict[int, Tensor]] = {}  # our name → row of _HUB_NAMES → tensor
     for key, tensor in state.items():
         [(block, name, kind)] = _KEY.findall(key.removeprefix(_TOP))
@@ -215,12 +203,17 @@ def _read_hub(state: Mapping[str, Tensor]) -> Tensors:
         if row in parts.get(ours, {}):  # a second spelling: unexpected
             ours = key
         parts.setdefault(ours, {})[row] = tensor
-    tensors = {ours: tuple(rows[row] for row in sorted(rows)) for ours, rows in parts.items()}
+    tensors = {}
+    for ours, rows in parts.items():
+        joined = [rows[row] for row in sorted(rows)]
+        if len({tensor.shape for tensor in joined}) > 1:
+            raise ValueError(f"the parts of {ours} are {[tuple(t.shape) for t in joined]}")
+        tensors[ours] = torch.cat(joined) if joined[1:] and joined[0].ndim else joined[0]
     [key] = [key for key in state if key.removeprefix(_TOP) == _HUB_POSITIONS]
-    return tensors | _split_positions(tensors.pop(key)[0])
+    return tensors | _split_positions(tensors.pop(key))
 
 
-def _split_positions(positions: Tensor) -> Tensors:
+def _split_positions(positions: Tensor) -> dict[str, Tensor]:
     """[1, 2 + F·T, D], frequency-major → those of the two tokens, of frequency, and of time."""
     rows = grid_size(N_MELS)
     if positions.ndim != 3 or positions.shape[1] < 2 + rows or (positions.shape[1] - 2) % rows:
@@ -241,9 +234,9 @@ def _split_positions(positions: Tensor) -> Tensors:
             "all that this network has: trained further without that constraint, or no MAEST"
         )
     return {
-        "new_pos_embed": (positions[:, :2],),
-        "freq_new_pos_embed": (freq.permute(0, 3, 1, 2),),
-        "time_new_pos_embed": (time.permute(0, 3, 1, 2),),
+        "new_pos_embed": positions[:, :2],
+        "freq_new_pos_embed": freq.permute(0, 3, 1, 2),
+        "time_new_pos_embed": time.permute(0, 3, 1, 2),
     }
 
 

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from maest.helpers.errors import InputError
 from maest.helpers.files import atomic_path, to_json
-from maest.models.checkpoint_files import TRAINER_KEY
+from maest.models.archs import CONFIG_NAME, WEIGHTS_NAME
 from maest.models.maest import Maest
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
 AVERAGE_NAME = "model-swa.safetensors"  # beside them, the average of weights, if there is one
 FORMAT = "maest"
 FORMAT_VERSION = 1
+TRAINER_KEY = "maest"  # where files keep what weights alone do not say of a model
+_NEAR = 1 << 22  # bytes of a file that are searched for a mark
+_FOLDER_MARK = f'"format": "{FORMAT}"'.encode()  # in config.json
+# In the header of a single file: how its record begins. That of a model folder's begins otherwise.
+_FILE_MARK = rf'"{TRAINER_KEY}":"{{\n  \"arch\"'.encode()
 
 
 def model_record(
@@ -57,18 +59,17 @@ def save_model(
     Raises:
         InputError: as `own_files`.
     """
-    record = model_record(model, arch, trained_on)
+    folder, record = Path(folder), model_record(model, arch, trained_on)
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, **record}
     # In the weights' files too: so they can be used alone, and are known for this configuration's.
     config["digest"] = hashlib.sha256(to_json(config).encode()).hexdigest()
     networks = {WEIGHTS_NAME: model} | ({} if average is None else {AVERAGE_NAME: average})
-    ours = read_config(folder, CONFIG_NAME).get("format") == FORMAT
     gone = {WEIGHTS_NAME, AVERAGE_NAME} - networks.keys()
-    with own_files(folder, (CONFIG_NAME, *networks), ours, [*gone]) as paths:
+    texts = {CONFIG_NAME: to_json(config)}
+    with own_files(folder / CONFIG_NAME, _FOLDER_MARK, networks, texts, gone) as paths:
         for name, network in networks.items():
             _write_weights(paths[name], network, config)
-        paths[CONFIG_NAME].write_text(to_json(config), "utf-8")
-    return Path(folder)
+    return folder
 
 
 def save_safetensors(
@@ -79,11 +80,13 @@ def save_safetensors(
 ) -> Path:
     """Write one file: weights under the released checkpoints' names, the record as metadata.
 
+    Labels are written beside it too.
+
     Raises:
         InputError: as `own_files`.
     """
     path = Path(path)
-    with own_files(path.parent, [path.name], _is_own_file(path)) as paths:
+    with own_files(path, _FILE_MARK, [path.name], labels_file(model)) as paths:
         _write_weights(paths[path.name], model, model_record(model, arch, trained_on))
     return path
 
@@ -93,38 +96,48 @@ def _write_weights(path: Path, model: Maest, record: Mapping[str, Any]) -> None:
     safetensors.torch.save_file(cpu_state_dict(model), path, metadata=metadata)
 
 
-def _is_own_file(path: Path) -> bool:
-    """Whether `save_safetensors` wrote a file; one of a model folder is another matter."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return "format" not in json.loads((file.metadata() or {})[TRAINER_KEY])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError):
-        return False
-
-
 def cpu_state_dict(model: Maest) -> dict[str, Tensor]:
     """The state dict as safetensors takes it."""
     return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
+def labels_file(model: Maest) -> dict[str, str]:
+    """Name → content of the file with the labels; nothing, if they have no names."""
+    return {"labels.json": to_json(model.labels)} if model.labels else {}
+
+
 @contextmanager
 def own_files(
-    folder: str | Path, names: Sequence[str], ours: bool, gone: Sequence[str] = ()
+    marked: Path,
+    mark: bytes,
+    names: Collection[str],
+    texts: Mapping[str, str],
+    gone: Collection[str] = (),
 ) -> Iterator[dict[str, Path]]:
-    """Yield a temporary path for each name; then they replace the older files in ``folder``.
+    """Yield a temporary path for each of ``names``; then they replace the older files.
 
-    All are complete before the first gets its name; the first of ``names`` gets its name last.
-    Files that are ``gone`` are removed; others stay.
+    Files of ``texts`` (name → content) are written along, and get their names last, the first one
+    after all others. Files that are ``gone`` are removed; others in the folder stay.
+
+    ``marked``, one of all these, says whose the older files are: this program's, if ``mark`` is
+    near its start.
 
     Raises:
-        InputError: "exists" if there are files of these names that are not ``ours``; "access" if
-            they cannot be written. Nothing is changed then.
+        InputError: "exists" if there are files of these names that others wrote, unless with the
+            same text; "access" if they cannot be written. Nothing is changed then.
     """
-    folder = Path(folder)
-    taken = [name for name in (*names, *gone) if (folder / name).exists() and not ours]
-    if taken:
+    folder = marked.parent
+
+    def start(name: str) -> bytes:
+        with suppress(OSError), (folder / name).open("rb") as file:
+            return file.read(_NEAR)
+        return b""
+
+    there = [name for name in (*names, *texts, *gone) if (folder / name).exists()]
+    others = [n for n in there if n not in texts or start(n) != texts[n].encode()]
+    if others and mark not in start(marked.name):
         raise InputError(
-            f"this program did not write {' and '.join(taken)} in it, or it was changed since",
+            f"this program did not write {' and '.join(others)} in it, or it was changed since",
             kind="exists",
             hint="Choose another folder, or move it away.",
             path=folder,
@@ -132,6 +145,8 @@ def own_files(
     missing = not folder.exists()
     try:
         with ExitStack() as stack:
+            for name, text in texts.items():
+                stack.enter_context(atomic_path(folder / name)).write_text(text, "utf-8")
             yield {name: stack.enter_context(atomic_path(folder / name)) for name in names}
             for name in gone:
                 (folder / name).unlink(missing_ok=True)

@@ -22,7 +22,6 @@ from maest.helpers.mixup import mixup
 from maest.helpers.roll import roll
 from maest.helpers.schedules import warmup_ramp_factor
 from maest.helpers.seeds import derived_seed
-from maest.models.checkpoint_files import AVERAGE, TRAINER_KEY
 from maest.models.evaluation import (
     Scored,
     TrackScores,
@@ -32,6 +31,8 @@ from maest.models.evaluation import (
     task_loss,
 )
 from maest.models.maest import Maest
+from maest.models.saving import TRAINER_KEY
+from maest.models.weights import AVERAGE
 
 
 def layer_level(name: str, depth: int) -> int:

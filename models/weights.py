@@ -1,7 +1,9 @@
-"""Model folders and checkpoint files → a network.
+"""Model folders and checkpoint files → a network, without running anything that is in them.
 
 A *model folder* is the unit of hand-over: ``config.json`` (sizes, normalisation, labels, what it
-was trained on) and ``model.safetensors``. A tensor becomes memory when a network takes it, once.
+was trained on) and ``model.safetensors``. What a file is, its content says. Files are mapped, not
+read (but for PyTorch's format of before version 1.6): a tensor becomes memory when a network takes
+it.
 """
 
 from __future__ import annotations
@@ -9,38 +11,42 @@ from __future__ import annotations
 import json
 import logging
 import re
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from maest.helpers.errors import InputError, first_line
 from maest.models import layouts
-from maest.models.archs import ARCHS
-from maest.models.checkpoint_files import (
-    TRAINER_KEY,
-    CheckpointError,
-    listing,
-    load_file,
-    missing_weights,
-    unwrap,
-)
-from maest.models.licences import canonical
+from maest.models.archs import ARCHS, CONFIG_NAME, WEIGHTS_NAME, canonical_licence
 from maest.models.maest import Maest
-from maest.models.saving import AVERAGE_NAME, CONFIG_NAME, FORMAT, FORMAT_VERSION, WEIGHTS_NAME
-from maest.models.sizes import SIZE_NAMES, STRIDE, Sizes, grid_size
+from maest.models.saving import AVERAGE_NAME, FORMAT, FORMAT_VERSION, TRAINER_KEY
+from maest.models.sizes import STRIDE, Sizes, grid_size
 
 log = logging.getLogger(__name__)
 
+# What trainers put before the names: the network's own prefix, and that of its weight average.
+RAW, AVERAGE = "net.", "net_swa."
+_WRAPPERS = ("module.", "_orig_mod.")  # of averaging and distribution, and of torch.compile
+# Constants of the front end that some released files carry: no weights of ours.
+_FRONT_END = ("melspectrogram.spec.window", "melspectrogram.mel_scale.fb")
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:class|type) ([\w.]+\.[\w.]+)")  # as torch names it
+_SAVE_ALONE = "Save the state dict alone, with torch.save(model.state_dict(), path)."
 _AGAIN = "Get it again, or have it written again by the program that made it."
 _LONG = 4  # times the input length of training: beyond, there is a warning
-# Sizes that came later; files without them have the default.
-_LATER_SIZES = {"task": "multi-label", "target_mean": None, "target_std": None}
-_POSITIONS = ("freq_new_pos_embed", "time_new_pos_embed")
-_SHAPE_SIZES = ("embed_dim", "depth", "n_classes", "mlp_ratio")  # which shapes alone tell
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be used."""
 
 
 @dataclass
@@ -49,16 +55,15 @@ class Checkpoint:
 
     Attributes:
         path: the file or folder.
-        tensors: our parameter name → the tensors that make it, joined along the first axis. They
-            may be views of the file.
+        tensors: our parameter name → its value, which may be a view of the file.
         sizes: arguments of `Maest`, as far as they are known.
-        layout: whose names the weights had (`models.layouts`).
+        layout: whose names the weights had (`layouts`).
         arch, labels, trained_on: what the file or folder says, if it does.
         average: whether the weights are the average that a training keeps beside its weights.
     """
 
     path: Path
-    tensors: layouts.Tensors
+    tensors: dict[str, Tensor]
     sizes: dict[str, Any] = field(default_factory=dict)
     layout: str = layouts.MAEST
     arch: str | None = None
@@ -85,26 +90,14 @@ def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint
     (False), or the average where there is one (None).
 
     Raises:
-        CheckpointError: if ``path`` does not exist, is damaged, holds anything but tensors and
-            plain containers, is no model of this family, or lacks the weights that are asked for.
+        CheckpointError: if ``path`` does not exist, is damaged, holds what could run code, is no
+            model of this family, or lacks the weights that are asked for.
     """
     path = Path(path).expanduser()
     checkpoint = _load_folder(path, average) if path.is_dir() else _load_file(path, average)
     if checkpoint.average:
-        log.info("%s: its average of weights (without: maest.checkpoint_swa_weights=False)", path)
+        log.info("%s: its average of weights (without: checkpoint_swa_weights=False)", path)
     return checkpoint
-
-
-@contextmanager
-def _refused(path: Path) -> Iterator[None]:
-    """Whatever the block finds wrong with the content of a file is one error, with its path."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
-        raise CheckpointError(str(reason), kind="mismatch", hint=_AGAIN, path=path) from None
 
 
 def _load_file(path: Path, average: bool | None) -> Checkpoint:
@@ -115,10 +108,8 @@ def _load_file(path: Path, average: bool | None) -> Checkpoint:
             hint="Give a model folder (a finished run's exp_logs/<id>/model) or a checkpoint file.",
             path=path,
         )
-    content, record = load_file(path)
-    state, average = unwrap(content, path, average)
-    checkpoint = _identify(state, path)
-    checkpoint.average = average
+    content, record = _read_file(path)
+    checkpoint = _identify(content, path, average, ours=record is not None)
     if record is not None:
         _merge_record(checkpoint, record, path)
         epoch, steps = content.get("epoch"), content.get("global_step")
@@ -154,8 +145,8 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
     if average and not averaged:
         raise missing_weights(folder, average)
     weights = folder / (AVERAGE_NAME if average else WEIGHTS_NAME)
-    content, record = load_file(weights)
-    checkpoint = _identify(unwrap(content, weights)[0], weights)
+    content, record = _read_file(weights)
+    checkpoint = _identify(content, weights, None, ours)
     checkpoint.path, checkpoint.average = folder, average
     if not ours:
         _merge_hub_config(checkpoint, config, path)
@@ -170,6 +161,31 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
     return checkpoint
 
 
+def missing_weights(path: str | Path, average: bool) -> CheckpointError:
+    """The error for a file or folder without an average of weights, or with that alone."""
+    return CheckpointError(
+        "it has no average of the weights" if average else "it has the average of weights alone",
+        kind="missing",
+        hint="Leave checkpoint_swa_weights (of load_checkpoint: average) out.",
+        path=path,
+    )
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Whatever the block finds wrong with the content of a file is one error, with its path."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise CheckpointError(str(reason), kind="mismatch", hint=_AGAIN, path=path) from None
+
+
+# ------------------------------------------------------------------ files
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     with _refused(path):
         try:
@@ -181,9 +197,45 @@ def _read_object(path: Path) -> dict[str, Any]:
         return found
 
 
-def _identify(state: Mapping[str, Tensor], path: Path) -> Checkpoint:
-    """A state dict in any of the layouts → a checkpoint with the sizes that the shapes tell."""
-    layout = layouts.detect_layout(state)
+def _read_file(path: Path) -> tuple[Any, Any]:
+    """``(content, the record that this program keeps of the model under TRAINER_KEY, or None)``."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    try:
+        if start[8:9] == b"{":  # safetensors: the length of the header, then the header
+            with safetensors.safe_open(path, "pt") as header:
+                record = (header.metadata() or {}).get(TRAINER_KEY, "null")
+            return safetensors.torch.load_file(path), json.loads(record)
+        zipped = start[:4] == b"PK\3\4"
+        if zipped:  # torch does not look at the checksums of what it maps
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} has another checksum than it should")
+        # By a path, torch takes any file of this name for safetensors; by a file, it maps none.
+        mapped = zipped and path.suffix != ".safetensors"
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")  # torch's guesses at what it is
+            source = path if mapped else file
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, MemoryError):  # says nothing of the file's content
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything
+        refused = isinstance(error, UnpicklingError) and _REFUSED.search(str(error))
+        raise CheckpointError(
+            f"refused: it asks for {refused[1] or refused[2]}, and could run code on loading"
+            if refused
+            else f"damaged, or no checkpoint ({type(error).__name__}: {first_line(error)})",
+            kind="unsupported" if refused else "corrupt",
+            hint=_SAVE_ALONE if refused else "Get the file again, or give another one.",
+            path=path,
+        ) from None
+    return content, content.get(TRAINER_KEY) if isinstance(content, Mapping) else None
+
+
+def _identify(content: Any, path: Path, average: bool | None, ours: bool) -> Checkpoint:
+    """A file's content, in any of the layouts → a checkpoint with the sizes that shapes tell."""
+    state, average = _unwrap(content, path, average)
+    layout = layouts.MAEST if ours else layouts.detect_layout(state)
     if layout is None:
         some = ", ".join(list(state)[:4]) or "nothing"
         raise CheckpointError(
@@ -194,40 +246,72 @@ def _identify(state: Mapping[str, Tensor], path: Path) -> Checkpoint:
         )
     with _refused(path):
         tensors = layouts.read(state, layout)
-        return Checkpoint(path, tensors, layouts.read_sizes(tensors, layout), layout)
+        sizes = layouts.read_sizes(tensors, layout)
+        return Checkpoint(path, tensors, sizes, layout, average=average)
+
+
+def _unwrap(content: Any, path: Path, average: bool | None) -> tuple[dict[str, Tensor], bool]:
+    """``(state dict, whether it is the average)``."""
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        message = f"holds a {type(content).__name__}, not a state dict"
+        raise CheckpointError(message, hint=_SAVE_ALONE, path=path)
+    state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    averaged = any(key.startswith(AVERAGE) for key in state)
+    average = averaged if average is None else average
+    if average or averaged or any(key.startswith(RAW) for key in state):
+        prefix = AVERAGE if average else RAW
+        state = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
+        state.pop("n_averaged", None)
+        if not state:
+            raise missing_weights(path, average)
+    others = [str(key) for key in content if key not in state]
+    if ignored := [key for key in others if not key.startswith((RAW, AVERAGE))]:
+        log.info("%s: no weights, and left out: %s", path, ", ".join(ignored))
+    while state and any(all(k.startswith(wrapper) for k in state) for wrapper in _WRAPPERS):
+        state = {key.partition(".")[2]: value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if key not in _FRONT_END}
+    for key, t in state.items():
+        if t.is_meta or t.layout != torch.strided or not t.is_floating_point():
+            raise CheckpointError(
+                f"{key} is no weight ({t.dtype}, {t.layout}, {t.device})",
+                kind="unsupported",
+                hint="Save the weights as plain floating-point tensors.",
+                path=path,
+            )
+    return state, average
+
+
+# ------------------------------------------------------------------ what is said of weights
 
 
 def _merge_record(checkpoint: Checkpoint, record: Any, path: Path) -> None:
-    """Take over what `models.saving.model_record` said, if it is of these weights."""
+    """Take over what `saving.model_record` said, if it is of these weights."""
     with _refused(path):
-        sizes = _LATER_SIZES | record["sizes"]
-        labels, trained_on = record.get("labels"), record.get("trained_on") or {}
-        if sizes.keys() != set(SIZE_NAMES) or not all(map(_is_plain, sizes.values())):
-            raise ValueError(f"sizes must be {', '.join(SIZE_NAMES)}, of numbers and words")
-        if labels and (len(labels), {*map(type, labels)}) != (sizes["n_classes"], {str}):
-            raise ValueError("labels must be null, or a name for each of the classes (n_classes)")
-        if not isinstance(trained_on, dict):
-            raise ValueError("trained_on must be null or an object")
-        pairs = {name: (sizes[name], checkpoint.sizes.get(name)) for name in _SHAPE_SIZES}
-        if "time_new_pos_embed" in checkpoint.tensors:
-            [freq], [time] = (
-                checkpoint.tensors[f"{axis}_new_pos_embed"] for axis in ("freq", "time")
-            )
-            pairs["rows of positions"] = grid_size(sizes["input_f"]), freq.shape[2]
-            pairs["columns of positions"] = sizes["input_t"] // STRIDE, time.shape[3]
-        if differing := [f"{n} {a} ({b} in the weights)" for n, (a, b) in pairs.items() if a != b]:
+        sizes = asdict(Sizes(**record["sizes"]))  # refuses what is no network
+        if absent := sizes.keys() - record["sizes"].keys():
+            raise ValueError(f"sizes lack {', '.join(sorted(absent))}")
+        said, told = _shapes(sizes), _shapes(checkpoint.sizes)
+        if differing := [
+            f"{n} {said[n]} ({told[n]} in the weights)" for n in said if said[n] != told[n]
+        ]:
             raise ValueError(f"of another model than the weights: {', '.join(differing)}")
-        Sizes(**sizes)  # refuses what is no network
+        labels = record.get("labels")
+        if labels is not None and [*map(type, labels)] != [str] * sizes["n_classes"]:
+            raise ValueError("labels must be null, or a name for each of the classes (n_classes)")
         checkpoint.sizes, checkpoint.labels = sizes, labels
-        checkpoint.arch, checkpoint.trained_on = record.get("arch"), dict(trained_on)
+        checkpoint.arch, checkpoint.trained_on = (
+            record.get("arch"),
+            dict(record.get("trained_on") or {}),
+        )
 
 
-def _is_plain(value: Any) -> bool:
-    """What JSON has for a size: a word, a number that floats hold, a list of those, or null."""
-    numbers = value if isinstance(value, list) else [value]
-    if all(type(number) in (int, float) and abs(number) < 1e30 for number in numbers):
-        return True
-    return value is None or type(value) is str
+def _shapes(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the shapes of weights tell of sizes."""
+    told = {n: sizes.get(n) for n in ("embed_dim", "depth", "n_classes", "mlp_ratio")}
+    return told | {"rows": grid_size(sizes["input_f"]), "columns": sizes["input_t"] // STRIDE}
 
 
 def _merge_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: Path) -> None:
@@ -236,28 +320,28 @@ def _merge_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
     with _refused(path):
         sizes |= layouts.read_hub_config(config, sizes)
     if extractor.is_file():
-        norm = {f"norm_{name}": v for name, v in _read_object(extractor).items()}
-        sizes |= {name: norm[name] for name in ("norm_mean", "norm_std") if name in norm}
+        found = _read_object(extractor)
+        sizes |= {f"norm_{name}": found[name] for name in ("mean", "std") if name in found}
         with _refused(extractor):
             Sizes(**{"n_classes": 1} | sizes)
     labels, classes = config.get("id2label"), sizes.get("n_classes")
     if isinstance(labels, dict) and classes is not None:
-        names: list[Any] = [labels.get(str(i)) for i in range(len(labels))]
-        if len(names) != classes or {*map(type, names)} != {str}:
+        names: list[Any] = [labels.get(str(i)) for i in range(classes)]
+        if len(labels) != classes or {*map(type, names)} != {str}:
             log.warning("%s: id2label does not name the %d classes: left out", path, classes)
         elif names != layouts.default_hub_labels(classes):
             checkpoint.labels = names
     ours = config.get(TRAINER_KEY)  # exported from here: what the layout itself does not say
-    [last] = checkpoint.tensors.get("head.1.weight", (torch.empty(0),))
+    last = checkpoint.tensors.get("head.1.weight", torch.empty(0))
     if isinstance(ours, dict) and ours.get("head") != layouts.fingerprint(last):
         log.warning("%s: trained further since its export: its record is left out", path)
     elif isinstance(ours, dict):
         _merge_record(checkpoint, ours | {"labels": checkpoint.labels}, path)
     card = path.with_name("README.md")
     if not checkpoint.licence and card.is_file():
-        found = re.match(r"---\n(?:.*\n)*?license: *(\S+)", card.read_text("utf-8", "replace"))
-        if found and found[1] not in ("unknown", "other"):
-            checkpoint.trained_on |= {"licence": canonical(found[1])}
+        licence = re.match(r"---\n(?:.*\n)*?license: *(\S+)", card.read_text("utf-8", "replace"))
+        if licence and licence[1] not in ("unknown", "other"):
+            checkpoint.trained_on |= {"licence": canonical_licence(licence[1])}
 
 
 # ------------------------------------------------------------------ into a network
@@ -276,107 +360,96 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
     Raises:
         CheckpointError: listing the keys that are missing, unexpected or of another shape.
     """
-    expected = model.state_dict()
-    tensors, notes = _fit_positions(checkpoint.tensors, expected)
-    dropped, reason = _dropped_head(model, checkpoint, discard_head)
-    for name in expected:
-        if name.startswith(dropped):
-            tensors.pop(name, None)
+    expected, notes = model.state_dict(), list[str]()
+    tensors = _fit_positions(checkpoint.tensors, expected, notes)
+    dropped: tuple[str, ...] = ()
+    reason = "the file has none for music"
+    for name in ("task", "n_classes"):
+        there, here = checkpoint.sizes.get(name), getattr(model, name)
+        if there not in (None, here):  # the norm before it fits any head
+            dropped, reason = ("head.1.", "head_dist."), f"{name} {there} there, {here} here"
+    if discard_head:
+        dropped, reason = layouts.HEADS, "it is discarded"
     # A head of which the file has a part is no optional one: the rest is reported as missing.
     optional = [
         prefix
         for prefix in layouts.OPTIONAL_HEADS.get(checkpoint.layout, ())
-        if not any(name.startswith(prefix) for name in checkpoint.tensors)
+        if not any(name.startswith(prefix) for name in tensors)
     ]
-    fresh = {n for n in expected if n not in tensors and n.startswith((*dropped, *optional))}
+    tensors = {n: t for n, t in tensors.items() if n not in expected or not n.startswith(dropped)}
+    fresh = [n for n in expected if n not in tensors and n.startswith((*dropped, *optional))]
     used = layouts.HEADS if model.distilled_type == "separated" else layouts.HEADS[:1]
     if any(name.startswith(used) for name in fresh):
         parts = ", ".join(sorted({name.rpartition(".")[0] for name in fresh}))
         notes.append(f"the head is newly initialised ({parts}): {reason}")
-    if not fresh and checkpoint.layout == layouts.PASST and checkpoint.labels is None:
+    if not fresh and checkpoint.layout == layouts.PASST:
         notes.append(f"the head is AudioSet's, or of {model.n_classes} classes without names")
     _check_shapes(tensors, {n: t for n, t in expected.items() if n not in fresh}, checkpoint.path)
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            if name in tensors:
-                value = torch.cat(tensors[name]).float()  # a copy: they may be views of a file
-                if not value.sum().isfinite():  # without a temporary of its size
-                    raise CheckpointError(
-                        f"{name} has NaN or infinite values",
-                        kind="corrupt",
-                        hint="Use a checkpoint from before the training diverged.",
-                        path=checkpoint.path,
-                    )
-            elif tensor.is_meta:
-                value = _initial(name, tensor.shape)
-            else:
-                continue
-            if tensor.is_meta:
-                module, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(module), leaf, nn.Parameter(value))
-            else:
-                tensor.copy_(value)
+    values = {}
+    for name, tensor in expected.items():
+        if name not in fresh:  # a copy: they may be views of a file
+            value = tensors[name].to(
+                torch.float32, copy=True, memory_format=torch.contiguous_format
+            )
+            if not value.sum().isfinite():  # without a temporary of its size
+                raise CheckpointError(
+                    f"{name} has NaN or infinite values",
+                    kind="corrupt",
+                    hint="Use a checkpoint from before the training diverged.",
+                    path=checkpoint.path,
+                )
+            values[name] = value
+        elif tensor.is_meta:
+            values[name] = _initial(name, tensor.shape)
+    model.load_state_dict(values, strict=False, assign=model.cls_token.is_meta)
     model.uninitialized = frozenset(fresh)
     for note in notes:
         log.warning("%s: %s", checkpoint.path, note)
     return model
 
 
-def _dropped_head(
-    model: Maest, checkpoint: Checkpoint, discard_head: bool
-) -> tuple[tuple[str, ...], str]:
-    """``(what the names of weights that are not taken begin with, why a head is initialised)``."""
-    if discard_head:
-        return layouts.HEADS, "it is discarded"
-    for name in ("n_classes", "task"):
-        there, here = checkpoint.sizes.get(name), getattr(model, name)
-        if there not in (None, here):  # the norm before the head fits any head
-            return ("head.1.", "head_dist."), f"{name} {there} there, {here} here"
-    return (), "the file has none for music"
-
-
 def _fit_positions(
-    tensors: layouts.Tensors, expected: Mapping[str, Tensor]
-) -> tuple[layouts.Tensors, list[str]]:
-    """``(the tensors, with position embeddings of the network's sizes; what was done)``."""
-    tensors, notes = dict(tensors), []
-    freq, time = _POSITIONS
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, Tensor]:
+    """The tensors, with position embeddings of the network's sizes."""
+    tensors, freq, time = dict(tensors), "freq_new_pos_embed", "time_new_pos_embed"
     rows, columns = expected[freq].shape[2], expected[time].shape[3]
     if "pos_embed" in tensors:
-        [grid] = tensors.pop("pos_embed")
-        split = layouts.split_square_positions(grid, rows, columns)
-        tensors |= {freq: (split[0],), time: (split[1],)}
+        grid = tensors.pop("pos_embed")
+        tensors[freq], tensors[time] = layouts.split_square_positions(grid, rows, columns)
         notes.append(f"positions of a square grid resized to {rows} x {columns} and taken apart")
     for name, size in ((freq, (rows, 1)), (time, (1, columns))):
-        [found] = tensors.get(name, (torch.empty(0),))
+        found = tensors.get(name, torch.empty(0))
         if found.ndim != 4 or found.shape[2:] == size or not found.numel():
             continue  # it fits, or it never will
-        tensors[name] = (layouts.resize_positions(found, *size),)
+        tensors[name] = layouts.resize_positions(found, *size)
         notes.append(f"{name} resized from {tuple(found.shape[2:])} to {size}")
         if (longer := size[1] / found.shape[3]) > _LONG:
             notes.append(
                 f"inputs are {longer:.0f} times as long as those of its training: expect "
-                "little of the results, or give a shorter datamodule.clip_length (input_t)"
+                "little of the results, or give a shorter input_t"
             )
-    return tensors, notes
+    return tensors
 
 
-def _check_shapes(tensors: layouts.Tensors, expected: Mapping[str, Tensor], path: Path) -> None:
+def _check_shapes(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path
+) -> None:
     """Compare weights with the parameters that they are to set."""
-    shapes = {name: layouts.joined_shape(parts) for name, parts in tensors.items()}
-    problems = [f"missing: {name}" for name in expected if name not in shapes]
-    problems += [f"unexpected: {name}" for name in shapes if name not in expected]
-    problems += [
-        f"{name}: {shapes[name]}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if shapes.get(name, tensor.shape) != tensor.shape
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    problems = [
+        f"{name}: {found.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
+        for name in wanted | found
+        if found.get(name) != wanted.get(name)
     ]
     if problems:
+        listed = "\n  ".join([*problems[:20], *(["…"] if len(problems) > 20 else [])])
         raise CheckpointError(
-            f"does not fit the network, {listing(problems)}",
+            f"does not fit the network, {len(problems)} keys:\n  {listed}",
             kind="mismatch",
-            hint="Leave maest.arch and other sizes out (maest.arch=None after a named config): the "
-            f"checkpoint knows its own. Else: {_AGAIN}",
+            hint="Leave arch and other sizes out (arch=None after a named config): the checkpoint "
+            f"knows its own. Else: {_AGAIN}",
             path=path,
         )
 

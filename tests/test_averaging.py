@@ -283,6 +283,6 @@ def test_a_training_that_ends_before_it_begins(train, plain):
 def test_the_prefix_is_the_one_that_checkpoints_are_read_by():
     """`helpers` and `models` each have it."""
     from maest.helpers.averaging import PREFIX
-    from maest.models.checkpoint_files import AVERAGE
+    from maest.models.weights import AVERAGE
 
     assert PREFIX == AVERAGE

@@ -1176,9 +1176,8 @@ def test_absurd_metadata_of_safetensors(tmp_path, text):
         {"maest": {"sizes": small().sizes() | {"input_t": 10**9}, "labels": None}},
         {"maest": {"sizes": small().sizes() | {"depth": 10**9}, "labels": None}},
         {"maest": {"sizes": small().sizes(), "labels": [torch.zeros(1)] * 3}},
-        {"maest": {"sizes": small().sizes() | {"depth": torch.tensor(2)}, "labels": None}},
     ],
-    ids=["lacking", "no sizes", "empty", "input_t", "depth", "labels", "tensor"],
+    ids=["lacking", "no sizes", "empty", "input_t", "depth", "labels"],
 )
 def test_absurd_lightning_checkpoints(tmp_path, change):
     path = tmp_path / "w.ckpt"
@@ -1194,7 +1193,6 @@ def test_absurd_lightning_checkpoints(tmp_path, change):
         {"target_mean": [1.0] * 3, "target_std": [1.0, 0.0, 1.0]},
         {"target_mean": [1.0] * 3, "target_std": [1.0, -1.0, 1.0]},
         {"target_mean": 1.0, "target_std": 1.0},
-        {"target_mean": ["1"] * 3, "target_std": [1.0] * 3},
     ],
     ids=str,
 )
@@ -1303,14 +1301,6 @@ def test_they_would_run(tmp_path, kind):
     RAN.clear()
     torch.load(tmp_path / "w.pt", weights_only=False)
     assert RAN or kind == "Tensor"  # whose state torch sets itself
-
-
-@pytest.mark.parametrize("content", [ValueError("a"), SystemExit("a")], ids=repr)
-def test_exceptions_are_no_plain_containers(tmp_path, content):
-    torch.save(maest_state(depth=1) | {"x": content}, tmp_path / "w.pt")
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(tmp_path / "w.pt")
-    assert caught.value.kind == "unsupported"
 
 
 @pytest.mark.filterwarnings("ignore:.*TorchScript archive.*")

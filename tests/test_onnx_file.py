@@ -87,7 +87,8 @@ class Exported:
 def export(folder: Path, model: Maest, blocks: tuple[int, ...], **options) -> Exported:
     path = folder / "of its own" / "model.onnx"
     export_onnx(path, model, blocks, **options)
-    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    names = {"model.onnx", *(["labels.json"] if model.labels else [])}
+    assert {file.name for file in path.parent.iterdir()} == names
     return Exported(path, model, blocks)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.files import to_json
 from maest.helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE
 from maest.helpers.patches import PATCH_SIZE
-from maest.models.archs import clip_seconds
-from maest.models.checkpoint_files import TRAINER_KEY
+from maest.models.archs import CONFIG_NAME, WEIGHTS_NAME, clip_seconds
 from maest.models.layouts import (
     HUB_EPS,
     HUB_FIXED,
@@ -35,7 +35,7 @@ from maest.models.layouts import (
     write_hub,
 )
 from maest.models.maest import Maest, inference
-from maest.models.saving import CONFIG_NAME, WEIGHTS_NAME, cpu_state_dict, own_files, read_config
+from maest.models.saving import TRAINER_KEY, cpu_state_dict, own_files, read_config
 from maest.models.sizes import STRIDE
 
 CARD = "README.md"
@@ -88,8 +88,6 @@ def export_huggingface(
         "head": fingerprint(state["head.1.weight"]),
     }
     card = model_card(folder.name, model, frames, record, licence)
-    older = read_config(folder, CONFIG_NAME)
-    ours = _is_own(folder, older)
     record["card"] = _digest(card.encode())
     texts = {
         CONFIG_NAME: to_json(_config(model, frames) | {TRAINER_KEY: record}),
@@ -101,14 +99,13 @@ def export_huggingface(
         path = Path(str(module.__file__))
         texts[path.name] = path.read_text("utf-8").replace("from maest.helpers.", "from .")
     notes, old = unsupported_features(model), folder / CARD
-    if ours and old.exists() and _digest(old.read_bytes()) != older[TRAINER_KEY].get("card"):
+    written = (read_config(folder, CONFIG_NAME).get(TRAINER_KEY) or {}).get("card")
+    if written and old.exists() and _digest(old.read_bytes()) != written:
         notes.append(f"{CARD} was edited since it was written, and is kept.")
         del texts[CARD]
-    with own_files(folder, (*texts, WEIGHTS_NAME), ours) as paths:
+    with own_files(folder / CONFIG_NAME, _mark(folder), [WEIGHTS_NAME], texts) as paths:
         hub = {name: tensor.contiguous() for name, tensor in write_hub(state).items()}
         safetensors.torch.save_file(hub, paths[WEIGHTS_NAME], metadata={"format": "pt"})
-        for name, text in texts.items():
-            paths[name].write_text(text, "utf-8")
     return notes
 
 
@@ -146,20 +143,15 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _is_own(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a folder is an export, with the weights that it was made with."""
-    ours = config.get(TRAINER_KEY)
-    if config.get("model_type") != HUB_TYPE or not isinstance(ours, dict):
-        return False
-    weights = folder / WEIGHTS_NAME
-    if not weights.exists():
-        return True
-    try:
-        with safetensors.safe_open(weights, "pt") as file:
-            last = file.get_tensor("classifier.dense.weight")
-    except (OSError, safetensors.SafetensorError):  # half of a copy, say
-        return True
-    return fingerprint(last) == ours.get("head")
+def _mark(folder: Path) -> bytes:
+    """What the config.json of an export has that was not trained further since."""
+    head = ""
+    with (
+        suppress(OSError, safetensors.SafetensorError),  # none, or half of a copy
+        safetensors.safe_open(folder / WEIGHTS_NAME, "pt") as file,
+    ):
+        head = fingerprint(file.get_tensor("classifier.dense.weight")) + '"'
+    return f'"head": "{head}'.encode()
 
 
 def unsupported_features(model: Maest) -> list[str]:
