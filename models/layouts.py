@@ -28,15 +28,18 @@ _HEAD_WIDTH = 64  # channels of an attention head, in every released size
 _RELEASED_INPUTS = {31: 312, 62: 625, 125: 1250, 187: 1875}
 
 
-def detect_layout(state: Mapping[str, Tensor]) -> str | None:
-    """Which layout a state dict is in, by its keys; None if in none that is known."""
+def detect_layout(state: Mapping[str, Tensor]) -> str:
+    """Which layout a state dict is in, by its keys. Raises ValueError if in none that is known."""
     if any(key.removeprefix(_TOP) == _HUB_POSITIONS for key in state):
         return HUB
     if "freq_new_pos_embed" in state and "time_new_pos_embed" in state:
         # PaSST has the same names; its spectrogram has 128 bands, which make 12 rows.
         rows = state["freq_new_pos_embed"].shape[-2:-1]
         return MAEST if tuple(rows) == (grid_size(N_MELS),) else PASST
-    return DEIT if "pos_embed" in state and "dist_token" in state else None
+    if "pos_embed" in state and "dist_token" in state:
+        return DEIT
+    some = ", ".join(list(state)[:4]) or "nothing"
+    raise ValueError(f"no weights of a MAEST network, nor of PaSST or DeiT (it has {some} …)")
 
 
 def read(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
@@ -127,6 +130,7 @@ HUB_TYPE = "audio-spectrogram-transformer"
 HUB_EPS = 1e-6  # of every norm, the head's too
 # What its configuration can say, and is the same in every network of this family
 HUB_FIXED = {
+    "model_type": HUB_TYPE,
     "patch_size": PATCH_SIZE,
     "frequency_stride": STRIDE,
     "time_stride": STRIDE,
@@ -136,7 +140,7 @@ HUB_FIXED = {
     "layer_norm_eps": HUB_EPS,
 }
 # What transformers takes where the file does not say, if that is another value
-_DEFAULTS = {"num_mel_bins": 128, "layer_norm_eps": 1e-12}
+_DEFAULTS = {"model_type": None, "num_mel_bins": 128, "layer_norm_eps": 1e-12}
 # Our name of a task → that layout's
 HUB_PROBLEMS = {
     "multi-label": "multi_label_classification",

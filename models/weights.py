@@ -1,9 +1,8 @@
 """Model folders and checkpoint files → a network, without running anything that is in them.
 
 A *model folder* is the unit of hand-over: ``config.json`` (sizes, normalisation, labels, what it
-was trained on) and ``model.safetensors``. What a file is, its content says. Files are mapped, not
-read (but for PyTorch's format of before version 1.6): a tensor becomes memory when a network takes
-it.
+was trained on) and ``model.safetensors``. A file's content says what it is. Files are mapped (but
+for PyTorch's format of before version 1.6): a tensor becomes memory when a network takes it.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of averaging and distribution, and of t
 _FRONT_END = ("melspectrogram.spec.window", "melspectrogram.mel_scale.fb")
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:class|type) ([\w.]+\.[\w.]+)")  # as torch names it
 _SAVE_ALONE = "Save the state dict alone, with torch.save(model.state_dict(), path)."
-_AGAIN = "Get it again, or have it written again by the program that made it."
+_AGAIN = "Get it again, have it written again by the program that made it, or give another one."
 _LONG = 4  # times the input length of training: beyond, there is a warning
 
 
@@ -51,25 +50,16 @@ class CheckpointError(InputError):
 
 @dataclass
 class Checkpoint:
-    """Weights of a file or folder under our names, and what is known of them.
-
-    Attributes:
-        path: the file or folder.
-        tensors: our parameter name → its value, which may be a view of the file.
-        sizes: arguments of `Maest`, as far as they are known.
-        layout: whose names the weights had (`layouts`).
-        arch, labels, trained_on: what the file or folder says, if it does.
-        average: whether the weights are the average that a training keeps beside its weights.
-    """
+    """Weights of a file or folder, and what it says of them."""
 
     path: Path
-    tensors: dict[str, Tensor]
-    sizes: dict[str, Any] = field(default_factory=dict)
-    layout: str = layouts.MAEST
+    tensors: dict[str, Tensor]  # under our names; they may be views of the file
+    sizes: dict[str, Any] = field(default_factory=dict)  # arguments of `Maest`, if known
+    layout: str = layouts.MAEST  # whose names the weights had
     arch: str | None = None
     labels: list[str] | None = None
     trained_on: dict[str, Any] = field(default_factory=dict)
-    average: bool = False
+    average: bool = False  # the average that a training keeps beside its weights
 
     @property
     def licence(self) -> str | None:
@@ -94,20 +84,35 @@ def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint
             model of this family, or lacks the weights that are asked for.
     """
     path = Path(path).expanduser()
-    checkpoint = _load_folder(path, average) if path.is_dir() else _load_file(path, average)
+    folder = path.is_dir()
+    needed = (path / CONFIG_NAME, path / WEIGHTS_NAME) if folder else (path,)
+    if missing := [str(file) for file in needed if not file.is_file()]:
+        model = path / "model"
+        raise CheckpointError(
+            f"there is no {' and no '.join(missing)}",
+            kind="missing",
+            hint=f"Give {model}."
+            if (model / CONFIG_NAME).is_file()
+            else "Give a checkpoint file or a model folder: exp_logs/<id>/model of a finished run.",
+            path=path,
+        )
+    checkpoint = _load_folder(path, average) if folder else _load_file(path, average)
     if checkpoint.average:
         log.info("%s: its average of weights (without: checkpoint_swa_weights=False)", path)
     return checkpoint
 
 
+def missing_weights(path: str | Path, average: bool) -> CheckpointError:
+    """The error for a file or folder without an average of weights, or with that alone."""
+    return CheckpointError(
+        "it has no average of the weights" if average else "it has the average of weights alone",
+        kind="missing",
+        hint=f"Leave checkpoint_swa_weights={average} out.",
+        path=path,
+    )
+
+
 def _load_file(path: Path, average: bool | None) -> Checkpoint:
-    if not path.is_file():
-        raise CheckpointError(
-            "no such file or folder",
-            kind="missing",
-            hint="Give a model folder (a finished run's exp_logs/<id>/model) or a checkpoint file.",
-            path=path,
-        )
     content, record = _read_file(path)
     checkpoint = _identify(content, path, average, ours=record is not None)
     if record is not None:
@@ -124,22 +129,9 @@ def _load_file(path: Path, average: bool | None) -> Checkpoint:
 
 
 def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
-    if missing := [n for n in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / n).is_file()]:
-        nested = (folder / "model" / CONFIG_NAME).is_file()
-        raise CheckpointError(
-            f"no model folder: it has no {' and no '.join(missing)}",
-            kind="missing",
-            hint=f"Give {folder / 'model' if nested else 'exp_logs/<id>/model of a finished run'}.",
-            path=folder,
-        )
     path = folder / CONFIG_NAME
     config = _read_object(path)
     ours = config.get("format") == FORMAT
-    kind = "format_version" if ours else "model_type"
-    expected = FORMAT_VERSION if ours else layouts.HUB_TYPE
-    with _refused(path):
-        if config.get(kind) != expected:
-            raise ValueError(f"not of a model that this program reads: expected {kind} {expected}")
     averaged = (folder / AVERAGE_NAME).is_file()
     average = (averaged and ours) if average is None else average
     if average and not averaged:
@@ -152,6 +144,8 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
         _merge_hub_config(checkpoint, config, path)
         return checkpoint
     with _refused(path):
+        if config["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"of another version than {FORMAT_VERSION}, which this program reads")
         digest = config.get("digest")
         if isinstance(record, dict) and digest not in (None, record.get("digest")):
             raise ValueError(f"of another model than {weights.name}: the save was cut off")
@@ -159,16 +153,6 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
     if average and isinstance(own := checkpoint.trained_on.get("swa"), dict):
         checkpoint.trained_on |= own
     return checkpoint
-
-
-def missing_weights(path: str | Path, average: bool) -> CheckpointError:
-    """The error for a file or folder without an average of weights, or with that alone."""
-    return CheckpointError(
-        "it has no average of the weights" if average else "it has the average of weights alone",
-        kind="missing",
-        hint="Leave checkpoint_swa_weights (of load_checkpoint: average) out.",
-        path=path,
-    )
 
 
 @contextmanager
@@ -183,7 +167,7 @@ def _refused(path: Path) -> Iterator[None]:
         raise CheckpointError(str(reason), kind="mismatch", hint=_AGAIN, path=path) from None
 
 
-# ------------------------------------------------------------------ files
+# ------------------------------------------------------------------ files → tensors
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -235,16 +219,8 @@ def _read_file(path: Path) -> tuple[Any, Any]:
 def _identify(content: Any, path: Path, average: bool | None, ours: bool) -> Checkpoint:
     """A file's content, in any of the layouts → a checkpoint with the sizes that shapes tell."""
     state, average = _unwrap(content, path, average)
-    layout = layouts.MAEST if ours else layouts.detect_layout(state)
-    if layout is None:
-        some = ", ".join(list(state)[:4]) or "nothing"
-        raise CheckpointError(
-            f"no weights of a MAEST network, nor of PaSST or DeiT, in it (it has {some} …)",
-            kind="unsupported",
-            hint="Give a checkpoint of one of these.",
-            path=path,
-        )
     with _refused(path):
+        layout = layouts.MAEST if ours else layouts.detect_layout(state)
         tensors = layouts.read(state, layout)
         sizes = layouts.read_sizes(tensors, layout)
         return Checkpoint(path, tensors, sizes, layout, average=average)
@@ -255,10 +231,8 @@ def _unwrap(content: Any, path: Path, average: bool | None) -> tuple[dict[str, T
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping):
-        message = f"holds a {type(content).__name__}, not a state dict"
-        raise CheckpointError(message, hint=_SAVE_ALONE, path=path)
-    state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    found = content if isinstance(content, Mapping) else {}
+    state = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     averaged = any(key.startswith(AVERAGE) for key in state)
     average = averaged if average is None else average
     if average or averaged or any(key.startswith(RAW) for key in state):
@@ -267,21 +241,25 @@ def _unwrap(content: Any, path: Path, average: bool | None) -> tuple[dict[str, T
         state.pop("n_averaged", None)
         if not state:
             raise missing_weights(path, average)
-    others = [str(key) for key in content if key not in state]
-    if ignored := [key for key in others if not key.startswith((RAW, AVERAGE))]:
-        log.info("%s: no weights, and left out: %s", path, ", ".join(ignored))
     while state and any(all(k.startswith(wrapper) for k in state) for wrapper in _WRAPPERS):
         state = {key.partition(".")[2]: value for key, value in state.items()}
     state = {key: value for key, value in state.items() if key not in _FRONT_END}
-    for key, t in state.items():
-        if t.is_meta or t.layout != torch.strided or not t.is_floating_point():
-            raise CheckpointError(
-                f"{key} is no weight ({t.dtype}, {t.layout}, {t.device})",
-                kind="unsupported",
-                hint="Save the weights as plain floating-point tensors.",
-                path=path,
-            )
+    if no_weights := [
+        key
+        for key, value in state.items()
+        if value.is_meta or value.layout != torch.strided or not value.is_floating_point()
+    ]:
+        raise CheckpointError(
+            f"no plain floating-point tensors: {_listed(no_weights)}",
+            kind="unsupported",
+            hint=_SAVE_ALONE,
+            path=path,
+        )
     return state, average
+
+
+def _listed(lines: list[str]) -> str:
+    return "".join(f"\n  {line}" for line in [*lines[:20], *(["…"] if len(lines) > 20 else [])])
 
 
 # ------------------------------------------------------------------ what is said of weights
@@ -294,18 +272,14 @@ def _merge_record(checkpoint: Checkpoint, record: Any, path: Path) -> None:
         if absent := sizes.keys() - record["sizes"].keys():
             raise ValueError(f"sizes lack {', '.join(sorted(absent))}")
         said, told = _shapes(sizes), _shapes(checkpoint.sizes)
-        if differing := [
-            f"{n} {said[n]} ({told[n]} in the weights)" for n in said if said[n] != told[n]
-        ]:
+        if differing := [f"{n} {said[n]} ({told[n]})" for n in said if said[n] != told[n]]:
             raise ValueError(f"of another model than the weights: {', '.join(differing)}")
         labels = record.get("labels")
         if labels is not None and [*map(type, labels)] != [str] * sizes["n_classes"]:
             raise ValueError("labels must be null, or a name for each of the classes (n_classes)")
         checkpoint.sizes, checkpoint.labels = sizes, labels
-        checkpoint.arch, checkpoint.trained_on = (
-            record.get("arch"),
-            dict(record.get("trained_on") or {}),
-        )
+        checkpoint.arch = record.get("arch")
+        checkpoint.trained_on = dict(record.get("trained_on") or {})
 
 
 def _shapes(sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,12 +305,13 @@ def _merge_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
             log.warning("%s: id2label does not name the %d classes: left out", path, classes)
         elif names != layouts.default_hub_labels(classes):
             checkpoint.labels = names
-    ours = config.get(TRAINER_KEY)  # exported from here: what the layout itself does not say
-    last = checkpoint.tensors.get("head.1.weight", torch.empty(0))
-    if isinstance(ours, dict) and ours.get("head") != layouts.fingerprint(last):
-        log.warning("%s: trained further since its export: its record is left out", path)
-    elif isinstance(ours, dict):
-        _merge_record(checkpoint, ours | {"labels": checkpoint.labels}, path)
+    record = config.get(TRAINER_KEY)  # exported from here: what the layout itself does not say
+    if isinstance(record, dict):
+        last = checkpoint.tensors.get("head.1.weight")
+        if last is not None and record.get("head") == layouts.fingerprint(last):
+            _merge_record(checkpoint, record | {"labels": checkpoint.labels}, path)
+        else:
+            log.warning("%s: trained further since its export: its record is left out", path)
     card = path.with_name("README.md")
     if not checkpoint.licence and card.is_file():
         licence = re.match(r"---\n(?:.*\n)*?license: *(\S+)", card.read_text("utf-8", "replace"))
@@ -344,7 +319,7 @@ def _merge_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
             checkpoint.trained_on |= {"licence": canonical_licence(licence[1])}
 
 
-# ------------------------------------------------------------------ into a network
+# ------------------------------------------------------------------ tensors → a network
 
 
 def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) -> Maest:
@@ -360,98 +335,86 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
     Raises:
         CheckpointError: listing the keys that are missing, unexpected or of another shape.
     """
-    expected, notes = model.state_dict(), list[str]()
-    tensors = _fit_positions(checkpoint.tensors, expected, notes)
-    dropped: tuple[str, ...] = ()
-    reason = "the file has none for music"
+    expected, path = model.state_dict(), checkpoint.path
+    tensors = _fit_positions(checkpoint, expected)
+    # A head of which the file has a part is no optional one: the rest is reported as missing.
+    dropped, reason = (), "the file has none for music"
+    optional = [
+        prefix
+        for prefix in layouts.OPTIONAL_HEADS.get(checkpoint.layout, ())
+        if not any(name.startswith(prefix) for name in tensors)
+    ]
     for name in ("task", "n_classes"):
         there, here = checkpoint.sizes.get(name), getattr(model, name)
         if there not in (None, here):  # the norm before it fits any head
             dropped, reason = ("head.1.", "head_dist."), f"{name} {there} there, {here} here"
     if discard_head:
         dropped, reason = layouts.HEADS, "it is discarded"
-    # A head of which the file has a part is no optional one: the rest is reported as missing.
-    optional = [
-        prefix
-        for prefix in layouts.OPTIONAL_HEADS.get(checkpoint.layout, ())
-        if not any(name.startswith(prefix) for name in tensors)
-    ]
     tensors = {n: t for n, t in tensors.items() if n not in expected or not n.startswith(dropped)}
     fresh = [n for n in expected if n not in tensors and n.startswith((*dropped, *optional))]
     used = layouts.HEADS if model.distilled_type == "separated" else layouts.HEADS[:1]
     if any(name.startswith(used) for name in fresh):
         parts = ", ".join(sorted({name.rpartition(".")[0] for name in fresh}))
-        notes.append(f"the head is newly initialised ({parts}): {reason}")
+        log.warning("%s: the head is newly initialised (%s): %s", path, parts, reason)
     if not fresh and checkpoint.layout == layouts.PASST:
-        notes.append(f"the head is AudioSet's, or of {model.n_classes} classes without names")
-    _check_shapes(tensors, {n: t for n, t in expected.items() if n not in fresh}, checkpoint.path)
-    values = {}
-    for name, tensor in expected.items():
-        if name not in fresh:  # a copy: they may be views of a file
-            value = tensors[name].to(
-                torch.float32, copy=True, memory_format=torch.contiguous_format
-            )
-            if not value.sum().isfinite():  # without a temporary of its size
-                raise CheckpointError(
-                    f"{name} has NaN or infinite values",
-                    kind="corrupt",
-                    hint="Use a checkpoint from before the training diverged.",
-                    path=checkpoint.path,
-                )
-            values[name] = value
-        elif tensor.is_meta:
-            values[name] = _initial(name, tensor.shape)
-    model.load_state_dict(values, strict=False, assign=model.cls_token.is_meta)
-    model.uninitialized = frozenset(fresh)
-    for note in notes:
-        log.warning("%s: %s", checkpoint.path, note)
-    return model
-
-
-def _fit_positions(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], notes: list[str]
-) -> dict[str, Tensor]:
-    """The tensors, with position embeddings of the network's sizes."""
-    tensors, freq, time = dict(tensors), "freq_new_pos_embed", "time_new_pos_embed"
-    rows, columns = expected[freq].shape[2], expected[time].shape[3]
-    if "pos_embed" in tensors:
-        grid = tensors.pop("pos_embed")
-        tensors[freq], tensors[time] = layouts.split_square_positions(grid, rows, columns)
-        notes.append(f"positions of a square grid resized to {rows} x {columns} and taken apart")
-    for name, size in ((freq, (rows, 1)), (time, (1, columns))):
-        found = tensors.get(name, torch.empty(0))
-        if found.ndim != 4 or found.shape[2:] == size or not found.numel():
-            continue  # it fits, or it never will
-        tensors[name] = layouts.resize_positions(found, *size)
-        notes.append(f"{name} resized from {tuple(found.shape[2:])} to {size}")
-        if (longer := size[1] / found.shape[3]) > _LONG:
-            notes.append(
-                f"inputs are {longer:.0f} times as long as those of its training: expect "
-                "little of the results, or give a shorter input_t"
-            )
-    return tensors
-
-
-def _check_shapes(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path
-) -> None:
-    """Compare weights with the parameters that they are to set."""
+        message = "%s: the head is AudioSet's, or of %d classes without names"
+        log.warning(message, path, model.n_classes)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    problems = [
+    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items() if name not in fresh}
+    if wrong := [
         f"{name}: {found.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
         for name in wanted | found
         if found.get(name) != wanted.get(name)
-    ]
-    if problems:
-        listed = "\n  ".join([*problems[:20], *(["…"] if len(problems) > 20 else [])])
+    ]:
         raise CheckpointError(
-            f"does not fit the network, {len(problems)} keys:\n  {listed}",
+            f"does not fit the network, {len(wrong)} keys:{_listed(wrong)}",
             kind="mismatch",
             hint="Leave arch and other sizes out (arch=None after a named config): the checkpoint "
             f"knows its own. Else: {_AGAIN}",
             path=path,
         )
+    values, own = {}, {"copy": True, "memory_format": torch.contiguous_format}
+    for name, tensor in expected.items():
+        if name not in fresh:
+            values[name] = tensors[name].to(torch.float32, **own)  # they may be views of a file
+            if not values[name].sum().isfinite():  # without a temporary of its size
+                raise CheckpointError(
+                    f"{name} has NaN or infinite values",
+                    kind="corrupt",
+                    hint="Use a checkpoint from before the training diverged.",
+                    path=path,
+                )
+        elif tensor.is_meta:
+            values[name] = _initial(name, tensor.shape)
+    model.load_state_dict(values, strict=False, assign=model.cls_token.is_meta)
+    model.uninitialized = frozenset(fresh)
+    return model
+
+
+def _fit_positions(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The checkpoint's tensors, with position embeddings of the network's sizes."""
+    tensors, path = dict(checkpoint.tensors), checkpoint.path
+    freq, time = "freq_new_pos_embed", "time_new_pos_embed"
+    rows, columns = expected[freq].shape[2], expected[time].shape[3]
+    if "pos_embed" in tensors:
+        grid = tensors.pop("pos_embed")
+        tensors[freq], tensors[time] = layouts.split_square_positions(grid, rows, columns)
+        message = "%s: positions of a square grid resized to %d x %d and taken apart"
+        log.warning(message, path, rows, columns)
+    for name, size in ((freq, (rows, 1)), (time, (1, columns))):
+        found = tensors.get(name, torch.empty(0))
+        if found.ndim != 4 or found.shape[2:] == size or not found.numel():
+            continue  # it fits, or it never will
+        tensors[name] = layouts.resize_positions(found, *size)
+        log.warning("%s: %s resized from %s to %s", path, name, tuple(found.shape[2:]), size)
+        if (longer := size[1] / found.shape[3]) > _LONG:
+            log.warning(
+                "%s: inputs are %.0f times as long as those of its training: expect little of the "
+                "results, or give a shorter input_t",
+                path,
+                longer,
+            )
+    return tensors
 
 
 def _initial(name: str, shape: torch.Size) -> Tensor:

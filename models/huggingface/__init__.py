@@ -29,7 +29,6 @@ from maest.models.layouts import (
     HUB_EPS,
     HUB_FIXED,
     HUB_PROBLEMS,
-    HUB_TYPE,
     default_hub_labels,
     fingerprint,
     write_hub,
@@ -113,7 +112,6 @@ def _config(model: Maest, frames: int) -> dict[str, Any]:
     labels = model.labels or default_hub_labels(model.n_classes)
     return {
         "architectures": ["ASTForAudioClassification"],
-        "model_type": HUB_TYPE,
         "hidden_size": model.embed_dim,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.num_heads,
