@@ -31,7 +31,9 @@ _END = 2**31 - 1
 _SMALL = 4096  # bytes of a weight that is always in the model
 _LARGEST = 2**31 - 2**24  # bytes of weights in a model, which is one protobuf message
 _PRODUCER = "maest"
-_MARK = b"\x12\x05maest"  # the producer's name near the start of a file, which tells that it is ours
+_MARK = (
+    b"\x12\x05maest"  # the producer's name near the start of a file, which tells that it is ours
+)
 
 
 def export_onnx(
@@ -42,7 +44,7 @@ def export_onnx(
     with_frontend: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a network as an ONNX file. An older export is replaced once the new one is valid.
+    """Write a network as an ONNX file, and labels.json; older exports are replaced at the end.
 
     Inputs and outputs are those of `build`. Fewer than 16 frames are padded with silence, and with
     n = input_t // 10 the longest input has 10 · n + 15 frames, or 256 · (10 · n + 14) samples.
