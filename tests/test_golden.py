@@ -19,7 +19,8 @@ from maest.datasets.groundtruth import read_groundtruth
 from maest.datasets.preprocess import main as preprocess
 from maest.datasets.scores import preprocess as scores
 from maest.datasets.scores.cache import open_cache
-from maest.datasets.scores.corpus import Score, corpus_folder, list_works
+from maest.datasets.scores.corpus import corpus_folder, list_works
+from maest.datasets.scores.reading import Score
 from maest.models import get_maest
 from maest.models.extraction import Extractor
 
@@ -183,7 +184,7 @@ def test_a_small_build_of_the_embedded_set_is_part_of_the_pinned_one(tmp_path):
 @pytest.mark.slow
 def test_the_embedded_set_is_the_pinned_one(tmp_path):
     scores.build(tmp_path, progress=False)
-    check_clips(tmp_path, scores.DEFAULT_WORKS)
+    check_clips(tmp_path, scores.Settings().works)
     assert len(rows(tmp_path / "clips.csv")) == len(SCORES["clips"])
     for name, pinned in SCORES["label_sets"].items():
         assert json.loads((tmp_path / name / "labels.json").read_text("utf-8")) == pinned["labels"]

@@ -132,6 +132,9 @@ def test_an_installed_package_works_anywhere(installed, tmp_path):
 
 @pytest.mark.slow
 def test_data_of_an_installed_package(installed, tmp_path):
-    code = "from maest.datasets.scores import DATA_DIR; print(DATA_DIR)"
+    code = (
+        "from maest.datasets.scores import DATA_DIR; print(DATA_DIR)\n"
+        "from maest.datasets.scores.tables import COLLECTIONS; assert COLLECTIONS"
+    )
     assert run(installed, tmp_path, code) == str(tmp_path / "cache/maest/scores/data")
     assert run(installed, ROOT, code) == str(ROOT / "datasets/scores/data")

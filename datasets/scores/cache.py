@@ -7,12 +7,13 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maest.datasets.scores.corpus import Metadata, Score
+from maest.datasets.scores.reading import Metadata, Score
 
 # Raise it when reading changes: notes read by another version do not mix with those of this one.
 READER_VERSION = 1
@@ -53,14 +54,12 @@ class Cache:
     def works(self, ids: Iterable[str]) -> dict[str, Score | str]:
         """The works among ``ids`` that were read before: a score, or the reason of a failure."""
         wanted = set(ids)
-        found: dict[str, Score | str] = {}
-        for identity, notes, metadata, error in self._db.execute(
-            "SELECT id, notes, metadata, error FROM works"
-        ):
-            if identity not in wanted:
-                continue
-            found[identity] = error if notes is None else _unpack(notes, metadata)
-        return found
+        rows = self._db.execute("SELECT id, notes, metadata, error FROM works")
+        return {
+            identity: error if notes is None else _unpack(notes, metadata)
+            for identity, notes, metadata, error in rows
+            if identity in wanted
+        }
 
     def add_work(self, identity: str, work: Score | str) -> None:
         columns = (None, None, work) if isinstance(work, str) else (*_pack(work), None)
@@ -89,7 +88,6 @@ class Cache:
 @contextmanager
 def open_cache(path: Path) -> Iterator[Cache]:
     """Open the cache, and make it if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path)
     try:
         connection.executescript(_TABLES)
@@ -102,11 +100,11 @@ def open_cache(path: Path) -> Iterator[Cache]:
 def _pack(score: Score) -> tuple[bytes, str]:
     """Columns one after the other, each as differences: they compress to about a byte a note."""
     columns = np.diff(score.notes, axis=0, prepend=0).astype("<i4").T
-    metadata = json.dumps(score.metadata.to_json(), ensure_ascii=False)
+    metadata = json.dumps(asdict(score.metadata), ensure_ascii=False)
     return zlib.compress(columns.tobytes(), 6), metadata
 
 
 def _unpack(notes: bytes, metadata: str) -> Score:
     columns = np.frombuffer(zlib.decompress(notes), "<i4").reshape(4, -1)
     rows = np.ascontiguousarray(np.cumsum(columns.T, axis=0, dtype=np.int32))
-    return Score(rows, Metadata.from_json(json.loads(metadata)))
+    return Score(rows, Metadata(**json.loads(metadata)))

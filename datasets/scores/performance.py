@@ -7,28 +7,27 @@ order, or by how many processes, clips are made.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from maest.datasets.scores.corpus import TICKS_PER_QUARTER, Score, Work
+from maest.datasets.scores.corpus import Work, package_file
 from maest.datasets.scores.labels import dance_of, kind_of
-from maest.datasets.scores.orchestration import (
+from maest.datasets.scores.reading import TICKS_PER_QUARTER, Score
+from maest.datasets.scores.tables import (
     DANCE_PACE,
+    ENSEMBLES,
     INSTRUMENTS,
     LONGEST_NOTES,
     PACE,
+    Ensemble,
     Instrument,
-    assign,
-    choose_ensemble,
-    fold,
-    octave_shift,
+    Layer,
 )
-from maest.helpers.errors import InputError
-
-SAMPLE_RATE = 16_000  # Hz; the front end's, which is not imported here: it needs torch
+from maest.helpers.mel_constants import SAMPLE_RATE
 
 # Interpolation quality of the synthesizer. Held against its best (4) on single notes of 45 programs
 # the log-mel (log10 scale; music spans 0 to 4) differs in the mean by 0.01 at 3, 0.02 at 2 and 0.06
@@ -40,16 +39,14 @@ _RING = 0.8  # seconds after the last note
 _FADE_CUT = 0.03  # seconds, where a window cuts through the music
 _MIN_SHARE = 0.15  # of the clip, in which an instrument must sound to be named
 _GRID = 0.02  # seconds, the step at which sounding time is counted
-SHORTEST_CLIP = 4.0  # seconds
+_SHORTEST_CLIP = 4.0  # seconds
+_WRITTEN_OCTAVE = 0.75  # how often the octave nearest to the written one is taken
 
 
-@dataclass(frozen=True)
-class Voice:
+class Voice(NamedTuple):
     """One part on one instrument.
 
-    Attributes:
-        instrument: who plays it.
-        notes: float64 array [notes, 4]: start, duration (seconds), MIDI pitch, velocity (1-127).
+    ``notes``: float64 [notes, 4]: start, duration (seconds), MIDI pitch, velocity (1-127).
     """
 
     instrument: Instrument
@@ -58,13 +55,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """A whole work as one rendition plays it.
-
-    Attributes:
-        voices: who plays what.
-        tempo: quarter notes a minute.
-        transposition: semitones.
-    """
+    """A whole work as one rendition plays it: tempo in quarters a minute, shift in semitones."""
 
     voices: list[Voice]
     tempo: float
@@ -76,8 +67,7 @@ class Arrangement:
         return max(float((v.notes[:, 0] + v.notes[:, 1]).max()) for v in self.voices)
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """A window of an arrangement, as it was rendered.
 
     Attributes:
@@ -112,7 +102,7 @@ def arrange(work: Work, score: Score, rng: np.random.Generator) -> Arrangement:
     tempo = _tempo(work, score, rng)
     transposition = int(rng.integers(-4, 5))
     legato = rng.uniform(0.78, 1.0)
-    loudness = _Loudness(score, tempo, rng)
+    loudness = _loudness(score, tempo, rng)
     seconds_per_tick = 60 / tempo / TICKS_PER_QUARTER
 
     voices = []
@@ -128,7 +118,7 @@ def arrange(work: Work, score: Score, rng: np.random.Generator) -> Arrangement:
         for part, name in parts:
             instrument = INSTRUMENTS[name]
             _, start, duration, pitch = score.notes[score.notes[:, 0] == part].T
-            velocity = loudness(start, rng) + balance
+            velocity = loudness(start) + balance
             # Players of one part, and of one chord, are never quite together.
             late = rng.uniform(0, 0.02) + rng.normal(0, 0.006, len(start))
             notes = np.column_stack(
@@ -143,64 +133,99 @@ def arrange(work: Work, score: Score, rng: np.random.Generator) -> Arrangement:
     return Arrangement(voices, tempo, transposition)
 
 
+def choose_ensemble(kind: str, rng: np.random.Generator) -> Ensemble:
+    """Draw an ensemble for a kind of music, by weight."""
+    weights, ensembles = zip(*ENSEMBLES[kind], strict=True)
+    share = np.asarray(weights) / sum(weights)
+    return ensembles[int(rng.choice(len(ensembles), p=share))]
+
+
+def assign(layer: Layer, n_parts: int) -> list[tuple[int, str]]:
+    """Share the parts of a score (0 the highest) among the instruments of a layer, high to low.
+
+    With more parts than instruments an instrument plays several; with fewer, the layer's
+    instruments at the matching heights play and the others are silent.
+    """
+    last = len(layer) - 1
+    return [(part, layer[round(part * last / max(n_parts - 1, 1))]) for part in range(n_parts)]
+
+
+def octave_shift(pitches: np.ndarray, instrument: Instrument, rng: np.random.Generator) -> int:
+    """The semitones, a multiple of 12, that bring most MIDI pitches into an instrument's range.
+
+    Among equally good octaves the nearest to the written one is likely, and the others drawn.
+    """
+    shifts = np.arange(-48, 49, 12)
+    moved = pitches[None, :] + shifts[:, None]
+    outside = ((moved < instrument.low) | (moved > instrument.high)).sum(axis=1)
+    best = shifts[outside == outside.min()]
+    best = best[np.argsort(np.abs(best), kind="stable")]
+    stays = len(best) == 1 or rng.random() < _WRITTEN_OCTAVE
+    return int(best[0] if stays else rng.choice(best[1:]))
+
+
+def fold(pitches: np.ndarray, instrument: Instrument) -> np.ndarray:
+    """Move the notes outside an instrument's range into it, each by as few octaves as it takes."""
+    folded = pitches.copy()
+    while (low := folded < instrument.low).any():
+        folded[low] += 12
+    while (high := folded > instrument.high).any():
+        folded[high] -= 12
+    return folded
+
+
 def _tempo(work: Work, score: Score, rng: np.random.Generator) -> float:
     """Quarter notes a minute: the printed tempo or, without one, the pace of such music."""
     printed = score.metadata.quarter_bpm
     if printed and 30 <= printed <= 300:
         return printed * rng.uniform(0.88, 1.12)
-    pace = PACE[kind_of(work, score)]
-    if dance := dance_of(work, score):
-        pace = DANCE_PACE.get(dance, pace)
-    quarters = [
-        (len(np.unique(part[:, 1])), part[:, 2].sum() / TICKS_PER_QUARTER)
-        for part in (score.notes[score.notes[:, 0] == i] for i in range(score.n_parts))
-    ]
-    busy = [n / max(q, 1.0) for n, q in quarters if n >= 4]
-    notes_per_quarter = max(busy or [n / max(q, 1.0) for n, q in quarters])
-    return float(np.clip(60 * rng.uniform(*pace) / notes_per_quarter, 25, 400))
+    pace = DANCE_PACE.get(dance_of(work, score) or "", PACE[kind_of(work, score)])
+    rates = []  # of each part: onsets, and how many of them to a quarter
+    for i in range(score.n_parts):
+        part = score.notes[score.notes[:, 0] == i]
+        onsets = len(np.unique(part[:, 1]))
+        rates.append((onsets, onsets / max(part[:, 2].sum() / TICKS_PER_QUARTER, 1.0)))
+    busy = [rate for onsets, rate in rates if onsets >= 4] or [rate for _, rate in rates]
+    return float(np.clip(60 * rng.uniform(*pace) / max(busy), 25, 400))
 
 
-class _Loudness:
-    """Velocities: a level, swelling over phrases, an accent on the first beat of a bar, chance."""
+def _loudness(
+    score: Score, tempo: float, rng: np.random.Generator
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Starts in ticks → velocities, unclipped.
 
-    def __init__(self, score: Score, tempo: float, rng: np.random.Generator) -> None:
-        metre = score.metadata.metre
-        self._bar = None
-        if metre:
-            beats, unit = map(int, metre.split("/"))
-            self._bar = round(beats * 4 / unit * TICKS_PER_QUARTER)
-        self._level = rng.uniform(58, 105)
-        self._swell = rng.uniform(2, 14)
-        phrase = rng.uniform(4, 12)  # seconds
-        self._rate = 2 * np.pi / (phrase * tempo / 60 * TICKS_PER_QUARTER)
-        self._phase = rng.uniform(0, 2 * np.pi)
-        self._accent = rng.uniform(0, 12)
+    A level, swelling over phrases, an accent on the first beat of a bar, chance.
+    """
+    bar = None
+    if metre := score.metadata.metre:
+        beats, unit = map(int, metre.split("/"))
+        bar = round(beats * 4 / unit * TICKS_PER_QUARTER)
+    level, swell = rng.uniform(58, 105), rng.uniform(2, 14)
+    phrase = rng.uniform(4, 12)  # seconds
+    rate = 2 * np.pi / (phrase * tempo / 60 * TICKS_PER_QUARTER)
+    phase, accent = rng.uniform(0, 2 * np.pi), rng.uniform(0, 12)
 
-    def __call__(self, start: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Starts in ticks → velocities, unclipped."""
-        velocity = self._level + self._swell * np.sin(self._rate * start + self._phase)
-        if self._bar:
-            velocity = velocity + self._accent * (start % self._bar == 0)
-        return velocity + rng.normal(0, 4, len(start))
+    def velocity(start: np.ndarray) -> np.ndarray:
+        values = level + swell * np.sin(rate * start + phase)
+        if bar:
+            values = values + accent * (start % bar == 0)
+        return values + rng.normal(0, 4, len(start))
+
+    return velocity
 
 
 # ---- rendering -----------------------------------------------------------------------------------
 
 
 def render_clip(arrangement: Arrangement, seconds: float, rng: np.random.Generator) -> Clip:
-    """Render a window of an arrangement, drawn at random; the whole of it if that is shorter.
-
-    Args:
-        arrangement: what to play.
-        seconds: length of the window.
-        rng: draws where it starts, and the level.
+    """Render a window of so many seconds, drawn at random; all of an arrangement that is shorter.
 
     Raises:
         TooShort: if all of it lasts less than 4 s (or less than the window, if that is shorter).
     """
-    total = arrangement.seconds
-    if total < min(SHORTEST_CLIP, seconds):
-        raise TooShort(f"lasts {total:.1f} s, less than {min(SHORTEST_CLIP, seconds):g} s")
+    total, shortest = arrangement.seconds, min(_SHORTEST_CLIP, seconds)
+    if total < shortest:
+        raise TooShort(f"lasts {total:.1f} s, less than {shortest:g} s")
     is_cut = total + _RING > seconds
     start = rng.uniform(0, max(total - seconds, 0.0))
     length = seconds if is_cut else total + _RING
@@ -210,11 +235,11 @@ def render_clip(arrangement: Arrangement, seconds: float, rng: np.random.Generat
     for voice in arrangement.voices:
         onset = voice.notes[:, 0] - (start - lead_in)
         end = onset + voice.notes[:, 1]
-        heard = (end > 0) & (onset < lead_in + length)
+        sounds = (end > 0) & (onset < lead_in + length)
         # A note that is on when the lead-in starts begins with it; one that is on when the window
         # ends is played out, and the audio cut.
-        onset = np.maximum(onset[heard], 0)
-        notes = np.column_stack([onset, end[heard] - onset, voice.notes[heard, 2:]])
+        onset = np.maximum(onset[sounds], 0)
+        notes = np.column_stack([onset, end[sounds] - onset, voice.notes[sounds, 2:]])
         if len(notes):
             voices.append(Voice(voice.instrument, notes))
 
@@ -224,13 +249,9 @@ def render_clip(arrangement: Arrangement, seconds: float, rng: np.random.Generat
     audio = np.pad(audio, (0, samples - len(audio)))
     _fade(audio, at_start=start > 0, at_end=is_cut)
     _set_level(audio, rng)
-    heard = _sounding_instruments(voices, lead_in, length)
-    return Clip(
-        audio,
-        start,
-        sorted({instrument.label for instrument in heard}),
-        sorted({instrument.program for instrument in heard}),
-    )
+    instruments = _sounding_instruments(voices, lead_in, length)
+    labels = sorted({instrument.label for instrument in instruments})
+    return Clip(audio, start, labels, sorted({one.program for one in instruments}))
 
 
 def synthesize(voices: list[Voice]) -> np.ndarray:
@@ -239,7 +260,7 @@ def synthesize(voices: list[Voice]) -> np.ndarray:
     Raises:
         RuntimeError: if the synthesizer returns nonsense (a broken voice of the SoundFont).
     """
-    from symusic import Note, Track
+    from symusic import Note, Synthesizer, Track
     from symusic import Score as Sequence
 
     sequence = Sequence(TICKS_PER_QUARTER, ttype="Second")
@@ -259,7 +280,9 @@ def synthesize(voices: list[Voice]) -> np.ndarray:
         sequence.tracks.append(track)
     if not sequence.tracks:
         return np.zeros(0, np.float32)
-    audio = np.array(_synthesizer().render(sequence, stereo=False)[0], np.float32)
+    # A new one: one that has played before starts from other states, and sounds other.
+    player = Synthesizer(sf_path=str(soundfont()), sample_rate=SAMPLE_RATE, quality=_QUALITY)
+    audio = np.array(player.render(sequence, stereo=False)[0], np.float32)
     if not np.isfinite(audio).all() or np.abs(audio).max(initial=0) > 1000:
         programs = sorted({voice.instrument.program for voice in voices})
         raise RuntimeError(f"the synthesizer fails on one of the programs {programs}")
@@ -267,28 +290,8 @@ def synthesize(voices: list[Voice]) -> np.ndarray:
 
 
 def soundfont() -> Path:
-    """pretty_midi's General MIDI SoundFont, found without importing pretty_midi.
-
-    Raises:
-        InputError: if it is not there.
-    """
-    spec = importlib.util.find_spec("pretty_midi")
-    locations = list(spec.submodule_search_locations or ()) if spec else []
-    path = Path(locations[0]) / "TimGM6mb.sf2" if locations else None
-    if path is None or not path.is_file():
-        raise InputError(
-            f"the SoundFont is not there ({path})",
-            kind="dependency",
-            hint="Type pip install pretty_midi, which brings it.",
-        )
-    return path
-
-
-def _synthesizer():
-    """A new synthesizer: one that has played before starts from other states, and sounds other."""
-    from symusic import Synthesizer
-
-    return Synthesizer(sf_path=str(soundfont()), sample_rate=SAMPLE_RATE, quality=_QUALITY)
+    """pretty_midi's General MIDI SoundFont. Raises InputError if it is not installed."""
+    return package_file("pretty_midi", "TimGM6mb.sf2")
 
 
 def _fade(audio: np.ndarray, at_start: bool, at_end: bool) -> None:

@@ -1,0 +1,345 @@
+"""Reading the works of the corpus: a file or a tune in, note events and metadata out.
+
+Tunes in ABC are read with symusic (3 ms a tune), everything else (kern, MusicXML) with music21.
+Metadata is what the files' own headers say.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maest.datasets.scores.corpus import Work, decode
+from maest.datasets.scores.tables import COLLECTIONS
+
+TICKS_PER_QUARTER = 480
+# What is kept of a work: about the first four minutes or more of it, whatever its tempo.
+MAX_QUARTERS = 800
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a score's own headers say; None or empty where they say nothing.
+
+    Attributes:
+        titles: every title, the main one first.
+        composer: as the file has it.
+        metre: first time signature, "6/8".
+        mode: "major", "minor", "dorian", …, only where the header names it.
+        quarter_bpm: printed tempo in quarter notes a minute.
+        genre: the words of the genre or rhythm field (ABC ``R:``, ``G:``; kern ``!!!AGN``).
+        origin: where it was collected (ABC ``O:``).
+        opus: the work or catalogue entry that it is a part or a variant of.
+        parts: names of the parts.
+    """
+
+    titles: list[str] = field(default_factory=list)
+    composer: str | None = None
+    metre: str | None = None
+    mode: str | None = None
+    quarter_bpm: float | None = None
+    genre: str = ""
+    origin: str = ""
+    opus: str | None = None
+    parts: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A work as it was read.
+
+    Attributes:
+        notes: int32 array [notes, 4]: part, start, duration (ticks, 480 a quarter), MIDI pitch;
+            parts are numbered from the highest to the lowest by mean pitch, ties are joined, rows
+            sorted, the first note starts at 0.
+        metadata: what the headers say.
+    """
+
+    notes: np.ndarray
+    metadata: Metadata
+
+    @property
+    def n_parts(self) -> int:
+        return int(self.notes[:, 0].max()) + 1
+
+
+class Unreadable(ValueError):
+    """A work whose notes cannot be had from its file, with the reason."""
+
+
+def read(work: Work, folder: Path) -> Score:
+    """Read one work.
+
+    Raises:
+        Unreadable: if the file is damaged, the parser reports an error, or there are no notes.
+    """
+    if work.text is None:
+        parts, metadata = _read_music21(work, folder / work.path)
+    else:
+        parts, metadata = _read_abc(work.text), abc_metadata(work.text, work.collection)
+    return Score(_join(parts), metadata)
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    """Parts ([notes, 3]: start, duration, pitch; ticks) → the rows of :class:`Score`."""
+    limit = MAX_QUARTERS * TICKS_PER_QUARTER
+    parts = [part[(part[:, 0] < limit) & (part[:, 1] > 0)] for part in parts if len(part)]
+    parts = [part for part in parts if len(part)]
+    if sum(map(len, parts)) < 8:
+        raise Unreadable("fewer than 8 notes")
+    parts.sort(key=lambda part: -part[:, 2].mean())
+    rows = np.concatenate(
+        [np.column_stack([np.full(len(part), i), part]) for i, part in enumerate(parts)]
+    ).astype(np.int32)
+    rows[:, 1] -= rows[:, 1].min()
+    return np.unique(rows[np.lexsort(rows.T[::-1])], axis=0)
+
+
+# ABC: fields that stay in the text given to the parser. R: is not among them (abc2midi would swing
+# a hornpipe), nor is Q: (read below; many books write it in ways of their own).
+_KEPT_IN_HEADER = frozenset("XTMLKVP")
+_KEPT_IN_BODY = frozenset("KMLVP")
+_COMMENT = re.compile(r"(?<!\\)%.*")
+_FIELD = re.compile(r"^([A-Za-z]):\s*(.*?)\s*$")
+_INLINE_FIELD = re.compile(r"(\[[A-Za-z]:[^\]]*\])")
+_METRE = re.compile(r"^(\d+)/(\d+)\b|^(C\|?)(?![A-Za-z])")
+_MODES = {
+    "maj": "major", "ion": "major", "m": "minor", "min": "minor", "aeo": "minor", "dor": "dorian",
+    "phr": "phrygian", "lyd": "lydian", "mix": "mixolydian", "loc": "locrian",
+}  # fmt: skip
+
+
+def plain_abc(text: str) -> str:
+    """A tune reduced to its notes: the parser stumbles over signs that change none of them.
+
+    Taken out: comments, lyrics and notes, quoted annotations, fingerings and chord symbols, slurs,
+    and the letters and dots for bowing, articulation and ornaments.
+    """
+    lines, in_body = [], False
+    for line in text.splitlines():
+        line = _COMMENT.sub("", line).rstrip()
+        if match := _FIELD.match(line):
+            name, value = match.groups()
+            if name not in (_KEPT_IN_BODY if in_body else _KEPT_IN_HEADER):
+                continue
+            if name == "M":
+                metre = _METRE.match(value)
+                line = f"M:{metre[0] if metre else 'none'}"
+            lines.append(line)
+            in_body = in_body or name == "K"
+        elif in_body:
+            pieces = _INLINE_FIELD.split(line)
+            pieces[::2] = [_plain_music(piece) for piece in pieces[::2]]
+            if (line := "".join(pieces)).strip():
+                lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _plain_music(code: str) -> str:
+    code = re.sub(r'"[^"]*"|![^!|]*!|\+[^+|]*\+', "", code)
+    code = re.sub(r"[H-Yh-w~.`]", "", code)  # notes and rests are A-G, a-g, x, z and Z
+    return re.sub(r"\((?!\d)|\)", "", code)
+
+
+def abc_metadata(text: str, collection: str) -> Metadata:
+    """Metadata of one tune from its header fields, which end with its first ``K:``."""
+    headers: dict[str, list[str]] = defaultdict(list)
+    for line in text.splitlines():
+        match = _FIELD.match(_COMMENT.sub("", line))
+        if match and match[2]:
+            headers[match[1]].append(match[2])
+        if match and match[1] == "K":
+            break
+    first = {name: values[0] for name, values in headers.items()}
+    essen = COLLECTIONS[collection].essen
+    mode = None
+    if key := re.match(r"^([A-G][#b]?)\s*([A-Za-z]*)", first.get("K", "")):
+        word = key[2] if key[2] == "m" else key[2].lower()[:3]
+        # A bare tonic is the major key in ABC; the Essen books were converted from a notation
+        # that names a tonic only, so there it says nothing about the mode.
+        mode = _MODES.get(word) if word else None if essen else "major"
+    metre = _METRE.match(first.get("M", ""))
+    catalogue = re.match(r"^([A-Z]+\d{3,})[A-Za-z]*\b", first.get("N", ""))
+    return Metadata(
+        titles=headers["T"],
+        composer=first.get("C"),
+        metre={"C": "4/4", "C|": "2/2"}.get(metre[0], metre[0]) if metre else None,
+        mode=mode,
+        quarter_bpm=_abc_tempo(first.get("Q", "")),
+        genre="; ".join(headers["R"] + headers["G"]),
+        origin="; ".join(headers["O"]),
+        opus=catalogue[1] if catalogue and essen else None,
+    )
+
+
+def _abc_tempo(value: str) -> float | None:
+    """``Q:`` field → quarter notes a minute, None where it gives no note value."""
+    match = re.match(r'^(?:"[^"]*")?\s*(\d+)/(\d+)\s*=\s*(\d+)', value)
+    numerator, denominator, beats = map(int, match.groups()) if match else (0, 0, 0)
+    return 4 * numerator / denominator * beats if denominator and beats else None
+
+
+def _read_abc(text: str) -> list[np.ndarray]:
+    from symusic import Score as Sequence
+
+    with _captured_output() as printed, _own_temporary_folder():
+        try:
+            sequence = Sequence.from_abc(plain_abc(text))
+        except RuntimeError:
+            sequence = None
+    errors = [line for line in printed if line.startswith("Error")]
+    if errors or sequence is None:
+        reason = errors[0] if errors else "no tune found"
+        raise Unreadable(re.sub(r"^Error in line-char [\d-]+\s*:\s*", "abc2midi: ", reason))
+    scale = TICKS_PER_QUARTER / sequence.tpq
+    parts = []
+    for track in sequence.tracks:
+        note = track.notes.numpy()
+        # abc2midi starts all notes one tick late and ends them one tick early.
+        start = np.maximum(np.asarray(note["time"]) - 1, 0) * scale
+        duration = (np.asarray(note["duration"]) + 1) * scale
+        pitch = np.asarray(note["pitch"])
+        parts.append(np.rint(np.column_stack([start, duration, pitch])).astype(np.int32))
+    return parts
+
+
+@contextmanager
+def _own_temporary_folder() -> Iterator[None]:
+    """Have C++ code put its temporary files into a folder of this call's own.
+
+    symusic 0.5.8 names them ``symusic_temp_<number>.abc``, and draws the same numbers in every
+    process: one can read the tune that another has just written.
+    """
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
+
+
+@contextmanager
+def _captured_output() -> Iterator[list[str]]:
+    """A list that has, in the end, the lines that C code printed on standard output and error."""
+    lines: list[str] = []
+    libc = ctypes.CDLL(None)
+    with tempfile.TemporaryFile() as file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        libc.fflush(None)
+        saved = [(stream, os.dup(stream)) for stream in (1, 2)]
+        try:
+            for stream, _ in saved:
+                os.dup2(file.fileno(), stream)
+            yield lines
+        finally:
+            libc.fflush(None)
+            for stream, copy in saved:
+                os.dup2(copy, stream)
+                os.close(copy)
+            file.seek(0)
+            lines += file.read().decode("utf-8", "replace").splitlines()
+
+
+def _read_music21(work: Work, path: Path) -> tuple[list[np.ndarray], Metadata]:
+    from music21 import converter
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            score = converter.parse(path, forceSource=True, storePickle=False)
+            streams = list(getattr(score, "parts", ())) or [score]
+            parts = [_part_notes(stream) for stream in streams]
+    except Exception as error:  # music21 raises any kind; the reason is kept and reported
+        raise Unreadable(f"music21: {type(error).__name__}: {error}"[:200]) from error
+    return parts, _music21_metadata(score, streams, work, path)
+
+
+def _part_notes(part: Any) -> np.ndarray:
+    """Notes of a music21 part as [notes, 3] start, duration (ticks), pitch; ties joined."""
+    from music21.harmony import Harmony
+
+    open_ties: dict[int, list[int]] = {}
+    notes: list[list[int]] = []
+    for element in part.flatten().notes:
+        # Grace notes have no duration of their own; chord symbols are not played.
+        if isinstance(element, Harmony) or not element.quarterLength:
+            continue
+        start = round(float(element.offset) * TICKS_PER_QUARTER)
+        duration = round(float(element.quarterLength) * TICKS_PER_QUARTER)
+        for note in getattr(element, "notes", (element,)):
+            if not hasattr(note, "pitch"):  # unpitched percussion
+                continue
+            pitch = int(note.pitch.midi)
+            tie = note.tie.type if note.tie else None
+            held = open_ties.pop(pitch, None)
+            if tie in ("stop", "continue") and held and abs(sum(held[:2]) - start) <= 1:
+                held[1] = start + duration - held[0]
+            else:
+                held = [start, duration, pitch]
+                notes.append(held)
+            if tie in ("start", "continue"):
+                open_ties[pitch] = held
+    return np.array(notes, np.int32).reshape(-1, 3)
+
+
+def _music21_metadata(score: Any, streams: list[Any], work: Work, path: Path) -> Metadata:
+    first = streams[0].recurse()
+    metre = next(iter(first.getElementsByClass("TimeSignature")), None)
+    key = next(iter(first.getElementsByClass("Key")), None)
+    described = score.metadata
+    kern = _kern_headers(decode(path.read_bytes())) if path.suffix == ".krn" else {}
+    titles = [kern.get("OTL"), described.title, described.movementName] if described else []
+    titles = [title for title in titles if title and title != path.name]
+    return Metadata(
+        titles=list(dict.fromkeys(titles)),
+        composer=described.composer if described else None,
+        metre=metre.ratioString if metre else None,
+        mode=kern.get("mode") or (key.mode if key else None),
+        genre=kern.get("AGN", ""),
+        opus=kern.get("OPR") or opus_of(work),
+        parts=[str(stream.partName) for stream in streams if stream.partName],
+    )
+
+
+def _kern_headers(text: str) -> dict[str, str]:
+    """Reference records (``!!!OTL: …``) of a kern file, and ``mode`` from its first ``*G:mix``."""
+    headers: dict[str, str] = {}
+    for key, value in re.findall(r"^!!!([A-Z]+):\s*(.*?)\s*$", text, re.MULTILINE):
+        headers.setdefault(key, value)
+    match = re.search(r"^(?:\*\S*\t)*\*([A-Ga-g])[#-]*:([a-z]*)(?=\s)", text, re.MULTILINE)
+    if match:
+        bare = "major" if match[1].isupper() else "minor"
+        headers["mode"] = _MODES.get(match[2][:3], bare)
+    return headers
+
+
+def opus_of(work: Work) -> str | None:
+    """The work that a file is a movement or a variant of, from its catalogue number."""
+    path = Path(work.path)
+    match: re.Match[str] | None = None
+    if work.collection == "quartets":
+        return str(path.parent if len(path.parent.parts) > 1 else path.with_suffix(""))
+    if work.collection == "monteverdi":
+        return re.sub(r"_old$", "", path.stem)
+    if work.collection == "bach":
+        match = re.match(r"(bwv[\d.]*[\d])", path.stem)
+    if work.collection == "trecento":  # PMFC_06-Jacopo-03a, -03b: two versions of one piece
+        match = re.match(r"(PMFC_\d+[-_](?:[A-Za-z]+[-_])?\d+)[a-z]?(?=[-_ ])", path.stem)
+    return match[1] if match else None

@@ -1,0 +1,175 @@
+"""The two stages of a build, in parallel: scores to note events, note events to log-mel clips."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maest.datasets.scores.cache import Cache
+from maest.datasets.scores.corpus import Work
+from maest.datasets.scores.performance import TooShort, arrange, generator, render_clip
+from maest.datasets.scores.reading import Score, Unreadable, read
+from maest.helpers.errors import InputError
+from maest.helpers.files import atomic_path
+from maest.helpers.mel_constants import SAMPLE_RATE
+from maest.helpers.parallel import one_torch_thread
+
+# Raise it when arranging or rendering changes: clips of another version do not mix with this one's.
+PERFORMER_VERSION = 4
+
+Row = dict[str, Any]  # what is known of a clip
+Task = tuple[Work, Score, int]  # the last is the rendition's number
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the content of a build.
+
+    Attributes:
+        works: how many works are taken; None for all of the corpus.
+        renditions: performances of each work.
+        seed: of orchestration, performance and splits. (Which works are taken does not depend on
+            it: what has been read serves every seed.)
+        clip_seconds: longest clip.
+        keep_audio: whether the clips' audio is kept too, as FLAC.
+    """
+
+    works: int | None = 700
+    renditions: int = 1
+    seed: int = 0
+    clip_seconds: float = 30.0
+    keep_audio: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in {"works": 1, "renditions": 1, "clip_seconds": 1.0}.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise InputError(
+                    f"found {value}",
+                    hint=f"Give {least:g} or more{', or all' if name == 'works' else ''}.",
+                    setting=f"--{name.replace('_', '-')}",
+                )
+
+    @property
+    def recipe(self) -> str:
+        """What clips of one version depend on, besides their work and the rendition's number."""
+        return json.dumps(
+            {
+                "seed": self.seed,
+                "clip_seconds": self.clip_seconds,
+                "performer": PERFORMER_VERSION,
+                "symusic": version("symusic"),
+            }
+        )
+
+
+def read_works(
+    works: list[Work], folder: Path, cache: Cache, run: Callable
+) -> dict[str, Score | str]:
+    """Each work's score, or why there is none; those that are not in the cache are read."""
+    results = cache.works(work.id for work in works)
+    missing = [work for work in works if work.id not in results]
+    # The last: whether to keep it. A work whose process was killed is tried again the next time.
+    lost = {"failed": lambda work, reason: (work.id, reason, False)}
+    for identity, result, is_final in run(_read, missing, (folder,), **lost, title="read"):
+        results[identity] = result
+        if is_final:
+            cache.add_work(identity, result)
+    return results
+
+
+def _read(work: Work, folder: Path) -> tuple[str, Score | str, bool]:
+    try:
+        return work.id, read(work, folder), True
+    except OSError:  # a full disk is no fault of the work's
+        raise
+    except Exception as error:  # whatever a damaged file leads to, the others are read
+        return work.id, _reason(error), True
+
+
+def perform(
+    tasks: dict[str, Task], out_dir: Path, settings: Settings, cache: Cache, run: Callable
+) -> tuple[dict[str, Row], set[str]]:
+    """The row of each clip, and the keys of those that were made now; the others are whole."""
+    rows = cache.clips(settings.recipe)
+    todo = [key for key in tasks if not _is_whole(out_dir, key, rows.get(key), settings)]
+    cache.forget_clips(todo)
+    if todo:
+        importlib.import_module("maest.helpers.melspectrogram")  # once, before processes fork
+    lost = {"failed": lambda task, reason: (clip_key(task[0], task[2]), {"error": reason}, False)}
+    items, arguments = [tasks[key] for key in todo], (out_dir, settings)
+    for key, row, is_final in run(_perform, items, arguments, **lost, title="perform"):
+        rows[key] = row
+        if is_final:
+            cache.add_clip(settings.recipe, key, row)
+    return rows, set(todo)
+
+
+def _perform(task: Task, out_dir: Path, settings: Settings) -> tuple[str, Row, bool]:
+    """Perform a work and write its files; its clip's key and facts."""
+    import torch
+
+    from maest.datasets.melspectrograms import write_mel
+    from maest.helpers.melspectrogram import front_end
+
+    work, score, rendition = task
+    key, rng = clip_key(work, rendition), generator(settings.seed, work, rendition)
+    try:
+        arrangement = arrange(work, score, rng)
+        clip = render_clip(arrangement, settings.clip_seconds, rng)
+    except OSError:
+        raise
+    except Exception as error:  # whatever an odd score leads to, the others are performed
+        return key, {"error": _reason(error)}, True
+    if settings.keep_audio:
+        _write_audio(_audio_path(out_dir, key), clip.audio)
+    with one_torch_thread(), torch.inference_mode():
+        mel = front_end()(torch.from_numpy(clip.audio))
+    write_mel(out_dir / "melspectrograms" / key, mel.T.numpy())
+    row = {
+        "seconds": round(len(clip.audio) / SAMPLE_RATE, 3),
+        "start_seconds": round(clip.start, 3),
+        "quarter_bpm": round(arrangement.tempo, 2),
+        "transposition": arrangement.transposition,
+        "programs": clip.programs,
+        "instrument": clip.instruments,
+        "bytes": mel.numel() * 2,  # float16
+    }
+    return key, row, True
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Unreadable | TooShort):
+        return str(error)
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+def clip_key(work: Work, rendition: int) -> str:
+    """A clip's path below ``melspectrograms/``."""
+    return f"{work.id}-r{rendition}.mmap"
+
+
+def _is_whole(out_dir: Path, key: str, row: Row | None, settings: Settings) -> bool:
+    if row is None or "error" in row:
+        return row is not None
+    path = out_dir / "melspectrograms" / key
+    has_audio = not settings.keep_audio or _audio_path(out_dir, key).is_file()
+    return path.is_file() and path.stat().st_size == row["bytes"] and has_audio
+
+
+def _audio_path(out_dir: Path, key: str) -> Path:
+    return (out_dir / "audio" / key).with_suffix(".flac")
+
+
+def _write_audio(path: Path, audio: np.ndarray) -> None:
+    import soundfile
+
+    with atomic_path(path) as temporary:
+        soundfile.write(temporary, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
