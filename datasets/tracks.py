@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -114,20 +114,19 @@ def read_tracks(
             start_method=start_method,
         )
         with closing(results):
-            for _, (track, path), _ in results:
+            for track, path in results:
                 if path is not None:
                     track.mel = np.memmap(path, np.float16, "r").reshape(-1, N_MELS)
                     path.unlink()  # the map keeps it until the track is done
                 yield track
 
 
-def _read(tracks: Tracks, scratch: Path, index: int) -> Iterator[tuple[Track, Path | None]]:
+def _read(tracks: Tracks, scratch: Path, index: int) -> tuple[Track, Path | None]:
     """A track; of a log-mel that is a memory map, the file."""
     track = tracks.read(index, scratch)
     if isinstance(track.mel, np.memmap):
-        yield replace(track, mel=np.zeros((0, N_MELS), np.float16)), Path(str(track.mel.filename))
-    else:
-        yield track, None
+        return replace(track, mel=np.zeros((0, N_MELS), np.float16)), Path(str(track.mel.filename))
+    return track, None
 
 
 # ---- which tracks there are ----------------------------------------------------------------------

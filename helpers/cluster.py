@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import maest
 from maest.helpers.errors import InputError
-from maest.helpers.processes import KILLED
+from maest.helpers.processes import KILLED, replace_lost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ def cluster_map(
     items: Sequence[Item],
     scheduler: str,
     failed: Callable[[Item, str], Result] | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Yield ``function(item)`` of each item, as they come, from the workers of a cluster.
 
     Dask does a task again whose worker was killed. One at which too many were killed is retried
@@ -75,27 +75,25 @@ def cluster_map(
             what = f"the Dask cluster at {scheduler} has no workers"
             raise InputError(what, kind="missing", hint=hint, setting="--scheduler") from None
         call, killed = _anywhere(function), []
-        for item, result, fault in _outcomes(client, call, items, scheduler):
-            if isinstance(fault, _Killed):
+        for item, result, was_killed in _finished(client, call, items, scheduler):
+            if was_killed:
                 killed.append(item)
-            elif fault is not None:
-                raise fault
             else:
                 yield result
         for item in killed:
-            ((_, result, fault),) = _outcomes(client, call, [item], scheduler)
-            if fault is None:
-                yield result
-            elif not isinstance(fault, _Killed):
-                raise fault
-            elif failed is not None:
-                yield failed(item, KILLED)
-            else:
-                raise InputError(
-                    f"an item of the work was lost: {KILLED}",
-                    kind="worker",
-                    hint=f"Give the workers more memory. {_GO_ON}",
-                )
+            ((_, result, was_killed),) = _finished(client, call, [item], scheduler)
+            hint = f"Give the workers more memory. {_GO_ON}"
+            yield replace_lost(item, KILLED, failed, hint) if was_killed else result
+
+
+def _finished(
+    client: Any, call: Callable[[bytes], Result], items: Sequence[Item], scheduler: str
+) -> Iterator[tuple[Item, Any, bool]]:
+    """Each item with its result, or None where workers were killed at it. Raises its own error."""
+    for item, result, fault in _outcomes(client, call, items, scheduler):
+        if fault is not None and not isinstance(fault, _Killed):
+            raise fault
+        yield item, result, fault is not None
 
 
 class _Killed(Exception):

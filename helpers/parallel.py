@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from maest.helpers.cluster import cluster_map
 from maest.helpers.errors import InputError
-from maest.helpers.processes import TIME_LIMIT, Produced, process_map
+from maest.helpers.processes import TIME_LIMIT, process_map
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,9 +85,7 @@ def run_parallel(
         num_workers: processes; None for one a core, 1 for this process, where a crash is not
             caught. A Dask cluster uses all the threads of its workers, those that join later too.
         backend, scheduler: "processes", or "dask" and the address of its scheduler.
-        failed: makes the result of an item whose worker is killed, or hangs, twice; None to raise
-            an error instead.
-        time_limit, start_method: see `helpers.processes.process_map`.
+        failed, time_limit, start_method: see `helpers.processes.process_map`.
         progress: whether to show a bar, where the output is a terminal.
         title, unit: what the bar says.
 
@@ -98,33 +96,24 @@ def run_parallel(
     check_backend(backend, scheduler, num_workers)
     if not items:
         return
-    if scheduler:
-        results = cluster_map(partial(_call, function, arguments), items, scheduler, failed)
-    else:
-        workers = cores() if num_workers is None else num_workers
-        produced = process_map(
-            partial(_produce, function, arguments),
+    call = partial(_call, function, arguments)
+    results = (
+        cluster_map(call, items, scheduler, failed)
+        if scheduler
+        else process_map(
+            call,
             items,
-            num_workers=workers if workers > 1 or num_workers is None else 0,
+            num_workers=0 if num_workers == 1 else num_workers or cores(),
             failed=failed,
             time_limit=time_limit,
             start_method=start_method,
         )
-        results = _values(produced)
+    )
     yield from _shown(results, len(items), title, unit, progress)
 
 
 def _call(function: Callable[..., Result], arguments: tuple, item: Any) -> Result:
     return function(item, *arguments)
-
-
-def _produce(function: Callable[..., Result], arguments: tuple, item: Any) -> Iterator[Result]:
-    yield function(item, *arguments)
-
-
-def _values(produced: Generator[Produced[Item, Result]]) -> Iterator[Result]:
-    with closing(produced):
-        yield from (value for _, value, _ in produced)
 
 
 def in_order(
@@ -141,14 +130,16 @@ def in_order(
         num_workers: threads; None for one a core that this process may use.
         progress: what a progress bar is called, which a terminal shows; None for no bar.
     """
-    workers = num_workers or cores()
-    results = map(function, items) if workers == 1 else _in_threads(function, items, workers)
+    results = _in_threads(function, items, num_workers or cores())
     return _shown(results, len(items), progress or "", "file", bool(progress))
 
 
 def _in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Iterator[Result]:
+) -> Generator[Result]:
+    if workers == 1:
+        yield from map(function, items)
+        return
     under_way: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -164,15 +155,9 @@ def _in_threads(
 
 
 def _shown(
-    results: Iterator[Result], total: int, title: str, unit: str, progress: bool
+    results: Generator[Result], total: int, title: str, unit: str, progress: bool
 ) -> Iterator[Result]:
     """The same, with a bar where the output is a terminal."""
     hidden = None if progress else True  # None: unless on a terminal
-    with tqdm(total=total, desc=title, unit=unit, disable=hidden) as bar:
-        try:
-            for result in results:
-                yield result
-                bar.update()
-        finally:
-            if hasattr(results, "close"):
-                results.close()
+    with closing(results):
+        yield from tqdm(results, desc=title, unit=unit, total=total, disable=hidden)

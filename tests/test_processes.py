@@ -1,4 +1,4 @@
-"""Worker processes: what they stream, and what becomes of items that kill them or hang."""
+"""Worker processes: what they give, and what becomes of items that kill them or hang."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,66 +20,57 @@ from maest.helpers.processes import KILLED, process_map
 LIMIT = 1.0  # seconds, for tests of workers that hang
 
 
-def squares(number: int):
-    for i in range(number):
-        yield i * i
+def square(number: int) -> int:
+    return number * number
 
 
-def pid(_: int):
-    yield os.getpid()
+def pid(_: int) -> int:
+    return os.getpid()
 
 
-def lost(item, reason: str):
-    return "lost", reason
+def lost(item: int, reason: str) -> tuple[str, int, str]:
+    return "lost", item, reason
 
 
-def by_item(results) -> dict:
-    """The values of each item's last attempt, in order."""
-    values: dict = {}
-    attempts: dict = {}
-    for item, value, attempt in results:
-        if attempts.setdefault(item, attempt) != attempt:
-            attempts[item] = attempt
-            values[item] = []
-        values.setdefault(item, []).append(value)
-    return values
-
-
-def run(produce, items, num_workers=2, **how) -> dict:
-    found = by_item(process_map(produce, items, num_workers=num_workers, **how))
+def run(function, items, num_workers=2, **how) -> list:
+    results = list(process_map(function, items, num_workers=num_workers, **how))
     assert not multiprocessing.active_children()
-    return found
+    return results
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3, 20])
-def test_values_of_an_item_come_in_order(num_workers):
-    assert run(squares, range(8), num_workers) == {n: list(squares(n)) for n in range(1, 8)}
-    assert run(squares, [], num_workers) == {}
+def test_each_item_has_a_result(num_workers):
+    assert sorted(run(square, range(8), num_workers)) == [n * n for n in range(8)]
+    assert run(square, [], num_workers) == []
 
 
 def test_no_workers_are_this_process():
-    assert run(pid, [1, 2], 0) == {1: [os.getpid()], 2: [os.getpid()]}
+    assert run(pid, [1, 2], 0) == [os.getpid()] * 2
     others = run(pid, range(20), 2)
     assert len(others) == 20
-    assert [os.getpid()] not in others.values()
+    assert os.getpid() not in others
 
 
-def arrays(count: int):
-    yield {"large": np.arange(count, dtype=np.float32), "some": b"x" * count, "none": np.zeros(0)}
-    yield np.arange(count * 2).reshape(2, count).T
+def arrays(count: int) -> dict:
+    return {
+        "large": np.arange(count, dtype=np.float32),
+        "bytes": b"x" * count,
+        "none": np.zeros(0),
+        "turned": np.arange(count * 2).reshape(2, count).T,
+        "stepped": np.arange(count)[::2],
+    }
 
 
 def test_results_of_many_megabytes_arrive_whole_and_may_be_written_to():
-    sizes = [3_000_000, 5, 70_000]
-    found = run(arrays, sizes)
-    for size in sizes:
-        (whole, turned), expected = found[size], list(arrays(size))
-        assert np.array_equal(whole["large"], expected[0]["large"])
-        assert whole["some"] == expected[0]["some"]
-        assert whole["none"].shape == (0,)
-        assert np.array_equal(turned, expected[1])
-        whole["large"] += 1
-        turned += 1
+    found = {len(result["large"]): result for result in run(arrays, [3_000_000, 5, 70_000])}
+    for size, result in found.items():
+        expected = arrays(size)
+        assert result.pop("bytes") == expected.pop("bytes")
+        assert result["none"].shape == (0,)
+        for name, values in result.items():
+            assert np.array_equal(values, expected[name])
+            values += 1
+    assert len(found) == 3
 
 
 def test_more_items_than_the_queue_takes(monkeypatch):
@@ -96,14 +86,13 @@ class Own(Exception):
 
 
 def refuse(kind: str):
-    yield 1
     if kind == "input":
         raise InputError("no such band", kind="unknown", hint="Give another.", setting="band")
     if kind == "system":
         raise PermissionError(13, "Permission denied", "song.mp3")
     if kind == "own":
         raise Own(1, 2)
-    yield lambda: "no function in a function can be pickled"
+    return lambda: "no function in a function can be pickled"
 
 
 def test_an_error_of_the_work_passes_on_with_its_type():
@@ -127,54 +116,49 @@ def test_an_error_of_the_work_passes_on_with_its_type():
 
 
 class Deadly:
-    """Kills the process: always at 1, the first time at 4, after values that were sent before."""
+    """Kills the process: always at 1, the first time at 4."""
 
     def __init__(self, folder: Path) -> None:
         self.marker = folder / "killed once"
 
-    def __call__(self, number: int):
-        yield number
-        yield -number
+    def __call__(self, number: int) -> int:
         if number == 4 and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if number == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        yield 10 * number
+        return number
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_worker_that_is_killed_costs_its_item_only(tmp_path, num_workers):
-    results = list(process_map(Deadly(tmp_path), range(6), num_workers=num_workers, failed=lost))
-    expected = {n: [n, -n, 10 * n] for n in range(6)} | {1: [1, ("lost", KILLED)]}
-    assert by_item(results) == expected
-    assert {item for item, _, attempt in results if attempt} == {1, 4}
-    assert not multiprocessing.active_children()
+    results = run(Deadly(tmp_path), range(6), num_workers, failed=lost)
+    assert sorted(results[:4]) == [0, 2, 3, 5]
+    assert sorted(results[4:], key=str) == [("lost", 1, KILLED), 4]  # alone, in the end
 
 
 def test_an_item_that_is_lost_twice_is_an_error_where_nothing_takes_its_place(tmp_path):
-    results = process_map(Deadly(tmp_path), range(6), num_workers=2)
     with pytest.raises(InputError) as caught:
-        list(results)
+        run(Deadly(tmp_path), range(6))
     assert caught.value.kind == "worker"
     assert not multiprocessing.active_children()
 
 
 def test_a_kill_while_the_main_process_is_at_work_elsewhere():
-    seen = Counter()
-    for item, _, attempt in process_map(squares, range(40), num_workers=2):
-        seen[item, attempt] += 1
-        if seen.total() == 5:
+    seen = []
+    for result in process_map(square, range(40), num_workers=2):
+        seen.append(result)
+        if len(seen) == 5:
             child = multiprocessing.active_children()[0]
             child.kill()
             child.join()
-    assert all(seen[n, 0] == n or seen[n, 1] == n for n in range(1, 40))
+    assert sorted(seen) == [n * n for n in range(40)]
 
 
 def test_workers_that_end_before_they_begin_anything_are_an_error(monkeypatch):
     monkeypatch.setattr(processes, "_work", lambda *job: os._exit(3))
     with pytest.raises(InputError, match="exit code 3") as caught:
-        run(squares, range(6))
+        run(square, range(6))
     assert caught.value.kind == "worker"
     assert not multiprocessing.active_children()
 
@@ -182,60 +166,54 @@ def test_workers_that_end_before_they_begin_anything_are_an_error(monkeypatch):
 def test_an_item_that_was_taken_and_not_begun_is_done_after_all(tmp_path, monkeypatch):
     original, marker = processes._work, tmp_path / "taken"
 
-    def work(job, queue, results, unneeded):
+    def work(job, queue, messages, unneeded):
         if not marker.exists():
             os.read(queue.fileno(), 8)
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        original(job, queue, results, unneeded)
+        original(job, queue, messages, unneeded)
 
     monkeypatch.setattr(processes, "_work", work)
-    results = list(process_map(squares, range(1, 6), num_workers=1))
-    assert by_item(results) == {n: list(squares(n)) for n in range(1, 6)}
-    assert {item: attempt for item, _, attempt in results} == {1: 1, 2: 0, 3: 0, 4: 0, 5: 0}
+    assert run(square, range(1, 6), 1) == [4, 9, 16, 25, 1]
 
 
 # ---- workers that hang ---------------------------------------------------------------------------
 
 
 class Hanging:
-    """Gives no more results: always at 1, the first time at 4."""
+    """Gives no result: always at 1, the first time at 4."""
 
     def __init__(self, folder: Path) -> None:
-        self.marker = folder / "hung once"
+        self.folder = folder
 
-    def __call__(self, number: int):
-        yield number
-        yield -number
-        if number == 1 or (number == 4 and not self.marker.exists()):
-            if number == 4:
-                self.marker.touch()
+    def __call__(self, number: int) -> int:
+        marker = self.folder / f"begun {number}"
+        if number == 1 or (number == 4 and not marker.exists()):
+            marker.touch()
             while True:
                 signal.pause()
-        yield 10 * number
+        return number
 
 
 def test_a_worker_that_hangs_costs_its_item_only(tmp_path):
-    how = {"num_workers": 2, "failed": lost, "time_limit": LIMIT}
-    found = by_item(process_map(Hanging(tmp_path), range(6), **how))
-    *_, (word, reason) = found.pop(1)
-    assert word == "lost"
+    results = run(Hanging(tmp_path), range(6), failed=lost, time_limit=LIMIT)
+    assert sorted(results[:4]) == [0, 2, 3, 5]
+    (word, item, reason), again = sorted(results[4:], key=str)
+    assert (word, item, again) == ("lost", 1, 4)
     assert f"{LIMIT:g} s" in reason
     assert reason != KILLED
-    assert found == {n: [n, -n, 10 * n] for n in (0, 2, 3, 4, 5)}
-    assert not multiprocessing.active_children()
 
 
 class Marking:
-    """Says that it has begun its second item: all of the first is sent by then."""
+    """Says that it has begun its second item: the result of the first is sent by then."""
 
     def __init__(self, folder: Path) -> None:
         self.marker = folder / "second"
 
-    def __call__(self, number: int):
+    def __call__(self, number: int) -> int:
         if number == 1:
             self.marker.touch()
-        yield from range(3)
+        return number
 
 
 def test_a_main_process_that_takes_its_time_does_not_take_its_workers_to_hang(
@@ -244,12 +222,12 @@ def test_a_main_process_that_takes_its_time_does_not_take_its_workers_to_hang(
     now, work = 0.0, Marking(tmp_path)
     monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: now))
     results = []
-    for result in process_map(work, range(2), num_workers=1, time_limit=LIMIT):
+    for result in process_map(work, range(3), num_workers=1, time_limit=LIMIT):
         if not results:
             wait_for(work.marker.exists)
             now += 10 * LIMIT
         results.append(result)
-    assert results == [(item, value, 0) for item in range(2) for value in range(3)]
+    assert results == [0, 1, 2]
 
 
 # ---- the end -------------------------------------------------------------------------------------
@@ -257,7 +235,7 @@ def test_a_main_process_that_takes_its_time_does_not_take_its_workers_to_hang(
 
 @pytest.mark.parametrize("how", ["closed", "forgotten", "failed"])
 def test_no_process_is_left_behind(how):
-    results = process_map(squares, range(2, 600), num_workers=3)
+    results = process_map(square, range(2, 600), num_workers=3)
     next(results)
     assert len(multiprocessing.active_children()) == 3
     if how == "closed":
@@ -276,13 +254,13 @@ class Writing:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, number: int):
+    def __call__(self, number: int) -> int:
         if number:
             (self.folder / "begun").touch()
             while not (self.folder / "go on").exists():
                 time.sleep(0.001)
             (self.folder / f"whole-{number}").touch()
-        yield number
+        return number
 
 
 def test_a_worker_finishes_its_file_when_the_work_is_ended_and_begins_no_other(
@@ -306,22 +284,20 @@ def test_a_worker_finishes_its_file_when_the_work_is_ended_and_begins_no_other(
 def test_a_worker_that_hangs_when_the_work_is_ended_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_PATIENCE", 0.1)
     results = process_map(Hanging(tmp_path), range(6), num_workers=1)
-    while next(results).item != 1:
-        pass
+    next(results)
+    wait_for((tmp_path / "begun 1").exists)
     results.close()
     assert not multiprocessing.active_children()
 
 
-def busy(number: int):
-    """Long in C code, which holds the interpreter: no thread of Python's gets its turn."""
-    yield number
-    yield number
-    sum(range(10**14))
+def busy(number: int) -> int:
+    """After the first ones, long in C code, which holds the interpreter: no thread gets a turn."""
+    return number if number < 5 else sum(range(10**14))
 
 
 def a_main_process(how: str, pids) -> None:
     global held  # to its very end
-    work = squares if how == "ends" else busy
+    work = square if how == "ends" else busy
     held = process_map(work, range(3, 9), num_workers=2)
     next(held)
     pids.send([child.pid for child in multiprocessing.active_children()])
@@ -361,21 +337,20 @@ def wait_for(condition, seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
-def interrupted(number: int):
+def interrupted(number: int) -> int:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         os.kill(os.getpid(), getattr(signal, name))
-    yield number
+    return number
 
 
 def test_workers_leave_signals_to_the_main_process():
-    assert list(process_map(interrupted, [0], num_workers=1)) == [(0, 0, 0)]
+    assert list(process_map(interrupted, [0], num_workers=1)) == [0]
 
 
 @pytest.mark.slow
 def test_processes_that_are_no_forks(tmp_path):
-    how = {"num_workers": 2, "start_method": "spawn", "failed": lost}
-    expected = {n: [n, -n, 10 * n] for n in range(6)} | {1: [1, ("lost", KILLED)]}
-    assert by_item(process_map(Deadly(tmp_path), range(6), **how)) == expected
+    results = run(Deadly(tmp_path), range(6), failed=lost, start_method="spawn")
+    assert sorted(results, key=str) == [("lost", 1, KILLED), 0, 2, 3, 4, 5]
 
 
 class Threaded:
@@ -389,9 +364,9 @@ class Threaded:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def collect(number: int):
+def collect(number: int) -> int:
     gc.collect()
-    yield number
+    return number
 
 
 def test_a_worker_leaves_this_processs_garbage_alone():
@@ -403,4 +378,4 @@ def test_a_worker_leaves_this_processs_garbage_alone():
         assert not gc.isenabled()  # as before
     finally:
         gc.enable()
-    assert results == [(0, 0, 0)]  # the worker was not killed
+    assert results == [0]  # the worker was not killed
