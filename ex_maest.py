@@ -30,11 +30,11 @@ COMMANDS = {
         "evaluate", "Evaluate maest.checkpoint on whole tracks of datamodule.groundtruth_test."
     ),
     "check_data": Command(
-        "evaluate",
+        "data",
         "Look at all ground truths and files for what would stop a training, or spoil it.",
     ),
     "compute_norm_stats": Command(
-        "evaluate",
+        "data",
         "Mean and standard deviation of all log-mel values of datamodule.groundtruth_train.",
     ),
     "extract_embeddings": Command(

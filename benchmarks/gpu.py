@@ -39,7 +39,7 @@ import training as steps
 from harness import RECORDS, ROOT, start_record
 from maest.helpers.files import write_json
 from maest.helpers.report import table
-from maest.helpers.throughput import fast_math, forward_flops, matmul_ceiling, synchronise
+from maest.helpers.throughput import clip_flops, fast_math, matmul_ceiling, synchronise
 from maest.models import get_maest
 from maest.models.archs import input_frames
 from maest.models.maest import inference
@@ -176,7 +176,7 @@ def extraction(run: Run) -> Figures:
     for length in [5] if run.quick else [30, 10, 5]:
         frames = input_frames(length)
         net = get_maest(run.arch, n_classes=400, input_t=frames).to(run.device)
-        flops = forward_flops(
+        flops = clip_flops(
             tokens=net.n_tokens(frames), embed_dim=net.embed_dim, depth=BLOCK + 1, outputs=0
         )
         kinds = {"fp16": torch.float16, "bf16": torch.bfloat16} if cuda else {}

@@ -69,18 +69,19 @@ class OneCallAMask(Dataset):
 def loader_of(way: str, folder: Path, frames: int, workers: int, clips: int, device: str) -> Any:
     """A training loader, of ``clips`` an epoch."""
     from maest.datasets.datamodule import MaestDataModule
+    from maest.datasets.groundtruth import read_groundtruth
 
+    tracks = read_groundtruth(folder / "groundtruth.pk")
     data = MaestDataModule(
+        {"train": tracks},
         base_dir=folder,
         clip_frames=frames,
-        groundtruth_train=folder / "groundtruth.pk",
         batch_size_train=BATCH,
         clips_per_epoch=clips,
         num_workers=workers,
     )
     if way != USUAL:
         return data.train_dataloader()
-    tracks = data.groundtruth("train")
     return DataLoader(
         dataset := OneCallAMask(folder, list(tracks.keys), tracks.targets, frames),
         batch_size=BATCH,
@@ -93,7 +94,7 @@ def loader_of(way: str, folder: Path, frames: int, workers: int, clips: int, dev
 
 def epoch(way: str, loader: Any, device: str, limit: int | None = None) -> float:
     """Seconds of an epoch, or of its first batches: clips that are normalised, masked, there."""
-    from maest.helpers.masking import spec_augment
+    from maest.helpers.augment import spec_augment
 
     started = time.perf_counter()
     for number, batch in enumerate(loader, 1):

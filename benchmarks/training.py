@@ -63,11 +63,12 @@ def tokens(length: int, network: str = "ours") -> int:
 
 
 def flops_per_clip(arch: str, length: int, network: str = "ours") -> float:
-    from maest.helpers.throughput import training_flops
+    from maest.helpers.throughput import clip_flops
     from maest.models.archs import find_arch
 
     sizes = find_arch(arch)
-    return training_flops(
+    return clip_flops(
+        training=True,
         tokens=tokens(length, network),
         embed_dim=sizes.embed_dim,
         depth=sizes.depth,
@@ -89,14 +90,10 @@ def our_loss(arch: str, length: int, device: str, compiled: bool) -> tuple[torch
     if compiled:
         torch.compiler.reset()  # of networks before: this one's sizes are the first seen
         net.compile_blocks()
-    try:
-        from maest.models.training import MaestModule
+    from maest.config.settings import Recipe
+    from maest.models.training import MaestModule
 
-        module = MaestModule(net, **RECIPE)
-    except ImportError:  # of an older checkout
-        from maest.models.module import MaestModule, TrainingOptions
-
-        module = MaestModule(net, TrainingOptions(**RECIPE))
+    module = MaestModule(net, Recipe(**RECIPE))
     module = module.to(device).train()
     module.log = lambda *args, **options: None  # there is no trainer to log to
     return net, lambda batch: module.training_step(batch, 0)

@@ -193,7 +193,8 @@ class Data:
         "processes that read",
         ">= 0, <= 1000",
         tags="free",
-        auto="with a GPU one a core, at most 12; on a CPU none in training and one in extraction",
+        auto="on CUDA one a core, at most 12 (in extraction on MPS, too); else none in training "
+        "and one in extraction",
     )
 
 
@@ -314,7 +315,7 @@ class Inference:
         None,
         "patches in a batch",
         SIZE,
-        auto="32 on a GPU and in test, 4096 tokens on a CPU",
+        auto="32 on a GPU, in validation and in test; 4096 tokens on a CPU",
     )
 
 

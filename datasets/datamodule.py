@@ -1,12 +1,9 @@
-"""The Lightning data module: ground truth and log-mel files in, batches out.
-
-A worker process only reads and crops; everything after that runs batched on the device.
-"""
+"""The Lightning data module: ground truths and log-mel files in, batches out."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maest.datasets.batches import CropDataset, TrackDataset, collate_tracks
-from maest.datasets.groundtruth import GroundTruth, read_groundtruth
+from maest.datasets.groundtruth import GroundTruth
 from maest.datasets.sampling import ClipSampler, TrackSampler
 from maest.datasets.teacher import TeacherFileError, check_teacher_files
+from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.helpers.signals import leave_signals_to_the_main_process
 
@@ -25,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class MaestDataModule(pl.LightningDataModule):
-    """Log-mel clips and their targets.
+    """Log-mel clips and their targets; whole tracks for evaluation.
 
     Under several training processes each loads its own share: a disjoint part of the one draw of an
     epoch, and of the tracks to evaluate. Lightning must leave the samplers as they are
@@ -34,71 +32,35 @@ class MaestDataModule(pl.LightningDataModule):
     `config/data.py` has the meanings of all arguments that are not named here.
 
     Args:
-        groundtruth_train, groundtruth_val, groundtruth_test: those that a command does not need
-            may be None.
+        splits: the ground truths of "train", "val" and "test", of those that are needed.
         clip_frames: length of a training crop and of an evaluation patch, in frames.
         clips_per_epoch: of all processes together; all clips if None.
         on_error: with "skip", batches say which files were left out and why (``errors``).
-
-    Raises:
-        InputError: for settings that do not go together with the task.
     """
 
     def __init__(
         self,
+        splits: Mapping[str, GroundTruth],
         *,
         base_dir: str | Path,
         clip_frames: int,
-        groundtruth_train: str | Path | None = None,
-        groundtruth_val: str | Path | None = None,
-        groundtruth_test: str | Path | None = None,
         batch_size_train: int = 12,
         batch_size_eval: int = 8,
         clips_per_epoch: int | None = None,
         balanced_sampling: bool = False,
         num_workers: int = 0,
         seed: int = 0,
-        task: str = "multi-label",
-        teacher_dir: str | Path | None = None,
+        teacher_dir: Path | None = None,
         on_error: str = "raise",
     ) -> None:
         super().__init__()
-        if groundtruth_train is not None:  # the two are settings of training alone
-            if balanced_sampling and task == "regression":
-                raise InputError(
-                    "it counts labels, and maest.task=regression has none",
-                    kind="conflict",
-                    setting="datamodule.balanced_sampling",
-                    hint="Leave one of the two out.",
-                )
-            if teacher_dir is not None and task != "multi-label":
-                raise InputError(
-                    f"a teacher gives many labels to a track, and maest.task is {task!r}",
-                    kind="conflict",
-                    setting="datamodule.teacher_dir",
-                    hint="Leave it out, or set maest.task=multi-label.",
-                )
-        self.base_dir = Path(base_dir)
-        self.clip_frames = clip_frames
-        self.paths = {"train": groundtruth_train, "val": groundtruth_val, "test": groundtruth_test}
-        self.batch_size_train = batch_size_train
-        self.batch_size_eval = batch_size_eval
-        self.clips_per_epoch = clips_per_epoch
-        self.balanced_sampling = balanced_sampling
-        self.num_workers = num_workers
-        self.seed = seed
-        self.task = task
-        self.teacher_dir = None if teacher_dir is None else Path(teacher_dir)
-        self.on_error = on_error
-        self._groundtruths: dict[str, GroundTruth] = {}
+        self.splits, self.base_dir, self.clip_frames = splits, Path(base_dir), clip_frames
+        self.batch_size_train, self.batch_size_eval = batch_size_train, batch_size_eval
+        self.clips_per_epoch, self.balanced_sampling = clips_per_epoch, balanced_sampling
+        self.num_workers, self.seed = num_workers, seed
+        self.teacher_dir, self.on_error = teacher_dir, on_error
         # The epoch and batch that the next training loader begins with, and no other after it.
         self._start: tuple[int, int] | None = (0, 0)
-
-    def _rank(self) -> tuple[int, int]:
-        """Which of how many training processes this is."""
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
 
     def setup(self, stage: str) -> None:
         """Called by Lightning; before a training, all the teacher's files must be there.
@@ -109,45 +71,27 @@ class MaestDataModule(pl.LightningDataModule):
         if stage != "fit" or self.teacher_dir is None:
             return
         try:
-            check_teacher_files(self.teacher_dir, self.groundtruth("train").keys)
+            check_teacher_files(self.teacher_dir, self.splits["train"].keys)
         except TeacherFileError as error:
             if self.on_error == "raise":
                 raise
             log.warning("%s", error)
 
-    def groundtruth(self, split: str) -> GroundTruth:
-        """The ground truth of "train", "val" or "test", read once.
-
-        Raises:
-            InputError: no path was given for it, or the file is no valid ground truth.
-        """
-        if split not in self._groundtruths:
-            path = self.paths[split]
-            if path is None:
-                raise InputError(
-                    "it is not set",
-                    kind="missing",
-                    setting=f"datamodule.groundtruth_{split}",
-                    hint="Give a ground-truth pickle.",
-                )
-            self._groundtruths[split] = read_groundtruth(path, task=self.task)
-        return self._groundtruths[split]
-
     def state_dict(self) -> dict[str, int]:
         """Where training is, for a checkpoint: the epoch, and its batches that are done."""
         trainer: Any = self.trainer
-        loop, plan = trainer.fit_loop, self._plan()
-        progress, batches = loop.epoch_progress.current, loop.epoch_loop.batch_idx + 1
+        progress = trainer.fit_loop.epoch_progress.current
+        epoch, batches = progress.processed, trainer.fit_loop.epoch_loop.batch_idx + 1
         if progress.started == progress.processed:  # between two epochs
-            return {"epoch": progress.processed, "batches": 0, **plan}
-        if batches >= trainer.num_training_batches:
-            return {"epoch": progress.processed + 1, "batches": 0, **plan}
-        return {"epoch": progress.processed, "batches": batches, **plan}
+            batches = 0
+        elif batches >= trainer.num_training_batches:
+            epoch, batches = epoch + 1, 0
+        return {"epoch": epoch, "batches": batches, **self._plan()}
 
     def _plan(self) -> dict[str, int]:
         """What says how many clips a batch has, and how many batches and steps an epoch."""
         trainer: Any = self.trainer
-        tracks = len(self.groundtruth("train"))
+        tracks = len(self.splits["train"])
         return {
             "training tracks": tracks,
             "datamodule.clips_per_epoch": self.clips_per_epoch or tracks,
@@ -163,15 +107,13 @@ class MaestDataModule(pl.LightningDataModule):
             InputError: if batches, or an epoch's number of them, are others here: neither the
                 position in an epoch nor the learning rate's would be what it was.
         """
-        own, clips = self._plan(), "datamodule.clips_per_epoch"
+        plan, clips = self._plan(), "datamodule.clips_per_epoch"
         # Version 0.1 wrote 0 where an epoch had one clip of each track.
-        state_dict = {**state_dict, clips: state_dict[clips] or state_dict["training tracks"]}
-        differing = [
-            f"{n} {state_dict[n]} (here {v})" for n, v in own.items() if state_dict[n] != v
-        ]
+        theirs = {**state_dict, clips: state_dict[clips] or state_dict["training tracks"]}
+        differing = differences({name: theirs[name] for name in plan}, plan)
         if differing:
             raise InputError(
-                f"that training had {', '.join(differing)}",
+                f"that training had {'; '.join(differing)}",
                 kind="mismatch",
                 setting="ckpt_path",
                 hint="Give the same to continue it, or start a new one from its weights with "
@@ -188,21 +130,16 @@ class MaestDataModule(pl.LightningDataModule):
         self._start = (epoch, batches)
 
     def train_dataloader(self) -> DataLoader:
-        groundtruth = self.groundtruth("train")
-        sampler = ClipSampler(
-            groundtruth.targets,
-            self.clips_per_epoch,
-            self.balanced_sampling,
-            self.seed,
-            *self._rank(),
-        )
+        train = self.splits["train"]
+        clips, balanced = self.clips_per_epoch, self.balanced_sampling
+        sampler = ClipSampler(train.targets, clips, balanced, self.seed, *self._rank())
         # Worker processes begin to read before Lightning has told the sampler the epoch.
         epoch, batches = self._start or (self.trainer.current_epoch if self.trainer else 0, 0)
         self._start = None
         sampler.set_epoch(epoch)
         sampler.skip(batches * self.batch_size_train)
         dataset = CropDataset(
-            groundtruth, self.base_dir, self.clip_frames, self.teacher_dir, self.on_error
+            train, self.base_dir, self.clip_frames, self.teacher_dir, self.on_error
         )
         return self._loader(dataset, self.batch_size_train, sampler, _identity)
 
@@ -214,9 +151,13 @@ class MaestDataModule(pl.LightningDataModule):
 
     def _tracks(self, split: str) -> DataLoader:
         skip = self.on_error == "skip"
-        dataset = TrackDataset(self.groundtruth(split), self.base_dir, self.clip_frames, skip)
+        dataset = TrackDataset(self.splits[split], self.base_dir, self.clip_frames, skip)
         sampler = TrackSampler(len(dataset), *self._rank())
         return self._loader(dataset, self.batch_size_eval, sampler, collate_tracks)
+
+    def _rank(self) -> tuple[int, int]:
+        """Which of how many training processes this is."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(
         self, dataset: Dataset, batch_size: int, sampler: Sampler, collate_fn: Callable

@@ -1,27 +1,38 @@
-"""The data of a command: which splits, whether they exist, and whether they fit the model."""
+"""The data of a command, found, read and checked; check_data and compute_norm_stats."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from maest.config import Settings
-from maest.datasets.groundtruth import labels_beside
+from maest.config.settings import Data
+from maest.datasets.check import CheckReport, check_splits
+from maest.datasets.groundtruth import GroundTruth, check_given, read_splits
+from maest.datasets.norm import norm_stats
 from maest.datasets.scores import DATA_DIR, build_if_missing
+from maest.experiments.model import arch_of, clip_frames, find_task
+from maest.experiments.runs import run_dir
 from maest.helpers.errors import InputError
-from maest.models import Maest
+from maest.helpers.files import write_json
+from maest.models import load_checkpoint
+from maest.models.weights import Checkpoint
 
-if TYPE_CHECKING:
-    from maest.datasets.datamodule import MaestDataModule
+log = logging.getLogger(__name__)
 
 
-def splits_not_given(settings: Settings, *splits: str) -> list[str]:
-    """Splits that are the embedded data set's by default, where the log-mel files are others."""
-    data, default = settings.datamodule, type(settings.datamodule)()
-    if Path(data.base_dir).resolve() == Path(default.base_dir).resolve():
-        return []
-    names = {split: f"groundtruth_{split}" for split in splits}
-    return [split for split, n in names.items() if getattr(data, n) == getattr(default, n)]
+def paths_of(settings: Settings, *splits: str) -> dict[str, str | None]:
+    """The ground truths that the settings name."""
+    return {split: getattr(settings.datamodule, f"groundtruth_{split}") for split in splits}
+
+
+def is_of_another_set(settings: Settings, split: str) -> bool:
+    """Whether a ground truth is the embedded set's by default, and the log-mel files are not."""
+    name, data, default = f"groundtruth_{split}", settings.datamodule, Data()
+    ours = Path(data.base_dir).resolve() == Path(default.base_dir).resolve()
+    return not ours and getattr(data, name) == getattr(default, name)
 
 
 def check_files(settings: Settings, *splits: str) -> None:
@@ -29,46 +40,40 @@ def check_files(settings: Settings, *splits: str) -> None:
 
     The embedded data set is built if it is asked for and missing.
     """
-    paths = {split: getattr(settings.datamodule, f"groundtruth_{split}") for split in splits}
-    for split in splits_not_given(settings, *splits):
-        raise InputError(
-            "it is not given, and datamodule.base_dir is not the embedded data set's",
-            kind="missing",
-            hint=f"Give datamodule.groundtruth_{split}=<a ground truth of the tracks there>.",
-            setting=f"datamodule.groundtruth_{split}",
-        )
+    paths = paths_of(settings, *splits)
     for split, path in paths.items():
-        embedded = path is not None and DATA_DIR in Path(path).resolve().parents
-        if not embedded and (path is None or not Path(path).exists()):
+        setting = f"datamodule.groundtruth_{split}"
+        if is_of_another_set(settings, split):
             raise InputError(
-                "it is not set" if path is None else "no such file",
+                "it is not given, and datamodule.base_dir is not the embedded data set's",
                 kind="missing",
-                hint="Give a ground truth: a data set's own preprocess.py makes it, or `python "
-                "datasets/groundtruth.py build`.",
-                path=path,
-                setting=f"datamodule.groundtruth_{split}",
+                hint=f"Give {setting}=<a ground truth of the tracks there>.",
+                setting=setting,
             )
+        if path is None or DATA_DIR not in Path(path).resolve().parents:
+            check_given(path, setting)
     if "train" in splits:
         find_teacher(settings)
     build_if_missing(paths.values())
 
 
+def read(settings: Settings, checkpoint: Checkpoint | None, *splits: str) -> dict[str, GroundTruth]:
+    """Splits of one data set. Raises InputError."""
+    task = find_task(settings, checkpoint)
+    return read_splits(paths_of(settings, *splits), task, "datamodule")
+
+
 def find_teacher(settings: Settings) -> Path | None:
     """The folder of the teacher's logits; of embeddings/30sec/logits, embeddings/*/30sec/logits.
 
-    extract_logits writes into a folder of the model's name.
-
-    Raises:
-        InputError: there is no such folder, or there are several.
+    (extract_logits writes into a folder of the model's name.) Raises InputError.
     """
     if settings.datamodule.teacher_dir is None:
         return None
     folder = Path(settings.datamodule.teacher_dir)
-    if folder.is_dir():
-        return folder
     found = sorted(folder.parent.parent.glob(f"*/{folder.parent.name}/{folder.name}"))
-    if len(found) == 1:
-        return found[0]
+    if folder.is_dir() or len(found) == 1:
+        return folder if folder.is_dir() else found[0]
     raise InputError(
         f"{len(found)} models have logits there" if found else "no such folder",
         kind="conflict" if found else "missing",
@@ -81,44 +86,67 @@ def find_teacher(settings: Settings) -> Path | None:
     )
 
 
-def check_same_labels(net: Maest, data: MaestDataModule, split: str) -> None:
-    """Raise InputError if a split has other labels than the network."""
-    groundtruth = data.groundtruth(split)
-    labels = labels_beside(groundtruth)
-    if groundtruth.n_classes != net.n_classes:
-        raise InputError(
-            f"{groundtruth.n_classes} labels to a track, and the model has {net.n_classes}",
-            kind="mismatch",
-            setting=f"datamodule.groundtruth_{split}",
-            path=groundtruth.path,
-            hint="Use a ground truth of the model's own task: all splits of one data set.",
-        )
-    if None not in (labels, net.labels) and labels != net.labels:
-        raise InputError(
-            "other labels, or another order, than the model's",
-            kind="mismatch",
-            path=groundtruth.path.parent / "labels.json",
-            hint="Use a ground truth with the model's labels, or a model of these.",
-        )
+def limited(total: int, limit: int | float | None) -> int:
+    """What a limit leaves of so many: a number, or a share, rounded down but at least one."""
+    if limit is None:
+        return total
+    return min(total, limit if isinstance(limit, int) else max(1, int(limit * total)))
 
 
-def check_targets(data: MaestDataModule) -> None:
-    """Raise InputError if there is nothing to learn, or to choose the best epoch by."""
-    train, val = data.groundtruth("train"), data.groundtruth("val")
-    if data.task == "multi-label" and not train.targets.any():
-        raise InputError(
-            "no track has a label: there is nothing to learn",
-            kind="empty",
-            setting="datamodule.groundtruth_train",
-            path=train.path,
-            hint="Check how it was made: `python datasets/groundtruth.py show` counts its labels.",
-        )
-    if data.task != "single-label" and (val.targets == val.targets[:1]).all():
-        raise InputError(
-            f"there is nothing to choose the best epoch by: all {len(val)} tracks have the same "
-            "labels",
-            kind="empty",
-            setting="datamodule.groundtruth_val",
-            path=val.path,
-            hint="Validate on more tracks.",
-        )
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def check_data(run: Any, settings: Settings) -> dict[str, Any]:
+    """Write and print all that is wrong with the splits that are given."""
+    paths = paths_of(settings, "train", "val", "test")
+    given = [split for split, path in paths.items() if path is not None]
+    left_out = [split for split in given if is_of_another_set(settings, split)]
+    for split in left_out:
+        log.warning("datamodule.groundtruth_%s is not given: not checked", split)
+    splits = [split for split in given if split not in left_out]
+    check_files(settings, *(splits or given))
+    checkpoint = _read_checkpoint(settings)
+    found: dict[str, GroundTruth | InputError] = {}
+    for split in splits:
+        try:
+            found[split] = read(settings, checkpoint, split)[split]
+        except InputError as error:
+            found[split] = error
+    report = check(settings, found, clip_frames(settings, checkpoint))
+    path = run_dir(run) / "check.json"
+    write_json(path, report.to_dict())
+    print(f"{report}\nall of it: {path}")
+    return {"failed": len(report.problems), "warnings": len(report.warnings)}
+
+
+def check(
+    settings: Settings,
+    splits: Mapping[str, GroundTruth | InputError],
+    frames: int,
+    brief: bool = False,
+) -> CheckReport:
+    """:func:`datasets.check.check_splits` by the settings."""
+    data, teacher = settings.datamodule, find_teacher(settings) if "train" in splits else None
+    return check_splits(splits, data.base_dir, frames, teacher, data.on_error == "skip", brief)
+
+
+def compute_norm_stats(run: Any, settings: Settings) -> dict[str, Any]:
+    """Mean and standard deviation of all log-mel values of the training split."""
+    check_files(settings, "train")
+    train = read(settings, _read_checkpoint(settings), "train")["train"]
+    stats = norm_stats(settings.datamodule.base_dir, train.keys)
+    write_json(run_dir(run) / "norm_stats.json", vars(stats))
+    for reason in list(stats.failed.values())[:10]:
+        log.error("%s", reason)
+    print(
+        f"{stats.tracks} tracks, {stats.frames} frames; {len(stats.failed)} files could not be "
+        f"read\nmaest.norm_mean={stats.mean!r} maest.norm_std={stats.std!r}"
+    )
+    return {"norm_mean": stats.mean, "norm_std": stats.std, "failed": len(stats.failed)}
+
+
+def _read_checkpoint(settings: Settings) -> Checkpoint | None:
+    """What ``maest.checkpoint`` says of clip length and task; nothing is fetched for it."""
+    arch_of(settings)  # a misspelt one is refused
+    path, average = settings.maest.checkpoint, settings.maest.checkpoint_swa_weights
+    return None if path is None else load_checkpoint(path, average)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from maest.config.training import TrainerSettings
+from maest.config.settings import TrainerSettings
 from maest.helpers.errors import InputError
 from maest.helpers.parallel import cores
 from maest.models.engines import best_device
@@ -25,15 +25,16 @@ class Devices:
     processes: int  # on all machines
 
     def workers(self, wanted: int | None, fewest: int = 0, sharing: int | None = None) -> int:
-        """Processes that read, for each process that computes; None: as many as pay.
+        """Processes that read for each that computes; None is as many as pay.
 
         On a CPU, where the network needs the cores, the ``fewest``. On a GPU one a core, at most
-        12, and at most this process's share of the machine, which ``sharing`` of them use.
+        12, and at most the share of one of the ``sharing`` processes on this machine.
         """
         if wanted is not None:
             return wanted
+        # (Training on MPS would wait for workers to start.)
         if self.device.type == "cpu" or (self.device.type == "mps" and not fewest):
-            return fewest  # (training on MPS would wait for workers to start)
+            return fewest
         share = (os.cpu_count() or 1) // (sharing or self.local)
         return max(1, min(cores(), share, _MOST_WORKERS))
 
@@ -46,19 +47,9 @@ def find_devices(settings: TrainerSettings) -> Devices:
     """
     device = find_device(settings.accelerator, "trainer.accelerator")
     if device.type == "cpu" and settings.precision == "16-mixed":
-        raise InputError(
-            "a CPU does not compute in fp16",
-            kind="unsupported",
-            setting="trainer.precision",
-            hint="Leave it out: 32-true is the fastest there.",
-        )
+        raise _unsupported("trainer.precision", "a CPU computes in 32-true, not in fp16")
     if device.type == "cpu" and settings.devices == -1:
-        raise InputError(
-            "there is no GPU here, of which -1 would take all",
-            kind="unsupported",
-            setting="trainer.devices",
-            hint="Give a number of CPU processes, or leave it out.",
-        )
+        raise _unsupported("trainer.devices", "there is no GPU here, of which -1 would take all")
     local = settings.devices if settings.devices > 0 else torch.cuda.device_count() or 1
     precision = settings.precision or ("16-mixed" if device.type == "cuda" else "32-true")
     return Devices(device, precision, local, local * settings.num_nodes)
@@ -73,10 +64,10 @@ def find_device(accelerator: str, setting: str) -> torch.device:
     best = best_device()
     device = best if accelerator in ("auto", "gpu") else accelerator
     if device not in ("cpu", best) or (accelerator, device) == ("gpu", "cpu"):
-        raise InputError(
-            f"there is no {accelerator!r} here",
-            kind="unsupported",
-            setting=setting,
-            hint="Leave it out to take what there is.",
-        )
+        raise _unsupported(setting, f"there is no {accelerator!r} here")
     return torch.device(device)
+
+
+def _unsupported(setting: str, message: str) -> InputError:
+    hint = "Leave it out to take what suits this machine."
+    return InputError(message, kind="unsupported", setting=setting, hint=hint)

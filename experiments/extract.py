@@ -24,6 +24,7 @@ from maest.datasets.tracks import (
     read_tracks,
 )
 from maest.experiments.data import check_files
+from maest.experiments.devices import find_devices
 from maest.experiments.extract_folders import (
     check_expected,
     manifest_settings,
@@ -41,7 +42,6 @@ from maest.experiments.model import (
     in_section,
     require_checkpoint,
 )
-from maest.experiments.plan import check_device, device_of, processes
 from maest.experiments.ranks import Ranks, find_ranks
 from maest.experiments.runs import interruptible, is_first_process, same_command
 from maest.helpers.blocks import chosen_blocks
@@ -60,7 +60,6 @@ from maest.models.weights import Checkpoint
 log = logging.getLogger(__name__)
 
 _TRACKS_TO_COMPILE = 2000  # on a GPU: fewer are done before compiling has paid
-_MOST_READERS = 12
 
 
 def extract_embeddings(run: Any, settings: Settings) -> dict[str, Any]:
@@ -104,7 +103,7 @@ def _extract(
     shard = None if inference.shard is None else parse_shard(inference.shard)
     _check_options(settings, kinds)
     nodes = settings.trainer.num_nodes
-    ranks = find_ranks(processes(settings) // nodes, nodes)
+    ranks = find_ranks(find_devices(settings.trainer).local, nodes)
     checkpoint, net, groundtruth = _find_model(settings, kinds)
     model = model_hash(net.state_dict(), net.sizes())
     blocks = inference.transformer_block
@@ -225,8 +224,7 @@ def _check_options(settings: Settings, kinds: tuple[str, ...]) -> None:
             hint="Use the command predict, or add predictions to inference.outputs.",
             setting="inference.plot",
         )
-    check_device(settings)
-    if inference.quantize and device_of(settings).type != "cpu":
+    if inference.quantize and find_devices(settings.trainer).device.type != "cpu":
         raise InputError(
             f"{inference.quantize} is for a CPU",
             kind="unsupported",
@@ -279,13 +277,13 @@ def _find_tracks(
 
 def _device(settings: Settings, ranks: Ranks) -> tuple[torch.device, str]:
     """What this process computes on, and in which precision; processes share a CPU's cores."""
-    device = device_of(settings)
+    devices = find_devices(settings.trainer)
+    device = devices.device
     if device.type == "cuda":
         device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
     elif ranks.here > 1:
         torch.set_num_threads(max(1, cores() // ranks.here))
-    half = "16-mixed" if device.type == "cuda" else "32-true"
-    return device, settings.trainer.precision or half
+    return device, devices.precision
 
 
 def _extraction(job: ExtractionJob) -> Extraction:
@@ -314,7 +312,5 @@ def _extraction(job: ExtractionJob) -> Extraction:
 def _workers(job: ExtractionJob) -> int:
     """Reading processes: on a CPU one, as it needs few of the cores' cycles beside the network."""
     wanted = job.settings.datamodule.num_workers
-    if wanted is None:
-        share = cores() // job.ranks.here
-        wanted = 1 if job.device.type == "cpu" else max(1, min(share, _MOST_READERS))
-    return min(wanted, len(job.todo))
+    workers = find_devices(job.settings.trainer).workers(wanted, fewest=1)
+    return min(workers, len(job.todo))

@@ -6,12 +6,13 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from maest.config import DEFAULT_ARCH, DEFAULT_CLIP_LENGTH, Settings
+from maest.config import Settings
+from maest.config.schema import tagged
+from maest.config.settings import DEFAULT_ARCH, DEFAULT_CLIP_LENGTH, Network
 from maest.datasets.groundtruth import GroundTruth, labels_beside, read_labels
 from maest.datasets.norm import sampled_mean_and_std
 from maest.helpers.errors import InputError
@@ -23,13 +24,6 @@ from maest.models.sizes import TASKS
 from maest.models.weights import Checkpoint
 
 log = logging.getLogger(__name__)
-
-# Settings of the network that say which weights to take, and those that act in training alone
-_WEIGHTS = ("pretrained", "checkpoint", "checkpoint_swa_weights", "checkpoint_discard_head")
-_RANDOM = (
-    *("s_patchout_t", "s_patchout_f", "u_patchout"),
-    *("drop_rate", "attn_drop_rate", "drop_path_rate"),
-)
 
 
 @contextmanager
@@ -51,6 +45,7 @@ def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | 
     Raises:
         InputError: they cannot be read or fetched; or weights are asked for, and none are given.
     """
+    maest, average = settings.maest, settings.maest.checkpoint_swa_weights
     if settings.ckpt_path is not None and not training:
         raise InputError(
             "it continues a training, which this command does not do",
@@ -58,7 +53,6 @@ def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | 
             setting="ckpt_path",
             hint="To use a model, give maest.checkpoint.",
         )
-    maest, average = settings.maest, settings.maest.checkpoint_swa_weights
     arch = arch_of(settings)
     published = arch is not None and arch.published
     with in_section("maest"):
@@ -75,7 +69,7 @@ def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | 
 
 
 def require_checkpoint(settings: Settings) -> Checkpoint:
-    """The same, for a command that cannot go without weights."""
+    """:func:`find_checkpoint`, for a command that cannot go without weights."""
     checkpoint = find_checkpoint(settings)
     if checkpoint is None:
         raise _not_given("no model is given")
@@ -100,7 +94,7 @@ def arch_of(settings: Settings) -> Arch | None:
 
 
 def clip_frames(settings: Settings, checkpoint: Checkpoint | None) -> int:
-    """Frames of a clip: of ``datamodule.clip_length``, or else the model's input."""
+    """Frames of a clip, or of a patch: of ``datamodule.clip_length``, or else the model's input."""
     arch, length = arch_of(settings), settings.datamodule.clip_length
     if length is None and settings.maest.input_t is not None:
         return settings.maest.input_t
@@ -121,8 +115,8 @@ def network_arguments(
     settings: Settings, checkpoint: Checkpoint | None, training: bool = False
 ) -> dict[str, Any]:
     """Section ``maest`` as arguments of `get_maest`, beside the checkpoint itself."""
-    left_out = _WEIGHTS if training else (*_WEIGHTS, *_RANDOM)
-    arguments = {n: v for n, v in asdict(settings.maest).items() if n not in left_out}
+    left_out = tagged(Network, "weights") | (set() if training else tagged(Network, "training"))
+    arguments = {n: v for n, v in vars(settings.maest).items() if n not in left_out}
     arguments |= {"pretrained": False, "task": find_task(settings, checkpoint)}
     if not training and checkpoint is not None:
         arguments["n_classes"] = settings.maest.n_classes or checkpoint.sizes.get("n_classes")
@@ -159,9 +153,8 @@ def build_network(
     Raises:
         InputError: settings, checkpoint and ground truth do not go together.
     """
-    maest = settings.maest
+    maest, known = settings.maest, checkpoint.sizes if checkpoint else {}
     arguments = network_arguments(settings, checkpoint, training)
-    known = checkpoint.sizes if checkpoint else {}
     frames = clip_frames(settings, checkpoint)
     if checkpoint is None and maest.arch is None:
         arguments["arch"] = DEFAULT_ARCH
@@ -183,13 +176,15 @@ def build_network(
     if training and groundtruth is not None and arguments["task"] == "regression":
         head = {"n_classes": arguments["n_classes"], "task": "regression"}
         if discard_head or any(known.get(name) != value for name, value in head.items()):
-            arguments |= _scale(groundtruth.targets)
+            deviation = groundtruth.targets.std(axis=0)
+            arguments["target_mean"] = groundtruth.targets.mean(axis=0).tolist()
+            arguments["target_std"] = np.where(deviation > 0, deviation, 1).tolist()
     missing = [n for n in ("norm_mean", "norm_std") if n not in known and arguments[n] is None]
     if missing:
         norm = NORM_MEAN, NORM_STD
         if groundtruth is not None:
             norm = sampled_mean_and_std(settings.datamodule.base_dir, groundtruth.keys)
-        measured = {"norm_mean": norm[0], "norm_std": norm[1]}
+        measured = dict(zip(("norm_mean", "norm_std"), norm, strict=True))
         arguments |= {name: measured[name] for name in missing}
     with in_section("maest"):
         return get_maest(checkpoint=checkpoint, discard_head=discard_head, **arguments)
@@ -212,28 +207,19 @@ def _match_head(
             hint="Leave it out, or correct it.",
         )
     arguments["n_classes"] = groundtruth.n_classes
-    arguments["labels"] = arguments["labels"] or labels_beside(groundtruth)
+    labels = arguments["labels"] = arguments["labels"] or labels_beside(groundtruth)
     if checkpoint is None or discard_head:
         return discard_head
-    if checkpoint.labels and arguments["labels"]:
-        if checkpoint.labels != arguments["labels"]:
+    if checkpoint.labels and labels:
+        if checkpoint.labels != labels:
             log.warning("the weights were trained on other labels: a newly initialized head")
-        return checkpoint.labels != arguments["labels"]
+        return checkpoint.labels != labels
     if checkpoint.sizes.get("n_classes") == groundtruth.n_classes:
         log.warning(
             "keeping the checkpoint's head: same number of labels, names unknown "
             "(maest.checkpoint_discard_head=True initializes another)"
         )
     return False
-
-
-def _scale(targets: np.ndarray) -> dict[str, list[float]]:
-    """Mean and deviation of the targets of a regression, [N, C], as arguments of `get_maest`."""
-    deviation = targets.std(axis=0)
-    return {
-        "target_mean": targets.mean(axis=0).tolist(),
-        "target_std": np.where(deviation > 0, deviation, 1).tolist(),
-    }
 
 
 def check_head(checkpoint: Checkpoint, net: Maest) -> None:

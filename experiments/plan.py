@@ -1,38 +1,45 @@
-"""A training, put together from its settings: :func:`resolve`.
+"""A training, put together from its settings, and all of it checked: :func:`resolve`.
 
-All of it is checked here, before anything is trained. :func:`decided` is the one place where
-settings that are left open, and depend on others, get a value.
+What a training leaves open is worked out by :func:`decided`; clip length, task and network, which
+other commands need too, in model.py, device, precision and workers in devices.py.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import math
-import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from maest.config import Settings
-from maest.datasets.groundtruth import GroundTruth
-from maest.experiments.data import check_files, check_same_labels, check_targets, find_teacher
-from maest.experiments.model import build_network, clip_frames, find_checkpoint, find_task
-from maest.experiments.resume import as_it_began, find_run, read_continued
+from maest.config import Settings, plain
+from maest.config.schema import settings_of
+from maest.datasets.datamodule import MaestDataModule
+from maest.datasets.groundtruth import GroundTruth, check_labels, check_targets
+from maest.experiments.data import check_files, find_teacher, limited, read
+from maest.experiments.devices import Devices, find_devices
+from maest.experiments.model import build_network, clip_frames, find_checkpoint
+from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
-from maest.helpers.parallel import cores
-from maest.models import Maest
+from maest.models import Maest, load_checkpoint
 from maest.models.archs import clip_seconds, descent, size_name
 from maest.models.sizes import grid_size
 from maest.models.weights import Checkpoint
 
-if TYPE_CHECKING:
-    from maest.datasets.datamodule import MaestDataModule
+log = logging.getLogger(__name__)
 
 _CLIPS_PER_TRACK, _MOST_CLIPS = 16, 2400
-_MOST_WORKERS = 12
 # Compiling takes about a minute: in a run of fewer steps it does not pay.
 _STEPS_TO_COMPILE = 1000
+# Defaults of version 0.1. Where a run's record has one of these and the settings have today's
+# default, nobody has chosen either.
+_EARLIER_DEFAULTS = {
+    "maest.s_patchout_t": 22,
+    "maest.checkpoint_swa_weights": False,
+    "datamodule.clips_per_epoch": 2400,
+}
 
 
 @dataclass(frozen=True)
@@ -40,20 +47,25 @@ class Plan:
     """What :func:`resolve` has put together."""
 
     settings: Settings  # with a value wherever they were open
+    devices: Devices
     continued: Path | None  # the checkpoint of the training that goes on, if one does
     origin: dict[str, Any]  # what a model's folder says of its making, before the training
     data: MaestDataModule
     net: Maest
-    arch: str | None  # the name of the network's size, if it has one
     steps_per_epoch: int  # of the optimiser
     steps: int
+
+    @property
+    def arch(self) -> str | None:
+        """The name of the network's size, if it has one."""
+        return size_name(self.net.embed_dim, self.net.num_heads, self.net.depth)
 
     def lines(self) -> list[str]:
         """For people: a line for each thing."""
         maest, data, trainer = self.settings.maest, self.settings.datamodule, self.settings.trainer
-        net, frames = self.net, self.data.clip_frames
+        net, frames, devices = self.net, self.data.clip_frames, self.devices
         weights = sum(parameter.numel() for parameter in net.parameters()) / 1e6
-        tracks = [len(self.data.groundtruth(split)) for split in ("train", "val")]
+        tracks = [len(self.data.splits[split]) for split in ("train", "val")]
         licence = self.origin.get("licence")
         rows = {
             "model": f"{self.arch or 'a size of its own'}, {weights:.1f} M weights",
@@ -64,7 +76,7 @@ class Plan:
             "clips": f"{data.clips_per_epoch} an epoch, of {clip_seconds(frames):g} s",
             "patchout": f"{maest.s_patchout_t} of {grid_size(frames)} time columns are dropped",
             "batch": f"{data.batch_size_train} clips, {data.num_workers} workers",
-            "device": f"{processes(self.settings)} x {device_of(self.settings).type}, "
+            "device": f"{devices.processes} x {devices.device.type}, "
             f"{trainer.precision}{', compiled' if trainer.compile else ''}",
             "steps": f"{self.steps}, {self.steps_per_epoch} an epoch",
         }
@@ -79,31 +91,50 @@ def resolve(settings: Settings, log_dir: Path) -> Plan:
     Raises:
         InputError: anything of it is missing, or does not go together.
     """
-    check_device(settings)
+    devices = find_devices(settings.trainer)
     check_files(settings, "train", "val")
     checkpoint = find_checkpoint(settings, training=True)
     continued = find_run(settings, log_dir)
     before = read_continued(continued)
     settings = as_it_began(settings, before)
-    data = build_data(settings, checkpoint, "train", "val")
-    train = data.groundtruth("train")
-    settings = decided(settings, data.clip_frames, len(train))
-    data.clips_per_epoch = int(settings.datamodule.clips_per_epoch or 0)
-    data.num_workers = workers(settings)
-    net = build_network(settings, checkpoint, train, training=True)
-    check_same_labels(net, data, "val")
-    check_targets(data)
-    per_epoch, steps = steps_of(settings)
-    return Plan(
-        settings,
-        continued,
-        _origin(settings, train, checkpoint, before),
-        data,
-        net,
-        size_name(net.embed_dim, net.num_heads, net.depth),
-        per_epoch,
-        steps,
-    )
+    frames, splits = clip_frames(settings, checkpoint), read(settings, checkpoint, "train", "val")
+    settings = decided(settings, frames, len(splits["train"]))
+    net = build_network(settings, checkpoint, splits["train"], training=True)
+    for split, groundtruth in splits.items():
+        setting = f"datamodule.groundtruth_{split}"
+        check_labels(groundtruth, net.n_classes, net.labels, "the model", setting)
+        check_targets(groundtruth, split, setting)
+    _check_task(settings, net)
+    workers = int(settings.datamodule.num_workers or 0)
+    origin = _origin(settings, splits["train"], checkpoint, before)
+    data = build_data(settings, splits, frames, workers)
+    return Plan(settings, devices, continued, origin, data, net, *steps_of(settings))
+
+
+def _check_task(settings: Settings, net: Maest) -> None:
+    """Raise InputError for settings that do not go with the task or the heads."""
+    data = settings.datamodule
+    taught = data.teacher_dir is not None
+    for wrong, setting, message in (
+        (
+            data.balanced_sampling and net.task == "regression",
+            "datamodule.balanced_sampling",
+            "it counts labels, and maest.task=regression has none",
+        ),
+        (
+            taught and net.task != "multi-label",
+            "datamodule.teacher_dir",
+            f"a teacher gives many labels to a track, and maest.task is {net.task}",
+        ),
+        (
+            taught and net.distilled_type != "separated",
+            "maest.distilled_type",
+            "a teacher's labels are for the dist head, which only `separated` trains",
+        ),
+    ):
+        if wrong:
+            hint = "Leave one of the two out."
+            raise InputError(message, kind="conflict", setting=setting, hint=hint)
 
 
 def _origin(
@@ -132,115 +163,139 @@ def _origin(
     }
 
 
-def build_data(settings: Settings, checkpoint: Checkpoint | None, *splits: str) -> MaestDataModule:
-    """The data module of some splits; clip length and task may be the checkpoint's."""
-    from maest.datasets.datamodule import MaestDataModule
-
-    data = settings.datamodule
+def build_data(
+    settings: Settings, splits: dict[str, GroundTruth], frames: int, workers: int
+) -> MaestDataModule:
+    """The data module of some splits, in clips of so many frames."""
+    data, clips = settings.datamodule, settings.datamodule.clips_per_epoch
+    names = "base_dir batch_size_train batch_size_eval balanced_sampling on_error"
     return MaestDataModule(
-        base_dir=data.base_dir,
-        clip_frames=clip_frames(settings, checkpoint),
-        batch_size_train=data.batch_size_train,
-        batch_size_eval=data.batch_size_eval,
-        balanced_sampling=data.balanced_sampling,
-        num_workers=workers(settings, processes=1),
+        splits,
+        clip_frames=frames,
+        clips_per_epoch=clips if isinstance(clips, int) else None,
+        num_workers=workers,
         seed=settings.seed,
-        task=find_task(settings, checkpoint),
         teacher_dir=find_teacher(settings) if "train" in splits else None,
-        on_error=data.on_error,
-        **{name: getattr(data, name) for name in (f"groundtruth_{s}" for s in splits)},
+        **{name: getattr(data, name) for name in names.split()},
     )
 
 
-# --- What is worked out -------------------------------------------------------------------------
+# ---- what is worked out --------------------------------------------------------------------------
 
 
 def decided(settings: Settings, frames: int, tracks: int) -> Settings:
     """The settings of a training on so many tracks, with a value for each that is open."""
     maest, data, trainer = settings.maest, settings.datamodule, settings.trainer
-    clips = tracks if data.clips_per_epoch is None else data.clips_per_epoch
-    if clips == "auto":
-        clips = min(_CLIPS_PER_TRACK * tracks, _MOST_CLIPS)
-    columns = maest.s_patchout_t
+    devices, clips, columns = find_devices(trainer), data.clips_per_epoch, maest.s_patchout_t
+    if not isinstance(clips, int):
+        clips = tracks if clips is None else min(_CLIPS_PER_TRACK * tracks, _MOST_CLIPS)
     if columns is None:  # 3 a second, about half: the paper's 15, 30, 60, 90 of 5, 10, 20, 30 s
         always = maest.s_patchout_t_indices or maest.s_patchout_t_interleaved > 1
         columns = 0 if always else min(round(3 * clip_seconds(frames)), grid_size(frames) - 1)
-    cuda = device_of(settings).type == "cuda"
+    workers = devices.workers(data.num_workers)
     settings = replace(
         settings,
         maest=replace(maest, s_patchout_t=columns),
-        datamodule=replace(data, clips_per_epoch=clips, num_workers=workers(settings)),
-        trainer=replace(
-            trainer, precision=trainer.precision or ("16-mixed" if cuda else "32-true")
-        ),
+        datamodule=replace(data, clips_per_epoch=clips, num_workers=workers),
+        trainer=replace(trainer, precision=devices.precision),
     )
     if trainer.compile is None:
         # Each rate of stochastic depth would be a graph of its own.
-        pays = cuda and steps_of(settings)[1] >= _STEPS_TO_COMPILE and not maest.drop_path_rate
+        pays = devices.device.type == "cuda" and not maest.drop_path_rate
+        pays = pays and steps_of(settings)[1] >= _STEPS_TO_COMPILE
         settings = replace(settings, trainer=replace(settings.trainer, compile=pays))
     return settings
-
-
-def workers(settings: Settings, processes: int | None = None) -> int:
-    """Processes that read: none on a CPU, where the network needs every core.
-
-    On a GPU one a core, at most 12, and at most this process's share of the machine.
-    """
-    if settings.datamodule.num_workers is not None:
-        return settings.datamodule.num_workers
-    if device_of(settings).type != "cuda":
-        return 0
-    share = (os.cpu_count() or 1) // (processes or _devices(settings))
-    return max(1, min(cores(), share, _MOST_WORKERS))
 
 
 def steps_of(settings: Settings) -> tuple[int, int]:
     """Steps of an epoch, and of the whole training, by settings that are decided."""
     data, trainer = settings.datamodule, settings.trainer
-    clips = int(data.clips_per_epoch or 0)
-    batches = math.ceil(clips // processes(settings) / data.batch_size_train)
-    limit = trainer.limit_train_batches
-    if limit is not None:
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    clips = int(data.clips_per_epoch or 0) // find_devices(trainer).processes
+    batches = limited(math.ceil(clips / data.batch_size_train), trainer.limit_train_batches)
     epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     steps = trainer.max_epochs * epoch
     return epoch, steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
 
 
-def processes(settings: Settings) -> int:
-    """How many train together."""
-    return _devices(settings) * settings.trainer.num_nodes
+# ---- a training that goes on ---------------------------------------------------------------------
 
 
-def _devices(settings: Settings) -> int:
-    devices = settings.trainer.devices
-    return devices if devices > 0 else torch.cuda.device_count() or 1
+def find_run(settings: Settings, log_dir: Path) -> Path | None:
+    """The checkpoint to continue from; None to begin anew.
+
+    ``ckpt_path=last`` is that of the newest run with the same settings, however it ended. Without
+    one a new training begins, so that a cluster's job can be submitted again unchanged.
+    """
+    if settings.ckpt_path != "last":
+        return None if settings.ckpt_path is None else Path(settings.ckpt_path)
+    runs = [path for path in log_dir.glob("*/checkpoints/last.ckpt") if path.is_file()]
+    runs = [path for path in runs if not path.parents[1].is_symlink()]  # as "latest" is
+    newest = ""
+    for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            differing = _differing(settings, _read_record(path))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # not a training's record
+        if not differing:
+            log.info("continuing %s", path)
+            return path
+        newest = newest or (
+            f" The newest, {path.parents[1]}, has {'; '.join(differing[:5])}"
+            f"{'; …' * (len(differing) > 5)}. (ckpt_path={path} would go on from it)"
+        )
+    which = "has these settings" if newest else "can be continued"
+    log.warning("ckpt_path=last: no run in %s %s: a new one begins.%s", log_dir, which, newest)
+    return None
 
 
-def device_of(settings: Settings) -> torch.device:
-    """What computes, by ``trainer.accelerator``."""
-    accelerator = settings.trainer.accelerator
-    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
-        return torch.device("cuda")
-    if torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps"):
-        return torch.device("mps")
-    return torch.device("cpu")
+def read_continued(path: Path | None) -> Checkpoint | None:
+    """The checkpoint of the training that is continued, if it can be read as a model."""
+    if path is not None and path.is_file():
+        with suppress(InputError):  # the training itself raises it
+            return load_checkpoint(path, average=False)
+    return None
 
 
-def check_device(settings: Settings) -> None:
-    """Raise InputError for settings of section ``trainer`` that a CPU cannot serve."""
-    trainer = settings.trainer
-    if device_of(settings).type != "cpu":
-        return
-    if trainer.accelerator not in ("auto", "cpu"):
-        name, message = "accelerator", f"there is no {trainer.accelerator!r} here"
-        hint = "Leave it out to take what there is."
-    elif trainer.precision == "16-mixed":
-        name, message = "precision", "a CPU does not compute in fp16"
-        hint = "Leave it out: 32-true is the fastest there."
-    elif trainer.devices == -1:
-        name, message = "devices", "there is no GPU here, of which -1 would take all"
-        hint = "Give a number of CPU processes, or leave it out."
-    else:
-        return
-    raise InputError(message, kind="unsupported", setting=f"trainer.{name}", hint=hint)
+def as_it_began(settings: Settings, continued: Checkpoint | None) -> Settings:
+    """The settings with what the continued training worked out, where they leave it open.
+
+    Measured again, the normalisation would differ if a file has gone since.
+    """
+    if continued is None:
+        return settings
+    maest, data = settings.maest, settings.datamodule
+    known: dict[str, Any] = {n: continued.sizes.get(n) for n in ("norm_mean", "norm_std")}
+    clips = data.clips_per_epoch
+    with suppress(OSError, ValueError, KeyError, TypeError):  # it stands in no run's folder
+        record = _read_record(continued.path)
+        known["s_patchout_t"] = record["maest"]["s_patchout_t"]
+        if clips == "auto":
+            clips = record["datamodule"]["clips_per_epoch"]
+    known = {name: value for name, value in known.items() if getattr(maest, name) is None}
+    return replace(
+        settings, maest=replace(maest, **known), datamodule=replace(data, clips_per_epoch=clips)
+    )
+
+
+def _read_record(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that a checkpoint is of."""
+    record: dict[str, Any] = json.loads((checkpoint.parents[1] / "config.json").read_text("utf-8"))
+    return record
+
+
+def _differing(settings: Settings, record: dict[str, Any]) -> list[str]:
+    """How settings that decide differ from a run's record; what it lacks came later.
+
+    Raises:
+        KeyError, TypeError: it is not a training's record.
+    """
+    now, lines = plain(settings), differences(record["seed"], settings.seed, "seed")
+    for known in settings_of(Settings):
+        section, _, name = known.name.partition(".")
+        if section not in ("maest", "module", "datamodule", "trainer") or "free" in known.tags:
+            continue
+        default, value = plain(known.default), now[section][name]
+        then = record[section].get(name, default)
+        if value != default or then != _EARLIER_DEFAULTS.get(known.name, value):
+            lines += differences(then, value, known.name)
+    return lines

@@ -4,34 +4,73 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import time
+import warnings
+from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 
 from maest.config import Settings
-from maest.experiments.evaluate import check, evaluate
+from maest.config.schema import tagged
+from maest.config.settings import TrainerSettings
+from maest.experiments.data import check
+from maest.experiments.devices import find_devices
+from maest.experiments.evaluate import evaluate, left_out, metrics_of
 from maest.experiments.plan import Plan, resolve
-from maest.experiments.run_report import print_report, provenance, summarize
+from maest.experiments.ranks import check_processes
 from maest.experiments.runs import LOG_DIR, Interrupted, run_dir, same_command
-from maest.experiments.trainer import build_trainer, is_peer_failure, terminate_workers
-from maest.helpers import metrics
+from maest.helpers import metrics, plots
 from maest.helpers.averaging import WeightAverage
-from maest.helpers.checkpoints import LAST, Checkpoints
-from maest.helpers.errors import InputError
+from maest.helpers.checkpoints import (
+    LAST,
+    AtomicCheckpointIO,
+    Checkpoints,
+    StepLimit,
+    leave_sigterm_to_us,
+)
+from maest.helpers.errors import InputError, first_line
 from maest.helpers.files import point_link, write_json
-from maest.helpers.history import History, TensorBoard
+from maest.helpers.history import History, ProgressBar, ProgressLines, TensorBoard
+from maest.helpers.report import metrics_table
 from maest.helpers.signals import Stopped
-from maest.helpers.throughput import Throughput, training_flops
+from maest.helpers.throughput import Throughput, clip_flops, fast_math
 from maest.models import Maest, load_checkpoint, save_model
 from maest.models.evaluation import Scored
 from maest.models.training import MaestModule
 from maest.models.weights import load_into
 
 log = logging.getLogger(__name__)
+
+# Advice of Lightning's that is of no use to a user here.
+for _message in (
+    ".*does not have many workers.*",
+    ".*You are using `torch.load` with `weights_only=False`.*",
+    ".*The number of training batches.*is smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The dirpath has changed from .*",
+    ".*Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*",
+    ".*LeafSpec.*",
+    ".*`broadcast_buffers` is deprecated.*",
+    ".*Grad strides do not match bucket view strides.*",
+    ".*sync_dist=True.*",  # the metrics are of all processes already
+    ".*your dataloader is not resumable.*",  # its sampler is
+):
+    warnings.filterwarnings("ignore", message=_message)
+logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+
+
+def print_plan(run: Any, settings: Settings) -> None:
+    """Show what pretrain would do."""
+    print("\n".join(resolve(settings, LOG_DIR).lines()))
 
 
 def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
@@ -44,10 +83,11 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
     _check_data(plan)
 
     settings, net = plan.settings, plan.net
-    module = MaestModule(net, **vars(settings.module), seed=settings.seed)
-    module.record = {"arch": plan.arch, "trained_on": plan.origin}
-    monitor = f"val_{metrics.MONITOR[net.task]}"
+    record = {"arch": plan.arch, "trained_on": plan.origin}
+    patches = settings.inference.patches_per_pass
+    module = MaestModule(net, settings.module, settings.seed, patches, record)
     history = History(folder / "history.csv", run.log_scalar)
+    monitor = f"val_{metrics.MONITOR[net.task]}"
     checkpoints = Checkpoints(
         folder / "checkpoints",
         {"best": monitor, "best-swa": monitor.replace("val_", "val_swa_")},
@@ -57,6 +97,8 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
     callbacks.append(LearningRateMonitor("step"))
     if settings.module.swa_start is not None:
         callbacks.append(WeightAverage(settings.module.swa_start))
+    bar = _with_bar(settings)
+    callbacks.append(ProgressBar(refresh_rate=5) if bar else ProgressLines(plan.steps))
     logger = TensorBoard(folder, name="", version="tensorboard")
     trainer = build_trainer(settings, folder, callbacks, logger)
     net.train()
@@ -69,8 +111,7 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
     last = {"epoch": trainer.current_epoch, "steps": trainer.global_step}
     best, scored = _best_weights(plan, module, history, checkpoints, last, monitor)
     average, swa = _best_average(net, checkpoints, history)
-    results = summarize(scored, net, plan.data.groundtruth("train"), history.epochs, folder)
-    results |= {
+    results = _summarize(scored, plan, history.epochs, folder) | {
         **({"swa": swa} if swa else {}),
         "best_epoch": best["epoch"],
         "best_steps": best["steps"],
@@ -79,26 +120,29 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
         "skipped": module.skipped,
     }
     write_json(folder / "results.json", results)
-    trained_on = provenance(plan.origin, net.task, results)
-    model = save_model(
-        folder / "model", net.eval(), plan.arch, trained_on=trained_on, average=average
-    )
-    point_link(folder.parent / "latest", folder)
-    print_report(results, net.task, folder, model)
-    terminate_workers(trainer)
     shown = {f"val_{name}": results[f"val_{name}"] for name in metrics.SHOWN[net.task]}
+    trained_on = plan.origin | {
+        "steps": best["steps"],
+        "epoch": best["epoch"],
+        **shown,
+        **({"swa": swa} if swa else {}),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {"torch": torch.__version__, "pytorch_lightning": pl.__version__},
+    }
+    model = folder / "model"
+    save_model(model, net.eval(), plan.arch, trained_on=trained_on, average=average)
+    point_link(folder.parent / "latest", folder)
+    _print_report(results, net.task, folder, model)
+    terminate_workers(trainer)
     return {**shown, "folder": str(folder)}
 
 
-def print_plan(run: Any, settings: Settings) -> None:
-    """Show what pretrain would do."""
-    print("\n".join(resolve(settings, LOG_DIR).lines()))
+# ---- before --------------------------------------------------------------------------------------
 
 
 def _check_data(plan: Plan) -> None:
     """A quick check: what would stop the training does so now; warnings of the rest."""
-    splits = {split: plan.data.groundtruth(split) for split in ("train", "val")}
-    report = check(plan.settings, splits, plan.data.clip_frames, brief=True)
+    report = check(plan.settings, plan.data.splits, plan.data.clip_frames, brief=True)
     stops = [f for f in report.problems if f.kind == "files"]
     if stops and plan.settings.datamodule.on_error == "raise":
         raise InputError(
@@ -114,14 +158,54 @@ def _check_data(plan: Plan) -> None:
 
 def _flops_per_clip(plan: Plan) -> float:
     net = plan.net
-    return training_flops(
+    return clip_flops(
         tokens=net.n_tokens(plan.data.clip_frames),
         embed_dim=net.embed_dim,
         depth=net.depth,
         outputs=net.n_classes * (2 if net.distilled_type == "separated" else 1),
         mlp_ratio=net.mlp_ratio,
+        training=True,
         frozen_blocks=plan.settings.module.freeze_blocks,
     )
+
+
+def _with_bar(settings: Settings) -> bool:
+    """A bar redraws its line: in a file or a pipe that is noise."""
+    return settings.trainer.enable_progress_bar and sys.stderr.isatty()
+
+
+def build_trainer(
+    settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], logger: Logger | bool
+) -> pl.Trainer:
+    """Lightning's trainer, by settings that are decided (`plan.decided`)."""
+    trainer, devices = settings.trainer, find_devices(settings.trainer)
+    if trainer.devices != -1:
+        check_processes(trainer.devices, trainer.num_nodes)
+    fast_math()
+    if trainer.precision == "bf16-mixed" and devices.device.type != "cuda":
+        log.warning("trainer.precision=bf16-mixed: on most CPUs much slower than 32-true")
+    strategy: str | DDPStrategy = "auto"
+    if trainer.strategy == "ddp" or devices.processes > 1:
+        # The buffers are constants; and evaluation need not wait for the other processes.
+        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    limit = [StepLimit(trainer.max_steps)] if trainer.max_steps >= 0 else []
+    ours = tagged(TrainerSettings, "ours")
+    made = pl.Trainer(
+        default_root_dir=folder,
+        callbacks=[*limit, *callbacks],
+        logger=logger,
+        plugins=[AtomicCheckpointIO()],
+        strategy=strategy,
+        use_distributed_sampler=False,  # ours are
+        enable_model_summary=False,
+        enable_progress_bar=_with_bar(settings),
+        **{n: v for n, v in vars(trainer).items() if v is not None and n not in ours},
+    )
+    leave_sigterm_to_us(made)
+    return made
+
+
+# ---- the training, and how it may end ------------------------------------------------------------
 
 
 def _fit(trainer: pl.Trainer, module: MaestModule, plan: Plan, checkpoints: Checkpoints) -> None:
@@ -133,10 +217,10 @@ def _fit(trainer: pl.Trainer, module: MaestModule, plan: Plan, checkpoints: Chec
         if isinstance(error, Stopped):
             raise _interrupted(error, checkpoints, trainer) from None
         if isinstance(error, InputError) and error.kind == "diverged":
-            error.hint += _after_divergence(plan.settings, checkpoints, trainer)
+            error.hint += _after_divergence(plan.settings, checkpoints)
         elif trainer.world_size > 1 and is_peer_failure(error):
             raise InputError(
-                f"another process of this training has ended ({str(error).splitlines()[0]})",
+                f"another process of this training has ended ({first_line(error)})",
                 kind="worker",
                 hint="What went wrong there is said above.",
             ) from error
@@ -144,6 +228,62 @@ def _fit(trainer: pl.Trainer, module: MaestModule, plan: Plan, checkpoints: Chec
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # else Lightning would wait for the others
     plan.data.trainer = None
+
+
+def terminate_workers(trainer: pl.Trainer, patience: float = 5.0) -> None:
+    """End the processes that Lightning has started: after so many seconds, by force.
+
+    They may wait for this one, the first of its machine, which is about to stop.
+    """
+    started = getattr(trainer.strategy.launcher, "procs", [])
+    workers = list(started)
+    # Lightning watches them, and kills this one if one has failed: before it has said what it has
+    # to say. Without any, it stops watching.
+    started.clear()
+    until = time.monotonic() + patience
+    for worker in workers:
+        try:
+            worker.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def is_peer_failure(error: Exception) -> bool:
+    """Whether an error only says that another process has gone."""
+    return isinstance(error, torch.distributed.DistError) or "by peer" in str(error)
+
+
+def _interrupted(stop: Stopped, checkpoints: Checkpoints, trainer: pl.Trainer) -> Interrupted:
+    """What the user of a training reads that a signal has stopped."""
+    if not trainer.is_global_zero:  # the first process says it
+        return Interrupted(str(stop), stop.signal)
+    last = checkpoints.folder / LAST
+    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
+        how = " give the same command with ckpt_path=last"  # to whatever has started this process
+    else:
+        how = f"\n  {same_command(f'ckpt_path={last}')}"
+    if stop.saved:
+        state = f"saved at step {trainer.global_step}, {last}. To continue:{how}"
+    elif last.is_file():
+        state = f"not saved now; {last} is unchanged. To continue:{how}"
+    else:
+        state = "stopped before anything was saved"
+    return Interrupted(f"{stop.signal.name}: {state}", stop.signal)
+
+
+def _after_divergence(settings: Settings, checkpoints: Checkpoints) -> str:
+    """How to go on with a training that has diverged."""
+    fp16 = settings.trainer.precision == "16-mixed"
+    other = " Or fp16 overflows: trainer.precision=bf16-mixed." if fp16 else ""
+    last = checkpoints.folder / LAST
+    if not last.is_file():
+        return f"{other} Nothing had been saved."
+    line = same_command(f"module.lr={settings.module.lr / 10:g}", f"ckpt_path={last}")
+    return f"{other} {last} was saved before; to continue from there:\n  {line}"
+
+
+# ---- afterwards ----------------------------------------------------------------------------------
 
 
 def _best_weights(
@@ -167,8 +307,7 @@ def _best_weights(
         log.warning("no epoch could be scored (%s): the last one's weights are kept", monitor)
     if validated:
         return best, module.scored[""]
-    limit = plan.settings.trainer.limit_val_batches
-    tracks = plan.data.val_dataloader()
+    limit, tracks = plan.settings.trainer.limit_val_batches, plan.data.val_dataloader()
     return best, evaluate(plan.net, tracks, limit, plan.settings, module.skipped)
 
 
@@ -187,30 +326,47 @@ def _best_average(
     return load_into(deepcopy(net), found), swa
 
 
-def _interrupted(stop: Stopped, checkpoints: Checkpoints, trainer: pl.Trainer) -> Interrupted:
-    """What the user of a training reads that a signal has stopped."""
-    if not trainer.is_global_zero:  # the first process says it
-        return Interrupted(str(stop), stop.signal)
-    last = checkpoints.folder / LAST
-    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
-        how = " give the same command with ckpt_path=last"  # to whatever has started this process
-    else:
-        how = f"\n  {same_command(f'ckpt_path={last}')}"
-    if stop.saved:
-        state = f"saved at step {trainer.global_step}, {last}"
-    elif last.is_file():
-        state = f"not saved now; {last} is unchanged"
-    else:
-        return Interrupted(f"{stop.signal.name}: stopped before anything was saved", stop.signal)
-    return Interrupted(f"{stop.signal.name}: {state}. To continue:{how}", stop.signal)
+def _summarize(
+    scored: Scored, plan: Plan, epochs: list[dict[str, float]], folder: Path
+) -> dict[str, Any]:
+    """Metrics on the validation split, beside baselines; with pictures in ``folder``."""
+    task, results = plan.net.task, metrics_of("val", scored, plan.net)
+    baseline = metrics.baseline(task, plan.data.splits["train"].targets, scored.targets)
+    name, first = metrics.BASELINES[task], metrics.SHOWN[task][0]
+    results[name] = {metric: baseline.figures[metric] for metric in metrics.SHOWN[task]}
+    results["epochs"] = epochs
+    words = name.replace("_", " ")
+    if epochs:
+        lines = {"chance": results["chance"][first]} if "chance" in results else {}
+        lines[words] = results[name][first]
+        plots.learning_curve(folder / "learning_curve.png", epochs, lines)
+    metric = "f1" if task == "single-label" else first
+    bars = {
+        "model": scored.evaluation.per_label[metric].tolist(),
+        words: baseline.per_label[metric].tolist(),
+    }
+    labels = [row["label"] for row in results["per_label"]]
+    title = f"{metrics.FIGURE_NAMES[metric]} on the validation split"
+    plots.label_bars(folder / "labels.png", labels, bars, title)
+    return results
 
 
-def _after_divergence(settings: Settings, checkpoints: Checkpoints, trainer: pl.Trainer) -> str:
-    """How to go on with a training that has diverged."""
-    half = " Or fp16 overflows: trainer.precision=bf16-mixed."
-    other = half if trainer.precision == "16-mixed" else ""
-    last = checkpoints.folder / LAST
-    if not last.is_file():
-        return f"{other} Nothing had been saved."
-    line = same_command(f"module.lr={settings.module.lr / 10:g}", f"ckpt_path={last}")
-    return f"{other} {last} was saved before; to continue from there:\n  {line}"
+def _print_report(results: dict[str, Any], task: str, folder: Path, model: Path) -> None:
+    """A table of the model and its baselines, and the files."""
+    shown, swa, baseline = metrics.SHOWN[task], results.get("swa"), metrics.BASELINES[task]
+    rows = {"model": {name: results[f"val_{name}"] for name in shown}}
+    if swa:
+        rows["its average"] = {name: swa[f"val_{name}"] for name in shown}
+    rows[baseline.replace("_", " ")] = results[baseline]
+    if "chance" in results:
+        rows["chance"] = results["chance"]
+    count = next(int(v) for k, v in results.items() if k.endswith("_left_out"))
+    print(f"\nvalidation, {results['val_tracks']} tracks, best epoch {results['best_epoch']}:")
+    print(metrics_table(task, rows.items()))
+    print(f"({left_out(task, count)}; {results['steps']} steps in {results['seconds']:.0f} s)")
+    if (curve := folder / "learning_curve.png").is_file():
+        print(f"learning curve: {curve}")
+    print(f"per label:      {folder / 'labels.png'}")
+    print(f"model folder:   {model}" + (" (used with its average)" if swa else ""))
+    if results["skipped"]:
+        print(f"{len(results['skipped'])} files could not be read, and were skipped: results.json")

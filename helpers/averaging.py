@@ -19,11 +19,10 @@ NAME = "swa"
 class WeightAverage(pl.Callback):
     """Averages ``pl_module.net`` over the ends of epochs, all with the same weight.
 
-    The raw weights stay where they are, in training, validation and afterwards. An epoch's weights
-    enter the average before the epoch's validation, and from then on
-    ``pl_module.also_evaluated["swa"]`` is the averaged network: both are validated. A checkpoint's
-    ``state_dict`` holds both, the average with the prefix ``net_swa.``. After ``start`` epochs the
-    first one comes whose weights count.
+    After ``start`` epochs the first one comes that counts. The raw weights stay as they are. An
+    epoch's weights enter the average before its validation, and from then on
+    ``pl_module.also_evaluated["swa"]`` is the averaged network: both are validated, and a
+    checkpoint's ``state_dict`` holds both.
     """
 
     def __init__(self, start: int) -> None:
@@ -42,10 +41,7 @@ class WeightAverage(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._average.to(pl_module.device)
-        self._offer(pl_module)
-
-    def _offer(self, pl_module: Any) -> None:
-        if self.epochs:
+        if self.epochs:  # of a training that is continued
             pl_module.also_evaluated[NAME] = self._average.module
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
@@ -55,7 +51,7 @@ class WeightAverage(pl.Callback):
             self._latest_epoch = epoch
             if epoch >= self.start:
                 self._average.update_parameters(pl_module.net)
-                self._offer(pl_module)
+                pl_module.also_evaluated[NAME] = self._average.module
 
     def state_dict(self) -> dict[str, Any]:
         return {"latest_update_epoch": self._latest_epoch, "epochs": self.epochs}

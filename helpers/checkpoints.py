@@ -10,10 +10,10 @@ import math
 import os
 import shutil
 import signal
-import threading
 import time
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,10 +23,10 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, first_line
 from maest.helpers.files import TEMPORARY, atomic_path
 from maest.helpers.history import FIRST
-from maest.helpers.signals import Stopped, stop_signals
+from maest.helpers.signals import Stopped, signals_to
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +72,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
         except (RuntimeError, OSError) as error:  # torch's writer raises RuntimeError
             free = shutil.disk_usage(Path(path).parent).free / 2**20
-            reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"the checkpoint could not be written ({reason}; {free:.0f} MiB free)",
+                f"the checkpoint could not be written ({first_line(error)}; {free:.0f} MiB free)",
                 kind="access",
                 hint="Make room, and continue with ckpt_path=last: the checkpoint before it is "
                 "whole.",
@@ -82,35 +81,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        if not Path(path).is_file():
-            raise InputError(
-                "this is a folder, not a file" if Path(path).is_dir() else "no such file",
-                kind="missing",
-                hint="Give a checkpoint of a training, exp_logs/<id>/checkpoints/last.ckpt, or "
-                "`last` for that of the newest run.",
-                path=path,
-                setting="ckpt_path",
-            )
         content: Any = None
         try:
             with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
-                whole = archive.testzip() is None
-            content = super().load_checkpoint(path, *args, **kwargs) if whole else None
-        except (OSError, MemoryError):  # says nothing of the file's content
+                if archive.testzip() is None:
+                    content = super().load_checkpoint(path, *args, **kwargs)
+        except (PermissionError, MemoryError):  # says nothing of the file's content
             raise
         except Exception:  # a damaged file can raise nearly anything
             log.debug("%s cannot be read", path, exc_info=True)
-        if not isinstance(content, dict) or not content.keys() >= _PARTS:
-            best = sorted(Path(path).parent.glob("best-*.ckpt"))
-            other = f"ckpt_path={best[-1]}, or to start" if best else "to start"
-            raise InputError(
-                "damaged, or no checkpoint of a training",
-                kind="corrupt",
-                hint=f"Give another one, {other} from a model's weights, maest.checkpoint.",
-                path=path,
-                setting="ckpt_path",
-            )
-        return content
+        if isinstance(content, dict) and content.keys() >= _PARTS:
+            return content
+        there = Path(path).is_file()
+        raise InputError(
+            "damaged, or no checkpoint of a training" if there else "no such file",
+            kind="corrupt" if there else "missing",
+            hint="Give a checkpoint of a training (`last`, exp_logs/<id>/checkpoints/last.ckpt, or "
+            "best-epoch=<n>.ckpt beside it), or start from a model's weights, maest.checkpoint.",
+            path=path,
+            setting="ckpt_path",
+        )
 
 
 class StepLimit(pl.Callback):
@@ -152,7 +142,7 @@ class Checkpoints(Checkpoint):
         self._validated = False
         self._saved_at = time.monotonic()
         self._signal, self._signalled_at = 0, 0.0
-        self._handlers: dict[int, Any] = {}
+        self._handlers = ExitStack()
 
     # ------------------------------------------------------------------ what is kept
 
@@ -187,13 +177,11 @@ class Checkpoints(Checkpoint):
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in list(self.best):
-            target, source = self.folder / self._name(name), self._name(name, self._shift)
-            if target.is_file() or _link(continued.parent / source, target):
-                continue
-            log.warning("%s is missing; best-epoch tracking restarts", continued.parent / source)
-            del self.best[name]
-        if not (self.folder / LAST).exists():
-            _link(continued, self.folder / LAST)
+            source = continued.parent / self._name(name, self._shift)
+            if not _link(source, self.folder / self._name(name)):
+                log.warning("%s is missing; best-epoch tracking restarts", source)
+                del self.best[name]
+        _link(continued, self.folder / LAST)
         for part in continued.parent.glob(f"{TEMPORARY}*{Path(LAST).suffix}"):  # of a kill
             if time.time() - part.stat().st_mtime > _STALE_SECONDS:
                 part.unlink(missing_ok=True)
@@ -202,7 +190,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at = time.monotonic()
-        self._install_handlers()
+        self._handlers.enter_context(signals_to(self._on_signal))
         if trainer.received_sigterm:  # since Lightning listens, which would end without a word
             trainer._signal_connector.received_sigterm = False
             self._signal, self._signalled_at = signal.SIGTERM, time.monotonic()
@@ -213,14 +201,14 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         old = []
         for name, monitor in self.monitors.items():
-            score = trainer.callback_metrics.get(monitor)
-            best = self.best.get(name, {"score": -math.inf})
-            if self._validated and score is not None and float(score) > best["score"]:  # NaN is not
+            score = float(trainer.callback_metrics.get(monitor, math.nan))
+            best = self.best.get(name, {"score": -math.inf})["score"]
+            if self._validated and score > best:  # which NaN is not
                 old.append(self.path(name))
-                self.best[name] = {"epoch": trainer.current_epoch + FIRST, "score": float(score)}
+                self.best[name] = {"epoch": trainer.current_epoch + FIRST, "score": score}
                 self._save(trainer, self.folder / self._name(name))
         self._validated = False
-        self._save_last(trainer)
+        self._save(trainer, self.folder / LAST)
         if trainer.is_global_zero:
             for path in filter(None, old):
                 path.unlink(missing_ok=True)
@@ -241,24 +229,16 @@ class Checkpoints(Checkpoint):
         due = time.monotonic() - self._saved_at > 60 * self.minutes
         stop = _any_rank(trainer, bool(self._signal))
         if stop or _any_rank(trainer, due):
-            self._save_last(trainer)
+            self._save(trainer, self.folder / LAST)
         if stop:
             raise Stopped(self._signal or signal.SIGTERM, saved=True)
-
-    def _save_last(self, trainer: pl.Trainer) -> None:
-        self._save(trainer, self.folder / LAST)
-        self._saved_at = time.monotonic()
 
     def _save(self, trainer: pl.Trainer, path: Path) -> None:
         _check_weights(trainer)
         trainer.save_checkpoint(path, weights_only=False)
+        self._saved_at = time.monotonic()
 
     # ------------------------------------------------------------------ signals
-
-    def _install_handlers(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in stop_signals():
-                self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -267,25 +247,20 @@ class Checkpoints(Checkpoint):
             name = signal.Signals(number).name
             log.warning("%s: saving and stopping after this step; once more stops at once", name)
         elif number != self._signal or now - self._signalled_at >= _DUPLICATE_SIGNAL_SECONDS:
-            self._restore_handlers()
+            self._handlers.close()
             raise Stopped(number, saved=False)
 
-    def _restore_handlers(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._handlers = {}
-
     def on_exception(self, *_: Any) -> None:
-        self._restore_handlers()
+        self._handlers.close()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._restore_handlers()
+    def teardown(self, *_: Any, **__: Any) -> None:
+        self._handlers.close()
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Give a file another name; where that cannot be, copy it. False if there is no such file."""
-    if not source.is_file():
-        return False
+    """Give a file another name, or copy it; False if there is no such file, under either name."""
+    if target.is_file() or not source.is_file():
+        return target.is_file()
     try:
         os.link(source.resolve(), target)
     except OSError:  # another file system, or one without links

@@ -87,21 +87,19 @@ class History(pl.Callback):
     """Keeps the metrics of each epoch; writes them to ``path`` as CSV after each, whole.
 
     A row has the epoch's number (from 1), the metrics that were logged, the learning rate after the
-    epoch (of several groups of weights, the highest: the head's), and its seconds. Metrics of the
-    validation are in the rows of epochs that had one. The rows are in the checkpoints too: a run
-    that continues another has those of both. ``record`` is called with (name, value, epoch) for
-    each metric, to send it elsewhere too.
+    epoch (of several groups of weights, the highest: the head's), and its seconds; metrics of the
+    validation where the epoch had one. The rows are in the checkpoints too: a run that continues
+    another has those of both. ``record`` is called with (name, value, epoch) for each metric.
     """
 
     def __init__(
         self, path: str | Path, record: Callable[[str, float, int], None] | None = None
     ) -> None:
-        self.path = Path(path)
-        self.record = record
+        self.path, self.record = Path(path), record
         self.epochs: list[dict[str, float]] = []
         self._validated = False
-        self._started = time.monotonic()
-        self._earlier_seconds = 0.0  # of this epoch, in the run that this one continues
+        # Of this epoch: when it began, and its seconds in the run that this one continues
+        self._started, self._earlier_seconds = time.monotonic(), 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs, "first_epoch": FIRST, "seconds": self._seconds()}
@@ -156,16 +154,9 @@ class History(pl.Callback):
 
 def epoch_line(row: Mapping[str, float]) -> str:
     """A row of the history, for people."""
-    parts = [f"epoch {row['epoch']:3.0f}", f"train loss {row.get('train_loss', float('nan')):.4f}"]
+    parts = [f"epoch {row['epoch']:3.0f}", f"train loss {row.get('train_loss', math.nan):.4f}"]
     for kind, word in (("val", "val"), ("val_swa", "averaged")):
         for name, label in FIGURE_NAMES.items():
             if f"{kind}_{name}" in row and (kind, name) != ("val_swa", "loss"):
                 parts.append(f"{word} {label} {row[f'{kind}_{name}']:.4f}")
     return "  ".join([*parts, f"{row['seconds']:.0f} s"])
-
-
-def read_history(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a history file, without the metrics that an epoch does not have."""
-    with Path(path).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: float(value) for name, value in row.items() if value} for row in rows]

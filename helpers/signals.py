@@ -6,16 +6,10 @@ import ctypes
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
-
-
-def stop_signals() -> list[int]:
-    """The signals that stop a run; SIGUSR1 is SLURM's, for the end of a job's time."""
-    names = ("SIGINT", "SIGTERM", "SIGUSR1")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
 class Stopped(BaseException):
@@ -36,16 +30,25 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Within this, SIGINT, SIGTERM and SIGUSR1 raise :class:`Stopped`, at once."""
-    handlers: dict[int, Any] = {}
+def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within this, ``handler`` has the signals that stop a run: SIGINT, SIGTERM and SIGUSR1.
+
+    (The last one is SLURM's, for the end of a job's time.)
+    """
+    before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other may set them
-        handlers = {n: signal.signal(n, _stop) for n in stop_signals()}
+        names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+        before = {n: signal.signal(n, handler) for n in (getattr(signal, name) for name in names)}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, one in before.items():
+            signal.signal(number, signal.SIG_DFL if one is None else one)
+
+
+def stoppable() -> AbstractContextManager[None]:
+    """Within this, signals that stop a run raise :class:`Stopped`, at once."""
+    return signals_to(_stop)
 
 
 # ---- in a worker process ------------------------------------------------------------------------

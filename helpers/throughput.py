@@ -21,59 +21,41 @@ _SKIPPED_STEPS = 3  # the first steps compile, choose kernels and get memory
 _DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
-def forward_flops(
-    *, tokens: int, embed_dim: int, depth: int, outputs: int, mlp_ratio: float = 4.0
-) -> float:
-    """Floating-point operations of one clip's way through the network.
-
-    For logits, the last block computes two tokens; for a block's embedding, all of them.
-
-    Matrix products and attention are counted, a multiplication and an addition as two; the rest is
-    a few per mille.
-
-    Args:
-        tokens: N, of which two are no patches; with patchout, what it leaves.
-        outputs: logits of all heads in use: C, or 2 · C where two heads are trained; 0 for the
-            embedding of block ``depth - 1``.
-    """
-    patches, blocks, heads = _parts(tokens, embed_dim, depth, outputs, mlp_ratio)
-    return patches + sum(blocks) + heads
-
-
-def training_flops(
+def clip_flops(
     *,
     tokens: int,
     embed_dim: int,
     depth: int,
     outputs: int,
     mlp_ratio: float = 4.0,
+    training: bool = False,
     frozen_blocks: int = 0,
 ) -> float:
-    """The same in training, forward and backward.
+    """Floating-point operations of a clip's pass; in training, forward and backward.
 
+    Matrix products and attention are counted, a multiplication and an addition as two; the rest is
+    a few per mille. For logits, the last block computes two tokens; for an embedding, all of them.
     Backward costs twice as much as forward: a gradient of the weights, and one of the input (which
-    patches do not need). What a program computes again, or drops later, is not counted. The patch
-    embedding and ``frozen_blocks`` first blocks have no backward; 0: all are trained.
+    patches do not need); patches and ``frozen_blocks`` first blocks, if any are, have none. What a
+    program computes again, or drops later, is not counted.
+
+    ``tokens`` are N, of which two are no patches, after patchout; ``outputs`` the logits of all
+    heads in use, or 0 for the embedding of block ``depth - 1``.
     """
-    patches, blocks, heads = _parts(tokens, embed_dim, depth, outputs, mlp_ratio)
-    frozen, trained = sum(blocks[:frozen_blocks]), sum(blocks[frozen_blocks:]) + heads
-    return (1 if frozen_blocks else 2) * patches + frozen + 3 * trained
-
-
-def _parts(
-    tokens: int, embed_dim: int, depth: int, outputs: int, mlp_ratio: float
-) -> tuple[float, list[float], float]:
-    """FLOPs forward of the patch embedding, of each block, and of the heads."""
-    hidden = int(embed_dim * mlp_ratio)
 
     def block(queries: int) -> float:
         qkv = 2 * tokens * embed_dim * 3 * embed_dim
         attention = 2 * 2 * queries * tokens * embed_dim  # queries on keys, weights on values
+        hidden = int(embed_dim * mlp_ratio)
         return qkv + attention + 2 * queries * embed_dim * (embed_dim + 2 * hidden)  # proj; fc1, 2
 
     patches = 2.0 * (tokens - 2) * PATCH_SIZE**2 * embed_dim
-    last = block(2 if outputs else tokens)
-    return patches, [block(tokens)] * (depth - 1) + [last], 2 * embed_dim * outputs
+    blocks = [block(tokens)] * (depth - 1) + [block(2 if outputs else tokens)]
+    frozen, trained = sum(blocks[:frozen_blocks]), sum(blocks[frozen_blocks:])
+    trained += 2 * embed_dim * outputs
+    if not training:
+        return patches + frozen + trained
+    return (1 if frozen_blocks else 2) * patches + frozen + 3 * trained
 
 
 def synchronise(device: torch.device) -> None:
@@ -98,19 +80,17 @@ def matmul_ceiling(
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in "ab")
     c = torch.empty_like(a)
-
-    def run() -> float:
+    best, until = float("inf"), None
+    while until is None or time.perf_counter() < until:
         synchronise(device)
         started = time.perf_counter()
         for _ in range(products):
             torch.mm(a, b, out=c)
         synchronise(device)
-        return (time.perf_counter() - started) / products
-
-    run()
-    best, until = run(), time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        best = min(best, run())
+        if until is None:  # that was the warm-up
+            until = time.perf_counter() + seconds
+        else:
+            best = min(best, (time.perf_counter() - started) / products)
     return 2 * size**3 / best
 
 
@@ -124,12 +104,12 @@ class Throughput(pl.Callback):
     """Measures a training: ``clips_per_second`` of all processes together, and on a GPU ``mfu``.
 
     ``mfu`` is the share of the device's fastest matrix products that the network's arithmetic
-    reaches, 0 to 1. They are logged after each ``every`` batches, over
-    the epoch so far, and at its end. Time includes waiting for data, but neither validation nor a
-    run's first steps. The device is waited for only where an epoch or a validation begins or ends:
-    between those, host and device keep the same pace. ``len(batch)`` must be its number of clips.
+    reaches, 0 to 1. They are logged after each ``every`` batches, over the epoch so far, and at its
+    end. Time includes waiting for data, but neither validation nor a run's first steps. The device
+    is waited for only where an epoch or a validation begins or ends: between those, host and device
+    keep the same pace. ``len(batch)`` must be its number of clips.
 
-    ``flops_per_clip`` is of :func:`training_flops`. ``ceiling``, what a device can do in FLOP/s, is
+    ``flops_per_clip`` is of :func:`clip_flops`. ``ceiling``, what a device can do in FLOP/s, is
     measured on CUDA when training starts, unless it is given.
     """
 
@@ -142,7 +122,6 @@ class Throughput(pl.Callback):
         self._started: float | None = None  # when the clock was; None: it stands
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._to_skip, self._started = _SKIPPED_STEPS, None
         if self.ceiling is None and pl_module.device.type == "cuda":
             dtype = _DTYPES.get(str(trainer.precision), torch.float32)
             self.ceiling = matmul_ceiling(pl_module.device, dtype)

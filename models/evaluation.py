@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,20 @@ from torch.nn import functional as F
 
 from maest.helpers.errors import InputError
 from maest.helpers.metrics import Evaluation, evaluate
+from maest.helpers.patches import pooled
 from maest.models.maest import Maest
 from maest.models.sizes import on_device
 
 log = logging.getLogger(__name__)
 
-_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_PATCHES_PER_PASS = 32
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "multi-label": F.binary_cross_entropy_with_logits,
     "single-label": F.cross_entropy,  # with distributions over the classes as targets
     "regression": F.mse_loss,
 }
+# key, targets [C], and by the network's name its mean logits and activations [C]
+_Row = tuple[str, np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -38,35 +42,31 @@ class Scored:
 
 
 class TrackScores:
-    """Collects the outputs of networks for whole tracks, and scores them together.
+    """Collects the outputs of networks (by name, in eval mode) for whole tracks, and scores them.
 
-    A track's logits and activations are the means of its patches', weighted by their lengths.
-    The networks must be in eval mode; files that batches could not read are added to ``skipped``.
+    ``patches_per_pass`` go through a network at once; None: 32. Files that batches could not read
+    are added to ``skipped``, with the reason.
     """
 
     def __init__(
         self,
         nets: Mapping[str, Maest],
-        patches_per_pass: int = 32,
+        patches_per_pass: int | None = None,
         skipped: dict[str, str] | None = None,
     ) -> None:
-        self.nets = dict(nets)
-        self.patches_per_pass = patches_per_pass
+        self.nets, self.patches_per_pass = dict(nets), patches_per_pass
         self.skipped = {} if skipped is None else skipped
-        self._keys: list[str] = []
-        self._values: dict[str, list[Tensor]] = defaultdict(list)  # a tensor a batch
+        self._rows: list[_Row] = []
 
     def add(self, batch: Any) -> None:
         """Run a ``datasets.batches.TrackBatch`` through the networks."""
         note_skipped(self.skipped, batch.errors)
         if not len(batch):
             return
-        self._keys += batch.keys
-        self._values["targets"].append(batch.targets.cpu())
-        for name, net in self.nets.items():
-            logits, activations = track_means(net, batch, self.patches_per_pass)
-            self._values[f"logits {name}"].append(logits.cpu())
-            self._values[f"activations {name}"].append(activations.cpu())
+        means = {n: track_means(net, batch, self.patches_per_pass) for n, net in self.nets.items()}
+        for i, (key, targets) in enumerate(zip(batch.keys, batch.targets.cpu(), strict=True)):
+            outputs = {n: (logits[i], activations[i]) for n, (logits, activations) in means.items()}
+            self._rows.append((key, targets.numpy(), outputs))
 
     def result(self) -> dict[str, Scored]:
         """By the network's name, of the tracks of all processes together.
@@ -75,9 +75,8 @@ class TrackScores:
             InputError: there are no tracks: none could be read.
             FloatingPointError: outputs are NaN or infinite.
         """
-        values = {name: torch.cat(parts) for name, parts in self._values.items()}
-        keys, values = _gather(self._keys, values, self.skipped)
-        if not keys:
+        rows = _gather(self._rows, self.skipped)
+        if not rows:
             reasons = "; ".join(list(self.skipped.values())[:3])
             raise InputError(
                 f"not one of the tracks to evaluate on could be read ({reasons})",
@@ -85,29 +84,30 @@ class TrackScores:
                 hint="`python ex_maest.py check_data` with the same settings lists what is wrong.",
                 setting="datamodule.on_error",
             )
-        scored, targets = {}, values["targets"]
+        scored, targets = {}, np.stack([targets for _, targets, _ in rows])
         for name, net in self.nets.items():
-            outputs = values[f"activations {name}"]
-            if not torch.isfinite(outputs).all():
+            logits, outputs = (np.stack([row[2][name][i] for row in rows]) for i in (0, 1))
+            if not np.isfinite(outputs).all():
                 raise FloatingPointError("the outputs are NaN or infinite")
-            loss = float(task_loss(net, values[f"logits {name}"], targets))
-            evaluation = evaluate(net.task, targets.numpy(), outputs.numpy())
-            scored[name] = Scored(evaluation, loss, targets.numpy(), outputs.numpy())
+            loss = float(task_loss(net, torch.from_numpy(logits), torch.from_numpy(targets)))
+            scored[name] = Scored(evaluate(net.task, targets, outputs), loss, targets, outputs)
         return scored
 
 
-def track_means(net: Maest, batch: Any, patches_per_pass: int = 32) -> tuple[Tensor, Tensor]:
+def track_means(
+    net: Maest, batch: Any, patches_per_pass: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean logits and mean activations of a batch's N tracks, float32 [N, C]."""
-    tracks = torch.cat([track for _, track in batch.groups])
-    lengths = torch.cat([track.new_full(track.shape, mel.shape[1]) for mel, track in batch.groups])
-    pieces = (piece for mel, _ in batch.groups for piece in mel.split(patches_per_pass))
+    at_once = patches_per_pass or _PATCHES_PER_PASS
+    pieces = (piece for mel, _ in batch.groups for piece in mel.split(at_once))
     logits = torch.cat([net(network_input(net, piece))[0].float() for piece in pieces])
-    weights = lengths[:, None].to(logits)
-    total = logits.new_zeros(len(batch), 1).index_add_(0, tracks, weights)
+    tracks = torch.cat([track for _, track in batch.groups]).cpu()
+    frames = np.concatenate([np.full(len(mel), mel.shape[1]) for mel, _ in batch.groups])
+    rows = [np.flatnonzero(tracks == track) for track in range(len(batch))]
 
-    def mean(values: Tensor) -> Tensor:
-        summed = values.new_zeros(len(batch), values.shape[1])
-        return summed.index_add_(0, tracks, values * weights) / total
+    def mean(values: Tensor) -> np.ndarray:
+        array = values.cpu().numpy()
+        return np.stack([pooled(array[own], frames[own].tolist()) for own in rows])
 
     return mean(logits), mean(net.activations(logits))
 
@@ -135,7 +135,7 @@ def task_loss(
     if net.target_std is not None:  # values of any scale count alike
         deviation = on_device(torch.tensor(net.target_std), logits.device)
         logits, targets = logits / deviation, targets / deviation
-    return _LOSSES[net.task](logits, targets)
+    return LOSSES[net.task](logits, targets)
 
 
 def note_skipped(skipped: dict[str, str], errors: Mapping[str, str]) -> None:
@@ -151,27 +151,20 @@ def n_processes() -> int:
     return torch.distributed.get_world_size() if together else 1
 
 
-def _gather(
-    keys: list[str], values: dict[str, Tensor], skipped: dict[str, str]
-) -> tuple[list[str], dict[str, Tensor]]:
+def _gather(rows: list[_Row], skipped: dict[str, str]) -> list[_Row]:
     """The tracks of all processes, each once, in the order of the ground truth.
 
     Process r of n has tracks r, r + n, r + 2n, …, and some have one of another's too, so that all
     have as many batches. ``skipped`` is added to.
     """
     if n_processes() == 1:
-        return keys, values
+        return rows
     parts: list[Any] = [None] * n_processes()
-    torch.distributed.all_gather_object(parts, (keys, values, skipped))
-    for _, _, others in parts:
+    torch.distributed.all_gather_object(parts, (rows, skipped))
+    for _, others in parts:
         note_skipped(skipped, others)
-    places: dict[str, tuple[int, int]] = {}
-    for row in range(max(len(own) for own, _, _ in parts)):
-        for rank, (own, _, _) in enumerate(parts):
-            if row < len(own):
-                places.setdefault(own[row], (rank, row))
-    names: dict[str, Tensor] = next((names for _, names, _ in parts if names), {})
-    return list(places), {
-        name: torch.stack([parts[rank][1][name][row] for rank, row in places.values()])
-        for name in names
-    }
+    tracks: dict[str, _Row] = {}
+    for row in chain.from_iterable(zip_longest(*(rows for rows, _ in parts))):
+        if row is not None:
+            tracks.setdefault(row[0], row)
+    return list(tracks.values())

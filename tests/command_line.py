@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,3 +78,10 @@ def settings(toy) -> str:
 def newest(home: Path) -> Path:
     """The folder of the last run in a working directory."""
     return max((home / "exp_logs").glob("[0-9]*"), key=lambda path: int(path.name))
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's history.csv, without the metrics that an epoch does not have."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]

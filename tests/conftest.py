@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,15 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they share
 import torch
 from music import save_small_model, write_music
 
-from maest.datasets.groundtruth import write_groundtruth, write_labels
+from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
 from maest.datasets.melspectrograms import write_mel
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests say what a CPU does
 # A shell has background jobs ignore Ctrl-C, and what they start: the tests send it to programs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,13 @@ class ToySet:
 
     def settings(self) -> dict[str, str]:
         """`datamodule` settings."""
-        names = {"train": "train", "val": "validation", "test": "test"}
-        paths = {f"groundtruth_{k}": str(self.groundtruth(v)) for k, v in names.items()}
+        paths = {f"groundtruth_{k}": str(self.groundtruth(v)) for k, v in SPLITS.items()}
         return {"base_dir": str(self.mels), **paths}
+
+    def data(self, task: str = "multi-label") -> dict[str, Any]:
+        """Arguments of a `MaestDataModule`."""
+        splits = {k: read_groundtruth(self.groundtruth(v), task=task) for k, v in SPLITS.items()}
+        return {"base_dir": str(self.mels), "splits": splits}
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,11 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from command_line import bad, good, newest, settings  # isort: skip (first: it quiets warnings)
+from command_line import bad, good, newest, read_history, settings  # isort: skip
 
 from maest.datasets.groundtruth import read_groundtruth
 from maest.datasets.melspectrograms import read_patches
 from maest.experiments import pretrain
-from maest.helpers.history import read_history
 from maest.models import Maest, get_maest, load_checkpoint
 from maest.models.archs import ARCHS, Arch
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from command_line import bad, good, newest, run, settings  # isort: skip (first: it quiets warnings)
+from command_line import bad, good, newest, read_history, run, settings  # isort: skip
 
 from maest import config
 from maest.datasets.groundtruth import write_groundtruth
-from maest.experiments import evaluate, plan
-from maest.experiments.resume import as_it_began, find_run, read_continued
+from maest.experiments import data, evaluate, plan
+from maest.experiments.plan import as_it_began, find_run, read_continued
 from maest.helpers.checkpoints import Checkpoints
-from maest.helpers.history import History, read_history
+from maest.helpers.history import History
 from maest.models import get_maest, training
 from maest.models.archs import ARCHS, Arch, input_frames
 
@@ -131,8 +131,8 @@ def test_the_newest_run_of_the_same_settings_goes_on(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert find_run(other, tmp_path) is None
     assert str(newest) in caplog.text
-    assert "seed=0 (here 5)" in caplog.text
-    assert "module.weight_decay=0.5 (here 0.05)" in caplog.text
+    assert "seed 0, now 5" in caplog.text
+    assert "module.weight_decay 0.5, now 0.05" in caplog.text
 
 
 def test_a_setting_that_came_later_counts_as_unchanged(tmp_path):
@@ -303,7 +303,7 @@ def test_ctrl_c_is_one_line(toy, tmp_path, monkeypatch, command):
     def stopped(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    for module in (evaluate, plan):
+    for module in (data, evaluate, plan):
         monkeypatch.setattr(module, "check_files", stopped)
     done = run("ex_maest.py", f"{command} with {settings(toy)}", tmp_path)
     assert done.code == 130

@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from maest.config import Settings, parse
+from maest.config.settings import TrainerSettings
 from maest.datasets.batches import ClipBatch, CropDataset, PackedStrings, TrackBatch, collate_tracks
 from maest.datasets.datamodule import MaestDataModule
 from maest.datasets.groundtruth import (
@@ -29,13 +29,13 @@ from maest.datasets.groundtruth import (
 )
 from maest.datasets.melspectrograms import MelFileError
 from maest.datasets.teacher import TeacherFileError, read_teacher_logits
-from maest.experiments import plan, runs
+from maest.experiments import devices, runs
 from maest.helpers.errors import InputError
 from maest.helpers.patches import cut, times, write_times
 
 
 def test_a_training_batch_is_crops_as_they_are_on_disk(toy):
-    data = MaestDataModule(clip_frames=40, batch_size_train=8, **toy.settings())
+    data = MaestDataModule(clip_frames=40, batch_size_train=8, **toy.data())
     batch = next(iter(data.train_dataloader()))
     mel, targets = batch.mel, batch.targets
     assert (len(batch), batch.teacher, batch.errors) == (8, None, {})
@@ -47,7 +47,7 @@ def test_a_training_batch_is_crops_as_they_are_on_disk(toy):
 
 def test_batches_are_the_same_whatever_the_workers(toy):
     def batches(workers: int) -> list[torch.Tensor]:
-        data = MaestDataModule(clip_frames=40, num_workers=workers, seed=5, **toy.settings())
+        data = MaestDataModule(clip_frames=40, num_workers=workers, seed=5, **toy.data())
         return [batch.mel for batch in data.train_dataloader()]
 
     for alone, shared in zip(batches(0), batches(2), strict=True):
@@ -56,8 +56,8 @@ def test_batches_are_the_same_whatever_the_workers(toy):
 
 def test_a_batch_is_the_clips_that_its_items_ask_for(toy):
     """Each by itself from the file, mapped into memory as a whole."""
-    data = MaestDataModule(clip_frames=100, batch_size_train=7, seed=3, **toy.settings())
-    groundtruth, loader = data.groundtruth("train"), data.train_dataloader()
+    data = MaestDataModule(clip_frames=100, batch_size_train=7, seed=3, **toy.data())
+    groundtruth, loader = data.splits["train"], data.train_dataloader()
     items = list(loader.sampler)
     rows = [row for batch in loader for row in zip(batch.mel, batch.targets, strict=True)]
     assert len(rows) == len(items) == 36
@@ -169,8 +169,9 @@ def test_evaluation_stops_at_a_bad_file_or_tells_it_with_the_others(toy, tmp_pat
     write_groundtruth(path, {"test/00.mmap": [1, 0, 0], "gone.mmap": [1, 0, 0]})
 
     def loader(**options) -> DataLoader:
-        options |= {"base_dir": toy.mels, "clip_frames": 40, f"groundtruth_{split}": path}
-        return getattr(MaestDataModule(**options), f"{split}_dataloader")()
+        splits = {split: read_groundtruth(path)}
+        data = MaestDataModule(splits, base_dir=toy.mels, clip_frames=40, **options)
+        return getattr(data, f"{split}_dataloader")()
 
     with pytest.raises(MelFileError, match=r"gone\.mmap"):
         next(iter(loader()))
@@ -209,7 +210,7 @@ def faulty(toy, tmp_path):
             path.write_bytes(path.read_bytes()[:1001] if reason == "truncated" else b"")
     (mels / "test/03.mmap").unlink()
     (mels / "validation/05.mmap").write_bytes(bytes(7))
-    return replace(toy, root=tmp_path / "copy").settings(), bad
+    return replace(toy, root=tmp_path / "copy").data(), bad
 
 
 FAULTS = ("no such file", "truncated", "NaN", "is empty", "no such file", "truncated")
@@ -243,8 +244,8 @@ def test_training_goes_on_without_bad_files(faulty, workers):
 def test_other_clips_are_those_of_an_undisturbed_run(faulty, toy):
     settings, bad = faulty
     options = {"clip_frames": 40, "batch_size_train": 36, "seed": 2}
-    whole = MaestDataModule(**options, **toy.settings())
-    keys = whole.groundtruth("train").keys
+    whole = MaestDataModule(**options, **toy.data())
+    keys = whole.splits["train"].keys
     index = [index for index, _ in whole.train_dataloader().sampler]
     skipping = MaestDataModule(**options, on_error="skip", **settings)
     one, other = (next(iter(data.train_dataloader())).mel for data in (whole, skipping))
@@ -281,13 +282,13 @@ def test_a_bad_file_stops_a_training_by_its_name(faulty, workers):
 
 def test_a_file_that_goes_bad_in_the_middle_of_an_epoch(toy, tmp_path):
     shutil.copytree(toy.root, tmp_path / "copy")
-    settings = replace(toy, root=tmp_path / "copy").settings()
+    settings = replace(toy, root=tmp_path / "copy").data()
     batches = {}
     for on_error in ("raise", "skip"):
         options = {"clip_frames": 40, "batch_size_train": 4, "on_error": on_error}
         data = MaestDataModule(**options, **settings)
         items = list(data.train_dataloader().sampler)
-        victim = tmp_path / "copy" / "mels" / data.groundtruth("train").keys[items[-1][0]]
+        victim = tmp_path / "copy" / "mels" / data.splits["train"].keys[items[-1][0]]
         content = victim.read_bytes()
         iterator = iter(data.train_dataloader())
         batches[on_error] = [next(iterator) for _ in range(8)]
@@ -310,9 +311,9 @@ def test_skipping_ends_where_nothing_can_be_read(toy, tmp_path):
     write_groundtruth(tmp_path / "few.pk", dict(list(tracks.items())[:4]))
     for name, tried in (("many", "50 of 500"), ("few", "4 of 4")):
         data = MaestDataModule(
+            {"train": read_groundtruth(tmp_path / f"{name}.pk")},
             base_dir=tmp_path,
             clip_frames=40,
-            groundtruth_train=tmp_path / f"{name}.pk",
             on_error="skip",
         )
         with pytest.raises(InputError, match=tried) as error:
@@ -334,7 +335,7 @@ def attached(data: MaestDataModule, rank: int, world_size: int) -> MaestDataModu
 def test_each_process_loads_its_share(toy):
     def data(rank: int, world_size: int) -> MaestDataModule:
         # 36 clips for 5 processes: 7 each, and one is left out
-        made = MaestDataModule(clip_frames=40, batch_size_train=3, seed=1, **toy.settings())
+        made = MaestDataModule(clip_frames=40, batch_size_train=3, seed=1, **toy.data())
         return attached(made, rank, world_size)
 
     whole = torch.cat([batch.mel for batch in data(0, 1).train_dataloader()])
@@ -345,34 +346,33 @@ def test_each_process_loads_its_share(toy):
     for split in ("val", "test"):  # 12 tracks: each process has 3, and some are read twice
         loaders = [getattr(data(rank, 5), f"{split}_dataloader")() for rank in range(5)]
         keys = [[key for batch in loader for key in batch.keys] for loader in loaders]
-        assert {key for part in keys for key in part} == set(data(0, 1).groundtruth(split).keys)
+        assert {key for part in keys for key in part} == set(data(0, 1).splits[split].keys)
         assert [len(part) for part in keys] == [3] * 5
 
 
 def test_workers_are_shared_by_the_processes_of_a_machine(monkeypatch):
-    def workers(cpus: int, cores: int, devices: int = 1, **given: int) -> int:
+    def workers(cpus: int, cores: int, local: int = 1, wanted: int | None = None) -> int:
         monkeypatch.setattr(os, "cpu_count", lambda: cpus)
-        monkeypatch.setattr(plan, "cores", lambda: cores)
-        changes = {"trainer": {"devices": devices}, "datamodule": given}
-        return plan.workers(parse(Settings, changes))
+        monkeypatch.setattr(devices, "cores", lambda: cores)
+        return devices.find_devices(TrainerSettings(devices=local)).workers(wanted)
 
     assert workers(32, 32) == 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert workers(32, 32) == 12
-    assert workers(32, 32, devices=8) == 4
-    assert workers(32, 32, devices=64) == 1
-    assert workers(32, 32, num_workers=3) == 3
+    assert workers(32, 32, 8) == 4
+    assert workers(32, 32, 64) == 1
+    assert workers(32, 32, wanted=3) == 3
     # tasks that a scheduler has bound to some of the cores
-    assert workers(128, 8, devices=4) == 8
-    assert workers(128, 1, devices=4) == 1
-    assert workers(128, 128, devices=16) == 8
+    assert workers(128, 8, 4) == 8
+    assert workers(128, 1, 4) == 1
+    assert workers(128, 128, 16) == 8
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_epoch_begins_at_its_batch(toy, workers, monkeypatch):
     def data() -> MaestDataModule:
         options = {"clip_frames": 40, "batch_size_train": 5, "num_workers": workers, "seed": 4}
-        return MaestDataModule(**options, **toy.settings())
+        return MaestDataModule(**options, **toy.data())
 
     loader = data().train_dataloader()
     whole = []
@@ -402,7 +402,7 @@ def test_a_resumed_epoch_begins_at_its_batch(toy, workers, monkeypatch):
 
 def test_skipped_batches_are_those_of_this_process(toy):
     def data() -> MaestDataModule:
-        made = MaestDataModule(clip_frames=40, batch_size_train=5, **toy.settings())
+        made = MaestDataModule(clip_frames=40, batch_size_train=5, **toy.data())
         return attached(made, 1, 2)
 
     whole = [batch.mel for batch in data().train_dataloader()]
@@ -438,8 +438,9 @@ class Listener(pl.LightningModule):
 def listened(toy, folder, workers=0, save=None, stop=None, resume=None, epochs=3, **options):
     """What a real training sees, and its trainer."""
     own = {"clip_frames": 40, "batch_size_train": 5, "num_workers": workers, "seed": 4}
-    settings = {k: v for k, v in toy.settings().items() if k in ("base_dir", "groundtruth_train")}
-    data, module = MaestDataModule(**own, **settings), Listener(save, stop)
+    splits = {"train": toy.data()["splits"]["train"]}
+    data = MaestDataModule(splits, base_dir=toy.mels, **own)
+    module = Listener(save, stop)
     trainer = pl.Trainer(
         max_epochs=epochs,
         min_epochs=0,
@@ -499,24 +500,20 @@ def test_an_epoch_that_was_ended_early_is_done(toy, tmp_path, workers):
 
 
 def test_a_loader_that_is_made_again_skips_nothing(toy):
-    data = MaestDataModule(clip_frames=40, batch_size_train=5, **toy.settings())
+    data = MaestDataModule(clip_frames=40, batch_size_train=5, **toy.data())
     data.start_at(0, 3)
     assert len(list(data.train_dataloader())) == 5
     assert len(list(data.train_dataloader())) == 8
 
 
 def test_labels_come_from_beside_the_ground_truth(toy, tmp_path):
-    data = MaestDataModule(clip_frames=40, **toy.settings())
-    assert labels_beside(data.groundtruth("train")) == list(toy.labels)
+    assert labels_beside(read_groundtruth(toy.groundtruth("train"))) == list(toy.labels)
     write_groundtruth(tmp_path / "gt.pk", {"a": [1, 0]})
-    other = MaestDataModule(base_dir=".", clip_frames=40, groundtruth_val=tmp_path / "gt.pk")
-    assert labels_beside(other.groundtruth("val")) is None
+    other = read_groundtruth(tmp_path / "gt.pk")
+    assert labels_beside(other) is None
     write_labels(tmp_path / "labels.json", ["only one"])
     with pytest.raises(InputError, match=r"labels\.json"):
-        labels_beside(other.groundtruth("val"))
-    with pytest.raises(InputError) as error:
-        other.groundtruth("test")
-    assert (error.value.kind, error.value.setting) == ("missing", "datamodule.groundtruth_test")
+        labels_beside(other)
 
 
 def test_the_embedded_data_set_is_built_only_where_it_is_wanted_and_missing(
@@ -568,38 +565,17 @@ def test_of_several_processes_one_builds(tmp_path, monkeypatch):
 
 
 def test_targets_of_each_task(toy, tmp_path):
-    data = MaestDataModule(clip_frames=40, task="single-label", **toy.settings())
-    assert data.groundtruth("train").task == "single-label"
-    write_groundtruth(tmp_path / "two.pk", {"test/00.mmap": [1, 1, 0]})
+    assert toy.data("single-label")["splits"]["train"].task == "single-label"
     values = {"test/00.mmap": [0.5, -2.0], "test/01.mmap": [1.5, 3.0]}
     write_groundtruth(tmp_path / "values.pk", values, task="regression")
-
-    def module(name: str, task: str) -> MaestDataModule:
-        path = tmp_path / name
-        splits = {f"groundtruth_{split}": path for split in ("train", "test")}
-        return MaestDataModule(base_dir=toy.mels, clip_frames=40, task=task, **splits)
-
-    with pytest.raises(InputError, match=r"test/00\.mmap"):
-        module("two.pk", "single-label").groundtruth("train")
-    regression = module("values.pk", "regression")
+    values_of = read_groundtruth(tmp_path / "values.pk", task="regression")
+    splits = {"train": values_of, "test": values_of}
+    regression = MaestDataModule(splits, base_dir=toy.mels, clip_frames=40)
     targets = next(iter(regression.train_dataloader())).targets
     assert targets.dtype == torch.float32
     assert sorted(targets.tolist()) == sorted(values.values())
     batch = next(iter(regression.test_dataloader()))
     assert batch.targets.tolist() == list(values.values())
-    (tmp_path / "bad.pk").write_bytes(b"no pickle")
-    with pytest.raises(InputError, match=r"bad\.pk"):
-        module("bad.pk", "multi-label").groundtruth("train")
-
-
-def test_settings_that_do_not_go_together(toy):
-    given = {"clip_frames": 40, "task": "regression", **toy.settings()}
-    for name, value in (("balanced_sampling", True), ("teacher_dir", "logits")):
-        with pytest.raises(InputError, match=r"maest\.task") as error:
-            MaestDataModule(**{name: value}, **given)
-        assert (error.value.kind, error.value.setting) == ("conflict", f"datamodule.{name}")
-    given["groundtruth_train"] = None  # no training, no matter
-    MaestDataModule(balanced_sampling=True, teacher_dir="logits", **given)
 
 
 @pytest.fixture
@@ -617,7 +593,7 @@ def teacher(toy, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_teachers_logits_stand_beside_their_tracks(toy, teacher, workers):
     def data(**options) -> MaestDataModule:
-        return MaestDataModule(clip_frames=40, num_workers=workers, **toy.settings(), **options)
+        return MaestDataModule(clip_frames=40, num_workers=workers, **toy.data(), **options)
 
     taught, plain = data(teacher_dir=teacher), data()
     taught.setup("fit")
@@ -637,7 +613,7 @@ def test_a_teachers_logits_stand_beside_their_tracks(toy, teacher, workers):
 def test_missing_logits_are_counted_before_a_training(toy, teacher):
     for i in (3, 5, 7, 9):
         (teacher / f"train/{i:02d}.mmap.logits.npy").unlink()
-    data = MaestDataModule(clip_frames=40, teacher_dir=teacher, **toy.settings())
+    data = MaestDataModule(clip_frames=40, teacher_dir=teacher, **toy.data())
     data.setup("test")
     with pytest.raises(InputError) as error:
         data.setup("fit")
@@ -695,7 +671,7 @@ def test_logits_of_patches_are_pooled_as_extraction_pools_them(tmp_path):
 def test_bad_logits_are_told_by_a_worker_process(toy, teacher):
     np.save(teacher / "train/04.mmap.logits.npy", np.zeros(9, np.float32))
     data = MaestDataModule(
-        clip_frames=40, num_workers=1, teacher_dir=teacher, batch_size_train=36, **toy.settings()
+        clip_frames=40, num_workers=1, teacher_dir=teacher, batch_size_train=36, **toy.data()
     )
     name = r"04\.mmap\.logits\.npy"
     with pytest.raises(TeacherFileError, match=name), loading(data.train_dataloader()) as loader:
@@ -707,7 +683,7 @@ def test_tracks_without_logits_are_passed_over(toy, teacher, workers, caplog):
     (teacher / "train/03.mmap.logits.npy").unlink()
     np.save(teacher / "train/04.mmap.logits.npy", np.zeros(9, np.float32))
     data = MaestDataModule(
-        clip_frames=40, num_workers=workers, teacher_dir=teacher, on_error="skip", **toy.settings()
+        clip_frames=40, num_workers=workers, teacher_dir=teacher, on_error="skip", **toy.data()
     )
     data.setup("fit")
     assert "1 of 36 training tracks have no logits" in caplog.text

@@ -16,14 +16,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from command_line import bad, good, newest  # isort: skip (first: it quiets warnings)
+from command_line import bad, good, newest, read_history  # isort: skip
 
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
 from maest.datasets.melspectrograms import write_mel
 from maest.datasets.sampling import ClipSampler
+from maest.experiments.pretrain import is_peer_failure
 from maest.experiments.runs import is_first_process
-from maest.experiments.trainer import is_peer_failure
-from maest.helpers.history import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOCK = ("seconds", "clips_per_second", "mfu")  # columns of the history that a clock decides

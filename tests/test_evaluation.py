@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from maest.config import Settings
 from maest.datasets.batches import TrackBatch, collate_tracks
 from maest.datasets.datamodule import MaestDataModule
-from maest.datasets.groundtruth import write_groundtruth
+from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
 from maest.experiments.evaluate import evaluate as run_evaluation
 from maest.helpers.errors import InputError
 from maest.helpers.metrics import evaluate
@@ -131,7 +131,7 @@ def test_processes_put_their_tracks_together(monkeypatch):
     all_there, sent = threading.Barrier(3, timeout=60), {}
 
     def gather(parts: list, own: tuple) -> None:
-        sent[own[0][0]] = own
+        sent[own[0][0][0]] = own
         all_there.wait()
         parts[:] = [sent[key] for key in "abc"]
 
@@ -164,8 +164,8 @@ def test_unreadable_files_are_skipped_and_named(toy, tmp_path, caplog):
     write_groundtruth(tmp_path / "none.pk", {"gone.mmap": [1, 0, 0]})
 
     def run(name: str) -> tuple[Scored, dict[str, str]]:
-        path = {"groundtruth_test": tmp_path / name}
-        data = MaestDataModule(base_dir=toy.mels, clip_frames=62, on_error="skip", **path)
+        splits = {"test": read_groundtruth(tmp_path / name)}
+        data = MaestDataModule(splits, base_dir=toy.mels, clip_frames=62, on_error="skip")
         skipped: dict[str, str] = {}
         return run_evaluation(network(), data.test_dataloader(), None, Settings(), skipped), skipped
 
@@ -180,7 +180,7 @@ def test_unreadable_files_are_skipped_and_named(toy, tmp_path, caplog):
 
 
 def test_a_part_of_the_batches(toy):
-    data = MaestDataModule(clip_frames=62, batch_size_eval=3, **toy.settings())
+    data = MaestDataModule(clip_frames=62, batch_size_eval=3, **toy.data())
     for limit, tracks in ((2, 6), (0.5, 6), (0.01, 3), (9, 12), (None, 12)):
         scored = run_evaluation(network(), data.test_dataloader(), limit, Settings(), {})
         assert len(scored.targets) == tracks

@@ -177,6 +177,8 @@ def test_the_licence_of_the_weights_goes_along(home, toy, tmp_path, licence):
         ("maest.task=tagging", "maest.task: 'tagging'"),
         ("maest.task=regression maest.n_classes=4", "maest.n_classes: "),
         ("datamodule.teacher_dir=nowhere", "nowhere: no such folder"),
+        ("datamodule.teacher_dir=exp_logs", "maest.distilled_type: "),
+        ("datamodule.teacher_dir=exp_logs maest.task=single-label", "datamodule.teacher_dir: "),
     ],
 )
 def test_mistakes(home, toy, setting, message):

@@ -17,10 +17,10 @@ import torch
 from maest.config import Settings, parse
 from maest.datasets.batches import ClipBatch
 from maest.datasets.datamodule import MaestDataModule
-from maest.datasets.groundtruth import write_groundtruth
+from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
 from maest.datasets.melspectrograms import write_mel
 from maest.experiments.plan import decided
-from maest.experiments.trainer import build_trainer
+from maest.experiments.pretrain import build_trainer
 from maest.helpers.checkpoints import LAST, Checkpoints
 from maest.helpers.melspectrogram import MelSpectrogram
 from maest.models import get_maest
@@ -163,16 +163,16 @@ def train(tracks: Path, folder: Path, epochs: int, precision: str, continued: Pa
         tracks=20,
     )
     pl.seed_everything(0, workers=True, verbose=False)
+    truth = read_groundtruth(tracks / "groundtruth.pk")
     data = MaestDataModule(
+        {"train": truth, "val": truth},
         base_dir=tracks,
         clip_frames=312,
-        groundtruth_train=tracks / "groundtruth.pk",
-        groundtruth_val=tracks / "groundtruth.pk",
         batch_size_train=4,
         num_workers=2,
     )
     net = get_maest("maest_tiny", n_classes=3, input_t=312, s_patchout_t=15).train()
-    module = MaestModule(net, **vars(settings.module), seed=0)
+    module = MaestModule(net, settings.module)
     trainer = build_trainer(settings, folder, [Checkpoints(folder, {})], logger=False)
     trainer.fit(module, data, ckpt_path=continued, weights_only=True)
     assert trainer.global_step == 5 * epochs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from maest.helpers.masking import spec_augment, stripes
+from maest.helpers.augment import spec_augment, stripes
 
 CPU = torch.device("cpu")
 

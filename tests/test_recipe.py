@@ -19,9 +19,10 @@ from sklearn.metrics import (
 )
 
 from maest import config
+from maest.config.settings import Recipe
+from maest.helpers.augment import mixup, spec_augment
 from maest.helpers.averaging import WeightAverage
 from maest.helpers.blocks import default_block
-from maest.helpers.masking import spec_augment
 from maest.helpers.metrics import (
     FIGURE_NAMES,
     MONITOR,
@@ -29,7 +30,6 @@ from maest.helpers.metrics import (
     chance_scores,
     evaluate,
 )
-from maest.helpers.mixup import mixup
 from maest.helpers.schedules import warmup_ramp_factor
 from maest.models.maest import Maest
 from maest.models.sizes import TASKS
@@ -343,7 +343,7 @@ def test_rates_of_a_training_by_the_paper(swa_lr):
     """AdamW's rate in each of the 130 epochs; in the released code averaging holds it at 2e-5."""
     recipe = configured("paper_recipe")["module"] | {"swa_lr": swa_lr}
     net = Maest(n_classes=2, input_t=62, embed_dim=64, num_heads=1, depth=1)
-    module = MaestModule(net, **recipe)
+    module = MaestModule(net, config.parse(Recipe, recipe))
     module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     found = module.configure_optimizers()
     optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]

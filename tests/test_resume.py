@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import newest, settings  # isort: skip (first: it quiets warnings)
+from command_line import newest, read_history, settings  # isort: skip
 
 import training_process as training
 from training_process import LAST, Before, KilledWhileSaving, Signal, assert_same, outcome
 
 from maest.helpers.files import atomic_path
-from maest.helpers.history import read_history
 from maest.helpers.throughput import Throughput
 from maest.models.training import MaestModule
 
@@ -240,7 +239,7 @@ def test_another_setting_is_named_and_a_new_training_begins(toy, unbroken, tmp_p
     (odd.with_name("18") / "config.json").write_text('{"data": {}, "probe": {}}')
     other = f"{command} module.weight_decay=0.01"
     text = training.start(tmp_path, f"{other} ckpt_path=last").wait()
-    assert "module.weight_decay=0.05 (here 0.01)" in text
+    assert "module.weight_decay 0.05, now 0.01" in text
     assert "continuing" not in text
     path = f"ckpt_path=exp_logs/1/{LAST}"
     assert path in text

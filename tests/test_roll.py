@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from maest.helpers.roll import roll
+from maest.helpers.augment import roll
 
 
 def test_each_clip_is_rolled_by_its_own_shift():

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import bad, good, newest, run, settings  # isort: skip (first: it quiets warnings)
+from command_line import bad, good, newest, read_history, run, settings  # isort: skip
 
 from maest import config
 from maest.datasets.groundtruth import write_groundtruth, write_labels
 from maest.datasets.melspectrograms import read_patches
 from maest.experiments.plan import decided
-from maest.helpers.history import read_history
 from maest.models import get_maest
 
 ROOT = Path(__file__).resolve().parent.parent

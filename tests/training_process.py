@@ -22,12 +22,11 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from command_line import newest  # isort: skip (first: it quiets warnings)
+from command_line import newest, read_history  # isort: skip
 
 import ex_maest
 from maest.experiments.runs import run_command_line
 from maest.helpers.checkpoints import Checkpoints
-from maest.helpers.history import read_history
 from maest.models.archs import ARCHS, Arch
 
 SCRIPT = "ex_maest.py"
