@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,15 +18,14 @@ import numpy as np
 from maest.datasets.archives import file_size
 from maest.datasets.build import write_splits
 from maest.datasets.collection import mel_key
+from maest.datasets.commands import SHOWN
 from maest.datasets.groundtruth import check_key
 from maest.datasets.melspectrograms import mel_path
-from maest.datasets.preprocess import Report, preprocess
+from maest.datasets.preprocess import preprocess
 from maest.datasets.splitting import SPLITS
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.failures import read_failures
 from maest.helpers.report import table
-
-_SHOWN = 5  # of a list in a message
 
 
 @dataclass(frozen=True)
@@ -41,75 +40,72 @@ class Task:
 
     labels: Sequence[str]
     tracks: Mapping[str, tuple[str, frozenset[str]]]
-    published: Mapping[str, int] = field(default_factory=dict)
+    published: Mapping[str, int]
 
 
-def make_melspectrograms(
-    audio_dir: Path, melspec_dir: Path, names: Iterable[str], **options
-) -> Report:
-    """`datasets.preprocess.preprocess`, with its ``options``, for some files below ``audio_dir``.
-
-    Empty and missing ones are told about.
+def make(tasks: Mapping[str, Task], options: argparse.Namespace, steps: Collection[str]) -> None:
+    """The steps melspectrograms and groundtruth, for tasks by the names of their folders.
 
     Raises:
-        InputError: none of the files is there or can be read, and what ``preprocess`` raises.
+        InputError: none of the files is there or can be read, a split is empty, and what
+            ``preprocess`` and `datasets.build.write_splits` raise.
     """
-    found = {name: file_size(audio_dir / name) for name in names}
-    missing = [name for name, size in found.items() if size is None]
-    empty = [name for name, size in found.items() if size == 0]
-    whole = [name for name, size in found.items() if size]
+    if "melspectrograms" in steps:
+        names = dict.fromkeys(name for task in tasks.values() for name in task.tracks)
+        _make_melspectrograms(names, options)
+    if "groundtruth" in steps:
+        for name, task in tasks.items():
+            _write_task(name, task, options.out_dir / name, options.melspec_dir)
+
+
+def _make_melspectrograms(names: Iterable[str], options: argparse.Namespace) -> None:
+    audio_dir = options.audio_dir
+    sizes = {name: file_size(audio_dir / name) for name in names}
+    whole = [name for name, size in sizes.items() if size]
     if not whole:
         raise InputError(
-            f"none of the {len(found)} tracks of the table is there, such as {next(iter(found))!r}",
+            f"none of the {len(sizes)} tracks of the table is there, such as {next(iter(sizes))!r}",
             kind="missing",
             path=audio_dir,
             setting="--audio-dir",
             hint="Give the folder that they are in.",
         )
-    report = preprocess(audio_dir, melspec_dir, files=whole, **options)
-    for note in report.notes:
-        print(note)
-    if len(report.failed) == len(whole):
-        name, reason = next(iter(sorted(report.failed.items())))
+    report = preprocess(
+        audio_dir,
+        options.melspec_dir,
+        files=whole,
+        num_workers=options.num_workers,
+        overwrite=options.force,
+    )
+    failed = sorted(report.failed.items())
+    if len(failed) == len(whole):
         raise InputError(
-            f"none of the {len(whole)} audio files can be read; the first, {name}: {reason}",
+            f"none of the {len(whole)} audio files can be read; the first, {': '.join(failed[0])}",
             kind="corrupt",
             path=audio_dir,
             hint=f"All of them are in {report.failed_csv}.",
         )
-    for what, some in (("empty", empty), ("not there", missing)):
-        if some:
+    for what, size in (("empty", 0), ("not there", None)):
+        if some := [name for name in sizes if sizes[name] == size]:
             print(f"{len(some)} audio files are {what}, and left out: {shown(some)}")
-    for name, reason in sorted(report.failed.items())[:_SHOWN]:
+    for name, reason in failed[:SHOWN]:
         print(f"broken, and left out: {name}: {reason}")
-    if len(report.failed) > _SHOWN:
-        print(f"and {len(report.failed) - _SHOWN} more broken ones: {report.failed_csv}")
-    print(f"log-mel files: {report}")
-    return report
+    print(*report.notes, f"log-mel files: {report}", sep="\n")
 
 
-def write_task(task: Task, out_dir: Path, melspec_dir: Path) -> list[str]:
-    """Write ``groundtruth-{train,validation,test,all}.pk`` and ``labels.json``.
+def _write_task(name: str, task: Task, out_dir: Path, melspec_dir: Path) -> None:
+    """Write the ground truths of a task, and say how they differ from what is published.
 
-    Tracks without a log-mel file are left out, if there are any log-mel files yet. Files that say
-    the same already are left as they are.
-
-    Returns:
-        lines that tell a person what was written, and how it differs from what is published.
+    Tracks without a log-mel file are left out, if there are any log-mel files yet.
     """
     keys = {name: mel_key(name) for name in task.tracks}
     missing = [name for name, key in keys.items() if not mel_path(melspec_dir, key).is_file()]
-    none_yet = len(missing) == len(keys)
-    left_out = set() if none_yet else set(missing)
-    column = {label: i for i, label in enumerate(task.labels)}
+    left_out = set() if len(missing) == len(keys) else set(missing)
     splits: dict[str, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
-    for name, (split, labels) in task.tracks.items():
-        if name not in left_out:
-            target = np.zeros(len(column), bool)
-            target[[column[label] for label in labels]] = True
-            splits[split][keys[name]] = target
-    empty = [split for split, rows in splits.items() if not rows]
-    if empty:
+    for track, (split, labels) in task.tracks.items():
+        if track not in left_out:
+            splits[split][keys[track]] = np.array([label in labels for label in task.labels])
+    if empty := [split for split, rows in splits.items() if not rows]:
         raise InputError(
             f"no track is left for {' and '.join(empty)}: {len(missing)} of {len(keys)} tracks "
             "have no log-mel file",
@@ -118,91 +114,80 @@ def write_task(task: Task, out_dir: Path, melspec_dir: Path) -> list[str]:
             hint="Make them first: the step melspectrograms.",
         )
     write_splits(out_dir, splits, task.labels)
-    lines = _describe(task, splits, out_dir)
-    if none_yet:
-        lines.append(
+    cells = []
+    for split, rows in splits.items():
+        targets = np.stack(list(rows.values()))
+        positives, without = targets.sum(axis=0), int((~targets.any(axis=1)).sum())
+        counts = (len(rows), task.published[split], without, positives.min())
+        cells.append([split, *(f"{count:,}" for count in counts), f"{np.median(positives):g}"])
+    header = ["", "tracks", "published", "without a label", "fewest positives", "median positives"]
+    if name:
+        print(f"\n{name}")
+    print(table(header, cells), f"{len(task.labels)} labels: {out_dir}", sep="\n")
+    if left_out:
+        reasons = read_failures(melspec_dir / "failed.csv", column="path")
+        print(f"{len(missing)} tracks have no log-mel file, and are left out: {shown(missing)}")
+        for track in missing[:SHOWN]:
+            if track in reasons:
+                print(f"{track}: {reasons[track]}")
+    elif missing:
+        print(
             f"{melspec_dir}: no log-mel files of these tracks yet, so all of the table are in. Run "
             "the step groundtruth again when there are: it leaves out tracks that cannot be read"
         )
-    return [*lines, *_warnings(task, splits, [] if none_yet else missing, melspec_dir)]
-
-
-def _describe(task: Task, splits: Mapping[str, Mapping], out_dir: Path) -> list[str]:
-    rows = []
-    for split, own in splits.items():
-        targets = np.stack(list(own.values()))
-        counts = targets.sum(axis=0)
-        without = int((~targets.any(axis=1)).sum())
-        published = f"{task.published[split]:,}" if split in task.published else "–"
-        rows.append([split, f"{len(own):,}", published, f"{without:,}", str(counts.min()),
-                     f"{np.median(counts):g}"])  # fmt: skip
-    header = ["", "tracks", "published", "without a label", "fewest positives", "median positives"]
-    return [table(header, rows), f"{len(task.labels)} labels: {out_dir}"]
-
-
-def _warnings(
-    task: Task, splits: Mapping[str, Mapping], missing: list[str], melspec_dir: Path
-) -> list[str]:
-    lines = []
-    if missing:
-        reasons = read_failures(melspec_dir / "failed.csv", column="path")
-        some = ", ".join(
-            f"{name!r}" + (f" ({reasons[name]})" if name in reasons else "")
-            for name in missing[:_SHOWN]
-        )
-        more = ", ..." if len(missing) > _SHOWN else ""
-        lines.append(f"{len(missing)} tracks have no log-mel file, and are left out: {some}{more}")
-    differ = [s for s, count in task.published.items() if len(splits[s]) != count]
+    differ = [split for split in SPLITS if len(splits[split]) != task.published[split]]
     if differ:
-        lines.append(
-            "warning: " + ", ".join(f"{s} has {len(splits[s]):,} tracks" for s in differ)
-            + ", where the published split has "
-            + ", ".join(f"{task.published[s]:,}" for s in differ)
-            + ": figures do not compare with those of the literature"
-        )  # fmt: skip
-    return lines
+        tracks = ", ".join(f"{split} has {len(splits[split]):,} tracks" for split in differ)
+        published = ", ".join(f"{task.published[split]:,}" for split in differ)
+        print(f"warning: {tracks}, where the published split has {published}: figures do not "
+              "compare with those of the literature")  # fmt: skip
 
 
 def shown(names: Sequence[str]) -> str:
     """The first few of some names."""
-    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
 
 
 # ---- published tables ----------------------------------------------------------------------------
 
 
-def damaged(
-    path: Path, what: str, hint: str, line: int | None = None, kind: Kind = "corrupt"
-) -> InputError:
-    """The error for a published table, or a line of it."""
-    where = "" if line is None else f"line {line}: "
-    return InputError(where + what, kind=kind, path=path, hint=hint)
+class PublishedTable:
+    """The lines of a table of UTF-8 text, separated by tabs, that are not empty.
 
-
-def read_tsv(path: Path, hint: str, quoting: Literal[0, 3] = 0) -> Iterator[tuple[int, list[str]]]:
-    """The number and the cells of each line that is not empty; the first is the names of columns.
-
-    Raises:
-        InputError: no such file, or no text; ``hint`` says what to do.
+    The first is the names of columns. Iterating raises InputError where it is no such table;
+    ``hint`` says what to do then.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            table = csv.reader(file, delimiter="\t", quoting=quoting)
-            yield from ((table.line_num, cells) for cells in table if cells)
-    except FileNotFoundError:
-        raise damaged(path, "no such file", hint, kind="missing") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise damaged(path, f"not a table of UTF-8 text ({error})", hint) from None
 
+    def __init__(self, path: Path, hint: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> None:
+        self.path, self._hint, self._quoting = path, hint, quoting
+        self._line = 0
 
-def check_name(name: str, path: Path, line: int, seen: Collection[str], hint: str) -> None:
-    """Raise InputError unless a table's path stays inside the audio's folder, and is new."""
-    try:
-        check_key(name)
-    except InputError as error:
-        raise damaged(path, f"{name!r}: {error.message}", hint, line, error.kind) from None
-    if name in seen:
-        raise damaged(path, f"{name!r} is there twice", hint, line, "conflict")
+    def __iter__(self) -> Iterator[list[str]]:
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = csv.reader(file, delimiter="\t", quoting=self._quoting)
+                for cells in filter(None, rows):
+                    self._line = rows.line_num
+                    yield cells
+        except FileNotFoundError:
+            raise self.error("no such file", "missing") from None
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise self.error(f"not a table of UTF-8 text ({error})") from None
+        self._line = 0
+
+    def error(self, what: str, kind: Kind = "corrupt") -> InputError:
+        """The error for the present line, or, after the last, for the table."""
+        where = f"line {self._line}: " if self._line else ""
+        return InputError(where + what, kind=kind, path=self.path, hint=self._hint)
+
+    def check_name(self, name: str, seen: Collection[str]) -> None:
+        """Raise InputError unless a path stays inside the audio's folder, and is new."""
+        try:
+            check_key(name)
+        except InputError as error:
+            raise self.error(f"{name!r}: {error.message}", error.kind) from None
+        if name in seen:
+            raise self.error(f"{name!r} is there twice", "conflict")
 
 
 # ---- command line --------------------------------------------------------------------------------

@@ -36,9 +36,10 @@ from maest.helpers.audio_blocks import (
     regrouped,
     resampled,
 )
-from maest.helpers.audio_headers import Pieces, as_pieces, chunk_bytes, mp3_seconds, ogg_streams
+from maest.helpers.audio_headers import as_pieces, chunk_bytes, mp3_seconds, ogg_streams
 from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import SAMPLE_RATE
+from maest.helpers.pieces import Pieces
 
 # fmt: off
 AUDIO_SUFFIXES = frozenset({

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from maest.helpers.pieces import Pieces
+
 Range = tuple[int, int]  # bytes of a file: the first, and the one behind the last
 
 _OGG_PAGE = re.compile(rb"OggS\0[\0-\x07]")  # version 0, and a page's flags
@@ -19,33 +21,6 @@ _OGG_FIRST = 2  # the flag of a stream's first page
 _SEARCHED = 65_536  # bytes at a time
 _NO_SIZE = 0x7FFF_0000  # bytes, or more, that stand for "not known" in a WAV or AIFF
 _MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-
-
-class Pieces:
-    """Pieces of files, one behind the other, as a file of their own."""
-
-    def __init__(self, pieces: list[tuple[BinaryIO, int, int]]) -> None:
-        self._pieces, self._at = pieces, 0
-        self._size = sum(end - start for _, start, end in pieces)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int) -> bytes:
-        found, before = b"", 0
-        for file, start, end in self._pieces:
-            first = start + self._at - before
-            if first < end and len(found) < size:
-                file.seek(first)
-                block = file.read(min(size - len(found), end - first))
-                self._at += len(block)
-                found += block
-            before += end - start
-        return found
 
 
 def behind_id3(file: BinaryIO) -> int:

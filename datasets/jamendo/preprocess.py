@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
@@ -23,9 +22,10 @@ if not __package__:  # started as a script: import from the repository root, not
 from maest.datasets import commands, published
 from maest.datasets.collection import mel_key
 from maest.datasets.melspectrograms import mel_path
-from maest.datasets.published import Task, check_name, damaged, read_tsv
+from maest.datasets.published import PublishedTable, Task
 from maest.datasets.splitting import SPLITS
 from maest.helpers.data_folder import data_folder
+from maest.helpers.errors import InputError
 from maest.helpers.transfer import download
 
 # The newest version of the tables that is known, of July 2024
@@ -71,33 +71,25 @@ def read_task(task: str, tables_dir: Path) -> Task:
     """
     tracks: dict[str, tuple[str, frozenset[str]]] = {}
     for split in SPLITS:
-        path = tables_dir / table_name(task, split)
-        for line, name, tags in _rows(path):
-            if name in tracks and tracks[name][0] != split:
-                what = f"{name!r} is in {tracks[name][0]} too"
-                raise damaged(path, what, _AGAIN, line, "conflict")
-            check_name(name, path, line, tracks, _AGAIN)
-            tracks[name] = (split, tags)
+        table = PublishedTable(tables_dir / table_name(task, split), _AGAIN, csv.QUOTE_NONE)
+        rows = iter(table)
+        header = next(rows, [])
+        if header[: len(_COLUMNS)] != _COLUMNS:
+            what = f"found the columns {', '.join(header[:6])}, expected {', '.join(_COLUMNS)}"
+            raise table.error(f"{what}, separated by tabs")
+        for cells in rows:
+            if len(cells) < len(_COLUMNS):
+                raise table.error(f"{len(cells)} columns, expected six or more")
+            table.check_name(cells[3], tracks)
+            tracks[cells[3]] = (split, frozenset(tag for tag in cells[5:] if tag))
     labels = sorted(set().union(*(tags for _, tags in tracks.values())))
     if not labels:
         what = f"the tables of {task} have no tracks with tags"
-        raise damaged(tables_dir, what, _AGAIN, kind="empty")
+        raise InputError(what, kind="empty", path=tables_dir, hint=_AGAIN)
     _, counts, n_labels = TASKS[task]
     if len(labels) != n_labels:
         print(f"warning: {task} has {len(labels)} tags, where the published tables have {n_labels}")
     return Task(labels, tracks, dict(zip(SPLITS, counts, strict=True)))
-
-
-def _rows(path: Path) -> Iterable[tuple[int, str, frozenset[str]]]:
-    table = read_tsv(path, _AGAIN, csv.QUOTE_NONE)
-    _, header = next(table, (0, []))
-    if header[: len(_COLUMNS)] != _COLUMNS:
-        what = f"found the columns {', '.join(header[:6])}, expected {', '.join(_COLUMNS)}"
-        raise damaged(path, f"{what}, separated by tabs", _AGAIN)
-    for line, cells in table:
-        if len(cells) < len(_COLUMNS):
-            raise damaged(path, f"{len(cells)} columns, expected six or more", _AGAIN, line)
-        yield line, cells[3], frozenset(tag for tag in cells[5:] if tag)
 
 
 def as_there(task: Task, audio_dir: Path, melspec_dir: Path) -> Task:
@@ -136,19 +128,7 @@ def _main(arguments: list[str] | None = None) -> None:
         task: as_there(read_task(task, options.tables_dir), options.audio_dir, options.melspec_dir)
         for task in options.tasks
     }
-    if "melspectrograms" in steps:
-        published.make_melspectrograms(
-            options.audio_dir,
-            options.melspec_dir,
-            dict.fromkeys(name for task in tasks.values() for name in task.tracks),
-            num_workers=options.num_workers,
-            overwrite=options.force,
-        )
-    if "groundtruth" in steps:
-        for name, task in tasks.items():
-            print(f"\n{name}")
-            for line in published.write_task(task, options.out_dir / name, options.melspec_dir):
-                print(line)
+    published.make(tasks, options, steps)
 
 
 def main(arguments: list[str] | None = None) -> int:

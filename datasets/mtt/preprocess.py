@@ -22,8 +22,8 @@ if not __package__:  # started as a script: import from the repository root, not
     sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
 from maest.datasets import commands, published
-from maest.datasets.archives import fetch, known_absent, unpack
-from maest.datasets.published import Task, check_name, damaged, read_tsv, shown
+from maest.datasets.archives import fetch, known_absent, parts_there, unpack
+from maest.datasets.published import PublishedTable, Task, shown
 from maest.helpers.data_folder import data_folder
 from maest.helpers.failures import write_failures
 from maest.helpers.transfer import download
@@ -47,7 +47,6 @@ EMPTY = {
     "couperin-88-117.mp3",
 }
 STEPS = ("download", "unpack", "melspectrograms", "groundtruth")
-_SHOWN = 5  # failures
 _AGAIN = "Delete it and run the step download again."
 _HOME = data_folder() / "mtt"
 
@@ -55,43 +54,41 @@ _HOME = data_folder() / "mtt"
 def read_annotations(path: Path) -> Task:
     """Read the table of annotations.
 
-    Args:
-        path: tab-separated, a row a clip: clip_id, a column of 0 and 1 for each tag, mp3_path.
+    It is tab-separated, a row a clip: clip_id, a column of 0 and 1 for each tag, mp3_path.
 
     Raises:
         InputError: it is not such a table; the message names the line.
     """
     side = {folder: split for split, folders in FOLDERS.items() for folder in folders}
-    rows: dict[str, list[str]] = {}
-    table = read_tsv(path, _AGAIN)
-    _, header = next(table, (0, [""]))
+    clips: dict[str, list[str]] = {}  # the tags of each
+    table = PublishedTable(path, _AGAIN)
+    rows = iter(table)
+    header = next(rows, [""])
     if (header[0], header[-1]) != ("clip_id", "mp3_path") or len(header) < 3:
         what = f"found the columns {', '.join(header[:3])} …, expected clip_id, the tags and "
-        raise damaged(path, f"{what}mp3_path, separated by tabs", _AGAIN)
+        raise table.error(f"{what}mp3_path, separated by tabs")
     tags = header[1:-1]
-    for line, cells in table:
-        if len(cells) != len(header) or not set(cells[1:-1]) <= {"0", "1"}:
-            what = f"expected {len(header)} columns, with 0 or 1 for each tag"
-            raise damaged(path, what, _AGAIN, line)
+    for cells in rows:
         name = cells[-1]
+        if len(cells) != len(header) or not set(cells[1:-1]) <= {"0", "1"}:
+            raise table.error(f"expected {len(header)} columns, with 0 or 1 for each tag")
         if name.partition("/")[0] not in side:
-            raise damaged(path, f"{name!r} is in none of the folders 0 to f", _AGAIN, line)
-        check_name(name, path, line, rows, _AGAIN)
-        rows[name] = [t for t, c in zip(tags, cells[1:-1], strict=True) if c == "1"]
-    if not rows:
-        raise damaged(path, "no clips in it", _AGAIN, kind="empty")
-    if (len(rows), len(tags)) != (N_CLIPS, N_TAGS):
-        print(f"warning: {path} has {len(rows):,} clips and {len(tags)} tags, where the published "
+            raise table.error(f"{name!r} is in none of the folders 0 to f")
+        table.check_name(name, clips)
+        clips[name] = [tag for tag, cell in zip(tags, cells[1:-1], strict=True) if cell == "1"]
+    if not clips:
+        raise table.error("no clips in it", "empty")
+    if (len(clips), len(tags)) != (N_CLIPS, N_TAGS):
+        print(f"warning: {path} has {len(clips):,} clips and {len(tags)} tags, where the published "
               f"table has {N_CLIPS:,} and {N_TAGS}")  # fmt: skip
-    counts = Counter(tag for own in rows.values() for tag in own)
+    counts = Counter(tag for own in clips.values() for tag in own)
     # Of tags as frequent as the last that is in, those that the table names first.
-    frequent = sorted(tags, key=lambda tag: -counts[tag])[:N_LABELS]
-    labels = sorted(frequent)
+    frequent = frozenset(sorted(tags, key=lambda tag: -counts[tag])[:N_LABELS])
     tracks = {
-        name: (side[name.partition("/")[0]], frozenset(own) & set(labels))
-        for name, own in rows.items()
+        name: (side[name.partition("/")[0]], frequent.intersection(own))
+        for name, own in clips.items()
     }
-    return Task(labels, tracks, PUBLISHED)
+    return Task(sorted(frequent), tracks, PUBLISHED)
 
 
 def _audio_is_there(options: argparse.Namespace, clips: Collection[str]) -> bool:
@@ -103,27 +100,27 @@ def _audio_is_there(options: argparse.Namespace, clips: Collection[str]) -> bool
 
 
 def _unpack(options: argparse.Namespace, clips: Collection[str]) -> None:
-    found = unpack(
+    outcome = unpack(
         options.download_dir / ARCHIVE,
+        PARTS,
         options.audio_dir,
         clips,
         keep=options.keep_archives,
         again=options.force,
     )
-    print(f"unpacked {found.done:,} clips, {found.skipped:,} were there: {options.audio_dir}")
-    if found.other:
-        print(f"{len(found.other):,} clips have other sizes than in the archive, and were not "
-              f"replaced (--force does that): {shown(found.other)}")  # fmt: skip
-    listed = write_failures(options.download_dir / "failed.csv", found.failed, column="path")
-    for name, reason in sorted(found.failed.items())[:_SHOWN]:
-        print(f"not unpacked: {name}: {reason}", file=sys.stderr)
-    if found.failed:
-        print(f"{len(found.failed)} clips are not unpacked: {listed}", file=sys.stderr)
-    if found.again:
-        print(f"Run the same again to fetch {found.again} and what follows it once more",
-              file=sys.stderr)  # fmt: skip
-    if found.absent:
-        print(f"{len(found.absent)} clips are not in the archive: {shown(found.absent)}")
+    print(f"unpacked {outcome.done:,} clips, {outcome.skipped:,} were there: {options.audio_dir}")
+    if outcome.other:
+        print(f"{len(outcome.other):,} clips have other sizes than in the archive, and were not "
+              f"replaced (--force does that): {shown(outcome.other)}")  # fmt: skip
+    if outcome.absent:
+        print(f"{len(outcome.absent)} clips are not in the archive: {shown(outcome.absent)}")
+    listed = write_failures(options.download_dir / "failed.csv", outcome.failed, column="path")
+    commands.print_failures(outcome.failed, "not unpacked")
+    if outcome.failed:
+        print(f"{len(outcome.failed)} clips are not unpacked: {listed}", file=sys.stderr)
+    if outcome.again:
+        again = " and ".join(outcome.again)
+        print(f"Run the same again to fetch {again} once more", file=sys.stderr)
 
 
 def _main(arguments: list[str] | None = None) -> None:
@@ -144,28 +141,16 @@ def _main(arguments: list[str] | None = None) -> None:
     task = read_annotations(table)
     clips = task.tracks.keys()
     there = not options.force and _audio_is_there(options, clips)
-    if "download" in steps and not there:
-        fetch(archive, options.url, PARTS, again=options.force)
-    elif "download" in steps:
-        print(f"{len(clips):,} clips are in {options.audio_dir} already: nothing to download")
-    if "unpack" in steps:
-        # An archive that was to go when the last clip was out, and a kill came between
-        left = archive.is_file() and not options.keep_archives
-        if there and not left:
-            print(f"{len(clips):,} clips are in {options.audio_dir} already: nothing to unpack")
-        else:
+    # Parts that were to go when the last clip was out, and a kill came between
+    left = not options.keep_archives and len(parts_there(archive, PARTS)) == len(PARTS)
+    for step, is_done in (("download", there), ("unpack", there and not left)):
+        if step in steps and is_done:
+            print(f"{len(clips):,} clips are in {options.audio_dir} already: nothing to {step}")
+        elif step in steps and step == "download":
+            fetch(archive, options.url, PARTS, again=options.force)
+        elif step in steps:
             _unpack(options, clips)
-    if "melspectrograms" in steps:
-        published.make_melspectrograms(
-            options.audio_dir,
-            options.melspec_dir,
-            task.tracks,
-            num_workers=options.num_workers,
-            overwrite=options.force,
-        )
-    if "groundtruth" in steps:
-        for line in published.write_task(task, options.out_dir, options.melspec_dir):
-            print(line)
+    published.make({"": task}, options, steps)
 
 
 def main(arguments: list[str] | None = None) -> int:

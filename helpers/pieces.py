@@ -1,0 +1,37 @@
+"""Pieces of files, one behind the other, as a file of their own."""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO
+
+
+class Pieces:
+    """Some bytes of some open files: (file, first byte, the byte behind the last) of each piece."""
+
+    def __init__(self, pieces: list[tuple[BinaryIO, int, int]]) -> None:
+        self._pieces, self._at = pieces, 0
+        self._size = sum(end - start for _, start, end in pieces)
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        size = self._size if size < 0 else size
+        content, before = b"", 0
+        for file, start, end in self._pieces:
+            first = start + self._at - before
+            if first < end and len(content) < size:
+                file.seek(first)
+                block = file.read(min(size - len(content), end - first))
+                self._at += len(block)
+                content += block
+            before += end - start
+        return content
