@@ -1,22 +1,24 @@
 """Reading pickles of plain data without ever running code from them.
 
 The usual way to read such a file, ``pickle.load``, runs whatever code the file asks for. Here the
-opcodes of plain data are interpreted, and no others. Of the functions that a file may name, five
-of NumPy's and Python's are known, and stood in for by methods of the interpreter, which check every
-argument: no function of NumPy's, nor of anybody else's, ever receives arguments chosen by the file.
-No size that the file declares makes anything larger than the file itself.
+opcodes of plain data alone are left of Python's reader, and those that call or change something are
+checked. Five functions of NumPy's and Python's may be named, and methods stand in for them that
+check every argument: no other function ever receives arguments chosen by the file. No size that the
+file declares makes anything larger than the file itself.
 """
 
 from __future__ import annotations
 
-import codecs
 import io
 import math
+import pickle
 import pickletools
 import reprlib
+import struct
 import types
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,14 +30,31 @@ _RESAVE = (
     "and nothing else in the file was run: if you trust it, re-save it with plain lists or NumPy "
     "arrays."
 )
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 80, 80, 80
+_MAX_DIMENSIONS, _MAX_DEPTH = 32, 50
+_DTYPES = frozenset(
+    ["b1", *(kind + size for kind in "iu" for size in "1248"), *("f" + size for size in "248")]
+)
+_SCALARS = frozenset([bool, int, float, str, bytes, bytearray, type(None)])
+# What the file may name → the method of `_Reader` that stands in for it
+_GLOBALS = {"numpy.ndarray": "ndarray", "numpy.dtype": "dtype", "_codecs.encode": "encode"}
+for _core in ("core", "_core"):  # NumPy 1.x, NumPy 2.x
+    _GLOBALS[f"numpy.{_core}.multiarray._reconstruct"] = "reconstruct"
+    _GLOBALS[f"numpy.{_core}.multiarray.scalar"] = "scalar"
+    _GLOBALS[f"numpy.{_core}.numeric._frombuffer"] = "frombuffer"
+_KEPT = frozenset(  # opcodes that run as in Python's reader
+    """
+    PROTO FRAME STOP MARK PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET NONE NEWTRUE
+    NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING
+    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE
+    TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST EMPTY_DICT GLOBAL STACK_GLOBAL
+    """.split()  # noqa: SIM905
+)
 
 
 class _Refused(Exception):
     """Something in a pickle that plain data does not need."""
-
-
-_REPR = reprlib.Repr()
-_REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 80, 80, 80
 
 
 def short_repr(value: object) -> str:
@@ -43,27 +62,14 @@ def short_repr(value: object) -> str:
     return _REPR.repr(value)
 
 
-_MAX_DIMENSIONS, _MAX_DEPTH = 32, 50
-_DTYPES = frozenset(
-    ["b1", *(kind + size for kind in "iu" for size in "1248"), *("f" + size for size in "248")]
-)
-_SCALARS = frozenset([bool, int, float, str, bytes, bytearray, type(None)])
-# What the file may name → the method of `_Interpreter` that stands in for it
-_GLOBALS = {"numpy ndarray": "ndarray", "numpy dtype": "dtype", "_codecs encode": "encode"}
-for _core in ("core", "_core"):  # NumPy 1.x, NumPy 2.x
-    _GLOBALS[f"numpy.{_core}.multiarray _reconstruct"] = "reconstruct"
-    _GLOBALS[f"numpy.{_core}.multiarray scalar"] = "scalar"
-    _GLOBALS[f"numpy.{_core}.numeric _frombuffer"] = "frombuffer"
+class _Whole(io.BytesIO):
+    """A file that ends too early is an error."""
 
-_OPCODES = {info.code.encode("latin1"): info for info in pickletools.opcodes}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_ARGUMENTS = frozenset(  # opcodes that push what stands behind them
-    """
-    INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING
-    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
-    """.split()  # noqa: SIM905
-)
-_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if len(data) < (size or 0):
+            raise EOFError("truncated")
+        return data
 
 
 class _Unfinished:
@@ -74,122 +80,55 @@ class _Unfinished:
         self.built = False
 
 
-class _Interpreter:
-    """Executes the opcodes of plain data; raises `_Refused` at others, and anything at damage."""
+class _Memo(dict[int, Any]):
+    def __getitem__(self, index: int) -> Any:
+        value = super().__getitem__(index)
+        finished = type(value) is _Unfinished and value.value is not None
+        return value.value if finished else value
+
+
+class _Reader(pickle._Unpickler):  # in Python: its memo is no array, its opcodes are a table
+    """Raises `_Refused` at what plain data does not need, and anything at damage."""
+
+    stack: list[Any]  # type stubs know the reader in C alone
+    read: Any
+    append: Any
+    pop_mark: Any
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, data: bytes) -> None:
-        self.file, self.size = io.BytesIO(data), len(data)
-        self.frame = self.size  # where it ends
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}  # no list: an index takes no room for those before it
-        self.budget = 4 * self.size
+        super().__init__(_Whole(data), encoding="latin1")  # strings of Python 2
+        self.memo, self.budget = _Memo(), 4 * len(data)
 
-    def run(self) -> Any:
-        file = self.file
-        while True:
-            start = file.tell()
-            info = _OPCODES[file.read(1)]
-            argument = None
-            if info.name == "STRING":  # of Python 2; pickletools reads ASCII alone
-                raw = pickletools.read_stringnl(file, decode=False)
-                argument = codecs.escape_decode(raw)[0].decode("latin1")
-            elif info.arg is not None:
-                argument = info.arg.reader(file)
-            if start < self.frame < file.tell():
-                raise EOFError("something crosses the end of a frame")
-            if info.name == "STOP":
-                break
-            self.execute(info.name, argument)
-        [value] = self.stack
-        if file.tell() != self.size:
-            raise ValueError("the pickle ends, and more bytes follow it")
-        _check_data(value)
-        return value
+    def whole(self) -> Any:
+        value = self.load()
+        try:
+            self.read(1)
+        except EOFError:
+            _check_data(value)
+            return value
+        raise ValueError("the pickle ends, and more bytes follow it")
 
-    def execute(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        if name in _ARGUMENTS:
-            stack.append(argument)
-            return
-        match name:
-            case "BINPUT" | "LONG_BINPUT" | "PUT" | "MEMOIZE":
-                index = len(self.memo) if argument is None else argument
-                if index < 0:
-                    raise ValueError("a memo index below 0")
-                self.memo[index] = stack[-1]
-            case "BINGET" | "LONG_BINGET" | "GET":
-                value = self.memo[argument]
-                finished = type(value) is _Unfinished and value.value is not None
-                stack.append(value.value if finished else value)
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append(_CONSTANTS[name])
-            case "MARK":
-                self.marks.append(len(stack))
-            case "TUPLE":
-                stack.append(tuple(self.pop_mark()))
-            case "EMPTY_TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(self.pop(_TUPLES[name])))
-            case "REDUCE":
-                function, arguments = self.pop(2)
-                if type(function) is not types.MethodType or type(arguments) is not tuple:
-                    raise _Refused(f"the file calls a {type(function).__name__}")
-                stack.append(function(*arguments))
-            case "BUILD":
-                stack.append(self.build(*self.pop(2)))
-            case "GLOBAL":
-                self.find(argument)
-            case "STACK_GLOBAL":
-                module, function = self.pop(2)
-                both = type(module) is type(function) is str
-                self.find(f"{module} {function}" if both else "no name")
-            case "EMPTY_LIST":
-                stack.append([])
-            case "LIST":
-                stack.append(self.pop_mark())
-            case "APPEND" | "APPENDS":
-                items = self.pop(1) if name == "APPEND" else self.pop_mark()
-                if type(stack[-1]) is not list:
-                    raise _Refused(f"the file appends to a {type(stack[-1]).__name__}")
-                stack[-1].extend(items)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "DICT" | "SETITEM" | "SETITEMS":
-                items = self.pop(2) if name == "SETITEM" else self.pop_mark()
-                if name == "DICT":
-                    stack.append({})
-                # Keys: only what is hashed without recursion, which CPython does not bound.
-                if type(stack[-1]) is not dict or not _SCALARS.issuperset(map(type, items[::2])):
-                    raise _Refused("the file has keys that are no strings or numbers")
-                stack[-1].update(zip(items[::2], items[1::2], strict=True))
-            case "PROTO":
-                if argument > 5:
-                    raise ValueError("unknown protocol")
-            case "FRAME":
-                self.frame = self.file.tell() + argument
-                if self.frame > self.size:
-                    raise EOFError("truncated")
-            case _:
-                raise _Refused(f"refused pickle opcode {name}")
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in _GLOBALS or "." in name:
+            raise _Refused(f"refused global {short_repr(f'{module}.{name}')[1:-1]}")
+        return getattr(self, _GLOBALS[f"{module}.{name}"])
 
-    def pop(self, count: int) -> list[Any]:
-        start = len(self.stack) - count
-        if start < 0:
-            raise IndexError("the stack is empty")
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
+    # ---- opcodes
 
-    def pop_mark(self) -> list[Any]:
-        return self.pop(len(self.stack) - self.marks.pop())
+    def load_bytearray8(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
 
-    def find(self, name: str) -> None:
-        if name not in _GLOBALS:
-            raise _Refused(f"refused global {short_repr(name.replace(' ', '.'))[1:-1]}")
-        self.stack.append(getattr(self, _GLOBALS[name]))
+    def load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if type(function) is not types.MethodType or type(arguments) is not tuple:
+            raise _Refused(f"the file calls a {type(function).__name__}")
+        self.append(function(*arguments))
 
-    def build(self, unfinished: Any, state: Any) -> Any:
+    def load_build(self) -> None:
         """Set the state of an array or a dtype, once."""
+        state, unfinished = self.stack.pop(), self.stack.pop()
         if type(unfinished) is not _Unfinished or unfinished.built:
             raise _Refused(f"the file sets the state of a {type(unfinished).__name__}")
         unfinished.built = True
@@ -204,7 +143,36 @@ class _Interpreter:
                 unfinished.value = dtype.newbyteorder(order)
             case _:
                 raise _Refused(f"unexpected state of an array or a dtype: {short_repr(state)}")
-        return unfinished.value
+        self.append(unfinished.value)
+
+    def load_append(self) -> None:
+        self.extend([self.stack.pop()])
+
+    def load_appends(self) -> None:
+        self.extend(self.pop_mark())
+
+    def extend(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise _Refused(f"the file appends to a {type(self.stack[-1]).__name__}")
+        self.stack[-1].extend(items)
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self.update(items)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.update([key, value])
+
+    def load_setitems(self) -> None:
+        self.update(self.pop_mark())
+
+    def update(self, items: list[Any]) -> None:
+        # Keys: only what is hashed without recursion, which CPython does not bound.
+        if type(self.stack[-1]) is not dict or not _SCALARS.issuperset(map(type, items[::2])):
+            raise _Refused("the file has keys that are no strings or numbers")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     # ---- what stands in for functions of NumPy's and Python's
 
@@ -275,6 +243,16 @@ class _Interpreter:
             raise _Refused("the file converts the same text again and again")
 
 
+def _refuse(opcode: str, _reader: _Reader) -> None:
+    raise _Refused(f"refused pickle opcode {opcode}")
+
+
+for _opcode in pickletools.opcodes:
+    if _opcode.name not in _KEPT:
+        _own = vars(_Reader).get(f"load_{_opcode.name.lower()}")
+        _Reader.dispatch[ord(_opcode.code)] = _own or partial(_refuse, _opcode.name)
+
+
 def _check_data(value: Any) -> None:
     """Containers, arrays and scalars alone, and not too deep."""
     level: list[Any] = [[value]]
@@ -303,9 +281,6 @@ def load_pickle(path: str | Path) -> Any:
     Protocols 0 to 5, of Python 2 and 3, with arrays of NumPy 1.x and 2.x. Strings of Python 2 are
     read as latin1.
 
-    Args:
-        path: the file.
-
     Returns:
         dicts, lists, tuples, str, bytes, numbers, None, and NumPy arrays of bool, integers or
         floats (not to be written to; NumPy numbers come as Python ones).
@@ -314,14 +289,10 @@ def load_pickle(path: str | Path) -> Any:
         InputError: the file cannot be read, is no whole pickle (bytes after its end count as
             damage: ``pickle.load`` would drop them in silence), or holds anything else.
     """
-    path = Path(path)
-    again = "Write it again, or get it again."
     missing = "Check the path, or make the file with the data set's preprocess.py."
     data = read_bytes(path, missing)
-    if not data:
-        raise InputError("the file is empty", kind="corrupt", path=path, hint=again)
     try:
-        return _Interpreter(data).run()
+        return _Reader(data).whole()
     except _Refused as error:
         raise InputError(str(error), kind="unsupported", path=path, hint=_RESAVE) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -329,5 +300,5 @@ def load_pickle(path: str | Path) -> Any:
             f"not a pickle, or a damaged one ({type(error).__name__}: {error})",
             kind="corrupt",
             path=path,
-            hint=f"Expected a whole pickled dict. {again}",
+            hint="Expected a whole pickled dict. Write it again, or get it again.",
         ) from None

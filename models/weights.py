@@ -338,7 +338,8 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
     expected, path = model.state_dict(), checkpoint.path
     tensors = _fit_positions(checkpoint, expected)
     # A head of which the file has a part is no optional one: the rest is reported as missing.
-    dropped, reason = (), "the file has none for music"
+    dropped: tuple[str, ...] = ()
+    reason = "the file has none for music"
     optional = [
         prefix
         for prefix in layouts.OPTIONAL_HEADS.get(checkpoint.layout, ())
@@ -373,10 +374,11 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
             f"knows its own. Else: {_AGAIN}",
             path=path,
         )
-    values, own = {}, {"copy": True, "memory_format": torch.contiguous_format}
+    values, own = {}, torch.contiguous_format
     for name, tensor in expected.items():
         if name not in fresh:
-            values[name] = tensors[name].to(torch.float32, **own)  # they may be views of a file
+            # A copy: they may be views of a file.
+            values[name] = tensors[name].to(torch.float32, copy=True, memory_format=own)
             if not values[name].sum().isfinite():  # without a temporary of its size
                 raise CheckpointError(
                     f"{name} has NaN or infinite values",
