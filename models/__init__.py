@@ -40,64 +40,66 @@ def get_maest(
     architecture says.
 
     Args:
-        arch: name of an architecture (`models.ARCHS`); or, without a ``checkpoint``, the path of
-            one: a file or a model folder goes before an architecture of that name.
+        arch: name of an architecture (`ARCHS`); or, without a ``checkpoint``, the path of one: a
+            file or a model folder goes before an architecture of that name.
         pretrained: take the published weights of ``arch``, fetched once (`models.download`). None:
             where it has any and no checkpoint is given. False: new weights.
         n_classes: number of labels; that of ``labels``, if None.
         input_t: longest input, in frames.
-        checkpoint: a model folder or a checkpoint file, or what `models.load_checkpoint` returned;
+        checkpoint: a model folder or a checkpoint file, or what `load_checkpoint` returned;
             nothing is downloaded then. The arguments go before what it says.
         checkpoint_swa_weights: which weights of a checkpoint: ``average`` of `load_checkpoint`.
         discard_head: leave the head of the weights out: a newly initialized one.
         labels: label names.
-        options: further arguments of :class:`models.maest.Maest`: patchout, dropout, ``task``,
-            ``distilled_type``, ``norm_mean`` …
+        options: further arguments of `Maest`: patchout, dropout, ``task``, ``distilled_type``,
+            ``norm_mean`` …
 
     Raises:
         InputError: for an unknown architecture, or sizes that are missing or contradict each other.
         CheckpointError: (an InputError) if the checkpoint cannot be used.
         DownloadError: (a CheckpointError) if the published weights cannot be fetched.
     """
-    if "checkpoint_swa_weigts" in options:  # as scripts for the original spell it
-        checkpoint_swa_weights = options.pop("checkpoint_swa_weigts")
+    # Scripts for the original spell it so.
+    average = options.pop("checkpoint_swa_weigts", checkpoint_swa_weights)
     if arch is None and checkpoint is None:
         hint = f"Give an arch ({', '.join(ARCHS)}) or a checkpoint."
         raise InputError("which model?", kind="missing", hint=hint, setting="arch")
     if arch is not None and checkpoint is None and pretrained is not False and _is_path(arch):
         arch, checkpoint = None, arch
     size = None if arch is None else find_arch(str(arch))
+    weights = checkpoint if isinstance(checkpoint, Checkpoint) else None
     if isinstance(checkpoint, str | Path):
-        checkpoint = load_checkpoint(checkpoint, checkpoint_swa_weights)
-    elif checkpoint is None and size and (size.published if pretrained is None else pretrained):
-        checkpoint = fetch(str(arch), checkpoint_swa_weights)
+        weights = load_checkpoint(checkpoint, average)
+    elif weights is None and size and (size.published if pretrained is None else pretrained):
+        weights = fetch(str(arch), average)
 
-    sizes: dict[str, Any] = dict(checkpoint.sizes) if checkpoint else {}
+    sizes: dict[str, Any] = dict(weights.sizes) if weights else {}
+    kept = {} if discard_head else dict(sizes)  # of a head that is kept
     if size is not None:
         sizes |= {"embed_dim": size.embed_dim, "num_heads": size.num_heads, "depth": size.depth}
         if size.n_classes is not None and labels is None:
             sizes.setdefault("n_classes", size.n_classes)
     sizes.setdefault("input_t", (size or ARCHS["maest_base"]).input_t)
-    kept = None if checkpoint is None or discard_head else checkpoint.sizes  # its head is kept
-    if checkpoint and kept and labels is None and n_classes in (None, kept.get("n_classes")):
-        labels = checkpoint.labels
+    if weights and kept and labels is None and n_classes in (None, kept.get("n_classes")):
+        labels = weights.labels
     if n_classes is None and labels is not None:
         n_classes = len(labels)
     given = {"n_classes": n_classes, "input_t": input_t, **options}
     sizes |= {name: value for name, value in given.items() if value is not None}
-    if kept is None or any(kept.get(n) != sizes.get(n) for n in ("n_classes", "task")):
+    if any(kept.get(name) != sizes.get(name) for name in ("n_classes", "task")):
         scale = ("target_mean", "target_std")  # of another head's values
         sizes |= {name: options.get(name) for name in scale}
     if "n_classes" not in sizes:
-        hint = "Give n_classes or labels."
-        if checkpoint is None:
-            message = "the number of labels is not known"
-            raise InputError(message, kind="missing", hint=hint, setting="n_classes")
-        message = "it has no head (head.1.weight), so the number of labels is not known"
-        raise CheckpointError(message, kind="missing", hint=hint, path=checkpoint.path)
-    if checkpoint is None:
+        raise (CheckpointError if weights else InputError)(
+            f"the number of labels is not known{': no head.1.weight' if weights else ''}",
+            kind="missing",
+            hint="Give n_classes or labels.",
+            path=weights.path if weights else None,
+            setting="n_classes",
+        )
+    if weights is None:
         return Maest(labels=labels, **sizes).eval()
-    return load_into(Maest.without_weights(labels=labels, **sizes), checkpoint, discard_head).eval()
+    return load_into(Maest.without_weights(labels=labels, **sizes), weights, discard_head).eval()
 
 
 def list_models() -> list[str]:

@@ -6,18 +6,22 @@ Shapes in comments: F, T rows and columns of the patch grid, D channels.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maest.helpers.melspectrogram import N_MELS, NORM_MEAN, NORM_STD
+from maest.helpers.mel_constants import N_MELS, NORM_MEAN, NORM_STD
 from maest.helpers.patches import PATCH_SIZE
 from maest.models.sizes import STRIDE, grid_size
+
+log = logging.getLogger(__name__)
 
 MAEST, PASST, DEIT, HUB = "MAEST", "PaSST", "DeiT", "hub"
 HEADS = ("head.", "head_dist.")
@@ -26,6 +30,7 @@ OPTIONAL_HEADS = {HUB: ("head_dist.",), PASST: HEADS, DEIT: HEADS}
 _HEAD_WIDTH = 64  # channels of an attention head, in every released size
 # Time positions → input frames of 5, 10, 20 and 30 s. Positions alone say only the tens of frames.
 _RELEASED_INPUTS = {31: 312, 62: 625, 125: 1250, 187: 1875}
+_LONG = 4  # times the input length of training: beyond, there is a warning
 
 
 def detect_layout(state: Mapping[str, Tensor]) -> str:
@@ -51,16 +56,15 @@ def read(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     if layout == HUB:
         return _read_hub(state)
     tensors = dict(state)
-    if layout == DEIT:  # its heads are for ImageNet, and without a norm of their own
-        for name in ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias"):
-            tensors.pop(name, None)
+    if layout == DEIT:
+        for head in HEADS:  # for ImageNet, and without a norm of their own
+            tensors.pop(f"{head}weight", None)
+            tensors.pop(f"{head}bias", None)
         positions = tensors.pop("pos_embed")
         side = math.isqrt(max(positions.shape[1] - 2, 0)) if positions.ndim == 3 else 0
         if not side or positions.shape[1] != 2 + side * side:
-            raise ValueError(
-                f"pos_embed is {tuple(positions.shape)}: expected [1, 2 + n², D], two tokens and a "
-                "square grid"
-            )
+            shape = tuple(positions.shape)
+            raise ValueError(f"pos_embed is {shape}: expected [1, 2 + n², D], of a square grid")
         tensors["new_pos_embed"] = positions[:, :2]
         tensors["pos_embed"] = positions[:, 2:]  # until the grid's size is known
     colours = tensors.get("patch_embed.proj.weight", torch.empty(0))
@@ -90,11 +94,11 @@ def read_sizes(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
         "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
         "input_f": N_MELS,
     }
-    if "head.1.weight" in tensors:
-        sizes["n_classes"] = tensors["head.1.weight"].shape[0]
-        for name in ("head.1.bias", "head_dist.weight", "head_dist.bias"):
-            if name in tensors and tensors[name].shape[:1] != (sizes["n_classes"],):
-                raise ValueError(f"head.1.weight and {name} are for different numbers of classes")
+    heads = ("head.1.weight", "head.1.bias", "head_dist.weight", "head_dist.bias")
+    if heads[0] in tensors:
+        sizes["n_classes"] = tensors[heads[0]].shape[0]
+        if len({tensors[name].shape[:1] for name in heads if name in tensors}) > 1:
+            raise ValueError(f"{', '.join(heads)} are for different numbers of classes")
     if layout in (MAEST, HUB):
         rows = tensors["freq_new_pos_embed"].shape[2]
         columns = tensors["time_new_pos_embed"].shape[3]
@@ -105,32 +109,43 @@ def read_sizes(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
     return sizes | ({"head_eps": HUB_EPS} if layout == HUB else {})
 
 
-def resize_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
-    """Resize positions [1, D, F, T] bicubically, as PaSST does."""
-    return functional.interpolate(
-        positions.float(), size=(rows, columns), mode="bicubic", align_corners=False
-    )
+def fit_positions(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """Our tensors with position embeddings of the ``expected`` sizes; what changed is logged."""
+    tensors, freq, time = dict(tensors), "freq_new_pos_embed", "time_new_pos_embed"
+    rows, columns = expected[freq].shape[2], expected[time].shape[3]
+    if "pos_embed" in tensors:  # of a square grid: the mean over one axis is of the other
+        grid = tensors.pop("pos_embed").transpose(1, 2)
+        grid = _resized(grid.unflatten(2, (math.isqrt(grid.shape[2]), -1)), (rows, columns))
+        tensors[freq], tensors[time] = grid.mean(3, keepdim=True), grid.mean(2, keepdim=True)
+        message = "%s: positions of a square grid resized to %d x %d and taken apart"
+        log.warning(message, path, rows, columns)
+    for name, size in ((freq, (rows, 1)), (time, (1, columns))):
+        found = tensors.get(name, torch.empty(0))
+        if found.ndim != 4 or found.shape[2:] == size or not found.numel():
+            continue  # it fits, or it never will
+        tensors[name] = _resized(found, size)
+        log.warning("%s: %s resized from %s to %s", path, name, tuple(found.shape[2:]), size)
+        if (longer := size[1] / found.shape[3]) > _LONG:
+            message = "%s: inputs are %.0f times as long as those of its training: expect little "
+            message += "of the results, or give a shorter input_t"
+            log.warning(message, path, longer)
+    return tensors
 
 
-def split_square_positions(positions: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Positions of a square grid [1, n², D] → of frequency [1, D, F, 1] and of time [1, D, 1, T].
-
-    The grid is resized to F x T; its mean over one axis is the embedding of the other.
-    """
-    side = math.isqrt(positions.shape[1])
-    grid = positions.transpose(1, 2).reshape(1, -1, side, side)
-    grid = resize_positions(grid, rows, columns)
-    return grid.mean(dim=3, keepdim=True), grid.mean(dim=2, keepdim=True)
+def _resized(positions: Tensor, size: tuple[int, int]) -> Tensor:
+    """Positions [1, D, F, T], resized bicubically, as PaSST does."""
+    return functional.interpolate(positions.float(), size, mode="bicubic", align_corners=False)
 
 
 # ------------------------------------------------------------------ the hub's layout:
 # `ASTForAudioClassification` of transformers
 
-HUB_TYPE = "audio-spectrogram-transformer"
 HUB_EPS = 1e-6  # of every norm, the head's too
 # What its configuration can say, and is the same in every network of this family
 HUB_FIXED = {
-    "model_type": HUB_TYPE,
+    "model_type": "audio-spectrogram-transformer",
     "patch_size": PATCH_SIZE,
     "frequency_stride": STRIDE,
     "time_stride": STRIDE,
@@ -155,34 +170,33 @@ def read_hub_config(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict
     Raises:
         ValueError: if it is of another network than that of the weights, with these ``sizes``.
     """
+    heads = config.get("num_attention_heads", 12)
+    # The released models' files say nothing of their task.
+    problem = config.get("problem_type") or HUB_PROBLEMS["multi-label"]
+    tasks = {theirs: ours for ours, theirs in HUB_PROBLEMS.items()}
     expected = {"hidden_size": sizes["embed_dim"], "num_hidden_layers": sizes["depth"], **HUB_FIXED}
     found = {name: config.get(name, _DEFAULTS.get(name, v)) for name, v in expected.items()}
     wrong = [f"{n} {found[n]!r} (expected {v!r})" for n, v in expected.items() if found[n] != v]
-    heads = config.get("num_attention_heads", 12)
     if type(heads) is not int or heads < 1 or sizes["embed_dim"] % heads:
         wrong.append(f"num_attention_heads {heads!r}")
-    # The released models' files say nothing of their task.
-    problem = config.get("problem_type") or HUB_PROBLEMS["multi-label"]
-    tasks = [task for task, name in HUB_PROBLEMS.items() if name == problem]
-    if not tasks:
+    if problem not in tasks:
         wrong.append(f"problem_type {problem!r}")
     if wrong:
         raise ValueError(f"of another network than MAEST: {', '.join(wrong)}")
-    return {"num_heads": heads, "task": tasks[0]}
+    return {"num_heads": heads, "task": tasks[problem]}
 
 
 _TOP = "audio_spectrogram_transformer."  # without a head (`ASTModel`), transformers writes none
 _HUB_POSITIONS = "embeddings.position_embeddings"
-# Ours, theirs as published, and theirs in the memory of transformers 5. Three rows of one name of
-# ours are joined in this order.
+# Ours, theirs as published, and theirs in the memory of transformers 5
 _HUB_NAMES = (
     ("cls_token", "embeddings.cls_token"),
     ("dist_token", "embeddings.distillation_token"),
     ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
     ("norm1", "layernorm_before"),
-    ("attn.qkv", "attention.attention.query", "attention.q_proj"),
-    ("attn.qkv", "attention.attention.key", "attention.k_proj"),
-    ("attn.qkv", "attention.attention.value", "attention.v_proj"),
+    ("attn.q", "attention.attention.query", "attention.q_proj"),  # q, k, v joined: our qkv
+    ("attn.k", "attention.attention.key", "attention.k_proj"),
+    ("attn.v", "attention.attention.value", "attention.v_proj"),
     ("attn.proj", "attention.output.dense", "attention.o_proj"),
     ("norm2", "layernorm_after"),
     ("mlp.fc1", "intermediate.dense", "mlp.fc1"),
@@ -191,7 +205,8 @@ _HUB_NAMES = (
     ("head.0", "classifier.layernorm"),
     ("head.1", "classifier.dense"),
 )
-_OURS = {theirs: (row, ours) for row, (ours, *both) in enumerate(_HUB_NAMES) for theirs in both}
+_OURS = {theirs: ours for ours, *both in _HUB_NAMES for theirs in both}
+_PUBLISHED = {ours: theirs for ours, theirs, *_ in _HUB_NAMES}
 # A block's number, the name in it, and what of it
 _KEY = re.compile(
     r"\A(?:(?:blocks|encoder\.layer|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?\Z", re.DOTALL
@@ -199,21 +214,20 @@ _KEY = re.compile(
 
 
 def _read_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    parts: dict[str, dict[int, Tensor]] = {}  # our name → row of _HUB_NAMES → tensor
+    tensors: dict[str, Tensor] = {}
     for key, tensor in state.items():
         [(block, name, kind)] = _KEY.findall(key.removeprefix(_TOP))
-        row, ours = _OURS.get(name, (0, ""))
-        ours = (f"blocks.{block}." if block else "") + ours + kind if ours else key
-        if row in parts.get(ours, {}):  # a second spelling: unexpected
-            ours = key
-        parts.setdefault(ours, {})[row] = tensor
-    tensors = {}
-    for ours, rows in parts.items():
-        joined = [rows[row] for row in sorted(rows)]
-        if len({tensor.shape for tensor in joined}) > 1:
-            raise ValueError(f"the parts of {ours} are {[tuple(t.shape) for t in joined]}")
-        tensors[ours] = torch.cat(joined) if joined[1:] and joined[0].ndim else joined[0]
-    [key] = [key for key in state if key.removeprefix(_TOP) == _HUB_POSITIONS]
+        ours = (f"blocks.{block}." if block else "") + _OURS.get(name, "") + kind
+        # A second spelling of a name is as unexpected as an unknown one.
+        tensors[key if name not in _OURS or ours in tensors else ours] = tensor
+    for name in [name for name in tensors if ".attn.q." in name]:
+        qkv = [name.replace(".q.", f".{part}.") for part in "qkv"]
+        parts = [tensors[part] for part in qkv if part in tensors]
+        # Parts that are missing or do not go together stay: they are reported as unexpected.
+        if len(parts) == 3 and {part.shape for part in parts} == {parts[0].shape} != {()}:
+            tensors[name.replace(".q.", ".qkv.")] = torch.cat(parts)
+            tensors = {key: tensor for key, tensor in tensors.items() if key not in qkv}
+    [key] = [key for key in tensors if key.removeprefix(_TOP) == _HUB_POSITIONS]
     return tensors | _split_positions(tensors.pop(key))
 
 
@@ -226,22 +240,17 @@ def _split_positions(positions: Tensor) -> dict[str, Tensor]:
             "the grid of a spectrogram with 96 bands"
         )
     rounding = torch.finfo(positions.dtype).eps * 8 * float(positions.float().abs().max())
-    positions = positions.float()
-    columns = (positions.shape[1] - 2) // rows
-    grid = positions[:, 2:].reshape(-1, rows, columns, positions.shape[2])  # [1, F, T, D]
-    time = grid[:, :1]
-    freq = grid[:, :, :1] - grid[:, :1, :1]
-    error = float((freq + time - grid).abs().max())
-    if not error <= rounding:
+    two, grid = positions.float().transpose(1, 2).tensor_split([2], dim=2)
+    grid = grid.unflatten(2, (rows, -1))  # [1, D, F, T]
+    time = grid[:, :, :1]
+    freq = grid[..., :1] - time[..., :1]
+    if not (error := float((freq + time - grid).abs().max())) <= rounding:
         raise ValueError(
             f"position_embeddings are no sum of frequency and time (off by {error:.2g}), which is "
             "all that this network has: trained further without that constraint, or no MAEST"
         )
-    return {
-        "new_pos_embed": positions[:, :2],
-        "freq_new_pos_embed": freq.permute(0, 3, 1, 2),
-        "time_new_pos_embed": time.permute(0, 3, 1, 2),
-    }
+    names = ("new_pos_embed", "freq_new_pos_embed", "time_new_pos_embed")
+    return dict(zip(names, (two.transpose(1, 2), freq, time), strict=True))
 
 
 def write_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -249,10 +258,11 @@ def write_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     hub = {}
     for name, tensor in state.items():
         [(block, ours, kind)] = _KEY.findall(name)
-        published = [theirs for known, theirs, *_ in _HUB_NAMES if known == ours]
-        for theirs, part in zip(published, tensor.chunk(len(published) or 1), strict=False):
-            top = "" if theirs.startswith("classifier.") else _TOP
-            hub[top + (f"encoder.layer.{block}." if block else "") + theirs + kind] = part
+        names = ["attn.q", "attn.k", "attn.v"] if ours == "attn.qkv" else [ours]
+        for ours, part in zip(names, tensor.chunk(len(names)), strict=True):
+            if theirs := _PUBLISHED.get(ours):
+                top = "" if theirs.startswith("classifier.") else _TOP
+                hub[top + (f"encoder.layer.{block}." if block else "") + theirs + kind] = part
     grid = state["freq_new_pos_embed"] + state["time_new_pos_embed"]  # [1, D, F, T]
     grid = grid.flatten(2).transpose(1, 2)
     hub[_TOP + _HUB_POSITIONS] = torch.cat((state["new_pos_embed"], grid), dim=1)

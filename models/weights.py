@@ -41,7 +41,6 @@ _FRONT_END = ("melspectrogram.spec.window", "melspectrogram.mel_scale.fb")
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:class|type) ([\w.]+\.[\w.]+)")  # as torch names it
 _SAVE_ALONE = "Save the state dict alone, with torch.save(model.state_dict(), path)."
 _AGAIN = "Get it again, have it written again by the program that made it, or give another one."
-_LONG = 4  # times the input length of training: beyond, there is a warning
 
 
 class CheckpointError(InputError):
@@ -336,7 +335,7 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
         CheckpointError: listing the keys that are missing, unexpected or of another shape.
     """
     expected, path = model.state_dict(), checkpoint.path
-    tensors = _fit_positions(checkpoint, expected)
+    tensors = layouts.fit_positions(checkpoint.tensors, expected, path)
     # A head of which the file has a part is no optional one: the rest is reported as missing.
     dropped: tuple[str, ...] = ()
     reason = "the file has none for music"
@@ -386,43 +385,10 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
                     hint="Use a checkpoint from before the training diverged.",
                     path=path,
                 )
+        elif tensor.is_meta and tensor.ndim == 2:  # what `Maest.init_weights` gives to a head
+            values[name] = nn.init.trunc_normal_(torch.empty(tensor.shape), std=0.02)
         elif tensor.is_meta:
-            values[name] = _initial(name, tensor.shape)
+            values[name] = torch.full(tensor.shape, float(name == "head.0.weight"))
     model.load_state_dict(values, strict=False, assign=model.cls_token.is_meta)
     model.uninitialized = frozenset(fresh)
     return model
-
-
-def _fit_positions(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The checkpoint's tensors, with position embeddings of the network's sizes."""
-    tensors, path = dict(checkpoint.tensors), checkpoint.path
-    freq, time = "freq_new_pos_embed", "time_new_pos_embed"
-    rows, columns = expected[freq].shape[2], expected[time].shape[3]
-    if "pos_embed" in tensors:
-        grid = tensors.pop("pos_embed")
-        tensors[freq], tensors[time] = layouts.split_square_positions(grid, rows, columns)
-        message = "%s: positions of a square grid resized to %d x %d and taken apart"
-        log.warning(message, path, rows, columns)
-    for name, size in ((freq, (rows, 1)), (time, (1, columns))):
-        found = tensors.get(name, torch.empty(0))
-        if found.ndim != 4 or found.shape[2:] == size or not found.numel():
-            continue  # it fits, or it never will
-        tensors[name] = layouts.resize_positions(found, *size)
-        log.warning("%s: %s resized from %s to %s", path, name, tuple(found.shape[2:]), size)
-        if (longer := size[1] / found.shape[3]) > _LONG:
-            log.warning(
-                "%s: inputs are %.0f times as long as those of its training: expect little of the "
-                "results, or give a shorter input_t",
-                path,
-                longer,
-            )
-    return tensors
-
-
-def _initial(name: str, shape: torch.Size) -> Tensor:
-    """What `Maest.init_weights` gives to a part of the head."""
-    if name.endswith(".bias"):
-        return torch.zeros(shape)
-    if name == "head.0.weight":
-        return torch.ones(shape)
-    return nn.init.trunc_normal_(torch.empty(shape), std=0.02)
