@@ -128,7 +128,7 @@ class _Part:
             return self.finish(True)
         headers = {"Accept-Encoding": "identity"}  # bytes on the way are bytes of the file
         if start:
-            headers |= {"Range": f"bytes={start}-", "If-Range": validator}
+            headers |= {"Range": f"bytes={start}-", "If-Range": str(validator)}
         with requests.get(self.url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
             status, said = answer.status_code, answer.headers
             if status in (408, 425, 429) or status >= 500:

@@ -159,12 +159,9 @@ def export_licence(wanted: str | None, licence: str | None) -> str | None:
         return licence
     wanted, own = canonical_licence(wanted), canonical_licence(licence or _PERMISSIVE[0])
     if own not in (wanted, *_PERMISSIVE):
-        raise InputError(
-            f"the weights are {own}: they cannot be relicensed as {wanted}",
-            kind="conflict",
-            hint="Leave the licence out.",
-            setting="licence",
-        )
+        message = f"the weights are {own}: they cannot be relicensed as {wanted}"
+        hint = "Leave the licence out."
+        raise InputError(message, kind="conflict", hint=hint, setting="licence")
     return wanted
 
 

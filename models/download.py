@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from maest.models.weights import Checkpoint, CheckpointError, load_checkpoint, m
 log = logging.getLogger(__name__)
 
 _HUB = "https://huggingface.co"
+_RANDOM = "With pretrained=False the network has random weights."
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # model folders of this repository
 
 
@@ -39,13 +41,9 @@ def fetch(name: str, average: bool | None = None) -> Checkpoint:
     arch = find_arch(name)
     if not arch.published:
         published = ", ".join(known for known, arch in ARCHS.items() if arch.published)
-        raise InputError(
-            f"there are no published weights of {name!r}",
-            kind="missing",
-            hint=f"Give a checkpoint, or an arch with weights: {published}. With pretrained=False "
-            "the network is built with random weights.",
-            setting="arch",
-        )
+        message = f"there are no published weights of {name!r}"
+        hint = f"Give a checkpoint, or an arch with weights: {published}. {_RANDOM}"
+        raise InputError(message, kind="missing", hint=hint, setting="arch")
     if arch.shipped:
         return load_checkpoint(PRETRAINED / name, average)
     if average:
@@ -54,34 +52,18 @@ def fetch(name: str, average: bool | None = None) -> Checkpoint:
         files = [_release_file(arch)] if arch.url else _hub_files(arch)
     except Exception as error:  # the libraries', the system's
         reason = first_line(first_cause(error))
-        raise DownloadError(
-            f"the weights of {name} could not be fetched ({reason}), and are not in the cache",
-            kind="network",
-            hint=_by_hand(arch),
-        ) from error
+        message = f"the weights of {name} are not in the cache, and not to be fetched ({reason})"
+        raise DownloadError(message, kind="network", hint=_by_hand(arch)) from error
     try:
         checkpoint = load_checkpoint(files[0] if len(files) == 1 else files[0].parent)
     except CheckpointError as error:  # damaged on the way or in the cache, or never weights
-        raise DownloadError(
-            f"the weights of {name}: {error.message}",
-            kind=error.kind,
-            hint=f"{_remove(files)}. {_by_hand(arch)}",
-            path=error.path,
-        ) from None
+        removed = "It was removed" if _remove(files) else "Remove it"
+        message = f"the weights of {name}: {error.message}"
+        hint = f"{removed} from the cache: try again. {_by_hand(arch)}"
+        raise DownloadError(message, kind=error.kind, hint=hint, path=error.path) from None
     checkpoint.arch = name
     checkpoint.trained_on = {"data": arch.data, "licence": arch.licence}
     return checkpoint
-
-
-def _remove(files: list[Path]) -> str:
-    """Take files out of the cache; what was done, in words."""
-    try:
-        for file in files:  # in the hub's cache, a link and what it links to
-            file.resolve().unlink(missing_ok=True)
-            file.unlink(missing_ok=True)
-    except OSError as error:
-        return f"Remove it from the cache, which failed here ({error}), and try again"
-    return "It was removed from the cache: try again"
 
 
 def _hub_files(arch: Arch) -> list[Path]:
@@ -103,6 +85,15 @@ def _hub_files(arch: Arch) -> list[Path]:
         files.append(path)
         revision = path.parent.name
     return files
+
+
+def _remove(files: list[Path]) -> bool:
+    """Take files out of the cache, if that is allowed."""
+    with suppress(OSError):
+        for file in files:  # in the hub's cache, a link and what it links to
+            file.resolve().unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+    return not any(file.exists() for file in files)
 
 
 def _check_digest(path: Path) -> None:
@@ -135,12 +126,9 @@ def _by_hand(arch: Arch) -> str:
     if arch.url:
         steps = f"get {arch.url} and put it to {_cached(arch)}, or give checkpoint=<file>"
     else:
-        steps = f"get {' and '.join(arch.files)} from {_HUB}/{arch.hub}/tree/main"
-        steps += (
-            ", into one folder, and give checkpoint=<folder>"
-            if len(arch.files) > 1
-            else (" and give checkpoint=<file>")
-        )
+        to = "into one folder, and give checkpoint=<folder>"
+        to = to if len(arch.files) > 1 else "and give checkpoint=<file>"
+        steps = f"get {' and '.join(arch.files)} from {_HUB}/{arch.hub}/tree/main {to}"
     if arch.elsewhere:
         steps += f"; or get {arch.elsewhere} and give checkpoint=<file>"
-    return f"By hand: {steps}. pretrained=False builds the network with random weights."
+    return f"By hand: {steps}. {_RANDOM}"

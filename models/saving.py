@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -32,12 +31,8 @@ def model_record(
     model: Maest, arch: str | None = None, trained_on: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What weights alone do not say of a model: every file that is written of it keeps this."""
-    return {
-        "arch": arch,
-        "sizes": model.sizes(),
-        "labels": model.labels,
-        "trained_on": dict(trained_on or {}),
-    }
+    known = {"sizes": model.sizes(), "labels": model.labels}
+    return {"arch": arch, **known, "trained_on": dict(trained_on or {})}
 
 
 def save_model(
@@ -51,13 +46,10 @@ def save_model(
 
     An older model folder is replaced, file by file; other files in it stay.
 
-    Args:
-        arch: name of the architecture, for people to read.
-        trained_on: anything JSON can hold: data, epochs, seed, metrics; "swa" is of the average.
-        average: the network with the average of its weights, for `load_checkpoint`'s ``average``.
+    ``arch`` is for people to read; ``trained_on`` anything JSON can hold (data, epochs, seed,
+    metrics; "swa" is of the average); ``average`` the network with the average of its weights.
 
-    Raises:
-        InputError: as `own_files`.
+    Raises InputError as `own_files`.
     """
     folder, record = Path(folder), model_record(model, arch, trained_on)
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, **record}
@@ -80,10 +72,7 @@ def save_safetensors(
 ) -> Path:
     """Write one file: weights under the released checkpoints' names, the record as metadata.
 
-    Labels are written beside it too.
-
-    Raises:
-        InputError: as `own_files`.
+    Labels are written beside it too. Raises InputError as `own_files`.
     """
     path = Path(path)
     with own_files(path, _FILE_MARK, [path.name], labels_file(model)) as paths:
@@ -136,12 +125,9 @@ def own_files(
     there = [name for name in (*names, *texts, *gone) if (folder / name).exists()]
     others = [n for n in there if n not in texts or start(n) != texts[n].encode()]
     if others and mark not in start(marked.name):
-        raise InputError(
-            f"this program did not write {' and '.join(others)} in it, or it was changed since",
-            kind="exists",
-            hint="Choose another folder, or move it away.",
-            path=folder,
-        )
+        message = f"this program did not write {' and '.join(others)} in it, or not as it is now"
+        hint = "Choose another folder, or move it away."
+        raise InputError(message, kind="exists", hint=hint, path=folder)
     missing = not folder.exists()
     try:
         with ExitStack() as stack:
@@ -152,22 +138,10 @@ def own_files(
                 (folder / name).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"cannot be written: {reason}. What was there is unchanged",
-            kind="access",
-            hint="Make room or choose another folder.",
-            path=folder,
-        ) from error
+        message = f"cannot be written: {reason}. What was there is unchanged"
+        hint = "Make room or choose another folder."
+        raise InputError(message, kind="access", hint=hint, path=folder) from error
     finally:
         if missing:
             with suppress(OSError):  # not empty, or never made
                 folder.rmdir()
-
-
-def read_config(folder: str | Path, name: str) -> dict[str, Any]:
-    """A folder's JSON object of that name; empty if there is none."""
-    try:
-        config = json.loads((Path(folder) / name).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}

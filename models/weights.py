@@ -39,7 +39,6 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of averaging and distribution, and of t
 # Constants of the front end that some released files carry: no weights of ours.
 _FRONT_END = ("melspectrogram.spec.window", "melspectrogram.mel_scale.fb")
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:class|type) ([\w.]+\.[\w.]+)")  # as torch names it
-_SAVE_ALONE = "Save the state dict alone, with torch.save(model.state_dict(), path)."
 _AGAIN = "Get it again, have it written again by the program that made it, or give another one."
 
 
@@ -86,15 +85,10 @@ def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint
     folder = path.is_dir()
     needed = (path / CONFIG_NAME, path / WEIGHTS_NAME) if folder else (path,)
     if missing := [str(file) for file in needed if not file.is_file()]:
-        model = path / "model"
-        raise CheckpointError(
-            f"there is no {' and no '.join(missing)}",
-            kind="missing",
-            hint=f"Give {model}."
-            if (model / CONFIG_NAME).is_file()
-            else "Give a checkpoint file or a model folder: exp_logs/<id>/model of a finished run.",
-            path=path,
-        )
+        model = path / "model" if (path / "model" / CONFIG_NAME).is_file() else None
+        hint = f"Give {model or 'a checkpoint file or a model folder: exp_logs/<id>/model'}."
+        message = f"there is no {' and no '.join(missing)}"
+        raise CheckpointError(message, kind="missing", hint=hint, path=path)
     checkpoint = _load_folder(path, average) if folder else _load_file(path, average)
     if checkpoint.average:
         log.info("%s: its average of weights (without: checkpoint_swa_weights=False)", path)
@@ -103,12 +97,9 @@ def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint
 
 def missing_weights(path: str | Path, average: bool) -> CheckpointError:
     """The error for a file or folder without an average of weights, or with that alone."""
-    return CheckpointError(
-        "it has no average of the weights" if average else "it has the average of weights alone",
-        kind="missing",
-        hint=f"Leave checkpoint_swa_weights={average} out.",
-        path=path,
-    )
+    message = f"it has {'no average of the weights' if average else 'the average alone'}"
+    hint = f"Leave checkpoint_swa_weights={average} out."
+    return CheckpointError(message, kind="missing", hint=hint, path=path)
 
 
 def _load_file(path: Path, average: bool | None) -> Checkpoint:
@@ -204,21 +195,19 @@ def _read_file(path: Path) -> tuple[Any, Any]:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
         refused = isinstance(error, UnpicklingError) and _REFUSED.search(str(error))
-        raise CheckpointError(
-            f"refused: it asks for {refused[1] or refused[2]}, and could run code on loading"
-            if refused
-            else f"damaged, or no checkpoint ({type(error).__name__}: {first_line(error)})",
-            kind="unsupported" if refused else "corrupt",
-            hint=_SAVE_ALONE if refused else "Get the file again, or give another one.",
-            path=path,
-        ) from None
+        if refused:
+            message = f"refused: it asks for {refused[1] or refused[2]}, and could run code"
+            hint = "Save the state dict alone, with torch.save(model.state_dict(), path)."
+            raise CheckpointError(message, kind="unsupported", hint=hint, path=path) from None
+        message = f"damaged, or no checkpoint ({type(error).__name__}: {first_line(error)})"
+        raise CheckpointError(message, kind="corrupt", hint=_AGAIN, path=path) from None
     return content, content.get(TRAINER_KEY) if isinstance(content, Mapping) else None
 
 
 def _identify(content: Any, path: Path, average: bool | None, ours: bool) -> Checkpoint:
     """A file's content, in any of the layouts → a checkpoint with the sizes that shapes tell."""
-    state, average = _unwrap(content, path, average)
     with _refused(path):
+        state, average = _unwrap(content, path, average)
         layout = layouts.MAEST if ours else layouts.detect_layout(state)
         tensors = layouts.read(state, layout)
         sizes = layouts.read_sizes(tensors, layout)
@@ -248,12 +237,7 @@ def _unwrap(content: Any, path: Path, average: bool | None) -> tuple[dict[str, T
         for key, value in state.items()
         if value.is_meta or value.layout != torch.strided or not value.is_floating_point()
     ]:
-        raise CheckpointError(
-            f"no plain floating-point tensors: {_listed(no_weights)}",
-            kind="unsupported",
-            hint=_SAVE_ALONE,
-            path=path,
-        )
+        raise ValueError(f"no plain floating-point tensors:{_listed(no_weights)}")
     return state, average
 
 
@@ -325,33 +309,28 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
     """Give a network a checkpoint's weights, adapting what may differ, and return it.
 
     Position embeddings of another size are resized along their own axis (bicubic); a head for
-    another number of classes or another task is initialised anew, but for its norm. Both are
-    logged. Anything else must match.
-
-    A network of `Maest.without_weights` gets memory of its own for each weight, and no more.
-    ``discard_head``: initialise the whole head anew.
+    another number of classes or another task is initialised anew, but for its norm, or all of it
+    (``discard_head``). Both are logged. Anything else must match. A network of
+    `Maest.without_weights` gets memory of its own for each weight, and no more.
 
     Raises:
         CheckpointError: listing the keys that are missing, unexpected or of another shape.
     """
     expected, path = model.state_dict(), checkpoint.path
     tensors = layouts.fit_positions(checkpoint.tensors, expected, path)
-    # A head of which the file has a part is no optional one: the rest is reported as missing.
     dropped: tuple[str, ...] = ()
     reason = "the file has none for music"
-    optional = [
-        prefix
-        for prefix in layouts.OPTIONAL_HEADS.get(checkpoint.layout, ())
-        if not any(name.startswith(prefix) for name in tensors)
-    ]
     for name in ("task", "n_classes"):
         there, here = checkpoint.sizes.get(name), getattr(model, name)
         if there not in (None, here):  # the norm before it fits any head
             dropped, reason = ("head.1.", "head_dist."), f"{name} {there} there, {here} here"
     if discard_head:
         dropped, reason = layouts.HEADS, "it is discarded"
+    # A head of which the file has a part is no optional one: the rest is reported as missing.
+    optional = layouts.OPTIONAL_HEADS.get(checkpoint.layout, ())
+    absent = [head for head in optional if not any(name.startswith(head) for name in tensors)]
     tensors = {n: t for n, t in tensors.items() if n not in expected or not n.startswith(dropped)}
-    fresh = [n for n in expected if n not in tensors and n.startswith((*dropped, *optional))]
+    fresh = [n for n in expected if n not in tensors and n.startswith((*dropped, *absent))]
     used = layouts.HEADS if model.distilled_type == "separated" else layouts.HEADS[:1]
     if any(name.startswith(used) for name in fresh):
         parts = ", ".join(sorted({name.rpartition(".")[0] for name in fresh}))
@@ -366,25 +345,18 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
         for name in wanted | found
         if found.get(name) != wanted.get(name)
     ]:
-        raise CheckpointError(
-            f"does not fit the network, {len(wrong)} keys:{_listed(wrong)}",
-            kind="mismatch",
-            hint="Leave arch and other sizes out (arch=None after a named config): the checkpoint "
-            f"knows its own. Else: {_AGAIN}",
-            path=path,
-        )
+        message = f"does not fit the network, {len(wrong)} keys:{_listed(wrong)}"
+        hint = "Leave arch and other sizes out (arch=None after a named config). Else: "
+        raise CheckpointError(message, kind="mismatch", hint=hint + _AGAIN, path=path)
     values, own = {}, torch.contiguous_format
     for name, tensor in expected.items():
         if name not in fresh:
             # A copy: they may be views of a file.
             values[name] = tensors[name].to(torch.float32, copy=True, memory_format=own)
             if not values[name].sum().isfinite():  # without a temporary of its size
-                raise CheckpointError(
-                    f"{name} has NaN or infinite values",
-                    kind="corrupt",
-                    hint="Use a checkpoint from before the training diverged.",
-                    path=path,
-                )
+                message = f"{name} has NaN or infinite values"
+                hint = "Use a checkpoint from before the training diverged."
+                raise CheckpointError(message, kind="corrupt", hint=hint, path=path)
         elif tensor.is_meta and tensor.ndim == 2:  # what `Maest.init_weights` gives to a head
             values[name] = nn.init.trunc_normal_(torch.empty(tensor.shape), std=0.02)
         elif tensor.is_meta:

@@ -34,7 +34,7 @@ from maest.models.layouts import (
     write_hub,
 )
 from maest.models.maest import Maest, inference
-from maest.models.saving import TRAINER_KEY, cpu_state_dict, own_files, read_config
+from maest.models.saving import TRAINER_KEY, cpu_state_dict, own_files
 from maest.models.sizes import STRIDE
 
 CARD = "README.md"
@@ -98,8 +98,9 @@ def export_huggingface(
         path = Path(str(module.__file__))
         texts[path.name] = path.read_text("utf-8").replace("from maest.helpers.", "from .")
     notes, old = unsupported_features(model), folder / CARD
-    written = (read_config(folder, CONFIG_NAME).get(TRAINER_KEY) or {}).get("card")
-    if written and old.exists() and _digest(old.read_bytes()) != written:
+    older = (folder / CONFIG_NAME).read_bytes() if (folder / CONFIG_NAME).is_file() else b""
+    edited = old.is_file() and _digest(old.read_bytes()).encode() not in older
+    if edited and b'"card": "' in older:
         notes.append(f"{CARD} was edited since it was written, and is kept.")
         del texts[CARD]
     with own_files(folder / CONFIG_NAME, _mark(folder), [WEIGHTS_NAME], texts) as paths:
