@@ -32,7 +32,7 @@ _RESAVE = (
 )
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 80, 80, 80
-_MAX_DIMENSIONS, _MAX_DEPTH = 32, 50
+_MAX_DEPTH = 50
 _DTYPES = frozenset(
     ["b1", *(kind + size for kind in "iu" for size in "1248"), *("f" + size for size in "248")]
 )
@@ -42,7 +42,7 @@ _GLOBALS = {"numpy.ndarray": "ndarray", "numpy.dtype": "dtype", "_codecs.encode"
 for _core in ("core", "_core"):  # NumPy 1.x, NumPy 2.x
     _GLOBALS[f"numpy.{_core}.multiarray._reconstruct"] = "reconstruct"
     _GLOBALS[f"numpy.{_core}.multiarray.scalar"] = "scalar"
-    _GLOBALS[f"numpy.{_core}.numeric._frombuffer"] = "frombuffer"
+    _GLOBALS[f"numpy.{_core}.numeric._frombuffer"] = "array"
 _KEPT = frozenset(  # opcodes that run as in Python's reader
     """
     PROTO FRAME STOP MARK PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET NONE NEWTRUE
@@ -105,7 +105,7 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is no array, its opcode
         try:
             self.read(1)
         except EOFError:
-            _check_data(value)
+            _check_data(value, set())
             return value
         raise ValueError("the pickle ends, and more bytes follow it")
 
@@ -207,16 +207,13 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is no array, its opcode
         self.spend(len(raw))
         return np.frombuffer(raw, dtype).item()
 
-    def frombuffer(self, raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
+    def array(
+        self, raw: Any, dtype: Any, shape: Any, order: Any, _axes: Any = None
+    ) -> np.ndarray[Any, Any]:
         """``_frombuffer(data, dtype, shape, "C")``: a whole array (protocol 5)."""
-        if axes is not None:
-            raise _Refused(f"a NumPy array with axes {short_repr(axes)}")
-        return self.array(raw, dtype, shape, order)
-
-    def array(self, raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:
         dtype, raw = self.as_dtype(dtype), self.raw_bytes(raw)
         whole = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
-        if not whole or len(shape) > _MAX_DIMENSIONS or order not in ("C", "F"):
+        if not whole or order not in ("C", "F"):
             raise _Refused(f"a NumPy array of shape {short_repr(shape)}, {short_repr(order)}")
         if dtype.kind == "U" or math.prod(shape) * dtype.itemsize != len(raw):
             raise _Refused(f"a NumPy array {shape} of dtype {dtype} with {len(raw)} bytes of data")
@@ -253,26 +250,20 @@ for _opcode in pickletools.opcodes:
         _Reader.dispatch[ord(_opcode.code)] = _own or partial(_refuse, _opcode.name)
 
 
-def _check_data(value: Any) -> None:
+def _check_data(value: Any, seen: set[int], depth: int = 0) -> None:
     """Containers, arrays and scalars alone, and not too deep."""
-    level: list[Any] = [[value]]
-    seen = set()
-    for _ in range(_MAX_DEPTH):
-        below: list[Any] = []
-        for container in level:
-            items = container.values() if type(container) is dict else container
-            if id(container) in seen or _SCALARS.issuperset(map(type, items)):
-                continue
-            seen.add(id(container))
-            for item in items:
-                if type(item) in (list, tuple, dict):
-                    below.append(item)
-                elif type(item) not in _SCALARS and type(item) is not np.ndarray:
-                    raise _Refused(f"the file holds a {type(item).__name__}, which is no data")
-        if not below:
-            return
-        level = below
-    raise _Refused(f"containers nested more than {_MAX_DEPTH} deep")
+    if type(value) in _SCALARS or type(value) is np.ndarray:
+        return
+    if type(value) not in (dict, list, tuple):
+        raise _Refused(f"the file holds a {type(value).__name__}, which is no data")
+    items = value.values() if type(value) is dict else value
+    if id(value) in seen or _SCALARS.issuperset(map(type, items)):
+        return
+    if depth == _MAX_DEPTH:
+        raise _Refused(f"containers nested more than {_MAX_DEPTH} deep")
+    seen.add(id(value))
+    for item in items:
+        _check_data(item, seen, depth + 1)
 
 
 def load_pickle(path: str | Path) -> Any:
