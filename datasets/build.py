@@ -18,42 +18,27 @@ from maest.datasets.melspectrograms import MelFile, mel_path
 from maest.datasets.splitting import SPLITS, split_by_group
 from maest.datasets.tables import Table, some
 from maest.helpers.errors import InputError
+from maest.helpers.names import first_few
 from maest.helpers.report import table as markdown_table
 from maest.helpers.safe_pickle import short_repr
-
-_SHOWN = 5  # of a list in a message
 
 
 @dataclass(frozen=True)
 class Built:
-    """What was written of a table.
-
-    Attributes:
-        names: of the labels, sorted, or of the values; the order of the targets.
-        splits: split → its keys.
-        positives: [3, C] tracks with each label, in the order of train, validation and test; None
-            for a regression.
-        means: [3, C] mean of each value, of a regression; else None.
-        dropped: label that was left out → how many tracks have it.
-        missing: keys that were left out because their log-mel file is not there.
-        without_labels: tracks that have no label (any more); for the task single-label, those that
-            were left out with their label.
-        duplicates: tracks with the same log-mel as another, kept on its side; None: not looked for.
-        warnings: what a person should know before training.
-    """
+    """What was written of a table."""
 
     table: Table
     out_dir: Path
     task: str
-    names: list[str]
-    splits: dict[str, list[str]]
-    positives: np.ndarray | None
-    means: np.ndarray | None
-    dropped: dict[str, int]
-    missing: list[str]
-    without_labels: int
-    duplicates: int | None
-    warnings: list[str]
+    names: list[str]  # of the labels, sorted, or of the values; the order of the targets
+    splits: dict[str, list[str]]  # split → its keys
+    # [3, C] of train, validation and test: tracks with each label, or the mean of each value
+    per_split: np.ndarray
+    dropped: dict[str, int]  # label that was left out → how many tracks have it
+    missing: list[str]  # keys that were left out, as their log-mel file is not there
+    without_labels: int  # tracks; of the task single-label left out with their label
+    duplicates: int | None  # tracks with the log-mel of another, on its side; None: not looked for
+    warnings: list[str]  # what a person should know before training
 
 
 def build(
@@ -74,7 +59,6 @@ def build(
         task: "multi-label" or "single-label" (each track has one label), of a table of values
             "regression"; None: what fits the table.
         fractions: of the tracks in train, validation and test, where the table has no split.
-        seed: of the split.
         min_positives: labels that fewer tracks have are left out.
         base_dir: folder of the log-mel files, to check that all of them are there.
         skip_missing: leave out tracks whose file is not there, rather than refuse the table.
@@ -82,22 +66,22 @@ def build(
             the groups they are in, in one split.
 
     Raises:
-        InputError: files that are missing, a split that would be empty, no label that is left, a
-            track without its single label, or files that cannot be written.
+        InputError: options that do not go together, files that are missing, a split that would be
+            empty, a track without its single label, or files that cannot be written.
     """
-    task = _check(table, task, min_positives)
+    task = _task(table, task)
+    if min_positives < 1:
+        hint = "Expected at least 1."
+        raise InputError(f"is {min_positives}", setting="--min-positives", hint=hint)
     if keep_duplicates_together and (base_dir is None or table.splits is not None):
         raise InputError(
-            "the log-mel files are needed" if base_dir is None else "the table has its own split",
+            "it needs the log-mel files, and a table without a split of its own",
             kind="missing" if base_dir is None else "conflict",
             setting="--keep-duplicates-together",
-            hint="Give their folder: --base-dir MELS."
-            if base_dir is None
-            else "To have the tracks split anew: --ignore-split.",
+            hint="Give the files' folder: --base-dir MELS; to split anew: --ignore-split.",
         )
     rows, missing = _rows_with_files(table, base_dir, skip_missing)
-    without_labels = 0
-    dropped: dict[str, int] = {}
+    without_labels, dropped = 0, dict[str, int]()
     targets: np.ndarray
     if table.values is not None:
         names, targets = table.columns["values"], np.asarray(table.values, np.float32)[rows]
@@ -107,8 +91,7 @@ def build(
         labelled = np.asarray(targets.any(axis=1))
         without_labels = int((~labelled).sum())
         if task == "single-label":
-            rows = [i for i, own in zip(rows, labelled.tolist(), strict=True) if own]
-            targets = targets[labelled]
+            rows, targets = np.asarray(rows)[labelled].tolist(), targets[labelled]
         marks = targets
 
     keys = [table.keys[i] for i in rows]
@@ -135,48 +118,21 @@ def build(
     for key, side, target in zip(keys, sides, targets, strict=True):
         splits[side][key] = target
     write_splits(out_dir, splits, names, task)
-    stacked = [np.stack(list(own.values())) for own in splits.values()]
-    regression = task == "regression"
-    positives = None if regression else np.stack([own.sum(axis=0) for own in stacked])
+    counted = np.mean if task == "regression" else np.sum
+    per_split = np.stack([counted(list(own.values()), axis=0) for own in splits.values()])
     return Built(
         table=table,
         out_dir=Path(out_dir),
         task=task,
         names=names,
         splits={split: list(own) for split, own in splits.items()},
-        positives=positives,
-        means=np.stack([own.mean(axis=0) for own in stacked]) if regression else None,
+        per_split=per_split,
         dropped=dropped,
         missing=missing,
         without_labels=without_labels,
         duplicates=duplicates,
-        warnings=table.warnings + _warnings(table, groups, sides, names, positives),
+        warnings=table.warnings + _warnings(table, groups, sides, names, per_split),
     )
-
-
-def _check(table: Table, task: str | None, min_positives: int) -> str:
-    """The task. Raises InputError for one that does not go with the table."""
-    if min_positives < 1:
-        hint = "Expected at least 1."
-        raise InputError(f"is {min_positives}", setting="--min-positives", hint=hint)
-    fitting = "multi-label" if table.values is None else "regression"
-    task = task or fitting
-    if (task == "regression") != (fitting == "regression"):
-        hint = "A regression needs --values-column, the other tasks columns of labels."
-        what = f"{task} from a table that was read for {fitting}"
-        raise InputError(what, kind="conflict", setting="--task", hint=hint)
-    pairs = zip(table.labels, table.lines, strict=True)
-    wrong = [line for labels, line in pairs if len(labels) != 1]
-    if task == "single-label" and wrong:
-        lines = ", ".join(map(str, wrong[:_SHOWN])) + ", ..." * (len(wrong) > _SHOWN)
-        raise InputError(
-            f"{len(wrong)} of {len(table.keys)} tracks have no label or several: lines {lines}",
-            path=table.path,
-            setting="--task",
-            hint="single-label needs one label to a track: correct those rows or leave them out, "
-            "or build for multi-label.",
-        )
-    return task
 
 
 def write_splits(
@@ -187,10 +143,8 @@ def write_splits(
 ) -> None:
     """Write ``groundtruth-SPLIT.pk`` of each split and of "all", and ``labels.json``.
 
-    Files that say the same already are left as they are.
-
-    Raises:
-        InputError: they cannot be written.
+    Files that say the same already are left as they are. Raises InputError if they cannot be
+    written.
     """
     everything = {key: target for rows in splits.values() for key, target in rows.items()}
     try:
@@ -198,11 +152,72 @@ def write_splits(
             write_groundtruth(Path(out_dir) / f"groundtruth-{split}.pk", rows, task)
         write_labels(Path(out_dir) / "labels.json", names)
     except OSError as error:
-        what = f"cannot be written to ({error.strerror or error})"
-        hint = "Give another folder, or make room."
+        what, hint = f"cannot be written to ({error.strerror or error})", "Give another folder."
         raise InputError(
             what, kind="access", path=out_dir, setting="--out-dir", hint=hint
         ) from None
+
+
+def _task(table: Table, task: str | None) -> str:
+    """The task. Raises InputError for one that does not go with the table."""
+    fitting = "multi-label" if table.values is None else "regression"
+    task = task or fitting
+    if (task == "regression") != (fitting == "regression"):
+        hint = "A regression needs --values-column, the other tasks columns of labels."
+        what = f"{task} from a table that was read for {fitting}"
+        raise InputError(what, kind="conflict", setting="--task", hint=hint)
+    lines = [n for own, n in zip(table.labels, table.lines, strict=True) if len(own) != 1]
+    if task == "single-label" and lines:
+        what = f"{len(lines)} of {len(table.keys)} tracks have no label or several"
+        hint = "Correct those rows or leave them out, or build for multi-label."
+        what += f": lines {first_few(map(str, lines))}"
+        raise InputError(what, path=table.path, setting="--task", hint=hint)
+    return task
+
+
+def _rows_with_files(
+    table: Table, base_dir: str | Path | None, skip_missing: bool
+) -> tuple[list[int], list[str]]:
+    """Numbers of the rows that are used, and the keys of the others."""
+    rows = list(range(len(table.keys)))
+    if base_dir is None:
+        return rows, []
+    if not Path(base_dir).is_dir():
+        hint = "Expected the folder of the .mmap files, which datasets/preprocess.py makes."
+        raise InputError(
+            "no such folder", kind="missing", path=base_dir, setting="--base-dir", hint=hint
+        )
+    exists = [mel_path(base_dir, key).is_file() for key in table.keys]
+    missing = [i for i in rows if not exists[i]]
+    if missing and (not skip_missing or len(missing) == len(rows)):
+        named = (f"{short_repr(table.keys[i])} (line {table.lines[i]})" for i in missing)
+        raise InputError(
+            f"{len(missing)} of {len(rows)} tracks have no log-mel file in {base_dir}: "
+            f"{first_few(named)}",
+            kind="missing",
+            path=table.path,
+            hint="Make them with datasets/preprocess.py, or leave those tracks out with "
+            "--skip-missing.",
+        )
+    return [i for i in rows if exists[i]], [table.keys[i] for i in missing]
+
+
+def _labels(
+    table: Table, rows: Sequence[int], min_positives: int
+) -> tuple[list[str], np.ndarray, dict[str, int]]:
+    """Names [C] and targets bool [N, C] of some rows; and the labels that are left out."""
+    counts = Counter(name for i in rows for name in table.labels[i])
+    names = sorted(name for name, count in counts.items() if count >= min_positives)
+    if not names:
+        most = max(counts.values(), default=0)
+        hint = f"Give --min-positives below {min_positives}, or check --labels-column."
+        what = f"no label is left: the most frequent one has {most} tracks"
+        raise InputError(what, kind="empty", path=table.path, hint=hint)
+    index = {name: i for i, name in enumerate(names)}
+    targets = np.zeros((len(rows), len(names)), bool)
+    for target, i in zip(targets, rows, strict=True):
+        target[[index[name] for name in table.labels[i] if name in index]] = True
+    return names, targets, {name: counts[name] for name in sorted(counts) if name not in index}
 
 
 def _join_duplicates(
@@ -235,110 +250,62 @@ def _join_duplicates(
     return [find(group) for group in groups], copies
 
 
-def _labels(
-    table: Table, rows: Sequence[int], min_positives: int
-) -> tuple[list[str], np.ndarray, dict[str, int]]:
-    """Names [C] and targets bool [N, C] of some rows; and the labels that are left out."""
-    counts = Counter(name for i in rows for name in table.labels[i])
-    names = sorted(name for name, count in counts.items() if count >= min_positives)
-    if not names:
-        most = max(counts.values(), default=0)
-        hint = f"Give --min-positives below {min_positives}." if most else "Check --labels-column."
-        what = f"no label is left: the most frequent one has {most} tracks"
-        raise InputError(what, kind="empty", path=table.path, hint=hint)
-    index = {name: i for i, name in enumerate(names)}
-    targets = np.zeros((len(rows), len(names)), bool)
-    for target, i in zip(targets, rows, strict=True):
-        target[[index[name] for name in table.labels[i] if name in index]] = True
-    dropped = {name: counts[name] for name in sorted(counts) if name not in index}
-    return names, targets, dropped
-
-
-def _rows_with_files(
-    table: Table, base_dir: str | Path | None, skip_missing: bool
-) -> tuple[list[int], list[str]]:
-    """Numbers of the rows that are used, and the keys of the others."""
-    rows = list(range(len(table.keys)))
-    if base_dir is None:
-        return rows, []
-    if not Path(base_dir).is_dir():
-        hint = "Expected the folder of the .mmap files, which datasets/preprocess.py makes."
-        raise InputError(
-            "no such folder", kind="missing", path=base_dir, setting="--base-dir", hint=hint
-        )
-    there = [mel_path(base_dir, key).is_file() for key in table.keys]
-    missing = [i for i in rows if not there[i]]
-    if missing and (not skip_missing or len(missing) == len(rows)):
-        named = [f"{short_repr(table.keys[i])} (line {table.lines[i]})" for i in missing[:_SHOWN]]
-        raise InputError(
-            f"{len(missing)} of {len(rows)} tracks have no log-mel file in {base_dir}: "
-            f"{', '.join(named)}{', ...' * (len(missing) > _SHOWN)}",
-            kind="missing",
-            path=table.path,
-            hint="Make them with datasets/preprocess.py, or leave those tracks out with "
-            "--skip-missing.",
-        )
-    return [i for i in rows if there[i]], [table.keys[i] for i in missing]
-
-
 def _warnings(
     table: Table,
     groups: list[tuple[str, str]],
     sides: list[str],
     names: list[str],
-    positives: np.ndarray | None,
+    per_split: np.ndarray,
 ) -> list[str]:
-    found = []
+    warnings = []
     if table.groups is None and table.splits is None:
-        found.append(
-            "the table has neither a split nor a group (artist, album): each track was taken for "
-            "itself, so tracks of one artist may stand on both sides, and the scores flatter"
+        warnings.append(
+            "the table has neither a split nor a group (artist, album): tracks of one artist may "
+            "be in several splits, which inflates the scores"
         )
     elif table.groups is not None:
         where: dict[tuple[str, str], set[str]] = defaultdict(set)
         for group, side in zip(groups, sides, strict=True):
             where[group].add(side)
-        unknown = sum(kind == "track" for kind, _ in groups)
         if torn := [group for (_, group), own in where.items() if len(own) > 1]:
-            found.append(
+            warnings.append(
                 f"the table's split has {len(torn)} of {len(where)} groups on more than one side: "
                 f"{some(torn)}"
             )
+        unknown = sum(kind == "track" for kind, _ in groups)
         if unknown and table.splits is None:
-            found.append(f"{unknown} tracks have no group: each was taken for itself")
-    for split, counts in zip(SPLITS, [] if positives is None else positives, strict=False):
-        if absent := [names[i] for i in np.flatnonzero(counts == 0)]:
-            found.append(
-                f"no track in {split} has {len(absent)} of the {len(names)} labels: {some(absent)}"
-            )
-    return found
+            warnings.append(f"{unknown} tracks have no group: each was taken for itself")
+    for split, counts in zip(SPLITS, per_split, strict=True):
+        absent = [names[i] for i in np.flatnonzero(counts == 0)]
+        if absent and table.values is None:
+            what = f"no track in {split} has {len(absent)} of the {len(names)} labels"
+            warnings.append(f"{what}: {some(absent)}")
+    return warnings
 
 
 def describe(built: Built) -> list[str]:
     """Lines that tell a person what was written."""
     table, sizes = built.table, [len(keys) for keys in built.splits.values()]
-    columns = [
+    columns = (
         f"{what}: {names[0]}" if len(names) == 1 else f"{what}: {len(names)} columns, see below"
         for what, names in table.columns.items()
-    ]
+    )
     lines = [f"columns  {'; '.join(columns)}"]
     if len(table.columns.get("labels", [])) > 1:
         lines.append(f"labels   {', '.join(table.columns['labels'])}")
     if table.unused:
         lines.append(f"not used {', '.join(table.unused)}")
-    if built.positives is not None:
-        header = ["", "tracks", "labels", "fewest positives", "median positives"]
-        sizes, counts = [*sizes, sum(sizes)], [*built.positives, built.positives.sum(axis=0)]
-        cells = [[str((own > 0).sum()), str(own.min()), f"{np.median(own):.0f}"] for own in counts]
-    else:
+    if built.task == "regression":
         header = ["", "tracks", *(f"{name}, mean" for name in built.names)]
-        means = np.empty((0, 0)) if built.means is None else built.means
-        cells = [[f"{mean:.4g}" for mean in own] for own in means]
+        cells = [[f"{mean:.4g}" for mean in own] for own in built.per_split]
+    else:
+        header = ["", "tracks", "labels", "fewest positives", "median positives"]
+        sizes, counts = [*sizes, sum(sizes)], [*built.per_split, built.per_split.sum(axis=0)]
+        cells = [[str((own > 0).sum()), str(own.min()), f"{np.median(own):.0f}"] for own in counts]
     named = zip((*SPLITS, "all"), sizes, cells, strict=False)
-    rows = [[name, str(size), *own] for name, size, own in named]
-    lines += ["", markdown_table(header, rows), ""]
+    lines += ["", markdown_table(header, [[n, str(size), *own] for n, size, own in named]), ""]
     if built.dropped:
-        dropped = some(list(built.dropped))
+        dropped = some(built.dropped)
         lines.append(f"{len(built.dropped)} labels on too few tracks left out: {dropped}")
     if built.missing:
         lines.append(f"{len(built.missing)} tracks without a log-mel file left out")
@@ -349,6 +316,6 @@ def describe(built: Built) -> list[str]:
     if built.duplicates is not None:
         lines.append(f"{built.duplicates} tracks are copies of others, and in the same split")
     lines += [f"warning: {warning}" for warning in built.warnings]
-    what = "labels" if built.means is None else "values"
+    what = "values" if built.task == "regression" else "labels"
     tracks = sum(map(len, built.splits.values()))
     return [*lines, f"{tracks} tracks, {len(built.names)} {what}: {built.out_dir}"]

@@ -74,9 +74,9 @@ def read_groundtruth(
     """Read and validate a ground truth.
 
     Args:
-        path: a pickled dict, relative path → targets: a NumPy array, a tuple or a list. Multi-label: 0
-            or 1 for each label. Single-label: the same, with exactly one 1. Regression: finite
-            values below 3e38, or one bare number.
+        path: a pickled dict, relative path → targets: a NumPy array, a tuple or a list.
+            Multi-label: 0 or 1 for each label. Single-label: the same, with exactly one 1.
+            Regression: finite values below 3e38, or one bare number.
         n_classes: the number of labels or values that is expected, if it is known.
         task_setting: which setting an error's hint names.
 

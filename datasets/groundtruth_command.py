@@ -6,50 +6,50 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from maest.datasets.build import build
-from maest.datasets.build import describe as describe_built
+from maest.datasets.build import build, describe
 from maest.datasets.commands import run
 from maest.datasets.groundtruth import TASKS, GroundTruth, read_groundtruth, read_labels
 from maest.datasets.tables import read_table
 from maest.helpers.errors import InputError
+from maest.helpers.names import first_few
 
 _BAR = 40  # characters of the longest bar of the histogram
 _BINS = 10
 
 
-def describe(
-    groundtruth: GroundTruth, labels: Sequence[str] | None = None, first: int = 5
-) -> list[str]:
-    """Lines that show a ground truth to a person: counts, labels per clip and the first keys.
-
-    Of a regression: the range, mean and standard deviation of each value, and the first keys.
-    ``labels``: the C names; without them, numbers are shown. ``first``: how many keys to show.
-    """
+def _show(args: argparse.Namespace) -> None:
+    """Print counts, labels per clip (or the range of each value) and the first keys."""
+    groundtruth = read_groundtruth(args.file, task=args.task)
+    beside = args.file.parent / "labels.json"
+    names_file = args.labels or (beside if beside.is_file() else None)
+    labels = read_labels(names_file) if names_file else None
+    misfit = labels is not None and len(labels) != groundtruth.n_classes
+    note = f"it has {len(labels or [])} names, {args.file} has {groundtruth.n_classes} to a track"
+    if args.labels and misfit:
+        hint = "Give the labels.json that was written with it."
+        raise InputError(note, kind="mismatch", path=names_file, setting="--labels", hint=hint)
     regression = groundtruth.task == "regression"
     what = "value" if regression else "label"
-    names = list(labels) if labels else [f"{what} {i}" for i in range(groundtruth.n_classes)]
-    lines = _values(groundtruth, names) if regression else _counts(groundtruth, names)
-    if first > 0:
-        lines += ["", "first keys"]
-    for key, own in zip(groundtruth.keys[:first], groundtruth.targets, strict=False):
-        if regression:
-            some = ", ".join(f"{value:.4g}" for value in own[:_BINS])
-            some += ", ..." * (len(own) > _BINS)
-        else:
-            some = ", ".join(names[i] for i in np.flatnonzero(own)) or "(no label)"
-        lines.append(f"  {key!r}: {some}")
-    return lines
+    if labels is None or misfit:
+        labels = [f"{what} {i}" for i in range(groundtruth.n_classes)]
+    lines = _values(groundtruth, labels) if regression else _counts(groundtruth, labels)
+    print(groundtruth.path, *lines, sep="\n")
+    if args.first > 0:
+        print("\nfirst keys")
+    for key, own in zip(groundtruth.keys[: max(args.first, 0)], groundtruth.targets, strict=False):
+        named = ", ".join(labels[i] for i in np.flatnonzero(own)) or "(no label)"
+        print(f"  {key!r}:", first_few((f"{v:.4g}" for v in own), _BINS) if regression else named)
+    if misfit:
+        print(f"\n{names_file}: not used: {note}")
 
 
 def _counts(groundtruth: GroundTruth, names: list[str]) -> list[str]:
     per_clip = groundtruth.targets.sum(axis=1, dtype=np.int64)
     low, mean, high = per_clip.min(), per_clip.mean(), per_clip.max()
     lines = [
-        f"{groundtruth.path}",
         f"tracks                {len(groundtruth)}",
         f"labels                {groundtruth.n_classes}",
         f"tracks without labels {np.count_nonzero(per_clip == 0)}",
@@ -68,46 +68,24 @@ def _counts(groundtruth: GroundTruth, names: list[str]) -> list[str]:
 def _values(groundtruth: GroundTruth, names: list[str]) -> list[str]:
     values = groundtruth.targets.astype(np.float64)
     lines = [
-        f"{groundtruth.path}",
         f"tracks           {len(groundtruth)}",
         f"values per track {groundtruth.n_classes}",
         "",
         f"  {'min':>10} {'mean':>10} {'max':>10} {'deviation':>10}",
     ]
-    figures = (values.min(0), values.mean(0), values.max(0), values.std(0))
-    for name, *own in zip(names, *figures, strict=True):
+    columns = (values.min(0), values.mean(0), values.max(0), values.std(0))
+    for name, *own in zip(names, *columns, strict=True):
         lines.append("  " + " ".join(f"{value:>10.4g}" for value in own) + f" {name}")
     return lines
 
 
-def _show(args: argparse.Namespace) -> None:
-    groundtruth = read_groundtruth(args.file, task=args.task)
-    beside = args.file.parent / "labels.json"
-    names_file = args.labels or (beside if beside.is_file() else None)
-    labels = read_labels(names_file) if names_file else None
-    fits = labels is None or len(labels) == groundtruth.n_classes
-    if args.labels and not fits:
-        raise InputError(
-            f"it has {len(labels or [])} names, {args.file} has {groundtruth.n_classes} to a track",
-            kind="mismatch",
-            path=names_file,
-            setting="--labels",
-            hint="Give the labels.json that was written with it.",
-        )
-    print("\n".join(describe(groundtruth, labels if fits else None, args.first)))
-    if not fits:
-        print(f"\n{names_file}: not used, as it has {len(labels or [])} names")
-
-
 def _build(args: argparse.Namespace) -> None:
-    options = vars(args)
-    reading = ("path_column", "labels_column", "values_column", "split_column", "group_column",
-               "ignore_split", "separator", "audio_dir", "base_dir")  # fmt: skip
-    table = read_table(args.table, **{name: options[name] for name in reading})
-    building = ("task", "fractions", "seed", "min_positives", "base_dir", "skip_missing",
-                "keep_duplicates_together")  # fmt: skip
-    built = build(table, args.out_dir, **{name: options[name] for name in building})
-    print("\n".join(describe_built(built)))
+    # What the two functions take by name, and nothing else, are the options of this name.
+    reading, building = (
+        {name: getattr(args, name) for name in function.__kwdefaults__ or {}}
+        for function in (read_table, build)
+    )
+    print("\n".join(describe(build(read_table(args.table, **reading), args.out_dir, **building))))
 
 
 def _fractions(text: str) -> list[float]:
@@ -124,7 +102,10 @@ name; without a column of labels, all such columns are. Without a split, the tra
 group."""
 
 
-def _add_show(commands: Any) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(description="Look at ground-truth files, or make them.")
+    commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="print counts, labels or values, and the first keys")
     show.set_defaults(run=_show)
     add = show.add_argument
@@ -133,23 +114,17 @@ def _add_show(commands: Any) -> None:
     add("--labels", type=Path, help="the labels' names (default: labels.json beside FILE)")
     add("--task", choices=TASKS, default="multi-label", help="what the targets are")
 
-
-def _add_build(commands: Any) -> None:
-    build = commands.add_parser(
-        "build",
-        help="make groundtruth-{train,validation,test,all}.pk and labels.json from a table",
-        description=_LABELLED,
-    )
-    build.set_defaults(run=_build)
-    add, several = build.add_argument, {"metavar": "NAME", "nargs": "+", "default": []}
+    made = "make groundtruth-{train,validation,test,all}.pk and labels.json from a table"
+    add = (command := commands.add_parser("build", help=made, description=_LABELLED)).add_argument
+    command.set_defaults(run=_build)
+    several = {"metavar": "NAME", "nargs": "+", "default": []}
+    task = "default: multi-label, with --values-column regression; single-label refuses tracks "
+    fractions = {"type": _fractions, "default": [0.8, 0.1, 0.1], "metavar": "T,V,T"}
+    shares = "of the tracks in train, validation and test (default 0.8,0.1,0.1)"
+    together = "read the log-mel files, and keep copies of a recording in one split"
     add("table", type=Path, metavar="TABLE", help="CSV (, or ;) or TSV with column names")
     add("--out-dir", type=Path, required=True, help="where the files go")
-    add(
-        "--task",
-        choices=TASKS,
-        help="default: multi-label, with --values-column regression; single-label refuses tracks "
-        "with no label or several",
-    )
+    add("--task", choices=TASKS, help=f"{task}with no label or several")
     add("--path-column", metavar="NAME")
     add("--labels-column", **several, help="one or more")
     add("--values-column", **several, help="of real values instead of labels: for a regression")
@@ -158,29 +133,11 @@ def _add_build(commands: Any) -> None:
     add("--ignore-split", action="store_true", help="split by group all the same")
     add("--separator", default=";", help="between labels (default ;)")
     add("--audio-dir", type=Path, help="take absolute paths below it as relative to it")
-    add(
-        "--fractions",
-        type=_fractions,
-        default=[0.8, 0.1, 0.1],
-        metavar="T,V,T",
-        help="of the tracks in train, validation and test (default 0.8,0.1,0.1)",
-    )
+    add("--fractions", **fractions, help=shares)
     add("--seed", type=int, default=0, help="of the split (default 0)")
     add("--min-positives", type=int, default=1, help="leave out rarer labels (default 1)")
     add("--base-dir", type=Path, metavar="MELS", help="check that the log-mel files are there")
     add("--skip-missing", action="store_true", help="leave out tracks whose file is not there")
-    add(
-        "--keep-duplicates-together",
-        action="store_true",
-        help="read the log-mel files, and keep copies of a recording in one split",
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(description="Look at ground-truth files, or make them.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    _add_show(commands)
-    _add_build(commands)
+    add("--keep-duplicates-together", action="store_true", help=together)
     args = parser.parse_args(argv)
     return run(lambda: args.run(args), parser.prog)

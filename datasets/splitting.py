@@ -24,28 +24,17 @@ def split_by_group(
 
     The shares of tracks, and of the tracks with each label, come close to ``fractions``, as far as
     the sizes of the groups allow. With three groups or more, no split is empty; a label in three
-    groups or more is on every side, unless groups with several labels stand in the way.
-
-    Args:
-        groups: [N] group of each track.
-        targets: [N, C] bool, labels of each track.
-        fractions: of the tracks in train, validation and test: positive, together 1.
-        seed: the same seed, groups and labels give the same splits.
-
-    Returns:
-        [N] names of splits.
+    groups or more is on every side, unless groups with several labels stand in the way. The same
+    seed, groups [N] and labels bool [N, C] give the same splits [N].
 
     Raises:
         InputError: fractions that are not three positive numbers that sum to 1.
     """
     shares = np.array(fractions, np.float64)
     if shares.shape != (3,) or not (shares > 0).all() or abs(shares.sum() - 1) > 1e-6:
-        raise InputError(
-            f"{','.join(f'{share:g}' for share in fractions)} are not three positive numbers that "
-            "sum to 1",
-            setting="--fractions",
-            hint="Give those of train, validation and test, such as 0.8,0.1,0.1.",
-        )
+        what = f"{list(fractions)} are not three positive numbers that sum to 1"
+        hint = "Give those of train, validation and test, such as 0.8,0.1,0.1."
+        raise InputError(what, setting="--fractions", hint=hint)
     number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     own = np.array([number[group] for group in groups])
     # For each group: tracks in all, and of each label it has.
@@ -61,15 +50,7 @@ def split_by_group(
 
 
 class _Dealer:
-    """Deals groups to sides.
-
-    Attributes:
-        side: [G] side of each group, -1 for none yet.
-        members: [3] groups on each side.
-        tracks: [3] tracks on each side.
-        positives: [3, C] tracks with each label on each side.
-        holders: [3, C] groups with each label on each side.
-    """
+    """Deals groups to sides."""
 
     def __init__(
         self,
@@ -93,11 +74,10 @@ class _Dealer:
         self.label_counts = [counts[own] for own in members]
         self.total = np.array([own.sum() for own in self.label_counts])
         self.order = rng.permutation(len(sizes))  # breaks ties
-        self.side = np.full(len(sizes), -1)
-        self.members = np.zeros(3, np.int64)
-        self.tracks = np.zeros(3, np.int64)
-        self.positives = np.zeros((3, n_labels), np.int64)
-        self.holders = np.zeros((3, n_labels), np.int64)
+        self.side = np.full(len(sizes), -1)  # of each group; -1 for none yet
+        self.members, self.tracks = np.zeros((2, 3), np.int64)  # groups and tracks on each side
+        # [3, C] tracks, and groups, with each label on each side
+        self.positives, self.holders = np.zeros((2, 3, n_labels), np.int64)
 
     def put(self, group: int, side: int) -> None:
         """Move a group to a side, from the side it is on, if any."""

@@ -1,4 +1,4 @@
-"""A table of tracks: a CSV or TSV file, read and checked.
+"""A table of tracks: a CSV or TSV file, as spreadsheets write them, read and checked.
 
 A row is a track: its path, its labels, and, if known, the split it belongs to or the group (artist,
 album) that must stay on one side. `datasets.build` makes ground truths of it.
@@ -6,35 +6,40 @@ album) that must stay on one side. `datasets.build` makes ground truths of it.
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
 import math
 import os
 import posixpath
 import re
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from typing import Literal, TypeVar
 
 from maest.datasets.collection import mel_key
 from maest.datasets.groundtruth import check_key
 from maest.datasets.mel_index import store_keys
-from maest.datasets.table_rows import read_rows, refusal
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
+from maest.helpers.files import read_bytes
+from maest.helpers.names import first_few
 from maest.helpers.safe_pickle import short_repr
 
-# Names of columns that are recognised, without case, spaces, hyphens and underscores; the first
-# that a table has is taken.
-PATH_COLUMNS = (
-    "path", "file", "filename", "filepath", "audio", "audiopath", "audiofile", "mp3path", "track",
-    "trackpath", "key",
-)  # fmt: skip
-LABEL_COLUMNS = ("labels", "label", "tags", "tag", "genres", "genre", "styles", "style")
-SPLIT_COLUMNS = ("split", "set", "subset", "fold", "partition")
-GROUP_COLUMNS = (
-    "group", "groupid", "artistid", "trackartistid", "artist", "artistname", "trackartist",
-    "albumartist", "albumid", "album", "albumname", "albumtitle",
-)  # fmt: skip
+Value = TypeVar("Value")
+
+# Names of columns, without case, spaces, hyphens and underscores; the first in a table is taken.
+RECOGNISED = {
+    "path": "path file filename filepath audio audiopath audiofile mp3path track trackpath key",
+    "labels": "labels label tags tag genres genre styles style",
+    "split": "split set subset fold partition",
+    "group": "group groupid artistid trackartistid artist artistname trackartist albumartist "
+    "albumid album albumname albumtitle",
+}
+_NO_LABELS = {name for what in ("path", "split", "group") for name in RECOGNISED[what].split()}
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val"), "validation"),
@@ -42,38 +47,23 @@ SPLIT_NAMES = {
 }
 _SEPARATORS = (",", ";", "|", "/")  # that labels may have been meant to be cut at
 _ONE, _FLAGS = {"1", "1.0", "true"}, {"1", "1.0", "true", "0", "0.0", "false", ""}  # in lower case
-_SHOWN = 5  # of a list in a message
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a table says, a list entry for each row.
-
-    Attributes:
-        path: the file.
-        columns: what it was read from: "path", "labels" or "values", "split", "group" → names of
-            columns.
-        unused: columns that were not read.
-        keys: paths of the log-mel files, relative to ``base_dir``.
-        lines: where the rows end in the file, from 1.
-        labels: names of each track's labels; of a table of values none.
-        splits: "train", "validation" or "test", or None if the table has no split.
-        groups: each track's group, "" where it is not known, or None if the table has none. One
-            that is written in several ways (upper and lower case, spaces) has the first of them.
-        warnings: what a person should look at before training.
-        values: each track's real values (a regression), in the order of their columns; or None.
-    """
+    """What a table says, a list entry for each row."""
 
     path: Path
-    columns: dict[str, list[str]]
-    unused: list[str]
-    keys: list[str]
-    lines: list[int]
-    labels: list[frozenset[str]]
-    splits: list[str] | None
+    columns: dict[str, list[str]]  # "path", "labels" or "values", "split", "group" → their names
+    unused: list[str]  # columns that were not read
+    keys: list[str]  # paths of the log-mel files, relative to ``base_dir``
+    lines: list[int]  # where the rows end in the file, from 1
+    labels: list[frozenset[str]]  # names of each track's labels; of a table of values none
+    splits: list[str] | None  # "train", "validation" or "test"; None without such a column
+    # "" where it is not known; one in several ways (upper and lower case, spaces) has the first
     groups: list[str] | None
-    warnings: list[str] = field(default_factory=list)
-    values: list[list[float]] | None = None
+    values: list[list[float]] | None = None  # of a regression, in the order of their columns
+    warnings: list[str] = field(default_factory=list)  # for a person to look at before training
 
 
 def read_table(
@@ -95,109 +85,71 @@ def read_table(
     before all; or what a line ``sep=;`` before it says. In a table with tabs, quote signs that do
     not come in pairs are part of the text.
 
-    Columns that are not named here are recognised by their names (``PATH_COLUMNS`` and so on). A
-    column of labels has names of labels, ``separator`` between them, or nothing but 0, 1 (false,
-    true) and blanks: then its own name is a label, which the tracks with a 1 have. Without a column
-    that is named or recognised, all of the latter kind are labels, but for those whose names are
-    names of paths, splits or groups. ``values_column``: real values instead, for a regression.
+    Columns that are not named here are recognised by their names (``RECOGNISED``). A column of
+    labels has names of labels, ``separator`` between them, or nothing but 0, 1 (false, true) and
+    blanks: then its own name is a label, which the tracks with a 1 have. Without a column that is
+    named or recognised, all of the latter kind are labels, but for those whose names are names of
+    paths, splits or groups. ``values_column``: real values instead, for a regression.
 
     An audio suffix of a path becomes ``.mmap``: it names the log-mel file; ``base_dir``, their
     folder, knows which of song.flac and song.mp3 song.mmap was made from. Absolute paths below
     ``audio_dir`` are taken as relative to it. Where no path has a slash, backslashes are slashes.
-
-    Raises:
-        InputError: no such file, no text, no such column, a row of another length, an empty or
-            absolute path, two paths that name one log-mel file, the unknown name of a split, or a
-            value that is no number.
+    Raises InputError, naming the line, for what is no such table.
     """
-    path = Path(path)
     if not separator:
-        hint = "Give what stands between labels, such as ;."
-        raise InputError("is empty", setting="--separator", hint=hint)
+        raise InputError("is empty", setting="--separator", hint="Give such as ;.")
     if values_column and labels_column:
-        hint = "Give this or --labels-column."
-        what = "labels and values at once"
+        what, hint = "labels and values at once", "Give this or --labels-column."
         raise InputError(what, kind="conflict", setting="--values-column", hint=hint)
     warnings: list[str] = []
-    header, rows, lines = read_rows(path, warnings)
-    by_bare = {_bare(name): name for name in reversed(header)}
-    among = f"among {', '.join(header)}"
-
-    def cells(name: str) -> list[str]:
-        i = header.index(name)
-        return [row[i].strip() for row in rows]
-
-    def named(given: str, option: str) -> str:
-        name = given if given in header else by_bare.get(_bare(given))
-        if name is None:
-            hint = f"The columns are {', '.join(header)}."
-            what = f"no column {given!r}"
-            raise InputError(what, kind="unknown", path=path, setting=option, hint=hint)
-        return name
-
-    def find(given: str | None, known: Sequence[str], option: str) -> str | None:
+    rows = _read_rows(Path(path), warnings)
+    columns: dict[str, list[str]] = {}
+    for what, given in (("path", path_column), ("split", split_column), ("group", group_column)):
         if given is not None:
-            return named(given, option)
-        return next((by_bare[name] for name in known if name in by_bare), None)
-
-    path_name = find(path_column, PATH_COLUMNS, "--path-column")
-    if path_name is None:
+            columns[what] = rows.named([given], f"--{what}-column")
+        elif known := [rows.by_bare[n] for n in RECOGNISED[what].split() if n in rows.by_bare]:
+            columns[what] = known[:1]
+    if "path" not in columns:
         hint = "Name the column with the tracks' paths: --path-column NAME."
-        raise refusal(path, f"no column of paths {among}", hint, "missing")
-    split_name = find(split_column, SPLIT_COLUMNS, "--split-column")
-    group_name = find(group_column, GROUP_COLUMNS, "--group-column")
-    others = [name for name in header if name not in (path_name, split_name, group_name)]
+        what = f"no column of paths among {', '.join(rows.header)}"
+        raise _refusal(rows.path, what, hint, "missing")
+    others = [name for name in rows.header if [name] not in columns.values()]
     if ignore_split:
-        split_name = None
+        columns.pop("split", None)
 
-    columns = {"path": [path_name]}
-    labels, values = [frozenset[str]()] * len(rows), None
+    labels, values = [frozenset[str]()] * len(rows.lines), None
     if values_column:
-        columns["values"] = list(dict.fromkeys(named(n, "--values-column") for n in values_column))
-        numbers = (_values(cells(name), path, lines, name) for name in columns["values"])
+        columns["values"] = rows.named(values_column, "--values-column")
+        hint = "Write it with a point for the decimals, or leave the row out."
+        numbers = (rows.convert(n, _finite, "a number", hint) for n in columns["values"])
         values = [list(row) for row in zip(*numbers, strict=True)]
     else:
-        own = list(dict.fromkeys(named(name, "--labels-column") for name in labels_column))
-        own = own or [name for name in others if _bare(name) in LABEL_COLUMNS]
-        if len(own) > 1 and not labels_column:
-            hint = f"Say which are: --labels-column {shlex.join(own)}."
-            raise refusal(path, f"the columns {', '.join(own)} may all be labels", hint, "conflict")
-        if not own:
-            known = {*PATH_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS}
-            own = [n for n in others if _bare(n) not in known and _is_flags(cells(n))]
-            warnings.append(
-                f"no column of labels was named: {len(own)} columns with only 0 and 1 were taken "
-                f"({some(own)}). To take others: --labels-column NAME ..."
-            )
-        if not own:
-            hint = "Name the one with the labels, or those with 0 and 1: --labels-column."
-            raise refusal(path, f"no column of labels {among}", hint, "missing")
-        columns["labels"] = own
-        labels = _labels({name: cells(name) for name in own}, separator, warnings)
+        columns["labels"] = rows.named(labels_column, "--labels-column") or _label_columns(
+            rows, others, warnings
+        )
+        labels = _labels({n: rows.cells(n) for n in columns["labels"]}, separator, warnings)
     splits = groups = None
-    if split_name is not None:
-        columns["split"] = [split_name]
-        splits = _splits(cells(split_name), path, lines, split_name)
-    if group_name is not None:
-        columns["group"] = [group_name]
+    if "split" in columns:
+        hint = "To have the tracks split by group: --ignore-split."
+        expected = f"one of {', '.join(SPLIT_NAMES)}"
+        name = columns["split"][0]
+        splits = rows.convert(name, lambda cell: SPLIT_NAMES[cell.lower()], expected, hint)
+    if "group" in columns:
         first: dict[str, str] = {}
-        groups = [first.setdefault(_fold(name), name) for name in cells(group_name)]
+        groups = [first.setdefault(_fold(name), name) for name in rows.cells(columns["group"][0])]
     taken = {name for names in columns.values() for name in names}
     return Table(
-        path=path,
+        path=rows.path,
         columns=columns,
-        unused=[name for name in header if name not in taken],
-        keys=_keys(path, cells(path_name), lines, audio_dir, base_dir),
-        lines=lines,
+        unused=[name for name in rows.header if name not in taken],
+        keys=_keys(rows, columns["path"][0], audio_dir, base_dir),
+        lines=rows.lines,
         labels=labels,
         splits=splits,
         groups=groups,
-        warnings=warnings,
         values=values,
+        warnings=warnings,
     )
-
-
-# ---- cells ---------------------------------------------------------------------------------------
 
 
 def _bare(name: str) -> str:
@@ -210,9 +162,15 @@ def _fold(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Iterable[str]) -> str:
     """The first few of some names, quoted."""
-    return ", ".join(map(short_repr, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)
+    return first_few(map(short_repr, names))
+
+
+def _finite(cell: str) -> float:
+    if not math.isfinite(value := float(cell)):
+        raise ValueError(cell)
+    return value
 
 
 def _is_flags(cells: list[str]) -> bool:
@@ -220,17 +178,35 @@ def _is_flags(cells: list[str]) -> bool:
     return any(cells) and {cell.lower() for cell in set(cells)} <= _FLAGS
 
 
+def _label_columns(rows: _Rows, others: list[str], warnings: list[str]) -> list[str]:
+    """Those that nobody named: the one that is recognised, or all of 0 and 1."""
+    known = [name for name in others if _bare(name) in RECOGNISED["labels"].split()]
+    if len(known) > 1:
+        hint = f"Say which are: --labels-column {shlex.join(known)}."
+        what = f"the columns {', '.join(known)} may all be labels"
+        raise _refusal(rows.path, what, hint, "conflict")
+    flags = [n for n in others if _bare(n) not in _NO_LABELS and _is_flags(rows.cells(n))]
+    if not known and not flags:
+        hint = "Name the one with the labels, or those with 0 and 1: --labels-column."
+        what = f"no column of labels among {', '.join(rows.header)}"
+        raise _refusal(rows.path, what, hint, "missing")
+    if not known:
+        warnings.append(
+            f"no column of labels was named: {len(flags)} columns with only 0 and 1 were taken "
+            f"({some(flags)}). To take others: --labels-column NAME ..."
+        )
+    return known or flags
+
+
 def _labels(
     columns: dict[str, list[str]], separator: str, warnings: list[str]
 ) -> list[frozenset[str]]:
     """The labels of each row, of columns' cells; ``warnings`` is added to."""
     flags = {name: cells for name, cells in columns.items() if _is_flags(cells)}
-    blank = {name: cells.count("") for name, cells in flags.items() if "" in cells}
-    if blank:
-        warnings.append(
-            f"{sum(blank.values())} blank cells were taken as 0, in columns {some(list(blank))}"
-        )
     texts = [cells for name, cells in columns.items() if name not in flags]
+    if blank := {name: cells.count("") for name, cells in flags.items() if "" in cells}:
+        count = sum(blank.values())
+        warnings.append(f"{count} blank cells were taken as 0, in columns {some(blank)}")
     labels = []
     for i in range(len(next(iter(columns.values())))):
         parts = {part.strip() for cells in texts for part in cells[i].split(separator)} - {""}
@@ -248,59 +224,30 @@ def _labels(
     same: dict[str, list[str]] = {}
     for name in names:
         same.setdefault(_fold(name), []).append(name)
-    alike = [" and ".join(map(short_repr, names)) for names in same.values() if len(names) > 1]
-    if alike:
+    if alike := [" and ".join(map(short_repr, own)) for own in same.values() if len(own) > 1]:
         warnings.append(
             f"{len(alike)} labels are written in several ways, and each way is a label of its own: "
-            f"{'; '.join(alike[:_SHOWN])}{'; ...' * (len(alike) > _SHOWN)}"
+            f"{first_few(alike)}"
         )
     return labels
 
 
-def _values(cells: list[str], path: Path, lines: list[int], column: str) -> list[float]:
-    values = []
-    for cell, line in zip(cells, lines, strict=True):
-        try:
-            values.append(float(cell))
-        except ValueError:
-            values.append(math.nan)
-        if not math.isfinite(values[-1]):
-            what = f"{short_repr(cell)} in column {column!r}: expected a number"
-            hint = "Write it with a point for the decimals, or leave the row out."
-            raise refusal(path, what, hint, line=line)
-    return values
-
-
-def _splits(cells: list[str], path: Path, lines: list[int], column: str) -> list[str]:
-    for cell, line in zip(cells, lines, strict=True):
-        if cell.lower() not in SPLIT_NAMES:
-            what = f"{cell!r} in column {column!r}, expected one of {', '.join(SPLIT_NAMES)}"
-            hint = "To have the tracks split by group: --ignore-split."
-            raise refusal(path, what, hint, line=line)
-    return [SPLIT_NAMES[cell.lower()] for cell in cells]
-
-
 def _keys(
-    path: Path,
-    names: list[str],
-    lines: list[int],
-    audio_dir: str | Path | None,
-    base_dir: str | Path | None,
+    rows: _Rows, column: str, audio_dir: str | Path | None, base_dir: str | Path | None
 ) -> list[str]:
+    names = rows.cells(column)
     if not any("/" in name for name in names):  # a table from Windows
         names = [name.replace("\\", "/") for name in names]
     relative = []
-    for name, line in zip(names, lines, strict=True):
+    for name, line in zip(names, rows.lines, strict=True):
         absolute = bool(re.match("/|[A-Za-z]:/", name))
         try:
             below = _below(name, str(audio_dir)) if absolute and audio_dir is not None else name
             relative.append(check_key(below))
-        except ValueError as error:
-            hint = error.hint if isinstance(error, InputError) else ""
-            if absolute:
-                hint = "To take paths below a folder as relative to it: --audio-dir DIR."
-            reason = error.message if isinstance(error, InputError) else error
-            raise refusal(path, f"path {short_repr(name)}: {reason}", hint, line=line) from None
+        except ValueError:
+            what = f"path {short_repr(name)} is not that of a file below {audio_dir or 'a folder'}"
+            hint = "Give relative paths, or the folder that they are below: --audio-dir DIR."
+            raise _refusal(rows.path, what, hint, line=line) from None
     # The store knows which of song.flac and song.mp3 song.mmap was made from.
     keys = store_keys(base_dir, relative) if base_dir else [mel_key(name) for name in relative]
     seen: dict[str, int] = {}
@@ -310,12 +257,10 @@ def _keys(
         before = seen.setdefault(stem, i)
         if before == i:
             continue
-        same, hint = "the same path", "Expected a row for each track: join the two."
-        if relative[before] != relative[i]:
-            same = f"{short_repr(names[before])}, of the same log-mel file {stem + '.mmap'!r},"
-            hint = "Rename one of the files, or give the log-mel files' folder: --base-dir MELS."
-        what = f"path {short_repr(names[i])}: {same} is in line {lines[before]}"
-        raise refusal(path, what, hint, "conflict", lines[i])
+        twin = f"{short_repr(names[before])}, of the same log-mel file {stem + '.mmap'!r},"
+        what = f"path {short_repr(names[i])}: {twin} is in line {rows.lines[before]}"
+        hint = "Join the rows, or rename one of the files, or give the log-mel files' folder: "
+        raise _refusal(rows.path, what, f"{hint}--base-dir MELS.", "conflict", rows.lines[i])
     return keys
 
 
@@ -326,3 +271,130 @@ def _below(name: str, folder: str) -> str:
     if not re.match(r"[A-Za-z]:[\\/]", folder):
         below, folder = PurePosixPath(whole), os.path.abspath(folder)
     return below.relative_to(folder).as_posix() + "/" * name.endswith("/")
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The cells of a file, and the lines that the rows end in."""
+
+    path: Path
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+
+    @property
+    def by_bare(self) -> dict[str, str]:
+        return {_bare(name): name for name in reversed(self.header)}
+
+    def cells(self, column: str) -> list[str]:
+        i = self.header.index(column)
+        return [row[i].strip() for row in self.rows]
+
+    def named(self, names: Sequence[str], option: str) -> list[str]:
+        """The columns that an option names, each once, by their own names."""
+        own = [n if n in self.header else self.by_bare.get(_bare(n), "") for n in names]
+        if "" in own:
+            what, hint = f"no column {names[own.index('')]!r}", f"Give one of {self.header}."
+            raise InputError(what, kind="unknown", path=self.path, setting=option, hint=hint)
+        return list(dict.fromkeys(own))
+
+    def convert(
+        self, column: str, read: Callable[[str], Value], expected: str, hint: str
+    ) -> list[Value]:
+        """``read`` of each cell; one for which it raises KeyError or ValueError is refused."""
+        values = []
+        for cell, line in zip(self.cells(column), self.lines, strict=True):
+            try:
+                values.append(read(cell))
+            except (KeyError, ValueError):
+                what = f"{short_repr(cell)} in column {column!r}, expected {expected}"
+                raise _refusal(self.path, what, hint, line=line) from None
+        return values
+
+
+def _refusal(
+    path: Path, message: str, hint: str, kind: Kind = "invalid", line: int | None = None
+) -> InputError:
+    where = "" if line is None else f"line {line}: "
+    return InputError(where + message, kind=kind, path=path, hint=hint)
+
+
+def _read_rows(path: Path, warnings: list[str]) -> _Rows:
+    """Read UTF-8 or UTF-16 text; ``warnings`` is added to."""
+    text = _read_text(path)
+    named = re.match(r'"?sep=(.)\1*"?(?=[\r\n])', text, re.IGNORECASE)
+    if named:  # Excel's own line; the others keep their numbers
+        text = text[named.end() :]
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    bare = re.sub(r'"[^"]*"', "", first)
+    delimiter = named[1] if named else "\t" if "\t" in bare else max(",;", key=bare.count)
+    if delimiter != "\t" or '"' not in text:
+        return _parse(path, text, delimiter)
+    quoted: _Rows | InputError
+    try:
+        quoted = _parse(path, text, delimiter)
+        # Two quote signs far apart may have swallowed what is between them.
+        if not any("\t" in cell or "\n" in cell for row in quoted.rows for cell in row):
+            return quoted
+    except InputError as error:
+        quoted = error
+    try:  # titles such as "Heroes" live, which no one has quoted
+        plain = _parse(path, text, delimiter, quoting=csv.QUOTE_NONE)
+    except InputError:
+        if isinstance(quoted, InputError):
+            raise quoted from None
+        return quoted
+    warnings.append("quote signs of the table do not come in pairs: they were taken as text")
+    return plain
+
+
+def _read_text(path: Path) -> str:
+    expected = "Expected a table: a CSV or TSV file."
+    content = read_bytes(path, missing="Check the path of the table.", access=expected)
+    encoding = "utf-8-sig"
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # Excel's "Unicode text"
+        encoding = "utf-16"
+    elif b"\0" in content[:2]:
+        encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        what = f"not UTF-8 text (byte {content[error.start]:#04x})"
+        hint = "Save the table as UTF-8 text, not as a spreadsheet."
+        raise _refusal(path, what, hint, line=line) from None
+
+
+def _parse(
+    path: Path, text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+) -> _Rows:
+    lines_of = io.StringIO(text, newline="")
+    reader = csv.reader(lines_of, delimiter=delimiter, quoting=quoting, strict=True)
+    rows, lines = [], []
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append(row)
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise _refusal(path, str(error), "Check its quotes.", line=reader.line_num) from None
+    if len(rows) < 2:
+        hint = "Expected a line of column names, and a row for each track."
+        raise _refusal(path, "the table has no rows", hint, "empty")
+    header = [name.strip() for name in rows[0]]
+    name, count = Counter(header).most_common(1)[0]
+    if count > 1 or "" in header:
+        what = f"{name!r} twice, or an empty name, among the columns' names"
+        hint = "Expected distinct names, separated by commas, tabs or semicolons."
+        raise _refusal(path, what, hint, line=lines[0])
+    for row, line in zip(rows[1:], lines[1:], strict=True):
+        if len(row) != len(header):
+            what = f"{len(row)} cells, expected {len(header)} as in the first line"
+            hint = f"A cell with the delimiter ({delimiter!r}) in it must stand in double quotes."
+            if {"TRACK_ID", "PATH", "TAGS"}.issubset(header):
+                hint = "This is a table of MTG-Jamendo: use datasets/jamendo/preprocess.py."
+            raise _refusal(path, what, hint, line=line)
+    return _Rows(path, header, rows[1:], lines[1:])

@@ -380,7 +380,7 @@ def test_pickles_and_labels_of_a_split_table(tmp_path):
         assert targets(tmp_path / "out" / f"groundtruth-{split}.pk") == own
     everything = targets(tmp_path / "out" / "groundtruth-all.pk")
     assert everything == {k: v for own in expected.values() for k, v in own.items()}
-    assert built.positives.tolist() == [[0, 1, 2], [2, 0, 1], [0, 1, 0]]
+    assert built.per_split.tolist() == [[0, 1, 2], [2, 0, 1], [0, 1, 0]]
     assert built.without_labels == 1
     assert any("train" in warning and "'jazz'" in warning for warning in built.warnings)
 
@@ -658,8 +658,7 @@ def test_real_values_are_a_regressions_ground_truth(tmp_path, capsys):
     assert "40 tracks, 2 values" in told
     assert "valence, mean" in told
     built = build(read_table(path, values_column=["valence", "tempo"]), tmp_path / "again")
-    assert built.positives is None
-    assert built.means.shape == (3, 2)
+    assert built.per_split.shape == (3, 2)
     whole = read_groundtruth(out / "groundtruth-all.pk", task="regression")
     at = dict(zip(whole.keys, whole.targets.tolist(), strict=True))
     assert at["07.mmap"] == pytest.approx([-0.7, 67.5])
