@@ -112,13 +112,10 @@ class MaestDataModule(pl.LightningDataModule):
         theirs = {**state_dict, clips: state_dict[clips] or state_dict["training tracks"]}
         differing = differences({name: theirs[name] for name in plan}, plan)
         if differing:
-            raise InputError(
-                f"that training had {'; '.join(differing)}",
-                kind="mismatch",
-                setting="ckpt_path",
-                hint="Give the same to continue it, or start a new one from its weights with "
-                "maest.checkpoint.",
-            )
+            message = f"that training had {'; '.join(differing)}"
+            hint = "Give the same to continue it, or start a new one from its weights with "
+            hint += "maest.checkpoint."
+            raise InputError(message, kind="mismatch", setting="ckpt_path", hint=hint)
         self.start_at(state_dict["epoch"], state_dict["batches"])
 
     def start_at(self, epoch: int, batches: int) -> None:
@@ -163,8 +160,8 @@ class MaestDataModule(pl.LightningDataModule):
         self, dataset: Dataset, batch_size: int, sampler: Sampler, collate_fn: Callable
     ) -> DataLoader:
         return DataLoader(
-            dataset=dataset,
-            batch_size=batch_size,
+            dataset,
+            batch_size,
             sampler=sampler,
             collate_fn=collate_fn,
             num_workers=self.num_workers,

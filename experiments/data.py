@@ -44,12 +44,9 @@ def check_files(settings: Settings, *splits: str) -> None:
     for split, path in paths.items():
         setting = f"datamodule.groundtruth_{split}"
         if is_of_another_set(settings, split):
-            raise InputError(
-                "it is not given, and datamodule.base_dir is not the embedded data set's",
-                kind="missing",
-                hint=f"Give {setting}=<a ground truth of the tracks there>.",
-                setting=setting,
-            )
+            message = "it is not given, and datamodule.base_dir is not the embedded data set's"
+            hint = f"Give {setting}=<a ground truth of the tracks there>."
+            raise InputError(message, kind="missing", setting=setting, hint=hint)
         if path is None or DATA_DIR not in Path(path).resolve().parents:
             check_given(path, setting)
     if "train" in splits:
@@ -77,12 +74,12 @@ def find_teacher(settings: Settings) -> Path | None:
     raise InputError(
         f"{len(found)} models have logits there" if found else "no such folder",
         kind="conflict" if found else "missing",
+        setting="datamodule.teacher_dir",
+        path=folder,
         hint=f"Give one of {', '.join(map(str, found))}."
         if found
         else "`python ex_maest.py extract_logits with maest.checkpoint=<the teacher>` writes the "
         "logits of a model of the same labels, for all training tracks.",
-        path=folder,
-        setting="datamodule.teacher_dir",
     )
 
 

@@ -67,12 +67,11 @@ def metrics_of(split: str, scored: Scored, net: Maest) -> dict[str, Any]:
         results["chance"] = dict(zip(metrics.SHOWN["multi-label"], chance, strict=True))
     rows = []
     for i, name in enumerate(names):
-        row: dict[str, Any] = {"label": name}
-        for metric, values in evaluation.per_label.items():
-            row[metric] = None if np.isnan(values[i]) else float(values[i])
+        figures = {metric: values[i] for metric, values in evaluation.per_label.items()}
+        row: dict[str, Any] = {n: None if np.isnan(v) else float(v) for n, v in figures.items()}
         if net.task != "regression":
             row["positives"] = int(targets[:, i].sum())
-        rows.append(row)
+        rows.append({"label": name, **row})
     return results | {"per_label": rows}
 
 
@@ -84,7 +83,7 @@ def left_out(task: str, count: int) -> str:
 
 def test(run: Any, settings: Settings) -> dict[str, Any]:
     """Evaluate maest.checkpoint on whole tracks of the test split."""
-    path, devices = run_dir(run) / "results.json", find_devices(settings.trainer)
+    folder, devices = run_dir(run), find_devices(settings.trainer)
     check_files(settings, "test")
     checkpoint = require_checkpoint(settings)
     splits, frames = read(settings, checkpoint, "test"), clip_frames(settings, checkpoint)
@@ -96,22 +95,18 @@ def test(run: Any, settings: Settings) -> dict[str, Any]:
     tracks = build_data(settings, splits, frames, workers).test_dataloader()
     try:
         scored = evaluate(net, tracks, settings.trainer.limit_test_batches, settings, {})
-    except FloatingPointError:
+    except FloatingPointError as error:
+        hint = "Its weights are damaged, or their training has diverged: take others."
+        path, setting = checkpoint.path, "maest.checkpoint"
         raise InputError(
-            "the network's outputs are NaN or infinite",
-            kind="corrupt",
-            hint="Its weights are damaged, or their training has diverged: take others.",
-            setting="maest.checkpoint",
-            path=checkpoint.path,
+            str(error), kind="corrupt", setting=setting, path=path, hint=hint
         ) from None
     results = metrics_of("test", scored, net) | {"average": checkpoint.average}
+    path = folder / "results.json"
     write_json(path, results)
     shown = {name: results[f"test_{name}"] for name in metrics.SHOWN[net.task]}
-    chance = ""
-    if "chance" in results:
-        chance = f" (chance: {metrics_line(net.task, results['chance'])})"
-    print(
-        f"{results['test_tracks']} tracks: {metrics_line(net.task, shown)}{chance}; "
-        f"{left_out(net.task, scored.evaluation.left_out)}; one by one: {path}"
-    )
+    line, chance = metrics_line(net.task, shown), results.get("chance")
+    line += f" (chance: {metrics_line(net.task, chance)})" if chance else ""
+    count = left_out(net.task, scored.evaluation.left_out)
+    print(f"{results['test_tracks']} tracks: {line}; {count}; one by one: {path}")
     return {f"test_{name}": value for name, value in shown.items()}

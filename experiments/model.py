@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -39,20 +39,19 @@ def in_section(section: str) -> Iterator[None]:
         raise
 
 
-def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | None:
+def find_checkpoint(
+    settings: Settings, training: bool = False, required: bool = False
+) -> Checkpoint | None:
     """The weights to start from: those of ``maest.checkpoint``, or the arch's published ones.
 
     Raises:
-        InputError: they cannot be read or fetched; or weights are asked for, and none are given.
+        InputError: they cannot be read or fetched; or they are required, and none are given.
     """
     maest, average = settings.maest, settings.maest.checkpoint_swa_weights
     if settings.ckpt_path is not None and not training:
-        raise InputError(
-            "it continues a training, which this command does not do",
-            kind="conflict",
-            setting="ckpt_path",
-            hint="To use a model, give maest.checkpoint.",
-        )
+        message = "it continues a training, which this command does not do"
+        hint = "To use a model, give maest.checkpoint."
+        raise InputError(message, kind="conflict", setting="ckpt_path", hint=hint)
     arch = arch_of(settings)
     published = arch is not None and arch.published
     with in_section("maest"):
@@ -62,29 +61,24 @@ def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | 
             return load_checkpoint(maest.checkpoint, average)
         if maest.arch is not None and (published if maest.pretrained is None else maest.pretrained):
             return fetch(maest.arch, average)
-    if maest.pretrained or average:
-        name = "pretrained" if maest.pretrained else "checkpoint_swa_weights"
-        raise _not_given(f"maest.{name}=True asks for weights, and none are given")
+    asked = "pretrained" if maest.pretrained else "checkpoint_swa_weights" if average else ""
+    if required or asked:
+        raise InputError(
+            f"maest.{asked}=True asks for weights, and none are given"
+            if asked
+            else "no model is given",
+            kind="missing",
+            hint="Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or "
+            "maest.arch=<a released model>. (For embeddings of random weights, name an arch "
+            "without published weights, such as maest_tiny.)",
+            setting="maest.checkpoint",
+        )
     return None
 
 
 def require_checkpoint(settings: Settings) -> Checkpoint:
     """:func:`find_checkpoint`, for a command that cannot go without weights."""
-    checkpoint = find_checkpoint(settings)
-    if checkpoint is None:
-        raise _not_given("no model is given")
-    return checkpoint
-
-
-def _not_given(message: str) -> InputError:
-    return InputError(
-        message,
-        kind="missing",
-        hint="Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or "
-        "maest.arch=<a released model>. (For embeddings of random weights, name an arch without "
-        "published weights, such as maest_tiny.)",
-        setting="maest.checkpoint",
-    )
+    return cast(Checkpoint, find_checkpoint(settings, required=True))
 
 
 def arch_of(settings: Settings) -> Arch | None:
@@ -125,16 +119,8 @@ def network_arguments(
     if settings.maest.checkpoint is not None and arch is not None and arch.published:
         arguments["arch"] = None
     if settings.maest.labels is not None:
-        labels = arguments["labels"] = read_labels(settings.maest.labels)
-        if len(labels) != (arguments["n_classes"] or len(labels)):
-            raise InputError(
-                f"{len(labels)} labels, and the model has {arguments['n_classes']}",
-                kind="mismatch",
-                setting="maest.labels",
-                path=settings.maest.labels,
-                hint="Give the names of the model's own labels.",
-            )
-        if checkpoint and checkpoint.labels and checkpoint.labels != labels:
+        arguments["labels"] = read_labels(settings.maest.labels)
+        if checkpoint and checkpoint.labels not in (None, arguments["labels"]):
             log.warning("maest.labels are other names than those of %s", checkpoint.path)
     return arguments
 
@@ -161,13 +147,9 @@ def build_network(
     if maest.input_t is None:  # at inference, positions are cropped for shorter clips
         arguments["input_t"] = frames if training else max(frames, known.get("input_t", 0))
     elif maest.input_t < frames:
-        raise InputError(
-            f"the network's input of {maest.input_t} frames is shorter than a clip, {frames} "
-            "frames",
-            kind="conflict",
-            setting="maest.input_t",
-            hint="Leave it out, or shorten datamodule.clip_length.",
-        )
+        message = f"an input of {maest.input_t} frames is shorter than a clip, {frames} frames"
+        hint = "Leave it out, or shorten datamodule.clip_length."
+        raise InputError(message, kind="conflict", setting="maest.input_t", hint=hint)
     discard_head = maest.checkpoint_discard_head
     if groundtruth is None:
         arguments["n_classes"] = arguments["n_classes"] or 1
@@ -197,15 +179,11 @@ def _match_head(
     discard_head: bool,
 ) -> bool:
     """Set classes and labels to the ground truth's; whether the checkpoint's head is discarded."""
-    if arguments["n_classes"] not in (None, groundtruth.n_classes):
-        raise InputError(
-            f"{arguments['n_classes']} classes, and the ground truth has {groundtruth.n_classes} "
-            "labels to a track",
-            kind="conflict",
-            setting="maest.n_classes",
-            path=groundtruth.path,
-            hint="Leave it out, or correct it.",
-        )
+    classes, path = arguments["n_classes"], groundtruth.path
+    if classes not in (None, groundtruth.n_classes):
+        message, hint = f"{classes} classes, and there are {groundtruth.n_classes}", "Leave it out."
+        setting = "maest.n_classes"
+        raise InputError(message, kind="conflict", setting=setting, path=path, hint=hint)
     arguments["n_classes"] = groundtruth.n_classes
     labels = arguments["labels"] = arguments["labels"] or labels_beside(groundtruth)
     if checkpoint is None or discard_head:

@@ -113,24 +113,16 @@ def resolve(settings: Settings, log_dir: Path) -> Plan:
 
 def _check_task(settings: Settings, net: Maest) -> None:
     """Raise InputError for settings that do not go with the task or the heads."""
-    data = settings.datamodule
-    taught = data.teacher_dir is not None
+    data, taught = settings.datamodule, settings.datamodule.teacher_dir is not None
+    no_labels, one_head = net.task != "multi-label", net.distilled_type != "separated"
     for wrong, setting, message in (
         (
             data.balanced_sampling and net.task == "regression",
             "datamodule.balanced_sampling",
-            "it counts labels, and maest.task=regression has none",
+            "it counts labels, and a regression has none",
         ),
-        (
-            taught and net.task != "multi-label",
-            "datamodule.teacher_dir",
-            f"a teacher gives many labels to a track, and maest.task is {net.task}",
-        ),
-        (
-            taught and net.distilled_type != "separated",
-            "maest.distilled_type",
-            "a teacher's labels are for the dist head, which only `separated` trains",
-        ),
+        (taught and no_labels, "datamodule.teacher_dir", "a teacher is for maest.task=multi-label"),
+        (taught and one_head, "maest.distilled_type", "a teacher is for a dist head: separated"),
     ):
         if wrong:
             hint = "Leave one of the two out."
@@ -168,15 +160,18 @@ def build_data(
 ) -> MaestDataModule:
     """The data module of some splits, in clips of so many frames."""
     data, clips = settings.datamodule, settings.datamodule.clips_per_epoch
-    names = "base_dir batch_size_train batch_size_eval balanced_sampling on_error"
     return MaestDataModule(
         splits,
+        base_dir=data.base_dir,
         clip_frames=frames,
+        batch_size_train=data.batch_size_train,
+        batch_size_eval=data.batch_size_eval,
         clips_per_epoch=clips if isinstance(clips, int) else None,
+        balanced_sampling=data.balanced_sampling,
         num_workers=workers,
         seed=settings.seed,
         teacher_dir=find_teacher(settings) if "train" in splits else None,
-        **{name: getattr(data, name) for name in names.split()},
+        on_error=data.on_error,
     )
 
 
@@ -239,9 +234,10 @@ def find_run(settings: Settings, log_dir: Path) -> Path | None:
         if not differing:
             log.info("continuing %s", path)
             return path
+        more = "; …" * (len(differing) > 5)
         newest = newest or (
-            f" The newest, {path.parents[1]}, has {'; '.join(differing[:5])}"
-            f"{'; …' * (len(differing) > 5)}. (ckpt_path={path} would go on from it)"
+            f" The newest, {path.parents[1]}, has {'; '.join(differing[:5])}{more}. (ckpt_path="
+            f"{path} would go on from it)"
         )
     which = "has these settings" if newest else "can be continued"
     log.warning("ckpt_path=last: no run in %s %s: a new one begins.%s", log_dir, which, newest)

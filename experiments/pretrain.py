@@ -50,21 +50,18 @@ from maest.models.weights import load_into
 
 log = logging.getLogger(__name__)
 
-# Advice of Lightning's that is of no use to a user here.
+# Advice that is of no use to a user here
 for _message in (
-    ".*does not have many workers.*",
-    ".*You are using `torch.load` with `weights_only=False`.*",
-    ".*The number of training batches.*is smaller than the logging interval.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*The dirpath has changed from .*",
-    ".*Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*",
-    ".*LeafSpec.*",
-    ".*`broadcast_buffers` is deprecated.*",
-    ".*Grad strides do not match bucket view strides.*",
-    ".*sync_dist=True.*",  # the metrics are of all processes already
-    ".*your dataloader is not resumable.*",  # its sampler is
+    "does not have many workers",
+    "The number of training batches.*is smaller than the logging interval",
+    "callbacks used to create the checkpoint",
+    "LeafSpec",
+    "`broadcast_buffers` is deprecated",
+    "Grad strides do not match bucket view strides",
+    "sync_dist=True",  # the metrics are of all processes already
+    "your dataloader is not resumable",  # its sampler is
 ):
-    warnings.filterwarnings("ignore", message=_message)
+    warnings.filterwarnings("ignore", message=f".*{_message}")
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
 
 
@@ -104,31 +101,27 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
     net.train()
     if settings.trainer.compile:
         net.compile_blocks()
-    _fit(trainer, module, plan, checkpoints)
+    _fit(trainer, module, plan, checkpoints.folder / LAST)
     if not trainer.is_global_zero:
         return {}
 
-    last = {"epoch": trainer.current_epoch, "steps": trainer.global_step}
-    best, scored = _best_weights(plan, module, history, checkpoints, last, monitor)
+    best, scored = _best_weights(plan, module, history, checkpoints)
     average, swa = _best_average(net, checkpoints, history)
-    results = _summarize(scored, plan, history.epochs, folder) | {
+    results = _summarize(scored, plan, history.epochs, folder)
+    results |= {
         **({"swa": swa} if swa else {}),
         "best_epoch": best["epoch"],
         "best_steps": best["steps"],
-        "steps": last["steps"],
+        "steps": trainer.global_step,
         "seconds": time.monotonic() - started,
         "skipped": module.skipped,
     }
     write_json(folder / "results.json", results)
     shown = {f"val_{name}": results[f"val_{name}"] for name in metrics.SHOWN[net.task]}
-    trained_on = plan.origin | {
-        "steps": best["steps"],
-        "epoch": best["epoch"],
-        **shown,
-        **({"swa": swa} if swa else {}),
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {"torch": torch.__version__, "pytorch_lightning": pl.__version__},
-    }
+    versions = {"torch": torch.__version__, "pytorch_lightning": pl.__version__}
+    trained_on = plan.origin | {"steps": best["steps"], "epoch": best["epoch"], **shown}
+    trained_on |= {"swa": swa} if swa else {}
+    trained_on |= {"date": time.strftime("%Y-%m-%d"), "versions": versions}
     model = folder / "model"
     save_model(model, net.eval(), plan.arch, trained_on=trained_on, average=average)
     point_link(folder.parent / "latest", folder)
@@ -208,22 +201,20 @@ def build_trainer(
 # ---- the training, and how it may end ------------------------------------------------------------
 
 
-def _fit(trainer: pl.Trainer, module: MaestModule, plan: Plan, checkpoints: Checkpoints) -> None:
-    """Train; afterwards this process is alone."""
+def _fit(trainer: pl.Trainer, module: MaestModule, plan: Plan, last: Path) -> None:
+    """Train, saving ``last``; afterwards this process is alone."""
     try:
         trainer.fit(module, plan.data, ckpt_path=plan.continued, weights_only=True)
     except (Exception, Stopped) as error:
         terminate_workers(trainer)
         if isinstance(error, Stopped):
-            raise _interrupted(error, checkpoints, trainer) from None
+            raise _interrupted(error, last, trainer) from None
         if isinstance(error, InputError) and error.kind == "diverged":
-            error.hint += _after_divergence(plan.settings, checkpoints)
+            error.hint += _after_divergence(plan.settings, last)
         elif trainer.world_size > 1 and is_peer_failure(error):
-            raise InputError(
-                f"another process of this training has ended ({first_line(error)})",
-                kind="worker",
-                hint="What went wrong there is said above.",
-            ) from error
+            message = f"another process of this training has ended ({first_line(error)})"
+            hint = "What went wrong there is said above."
+            raise InputError(message, kind="worker", hint=hint) from error
         raise
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # else Lightning would wait for the others
@@ -254,29 +245,25 @@ def is_peer_failure(error: Exception) -> bool:
     return isinstance(error, torch.distributed.DistError) or "by peer" in str(error)
 
 
-def _interrupted(stop: Stopped, checkpoints: Checkpoints, trainer: pl.Trainer) -> Interrupted:
+def _interrupted(stop: Stopped, last: Path, trainer: pl.Trainer) -> Interrupted:
     """What the user of a training reads that a signal has stopped."""
     if not trainer.is_global_zero:  # the first process says it
         return Interrupted(str(stop), stop.signal)
-    last = checkpoints.folder / LAST
+    go_on = f"\n  {same_command(f'ckpt_path={last}')}"
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
-        how = " give the same command with ckpt_path=last"  # to whatever has started this process
-    else:
-        how = f"\n  {same_command(f'ckpt_path={last}')}"
+        go_on = " give the same command with ckpt_path=last"  # to whatever has started this process
+    state = "stopped before anything was saved"
     if stop.saved:
-        state = f"saved at step {trainer.global_step}, {last}. To continue:{how}"
+        state = f"saved at step {trainer.global_step}, {last}. To continue:{go_on}"
     elif last.is_file():
-        state = f"not saved now; {last} is unchanged. To continue:{how}"
-    else:
-        state = "stopped before anything was saved"
+        state = f"not saved now; {last} is unchanged. To continue:{go_on}"
     return Interrupted(f"{stop.signal.name}: {state}", stop.signal)
 
 
-def _after_divergence(settings: Settings, checkpoints: Checkpoints) -> str:
+def _after_divergence(settings: Settings, last: Path) -> str:
     """How to go on with a training that has diverged."""
     fp16 = settings.trainer.precision == "16-mixed"
     other = " Or fp16 overflows: trainer.precision=bf16-mixed." if fp16 else ""
-    last = checkpoints.folder / LAST
     if not last.is_file():
         return f"{other} Nothing had been saved."
     line = same_command(f"module.lr={settings.module.lr / 10:g}", f"ckpt_path={last}")
@@ -287,14 +274,11 @@ def _after_divergence(settings: Settings, checkpoints: Checkpoints) -> str:
 
 
 def _best_weights(
-    plan: Plan,
-    module: MaestModule,
-    history: History,
-    checkpoints: Checkpoints,
-    last: dict[str, int],
-    monitor: str,
+    plan: Plan, module: MaestModule, history: History, checkpoints: Checkpoints
 ) -> tuple[dict[str, int], Scored]:
     """Give the network the best epoch's weights; that epoch, and how they do on the validation."""
+    monitor = checkpoints.monitors["best"]
+    last = {"epoch": module.trainer.current_epoch, "steps": module.trainer.global_step}
     # A run that was over already has validated nothing.
     validated = bool(module.scored and history.epochs and monitor in history.epochs[-1])
     best = last
@@ -302,10 +286,9 @@ def _best_weights(
         found = load_checkpoint(path, average=False)
         load_into(plan.net, found)
         best = {name: found.trained_on[name] for name in last}
-        validated &= best == last
     elif history.epochs:
         log.warning("no epoch could be scored (%s): the last one's weights are kept", monitor)
-    if validated:
+    if validated and best == last:
         return best, module.scored[""]
     limit, tracks = plan.settings.trainer.limit_val_batches, plan.data.val_dataloader()
     return best, evaluate(plan.net, tracks, limit, plan.settings, module.skipped)
@@ -318,11 +301,10 @@ def _best_average(
     path = checkpoints.path("best-swa")
     if path is None:
         return None, {}
-    epoch = checkpoints.best["best-swa"]["epoch"]
+    found, epoch = load_checkpoint(path, average=True), checkpoints.best["best-swa"]["epoch"]
     row = next(row for row in history.epochs if row["epoch"] == epoch)
-    found = load_checkpoint(path, average=True)
-    scores = {n.replace("_swa_", "_"): v for n, v in row.items() if n.startswith("val_swa_")}
-    swa = {"epoch": found.trained_on["epoch"], "steps": found.trained_on["steps"], **scores}
+    swa = {name: found.trained_on[name] for name in ("epoch", "steps")}
+    swa |= {n.replace("_swa_", "_"): v for n, v in row.items() if n.startswith("val_swa_")}
     return load_into(deepcopy(net), found), swa
 
 
@@ -332,19 +314,15 @@ def _summarize(
     """Metrics on the validation split, beside baselines; with pictures in ``folder``."""
     task, results = plan.net.task, metrics_of("val", scored, plan.net)
     baseline = metrics.baseline(task, plan.data.splits["train"].targets, scored.targets)
-    name, first = metrics.BASELINES[task], metrics.SHOWN[task][0]
-    results[name] = {metric: baseline.figures[metric] for metric in metrics.SHOWN[task]}
-    results["epochs"] = epochs
-    words = name.replace("_", " ")
+    name, shown = metrics.BASELINES[task], metrics.SHOWN[task]
+    results |= {name: {metric: baseline.figures[metric] for metric in shown}, "epochs": epochs}
     if epochs:
-        lines = {"chance": results["chance"][first]} if "chance" in results else {}
-        lines[words] = results[name][first]
+        known = [row for row in ("chance", name) if row in results]
+        lines = {row.replace("_", " "): results[row][shown[0]] for row in known}
         plots.learning_curve(folder / "learning_curve.png", epochs, lines)
-    metric = "f1" if task == "single-label" else first
-    bars = {
-        "model": scored.evaluation.per_label[metric].tolist(),
-        words: baseline.per_label[metric].tolist(),
-    }
+    metric = "f1" if task == "single-label" else shown[0]
+    sets = {"model": scored.evaluation, name.replace("_", " "): baseline}
+    bars = {title: evaluation.per_label[metric].tolist() for title, evaluation in sets.items()}
     labels = [row["label"] for row in results["per_label"]]
     title = f"{metrics.FIGURE_NAMES[metric]} on the validation split"
     plots.label_bars(folder / "labels.png", labels, bars, title)
@@ -353,16 +331,16 @@ def _summarize(
 
 def _print_report(results: dict[str, Any], task: str, folder: Path, model: Path) -> None:
     """A table of the model and its baselines, and the files."""
-    shown, swa, baseline = metrics.SHOWN[task], results.get("swa"), metrics.BASELINES[task]
-    rows = {"model": {name: results[f"val_{name}"] for name in shown}}
+    shown, swa = metrics.SHOWN[task], results.get("swa")
+    rows = [("model", {name: results[f"val_{name}"] for name in shown})]
     if swa:
-        rows["its average"] = {name: swa[f"val_{name}"] for name in shown}
-    rows[baseline.replace("_", " ")] = results[baseline]
-    if "chance" in results:
-        rows["chance"] = results["chance"]
+        rows.append(("its average", {name: swa[f"val_{name}"] for name in shown}))
+    for name in (metrics.BASELINES[task], "chance"):
+        if name in results:
+            rows.append((name.replace("_", " "), results[name]))
     count = next(int(v) for k, v in results.items() if k.endswith("_left_out"))
     print(f"\nvalidation, {results['val_tracks']} tracks, best epoch {results['best_epoch']}:")
-    print(metrics_table(task, rows.items()))
+    print(metrics_table(task, rows))
     print(f"({left_out(task, count)}; {results['steps']} steps in {results['seconds']:.0f} s)")
     if (curve := folder / "learning_curve.png").is_file():
         print(f"learning curve: {curve}")

@@ -78,12 +78,9 @@ class TrackScores:
         rows = _gather(self._rows, self.skipped)
         if not rows:
             reasons = "; ".join(list(self.skipped.values())[:3])
-            raise InputError(
-                f"not one of the tracks to evaluate on could be read ({reasons})",
-                kind="empty",
-                hint="`python ex_maest.py check_data` with the same settings lists what is wrong.",
-                setting="datamodule.on_error",
-            )
+            message = f"not one of the tracks to evaluate on could be read ({reasons})"
+            hint = "`python ex_maest.py check_data` with the same settings lists what is wrong."
+            raise InputError(message, kind="empty", setting="datamodule.on_error", hint=hint)
         scored, targets = {}, np.stack([targets for _, targets, _ in rows])
         for name, net in self.nets.items():
             logits, outputs = (np.stack([row[2][name][i] for row in rows]) for i in (0, 1))

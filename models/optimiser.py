@@ -40,18 +40,13 @@ class Optimiser:
 
     def __init__(self, net: Maest, recipe: Any) -> None:
         if recipe.freeze_blocks > net.depth:
-            raise InputError(
-                f"{recipe.freeze_blocks} blocks cannot be frozen, of {net.depth}",
-                setting="module.freeze_blocks",
-                hint=f"Give 0 (nothing) to {net.depth}.",
-            )
+            message = f"{recipe.freeze_blocks} blocks cannot be frozen, of {net.depth}"
+            hint = f"Give 0 (nothing) to {net.depth}."
+            raise InputError(message, setting="module.freeze_blocks", hint=hint)
         if recipe.swa_lr is not None and recipe.swa_start is None:
-            raise InputError(
-                "there is no average that this rate is for",
-                kind="conflict",
-                setting="module.swa_lr",
-                hint="Set module.swa_start to the number of epochs before it, or leave it out.",
-            )
+            message = "there is no average that this rate is for"
+            hint = "Set module.swa_start to the number of epochs before it, or leave it out."
+            raise InputError(message, kind="conflict", setting="module.swa_lr", hint=hint)
         self.net, self.recipe, blocks = net, recipe, recipe.freeze_blocks
         self.frozen: list[torch.nn.Module] = []
         if net.distilled_type == "mean":  # which leaves the second head out

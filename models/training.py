@@ -51,19 +51,15 @@ def teacher_targets(logits: Tensor, threshold: float) -> Tensor:
 class MaestModule(pl.LightningModule):
     """Trains a :class:`models.maest.Maest` with the loss of its task, and validates it.
 
-    Binary cross-entropy (multi-label), cross-entropy (single-label) or mean squared error
-    (regression); of two heads, the mean of the two losses.
-
     Args:
         recipe: the settings of section `module`; see also `optimiser.Optimiser`.
         seed: of all draws of the training steps. A step's draws depend on it, the epoch, the
             number of the batch and the process alone, and so not on whether the run was resumed.
-        patches_per_pass: how many patches of whole tracks go through the network at once.
+        patches_per_pass: of :class:`TrackScores`.
         record: what a checkpoint says of the model beside sizes and labels: arch, trained_on.
 
     Attributes:
-        also_evaluated: name → network that is validated beside ``net``; its metrics are logged as
-            ``val_<name>_…``.
+        also_evaluated: name → network that is validated beside ``net``, as ``val_<name>_…``.
         scored: of the last validation, by name; ``net``'s is "".
         skipped: files that could not be read, and why (`datamodule.on_error=skip`).
     """
@@ -116,11 +112,8 @@ class MaestModule(pl.LightningModule):
             of_teacher = teacher_targets(batch.teacher, recipe.teacher_threshold)
             targets, heads = torch.cat((targets, of_teacher), dim=1), 2  # mixed by the same weights
         x = roll(network_input(self.net, batch.mel), recipe.roll)
-        x = spec_augment(
-            x,
-            *(recipe.time_masks, recipe.time_mask_width),
-            *(recipe.freq_masks, recipe.freq_mask_width),
-        )
+        time_masks = recipe.time_masks, recipe.time_mask_width
+        x = spec_augment(x, *time_masks, recipe.freq_masks, recipe.freq_mask_width)
         x, targets = mixup(x, targets, recipe.mixup_alpha)
         loss = task_loss(self.net, self.net(x)[0], *targets.chunk(heads, dim=1))
         self._count(loss.detach(), len(x))
@@ -186,11 +179,8 @@ class MaestModule(pl.LightningModule):
         # In one kernel; under mixed precision that unscales gradients too late to clip them.
         fused = True if self.trainer.gradient_clip_val is None else None
         optimiser, schedule = self.optimiser.build(self._epochs, fused)
-        interval = self.recipe.lr_interval
-        return {
-            "optimizer": optimiser,
-            "lr_scheduler": {"scheduler": schedule, "interval": interval},
-        }
+        stepped = {"scheduler": schedule, "interval": self.recipe.lr_interval}
+        return {"optimizer": optimiser, "lr_scheduler": stepped}
 
     def _epochs(self, step: int) -> float:
         """The schedule's steps in epochs."""
@@ -230,13 +220,9 @@ class MaestModule(pl.LightningModule):
         if theirs != [len(group["params"]) for group in self.optimiser.groups()]:
             differing.append("other settings of module.layer_decay or module.freeze_blocks")
         if differing:
-            raise InputError(
-                f"the checkpoint is of another training: {'; '.join(differing)}",
-                kind="mismatch",
-                setting="ckpt_path",
-                hint="Give its settings, or start a new training from its weights with "
-                "maest.checkpoint.",
-            )
+            message = f"the checkpoint is of another training: {'; '.join(differing)}"
+            hint = "Give its settings, or start a new one from its weights with maest.checkpoint."
+            raise InputError(message, kind="mismatch", setting="ckpt_path", hint=hint)
         self.skipped = dict(ours.get("skipped", {}))
         if "loss_sum" in ours and self.global_rank == 0:  # it is of all processes
             self._loss, self._clips = ours["loss_sum"].to(self.device), ours["loss_clips"]
