@@ -22,7 +22,6 @@ from maest.helpers.mel_constants import N_MELS
 from maest.helpers.processes import TIME_LIMIT, process_map
 from maest.helpers.tracks import Track, collect, read_audio_mel
 
-_EXPECTED = "Give an audio file, or a folder of them."
 _LONGEST_REASON = 300  # characters of an error that nobody foresaw
 
 
@@ -99,17 +98,12 @@ def read_tracks(
     Raises:
         InputError: workers end before they read anything.
     """
-
-    def lost(index: int, reason: str) -> tuple[Track, Path | None]:
-        return Track(tracks.keys[index], index, error=reason), None
-
     with tempfile.TemporaryDirectory(prefix="maest-", ignore_cleanup_errors=True) as scratch:
-        read = partial(_read, tracks, Path(scratch))
         results = process_map(
-            read,
+            partial(_read, tracks, Path(scratch)),
             indices,
             num_workers=num_workers,
-            failed=lost,
+            failed=lambda i, reason: (Track(tracks.keys[i], i, error=reason), None),
             time_limit=time_limit,
             start_method=start_method,
         )
@@ -129,16 +123,14 @@ def _read(tracks: Tracks, scratch: Path, index: int) -> tuple[Track, Path | None
     return track, None
 
 
-# ---- which tracks there are ----------------------------------------------------------------------
+# ---- which tracks there are, and whose they are --------------------------------------------------
 
 
 class Found(NamedTuple):
-    """What :func:`find_tracks` found.
+    """Audio, in the order of its names' bytes, and what is left out of it.
 
-    Attributes:
-        tracks: the audio, in the order of its names' bytes.
-        failed: folders that may not be read, relative to the folder → reason.
-        left_out: suffix, or name of a folder, that is not taken for music → how many there are.
+    ``failed`` are folders that may not be read, relative to the folder, with reasons; ``left_out``
+    counts what is not taken for music, by suffix or name of a folder.
     """
 
     tracks: AudioTracks
@@ -147,54 +139,45 @@ class Found(NamedTuple):
 
 
 def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found:
-    """The audio that ``inference.audio`` names.
+    """The audio that ``inference.audio`` names: a file, whatever its suffix, or all in a folder.
 
-    Args:
-        audio: a file, whatever its suffix; or a folder (`datasets.collection.find_audio`).
-        leave_out: a folder that is not looked into, that of the results.
+    ``leave_out`` is a folder that is not looked into, that of the results (see
+    `datasets.collection.find_audio`).
 
     Raises:
         InputError: there is no such file or folder, or it may not be looked at; no audio is in it.
     """
-    failed: dict[str, str] = {}
-    left_out: Counter[str] = Counter()
+    found = Found(AudioTracks(".", []), {}, Counter())
     path = Path(audio)
-    refusal: tuple[str, Kind] | None = None
+    kind: Kind = "empty"
+    reason = "is empty"
     try:
         path = path.expanduser()
         if path.is_file():
-            return Found(AudioTracks(path.parent, [path.name]), failed, left_out)
-        if not str(audio):
-            refusal = ("is empty", "empty")
-        elif not path.exists():
-            refusal = ("no such file or folder", "missing")
-        elif not path.is_dir():
-            refusal = ("is neither a file nor a folder", "invalid")
+            return found._replace(tracks=AudioTracks(path.parent, [path.name]))
+        if str(audio) and path.is_dir():
+            folder = path.resolve()
+            inside = None if leave_out is None else Path(leave_out).expanduser().resolve()
+            names = find_audio(folder, inside, found.failed, found.left_out)
+            if not names and not found.failed:
+                raise no_audio(folder, found.left_out, "inference.audio")
+            return found._replace(tracks=AudioTracks(folder, names))
+        if str(audio):
+            kind, reason = "missing", "no such file or folder"
+            if path.exists():
+                kind, reason = "invalid", "is neither a file nor a folder"
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user that there is not
-        refusal = (getattr(error, "strerror", None) or str(error), "access")
-    if refusal is not None:
-        reason, kind = refusal
-        raise InputError(reason, kind=kind, hint=_EXPECTED, path=path, setting="inference.audio")
-    folder = path.resolve()
-    inside = None if leave_out is None else Path(leave_out).expanduser().resolve()
-    names = find_audio(folder, inside, failed, left_out)
-    if not names and not failed:
-        raise no_audio(folder, left_out, "inference.audio")
-    return Found(AudioTracks(folder, names), failed, left_out)
-
-
-# ---- whose tracks they are -----------------------------------------------------------------------
+        kind, reason = "access", getattr(error, "strerror", None) or str(error)
+    hint = "Give an audio file, or a folder of them."
+    raise InputError(reason, kind=kind, hint=hint, path=path, setting="inference.audio")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
     """``3/100`` → (3, 100): the third of a hundred parts. Another text is an InputError."""
     shard = split_shard(text)
     if shard is None or not 1 <= shard[0] <= shard[1]:
-        raise InputError(
-            f"{text!r} is no part of a whole",
-            hint="Give K/N, such as 3/100, with K from 1 to N.",
-            setting="inference.shard",
-        )
+        hint = "Give K/N, such as 3/100, with K from 1 to N."
+        raise InputError(f"{text!r} is no part of a whole", hint=hint, setting="inference.shard")
     return shard
 
 

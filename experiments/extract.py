@@ -1,92 +1,88 @@
-"""Extraction: the commands extract_embeddings, extract_logits and predict of ``ex_maest.py``."""
+"""The commands extract_embeddings, extract_logits and predict of ``ex_maest.py``.
+
+Worker processes read tracks (`datasets.tracks`), whose patches share batches (`models.extraction`);
+results are written in a thread (`helpers.writer`). A track that cannot be read, or not be computed
+or written, is in ``failed.csv`` with the reason, and the exit code is 1; one whose process is
+killed, or hangs, is retried once, alone. Patches are as long as ``datamodule.clip_length`` says, or
+else the model's input (``patch_frames`` in `experiments.extract_job`).
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from maest.config import Settings
-from maest.datasets.collection import describe_left_out
-from maest.datasets.embedding_folders import block_name
-from maest.datasets.groundtruth import GroundTruth, read_any_groundtruth
-from maest.datasets.tracks import (
-    AudioTracks,
-    MelTracks,
-    find_tracks,
-    own_share,
-    parse_shard,
-    read_tracks,
-)
-from maest.experiments.data import check_files
-from maest.experiments.devices import find_devices
-from maest.experiments.extract_folders import (
-    check_expected,
-    manifest_settings,
-    open_folders,
-    origin,
-    out_dir_of,
-    remove_results,
-)
-from maest.experiments.extract_report import ExtractionJob, Progress, Summary, report
-from maest.experiments.model import (
-    build_network,
-    check_head,
-    clip_frames,
-    find_checkpoint,
-    in_section,
-    require_checkpoint,
-)
-from maest.experiments.ranks import Ranks, find_ranks
+from maest.datasets.tracks import own_share, read_tracks
+from maest.experiments.extract_job import ExtractionJob
+from maest.experiments.model import in_section
 from maest.experiments.runs import interruptible, is_first_process, same_command
-from maest.helpers.blocks import chosen_blocks
-from maest.helpers.errors import InputError
+from maest.helpers.blocks import FINAL
 from maest.helpers.files import write_error
-from maest.helpers.manifest import model_hash
 from maest.helpers.parallel import cores
 from maest.helpers.patches import seconds
-from maest.helpers.writer import WARNINGS, Output, ResultWriter, is_done
-from maest.models import Maest
+from maest.helpers.predictions import (
+    best,
+    label_names,
+    printable,
+    read_predictions,
+    table,
+    write_table,
+)
+from maest.helpers.tracks import Track, TrackResult
+from maest.helpers.writer import WARNINGS, Output, ResultWriter, tidy_warnings
 from maest.models.archs import clip_seconds
-from maest.models.batching import Extraction, Failure, OutputSpec, create_engine
-from maest.models.extraction import patch_plan
-from maest.models.weights import Checkpoint
+from maest.models.extraction import Extraction
 
 log = logging.getLogger(__name__)
 
 _TRACKS_TO_COMPILE = 2000  # on a GPU: fewer are done before compiling has paid
+_SHOWN = 10  # failures that are printed
+_LABELS = 3  # of a track, in a line
+_SECONDS = 10.0  # from one line to the next
 
 
 def extract_embeddings(run: Any, settings: Settings) -> dict[str, Any]:
-    """Write embeddings."""
     return extract(settings, "embeddings")
 
 
 def extract_logits(run: Any, settings: Settings) -> dict[str, Any]:
-    """Write logits."""
     return extract(settings, "logits")
 
 
 def predict(run: Any, settings: Settings) -> dict[str, Any]:
-    """Write predictions."""
     return extract(settings, "predictions")
 
 
 def extract(
     settings: Settings, kind: str, expected: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write embeddings, logits or predictions of each track; ``kind`` is the command's own.
+    """Write ``inference.outputs``, or the ``kind`` that a command has by default, of each track.
 
     ``expected`` are a manifest's settings, such as a probe was trained on; if the results would
     have others, nothing is extracted.
     """
     with interruptible(_state):
-        return _extract(settings, settings.inference.outputs or (kind,), expected or {})
+        job = ExtractionJob(settings, settings.inference.outputs or (kind,))
+        todo, folder = job.open_folders(expected or {}), job.outputs[0].folder
+        job.ranks.start_others()
+        try:
+            parts = job.ranks.join(folder, _run(job, todo))
+            try:
+                return _report(job, parts) if parts else {}  # the first process speaks for all
+            except OSError as error:  # of the lists and tables: all results are written
+                raise write_error(error.filename or folder, error, "inference.out_dir") from error
+        except BaseException as error:
+            job.ranks.give_up(folder, error)
+            raise
 
 
 def _state() -> str:
@@ -95,222 +91,202 @@ def _state() -> str:
     return f"The tracks that were done are kept.{go_on if is_first_process() else ''}"
 
 
-def _extract(
-    settings: Settings, kinds: tuple[str, ...], expected: Mapping[str, Any]
-) -> dict[str, Any]:
-    started, inference = time.time(), settings.inference
-    torch.manual_seed(settings.seed)
-    shard = None if inference.shard is None else parse_shard(inference.shard)
-    _check_options(settings, kinds)
-    nodes = settings.trainer.num_nodes
-    ranks = find_ranks(find_devices(settings.trainer).local, nodes)
-    checkpoint, net, groundtruth = _find_model(settings, kinds)
-    model = model_hash(net.state_dict(), net.sizes())
-    blocks = inference.transformer_block
-    spec = OutputSpec(
-        chosen_blocks(blocks, net.depth, "inference.transformer_block")
-        if "embeddings" in kinds
-        else (),
-        logits="logits" in kinds,
-        activations="predictions" in kinds,
-        pool=inference.pool,
-        pictures=inference.plot,
-    )
-    frames = clip_frames(settings, checkpoint)
-    plan = patch_plan(net, seconds(frames), inference.patch_hop, inference.tail)
-    out_dir = out_dir_of(settings)
-    level = out_dir / f"{clip_seconds(frames):g}sec"
-    outputs = [Output("embeddings", b, level / block_name(b)) for b in spec.blocks]
-    outputs += [Output(kind, None, level / kind) for kind in kinds if kind != "embeddings"]
-    tracks, failed, left_out = _find_tracks(settings, groundtruth, out_dir)
-
-    device, precision = _device(settings, ranks)
-    known = manifest_settings(settings, tracks, plan, model, precision)
-    check_expected(known, expected, settings)
-    made_by = origin(settings, tracks, checkpoint)
-    open_folders(outputs, tracks, known, made_by, net.labels, settings)
-    own = own_share(len(tracks.keys), shard, ranks.rank, ranks.world)
-    if inference.overwrite:  # a run that is stopped can then go on without it
-        remove_results(tracks, own, outputs)
-        todo = list(own)
-    else:
-        files = ((i, tracks.keys[i], tracks.path(i)) for i in own)
-        todo = [i for i, key, path in files if not is_done(key, outputs, path, spec.pictures)]
-    job = ExtractionJob(
-        *(settings, net, plan, spec, device, precision, ranks),
-        *(tracks, outputs, shard, own, todo, started, left_out),
-    )
-    ranks.start_others()
-    try:
-        part = _run(job, failed)
-        parts = ranks.join(outputs[0].folder, vars(part))
-        try:
-            return report(job, [Summary(**one) for one in parts])
-        except OSError as error:  # of the lists and tables: all results are written
-            place = error.filename or outputs[0].folder
-            raise write_error(place, error, "inference.out_dir") from error
-    except BaseException as error:
-        ranks.give_up(outputs[0].folder, error)
-        raise
+# ---- the work ------------------------------------------------------------------------------------
 
 
-def _run(job: ExtractionJob, failed: dict[str, str]) -> Summary:
-    """Read, compute and write; ``failed`` are tracks that are known to be none."""
-    progress = Progress(job)
+def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
+    """Read, compute and write tracks, by number; the counts of what was done."""
+    devices, progress = job.devices, Progress(job, len(todo))
     writer = ResultWriter(
         job.outputs,
         labels=job.net.labels,
         task=job.net.task,
         top=job.settings.inference.top,
         plot=job.spec.pictures,
-        half=job.precision.startswith("16"),
+        half=devices.precision.startswith("16"),
         warnings=job.named(WARNINGS),
     )
-    own: dict[str, str] = {}
+    failed: dict[str, str] = {}
     try:
         with writer, closing(progress):
-            if job.todo:
-                extraction = _extraction(job)
-                extraction.on_pass = progress.heard
-                with closing(read_tracks(job.tracks, job.todo, _workers(job))) as tracks:
+            if todo:
+                extraction = _extraction(job, len(todo))
+                extraction.on_pass = progress.passed
+                wanted = job.settings.datamodule.num_workers
+                # On a CPU one, which needs few of the cores' cycles beside the network.
+                workers = min(devices.workers(wanted, fewest=1), len(todo))
+                with closing(read_tracks(job.tracks, todo, workers)) as tracks:
                     for result in extraction.results(tracks):
-                        if isinstance(result, Failure):
-                            own[result.key] = result.reason
+                        if isinstance(result, Track):
+                            failed[result.key] = result.error or ""
                         else:
                             writer.put(result)
-                        progress.done(result, extraction.engine)
+                        progress.done(result, extraction.engine.similarity)
     except BaseException:
         if not job.ranks.rank:
             with suppress(OSError):  # on a full disk, the first error is the one to tell
-                job.write_failures(failed | own | writer.failed)
+                job.write_failures(job.failed | failed | writer.failed)
         raise
-    own |= writer.failed
-    lost = len(job.todo) - writer.written - len(own)
+    failed |= writer.failed
+    lost = len(todo) - writer.written - len(failed)
     if lost:
-        raise RuntimeError(f"internal error: {lost} of {len(job.todo)} tracks unaccounted for")
-    skipped = len(job.own) - len(job.todo)
-    return Summary(writer.written, skipped, progress.seconds, writer.warned, failed | own)
+        raise RuntimeError(f"internal error: {lost} of {len(todo)} tracks unaccounted for")
+    return {
+        "written": writer.written,
+        "skipped": len(job.own) - len(todo),
+        "seconds": progress.seconds,
+        "warned": writer.warned,
+        "failed": job.failed | failed,
+    }
 
 
-# ---------------------------------------------------------------- model, tracks, engine
-
-
-def _check_options(settings: Settings, kinds: tuple[str, ...]) -> None:
-    inference, defaults = settings.inference, Settings().maest
-    for name in ("s_patchout_t", "s_patchout_f", "u_patchout"):
-        if getattr(settings.maest, name) != getattr(defaults, name):
-            log.warning(
-                "maest.%s acts in training alone; at inference, maest.s_patchout_t_interleaved=2 "
-                "leaves out every second column",
-                name,
-            )
-    if len(set(kinds)) < len(kinds):
-        raise InputError(
-            f"{list(kinds)} names something twice",
-            hint="Give each once.",
-            setting="inference.outputs",
-        )
-    if inference.transformer_block == ():
-        raise InputError(
-            "no block is named",
-            kind="empty",
-            hint="Leave it out, or name a block.",
-            setting="inference.transformer_block",
-        )
-    if inference.plot and "predictions" not in kinds:
-        raise InputError(
-            "only predictions are drawn",
-            kind="conflict",
-            hint="Use the command predict, or add predictions to inference.outputs.",
-            setting="inference.plot",
-        )
-    if inference.quantize and find_devices(settings.trainer).device.type != "cpu":
-        raise InputError(
-            f"{inference.quantize} is for a CPU",
-            kind="unsupported",
-            hint="Set trainer.accelerator=cpu, or leave it out.",
-            setting="inference.quantize",
-        )
-
-
-def _find_model(
-    settings: Settings, kinds: tuple[str, ...]
-) -> tuple[Checkpoint | None, Maest, GroundTruth | None]:
-    """Weights and network; and the ground truth, unless tracks are audio."""
-    groundtruth = None
-    if settings.inference.audio is None:
-        check_files(settings, "predict")
-        groundtruth = read_any_groundtruth(str(settings.datamodule.groundtruth_predict))
-    needs_weights = kinds != ("embeddings",) or settings.maest.arch is None
-    checkpoint = (require_checkpoint if needs_weights else find_checkpoint)(settings)
-    net = build_network(settings, checkpoint, groundtruth)
-    if checkpoint is None:
-        log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
-    elif kinds != ("embeddings",):
-        check_head(checkpoint, net)
-    return checkpoint, net, groundtruth
-
-
-def _find_tracks(
-    settings: Settings, groundtruth: GroundTruth | None, out_dir: Path
-) -> tuple[AudioTracks | MelTracks, dict[str, str], str]:
-    """The tracks; those that are known to fail, with reasons; and in words what is left out."""
-    failed: dict[str, str] = {}
-    left_out = ""
-    tracks: AudioTracks | MelTracks
-    if groundtruth is not None:
-        tracks = MelTracks(settings.datamodule.base_dir, groundtruth.keys)
-    else:
-        tracks, failed, others = find_tracks(str(settings.inference.audio), leave_out=out_dir)
-        left_out = describe_left_out(others)
-    limit = settings.trainer.limit_predict_batches
-    if limit is not None:
-        count = len(tracks.keys) * limit
-        if isinstance(limit, int):
-            count = limit * settings.datamodule.batch_size_eval
-        first = range(min(int(count), len(tracks.keys)))
-        tracks = type(tracks)(tracks.folder, [tracks.keys[i] for i in first])
-    if isinstance(tracks, AudioTracks):
-        tracks.seconds = settings.inference.max_seconds
-    return tracks, failed, left_out
-
-
-def _device(settings: Settings, ranks: Ranks) -> tuple[torch.device, str]:
-    """What this process computes on, and in which precision; processes share a CPU's cores."""
-    devices = find_devices(settings.trainer)
-    device = devices.device
+def _extraction(job: ExtractionJob, total: int) -> Extraction:
+    """The network on this process's device; processes share a CPU's cores."""
+    inference, ranks, device = job.settings.inference, job.ranks, job.devices.device
     if device.type == "cuda":
         device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
     elif ranks.here > 1:
         torch.set_num_threads(max(1, cores() // ranks.here))
-    return device, devices.precision
-
-
-def _extraction(job: ExtractionJob) -> Extraction:
-    inference, net, plan = job.settings.inference, job.net, job.plan
     compiled = job.settings.trainer.compile
     if compiled is None:
-        compiled = job.device.type == "cuda" and len(job.todo) >= _TRACKS_TO_COMPILE
+        compiled = device.type == "cuda" and total >= _TRACKS_TO_COMPILE
     with in_section("inference"):
-        engine = create_engine(
-            net,
+        extraction = Extraction(
+            job.net,
+            job.plan,
             job.spec,
-            device=job.device,
-            precision=job.precision,
+            inference.patches_per_pass,
+            device=device,
+            precision=job.devices.precision,
             engine=inference.engine,
             quantize=inference.quantize,
             compile=compiled,
         )
     log.info(
         "%d of %d tracks to do, %d blocks of %d channels by %s on %s, patches of %g s every %g s",
-        *(len(job.todo), len(job.own), net.depth, net.embed_dim, engine.name, job.device),
-        *(clip_seconds(plan.length), clip_seconds(plan.hop or plan.length)),
+        *(total, len(job.own), job.net.depth, job.net.embed_dim, extraction.engine.name, device),
+        *(clip_seconds(job.plan.length), clip_seconds(job.plan.hop or job.plan.length)),
     )
-    return Extraction(net, engine, plan, job.spec, inference.patches_per_pass)
+    return extraction
 
 
-def _workers(job: ExtractionJob) -> int:
-    """Reading processes: on a CPU one, as it needs few of the cores' cycles beside the network."""
-    wanted = job.settings.datamodule.num_workers
-    workers = find_devices(job.settings.trainer).workers(wanted, fewest=1)
-    return min(workers, len(job.todo))
+class Progress:
+    """Says how far it is: a bar on a terminal; else a line a prediction, or one now and then.
+
+    Attributes:
+        seconds: of the tracks that are done.
+    """
+
+    def __init__(self, job: ExtractionJob, total: int) -> None:
+        self.seconds = self._computed = 0.0
+        self._net, self._predicts, self._total, self._done = job.net, job.spec.activations, total, 0
+        self._began = self._told = time.monotonic()
+        first = job.ranks.rank == 0
+        bar = first and job.settings.trainer.enable_progress_bar and sys.stderr.isatty()
+        self._bar = tqdm(total=total, desc="extract", unit="track", disable=not bar)
+        self._lines, self._tell_similarity = first and not bar, first
+
+    def passed(self, frames: int) -> None:
+        """So many frames were computed: of a long track, too, one sees that it goes on."""
+        self._computed += seconds(frames)
+        speed = self._computed / max(time.monotonic() - self._began, 1e-9)
+        text = f"{self._computed / 3600:.2f} h of audio, {speed:.0f} x real time"
+        self._bar.set_postfix_str(text)
+        if self._lines and not self._predicts and time.monotonic() - self._told > _SECONDS:
+            self._told = time.monotonic()
+            print(f"{self._done} of {self._total} tracks, {text}", flush=True)
+
+    def done(self, result: TrackResult | Track, similarity: Mapping[str, float] | None) -> None:
+        """A track is done, or has failed; ``similarity`` is that of int8."""
+        self._done += 1
+        self._bar.update()
+        if self._tell_similarity and similarity is not None:
+            self._tell_similarity = False
+            values = ", ".join(f"{name} {value:.6f}" for name, value in similarity.items())
+            tqdm.write(
+                f"int8 against fp32, lowest cosine similarity on the first patches: {values}"
+            )
+        labels = "failed"
+        if isinstance(result, TrackResult):
+            self.seconds += result.seconds
+            if (values := result.activations) is not None:
+                names = label_names(self._net.labels, len(values))
+                chosen = best(values, _LABELS, self._net.task)[:_LABELS]
+                labels = ", ".join(f"{printable(names[i])} {values[i]:.2f}" for i in chosen)
+        if self._lines and self._predicts and self._total > 1:
+            print(f"{self._done} of {self._total}  {printable(result.key)}: {labels}")
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+# ---- what comes of it ----------------------------------------------------------------------------
+
+
+def _report(job: ExtractionJob, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write lists and tables, and print what all processes have done."""
+    failed = {key: why for part in parts for key, why in part["failed"].items()}
+    counts = ("written", "skipped", "seconds", "warned")
+    done = {name: sum(part[name] for part in parts) for name in counts}
+    reasons = job.write_failures(failed)
+    for output in job.outputs:
+        if output.kind == "predictions":
+            _show_predictions(output, job, failed)
+        else:
+            others = [] if job.shard else sorted(output.folder.glob("warnings-*-of-*.csv"))
+            tidy_warnings(output.folder / job.named(WARNINGS), others)
+        for name in ("failed", "tracks", "warnings"):
+            for older in output.folder.glob(f"{name}-*-of-*.csv"):
+                # Without a shard, this run went over what the shards had left.
+                if job.shard is None and older.stat().st_mtime < job.started:
+                    older.unlink(missing_ok=True)
+    for key, reason in sorted(failed.items())[:_SHOWN]:
+        log.error("%s: %s", key, reason)
+
+    took, folders = time.time() - job.started, [output.folder for output in job.outputs]
+    line = f"{job.left_out}{done['written']} track{'s' * (done['written'] != 1)} done, "
+    line += f"{len(failed)} failed, {done['skipped']} there already, in {took:.0f} s"
+    if done["written"]:
+        hours, speed = done["seconds"] / 3600, done["seconds"] / took
+        line += f" ({hours:.2f} h of audio, {speed:.0f} x real time)"
+    if done["warned"]:
+        listed = any(output.kind != "predictions" for output in job.outputs)
+        where = job.named(WARNINGS) if listed else job.named("tracks.csv")
+        line += f"; {done['warned']} with warnings"
+        line += f" ({where})" * (listed or len(job.tracks.keys) > 1)
+    shown = f"{{{','.join(folder.name for folder in folders)}}}"
+    line += f": {folders[0] if len(folders) == 1 else folders[0].parent / shown}"
+    print(line + _contents(job) + (f" (reasons: {reasons})" if failed else ""))
+    if job.shard is not None:
+        print(
+            "When all shards are done, the same command without inference.shard does what was "
+            "missed, and joins their lists"
+        )
+    names = {"folder": str(folders[0]), "folders": [str(folder) for folder in folders]}
+    return {**done, "failed": len(failed), **names}
+
+
+def _contents(job: ExtractionJob) -> str:
+    """What files of embeddings hold, in words."""
+    each, dim = " for each patch" if job.spec.pool == "none" else "", job.net.embed_dim
+    blocks = [str(block) for block in job.spec.blocks if block != FINAL]
+    parts = []
+    if blocks:
+        which = f"block{'s' * (len(blocks) > 1)} {', '.join(blocks)} of 0-{job.net.depth - 1}"
+        parts.append(f"{which}, 3 tokens x {dim}{each}")
+    if FINAL in job.spec.blocks:
+        parts.append(f"after the final norm, {dim} numbers{each}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _show_predictions(output: Output, job: ExtractionJob, failed: dict[str, str]) -> None:
+    """A table over the folder; of one song, its labels."""
+    keys = job.tracks.keys
+    if len(keys) == 1:
+        if keys[0] not in failed and output.path(keys[0]).is_file():
+            print(table(read_predictions(output.path(keys[0])), get_terminal_size().columns))
+        return
+    path = output.folder / job.named("tracks.csv")
+    part = (keys[i] for i in own_share(len(keys), job.shard))
+    if write_table(path, output.folder, (key for key in part if key not in failed)):
+        print(f"all in one table, a row each: {path}")

@@ -1,7 +1,7 @@
 """Several processes that share the tracks of an extraction: each does every n-th one.
 
 ``trainer.devices`` starts them on this machine; torchrun and srun on many. They do not talk to one
-another: each leaves its lists as a file in the folder of results, and the first one joins them.
+another: each leaves its counts as a file in the folder of results, and the first one joins them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import re
 import subprocess
 import sys
 import time
-import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +27,45 @@ _JOB_NAMES = (
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
     "MASTER_PORT",
 )
+# Where torchrun and srun say rank, world and local rank, and the options that these come from
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "torchrun", "--nproc-per-node and --nnodes")
+_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "srun",
+         "--ntasks-per-node and --nodes")  # fmt: skip
 
 
-@dataclass
 class Ranks:
-    """This process among those of a run.
+    """This process among those of a run, by what torchrun, srun or the first of them have set.
 
     Attributes:
         rank, world: its number, from 0, and how many there are.
-        local_rank: its number on this machine, and so its GPU's.
-        here: how many processes this machine has.
-        job: what the processes of one run have in common, and no other's.
+        local_rank, here: the same on this machine; the former is its GPU's number, too.
     """
 
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    here: int = 1
-    job: str = ""
-    _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    _began: float = field(default_factory=time.time)
+    def __init__(self, devices: int, num_nodes: int) -> None:
+        check_processes(devices, num_nodes)
+        environment, launcher = os.environ, _launcher()
+        self.here, self.local_rank = devices, 0
+        # What the processes of this run have in common, and no other's
+        job = "-".join(environment[name] for name in _JOB_NAMES if name in environment)
+        if launcher is not None:
+            self.rank, self.world, self.local_rank = (int(environment[n]) for n in launcher[:3])
+        else:
+            if _JOB in environment:  # else LOCAL_RANK may be left over from anything
+                job, self.local_rank = environment[_JOB], int(environment["LOCAL_RANK"])
+                end_with_parent()
+            elif num_nodes == 1:
+                job = f"{os.getpid()}-{time.time_ns()}"
+            node = int(environment.get("NODE_RANK", 0)) if num_nodes > 1 else 0
+            self.rank, self.world = node * devices + self.local_rank, devices * num_nodes
+        self._job, self._began = re.sub(r"\W", "_", job), time.time()
+        self._children: list[subprocess.Popen[bytes]] = []
 
     def start_others(self) -> None:
         """Start the same command once more for each other device of this machine."""
         command = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
         if _JOB not in os.environ and _launcher() is None:
             for local in range(1, self.here):
-                environment = os.environ | {_JOB: self.job, "LOCAL_RANK": str(local)}
+                environment = os.environ | {_JOB: self._job, "LOCAL_RANK": str(local)}
                 self._children.append(subprocess.Popen(command, env=environment))
 
     def join(self, folder: Path, part: dict[str, Any]) -> list[dict[str, Any]]:
@@ -63,16 +73,18 @@ class Ranks:
         if self.rank:
             self._leave(folder, part)
             return []
-        parts = [part]
+        parts, children = [part], dict(enumerate(self._children, 1))
         for rank in range(1, self.world):
             path = self._path(folder, rank)
-            while not self._is_there(path):
-                self._check_children(folder)
+            while not (path.is_file() and path.stat().st_mtime > self._began - _OLD):
+                code = children[rank].poll() if rank in children else None
+                if code is not None and not path.is_file():
+                    raise self._lost(rank, f"exit code {code}")
                 time.sleep(0.1)
             parts.append(json.loads(path.read_text("utf-8")))
             path.unlink()
             if "error" in parts[-1]:
-                raise _lost(rank, self.world, parts[-1]["error"])
+                raise self._lost(rank, parts[-1]["error"])
         for child in self._children:
             child.wait()
         return parts
@@ -86,66 +98,32 @@ class Ranks:
         for child in self._children:
             child.terminate()
         for child in self._children:
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            child.kill()  # nothing happens to one that has ended
+            child.wait()
+
+    def _path(self, folder: Path, rank: int) -> Path:
+        return folder / f"{TEMPORARY}part-{self._job}-{rank}-of-{self.world}.json"
 
     def _leave(self, folder: Path, part: dict[str, Any]) -> None:
         with atomic_path(self._path(folder, self.rank)) as temporary:
             temporary.write_text(json.dumps(part), "utf-8")  # names that are no text are escaped
 
-    def _path(self, folder: Path, rank: int) -> Path:
-        return folder / f"{TEMPORARY}part-{self.job}-{rank}-of-{self.world}.json"
-
-    def _is_there(self, path: Path) -> bool:
-        return path.is_file() and path.stat().st_mtime > self._began - _OLD
-
-    def _check_children(self, folder: Path) -> None:
-        for local, child in enumerate(self._children, 1):
-            if child.poll() is not None and not self._path(folder, self.rank + local).is_file():
-                raise _lost(local, self.world, f"exit code {child.returncode}")
-
-
-def _lost(rank: int, world: int, why: str) -> InputError:
-    return InputError(
-        f"process {rank} of {world} (counted from 0) has failed: {why}",
-        kind="worker",
-        hint="Run the same again: what is done is kept.",
-        setting="trainer.devices",
-    )
-
-
-def find_ranks(devices: int, num_nodes: int) -> Ranks:
-    """This process's place, by the environment that torchrun, srun or another process of ours made.
-
-    ``devices`` are those of each machine. InputError: as :func:`check_processes`.
-    """
-    check_processes(devices, num_nodes)
-    given, launcher = os.environ, _launcher()
-    job = given.get(_JOB) or "-".join(given[name] for name in _JOB_NAMES if name in given)
-    if launcher is not None:
-        rank, world, local = (int(given[name]) for name in launcher)
-    else:
-        local = 0
-        if _JOB in given:  # else LOCAL_RANK may be left over from anything
-            local = int(given["LOCAL_RANK"])
-            end_with_parent()
-        elif num_nodes == 1:
-            job = uuid.uuid4().hex
-        node = int(given.get("NODE_RANK", 0)) if num_nodes > 1 else 0
-        rank, world = node * devices + local, devices * num_nodes
-    return Ranks(rank, world, local, devices, re.sub(r"\W", "_", job))
+    def _lost(self, rank: int, why: str) -> InputError:
+        return InputError(
+            f"process {rank} of {self.world} (counted from 0) has failed: {why}",
+            kind="worker",
+            hint="Run the same again: what is done is kept.",
+            setting="trainer.devices",
+        )
 
 
 def check_processes(devices: int, num_nodes: int) -> None:
     """Raise InputError if torchrun or srun has started another number of processes than is set."""
-    who, options, launcher = "srun", "--ntasks-per-node and --nodes", _launcher()
-    if launcher == _TORCHRUN:
-        who, options = "torchrun", "--nproc-per-node and --nnodes"
-    started = 0 if launcher is None else int(os.environ[launcher[1]])
-    if started and started != devices * num_nodes:
+    _, size, _, who, options = _launcher() or ("",) * 5
+    started = int(os.environ.get(size, devices * num_nodes))
+    if started != devices * num_nodes:
         raise InputError(
             f"{who} has started {started} processes, and {devices} times trainer.num_nodes="
             f"{num_nodes} is {devices * num_nodes}",
@@ -155,12 +133,8 @@ def check_processes(devices: int, num_nodes: int) -> None:
         )
 
 
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-
-
-def _launcher() -> tuple[str, str, str] | None:
-    """The variables in which torchrun or srun says rank, world and local rank, if it began this."""
+def _launcher() -> tuple[str, str, str, str, str] | None:
+    """What has started this process, and others."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return _TORCHRUN
     return _SRUN if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" else None

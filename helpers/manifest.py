@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.helpers.failures import valid_utf8
 from maest.helpers.files import TEMPORARY, write_json
@@ -25,19 +26,15 @@ from maest.helpers.files import TEMPORARY, write_json
 MANIFEST = "manifest.json"
 LOCK = ".manifest.lock"
 _LONGEST_WAIT = 1800  # seconds; another run removes what it overwrites meanwhile
-_HASH_SHOWN = 12  # characters
-_SHOWN = 60  # characters of any other setting
-# A setting that has gone: audio and its log-mel file give the same. (Rounding aside, they did.)
-_GONE = "input"
 _ELSEWHERE = "Give another inference.out_dir, or move them away."
-# What is written beside a result, see `helpers.writer`: in place of the end of its name.
-_BESIDE = {
-    ".predictions.json": (".predictions.csv", ".predictions.png"),
-    ".embeddings.npy": (".times.csv",),
-    ".logits.npy": (".times.csv",),
+# By kind, how the names of results end, and of what is written beside them (`helpers.writer`)
+_ENDS = {
+    "predictions": (".predictions.json", ".predictions.csv", ".predictions.png"),
+    "embeddings": (".embeddings.npy", ".times.csv"),
+    "logits": (".logits.npy", ".times.csv"),
 }
-# And for all of them.
-_LISTS = ("failed.csv", "tracks.csv", "warnings.csv")
+# And for all of them, with those of shards
+_LISTS = re.compile(r"(failed|tracks|warnings)(-\d+-of-\d+)?\.csv")
 
 
 def open_folder(
@@ -45,20 +42,18 @@ def open_folder(
     settings: Mapping[str, Any],
     source: str,
     overwrite: bool,
-    pattern: str,
     present: Callable[[], str | None],
     made_by: Mapping[str, Any] | None = None,
 ) -> None:
     """Make a folder for results, or check that those in it were made with the same settings.
 
     Args:
-        settings: what results depend on; values as JSON has them. One that an older manifest lacks
-            counts as unchanged, and None is as good as none.
+        settings: what results depend on, ``kind`` among them; values as JSON has them. One that an
+            older manifest lacks counts as unchanged, and None is as good as none.
         source: the folder that the tracks' keys are relative to.
         overwrite: whether results of other settings are removed, with what stands beside them;
             nothing else is, and nothing in a folder that is a link. Results of the same settings
             stay: the caller makes its own again. What no manifest tells of is not ours: refused.
-        pattern: of results' names, such as ``*.embeddings.npy``.
         present: the key of some track of this source that has a file there already, or None. It is
             asked only for a source that is not yet in the manifest.
         made_by: what people want to know, and results do not depend on. The last run's is kept.
@@ -66,25 +61,23 @@ def open_folder(
     Raises:
         InputError: other results are there; a damaged manifest; the folder cannot be written to.
     """
-    wanted = _valid(json.loads(json.dumps(dict(settings))))
+    wanted, source = _valid(settings), valid_utf8(source)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=_LONGEST_WAIT):
             known = read_manifest(folder)
-            sources = _agreed_sources(folder, known, wanted, source, overwrite, pattern, present)
-            manifest = {"settings": wanted, "sources": sources}
+            manifest = {"settings": wanted, "sources": [source]}
+            if known is None:
+                _check_no_results(folder, wanted["kind"])
+            elif any(wanted.get(name) != value for name, value in _known(known).items()):
+                _replace(folder, _known(known), wanted, overwrite)
+            else:
+                manifest["sources"] = _joined(folder, known["sources"], source, overwrite, present)
             if made_by:
                 manifest["made_by"] = _valid(made_by)
             if manifest != known:
                 write_json(folder / MANIFEST, manifest)
-    except Timeout:
-        raise InputError(
-            f"another run has held this lock for {_LONGEST_WAIT // 60} minutes",
-            kind="access",
-            hint="Wait for it, or end it; or give another inference.out_dir.",
-            path=folder / LOCK,
-        ) from None
-    except OSError as error:
+    except OSError as error:  # also of a lock that another run holds for so long
         raise InputError(
             f"cannot be written to ({error.strerror or error})",
             kind="access",
@@ -93,50 +86,57 @@ def open_folder(
         ) from None
 
 
-def _agreed_sources(
+def _known(manifest: dict[str, Any]) -> dict[str, Any]:
+    # Before there was max_seconds, whole tracks were read. Version 0.1 told audio from log-mel
+    # files by "input", and they give the same.
+    settings = {"max_seconds": None, **manifest["settings"]}
+    settings.pop("input", None)
+    return settings
+
+
+def _check_no_results(folder: Path, kind: str) -> None:
+    lists = (path for path in folder.iterdir() if _LISTS.fullmatch(path.name))
+    path = next(_results(folder, _ENDS[kind]), None) or next(lists, None)
+    if path is not None:
+        name = path.relative_to(folder).as_posix()
+        message = f"holds {name!r}, and no {MANIFEST} says how that was made"
+        raise InputError(message, kind="exists", hint=_ELSEWHERE, path=folder)
+
+
+def _replace(folder: Path, was: dict[str, Any], now: dict[str, Any], overwrite: bool) -> None:
+    """Remove results of other settings, and what was written beside them; links are not ours."""
+    if not overwrite:
+        raise InputError(
+            "the results there were made with other settings: " + "; ".join(differences(was, now)),
+            kind="mismatch",
+            hint="Give another inference.out_dir, or inference.overwrite=True, which removes them.",
+            path=folder / MANIFEST,
+        )
+    end, *beside = _ENDS[now["kind"]]
+    for path in _results(folder, (end,)):
+        if path.is_symlink():
+            message = "a link, which this program did not make, to a result of other settings"
+            raise InputError(message, kind="exists", hint=_ELSEWHERE, path=path)
+    for path in _results(folder, (end,)):
+        for other in (*beside, end):
+            path.with_name(path.name.removesuffix(end) + other).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _LISTS.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _joined(
     folder: Path,
-    known: dict[str, Any] | None,
-    wanted: dict[str, Any],
+    sources: list[str],
     source: str,
     overwrite: bool,
-    pattern: str,
     present: Callable[[], str | None],
 ) -> list[str]:
-    """The sources to write down. Under the lock."""
-    shown, end = valid_utf8(source), pattern.removeprefix("*")
-    if known is None:
-        foreign = next(_results(folder, end, *_BESIDE.get(end, ())), None)
-        foreign = foreign or next((folder / n for n in _LISTS if (folder / n).is_file()), None)
-        if foreign is not None:
-            raise InputError(
-                f"holds {foreign.relative_to(folder).as_posix()!r}, and no {MANIFEST} says how "
-                "that was made",
-                kind="exists",
-                hint=_ELSEWHERE,
-                path=folder,
-            )
-        return [shown]
-    # Before there was this setting, whole tracks were read.
-    was = {"max_seconds": None, **known["settings"]}
-    was.pop(_GONE, None)
-    sources: list[str] = known["sources"]
-    if any(wanted.get(name) != value for name, value in was.items()):
-        if not overwrite:
-            raise InputError(
-                f"the results there were made with other settings: {_differences(was, wanted)}",
-                kind="mismatch",
-                hint="Give another inference.out_dir, or inference.overwrite=True, which removes "
-                "them.",
-                path=folder / MANIFEST,
-            )
-        _remove_results(folder, end)
-        return [shown]
-    if shown in sources:
+    if source in sources:
         return sources
-    key = None if overwrite else present()
-    if key is not None:
+    if not overwrite and (key := present()) is not None:
         raise InputError(
-            f"holds {key!r} already, made from {', '.join(sources)}, and this run reads {shown}: "
+            f"holds {key!r} already, made from {', '.join(sources)}, and this run reads {source}: "
             "two tracks of one name would be taken for one",
             kind="conflict",
             hint="Give another inference.out_dir, or inference.overwrite=True, which makes this "
@@ -144,27 +144,7 @@ def _agreed_sources(
             f"sources of {folder / MANIFEST}.",
             path=folder,
         )
-    return [*sources, shown]
-
-
-def _remove_results(folder: Path, end: str) -> None:
-    """Remove results and what was written beside them; links are not ours."""
-    linked = next((path for path in _results(folder, end) if path.is_symlink()), None)
-    if linked is not None:
-        raise InputError(
-            "a link, which this program did not make, to a result of other settings",
-            kind="exists",
-            hint=_ELSEWHERE,
-            path=linked,
-        )
-    for result in _results(folder, end):
-        for name in _BESIDE.get(end, ()):
-            result.with_name(result.name.removesuffix(end) + name).unlink(missing_ok=True)
-        result.unlink(missing_ok=True)
-    for name in _LISTS:
-        stem, _, suffix = name.rpartition(".")
-        for path in (folder / name, *folder.glob(f"{stem}-*-of-*.{suffix}")):
-            path.unlink(missing_ok=True)
+    return [*sources, source]
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
@@ -176,14 +156,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """
     path = Path(folder) / MANIFEST
     try:
-        found = json.loads(path.read_text("utf-8"))
+        manifest = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
-        found = None
-    match found:
+        manifest = None
+    match manifest:
         case {"settings": dict(), "sources": list(names)} if all(isinstance(n, str) for n in names):
-            return found
+            return manifest
     raise InputError(
         "expected the settings that the results there were made with, as JSON",
         kind="corrupt",
@@ -192,7 +172,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     )
 
 
-def _results(folder: Path, *ends: str) -> Iterator[Path]:
+def _results(folder: Path, ends: tuple[str, ...]) -> Iterator[Path]:
     """The files below a folder whose names end so; folders that are links are not entered."""
     for place, _, names in os.walk(folder):
         for name in names:
@@ -200,31 +180,11 @@ def _results(folder: Path, *ends: str) -> Iterator[Path]:
                 yield Path(place) / name
 
 
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """``hop_seconds 30.0, now 15.0; …`` for each setting that differs; of lists, the first item."""
-    told = []
-    for name in {**was, **now}:
-        before, after = was.get(name), now.get(name)
-        if isinstance(before, list) and isinstance(after, list):
-            pairs = zip(before, after, strict=False)
-            before, after = next((p for p in pairs if p[0] != p[1]), (before, after))
-        if before != after:
-            told.append(f"{name} {_short(before)}, now {_short(after)}")
-    return "; ".join(told)
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if re.fullmatch(r"[0-9a-f]{32,}", text):
-        return text[:_HASH_SHOWN]
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
-
-
 def _valid(value: Any) -> Any:
     """JSON whose texts are valid UTF-8."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {valid_utf8(name): _valid(item) for name, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_valid(item) for item in value]
     return valid_utf8(value) if isinstance(value, str) else value
 

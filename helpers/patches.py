@@ -16,35 +16,26 @@ import numpy as np
 from maest.helpers.errors import InputError
 from maest.helpers.files import write_rows
 from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
+from maest.helpers.names import check_choice
 
 FRAMES_PER_SECOND = SAMPLE_RATE / HOP_LENGTH  # 62.5
 PATCH_SIZE = 16  # frames (and bands) under one patch embedding: no input can be shorter
 SHORTEST_REMAINDER = math.ceil(FRAMES_PER_SECOND)  # frames: a second, rounded up
-TAILS = ("keep", "drop", "pad")
 _TIMES = ("start", "centre", "end")
 
 
 def cut(
     frames: int, longest: int, hop: int | None = None, tail: str = "keep"
 ) -> list[tuple[int, int]]:
-    """Cut a track into patches.
+    """Cut a track of so many frames into patches: ``(first frame, one past the last)`` of each.
 
-    Patches of ``longest`` frames, one every ``hop`` frames, as long as they are whole. What the
-    last of them leaves is one more, shorter patch, which begins one hop later, if a second or more
-    of it is in no patch before it; less is left out. A track shorter than one patch is one shorter
-    patch, however short.
+    Patches of ``longest`` frames, one every ``hop`` (None: ``longest``; a smaller one makes patches
+    overlap, a larger one leaves gaps), as long as they are whole. What the last of them leaves is
+    one more, shorter patch, which begins one hop later, if a second or more of it is in no patch
+    before it; less is left out. A track shorter than one patch is one shorter patch, however short.
 
-    Args:
-        frames: length of the track, in frames, at least 1.
-        longest: the model's input length, in frames.
-        hop: from one patch to the next, in frames; ``longest`` if None. A smaller one makes patches
-            overlap, a larger one leaves gaps.
-        tail: what becomes of the shorter patch: "keep" it, "drop" it, or "pad" it with silence to
-            ``longest``; its end, here, is that of the track all the same.
-
-    Returns:
-        ``(first frame, one past the last frame)`` of each patch, in order; with "drop", none of a
-        track that is shorter than one.
+    ``tail`` is what becomes of the shorter patch: "keep" it, "drop" it, or "pad" it with silence to
+    ``longest``; its end, here, is that of the track all the same.
     """
     hop = longest if hop is None else hop
     if frames < 1 or longest < 1 or hop < 1:
@@ -68,17 +59,14 @@ def new_frames(patches: Sequence[tuple[int, int]]) -> list[int]:
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """How tracks are cut into patches: see :func:`cut`.
-
-    Attributes:
-        length: frames of a whole patch.
-        hop: frames from one patch to the next; None for ``length``.
-        tail: "keep", "drop" or "pad".
-    """
+    """How tracks are cut into patches: :func:`cut`, with ``length`` for its ``longest``."""
 
     length: int
     hop: int | None = None
     tail: str = "keep"
+
+    def __post_init__(self) -> None:
+        check_choice("tail", self.tail, ("keep", "drop", "pad"))
 
     def spans(self, frames: int) -> list[tuple[int, int]]:
         """The patches of a track of so many frames."""
@@ -159,28 +147,21 @@ def write_times(path: str | Path, times: np.ndarray) -> None:
     write_rows(path, ("patch", *_TIMES), rows)
 
 
-def read_times(path: str | Path) -> np.ndarray:
+def read_times(path: Path) -> np.ndarray:
     """What :func:`write_times` wrote: float64 [P, 3].
 
     Raises:
-        InputError: there is no such file, or it holds something else.
+        InputError: there is no such file ("missing"), or it holds something else ("corrupt").
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             times = [[float(row[name]) for name in _TIMES] for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        raise InputError(
-            "no such file: it holds the times of a track's patches",
-            kind="missing",
-            hint="Extract this track again.",
-            path=path,
-        ) from None
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
         times = []
     if not times or not np.isfinite(times).all():
         raise InputError(
-            f"expected the columns {', '.join(_TIMES)}, in seconds",
-            kind="corrupt",
+            f"expected the times of a track's patches: {', '.join(_TIMES)}, in seconds",
+            kind="corrupt" if path.exists() else "missing",
             hint="Delete it, and extract this track again.",
             path=path,
         )
@@ -198,10 +179,7 @@ def pooled_file(values: np.ndarray, path: Path) -> np.ndarray:
     table = path.with_suffix("").with_suffix(".times.csv")
     weights = weights_of(read_times(table))
     if len(weights) != len(values):
-        raise InputError(
-            f"has the times of {len(weights)} patches, and {path.name} holds {len(values)}",
-            kind="mismatch",
-            hint="Delete both, and extract this track again.",
-            path=table,
-        )
+        message = f"has the times of {len(weights)} patches, and {path.name} holds {len(values)}"
+        hint = "Delete both, and extract this track again."
+        raise InputError(message, kind="mismatch", hint=hint, path=table)
     return pooled(values, weights)

@@ -1,4 +1,4 @@
-"""What a network predicts of a track, as JSON and CSV, and as a table in a terminal.
+"""What a network predicts of a track, as JSON, CSV and picture, and as a table in a terminal.
 
 A classifier's figures are activations, between 0 and 1 (`Maest.activations`), and the ``top``
 labels with the highest are kept, highest first. A regression's are values, of any size: all targets
@@ -20,12 +20,10 @@ import numpy as np
 
 from maest.helpers.errors import InputError
 from maest.helpers.failures import encodable, valid_utf8
-from maest.helpers.files import atomic_path, to_json, write_rows
+from maest.helpers.files import write_json, write_rows
 from maest.helpers.tracks import TrackResult
 
-_SUFFIX = ".predictions.json"
 SEPARATOR = "; "  # of several warnings in a table's cell
-_DIGITS = 6
 _LABELS_A_PATCH = 3  # in the table
 _PATCHES = 60  # rows of the table
 _BAR = 20  # characters
@@ -47,6 +45,9 @@ def best(values: np.ndarray, top: int, task: str) -> np.ndarray:
 def label_names(labels: Sequence[str] | None, n_classes: int) -> list[str]:
     """The labels, or "label 0", … for a model without names."""
     return [f"label {i}" for i in range(n_classes)] if labels is None else list(labels)
+
+
+# ---- files of a track ----------------------------------------------------------------------------
 
 
 def write_predictions(
@@ -72,38 +73,35 @@ def write_predictions(
 
     def entries(values: np.ndarray) -> list[dict[str, Any]]:
         chosen = best(values, top, task)
-        return [{"label": names[i], figure: round(float(values[i]), _DIGITS)} for i in chosen]
+        return [{"label": names[i], figure: round(float(values[i]), 6)} for i in chosen]
 
+    spans = zip(result.times.round(3).tolist(), result.patch_activations, strict=True)
+    patches = [
+        {"start": start, "end": end, "labels": entries(values)} for (start, _, end), values in spans
+    ]
     prediction: dict[str, Any] = {
         "track": valid_utf8(result.key),
         "seconds": round(result.seconds, 3),
         "warnings": list(result.warnings),
         "task": task,
         "labels": entries(result.activations),
-        "patches": [
-            {
-                "start": round(float(start), 3),
-                "end": round(float(end), 3),
-                "labels": entries(values),
-            }
-            for (start, _, end), values in zip(result.times, result.patch_activations, strict=True)
-        ],
+        "patches": patches,
     }
     whole = {"start": 0.0, "end": prediction["seconds"], "labels": prediction["labels"]}
-    parts = [("track", whole), *(("patch", patch) for patch in prediction["patches"])]
+    warnings = SEPARATOR.join(result.warnings)
     rows = (
-        (
-            *(scope, f"{part['start']:.3f}", f"{part['end']:.3f}", rank, entry["label"]),
-            f"{entry[figure]:.{_DIGITS}f}",
-            SEPARATOR.join(result.warnings) if scope == "track" else "",
-        )
-        for scope, part in parts
+        (scope, f"{part['start']:.3f}", f"{part['end']:.3f}", rank, *_cells(entry, figure), warned)
+        for scope, warned, parts in (("track", warnings, [whole]), ("patch", "", patches))
+        for part in parts
         for rank, entry in enumerate(part["labels"], 1)
     )
     header = ("scope", "start", "end", "rank", "label", figure, "warnings")
     write_rows(path_json.with_suffix(".csv"), header, rows)
-    with atomic_path(path_json) as temporary:
-        temporary.write_text(to_json(prediction), "utf-8")
+    write_json(path_json, prediction)
+
+
+def _cells(entry: dict[str, Any], figure: str) -> tuple[str, str]:
+    return entry["label"], f"{entry[figure]:.6f}"
 
 
 def read_predictions(path_json: Path) -> dict[str, Any]:
@@ -113,14 +111,13 @@ def read_predictions(path_json: Path) -> dict[str, Any]:
         InputError: there is no such file, or it holds something else.
     """
     try:
-        prediction = json.loads(path_json.read_text("utf-8"))
+        prediction = {"warnings": [], **json.loads(path_json.read_text("utf-8"))}
         figure, whole = figure_name(prediction["task"]), {"start": 0, "end": prediction["seconds"]}
         for part in ({**prediction, **whole}, *prediction["patches"]):
             float(part["start"]), float(part["end"])
             for entry in part["labels"]:
                 str(entry["label"]), float(entry[figure])
-        str(prediction["track"])
-        prediction["warnings"] = [str(warning) for warning in prediction.get("warnings", [])]
+        str(prediction["track"]), SEPARATOR.join(prediction["warnings"])
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror})",
@@ -129,13 +126,31 @@ def read_predictions(path_json: Path) -> dict[str, Any]:
             path=path_json,
         ) from None
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise InputError(
-            "expected a track's predictions as JSON",
-            kind="corrupt",
-            hint="Run predict again.",
-            path=path_json,
-        ) from None
+        message, hint = "expected a track's predictions as JSON", "Run predict again."
+        raise InputError(message, kind="corrupt", hint=hint, path=path_json) from None
     return prediction
+
+
+def plot_predictions(
+    path: Path, result: TrackResult, labels: Sequence[str] | None, top: int, task: str
+) -> None:
+    """Draw the activations of the best labels over time, above the log-mel, as PNG."""
+    from maest.helpers.activation_plot import activation_plot  # imports matplotlib
+
+    assert result.activations is not None
+    assert result.patch_activations is not None
+    assert result.picture is not None
+    names, shown = label_names(labels, len(result.activations)), best(result.activations, top, task)
+    activation_plot(
+        path,
+        result.picture,
+        result.times,
+        result.patch_activations[:, shown],
+        [names[i] for i in shown],
+        result.seconds,
+        " – ".join((result.key, *result.warnings)),
+        figure_name(task),
+    )
 
 
 # ---- one CSV over a folder -----------------------------------------------------------------------
@@ -148,8 +163,14 @@ def write_table(path_csv: Path, folder: Path, keys: Iterable[str]) -> bool:
     number of labels than the first, are left out. One file is read at a time. Returns whether there
     is any row.
     """
-    found = _readable(folder, keys)
-    first = next(found, None)
+
+    def readable() -> Iterator[tuple[str, dict[str, Any]]]:
+        for key in keys:
+            with suppress(InputError, ValueError):  # ValueError: no file can have that name
+                yield key, read_predictions(folder / f"{key}.predictions.json")
+
+    tracks = readable()
+    first = next(tracks, None)
     if first is None:
         write_rows(path_csv, ("track", "seconds", "warnings"), ())
         return False
@@ -158,20 +179,14 @@ def write_table(path_csv: Path, folder: Path, keys: Iterable[str]) -> bool:
     rows = (
         (
             *(encodable(key), f"{track['seconds']:.3f}"),
-            *chain.from_iterable((e["label"], f"{e[figure]:.{_DIGITS}f}") for e in track["labels"]),
+            *chain.from_iterable(_cells(entry, figure) for entry in track["labels"]),
             SEPARATOR.join(track["warnings"]),
         )
-        for key, track in chain([first], found)
+        for key, track in chain([first], tracks)
         if (figure_name(track["task"]), len(track["labels"])) == (figure, width)
     )
     write_rows(path_csv, ("track", "seconds", *names, "warnings"), rows)
     return True
-
-
-def _readable(folder: Path, keys: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for key in keys:
-        with suppress(InputError, ValueError):  # ValueError: no file can have that name
-            yield key, read_predictions(folder / f"{key}{_SUFFIX}")
 
 
 # ---- in a terminal -------------------------------------------------------------------------------
@@ -183,28 +198,29 @@ def table(prediction: dict[str, Any], width: int = 80) -> str:
     Between the title and the labels, its warnings. ``prediction`` is as :func:`read_predictions`
     gives it; a line has at most ``width`` columns, or 40.
     """
-    width = max(width, 40)
-    figure = figure_name(prediction["task"])
-    title = _cut(f"{_clock(prediction['seconds'])}  {printable(prediction['track'])}", width)
-    warned = [
-        _cut(f"  {printable(w)}: its labels mean little", width) for w in prediction["warnings"]
+    width, figure = max(width, 40), figure_name(prediction["task"])
+    head = [f"{_clock(prediction['seconds'])}  {printable(prediction['track'])}"]
+    head += [
+        f"  {printable(warning)}: its labels mean little" for warning in prediction["warnings"]
     ]
     track = _track_lines(prediction["labels"], figure, width)
     patches = _patch_lines(prediction["patches"], figure, width)
-    return "\n".join(line.rstrip() for line in (title, *warned, "", *track, "", *patches))
+    lines = chain((_cut(line, width) for line in head), [""], track, [""], patches)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _track_lines(entries: list[dict[str, Any]], figure: str, width: int) -> Iterator[str]:
     """A line a label; activations with a bar."""
-    bars = figure == "activation"
-    digits = 5 if bars else 11
-    room = width - 4 - digits - (_BAR + 2 if bars else 0)
-    longest = min(room, max((_columns(printable(e["label"])) for e in entries), default=0))
-    for entry in entries:
-        filled = round(_BAR * min(max(entry[figure], 0), 1)) if bars else 0
-        bar = f"  {'█' * filled}{'·' * (_BAR - filled)}" if bars else ""
-        number = f"{entry[figure]:.3f}" if bars else f"{entry[figure]:.5g}"
-        yield f"  {_fill(printable(entry['label']), longest)}  {number:>{digits}}{bar}"
+    names = [printable(entry["label"]) for entry in entries]
+    room = width - (31 if figure == "activation" else 15)
+    longest = min(room, max(map(_columns, names), default=0))
+    for name, entry in zip(names, entries, strict=True):
+        if figure == "activation":
+            filled = round(_BAR * min(max(entry[figure], 0), 1))
+            number = f"{entry[figure]:5.3f}  {'█' * filled}{'·' * (_BAR - filled)}"
+        else:
+            number = f"{entry[figure]:>11.5g}"
+        yield f"  {_fill(name, longest)}  {number}"
 
 
 def _patch_lines(patches: list[dict[str, Any]], figure: str, width: int) -> Iterator[str]:
@@ -233,10 +249,10 @@ def _patch_lines(patches: list[dict[str, Any]], figure: str, width: int) -> Iter
 
 def _clock(seconds: float, tenths: bool = False) -> str:
     """``m:ss``, or ``h:mm:ss`` from an hour on; with tenths of seconds if asked for."""
-    units = round(seconds * 10) if tenths else 10 * round(seconds)
-    minutes, rest = divmod(units, 600)
-    tail = f"{rest / 10:04.1f}" if tenths else f"{rest // 10:02d}"
-    hours, minutes = divmod(minutes, 60)
+    seconds = round(seconds, 1 if tenths else 0)
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    tail = f"{rest:04.1f}" if tenths else f"{rest:02.0f}"
     return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
 
 

@@ -24,13 +24,13 @@ _COLUMNS = 4096  # of an overview, at most
 
 @dataclass
 class Track:
-    """A track's log-mel; or why there is none.
+    """A track's log-mel; or why it has none, or no result.
 
     Attributes:
         key, index: its name, and its number in the run.
         mel: float16 [T, 96], as it is on disk: not normalised.
         warnings: why results may mean little (`helpers.audio_blocks.sound_warnings`).
-        error: why it cannot be read; ``mel`` is empty then.
+        error: why it cannot be read (``mel`` is empty then), or not be computed.
     """
 
     key: str
@@ -108,9 +108,7 @@ def collect(pieces: Iterable[np.ndarray], scratch: Path) -> np.ndarray:
                 file.write(piece.data)
     except OSError as error:
         os.unlink(path)
-        raise AudioError(
-            f"its log-mel, of more than three hours, cannot be kept in {scratch}: {error.strerror}",
-            kind="access",
-            hint="Make room there, or set TMPDIR to a folder with more.",
-        ) from None
+        what = f"its log-mel, of hours, cannot be kept in {scratch}: {error.strerror}"
+        hint = "Make room there, or set TMPDIR to a folder with more."
+        raise AudioError(what, kind="access", hint=hint) from None
     return np.memmap(path, np.float16, "r").reshape(-1, N_MELS)

@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import BoundedSemaphore
-from types import TracebackType
 
 import numpy as np
 
@@ -38,13 +37,7 @@ from maest.helpers.blocks import FINAL
 from maest.helpers.failures import encodable, read_failures, write_failures
 from maest.helpers.files import NAMES_FILE_ONLY, atomic_path, write_error
 from maest.helpers.patches import read_times, write_times
-from maest.helpers.predictions import (
-    SEPARATOR,
-    best,
-    figure_name,
-    label_names,
-    write_predictions,
-)
+from maest.helpers.predictions import SEPARATOR, plot_predictions, write_predictions
 from maest.helpers.tracks import TrackResult
 
 MAX_WAITING = 8  # results; more wait in `put`
@@ -88,14 +81,9 @@ class Output:
         """The array that is written; of predictions, the activations of each patch."""
         if self.kind == "embeddings":
             return result.embeddings[FINAL if self.block is None else self.block]
-        found = result.logits if self.kind == "logits" else result.patch_activations
-        assert found is not None, f"no {self.kind}"
-        return found
-
-    @property
-    def pattern(self) -> str:
-        """What the names of these files match, for `helpers.manifest.open_folder`."""
-        return self.path("*").name
+        values = result.logits if self.kind == "logits" else result.patch_activations
+        assert values is not None, f"no {self.kind}"
+        return values
 
 
 def is_done(
@@ -105,25 +93,23 @@ def is_done(
 
     With ``plot``, predictions come with a picture.
     """
-    made = []
+    oldest = math.inf
     for output in outputs:
         ends = [".npy"]
         if output.kind == "predictions":
             ends = [".json", ".csv", *([".png"] if plot else [])]
         for path in (output.path(key).with_suffix(end) for end in ends):
             try:
-                found = path.stat()
-                if not stat.S_ISREG(found.st_mode) or not _whole(path, found.st_size, output, key):
+                status = path.stat()
+                if not (stat.S_ISREG(status.st_mode) and _whole(path, status.st_size, output, key)):
                     return False
             except (OSError, ValueError):  # ValueError: no file can have that name
                 return False
-            made.append(found.st_mtime_ns)
-    if newer_than is None or not made:
-        return bool(made)
-    try:
-        return newer_than.stat().st_mtime_ns <= min(made)
-    except (OSError, ValueError):
-        return True
+            oldest = min(oldest, status.st_mtime_ns)
+    with suppress(OSError, ValueError):  # without its audio, a result is as new as it can be
+        if newer_than is not None and newer_than.stat().st_mtime_ns > oldest:
+            return False
+    return bool(outputs)
 
 
 def _whole(path: Path, size: int, output: Output, key: str) -> bool:
@@ -133,11 +119,11 @@ def _whole(path: Path, size: int, output: Output, key: str) -> bool:
             end = _ENDS[path.suffix]
             file.seek(-min(size, len(end)), os.SEEK_END)
             return file.read() == end
-        shape, bytes_in_all = _header(file.read(_HEADER))
-    if size != bytes_in_all:
-        return False
+        shape, whole_size = _header(file.read(_HEADER))
     patches = output.patches_in(shape)
-    return patches is None or len(read_times(output.times(key))) == patches
+    if size != whole_size or patches is None:
+        return size == whole_size
+    return len(read_times(output.times(key))) == patches
 
 
 @lru_cache(maxsize=256)
@@ -199,23 +185,20 @@ class ResultWriter:
         InputError: one before it could not be written, and no other can, as on a full disk.
         """
         self._room.acquire()
-        self._raise()
+        if self._error is not None:
+            raise self._error
         self._thread.submit(self._work, result)
 
     def close(self) -> None:
         """Wait until all is written, and end the thread. Raises InputError as :meth:`put` does."""
         self._thread.shutdown()
-        self._raise()
+        if self._error is not None:
+            raise self._error
 
     def __enter__(self) -> ResultWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             self.close()
         except Exception as other:
@@ -223,10 +206,6 @@ class ResultWriter:
                 raise
             if other is not error:  # the block's own error is the one that goes on
                 error.add_note(str(other))
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
 
     # ---- in the thread ----
 
@@ -253,49 +232,45 @@ class ResultWriter:
         try:
             self._warn(result)
             for output in self.outputs:
-                self._write_output(output, result, made)
+                for path, write in self._files(output, result):
+                    made.append(path)
+                    if write is not None:
+                        write(path)
+                    elif path.is_file() and not path.is_symlink():  # of another run's settings
+                        path.unlink()
+            self.written += 1
+            self.warned += bool(result.warnings)
+            return
         except OSError as error:
             if error.errno not in NAMES_FILE_ONLY:
                 place = made[-1] if made else self.outputs[0].folder
                 raise write_error(place, error, "inference.out_dir") from error
-            self.failed[result.key] = f"its file cannot be written: {error.strerror}"
+            reason = f"its file cannot be written: {error.strerror}"
         except Exception as error:  # whatever a strange name leads to, the others are written
             reason = f"its files cannot be written: {type(error).__name__}: {error}"[:300]
-            self.failed[result.key] = reason
-        else:
-            self.written += 1
-            self.warned += bool(result.warnings)
-            return
+        self.failed[result.key] = reason
         for path in made:
             with suppress(OSError, ValueError):
                 path.unlink(missing_ok=True)
 
-    def _write_output(self, output: Output, result: TrackResult, made: list[Path]) -> None:
-        """Write an output's files, the one that says that it is done last; ``made`` takes them.
-
-        What is there from before, and does not belong to them, is removed.
-        """
-
-        def write(path: Path, how: Callable[[Path], None] | None) -> None:
-            made.append(path)
-            if how is not None:
-                how(path)
-            elif path.is_file() and not path.is_symlink():  # not somebody's folder, or a link
-                path.unlink()
-
+    def _files(
+        self, output: Output, result: TrackResult
+    ) -> list[tuple[Path, Callable[[Path], None] | None]]:
+        """An output's files, the one that says that it is done last; None: there is to be none."""
         path, values = output.path(result.key), output.values(result)
         if output.kind == "predictions":
-            plot = (lambda p: self._plot(p, result)) if self.plot else None
-            write(path.with_suffix(".png"), plot)
-            made.append(path.with_suffix(".csv"))
-            write(path, lambda p: write_predictions(p, result, self.labels, self.top, self.task))
-            return
+            how = (result, self.labels, self.top, self.task)
+            plot = (lambda p: plot_predictions(p, *how)) if self.plot else None
+            return [
+                (path.with_suffix(".png"), plot),
+                (path.with_suffix(".csv"), None),  # written with the JSON
+                (path, lambda p: write_predictions(p, *how)),
+            ]
         of_patches = output.patches_in(values.shape) is not None
-        times = (lambda p: write_times(p, result.times)) if of_patches else None
-        write(output.times(result.key), times)
         if of_patches and output.block == FINAL:
             values = values[:, None]  # [P, 1, D]
-        write(path, lambda p: _write_array(p, values))
+        times = (lambda p: write_times(p, result.times)) if of_patches else None
+        return [(output.times(result.key), times), (path, lambda p: _write_array(p, values))]
 
     def _warn(self, result: TrackResult) -> None:
         """Add a line for a track with warnings, or for one that had some before."""
@@ -310,25 +285,6 @@ class ResultWriter:
                 continue
             with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 csv.writer(file).writerow((encodable(result.key), why))
-
-    def _plot(self, path: Path, result: TrackResult) -> None:
-        from maest.helpers.activation_plot import activation_plot  # imports matplotlib
-
-        assert result.activations is not None
-        assert result.patch_activations is not None
-        assert result.picture is not None
-        names = label_names(self.labels, len(result.activations))
-        shown = best(result.activations, self.top, self.task)
-        activation_plot(
-            path,
-            result.picture,
-            result.times,
-            result.patch_activations[:, shown],
-            [names[i] for i in shown],
-            result.seconds,
-            " – ".join((result.key, *result.warnings)),
-            figure_name(self.task),
-        )
 
 
 def _write_array(path: Path, values: np.ndarray) -> None:

@@ -31,7 +31,7 @@ def as_floats(x: Any, setting: str, device: torch.device | None = None, pcm: boo
     TypeError): ``x`` is something else.
     """
     if isinstance(x, np.ndarray):  # torch takes neither other byte orders nor negative strides
-        x = torch.from_numpy(np.ascontiguousarray(x, x.dtype.newbyteorder("="))).to(device)
+        x = torch.from_numpy(np.asarray(x, x.dtype.newbyteorder("="), order="C")).to(device)
     if isinstance(x, Tensor) and x.dtype == torch.int16 and pcm and x.ndim <= 2:
         x = x.float() / 32768
     if not isinstance(x, Tensor) or not x.is_floating_point():

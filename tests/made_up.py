@@ -78,7 +78,7 @@ def open_block(
         "pool": "mean",
     } | settings
     made_by = {"arch": "maest_tiny", "checkpoint": None, "checkpoint_swa_weights": False}
-    open_folder(folder, settings, "mels", False, "*.embeddings.npy", lambda: None, made_by)
+    open_folder(folder, settings, "mels", False, lambda: None, made_by)
 
 
 def make_up(root: Path, task: str = "multi-label", blocks: Sequence[int] = (6, 7)) -> MadeUp:

@@ -9,7 +9,7 @@ from maest.helpers.log_mel import log_mel
 from maest.helpers.patches import PatchPlan, new_frames, times
 from maest.helpers.tracks import Track, TrackResult
 from maest.models import Maest
-from maest.models.batching import Extraction, Failure, OutputSpec, create_engine
+from maest.models.extraction import Extraction, OutputSpec
 
 LENGTH = 60  # frames of a patch
 PLAIN = PatchPlan(LENGTH)
@@ -36,11 +36,10 @@ def tracks_of(*lengths: int) -> list[Track]:
 
 
 def extraction(net: Maest, spec: OutputSpec, plan=PLAIN, patches_per_pass=None) -> Extraction:
-    engine = create_engine(net, spec, device="cpu")
-    return Extraction(net, engine, plan, spec, patches_per_pass)
+    return Extraction(net, plan, spec, patches_per_pass, device="cpu")
 
 
-def run(what: Extraction, tracks: list[Track]) -> dict[str, TrackResult | Failure]:
+def run(what: Extraction, tracks: list[Track]) -> dict[str, TrackResult | Track]:
     found = list(what.results(tracks))
     assert [result.index for result in found] == [track.index for track in tracks]
     return {result.key: result for result in found}
@@ -169,8 +168,8 @@ def test_tracks_that_fail_leave_the_others_alone(net):
     some = tracks_of(80_000, 4_000, 80_000)
     some[0] = Track("track 0", 0, error="damaged")
     found = run(extraction(net, OutputSpec((0,)), PatchPlan(LENGTH, tail="drop")), some)
-    assert found["track 0"] == Failure("track 0", 0, "damaged")
-    assert "shorter than a patch (0.96 s)" in found["track 1"].reason
+    assert found["track 0"].error == "damaged"
+    assert "shorter than a patch (0.96 s)" in found["track 1"].error
     alone = run(extraction(net, OutputSpec((0,))), some[2:])["track 2"]
     np.testing.assert_allclose(found["track 2"].embeddings[0], alone.embeddings[0], atol=1e-5)
 
@@ -216,5 +215,5 @@ def test_patchout_that_leaves_nothing_of_a_short_patch_costs_that_track(net):
     tracks = tracks_of(2_000, 31_000, 20_400)  # of the last a patch of one column remains
     found = run(extraction(some, OutputSpec((0,))), tracks)
     assert isinstance(found["track 1"], TrackResult)
-    assert found["track 0"].reason.startswith("patchout leaves nothing of a patch of 0.2")
+    assert found["track 0"].error.startswith("patchout leaves nothing of a patch of 0.2")
     assert isinstance(found["track 2"], TrackResult)

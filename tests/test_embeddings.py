@@ -69,7 +69,7 @@ def extracted(
         if output.kind == "embeddings":
             own["block"] = output.block
         made_by = {"arch": None, "checkpoint": checkpoint}
-        open_folder(output.folder, own, "mels", False, output.pattern, lambda: None, made_by)
+        open_folder(output.folder, own, "mels", False, lambda: None, made_by)
     with ResultWriter(outputs) as writer:
         for i, key in enumerate(keys):
             tokens = {b: EMBEDDING + 100 * b + i for b in blocks}

@@ -27,7 +27,7 @@ from maest.helpers.audio import read_audio
 from maest.helpers.log_mel import log_mel
 from maest.helpers.mel_constants import n_frames
 from maest.helpers.patches import cut, new_frames, times
-from maest.models import batching, get_maest
+from maest.models import extraction, get_maest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,7 +72,7 @@ def test_embeddings_of_a_folder(line, music, model, tmp_path):
 @pytest.fixture
 def computed(monkeypatch):
     """Patches that the network computes, and for which blocks at once."""
-    counts, create = [], batching.create
+    counts, create = [], extraction.create
 
     def counting(net, **options):
         engine = create(net, **options)
@@ -86,7 +86,7 @@ def computed(monkeypatch):
 
         return Counting()
 
-    monkeypatch.setattr(batching, "create", counting)
+    monkeypatch.setattr(extraction, "create", counting)
     return counts
 
 
@@ -165,7 +165,7 @@ def test_tails(line, tmp_path):
     assert short not in found["drop"]
     (failure, *_) = rows_of(tmp_path / "drop" / "2sec" / "logits" / "failed.csv")
     assert failure["key"] == "a/000.flac"
-    assert "inference.tail=drop" in failure["reason"]
+    assert "tail=drop" in failure["reason"]
 
 
 def test_patchout_at_inference(line, music, model, tmp_path):

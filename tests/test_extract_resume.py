@@ -31,11 +31,12 @@ from music import (
 )
 from training_process import Before, Signal
 
-from maest.experiments.extract_report import ExtractionJob, Progress
+from maest.experiments.extract import Progress
+from maest.experiments.extract_job import ExtractionJob
 from maest.helpers.files import TEMPORARY
 from maest.helpers.writer import ResultWriter
 from maest.models import engines
-from maest.models.batching import Extraction
+from maest.models.extraction import Extraction
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKS = 40

@@ -18,13 +18,18 @@ from maest.helpers.manifest import (
     read_manifest,
 )
 
-SETTINGS = {"model": "ab" * 32, "block": 7, "hop_seconds": 30.0, "quantize": None}
-PATTERN = "*.embeddings.npy"
+SETTINGS = {
+    "kind": "embeddings",
+    "model": "ab" * 32,
+    "block": 7,
+    "hop_seconds": 30.0,
+    "quantize": None,
+}
 
 
 def opened(folder: Path, settings=SETTINGS, source="/music", overwrite=False, present=None) -> dict:
     """Open a folder; its manifest then."""
-    open_folder(folder, settings, source, overwrite, PATTERN, lambda: present)
+    open_folder(folder, settings, source, overwrite, lambda: present)
     return read_manifest(folder)
 
 
@@ -60,7 +65,7 @@ def refused(folder: Path, *args, **kwargs) -> InputError:
 
 def test_other_settings_are_told_one_by_one(tmp_path):
     opened(tmp_path)
-    other = {"model": "cd" * 32, "block": 7, "hop_seconds": 15.0, "note": "n" * 100}
+    other = SETTINGS | {"model": "cd" * 32, "hop_seconds": 15.0, "note": "n" * 100}
     error = refused(tmp_path, other)
     assert (error.kind, error.path) == ("mismatch", tmp_path / MANIFEST)
     text = str(error)
@@ -86,9 +91,9 @@ def test_a_setting_that_came_later_counts_as_unchanged(tmp_path):
 
 def test_long_settings_are_shown_where_they_differ(tmp_path):
     labels = [f"label {i}" for i in range(99)]
-    opened(tmp_path, {"labels": labels})
+    opened(tmp_path, SETTINGS | {"labels": labels})
     with pytest.raises(InputError) as error:
-        opened(tmp_path, {"labels": [*labels[:50], "another", *labels[51:]]})
+        opened(tmp_path, SETTINGS | {"labels": [*labels[:50], "another", *labels[51:]]})
     assert "labels label 50, now another" in str(error.value)
     assert "label 40" not in str(error.value)
 
@@ -133,7 +138,8 @@ def test_overwrite_refuses_a_link_in_the_place_of_a_result(tmp_path):
 
 def test_overwrite_of_predictions_removes_what_stands_beside_them(tmp_path):
     def made(settings: dict) -> None:
-        open_folder(tmp_path, settings, "/music", True, "*.predictions.json", lambda: None)
+        settings = settings | {"kind": "predictions"}
+        open_folder(tmp_path, settings, "/music", True, lambda: None)
 
     made(SETTINGS)
     put(tmp_path, "a.predictions.json", "a.predictions.csv", "a.predictions.png", "a.png", "a.csv")
@@ -157,7 +163,7 @@ def test_sources(tmp_path):
 
 
 def test_settings_that_are_no_text(tmp_path):
-    settings = {"name": "model-\udcff", "sizes": (1, 2), "labels": ["a\udcff"]}
+    settings = SETTINGS | {"name": "model-\udcff", "sizes": (1, 2), "labels": ["a\udcff"]}
     assert opened(tmp_path, settings) == opened(tmp_path, settings)
 
 
@@ -196,7 +202,7 @@ def _open_at_once(folder, barrier, number, answers):
     settings = {**SETTINGS, "block": 6} if number == 7 else SETTINGS
     barrier.wait()
     try:
-        open_folder(folder, settings, f"/{number % 2}", False, PATTERN, lambda: None)
+        open_folder(folder, settings, f"/{number % 2}", False, lambda: None)
         answers.put((number, "fine"))
     except InputError as error:
         answers.put((number, str(error)))

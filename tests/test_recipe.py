@@ -22,7 +22,7 @@ from maest import config
 from maest.config.settings import Recipe
 from maest.helpers.augment import mixup, spec_augment
 from maest.helpers.averaging import WeightAverage
-from maest.helpers.blocks import default_block
+from maest.helpers.blocks import chosen_blocks
 from maest.helpers.metrics import (
     FIGURE_NAMES,
     MONITOR,
@@ -329,7 +329,7 @@ def test_each_models_length_patchout_and_start(stem, expected):
 
 def test_block_of_the_embeddings():
     """Block 7, or the last of a shallower network: nothing names another one."""
-    assert (default_block(12), default_block(4)) == (7, 3)
+    assert (chosen_blocks(None, 12), chosen_blocks(None, 4)) == ((7,), (3,))
     assert config.MAEST["inference"]["transformer_block"] is None
     assert config.TL["data"]["block"] is None
     for name in config.MAEST_NAMED:

@@ -1,0 +1,259 @@
+"""What an extraction has to do, by its settings: model, tracks, and where results go."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maest.config import Settings, plain
+from maest.config.schema import tagged
+from maest.datasets.collection import describe_left_out
+from maest.datasets.embedding_folders import block_name
+from maest.datasets.groundtruth import GroundTruth, read_any_groundtruth
+from maest.datasets.mel_recipe import kept_seconds
+from maest.datasets.tracks import AudioTracks, MelTracks, find_tracks, own_share, parse_shard
+from maest.experiments.data import check_files, limited
+from maest.experiments.devices import find_devices
+from maest.experiments.model import (
+    build_network,
+    check_head,
+    clip_frames,
+    find_checkpoint,
+    require_checkpoint,
+)
+from maest.experiments.ranks import Ranks
+from maest.helpers.blocks import chosen_blocks
+from maest.helpers.errors import InputError
+from maest.helpers.failures import write_failures
+from maest.helpers.files import remove_leftovers
+from maest.helpers.manifest import model_hash, open_folder
+from maest.helpers.patches import seconds
+from maest.helpers.writer import SUFFIXES, Output, is_done
+from maest.models.archs import clip_seconds
+from maest.models.extraction import OutputSpec, patch_plan
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1  # of what results mean: raise it, and results are made again
+_NUMBERING = "blocks count from 0; -1 is after the final norm"
+
+
+class ExtractionJob:
+    """What this process has to do. What can be refused is refused here, before anything is written.
+
+    Attributes:
+        net, plan, spec: the network, how tracks are cut, and what is computed.
+        tracks: all that the settings name.
+        own: the numbers of those that are this process's part.
+        failed: what is known not to be readable, with reasons.
+        left_out: in words, the files that are not taken for audio; or nothing.
+        outputs: what is made of each track.
+    """
+
+    def __init__(self, settings: Settings, kinds: tuple[str, ...]) -> None:
+        inference, self.settings, self.started = settings.inference, settings, time.time()
+        torch.manual_seed(settings.seed)
+        self.devices = find_devices(settings.trainer)
+        _check_options(settings, kinds, self.devices.device)
+        self.shard = None if inference.shard is None else parse_shard(inference.shard)
+        self.ranks = Ranks(self.devices.local, settings.trainer.num_nodes)
+        groundtruth = None
+        if inference.audio is None:
+            check_files(settings, "predict")
+            groundtruth = read_any_groundtruth(str(settings.datamodule.groundtruth_predict))
+        self._find_model(kinds, groundtruth)
+        patch_frames = clip_frames(settings, self.checkpoint)
+        self.plan = patch_plan(self.net, seconds(patch_frames), inference.patch_hop, inference.tail)
+        blocks: tuple[int, ...] = ()
+        if "embeddings" in kinds:
+            name = "inference.transformer_block"
+            blocks = chosen_blocks(inference.transformer_block, self.net.depth, name)
+        predictions = "predictions" in kinds
+        self.spec = OutputSpec(
+            blocks, "logits" in kinds, predictions, inference.pool, inference.plot
+        )
+        level = out_dir_of(settings) / f"{clip_seconds(patch_frames):g}sec"
+        self.outputs = [Output("embeddings", b, level / block_name(b)) for b in blocks]
+        self.outputs += [Output(k, None, level / k) for k in kinds if k != "embeddings"]
+        self._find_tracks(groundtruth)
+        ranks = self.ranks
+        self.own = own_share(len(self.tracks.keys), self.shard, ranks.rank, ranks.world)
+
+    def _find_model(self, kinds: tuple[str, ...], groundtruth: GroundTruth | None) -> None:
+        settings, other = self.settings, kinds != ("embeddings",)
+        required = other or settings.maest.arch is None
+        self.checkpoint = (require_checkpoint if required else find_checkpoint)(settings)
+        self.net = build_network(settings, self.checkpoint, groundtruth)
+        if self.checkpoint is None:
+            log.warning("no maest.checkpoint was given: these are embeddings of RANDOM weights")
+        elif other:
+            check_head(self.checkpoint, self.net)
+
+    def _find_tracks(self, groundtruth: GroundTruth | None) -> None:
+        settings = self.settings
+        self.failed: dict[str, str] = {}
+        self.left_out = ""
+        self.tracks: AudioTracks | MelTracks
+        if groundtruth is not None:
+            self.tracks = MelTracks(settings.datamodule.base_dir, groundtruth.keys)
+        else:
+            audio = str(settings.inference.audio)
+            self.tracks, self.failed, others = find_tracks(audio, out_dir_of(settings))
+            self.left_out = describe_left_out(others)
+        limit, total = settings.trainer.limit_predict_batches, len(self.tracks.keys)
+        if limit is not None:
+            if isinstance(limit, int):
+                limit *= settings.datamodule.batch_size_eval
+            keys = [self.tracks.keys[i] for i in range(limited(total, limit))]
+            self.tracks = type(self.tracks)(self.tracks.folder, keys)
+        if isinstance(self.tracks, AudioTracks):
+            self.tracks.seconds = settings.inference.max_seconds
+
+    def named(self, name: str) -> str:
+        """The name of a file over all tracks: of a shard, its own."""
+        stem, _, suffix = name.rpartition(".")
+        return name if self.shard is None else "{}-{}-of-{}.{}".format(stem, *self.shard, suffix)
+
+    def write_failures(self, failed: dict[str, str]) -> Path:
+        """Into each folder of results; where the first one is."""
+        name = self.named("failed.csv")
+        for output in self.outputs:
+            write_failures(output.folder / name, failed)
+        return self.outputs[0].folder / name
+
+    # ---- folders ---------------------------------------------------------------------------------
+
+    def open_folders(self, expected: Mapping[str, Any]) -> list[int]:
+        """Enter with what the folders are filled, or check that; the numbers of tracks to do.
+
+        InputError: they hold other results; or these would not be those of ``expected``.
+        """
+        made, made_by = self._results(), self._origin()
+        _check_expected(made, expected, self.settings)
+        overwrite, pictures = self.settings.inference.overwrite, self.spec.pictures
+        for output in self.outputs:
+            about = {"kind": output.kind, **made}
+            if output.kind == "predictions":
+                about["labels"] = self.net.labels
+            if output.kind == "embeddings":
+                about["block"] = output.block
+            about.pop("pool" if output.kind == "predictions" else "top")
+
+            def present(output: Output = output) -> str | None:
+                return next((key for key in self.tracks.keys if is_done(key, [output])), None)
+
+            source = str(self.tracks.folder)
+            open_folder(output.folder, about, source, overwrite, present, made_by)
+            remove_leftovers(output.folder, SUFFIXES)
+        files = ((i, self.tracks.keys[i], self.tracks.path(i)) for i in self.own)
+        if not overwrite:
+            return [i for i, key, path in files if not is_done(key, self.outputs, path, pictures)]
+        for _, key, _ in files:  # a run that is stopped can then go on without overwrite
+            for output in self.outputs:
+                with suppress(OSError, ValueError):  # what cannot be removed will be overwritten
+                    if not output.path(key).is_symlink():
+                        output.path(key).unlink(missing_ok=True)
+        return list(self.own)
+
+    def _results(self) -> dict[str, Any]:
+        """What results depend on: every setting that is declared so, under its name.
+
+        Some have another name here, or the value that was worked out. Audio and its log-mel file
+        give the same.
+        """
+        settings, values = self.settings, {}
+        for section in (settings.maest, settings.trainer, settings.inference):
+            for name in sorted(tagged(type(section), "results")):
+                values[name] = plain(getattr(section, name))
+        patchout = {name: values.pop(name) for name in list(values) if "patchout" in name}
+        del values["transformer_block"], values["patch_hop"]  # "block" of a folder, "hop_seconds"
+        return values | {
+            "model": model_hash(self.net.state_dict(), self.net.sizes()),
+            "numbering": _NUMBERING,
+            "max_seconds": self.tracks.seconds if isinstance(self.tracks, AudioTracks) else None,
+            "patch_seconds": clip_seconds(self.plan.length),
+            "hop_seconds": clip_seconds(self.plan.hop or self.plan.length),
+            "patchout": {name: value for name, value in patchout.items() if value} or None,
+            "precision": self.devices.precision,
+            "version": _VERSION,
+        }
+
+    def _origin(self) -> dict[str, Any]:
+        """Where the model and the tracks came from: results do not depend on the place."""
+        path = self.settings.maest.checkpoint
+        origin: dict[str, Any] = {
+            "arch": self.settings.maest.arch,
+            "checkpoint": None if path is None else str(Path(path).expanduser().resolve()),
+            # Whether the average was used, whatever the setting left open.
+            "checkpoint_swa_weights": self.checkpoint is not None and self.checkpoint.average,
+            "input": "audio",
+        }
+        if isinstance(self.tracks, MelTracks):
+            seconds_kept = kept_seconds(self.tracks.folder)
+            origin |= {"input": "log-mel files", "max_seconds": seconds_kept}
+        return origin
+
+
+def _check_options(settings: Settings, kinds: tuple[str, ...], device: torch.device) -> None:
+    inference, defaults = settings.inference, Settings().maest
+    for name in ("s_patchout_t", "s_patchout_f", "u_patchout"):
+        if getattr(settings.maest, name) != getattr(defaults, name):
+            log.warning(
+                "maest.%s acts in training alone; at inference, maest.s_patchout_t_interleaved=2 "
+                "leaves out every second column",
+                name,
+            )
+    if len(set(kinds)) < len(kinds):
+        name, message, hint = "outputs", f"{list(kinds)} names one twice", "Give each once."
+    elif inference.transformer_block == ():
+        name, message, hint = "transformer_block", "no block is named", "Leave it out, or name one."
+    elif inference.plot and "predictions" not in kinds:
+        name, message = "plot", "only predictions are drawn"
+        hint = "Use the command predict, or add predictions to inference.outputs."
+    elif inference.quantize and device.type != "cpu":
+        name, message = "quantize", f"{inference.quantize} is for a CPU"
+        hint = "Set trainer.accelerator=cpu, or leave it out."
+    else:
+        return
+    raise InputError(message, kind="conflict", hint=hint, setting=f"inference.{name}")
+
+
+def out_dir_of(settings: Settings) -> Path:
+    """``inference.out_dir``; or ``embeddings/``, and there a folder of the model's name.
+
+    That is its arch; of a run's model, ``run-4``.
+    """
+    if settings.inference.out_dir is not None:
+        return Path(settings.inference.out_dir).expanduser()
+    if settings.maest.checkpoint is None:
+        return Path("embeddings") / str(settings.maest.arch)
+    path = Path(settings.maest.checkpoint).expanduser().resolve()
+    name = path.parent.name if path.name == "model" else path.name.removesuffix(".ckpt")
+    if "exp_logs" in path.parts[:-1]:
+        name = f"run-{path.parts[path.parts.index('exp_logs') + 1]}"
+    return Path("embeddings") / name
+
+
+def _check_expected(
+    made: Mapping[str, Any], expected: Mapping[str, Any], settings: Settings
+) -> None:
+    # Log-mel files may hold as many seconds as are read of audio; precisions give nearly the same.
+    for name in sorted(made.keys() - {"max_seconds", "precision"}):
+        if expected.get(name, made[name]) == made[name]:
+            continue
+        model, values = name == "model", [str(one[name])[:12] for one in (made, expected)]
+        raise InputError(
+            f"embeddings with {name} {values[0]}; the probe was trained on those with {values[1]}",
+            kind="mismatch",
+            path=settings.maest.checkpoint or settings.maest.arch,
+            setting="predict.checkpoint" if model else None,
+            hint="Give the model that the probe's embeddings were made by."
+            if model
+            else "Extract the training tracks again, and train the probe on them.",
+        )
