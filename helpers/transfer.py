@@ -24,17 +24,7 @@ _PIECE = 1 << 20  # bytes
 _LONGEST_PAUSE = 30.0  # seconds
 
 
-def download(
-    url: str,
-    path: str | Path,
-    *,
-    size: int | None = None,
-    sha256: str | None = None,
-    again: bool = False,
-    tries: int = TRIES,
-    pause: float = 1.0,
-    progress: bool = True,
-) -> Path:
+def download(url: str, path: str | Path, *, sha256: str | None = None, again: bool = False) -> Path:
     """Fetch a file; it gets its name when all of it is there.
 
     What has come is kept in ``<name>.part``, and ``<name>.part.json`` says of which version of the
@@ -42,29 +32,26 @@ def download(
     give parts of files, or has another version by now, gives it whole.
 
     Args:
-        path: where to; if it is there (with ``size`` bytes, where they are known), nothing is done.
-        size: bytes that are expected, if that is known. A server's own word is held to in any case.
+        path: where to; if it is there, nothing is done.
         sha256: of the file, in hexadecimal, if that is known; one that comes is checked.
         again: whether to fetch it although it is there; it is replaced when the new one is whole.
-        tries: how many in a row may come no further.
-        pause: seconds before the second try; twice as many before each one after it.
 
     Raises:
-        InputError: it cannot be fetched, is of another size or content, a broken connection could
-            not be told from its end, or there is no room for it.
+        InputError: it cannot be fetched, is of another size or content than it should be, a broken
+            connection could not be told from its end, or there is no room for it.
     """
     path = Path(path)
-    if not again and path.is_file() and size in (None, path.stat().st_size):
+    if not again and path.is_file():
         return path
     if not re.match(r"https?://\w", url):
         hint = "Expected one that begins with https:// or http://."
         raise InputError("no address of a file", path=url, hint=hint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _Part(url, path, size, sha256)
+    part = _Part(url, path, sha256)
     failures, furthest = 0, part.length()
     reason: str | None = None
-    with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None if progress else True) as bar:
-        while failures < tries:
+    with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+        while failures < TRIES:
             try:
                 reason = part.fetch(bar)
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
@@ -74,10 +61,10 @@ def download(
             # Further than any before: a server that begins again each time makes no way.
             failures = 0 if part.length() > furthest else failures + 1
             furthest = max(furthest, part.length())
-            if failures < tries:
-                time.sleep(min(pause * 2 ** max(0, failures - 1), _LONGEST_PAUSE))
+            if failures < TRIES:
+                time.sleep(min(2.0 ** max(0, failures - 1), _LONGEST_PAUSE))
     kept = f"{part.length()} bytes of it are kept: run the same again. " if part.length() else ""
-    raise part.refusal(f"{reason} (no progress in {tries} attempts)", kept)
+    raise part.refusal(f"{reason} (no progress in {TRIES} attempts)", kept)
 
 
 @dataclass
@@ -86,7 +73,6 @@ class _Part:
 
     url: str
     path: Path
-    size: int | None
     sha256: str | None
 
     def __post_init__(self) -> None:
@@ -123,7 +109,7 @@ class _Part:
         """
         version = self.version()
         total, validator = version.get("total"), version.get("validator")
-        start = self.length() if total and validator and self.size in (None, total) else 0
+        start = self.length() if total and validator else 0
         if start and start == total:
             return self.finish(True)
         headers = {"Accept-Encoding": "identity"}  # bytes on the way are bytes of the file
@@ -153,13 +139,9 @@ class _Part:
             bar.total, bar.n = total, start
             bar.refresh()
             self.append(answer, start, bar)
-        expected, came = self.size if total is None else total, self.length()
-        if expected is not None and came > expected:
-            self.begin()
-            raise self.refusal(f"{came} bytes came, expected {expected}")
-        if expected not in (None, came):
+        if total not in (None, self.length()):
             return "the connection ended before the file did"
-        return self.finish(expected is not None)
+        return self.finish(total is not None)
 
     def whole_answer(self, answer: requests.Response) -> int | None:
         """How many bytes an answer with all of the file has, if it tells."""
@@ -169,15 +151,11 @@ class _Part:
             raise self.refusal("the server gives a web page, not the file")
         length = said.get("Content-Length", "")
         chunked = "chunked" in said.get("Transfer-Encoding", "")
-        if not (length or chunked or self.sha256 or self.size is not None):
+        if not (length or chunked or self.sha256):
             raise self.refusal("the server does not say how long the file is")
         # Some compress it on the way, though that was not asked for.
         packed = said.get("Content-Encoding", "identity") != "identity"
-        total = int(length) if length.isdigit() and not packed else None
-        if None not in (self.size, total) and total != self.size:
-            self.begin()
-            raise self.refusal(f"the server has {total} bytes, expected {self.size}")
-        return total
+        return int(length) if length.isdigit() and not packed else None
 
     def append(self, answer: requests.Response, start: int, bar: tqdm) -> None:
         """Write what comes, as it comes: of a connection that is dropped nothing is lost."""

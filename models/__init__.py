@@ -1,4 +1,4 @@
-"""The networks, and their weights. Usable without Sacred; Lightning trains them alone.
+"""The networks and their weights. Sacred is not needed, and Lightning by training alone.
 
 >>> from maest import get_maest
 >>> model = get_maest("discogs-maest-30s-pw-129e")  # or "exp_logs/latest/model"
