@@ -40,16 +40,14 @@ def find_audio(
     """Audio files below a folder, as paths relative to it, in the order of their bytes.
 
     Links are followed, but not around in a circle. Left out are a folder ``leave_out`` inside, and
-    what systems keep beside the music, such as ``._song.mp3`` and ``@eaDir``: such names are
-    counted, like suffixes; of a folder, not what is in it.
+    what systems keep beside the music, such as ``._song.mp3`` and ``@eaDir``.
 
-    Args:
-        audio_dir: the folder.
-        leave_out: a folder that is not looked into (unless it is ``audio_dir``).
-        failed: takes the folders that may not be read, and what cannot be told to be one (a link
-            to itself), with the reason; with an audio suffix it is taken for a file.
-        others: counts, by suffix or name, what is left out because of it.
+    ``failed`` takes the folders that may not be read, and what cannot be told to be one (a link to
+    itself; with an audio suffix it is taken for a file), with the reason. ``others`` counts, by
+    suffix or name, what is left out because of it; of a folder, not what is in it.
     """
+    failed = {} if failed is None else failed
+    others = Counter() if others is None else others
     names: list[str] = []
     folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(audio_dir),))]
     while folders:
@@ -57,15 +55,13 @@ def find_audio(
         try:
             entries = list(os.scandir(audio_dir / prefix))
         except OSError as error:
-            if failed is not None:
-                failed[prefix or "."] = f"the folder cannot be read: {error.strerror}"
+            failed[prefix or "."] = f"the folder cannot be read: {error.strerror}"
             continue
         for entry in entries:
             if entry.name.startswith(TEMPORARY):
                 continue
             if _NOT_MUSIC.fullmatch(entry.name):
-                if others is not None:
-                    others["._*" if entry.name.startswith("._") else entry.name] += 1
+                others["._*" if entry.name.startswith("._") else entry.name] += 1
                 continue
             name = prefix + entry.name
             suffix = Path(name).suffix.lower()
@@ -77,11 +73,10 @@ def find_audio(
                     continue
             except OSError as error:  # a link to itself; a folder in one that may not be entered
                 if suffix not in AUDIO_SUFFIXES:
-                    if failed is not None:
-                        failed[name] = f"cannot be looked at: {error.strerror}"
+                    failed[name] = f"cannot be looked at: {error.strerror}"
                     continue
             if suffix not in AUDIO_SUFFIXES:
-                if others is not None and suffix != ".mmap":
+                if suffix != ".mmap":
                     others[suffix or "no suffix"] += 1
             elif _is_file_or_broken_link(entry):
                 names.append(name)

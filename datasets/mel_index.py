@@ -33,19 +33,12 @@ _INDEX = "preprocess-index"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The audio that a log-mel file was made from.
+    """The audio that a log-mel file was made from."""
 
-    Attributes:
-        key: path of the log-mel file in the store.
-        size: of the audio file, in bytes.
-        mtime_ns: its time of change.
-        warnings: why results of it may mean nothing, such as "silent".
-    """
-
-    key: str
-    size: int
-    mtime_ns: int
-    warnings: tuple[str, ...] = ()
+    key: str  # path of the log-mel file in the store
+    size: int  # of the audio file, in bytes
+    mtime_ns: int  # its time of change
+    warnings: tuple[str, ...] = ()  # why results of it may mean nothing, such as "silent"
 
     def matches(self, audio: os.stat_result) -> bool:
         """Whether the audio file has not been replaced since, by an older one either."""
@@ -76,11 +69,7 @@ class MelIndex:
         self.owners = {source.key: audio for audio, source in self.sources.items()}
 
     def add(self, audio: str, source: Source) -> None:
-        """Write down what a log-mel file was made from.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Write down what a log-mel file was made from."""
         self.sources[audio] = source
         self.owners[source.key] = audio
         entry = {"path": audio, "size": source.size, "mtime_ns": source.mtime_ns}
@@ -143,22 +132,14 @@ class MelIndex:
         the other has ``song.mp3.mmap``. Where neither is made yet, the first of ``names`` gets
         ``song.mmap``. So does another one when the audio that it was made from is gone.
 
-        Args:
-            names: the audio files, relative to their folder.
-            audio_dir: their folder.
-
-        Returns:
-            path of the audio → that of the log-mel file. All others have that of `mel_key`.
+        Returns path of the audio → that of the log-mel file. All others have that of `mel_key`.
         """
         alike = Counter(map(mel_key, names))
         groups: dict[str, list[str]] = defaultdict(list)
         for name in names:
             key = mel_key(name)
-            if (
-                alike[key] > 1
-                or self.owners.get(key, name) != name
-                or self.key(name) not in (None, key)
-            ):
+            moved = self.owners.get(key, name) != name or self.key(name) not in (None, key)
+            if moved or alike[key] > 1:
                 groups[key].append(name)
         full: dict[str, str] = {}
         for key, group in groups.items():
@@ -213,10 +194,8 @@ def _maker(names: Sequence[str], mel: Path, audio_dir: Path) -> str:
 def store_keys(store: str | Path, names: Sequence[str]) -> list[str]:
     """The keys of audio files in a store: paths of their log-mel files, which need not be there.
 
-    Args:
-        store: folder of log-mel files. Folders in it may be stores of other music.
-        names: paths of audio files, relative to the folder that the store was made from; those of
-            a store within it begin with that one's folder.
+    ``names`` are relative to the folder that the store was made from; those of a store within it
+    begin with that one's folder.
     """
     store = Path(store)
     index = functools.cache(lambda folder: MelIndex(store / folder))

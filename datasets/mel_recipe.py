@@ -15,6 +15,7 @@ from maest.helpers.failures import valid_utf8
 from maest.helpers.files import TEMPORARY, write_json
 from maest.helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
 
+_EMPTY = "Give an empty MELSPEC_DIR."
 _VERSION = 1  # raise it when reading or the front end changes what is written
 
 
@@ -49,9 +50,9 @@ def _made_from(audio_dir: Path, store: Path) -> list[str]:
     return [valid_utf8(str(audio_dir)), valid_utf8(os.path.relpath(audio_dir, store))]
 
 
-def _sources(known: dict[str, Any] | None) -> list[str]:
+def _sources(recipe: dict[str, Any] | None) -> list[str]:
     """The same, of a store's recipe; a person may have put in one path. Empty: it does not say."""
-    source = (known or {}).get("source", [])
+    source = (recipe or {}).get("source", [])
     return [source] if isinstance(source, str) else list(source)
 
 
@@ -66,13 +67,8 @@ def check_subfolder(store: Path, name: str, seconds: float | None) -> None:
     _refuse_other_settings(store, _read(store), seconds)
     folder = store / name
     if not (folder / RECIPE_FILE).exists() and any(mel_files(folder)):
-        raise InputError(
-            "holds log-mel files of the folder around it",
-            kind="exists",
-            path=folder,
-            setting="--subfolder",
-            hint="Give another name.",
-        )
+        what, hint = "holds log-mel files of the folder around it", "Give another name."
+        raise InputError(what, kind="exists", path=folder, setting="--subfolder", hint=hint)
 
 
 def open_store(
@@ -86,18 +82,14 @@ def open_store(
 ) -> list[str]:
     """Make the folder and its recipe, or check that its files were made with the same.
 
-    A recipe without any log-mel file is replaced, but not where other shards may be at work with
-    it. One without a source, of a version that wrote none, gets this one.
+    A recipe without any log-mel file is replaced, but not by a shard (``whole`` is false): others
+    may be at work with it. One without a source, of a version that wrote none, gets this one.
 
     Args:
-        store, audio_dir: the two folders.
-        names: the audio files.
-        seconds: to keep of each.
-        whole: whether this run is no shard.
-        every: whether the names are all files of the folder.
+        names: the audio files; ``every``: whether they are all of the folder's.
 
     Returns:
-        what a person should know of it.
+        what a person should know of the store.
 
     Raises:
         InputError: it was made with another, or the folder cannot be made.
@@ -110,12 +102,8 @@ def open_store(
             present = _first_made(store, names)
             # Another shard writes the recipe before its first file: it may be there by now.
             if present and not path.exists():
-                raise InputError(
-                    f"holds {present!r} already, and no {RECIPE_FILE} that says how it was made",
-                    kind="exists",
-                    path=store,
-                    hint="Give an empty MELSPEC_DIR.",
-                )
+                what = f"holds {present!r} already, and no {RECIPE_FILE}: how was it made?"
+                raise InputError(what, kind="exists", path=store, hint=_EMPTY)
             if not path.exists():
                 write_json(path, recipe)
         known, other = _read(store), is_of_other_audio(store, audio_dir)
@@ -124,12 +112,8 @@ def open_store(
             write_json(path, recipe)
             return []
         if known is None:
-            raise InputError(
-                "is damaged: expected the settings that the log-mel files were made with, as JSON",
-                kind="corrupt",
-                path=path,
-                hint="Give an empty MELSPEC_DIR.",
-            )
+            what = "is damaged: expected the settings of the log-mel files, as JSON"
+            raise InputError(what, kind="corrupt", path=path, hint=_EMPTY)
         _refuse_other_settings(store, known, seconds)
         sources = _sources(known)
         if sources and not other:
@@ -146,12 +130,11 @@ def open_store(
             )
         write_json(path, recipe)
     except OSError as error:
-        raise InputError(
+        what, hint = (
             f"cannot be written to ({error.strerror or error})",
-            kind="access",
-            path=store,
-            hint="Give another MELSPEC_DIR.",
-        ) from None
+            "Give another MELSPEC_DIR.",
+        )
+        raise InputError(what, kind="access", path=store, hint=hint) from None
     return [
         f"{store}: made by an earlier version, which did not keep from what. Its files are taken "
         f"to be made from {audio_dir}"
@@ -169,12 +152,9 @@ def _refuse_other_settings(
     differ = [name for name in wanted if known and known.get(name) != wanted[name]]
     if known and differ:
         was, now = (", ".join(f"{n} {own.get(n)}" for n in differ) for own in (known, wanted))
-        raise InputError(
-            f"the log-mel files were made with {was}; this run is for {now}",
-            kind="mismatch",
-            path=store / RECIPE_FILE,
-            hint="Give another MELSPEC_DIR, or the same settings.",
-        )
+        what = f"the log-mel files were made with {was}; this run is for {now}"
+        hint, path = "Give another MELSPEC_DIR, or the same settings.", store / RECIPE_FILE
+        raise InputError(what, kind="mismatch", path=path, hint=hint)
 
 
 def mel_files(store: Path) -> Iterator[str]:

@@ -106,12 +106,9 @@ def preprocess(
         num_workers: processes; None for one a core. The files do not depend on it. 1 is this
             process itself, which a file that crashes its decoder ends; others are started again.
         backend, scheduler: "processes" for this machine, or "dask" and a scheduler's address.
-        shard: (k, n), the k-th of n parts, k from 1: every n-th file, in the order of names.
+        shard: (k, n), the k-th of n parts, k from 1: every n-th file, in the order of names. Its
+            failures are in ``failed-k-of-n.csv``.
         overwrite: whether to make all files again, those that are whole too.
-        progress: whether to show a progress bar.
-
-    Returns:
-        what was done. Failures are in it, and in ``failed.csv`` (of a shard ``failed-k-of-n.csv``).
 
     Raises:
         InputError: no such folder, no audio, a store made from another folder or with other
@@ -121,12 +118,9 @@ def preprocess(
     check_backend(backend, scheduler, num_workers)
     audio_dir, store = Path(audio_dir).resolve(), Path(melspec_dir).resolve()
     if not audio_dir.is_dir():
-        raise InputError(
-            "is a file, not a folder" if audio_dir.exists() else "no such folder",
-            kind="missing",
-            path=audio_dir,
-            hint="Give a folder of audio files as AUDIO_DIR.",
-        )
+        what = "is a file, not a folder" if audio_dir.exists() else "no such folder"
+        hint = "Give a folder of audio files as AUDIO_DIR."
+        raise InputError(what, kind="missing", path=audio_dir, hint=hint)
     failed: dict[str, str] = {}
     left_out: Counter[str] = Counter()
     if files is None:
@@ -135,11 +129,8 @@ def preprocess(
         names = sorted({Path(file).as_posix() for file in files}, key=os.fsencode)
         outside = [name for name in names if name[:1] == "/" or ".." in name.split("/")]
         if outside:  # its log-mel file would be outside the store
-            raise InputError(
-                f"{outside[0]!r} is not below {audio_dir}",
-                setting="files",
-                hint="Give paths relative to audio_dir.",
-            )
+            what, hint = f"{outside[0]!r} is not below {audio_dir}", "Give paths relative to it."
+            raise InputError(what, setting="files", hint=hint)
     if not names and not failed:
         raise no_audio(audio_dir, left_out)
     whole = shard is None
@@ -165,11 +156,9 @@ def preprocess(
     failed_csv, warnings_csv = store / f"failed{part}.csv", store / f"warnings{part}.csv"
     done, heard = set(), 0.0
     try:
-        todo = [
-            (name, keys[name])
-            for name in names
-            if overwrite or not index.is_made(name, keys[name], audio_dir)
-        ]
+        todo = [(name, keys[name]) for name in names]
+        if not overwrite:
+            todo = [pair for pair in todo if not index.is_made(*pair, audio_dir)]
         if todo:
             importlib.import_module("maest.helpers.log_mel")  # once, before worker processes fork
         results = run_parallel(
@@ -179,7 +168,7 @@ def preprocess(
             num_workers=num_workers,
             backend=backend,
             scheduler=scheduler,
-            failed=_lost,
+            failed=lambda item, reason: (item[0], reason),
             progress=progress,
             title="preprocess",
             unit="file",
@@ -200,11 +189,8 @@ def preprocess(
         raise
     finally:
         index.close()
-    warnings = {
-        name: ", ".join(index.sources[name].warnings)
-        for name in names
-        if name in index.sources and index.sources[name].warnings
-    }
+    sources = {name: index.sources[name] for name in names if name in index.sources}
+    warnings = {name: ", ".join(own.warnings) for name, own in sources.items() if own.warnings}
     listed = warnings | dict.fromkeys(orphans, "no audio file has this name (any more)")
     try:
         has_failures = write_failures(failed_csv, failed, column="path")
@@ -247,25 +233,17 @@ def _check_options(
 # ---- one file, in a worker process ---------------------------------------------------------------
 
 
-_Made = tuple[Source, float]  # what was read, and the seconds of audio in the log-mel file
-
-
 def _make(
     item: tuple[str, str], audio_dir: str, melspec_dir: str, seconds: float | None
-) -> tuple[str, _Made | str]:
-    """Make the log-mel file of (audio, key): what was made, or why it was not."""
-    name, key = item
-    return name, _make_file(Path(audio_dir, name), Path(melspec_dir), key, seconds)
+) -> tuple[str, tuple[Source, float] | str]:
+    """Make the log-mel file of (audio, key).
 
-
-def _lost(item: tuple[str, str], reason: str) -> tuple[str, str]:
-    return item[0], reason
-
-
-def _make_file(audio: Path, store: Path, key: str, seconds: float | None) -> _Made | str:
+    Returns the audio, and what was read and the seconds of it in the file; or why it was not made.
+    """
     from maest.helpers.log_mel import log_mel_pieces  # imports torch, which takes seconds
 
-    target = store / key
+    name, key = item
+    audio, target = Path(audio_dir, name), Path(melspec_dir, key)
     size = mtime = -1
     with suppress(OSError):
         status = audio.stat()  # before it is read, in case that it is replaced meanwhile
@@ -275,19 +253,19 @@ def _make_file(audio: Path, store: Path, key: str, seconds: float | None) -> _Ma
             mel = np.concatenate(list(log_mel_pieces(blocks)))
     except AudioError as error:
         kept = "; its log-mel file from before is kept" if target.exists() else ""
-        return f"{error.reason}{kept}"
+        return name, f"{error.reason}{kept}"
     except Exception as error:  # whatever a damaged file leads to, the others are made
-        return f"{type(error).__name__}: {error}"[:300]
+        return name, f"{type(error).__name__}: {error}"[:300]
     try:
         write_mel(target, mel)
     except ValueError:
-        return "its log-mel spectrogram has values that float16 does not hold: samples far above 1"
+        return name, "its log-mel has values that float16 does not hold: samples far above 1"
     except OSError as error:
         if error.errno in NAMES_FILE_ONLY:
-            return f"its log-mel file cannot be written: {error.strerror}"
+            return name, f"its log-mel file cannot be written: {error.strerror}"
         raise write_error(target, error, "MELSPEC_DIR") from None
     source = Source(key, size, mtime, tuple(blocks.warnings))
-    return source, (len(mel) - 1) * HOP_LENGTH / SAMPLE_RATE
+    return name, (source, (len(mel) - 1) * HOP_LENGTH / SAMPLE_RATE)
 
 
 # ---- the store -----------------------------------------------------------------------------------
@@ -297,35 +275,26 @@ def _clashes(keys: dict[str, str], store: Path, audio_dir: Path, index: MelIndex
     """Audio files that can have no log-mel file of their own → the reason."""
     failed: dict[str, str] = {}
     same_case = (store / RECIPE_FILE.upper()).exists()
-    form = str.casefold if same_case else str
-    alike = Counter(map(form, keys.values()))
     groups: dict[str, list[str]] = defaultdict(list)
     for name, key in keys.items():
-        if alike[form(key)] > 1:
-            groups[form(key)].append(name)
+        groups[key.casefold() if same_case else key].append(name)
     why = " (the store's disk does not tell upper from lower case)" if same_case else ""
     for group in groups.values():
         kept = next((name for name in group if index.key(name) == keys[name]), group[0])
-        failed |= {
-            name: f"its log-mel file would be that of {kept!r}{why}: rename one of them"
-            for name in group
-            if name != kept
-        }
+        reason = f"its log-mel file would be that of {kept!r}{why}: rename one of them"
+        failed |= dict.fromkeys((name for name in group if name != kept), reason)
 
     @functools.cache
     def is_others(folder: str) -> bool:
         """Whether a folder of the store is a store made from another folder, or in one."""
-        if not folder:
-            return False
-        if is_of_other_audio(store / folder, audio_dir / folder):
-            return True
-        return is_others(posixpath.dirname(folder))
+        return bool(folder) and (
+            is_of_other_audio(store / folder, audio_dir / folder)
+            or is_others(posixpath.dirname(folder))
+        )
 
     for name in keys:
-        if is_others(posixpath.dirname(name)):
-            failed[name] = (
-                f"{store / posixpath.dirname(name)} is for other music: rename its folder"
-            )
+        if is_others(folder := posixpath.dirname(name)):
+            failed[name] = f"{store / folder} is for other music: rename its folder"
     return failed
 
 
@@ -337,9 +306,8 @@ def parse_seconds(text: str) -> float | None:
     try:
         return None if text == "all" else float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a number of seconds, such as 300, or all"
-        ) from None
+        what = f"{text!r}: expected a number of seconds, such as 300, or all"
+        raise argparse.ArgumentTypeError(what) from None
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -359,12 +327,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("audio_dir", type=Path, metavar="AUDIO_DIR", help="a folder of audio")
     add("melspec_dir", type=Path, metavar="MELSPEC_DIR", help="where to")
     add("--subfolder", help="of MELSPEC_DIR: where the files of a second AUDIO_DIR go")
-    add(
-        "--seconds",
-        type=parse_seconds,
-        default=DEFAULT_SECONDS,
-        help="seconds to keep from the centre of each track, or all (default: 300)",
-    )
+    kept = "seconds to keep from the centre of each track, or all (default: 300)"
+    add("--seconds", type=parse_seconds, default=DEFAULT_SECONDS, help=kept)
     add("--num-workers", type=int, help="processes (default: one a core)")
     add("--backend", choices=BACKENDS, default=BACKENDS[0])
     add("--scheduler", metavar="ADDRESS", help="of a Dask cluster")
