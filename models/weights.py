@@ -136,8 +136,7 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
     with _refused(path):
         if config["format_version"] != FORMAT_VERSION:
             raise ValueError(f"of another version than {FORMAT_VERSION}, which this program reads")
-        digest = config.get("digest")
-        if isinstance(record, dict) and digest not in (None, record.get("digest")):
+        if isinstance(record, dict) and record.get("digest") != config.get("digest"):
             raise ValueError(f"of another model than {weights.name}: the save was cut off")
     _merge_record(checkpoint, config, path)
     if average and isinstance(own := checkpoint.trained_on.get("swa"), dict):
@@ -152,7 +151,7 @@ def _refused(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise CheckpointError(str(reason), kind="mismatch", hint=_AGAIN, path=path) from None
 
@@ -162,10 +161,7 @@ def _refused(path: Path) -> Iterator[None]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     with _refused(path):
-        try:
-            found = json.loads(path.read_text("utf-8"))
-        except RecursionError as error:
-            raise ValueError(str(error)) from None
+        found = json.loads(path.read_text("utf-8"))
         if not isinstance(found, dict):
             raise ValueError("expected a JSON object")
         return found
@@ -232,17 +228,10 @@ def _unwrap(content: Any, path: Path, average: bool | None) -> tuple[dict[str, T
     while state and any(all(k.startswith(wrapper) for k in state) for wrapper in _WRAPPERS):
         state = {key.partition(".")[2]: value for key, value in state.items()}
     state = {key: value for key, value in state.items() if key not in _FRONT_END}
-    if no_weights := [
-        key
-        for key, value in state.items()
-        if value.is_meta or value.layout != torch.strided or not value.is_floating_point()
-    ]:
-        raise ValueError(f"no plain floating-point tensors:{_listed(no_weights)}")
+    for key, value in state.items():
+        if value.is_meta or value.layout != torch.strided or not value.is_floating_point():
+            raise ValueError(f"{key} is no plain floating-point tensor")
     return state, average
-
-
-def _listed(lines: list[str]) -> str:
-    return "".join(f"\n  {line}" for line in [*lines[:20], *(["…"] if len(lines) > 20 else [])])
 
 
 # ------------------------------------------------------------------ what is said of weights
@@ -255,7 +244,7 @@ def _merge_record(checkpoint: Checkpoint, record: Any, path: Path) -> None:
         if absent := sizes.keys() - record["sizes"].keys():
             raise ValueError(f"sizes lack {', '.join(sorted(absent))}")
         said, told = _shapes(sizes), _shapes(checkpoint.sizes)
-        if differing := [f"{n} {said[n]} ({told[n]})" for n in said if said[n] != told[n]]:
+        if differing := [f"{n} {said[n]} (here {told[n]})" for n in said if said[n] != told[n]]:
             raise ValueError(f"of another model than the weights: {', '.join(differing)}")
         labels = record.get("labels")
         if labels is not None and [*map(type, labels)] != [str] * sizes["n_classes"]:
@@ -345,7 +334,8 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
         for name in wanted | found
         if found.get(name) != wanted.get(name)
     ]:
-        message = f"does not fit the network, {len(wrong)} keys:{_listed(wrong)}"
+        listed = "\n  ".join(wrong[:20]) + ("\n  …" if len(wrong) > 20 else "")
+        message = f"does not fit the network, {len(wrong)} keys:\n  {listed}"
         hint = "Leave arch and other sizes out (arch=None after a named config). Else: "
         raise CheckpointError(message, kind="mismatch", hint=hint + _AGAIN, path=path)
     values, own = {}, torch.contiguous_format
