@@ -10,6 +10,7 @@ from maest.helpers.data_folder import data_folder
 from maest.helpers.schedules import warmup_ramp_factor
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Task = Literal["multi-label", "single-label", "regression"]
 DATASETS = data_folder()
 SCORES = DATASETS / "scores" / "data"
@@ -217,7 +218,7 @@ class TrainerSettings:
     strategy: Literal["auto", "ddp"] = setting(
         "auto", "auto: ddp if several processes train", tags="free ours"
     )
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] | None = setting(
+    precision: Precision | None = setting(
         None, "of numbers", tags="results", auto="16-mixed on CUDA, else 32-true"
     )
     accumulate_grad_batches: int = setting(

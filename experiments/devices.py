@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from maest.config.settings import TrainerSettings
+from maest.config.settings import Precision, TrainerSettings
 from maest.helpers.errors import InputError
 from maest.helpers.parallel import cores
 from maest.models.engines import best_device
@@ -20,7 +20,7 @@ class Devices:
     """What computes."""
 
     device: torch.device
-    precision: str
+    precision: Precision
     local: int  # processes on each machine
     processes: int  # on all machines
 
@@ -51,8 +51,8 @@ def find_devices(settings: TrainerSettings) -> Devices:
     if device.type == "cpu" and settings.devices == -1:
         raise _unsupported("trainer.devices", "there is no GPU here, of which -1 would take all")
     local = settings.devices if settings.devices > 0 else torch.cuda.device_count() or 1
-    precision = settings.precision or ("16-mixed" if device.type == "cuda" else "32-true")
-    return Devices(device, precision, local, local * settings.num_nodes)
+    usual: Precision = "16-mixed" if device.type == "cuda" else "32-true"
+    return Devices(device, settings.precision or usual, local, local * settings.num_nodes)
 
 
 def find_device(accelerator: str, setting: str) -> torch.device:

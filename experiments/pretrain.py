@@ -30,13 +30,7 @@ from maest.experiments.ranks import check_processes
 from maest.experiments.runs import LOG_DIR, Interrupted, run_dir, same_command
 from maest.helpers import metrics, plots
 from maest.helpers.averaging import WeightAverage
-from maest.helpers.checkpoints import (
-    LAST,
-    AtomicCheckpointIO,
-    Checkpoints,
-    StepLimit,
-    leave_sigterm_to_us,
-)
+from maest.helpers.checkpoints import LAST, AtomicCheckpointIO, Checkpoints, StepLimit
 from maest.helpers.errors import InputError, first_line
 from maest.helpers.files import point_link, write_json
 from maest.helpers.history import History, ProgressBar, ProgressLines, TensorBoard
@@ -183,7 +177,7 @@ def build_trainer(
         strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     limit = [StepLimit(trainer.max_steps)] if trainer.max_steps >= 0 else []
     ours = tagged(TrainerSettings, "ours")
-    made = pl.Trainer(
+    return pl.Trainer(
         default_root_dir=folder,
         callbacks=[*limit, *callbacks],
         logger=logger,
@@ -194,8 +188,6 @@ def build_trainer(
         enable_progress_bar=_with_bar(settings),
         **{n: v for n, v in vars(trainer).items() if v is not None and n not in ours},
     )
-    leave_sigterm_to_us(made)
-    return made
 
 
 # ---- the training, and how it may end ------------------------------------------------------------

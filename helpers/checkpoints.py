@@ -41,20 +41,9 @@ _ASK_EVERY = 10
 
 def diverged(what: str, epoch: int, step: int) -> InputError:
     """The error of a training whose numbers are none any more; ``epoch`` counts from 0."""
-    return InputError(
-        f"{what} NaN or infinite in epoch {epoch + FIRST}, at step {step} or shortly before",
-        kind="diverged",
-        hint="Lower module.lr, or set trainer.gradient_clip_val=1.",
-    )
-
-
-def leave_sigterm_to_us(trainer: pl.Trainer) -> None:
-    """Keep Lightning from asking at every step whether another process was told to stop.
-
-    The host waits for the device to answer; `Checkpoints` asks at every tenth. (Not in the public
-    interface of Lightning 2.6, as is ``_signal_connector``.)
-    """
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    where = f"in epoch {epoch + FIRST}, at step {step} or shortly before"
+    hint = "Lower module.lr, or set trainer.gradient_clip_val=1."
+    return InputError(f"{what} NaN or infinite {where}", kind="diverged", hint=hint)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -72,13 +61,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
         except (RuntimeError, OSError) as error:  # torch's writer raises RuntimeError
             free = shutil.disk_usage(Path(path).parent).free / 2**20
-            raise InputError(
-                f"the checkpoint could not be written ({first_line(error)}; {free:.0f} MiB free)",
-                kind="access",
-                hint="Make room, and continue with ckpt_path=last: the checkpoint before it is "
-                "whole.",
-                path=path,
-            ) from error
+            message = f"could not be written ({first_line(error)}; {free:.0f} MiB free)"
+            hint = "Make room, and continue with ckpt_path=last: the checkpoint before it is whole."
+            raise InputError(message, kind="access", path=path, hint=hint) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         content: Any = None
@@ -92,10 +77,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             log.debug("%s cannot be read", path, exc_info=True)
         if isinstance(content, dict) and content.keys() >= _PARTS:
             return content
-        there = Path(path).is_file()
+        known = Path(path).is_file()
         raise InputError(
-            "damaged, or no checkpoint of a training" if there else "no such file",
-            kind="corrupt" if there else "missing",
+            "damaged, or no checkpoint of a training" if known else "no such file",
+            kind="corrupt" if known else "missing",
             hint="Give a checkpoint of a training (`last`, exp_logs/<id>/checkpoints/last.ckpt, or "
             "best-epoch=<n>.ckpt beside it), or start from a model's weights, maest.checkpoint.",
             path=path,
@@ -189,6 +174,10 @@ class Checkpoints(Checkpoint):
     # ------------------------------------------------------------------ when it is saved
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning would ask at every step whether another process was told to stop, and the host
+        # wait for the device to answer. (Private in Lightning 2.6, as is `_signal_connector`.)
+        epoch_loop: Any = trainer.fit_loop.epoch_loop
+        epoch_loop._broadcast_sigterm_tensor = lambda: None
         self._saved_at = time.monotonic()
         self._handlers.enter_context(signals_to(self._on_signal))
         if trainer.received_sigterm:  # since Lightning listens, which would end without a word

@@ -85,8 +85,8 @@ class Optimiser:
         """The learning rate over its base, after so many epochs."""
         recipe, start, rate = self.recipe, self.recipe.swa_start, self.recipe.swa_lr
         if start is not None and rate is not None and epoch >= start:
-            return rate / recipe.lr
-        return recipe.factor(epoch)
+            return float(rate / recipe.lr)
+        return float(recipe.factor(epoch))
 
     def overrule(self, schedule: LambdaLR) -> None:
         """Give a continued training this recipe: of its checkpoint, moments and position count."""

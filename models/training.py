@@ -179,8 +179,11 @@ class MaestModule(pl.LightningModule):
         # In one kernel; under mixed precision that unscales gradients too late to clip them.
         fused = True if self.trainer.gradient_clip_val is None else None
         optimiser, schedule = self.optimiser.build(self._epochs, fused)
-        stepped = {"scheduler": schedule, "interval": self.recipe.lr_interval}
-        return {"optimizer": optimiser, "lr_scheduler": stepped}
+        interval: str = self.recipe.lr_interval
+        return {
+            "optimizer": optimiser,
+            "lr_scheduler": {"scheduler": schedule, "interval": interval},
+        }
 
     def _epochs(self, step: int) -> float:
         """The schedule's steps in epochs."""
