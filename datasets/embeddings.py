@@ -11,7 +11,7 @@ import numpy as np
 from maest.datasets.melspectrograms import open_mel
 from maest.helpers.arrays import load_array
 from maest.helpers.errors import InputError
-from maest.helpers.melspectrogram import NORM_MEAN, NORM_STD
+from maest.helpers.mel_constants import NORM_MEAN, NORM_STD
 from maest.helpers.parallel import in_order
 from maest.helpers.patches import pooled_file
 

@@ -24,6 +24,7 @@ _CANCELLED = 0.01  # of the channels' mean energy
 # Decoded on both sides of a part and dropped again: more than a resampler's filter is long, and
 # than what a decoder of a compressed format needs to get into its stride.
 MARGIN = 0.25  # seconds
+DAMAGED = "Get the file again, or keep what can be decoded: ffmpeg -i FILE NEW.flac"
 
 
 class AudioError(InputError):
@@ -50,11 +51,6 @@ def joined(blocks: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
-def _resampled_length(frames: int, rate: int) -> int:
-    """Samples at 16 kHz that soxr makes of so many frames: rounded to the nearest."""
-    return (2 * frames * SAMPLE_RATE + rate) // (2 * rate)
-
-
 def central(frames: int, rate: int, seconds: float) -> Part:
     """The central part of a file, with its margins.
 
@@ -64,7 +60,8 @@ def central(frames: int, rate: int, seconds: float) -> Part:
     divisor = math.gcd(rate, SAMPLE_RATE)
     step_in, step_out = rate // divisor, SAMPLE_RATE // divisor
     keep = round(seconds * SAMPLE_RATE)
-    start = (_resampled_length(frames, rate) - keep) // 2
+    all_of_it = (2 * frames * SAMPLE_RATE + rate) // (2 * rate)  # soxr rounds to the nearest
+    start = (all_of_it - keep) // 2
     margin = math.ceil(MARGIN * rate)
     step = max(0, start // step_out - math.ceil(margin / step_in))
     first = step * step_in
@@ -125,9 +122,16 @@ def mel_warnings(frames: int, peak: float) -> list[str]:
     return sound_warnings((frames - 1) * HOP_LENGTH / SAMPLE_RATE, peak < _SILENT_MEL)
 
 
-def frames_at_a_time(rate: int) -> int:
-    """How many frames to decode at a time, of a file with that rate."""
-    return max(1, min(_BLOCK, _BLOCK * rate // SAMPLE_RATE))
+def resampled(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+    """Mono float32 blocks of any lengths at some rate → the same at 16 kHz; some may be empty."""
+    blocks = regrouped(blocks, max(1, min(_BLOCK, _BLOCK * rate // SAMPLE_RATE)))
+    if rate == SAMPLE_RATE:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def regrouped(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -138,19 +142,8 @@ def regrouped(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         length += len(block)
         if length >= size:
             piece = np.concatenate(held)
-            whole = length - length % size
-            yield from (piece[start : start + size] for start in range(0, whole, size))
-            held, length = [piece[whole:]], length - whole
+            end = length - length % size
+            yield from np.split(piece[:end], range(size, end, size))
+            held, length = [piece[end:]], length - end
     if length:
         yield np.concatenate(held)
-
-
-def resampled(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-    """Mono float32 blocks at some rate → the same at 16 kHz; some may be empty."""
-    if rate == SAMPLE_RATE:
-        yield from blocks
-        return
-    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-    for block in blocks:
-        yield stream.resample_chunk(block)
-    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)

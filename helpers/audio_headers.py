@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from maest.helpers.audio_blocks import DAMAGED, AudioError
 from maest.helpers.pieces import Pieces
 
 Range = tuple[int, int]  # bytes of a file: the first, and the one behind the last
@@ -79,11 +80,22 @@ def chunk_bytes(file: BinaryIO) -> tuple[int, int]:
     return 0, 0
 
 
-def as_pieces(file: BinaryIO) -> Pieces:
-    """All of a file, in which FFmpeg may seek beyond the largest offset that the system takes.
+def sound_pieces(file: BinaryIO) -> list[Pieces]:
+    """A file as FFmpeg shall read it: all of it or, of a chained Ogg, each stream.
 
-    An AIFF that its recorder did not finish has sizes that FFmpeg takes: those of 0 become the
-    largest, and a number of frames that is none, such as -1, becomes 0.
+    FFmpeg may seek beyond the largest offset that the system takes in `Pieces`.
+
+    Raises:
+        AudioError: the last page of an Ogg stream is cut off.
+    """
+    streams = _ogg_streams(file)
+    return [Pieces([(file, *part) for part in parts]) for parts in streams] or [_mended_aiff(file)]
+
+
+def _mended_aiff(file: BinaryIO) -> Pieces:
+    """All of a file. An AIFF that its recorder did not finish has sizes that FFmpeg takes.
+
+    Those of 0 become the largest, and a number of frames that is none, such as -1, becomes 0.
     """
     changes: dict[int, int] = {}
     file.seek(0)
@@ -99,21 +111,19 @@ def as_pieces(file: BinaryIO) -> Pieces:
                 if not size:
                     changes[at - 4] = _NO_SIZE
                 break
-    pieces, done = [], 0
+    pieces: list[tuple[BinaryIO, int, int]] = []
+    done = 0
     for at, value in sorted(changes.items()):
         pieces += [(file, done, at), (io.BytesIO(value.to_bytes(4, "big")), 0, 4)]
         done = at + 4
     return Pieces([*pieces, (file, done, file.seek(0, os.SEEK_END))])
 
 
-def ogg_streams(file: BinaryIO) -> tuple[list[list[Range]], bool]:
-    """The streams of an Ogg that stand one behind the other, and whether one's last page is cut.
+def _ogg_streams(file: BinaryIO) -> list[list[Range]]:
+    """The streams of an Ogg that stand one behind the other; none of another file.
 
     A stream is its whole pages (RFC 3533), without what may stand between and behind them. Those
     that run side by side, such as a film's sound and pictures, are one.
-
-    Returns:
-        ([], False) of another file.
     """
     streams: list[list[Range]] = []
     size, at = file.seek(0, os.SEEK_END), behind_id3(file)
@@ -139,7 +149,10 @@ def ogg_streams(file: BinaryIO) -> tuple[list[list[Range]], bool]:
                 rest = file.read(5)
                 cut |= bool(rest) and b"OggS\0".startswith(rest)
         page, was_first = following, is_first
-    return streams, cut
+    if cut:
+        what = "its end is missing: a page of the Ogg stream is cut off"
+        raise AudioError(what, kind="corrupt", hint=DAMAGED)
+    return streams
 
 
 def _is_page(file: BinaryIO, at: int, first: bool = False) -> bool:

@@ -13,28 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maest.helpers.mel_constants import (
-    HOP_LENGTH,
-    N_FFT,
-    N_MELS,
-    NORM_MEAN,
-    NORM_STD,
-    SAMPLE_RATE,
-    n_frames,
-)
-
-__all__ = [
-    "HOP_LENGTH",
-    "NORM_MEAN",
-    "NORM_STD",
-    "N_FFT",
-    "N_MELS",
-    "SAMPLE_RATE",
-    "MelSpectrogram",
-    "front_end",
-    "n_frames",
-    "slaney_filter_bank",
-]
+from maest.helpers.mel_constants import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE, n_frames
 
 # Long signals go through the transform in pieces of this many frames (about four minutes), so
 # that an hour of audio does not need an hour's complex spectrum in memory at once.
@@ -107,24 +86,16 @@ class MelSpectrogram(nn.Module):
         return self
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Compute the log-mel spectrogram.
+        """Float [..., samples], mono at 16 kHz → float32 [..., 96 bands, 1 + ceil(samples / 256)].
 
-        Args:
-            waveform: float tensor [..., samples], mono at 16 kHz, at least one sample. It is
-                computed in float32 whatever its type, also under autocast.
-
-        Returns:
-            float32 tensor [..., 96 bands, T frames], T = 1 + ceil(samples / 256).
+        It is computed in float32 whatever the waveform's type, also under autocast.
 
         Raises:
             ValueError: if there is no sample.
         """
         samples = waveform.shape[-1] if waveform.ndim else 0
         if samples == 0:
-            raise ValueError(
-                f"the waveform is empty (shape {tuple(waveform.shape)}): "
-                "expected [..., samples] with at least one sample"
-            )
+            raise ValueError(f"the waveform is empty, of shape {tuple(waveform.shape)}")
         frames = n_frames(samples)
         with torch.autocast(waveform.device.type, enabled=False):
             signal = waveform.to(torch.float32)
@@ -141,12 +112,8 @@ class MelSpectrogram(nn.Module):
     def of_padded(self, signal: Tensor) -> Tensor:
         """The same for a stretch of a longer signal, whose ends are not padded any more.
 
-        Args:
-            signal: float tensor [..., 256 (T - 1) + 512]: from half a frame before the centre of
-                the first frame to half a frame after the last one's.
-
-        Returns:
-            float32 tensor [..., 96 bands, T frames].
+        The signal, [..., 256 (T - 1) + 512], is from half a frame before the centre of the first
+        frame to half a frame after the last one's.
         """
         with torch.autocast(signal.device.type, enabled=False):
             return self._log_mel(signal.to(torch.float32))

@@ -12,7 +12,7 @@ import soundfile
 import soxr
 import torch
 
-from maest.helpers import audio
+from maest.helpers import decoding
 from maest.helpers.audio import AudioError, read_audio
 from maest.helpers.errors import InputError
 from maest.helpers.melspectrogram import MelSpectrogram
@@ -145,13 +145,13 @@ def test_no_more_than_the_central_part_and_the_end_are_decoded(tmp_path, monkeyp
         soundfile.write(path, music(30), RATE)
     decoded = []
 
-    class Counting(audio._Sound):
+    class Counting(decoding._Sound):
         def frames(self):
             for frame in super().frames():
                 decoded.append(frame.samples)
                 yield frame
 
-    monkeypatch.setattr(audio, "_Sound", Counting)
+    monkeypatch.setattr(decoding, "_Sound", Counting)
     assert len(read_audio(path, 5.0)) == 80_000
     assert 5 * RATE <= sum(decoded) <= 9 * RATE
 

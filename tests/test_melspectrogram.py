@@ -14,7 +14,7 @@ import torch
 from essentia.standard import FrameGenerator, TensorflowInputMusiCNN
 
 from maest.helpers import log_mel as module
-from maest.helpers import melspectrogram
+from maest.helpers import mel_constants, melspectrogram
 from maest.helpers.log_mel import log_mel, log_mel_pieces
 from maest.helpers.melspectrogram import (
     MelSpectrogram,
@@ -162,10 +162,10 @@ def test_the_filter_bank_is_the_slaney_bank():
 
 
 def test_the_constants_are_those_of_the_released_models():
-    assert melspectrogram.NORM_MEAN == 2.06755686098554
-    assert melspectrogram.NORM_STD == 1.268292820667291
-    assert (melspectrogram.SAMPLE_RATE, melspectrogram.N_FFT) == (16_000, 512)
-    assert (melspectrogram.HOP_LENGTH, melspectrogram.N_MELS) == (256, 96)
+    assert mel_constants.NORM_MEAN == 2.06755686098554
+    assert mel_constants.NORM_STD == 1.268292820667291
+    assert (mel_constants.SAMPLE_RATE, mel_constants.N_FFT) == (16_000, 512)
+    assert (mel_constants.HOP_LENGTH, mel_constants.N_MELS) == (256, 96)
 
 
 # ------------------------------------------------------------------ batches, pieces, types

@@ -22,7 +22,7 @@ from torch import nn
 from maest.helpers import mel_constants, melspectrogram
 from maest.helpers.errors import InputError
 from maest.helpers.files import to_json
-from maest.helpers.melspectrogram import HOP_LENGTH, N_MELS, SAMPLE_RATE
+from maest.helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
 from maest.helpers.patches import PATCH_SIZE
 from maest.models.archs import CONFIG_NAME, WEIGHTS_NAME, clip_seconds
 from maest.models.layouts import (

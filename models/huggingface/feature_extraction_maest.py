@@ -1,6 +1,6 @@
 """The front end of an exported model, for `transformers`.
 
-Copied into the folder of each exported model, beside the ``melspectrogram.py`` that it imports:
+Copied into the folder of each exported model, beside the files of the front end that it imports:
 ``AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)``.
 """
 
@@ -11,7 +11,8 @@ import torch
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 
-from .melspectrogram import NORM_MEAN, NORM_STD, MelSpectrogram
+from .mel_constants import NORM_MEAN, NORM_STD
+from .melspectrogram import MelSpectrogram
 
 
 class MaestFeatureExtractor(SequenceFeatureExtractor):
