@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from shutil import get_terminal_size
 from typing import Any
@@ -25,18 +25,11 @@ from maest.datasets.tracks import own_share, read_tracks
 from maest.experiments.extract_job import ExtractionJob
 from maest.experiments.model import in_section
 from maest.experiments.runs import interruptible, is_first_process, same_command
+from maest.helpers import predictions
 from maest.helpers.blocks import FINAL
 from maest.helpers.files import write_error
 from maest.helpers.parallel import cores
 from maest.helpers.patches import seconds
-from maest.helpers.predictions import (
-    best,
-    label_names,
-    printable,
-    read_predictions,
-    table,
-    write_table,
-)
 from maest.helpers.tracks import Track, TrackResult
 from maest.helpers.writer import WARNINGS, Output, ResultWriter, tidy_warnings
 from maest.models.archs import clip_seconds
@@ -50,16 +43,11 @@ _LABELS = 3  # of a track, in a line
 _SECONDS = 10.0  # from one line to the next
 
 
-def extract_embeddings(run: Any, settings: Settings) -> dict[str, Any]:
-    return extract(settings, "embeddings")
+def _command(kind: str) -> Callable[[Any, Settings], dict[str, Any]]:
+    return lambda run, settings: extract(settings, kind)
 
 
-def extract_logits(run: Any, settings: Settings) -> dict[str, Any]:
-    return extract(settings, "logits")
-
-
-def predict(run: Any, settings: Settings) -> dict[str, Any]:
-    return extract(settings, "predictions")
+extract_embeddings, extract_logits, predict = map(_command, ("embeddings", "logits", "predictions"))
 
 
 def extract(
@@ -96,15 +84,9 @@ def _state() -> str:
 
 def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
     """Read, compute and write tracks, by number; the counts of what was done."""
-    devices, progress = job.devices, Progress(job, len(todo))
+    progress, net, top = Progress(job, len(todo)), job.net, job.settings.inference.top
     writer = ResultWriter(
-        job.outputs,
-        labels=job.net.labels,
-        task=job.net.task,
-        top=job.settings.inference.top,
-        plot=job.spec.pictures,
-        half=devices.precision.startswith("16"),
-        warnings=job.named(WARNINGS),
+        job.outputs, net.labels, net.task, top, job.spec.pictures, job.named(WARNINGS)
     )
     failed: dict[str, str] = {}
     try:
@@ -114,7 +96,7 @@ def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
                 extraction.on_pass = progress.passed
                 wanted = job.settings.datamodule.num_workers
                 # On a CPU one, which needs few of the cores' cycles beside the network.
-                workers = min(devices.workers(wanted, fewest=1), len(todo))
+                workers = min(job.devices.workers(wanted, fewest=1), len(todo))
                 with closing(read_tracks(job.tracks, todo, workers)) as tracks:
                     for result in extraction.results(tracks):
                         if isinstance(result, Track):
@@ -171,14 +153,10 @@ def _extraction(job: ExtractionJob, total: int) -> Extraction:
 
 
 class Progress:
-    """Says how far it is: a bar on a terminal; else a line a prediction, or one now and then.
-
-    Attributes:
-        seconds: of the tracks that are done.
-    """
+    """Says how far it is: a bar on a terminal; else a line a prediction, or one now and then."""
 
     def __init__(self, job: ExtractionJob, total: int) -> None:
-        self.seconds = self._computed = 0.0
+        self.seconds = self._computed = 0.0  # of tracks that are done; of patches
         self._net, self._predicts, self._total, self._done = job.net, job.spec.activations, total, 0
         self._began = self._told = time.monotonic()
         first = job.ranks.rank == 0
@@ -187,7 +165,7 @@ class Progress:
         self._lines, self._tell_similarity = first and not bar, first
 
     def passed(self, frames: int) -> None:
-        """So many frames were computed: of a long track, too, one sees that it goes on."""
+        """So many frames were computed: a long track, too, is seen to go on."""
         self._computed += seconds(frames)
         speed = self._computed / max(time.monotonic() - self._began, 1e-9)
         text = f"{self._computed / 3600:.2f} h of audio, {speed:.0f} x real time"
@@ -203,18 +181,18 @@ class Progress:
         if self._tell_similarity and similarity is not None:
             self._tell_similarity = False
             values = ", ".join(f"{name} {value:.6f}" for name, value in similarity.items())
-            tqdm.write(
-                f"int8 against fp32, lowest cosine similarity on the first patches: {values}"
-            )
+            tqdm.write(f"int8 against fp32, lowest cosine similarity at first: {values}")
         labels = "failed"
         if isinstance(result, TrackResult):
             self.seconds += result.seconds
             if (values := result.activations) is not None:
-                names = label_names(self._net.labels, len(values))
-                chosen = best(values, _LABELS, self._net.task)[:_LABELS]
-                labels = ", ".join(f"{printable(names[i])} {values[i]:.2f}" for i in chosen)
+                names = predictions.label_names(self._net.labels, len(values))
+                chosen = predictions.best(values, _LABELS, self._net.task)[:_LABELS]
+                labels = ", ".join(
+                    f"{predictions.printable(names[i])} {values[i]:.2f}" for i in chosen
+                )
         if self._lines and self._predicts and self._total > 1:
-            print(f"{self._done} of {self._total}  {printable(result.key)}: {labels}")
+            print(f"{self._done} of {self._total}  {predictions.printable(result.key)}: {labels}")
 
     def close(self) -> None:
         self._bar.close()
@@ -284,9 +262,13 @@ def _show_predictions(output: Output, job: ExtractionJob, failed: dict[str, str]
     keys = job.tracks.keys
     if len(keys) == 1:
         if keys[0] not in failed and output.path(keys[0]).is_file():
-            print(table(read_predictions(output.path(keys[0])), get_terminal_size().columns))
+            print(
+                predictions.table(
+                    predictions.read_predictions(output.path(keys[0])), get_terminal_size().columns
+                )
+            )
         return
     path = output.folder / job.named("tracks.csv")
     part = (keys[i] for i in own_share(len(keys), job.shard))
-    if write_table(path, output.folder, (key for key in part if key not in failed)):
+    if predictions.write_table(path, output.folder, (key for key in part if key not in failed)):
         print(f"all in one table, a row each: {path}")

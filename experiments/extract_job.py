@@ -29,6 +29,7 @@ from maest.experiments.model import (
 )
 from maest.experiments.ranks import Ranks
 from maest.helpers.blocks import chosen_blocks
+from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.helpers.failures import write_failures
 from maest.helpers.files import remove_leftovers
@@ -45,15 +46,10 @@ _NUMBERING = "blocks count from 0; -1 is after the final norm"
 
 
 class ExtractionJob:
-    """What this process has to do. What can be refused is refused here, before anything is written.
+    """What this process has to do: to compute ``spec`` of its ``own`` numbers of all ``tracks``.
 
-    Attributes:
-        net, plan, spec: the network, how tracks are cut, and what is computed.
-        tracks: all that the settings name.
-        own: the numbers of those that are this process's part.
-        failed: what is known not to be readable, with reasons.
-        left_out: in words, the files that are not taken for audio; or nothing.
-        outputs: what is made of each track.
+    ``failed`` are folders that cannot be read, with reasons; ``left_out`` says how many files are
+    not taken for audio. Settings that do not go together are refused before anything is written.
     """
 
     def __init__(self, settings: Settings, kinds: tuple[str, ...]) -> None:
@@ -130,15 +126,15 @@ class ExtractionJob:
     # ---- folders ---------------------------------------------------------------------------------
 
     def open_folders(self, expected: Mapping[str, Any]) -> list[int]:
-        """Enter with what the folders are filled, or check that; the numbers of tracks to do.
+        """Enter in the folders what is going to be in them; the numbers of the tracks to do.
 
-        InputError: they hold other results; or these would not be those of ``expected``.
+        InputError: other results are there already; or these would not be the ``expected`` ones.
         """
-        made, made_by = self._results(), self._origin()
-        _check_expected(made, expected, self.settings)
+        results, origin, maest = self._results(), self._origin(), self.settings.maest
+        _check_expected(results, expected, maest.checkpoint or maest.arch)
         overwrite, pictures = self.settings.inference.overwrite, self.spec.pictures
         for output in self.outputs:
-            about = {"kind": output.kind, **made}
+            about = {"kind": output.kind, **results}
             if output.kind == "predictions":
                 about["labels"] = self.net.labels
             if output.kind == "embeddings":
@@ -149,7 +145,7 @@ class ExtractionJob:
                 return next((key for key in self.tracks.keys if is_done(key, [output])), None)
 
             source = str(self.tracks.folder)
-            open_folder(output.folder, about, source, overwrite, present, made_by)
+            open_folder(output.folder, about, source, overwrite, present, origin)
             remove_leftovers(output.folder, SUFFIXES)
         files = ((i, self.tracks.keys[i], self.tracks.path(i)) for i in self.own)
         if not overwrite:
@@ -162,11 +158,7 @@ class ExtractionJob:
         return list(self.own)
 
     def _results(self) -> dict[str, Any]:
-        """What results depend on: every setting that is declared so, under its name.
-
-        Some have another name here, or the value that was worked out. Audio and its log-mel file
-        give the same.
-        """
+        """What results depend on: every setting that is declared so, or the value worked out."""
         settings, values = self.settings, {}
         for section in (settings.maest, settings.trainer, settings.inference):
             for name in sorted(tagged(type(section), "results")):
@@ -195,8 +187,8 @@ class ExtractionJob:
             "input": "audio",
         }
         if isinstance(self.tracks, MelTracks):
-            seconds_kept = kept_seconds(self.tracks.folder)
-            origin |= {"input": "log-mel files", "max_seconds": seconds_kept}
+            kept = kept_seconds(self.tracks.folder)
+            origin |= {"input": "log-mel files", "max_seconds": kept}
         return origin
 
 
@@ -204,11 +196,8 @@ def _check_options(settings: Settings, kinds: tuple[str, ...], device: torch.dev
     inference, defaults = settings.inference, Settings().maest
     for name in ("s_patchout_t", "s_patchout_f", "u_patchout"):
         if getattr(settings.maest, name) != getattr(defaults, name):
-            log.warning(
-                "maest.%s acts in training alone; at inference, maest.s_patchout_t_interleaved=2 "
-                "leaves out every second column",
-                name,
-            )
+            other = "maest.s_patchout_t_interleaved=2 leaves out every second column"
+            log.warning("maest.%s acts in training alone; at inference, %s", name, other)
     if len(set(kinds)) < len(kinds):
         name, message, hint = "outputs", f"{list(kinds)} names one twice", "Give each once."
     elif inference.transformer_block == ():
@@ -225,10 +214,7 @@ def _check_options(settings: Settings, kinds: tuple[str, ...], device: torch.dev
 
 
 def out_dir_of(settings: Settings) -> Path:
-    """``inference.out_dir``; or ``embeddings/``, and there a folder of the model's name.
-
-    That is its arch; of a run's model, ``run-4``.
-    """
+    """``inference.out_dir``; or ``embeddings/<arch>``, of a run's model ``embeddings/run-4``."""
     if settings.inference.out_dir is not None:
         return Path(settings.inference.out_dir).expanduser()
     if settings.maest.checkpoint is None:
@@ -240,20 +226,16 @@ def out_dir_of(settings: Settings) -> Path:
     return Path("embeddings") / name
 
 
-def _check_expected(
-    made: Mapping[str, Any], expected: Mapping[str, Any], settings: Settings
-) -> None:
+def _check_expected(results: dict[str, Any], expected: Mapping[str, Any], model: Any) -> None:
     # Log-mel files may hold as many seconds as are read of audio; precisions give nearly the same.
-    for name in sorted(made.keys() - {"max_seconds", "precision"}):
-        if expected.get(name, made[name]) == made[name]:
-            continue
-        model, values = name == "model", [str(one[name])[:12] for one in (made, expected)]
+    names = results.keys() & expected.keys() - {"max_seconds", "precision"}
+    old, new = ({name: one[name] for name in sorted(names)} for one in (expected, results))
+    if old != new:
         raise InputError(
-            f"embeddings with {name} {values[0]}; the probe was trained on those with {values[1]}",
+            f"the probe was trained on other embeddings: {'; '.join(differences(old, new))}",
             kind="mismatch",
-            path=settings.maest.checkpoint or settings.maest.arch,
-            setting="predict.checkpoint" if model else None,
-            hint="Give the model that the probe's embeddings were made by."
-            if model
-            else "Extract the training tracks again, and train the probe on them.",
+            path=model,
+            setting="predict.checkpoint",
+            hint="Give the model that the probe's embeddings were made by; or extract the training "
+            "tracks again, and train the probe on them.",
         )

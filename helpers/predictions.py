@@ -105,10 +105,9 @@ def _cells(entry: dict[str, Any], figure: str) -> tuple[str, str]:
 
 
 def read_predictions(path_json: Path) -> dict[str, Any]:
-    """What :func:`write_predictions` wrote as JSON; of files without ``warnings``, none.
+    """What :func:`write_predictions` wrote as JSON; of version 0.1, without ``warnings``, none.
 
-    Raises:
-        InputError: there is no such file, or it holds something else.
+    InputError: there is no such file, or it holds something else.
     """
     try:
         prediction = {"warnings": [], **json.loads(path_json.read_text("utf-8"))}

@@ -24,49 +24,36 @@ _COLUMNS = 4096  # of an overview, at most
 
 @dataclass
 class Track:
-    """A track's log-mel; or why it has none, or no result.
-
-    Attributes:
-        key, index: its name, and its number in the run.
-        mel: float16 [T, 96], as it is on disk: not normalised.
-        warnings: why results may mean little (`helpers.audio_blocks.sound_warnings`).
-        error: why it cannot be read (``mel`` is empty then), or not be computed.
-    """
+    """A track's log-mel; or why it has none, or no result."""
 
     key: str
-    index: int = 0
+    index: int = 0  # its number in the run
+    # float16 [T, 96], as it is on disk: not normalised
     mel: np.ndarray = field(default_factory=lambda: np.zeros((0, N_MELS), np.float16))
-    warnings: list[str] = field(default_factory=list)
-    error: str | None = None
+    warnings: list[str] = field(default_factory=list)  # `helpers.audio_blocks.sound_warnings`
+    error: str | None = None  # why it cannot be read (``mel`` is empty then), or not be computed
 
 
 @dataclass
 class TrackResult:
     """What the network says of one track. P patches, D channels, C classes; all arrays float32.
 
-    Attributes:
-        key, index: of the track.
-        seconds: its duration, rounded up to a whole frame (16 ms).
-        times: float64 [P, 3]: start, centre and end of each patch, in seconds.
-        embeddings: by block: [3, D] pooled over patches, or [P, 3, D]; of block -1 (the embedding
-            after the final norm) [D] or [P, D].
-        logits: [C] pooled, or [P, C]; None if they were not asked for.
-        activations: [C], of the track: the mean over patches of `Maest.activations`, weighted by
-            the seconds they newly cover; None if they were not asked for.
-        patch_activations: [P, C], of each patch.
-        picture: :func:`overview` of the log-mel; None if it was not asked for.
-        warnings: "silent", "channels cancel", "0.1 s only": why all this may mean little.
+    What was not asked for is None.
     """
 
     key: str
-    index: int
-    seconds: float
-    times: np.ndarray
+    index: int  # its number in the run
+    seconds: float  # its duration, rounded up to a whole frame (16 ms)
+    times: np.ndarray  # float64 [P, 3]: start, centre and end of each patch, in seconds
+    # By block: [3, D] pooled over patches, or [P, 3, D]; of block -1 (the embedding after the final
+    # norm) [D] or [P, D]
     embeddings: dict[int, np.ndarray] = field(default_factory=dict)
-    logits: np.ndarray | None = None
+    logits: np.ndarray | None = None  # [C] pooled, or [P, C]
+    # [C], the mean over patches of `Maest.activations`, weighted by the seconds they newly cover
     activations: np.ndarray | None = None
-    patch_activations: np.ndarray | None = None
-    picture: np.ndarray | None = None
+    patch_activations: np.ndarray | None = None  # [P, C]
+    picture: np.ndarray | None = None  # `overview` of the log-mel
+    # Why all this may mean little: "silent", "channels cancel", "0.1 s only"
     warnings: list[str] = field(default_factory=list)
 
 

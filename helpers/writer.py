@@ -1,19 +1,13 @@
-"""Writes the results of each track to files, in a thread of its own.
+"""Writes the results of each track, whole or not at all: done is what has all its files.
 
-Files of a track are whole or absent, and a track is done when all of them are there
-(:func:`is_done`). In a folder for each :class:`Output`:
+In a folder for each :class:`Output`, and removed where they no longer belong to the others:
 
 - ``<key>.embeddings.npy``, ``<key>.logits.npy``: float32, as `helpers.tracks.TrackResult` holds
   them; but per-patch embeddings after the final norm are [P, 1, D], not to be taken for tokens.
-- ``<key>.times.csv`` beside them if there is a row for each patch: ``patch`` (row, from 0),
-  ``start``, ``centre`` and ``end`` in seconds. It is written first.
-- ``<key>.predictions.json``, ``.predictions.csv`` and, if wanted, ``.predictions.png``: see
-  `helpers.predictions`. The JSON is written last.
-- ``warnings.csv``, but for predictions, which say it themselves: tracks whose results may mean
-  little (`helpers.tracks.TrackResult`), with the reason. A line is added before a track's last file
-  is written, so that a killed run loses none; :func:`tidy_warnings` puts them in order.
-
-A picture or times from before are removed where the new files come without.
+- ``<key>.times.csv`` (`helpers.patches.write_times`), before them, where they have a row a patch.
+- ``<key>.predictions.png``, ``.csv`` and ``.json`` (`helpers.predictions`), the last one last.
+- ``warnings.csv``: tracks whose results may mean little, but for predictions, which say it
+  themselves. A line is added before a track's last file, so that a killed run loses none.
 """
 
 from __future__ import annotations
@@ -23,13 +17,13 @@ import io
 import math
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import BoundedSemaphore
 
 import numpy as np
 
@@ -50,25 +44,18 @@ _ENDS = {".json": b"\n}\n", ".csv": b"\r\n", ".png": b"IEND\xaeB`\x82"}  # of wh
 
 @dataclass(frozen=True)
 class Output:
-    """Something that is written for each track, and where.
+    """Something that is written for each track, and where."""
 
-    Attributes:
-        kind: "embeddings", "logits" or "predictions".
-        block: of embeddings, the block's number; -1 for those after the final norm.
-        folder: the level's folder, in which a key's own folders are kept.
-    """
-
-    kind: str
-    block: int | None
+    kind: str  # "embeddings", "logits" or "predictions"
+    block: int | None  # of embeddings; -1 for those after the final norm
     folder: Path
 
     def path(self, key: str) -> Path:
-        """The file of a track that is written last: with it, this output is there."""
+        """The file of a track that is written last."""
         suffix = "json" if self.kind == "predictions" else "npy"
         return self.folder / f"{key}.{self.kind}.{suffix}"
 
     def times(self, key: str) -> Path:
-        """The file of the times of a track's patches."""
         return self.folder / f"{key}.times.csv"
 
     def patches_in(self, shape: Sequence[int]) -> int | None:
@@ -152,48 +139,38 @@ class ResultWriter:
     """Writes results to files, in a thread of its own.
 
     A context manager: at its end, also after an exception, all that was put is written.
-
-    Attributes:
-        outputs: what is written of each result, and where.
-        labels, task, top: see `helpers.predictions.write_predictions`.
-        plot: whether predictions come with a picture.
-        half: whether the network ran in float16, which a reason may have to mention.
-        warnings: the name of the list of tracks with warnings, in each folder.
-        written, warned: tracks that are done, and those of them that have warnings.
-        failed: key → reason of those that cannot be written.
     """
 
     outputs: Sequence[Output]
+    # Of predictions: see `helpers.predictions.write_predictions`; and whether they have a picture
     labels: Sequence[str] | None = None
     task: str = "multi-label"
     top: int = 10
     plot: bool = False
-    half: bool = False
-    warnings: str = WARNINGS
+    warnings: str = WARNINGS  # the name of the list of tracks with warnings, in each folder
 
     def __post_init__(self) -> None:
-        self.written = self.warned = 0
-        self.failed: dict[str, str] = {}
+        self.written = self.warned = 0  # tracks; those of them that have warnings
+        self.failed: dict[str, str] = {}  # key → reason of those that cannot be written
         self._listed: dict[Path, set[str]] = {}  # keys in the lists of warnings
-        self._error: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, "result writer")
-        self._room = BoundedSemaphore(MAX_WAITING)
+        self._waiting: deque[Future[None]] = deque()
 
     def put(self, result: TrackResult) -> None:
         """Have a result written; waits while too many are waiting.
 
         InputError: one before it could not be written, and no other can, as on a full disk.
         """
-        self._room.acquire()
-        if self._error is not None:
-            raise self._error
-        self._thread.submit(self._work, result)
+        if len(self._waiting) == MAX_WAITING:
+            self._waiting[0].result()
+            self._waiting.popleft()
+        self._waiting.append(self._thread.submit(self._write, result))
 
     def close(self) -> None:
         """Wait until all is written, and end the thread. Raises InputError as :meth:`put` does."""
         self._thread.shutdown()
-        if self._error is not None:
-            raise self._error
+        for written in self._waiting:
+            written.result()
 
     def __enter__(self) -> ResultWriter:
         return self
@@ -209,49 +186,43 @@ class ResultWriter:
 
     # ---- in the thread ----
 
-    def _work(self, result: TrackResult) -> None:
-        try:
-            if self._error is None:  # else nothing can be written any more
-                self._write(result)
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._room.release()
-
     def _write(self, result: TrackResult) -> None:
         """Write all files of a track, or note why they cannot be. InputError: no file can."""
         if not all(np.isfinite(output.values(result)).all() for output in self.outputs):
-            reason = "the network's output has NaN or infinite values"
-            reason += ", in float16: try trainer.precision=32-true" if self.half else ""
-            with suppress(OSError, ValueError):
-                if any(output.path(result.key).exists() for output in self.outputs):
-                    reason += "; its files from before are kept"
-            self.failed[result.key] = reason
+            self.failed[result.key] = self._not_finite(result.key)
             return
-        made: list[Path] = []
+        written: list[Path] = []
         try:
             self._warn(result)
             for output in self.outputs:
                 for path, write in self._files(output, result):
-                    made.append(path)
+                    written.append(path)
                     if write is not None:
                         write(path)
-                    elif path.is_file() and not path.is_symlink():  # of another run's settings
+                    elif path.is_file() and not path.is_symlink():  # of other settings
                         path.unlink()
             self.written += 1
             self.warned += bool(result.warnings)
             return
         except OSError as error:
             if error.errno not in NAMES_FILE_ONLY:
-                place = made[-1] if made else self.outputs[0].folder
+                place = written[-1] if written else self.outputs[0].folder
                 raise write_error(place, error, "inference.out_dir") from error
             reason = f"its file cannot be written: {error.strerror}"
         except Exception as error:  # whatever a strange name leads to, the others are written
             reason = f"its files cannot be written: {type(error).__name__}: {error}"[:300]
         self.failed[result.key] = reason
-        for path in made:
+        for path in written:
             with suppress(OSError, ValueError):
                 path.unlink(missing_ok=True)
+
+    def _not_finite(self, key: str) -> str:
+        reason = "the network's output has NaN or infinite values (of fp16: try "
+        reason += "trainer.precision=32-true)"
+        with suppress(OSError, ValueError):
+            if any(output.path(key).exists() for output in self.outputs):
+                reason += "; its files from before are kept"
+        return reason
 
     def _files(
         self, output: Output, result: TrackResult

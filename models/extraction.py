@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maest.helpers import patches
 from maest.helpers.audio import AudioError
 from maest.helpers.audio_blocks import Meter
 from maest.helpers.blocks import chosen_blocks
@@ -34,15 +35,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.log_mel import log_mel_pieces
 from maest.helpers.mel_constants import SAMPLE_RATE
 from maest.helpers.names import check_choice
-from maest.helpers.patches import (
-    FRAMES_PER_SECOND,
-    PATCH_SIZE,
-    PatchPlan,
-    WeightedMean,
-    new_frames,
-    seconds,
-    times,
-)
+from maest.helpers.patches import PATCH_SIZE, PatchPlan, WeightedMean, seconds
 from maest.helpers.tracks import Track, TrackResult, overview, read_audio_mel
 from maest.models import Maest, get_maest
 from maest.models.engines import best_device, create
@@ -153,9 +146,11 @@ def patch_plan(
     """How tracks are cut for a network, in frames."""
     length, hop = net.input_t, None
     if patch_seconds is not None:
-        length = int(patch_seconds * FRAMES_PER_SECOND + 1e-6)  # of whole frames, all of them
+        length = int(
+            patch_seconds * patches.FRAMES_PER_SECOND + 1e-6
+        )  # of whole frames, all of them
     if hop_seconds is not None:
-        hop = round(hop_seconds * FRAMES_PER_SECOND)
+        hop = round(hop_seconds * patches.FRAMES_PER_SECOND)
     if length < PATCH_SIZE or grid_size(length) > net.time_new_pos_embed.shape[-1]:
         bounds = f"{seconds(PATCH_SIZE):.2f} to {seconds(net.input_t):g} s"
         hint, message = f"The model takes {bounds}.", f"{patch_seconds} is no length of a patch"
@@ -176,32 +171,21 @@ Name = int | Literal["logits", "activations"]  # of an output; a number is a blo
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What is computed of each patch, and what becomes of a track's patches.
+    """What is computed of each patch, and what becomes of a track's patches."""
 
-    Attributes:
-        blocks: whose embeddings: numbers from 0, and -1 for the final one.
-        logits: whether logits are wanted.
-        activations: whether `Maest.activations` are, of the track and of each patch.
-        pool: "mean" over a track's patches, weighted by the seconds that each newly covers, or
-            "none": each patch by itself (embeddings and logits).
-        pictures: whether `helpers.tracks.overview` of the track is.
-    """
-
-    blocks: tuple[int, ...] = ()
+    blocks: tuple[int, ...] = ()  # whose embeddings: numbers from 0, and -1 for the final one
     logits: bool = False
-    activations: bool = False
+    activations: bool = False  # `Maest.activations`, of the track and of each patch
+    # "mean" over a track's patches, weighted by the seconds that each newly covers; "none": each
+    # patch by itself (embeddings and logits)
     pool: str = "mean"
-    pictures: bool = False
+    pictures: bool = False  # `helpers.tracks.overview` of the track
 
     def __post_init__(self) -> None:
         check_choice("pool", self.pool, ("mean", "none"))
         if not (self.blocks or self.logits or self.activations):
-            raise InputError(
-                "nothing is asked for",
-                kind="empty",
-                hint="Name blocks, or ask for logits or activations.",
-                setting="blocks",
-            )
+            hint = "Name blocks, or ask for logits or activations."
+            raise InputError("nothing is asked for", kind="empty", hint=hint, setting="blocks")
 
 
 class Extraction:
@@ -273,16 +257,16 @@ class Extraction:
 
     def _extract(self, group: list[_Patches]) -> Iterator[TrackResult | Track]:
         by_columns: dict[int, list[tuple[_Patches, int]]] = defaultdict(list)
-        for patches in group:
-            for number, span in enumerate(patches.spans):
-                by_columns[self._columns(span)].append((patches, number))
+        for track in group:
+            for number, span in enumerate(track.spans):
+                by_columns[self._columns(span)].append((track, number))
         # From the longest on: so a track's own are in order, as only its last may be shorter.
         for columns in sorted(by_columns, reverse=True):
             same, size = by_columns[columns], self._batch_size(columns)
             for first in range(0, len(same), size):
                 self._pass(same[first : first + size], _frames(columns))
-        for patches in group:
-            yield patches.result(self.spec)
+        for track in group:
+            yield track.result(self.spec)
 
     def _pass(self, batch: list[tuple[_Patches, int]], frames: int) -> None:
         """One batch through the network; ``frames`` of each patch are in its patch embeddings."""
@@ -315,7 +299,7 @@ class _Patches:
     """A track's patches, and what has been computed of them: means, or a row for each, in order."""
 
     def __init__(self, track: Track, spans: Sequence[tuple[int, int]] = ()) -> None:
-        self.track, self.spans, self.weights = track, spans, new_frames(spans)
+        self.track, self.spans, self.weights = track, spans, patches.new_frames(spans)
         self.means: dict[Name, WeightedMean] = defaultdict(WeightedMean)
         self.rows: dict[Name, list[np.ndarray]] = defaultdict(list)
 
@@ -330,7 +314,7 @@ class _Patches:
             track.key,
             track.index,
             seconds(max(1, frames - 1)),
-            np.array(times(self.spans, frames)),
+            np.array(patches.times(self.spans, frames)),
             {block: chosen[block] for block in spec.blocks},
             chosen.get("logits"),
             means.get("activations"),
