@@ -5,9 +5,8 @@ A worker process only reads and crops; everything after that runs batched on the
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
@@ -18,25 +17,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from maest.datasets.groundtruth import GroundTruth
-from maest.datasets.melspectrograms import (
-    MelFile,
-    MelFileError,
-    find_mel,
-    read_crop,
-    read_patches,
-)
-from maest.datasets.teacher import TeacherFileError, read_teacher_logits
+from maest.datasets.melspectrograms import MelFile, find_mel, read_crop, read_patches
+from maest.datasets.teacher import read_teacher_logits
 from maest.helpers.errors import InputError
 
 _TRIES = 50  # unreadable tracks in a row: more of them are no accident
 
 
-class _Batch(ABC):
-    """Tensors that move together."""
-
-    @abstractmethod
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The batch with each tensor changed."""
+class _Batch:
+    """A dataclass whose tensors move together."""
 
     def to(self, device: torch.device | str | int, **kwargs: Any) -> Self:
         """Move the tensors; Lightning calls this. Options are those of ``Tensor.to``.
@@ -49,32 +38,34 @@ class _Batch(ABC):
 
     def pin_memory(self) -> Self:
         """Called by a DataLoader that pins memory."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        batch: Any = self
+        return replace(
+            batch, **{f.name: _apply(change, getattr(self, f.name)) for f in fields(batch)}
+        )
+
+
+def _apply(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """``change`` of a tensor, or of all in a list or tuple; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return type(value)(_apply(change, part) for part in value)
+    return change(value) if isinstance(value, Tensor) else value
 
 
 @dataclass
 class ClipBatch(_Batch):
-    """Random crops, for training.
+    """Random crops, for training."""
 
-    Attributes:
-        mel: [B, T, F] as it is on disk: not normalised, float16 (of ``.npy`` files their own type).
-        targets: [B, C] float32.
-        teacher: [B, C] float32, a teacher's logits of the whole tracks; None without a teacher.
-        errors: files that were passed over while this batch was made, key → reason. Other clips
-            stand in their places.
-    """
-
-    mel: Tensor
-    targets: Tensor
-    teacher: Tensor | None = None
+    mel: Tensor  # [B, T, F] as on disk: not normalised, float16 (of ``.npy`` files their own type)
+    targets: Tensor  # [B, C] float32
+    teacher: Tensor | None = None  # [B, C] float32, a teacher's logits of the whole tracks
+    # Files that were skipped, key → reason; other clips stand in their places
     errors: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.mel)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        teacher = None if self.teacher is None else change(self.teacher)
-        return replace(self, mel=change(self.mel), targets=change(self.targets), teacher=teacher)
 
 
 @dataclass
@@ -82,27 +73,17 @@ class TrackBatch(_Batch):
     """Whole tracks, cut into patches, for evaluation.
 
     Patches of one length, of all the tracks, are one group: a group is one pass of the network.
-
-    Attributes:
-        keys: the N tracks' ground-truth keys.
-        targets: [N, C] float32.
-        groups: for each length, ``(mel [n, T, F] as it is on disk, track [n])``; ``track`` says
-            which of the N tracks a patch is of. A track's patches are in order.
-        errors: what went wrong with a track that could not be read, by key. Such tracks are not
-            among the N.
     """
 
-    keys: list[str]
-    targets: Tensor
+    keys: list[str]  # of the N tracks
+    targets: Tensor  # [N, C] float32
+    # Of each length (mel [n, T, F] as on disk, track [n]): which of the N tracks a patch is of. A
+    # track's patches are in order.
     groups: list[tuple[Tensor, Tensor]]
-    errors: dict[str, str]
+    errors: dict[str, str]  # key → reason, of tracks that cannot be read: they are not among the N
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        groups = [(change(mel), change(track)) for mel, track in self.groups]
-        return replace(self, targets=change(self.targets), groups=groups)
 
 
 class PackedStrings:
@@ -160,9 +141,8 @@ class CropDataset(Dataset):
             items: of each clip the track's index, and the seed of its random crop.
 
         Raises:
-            MelFileError, TeacherFileError: for a file that cannot be read, unless it is to be
-                skipped.
-            InputError: if nearly nothing can be read.
+            InputError: for a file that cannot be read; if they are to be skipped, where nearly
+                nothing can be read.
         """
         errors: dict[str, str] = {}
         read = [self._read(index, seed, errors) for index, seed in items]
@@ -188,7 +168,7 @@ class CropDataset(Dataset):
                     return index, crop, None
                 classes = self.targets.shape[1]
                 return index, crop, read_teacher_logits(self.teacher_dir, key, classes)
-            except (MelFileError, TeacherFileError) as error:
+            except InputError as error:
                 if not self.skip:
                     raise
                 errors[key] = reason = str(error)
@@ -219,23 +199,23 @@ class TrackDataset(Dataset):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: int) -> tuple[str, list[np.ndarray] | MelFileError, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[str, list[np.ndarray] | InputError, np.ndarray]:
         key = self.keys[index]
         targets = self.targets[index].astype(np.float32)
         try:
             return key, read_patches(find_mel(self.base_dir, key), self.frames), targets
-        except MelFileError as error:
+        except InputError as error:
             if not self.skip:
                 raise
             return key, error, targets
 
 
 def collate_tracks(
-    items: Sequence[tuple[str, list[np.ndarray] | MelFileError, np.ndarray]],
+    items: Sequence[tuple[str, list[np.ndarray] | InputError, np.ndarray]],
 ) -> TrackBatch:
     """Make a :class:`TrackBatch`, with the patches of one length together."""
-    errors = {key: str(mel) for key, mel, _ in items if isinstance(mel, MelFileError)}
-    good = [(key, mel, target) for key, mel, target in items if not isinstance(mel, MelFileError)]
+    errors = {key: str(mel) for key, mel, _ in items if isinstance(mel, InputError)}
+    good = [(key, mel, target) for key, mel, target in items if not isinstance(mel, InputError)]
     by_length: dict[int, tuple[list[np.ndarray], list[int]]] = {}
     for track, (_, pieces, _) in enumerate(good):
         for piece in pieces:

@@ -16,27 +16,25 @@ from typing import Any
 import numpy as np
 
 from maest.datasets.groundtruth import GroundTruth, labels_beside
-from maest.datasets.melspectrograms import MelFile, MelFileError
-from maest.datasets.teacher import TeacherFileError, check_teacher_files, read_teacher_logits
+from maest.datasets.melspectrograms import MelFile
+from maest.datasets.teacher import check_teacher_files, read_teacher_logits
 from maest.helpers.errors import InputError
+from maest.helpers.names import first_few
 from maest.helpers.parallel import in_order
 from maest.helpers.patches import seconds
 from maest.helpers.safe_pickle import short_repr
 
-BRIEF_FILES = 2000  # that a brief check looks at, at most
-BRIEF_SECONDS = 2.0  # that it takes for them, at most
+BRIEF_FILES, BRIEF_SECONDS = 2000, 2.0  # that a brief check looks at, and takes, at most
 _SHOWN = 20  # bad files of a split that a report lists; its dict has all
 _NAMED = 3  # tracks or labels that a message names
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong, or may be.
+    """Something that is wrong, or may be."""
 
-    Its kind is "groundtruth", "files", "labels", "shared" (a track in several splits), "duplicate"
-    (twice in one split), "short" or "silent".
-    """
-
+    # "groundtruth", "files", "labels", "shared" (a track in several splits), "duplicate" (twice in
+    # one split), "short" or "silent"
     kind: str
     message: str  # a sentence that names the split and says what to do
     split: str | None = None  # None where it is of several
@@ -70,11 +68,8 @@ class CheckReport:
     problems: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
 
-    def problem(self, kind: str, message: str, split: str | None = None) -> None:
-        self.problems.append(Finding(kind, message, split))
-
-    def warn(self, kind: str, message: str, split: str | None = None) -> None:
-        self.warnings.append(Finding(kind, message, split))
+    def add(self, kind: str, text: str, split: str | None = None, problem: bool = False) -> None:
+        (self.problems if problem else self.warnings).append(Finding(kind, text, split))
 
     @property
     def ok(self) -> bool:
@@ -96,9 +91,8 @@ class CheckReport:
 
     def _bad_files(self, finding: Finding) -> Iterator[str]:
         bad = self.splits[finding.split].bad if finding.split else {}
-        yield from (
-            f"      {short_repr(key)}: {reason}" for key, reason in list(bad.items())[:_SHOWN]
-        )
+        for key, reason in list(bad.items())[:_SHOWN]:
+            yield f"      {short_repr(key)}: {reason}"
         if len(bad) > _SHOWN:
             yield f"      and {len(bad) - _SHOWN} more"
 
@@ -134,7 +128,6 @@ def check_splits(
 
     Args:
         splits: "train", "val" and "test" → the ground truth, or why it cannot be read.
-        base_dir: folder of the log-mel files.
         clip_frames: length of a clip.
         teacher_dir: folder of the teacher's logits for "train".
         skip_unreadable: whether files that cannot be read will be skipped.
@@ -145,12 +138,11 @@ def check_splits(
     found: dict[str, GroundTruth] = {}
     for name, split in splits.items():
         if isinstance(split, InputError):
-            report.problem("groundtruth", f"{name}: {split}", name)
+            report.add("groundtruth", f"{name}: {split}", name, problem=True)
         else:
             found[name] = split
     _check_labels(report, found)
-    look = _Looker(base_dir, teacher_dir)
-    looks = _brief_looks(look, found) if brief else _full_looks(look, found)
+    looks = (_brief_looks if brief else _full_looks)(found, Path(base_dir), teacher_dir)
     files: dict[str, dict[str, _File]] = {name: {} for name in found}
     for name, key, file in looks:
         files[name][key] = file
@@ -174,8 +166,8 @@ def _describe(name: str, split: SplitCheck) -> Iterator[str]:
         yield f"  tracks to a label: {fewest} ({least}) to {largest} ({most}), median {median}"
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(map(short_repr, names[:_NAMED])) + ", ..." * (len(names) > _NAMED)
+def _some(names: Iterable[str]) -> str:
+    return first_few(map(short_repr, names), _NAMED)
 
 
 # --- Labels -------------------------------------------------------------------------------------
@@ -189,7 +181,7 @@ def _check_labels(report: CheckReport, found: dict[str, GroundTruth]) -> None:
         try:
             labels = labels_beside(groundtruth)
         except InputError as error:
-            report.problem("labels", f"{split}: {error}", split)
+            report.add("labels", f"{split}: {error}", split, problem=True)
         if labels is not None:
             names[split] = labels
         _check_counts(report, split, groundtruth, labels)
@@ -198,44 +190,41 @@ def _check_labels(report: CheckReport, found: dict[str, GroundTruth]) -> None:
             text = f"{a} has {one.n_classes} labels to a track, and {b} has {other.n_classes}"
         elif a in names and b in names and names[a] != names[b]:
             i = [x == y for x, y in zip(names[a], names[b], strict=True)].index(False)
-            text = (
-                f"labels.json of {a} and of {b} differ: label {i} is {short_repr(names[a][i])} and "
-                f"{short_repr(names[b][i])}"
-            )
+            text = f"labels.json of {a} and of {b} differ: label {i} is "
+            text += f"{short_repr(names[a][i])} and {short_repr(names[b][i])}"
         else:
             continue
-        report.problem("labels", f"{text}: make all splits with one list of labels")
+        report.add("labels", f"{text}: make all splits with one list of labels", problem=True)
 
 
 def _check_counts(
     report: CheckReport, split: str, groundtruth: GroundTruth, labels: list[str] | None
 ) -> None:
-    kind = "value" if groundtruth.task == "regression" else "label"
-    names = labels or [f"{kind} {i}" for i in range(groundtruth.n_classes)]
-
-    def warn(which: np.ndarray, what: str) -> None:
-        chosen = [names[i] for i in np.flatnonzero(which)]
-        if chosen:
-            text = f"{split}: {len(chosen)} of {len(names)} {what} ({_some(chosen)})"
-            report.warn("labels", text, split)
-
+    targets, total = groundtruth.targets, len(groundtruth)
     if groundtruth.task == "regression":
-        flat = (groundtruth.targets == groundtruth.targets[:1]).all(axis=0)
-        warn(flat, "values are the same on all tracks: there is nothing to learn")
-        return
-    counts = groundtruth.counts()
-    summary = report.splits[split]
-    summary.counts = dict(zip(names, counts.tolist(), strict=True))
-    summary.unlabelled = int((~groundtruth.targets.any(axis=1)).sum())
-    if summary.unlabelled == len(groundtruth):
-        report.problem("labels", f"{split}: not one track has a label", split)
-        return
-    if summary.unlabelled:
-        text = f"{split}: {summary.unlabelled} of {len(groundtruth)} tracks have no label"
-        report.warn("labels", text, split)
-    lost = "they cannot be learnt" if split == "train" else "excluded from the metrics"
-    warn(counts == 0, f"labels are on no track: {lost}")
-    warn(counts == len(groundtruth), "labels are on all tracks: uninformative")
+        names = labels or [f"value {i}" for i in range(groundtruth.n_classes)]
+        flat = (targets == targets[:1]).all(axis=0)
+        rules = [(flat, "values are the same on all tracks: there is nothing to learn")]
+    else:
+        names = labels or [f"label {i}" for i in range(groundtruth.n_classes)]
+        counts, summary = groundtruth.counts(), report.splits[split]
+        summary.counts = dict(zip(names, counts.tolist(), strict=True))
+        summary.unlabelled = int((~targets.any(axis=1)).sum())
+        if summary.unlabelled == total:
+            report.add("labels", f"{split}: not one track has a label", split, problem=True)
+            return
+        if summary.unlabelled:
+            text = f"{split}: {summary.unlabelled} of {total} tracks have no label"
+            report.add("labels", text, split)
+        lost = "they cannot be learnt" if split == "train" else "excluded from the metrics"
+        rules = [
+            (counts == 0, f"labels are on no track: {lost}"),
+            (counts == total, "labels are on all tracks: uninformative"),
+        ]
+    for which, what in rules:
+        if chosen := [names[i] for i in np.flatnonzero(which)]:
+            text = f"{split}: {len(chosen)} of {len(names)} {what} ({_some(chosen)})"
+            report.add("labels", text, split)
 
 
 # --- Files --------------------------------------------------------------------------------------
@@ -252,54 +241,56 @@ class _File:
     silent: bool = False  # whether they are all the same
 
 
-@dataclass(frozen=True)
-class _Looker:
-    """Looks at the files of a track."""
-
-    base_dir: str | Path
-    teacher_dir: str | Path | None
-
-    def __call__(self, split: str, key: str, n_classes: int, read: bool) -> _File:
-        content, silent = None, False
-        try:
-            with MelFile.of_key(self.base_dir, key) as mel:
-                status = os.stat(mel.path)
-                if read:
-                    content = mel.content_hash()
-                    silent = content is None
-            if split == "train" and self.teacher_dir is not None:
-                if read:
-                    read_teacher_logits(self.teacher_dir, key, n_classes)
-                else:
-                    check_teacher_files(self.teacher_dir, [key])
-        except (MelFileError, TeacherFileError) as error:
-            return _File(problem=str(error))
-        except OSError as error:  # gone since it was opened
-            return _File(problem=f"{mel.path}: cannot be read ({error.strerror})")
-        return _File(len(mel), "", (status.st_dev, status.st_ino), content, silent)
+def _look(
+    base_dir: Path, teacher_dir: str | Path | None, key: str, n_classes: int, read: bool
+) -> _File:
+    content, silent = None, False
+    try:
+        with MelFile.of_key(base_dir, key) as mel:
+            status = os.stat(mel.path)
+            if read:
+                content = mel.content_hash()
+                silent = content is None
+        if teacher_dir is not None and read:
+            read_teacher_logits(teacher_dir, key, n_classes)
+        elif teacher_dir is not None:
+            check_teacher_files(teacher_dir, [key])
+    except InputError as error:
+        return _File(problem=str(error))
+    except OSError as error:  # gone since it was opened
+        return _File(problem=f"{mel.path}: cannot be read ({error.strerror})")
+    return _File(len(mel), "", (status.st_dev, status.st_ino), content, silent)
 
 
-def _full_looks(look: _Looker, found: dict[str, GroundTruth]) -> Iterator[tuple[str, str, _File]]:
+_Looks = Iterator[tuple[str, str, _File]]  # split, key and file
+
+
+def _full_looks(
+    found: dict[str, GroundTruth], base_dir: Path, teacher_dir: str | Path | None
+) -> _Looks:
     known: dict[str, _File] = {}  # good files: those of several splits are read once
     for split, groundtruth in found.items():
-        if split == "train":  # which may have a teacher's files to look at
+        teacher = teacher_dir if split == "train" else None
+        if teacher is not None:  # there are its files to look at, too
             known = {}
         keys = [key for key in groundtruth.keys if key not in known]
-        each = partial(look, split, n_classes=groundtruth.n_classes, read=True)
-        files = in_order(each, keys, None, f"check {split}")
-        now = dict(zip(keys, files, strict=True))
+        look = partial(_look, base_dir, teacher, n_classes=groundtruth.n_classes, read=True)
+        now = dict(zip(keys, in_order(look, keys, None, f"check {split}"), strict=True))
         yield from ((split, key, now.get(key) or known[key]) for key in groundtruth.keys)
         known |= {key: file for key, file in now.items() if not file.problem}
 
 
-def _brief_looks(look: _Looker, found: dict[str, GroundTruth]) -> Iterator[tuple[str, str, _File]]:
+def _brief_looks(
+    found: dict[str, GroundTruth], base_dir: Path, teacher_dir: str | Path | None
+) -> _Looks:
     """In random order: wherever it ends, all splits and all parts of them have had their share."""
     tracks = [(name, key) for name, split in found.items() for key in split.keys]
     spread = np.unique(np.linspace(0, len(tracks) - 1, BRIEF_FILES).astype(int))
     deadline = time.monotonic() + BRIEF_SECONDS
     for i in np.random.default_rng(0).permutation(spread).tolist() if tracks else ():
         name, key = tracks[i]
-        yield name, key, look(name, key, found[name].n_classes, read=False)
+        teacher = teacher_dir if name == "train" else None
+        yield name, key, _look(base_dir, teacher, key, found[name].n_classes, read=False)
         if time.monotonic() > deadline:
             return
 
@@ -307,32 +298,30 @@ def _brief_looks(look: _Looker, found: dict[str, GroundTruth]) -> Iterator[tuple
 def _check_files(
     report: CheckReport, name: str, files: dict[str, _File], clip_frames: int, skip: bool
 ) -> None:
-    split = report.splits[name]
-    split.looked_at = len(files)
+    split, total = report.splits[name], len(files)
     good = {key: file for key, file in files.items() if not file.problem}
+    split.looked_at = total
     split.hours = seconds(sum(file.frames for file in good.values())) / 3600
     split.bad = {key: file.problem for key, file in files.items() if file.problem}
     split.short = [key for key, file in good.items() if file.frames < clip_frames]
     split.silent = [key for key, file in good.items() if file.silent]
-    if split.bad:
-        text = f"{name}: {len(split.bad)} of {len(files)} tracks cannot be read: "
-        if skip and len(split.bad) < len(files):
-            report.warn("files", f"{text}they will be skipped (datamodule.on_error)", name)
-        else:
-            text += "fix or remove them, or set datamodule.on_error=skip"
-            report.problem("files", text, name)
-    if split.short:
-        text = (
-            f"{name}: {len(split.short)} of {len(files)} tracks are shorter than a clip of "
-            f"{seconds(clip_frames):g} s ({_some(split.short)}): silence is added in training"
-        )
-        report.warn("short", text, name)
-    if split.silent:
-        text = (
-            f"{name}: {len(split.silent)} of {len(files)} files have the same value everywhere, as "
-            f"silence has ({_some(split.silent)})"
-        )
-        report.warn("silent", text, name)
+    skipped = skip and len(split.bad) < total
+    remedy = "fix or remove them, or set datamodule.on_error=skip"
+    if skipped:
+        remedy = "they will be skipped (datamodule.on_error)"
+    short = f"are shorter than a clip of {seconds(clip_frames):g} s ({_some(split.short)})"
+    for kind, keys, text in (
+        ("files", split.bad, f"tracks cannot be read: {remedy}"),
+        ("short", split.short, f"tracks {short}: silence is added in training"),
+        (
+            "silent",
+            split.silent,
+            f"files have one value everywhere, as silence ({_some(split.silent)})",
+        ),
+    ):
+        if keys:
+            problem = kind == "files" and not skipped
+            report.add(kind, f"{name}: {len(keys)} of {total} {text}", name, problem)
 
 
 # --- Tracks that are there twice ----------------------------------------------------------------
@@ -360,11 +349,10 @@ _TWINS = {
 def _report_twins(
     report: CheckReport, what: str, tracks: Iterable[tuple[str, str, Hashable, Hashable]]
 ) -> None:
-    """Tell of tracks that are the same.
+    """Report tracks that are the same: (split, key, what is compared, what must differ or None).
 
     Between two splits, those of the later one are counted that are in the earlier one; in a split,
-    those that repeat an earlier track. ``tracks`` has split, key, what is compared, and what must
-    differ (None: nothing), split by split.
+    those that repeat an earlier track.
     """
     groups: dict[Hashable, list[tuple[str, str, Hashable]]] = defaultdict(list)
     for split, key, same, different in tracks:
@@ -383,14 +371,14 @@ def _report_twins(
                     shared[other, split].append(" = ".join(map(short_repr, names)))
             before.setdefault(split, {}).setdefault(own, key)
     for (a, b), names in shared.items():
-        some = ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
+        some = first_few(names, _NAMED)
         if a == b:
             text = f"{a}: {len(names)} tracks are there again, as another key with the same {what}"
-            report.warn("duplicate", f"{text} ({some})", a)
+            report.add("duplicate", f"{text} ({some})", a)
             continue
-        text = f"{a} and {b}: {_TWINS[what].format(len(names))} ({some}): "
-        if "train" in (a, b):
-            report.problem("shared", f"{text}keep each in one split, or the metrics mean nothing")
-        else:
-            text += "the test metrics are biased by the choice of the best epoch"
-            report.warn("shared", text)
+        trained = "train" in (a, b)
+        why = "keep each in one split, or the metrics mean nothing"
+        if not trained:
+            why = "the test metrics are biased by the choice of the best epoch"
+        text = f"{a} and {b}: {_TWINS[what].format(len(names))} ({some}): {why}"
+        report.add("shared", text, problem=trained)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from maest.datasets.batches import CropDataset, TrackDataset, collate_tracks
 from maest.datasets.groundtruth import GroundTruth
 from maest.datasets.sampling import ClipSampler, TrackSampler
-from maest.datasets.teacher import TeacherFileError, check_teacher_files
+from maest.datasets.teacher import check_teacher_files
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.helpers.signals import leave_signals_to_the_main_process
@@ -65,14 +65,14 @@ class MaestDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Called by Lightning; before a training, all the teacher's files must be there.
 
-        With ``on_error="skip"`` those that are not are told, and passed over; else it raises
-        TeacherFileError.
+        With ``on_error="skip"`` those that are not are warned of, and skipped; else it raises
+        InputError.
         """
         if stage != "fit" or self.teacher_dir is None:
             return
         try:
             check_teacher_files(self.teacher_dir, self.splits["train"].keys)
-        except TeacherFileError as error:
+        except InputError as error:
             if self.on_error == "raise":
                 raise
             log.warning("%s", error)

@@ -28,20 +28,12 @@ _CHUNK = 20_000  # frames read at once of a file that is read as a whole: 320 s,
 _AGAIN = "Make it again with the data set's preprocess.py."
 
 
-class MelFileError(InputError):
-    """A mel-spectrogram file that is missing, empty, or not what its format says."""
-
-
-def _fault(path: str | Path, message: str, kind: Kind = "corrupt") -> MelFileError:
-    return MelFileError(message, kind=kind, hint=_AGAIN, path=path)
+def _fault(path: str | Path, message: str, kind: Kind = "corrupt") -> InputError:
+    return InputError(message, kind=kind, hint=_AGAIN, path=path)
 
 
 def write_mel(path: str | Path, mel: np.ndarray) -> None:
-    """Write a log-mel spectrogram as ``.mmap``, atomically.
-
-    Args:
-        path: the file to write.
-        mel: float array [frames, 96], not normalised; it is stored as float16.
+    """Write a log-mel [frames, 96], not normalised, as float16 ``.mmap``, atomically.
 
     Raises:
         ValueError: if the shape is another, there is no frame, or a value does not fit.
@@ -67,20 +59,13 @@ def mel_path(base_dir: str | Path, key: str) -> Path:
 
 
 def find_mel(base_dir: str | Path, key: str) -> Path:
-    """The same, if it is there.
-
-    Raises:
-        MelFileError: if there is no such file.
-    """
+    """The same. Raises InputError if there is no such file."""
     path = mel_path(base_dir, key)
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise MelFileError(
-            f"{what} (nor with .mmap or .npy added)",
-            kind="missing",
-            hint="Check datamodule.base_dir, or make the file with the data set's preprocess.py.",
-            path=path,
-        )
+        what += " (nor with .mmap or .npy added)"
+        hint = "Check datamodule.base_dir, or make the file with the data set's preprocess.py."
+        raise InputError(what, kind="missing", hint=hint, path=path)
     return path
 
 
@@ -88,7 +73,7 @@ def open_mel(path: str | Path) -> np.ndarray:
     """Map a log-mel file into memory, read-only: a float array [frames, 96]; no data is read yet.
 
     Raises:
-        MelFileError: if the file is missing, empty, no whole number of frames, or of another shape.
+        InputError: if the file is missing, empty, no whole number of frames, or of another shape.
     """
     path = Path(path)
     if path.suffix != ".npy":
@@ -105,7 +90,7 @@ def open_mel(path: str | Path) -> np.ndarray:
     return mel
 
 
-def _unreadable(path: str | Path, error: Exception) -> MelFileError:
+def _unreadable(path: str | Path, error: Exception) -> InputError:
     if isinstance(error, FileNotFoundError):
         return _fault(path, "no such file", "missing")
     return _fault(path, f"cannot be read ({getattr(error, 'strerror', None) or error})")
@@ -116,14 +101,11 @@ class MelFile:
 
     A ``.mmap`` is read by position, straight into the caller's array: opening it, its size, the
     read and closing it are one system call each, and a file that shrinks meanwhile is an error here
-    where a mapped one would end the process. Use it in a ``with`` statement.
-
-    Attributes:
-        path: of the file.
-        dtype: float16; of a ``.npy`` the file's own.
+    where a mapped one would end the process. Use it in a ``with`` statement. ``dtype`` is float16;
+    of a ``.npy`` the file's own.
 
     Raises:
-        MelFileError: as :func:`open_mel`.
+        InputError: as :func:`open_mel`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -154,7 +136,7 @@ class MelFile:
         """
         try:
             return cls(os.path.join(base_dir, key))
-        except MelFileError:
+        except InputError:
             path = find_mel(base_dir, key)
             if path.name == os.path.basename(key):
                 raise
@@ -178,15 +160,11 @@ class MelFile:
         self._mapped = None
 
     def read_into(self, out: np.ndarray, first: int) -> None:
-        """Read ``len(out)`` frames from ``first`` on.
-
-        Args:
-            out: C-ordered array [n, 96] of the file's ``dtype``.
-            first: frame; there are n frames from it on.
+        """Read frames from ``first`` on into a C-ordered array [n, 96] of the file's ``dtype``.
 
         Raises:
-            MelFileError: the file is shorter by now, cannot be read, or has NaN or infinite values
-                in these frames.
+            InputError: the file is shorter by now, cannot be read, or has NaN or infinite values in
+                these frames.
         """
         if self._mapped is not None:
             out[:] = self._mapped[first : first + len(out)]
@@ -203,11 +181,10 @@ class MelFile:
             except OSError as error:
                 raise _unreadable(self.path, error) from error
             if not done:
-                raise _fault(
-                    self.path,
-                    f"ends at byte {offset}, and had {self._frames * FRAME_BYTES} bytes when "
-                    "opened: another program is writing it",
+                what = (
+                    f"ends at byte {offset}, and was longer when opened: another program writes it"
                 )
+                raise _fault(self.path, what)
             buffer, offset = buffer[done:], offset + done
 
     def read(self, first: int, last: int) -> np.ndarray:
@@ -238,10 +215,8 @@ def size_problem(found: os.stat_result) -> str | None:
     if not found.st_size:
         return "the file is empty"
     if found.st_size % FRAME_BYTES:
-        return (
-            f"{found.st_size} bytes are no whole number of frames ({FRAME_BYTES} bytes each, "
-            f"{N_MELS} bands of {DTYPE}): the file is truncated, or not a .mmap"
-        )
+        frames = f"frames ({FRAME_BYTES} bytes each)"
+        return f"{found.st_size} bytes are no whole number of {frames}: truncated, or not a .mmap"
     return None
 
 
@@ -265,14 +240,9 @@ def all_finite(mel: np.ndarray) -> bool:
 
 
 def read_crop(mel: MelFile, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Read a random crop of exactly ``frames`` frames, for training; its start is uniform.
+    """A random crop of exactly ``frames`` frames [frames, 96]; its start is uniform.
 
-    Returns:
-        [frames, 96] in the file's own type. A shorter track stands in the middle of zeros (silence
-        on this scale).
-
-    Raises:
-        MelFileError: as :meth:`MelFile.read_into`.
+    A shorter track stands in the middle of zeros (silence on this scale).
     """
     out = np.zeros((frames, N_MELS), mel.dtype)
     if len(mel) >= frames:
@@ -287,14 +257,9 @@ def read_patches(path: str | Path, longest: int) -> list[np.ndarray]:
     """Read a whole track as patches, for evaluation and extraction.
 
     They are cut by :func:`helpers.patches.cut`, as the network cuts a waveform by itself, so that
-    a track gives the same result from audio and from its file.
-
-    Returns:
-        arrays [frames, 96]; all have ``longest`` frames but for the last, which may be shorter.
-        A track shorter than 16 frames is padded to that with zeros (silence), at the end.
-
-    Raises:
-        MelFileError: as :func:`open_mel` and :meth:`MelFile.read_into`.
+    a track gives the same result from audio and from its file. All [frames, 96] have ``longest``
+    frames but for the last, which may be shorter. A track shorter than 16 frames is padded to that
+    with zeros (silence), at the end.
     """
     with MelFile(path) as mel:
         pieces = [mel.read(first, last) for first, last in patches.cut(len(mel), longest)]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from maest.datasets.melspectrograms import MelFile, MelFileError, find_mel
+from maest.datasets.melspectrograms import MelFile, find_mel
+from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import N_MELS
 from maest.helpers.parallel import in_order
 
@@ -44,11 +45,7 @@ class Moments:
 
 
 def file_moments(path: str | Path) -> Moments:
-    """Of all values of a file, which is read in pieces of at most 320 s.
-
-    Raises:
-        MelFileError: as :func:`open_mel` and :meth:`MelFile.read_into`.
-    """
+    """Of all values of a file, which is read in pieces of at most 320 s."""
     moments = Moments()
     with MelFile(path) as mel:
         for chunk in mel.chunks():
@@ -62,21 +59,13 @@ def file_moments(path: str | Path) -> Moments:
 
 @dataclass(frozen=True)
 class NormStats:
-    """Statistics of the log-mel values of many tracks.
+    """Statistics of the log-mel values of many tracks."""
 
-    Attributes:
-        mean, std: over all values of all frames; the deviation is that of the values, not an
-            estimate from a sample of them.
-        tracks: how many were read.
-        frames: of them together.
-        failed: why the others could not be read, by key; they are left out.
-    """
-
-    mean: float
-    std: float
-    tracks: int
-    frames: int
-    failed: dict[str, str] = field(default_factory=dict)
+    mean: float  # over all values of all frames
+    std: float  # of the values, not an estimate from a sample of them
+    tracks: int  # that were read
+    frames: int  # of them together
+    failed: dict[str, str] = field(default_factory=dict)  # key → why it cannot be read
 
 
 def norm_stats(
@@ -88,23 +77,17 @@ def norm_stats(
     """Mean and standard deviation over all values of all tracks, exact to float64's rounding.
 
     Memory does not grow with a track's length or with their number. Files are read by several
-    threads and merged in the order of ``keys``, so that the figures are the same to the last bit
-    whatever the number of threads.
-
-    Args:
-        base_dir: folder of the log-mel files.
-        keys: the tracks, as in a ground truth.
-        num_workers: threads; None for one a core that this process may use.
-        progress: whether to show a progress bar.
+    threads (None for one a core) and merged in the order of ``keys``, so that the result is the
+    same to the last bit whatever the number of threads.
 
     Raises:
-        MelFileError: if not one of the tracks can be read, or all values are equal.
+        InputError: if not one of the tracks can be read, or all values are equal.
     """
 
     def of_key(key: str) -> Moments | str:
         try:
             return file_moments(find_mel(base_dir, key))
-        except MelFileError as error:
+        except InputError as error:
             return error.reason
 
     total, failed, first = Moments(), dict[str, str](), ""
@@ -115,28 +98,15 @@ def norm_stats(
         else:
             first = first or key
             total.add(result)
-    if not keys:
-        raise MelFileError(
-            "there are no tracks to take the mean and deviation of",
-            kind="empty",
-            hint="Give a ground truth with tracks in it.",
-        )
     if not first:
-        key, reason = next(iter(failed.items()))
-        raise MelFileError(
-            f"none of the {len(keys)} log-mel files can be read; the first, {key!r}: "
-            f"{reason.rstrip('.')}",
-            kind="missing",
-            hint="Check datamodule.base_dir.",
-            path=base_dir,
-        )
+        key, reason = next(iter(failed.items()), ("", "there are no tracks"))
+        what = f"none of the {len(keys)} log-mel files can be read; the first, {key!r}: "
+        hint = "Check datamodule.base_dir."
+        raise InputError(what + reason.rstrip("."), kind="missing", path=base_dir, hint=hint)
     if not total.squares:
-        raise MelFileError(
-            f"all values of the log-mel files are equal, {total.mean:g}: nothing to normalise by",
-            kind="invalid",
-            hint="Check the audio that they were made from.",
-            path=Path(base_dir, first),
-        )
+        what = f"all values of the log-mel files are equal, {total.mean:g}: nothing to normalise by"
+        hint = "Check the audio that they were made from."
+        raise InputError(what, path=Path(base_dir, first), hint=hint)
     tracks = len(keys) - len(failed)
     return NormStats(total.mean, total.std, tracks, total.count // N_MELS, failed)
 

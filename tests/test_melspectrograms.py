@@ -9,7 +9,6 @@ import pytest
 
 from maest.datasets.melspectrograms import (
     MelFile,
-    MelFileError,
     all_finite,
     find_mel,
     open_mel,
@@ -17,6 +16,7 @@ from maest.datasets.melspectrograms import (
     read_patches,
     write_mel,
 )
+from maest.helpers.errors import InputError
 from maest.helpers.melspectrogram import MelSpectrogram
 from maest.models.maest import Maest
 
@@ -72,7 +72,7 @@ def test_broken_files_are_named(tmp_path):
         "objects.npy": "corrupt",
         "torn.npy": "corrupt",
     }.items():
-        with pytest.raises(MelFileError) as error:
+        with pytest.raises(InputError) as error:
             open_mel(tmp_path / name)
         assert (error.value.kind, str(error.value.path)) == (kind, str(tmp_path / name))
         assert error.value.hint.endswith(".")
@@ -82,7 +82,7 @@ def test_nan_is_found_where_it_is_read(tmp_path):
     mel = mel_of(200).astype(np.float16)
     mel[150, 3] = np.nan
     mel.tofile(tmp_path / "a.mmap")
-    with pytest.raises(MelFileError, match="100-200") as error:
+    with pytest.raises(InputError, match="100-200") as error:
         read_patches(tmp_path / "a.mmap", 100)
     assert (error.value.kind, error.value.path) == ("invalid", str(tmp_path / "a.mmap"))
 
@@ -94,7 +94,7 @@ def test_keys_find_their_files(tmp_path):
     assert find_mel(tmp_path, "a").name == "a.mmap"
     assert find_mel(tmp_path, "b").name == "b.npy"
     assert find_mel(tmp_path, "c").name == "c"
-    with pytest.raises(MelFileError) as error:
+    with pytest.raises(InputError) as error:
         find_mel(tmp_path, "d")
     assert (error.value.kind, error.value.path) == ("missing", tmp_path / "d")
     assert "datamodule.base_dir" in error.value.hint
@@ -182,7 +182,7 @@ def test_a_file_that_shrinks_while_it_is_open(tmp_path, left):
     mel_of(200).astype(np.float16).tofile(path)
     with MelFile(path) as file:
         os.truncate(path, left)
-        with pytest.raises(MelFileError) as error:
+        with pytest.raises(InputError) as error:
             file.read(100, 200)
         assert (error.value.kind, error.value.path) == ("corrupt", str(path))
 
@@ -192,7 +192,7 @@ def test_no_descriptor_is_left_open(tmp_path):
     np.full((20, 96), np.nan, np.float16).tofile(tmp_path / "nan.mmap")
     before = len(os.listdir("/proc/self/fd"))
     for name in ("part.mmap", "nan.mmap", "none.mmap"):
-        with pytest.raises(MelFileError):
+        with pytest.raises(InputError):
             read_patches(tmp_path / name, 10)
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -213,11 +213,11 @@ def test_a_file_of_a_key(tmp_path):
         with MelFile.of_key(tmp_path, key) as file:
             assert len(file) == frames
             assert file.path == str(find_mel(tmp_path, key))
-    with pytest.raises(MelFileError) as error:  # and not the other file
+    with pytest.raises(InputError) as error:  # and not the other file
         MelFile.of_key(tmp_path, "torn")
     assert (error.value.kind, error.value.path) == ("corrupt", str(tmp_path / "torn"))
     for key in ("gone", "x"):
-        with pytest.raises(MelFileError) as error:
+        with pytest.raises(InputError) as error:
             MelFile.of_key(tmp_path, key)
         assert (error.value.kind, error.value.path) == ("missing", tmp_path / key)
 
