@@ -24,7 +24,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     if value in choices:
         return
     near = did_you_mean(value, [str(c) for c in choices]) if isinstance(value, str) else ""
-    hint = f"Give one of {', '.join(map(repr, choices))}.{near}"
+    hint = f"{near} Give one of {', '.join(map(repr, choices))}.".lstrip()
     raise InputError(f"{value!r} is not a choice", kind="unknown", setting=name, hint=hint)
 
 

@@ -83,11 +83,11 @@ def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint
     """
     path = Path(path).expanduser()
     folder = path.is_dir()
-    needed = (path / CONFIG_NAME, path / WEIGHTS_NAME) if folder else (path,)
-    if missing := [str(file) for file in needed if not file.is_file()]:
+    missing = [n for n in (CONFIG_NAME, WEIGHTS_NAME) if folder and not (path / n).is_file()]
+    if missing or not (folder or path.is_file()):
         model = path / "model" if (path / "model" / CONFIG_NAME).is_file() else None
         hint = f"Give {model or 'a checkpoint file or a model folder: exp_logs/<id>/model'}."
-        message = f"there is no {' and no '.join(missing)}"
+        message = f"it has no {' and no '.join(missing)}" if folder else "no such file or folder"
         raise CheckpointError(message, kind="missing", hint=hint, path=path)
     checkpoint = _load_folder(path, average) if folder else _load_file(path, average)
     if checkpoint.average:
