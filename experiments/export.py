@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def export(run: Any, settings: Settings) -> dict[str, Any]:
     """Write ``maest.checkpoint`` as ``export.format`` into ``export.out_dir``."""
-    options, folder = settings.export, Path(settings.export.out_dir).expanduser()
+    options, written = settings.export, Path(settings.export.out_dir).expanduser()
     checkpoint = require_checkpoint(settings)
     arguments = network_arguments(settings, checkpoint)
     with in_section("maest"):
@@ -34,26 +34,26 @@ def export(run: Any, settings: Settings) -> dict[str, Any]:
     if options.format == "huggingface":
         from maest.models.huggingface import export_huggingface
 
-        written, arch = folder, checkpoint.arch
-        notes = export_huggingface(folder, net, arch=arch, trained_on=trained_on, licence=licence)
+        arch = checkpoint.arch
+        notes = export_huggingface(written, net, arch=arch, trained_on=trained_on, licence=licence)
     elif options.format == "onnx":
         from maest.models.graph import export_onnx
 
-        written = folder / "model.onnx"
-        given: Any = options.blocks
-        if given is None:
-            given = settings.inference.transformer_block
-            given = chosen_blocks(given, net.depth, "inference.transformer_block")
+        written /= "model.onnx"
+        blocks: Any = options.blocks
+        if blocks is None:
+            setting = "inference.transformer_block"
+            blocks = chosen_blocks(settings.inference.transformer_block, net.depth, setting)
         parents = json.dumps(trained_on.get("parents", []), ensure_ascii=False)
         metadata = {"arch": checkpoint.arch or "", "licence": licence or "", "parents": parents}
         with in_section("export"):
-            export_onnx(written, net, given, with_frontend=options.with_frontend, metadata=metadata)
+            export_onnx(written, net, blocks, options.with_frontend, metadata)
         notes = [
             f"It takes up to {clip_seconds(net.input_t):g} s at a time (max_frames in its "
             "metadata): cut longer tracks into patches, and average what they give."
         ]
     else:
-        written = folder / "model.safetensors"
+        written /= "model.safetensors"
         save_safetensors(written, net, checkpoint.arch, trained_on)
         if net.patchout.kept_columns is not None or net.patchout.kept_rows is not None:
             notes = ["Patchout is a setting of a run: the file does not carry it."]

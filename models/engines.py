@@ -68,7 +68,6 @@ def create(
         quantize: "int8", by onnxruntime on a CPU.
         precision: "32-true"; or PyTorch's "16-mixed" (not on a CPU) or "bf16-mixed". None: float16
             on CUDA, float32 elsewhere.
-        blocks, logits: what is computed, as of `Maest.encode`.
         compile: the blocks, with PyTorch's compiler.
 
     Raises:
@@ -154,12 +153,9 @@ class OnnxEngine:
 
             from maest.models import graph
         except ImportError as error:
-            raise InputError(
-                f"onnxruntime cannot be used: {error}",
-                kind="dependency",
-                hint="Install it: pip install onnx onnxruntime",
-                setting="quantize" if quantize else "engine",
-            ) from error
+            setting = "quantize" if quantize else "engine"
+            hint = "Install it: pip install onnx onnxruntime"
+            raise InputError(str(error), kind="dependency", hint=hint, setting=setting) from error
         self.name, self.device = f"onnxruntime, {quantize or 'float32'}", torch.device("cpu")
         self._blocks, self._logits = tuple(blocks), logits
         options = SessionOptions()
@@ -227,7 +223,7 @@ def _in_int8(model: onnx.ModelProto) -> bytes:
 def _adds_in_16_bits() -> bool:
     """Whether the CPU adds pairs of 8-bit products in 16 bits, which overflow: 7-bit weights then.
 
-    So do x86 CPUs without VNNI. Where it is not known, they are taken to have none.
+    So do x86 CPUs without VNNI, and what cannot be told.
     """
     if platform.machine() not in _X86:
         return False

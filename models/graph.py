@@ -31,16 +31,13 @@ _END = 2**31 - 1
 _SMALL = 4096  # bytes of a weight that is always in the model
 _LARGEST = 2**31 - 2**24  # bytes of weights in a model, which is one protobuf message
 _PRODUCER = "maest"
-_MARK = (
-    b"\x12\x05maest"  # the producer's name near the start of a file, which tells that it is ours
-)
+_MARK = b"\x12\x05maest"  # the producer, near the start of a file: it tells that the file is ours
 
 
 def export_onnx(
     path: Path,
     model: Maest,
     blocks: Sequence[int],
-    *,
     with_frontend: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -54,9 +51,9 @@ def export_onnx(
     input_t (frames), max_frames or max_samples (of an input), task, blocks and labels (JSON; labels
     only if the model has some), and what is in ``metadata``.
 
-    Columns and rows that patchout always drops are dropped in the file too. It does not carry: the
-    type of the weights (float32 always), and the refusal of NaN and infinite values. The front end
-    needs a runtime with float64 products, as onnxruntime has on a CPU.
+    Columns and rows that patchout always drops are dropped in the file, too. Weights are float32
+    always, and NaN and infinite values are not refused. The front end needs a runtime with float64
+    products, as onnxruntime has on a CPU.
 
     Raises:
         InputError: for a block that does not exist, a name in ``metadata`` that is taken, a network
@@ -158,7 +155,7 @@ def build(
 
 
 def longest_input(net: Maest, waveform: bool) -> int:
-    """The longest input that the positions hold: frames, or samples of a waveform."""
+    """In frames, or in samples of a waveform."""
     frames = net.time_new_pos_embed.shape[-1] * STRIDE + PATCH_SIZE - 1
     return (frames - 1) * HOP_LENGTH if waveform else frames
 
@@ -167,20 +164,16 @@ def _check(net: Maest, whole: bool) -> None:
     """Raise InputError for what the graph would not be."""
     standard = Maest.without_weights(**net.sizes()).named_modules()
     types = {name: type(module) for name, module in standard}
-    reason = None
+    size, reason = 4 * sum(parameter.numel() for parameter in net.parameters()), ""
+    if whole and size >= _LARGEST:
+        reason = f"its weights are {size / 2**30:.1f} GiB in float32, of less than 2"
     for name, module in net.named_modules():
         hooks = module._forward_hooks or module._forward_pre_hooks
         if hooks or type(module) is not types.get(name):
-            reason = f"the network's layer {name!r} was replaced, or has a hook"
-    size = 4 * sum(parameter.numel() for parameter in net.parameters())
-    if whole and size >= _LARGEST:
-        reason = f"its weights are {size / 2**30:.1f} GiB in float32, of less than 2"
+            reason = f"its layer {name!r} was replaced, or has a hook"
     if reason:
-        raise InputError(
-            f"ONNX cannot hold the network: {reason}",
-            kind="unsupported",
-            hint="Merge an added layer into the original one; or use PyTorch, or safetensors.",
-        )
+        hint = "Merge an added layer into the original one; or use PyTorch, or safetensors."
+        raise InputError(f"ONNX cannot hold the network: {reason}", kind="unsupported", hint=hint)
 
 
 class _Graph:
@@ -207,12 +200,12 @@ class _Graph:
         array = value if isinstance(value, np.ndarray) else np.array(value, np.float32)
         name = f"const.{len(self.weights)}"
         if self.apart is None or array.nbytes < _SMALL:
-            self.weights.append(numpy_helper.from_array(array, name))
-            return name
-        self.apart[name] = array
-        weight = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=array.shape)
-        weight.data_location = TensorProto.EXTERNAL
-        weight.external_data.add(key="location", value="apart")
+            weight = numpy_helper.from_array(array, name)
+        else:
+            self.apart[name] = array
+            weight = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=array.shape)
+            weight.data_location = TensorProto.EXTERNAL
+            weight.external_data.add(key="location", value="apart")
         self.weights.append(weight)
         return name
 

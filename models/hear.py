@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 from maest.helpers import patches
 from maest.helpers.blocks import chosen_blocks
-from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE, n_frames
 from maest.helpers.patches import PATCH_SIZE
 from maest.models import get_maest
 from maest.models.inputs import as_waveforms
 from maest.models.maest import Maest, inference
+from maest.models.sizes import invalid
 
 DEFAULT_ARCH = "discogs-maest-30s-pw-129e"  # of `load_model()`
 
@@ -36,7 +36,6 @@ DEFAULT_ARCH = "discogs-maest-30s-pw-129e"  # of `load_model()`
 # of 50 ms or less: 3 frames are 48 ms, and all windows can be cut from one spectrogram.
 WINDOW_FRAMES, HOP_FRAMES = PATCH_SIZE, 3
 HOP_SAMPLES = HOP_FRAMES * HOP_LENGTH
-HOP_MS = 1000 * HOP_SAMPLES / SAMPLE_RATE
 # From a window's centre, between two frames, to the centre of its first or last frame: 7.5 hops.
 _REACH_SAMPLES = (WINDOW_FRAMES - 1) * HOP_LENGTH // 2
 
@@ -50,12 +49,11 @@ class HearModel(nn.Module):
 
     def __init__(self, net: Maest, transformer_block: int | None = None) -> None:
         super().__init__()
-        chosen = chosen_blocks(transformer_block, net.depth, "transformer_block")
-        if len(chosen) != 1:
-            message, hint = f"{transformer_block!r}: expected one block", "Give its number."
-            raise InputError(message, hint=hint, setting="transformer_block")
-        self.net, self.transformer_block, self.sample_rate = net, chosen[0], SAMPLE_RATE
-        self.scene_embedding_size = (1 if chosen[0] < 0 else 3) * net.embed_dim
+        block, *others = chosen_blocks(transformer_block, net.depth, "transformer_block")
+        if others:
+            raise invalid("transformer_block", transformer_block, "Give one number.")
+        self.net, self.transformer_block, self.sample_rate = net, block, SAMPLE_RATE
+        self.scene_embedding_size = (1 if block < 0 else 3) * net.embed_dim
         self.timestamp_embedding_size = self.scene_embedding_size
 
     def forward(self, mels: list[Tensor]) -> Tensor:
@@ -115,7 +113,8 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     behind = (count - 1) * HOP_SAMPLES + _REACH_SAMPLES - samples
     spans = [(HOP_FRAMES * i, HOP_FRAMES * i + WINDOW_FRAMES) for i in range(count)]
     embeddings = _windows(F.pad(audio, (_REACH_SAMPLES, behind)), spans, model).transpose(0, 1)
-    timestamps = HOP_MS * torch.arange(count, dtype=torch.float32, device=embeddings.device)
+    hop = 1000 * HOP_SAMPLES / SAMPLE_RATE  # milliseconds
+    timestamps = hop * torch.arange(count, dtype=torch.float32, device=embeddings.device)
     return embeddings, timestamps.repeat(sounds, 1)
 
 

@@ -36,10 +36,12 @@ class MaestFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
-        self.num_mel_bins = num_mel_bins
-        self.max_length = max_length
-        self.mean = mean
-        self.std = std
+        self.num_mel_bins, self.max_length, self.mean, self.std = (
+            num_mel_bins,
+            max_length,
+            mean,
+            std,
+        )
 
     def __call__(
         self,
@@ -48,35 +50,24 @@ class MaestFeatureExtractor(SequenceFeatureExtractor):
         return_tensors: str | None = "np",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Compute the input of the network.
+        """Audio → ``input_values``, float32 [B, max_length frames, num_mel_bins].
 
-        Args:
-            raw_speech: mono audio, float [samples], a batch of it [B, samples], or a list of B
-                arrays of any lengths. What is longer than an input is cut off.
-            sampling_rate: of the audio; another than the model's is refused.
-            return_tensors: "pt" or "np".
-
-        Returns:
-            ``input_values``, float32 [B, max_length frames, num_mel_bins].
+        ``raw_speech`` is mono: float [samples], a batch of it [B, samples], or a list of B arrays
+        of any lengths. What is longer than an input is cut off. Another ``sampling_rate`` than the
+        model's is refused.
         """
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(
                 f"the audio is sampled at {sampling_rate} Hz, and the model takes "
                 f"{self.sampling_rate} Hz: resample it"
             )
-        one = np.ndim(raw_speech[0]) == 0
-        spectrogram = MelSpectrogram()
-        inputs = np.full(
-            (1 if one else len(raw_speech), self.max_length, self.num_mel_bins),
-            self.padding_value,
-            np.float32,
-        )
-        for row, audio in zip(inputs, [raw_speech] if one else raw_speech, strict=True):
+        batch = [raw_speech] if np.ndim(raw_speech[0]) == 0 else raw_speech
+        shape = len(batch), self.max_length, self.num_mel_bins
+        inputs, spectrogram = np.full(shape, self.padding_value, np.float32), MelSpectrogram()
+        for row, audio in zip(inputs, batch, strict=True):
             waveform = torch.as_tensor(np.asarray(audio, np.float32))
             if waveform.ndim != 1:
-                raise ValueError(
-                    f"audio of shape {tuple(waveform.shape)}: expected mono, [samples]"
-                )
+                raise ValueError(f"audio of shape {list(waveform.shape)}: expected mono, [samples]")
             frames = spectrogram(waveform).T[: self.max_length].numpy()
             row[: len(frames)] = frames
         values = (inputs - self.mean) / (2 * self.std)
