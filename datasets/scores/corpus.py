@@ -18,22 +18,14 @@ _SUFFIXES = {".abc", ".krn", ".mxl", ".xml", ".musicxml"}
 
 @dataclass(frozen=True)
 class Work:
-    """A work that can be read: a file of the corpus, or one tune of a book.
+    """A work that can be read: a file of the corpus, or one tune of a book."""
 
-    Attributes:
-        id: ``collection/name``, unique, safe as a relative path.
-        path: the file, relative to the corpus folder.
-        text: the tune's ABC text; None for a file that music21 reads.
-        size: bytes of the file or of the tune.
-        rank: its place within its collection, in the order in which works are taken.
-    """
-
-    id: str
+    id: str  # "collection/name", unique, safe as a relative path
     collection: str
-    path: str
-    text: str | None = field(repr=False)
-    size: int
-    rank: int = 0
+    path: str  # of the file, relative to the corpus folder
+    text: str | None = field(repr=False)  # the tune's ABC; None for a file that music21 reads
+    size: int  # bytes of the file or of the tune
+    rank: int = 0  # its place within its collection, in the order in which works are taken
 
 
 def package_file(package: str, name: str) -> Path:

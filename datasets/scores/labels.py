@@ -180,12 +180,10 @@ class LabelSet(NamedTuple):
 def choose_labels(
     clips: Iterable[tuple[str, Iterable[str]]], max_share: float, min_positives: Mapping[str, int]
 ) -> LabelSet:
-    """Decide which labels stay: enough positives in each split, and not on too many clips.
+    """Decide which labels stay, of clips as (split, labels).
 
-    Args:
-        clips: (split, labels) of every clip.
-        max_share: of the clips, that may have a label.
-        min_positives: of a label, for each split, in a build of full size.
+    A label needs its number of positives in each split (of a build of full size), and may be on so
+    large a share of all clips.
     """
     clips = [(split, set(labels)) for split, labels in clips]
     count: dict[str, Counter[str]] = defaultdict(Counter)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,13 +52,12 @@ class Voice(NamedTuple):
     notes: np.ndarray
 
 
-@dataclass(frozen=True)
-class Arrangement:
-    """A whole work as one rendition plays it: tempo in quarters a minute, shift in semitones."""
+class Arrangement(NamedTuple):
+    """A whole work as one rendition plays it."""
 
     voices: list[Voice]
-    tempo: float
-    transposition: int
+    tempo: float  # quarter notes a minute
+    transposition: int  # semitones
 
     @property
     def seconds(self) -> float:
@@ -68,19 +66,12 @@ class Arrangement:
 
 
 class Clip(NamedTuple):
-    """A window of an arrangement, as it was rendered.
+    """A window of an arrangement, as it was rendered."""
 
-    Attributes:
-        audio: float32 [samples], mono, 16 kHz, within ±1.
-        start: where the window starts in the work, seconds.
-        instruments: labels of the instruments that sound in it for long enough, sorted.
-        programs: the General MIDI programs behind them, sorted.
-    """
-
-    audio: np.ndarray
-    start: float
-    instruments: list[str]
-    programs: list[int]
+    audio: np.ndarray  # float32 [samples], mono, 16 kHz, within ±1
+    start: float  # where the window starts in the work, seconds
+    instruments: list[str]  # labels of those that sound in it for long enough, sorted
+    programs: list[int]  # the General MIDI programs behind them, sorted
 
 
 class TooShort(ValueError):

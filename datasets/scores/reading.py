@@ -31,40 +31,26 @@ MAX_QUARTERS = 800
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a score's own headers say; None or empty where they say nothing.
+    """What a score's own headers say; None or empty where they say nothing."""
 
-    Attributes:
-        titles: every title, the main one first.
-        composer: as the file has it.
-        metre: first time signature, "6/8".
-        mode: "major", "minor", "dorian", …, only where the header names it.
-        quarter_bpm: printed tempo in quarter notes a minute.
-        genre: the words of the genre or rhythm field (ABC ``R:``, ``G:``; kern ``!!!AGN``).
-        origin: where it was collected (ABC ``O:``).
-        opus: the work or catalogue entry that it is a part or a variant of.
-        parts: names of the parts.
-    """
-
-    titles: list[str] = field(default_factory=list)
+    titles: list[str] = field(default_factory=list)  # the main one first
     composer: str | None = None
-    metre: str | None = None
-    mode: str | None = None
-    quarter_bpm: float | None = None
-    genre: str = ""
-    origin: str = ""
-    opus: str | None = None
-    parts: list[str] = field(default_factory=list)
+    metre: str | None = None  # the first time signature, "6/8"
+    mode: str | None = None  # "major", "minor", "dorian", …, only where the header names it
+    quarter_bpm: float | None = None  # printed tempo in quarter notes a minute
+    genre: str = ""  # of the genre or rhythm field: ABC R:, G:; kern !!!AGN
+    origin: str = ""  # where it was collected: ABC O:
+    opus: str | None = None  # the work or catalogue entry that it is a part or a variant of
+    parts: list[str] = field(default_factory=list)  # their names
 
 
 @dataclass(frozen=True)
 class Score:
     """A work as it was read.
 
-    Attributes:
-        notes: int32 array [notes, 4]: part, start, duration (ticks, 480 a quarter), MIDI pitch;
-            parts are numbered from the highest to the lowest by mean pitch, ties are joined, rows
-            sorted, the first note starts at 0.
-        metadata: what the headers say.
+    ``notes`` is int32 [notes, 4]: part, start, duration (ticks, 480 a quarter), MIDI pitch. Parts
+    are numbered from the highest to the lowest by mean pitch, ties are joined, rows sorted, the
+    first note starts at 0.
     """
 
     notes: np.ndarray
@@ -95,16 +81,15 @@ def read(work: Work, folder: Path) -> Score:
 def _join(parts: list[np.ndarray]) -> np.ndarray:
     """Parts ([notes, 3]: start, duration, pitch; ticks) → the rows of :class:`Score`."""
     limit = MAX_QUARTERS * TICKS_PER_QUARTER
-    parts = [part[(part[:, 0] < limit) & (part[:, 1] > 0)] for part in parts if len(part)]
+    parts = [part[(part[:, 0] < limit) & (part[:, 1] > 0)] for part in parts]
     parts = [part for part in parts if len(part)]
     if sum(map(len, parts)) < 8:
         raise Unreadable("fewer than 8 notes")
     parts.sort(key=lambda part: -part[:, 2].mean())
-    rows = np.concatenate(
-        [np.column_stack([np.full(len(part), i), part]) for i, part in enumerate(parts)]
-    ).astype(np.int32)
+    numbered = [np.column_stack([np.full(len(part), i), part]) for i, part in enumerate(parts)]
+    rows = np.concatenate(numbered).astype(np.int32)
     rows[:, 1] -= rows[:, 1].min()
-    return np.unique(rows[np.lexsort(rows.T[::-1])], axis=0)
+    return np.unique(rows, axis=0)
 
 
 # ABC: fields that stay in the text given to the parser. R: is not among them (abc2midi would swing
