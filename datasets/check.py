@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import posixpath
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -98,13 +99,7 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
-        return {
-            "ok": self.ok,
-            "brief": self.brief,
-            "problems": [vars(finding) for finding in self.problems],
-            "warnings": [vars(finding) for finding in self.warnings],
-            "splits": {name: vars(split) for name, split in self.splits.items()},
-        }
+        return {"ok": self.ok, **asdict(self)}
 
 
 def check_splits(
@@ -115,7 +110,9 @@ def check_splits(
     skip_unreadable: bool = False,
     brief: bool = False,
 ) -> CheckReport:
-    """Check ground truths, labels and files of some splits. It does not stop at what it finds.
+    """Check ground truths, labels and files of some splits, "train", "val" and "test".
+
+    A split may be the error for why its ground truth cannot be read. All that is wrong is found.
 
     Problems: a ground truth or ``labels.json`` that cannot be read; splits that do not agree on the
     labels; a log-mel or teacher file that is missing, truncated, empty or has a NaN; a training
@@ -126,13 +123,9 @@ def check_splits(
     tracks shorter than a clip, files whose values are all the same, files twice in one split, and
     tracks that validation and test share.
 
-    Args:
-        splits: "train", "val" and "test" → the ground truth, or why it cannot be read.
-        clip_frames: length of a clip.
-        teacher_dir: folder of the teacher's logits for "train".
-        skip_unreadable: whether files that cannot be read will be skipped.
-        brief: look at the names and sizes of at most 2,000 files, spread over the splits, for at
-            most two seconds, and read none. Otherwise each file is read as a whole.
+    ``teacher_dir`` has the teacher's logits for "train". ``brief``: look at the names and sizes of
+    at most 2,000 files, spread over the splits, for at most two seconds, and read none; otherwise
+    each file is read as a whole.
     """
     report = CheckReport(brief)
     found: dict[str, GroundTruth] = {}
@@ -142,9 +135,8 @@ def check_splits(
         else:
             found[name] = split
     _check_labels(report, found)
-    looks = (_brief_looks if brief else _full_looks)(found, Path(base_dir), teacher_dir)
     files: dict[str, dict[str, _File]] = {name: {} for name in found}
-    for name, key, file in looks:
+    for name, key, file in _looks(found, Path(base_dir), teacher_dir, brief):
         files[name][key] = file
     for name, groundtruth in found.items():
         files[name] = {key: files[name][key] for key in groundtruth.keys if key in files[name]}
@@ -161,8 +153,9 @@ def _describe(name: str, split: SplitCheck) -> Iterator[str]:
     yield f"{name}: {split.tracks} tracks{labels}, {hours} ({split.path})"
     if split.counts:
         ordered = sorted(split.counts.items(), key=lambda item: item[1])
-        (least, fewest), (most, largest) = ordered[0], ordered[-1]
-        median = ordered[len(ordered) // 2][1]
+        (least, fewest), (_, median), (most, largest) = (
+            ordered[i] for i in (0, len(ordered) // 2, -1)
+        )
         yield f"  tracks to a label: {fewest} ({least}) to {largest} ({most}), median {median}"
 
 
@@ -262,35 +255,31 @@ def _look(
     return _File(len(mel), "", (status.st_dev, status.st_ino), content, silent)
 
 
-_Looks = Iterator[tuple[str, str, _File]]  # split, key and file
+def _looks(
+    found: dict[str, GroundTruth], base_dir: Path, teacher_dir: str | Path | None, brief: bool
+) -> Iterator[tuple[str, str, _File]]:
+    """Split, key and file of each track; of some, at random, in a brief check.
 
-
-def _full_looks(
-    found: dict[str, GroundTruth], base_dir: Path, teacher_dir: str | Path | None
-) -> _Looks:
-    known: dict[str, _File] = {}  # good files: those of several splits are read once
-    for split, groundtruth in found.items():
-        teacher = teacher_dir if split == "train" else None
-        if teacher is not None:  # there are its files to look at, too
-            known = {}
-        keys = [key for key in groundtruth.keys if key not in known]
-        look = partial(_look, base_dir, teacher, n_classes=groundtruth.n_classes, read=True)
-        now = dict(zip(keys, in_order(look, keys, None, f"check {split}"), strict=True))
-        yield from ((split, key, now.get(key) or known[key]) for key in groundtruth.keys)
-        known |= {key: file for key, file in now.items() if not file.problem}
-
-
-def _brief_looks(
-    found: dict[str, GroundTruth], base_dir: Path, teacher_dir: str | Path | None
-) -> _Looks:
-    """In random order: wherever it ends, all splits and all parts of them have had their share."""
+    Wherever that ends, all splits and all parts of them have had their share.
+    """
     tracks = [(name, key) for name, split in found.items() for key in split.keys]
-    spread = np.unique(np.linspace(0, len(tracks) - 1, BRIEF_FILES).astype(int))
-    deadline = time.monotonic() + BRIEF_SECONDS
-    for i in np.random.default_rng(0).permutation(spread).tolist() if tracks else ():
-        name, key = tracks[i]
-        teacher = teacher_dir if name == "train" else None
-        yield name, key, _look(base_dir, teacher, key, found[name].n_classes, read=False)
+    deadline = math.inf
+    if brief and tracks:
+        spread = np.unique(np.linspace(0, len(tracks) - 1, BRIEF_FILES).astype(int))
+        tracks = [tracks[i] for i in np.random.default_rng(0).permutation(spread).tolist()]
+        deadline = time.monotonic() + BRIEF_SECONDS
+
+    @functools.cache  # a track of several splits is read once
+    def look(key: str, teacher: str | Path | None, n_classes: int) -> _File:
+        return _look(base_dir, teacher, key, n_classes, read=not brief)
+
+    def of_track(track: tuple[str, str]) -> _File:
+        teacher = teacher_dir if track[0] == "train" else None
+        return look(track[1], teacher, found[track[0]].n_classes)
+
+    files = in_order(of_track, tracks, 1 if brief else None, None if brief else "check files")
+    for (split, key), file in zip(tracks, files, strict=True):
+        yield split, key, file
         if time.monotonic() > deadline:
             return
 
@@ -327,41 +316,48 @@ def _check_files(
 # --- Tracks that are there twice ----------------------------------------------------------------
 
 
-def _check_shared(
-    report: CheckReport, found: dict[str, GroundTruth], files: dict[str, dict[str, _File]]
-) -> None:
-    tracks = [(s, k, posixpath.normpath(k)) for s, truth in found.items() for k in truth.keys]
-    known = [(s, k, path, files[s].get(k, _File())) for s, k, path in tracks]
-    # What makes two tracks the same, and what has then been told of them before.
-    _report_twins(report, "track", ((s, k, path, None) for s, k, path, _ in known))
-    _report_twins(report, "file", ((s, k, file.identity, path) for s, k, path, file in known))
-    by_content = ((s, k, file.content, file.identity) for s, k, _, file in known)
-    _report_twins(report, "content", by_content)
-
-
-_TWINS = {
-    "track": "{} tracks are in both",
-    "file": "{} files are in both, under different keys",
-    "content": "{} tracks have the same content in both, in different files",
+# What is the same of two tracks → the words, and of a track's path and file: what is compared, and
+# what must differ, as the same has been reported before then.
+_TWINS: dict[str, tuple[str, Callable[[str, _File], tuple[Hashable, Hashable]]]] = {
+    "track": ("{} tracks are in both", lambda path, file: (path, None)),
+    "file": (
+        "{} files are in both, under different keys",
+        lambda path, file: (file.identity, path),
+    ),
+    "content": (
+        "{} tracks have the same content in both, in different files",
+        lambda path, file: (file.content, file.identity),
+    ),
 }
 
 
-def _report_twins(
-    report: CheckReport, what: str, tracks: Iterable[tuple[str, str, Hashable, Hashable]]
+def _check_shared(
+    report: CheckReport, found: dict[str, GroundTruth], files: dict[str, dict[str, _File]]
 ) -> None:
-    """Report tracks that are the same: (split, key, what is compared, what must differ or None).
+    for what, (words, compared) in _TWINS.items():
+        groups: dict[Hashable, list[tuple[str, str, Hashable]]] = defaultdict(list)
+        for split, groundtruth in found.items():
+            for key in groundtruth.keys:
+                file = files[split].get(key, _File())
+                same, different = compared(posixpath.normpath(key), file)
+                if same is not None:
+                    groups[same].append((split, key, different))
+        _report_twins(report, what, words, groups.values())
+
+
+def _report_twins(
+    report: CheckReport,
+    what: str,
+    words: str,
+    groups: Iterable[Sequence[tuple[str, str, Hashable]]],
+) -> None:
+    """Report groups of tracks that are the same, each (split, key, what must differ or None).
 
     Between two splits, those of the later one are counted that are in the earlier one; in a split,
     those that repeat an earlier track.
     """
-    groups: dict[Hashable, list[tuple[str, str, Hashable]]] = defaultdict(list)
-    for split, key, same, different in tracks:
-        if same is not None:
-            groups[same].append((split, key, different))
     shared: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for group in groups.values():
-        if len(group) == 1:
-            continue
+    for group in groups:
         before: dict[str, dict[Hashable, str]] = {}  # split → what must differ → its first key
         for split, key, own in group:
             for other, firsts in before.items():
@@ -380,5 +376,5 @@ def _report_twins(
         why = "keep each in one split, or the metrics mean nothing"
         if not trained:
             why = "the test metrics are biased by the choice of the best epoch"
-        text = f"{a} and {b}: {_TWINS[what].format(len(names))} ({some}): {why}"
+        text = f"{a} and {b}: {words.format(len(names))} ({some}): {why}"
         report.add("shared", text, problem=trained)

@@ -38,11 +38,10 @@ class ClipSampler(Sampler[tuple[int, int]]):
     draw: rank r has its positions r, r + world_size, and so on, and no clip is read twice. So that
     all have equally many, a tail of fewer than ``world_size`` clips is left out.
 
-    Args:
-        targets: [N, C]; of 0 and 1 if ``balanced``, else no more than their number matters.
-        clips_per_epoch: of all ranks together; N if None. More than N: clips come repeatedly.
-        balanced: draw by :func:`label_balanced_weights`, without replacement; with replacement
-            where an epoch has no fewer clips than there are.
+    ``targets`` [N, C] are of 0 and 1 if ``balanced``, else no more than their number matters.
+    ``clips_per_epoch``, of all ranks together, is N if None; if more than N, clips come repeatedly.
+    ``balanced`` draws by :func:`label_balanced_weights`, without replacement; with replacement
+    where an epoch has no fewer clips than there are.
 
     Raises:
         InputError: if there are fewer clips in an epoch than processes.
@@ -60,24 +59,16 @@ class ClipSampler(Sampler[tuple[int, int]]):
         self.size = len(targets)
         self.clips = clips_per_epoch or self.size
         if self.clips < world_size:
-            raise InputError(
-                f"an epoch of {self.clips} clips is too short for {world_size} processes",
-                kind="conflict",
-                setting="datamodule.clips_per_epoch",
-                hint="Raise it, or train on fewer devices.",
-            )
+            what = f"an epoch of {self.clips} clips is too short for {world_size} processes"
+            setting, hint = "datamodule.clips_per_epoch", "Raise it, or train on fewer devices."
+            raise InputError(what, kind="conflict", setting=setting, hint=hint)
         self.rank, self.world_size = rank, world_size
         self.weights = label_balanced_weights(targets) if balanced else None
         self.replace = self.clips >= self.size
-        self.seed = seed
-        self.epoch = 0
-        self.to_skip = 0
+        self.seed, self.epoch, self.to_skip = seed, 0, 0
         if balanced and self.replace and rank == 0:
-            log.info(
-                "label-balanced sampling with replacement: an epoch is %d clips, of %d there are",
-                self.clips,
-                self.size,
-            )
+            text = "label-balanced sampling with replacement: an epoch is %d clips, of %d there are"
+            log.info(text, self.clips, self.size)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that is drawn next."""
