@@ -16,7 +16,7 @@ import posixpath
 import stat
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -24,8 +24,7 @@ from pathlib import Path
 
 from maest.datasets.collection import mel_key
 from maest.datasets.melspectrograms import size_problem
-from maest.helpers.errors import InputError
-from maest.helpers.files import write_error
+from maest.helpers.files import read_bytes, write_error
 
 RECIPE_FILE = "preprocess.json"  # of every store
 _INDEX = "preprocess-index"
@@ -58,14 +57,16 @@ class MelIndex:
         self._store = Path(store)
         self._path = self._store / f"{_INDEX}{part}.jsonl"
         self._file: FileIO | None = None
-        newest: dict[str, tuple[int, Source]] = {}
-        for line in _lines(self._store):
-            with suppress(ValueError, TypeError, KeyError):  # a line that was cut off
-                audio, when, source = _parse(line)
-                if audio not in newest or when >= newest[audio][0]:
-                    newest[audio] = when, source
-        in_time = sorted(newest.items(), key=lambda item: item[1][0])
-        self.sources = {audio: source for audio, (_, source) in in_time}
+        entries = []
+        hint = "Make it readable; or delete it, and newer audio alone is made again."
+        for path in self._store.glob(f"{_INDEX}*.jsonl"):
+            for line in read_bytes(path, hint, hint).splitlines():
+                with suppress(ValueError, TypeError, KeyError):  # a line that was cut off
+                    entries.append(_parse(line))
+        self.sources: dict[str, Source] = {}
+        for _, audio, source in sorted(entries, key=lambda entry: entry[0]):
+            self.sources.pop(audio, None)  # the newest is the last
+            self.sources[audio] = source
         self.owners = {source.key: audio for audio, source in self.sources.items()}
 
     def add(self, audio: str, source: Source) -> None:
@@ -158,23 +159,12 @@ class MelIndex:
         return full
 
 
-def _lines(store: Path) -> Iterator[bytes]:
-    for path in store.glob(f"{_INDEX}*.jsonl"):
-        try:
-            with path.open("rb") as file:
-                yield from file
-        except OSError as error:
-            hint = "Make it readable; or delete it, and newer audio alone is made again."
-            what = f"cannot be read: {error.strerror}"
-            raise InputError(what, kind="access", path=path, hint=hint) from None
-
-
-def _parse(line: bytes) -> tuple[str, int, Source]:
+def _parse(line: bytes) -> tuple[int, str, Source]:
     entry = json.loads(line)
     audio = str(entry["path"])
     key = str(entry.get("key", mel_key(audio)))
     source = Source(key, entry["size"], entry["mtime_ns"], tuple(entry.get("warnings", ())))
-    return audio, int(entry["time"]), source
+    return int(entry["time"]), audio, source
 
 
 def _full_key(audio: str) -> str:

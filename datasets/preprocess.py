@@ -48,26 +48,16 @@ DEFAULT_SECONDS = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Report(commands.Outcome):
-    """What a run did; items are audio files, relative to their folder.
-
-    Attributes:
-        melspec_dir: where the log-mel files are.
-        seconds: of audio in the files made now.
-        left_out: suffix, or name of a folder, that is not taken for music → how many there are.
-        warnings: audio file → why its results may mean nothing; of files whole before, too.
-        orphans: log-mel files without audio, relative to their folder. A shard looks for none.
-        failed_csv, warnings_csv: the lists of failures, and of warnings and orphans, if any.
-        notes: what a person should know of the store.
-    """
+    """What a run did; items are audio files, relative to their folder."""
 
     melspec_dir: Path
-    seconds: float
-    left_out: Counter[str]
-    warnings: dict[str, str]
-    orphans: list[str]
-    failed_csv: Path | None
-    warnings_csv: Path | None
-    notes: list[str]
+    seconds: float  # of audio in the files made now
+    left_out: Counter[str]  # suffix, or name of a folder, that is not taken for music → how many
+    warnings: dict[str, str]  # audio → why its results may mean nothing; of those skipped, too
+    orphans: list[str]  # log-mel files without audio; a shard looks for none
+    failed_csv: Path | None  # the list of failures, if any
+    warnings_csv: Path | None  # that of warnings and orphans
+    notes: list[str]  # what a person should know of the store
 
     def __str__(self) -> str:
         where = f" (listed with reasons in {self.failed_csv})" if self.failed_csv else ""
