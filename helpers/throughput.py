@@ -71,8 +71,7 @@ def matmul_ceiling(
     """What the device reaches on nothing but a large square matrix product, in FLOP/s.
 
     The best of several runs after a warm-up; fp32 on CUDA with TF32 where that is switched on.
-    Where other programs run, it is lower than it could be, and a utilisation computed with it may
-    be above 1. torch's random numbers stay where they are.
+    Where other programs run, it is lower than it could be. No random numbers are drawn.
     """
     device = torch.device(device)
     size, products = (8192, 8) if device.type == "cuda" else (1536, 1)
@@ -103,14 +102,13 @@ def fast_math() -> None:
 class Throughput(pl.Callback):
     """Measures a training: ``clips_per_second`` of all processes together, and on a GPU ``mfu``.
 
-    ``mfu`` is the share of the device's fastest matrix products that the network's arithmetic
-    reaches, 0 to 1. They are logged after each ``every`` batches, over the epoch so far, and at its
-    end. Time includes waiting for data, but neither validation nor a run's first steps. The device
-    is waited for only where an epoch or a validation begins or ends: between those, host and device
-    keep the same pace. ``len(batch)`` must be its number of clips.
+    They are logged after each ``every`` batches, over the epoch so far, and at its end. Time
+    includes waiting for data, but neither validation nor a run's first steps. The device is waited
+    for only where an epoch or a validation begins or ends: between those, host and device keep the
+    same pace. ``len(batch)`` must be its number of clips.
 
-    ``flops_per_clip`` is of :func:`clip_flops`. ``ceiling``, what a device can do in FLOP/s, is
-    measured on CUDA when training starts, unless it is given.
+    ``mfu`` is the share, 0 to 1, that ``flops_per_clip`` (of :func:`clip_flops`) reach of
+    ``ceiling``, a device's FLOP/s: None is measured on CUDA when training starts.
     """
 
     def __init__(
