@@ -14,52 +14,23 @@ from __future__ import annotations
 import sys
 
 from maest.config import MAEST_NAMED, SECTION_ALIASES, Settings
-from maest.experiments.runs import Command, Experiment, configure, run_command_line
+from maest.experiments.runs import Experiment, configure, run_command_line
 
+# command → the file of experiments/ with the function of its name, and what it does
 COMMANDS = {
-    "pretrain": Command(
-        "pretrain",
-        "Train on datamodule.groundtruth_train, validate each epoch, write a model folder.",
-    ),
-    "print_plan": Command(
-        "pretrain",
-        "Show what pretrain would do with these settings: model, data, batches, steps, device.",
-        record="never",
-    ),
-    "test": Command(
-        "evaluate", "Evaluate maest.checkpoint on whole tracks of datamodule.groundtruth_test."
-    ),
-    "check_data": Command(
-        "data",
-        "Look at all ground truths and files for what would stop a training, or spoil it.",
-    ),
-    "compute_norm_stats": Command(
-        "data",
-        "Mean and standard deviation of all log-mel values of datamodule.groundtruth_train.",
-    ),
-    "extract_embeddings": Command(
-        "extract",
-        "Write embeddings for each track of inference.audio, or of datamodule.groundtruth_predict.",
-        record="optional",
-    ),
-    "extract_logits": Command(
-        "extract",
-        "Write logits, before the sigmoid, for each track of inference.audio, or of log-mel files.",
-        record="optional",
-    ),
-    "predict": Command(
-        "extract",
-        "Write the top labels of each track of inference.audio, and of its patches: JSON, CSV.",
-        record="optional",
-    ),
-    "export": Command(
-        "export",
-        "Write maest.checkpoint for other programs: transformers, ONNX runtimes, or one file.",
-        record="optional",
-    ),
+    "pretrain": ("pretrain", "Train, validate each epoch, and write a model folder."),
+    "print_plan": ("pretrain", "Show what pretrain would do: model, data, steps, device."),
+    "test": ("evaluate", "Evaluate maest.checkpoint on datamodule.groundtruth_test."),
+    "check_data": ("data", "Look at all data for what would stop a training, or spoil it."),
+    "compute_norm_stats": ("data", "Mean and deviation of all log-mel values to train on."),
+    "extract_embeddings": ("extract", "Write embeddings of music, or of log-mel files."),
+    "extract_logits": ("extract", "Write logits, before the sigmoid, of music or log-mel files."),
+    "predict": ("extract", "Write the top labels of tracks and of their patches: JSON, CSV."),
+    "export": ("export", "Write the model for transformers, ONNX runtimes, or as one file."),
 }
+ELSEWHERE = ("extract_embeddings", "extract_logits", "predict", "export")  # where results go
 ex = Experiment("maest", save_git_info=False)
-configure(ex, Settings, MAEST_NAMED, COMMANDS, SECTION_ALIASES)
+configure(ex, Settings, MAEST_NAMED, COMMANDS, aliases=SECTION_ALIASES, elsewhere=ELSEWHERE)
 
 if __name__ == "__main__":
     sys.exit(run_command_line(ex, sys.argv))

@@ -13,27 +13,17 @@ from __future__ import annotations
 import sys
 
 from maest.config import TL_ALIASES, TL_NAMED, ProbeSettings
-from maest.experiments.runs import Command, Experiment, configure, run_command_line
+from maest.experiments.runs import Experiment, configure, run_command_line
 
+# command → the file of experiments/ with the function of its name, and what it does
 COMMANDS = {
-    "probe": Command(
-        "probe", "Train the probe with several seeds, test each on its best epoch, write a report."
-    ),
-    "sweep": Command(
-        "sweep",
-        "Probe every block, choice of tokens and a learned mix of the blocks; draw the result.",
-    ),
-    "compare": Command(
-        "compare",
-        "Put finished runs, or probes of several extractions, side by side, with intervals.",
-    ),
-    "predict": Command(
-        "probe_predict",
-        "Apply a finished probe, and the extractor it was trained on, to new music.",
-    ),
+    "probe": ("probe", "Train probes with several seeds, test them, and write a report."),
+    "sweep": ("sweep", "Probe every block, choice of tokens, and learned mix; draw the result."),
+    "compare": ("compare", "Put runs, or several extractions, side by side, with intervals."),
+    "predict": ("probe_predict", "Apply a finished probe, and its extractor, to new music."),
 }
 ex = Experiment("maest_tl", save_git_info=False)
-configure(ex, ProbeSettings, TL_NAMED, COMMANDS, TL_ALIASES)
+configure(ex, ProbeSettings, TL_NAMED, COMMANDS, aliases=TL_ALIASES)
 
 if __name__ == "__main__":
     sys.exit(run_command_line(ex, sys.argv))

@@ -13,9 +13,9 @@ MAEST, TL = plain(Settings()), plain(ProbeSettings())  # the defaults, as plain 
 MAEST_NAMED, TL_NAMED = named.MAEST, named.TL
 SENTENCES = named.SENTENCES  # what each named config is for
 
-# Sections that users of the original repository know under another name; with "=", a setting
+# Sections, and settings, that users of the original repository know under another name
 SECTION_ALIASES = {
-    "predict": "inference",
+    "predict.": "inference.",
     "maest.checkpoint_swa_weigts=": "maest.checkpoint_swa_weights",
 }
 TL_ALIASES = {"probe=": "probe_dir"}  # a folder; probe.… are settings of a probe's training

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from maest.config.settings import DATASETS, SCORES
+from maest.helpers.mel_constants import NORM_MEAN, NORM_STD
 
 Sections = dict[str, dict[str, Any]]
 MAEST: dict[str, Sections] = {}
@@ -21,12 +23,16 @@ def _add(table: dict[str, Sections], name: str, sentence: str, *parts: Sections)
     table[name], SENTENCES[name] = settings, sentence
 
 
+def _splits(folder: Path) -> dict[str, str]:
+    names = {"train": "train", "val": "validation", "test": "test"}
+    return {f"groundtruth_{n}": str(folder / f"groundtruth-{s}.pk") for n, s in names.items()}
+
+
 # ---------------------------------------------------------------- recipes
 
 _PAPER: Sections = {
     "datamodule": {"batch_size_train": 12, "clips_per_epoch": 200_000, "balanced_sampling": True},
-    # What the released models were trained on.
-    "maest": {"norm_mean": 2.06755686098554, "norm_std": 1.268292820667291},
+    "maest": {"norm_mean": NORM_MEAN, "norm_std": NORM_STD},
     "module": {
         **{"lr": 2e-5, "weight_decay": 1e-4, "betas": [0.9, 0.999]},
         **{"warmup_epochs": 5, "ramp_start": 50, "ramp_end": 100, "last_lr_factor": 0.01},
@@ -62,9 +68,7 @@ _add(
     "datasets/scores/preprocess.py --works all --renditions 4 --clip-seconds 10.",
     {
         "datamodule": {
-            "groundtruth_train": str(SCORES / "tags" / "groundtruth-train.pk"),
-            "groundtruth_val": str(SCORES / "tags" / "groundtruth-validation.pk"),
-            "groundtruth_test": str(SCORES / "tags" / "groundtruth-test.pk"),
+            **_splits(SCORES / "tags"),
             **{"batch_size_train": 16, "clips_per_epoch": 8000, "balanced_sampling": True},
         },
         "maest": {"s_patchout_t": 22},
@@ -77,11 +81,6 @@ _add(
 
 _DEIT, _PASST = "passt_deit_bd_p16_384", "passt_s_swa_p16_128_ap476"
 _START = {"maest_base": "random weights", _DEIT: "the DeiT weights", _PASST: "the PaSST weights"}
-# A teacher's logits of the training clips: what extract_logits writes.
-_TEACHER_STUDENT: Sections = {
-    "datamodule": {"batch_size_train": 4, "teacher_dir": "embeddings/30sec/logits"},
-    "maest": {"distilled_type": "separated"},
-}
 # The paper's models: seconds of a clip, what training starts from, the released model, names.
 _FAMILY: list[tuple[int, str, str, list[str]]] = [
     (10, "maest_base", "discogs-maest-10s-fs-129e", ["maest_10s_random_weights"]),
@@ -95,36 +94,41 @@ for _s in (5, 10, 20, 30):
     _names = [f"maest_{_s}s_from_passt", f"maest_discogs_{_s}sec", f"maest_discogs_{_s}s"]
     _FAMILY.append((_s, _PASST, f"discogs-maest-{_s}s-pw-129e", _names))
 
-for _seconds, _start, _released, _names in _FAMILY:
-    _teacher = _TEACHER_STUDENT if "teacher_student" in _names[0] else {}
-    _length: Sections = {"datamodule": {"clip_length": _seconds}}
-    # About half of the columns are dropped.
-    _clips: Sections = _length | {"maest": {"s_patchout_t": 3 * _seconds}}
-    _kinds: dict[str, tuple[str, list[Sections]]] = {
-        "pretrain": (
-            f"Pre-train on clips of {_seconds} s from {_START[_start]}, by the paper's recipe"
-            + (", with a teacher's logits as targets of the second head." if _teacher else "."),
-            [_PAPER, _clips, {"maest": {"arch": _start}}, _teacher],
-        ),
-        "inference": (
-            f"Use {_released}, or your maest.checkpoint, on patches of {_seconds} s; "
-            "embeddings of block 7.",
-            [_length, {"maest": {"arch": _released}}],
-        ),
-        "finetune": (
-            f"Fine-tune {_released}, or your maest.checkpoint, on clips of {_seconds} s of your "
-            "own ground truth.",
-            # A larger network, trained for longer, is to be moved with more care.
-            [_FINETUNE, _clips, {"maest": {"arch": _released}, "module": {"lr": 3e-4}}],
-        ),
-    }
-    for _name in _names:
-        for _suffix in ("pretrain", "inference", "infer", "finetune"):
-            _kind = "inference" if _suffix == "infer" else _suffix
-            _sentence, _parts = _kinds[_kind]
-            if f"{_name}_{_suffix}" != (_first := f"{_names[0]}_{_kind}"):
-                _sentence = f"The same as {_first}."
-            _add(MAEST, f"{_name}_{_suffix}", _sentence, *_parts)
+for _s, _start, _released, _names in _FAMILY:
+    _length: Sections = {"datamodule": {"clip_length": _s}}
+    _half: Sections = {"maest": {"s_patchout_t": 3 * _s}}  # of the columns, about, are dropped
+    _teacher: Sections = {}
+    _targets = ""
+    if "teacher" in _names[0]:
+        _targets = ", with a teacher's logits as targets of the second head"
+        _teacher = {
+            "datamodule": {"batch_size_train": 4, "teacher_dir": "embeddings/30sec/logits"},
+            "maest": {"distilled_type": "separated"},
+        }
+    _add(
+        *(MAEST, f"{_names[0]}_pretrain"),
+        f"Pre-train on clips of {_s} s from {_START[_start]}, by the paper's recipe{_targets}.",
+        *(_PAPER, _length, _half, {"maest": {"arch": _start}}, _teacher),
+    )
+    _add(
+        *(MAEST, f"{_names[0]}_inference"),
+        f"Use {_released}, or your maest.checkpoint, on patches of {_s} s; embeddings of block 7.",
+        *(_length, {"maest": {"arch": _released}}),
+    )
+    _add(
+        *(MAEST, f"{_names[0]}_finetune"),
+        f"Fine-tune {_released}, or your maest.checkpoint, on clips of {_s} s of your own ground "
+        "truth.",
+        # A larger network, trained for longer, is to be moved with more care.
+        *(_FINETUNE, _length, _half, {"maest": {"arch": _released}, "module": {"lr": 3e-4}}),
+    )
+    for _kind in ("pretrain", "inference", "finetune"):
+        _first = f"{_names[0]}_{_kind}"
+        _others = [f"{_name}_{_kind}" for _name in _names[1:]]
+        if _kind == "inference":
+            _others += [f"{_name}_infer" for _name in _names]
+        for _name in _others:
+            _add(MAEST, _name, f"The same as {_first}.", MAEST[_first])
 
 # ---------------------------------------------------------------- data sets
 
@@ -139,17 +143,13 @@ _TARGETS = {
     "custom": ("your own labels, in datasets/custom", DATASETS / "custom"),
 }
 for _name, (_what, _folder) in _TARGETS.items():
+    # The four tasks of MTG-Jamendo share tracks, and so their embeddings.
+    _shared = _folder.parent if _folder.parent in (SCORES, DATASETS / "jamendo") else _folder
+    _base = {"base_dir": str(_shared / "melspectrograms")}
+    _embeddings = f"embeddings/{_name.partition('_')[0]}"
     # Hundreds of tracks are few steps: the recipe's own rate and batch do not get anywhere.
     # Chosen on the validation split, over embeddings and mel statistics alike.
     _probe: Sections = {"probe": {"lr": 3e-3, "batch_size": 32}} if _name == "scores" else {}
-    # The four tasks of MTG-Jamendo share tracks, and so their embeddings.
-    _shared = _folder.parent if _folder.parent in (SCORES, DATASETS / "jamendo") else _folder
-    _embeddings = f"embeddings/{_name.partition('_')[0]}"
-    _paths = {
-        f"groundtruth_{short}": str(_folder / f"groundtruth-{split}.pk")
-        for short, split in {"train": "train", "val": "validation", "test": "test"}.items()
-    }
-    _base = {"base_dir": str(_shared / "melspectrograms")}
     _add(
         *(MAEST, f"target_{_name}"),
         f"Extract for the downstream task: {_what}.",
@@ -159,6 +159,6 @@ for _name, (_what, _folder) in _TARGETS.items():
     _add(
         *(TL, f"target_{_name}_tl"),
         f"Probe the embeddings that target_{_name} has extracted: {_what}.",
-        {"data": {"embeddings_dir": _embeddings} | _paths | _base},
+        {"data": {"embeddings_dir": _embeddings} | _splits(_folder) | _base},
         _probe,
     )

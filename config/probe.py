@@ -30,13 +30,13 @@ class ProbeData:
         None, "inference.out_dir of the extraction, or a folder within it"
     )
     clip_length: float | None = setting(
-        None, "seconds of its patches", CLIP, auto="the only length there is"
+        None, "seconds of its patches; auto: the only length there is", CLIP
     )
     block: tuple[int, ...] | Literal["mix"] | None = setting(
         None,
-        "-1: after the final norm; mix: a learned mix of all numbered blocks; [6, 7]: of these",
+        "-1: after the final norm; mix: a learned mix of all numbered blocks; [6, 7]: of these;"
+        " auto: 7, or the only one there is",
         ">= -1",
-        auto="7, or the only one there is",
         tags="swept",
     )
     task: Task = setting("multi-label", "any of the labels, exactly one, or numbers")
@@ -82,10 +82,10 @@ class Sweep:
 
     blocks: tuple[int, ...] | Literal["all"] = setting("all", "blocks to probe", ">= -1")
     tokens: tuple[str, ...] = setting(("c", "d", "t", "cd", "ct", "dt", "cdt"), "see data.types")
-    reduce: tuple[Reduction, ...] | None = setting(None, "see data.reduce", auto="data.reduce")
+    reduce: tuple[Reduction, ...] | None = setting(None, "see data.reduce; auto: data.reduce")
     mix: bool = setting(True, "for each choice of tokens a learned mix of the blocks, too")
     num_workers: int | None = setting(
-        None, "processes that train", ">= 1, <= 1000", auto="one a core where that pays; 1 on a GPU"
+        None, "processes that train; auto: one a core where that pays; 1 on a GPU", ">= 1, <= 1000"
     )
     resume: str | None = setting(None, "folder of a sweep that was stopped, to take results from")
 
@@ -105,9 +105,9 @@ class Compare:
 class ProbePredict:
     """The command predict."""
 
-    out_dir: str | None = setting(None, "folder of the embeddings", auto="in the run's own")
-    arch: str | None = setting(None, "the extractor", auto="the one of the probe's embeddings")
-    checkpoint: str | None = setting(None, "the extractor's weights", auto="see arch")
+    out_dir: str | None = setting(None, "folder of the embeddings; auto: in the run's own")
+    arch: str | None = setting(None, "the extractor; auto: the one of the probe's embeddings")
+    checkpoint: str | None = setting(None, "the extractor's weights; auto: see arch")
     accelerator: Accelerator = setting("auto", DEVICE)
     top: int = setting(5, "labels of each track that are printed", FROM_1)
 
@@ -120,7 +120,7 @@ class ProbeSettings:
     seeds: int = setting(3, "runs, with seed, seed + 1, …", ">= 1, <= 1000")
     data: ProbeData = field(default_factory=ProbeData)
     probe: ProbeTraining = field(default_factory=ProbeTraining)
-    name: str | None = setting(None, "what the report calls these features", auto="from data")
+    name: str | None = setting(None, "what the report calls these features; auto: from data")
     sweep: Sweep = field(default_factory=Sweep)
     runs: tuple[str, ...] | None = setting(None, "compare: folders of finished runs")
     compare: Compare = field(default_factory=Compare)

@@ -23,19 +23,12 @@ def sections(root: type) -> Iterator[tuple[str, type]]:
     return ((f.name, kinds[f.name]) for f in fields(root) if is_dataclass(kinds[f.name]))
 
 
-def default(known: Setting) -> str:
-    """A setting's default, as it is typed; a path in the data folder from there."""
-    if known.auto and known.default is None:
-        return "auto"
-    return str(plain(known.default)).replace(str(DATASETS), DATASETS.name)
-
-
 def listing(root: type, section: str) -> str:
     """A section's settings, for a terminal."""
     kind = dict(sections(root))[section]
     lines = [f"{section}: {kind.__doc__}", ""]
     for known in settings_of(kind, f"{section}."):
-        lines += [f"{known.name} = {default(known)}", f"    {known.sentence()}"]
+        lines += [f"{known.name} = {_default(known)}", f"    {known.meaning}"]
         lines.append(f"    {known.values()}")
     return "\n".join(lines)
 
@@ -45,19 +38,24 @@ def page() -> str:
     parts = [_HEAD]
     for script, root in (("ex_maest.py", Settings), ("ex_tl.py", ProbeSettings)):
         alone = [known for known in settings_of(root) if "." not in known.name]
-        tables = {script: alone}
-        tables |= {n: list(settings_of(kind, f"{n}.")) for n, kind in sections(root)}
-        for title, known in tables.items():
-            parts.append(f"{'##' if title == script else '###'} `{title}`\n\n{_table(known)}")
+        parts.append(_table(f"## `{script}`", alone))
+        for name, kind in sections(root):
+            parts.append(_table(f"### `{name}`", list(settings_of(kind, f"{name}."))))
     return "\n".join(parts)
 
 
-def _table(settings: list[Setting]) -> str:
-    rows = ["| setting | default | value | meaning |", "|---|---|---|---|"]
+def _table(title: str, settings: list[Setting]) -> str:
+    rows = [title, "", "| setting | default | value | meaning |", "|---|---|---|---|"]
     for known in settings:
-        cells = (f"`{known.name}`", f"`{default(known)}`", known.values(), known.sentence())
+        cells = (f"`{known.name}`", f"`{_default(known)}`", known.values(), known.meaning)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def _default(known: Setting) -> str:
+    """As it is typed; a path in the data folder from there."""
+    default = "auto" if known.auto else str(plain(known.default))
+    return default.replace(str(DATASETS), DATASETS.name)
 
 
 if __name__ == "__main__":

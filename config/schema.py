@@ -11,7 +11,6 @@ import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import reduce
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -26,29 +25,21 @@ _COMPARE |= {"!=": operator.ne}
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def setting(
-    default: Any,
-    meaning: str,
-    bounds: str = "",
-    *,
-    auto: str = "",
-    only: str = "",
-    tags: str = "",
-) -> Any:
+def setting(default: Any, meaning: str, bounds: str = "", *, only: str = "", tags: str = "") -> Any:
     """A field of a section; a derived section may declare it again with a default alone.
 
     Args:
+        meaning: what it is; and where the default is None, behind "auto:", how it is worked out:
+            ``auto`` may be typed then, too.
         bounds: of a number, or of each number in a list: ">= 0, < 1". Upper ones end a run that
             memory or time would end without a word on why.
-        auto: how it is worked out where it is None, which may be typed as ``auto``, too.
         only: ``section.name=value``, without which it has no effect and is refused.
         tags: words out of free (a training that is continued may change it), ours (of section
             ``trainer``, not Lightning's), results (of an extraction, which depend on it), swept
             (chosen by ``sweep``), training (no effect elsewhere), weights (which weights, not
             which network).
     """
-    about: dict[str, Any] = {"meaning": meaning, "bounds": bounds, "auto": auto, "only": only}
-    about |= {"tags": frozenset(tags.split())}
+    about = {"meaning": meaning, "bounds": bounds, "only": only, "tags": frozenset(tags.split())}
     return field(default=default, metadata=about)
 
 
@@ -61,17 +52,17 @@ class Setting:
     default: Any
     meaning: str
     bounds: str
-    auto: str
     only: str
     tags: frozenset[str]
 
-    def sentence(self) -> str:
-        """What it is, and how it is worked out."""
-        return f"{self.meaning}; auto: {self.auto}" if self.auto else self.meaning
+    @property
+    def auto(self) -> bool:
+        """Whether it is worked out where it is None."""
+        return self.default is None and "auto: " in self.meaning
 
     def values(self) -> str:
         """What it may be, in words."""
-        return f"{describe(self.kind)} {self.bounds}".rstrip()
+        return f"{_describe(self.kind)} {self.bounds}".rstrip()
 
     def read(self, value: Any) -> Any:
         """``value``, as it was typed, in the setting's type. Raises InputError."""
@@ -126,52 +117,57 @@ def parse(section: type[S], given: Mapping[str, Any]) -> S:
             type, out of bounds, not among the choices, NaN or infinite; one without effect.
     """
     all_ = {known.name: known for known in settings_of(section)}
-    parsed = _parse(section, given, "", all_)
-    for known in all_.values():
+    values = {name: known.default for name, known in all_.items()}
+    for name, value in _flat(given, all_):
+        if name not in all_:
+            raise _unknown(name, value, list(all_))
+        values[name] = all_[name].read(value)
+    for name, known in all_.items():
         condition, _, value = known.only.partition("=")
-        if not condition or _value(parsed, known.name) == known.default:
-            continue
-        if str(actual := _value(parsed, condition)) != value:
+        if condition and values[name] != known.default and str(values[condition]) != value:
             raise InputError(
-                f"has no effect with {condition}={actual}",
+                f"has no effect with {condition}={values[condition]}",
                 kind="conflict",
-                setting=known.name,
+                setting=name,
                 hint=f"Leave it out, or set {known.only}.",
             )
-    return parsed
+    return _build(section, values)
 
 
-def _value(settings: Any, name: str) -> Any:
-    return reduce(getattr, name.split("."), settings)
-
-
-def _parse(section: type[S], given: Mapping[str, Any], prefix: str, all_: dict[str, Setting]) -> S:
-    kinds, values = get_type_hints(section), {}
+def _flat(given: Mapping[str, Any], all_: Mapping[str, Setting], prefix: str = "") -> Iterator:
+    """(name, value) of each setting; a mapping in place of a setting's value is its value."""
     for key, value in given.items():
         name = f"{prefix}{key}"
-        if key not in kinds:
-            # A setting that has its name in another section is meant before a similar one in this.
-            elsewhere = [known for known in all_ if known.split(".")[-1] == key]
-            near = did_you_mean(name, elsewhere or [f"{prefix}{known}" for known in kinds])
-            where = f" in {prefix[:-1]!r}" if prefix else ""
-            raise InputError(
-                "there is no such setting",
-                kind="unknown",
-                setting=name,
-                hint=f"{near} The settings{where} are: {', '.join(kinds)}.".lstrip(),
-            )
-        if not is_dataclass(kinds[key]):
-            values[key] = all_[name].read(value)
-        elif isinstance(value, Mapping):
-            values[key] = _parse(kinds[key], value, f"{name}.", all_)
+        if isinstance(value, Mapping) and name not in all_:
+            yield from _flat(value, all_, f"{name}.")
         else:
-            raise InputError(
-                f"it is a section of settings, and {value!r} is a value",
-                setting=name,
-                hint=f"Write {name}.<setting>={value}, with one of "
-                f"{', '.join(get_type_hints(kinds[key]))}.",
-            )
-    return section(**values)
+            yield name, value
+
+
+def _unknown(name: str, value: Any, names: list[str]) -> InputError:
+    if inside := [known for known in names if known.startswith(f"{name}.")]:
+        message = f"it is a section of settings, and {value!r} is a value"
+        hint = f"Write {name}.<setting>={value}, with one of {', '.join(inside)}."
+        return InputError(message, setting=name, hint=hint)
+    section, dot, key = name.rpartition(".")
+    level = [known for known in names if known.startswith(section + dot)]
+    if not level:
+        section, dot, level = "", "", names
+    # A setting that has its name in another section is meant before a similar one in this.
+    elsewhere = [known for known in names if known.rpartition(".")[2] == key]
+    where = f" in {section!r}" if section else ""
+    keys = dict.fromkeys(known.removeprefix(section + dot).partition(".")[0] for known in level)
+    near = did_you_mean(name, elsewhere or level)
+    hint = f"{near} The settings{where} are: {', '.join(keys)}.".lstrip()
+    return InputError("there is no such setting", kind="unknown", setting=name, hint=hint)
+
+
+def _build(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
+    arguments = {}
+    for name, kind in get_type_hints(section).items():
+        key = f"{prefix}{name}"
+        arguments[name] = _build(kind, values, f"{key}.") if is_dataclass(kind) else values[key]
+    return section(**arguments)
 
 
 def _convert(value: Any, kind: Any) -> Any:
@@ -200,7 +196,7 @@ def _convert_list(value: Any, parts: tuple[Any, ...]) -> Any:
     if len(items) != len(kinds):
         return _UNFIT
     converted = tuple(map(_convert, items, kinds))
-    return _UNFIT if any(part is _UNFIT for part in converted) else converted
+    return _UNFIT if _UNFIT in converted else converted
 
 
 def _within(value: Any, bounds: str) -> bool:
@@ -220,13 +216,13 @@ def _choices(kind: Any) -> list[str]:
     return [word for part in get_args(kind) for word in _choices(part)]
 
 
-def describe(kind: Any) -> str:
+def _describe(kind: Any) -> str:
     """A type in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return " or ".join(describe(part) for part in parts if part is not NoneType)
+        return " or ".join(_describe(part) for part in parts if part is not NoneType)
     if origin is Literal:
         return " or ".join(map(repr, parts))
     if origin is tuple:
-        return f"a list: {'' if parts[-1] is ... else f'{len(parts)} times '}{describe(parts[0])}"
+        return f"a list: {'' if parts[-1] is ... else f'{len(parts)} times '}{_describe(parts[0])}"
     return _WORDS[kind]

@@ -23,7 +23,7 @@ SHARE = ">= 0, < 1"
 CLIP = ">= 0.26, <= 3600"  # seconds
 # What a setting is where neither it nor a checkpoint says more.
 DEFAULT_ARCH, DEFAULT_CLIP_LENGTH = "maest_tiny", 5
-_CHECKPOINTS = "the checkpoint's"
+_FROM_IT = "the checkpoint's"
 _STYLE = f"{SCORES}/style/groundtruth"
 _BATCHES = "a number of batches, or a share from 0.0 to 1.0"
 
@@ -33,13 +33,12 @@ class Network:
     """The network and its weights; patchout is drawn for each batch in training."""
 
     arch: str | None = setting(
-        None, "a size or a model of models/archs.py", auto=f"{_CHECKPOINTS}, else {DEFAULT_ARCH}"
+        None, f"a size or a model of models/archs.py; auto: {_FROM_IT}, else {DEFAULT_ARCH}"
     )
     pretrained: bool | None = setting(
         None,
-        "start from the arch's published weights, downloaded once",
+        "start from the arch's published weights, downloaded once; auto: where it has any",
         tags="weights",
-        auto="where it has any",
     )
     checkpoint: str | None = setting(
         None,
@@ -48,7 +47,7 @@ class Network:
         tags="weights",
     )
     checkpoint_swa_weights: bool | None = setting(
-        None, "take a checkpoint's averaged weights", tags="weights", auto="where it has any"
+        None, "take a checkpoint's averaged weights; auto: where it has any", tags="weights"
     )
     checkpoint_discard_head: bool = setting(
         False, "a new head, even if the checkpoint's would fit", tags="weights"
@@ -57,31 +56,30 @@ class Network:
         None, "file of label names, for weights that carry none: a JSON list, or lines of text"
     )
     task: Task | None = setting(
-        None, "any of the labels, exactly one, or numbers", auto=f"{_CHECKPOINTS}, else multi-label"
+        None, f"any of the labels, exactly one, or numbers; auto: {_FROM_IT}, else multi-label"
     )
     n_classes: int | None = setting(
-        None, "labels", SIZE, auto=f"{_CHECKPOINTS}, else the ground truth's"
+        None, f"labels; auto: {_FROM_IT}, else the ground truth's", SIZE
     )
     input_t: int | None = setting(
-        None, "frames of the input", ">= 16, <= 1e6", auto=f"{_CHECKPOINTS}, else a clip's"
+        None, f"frames of the input; auto: {_FROM_IT}, else a clip's", ">= 16, <= 1e6"
     )
     distilled_type: Literal["mean", "separated"] | None = setting(
-        None, "one head, or one each for cls and dist", auto=f"{_CHECKPOINTS}, else mean"
+        None, f"one head, or one each for cls and dist; auto: {_FROM_IT}, else mean"
     )
     norm_mean: float | None = setting(
         None,
-        "the input is (x - norm_mean) / (2 norm_std)",
+        f"the input is (x - norm_mean) / (2 norm_std); auto: {_FROM_IT}, else measured on the data",
         ">= -1e6, <= 1e6",
-        auto=f"{_CHECKPOINTS}, else measured on the data",
     )
-    norm_std: float | None = setting(None, "see norm_mean", "> 0, <= 1e6", auto="see norm_mean")
+    norm_std: float | None = setting(None, "see norm_mean; auto: see norm_mean", "> 0, <= 1e6")
     # The grid of a 5 s clip has 9 rows and 30 columns.
     s_patchout_t: int | None = setting(
         None,
-        "time columns dropped in training",
+        "time columns dropped in training; auto: 3 a second, about half, as in the paper; 0 "
+        "where some are dropped always",
         FROM_0,
         tags="training",
-        auto="3 a second, about half, as in the paper; 0 where some are dropped always",
     )
     s_patchout_f: int = setting(0, "frequency rows dropped in training", FROM_0, tags="training")
     u_patchout: int = setting(0, "single patches dropped in training", FROM_0, tags="training")
@@ -174,7 +172,7 @@ class Data:
         None, "teacher-student: a folder of the teacher's logits (extract_logits)"
     )
     clip_length: float | None = setting(
-        None, "seconds of a clip", CLIP, auto=f"{_CHECKPOINTS}, else {DEFAULT_CLIP_LENGTH}"
+        None, f"seconds of a clip; auto: {_FROM_IT}, else {DEFAULT_CLIP_LENGTH}", CLIP
     )
     batch_size_train: int = setting(8, "clips in a batch", SIZE)
     batch_size_eval: int = setting(8, "whole tracks in a batch", SIZE, tags="free")
@@ -191,11 +189,10 @@ class Data:
     )
     num_workers: int | None = setting(
         None,
-        "processes that read",
+        "processes that read; auto: on CUDA one a core, at most 12 (in extraction on MPS, too); "
+        "else none in training and one in extraction",
         ">= 0, <= 1000",
         tags="free",
-        auto="on CUDA one a core, at most 12 (in extraction on MPS, too); else none in training "
-        "and one in extraction",
     )
 
 
@@ -219,7 +216,7 @@ class TrainerSettings:
         "auto", "auto: ddp if several processes train", tags="free ours"
     )
     precision: Precision | None = setting(
-        None, "of numbers", tags="results", auto="16-mixed on CUDA, else 32-true"
+        None, "of numbers; auto: 16-mixed on CUDA, else 32-true", tags="results"
     )
     accumulate_grad_batches: int = setting(
         1, "batches of a step; should divide an epoch's: a smaller last step counts less", FROM_1
@@ -242,10 +239,7 @@ class TrainerSettings:
         10.0, "minutes between saves within an epoch", FROM_0, tags="free ours"
     )
     compile: bool | None = setting(
-        None,
-        "torch.compile the blocks",
-        tags="free ours",
-        auto="on CUDA, if the run is long enough",
+        None, "torch.compile the blocks; auto: on CUDA, if the run is long enough", tags="free ours"
     )
     deterministic: bool | None = setting(None, "of Lightning")
     enable_progress_bar: bool = setting(True, "of Lightning", tags="free ours")
@@ -265,20 +259,20 @@ class Inference:
         tags="results",
     )
     outputs: tuple[Literal["embeddings", "logits", "predictions"], ...] | None = setting(
-        None, "what one pass writes", auto="the command's own"
+        None, "what one pass writes; auto: the command's own"
     )
     transformer_block: tuple[int, ...] | Literal["all"] | None = setting(
         None,
-        "blocks whose embeddings are taken: 0 to 11, or -1 for the one after the final norm",
+        "blocks whose embeddings are taken: 0 to 11, or -1 for the one after the final norm; "
+        "auto: 7, or the last of a shallower network",
         ">= -1",
         tags="results",
-        auto="7, or the last of a shallower network",
     )
     out_dir: str | None = setting(
         None,
         "folder of <clip_length>sec/ and in it <block>/<key>.embeddings.npy, "
-        "logits/<key>.logits.npy, predictions/<key>.predictions.{json,csv,png}",
-        auto="embeddings/<model>",
+        "logits/<key>.logits.npy, predictions/<key>.predictions.{json,csv,png}; auto: "
+        "embeddings/<model>",
     )
     pool: Literal["mean", "none"] = setting(
         "mean",
@@ -288,10 +282,9 @@ class Inference:
     )
     patch_hop: float | None = setting(
         None,
-        "seconds from one patch to the next, in frames of 0.016",
+        "seconds from one patch to the next, in frames of 0.016; auto: datamodule.clip_length",
         ">= 0.016, <= 3600",
         tags="results",
-        auto="datamodule.clip_length",
     )
     tail: Literal["keep", "drop", "pad"] = setting(
         "keep",
@@ -314,9 +307,8 @@ class Inference:
     )
     patches_per_pass: int | None = setting(
         None,
-        "patches in a batch",
+        "patches in a batch; auto: 32 on a GPU, in validation and in test; 4096 tokens on a CPU",
         SIZE,
-        auto="32 on a GPU, in validation and in test; 4096 tokens on a CPU",
     )
 
 
@@ -328,9 +320,8 @@ class Export:
     out_dir: str = setting("export", "folder of config.json …, model.onnx or model.safetensors")
     blocks: tuple[int, ...] | None = setting(
         None,
-        "onnx: blocks whose embeddings it gives",
+        "onnx: blocks whose embeddings it gives; auto: inference.transformer_block",
         ">= -1",
-        auto="inference.transformer_block",
         only="export.format=onnx",
     )
     with_frontend: bool = setting(
@@ -339,7 +330,7 @@ class Export:
         only="export.format=onnx",
     )
     licence: str | None = setting(
-        None, "of the weights", auto="that of the weights they were trained from"
+        None, "of the weights; auto: that of the weights they were trained from"
     )
 
 

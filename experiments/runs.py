@@ -17,32 +17,24 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*")
 
 import colorama  # noqa: E402
 import sacred  # noqa: E402
-from sacred import SETTINGS, commands  # noqa: E402
+from sacred import SETTINGS, commands, utils  # noqa: E402
 from sacred.config import load_config_file  # noqa: E402
 from sacred.dependencies import Source  # noqa: E402
 from sacred.observers import FileStorageObserver  # noqa: E402
 from sacred.run import Run  # noqa: E402
 from sacred.serializer import flatten  # noqa: E402
-from sacred.utils import (  # noqa: E402
-    SacredError,
-    SacredInterrupt,
-    apply_backspaces_and_linefeeds,
-    get_by_dotted_path,
-    set_by_dotted_path,
-)
 from yaml import YAMLError  # noqa: E402
 
 from maest.config import SENTENCES  # noqa: E402
@@ -72,22 +64,6 @@ logging.getLogger().addFilter(
 )
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command: the function (run, settings) of its name in ``experiments/<module>.py``.
-
-    It is imported when it is called: what was typed is checked before, and without torch.
-
-    Attributes:
-        record: "always" in a run folder; "optional": it goes on where none can be written, as its
-            results are elsewhere; "never".
-    """
-
-    module: str
-    sentence: str
-    record: Literal["always", "optional", "never"] = "always"
-
-
 class Experiment(sacred.Experiment):
     """One with typed settings, see :func:`configure`."""
 
@@ -95,7 +71,7 @@ class Experiment(sacred.Experiment):
     aliases: Mapping[str, str]
 
 
-class UserError(SacredError):
+class UserError(utils.SacredError):
     """Printed as its message alone, behind "Error:"."""
 
     __module__, __qualname__ = "builtins", "Error"  # what Sacred prints before it
@@ -104,7 +80,7 @@ class UserError(SacredError):
         super().__init__(message, print_traceback=False)
 
 
-class Interrupted(UserError, SacredInterrupt):
+class Interrupted(UserError, utils.SacredInterrupt):
     """A run that a signal has ended: Sacred keeps it as interrupted, and the exit code tells."""
 
     __module__, __qualname__ = "builtins", "Interrupted"
@@ -158,23 +134,31 @@ def configure(
     ex: Experiment,
     section: type,
     named: Mapping[str, Mapping],
-    table: Mapping[str, Command],
+    table: Mapping[str, tuple[str, str]],
+    *,
     aliases: Mapping[str, str],
+    elsewhere: Collection[str] = (),
 ) -> None:
     """Give an experiment its settings, named configs, commands, and run folders.
 
     Args:
-        table: the first command is the default one.
+        table: command → the file of ``experiments/`` whose function of the same name it calls, with
+            (run, settings); and a sentence. The first is the default. A file is imported when it is
+            needed: what was typed is checked before, and without torch.
         aliases: other names of sections of settings; of single settings, with a ``=`` behind.
+        elsewhere: commands that go on where no run folder can be written; their results are not in
+            it. One that begins with ``print_`` has none.
     """
     ex.section, ex.aliases = section, aliases
     ex.add_config(plain(section()))
     for name, changes in named.items():
         ex.add_named_config(name, deepcopy(dict(changes)))
         ex.named_configs[name].__doc__ = SENTENCES[name]
-    ex.captured_out_filter = apply_backspaces_and_linefeeds  # type: ignore[assignment]
-    for name, command in table.items():
-        ex.command(_checked(ex, name, command), unobserved=command.record == "never")
+    ex.captured_out_filter = utils.apply_backspaces_and_linefeeds  # type: ignore[assignment]
+    for name, (module, sentence) in table.items():
+        function = _command(section, module, name)
+        function.__name__, function.__doc__ = name, sentence
+        ex.command(function, unobserved=name.startswith("print_"))
     ex.default_command = next(iter(table))
 
     @ex.config_hook
@@ -187,7 +171,7 @@ def configure(
             if recorded:
                 _record(ex)
         except InputError as error:
-            if error.kind != "access" or table[command_name].record != "optional":
+            if error.kind != "access" or command_name not in elsewhere:
                 raise UserError(str(error)) from None
             log.warning("%s: %s: going on without it", error.path, error.message)
         return {}
@@ -197,22 +181,14 @@ def configure(
         """Print all settings, and what each is; "auto" is worked out from others."""
         config, changes = deepcopy(_run.config), _run.config_modifications
         for known in settings_of(section):
-            changes.docs[known.name] = known.sentence()
-            if known.auto and get_by_dotted_path(config, known.name) is None:
-                set_by_dotted_path(config, known.name, _Auto())
+            changes.docs[known.name] = known.meaning
+            if known.auto and utils.get_by_dotted_path(config, known.name) is None:
+                utils.set_by_dotted_path(config, known.name, "auto")
         commands.print_config(SimpleNamespace(config=config, config_modifications=changes))
 
 
-class _Auto:
-    def __repr__(self) -> str:
-        return "auto"
-
-
 def _record(ex: Experiment) -> None:
-    """Have the run kept in its folder, with the versions of this program and of some packages.
-
-    Raises InputError where nothing can be written.
-    """
+    """Have the run kept in its folder, with the versions of this program and of some packages."""
     try:
         LOG_DIR.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=LOG_DIR, buffering=0) as file:
@@ -232,26 +208,23 @@ def _record(ex: Experiment) -> None:
         ex.sources = {Source.create(ex.mainfile.filename, save_git_info=True)}
 
 
-def _checked(ex: Experiment, name: str, command: Command) -> Callable:
-    """A command's function for Sacred; what a user can mend is told in one message."""
+def _command(section: type, module: str, name: str) -> Callable:
+    """A function for Sacred, which fills in ``_run`` and ``_config``."""
 
-    def call(_run, _config):  # the names that Sacred fills in
+    def call(_run, _config):
         try:
-            module = importlib.import_module(f"maest.experiments.{command.module}")
-            return getattr(module, name)(_run, parse(ex.section, _config))
+            function = getattr(importlib.import_module(f"maest.experiments.{module}"), name)
+            return function(_run, parse(section, _config))
         except (KeyboardInterrupt, SystemExit) as error:
             # Lightning ends the program where it is interrupted.
-            if isinstance(error, SystemExit) and not isinstance(
-                error.__context__, KeyboardInterrupt
-            ):
-                raise
-            raise Interrupted("SIGINT: stopped", signal.SIGINT) from None
+            if KeyboardInterrupt in (type(error), type(error.__context__)):
+                raise Interrupted("SIGINT: stopped", signal.SIGINT) from None
+            raise
         except Exception as error:
             if not _is_the_users(error):
                 raise
             raise UserError(_message(error)) from error
 
-    call.__name__, call.__doc__ = name, command.sentence
     return call
 
 
@@ -299,12 +272,10 @@ def same_command(*settings: str, without: Sequence[str] = ()) -> str:
 def _own_name(argument: str, aliases: Mapping[str, str]) -> str:
     """A setting under its own name; and ``dataset/…`` as ``datasets/…`` if only that exists."""
     key, equals, value = argument.partition("=")
-    section, dot, rest = key.partition(".")
     if not equals:
         return argument
-    if dot and section in aliases:
-        key = f"{aliases[section]}.{rest}"
-    key = aliases.get(f"{key}=", key)
+    section, dot, rest = key.partition(".")
+    key = aliases.get(f"{key}=") or f"{aliases.get(section + dot, section + dot)}{rest}"
     if value.startswith(("dataset/", "./dataset/")) and not Path(value).exists():
         right = value.replace("dataset/", "datasets/", 1)
         if Path(right).exists():
@@ -331,17 +302,17 @@ def _check_settings_file(path: str) -> None:
 def _help(ex: Experiment, name: str) -> int:
     """Print the help of a command, a section (or that of a setting), or both."""
     name = name.partition(".")[0]
-    known = dict(sections(ex.section))
-    if name not in {**ex.commands, **known}:
+    known = {**ex.commands, **dict(sections(ex.section))}
+    if name not in known:
         raise InputError(
             "there is no such command or section of settings",
             kind="unknown",
             setting=name,
-            hint=f"They are: {', '.join({**ex.commands, **known})}.",
+            hint=f"They are: {', '.join(known)}.",
         )
     if name in ex.commands:
         print(commands.help_for_command(ex.commands[name]))
-    if name in known:
+    if isinstance(known[name], type):
         print(listing(ex.section, name))
     return 0
 
@@ -355,8 +326,7 @@ def run_command_line(ex: Experiment, argv: Sequence[str]) -> int:
         check_arguments(arguments, list(ex.commands), list(ex.named_configs))
         if arguments[:1] == ["help"] and len(arguments) > 1:
             return _help(ex, arguments[1])
-        typed = arguments[arguments.index("with") + 1 :] if "with" in arguments else []
-        for name in typed:
+        for name in arguments[1:]:
             if name.endswith(FILES) and "=" not in name:
                 _check_settings_file(name)
     except InputError as error:

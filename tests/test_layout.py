@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import command_line  # isort: skip (first: it quiets warnings)
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,3 +147,15 @@ def test_nothing_tracked_is_large_or_names_a_home_folder():
         if path.is_file():
             assert path.stat().st_size < 12 * 2**20, name
             assert not re.search(rb"/(root|home)/[a-z]", path.read_bytes()), name
+
+
+@pytest.mark.parametrize("script", ["ex_maest", "ex_tl"])
+def test_each_command_is_a_function_of_its_file(script):
+    for name, (module, sentence) in importlib.import_module(script).COMMANDS.items():
+        assert callable(getattr(importlib.import_module(f"maest.experiments.{module}"), name))
+        assert sentence.endswith(".")
+
+
+def test_no_colour_codes_in_a_pipe(tmp_path):
+    for line in ("print_config with seed=1", "print_named_configs"):
+        assert "\x1b" not in command_line.good("ex_maest.py", line, tmp_path)

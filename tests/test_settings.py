@@ -26,7 +26,7 @@ class Deep:
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
     max_epochs: int = setting(10, "epochs")
-    precision: str | None = setting(None, "of numbers", auto="by the device")
+    precision: str | None = setting(None, "of numbers; auto: by the device")
     deep: Deep = field(default_factory=Deep)
 
 
@@ -129,7 +129,8 @@ def test_good_settings(given, expected):
     assert parse(Example, plain(found)) == found
 
 
-COMMANDS, NAMED = ("pretrain", "extract_embeddings"), ("target_scores", "paper_recipe")
+COMMANDS = ("pretrain", "extract_embeddings")
+NAMED = ("target_scores", "paper_recipe", "maest_finetune")
 
 
 @pytest.mark.parametrize(
@@ -149,15 +150,16 @@ COMMANDS, NAMED = ("pretrain", "extract_embeddings"), ("target_scores", "paper_r
         ),
         ("with target_score", "target_score", "'target_scores'"),
         ("extract_embedings with seed=1", "extract_embedings", "'extract_embeddings'"),
+        ("with maest_base", "maest_base", "maest.arch=maest_base"),
         ("target_scores with seed=1", "target_scores", "'with target_scores seed=1'"),
         ("seed=1", "seed=1", "'with seed=1'"),
-        ("target_score with seed=1", "target_score", "'with target_scores seed=1'"),
+        ("target_score with seed=1", "target_score", "'target_scores'"),
         ("pretrain target_scores seed=1", "target_scores", "'pretrain with target_scores seed=1'"),
         ("target_scores pretrain", "target_scores", "'pretrain with target_scores'"),
         ("pretrain seed=1 with target_scores", "seed=1", "'pretrain with seed=1 target_scores'"),
-        ("pretrain with", "with", "Leave it out"),
+        ("pretrain with", "with", "'pretrain'"),
         ("with", "with", "Leave it out"),
-        ("target_score with seed =1", "target_score", "'with target_scores seed=1'"),
+        ("target_score with seed =1", "target_score", "'target_scores'"),
     ],
 )
 def test_slips_of_the_command_line(line, setting, right):

@@ -276,7 +276,7 @@ def test_training_on_a_broken_file_names_it(toy, tmp_path):
     ("line", "setting", "more"),
     [
         ("with datamodule.base_di=x", "datamodule.base_di", "'datamodule.base_dir'"),
-        ("with modul.lr=1", "modul", ""),
+        ("with modul.lr=1", "modul.lr", "'module.lr'"),
         ("with paper_recip", "paper_recip", "'paper_recipe'"),
         ("with datamodule.base_dir =my/dir/", "datamodule.base_dir", "base_dir=my/dir/"),
         ("with maest.arch=maest_tini {toy}", "maest.arch", "'maest_tiny'"),
