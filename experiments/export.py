@@ -27,36 +27,34 @@ def export(run: Any, settings: Settings) -> dict[str, Any]:
     check_head(checkpoint, net)
     with in_section("export"):
         licence = export_licence(options.licence, checkpoint.licence)
-    # Of two sets of weights, one is exported.
-    trained_on = {name: v for name, v in checkpoint.trained_on.items() if name != "swa"}
-    trained_on |= {"licence": licence} if licence else {}
-    notes: list[str] = []
-    if options.format == "huggingface":
-        from maest.models.huggingface import export_huggingface
+        # Of two sets of weights, one is exported.
+        trained_on = {name: v for name, v in checkpoint.trained_on.items() if name != "swa"}
+        about = checkpoint.arch, trained_on | ({"licence": licence} if licence else {})
+        notes: list[str] = []
+        if options.format == "huggingface":
+            from maest.models.huggingface import export_huggingface
 
-        arch = checkpoint.arch
-        notes = export_huggingface(written, net, arch=arch, trained_on=trained_on, licence=licence)
-    elif options.format == "onnx":
-        from maest.models.graph import export_onnx
+            notes = export_huggingface(written, net, *about)
+        elif options.format == "onnx":
+            from maest.models.graph import export_onnx
 
-        written /= "model.onnx"
-        blocks: Any = options.blocks
-        if blocks is None:
-            setting = "inference.transformer_block"
-            blocks = chosen_blocks(settings.inference.transformer_block, net.depth, setting)
-        parents = json.dumps(trained_on.get("parents", []), ensure_ascii=False)
-        metadata = {"arch": checkpoint.arch or "", "licence": licence or "", "parents": parents}
-        with in_section("export"):
+            written /= "model.onnx"
+            blocks: Any = options.blocks
+            if blocks is None:
+                setting = "inference.transformer_block"
+                blocks = chosen_blocks(settings.inference.transformer_block, net.depth, setting)
+            parents = json.dumps(trained_on.get("parents", []), ensure_ascii=False)
+            metadata = {"arch": checkpoint.arch or "", "licence": licence or "", "parents": parents}
             export_onnx(written, net, blocks, options.with_frontend, metadata)
-        notes = [
-            f"It takes up to {clip_seconds(net.input_t):g} s at a time (max_frames in its "
-            "metadata): cut longer tracks into patches, and average what they give."
-        ]
-    else:
-        written /= "model.safetensors"
-        save_safetensors(written, net, checkpoint.arch, trained_on)
-        if net.patchout.kept_columns is not None or net.patchout.kept_rows is not None:
-            notes = ["Patchout is a setting of a run: the file does not carry it."]
+            notes = [
+                f"It takes up to {clip_seconds(net.input_t):g} s at a time (max_frames in its "
+                "metadata): cut longer tracks into patches, and average what they give."
+            ]
+        else:
+            written /= "model.safetensors"
+            save_safetensors(written, net, *about)
+            if net.patchout.kept_columns is not None or net.patchout.kept_rows is not None:
+                notes = ["Patchout is a setting of a run: the file does not carry it."]
     for note in notes:
         log.warning(note)
     print(f"written: {written}")

@@ -161,8 +161,12 @@ def test_the_model_card(tmp_path):
         tmp_path / "tags",
         network(),
         arch="maest_tiny",
-        trained_on={"groundtruth": "scores/train.pk", "tracks": 5, "val_ap": 0.25},
-        licence="CC-BY-NC-SA-4.0",
+        trained_on={
+            "groundtruth": "scores/train.pk",
+            "tracks": 5,
+            "val_ap": 0.25,
+            "licence": "CC-BY-NC-SA-4.0",
+        },
     )
     card = (tmp_path / "tags" / "README.md").read_text("utf-8")
     assert card.startswith("---\nlicense: cc-by-nc-sa-4.0\n")
@@ -242,7 +246,8 @@ def test_trained_further_in_transformers(tmp_path):
 
 
 def test_a_licence_is_read_off_the_card(tmp_path):
-    export_huggingface(tmp_path / "hub", network(), licence="CC-BY-NC-SA-4.0")
+    licence = {"licence": "CC-BY-NC-SA-4.0"}
+    export_huggingface(tmp_path / "hub", network(), trained_on=licence)
     path = tmp_path / "hub" / "config.json"
     theirs = json.loads(path.read_text("utf-8"))
     del theirs["maest"]

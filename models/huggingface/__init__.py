@@ -20,7 +20,7 @@ import torch
 from maest.helpers import mel_constants, melspectrogram
 from maest.helpers.errors import InputError
 from maest.helpers.files import to_json
-from maest.helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
+from maest.helpers.mel_constants import N_MELS, SAMPLE_RATE
 from maest.helpers.patches import PATCH_SIZE
 from maest.models import layouts
 from maest.models.archs import CONFIG_NAME, WEIGHTS_NAME, clip_seconds
@@ -36,15 +36,13 @@ EXTRACTOR = Path(__file__).with_name("feature_extraction_maest.py")
 def export_huggingface(
     folder: Path,
     model: Maest,
-    *,
     arch: str | None = None,
     trained_on: Mapping[str, Any] | None = None,
-    licence: str | None = None,
 ) -> list[str]:
     """Write the folder; return what the layout cannot carry, a sentence each, as in the card.
 
     An older export is replaced, file by file, unless it was trained further since; an edited card
-    and other files stay. ``trained_on`` is for the card; ``licence`` is an SPDX identifier.
+    and other files stay. ``trained_on`` is for the card; its "licence" is an SPDX identifier.
 
     Raises:
         InputError: if the network's spectrogram has not 96 bands; else as `own_files`.
@@ -52,7 +50,7 @@ def export_huggingface(
     if model.input_f != N_MELS:
         message = f"the model takes {model.input_f} bands, and this layout is for {N_MELS}"
         hint = "Export it as ONNX or safetensors."
-        raise InputError(message, kind="unsupported", hint=hint, setting="export.format")
+        raise InputError(message, kind="unsupported", hint=hint, setting="format")
     state = {name: tensor.float() for name, tensor in cpu_state_dict(model).items()}
     if model.target_std is not None:  # the last layer gives the values in their units
         std, mean = torch.tensor(model.target_std), torch.tensor(model.target_mean)
@@ -67,7 +65,7 @@ def export_huggingface(
         "trained_on": dict(trained_on or {}),
         "head": layouts.fingerprint(state["head.1.weight"]),
     }
-    card = model_card(folder.name, model, frames, record, licence)
+    card = model_card(folder.name, model, frames, record)
     record["card"] = _digest(card.encode())
     labels = model.labels or layouts.default_hub_labels(model.n_classes)
     config = {
@@ -127,57 +125,47 @@ def _mark(folder: Path) -> bytes:
 
 def unsupported_features(model: Maest) -> list[str]:
     """What this layout cannot carry of a network."""
-    notes = []
-    if model.head_eps != HUB_EPS:
-        notes.append(
-            f"The classifier's norm has an epsilon of {HUB_EPS:g} in this layout, and of "
-            f"{model.head_eps:g} in the network: logits differ a little, embeddings do not."
-        )
-    if model.distilled_type == "separated":
-        notes.append(
-            "The second head (head_dist) is not carried: logits are the first head's, on the mean "
-            "of the cls and dist tokens, as in the released teacher-student model. Metrics of this "
-            "model were measured with both heads."
-        )
-    if model.patchout.kept_columns is not None or model.patchout.kept_rows is not None:
-        notes.append("Patchout that drops given rows or columns is not carried: all are computed.")
-    if model.labels is None:
-        notes.append("The labels have no names.")
-    return notes
+    kept = model.patchout.kept_columns, model.patchout.kept_rows
+    notes = {
+        f"The classifier's norm has an epsilon of {HUB_EPS:g} in this layout, and of "
+        f"{model.head_eps:g} in the network: logits differ a little, embeddings do not.": (
+            model.head_eps != HUB_EPS
+        ),
+        "The second head (head_dist) is not carried: logits are the first head's, on the mean of "
+        "the cls and dist tokens, as in the released teacher-student model. Metrics of this model "
+        "were measured with both heads.": model.distilled_type == "separated",
+        "Patchout that drops given rows or columns is not carried: all are computed.": (
+            kept != (None, None)
+        ),
+        "The labels have no names.": model.labels is None,
+    }
+    return [note for note, applies in notes.items() if applies]
 
 
-def model_card(
-    name: str, model: Maest, frames: int, record: Mapping[str, Any], licence: str | None
-) -> str:
+def model_card(name: str, model: Maest, frames: int, record: Mapping[str, Any]) -> str:
     """The README.md of the folder."""
-    trained_on = record["trained_on"]
+    trained_on, arch = record["trained_on"], record["arch"]
+    licence, parents = trained_on.get("licence"), trained_on.get("parents") or []
     metrics = {k: v for k, v in trained_on.items() if k.startswith(("val_", "test_"))}
     data = {k: v for k, v in trained_on.items() if k not in (*metrics, "licence", "parents")}
     facts = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items())
-    parents = trained_on.get("parents") or []
     descent = _lines(f"{row.get('name')}: {row.get('licence') or 'not stated'}" for row in parents)
-    return (
-        EXTRACTOR.with_name("card.md")
-        .read_text("utf-8")
-        .format(
-            name=name,
-            model=model,
-            license=licence.lower() if licence else "unknown",
-            arch=f" ({record['arch']})" if record["arch"] else "",
-            weights=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-            seconds=clip_seconds(model.input_t),
-            rate=SAMPLE_RATE,
-            activation=ACTIVATIONS[model.task],
-            frames=frames,
-            per_second=SAMPLE_RATE / HOP_LENGTH,
-            labels=", ".join(model.labels or []) or "without names",
-            data=_lines(facts) or "Nothing is recorded.",
-            metrics=_lines(f"{k}: {v}" for k, v in metrics.items()) or "None is recorded.",
-            licence=licence or "Not stated. Whoever passes these weights on should say it here.",
-            parents=descent and f"\nTrained from the weights of, the nearest first:\n\n{descent}\n",
-            notes=_lines(unsupported_features(model))
-            or "Nothing: outputs are those of the network.",
-        )
+    template = EXTRACTOR.with_name("card.md").read_text("utf-8")
+    return template.format(
+        name=name,
+        model=model,
+        license=licence.lower() if licence else "unknown",
+        arch=f" ({arch})" if arch else "",
+        weights=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        seconds=clip_seconds(model.input_t),
+        activation=ACTIVATIONS[model.task],
+        frames=frames,
+        labels=", ".join(model.labels or []) or "without names",
+        data=_lines(facts) or "Nothing is recorded.",
+        metrics=_lines(f"{k}: {v}" for k, v in metrics.items()) or "None is recorded.",
+        licence=licence or "Not stated. Whoever passes these weights on should say it here.",
+        parents=descent and f"\nTrained from the weights of, the nearest first:\n\n{descent}\n",
+        notes=_lines(unsupported_features(model)) or "Nothing: outputs are those of the network.",
     )
 
 
