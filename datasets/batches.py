@@ -111,38 +111,38 @@ class PackedStrings:
         return self._bytes[start:end].tobytes().decode("utf-8", "surrogatepass")
 
 
-class CropDataset(Dataset):
-    """Random crops for training, a batch at a time.
-
-    With ``on_error="skip"`` another clip takes the place of one that cannot be read: of any track,
-    each as likely, whatever weights the sampler draws by (so that a rare label of
-    ``balanced_sampling`` loses a little where its files are bad).
-    """
+class _Tracks(Dataset):
+    """The tracks of a ground truth, and whether those that cannot be read are skipped."""
 
     def __init__(
         self,
         groundtruth: GroundTruth,
         base_dir: str | Path,
         frames: int,
+        skip: bool = False,
         teacher_dir: str | Path | None = None,
-        on_error: str = "raise",
     ) -> None:
         self.keys, self.targets = PackedStrings(groundtruth.keys), groundtruth.targets
-        self.base_dir, self.frames, self.teacher_dir = str(base_dir), frames, teacher_dir
-        self.skip = on_error == "skip"
+        self.base_dir, self.frames, self.skip = str(base_dir), frames, skip
+        self.teacher_dir = teacher_dir
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitems__(self, items: Sequence[tuple[int, int]]) -> ClipBatch:
-        """Read a batch; a DataLoader calls this with all of its items at once.
 
-        Args:
-            items: of each clip the track's index, and the seed of its random crop.
+class CropDataset(_Tracks):
+    """Random crops for training, a batch at a time.
+
+    Where tracks are skipped, another clip takes the place of one that cannot be read: of any track,
+    each as likely, whatever weights the sampler draws by (so that a rare label of
+    ``balanced_sampling`` loses a little where its files are bad).
+    """
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> ClipBatch:
+        """Read a batch: of each clip the track's index, and the seed of its random crop.
 
         Raises:
-            InputError: for a file that cannot be read; if they are to be skipped, where nearly
-                nothing can be read.
+            InputError: a file cannot be read; if such are skipped, nearly nothing can be read.
         """
         errors: dict[str, str] = {}
         read = [self._read(index, seed, errors) for index, seed in items]
@@ -175,29 +175,18 @@ class CropDataset(Dataset):
             tried.append(index)
             while index in tried and len(tried) < len(self):
                 index = int(substitutes.integers(len(self)))
+        what = (
+            f"none of {len(tried)} of {len(self)} training tracks, tried one after the other, can "
+        )
+        hint = "`python ex_maest.py check_data` with the same settings lists what is wrong."
+        setting = "datamodule.on_error"
         raise InputError(
-            f"{len(tried)} of {len(self)} training tracks were tried one after the other, and not "
-            f"one can be read (the last: {reason})",
-            kind="empty",
-            setting="datamodule.on_error",
-            hint="`python ex_maest.py check_data` with the same settings lists what is wrong.",
+            f"{what}be read (the last: {reason})", kind="empty", setting=setting, hint=hint
         )
 
 
-class TrackDataset(Dataset):
-    """Whole tracks as patches; an item is ``(key, patches or the error, targets)``.
-
-    Unless ``skip`` is set, errors are raised.
-    """
-
-    def __init__(
-        self, groundtruth: GroundTruth, base_dir: str | Path, frames: int, skip: bool
-    ) -> None:
-        self.keys, self.targets = PackedStrings(groundtruth.keys), groundtruth.targets
-        self.base_dir, self.frames, self.skip = base_dir, frames, skip
-
-    def __len__(self) -> int:
-        return len(self.keys)
+class TrackDataset(_Tracks):
+    """Whole tracks as patches; an item is ``(key, patches or the error, targets)``."""
 
     def __getitem__(self, index: int) -> tuple[str, list[np.ndarray] | InputError, np.ndarray]:
         key = self.keys[index]

@@ -135,9 +135,8 @@ class MaestDataModule(pl.LightningDataModule):
         self._start = None
         sampler.set_epoch(epoch)
         sampler.skip(batches * self.batch_size_train)
-        dataset = CropDataset(
-            train, self.base_dir, self.clip_frames, self.teacher_dir, self.on_error
-        )
+        skip = self.on_error == "skip"
+        dataset = CropDataset(train, self.base_dir, self.clip_frames, skip, self.teacher_dir)
         return self._loader(dataset, self.batch_size_train, sampler, _identity)
 
     def val_dataloader(self) -> DataLoader:

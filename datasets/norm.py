@@ -13,48 +13,31 @@ from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import N_MELS
 from maest.helpers.parallel import in_order
 
+Moments = tuple[int, float, float]  # number, mean and sum of squared deviations of some values
 
-@dataclass
-class Moments:
-    """Number, mean and sum of squared deviations of a stream of values, in float64.
 
-    Merging is the update of T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing
-    the sample variance", The American Statistician 37 (1983): exact to rounding however long the
-    stream, where a sum of squares would lose its digits.
+def combined(a: Moments, b: Moments) -> Moments:
+    """Those of all values together, exact to rounding however many there are.
+
+    The update of T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the sample
+    variance", The American Statistician 37 (1983); a sum of squares would lose its digits.
     """
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def add(self, other: Moments) -> None:
-        """Take in the values of ``other``."""
-        total = self.count + other.count
-        if not self.count:
-            self.mean, self.squares = other.mean, other.squares
-        elif other.count:
-            delta = other.mean - self.mean
-            self.squares += other.squares + delta**2 * self.count * other.count / total
-            self.mean += delta * other.count / total
-        self.count = total
-
-    @property
-    def std(self) -> float:
-        """The standard deviation of the values, NaN of none."""
-        return float(np.sqrt(self.squares / self.count)) if self.count else float("nan")
+    count, delta = a[0] + b[0], b[1] - a[1]
+    share = b[0] / max(count, 1)
+    return count, a[1] + delta * share, a[2] + b[2] + delta**2 * a[0] * share
 
 
 def file_moments(path: str | Path) -> Moments:
     """Of all values of a file, which is read in pieces of at most 320 s."""
-    moments = Moments()
+    total: Moments = (0, 0.0, 0.0)
     with MelFile(path) as mel:
         for chunk in mel.chunks():
             values = chunk.astype(np.float64)
             mean = float(values.mean())
             values -= mean
             squares = float(np.square(values, out=values).sum())
-            moments.add(Moments(values.size, mean, squares))
-    return moments
+            total = combined(total, (values.size, mean, squares))
+    return total
 
 
 @dataclass(frozen=True)
@@ -90,25 +73,27 @@ def norm_stats(
         except InputError as error:
             return error.reason
 
-    total, failed, first = Moments(), dict[str, str](), ""
+    total: Moments = (0, 0.0, 0.0)
+    failed, first = dict[str, str](), ""
     results = in_order(of_key, keys, num_workers, "norm statistics" if progress else None)
     for key, result in zip(keys, results, strict=True):
         if isinstance(result, str):
             failed[key] = result
         else:
             first = first or key
-            total.add(result)
+            total = combined(total, result)
     if not first:
         key, reason = next(iter(failed.items()), ("", "there are no tracks"))
         what = f"none of the {len(keys)} log-mel files can be read; the first, {key!r}: "
         hint = "Check datamodule.base_dir."
         raise InputError(what + reason.rstrip("."), kind="missing", path=base_dir, hint=hint)
-    if not total.squares:
-        what = f"all values of the log-mel files are equal, {total.mean:g}: nothing to normalise by"
+    count, mean, squares = total
+    if not squares:
+        what = f"all values of the log-mel files are equal, {mean:g}: nothing to normalise by"
         hint = "Check the audio that they were made from."
         raise InputError(what, path=Path(base_dir, first), hint=hint)
-    tracks = len(keys) - len(failed)
-    return NormStats(total.mean, total.std, tracks, total.count // N_MELS, failed)
+    deviation = float(np.sqrt(squares / count))
+    return NormStats(mean, deviation, len(keys) - len(failed), count // N_MELS, failed)
 
 
 def sampled_mean_and_std(

@@ -9,7 +9,7 @@ import pytest
 
 from maest.datasets import norm
 from maest.datasets.melspectrograms import write_mel
-from maest.datasets.norm import Moments, norm_stats, sampled_mean_and_std
+from maest.datasets.norm import norm_stats, sampled_mean_and_std
 from maest.helpers.errors import InputError
 
 
@@ -82,7 +82,6 @@ def test_what_cannot_be_read_is_left_out_and_named(store, tmp_path):
             take()
         assert (error.value.kind, error.value.path) == (kind, path)
         assert error.value.hint
-    assert np.isnan(Moments().std)
 
 
 @pytest.mark.parametrize("value", [0, 2])
@@ -106,5 +105,5 @@ def test_memory_does_not_grow_with_a_track(tmp_path, monkeypatch):
     found = norm.file_moments(tmp_path / "hours.mmap")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert (found.count, found.mean, found.squares) == (60_000 * 96, 1, 0)
+    assert found == (60_000 * 96, 1, 0)
     assert peak < 4e6
