@@ -26,9 +26,9 @@ _LONGEST_REASON = 300  # characters of an error that nobody foresaw
 
 
 class Tracks:
-    """Tracks below a folder. Worker processes share the memory of their keys.
+    """Tracks below a folder; worker processes share the memory of their keys, which are any text.
 
-    Keys are any text, escaped bytes that are no UTF-8 included.
+    A key is the path of a file relative to the folder, or leads to it.
     """
 
     def __init__(self, folder: str | Path, keys: Sequence[str]) -> None:
@@ -36,7 +36,6 @@ class Tracks:
         self.keys = PackedStrings(keys)
 
     def path(self, index: int) -> Path:
-        """The file of a track."""
         return self.folder / self.keys[index]
 
     def read(self, index: int, scratch: Path) -> Track:
@@ -58,13 +57,9 @@ class Tracks:
 
 
 class AudioTracks(Tracks):
-    """Audio files: a key is a path relative to the folder, with its suffix.
+    """Audio files."""
 
-    Attributes:
-        seconds: of each track, at most so many are read, its centre; None: all.
-    """
-
-    seconds: float | None = None
+    seconds: float | None = None  # of each, at most so many are read, its centre
 
     def _mel(self, index: int, scratch: Path) -> tuple[np.ndarray, list[str]]:
         return read_audio_mel(self.path(index), scratch, self.seconds)
@@ -90,13 +85,10 @@ def read_tracks(
     time_limit: float | None = TIME_LIMIT,
     start_method: str | None = None,
 ) -> Generator[Track]:
-    """Tracks in the order in which their workers finish them, each once.
+    """Tracks in the order in which their workers finish them (`helpers.processes.process_map`).
 
-    A track whose worker process is killed, or hangs, is retried alone when all others are done; if
-    that fails too, it comes with ``error``. See `helpers.processes.process_map`.
-
-    Raises:
-        InputError: workers end before they read anything.
+    One whose worker process is killed, or hangs, is retried alone when all others are done; if that
+    fails too, it comes with ``error``. InputError: workers end before they read anything.
     """
     with tempfile.TemporaryDirectory(prefix="maest-", ignore_cleanup_errors=True) as scratch:
         results = process_map(
@@ -127,15 +119,11 @@ def _read(tracks: Tracks, scratch: Path, index: int) -> tuple[Track, Path | None
 
 
 class Found(NamedTuple):
-    """Audio, in the order of its names' bytes, and what is left out of it.
+    """What `find_tracks` found."""
 
-    ``failed`` are folders that may not be read, relative to the folder, with reasons; ``left_out``
-    counts what is not taken for music, by suffix or name of a folder.
-    """
-
-    tracks: AudioTracks
-    failed: dict[str, str]
-    left_out: Counter[str]
+    tracks: AudioTracks  # in the order of their names' bytes
+    failed: dict[str, str]  # folders that may not be read → reasons
+    left_out: Counter[str]  # what is not taken for music, by suffix or name of a folder
 
 
 def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found:

@@ -51,15 +51,15 @@ def open_folder(
         settings: what results depend on, ``kind`` among them; values as JSON has them. One that an
             older manifest lacks counts as unchanged, and None is as good as none.
         source: the folder that the tracks' keys are relative to.
-        overwrite: whether results of other settings are removed, with what stands beside them;
-            nothing else is, and nothing in a folder that is a link. Results of the same settings
-            stay: the caller makes its own again. What no manifest tells of is not ours: refused.
-        present: the key of some track of this source that has a file there already, or None. It is
-            asked only for a source that is not yet in the manifest.
+        overwrite: results of other settings are removed, with what stands beside them; those of the
+            same settings stay, as the caller makes its own again.
+        present: for a source that is not yet in the manifest, gives the key of some track of it
+            that has a file there already.
         made_by: what people want to know, and results do not depend on. The last run's is kept.
 
     Raises:
-        InputError: other results are there; a damaged manifest; the folder cannot be written to.
+        InputError: there are other results, or some that no manifest tells of; a damaged manifest;
+            the folder cannot be written to.
     """
     wanted, source = _valid(settings), valid_utf8(source)
     try:
@@ -72,9 +72,10 @@ def open_folder(
             elif any(wanted.get(name) != value for name, value in _known(known).items()):
                 _replace(folder, _known(known), wanted, overwrite)
             else:
-                manifest["sources"] = _joined(folder, known["sources"], source, overwrite, present)
-            if made_by:
-                manifest["made_by"] = _valid(made_by)
+                if source not in known["sources"] and not overwrite and (key := present()):
+                    raise _same_name(folder, key, known["sources"], source)
+                manifest["sources"] = list(dict.fromkeys((*known["sources"], source)))
+            manifest |= {"made_by": _valid(made_by)} if made_by else {}
             if manifest != known:
                 write_json(folder / MANIFEST, manifest)
     except OSError as error:  # also of a lock that another run holds for so long
@@ -92,6 +93,18 @@ def _known(manifest: dict[str, Any]) -> dict[str, Any]:
     settings = {"max_seconds": None, **manifest["settings"]}
     settings.pop("input", None)
     return settings
+
+
+def _same_name(folder: Path, key: str, sources: list[str], source: str) -> InputError:
+    return InputError(
+        f"holds {key!r} already, made from {', '.join(sources)}, and this run reads {source}: "
+        "two tracks of one name would be taken for one",
+        kind="conflict",
+        hint="Give another inference.out_dir, or inference.overwrite=True, which makes this run's "
+        "tracks again. If the same music has moved, write its new place into the sources of "
+        f"{folder / MANIFEST}.",
+        path=folder,
+    )
 
 
 def _check_no_results(folder: Path, kind: str) -> None:
@@ -125,28 +138,6 @@ def _replace(folder: Path, was: dict[str, Any], now: dict[str, Any], overwrite: 
             path.unlink(missing_ok=True)
 
 
-def _joined(
-    folder: Path,
-    sources: list[str],
-    source: str,
-    overwrite: bool,
-    present: Callable[[], str | None],
-) -> list[str]:
-    if source in sources:
-        return sources
-    if not overwrite and (key := present()) is not None:
-        raise InputError(
-            f"holds {key!r} already, made from {', '.join(sources)}, and this run reads {source}: "
-            "two tracks of one name would be taken for one",
-            kind="conflict",
-            hint="Give another inference.out_dir, or inference.overwrite=True, which makes this "
-            "run's tracks again. If the same music has moved, write its new place into the "
-            f"sources of {folder / MANIFEST}.",
-            path=folder,
-        )
-    return [*sources, source]
-
-
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """``settings``, ``sources`` and maybe ``made_by`` of a folder of results; None: no manifest.
 
@@ -156,20 +147,15 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """
     path = Path(folder) / MANIFEST
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        manifest["settings"].items(), "".join(manifest["sources"])
     except FileNotFoundError:
         return None
-    except ValueError:
-        manifest = None
-    match manifest:
-        case {"settings": dict(), "sources": list(names)} if all(isinstance(n, str) for n in names):
-            return manifest
-    raise InputError(
-        "expected the settings that the results there were made with, as JSON",
-        kind="corrupt",
-        hint="Give another inference.out_dir, or remove this folder if its results are yours.",
-        path=path,
-    )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        message = "expected the settings that the results there were made with, as JSON"
+        hint = "Give another inference.out_dir, or remove this folder if its results are yours."
+        raise InputError(message, kind="corrupt", hint=hint, path=path) from None
+    return manifest
 
 
 def _results(folder: Path, ends: tuple[str, ...]) -> Iterator[Path]:

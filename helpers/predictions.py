@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.failures import encodable, valid_utf8
 from maest.helpers.files import write_json, write_rows
 from maest.helpers.tracks import TrackResult
@@ -88,11 +88,11 @@ def write_predictions(
         "patches": patches,
     }
     whole = {"start": 0.0, "end": prediction["seconds"], "labels": prediction["labels"]}
-    warnings = SEPARATOR.join(result.warnings)
+    parts = [("track", whole, SEPARATOR.join(result.warnings))]
+    parts += [("patch", patch, "") for patch in patches]
     rows = (
         (scope, f"{part['start']:.3f}", f"{part['end']:.3f}", rank, *_cells(entry, figure), warned)
-        for scope, warned, parts in (("track", warnings, [whole]), ("patch", "", patches))
-        for part in parts
+        for scope, part, warned in parts
         for rank, entry in enumerate(part["labels"], 1)
     )
     header = ("scope", "start", "end", "rank", "label", figure, "warnings")
@@ -118,12 +118,9 @@ def read_predictions(path_json: Path) -> dict[str, Any]:
                 str(entry["label"]), float(entry[figure])
         str(prediction["track"]), SEPARATOR.join(prediction["warnings"])
     except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})",
-            kind="missing" if isinstance(error, FileNotFoundError) else "access",
-            hint="Run predict for this track first.",
-            path=path_json,
-        ) from None
+        kind: Kind = "missing" if isinstance(error, FileNotFoundError) else "access"
+        message, hint = f"cannot be read ({error.strerror})", "Run predict for this track first."
+        raise InputError(message, kind=kind, hint=hint, path=path_json) from None
     except (ValueError, LookupError, TypeError, AttributeError):
         message, hint = "expected a track's predictions as JSON", "Run predict again."
         raise InputError(message, kind="corrupt", hint=hint, path=path_json) from None
@@ -158,9 +155,8 @@ def plot_predictions(
 def write_table(path_csv: Path, folder: Path, keys: Iterable[str]) -> bool:
     """Write one CSV with a row for each track: ``track,seconds,label_1,activation_1,…,warnings``.
 
-    Tracks whose ``<key>.predictions.json`` in ``folder`` is missing, cannot be read, or has another
-    number of labels than the first, are left out. One file is read at a time. Returns whether there
-    is any row.
+    Left out are tracks whose ``<key>.predictions.json`` in ``folder`` is missing, cannot be read,
+    or has another number of labels than the first. Returns whether there is any row.
     """
 
     def readable() -> Iterator[tuple[str, dict[str, Any]]]:
