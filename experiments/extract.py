@@ -180,19 +180,21 @@ class Progress:
         self._bar.update()
         if self._tell_similarity and similarity is not None:
             self._tell_similarity = False
-            values = ", ".join(f"{name} {value:.6f}" for name, value in similarity.items())
-            tqdm.write(f"int8 against fp32, lowest cosine similarity at first: {values}")
-        labels = "failed"
+            shown = ", ".join(f"{name} {value:.6f}" for name, value in similarity.items())
+            tqdm.write(f"int8 against fp32, lowest cosine similarity on the first patches: {shown}")
         if isinstance(result, TrackResult):
             self.seconds += result.seconds
-            if (values := result.activations) is not None:
-                names = predictions.label_names(self._net.labels, len(values))
-                chosen = predictions.best(values, _LABELS, self._net.task)[:_LABELS]
-                labels = ", ".join(
-                    f"{predictions.printable(names[i])} {values[i]:.2f}" for i in chosen
-                )
         if self._lines and self._predicts and self._total > 1:
+            labels = self._labels(result) or "failed"
             print(f"{self._done} of {self._total}  {predictions.printable(result.key)}: {labels}")
+
+    def _labels(self, result: TrackResult | Track) -> str:
+        if isinstance(result, Track) or result.activations is None:
+            return ""
+        names = predictions.label_names(self._net.labels, len(result.activations))
+        chosen = predictions.best(result.activations, _LABELS, self._net.task)[:_LABELS]
+        pairs = ((predictions.printable(names[i]), result.activations[i]) for i in chosen)
+        return ", ".join(f"{name} {value:.2f}" for name, value in pairs)
 
     def close(self) -> None:
         self._bar.close()
@@ -262,11 +264,8 @@ def _show_predictions(output: Output, job: ExtractionJob, failed: dict[str, str]
     keys = job.tracks.keys
     if len(keys) == 1:
         if keys[0] not in failed and output.path(keys[0]).is_file():
-            print(
-                predictions.table(
-                    predictions.read_predictions(output.path(keys[0])), get_terminal_size().columns
-                )
-            )
+            found = predictions.read_predictions(output.path(keys[0]))
+            print(predictions.table(found, get_terminal_size().columns))
         return
     path = output.folder / job.named("tracks.csv")
     part = (keys[i] for i in own_share(len(keys), job.shard))

@@ -30,7 +30,7 @@ from maest.experiments.model import (
 from maest.experiments.ranks import Ranks
 from maest.helpers.blocks import chosen_blocks
 from maest.helpers.differences import differences
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.failures import write_failures
 from maest.helpers.files import remove_leftovers
 from maest.helpers.manifest import model_hash, open_folder
@@ -198,19 +198,22 @@ def _check_options(settings: Settings, kinds: tuple[str, ...], device: torch.dev
         if getattr(settings.maest, name) != getattr(defaults, name):
             other = "maest.s_patchout_t_interleaved=2 leaves out every second column"
             log.warning("maest.%s acts in training alone; at inference, %s", name, other)
+    kind: Kind = "conflict"
     if len(set(kinds)) < len(kinds):
-        name, message, hint = "outputs", f"{list(kinds)} names one twice", "Give each once."
+        name, kind, message = "outputs", "invalid", f"{list(kinds)} names one twice"
+        hint = "Give each once."
     elif inference.transformer_block == ():
-        name, message, hint = "transformer_block", "no block is named", "Leave it out, or name one."
+        name, kind, message = "transformer_block", "empty", "no block is named"
+        hint = "Leave it out, or name one."
     elif inference.plot and "predictions" not in kinds:
         name, message = "plot", "only predictions are drawn"
         hint = "Use the command predict, or add predictions to inference.outputs."
     elif inference.quantize and device.type != "cpu":
-        name, message = "quantize", f"{inference.quantize} is for a CPU"
+        name, kind, message = "quantize", "unsupported", f"{inference.quantize} is for a CPU"
         hint = "Set trainer.accelerator=cpu, or leave it out."
     else:
         return
-    raise InputError(message, kind="conflict", hint=hint, setting=f"inference.{name}")
+    raise InputError(message, kind=kind, hint=hint, setting=f"inference.{name}")
 
 
 def out_dir_of(settings: Settings) -> Path:
