@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from itertools import islice
 from typing import Any
 
@@ -48,7 +47,7 @@ def evaluate(
     device, dtype = devices.device, PRECISIONS[devices.precision]
     patches = settings.inference.patches_per_pass
     scores = TrackScores({"": net.to(device).eval()}, patches, skipped)
-    quiet = not (settings.trainer.enable_progress_bar and sys.stderr.isatty())
+    quiet = None if settings.trainer.enable_progress_bar else True  # None: but on a terminal
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         for batch in tqdm(islice(tracks, total), "evaluation", total, leave=False, disable=quiet):
             scores.add(batch.to(device))

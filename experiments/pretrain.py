@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 import time
 import warnings
@@ -26,7 +25,7 @@ from maest.experiments.data import check
 from maest.experiments.devices import find_devices
 from maest.experiments.evaluate import evaluate, left_out, metrics_of
 from maest.experiments.plan import Plan, resolve
-from maest.experiments.ranks import check_processes
+from maest.experiments.ranks import check_processes, end_processes
 from maest.experiments.runs import LOG_DIR, Interrupted, run_dir, same_command
 from maest.helpers import metrics, plots
 from maest.helpers.averaging import WeightAverage
@@ -213,8 +212,8 @@ def _fit(trainer: pl.Trainer, module: MaestModule, plan: Plan, last: Path) -> No
     plan.data.trainer = None
 
 
-def terminate_workers(trainer: pl.Trainer, patience: float = 5.0) -> None:
-    """End the processes that Lightning has started: after so many seconds, by force.
+def terminate_workers(trainer: pl.Trainer) -> None:
+    """End the processes that Lightning has started.
 
     They may wait for this one, the first of its machine, which is about to stop.
     """
@@ -223,13 +222,7 @@ def terminate_workers(trainer: pl.Trainer, patience: float = 5.0) -> None:
     # Lightning watches them, and kills this one if one has failed: before it has said what it has
     # to say. Without any, it stops watching.
     started.clear()
-    until = time.monotonic() + patience
-    for worker in workers:
-        try:
-            worker.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
+    end_processes(workers, patience=5.0)
 
 
 def is_peer_failure(error: Exception) -> bool:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from maest.helpers.errors import InputError
 from maest.helpers.files import TEMPORARY, atomic_path
 from maest.helpers.signals import end_with_parent
 
-_PATIENCE = 10.0  # seconds that processes have to end
 _OLD = 600.0  # seconds: a part that was written so long before this process began is another run's
 _JOB = "MAEST_JOB"  # the environment variable by which a process knows the one that started it
 _JOB_NAMES = (
@@ -94,14 +94,9 @@ class Ranks:
         if self.rank:
             with suppress(OSError):
                 self._leave(folder, {"error": str(error)})
-        until = time.monotonic() + _PATIENCE
         for child in self._children:
             child.terminate()
-        for child in self._children:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(max(0.0, until - time.monotonic()))
-            child.kill()  # nothing happens to one that has ended
-            child.wait()
+        end_processes(self._children)
 
     def _path(self, folder: Path, rank: int) -> Path:
         return folder / f"{TEMPORARY}part-{self._job}-{rank}-of-{self.world}.json"
@@ -117,6 +112,16 @@ class Ranks:
             hint="Run the same again: what is done is kept.",
             setting="trainer.devices",
         )
+
+
+def end_processes(processes: Sequence[subprocess.Popen[Any]], patience: float = 10.0) -> None:
+    """Wait for processes to end; after so many seconds, end them by force."""
+    until = time.monotonic() + patience
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+        process.kill()  # nothing happens to one that has ended
+        process.wait()
 
 
 def check_processes(devices: int, num_nodes: int) -> None:
