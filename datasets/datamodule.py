@@ -109,8 +109,8 @@ class MaestDataModule(pl.LightningDataModule):
         """
         plan, clips = self._plan(), "datamodule.clips_per_epoch"
         # Version 0.1 wrote 0 where an epoch had one clip of each track.
-        theirs = {**state_dict, clips: state_dict[clips] or state_dict["training tracks"]}
-        differing = differences({name: theirs[name] for name in plan}, plan)
+        before = {**state_dict, clips: state_dict[clips] or state_dict["training tracks"]}
+        differing = differences({name: before[name] for name in plan}, plan)
         if differing:
             message = f"that training had {'; '.join(differing)}"
             hint = "Give the same to continue it, or start a new one from its weights with "

@@ -28,11 +28,11 @@ def paths_of(settings: Settings, *splits: str) -> dict[str, str | None]:
     return {split: getattr(settings.datamodule, f"groundtruth_{split}") for split in splits}
 
 
-def is_of_another_set(settings: Settings, split: str) -> bool:
-    """Whether a ground truth is the embedded set's by default, and the log-mel files are not."""
+def is_missing(settings: Settings, split: str) -> bool:
+    """Whether a ground truth is the embedded set's by default, where the log-mel files are not."""
     name, data, default = f"groundtruth_{split}", settings.datamodule, Data()
-    ours = Path(data.base_dir).resolve() == Path(default.base_dir).resolve()
-    return not ours and getattr(data, name) == getattr(default, name)
+    embedded = Path(data.base_dir).resolve() == Path(default.base_dir).resolve()
+    return not embedded and getattr(data, name) == getattr(default, name)
 
 
 def check_files(settings: Settings, *splits: str) -> None:
@@ -43,7 +43,7 @@ def check_files(settings: Settings, *splits: str) -> None:
     paths = paths_of(settings, *splits)
     for split, path in paths.items():
         setting = f"datamodule.groundtruth_{split}"
-        if is_of_another_set(settings, split):
+        if is_missing(settings, split):
             message = "it is not given, and datamodule.base_dir is not the embedded data set's"
             hint = f"Give {setting}=<a ground truth of the tracks there>."
             raise InputError(message, kind="missing", setting=setting, hint=hint)
@@ -68,16 +68,18 @@ def find_teacher(settings: Settings) -> Path | None:
     if settings.datamodule.teacher_dir is None:
         return None
     folder = Path(settings.datamodule.teacher_dir)
-    found = sorted(folder.parent.parent.glob(f"*/{folder.parent.name}/{folder.name}"))
-    if folder.is_dir() or len(found) == 1:
-        return folder if folder.is_dir() else found[0]
+    if folder.is_dir():
+        return folder
+    folders = sorted(folder.parent.parent.glob(f"*/{folder.parent.name}/{folder.name}"))
+    if len(folders) == 1:
+        return folders[0]
     raise InputError(
-        f"{len(found)} models have logits there" if found else "no such folder",
-        kind="conflict" if found else "missing",
+        f"{len(folders)} models have logits there" if folders else "no such folder",
+        kind="conflict" if folders else "missing",
         setting="datamodule.teacher_dir",
         path=folder,
-        hint=f"Give one of {', '.join(map(str, found))}."
-        if found
+        hint=f"Give one of {', '.join(map(str, folders))}."
+        if folders
         else "`python ex_maest.py extract_logits with maest.checkpoint=<the teacher>` writes the "
         "logits of a model of the same labels, for all training tracks.",
     )
@@ -97,19 +99,19 @@ def check_data(run: Any, settings: Settings) -> dict[str, Any]:
     """Write and print all that is wrong with the splits that are given."""
     paths = paths_of(settings, "train", "val", "test")
     given = [split for split, path in paths.items() if path is not None]
-    left_out = [split for split in given if is_of_another_set(settings, split)]
+    left_out = [split for split in given if is_missing(settings, split)]
     for split in left_out:
         log.warning("datamodule.groundtruth_%s is not given: not checked", split)
     splits = [split for split in given if split not in left_out]
     check_files(settings, *(splits or given))
     checkpoint = _read_checkpoint(settings)
-    found: dict[str, GroundTruth | InputError] = {}
+    results: dict[str, GroundTruth | InputError] = {}
     for split in splits:
         try:
-            found[split] = read(settings, checkpoint, split)[split]
+            results[split] = read(settings, checkpoint, split)[split]
         except InputError as error:
-            found[split] = error
-    report = check(settings, found, clip_frames(settings, checkpoint))
+            results[split] = error
+    report = check(settings, results, clip_frames(settings, checkpoint))
     path = run_dir(run) / "check.json"
     write_json(path, report.to_dict())
     print(f"{report}\nall of it: {path}")

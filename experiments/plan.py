@@ -96,7 +96,7 @@ def resolve(settings: Settings, log_dir: Path) -> Plan:
     checkpoint = find_checkpoint(settings, training=True)
     continued = find_run(settings, log_dir)
     before = read_continued(continued)
-    settings = as_it_began(settings, before)
+    settings = resumed_settings(settings, before)
     frames, splits = clip_frames(settings, checkpoint), read(settings, checkpoint, "train", "val")
     settings = decided(settings, frames, len(splits["train"]))
     net = build_network(settings, checkpoint, splits["train"], training=True)
@@ -141,8 +141,8 @@ def _origin(
     """
     started: dict[str, Any] = {"started_from": None}
     if continued is not None and "started_from" in continued.trained_on:
-        known = continued.trained_on
-        started = {n: known[n] for n in ("started_from", "licence", "parents") if n in known}
+        names = ("started_from", "licence", "parents")
+        started = {n: value for n, value in continued.trained_on.items() if n in names}
     elif checkpoint is not None:
         path = settings.maest.checkpoint
         name = checkpoint.arch if path is None else "/".join(Path(path).parts[-3:])
@@ -252,7 +252,7 @@ def read_continued(path: Path | None) -> Checkpoint | None:
     return None
 
 
-def as_it_began(settings: Settings, continued: Checkpoint | None) -> Settings:
+def resumed_settings(settings: Settings, continued: Checkpoint | None) -> Settings:
     """The settings with what the continued training worked out, where they leave it open.
 
     Measured again, the normalisation would differ if a file has gone since.
@@ -260,16 +260,16 @@ def as_it_began(settings: Settings, continued: Checkpoint | None) -> Settings:
     if continued is None:
         return settings
     maest, data = settings.maest, settings.datamodule
-    known: dict[str, Any] = {n: continued.sizes.get(n) for n in ("norm_mean", "norm_std")}
+    earlier: dict[str, Any] = {n: continued.sizes.get(n) for n in ("norm_mean", "norm_std")}
     clips = data.clips_per_epoch
     with suppress(OSError, ValueError, KeyError, TypeError):  # it stands in no run's folder
         record = _read_record(continued.path)
-        known["s_patchout_t"] = record["maest"]["s_patchout_t"]
+        earlier["s_patchout_t"] = record["maest"]["s_patchout_t"]
         if clips == "auto":
             clips = record["datamodule"]["clips_per_epoch"]
-    known = {name: value for name, value in known.items() if getattr(maest, name) is None}
+    earlier = {name: value for name, value in earlier.items() if getattr(maest, name) is None}
     return replace(
-        settings, maest=replace(maest, **known), datamodule=replace(data, clips_per_epoch=clips)
+        settings, maest=replace(maest, **earlier), datamodule=replace(data, clips_per_epoch=clips)
     )
 
 
@@ -286,12 +286,12 @@ def _differing(settings: Settings, record: dict[str, Any]) -> list[str]:
         KeyError, TypeError: it is not a training's record.
     """
     now, lines = plain(settings), differences(record["seed"], settings.seed, "seed")
-    for known in settings_of(Settings):
-        section, _, name = known.name.partition(".")
-        if section not in ("maest", "module", "datamodule", "trainer") or "free" in known.tags:
+    for setting in settings_of(Settings):
+        section, _, name = setting.name.partition(".")
+        if section not in ("maest", "module", "datamodule", "trainer") or "free" in setting.tags:
             continue
-        default, value = plain(known.default), now[section][name]
+        default, value = plain(setting.default), now[section][name]
         then = record[section].get(name, default)
-        if value != default or then != _EARLIER_DEFAULTS.get(known.name, value):
-            lines += differences(then, value, known.name)
+        if value != default or then != _EARLIER_DEFAULTS.get(setting.name, value):
+            lines += differences(then, value, setting.name)
     return lines

@@ -268,9 +268,9 @@ def _best_weights(
     validated = bool(module.scored and history.epochs and monitor in history.epochs[-1])
     best = last
     if path := checkpoints.path("best"):
-        found = load_checkpoint(path, average=False)
-        load_into(plan.net, found)
-        best = {name: found.trained_on[name] for name in last}
+        checkpoint = load_checkpoint(path, average=False)
+        load_into(plan.net, checkpoint)
+        best = {name: checkpoint.trained_on[name] for name in last}
     elif history.epochs:
         log.warning("no epoch could be scored (%s): the last one's weights are kept", monitor)
     if validated and best == last:
@@ -286,11 +286,11 @@ def _best_average(
     path = checkpoints.path("best-swa")
     if path is None:
         return None, {}
-    found, epoch = load_checkpoint(path, average=True), checkpoints.best["best-swa"]["epoch"]
+    checkpoint, epoch = load_checkpoint(path, average=True), checkpoints.best["best-swa"]["epoch"]
     row = next(row for row in history.epochs if row["epoch"] == epoch)
-    swa = {name: found.trained_on[name] for name in ("epoch", "steps")}
+    swa = {name: checkpoint.trained_on[name] for name in ("epoch", "steps")}
     swa |= {n.replace("_swa_", "_"): v for n, v in row.items() if n.startswith("val_swa_")}
-    return load_into(deepcopy(net), found), swa
+    return load_into(deepcopy(net), checkpoint), swa
 
 
 def _summarize(
@@ -302,8 +302,8 @@ def _summarize(
     name, shown = metrics.BASELINES[task], metrics.SHOWN[task]
     results |= {name: {metric: baseline.figures[metric] for metric in shown}, "epochs": epochs}
     if epochs:
-        known = [row for row in ("chance", name) if row in results]
-        lines = {row.replace("_", " "): results[row][shown[0]] for row in known}
+        names = [row for row in ("chance", name) if row in results]
+        lines = {row.replace("_", " "): results[row][shown[0]] for row in names}
         plots.learning_curve(folder / "learning_curve.png", epochs, lines)
     metric = "f1" if task == "single-label" else shown[0]
     sets = {"model": scored.evaluation, name.replace("_", " "): baseline}

@@ -77,10 +77,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             log.debug("%s cannot be read", path, exc_info=True)
         if isinstance(content, dict) and content.keys() >= _PARTS:
             return content
-        known = Path(path).is_file()
+        exists = Path(path).is_file()
         raise InputError(
-            "damaged, or no checkpoint of a training" if known else "no such file",
-            kind="corrupt" if known else "missing",
+            "damaged, or no checkpoint of a training" if exists else "no such file",
+            kind="corrupt" if exists else "missing",
             hint="Give a checkpoint of a training (`last`, exp_logs/<id>/checkpoints/last.ckpt, or "
             "best-epoch=<n>.ckpt beside it), or start from a model's weights, maest.checkpoint.",
             path=path,

@@ -166,8 +166,8 @@ class Throughput(pl.Callback):
         # On the CPU, where Lightning leaves them: from a GPU it would fetch them after each batch.
         metrics = {"clips_per_second": torch.tensor(self._clips / seconds)}
         if self.ceiling is not None:
-            own = metrics["clips_per_second"] / trainer.world_size
-            metrics["mfu"] = own * self.flops_per_clip / self.ceiling
+            of_one = metrics["clips_per_second"] / trainer.world_size
+            metrics["mfu"] = of_one * self.flops_per_clip / self.ceiling
         pl_module.log_dict(
             metrics, prog_bar=True, on_step=on_step, on_epoch=not on_step, batch_size=1
         )

@@ -203,12 +203,12 @@ class MaestModule(pl.LightningModule):
             InputError: of kind "diverged", if the loss was NaN; nothing is saved then.
         """
         self._check_loss()
-        ours: dict[str, Any] = {"sizes": self.net.sizes(), "labels": self.net.labels}
-        ours |= {"skipped": self.skipped, **self.record}
+        record: dict[str, Any] = {"sizes": self.net.sizes(), "labels": self.net.labels}
+        record |= {"skipped": self.skipped, **self.record}
         if self._clips:
             total, clips = self._epoch_loss()
-            ours |= {"loss_sum": total.cpu(), "loss_clips": clips}
-        checkpoint[TRAINER_KEY] = ours
+            record |= {"loss_sum": total.cpu(), "loss_clips": clips}
+        checkpoint[TRAINER_KEY] = record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the epoch's loss so far; the average of the weights is a callback's.
@@ -216,21 +216,21 @@ class MaestModule(pl.LightningModule):
         Raises:
             InputError: if the checkpoint is of another network, or trains other parts of it.
         """
-        ours, sizes = checkpoint.get(TRAINER_KEY, {}), self.net.sizes()
-        known = {n: value for n, value in ours.get("sizes", {}).items() if n in sizes}
-        differing = differences(known, {name: sizes[name] for name in known})
-        theirs = [len(g["params"]) for g in checkpoint["optimizer_states"][0]["param_groups"]]
-        if theirs != [len(group["params"]) for group in self.optimiser.groups()]:
+        record, sizes = checkpoint.get(TRAINER_KEY, {}), self.net.sizes()
+        before = {n: value for n, value in record.get("sizes", {}).items() if n in sizes}
+        differing = differences(before, {name: sizes[name] for name in before})
+        groups = [len(g["params"]) for g in checkpoint["optimizer_states"][0]["param_groups"]]
+        if groups != [len(group["params"]) for group in self.optimiser.groups()]:
             differing.append("other settings of module.layer_decay or module.freeze_blocks")
         if differing:
             message = f"the checkpoint is of another training: {'; '.join(differing)}"
             hint = "Give its settings, or start a new one from its weights with maest.checkpoint."
             raise InputError(message, kind="mismatch", setting="ckpt_path", hint=hint)
-        self.skipped = dict(ours.get("skipped", {}))
-        if "loss_sum" in ours and self.global_rank == 0:  # it is of all processes
-            self._loss, self._clips = ours["loss_sum"].to(self.device), ours["loss_clips"]
+        self.skipped = dict(record.get("skipped", {}))
+        if "loss_sum" in record and self.global_rank == 0:  # it is of all processes
+            self._loss, self._clips = record["loss_sum"].to(self.device), record["loss_clips"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Without the weights' average, where a checkpoint has one."""
-        own = {name: v for name, v in state_dict.items() if not name.startswith(AVERAGE)}
-        return super().load_state_dict(own, *args, **kwargs)
+        weights = {name: v for name, v in state_dict.items() if not name.startswith(AVERAGE)}
+        return super().load_state_dict(weights, *args, **kwargs)

@@ -18,7 +18,7 @@ from command_line import bad, good, newest, read_history, run, settings  # isort
 from maest import config
 from maest.datasets.groundtruth import write_groundtruth
 from maest.experiments import data, evaluate, plan
-from maest.experiments.plan import as_it_began, find_run, read_continued
+from maest.experiments.plan import find_run, read_continued, resumed_settings
 from maest.helpers.checkpoints import Checkpoints
 from maest.helpers.history import History
 from maest.models import get_maest, training
@@ -152,12 +152,12 @@ def test_what_version_0_1_had_by_default_is_kept(tmp_path):
     torch.save({"state_dict": {f"net.{name}": value for name, value in weights.items()}}, last)
     wanted = changed(ckpt_path="last")
     assert find_run(wanted, tmp_path) == last
-    assert as_it_began(wanted, None).maest.s_patchout_t is None
-    assert as_it_began(wanted, read_continued(last)).maest.s_patchout_t == 22
+    assert resumed_settings(wanted, None).maest.s_patchout_t is None
+    assert resumed_settings(wanted, read_continued(last)).maest.s_patchout_t == 22
     for given in (4, 22):
         chosen = changed(ckpt_path="last", maest={"s_patchout_t": given})
         assert find_run(chosen, tmp_path) == (last if given == 22 else None)
-        assert as_it_began(chosen, read_continued(last)).maest.s_patchout_t == given
+        assert resumed_settings(chosen, read_continued(last)).maest.s_patchout_t == given
 
 
 def test_clips_of_an_epoch_that_version_0_1_had_by_default_are_kept(tmp_path):
@@ -167,7 +167,7 @@ def test_clips_of_an_epoch_that_version_0_1_had_by_default_are_kept(tmp_path):
     torch.save({"state_dict": {f"net.{name}": value for name, value in weights.items()}}, last)
     wanted = changed(ckpt_path="last")
     assert find_run(wanted, tmp_path) == last
-    assert as_it_began(wanted, read_continued(last)).datamodule.clips_per_epoch == 2400
+    assert resumed_settings(wanted, read_continued(last)).datamodule.clips_per_epoch == 2400
 
 
 @pytest.mark.parametrize(
