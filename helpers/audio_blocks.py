@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import soxr
@@ -31,28 +30,15 @@ class AudioError(InputError):
     """An audio file that cannot be read; the message is the reason, without the file's name."""
 
 
-class Part(NamedTuple):
-    """A stretch of a file, and what of it is kept after resampling.
-
-    Attributes:
-        first, last: frames to decode, at the file's own rate; ``last`` is behind them.
-        skip, keep: samples at 16 kHz to drop from the start, and to keep after them.
-    """
-
-    first: int
-    last: int
-    skip: int
-    keep: int
-
-
 def joined(blocks: Iterable[np.ndarray]) -> np.ndarray:
     """All blocks as one; of none, no samples."""
     pieces = list(blocks)
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
-def central(frames: int, rate: int, seconds: float) -> Part:
-    """The central part of a file, with its margins.
+def central(frames: int, rate: int, seconds: float) -> tuple[int, int, slice]:
+    """The central part of a file: the first frame to decode, the one behind the last, and what to
+    keep of them at 16 kHz.
 
     It starts where both rates have a sample at the same moment, so that resampling the part gives
     the very samples that resampling the whole gives there.
@@ -66,12 +52,13 @@ def central(frames: int, rate: int, seconds: float) -> Part:
     step = max(0, start // step_out - math.ceil(margin / step_in))
     first = step * step_in
     last = min(frames, math.ceil((start + keep) * rate / SAMPLE_RATE) + margin)
-    return Part(first, last, start - step * step_out, keep)
+    skip = start - step * step_out
+    return first, last, slice(skip, skip + keep)
 
 
-def cut_central(samples: np.ndarray, seconds: float | None) -> np.ndarray:
-    """So many seconds from the middle of a waveform at 16 kHz; all of it for None, or if less."""
-    keep = len(samples) if seconds is None else round(seconds * SAMPLE_RATE)
+def cut_central(samples: np.ndarray, seconds: float) -> np.ndarray:
+    """So many seconds from the middle of a waveform at 16 kHz; all of it, if that is less."""
+    keep = round(seconds * SAMPLE_RATE)
     start = max(0, len(samples) - keep) // 2
     return samples[start : start + keep]
 

@@ -174,20 +174,19 @@ def centre(file: Any, meter: Meter, seconds: float) -> np.ndarray | None:
             ((last, frame),) = deque(sound.frames_from(sound.length - 1), maxlen=1)
             frames = last + frame.samples
             _refuse_missing(frames / rate, sound.promised)
-            part = central(frames, rate, seconds)
+            first, behind, kept = central(frames, rate, seconds)
             blocks, end = [], None
-            for position, frame in sound.frames_from(part.first / rate - MARGIN):
-                if position != end and (end is not None or position > part.first):
+            for position, frame in sound.frames_from(first / rate - MARGIN):
+                if position != end and (end is not None or position > first):
                     return None
                 block, end = _channels(frame), position + frame.samples
-                block = block[max(0, part.first - position) : part.last - position]
-                blocks.append(meter.mix(block))
-                if end >= part.last:
+                blocks.append(meter.mix(block[max(0, first - position) : behind - position]))
+                if end >= behind:
                     break
         except (av.FFmpegError, ValueError):
             return None
-        kept = joined(resampled(blocks, rate))[part.skip : part.skip + part.keep]
-        return kept if len(kept) == part.keep else None
+        part = joined(resampled(blocks, rate))[kept]
+        return part if len(part) == kept.stop - kept.start else None
 
 
 def _channels(frame: av.AudioFrame) -> np.ndarray:

@@ -80,18 +80,12 @@ def run_parallel(
 
     Args:
         function: of an importable module.
-        items: what there is to do.
-        arguments: the same for each item.
         num_workers: processes; None for one a core, 1 for this process, where a crash is not
             caught. A Dask cluster uses all the threads of its workers, those that join later too.
         backend, scheduler: "processes", or "dask" and the address of its scheduler.
-        failed, time_limit, start_method: see `helpers.processes.process_map`.
-        progress: whether to show a bar, where the output is a terminal.
-        title, unit: what the bar says.
-
-    Raises:
-        InputError: as `check_backend`, `helpers.processes.process_map`,
-            `helpers.cluster.cluster_map`.
+        failed, time_limit, start_method: see `helpers.processes.process_map`, which tells, with
+            `check_backend` and `helpers.cluster.cluster_map`, the errors too.
+        progress: whether to show a bar, with its title and unit, where the output is a terminal.
     """
     check_backend(backend, scheduler, num_workers)
     if not items:
@@ -124,11 +118,8 @@ def in_order(
 ) -> Iterator[Result]:
     """``map(function, items)`` in threads, in order, with few results waiting at a time.
 
-    Args:
-        function: what NumPy and the file system spend most time in: Python itself runs one thread.
-        items: its arguments.
-        num_workers: threads; None for one a core that this process may use.
-        progress: what a progress bar is called, which a terminal shows; None for no bar.
+    NumPy and the file system should do most of the work: Python itself runs one thread. None for
+    ``num_workers`` is one thread a core; ``progress`` names a bar, which a terminal shows.
     """
     results = _in_threads(function, items, num_workers or cores())
     return _shown(results, len(items), progress or "", "file", bool(progress))

@@ -170,14 +170,14 @@ def _tempo(work: Work, score: Score, rng: np.random.Generator) -> float:
     printed = score.metadata.quarter_bpm
     if printed and 30 <= printed <= 300:
         return printed * rng.uniform(0.88, 1.12)
-    pace = DANCE_PACE.get(dance_of(work, score) or "", PACE[kind_of(work, score)])
+    slow, fast = DANCE_PACE.get(dance_of(work, score) or "", PACE[kind_of(work, score)])
     rates = []  # of each part: onsets, and how many of them to a quarter
     for i in range(score.n_parts):
         part = score.notes[score.notes[:, 0] == i]
         onsets = len(np.unique(part[:, 1]))
         rates.append((onsets, onsets / max(part[:, 2].sum() / TICKS_PER_QUARTER, 1.0)))
     busy = [rate for onsets, rate in rates if onsets >= 4] or [rate for _, rate in rates]
-    return float(np.clip(60 * rng.uniform(*pace) / max(busy), 25, 400))
+    return float(np.clip(60 * rng.uniform(slow, fast) / max(busy), 25, 400))
 
 
 def _loudness(
