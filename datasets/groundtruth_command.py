@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,9 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = "make groundtruth-{train,validation,test,all}.pk and labels.json from a table"
     add = (command := commands.add_parser("build", help=made, description=_LABELLED)).add_argument
     command.set_defaults(run=_build)
-    several = {"metavar": "NAME", "nargs": "+", "default": []}
+    several: dict[str, Any] = {"metavar": "NAME", "nargs": "+", "default": []}
     task = "default: multi-label, with --values-column regression; single-label refuses tracks "
-    fractions = {"type": _fractions, "default": [0.8, 0.1, 0.1], "metavar": "T,V,T"}
+    fractions: dict[str, Any] = {"type": _fractions, "default": [0.8, 0.1, 0.1], "metavar": "T,V,T"}
     shares = "of the tracks in train, validation and test (default 0.8,0.1,0.1)"
     together = "read the log-mel files, and keep copies of a recording in one split"
     add("table", type=Path, metavar="TABLE", help="CSV (, or ;) or TSV with column names")

@@ -31,10 +31,8 @@ if not __package__:  # started as a script: import from the repository root, not
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
-from maest.datasets import commands
+from maest.datasets import commands, mel_store
 from maest.datasets.collection import describe_left_out, find_audio, mel_key, no_audio, split_shard
-from maest.datasets.mel_index import RECIPE_FILE, MelIndex, Source
-from maest.datasets.mel_recipe import check_subfolder, is_of_other_audio, mel_files, open_store
 from maest.datasets.melspectrograms import write_mel
 from maest.helpers.audio import AudioError, stream_audio
 from maest.helpers.errors import InputError
@@ -126,17 +124,17 @@ def preprocess(
     whole = shard is None
     part = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
     if subfolder is not None:
-        check_subfolder(store, subfolder, seconds)
+        mel_store.check_subfolder(store, subfolder, seconds)
         store /= subfolder
-    notes = open_store(store, names, seconds, audio_dir, whole=whole, every=files is None)
-    index = MelIndex(store, part)
+    notes = mel_store.open_store(store, names, seconds, audio_dir, whole=whole, every=files is None)
+    index = mel_store.MelIndex(store, part)
     keys = {name: mel_key(name) for name in names} | index.full_keys(names, audio_dir)
     clashes = _clashes(keys, store, audio_dir, index)
     orphans = []
     if whole and files is None:
         remove_leftovers(store, {".mmap"})
         unread = tuple("" if folder == "." else folder for folder in failed)
-        unmade = sorted(set(mel_files(store)) - set(keys.values()))
+        unmade = sorted(set(mel_store.mel_files(store)) - set(keys.values()))
         orphans = [key for key in unmade if not key.startswith(unread)]
     if shard is not None:
         names = names[shard[0] - 1 :: shard[1]]
@@ -209,15 +207,16 @@ def preprocess(
 def _check_options(
     seconds: float | None, shard: tuple[int, int] | None, subfolder: str | None
 ) -> None:
-    if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
-        hint = "Give a positive number of seconds, or all."
-        raise InputError(f"is {seconds}", setting="--seconds", hint=hint)
-    if shard is not None and not 1 <= shard[0] <= shard[1]:
-        hint = "Give K/N with K from 1 to N, such as 3/100."
-        raise InputError(f"is {shard[0]}/{shard[1]}", setting="--shard", hint=hint)
-    if subfolder is not None and not re.fullmatch(r"[^./\\\0][^/\\\0]*", subfolder):
-        hint = "Give the name of one folder, without slashes and a leading dot."
-        raise InputError(f"is {subfolder!r}", setting="--subfolder", hint=hint)
+    long = seconds is None or 1 <= seconds * SAMPLE_RATE < math.inf
+    part = shard is None or 1 <= shard[0] <= shard[1]
+    name = subfolder is None or re.fullmatch(r"[^./\\\0][^/\\\0]*", subfolder)
+    for fits, setting, value, hint in (
+        (long, "--seconds", seconds, "Give a positive number of seconds, or all."),
+        (part, "--shard", shard, "Give K/N with K from 1 to N, such as 3/100."),
+        (name, "--subfolder", subfolder, "Give one folder's name, without slashes or leading dot."),
+    ):
+        if not fits:
+            raise InputError(f"is {value!r}", setting=setting, hint=hint)
 
 
 # ---- one file, in a worker process ---------------------------------------------------------------
@@ -225,7 +224,7 @@ def _check_options(
 
 def _make(
     item: tuple[str, str], audio_dir: str, melspec_dir: str, seconds: float | None
-) -> tuple[str, tuple[Source, float] | str]:
+) -> tuple[str, tuple[mel_store.Source, float] | str]:
     """Make the log-mel file of (audio, key).
 
     Returns the audio, and what was read and the seconds of it in the file; or why it was not made.
@@ -254,17 +253,19 @@ def _make(
         if error.errno in NAMES_FILE_ONLY:
             return name, f"its log-mel file cannot be written: {error.strerror}"
         raise write_error(target, error, "MELSPEC_DIR") from None
-    source = Source(key, size, mtime, tuple(blocks.warnings))
+    source = mel_store.Source(key, size, mtime, tuple(blocks.warnings))
     return name, (source, (len(mel) - 1) * HOP_LENGTH / SAMPLE_RATE)
 
 
 # ---- the store -----------------------------------------------------------------------------------
 
 
-def _clashes(keys: dict[str, str], store: Path, audio_dir: Path, index: MelIndex) -> dict[str, str]:
+def _clashes(
+    keys: dict[str, str], store: Path, audio_dir: Path, index: mel_store.MelIndex
+) -> dict[str, str]:
     """Audio files that can have no log-mel file of their own → the reason."""
     failed: dict[str, str] = {}
-    same_case = (store / RECIPE_FILE.upper()).exists()
+    same_case = (store / mel_store.RECIPE_FILE.upper()).exists()
     groups: dict[str, list[str]] = defaultdict(list)
     for name, key in keys.items():
         groups[key.casefold() if same_case else key].append(name)
@@ -278,7 +279,7 @@ def _clashes(keys: dict[str, str], store: Path, audio_dir: Path, index: MelIndex
     def is_others(folder: str) -> bool:
         """Whether a folder of the store is a store made from another folder, or in one."""
         return bool(folder) and (
-            is_of_other_audio(store / folder, audio_dir / folder)
+            mel_store.is_of_other_audio(store / folder, audio_dir / folder)
             or is_others(posixpath.dirname(folder))
         )
 

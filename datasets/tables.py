@@ -23,7 +23,7 @@ from typing import Literal, TypeVar
 
 from maest.datasets.collection import mel_key
 from maest.datasets.groundtruth import check_key
-from maest.datasets.mel_index import store_keys
+from maest.datasets.mel_store import store_keys
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.files import read_bytes
 from maest.helpers.names import first_few

@@ -16,7 +16,7 @@ from maest.config.schema import tagged
 from maest.datasets.collection import describe_left_out
 from maest.datasets.embedding_folders import block_name
 from maest.datasets.groundtruth import GroundTruth, read_any_groundtruth
-from maest.datasets.mel_recipe import kept_seconds
+from maest.datasets.mel_store import kept_seconds
 from maest.datasets.tracks import AudioTracks, MelTracks, find_tracks, own_share, parse_shard
 from maest.experiments.data import check_files, limited
 from maest.experiments.devices import find_devices

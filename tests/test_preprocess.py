@@ -23,7 +23,7 @@ from dask_cluster import dask_cluster
 from maest.datasets import collection as module_of_collection
 from maest.datasets import preprocess as module
 from maest.datasets.collection import find_audio, mel_key
-from maest.datasets.mel_index import store_keys
+from maest.datasets.mel_store import store_keys
 from maest.datasets.melspectrograms import open_mel
 from maest.datasets.preprocess import main, parse_seconds, parse_shard, preprocess
 from maest.helpers.audio import read_audio
