@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +152,6 @@ class ResultWriter:
     def __post_init__(self) -> None:
         self.written = self.warned = 0  # tracks; those of them that have warnings
         self.failed: dict[str, str] = {}  # key → reason of those that cannot be written
-        self._listed: dict[Path, set[str]] = {}  # keys in the lists of warnings
         self._thread = ThreadPoolExecutor(1, "result writer")
         self._waiting: deque[Future[None]] = deque()
 
@@ -243,14 +242,18 @@ class ResultWriter:
         times = (lambda p: write_times(p, result.times)) if of_patches else None
         return [(output.times(result.key), times), (path, lambda p: _write_array(p, values))]
 
+    @cached_property
+    def _lists(self) -> dict[Path, set[str]]:
+        """Lists of warnings, and the keys that they have from before."""
+        paths = [o.folder / self.warnings for o in self.outputs if o.kind != "predictions"]
+        return {path: set(read_failures(path, value=_WARNINGS)) for path in paths}
+
     def _warn(self, result: TrackResult) -> None:
         """Add a line for a track with warnings, or for one that had some before."""
-        for path in (o.folder / self.warnings for o in self.outputs if o.kind != "predictions"):
-            if path not in self._listed:
-                self._listed[path] = set(read_failures(path, value=_WARNINGS))
-            if not result.warnings and result.key not in self._listed[path]:
+        why = SEPARATOR.join(result.warnings)
+        for path, keys in self._lists.items():
+            if not why and result.key not in keys:
                 continue
-            why = SEPARATOR.join(result.warnings)
             if not path.exists():  # whole from its first instant
                 write_failures(path, {result.key: why}, value=_WARNINGS)
                 continue

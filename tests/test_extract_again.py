@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,13 @@ from music import (
     tone,
     write_music,
 )
+
+from maest.config import Settings
+from maest.config.schema import parse, setting
+from maest.config.settings import Inference
+from maest.experiments.extract import extract
+from maest.helpers.errors import InputError
+from maest.helpers.manifest import read_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,6 +75,27 @@ def test_other_settings_do_not_mix(line, tmp_path, change, said):
     assert said in message
     assert "inference.overwrite=True" in message
     assert stamps(tmp_path) == before
+
+
+def test_a_setting_that_comes_later_does_not_mix(music, model, tmp_path):
+    """To be declared as one that results depend on is all that it needs."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Later(Inference):
+        loudness: float | None = setting(None, "of the audio", tags="results")
+
+    given = {"maest": {"checkpoint": str(model)}, "trainer": {"accelerator": "cpu"}}
+    given["inference"] = {"audio": str(music), "out_dir": str(tmp_path)}
+    settings = parse(Settings, given)
+
+    def extracted(loudness: float | None) -> dict:
+        inference = Later(**vars(settings.inference), loudness=loudness)
+        return extract(replace(settings, inference=inference), "logits")
+
+    assert extracted(1.0)["written"] == 6
+    assert read_manifest(tmp_path / "2sec/logits")["settings"]["loudness"] == 1.0
+    with pytest.raises(InputError, match=r"loudness 1\.0, now null"):
+        extracted(None)
 
 
 def test_another_model_does_not_mix_unless_told_to(line, model, tmp_path):
