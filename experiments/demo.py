@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import shutil
 import signal
@@ -47,7 +48,6 @@ STEPS = {
     f"name='(d) maest-tiny-scores, as it comes' data.embeddings_dir={SHIPPED}",
     "The four side by side": "ex_tl.py compare with runs=[{runs}]",
 }
-BASELINES = ("label_frequencies", "chance")
 CLOSING = """\
 Minutes of training teach the pre-training task, and not yet a representation that transfers: (a)
 may well lie below (b) or (c). (d) heard more music for longer, none of these works among it, and
@@ -64,34 +64,27 @@ def run(line: str) -> int:
             return 128 + signal.SIGINT
 
 
-def read_results(folder: str) -> dict[str, Any]:
-    """The metrics of a run."""
-    results: dict[str, Any] = json.loads(Path(folder, "results.json").read_text("utf-8"))
-    return results
+def _read(folder: str | Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(folder, name).read_text("utf-8"))
+    return content
 
 
-def normalization() -> str:
-    """That of the model just trained, as settings: the random network takes the same input."""
-    sizes = json.loads((MODEL / "config.json").read_text("utf-8"))["sizes"]
-    return " ".join(f"maest.{name}={sizes[name]:.6g}" for name in ("norm_mean", "norm_std"))
-
-
-def write_report(folder: str, pretraining: dict[str, Any], probes: list[dict[str, Any]]) -> Page:
+def _report(folder: str, pretraining: dict[str, Any], probes: list[dict[str, Any]]) -> Page:
     """Both tables and pictures, into exp_logs/demo/; ``folder`` is the pre-training's."""
     from maest.helpers.plots import label_bars
 
-    times = {name: pretraining["val_ap"] / pretraining[name]["ap"] for name in BASELINES}
-    page = Page("MAEST on real scores")
+    frequencies, chance = (
+        pretraining["val_ap"] / pretraining[name]["ap"] for name in ("label_frequencies", "chance")
+    )
+    page, first = Page("MAEST on real scores"), probes[0]
     page.add(
         f"## Pre-training: style, {pretraining['val_tracks']} clips of unseen works",
         pretraining_table(pretraining),
-        f"The kept weights reach {times['label_frequencies']:.1f} times the AP of the label "
-        f"frequencies, and {times['chance']:.1f} times that of random scores, after "
-        f"{pretraining['best_steps']} steps.",
+        f"The kept weights reach {frequencies:.1f} times the AP of the label frequencies, and "
+        f"{chance:.1f} times that of random scores, after {pretraining['best_steps']} steps.",
     )
     REPORT.parent.mkdir(exist_ok=True)
     page.picture(Path(shutil.copy(Path(folder, "learning_curve.png"), REPORT.parent)))
-    first = probes[0]
     rows = [*((probe["name"], probe) for probe in probes), ("chance", first["chance"])]
     page.add(
         f"## Probing: instruments, {first['tracks']['test']} test clips of unseen works, "
@@ -99,12 +92,8 @@ def write_report(folder: str, pretraining: dict[str, Any], probes: list[dict[str
         metrics_table("multi-label", rows, "features"),
         CLOSING,
     )
-    bars = {
-        probe["name"]: [
-            row["ap"]["mean"] if row["ap"] else float("nan") for row in probe["per_label"]
-        ]
-        for probe in probes
-    }
+    missing = {"mean": math.nan}  # of a label that no test track has
+    bars = {p["name"]: [(row["ap"] or missing)["mean"] for row in p["per_label"]] for p in probes}
     title = "instruments heard: average precision on the test split"
     labels = [row["label"] for row in first["per_label"]]
     page.picture(label_bars(REPORT.with_name("instruments.png"), labels, bars, title))
@@ -124,35 +113,39 @@ def main() -> int:
     words["epochs"] = f" trainer.max_epochs={args.epochs}" if args.epochs else ""
     kept = LOG_DIR / "demo.json"  # folder and seconds of each step
     done = json.loads(kept.read_text("utf-8"))[: args.start - 1] if args.start > 1 else []
-    for number, (title, line) in enumerate(STEPS.items(), 1):
-        if number < args.start:
-            continue
-        words["norm"] = normalization() if "{norm}" in line else ""
+    for number, (title, line) in list(enumerate(STEPS.items(), 1))[args.start - 1 :]:
+        if "{norm}" in line:  # the random network takes the same input as the trained one
+            sizes = _read(MODEL, "config.json")["sizes"]
+            norm = (f"maest.{name}={sizes[name]:.6g}" for name in ("norm_mean", "norm_std"))
+            words["norm"] = " ".join(norm)
         words["runs"] = ",".join(step["folder"] for step in done[-4:])
-        line = line.format(**words) + " ckpt_path=last" * (number == args.start == 2)
+        line = line.format_map(words) + " ckpt_path=last" * (number == args.start == 2)
         print(f"\n── {number}/{len(STEPS)} {title}\n$ python {line}\n", flush=True)
         started = time.monotonic()
         if code := run(line):
-            own = shlex.join(word for word in sys.argv[1:] if not word.startswith("--start="))
-            again = f"python -m maest.experiments.demo {own}".rstrip()
+            typed = shlex.join(word for word in sys.argv[1:] if not word.startswith("--start="))
+            again = f"python -m maest.experiments.demo {typed}".rstrip()
             print(f"\nTo go on with the demo:\n  {again} --start={number}", file=sys.stderr)
             return code
         runs = (path for path in LOG_DIR.glob("[0-9]*") if path.name.isdigit())
         folder = str(max(runs, key=lambda path: int(path.name), default=LOG_DIR))
         done.append({"line": line, "folder": folder, "seconds": time.monotonic() - started})
         write_json(kept, done)
-    pretraining, *probes = (read_results(done[i]["folder"]) for i in (1, 5, 6, 7, 8))
+    pretraining, *probes = (_read(done[i]["folder"], "results.json") for i in (1, 5, 6, 7, 8))
     seconds = sum(step["seconds"] for step in done)
-    print(f"\n{write_report(done[1]['folder'], pretraining, probes).text}\n")
+    print(f"\n{_report(done[1]['folder'], pretraining, probes).text}\n")
     print(f"this report:    {REPORT}\nside by side:   {done[9]['folder']}/comparison.md")
     print(f"the model:      {MODEL}\ndone in {seconds / 60:.1f} minutes")
     if args.record:
-        record: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
-        record["versions"] = versions("torch", "pytorch-lightning", "symusic")
         times = {step["line"]: round(step["seconds"], 1) for step in done}
-        record["seconds"] = times | {"total": round(seconds, 1)}
-        record["pretraining"] = {k: v for k, v in pretraining.items() if k != "per_label"}
-        record["probes"] = [{k: p[k] for k in ("name", "ap", "roc_auc", "chance")} for p in probes]
+        record: dict[str, Any] = {
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "versions": versions("torch", "pytorch-lightning", "symusic"),
+            "seconds": times | {"total": round(seconds, 1)},
+            "pretraining": {k: v for k, v in pretraining.items() if k != "per_label"},
+            "probes": [{k: p[k] for k in ("name", "ap", "roc_auc", "chance")} for p in probes],
+        }
         write_json(args.record, record)
     return 0
 

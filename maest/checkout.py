@@ -7,38 +7,30 @@ imported.
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.util
 import sys
 import warnings
-from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
-OLDER = ("config", "datasets", "helpers", "models")
 
-
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _Finder(MetaPathFinder, Loader):
     """Finds ``models.x`` as ``maest.models.x``, once `alias` has been called for ``models``."""
 
     def __init__(self) -> None:
         self.packages: set[str] = set()
 
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None = None,
-        target: ModuleType | None = None,
-    ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] not in self.packages or "." not in fullname:
-            return None
-        if importlib.util.find_spec(f"maest.{fullname}") is None:
-            return None
-        return ModuleSpec(fullname, self)
+    def find_spec(self, fullname: str, *place: Any) -> ModuleSpec | None:
+        package, _, module = fullname.partition(".")
+        known = package in self.packages and module and find_spec(f"maest.{fullname}")
+        return ModuleSpec(fullname, self) if known else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        self.spec = importlib.import_module(f"maest.{spec.name}").__spec__
-        return sys.modules[f"maest.{spec.name}"]
+        module = importlib.import_module(f"maest.{spec.name}")
+        self.spec = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self.spec  # the import system has put the older name's there
