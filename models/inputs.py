@@ -36,11 +36,8 @@ def as_floats(x: Any, setting: str, device: torch.device | None = None, pcm: boo
         x = x.float() / 32768
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InputTypeError(
-            f"it is of type {kind}",
-            hint="Give a tensor or an array of floats, or a waveform of 16-bit PCM (int16).",
-            setting=setting,
-        )
+        hint = "Give a tensor or an array of floats, or a waveform of 16-bit PCM (int16)."
+        raise InputTypeError(f"it is of type {kind}", hint=hint, setting=setting)
     return x.float() if x.dtype == torch.float64 else x
 
 
@@ -49,26 +46,21 @@ def as_waveforms(x: Any, ndim: int, setting: str) -> Tensor:
 
     InputError: another type or shape, or NaN or infinite values.
     """
-    x = as_floats(x, setting)
-    if x.ndim != ndim or (ndim == 2 and not x.numel()):
-        raise InputError(
-            f"its shape is {list(x.shape)}, and not {'[samples]' if ndim == 1 else '[B, samples]'}",
-            hint="Mix channels down to one, x.mean(0), and resample to 16 kHz. A batch of one is "
-            "x[None].",
-            setting=setting,
-        )
-    check_finite(x, setting)
-    return x
+    waves = as_floats(x, setting)
+    if waves.ndim != ndim or (ndim == 2 and not waves.numel()):
+        names = "[samples]" if ndim == 1 else "[B, samples]"
+        message = f"its shape is {list(waves.shape)}, not {names}"
+        hint = "Mix channels down to one, x.mean(0); a batch of one is x[None]."
+        raise InputError(message, hint=hint, setting=setting)
+    check_finite(waves, setting)
+    return waves
 
 
 def check_finite(x: Tensor, setting: str) -> None:
     if not torch.isfinite(x).all():
-        raise InputError(
-            "it has NaN or infinite values",
-            kind="corrupt",
-            hint="Look for what made them; np.nan_to_num replaces them.",
-            setting=setting,
-        )
+        message = "it has NaN or infinite values"
+        hint = "Look for what made them; np.nan_to_num replaces them."
+        raise InputError(message, kind="corrupt", hint=hint, setting=setting)
 
 
 def check_shape(shape: Sequence[int], is_mel: bool, sizes: Sizes) -> None:

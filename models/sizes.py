@@ -22,6 +22,10 @@ DISTILLED_TYPES = ("mean", "separated")
 # Any number of labels (sigmoid), exactly one label (softmax), or C real values.
 TASKS = ("multi-label", "single-label", "regression")
 ACTIVATIONS = dict(zip(TASKS, ("sigmoid", "softmax", "none"), strict=True))  # of logits
+# Bounds of sizes: the least whole number, and what a finite number must be above
+_LEAST = {"n_classes": 1, "input_t": PATCH_SIZE, "input_f": PATCH_SIZE}
+_LEAST |= {"embed_dim": 1, "depth": 1, "num_heads": 1}
+_ABOVE = {"mlp_ratio": 0.0, "head_eps": 0.0, "norm_std": 0.0, "norm_mean": -math.inf}
 _LEAST_SHARE = 0.05  # patchout that leaves less of a clip's patches is a slip
 
 
@@ -60,33 +64,23 @@ class Sizes:
     def __post_init__(self) -> None:
         check_choice("task", self.task, TASKS)
         check_choice("distilled_type", self.distilled_type, DISTILLED_TYPES)
-        for name in ("n_classes", "input_t", "input_f", "embed_dim", "depth", "num_heads"):
-            least = PATCH_SIZE if name in ("input_t", "input_f") else 1
+        for name, least in _LEAST.items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
-        for name in ("mlp_ratio", "head_eps", "norm_std", "norm_mean"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or (value <= 0 and name != "norm_mean"):
-                above = "" if name == "norm_mean" else " above 0"
-                raise invalid(name, value, f"Give a finite number{above}.")
+        for name, above in _ABOVE.items():
+            if not above < getattr(self, name) < math.inf:
+                raise invalid(name, getattr(self, name), f"Give a finite number above {above:g}.")
         if self.embed_dim % self.num_heads:
-            raise InputError(
-                f"{self.num_heads} heads do not divide {self.embed_dim} channels",
-                kind="conflict",
-                hint="Give heads of 64 channels, as is usual.",
-                setting="num_heads",
-            )
+            message = f"{self.num_heads} heads do not divide {self.embed_dim} channels"
+            hint = "Give heads of 64 channels, as is usual."
+            raise InputError(message, kind="conflict", hint=hint, setting="num_heads")
         if self.target_mean is None and self.target_std is None:
             return
         means, stds = list(self.target_mean or ()), list(self.target_std or ())
         lengths = {len(means), len(stds)}
         if self.task != "regression" or lengths != {self.n_classes} or not min(stds) > 0:
-            raise InputError(
-                f"found {len(means)} means and {len(stds)} deviations, for {self.task}",
-                kind="conflict",
-                hint=f"They are for regression, {self.n_classes} values each, and deviations above "
-                "0. Give both or none.",
-                setting="target_mean",
-            )
+            message = f"{len(means)} means and {len(stds)} deviations above 0, for {self.task}"
+            hint = f"They are for regression, {self.n_classes} values each. Give both or none."
+            raise InputError(message, kind="conflict", hint=hint, setting="target_mean")
         object.__setattr__(self, "target_mean", [float(value) for value in means])
         object.__setattr__(self, "target_std", [float(value) for value in stds])
 
@@ -159,12 +153,9 @@ class Patchout(nn.Module):
         self.kept_rows = _kept("s_patchout_f", self.rows, *f)
         left = self.n_patches(sizes.input_t, training=True)
         if left < max(1, _LEAST_SHARE * patches):
-            raise InputError(
-                f"patchout leaves {max(0, left)} of a clip's {patches} patches",
-                hint="Lower s_patchout_t, s_patchout_f, u_patchout or what is always dropped, or "
-                "use longer clips.",
-                setting="s_patchout_t",
-            )
+            message = f"patchout leaves {max(0, left)} of a clip's {patches} patches"
+            hint = "Drop less by s_patchout_t, s_patchout_f and u_patchout, or use longer clips."
+            raise InputError(message, hint=hint, setting="s_patchout_t")
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, D, F rows, T columns] → [B, D, N]: the patches that stay, frequency-major."""
@@ -191,11 +182,8 @@ class Patchout(nn.Module):
         indices = torch.arange(available) if kept is None else kept[kept < available]
         dropped = self.dropped[name] if self.training else 0
         if len(indices) <= dropped:
-            raise InputError(
-                f"drops {dropped} of the {len(indices)} that are left of {available}",
-                hint=f"Lower {name}, or use longer clips.",
-                setting=name,
-            )
+            message = f"drops {dropped} of the {len(indices)} that are left of {available}"
+            raise InputError(message, hint="Lower it, or use longer clips.", setting=name)
         return indices[torch.randperm(len(indices))[dropped:].sort().values] if dropped else indices
 
 
