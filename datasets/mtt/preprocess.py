@@ -140,15 +140,16 @@ def _main(arguments: list[str] | None = None) -> None:
     download(f"{options.url.rstrip('/')}/{TABLE}", table, again=again)
     task = read_annotations(table)
     clips = task.tracks.keys()
-    there = not options.force and _audio_is_there(options, clips)
-    # Parts that were to go when the last clip was out, and a kill came between
-    left = not options.keep_archives and len(parts_there(archive, PARTS)) == len(PARTS)
-    for step, is_done in (("download", there), ("unpack", there and not left)):
-        if step in steps and is_done:
+    if not options.force and _audio_is_there(options, clips):
+        for step in [step for step in ("download", "unpack") if step in steps]:
             print(f"{len(clips):,} clips are in {options.audio_dir} already: nothing to {step}")
-        elif step in steps and step == "download":
+        if "unpack" in steps and not options.keep_archives:
+            for part in parts_there(archive, PARTS):  # a kill came before they were deleted
+                part.unlink()
+    else:
+        if "download" in steps:
             fetch(archive, options.url, PARTS, again=options.force)
-        elif step in steps:
+        if "unpack" in steps:
             _unpack(options, clips)
     published.make({"": task}, options, steps)
 
