@@ -13,25 +13,16 @@ def warmup_ramp_factor(
     ramp_end: float,
     last_factor: float,
 ) -> float:
-    """Exponential warm-up, then level, then a linear ramp down, then level.
+    """Exponential warm-up, then level, then a linear ramp down, then level; epochs may be parts.
 
-    The warm-up is exp(-5 (1 - e/W)²), with e at least 0.5 (S. Laine & T. Aila, "Temporal Ensembling
-    for Semi-Supervised Learning", ICLR 2017, as used by PaSST and MAEST).
-
-    Args:
-        epoch: epochs done, whole or in part.
-        warmup_epochs: W, the length of the warm-up; 0 for none.
-        ramp_start: where the ramp leaves 1.
-        ramp_end: where the ramp reaches ``last_factor``; the ramp is a step if it is not later.
-        last_factor: the factor from there on.
+    The warm-up is exp(-5 (1 - e/W)²) over W epochs, with e at least 0.5 (S. Laine & T. Aila,
+    "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017, as used by PaSST and MAEST). The
+    ramp leaves 1 at ``ramp_start`` and reaches ``last_factor`` at ``ramp_end``, or at once if that
+    is no later.
     """
     warmup = 1.0
-    if epoch < warmup_epochs:
-        warmup = (
-            math.exp(-5 * (1 - max(epoch, 0.5) / warmup_epochs) ** 2)
-            if warmup_epochs > 0.5
-            else 1.0
-        )
+    if epoch < warmup_epochs and warmup_epochs > 0.5:
+        warmup = math.exp(-5 * (1 - max(epoch, 0.5) / warmup_epochs) ** 2)
     if epoch <= ramp_start:
         return warmup
     if epoch >= ramp_end:
