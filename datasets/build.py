@@ -104,12 +104,11 @@ def build(
         together, duplicates = _join_duplicates(base_dir, keys, groups)
     if table.splits is not None:
         sides = [table.splits[i] for i in rows]
-        hint = f"Mark some rows so in column {table.columns['split'][0]!r}, or split by group: "
-        hint += "--ignore-split."
+        hint = f"Column {table.columns['split'][0]!r} has none. To split by group: --ignore-split."
     else:
         sides = split_by_group(together, marks, fractions, seed)
-        hint = f"There are {len(set(together))} groups, each of which stays on one side: three "
-        hint += "sides need 3 or more (or another --group-column)."
+        hint = f"There are {len(set(together))} groups, each on one side: give another "
+        hint += "--group-column, or more tracks."
     if empty := [split for split in SPLITS if split not in sides]:
         what = f"no track for {' and '.join(empty)}"
         raise InputError(what, kind="empty", path=table.path, hint=hint)
@@ -183,22 +182,15 @@ def _rows_with_files(
     if base_dir is None:
         return rows, []
     if not Path(base_dir).is_dir():
-        hint = "Expected the folder of the .mmap files, which datasets/preprocess.py makes."
-        raise InputError(
-            "no such folder", kind="missing", path=base_dir, setting="--base-dir", hint=hint
-        )
+        what, hint = "no such folder", "Give that of the .mmap files of datasets/preprocess.py."
+        raise InputError(what, kind="missing", path=base_dir, setting="--base-dir", hint=hint)
     exists = [mel_path(base_dir, key).is_file() for key in table.keys]
     missing = [i for i in rows if not exists[i]]
     if missing and (not skip_missing or len(missing) == len(rows)):
         named = (f"{short_repr(table.keys[i])} (line {table.lines[i]})" for i in missing)
-        raise InputError(
-            f"{len(missing)} of {len(rows)} tracks have no log-mel file in {base_dir}: "
-            f"{first_few(named)}",
-            kind="missing",
-            path=table.path,
-            hint="Make them with datasets/preprocess.py, or leave those tracks out with "
-            "--skip-missing.",
-        )
+        what = f"{len(missing)} of {len(rows)} tracks have no log-mel file in {base_dir}: "
+        hint = "Make them with datasets/preprocess.py, or leave them out with --skip-missing."
+        raise InputError(what + first_few(named), kind="missing", path=table.path, hint=hint)
     return [i for i in rows if exists[i]], [table.keys[i] for i in missing]
 
 

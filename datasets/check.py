@@ -70,7 +70,8 @@ class CheckReport:
     warnings: list[Finding] = field(default_factory=list)
 
     def add(self, kind: str, text: str, split: str | None = None, problem: bool = False) -> None:
-        (self.problems if problem else self.warnings).append(Finding(kind, text, split))
+        finding = Finding(kind, f"{split}: {text}" if split else text, split)
+        (self.problems if problem else self.warnings).append(finding)
 
     @property
     def ok(self) -> bool:
@@ -131,7 +132,7 @@ def check_splits(
     found: dict[str, GroundTruth] = {}
     for name, split in splits.items():
         if isinstance(split, InputError):
-            report.add("groundtruth", f"{name}: {split}", name, problem=True)
+            report.add("groundtruth", str(split), name, problem=True)
         else:
             found[name] = split
     _check_labels(report, found)
@@ -167,24 +168,22 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _check_labels(report: CheckReport, found: dict[str, GroundTruth]) -> None:
-    names: dict[str, list[str]] = {}
+    names: dict[str, list[str] | None] = {}
     for split, groundtruth in found.items():
         report.splits[split] = SplitCheck(str(groundtruth.path), len(groundtruth))
-        labels = None
         try:
-            labels = labels_beside(groundtruth)
+            names[split] = labels_beside(groundtruth)
         except InputError as error:
-            report.add("labels", f"{split}: {error}", split, problem=True)
-        if labels is not None:
-            names[split] = labels
-        _check_counts(report, split, groundtruth, labels)
+            report.add("labels", str(error), split, problem=True)
+            names[split] = None
+        _check_counts(report, split, groundtruth, names[split])
     for (a, one), (b, other) in combinations(found.items(), 2):
         if one.n_classes != other.n_classes:
             text = f"{a} has {one.n_classes} labels to a track, and {b} has {other.n_classes}"
-        elif a in names and b in names and names[a] != names[b]:
-            i = [x == y for x, y in zip(names[a], names[b], strict=True)].index(False)
+        elif (a_names := names[a]) and (b_names := names[b]) and a_names != b_names:
+            i = [x == y for x, y in zip(a_names, b_names, strict=True)].index(False)
             text = f"labels.json of {a} and of {b} differ: label {i} is "
-            text += f"{short_repr(names[a][i])} and {short_repr(names[b][i])}"
+            text += f"{short_repr(a_names[i])} and {short_repr(b_names[i])}"
         else:
             continue
         report.add("labels", f"{text}: make all splits with one list of labels", problem=True)
@@ -194,29 +193,27 @@ def _check_counts(
     report: CheckReport, split: str, groundtruth: GroundTruth, labels: list[str] | None
 ) -> None:
     targets, total = groundtruth.targets, len(groundtruth)
+    unit = "value" if groundtruth.task == "regression" else "label"
+    names = labels or [f"{unit} {i}" for i in range(groundtruth.n_classes)]
     if groundtruth.task == "regression":
-        names = labels or [f"value {i}" for i in range(groundtruth.n_classes)]
         flat = (targets == targets[:1]).all(axis=0)
         rules = [(flat, "values are the same on all tracks: there is nothing to learn")]
     else:
-        names = labels or [f"label {i}" for i in range(groundtruth.n_classes)]
         counts, summary = groundtruth.counts(), report.splits[split]
         summary.counts = dict(zip(names, counts.tolist(), strict=True))
         summary.unlabelled = int((~targets.any(axis=1)).sum())
-        if summary.unlabelled == total:
-            report.add("labels", f"{split}: not one track has a label", split, problem=True)
-            return
+        none = summary.unlabelled == total
         if summary.unlabelled:
-            text = f"{split}: {summary.unlabelled} of {total} tracks have no label"
-            report.add("labels", text, split)
+            text = f"{summary.unlabelled} of {total} tracks have no label"
+            report.add("labels", text, split, problem=none)
         lost = "they cannot be learnt" if split == "train" else "excluded from the metrics"
         rules = [
-            (counts == 0, f"labels are on no track: {lost}"),
+            ((counts == 0) & (not none), f"labels are on no track: {lost}"),
             (counts == total, "labels are on all tracks: uninformative"),
         ]
     for which, what in rules:
         if chosen := [names[i] for i in np.flatnonzero(which)]:
-            text = f"{split}: {len(chosen)} of {len(names)} {what} ({_some(chosen)})"
+            text = f"{len(chosen)} of {len(names)} {what} ({_some(chosen)})"
             report.add("labels", text, split)
 
 
@@ -310,7 +307,7 @@ def _check_files(
     ):
         if keys:
             problem = kind == "files" and not skipped
-            report.add(kind, f"{name}: {len(keys)} of {total} {text}", name, problem)
+            report.add(kind, f"{len(keys)} of {total} {text}", name, problem)
 
 
 # --- Tracks that are there twice ----------------------------------------------------------------
@@ -369,12 +366,12 @@ def _report_twins(
     for (a, b), names in shared.items():
         some = first_few(names, _NAMED)
         if a == b:
-            text = f"{a}: {len(names)} tracks are there again, as another key with the same {what}"
+            text = f"{len(names)} tracks are there again, as another key with the same {what}"
             report.add("duplicate", f"{text} ({some})", a)
             continue
         trained = "train" in (a, b)
-        why = "keep each in one split, or the metrics mean nothing"
-        if not trained:
-            why = "the test metrics are biased by the choice of the best epoch"
+        why = "the test metrics are biased by the choice of the best epoch"
+        if trained:
+            why = "keep each in one split, or the metrics mean nothing"
         text = f"{a} and {b}: {words.format(len(names))} ({some}): {why}"
         report.add("shared", text, problem=trained)
