@@ -254,6 +254,11 @@ def test_a_block_that_is_not_there(block):
     assert caught.value.setting == "transformer_block"
 
 
+def test_a_second_block_of_one():
+    with pytest.raises(InputError):
+        tiny(depth=1)(mels(1, 96, 60), transformer_block=1)
+
+
 def test_whole_numbers_of_numpy():
     model, mel = (
         tiny(n_classes=np.int64(5), s_patchout_t=np.int32(2), depth=np.uint8(2)),
