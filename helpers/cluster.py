@@ -89,21 +89,7 @@ def cluster_map(
 def _finished(
     client: Any, call: Callable[[bytes], Result], items: Sequence[Item], scheduler: str
 ) -> Iterator[tuple[Item, Any, bool]]:
-    """Each item with its result, or None where workers were killed at it. Raises its own error."""
-    for item, result, fault in _outcomes(client, call, items, scheduler):
-        if fault is not None and not isinstance(fault, _Killed):
-            raise fault
-        yield item, result, fault is not None
-
-
-class _Killed(Exception):
-    """Workers were killed at a task."""
-
-
-def _outcomes(
-    client: Any, call: Callable[[bytes], Result], items: Sequence[Item], scheduler: str
-) -> Iterator[tuple[Item, Any, BaseException | None]]:
-    """Each item with its result, or None and the error."""
+    """Each item with its result, or with None and True where workers were killed at it."""
     from distributed import KilledWorker, as_completed
 
     waiting, submitted, completed = iter(items), {}, as_completed(loop=client.loop)
@@ -118,23 +104,26 @@ def _outcomes(
         submit(islice(waiting, _WINDOW))
         for future in completed:
             submit(islice(waiting, 1))
-            fault: BaseException | None = future.exception()
-            result = None
-            if fault is None:
+            error, result = future.exception(), None
+            was_killed = isinstance(error, KilledWorker)
+            if error is not None and not was_killed:
+                break
+            if not was_killed:
                 try:  # a worker that dies now takes it along, and Dask may wait for it for ever
                     result = future.result(_CONNECT_SECONDS)
                 except TimeoutError:
-                    fault = _Killed()
-            elif isinstance(fault, KilledWorker):
-                fault = _Killed()
-            yield submitted.pop(future.key), result, fault
-    except (CancelledError, OSError, RuntimeError) as error:
+                    was_killed = True
+            yield submitted.pop(future.key), result, was_killed
+        else:
+            return
+    except (CancelledError, OSError, RuntimeError) as gone:
         raise InputError(
-            f"the Dask scheduler at {scheduler} does not answer any more ({type(error).__name__})",
+            f"the Dask scheduler at {scheduler} does not answer any more ({type(gone).__name__})",
             kind="network",
             hint=f"Start a cluster. {_GO_ON}",
             setting="--scheduler",
         ) from None
+    raise error  # the work's own
 
 
 def _anywhere(function: Callable[[Item], Result]) -> Callable[[bytes], Result]:
