@@ -152,9 +152,6 @@ def unpack(
         hint = "Download it first: the step download."
         raise InputError("no such file", kind="missing", path=missing[0], hint=hint)
     sizes = [path.stat().st_size for path in paths]
-    ends = list(accumulate(sizes))  # of the parts, in the whole
-    done, failed = 0, dict[str, str]()
-    damaged: set[Path] = set()
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("rb")) for path in paths]
         pieces = Pieces([(file, 0, size) for file, size in zip(files, sizes, strict=True)])
@@ -164,53 +161,66 @@ def unpack(
             name = "/".join(PurePosixPath(member.filename).parts[-2:])
             if name in wanted and not member.is_dir():
                 members.setdefault(name, member)
-        absent = [name for name in wanted if name not in members]
         there = {} if again else {name: file_size(out_dir / name) for name in members}
         skipped = [name for name, size in there.items() if size == members[name].file_size]
         # Files get their names when they are whole: others are somebody's own.
         other = [name for name, size in there.items() if size and size != members[name].file_size]
         left = {*skipped, *other}
         todo = {name: member for name, member in members.items() if name not in left}
-        out_dir.mkdir(parents=True, exist_ok=True)
-        check_room(out_dir, sum(member.file_size for member in todo.values()))
-        remove_leftovers(out_dir, {PurePosixPath(name).suffix for name in todo})
-        hidden = None if progress else True  # None: unless on a terminal
-        for name, member in tqdm(todo.items(), desc="unpack", unit="file", disable=hidden):
-            try:
-                with (
-                    whole.open(member) as source,
-                    atomic_path(out_dir / name) as temporary,
-                    temporary.open("wb") as file,
-                ):
-                    shutil.copyfileobj(source, file, 1 << 20)
-                done += 1
-            except _DAMAGED as error:
-                if getattr(error, "errno", None) is None:
-                    failed[name] = f"{_BROKEN}: {error or type(error).__name__}"
-                    # Before its bytes stand 30 others and its name.
-                    first = member.header_offset
-                    last = first + 29 + len(member.filename) + member.compress_size
-                    damaged |= {*paths[bisect_right(ends, first) : bisect_right(ends, last) + 1]}
-                elif isinstance(error, OSError) and error.errno in NAMES_FILE_ONLY:
-                    failed[name] = f"cannot be written: {error.strerror}"
-                elif isinstance(error, OSError):
-                    raise write_error(out_dir / name, error, "folder") from None
+        failed = _extract(whole, todo, out_dir, progress)
 
+    broken = [name for name, why in failed.items() if why.startswith(_BROKEN)]
+    ends, damaged = list(accumulate(sizes)), set[Path]()  # parts; where they end in the whole
+    for member in map(members.__getitem__, broken):
+        # Before its bytes stand 30 others and its name.
+        last = member.header_offset + 29 + len(member.filename) + member.compress_size
+        damaged |= {*paths[bisect_right(ends, member.header_offset) : bisect_right(ends, last) + 1]}
     notes = _read_notes(archive)
     digests = {path.name: _sha256(path) for path in sorted(damaged)}
     fresh = [name for name, digest in digests.items() if notes["damaged"].get(name) != digest]
+    absent = [name for name in wanted if name not in members]
     notes["damaged"] |= digests
-    notes["absent"] = list(absent)
-    if damaged and not fresh:  # as the server has it
-        notes["absent"] += [name for name, why in failed.items() if why.startswith(_BROKEN)]
+    notes["absent"] = absent + ([] if fresh else broken)  # those are so on the server
     _write_notes(archive, notes)
     is_out = not set(failed) - set(notes["absent"])
     for path in paths:
         if path.name in fresh or (is_out and not keep):
             path.unlink()
     return Unpacked(
-        done=done, skipped=len(skipped), failed=failed, other=other, absent=absent, again=fresh
+        done=len(todo) - len(failed),
+        skipped=len(skipped),
+        failed=failed,
+        other=other,
+        absent=absent,
+        again=fresh,
     )
+
+
+def _extract(
+    whole: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], out_dir: Path, progress: bool
+) -> dict[str, str]:
+    """Write files below a folder: those that cannot be, and why."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    check_room(out_dir, sum(member.file_size for member in members.values()))
+    remove_leftovers(out_dir, {PurePosixPath(name).suffix for name in members})
+    failed = {}
+    hidden = None if progress else True  # None: unless on a terminal
+    for name, member in tqdm(members.items(), desc="unpack", unit="file", disable=hidden):
+        try:
+            with (
+                whole.open(member) as source,
+                atomic_path(out_dir / name) as temporary,
+                temporary.open("wb") as file,
+            ):
+                shutil.copyfileobj(source, file, 1 << 20)
+        except _DAMAGED as error:
+            if not isinstance(error, OSError) or error.errno is None:
+                failed[name] = f"{_BROKEN}: {error or type(error).__name__}"
+            elif error.errno in NAMES_FILE_ONLY:
+                failed[name] = f"cannot be written: {error.strerror}"
+            else:
+                raise write_error(out_dir / name, error, "folder") from None
+    return failed
 
 
 def _open(pieces: Any, archive: Path) -> zipfile.ZipFile:
