@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from maest.datasets.melspectrograms import open_mel
+from maest.datasets.melspectrograms import read_mel
 from maest.helpers.arrays import load_array
 from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import NORM_MEAN, NORM_STD
@@ -101,7 +101,7 @@ def mel_statistics(path: Path) -> np.ndarray:
 
     Of the values as the network takes them, without any learning: what a probe must beat.
     """
-    mel = (np.asarray(open_mel(path), dtype=np.float32) - NORM_MEAN) / (2 * NORM_STD)
+    mel = (np.asarray(read_mel(path), dtype=np.float32) - NORM_MEAN) / (2 * NORM_STD)
     return np.concatenate((mel.mean(axis=0), mel.std(axis=0))).astype(np.float32)
 
 

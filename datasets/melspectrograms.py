@@ -69,17 +69,14 @@ def find_mel(base_dir: str | Path, key: str) -> Path:
     return path
 
 
-def open_mel(path: str | Path) -> np.ndarray:
-    """Map a log-mel file into memory, read-only: a float array [frames, 96]; no data is read yet.
+def read_mel(path: str | Path) -> np.ndarray:
+    """A whole log-mel file: floats [frames, 96]. Raises InputError as :class:`MelFile`."""
+    with MelFile(path) as file:
+        return file.read(0, len(file))
 
-    Raises:
-        InputError: if the file is missing, empty, no whole number of frames, or of another shape.
-    """
-    path = Path(path)
-    if path.suffix != ".npy":
-        with MelFile(path) as file:
-            frames = len(file)
-        return np.memmap(path, DTYPE, mode="r", shape=(frames, N_MELS))
+
+def _mapped(path: str) -> np.ndarray:
+    """A ``.npy`` file, mapped into memory."""
     try:
         mel = load_array(path, mapped=True)
     except (OSError, ValueError, EOFError) as error:
@@ -105,7 +102,7 @@ class MelFile:
     of a ``.npy`` the file's own.
 
     Raises:
-        InputError: as :func:`open_mel`.
+        InputError: the file is missing, empty, no whole number of frames, or of another shape.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -114,8 +111,8 @@ class MelFile:
         self._mapped: np.ndarray | None = None  # of a .npy
         self._descriptor = -1
         if self.path.endswith(".npy"):
-            self._mapped = open_mel(self.path)
-            self._frames, self.dtype = len(self._mapped), self._mapped.dtype
+            self._mapped = mel = _mapped(self.path)
+            self._frames, self.dtype = len(mel), mel.dtype
             return
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -181,9 +178,7 @@ class MelFile:
             except OSError as error:
                 raise _unreadable(self.path, error) from error
             if not done:
-                what = (
-                    f"ends at byte {offset}, and was longer when opened: another program writes it"
-                )
+                what = f"ends at byte {offset}, and was longer: another program writes it"
                 raise _fault(self.path, what)
             buffer, offset = buffer[done:], offset + done
 

@@ -11,8 +11,8 @@ from maest.datasets.melspectrograms import (
     MelFile,
     all_finite,
     find_mel,
-    open_mel,
     read_crop,
+    read_mel,
     read_patches,
     write_mel,
 )
@@ -30,7 +30,7 @@ def test_layout_on_disk(tmp_path):
     write_mel(tmp_path / "a.mmap", mel)
     raw = np.fromfile(tmp_path / "a.mmap", np.float16).reshape(-1, 96)
     np.testing.assert_array_equal(raw, mel.astype(np.float16))
-    np.testing.assert_array_equal(open_mel(tmp_path / "a.mmap"), raw)
+    np.testing.assert_array_equal(read_mel(tmp_path / "a.mmap"), raw)
 
 
 def test_npy_is_read_too(tmp_path):
@@ -73,7 +73,7 @@ def test_broken_files_are_named(tmp_path):
         "torn.npy": "corrupt",
     }.items():
         with pytest.raises(InputError) as error:
-            open_mel(tmp_path / name)
+            read_mel(tmp_path / name)
         assert (error.value.kind, str(error.value.path)) == (kind, str(tmp_path / name))
         assert error.value.hint.endswith(".")
 

@@ -31,7 +31,7 @@ from miniature_mtt import (  # noqa: F401
 
 from maest.datasets.collection import mel_key
 from maest.datasets.groundtruth import read_groundtruth, read_labels
-from maest.datasets.melspectrograms import open_mel
+from maest.datasets.melspectrograms import read_mel
 from maest.datasets.mtt import preprocess as module
 from maest.datasets.mtt.preprocess import main, read_annotations
 from maest.helpers.audio import read_audio
@@ -130,7 +130,7 @@ def test_everything_from_nothing(mtt, finished, server):
             for split in SPLITS} == FILES  # fmt: skip
     assert sorted(place.tree("download")) == [TABLE, "mp3.zip.json"]
     clip = mtt.sounding()[3]
-    mel = open_mel(finished / "mels" / mel_key(clip))
+    mel = read_mel(finished / "mels" / mel_key(clip))
     assert mel.shape == (1 + -(-len(read_audio(finished / "audio" / clip)) // 256), 96)
 
 

@@ -24,7 +24,7 @@ from maest.datasets import collection as module_of_collection
 from maest.datasets import preprocess as module
 from maest.datasets.collection import find_audio, mel_key
 from maest.datasets.mel_store import store_keys
-from maest.datasets.melspectrograms import open_mel
+from maest.datasets.melspectrograms import read_mel
 from maest.datasets.preprocess import main, parse_seconds, parse_shard, preprocess
 from maest.helpers.audio import read_audio
 from maest.helpers.errors import InputError
@@ -119,7 +119,7 @@ def test_every_track_gets_the_front_ends_mel_under_its_name(collection, tmp_path
     assert report.seconds == pytest.approx(sum(1 + 0.2 * i for i in range(7)), abs=0.3)
     for name in find_audio(collection):
         waveform = torch.from_numpy(read_audio(collection / name))
-        stored = open_mel(tmp_path / "mels" / mel_key(name))
+        stored = read_mel(tmp_path / "mels" / mel_key(name))
         expected = MelSpectrogram()(waveform).T.numpy()
         assert stored.shape == (1 + -(-len(waveform) // 256), 96)
         np.testing.assert_allclose(np.asarray(stored, np.float32), expected, rtol=1e-3, atol=1e-3)
@@ -133,11 +133,11 @@ def test_central_seconds_are_kept(tmp_path):
     (tmp_path / "audio").mkdir()
     soundfile.write(tmp_path / "audio" / "a.wav", sound, rate)
     preprocess(tmp_path / "audio", tmp_path / "mels", seconds=2, **QUIET)
-    loud = open_mel(tmp_path / "mels" / "a.mmap")
+    loud = read_mel(tmp_path / "mels" / "a.mmap")
     assert len(loud) == 126
     assert float(loud[2:-2].mean(axis=1).min()) > 0.5
     preprocess(tmp_path / "audio", tmp_path / "whole", seconds=None, **QUIET)
-    whole = open_mel(tmp_path / "whole" / "a.mmap")
+    whole = read_mel(tmp_path / "whole" / "a.mmap")
     assert len(whole) == 626
     assert not np.asarray(whole[:240]).any()
 

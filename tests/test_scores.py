@@ -21,7 +21,7 @@ import pytest
 from filelock import FileLock
 
 from maest.datasets.groundtruth import read_groundtruth, read_labels
-from maest.datasets.melspectrograms import open_mel
+from maest.datasets.melspectrograms import read_mel
 from maest.datasets.scores import corpus, labels, performance, preprocess, reading, stages
 from maest.datasets.scores.corpus import Work
 from maest.datasets.scores.performance import assign, fold, octave_shift
@@ -327,7 +327,7 @@ def test_build_is_whole_and_consistent(built):
             own = set(rows[key][name].split("; ")) & set(names)
             assert {names[i] for i in np.flatnonzero(target)} == own
     for key, row in rows.items():
-        mel = open_mel(out_dir / "melspectrograms" / key)
+        mel = read_mel(out_dir / "melspectrograms" / key)
         samples = round(float(row["seconds"]) * 16_000)
         assert len(mel) == 1 + -(-samples // 256)
         assert 0 < float(np.mean(mel, dtype=np.float64)) < 5
