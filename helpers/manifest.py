@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +147,17 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         OSError: it cannot be read.
     """
     path = Path(folder) / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        manifest["settings"].items(), "".join(manifest["sources"])
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (ValueError, LookupError, TypeError, AttributeError):
-        message = "expected the settings that the results there were made with, as JSON"
-        hint = "Give another inference.out_dir, or remove this folder if its results are yours."
-        raise InputError(message, kind="corrupt", hint=hint, path=path) from None
-    return manifest
+    manifest = None
+    with suppress(ValueError):
+        manifest = json.loads(path.read_text("utf-8"))
+    match manifest:
+        case {"settings": dict(), "sources": [*names]} if all(isinstance(n, str) for n in names):
+            return manifest
+    message = "expected the settings that the results there were made with, as JSON"
+    hint = "Give another inference.out_dir, or remove this folder if its results are yours."
+    raise InputError(message, kind="corrupt", hint=hint, path=path)
 
 
 def _results(folder: Path, ends: tuple[str, ...]) -> Iterator[Path]:
