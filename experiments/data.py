@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from maest.config import Settings
 from maest.config.settings import Data
-from maest.datasets.check import CheckReport, check_splits
+from maest.datasets.check import check_splits
 from maest.datasets.groundtruth import GroundTruth, check_given, read_splits
 from maest.datasets.norm import norm_stats
 from maest.datasets.scores import DATA_DIR, build_if_missing
@@ -111,22 +110,13 @@ def check_data(run: Any, settings: Settings) -> dict[str, Any]:
             results[split] = read(settings, checkpoint, split)[split]
         except InputError as error:
             results[split] = error
-    report = check(settings, results, clip_frames(settings, checkpoint))
+    data, teacher = settings.datamodule, find_teacher(settings) if "train" in splits else None
+    frames, skip = clip_frames(settings, checkpoint), data.on_error == "skip"
+    report = check_splits(results, data.base_dir, frames, teacher, skip)
     path = run_dir(run) / "check.json"
     write_json(path, report.to_dict())
     print(f"{report}\nall of it: {path}")
     return {"failed": len(report.problems), "warnings": len(report.warnings)}
-
-
-def check(
-    settings: Settings,
-    splits: Mapping[str, GroundTruth | InputError],
-    frames: int,
-    brief: bool = False,
-) -> CheckReport:
-    """:func:`datasets.check.check_splits` by the settings."""
-    data, teacher = settings.datamodule, find_teacher(settings) if "train" in splits else None
-    return check_splits(splits, data.base_dir, frames, teacher, data.on_error == "skip", brief)
 
 
 def compute_norm_stats(run: Any, settings: Settings) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from maest.config import Settings
 from maest.config.schema import tagged
 from maest.config.settings import TrainerSettings
-from maest.experiments.data import check
+from maest.datasets.check import check_splits
 from maest.experiments.devices import find_devices
 from maest.experiments.evaluate import evaluate, left_out, metrics_of
 from maest.experiments.plan import Plan, resolve
@@ -128,9 +128,12 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
 
 def _check_data(plan: Plan) -> None:
     """A quick check: what would stop the training does so now; warnings of the rest."""
-    report = check(plan.settings, plan.data.splits, plan.data.clip_frames, brief=True)
+    data, skip = plan.data, plan.data.on_error == "skip"
+    report = check_splits(
+        data.splits, data.base_dir, data.clip_frames, data.teacher_dir, skip, brief=True
+    )
     stops = [f for f in report.problems if f.kind == "files"]
-    if stops and plan.settings.datamodule.on_error == "raise":
+    if stops and not skip:
         raise InputError(
             str(report),
             kind="corrupt",
