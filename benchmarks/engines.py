@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import harness
-from harness import Figures, Way, in_turns, medians, show, times_as_fast, with_before
+from harness import Figures, Way, chosen, measure, show, times_as_fast
 
 BLOCK = 6
 ENGINES: dict[str, dict[str, str]] = {
@@ -78,18 +78,14 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(given)
     args.lengths = args.lengths or ([5] if args.quick else [5, 10, 30])
     if args.quick:
-        args.archs, args.seconds, args.repeats = ["maest_tiny"], 10.0, 1
+        args.archs, args.seconds = ["maest_tiny"], 10.0
     record = harness.start_record(args, "torch", "onnxruntime")
     for arch in args.archs:
         for length in args.lengths:
             frames, patches = int(62.5 * length), max(1, round(args.seconds / length))
             sizes = {"arch": arch, "frames": frames, "patches": patches, "passes": 3}
-            ways = {
-                name: Way(passes, sizes | {"options": options})
-                for name, options in harness.chosen(ENGINES, args.ways).items()
-            }
-            turns = in_turns(with_before(ways, args.against), args.repeats, not args.quick)
-            rows = medians(turns)
+            ways = {n: Way(passes, sizes | {"options": o}) for n, o in ENGINES.items()}
+            rows = measure(chosen(ways, args.ways), args)
             times_as_fast(rows, next(iter(rows)))
             columns = {
                 "seconds": "{seconds:.2f}",

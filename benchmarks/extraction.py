@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 import harness
-from harness import Figures, Way, in_turns, medians, show, times_as_fast, with_before
+from harness import Figures, Way, measure, show, times_as_fast
 
 BLOCK = 6  # whose embeddings are computed: blocks 0 to 6 are seven
 RATE = 44_100
@@ -246,12 +246,6 @@ class Bench:
             return Way(one_by_one, given | options)
         return Way(command, given | {"settings": options})
 
-    def measure(self, ways: dict[str, Way]) -> dict[str, Figures]:
-        runs = in_turns(
-            with_before(ways, self.args.against), self.args.repeats, not self.args.quick
-        )
-        return medians(runs)
-
 
 def arrays(way: Way) -> list[np.ndarray]:
     files = sorted(Path(way.arguments["out"]).iterdir())
@@ -281,7 +275,7 @@ def embeddings(bench: Bench) -> Iterator[tuple[str, Any]]:
     options = harness.chosen(WAYS, args.ways)
     for length in args.lengths:
         ways = {name: bench.way(way, bench.model(length), music) for name, way in options.items()}
-        rows = bench.measure(ways)
+        rows = measure(ways, args)
         times_as_fast(rows, next(iter(ways)))
         plain = next((name for name in ways if name.startswith("plain, 7")), next(iter(ways)))
         full = arrays(ways[plain])
@@ -316,7 +310,7 @@ def memory(bench: Bench) -> Iterator[tuple[str, Any]]:
         f"ours, {bench.args.arch}{name}, {few} tracks": bench.way(options, model, some)
         for name, options in (("", {}), (", int8", INT8))
     }
-    rows = bench.measure(ways)
+    rows = measure(ways, bench.args)
     columns = {
         "with the model loaded, MiB": "{loaded_mib:.0f}",
         "highest, MiB": "{peak_mib:.0f}",
@@ -337,7 +331,7 @@ def latency(bench: Bench) -> Iterator[tuple[str, Any]]:
         for name, quantize in (("Extractor", None), ("Extractor, int8", "int8")):
             ways[f"ours, {label}: {name}"] = Way(first_result, given | {"quantize": quantize})
         ways[f"ours, {label}: the command predict"] = Way(predict, given)
-    rows = bench.measure(ways)
+    rows = measure(ways, bench.args)
     columns = {"first": "{first_seconds:.2f}", "seconds": "{seconds:.2f}"}
     show("Seconds to the result of one song of 3 minutes", rows, columns)
     yield from rows.items()

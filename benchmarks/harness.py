@@ -99,6 +99,18 @@ def medians(runs: Mapping[str, Sequence[Figures]]) -> dict[str, Figures]:
     return rows
 
 
+def measure(
+    ways: Mapping[str, Way], args: argparse.Namespace, apart: bool | None = None
+) -> dict[str, Figures]:
+    """Medians of the ways, in turns, beside an older checkout's if one is given.
+
+    A quick trial is one turn, in this process unless ``apart``.
+    """
+    apart = not args.quick if apart is None else apart
+    turns = 1 if args.quick else args.repeats
+    return medians(in_turns(with_before(ways, args.against), turns, apart))
+
+
 def times_as_fast(rows: Mapping[str, Figures], base: str, key: str = "seconds") -> None:
     """Add to each row how many times as fast it is as the base."""
     for row in rows.values():

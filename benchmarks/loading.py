@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import harness
-from harness import Figures, Way, in_turns, show, with_before
+from harness import Figures, Way, chosen, in_turns, measure, show, with_before
 
 OURS, ALONE, USUAL = "ours", "ours, loader alone", "one call a mask"
 BATCH, N_CLASSES, FRAMES_PER_SECOND = 12, 400, 62.5
@@ -197,7 +197,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
         frames = int(args.clip_seconds[0] * FRAMES_PER_SECOND)
         case = given_all | {"frames": frames, "workers": max(args.workers)}
         case["clips"] = min(EPOCH_CLIPS, args.clips)
-        ways = harness.chosen({w: Way(memory, case | {"way": w}) for w in (OURS, USUAL)}, args.ways)
+        ways = chosen({w: Way(memory, case | {"way": w}) for w in (OURS, USUAL)}, args.ways)
         runs = in_turns(with_before(ways, args.against), 1, not args.quick)
         record["private_mib_after_each_epoch"] = {name: found[0] for name, found in runs.items()}
         for name, found in runs.items():
@@ -210,9 +210,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
                 name: Way(speed, case | {"way": name, "clips": args.tracks if cold else n})
                 for name, n in clips.items()
             }
-            ways = with_before(harness.chosen(ways, args.ways), args.against)
-            runs = in_turns(ways, 1 if args.quick else args.repeats, not args.quick)
-            rows = harness.medians(runs)
+            rows = measure(chosen(ways, args.ways), args)
             base = USUAL if USUAL in rows else OURS
             for row in rows.values():
                 row["ratio"] = row["clips_per_second"] / rows[base]["clips_per_second"]

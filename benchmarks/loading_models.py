@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from harness import Figures, Way, in_turns, medians, memory_mib, show, with_before
+from harness import Figures, Way, chosen, measure, memory_mib, show
 
 FILES = {
     "ours, model folder": ("ours", "model"),
@@ -99,8 +99,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
             name: Way(load, {"program": program, "path": f"{temporary}/{file}", "arch": arch})
             for name, (program, file) in FILES.items()
         }
-        ways = with_before(harness.chosen(ways, args.ways), args.against)
-        rows = medians(in_turns(ways, 1 if args.quick else args.repeats, not args.quick))
+        rows = measure(chosen(ways, args.ways), args)
     columns = {"seconds": "{seconds:.2f}", "MiB": "{peak_mib:.0f}", "copies": "{copies:.2f}"}
     show(f"Loading {arch}", rows, columns)
     packages = ("torch", "safetensors", "timm", "transformers")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import harness
-from harness import Figures, Way, in_turns, medians, show, with_before
+from harness import Figures, Way, chosen, measure, show
 
 TRACKS = {"train": 18_706, "validation": 1_825, "test": 5_329}
 LABELS, WIDTH, SEEDS, CHOICES = 50, 768, 3, 7
@@ -126,8 +126,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
             "ours, sweep": Way(command, case | {"name": "sweep"}),
             "plain": Way(plain, {"data": folder}),
         }
-        ways = with_before(harness.chosen(ways, args.ways), args.against)
-        rows = medians(in_turns(ways, 1 if args.quick else args.repeats))
+        rows = measure(chosen(ways, args.ways), args, apart=True)
     columns = {"seconds": "{seconds:.1f}", "an epoch of a probe, ms": "{epoch_ms:.1f}"}
     for row in rows.values():
         row["epoch_ms"] = 1000 * row["epoch_seconds"]

@@ -13,19 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness import (
-    Figures,
-    Way,
-    chosen,
-    command,
-    in_turns,
-    medians,
-    parser,
-    save,
-    show,
-    start_record,
-    with_before,
-)
+from harness import Figures, Way, chosen, command, measure, parser, save, show, start_record
 
 # What is measured → what is typed after "python", and the exit code
 LINES = {
@@ -59,8 +47,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     args = parser(__doc__, repeats=5).parse_args(given)
     record = start_record(args, "torch", "pytorch-lightning", "sacred", "onnxruntime")
     ways = {name: Way(start, {"line": line, "code": code}) for name, (line, code) in LINES.items()}
-    ways = with_before(chosen(ways, args.ways), args.against)
-    rows = medians(in_turns(ways, 1 if args.quick else args.repeats))
+    rows = measure(chosen(ways, args.ways), args, apart=True)
     columns = {"CPU seconds": "{cpu_seconds:.2f}", "by the clock": "{seconds:.2f}"}
     show("From a command to its end", rows, columns)
     record["results"] = rows

@@ -120,7 +120,7 @@ for _s, _start, _released, _names in _FAMILY:
         f"Fine-tune {_released}, or your maest.checkpoint, on clips of {_s} s of your own ground "
         "truth.",
         # A larger network, trained for longer, is to be moved with more care.
-        *(_FINETUNE, _length, _half, {"maest": {"arch": _released}, "module": {"lr": 3e-4}}),
+        *(_FINETUNE, _length, _half, {"maest": {"arch": _released}}, {"module": {"lr": 3e-4}}),
     )
     for _kind in ("pretrain", "inference", "finetune"):
         _first = f"{_names[0]}_{_kind}"

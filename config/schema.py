@@ -166,7 +166,8 @@ def _build(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
     arguments = {}
     for name, kind in get_type_hints(section).items():
         key = f"{prefix}{name}"
-        arguments[name] = _build(kind, values, f"{key}.") if is_dataclass(kind) else values[key]
+        section_ = isinstance(kind, type) and is_dataclass(kind)
+        arguments[name] = _build(kind, values, f"{key}.") if section_ else values[key]
     return section(**arguments)
 
 

@@ -159,7 +159,7 @@ def configure(
         function = _command(section, module, name)
         function.__name__, function.__doc__ = name, sentence
         ex.command(function, unobserved=name.startswith("print_"))
-    ex.default_command = next(iter(table))
+    ex.default_command = next(iter(table))  # type: ignore[assignment]
 
     @ex.config_hook
     def check(config: dict, command_name: str, logger: logging.Logger) -> dict:
