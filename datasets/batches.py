@@ -175,13 +175,12 @@ class CropDataset(_Tracks):
             tried.append(index)
             while index in tried and len(tried) < len(self):
                 index = int(substitutes.integers(len(self)))
-        what = (
-            f"none of {len(tried)} of {len(self)} training tracks, tried one after the other, can "
-        )
-        hint = "`python ex_maest.py check_data` with the same settings lists what is wrong."
-        setting = "datamodule.on_error"
         raise InputError(
-            f"{what}be read (the last: {reason})", kind="empty", setting=setting, hint=hint
+            f"none of {len(tried)} of {len(self)} training tracks, tried in a row, can be "
+            f"read (the last: {reason})",
+            kind="empty",
+            setting="datamodule.on_error",
+            hint="`python ex_maest.py check_data` with the same settings lists what is wrong.",
         )
 
 

@@ -154,9 +154,8 @@ def _describe(name: str, split: SplitCheck) -> Iterator[str]:
     yield f"{name}: {split.tracks} tracks{labels}, {hours} ({split.path})"
     if split.counts:
         ordered = sorted(split.counts.items(), key=lambda item: item[1])
-        (least, fewest), (_, median), (most, largest) = (
-            ordered[i] for i in (0, len(ordered) // 2, -1)
-        )
+        (least, fewest), (most, largest) = ordered[0], ordered[-1]
+        median = ordered[len(ordered) // 2][1]
         yield f"  tracks to a label: {fewest} ({least}) to {largest} ({most}), median {median}"
 
 

@@ -116,8 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--task", choices=TASKS, default="multi-label", help="what the targets are")
 
     made = "make groundtruth-{train,validation,test,all}.pk and labels.json from a table"
-    add = (command := commands.add_parser("build", help=made, description=_LABELLED)).add_argument
+    command = commands.add_parser("build", help=made, description=_LABELLED)
     command.set_defaults(run=_build)
+    add = command.add_argument
     several: dict[str, Any] = {"metavar": "NAME", "nargs": "+", "default": []}
     task = "default: multi-label, with --values-column regression; single-label refuses tracks "
     fractions: dict[str, Any] = {"type": _fractions, "default": [0.8, 0.1, 0.1], "metavar": "T,V,T"}

@@ -151,10 +151,7 @@ def open_store(
             )
         write_json(path, recipe)
     except OSError as error:
-        what, hint = (
-            f"cannot be written to ({error.strerror or error})",
-            "Give another MELSPEC_DIR.",
-        )
+        what, hint = f"cannot be written to ({error.strerror or error})", "Give another folder."
         raise InputError(what, kind="access", path=store, hint=hint) from None
     return [
         f"{store}: made by an earlier version, which did not keep from what. Its files are taken "

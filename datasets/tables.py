@@ -326,11 +326,11 @@ def _read_rows(path: Path, warnings: list[str]) -> _Rows:
     """Read UTF-8 or UTF-16 text; ``warnings`` is added to."""
     text = _read_text(path)
     named = re.match(r'"?sep=(.)\1*"?(?=[\r\n])', text, re.IGNORECASE)
-    if named:  # Excel's own line; the others keep their numbers
-        text = text[named.end() :]
+    text = text[named.end() :] if named else text  # Excel's own line; others keep their numbers
     first = next((line for line in text.splitlines() if line.strip()), "")
     bare = re.sub(r'"[^"]*"', "", first)
-    delimiter = named[1] if named else "\t" if "\t" in bare else max(",;", key=bare.count)
+    delimiter = "\t" if "\t" in bare else max(",;", key=bare.count)
+    delimiter = named[1] if named else delimiter
     if delimiter != "\t" or '"' not in text:
         return _parse(path, text, delimiter)
     quoted: _Rows | InputError
@@ -371,8 +371,8 @@ def _read_text(path: Path) -> str:
 def _parse(
     path: Path, text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
 ) -> _Rows:
-    lines_of = io.StringIO(text, newline="")
-    reader = csv.reader(lines_of, delimiter=delimiter, quoting=quoting, strict=True)
+    content = io.StringIO(text, newline="")
+    reader = csv.reader(content, delimiter=delimiter, quoting=quoting, strict=True)
     rows, lines = [], []
     try:
         for row in reader:
