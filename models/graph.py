@@ -134,12 +134,12 @@ def build(
         two = number == net.depth - 1 and number not in blocks  # cls and dist alone are read of it
         x = _block(g, f"blocks.{number}", x, net.num_heads, fused, two)
         if number in blocks:
-            mean = g.node("ReduceMean", g.slice(x, 2, _END, 1), g.ints(1), keepdims=1)
+            mean = g.node("ReduceMean", g.slice(x, 2, _END, 1), [1], keepdims=1)
             embedding = g.node("Concat", g.slice(x, 0, 2, 1), mean, axis=1)
             outputs[f"embeddings_{number}"] = embedding, ["batch", 3, net.embed_dim]
     if needs_final:
         tokens = g.norm("norm", g.slice(x, 0, 2, 1))
-        final = g.node("ReduceMean", tokens, g.ints(1), keepdims=0)
+        final = g.node("ReduceMean", tokens, [1], keepdims=0)
         outputs["embeddings_final"] = final, ["batch", net.embed_dim]
         outputs["logits"] = _logits(g, net, tokens, final), ["batch", net.n_classes]
     names = ["logits"] * logits
@@ -176,6 +176,9 @@ def _check(net: Maest, whole: bool) -> None:
         raise InputError(f"ONNX cannot hold the network: {reason}", kind="unsupported", hint=hint)
 
 
+Value = str | Tensor | np.ndarray | float | list[int]  # a node's output, by its name; or a constant
+
+
 class _Graph:
     """An ONNX graph under construction; each method returns its output's name."""
 
@@ -184,20 +187,24 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
-    def node(self, op: str, *inputs: str, name: str = "", **options: Any) -> str:
+    def node(self, op: str, *inputs: Value, name: str = "", **options: Any) -> str:
         return self.split(op, 1, *inputs, name=name, **options)[0]
 
-    def split(self, op: str, parts: int, *inputs: str, name: str = "", **options: Any) -> list[str]:
+    def split(
+        self, op: str, parts: int, *inputs: Value, name: str = "", **options: Any
+    ) -> list[str]:
+        given = [one if isinstance(one, str) else self._constant(one) for one in inputs]
         name = name or f"{op}.{len(self.nodes)}"
         names = [f"{name}.{i}" for i in range(parts)]
-        self.nodes.append(helper.make_node(op, inputs, names, name=name, **options))
+        self.nodes.append(helper.make_node(op, given, names, name=name, **options))
         return names
 
-    def const(self, value: Tensor | np.ndarray | float) -> str:
-        """A tensor or number as float32; an array as it is."""
+    def _constant(self, value: Tensor | np.ndarray | float | list[int]) -> str:
+        """A tensor or number is float32, a list int64, an array as it is."""
         if isinstance(value, Tensor):
             value = value.detach().cpu().float().contiguous().numpy()
-        array = value if isinstance(value, np.ndarray) else np.array(value, np.float32)
+        kind = np.int64 if isinstance(value, list) else np.float32
+        array = value if isinstance(value, np.ndarray) else np.array(value, kind)
         name = f"const.{len(self.weights)}"
         if self.apart is None or array.nbytes < _SMALL:
             weight = numpy_helper.from_array(array, name)
@@ -209,21 +216,17 @@ class _Graph:
         self.weights.append(weight)
         return name
 
-    def ints(self, *values: int) -> str:
-        return self.const(np.array(values, np.int64))
-
     def linear(self, layer: str, x: str, rows: slice = slice(None)) -> str:
         weight, bias = self.state[f"{layer}.weight"][rows], self.state[f"{layer}.bias"][rows]
-        product = self.node("MatMul", x, self.const(weight.T), name=f"{layer}.{len(self.nodes)}")
-        return self.node("Add", product, self.const(bias))
+        product = self.node("MatMul", x, weight.T, name=f"{layer}.{len(self.nodes)}")
+        return self.node("Add", product, bias)
 
     def norm(self, layer: str, x: str, eps: float | None = None) -> str:
-        given = x, *(self.const(self.state[f"{layer}.{kind}"]) for kind in ("weight", "bias"))
-        return self.node("LayerNormalization", *given, axis=-1, epsilon=eps or self.eps)
+        weight, bias = self.state[f"{layer}.weight"], self.state[f"{layer}.bias"]
+        return self.node("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps or self.eps)
 
-    def slice(self, x: str, start: int, end: int | str, axis: int) -> str:
-        stop = end if isinstance(end, str) else self.ints(end)
-        return self.node("Slice", x, self.ints(start), stop, self.ints(axis))
+    def slice(self, x: Value, start: int, end: int | str, axis: int) -> str:
+        return self.node("Slice", x, [start], end if isinstance(end, str) else [end], [axis])
 
 
 def _frontend(g: _Graph, net: Maest, waveform: str) -> str:
@@ -235,50 +238,49 @@ def _frontend(g: _Graph, net: Maest, waveform: str) -> str:
     float32, by 1e-5 with the FFT in float32, and by 3e-7 with the product in float64.
     """
     samples = g.node("Shape", waveform, start=1, end=2)
-    hops = g.node("Div", g.node("Add", samples, g.ints(HOP_LENGTH - 1)), g.ints(HOP_LENGTH))
-    padded = g.node("Mul", g.node("Add", hops, g.ints(1)), g.ints(HOP_LENGTH))
-    pads = g.node("Concat", g.ints(0, HOP_LENGTH, 0), g.node("Sub", padded, samples), axis=0)
-    x = g.node("Reshape", g.node("Pad", waveform, pads), g.ints(0, -1, HOP_LENGTH))
+    hops = g.node("Div", g.node("Add", samples, [HOP_LENGTH - 1]), [HOP_LENGTH])
+    padded = g.node("Mul", g.node("Add", hops, [1]), [HOP_LENGTH])
+    pads = g.node("Concat", [0, HOP_LENGTH, 0], g.node("Sub", padded, samples), axis=0)
+    x = g.node("Reshape", g.node("Pad", waveform, pads), [0, -1, HOP_LENGTH])
     # A frame is two hops: the frames are every hop and the one after it.
     frames = g.node("Concat", g.slice(x, 0, -1, 1), g.slice(x, 1, _END, 1), axis=2)
-    windowed = g.node("Mul", frames, g.const(net.frontend.window))
-    windowed = g.node("Cast", windowed, to=TensorProto.DOUBLE)
+    windowed = g.node("Cast", g.node("Mul", frames, net.frontend.window), to=TensorProto.DOUBLE)
     # Whole turns are taken off as integers: the angles are exact to float64.
     turns = torch.arange(N_FFT)[:, None] * torch.arange(N_FFT // 2 + 1) % N_FFT
     angles = turns.double() * (2 * math.pi / N_FFT)
-    parts = [g.node("MatMul", windowed, g.const(f(angles).numpy())) for f in (torch.cos, torch.sin)]
+    parts = [g.node("MatMul", windowed, f(angles).numpy()) for f in (torch.cos, torch.sin)]
     power = g.node("Add", *(g.node("Mul", part, part) for part in parts))
     power = g.node("Cast", power, to=TensorProto.FLOAT)
-    mel = g.node("MatMul", power, g.const(net.frontend.filter_bank))
-    log = g.node("Log", g.node("Add", g.const(1), g.node("Mul", mel, g.const(10_000))))
-    log = g.node("Mul", log, g.const(1 / math.log(10)))
-    x = g.node("Div", g.node("Sub", log, g.const(net.norm_mean)), g.const(2 * net.norm_std))
+    mel = g.node("MatMul", power, net.frontend.filter_bank)
+    log = g.node("Log", g.node("Add", 1, g.node("Mul", mel, 10_000)))
+    x = g.node("Sub", g.node("Mul", log, 1 / math.log(10)), net.norm_mean)
+    x = g.node("Div", x, 2 * net.norm_std)
     return g.node("Transpose", x, perm=[0, 2, 1])
 
 
 def _tokens(g: _Graph, net: Maest, mel: str, limit: str) -> str:
     """[B, F, T frames] → [B, N, D]: cls, dist, then the patches that patchout leaves."""
-    silence = g.const(-net.norm_mean / (2 * net.norm_std))
-    missing = g.node("Sub", g.ints(PATCH_SIZE), g.node("Shape", mel, start=2, end=3))
-    pads = g.node("Concat", g.ints(0, 0, 0, 0, 0), g.node("Max", missing, g.ints(0)), axis=0)
-    x = g.node("Unsqueeze", g.node("Pad", mel, pads, silence), g.ints(1))
-    proj = (g.const(g.state[f"patch_embed.proj.{kind}"]) for kind in ("weight", "bias"))
+    silence = -net.norm_mean / (2 * net.norm_std)
+    missing = g.node("Sub", [PATCH_SIZE], g.node("Shape", mel, start=2, end=3))
+    pads = g.node("Concat", [0, 0, 0, 0, 0], g.node("Max", missing, [0]), axis=0)
+    x = g.node("Unsqueeze", g.node("Pad", mel, pads, silence), [1])
+    proj = (g.state[f"patch_embed.proj.{kind}"] for kind in ("weight", "bias"))
     x = g.node("Conv", x, *proj, strides=[STRIDE, STRIDE])
     columns = g.node("Shape", x, start=3, end=4)
-    x = g.node("Add", x, g.slice(g.const(net.time_new_pos_embed), 0, columns, 3), name=limit)
-    x = g.node("Add", x, g.const(net.freq_new_pos_embed))
+    x = g.node("Add", x, g.slice(net.time_new_pos_embed, 0, columns, 3), name=limit)
+    x = g.node("Add", x, net.freq_new_pos_embed)
     if net.patchout.kept_rows is not None:
-        x = g.node("Gather", x, g.const(net.patchout.kept_rows.numpy()), axis=2)
+        x = g.node("Gather", x, net.patchout.kept_rows.numpy(), axis=2)
     if net.patchout.kept_columns is not None:
         kept = net.patchout.kept_columns.numpy()
         # The first one is always asked for: an input that has none of them is an error.
-        there = g.node("Or", g.node("Less", g.const(kept), columns), g.const(kept == kept[0]))
-        index = g.node("Compress", g.const(kept), there)
+        there = g.node("Or", g.node("Less", kept, columns), kept == kept[0])
+        index = g.node("Compress", kept, there)
         x = g.node("Gather", x, index, name="patchout_leaves_no_column", axis=3)
-    x = g.node("Transpose", g.node("Reshape", x, g.ints(0, 0, -1)), perm=[0, 2, 1])
+    x = g.node("Transpose", g.node("Reshape", x, [0, 0, -1]), perm=[0, 2, 1])
     two = torch.cat((net.cls_token, net.dist_token), 1).float() + net.new_pos_embed.float()
-    batch = g.node("Concat", g.node("Shape", x, start=0, end=1), g.ints(1, 1), axis=0)
-    return g.node("Concat", g.node("Expand", g.const(two), batch), x, axis=1)
+    batch = g.node("Concat", g.node("Shape", x, start=0, end=1), [1, 1], axis=0)
+    return g.node("Concat", g.node("Expand", two, batch), x, axis=1)
 
 
 def _block(g: _Graph, name: str, x: str, heads: int, fused: bool, two: bool) -> str:
@@ -298,13 +300,13 @@ def _block(g: _Graph, name: str, x: str, heads: int, fused: bool, two: bool) -> 
         options: dict[str, Any] = {"domain": "com.microsoft", "num_heads": heads, "scale": scale}
         mixed = g.node("MultiHeadAttention", q, k, v, **options)
     else:
-        shape = g.ints(0, 0, heads, channels // heads)
+        shape = [0, 0, heads, channels // heads]
         q, k, v = (g.node("Reshape", y, shape) for y in (q, k, v))
-        q = g.node("Mul", g.node("Transpose", q, perm=[0, 2, 1, 3]), g.const(scale))
+        q = g.node("Mul", g.node("Transpose", q, perm=[0, 2, 1, 3]), scale)
         scores = g.node("MatMul", q, g.node("Transpose", k, perm=[0, 2, 3, 1]))
         v = g.node("Transpose", v, perm=[0, 2, 1, 3])
         mixed = g.node("MatMul", g.node("Softmax", scores, axis=-1), v)
-        mixed = g.node("Reshape", g.node("Transpose", mixed, perm=[0, 2, 1, 3]), g.ints(0, 0, -1))
+        mixed = g.node("Reshape", g.node("Transpose", mixed, perm=[0, 2, 1, 3]), [0, 0, -1])
     x = g.node("Add", x, g.linear(f"{name}.attn.proj", mixed))
     hidden = g.node("Gelu", g.linear(f"{name}.mlp.fc1", g.norm(f"{name}.norm2", x)))
     return g.node("Add", x, g.linear(f"{name}.mlp.fc2", hidden))
@@ -315,10 +317,10 @@ def _logits(g: _Graph, net: Maest, tokens: str, final: str) -> str:
     if net.distilled_type == "mean":
         y = g.linear("head.1", g.norm("head.0", final, net.head_eps))
     else:
-        cls, dist = (g.node("Gather", tokens, g.const(np.array(i)), axis=1) for i in (0, 1))
+        cls, dist = (g.node("Gather", tokens, np.array(i), axis=1) for i in (0, 1))
         cls = g.linear("head.1", g.norm("head.0", cls, net.head_eps))
-        y = g.node("Mul", g.node("Add", cls, g.linear("head_dist", dist)), g.const(0.5))
+        y = g.node("Mul", g.node("Add", cls, g.linear("head_dist", dist)), 0.5)
     if net.target_std is None or net.target_mean is None:
         return y
     std, mean = torch.tensor(net.target_std), torch.tensor(net.target_mean)
-    return g.node("Add", g.node("Mul", y, g.const(std)), g.const(mean))
+    return g.node("Add", g.node("Mul", y, std), mean)
