@@ -34,14 +34,10 @@ def activation_plot(
     A patch is drawn from its start to its end; where patches overlap they meet halfway between
     their centres, so that each is drawn around its own. A gap between patches is left white.
 
-    Args:
-        picture: [96, columns] log-mel of the whole track, its columns evenly spread over it.
-        times: [P, 3], start, centre and end of each patch in seconds.
-        activations: [P, L] of the labels, of each patch.
-        labels: L names, from the top row down.
-        seconds: duration of the track.
-        figure_name: what the colours stand for: "activation", from 0 to 1 whatever the track, so
-            that pictures can be compared; or "value", from the lowest to the highest there is.
+    ``picture`` [96, columns] and ``times`` [P, 3] are those of `helpers.tracks.TrackResult`;
+    ``activations`` are [P, L] of L labels, from the top row down. ``figure_name`` says what the
+    colours stand for: "activation", from 0 to 1 whatever the track, so that pictures can be
+    compared; or "value", from the lowest to the highest there is.
     """
     rows = len(labels)
     heights = 0.4 + 0.24 * max(rows, 3), 2.4  # inches, about
@@ -90,17 +86,13 @@ def _patch_columns(times: np.ndarray, activations: np.ndarray) -> tuple[np.ndarr
     halfway = (centres[:-1] + centres[1:]) / 2
     meet = np.clip(halfway, starts[1:], np.maximum(ends[:-1], starts[1:]))
     first, last = np.append(starts[0], meet), np.append(np.minimum(ends[:-1], meet), ends[-1])
-    edges, columns = [], []
-    nothing = np.full(activations.shape[1], np.nan)
-    before = 0.0
-    for start, end, values in zip(first, last, activations, strict=True):
-        if start > before:
-            edges.append(before)
-            columns.append(nothing)
-        edges.append(start)
-        columns.append(values)
-        before = end
-    return np.array([*edges, max(before, edges[-1] + 1e-3)]), np.array(columns, np.float32)
+    # Before each patch comes a gap, and gaps of no length go.
+    edges = np.stack([np.append(0.0, last[:-1]), first], axis=1).ravel()
+    columns = np.stack([np.full_like(activations, np.nan), activations], axis=1)
+    kept = np.ones(len(edges), bool)
+    kept[::2] = edges[1::2] > edges[::2]
+    edges = np.append(edges[kept], max(last[-1], edges[-1] + 1e-3))
+    return edges, columns.reshape(len(kept), -1)[kept].astype(np.float32)
 
 
 def _mark_times(axes: Axes, seconds: float) -> None:

@@ -25,14 +25,7 @@ def resampled_figures(
 
     The resamples depend on the number of tracks and the seed alone: figures of several runs on the
     same tracks are paired. A mean over labels is over those that have a positive and a negative in
-    that resample.
-
-    Args:
-        targets: [N, C].
-        outputs: [S, N, C] of S seeds; figures are means over them.
-
-    Raises:
-        ValueError: for shapes that differ, or outputs that are not finite.
+    that resample. Targets are [N, C], outputs [S, N, C] of S seeds; figures are means over them.
     """
     n_tracks, names = len(targets), SHOWN[task]
     rng = np.random.default_rng(seed)

@@ -47,17 +47,14 @@ FIGURE_NAMES = {
 class Evaluation:
     """How well outputs fit targets.
 
-    Attributes:
-        figures: multi-label: ``ap``, ``roc_auc``, ``classes_left_out``; single-label: ``accuracy``,
-            ``macro_f1``, ``classes_left_out``; regression: ``r2``, ``mse``, ``targets_left_out``.
-            All but accuracy are means over the labels that can be scored; NaN if none can.
-        per_label: float64 [C] each, NaN where there is nothing to score. Multi-label: ``ap``,
-            ``roc_auc``; single-label: ``precision``, ``recall``, ``f1``; regression: ``r2``,
-            ``mse``.
+    Multi-label: ``ap`` and ``roc_auc``; single-label: ``accuracy`` and ``macro_f1``, per label
+    ``precision``, ``recall`` and ``f1``; regression: ``r2`` and ``mse``.
     """
 
+    # Also ``classes_left_out``, of a regression ``targets_left_out``. All but accuracy are means
+    # over the labels that can be scored; NaN if none can.
     figures: dict[str, float]
-    per_label: dict[str, np.ndarray]
+    per_label: dict[str, np.ndarray]  # float64 [C] each, NaN where there is nothing to score
 
     @property
     def left_out(self) -> int:
@@ -71,10 +68,8 @@ def evaluate(task: str, targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
     Outputs are activations (only their order within a label, or within a track of a single-label
     task, matters) or the values themselves. Left out of the means, and counted, are: labels without
     a positive or without a negative (multi-label); classes that are neither a target nor predicted
-    (F1 of single-label); targets that are the same for all tracks (R² of regression).
-
-    Raises:
-        ValueError: for another task, shapes that differ, or outputs that are not finite.
+    (F1 of single-label); targets that are the same for all tracks (R² of regression). ValueError:
+    another task, shapes that differ, or outputs that are not finite.
     """
     targets, outputs = checked(targets, outputs)
     if task == "multi-label":

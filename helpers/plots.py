@@ -55,6 +55,16 @@ def drawable(text: str, longest: int = LONGEST_LABEL) -> str:
     return drawn if len(drawn) <= longest else f"…{drawn[1 - longest :]}"
 
 
+def _over_epochs(titles: Sequence[str]) -> tuple[Figure, Axes, Axes]:
+    """A figure of two panels."""
+    figure = Figure(figsize=(11, 4))
+    left, right = figure.subplots(1, 2)
+    for axes, title in zip((left, right), titles, strict=True):
+        axes.set_title(title)
+        _count_along_x(axes, "epoch")
+    return figure, left, right
+
+
 def _count_along_x(axes: Axes, name: str) -> None:
     axes.set_xlabel(name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -81,24 +91,18 @@ def learning_curve(
 ) -> Path:
     """Draw loss and validation metrics over epochs: AP and ROC-AUC, or those of another task.
 
-    Args:
-        epochs: a row of metrics for each epoch, as `helpers.history.History` keeps.
-        lines: levels to compare the first metric (AP, accuracy or R²) with, by name.
+    ``epochs`` are rows of `helpers.history.History`; ``lines`` are levels to compare the first
+    metric (AP, accuracy or R²) with, by name.
     """
     monitor = next((m for m in _PANELS if any(f"val_{m}" in row for row in epochs)), "ap")
-    loss, title, names = _PANELS[monitor]
+    *titles, names = _PANELS[monitor]
     shown = {f"val_{name}": FIGURE_NAMES[name] for name in names}
-    figure = Figure(figsize=(11, 4))
-    left, right = figure.subplots(1, 2)
-    for axes, heading, columns in (
-        (left, loss, {"train_loss": "training", "val_loss": "validation"}),
-        (right, title, shown),
-    ):
+    figure, left, right = _over_epochs(titles)
+    losses = {"train_loss": "training", "val_loss": "validation"}
+    for axes, columns in ((left, losses), (right, shown)):
         for name, label in columns.items():
             values = [row.get(name, np.nan) for row in epochs]
             axes.plot([row["epoch"] for row in epochs], values, marker="o", ms=3, label=label)
-        _count_along_x(axes, "epoch")
-        axes.set_title(heading)
     first = FIGURE_NAMES[monitor]
     _levels(right, {f"{name} ({first} {level:.3f})": level for name, level in lines.items()})
     values = [row[name] for row in epochs for name in shown if name in row]
@@ -117,13 +121,10 @@ def seed_curves(
 ) -> Path:
     """Draw loss and a validation figure over epochs, a line a seed; its best epoch is marked.
 
-    Args:
-        histories: of each seed rows of ``epoch`` (from 1), ``train_loss``, ``val_<monitor>``.
-        best_epochs: of each seed, from 1.
-        names: of the seeds; a legend has them where they are few.
+    ``histories`` are, of each seed, rows of ``epoch`` (from 1), ``train_loss``, ``val_<monitor>``.
     """
-    figure = Figure(figsize=(11, 4))
-    left, right = figure.subplots(1, 2)
+    kept = f"validation, {FIGURE_NAMES[monitor]}; a dot: the epoch that is kept"
+    figure, left, right = _over_epochs(("training loss", kept))
     for rows, best, name in zip(histories, best_epochs, names, strict=True):
         epochs = [row["epoch"] for row in rows]
         left.plot(epochs, [row["train_loss"] for row in rows], lw=1)
@@ -132,10 +133,6 @@ def seed_curves(
         right.plot([best], [values[epochs.index(best)]], "o", ms=5, color=line.get_color())
     if len(names) <= _MOST_NAMED:
         right.legend(fontsize=8)
-    left.set_title("training loss")
-    right.set_title(f"validation, {FIGURE_NAMES[monitor]}; a dot: the epoch that is kept")
-    _count_along_x(left, "epoch")
-    _count_along_x(right, "epoch")
     return save_figure(figure, path)
 
 
@@ -152,11 +149,9 @@ def label_bars(
 ) -> Path:
     """Draw horizontal bars for each of C labels, one colour a series; NaN leaves a gap.
 
-    Args:
-        series: C values up to 1, by the series' name; labels are sorted by the first one. Negative
-            values (of R²) are drawn down to -1, and cut off there.
-        errors: C standard deviations for some of the series.
-        positives: how many tracks have each label; written beside its name.
+    Labels are sorted by the first series. Values are up to 1; negative ones (of R²) are drawn down
+    to -1, and cut off there. ``errors`` are standard deviations for some of the series;
+    ``positives``, how many tracks have each label, stand beside its name.
     """
     values = {name: np.asarray(own, float) for name, own in series.items()}
     order = np.argsort(np.nan_to_num(next(iter(values.values())), nan=-np.inf))
@@ -227,9 +222,7 @@ def block_curves(
 ) -> Path:
     """Draw a figure over the blocks, a line for each choice of tokens, with bands of one deviation.
 
-    Args:
-        series: by name, mean and deviation for each block; NaN leaves a gap.
-        levels: lines to compare with, by name.
+    A series has mean and deviation for each block; NaN leaves a gap.
     """
     figure = Figure(figsize=(8, 4.5))
     axes = figure.subplots()
@@ -251,12 +244,8 @@ def intervals(
     figures: Mapping[str, Sequence[Mapping[str, float]]],
     title: str,
 ) -> Path:
-    """Draw figures with their confidence intervals, a panel each, the names from above.
-
-    Args:
-        figures: name of a figure → its ``value``, ``low`` and ``high`` for each.
-    """
-    size = (4.5 * len(figures) + 2, 1.6 + 0.4 * len(names))
+    """Draw figures, each ``value``, ``low`` and ``high`` of all names, a panel a figure."""
+    size = 4.5 * len(figures) + 2, 1.6 + 0.4 * len(names)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
     for axes, (name, own) in zip(panels, figures.items(), strict=True):

@@ -18,25 +18,17 @@ class Ranking:
     Tracks of one score are a tie: they count as one place, whatever their order. Both figures are
     sums over the P pairs of a track and a label that it has, which are few, in the order of the
     labels and, in a label, of the scores.
-
-    Attributes:
-        order: [C, N] the tracks' numbers.
-        label: [P] of each pair, the label's number.
-        track: [P] its track's number.
-        before: [P] how many tracks have a higher score for that label.
-        through: [P] how many have that score or a higher one.
-        pairs_before, pairs_through: [P] the same, but of pairs; those of lower labels are counted.
-        pairs_of_lower: [P] how many pairs are of lower labels.
     """
 
-    order: np.ndarray
-    label: np.ndarray
-    track: np.ndarray
-    before: np.ndarray
-    through: np.ndarray
-    pairs_before: np.ndarray
+    order: np.ndarray  # [C, N] the tracks' numbers
+    # [P] each:
+    label: np.ndarray  # of each pair, the label's number
+    track: np.ndarray  # its track's number
+    before: np.ndarray  # how many tracks have a higher score for that label
+    through: np.ndarray  # how many have that score or a higher one
+    pairs_before: np.ndarray  # the same, but of pairs; those of lower labels are counted
     pairs_through: np.ndarray
-    pairs_of_lower: np.ndarray
+    pairs_of_lower: np.ndarray  # how many pairs are of lower labels
 
 
 def checked(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -50,11 +42,7 @@ def checked(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
-    """Sort tracks by their scores [N, C], floats; targets [N, C] are 0 or 1.
-
-    Raises:
-        ValueError: if the shapes differ, there is no track, or a score is not finite.
-    """
+    """Sort tracks by their scores [N, C], floats; targets [N, C] are 0 or 1: :func:`checked`."""
     targets, scores = checked(targets, scores)
     falling = np.negative(scores.T, dtype=np.result_type(scores, np.float32), order="C")
     order = np.argsort(falling, axis=1)
@@ -92,16 +80,12 @@ def ranked_figures(
     Labels without a positive, or without a negative, have NaN.
     """
     n_labels, n_tracks = ranking.order.shape
-    if weights is None:
-        weight = np.ones(len(ranking.label))
-        before, through, total = ranking.before, ranking.through, float(n_tracks)
-    else:
-        weights = np.asarray(weights, np.float64)
-        weight, total = weights[ranking.track], weights.sum()
-        counted = np.zeros((n_labels, n_tracks + 1))  # the weight of the first 0, 1, … N tracks
-        np.cumsum(weights[ranking.order], axis=1, out=counted[:, 1:])
-        before = counted[ranking.label, ranking.before]
-        through = counted[ranking.label, ranking.through]
+    weights = np.ones(n_tracks) if weights is None else np.asarray(weights, np.float64)
+    weight, total = weights[ranking.track], weights.sum()
+    counted = np.zeros((n_labels, n_tracks + 1))  # the weight of the first 0, 1, … N tracks
+    np.cumsum(weights[ranking.order], axis=1, out=counted[:, 1:])
+    before = counted[ranking.label, ranking.before]
+    through = counted[ranking.label, ranking.through]
     hits = np.concatenate([[0.0], np.cumsum(weight)])
     hits_before = hits[ranking.pairs_before] - hits[ranking.pairs_of_lower]
     hits_through = hits[ranking.pairs_through] - hits[ranking.pairs_of_lower]

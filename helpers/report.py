@@ -34,12 +34,10 @@ def metrics_table(
     header: str = "",
     columns: Mapping[str, str] | None = None,
 ) -> str:
-    """A Markdown table of metrics: a row for each (name, metrics).
+    """A Markdown table of metrics: a row for each (name, metrics), ``header`` above the names.
 
-    Args:
-        rows: metrics as :func:`format_metric` takes them; one that a row lacks is left empty.
-        header: of the names.
-        columns: metric → header; None: the two metrics of the task that are shown.
+    A metric that a row lacks is left empty. ``columns`` are metric → header; None: the two metrics
+    of the task that are shown.
     """
     columns = columns or {name: FIGURE_NAMES[name] for name in SHOWN[task]}
     cells = [[name, *(format_metric(row.get(m)) for m in columns)] for name, row in rows]
