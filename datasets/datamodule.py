@@ -29,7 +29,7 @@ class MaestDataModule(pl.LightningDataModule):
     epoch, and of the tracks to evaluate. Lightning must leave the samplers as they are
     (``Trainer(use_distributed_sampler=False)``).
 
-    `config/data.py` has the meanings of all arguments that are not named here.
+    `config/settings.py` has the meanings of all arguments that are not named here.
 
     Args:
         splits: the ground truths of "train", "val" and "test", of those that are needed.

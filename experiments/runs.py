@@ -41,7 +41,7 @@ from maest.config import SENTENCES  # noqa: E402
 from maest.config.command_line import FILES, check_arguments  # noqa: E402
 from maest.config.reference import listing, sections  # noqa: E402
 from maest.config.schema import parse, plain, settings_of  # noqa: E402
-from maest.helpers.errors import InputError  # noqa: E402
+from maest.helpers.errors import InputError, Kind  # noqa: E402
 from maest.helpers.files import atomic_path  # noqa: E402
 from maest.helpers.signals import Stopped, stoppable  # noqa: E402
 
@@ -289,12 +289,11 @@ def _check_settings_file(path: str) -> None:
     hint = "Give a file such as exp_logs/4/config.json: sections, and settings in them."
     try:
         content = load_config_file(path)
-    except OSError as error:
-        what = f"cannot be read: {error.strerror}"
-        raise InputError(what, kind="missing", path=path, hint=hint) from None
-    except (ValueError, YAMLError) as error:
-        what = f"damaged ({' '.join(str(error).split())})"
-        raise InputError(what, kind="corrupt", path=path, hint="Correct that line.") from None
+    except (OSError, ValueError, YAMLError) as error:
+        kind: Kind = "missing" if isinstance(error, OSError) else "corrupt"
+        why = " ".join(str(getattr(error, "strerror", error)).split())
+        what = f"cannot be read ({why})"
+        raise InputError(what, kind=kind, path=path, hint=hint) from None
     if not isinstance(content, Mapping) or any("." in str(name) for name in content):
         raise InputError("no sections of settings", path=path, hint=hint)
 
