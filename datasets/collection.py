@@ -108,14 +108,10 @@ def describe_left_out(suffixes: Counter[str]) -> str:
 
 def no_audio(audio_dir: Path, others: Counter[str], setting: str | None = None) -> InputError:
     """The error for a folder without audio, and with ``others`` (`find_audio`)."""
-    return InputError(
-        f"no audio in it; {describe_left_out(others)}looked for files that end in "
-        f"{' '.join(sorted(AUDIO_SUFFIXES))}, in all folders below",
-        kind="empty",
-        hint="Give the folder that holds the music.",
-        path=audio_dir,
-        setting=setting,
-    )
+    what = f"no audio in it; {describe_left_out(others)}looked for files that end in "
+    what += f"{' '.join(sorted(AUDIO_SUFFIXES))}, in all folders below"
+    hint = "Give the folder that holds the music."
+    return InputError(what, kind="empty", hint=hint, path=audio_dir, setting=setting)
 
 
 def split_shard(text: str) -> tuple[int, int] | None:

@@ -31,13 +31,8 @@ def check_teacher_files(folder: str | Path, keys: Sequence[str]) -> None:
     if missing:
         some = first_few((f"{key}{_SUFFIX}" for key in missing), 3)
         what = f"{len(missing)} of {len(keys)} training tracks have no logits of the teacher"
-        raise InputError(
-            f"{what} ({some})",
-            kind="missing",
-            path=folder,
-            setting="datamodule.teacher_dir",
-            hint=_HINT,
-        )
+        what, setting = f"{what} ({some})", "datamodule.teacher_dir"
+        raise InputError(what, kind="missing", path=folder, setting=setting, hint=_HINT)
 
 
 def read_teacher_logits(folder: str | Path, key: str, n_classes: int) -> np.ndarray:

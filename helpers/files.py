@@ -35,15 +35,12 @@ _DAY = 24 * 3600  # seconds
 def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
 
-    A reader sees the old file or the whole new one, never a part. If the block raises, the
-    temporary file is removed and ``path`` is left as it was. Missing parent folders are made. Where
-    ``path`` is a symbolic link, the file that it leads to is replaced, not the link.
+    A reader sees the old file or the whole new one, never a part; with ``durable`` so does who
+    comes after a power failure. If the block raises, ``path`` is left as it was. Missing parent
+    folders are made. Of a symbolic link, the file that it leads to is replaced.
 
     The temporary name keeps the suffix of ``path``: writers such as ``numpy.save`` and soundfile
     choose their format, or add a suffix of their own, by it.
-
-    ``durable``: the content is on the disk before the name is, so that a power failure leaves the
-    old file or the whole new one too.
     """
     path, suffix = Path(path), Path(path).suffix[-16:]
     if path.is_symlink():
