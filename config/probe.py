@@ -85,7 +85,7 @@ class Sweep:
     reduce: tuple[Reduction, ...] | None = setting(None, "see data.reduce; auto: data.reduce")
     mix: bool = setting(True, "for each choice of tokens a learned mix of the blocks, too")
     num_workers: int | None = setting(
-        None, "processes that train; auto: one a core where that pays; 1 on a GPU", ">= 1, <= 1000"
+        None, "threads that train; auto: one a core; 1 on a GPU", ">= 1, <= 1000"
     )
     resume: str | None = setting(None, "folder of a sweep that was stopped, to take results from")
 

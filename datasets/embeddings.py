@@ -1,16 +1,28 @@
-"""Features of whole tracks for the probe: saved embeddings, or statistics of the mel bands."""
+"""Saved embeddings, and statistics of the mel bands, of whole tracks for the probe.
+
+A folder's ``manifest.json`` says what made it. Other programs' embeddings have none: then the names
+of folders count, ``<seconds>sec/<block>``.
+"""
 
 from __future__ import annotations
 
+import functools
+import os
+import posixpath
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from maest.datasets.collection import mel_key
 from maest.datasets.melspectrograms import read_mel
 from maest.helpers.arrays import load_array
+from maest.helpers.blocks import FINAL
 from maest.helpers.errors import InputError
+from maest.helpers.manifest import MANIFEST, read_manifest
 from maest.helpers.mel_constants import NORM_MEAN, NORM_STD
 from maest.helpers.parallel import in_order
 from maest.helpers.patches import pooled_file
@@ -20,9 +32,209 @@ TOKENS = "cdt"  # order on disk: cls, dist, average of all others
 EMBEDDINGS_DIR = "data.embeddings_dir"  # the setting that names the folder
 EXTRACT_THEM = f"Extract them (ex_maest.py extract_embeddings), or correct {EMBEDDINGS_DIR}."
 SUFFIX = ".embeddings.npy"
+_LEVEL = re.compile(r"(\d+(?:\.\d+)?)sec")
+_DEPTH = 3  # <out_dir>/<model>/<seconds>sec/<block>
+_NEAR = 0.02  # seconds; patches are whole frames of 0.016 s
+# What all blocks that are probed together must have in common
+_SAME = ("model", "max_seconds", "patch_seconds", "hop_seconds", "tail", "patchout",
+         "pool", "quantize", "version")  # fmt: skip
 
 
-# ---- one track -----------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EmbeddingFolder:
+    """The embeddings of one block, as extraction writes them, or as another program does."""
+
+    folder: Path
+    settings: dict[str, Any] | None = None  # of the extraction; None without a manifest
+    made_by: dict[str, Any] | None = None  # the source of its model, where the manifest says so
+
+    @property
+    def block(self) -> int | None:
+        """The block's number, -1 after the final norm; without a manifest, by the folder's name."""
+        block = (self.settings or {}).get("block")
+        if isinstance(block, int):
+            return block
+        if self.folder.name == "final":
+            return FINAL
+        return int(self.folder.name) if self.folder.name.isdecimal() else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the patches; without a manifest, by the name of the folder above."""
+        level = _LEVEL.fullmatch(self.folder.parent.name)
+        seconds = (self.settings or {}).get("patch_seconds", level and level[1])
+        return None if seconds is None else float(seconds)
+
+    @property
+    def name(self) -> str:
+        """Its block, for people."""
+        return str(self.folder) if self.block is None else block_name(self.block)
+
+    @functools.cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """A name without its suffix → the names of its tracks that have embeddings."""
+        by_stem: dict[str, list[str]] = {}
+        for path in self.folder.rglob(f"*{SUFFIX}"):
+            track = path.relative_to(self.folder).as_posix().removesuffix(SUFFIX)
+            # Beside song.mp3, the log-mel file of song.flac is song.flac.mmap.
+            for stem in {_stem(track), track}:
+                by_stem.setdefault(stem, []).append(track)
+        return by_stem
+
+    def path(self, key: str) -> Path:
+        """The file of a track: of that key, or of the audio that its log-mel file was made of.
+
+        A key that names a log-mel file finds ``<key>.embeddings.npy``, or else that of an audio
+        file of this name; one that names an audio file never finds that of another audio file.
+        Without any, the first of these is given, and is no file. Several, of audio files that
+        differ in their suffix only, are refused.
+        """
+        exact = self.folder / f"{key}{SUFFIX}"
+        for path in (exact, self.folder / f"{key}.mmap{SUFFIX}"):
+            if path.is_file():
+                return path
+        others = self._by_stem.get(_stem(posixpath.normpath(key)), [])
+        if mel_key(key) != key:
+            others = [name for name in others if mel_key(name) == name]
+        if len(others) > 1:
+            raise InputError(
+                f"{key!r} may be any of {', '.join(map(repr, sorted(others)))}",
+                kind="conflict",
+                path=self.folder,
+                hint="Name tracks as the embeddings are named, or remove the others.",
+            )
+        return self.folder / f"{others[0]}{SUFFIX}" if others else exact
+
+
+def _stem(track: str) -> str:
+    """A track's name without the suffix of an audio or a log-mel file."""
+    name = mel_key(track)
+    return name.removesuffix(Path(name).suffix) if name.endswith((".mmap", ".npy")) else name
+
+
+def block_name(block: int | str) -> str:
+    """The name of a block's folder."""
+    return "final" if block == FINAL else str(block)
+
+
+def model_name(settings: dict[str, Any], made_by: dict[str, Any] | None) -> str:
+    """Where an extraction's model was, and the start of its hash."""
+    name = (made_by or {}).get("checkpoint") or (made_by or {}).get("arch") or "of unknown place"
+    return f"{name} ({str(settings.get('model'))[:12]})"
+
+
+def find_folders(folder: str | Path, clip_length: float | None = None) -> list[EmbeddingFolder]:
+    """The embeddings of one extraction, a folder for each of its blocks, in their order.
+
+    Args:
+        folder: what extraction was given as ``inference.out_dir``, or a folder above or within it,
+            down to that of a block.
+        clip_length: seconds of the patches, where there are embeddings of several lengths.
+
+    Raises:
+        InputError: there are none, none of that length, those of several extractions, or two of one
+            block.
+    """
+    folder = Path(folder).expanduser()
+    found = _search(folder, _DEPTH) if folder.is_dir() else []
+    if not found:
+        raise InputError(
+            "no embeddings in it" if folder.is_dir() else "no such folder",
+            kind="empty" if folder.is_dir() else "missing",
+            path=folder,
+            setting=EMBEDDINGS_DIR,
+            hint="Extract embeddings first (ex_maest.py extract_embeddings with target_<name>), or "
+            "give their folder.",
+        )
+    lengths = sorted({own.seconds for own in found if own.seconds is not None})
+    if clip_length is not None and lengths:
+        nearest = min(lengths, key=lambda seconds: abs(seconds - clip_length))
+        if abs(nearest - clip_length) >= _NEAR:
+            raise InputError(
+                f"no embeddings of patches of {clip_length:g} s, but of "
+                f"{', '.join(f'{seconds:g} s' for seconds in lengths)}",
+                kind="missing",
+                path=folder,
+                setting="data.clip_length",
+                hint=f"Give data.clip_length={nearest:g}, or extract with "
+                f"datamodule.clip_length={clip_length:g}.",
+            )
+        found, lengths = [own for own in found if own.seconds in (nearest, None)], [nearest]
+    places = dict.fromkeys(own.folder.parent for own in found)
+    numbered = [own for own in found if own.block is not None]
+    message, hint = "", "Remove the others."
+    if len(places) > 1:
+        way = f"data.clip_length={lengths[0]:g}" if len(lengths) == len(places) else EMBEDDINGS_DIR
+        message = f"has embeddings of several extractions: {', '.join(map(str, places))}"
+        hint = f"Choose one, by {way}."
+    elif twice := [
+        a.folder.name for a in numbered for b in numbered if a is not b and a.block == b.block
+    ]:
+        message = f"has embeddings of one block in several folders: {', '.join(twice)}"
+        folder = found[0].folder.parent
+    if message:
+        raise InputError(message, kind="conflict", path=folder, setting=EMBEDDINGS_DIR, hint=hint)
+    return sorted(found, key=lambda own: (own.block is None, own.block == FINAL, own.block or 0))
+
+
+def _search(folder: Path, depth: int) -> list[EmbeddingFolder]:
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        settings = manifest["settings"]
+        if settings.get("kind") != "embeddings":
+            return []
+        return [EmbeddingFolder(folder, settings, manifest.get("made_by"))]
+    if not _LEVEL.fullmatch(folder.name) and _holds_foreign_embeddings(folder):
+        return [EmbeddingFolder(folder)]
+    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if depth else []
+    return [own for path in inside for own in _search(path, depth - 1)]
+
+
+def _holds_foreign_embeddings(folder: Path) -> bool:
+    """Whether embeddings without a manifest lie in it, at any depth, as those of one block."""
+    found = False
+    for _, folders, names in os.walk(folder):
+        if MANIFEST in names or any(map(_LEVEL.fullmatch, folders)):
+            return False
+        found = found or any(name.endswith(SUFFIX) for name in names)
+    return found
+
+
+def check_same_extraction(folders: Sequence[EmbeddingFolder]) -> None:
+    """Raise InputError if embeddings are of several models, or of tracks cut in several ways."""
+    known = [(own, own.settings) for own in folders if own.settings is not None]
+    for other, settings in known[1:]:
+        first, expected = known[0]
+        name = next((n for n in _SAME if settings.get(n) != expected.get(n)), None)
+        if name is not None:
+            values = [expected.get(name), settings.get(name)]
+            if name == "model":
+                values = [model_name(expected, first.made_by), model_name(settings, other.made_by)]
+            raise InputError(
+                f"{first.folder} and {other.folder} were made differently: {name} {values[0]} and "
+                f"{values[1]}",
+                kind="mismatch",
+                setting=EMBEDDINGS_DIR,
+                hint="Extract each model into a folder of its own (inference.out_dir), all its "
+                "blocks in one run (inference.transformer_block=all).",
+            )
+
+
+# ---- features ------------------------------------------------------------------------------------
+
+
+def check_types(types: str, setting: str = "data.types") -> None:
+    """Raise InputError for tokens, which ``setting`` gives, that do not exist."""
+    if not types or not set(types) <= set(TOKENS) or len(set(types)) < len(types):
+        raise InputError(
+            f"{types!r} is no choice of tokens",
+            setting=setting,
+            hint='Give some of "c" (cls), "d" (dist) and "t" (average of the other tokens), each '
+            'at most once, such as "c" or "cdt".',
+        )
 
 
 def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray:
@@ -40,20 +252,7 @@ def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray
             )
         return embeddings[..., 0, :]
     chosen = embeddings[..., [TOKENS.index(token) for token in types], :]
-    if reduce == "mean":
-        return chosen.mean(axis=-2)
-    return chosen.reshape(*chosen.shape[:-2], -1)
-
-
-def check_types(types: str, setting: str = "data.types") -> None:
-    """Raise InputError for tokens, which ``setting`` gives, that do not exist."""
-    if not types or not set(types) <= set(TOKENS) or len(set(types)) < len(types):
-        raise InputError(
-            f"{types!r} is no choice of tokens",
-            setting=setting,
-            hint='Give some of "c" (cls), "d" (dist) and "t" (average of the other tokens), each '
-            'at most once, such as "c" or "cdt".',
-        )
+    return chosen.mean(axis=-2) if reduce == "mean" else chosen.reshape(*chosen.shape[:-2], -1)
 
 
 def read_tokens(path: Path) -> np.ndarray:
@@ -61,6 +260,9 @@ def read_tokens(path: Path) -> np.ndarray:
 
     The file holds [3, D] or [D]; or, for single patches, [patches, 3, D] or [patches, 1, D]: they
     are pooled as extraction pools them (`helpers.patches.pooled_file`).
+
+    Raises:
+        InputError: it is damaged, or holds anything else, NaN or infinity among it.
     """
     try:
         found = load_array(path)
@@ -71,28 +273,24 @@ def read_tokens(path: Path) -> np.ndarray:
             path=path,
             hint="Extract it again: extraction makes damaged files again.",
         ) from None
-    embedding = found[None] if found.ndim == 1 else found
+    embedding, message = found[None] if found.ndim == 1 else found, ""
     if (
         embedding.ndim not in (2, 3)
         or embedding.shape[-2] not in (1, len(TOKENS))
         or not embedding.size
         or not np.issubdtype(embedding.dtype, np.floating)
     ):
-        raise InputError(
-            f"has {found.dtype} {list(found.shape)}, expected floats [3, D] or [D]",
-            path=path,
-            hint="Give embeddings as ex_maest.py extract_embeddings writes them.",
-        )
-    with np.errstate(over="ignore", invalid="ignore"):  # refused below
-        if embedding.ndim == 3:
-            embedding = pooled_file(embedding, path)
-        embedding = embedding.astype(np.float32, copy=False)
-    if not np.isfinite(embedding).all():
-        raise InputError(
-            "has NaN or infinite values",
-            path=path,
-            hint="Delete it, and extract it again with trainer.precision=32-true.",
-        )
+        message = f"has {found.dtype} {list(found.shape)}, expected floats [3, D] or [D]"
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            if embedding.ndim == 3:
+                embedding = pooled_file(embedding, path)
+            embedding = embedding.astype(np.float32, copy=False)
+        if not np.isfinite(embedding).all():
+            message = "has NaN or infinite values"
+    if message:
+        hint = "Delete it, and extract it again (ex_maest.py extract_embeddings), with "
+        raise InputError(message, path=path, hint=f"{hint}trainer.precision=32-true.")
     return embedding
 
 
@@ -105,17 +303,14 @@ def mel_statistics(path: Path) -> np.ndarray:
     return np.concatenate((mel.mean(axis=0), mel.std(axis=0))).astype(np.float32)
 
 
-# ---- many tracks ---------------------------------------------------------------------------------
-
-
 def read_blocks(paths: Sequence[Path]) -> np.ndarray:
     """A track's embeddings of L blocks: float32 [L, 3, D], or [L, 1, D] after the final norm."""
     blocks = [read_tokens(path) for path in paths]
     for path, tokens in zip(paths, blocks, strict=True):
         if tokens.shape != blocks[0].shape:
+            message = f"an embedding of {list(tokens.shape)}, and {paths[0]} is of "
             raise InputError(
-                f"an embedding of {list(tokens.shape)}, and {paths[0]} is of "
-                f"{list(blocks[0].shape)}",
+                f"{message}{list(blocks[0].shape)}",
                 kind="mismatch",
                 path=path,
                 hint="Extract all blocks in one run (inference.transformer_block=all).",
@@ -130,9 +325,9 @@ def read_all(read: Callable[[P], np.ndarray], paths: Sequence[P], title: str) ->
         if i == 0:  # no list of all of them is made beside it
             features = np.empty((len(paths), *found.shape), np.float32)
         if found.shape != features.shape[1:]:
+            message = f"{paths[i]}: {list(found.shape)}, and the tracks before it have "
             raise InputError(
-                f"{paths[i]}: {list(found.shape)}, and the tracks before it have "
-                f"{list(features.shape[1:])}",
+                f"{message}{list(features.shape[1:])}",
                 kind="mismatch",
                 setting=EMBEDDINGS_DIR,
                 hint="Extract all tracks with the same settings, into an empty folder.",

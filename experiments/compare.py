@@ -14,17 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from maest.config import ProbeSettings, plain
-from maest.config.probe import Compare
 from maest.datasets.embeddings import EMBEDDINGS_DIR
 from maest.experiments.probe import run_probe
-from maest.experiments.probe_features import select_folders
-from maest.experiments.probe_results import (
-    FEW_TRACKS,
-    PREDICTIONS,
-    RESULTS,
-    no_probe,
-)
-from maest.experiments.probe_task import check_no_effect, read_task
+from maest.experiments.probe_data import choose_folders, read_task
+from maest.experiments.probe_report import FEW_TRACKS, PREDICTIONS, RESULTS, no_probe
 from maest.experiments.runs import run_dir
 from maest.helpers import metrics, plots
 from maest.helpers.bootstrap import interval, resampled_figures
@@ -40,22 +33,26 @@ class RunResults:
     folder: Path
     name: str
     task: str
-    keys: np.ndarray  # [N] tracks, bytes
+    keys: list[bytes]  # N tracks
     targets: np.ndarray  # [N, C]
     outputs: np.ndarray  # [S, N, C] of its seeds
-    labels: list[str]  # [C]
+    labels: list[str]  # C
 
 
 def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     """Put finished runs, or probes of several extractions, side by side, with intervals."""
     folder, options = run_dir(run), settings.compare
     folders, to_probe = _split_spaces(settings.runs), _split_spaces(options.embeddings_dirs)
-    _check_given(folders, to_probe)
+    if len(folders) + len(to_probe) < 2:
+        hint = "Give folders of finished runs, such as runs=[exp_logs/4,exp_logs/5], or of "
+        hint += "extractions that are still to be probed, such as compare.embeddings_dirs="
+        hint += "[embeddings/mtt/5sec,embeddings/mtt/30sec]."
+        message = "a comparison is of two runs or more"
+        raise InputError(message, kind="missing", setting="runs", hint=hint)
     runs = [read_run(Path(given)) for given in folders]  # what is wrong there is said first
     _check_extractions(to_probe, settings)
     runs += [read_run(path) for path in _probe_each(to_probe, settings, folder)]
     runs = align_tracks(runs)
-    rows = _intervals(runs, options, settings.seed)
     results = {
         "task": runs[0].task,
         "labels": runs[0].labels,
@@ -63,13 +60,20 @@ def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
         "resamples": options.resamples,
         "confidence": options.confidence,
         "seed": settings.seed,
-        "runs": rows,
+        "runs": _intervals(runs, settings),
     }
     write_json(folder / "comparison.json", results)
     page = _page(folder, results)
     page.write(folder / "comparison.md")
     print(f"{page.text}\n\n{folder / 'comparison.md'}")
-    return {"folder": str(folder), "runs": rows}
+    return {"folder": str(folder), "runs": results["runs"]}
+
+
+def _split_spaces(given: Sequence[str] | None) -> list[str]:
+    """Folders; a single text, as it is typed with quotes, may name several with spaces between."""
+    if given is not None and len(given) == 1 and not Path(given[0]).exists():
+        return given[0].split()
+    return list(given or ())
 
 
 def _page(folder: Path, results: dict[str, Any]) -> Page:
@@ -78,15 +82,13 @@ def _page(folder: Path, results: dict[str, Any]) -> Page:
     names, percent = [metrics.FIGURE_NAMES[m] for m in shown], f"{results['confidence']:.0%}"
     warning = f"{tracks} test tracks are too few to tell runs apart: neither intervals nor marks "
     page = Page("Runs side by side", [f"{warning}can be trusted."] * (tracks < FEW_TRACKS))
+    cells = [
+        [row["name"], *(_in_words(row[m]) for m in shown)]
+        + [_in_words(row.get(f"{m}_difference"), difference=True) for m in shown]
+        for row in rows
+    ]
     page.add(
-        table(
-            ["run", *names, *(f"{name}, difference" for name in names)],
-            [
-                [row["name"], *(format_interval(row[m]) for m in shown)]
-                + [format_interval(row.get(f"{m}_difference"), difference=True) for m in shown]
-                for row in rows
-            ],
-        ),
+        table(["run", *names, *(f"{name}, difference" for name in names)], cells),
         f"{percent} intervals of a bootstrap over the {tracks} test tracks "
         f"({results['resamples']} resamples, the same for all runs); metrics are means over each "
         f"run's seeds. Differences are to {rows[0]['name']}; one whose interval leaves out 0 is "
@@ -104,24 +106,14 @@ def _page(folder: Path, results: dict[str, Any]) -> Page:
     return page
 
 
-def _split_spaces(given: Sequence[str] | None) -> list[str]:
-    """Folders; a single text, as it is typed with quotes, may name several with spaces between."""
-    if given is not None and len(given) == 1 and not Path(given[0]).exists():
-        return given[0].split()
-    return list(given or ())
-
-
-def _check_given(folders: list[str], to_probe: list[str]) -> None:
-    if len(folders) + len(to_probe) < 2:
-        hint = "Give folders of finished runs, such as runs=[exp_logs/4,exp_logs/5], or of "
-        hint += "extractions that are still to be probed, such as compare.embeddings_dirs="
-        hint += "[embeddings/mtt/5sec,embeddings/mtt/30sec]."
-        message = "a comparison is of two runs or more"
-        raise InputError(message, kind="missing", setting="runs", hint=hint)
-    for setting, given in (("runs", folders), ("compare.embeddings_dirs", to_probe)):
-        if len(set(given)) < len(given):
-            message = f"one of {', '.join(given)} is named twice"
-            raise InputError(message, kind="conflict", setting=setting, hint="Give each once.")
+def _in_words(metric: dict[str, float] | None, difference: bool = False) -> str:
+    """0.7312 [0.7011, 0.7604]; of a difference with signs, and a star where 0 is left out."""
+    if metric is None:
+        return ""
+    sign = "+" if difference else ""
+    star = " *" if difference and metric["low"] * metric["high"] > 0 else ""
+    value, low, high = (format(metric[part], f"{sign}.4f") for part in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]{star}"
 
 
 # ---- finished runs -------------------------------------------------------------------------------
@@ -142,30 +134,28 @@ def read_run(folder: Path) -> RunResults:
         if targets.shape != shape or outputs.shape[1:] != shape or task not in metrics.SHOWN:
             raise ValueError("its arrays do not fit together")
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        hint = "Run that probe again."
         raise InputError(
-            f"cannot be read ({error})", kind="corrupt", path=path, hint="Run that probe again."
+            f"cannot be read ({error})", kind="corrupt", path=path, hint=hint
         ) from None
     try:
         name = str(json.loads((folder / RESULTS).read_text("utf-8"))["name"])
     except (OSError, ValueError, KeyError, TypeError):
         name = str(folder)
-    return RunResults(folder, name, task, keys, targets, outputs, labels)
+    return RunResults(folder, name, task, keys.tolist(), targets, outputs, labels)
 
 
 def align_tracks(runs: list[RunResults]) -> list[RunResults]:
     """The runs with their tracks in the order of the first one's."""
     first, aligned = runs[0], []
     for run in runs:
-        message, rows = "", {key: i for i, key in enumerate(run.keys.tolist())}
-        differing = rows.keys() ^ set(first.keys.tolist())
-        order = [rows[key] for key in first.keys.tolist() if key in rows]
-        if run.task != first.task or run.labels != first.labels:
-            kinds = [f"{own.task}, {len(own.labels)} labels" for own in (run, first)]
-            how = "; ".join(dict.fromkeys(kinds))
-            if kinds[0] == kinds[1]:
-                how += ", of other names or in other order"
+        message, rows = "", {key: i for i, key in enumerate(run.keys)}
+        order = [rows[key] for key in first.keys if key in rows]
+        if (run.task, run.labels) != (first.task, first.labels):
+            one, other = (f"{own.task}, {len(own.labels)} labels" for own in (run, first))
+            how = f"{one}; {other}" if one != other else f"{one}, of other names or in other order"
             message = f"has another task than {first.folder} ({how})"
-        elif differing:
+        elif differing := rows.keys() ^ set(first.keys):
             message = f"was not tested on the same tracks as {first.folder}: {len(differing)} are "
             message += "in one of them only"
         elif not np.array_equal(run.targets[order], first.targets):
@@ -173,16 +163,16 @@ def align_tracks(runs: list[RunResults]) -> list[RunResults]:
         if message:
             hint = "Probe both on the same ground truths, with features for all of their tracks."
             raise InputError(message, kind="mismatch", path=run.folder, setting="runs", hint=hint)
-        aligned.append(
-            replace(run, keys=first.keys, targets=first.targets, outputs=run.outputs[:, order])
-        )
+        outputs = run.outputs[:, order]
+        aligned.append(replace(run, keys=first.keys, targets=first.targets, outputs=outputs))
     return aligned
 
 
-def _intervals(runs: list[RunResults], options: Compare, seed: int) -> list[dict[str, Any]]:
+def _intervals(runs: list[RunResults], settings: ProbeSettings) -> list[dict[str, Any]]:
     """For each run its metrics, and their differences to the first run's, with intervals."""
+    resamples, confidence = settings.compare.resamples, settings.compare.confidence
     samples = [
-        resampled_figures(run.task, run.targets, run.outputs, options.resamples, seed)
+        resampled_figures(run.task, run.targets, run.outputs, resamples, settings.seed)
         for run in tqdm(runs, "bootstrap", unit="run", disable=None)
     ]
     names, rows = [run.name for run in runs], []
@@ -191,25 +181,14 @@ def _intervals(runs: list[RunResults], options: Compare, seed: int) -> list[dict
         if names.count(name) > 1 and name != str(run.folder):
             name += f" ({run.folder})"
         row: dict[str, Any] = {"folder": str(run.folder), "name": name, "seeds": len(run.outputs)}
-        for m in metrics.SHOWN[run.task]:
+        for m, values in own.items():
             least, most = metrics.BOUNDS[m]
-            row[m] = interval(own[m], options.confidence, (least, most))
+            row[m] = interval(values, confidence, (least, most))
             if run is not runs[0]:
-                row[f"{m}_difference"] = interval(
-                    own[m] - samples[0][m], options.confidence, (least - most, most - least)
-                )
+                bounds = least - most, most - least
+                row[f"{m}_difference"] = interval(values - samples[0][m], confidence, bounds)
         rows.append(row)
     return rows
-
-
-def format_interval(metric: dict[str, float] | None, difference: bool = False) -> str:
-    """0.7312 [0.7011, 0.7604]; of a difference with signs, and a star where 0 is left out."""
-    if metric is None:
-        return ""
-    sign = "+" if difference else ""
-    star = " *" if difference and metric["low"] * metric["high"] > 0 else ""
-    value, low, high = (format(metric[part], f"{sign}.4f") for part in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]{star}"
 
 
 # ---- extractions that are still to be probed -----------------------------------------------------
@@ -219,16 +198,23 @@ def _check_extractions(sources: list[str], settings: ProbeSettings) -> None:
     """Raise InputError for what would stop one of the probes after others are trained."""
     if not sources:
         return
-    features, name = settings.data.features, settings.name
-    check_no_effect(
-        "compare.embeddings_dirs",
-        ("data.features", features != "embeddings", "Run that probe alone, as one of the runs."),
-        ("name", name is not None, "Leave it out: these probes are named as their folders."),
-    )
-    keys, first = read_task(settings.data).keys("test"), None
+    for name, given, hint in (
+        (
+            "data.features",
+            settings.data.features != "embeddings",
+            "Run that probe alone, as a run.",
+        ),
+        ("name", settings.name is not None, "Leave it out: probes are named as their folders."),
+    ):
+        if given:
+            message = "has no effect on compare.embeddings_dirs"
+            raise InputError(message, kind="conflict", setting=name, hint=hint)
+    keys, first = read_task(settings.data).splits["test"].keys, None
     for source in sources:
         try:
-            folders = select_folders(replace(settings.data, embeddings_dir=source))
+            folders = choose_folders(
+                replace(settings.data, embeddings_dir=source), settings.data.block
+            )
         except InputError as error:
             if error.setting == EMBEDDINGS_DIR:
                 error.setting = "compare.embeddings_dirs"

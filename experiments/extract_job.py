@@ -14,7 +14,7 @@ import torch
 from maest.config import Settings, plain
 from maest.config.schema import tagged
 from maest.datasets.collection import describe_left_out
-from maest.datasets.embedding_folders import block_name
+from maest.datasets.embeddings import block_name
 from maest.datasets.groundtruth import GroundTruth, read_any_groundtruth
 from maest.datasets.mel_store import kept_seconds
 from maest.datasets.tracks import AudioTracks, MelTracks, find_tracks, own_share, parse_shard

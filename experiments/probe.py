@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from maest.config import ProbeSettings
+from maest.config import ProbeSettings, plain
 from maest.config.probe import ProbeTraining
-from maest.experiments.probe_features import read_features
-from maest.experiments.probe_report import write_run
-from maest.experiments.probe_results import RIDGE, summarize
-from maest.experiments.probe_task import ProbeTask, read_task
+from maest.experiments.devices import find_device
+from maest.experiments.probe_data import FeatureSet, ProbeTask, read_features, read_task
+from maest.experiments.probe_report import RIDGE, few_tracks, write_run
 from maest.experiments.runs import interruptible, run_dir
 from maest.helpers import metrics
-from maest.helpers.errors import InputError
+from maest.helpers.failures import valid_utf8
 from maest.helpers.parallel import one_torch_thread
-from maest.helpers.report import metrics_line
-from maest.models.engines import best_device
-from maest.models.probe import ProbeBank
+from maest.helpers.report import machine, metrics_line, versions
+from maest.models.probe import SELECTION, ProbeBank
 
 log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "numpy", "scikit-learn")  # that a probe's metrics depend on
 
 
 def probe(run: Any, settings: ProbeSettings) -> dict[str, Any]:
@@ -48,11 +50,14 @@ def run_probe(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     task = read_task(settings.data)
     features = read_features(task, settings.data)
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    mix = features.blocks is not None
-    with interruptible(lambda: "A probe is kept only when it is finished"):
-        bank = train_probes(settings.probe, task, features.splits, seeds, mix, title="probe")
+    mix, total = features.blocks is not None, settings.probe.max_epochs
+    with (
+        interruptible(lambda: "A probe is kept only when it is finished"),
+        tqdm(total=total, desc="probe", unit="epoch", disable=None) as bar,
+    ):
+        bank = train_probes(settings.probe, task, features.splits, seeds, mix, bar.update)
     outputs = bank.predict(features.splits["test"])
-    results = summarize(settings, task, features, bank, outputs)
+    results = _results(settings, task, features, bank, outputs)
     for warning in results["warnings"]:
         log.warning("%s", warning)
     results["seconds"] = time.monotonic() - started
@@ -78,14 +83,13 @@ def train_probes(
     features: Mapping[str, np.ndarray],
     seeds: Sequence[int],
     mix: bool = False,
-    title: str | None = None,
+    after_epoch: Callable[[], object] = lambda: None,
 ) -> ProbeBank:
     """Train probes together; each has its weights of its best epoch on the validation split.
 
     Args:
         features: split → float32 [N, M, D] of M sets (with ``mix`` M blocks).
         mix: one probe a seed on a learned mix of the M blocks, rather than one on each set.
-        title: of a progress bar over the epochs; None for none.
     """
     n_sets, width = features["train"].shape[1:]
     bank = ProbeBank(
@@ -97,38 +101,133 @@ def train_probes(
         task=task.task,
         n_sets=1 if mix else n_sets,
         n_blocks=n_sets if mix else None,
-        device=device_of(recipe.accelerator),
+        device=find_device(recipe.accelerator, "probe.accelerator"),
     )
-    train, val = ((features[split], task.targets(split)) for split in ("train", "val"))
-    shown = None if title else True  # on a terminal, or nowhere
-    # One thread: products this small gain little from more, and where other work goes on, threads
-    # that share them wait for each other (ten times as long was seen).
-    with (
-        one_torch_thread(),
-        tqdm(total=recipe.max_epochs, desc=title, unit="epoch", disable=shown) as bar,
-    ):
+    # Products this small gain little from more threads, and where other work goes on, threads that
+    # share them wait for each other (ten times as long was seen).
+    with one_torch_thread():
         bank.fit(
-            train,
-            val,
+            (features["train"], task.splits["train"].targets),
+            (features["val"], task.splits["val"].targets),
             lr=recipe.lr,
             lr_factor=recipe.factor,
             weight_decay=recipe.weight_decay,
             batch_size=recipe.batch_size,
             max_epochs=recipe.max_epochs,
-            after_epoch=bar.update,
+            after_epoch=after_epoch,
         )
     return bank
 
 
-def device_of(accelerator: str) -> torch.device:
-    """What computes, by ``probe.accelerator``. Raises InputError where it is not there."""
-    best = best_device()
-    device = best if accelerator in ("auto", "gpu") else accelerator
-    if device in ("cpu", best) and (accelerator, device) != ("gpu", "cpu"):
-        return torch.device(device)
-    raise InputError(
-        f"there is no {accelerator!r} here",
-        kind="unsupported",
-        setting="probe.accelerator",
-        hint="Leave it out to take what there is.",
-    )
+# ---- results -------------------------------------------------------------------------------------
+
+
+def mean_and_std(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Mean and sample standard deviation (0 for a single value) of a metric over the seeds."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "std": deviation, "values": [float(v) for v in values]}
+
+
+def over_seeds(
+    task: str, runs: Sequence[metrics.Evaluation], bank: ProbeBank, number: int = 0
+) -> dict[str, Any]:
+    """Metrics of a bank's set of features: of the test split ``runs``, of validation the best."""
+    own = slice(number * len(runs), (number + 1) * len(runs))
+    results = {m: mean_and_std([run.figures[m] for run in runs]) for m in metrics.SHOWN[task]}
+    results[f"val_{SELECTION[task]}"] = mean_and_std(bank.best_scores[own])
+    return results | {"best_epochs": bank.best_epochs[own].tolist()}
+
+
+def mix_weights(bank: ProbeBank) -> dict[str, Any]:
+    """The weights of the blocks in each seed's mix, and their mean over the seeds."""
+    weights = bank.weights["mix"].softmax(dim=1).cpu().numpy()
+    return {"mean": weights.mean(axis=0).tolist(), "values": weights.tolist()}
+
+
+def baseline(task: ProbeTask) -> dict[str, float]:
+    """What one answer for all tracks gets on the test split."""
+    train, test = (task.splits[split].targets for split in ("train", "test"))
+    figures = metrics.baseline(task.task, train, test).figures
+    return {name: figures[name] for name in metrics.SHOWN[task.task]}
+
+
+def _results(
+    settings: ProbeSettings,
+    task: ProbeTask,
+    features: FeatureSet,
+    bank: ProbeBank,
+    outputs: np.ndarray,
+) -> dict[str, Any]:
+    """The content of ``results.json``; ``outputs`` [S, N, C] are of the test split."""
+    targets, shown = task.splits["test"].targets, metrics.SHOWN[task.task]
+    runs = [metrics.evaluate(task.task, targets, own) for own in outputs]
+    constant = chance = baseline(task)
+    if task.task == "multi-label":
+        chance = dict(zip(shown, metrics.chance_scores(targets), strict=True))
+    results = over_seeds(task.task, runs, bank)
+    warnings, warmup = few_tracks(task.tracks()), settings.probe.warmup_epochs
+    if early := [str(epoch) for epoch in results["best_epochs"] if epoch <= warmup]:
+        warnings.append(
+            f"Best epoch {', '.join(early)} is within the warm-up of {warmup:g} epochs: the probe "
+            "has learned next to nothing."
+        )
+    labels = [valid_utf8(label) for label in task.labels]
+    results |= {
+        "name": valid_utf8(settings.name or features.name),
+        "task": task.task,
+        "seeds": bank.seeds,
+        metrics.BASELINES[task.task]: constant,
+        "chance": chance,
+        "classes_left_out": runs[0].left_out,
+        "features": features.splits["train"].shape[-1],
+        "tracks": task.tracks(),
+        "missing": task.missing,
+        "labels": labels,
+        "per_label": _per_label(labels, runs),
+        "warnings": warnings,
+        "histories": bank.histories,
+        "data": plain(settings.data),
+        "probe": plain(settings.probe),
+        "extraction": features.extraction,
+        "made_by": features.made_by,
+        "groundtruths": task.digests(),
+        "versions": versions(*PACKAGES),
+        "machine": machine(),
+    }
+    if task.task != "regression":
+        for row, positives in zip(results["per_label"], targets.sum(axis=0), strict=True):
+            row["positives"] = int(positives)
+    if task.task == "single-label":
+        # Tracks of each class (row) that were taken for each class, mean over the seeds
+        counts = np.zeros((len(labels), len(labels)))
+        for own in outputs:
+            np.add.at(counts, (targets.argmax(axis=1), own.argmax(axis=1)), 1)
+        results["confusion"] = (counts / len(outputs)).tolist()
+    if features.blocks is not None:
+        results["mix"] = {"blocks": features.blocks, "weights": mix_weights(bank)}
+    if warnings:
+        results["ridge"] = _ridge(task, features)
+    return results
+
+
+def _per_label(labels: list[str], runs: list[metrics.Evaluation]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{"label": label} for label in labels]
+    for name in runs[0].per_label:
+        values = np.stack([run.per_label[name] for run in runs], axis=1)
+        for row, own in zip(rows, values, strict=True):
+            row[name] = None if np.isnan(own).any() else mean_and_std(own)
+    return rows
+
+
+def _ridge(task: ProbeTask, features: FeatureSet) -> dict[str, float]:
+    """Test metrics of a linear probe in closed form, which needs no validation split.
+
+    The penalty is the number of features: as if each track's features had length 1, and it 1. Of
+    blocks that are to be mixed it takes the plain mean.
+    """
+    train, test = (features.splits[split].mean(axis=1) for split in ("train", "test"))
+    targets = task.splits["test"].targets
+    linear = make_pipeline(StandardScaler(), Ridge(alpha=train.shape[1]))
+    outputs = linear.fit(train, task.splits["train"].targets).predict(test).reshape(targets.shape)
+    figures = metrics.evaluate(task.task, targets, outputs).figures
+    return {name: figures[name] for name in metrics.SHOWN[task.task]}

@@ -13,19 +13,18 @@ import torch
 from safetensors.torch import load_file
 
 from maest.config import ProbeSettings, Settings, parse
-from maest.datasets.embedding_folders import EmbeddingFolder, block_name
-from maest.datasets.embeddings import read_blocks, select_tokens
+from maest.datasets.embeddings import EmbeddingFolder, block_name, read_blocks, select_tokens
 from maest.datasets.preprocess import DEFAULT_SECONDS
 from maest.datasets.tracks import find_tracks
 from maest.experiments.extract import extract
-from maest.experiments.probe_results import PROBE_FOLDER, no_probe
+from maest.experiments.probe_report import PROBE_FOLDER, no_probe
 from maest.experiments.runs import run_dir
 from maest.helpers.errors import InputError
-from maest.helpers.failures import encodable, read_failures
+from maest.helpers.failures import encodable, read_failures, valid_utf8
 from maest.helpers.files import write_json, write_rows
 from maest.helpers.predictions import SEPARATOR, best, figure_name
 from maest.helpers.writer import WARNINGS, Output, is_done
-from maest.models.probe import Probe
+from maest.models.probe import ProbeBank, layer_normalized
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,15 @@ _SETTINGS = {
     "maest.arch": "predict.arch",
     "maest.checkpoint": "predict.checkpoint",
 }
+
+
+@dataclass(frozen=True)
+class TrainedProbe:
+    """A finished run's probes of all seeds, and what its ``probe.json`` says of them."""
+
+    folder: Path
+    about: dict[str, Any]
+    bank: ProbeBank
 
 
 def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
@@ -63,17 +71,16 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     mix, level = isinstance(made["block"], list), out_dir / f"{made['patch_seconds']:g}sec"
     blocks = made["block"] if mix else [made["block"]]
     outputs = [Output("embeddings", block, level / block_name(block)) for block in blocks]
-    folders = [EmbeddingFolder(output.folder) for output in outputs]
     tracks, _, _ = find_tracks(settings.audio, leave_out=out_dir)
     # Extraction reports the others. A file that is older than its audio is of other audio.
-    numbers = range(len(tracks.keys))
-    keys = [tracks.keys[i] for i in numbers if is_done(tracks.keys[i], outputs, tracks.path(i))]
+    keys = [key for i, key in enumerate(tracks.keys) if is_done(key, outputs, tracks.path(i))]
     about = probe.about
     values = np.zeros((0, len(about["labels"])), np.float32)
     if keys:
+        folders = [EmbeddingFolder(output.folder) for output in outputs]
         found = np.stack([read_blocks([own.path(key) for own in folders]) for key in keys])
         features = select_tokens(found, about["types"], about["reduce"])
-        values = probe.activations(features if mix else features[:, 0])
+        values = probe.bank.activations(layer_normalized(features) if mix else features)
     listed = read_failures(outputs[0].folder / WARNINGS, value="warnings")
     warnings = [listed.get(key, "") for key in keys]
     _write(folder, probe, keys, values, warnings)
@@ -93,45 +100,20 @@ def _write(
 ) -> None:
     """Write ``predictions.csv`` and ``predictions.json``."""
     labels, figure = probe.about["labels"], figure_name(probe.about["task"])
-    rows = list(zip(map(encodable, keys), values, warnings, strict=True))
-    write_rows(
-        folder / "predictions.csv",
-        ("track", *labels, "warnings"),
-        ((key, *(f"{v:.{_DIGITS}f}" for v in own), warned) for key, own, warned in rows),
-    )
-    tracks = [
-        {
-            "track": key.encode("utf-8", "backslashreplace").decode(),
-            figure: {label: round(float(v), _DIGITS) for label, v in zip(labels, own, strict=True)},
-            "warnings": warned.split(SEPARATOR) if warned else [],
-        }
-        for key, own, warned in rows
-    ]
+    rows, tracks = [], []
+    for key, own, warned in zip(keys, values, warnings, strict=True):
+        rows.append((encodable(key), *(f"{value:.{_DIGITS}f}" for value in own), warned))
+        rounded = [round(float(value), _DIGITS) for value in own]
+        tracks.append(
+            {
+                "track": valid_utf8(key),
+                figure: dict(zip(labels, rounded, strict=True)),
+                "warnings": warned.split(SEPARATOR) if warned else [],
+            }
+        )
+    write_rows(folder / "predictions.csv", ("track", *labels, "warnings"), rows)
     content = {"probe": str(probe.folder), "task": probe.about["task"], "tracks": tracks}
     write_json(folder / "predictions.json", content)
-
-
-# ---- the probe -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TrainedProbe:
-    """A finished run's probes of all seeds, and what its ``probe.json`` says of them."""
-
-    folder: Path
-    about: dict[str, Any]
-    nets: list[Probe]
-
-    @torch.inference_mode()
-    def activations(self, features: np.ndarray) -> np.ndarray:
-        """float32 [N, D], of a mix [N, L, D] → [N, C] (of a regression values), mean of seeds."""
-        x = torch.from_numpy(features)
-        outputs = torch.stack([net(x) for net in self.nets])
-        if self.about["task"] == "multi-label":
-            outputs = outputs.sigmoid()
-        elif self.about["task"] == "single-label":
-            outputs = outputs.softmax(dim=-1)
-        return outputs.mean(dim=0).numpy()
 
 
 def read_probe(folder: Path) -> TrainedProbe:
@@ -143,14 +125,21 @@ def read_probe(folder: Path) -> TrainedProbe:
         raise no_probe(folder, f"{PROBE_FOLDER}/probe.json", "probe")
     try:
         about = json.loads(path.read_text("utf-8"))
-        features, extraction = about["features"], about["extraction"]
-        block, nets = (extraction or {}).get("block"), []
-        n_blocks = len(block) if isinstance(block, list) else None
-        for seed in about["seeds"]:
-            net = Probe(about["n_features"], len(about["labels"]), about["hidden"], n_blocks)
+        features, extraction, seeds = about["features"], about["extraction"], about["seeds"]
+        block = (extraction or {}).get("block")
+        bank = ProbeBank(
+            about["n_features"],
+            len(about["labels"]),
+            seeds,
+            hidden=about["hidden"],
+            task=about["task"],
+            n_blocks=len(block) if isinstance(block, list) else None,
+        )
+        states = []
+        for seed in seeds:
             path = inside / f"seed-{seed}.safetensors"
-            net.load_state_dict(load_file(path))
-            nets.append(net.eval())
+            states.append(load_file(path))
+        bank.load(states)
     except Exception as error:  # JSON's, safetensors', torch's
         message, hint = f"missing or damaged ({str(error)[:200]})", "Train this probe again."
         raise InputError(message, kind="corrupt", path=path, setting="probe", hint=hint) from None
@@ -162,10 +151,7 @@ def read_probe(folder: Path) -> TrainedProbe:
     if message:
         hint = "Extract embeddings with this program, and train a probe on them."
         raise InputError(message, kind="unsupported", path=folder, setting="probe", hint=hint)
-    return TrainedProbe(folder, about, nets)
-
-
-# ---- its extractor -------------------------------------------------------------------------------
+    return TrainedProbe(folder, about, bank)
 
 
 def extraction_settings(probe: TrainedProbe, settings: ProbeSettings, out_dir: Path) -> Settings:
@@ -187,7 +173,20 @@ def extraction_settings(probe: TrainedProbe, settings: ProbeSettings, out_dir: P
                 hint="Give its place now, as predict.checkpoint=<model>, or predict.arch=<a "
                 "released model>.",
             )
-    accelerator = "cpu" if made["quantize"] else options.accelerator
+    # Seconds of each track, at most, that the embeddings are of; version 0.1 did not write down how
+    # much its log-mel files held.
+    source = model if "log-mel files" in (model.get("input"), made.get("input")) else made
+    max_seconds = source.get("max_seconds")
+    if source is model and "max_seconds" not in model:
+        max_seconds = DEFAULT_SECONDS
+        log.warning("the probe's log-mel files may have held more than %g s", DEFAULT_SECONDS)
+    accelerator, precision = options.accelerator, made["precision"]
+    if made["quantize"]:
+        accelerator = "cpu"
+    if precision != "32-true" and (accelerator == "cpu" or not torch.cuda.is_available()):
+        # a CPU has no fast half precision
+        log.warning("the probe's embeddings were made in %s on a GPU: here in 32-true", precision)
+        precision = "32-true"
     return parse(
         Settings,
         {
@@ -201,36 +200,12 @@ def extraction_settings(probe: TrainedProbe, settings: ProbeSettings, out_dir: P
             "datamodule": {"clip_length": made["patch_seconds"]},
             "inference": {
                 "audio": settings.audio,
-                "max_seconds": _max_seconds(made, model),
+                "max_seconds": max_seconds,
                 "transformer_block": made["block"],
                 "out_dir": str(out_dir),
                 "patch_hop": made["hop_seconds"],
                 **{name: made[name] for name in ("tail", "pool", "quantize")},
             },
-            "trainer": {
-                "accelerator": accelerator,
-                "precision": _precision(made["precision"], accelerator),
-            },
+            "trainer": {"accelerator": accelerator, "precision": precision},
         },
     )
-
-
-def _max_seconds(made: dict[str, Any], made_by: dict[str, Any]) -> float | None:
-    """Seconds of each track that the probe's embeddings are of, at most."""
-    of_mels = (made_by.get("input") or made.get("input")) == "log-mel files"
-    if not of_mels or "max_seconds" in made_by:
-        return (made_by if of_mels else made).get("max_seconds")
-    log.warning(
-        "the probe does not say how much of each track its log-mel files held: the central %g s "
-        "are used, as datasets/preprocess.py keeps by default",
-        DEFAULT_SECONDS,
-    )
-    return DEFAULT_SECONDS
-
-
-def _precision(wanted: str, accelerator: str) -> str:
-    """That of the probe's embeddings; on a CPU, which has no fast half precision, 32 bits."""
-    if wanted == "32-true" or (torch.cuda.is_available() and accelerator != "cpu"):
-        return wanted
-    log.warning("the probe's embeddings were made in %s on a GPU: here in 32-true", wanted)
-    return "32-true"

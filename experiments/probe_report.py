@@ -1,32 +1,33 @@
-"""The files of a probe's run, its pictures and its summary."""
+"""The files of a probe's run, its pictures and its summary; and where finished probes are."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.torch import save_file
 
-from maest.datasets.embedding_folders import block_name, model_name
-from maest.experiments.probe_results import (
-    PREDICTIONS,
-    PROBE_FOLDER,
-    RESULTS,
-    RIDGE,
-    finished_probes,
-    splits_line,
-)
-from maest.experiments.probe_task import ProbeTask
+from maest.datasets.embeddings import block_name, model_name
+from maest.experiments.probe_data import ProbeTask
+from maest.experiments.runs import LOG_DIR
 from maest.helpers import metrics, plots
+from maest.helpers.errors import InputError
 from maest.helpers.failures import valid_utf8
 from maest.helpers.files import atomic_path, write_json, write_rows
 from maest.helpers.names import typed_list
-from maest.helpers.report import Page, format_metric, table
+from maest.helpers.report import Page, format_metric, metrics_table, table
 from maest.models.probe import SELECTION, ProbeBank
 
+PREDICTIONS = "predictions.npz"
+RESULTS = "results.json"
+PROBE_FOLDER = "probe"
+SWEEP = "sweep.json"
+FEW_TRACKS = 30  # in a split of fewer, a metric says little
+RIDGE = "linear probe (ridge regression)"
 _LABELS_SHOWN = 20  # in a summary; labels.csv has them all
 _BASELINES = {
     "multi-label": "the labels' frequencies among the training tracks",
@@ -39,18 +40,29 @@ def write_run(
     folder: Path, results: dict[str, Any], task: ProbeTask, bank: ProbeBank, outputs: np.ndarray
 ) -> None:
     """Write all that a run leaves: results, probes, predictions, pictures, tables and summary."""
-    labels = results["labels"]
+    labels, rows = results["labels"], results["per_label"]
     write_json(folder / RESULTS, results)
     write_json(folder / "labels.json", labels)
-    _write_labels(folder / "labels.csv", results["per_label"])
+    columns = [name for name in rows[0] if name not in ("label", "positives")]
+    counted = ["positives"] if "positives" in rows[0] else []
+    write_rows(
+        folder / "labels.csv",
+        ["label", *(f"test_{c}" for c in counted), *(h for n in columns for h in (n, f"{n}_std"))],
+        (
+            [row["label"], *(row[c] for c in counted)]
+            + [(row[name] or {}).get(part, "") for name in columns for part in ("mean", "std")]
+            for row in rows
+        ),
+    )
     if "confusion" in results:
-        rows = ([label, *row] for label, row in zip(labels, results["confusion"], strict=True))
-        write_rows(folder / "confusion.csv", ("class", *labels), rows)
+        named = ([label, *row] for label, row in zip(labels, results["confusion"], strict=True))
+        write_rows(folder / "confusion.csv", ("class", *labels), named)
     with atomic_path(folder / PREDICTIONS) as temporary, temporary.open("wb") as file:
+        keys = [key.encode("utf-8", "surrogateescape") for key in task.splits["test"].keys]
         np.savez_compressed(
             file,
-            keys=np.array([key.encode("utf-8", "surrogateescape") for key in task.keys("test")]),
-            targets=task.targets("test"),
+            keys=np.array(keys),
+            targets=task.splits["test"].targets,
             outputs=outputs,
             labels=np.array(task.labels),
             task=np.array(task.task),
@@ -58,34 +70,16 @@ def write_run(
         )
     for index, seed in enumerate(bank.seeds):
         with atomic_path(folder / PROBE_FOLDER / f"seed-{seed}.safetensors") as temporary:
-            save_file(bank.probe(index).state_dict(), temporary)
+            save_file(bank.state(index), temporary)
+    about = ("task", "labels", "seeds", "extraction", "made_by", "warnings")
     write_json(
         folder / PROBE_FOLDER / "probe.json",
-        {
-            **{name: results[name] for name in ("task", "labels", "seeds", "extraction",
-                                                "made_by", "warnings")},
-            **{name: results["data"][name] for name in ("features", "types", "reduce")},
-            "n_features": results["features"],
-            "hidden": results["probe"]["hidden"],
-            "trained_on": results["groundtruths"]["train"],
-        },
-    )  # fmt: skip
-    _summary(folder, results).write(folder / "summary.md")
-
-
-def _write_labels(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A row a label: positives of the test split, then each metric's mean and deviation."""
-    counted = ["positives"] if "positives" in rows[0] else []
-    names = [name for name in rows[0] if name not in ("label", "positives")]
-    write_rows(
-        path,
-        ["label", *(f"test_{c}" for c in counted), *(h for n in names for h in (n, f"{n}_std"))],
-        (
-            [row["label"], *(row[c] for c in counted)]
-            + [(row[name] or {}).get(part, "") for name in names for part in ("mean", "std")]
-            for row in rows
-        ),
+        {name: results[name] for name in about}
+        | {name: results["data"][name] for name in ("features", "types", "reduce")}
+        | {"n_features": results["features"], "hidden": results["probe"]["hidden"]}
+        | {"trained_on": results["groundtruths"]["train"]},
     )
+    _summary(folder, results).write(folder / "summary.md")
 
 
 # ---- the summary ---------------------------------------------------------------------------------
@@ -93,33 +87,29 @@ def _write_labels(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _summary(folder: Path, results: dict[str, Any]) -> Page:
     """A page with metrics, facts, pictures (which it draws), and commands that go on from here."""
-    task, shown = results["task"], metrics.SHOWN[results["task"]]
-    baseline, seeds = metrics.BASELINES[task], len(results["seeds"])
-    others = {"ridge": RIDGE, baseline: baseline.replace("_", " ")}
+    task, selection = results["task"], SELECTION[results["task"]]
+    constant, seeds = metrics.BASELINES[task], len(results["seeds"])
+    others = {"ridge": RIDGE, constant: constant.replace("_", " ")}
     if task == "multi-label":
         others["chance"] = "random scores"
-    rows = [[results["name"], *(format_metric(results[m]) for m in shown)]]
-    for row, name in others.items():
-        if row in results:
-            rows.append([name, *(f"{results[row][m]:.4f}" for m in shown)])
+    rows = [(results["name"], results)]
+    rows += [(name, results[key]) for key, name in others.items() if key in results]
     over = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed."
-    best = "R² is 1 at best; of the MSE, less is better." if "r2" in shown else "More is better."
+    best = "More is better."
+    if task == "regression":
+        best = "R² is 1 at best; of the MSE, less is better."
     page = Page(results["name"])
     page.add(
-        table(["test split", *(metrics.FIGURE_NAMES[m] for m in shown)], rows),
-        f"{over} {best} The row '{others[baseline]}' is one answer for all music: "
+        metrics_table(task, rows, "test split"),
+        f"{over} {best} The row '{others[constant]}' is one answer for all music: "
         f"{_BASELINES[task]}.",
         *(f"**Warning.** {warning}" for warning in results["warnings"]),
     )
     page.facts(*_facts(results))
     _add_labels(page, folder, results)
-    path = plots.seed_curves(
-        folder / "training.png",
-        results["histories"],
-        SELECTION[task],
-        results["best_epochs"],
-        [f"seed {seed}" for seed in results["seeds"]],
-    )
+    names = [f"seed {seed}" for seed in results["seeds"]]
+    curves = results["histories"], selection, results["best_epochs"], names
+    path = plots.seed_curves(folder / "training.png", *curves)
     page.picture(path, "How the probes learned. Each is tested with the weights of its best epoch.")
     if "confusion" in results:
         path = plots.heat_map(
@@ -152,56 +142,48 @@ def _summary(folder: Path, results: dict[str, Any]) -> Page:
 def _add_labels(page: Page, folder: Path, results: dict[str, Any]) -> None:
     """The picture of all labels, and a table of the best ones."""
     rows, name = results["per_label"], results["name"]
-    shown = metrics.SHOWN[results["task"]][0]
-    shown = shown if shown in rows[0] else "f1"
+    shown = "f1" if results["task"] == "single-label" else metrics.SHOWN[results["task"]][0]
     title = f"test {metrics.FIGURE_NAMES[shown]}"
-    nothing = {part: np.nan for part in ("mean", "std")}
-    path = plots.label_bars(
-        folder / "labels.png",
-        results["labels"],
-        {name: [(row[shown] or nothing)["mean"] for row in rows]},
-        title,
-        {name: [(row[shown] or nothing)["std"] for row in rows]},
-        [row.get("positives") for row in rows],
+    means, deviations = ([(row[shown] or {}).get(part, np.nan) for row in rows]
+                         for part in ("mean", "std"))  # fmt: skip
+    positives = [row.get("positives") for row in rows]
+    path = folder / "labels.png"
+    bars = {name: means}, title, {name: deviations}, positives
+    page.picture(
+        plots.label_bars(path, results["labels"], *bars),
+        "The lines are ± one standard deviation over the seeds.",
     )
-    page.picture(path, "The lines are ± one standard deviation over the seeds.")
-
-    def value(row: dict[str, Any]) -> str:
-        if row[shown]:
-            return format_metric(row[shown])
-        if "positives" not in row:
-            return "all values are the same"
-        return "no negatives" if row["positives"] else "no positives"
-
-    best = sorted(rows, key=lambda row: -row[shown]["mean"] if row[shown] else np.inf)
     counted = ["test positives"] if "positives" in rows[0] else []
-    cells = [
-        [row["label"].replace("|", "\\|"), *(str(row["positives"]) for _ in counted), value(row)]
-        for row in best[:_LABELS_SHOWN]
-    ]
+    cells = []
+    for i in np.argsort(-np.array(means), kind="stable")[:_LABELS_SHOWN]:
+        value = format_metric(rows[i][shown])
+        if not value:
+            nothing = "no negatives" if positives[i] else "no positives"
+            value = nothing if counted else "all values are the same"
+        label = rows[i]["label"].replace("|", "\\|")
+        cells.append([label, *(str(positives[i]) for _ in counted), value])
     more = len(rows) - len(cells)
     page.add(table(["label", *counted, title], cells))
     page.add(f"{more} more labels are in labels.csv." * (more > 0))
 
 
 def _facts(results: dict[str, Any]) -> list[str]:
-    data, extraction = results["data"], results["extraction"]
+    data, extraction, selection = results["data"], results["extraction"], SELECTION[results["task"]]
     labels = f"{results['task']}, {len(results['labels'])} labels"
     if results["classes_left_out"]:
         labels += f"; {results['classes_left_out']} without anything to score in the test split"
-    what, source, unit = "mean and deviation of the mel bands", "", "log-mel file"
+    what, source, unit, mix = "mean and deviation of the mel bands", "", "log-mel file", ""
     if data["features"] == "embeddings":
         unit, what = "embedding", f"tokens {data['types']}"
         what += f", {data['reduce']}" if len(data["types"]) > 1 else ""
         source = "what made the embeddings is unknown: their folder has no manifest.json"
     if extraction:
-        block = extraction.get("block")
+        block = extraction["block"]
         of = f"block {block_name(block)}"
         if isinstance(block, list):
             of = f"the blocks {', '.join(map(str, block))}"
         source = f"embeddings of {of}, patches of {extraction.get('patch_seconds')} s, model "
         source += valid_utf8(model_name(extraction, results["made_by"]))
-    mix = ""
     if "mix" in results:
         weights = ", ".join(f"{weight:.2f}" for weight in results["mix"]["weights"]["mean"])
         mix = f"a learned mix of the blocks, which weighs them with {weights}"
@@ -211,11 +193,58 @@ def _facts(results: dict[str, Any]) -> list[str]:
         f"{results['features']} features: {what}",
         f"seeds {', '.join(map(str, results['seeds']))}; best epochs "
         f"{', '.join(map(str, results['best_epochs']))} of {results['probe']['max_epochs']}, by "
-        f"the {metrics.FIGURE_NAMES[SELECTION[results['task']]]} of the validation split",
+        f"the {metrics.FIGURE_NAMES[selection]} of the validation split",
         source,
         mix,
         ", ".join(f"{name} {number}" for name, number in results["versions"].items()),
     ]
+
+
+def splits_line(results: Mapping[str, Any], what: str = "embedding") -> str:
+    """How many tracks each split has, and how many it leaves out."""
+    line = f"{' / '.join(map(str, results['tracks'].values()))} tracks for training, validation "
+    line += "and test"
+    if results["missing"]:
+        missing = ", ".join(f"{n} of {split}" for split, n in results["missing"].items())
+        line += f"; left out, as they have no {what} (data.missing=skip): {missing}"
+    return line
+
+
+def few_tracks(tracks: Mapping[str, int]) -> list[str]:
+    """A warning for each split that is too small for its metrics to say anything."""
+    whys = {
+        "validation": (tracks["val"], "chance may have chosen what is best on it"),
+        "test": (tracks["test"], "the metrics are uncertain"),
+    }
+    return [f"The {split} split has {count} tracks, which is too few: {why}."
+            for split, (count, why) in whys.items() if count < FEW_TRACKS]  # fmt: skip
+
+
+# ---- finished probes -----------------------------------------------------------------------------
+
+
+def finished_probes() -> list[Path]:
+    """The folders of finished probes in ``exp_logs``, the newest first; links are left out."""
+    found = [path for path in LOG_DIR.glob(f"*/{PROBE_FOLDER}/probe.json")
+             if not path.parents[1].is_symlink()]  # fmt: skip
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parents[1] for path in found]
+
+
+def no_probe(folder: Path, name: str, setting: str) -> InputError:
+    """For a folder without the file of a finished probe: it says what may have been meant."""
+    path, message = folder / name, "no such file: the run was stopped, or is no probe's"
+    hint = "Give the folder of a finished probe of ex_tl.py"
+    if probes := finished_probes():
+        hint += f", such as {', '.join(map(str, probes[:3]))}"
+    if (folder / SWEEP).is_file():
+        path, message = folder, "is the folder of a sweep, which keeps metrics alone"
+        hint = "Probe its choices, each by itself; its summary.md has the command for the best one"
+    elif not folder.is_dir():
+        path, message = folder, "no such folder"
+        if (LOG_DIR / folder / name).is_file():
+            hint = f"Give {LOG_DIR / folder}"
+    return InputError(message, kind="missing", path=path, setting=setting, hint=f"{hint}.")
 
 
 def _comparable(results: dict[str, Any], folder: Path) -> Path | None:

@@ -5,44 +5,45 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from maest.config import ProbeSettings, plain
-from maest.config.probe import ProbeData, ProbeTraining
+from maest.config.probe import ProbeData
 from maest.config.schema import tagged
-from maest.datasets.embedding_folders import block_name
-from maest.datasets.embeddings import TOKENS, check_types, select_tokens
-from maest.experiments.probe import device_of, train_probes
-from maest.experiments.probe_features import (
+from maest.datasets.embeddings import TOKENS, block_name, check_types, select_tokens
+from maest.experiments.devices import find_device
+from maest.experiments.probe import PACKAGES, baseline, mix_weights, over_seeds, train_probes
+from maest.experiments.probe_data import (
     MIX,
-    load_embeddings,
-    normalize_blocks,
-    numbered_folders,
+    ProbeTask,
+    choose_folders,
+    read_embeddings,
+    read_task,
 )
-from maest.experiments.probe_results import PACKAGES, SWEEP, mean_and_std, mix_weights
-from maest.experiments.probe_task import ProbeTask, check_no_effect, read_task
+from maest.experiments.probe_report import SWEEP
 from maest.experiments.runs import interruptible, run_dir, same_command
 from maest.experiments.sweep_report import best_choice, write_report
 from maest.helpers import metrics
-from maest.helpers.errors import InputError, Kind
+from maest.helpers.differences import differences
+from maest.helpers.errors import InputError
 from maest.helpers.failures import valid_utf8
-from maest.helpers.files import TEMPORARY, to_json, write_json
-from maest.helpers.parallel import cores, run_parallel
+from maest.helpers.files import to_json, write_json
+from maest.helpers.parallel import cores, one_torch_thread
 from maest.helpers.report import machine, versions
-from maest.models.probe import SELECTION, ProbeBank
+from maest.models.probe import layer_normalized
 
 log = logging.getLogger(__name__)
-
-# A step of a group takes this long at least, and processes take some seconds to start.
-_SECONDS_A_STEP, _MIN_SECONDS_FOR_PROCESSES = 0.004, 30
 
 
 @dataclass(frozen=True)
@@ -76,114 +77,111 @@ def sweep(run: Any, settings: ProbeSettings) -> dict[str, Any]:
         return f"To go on:\n  {same_command()}"
 
     with interruptible(state):
-        return _sweep(settings, folder)
-
-
-def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
-    started, options = time.monotonic(), settings.sweep
-    tokens = parse_choices(settings)
-    task = read_task(settings.data)
-    by_block = numbered_folders(settings.data, options.blocks, "sweep.blocks")
-    blocks, folders = list(by_block), list(by_block.values())
-    if options.blocks == "all" and len(blocks) == 1:
-        log.warning(
-            "%s: there are embeddings of block %d only; inference.transformer_block=all extracts "
-            "all of them",
-            folders[0].folder,
-            blocks[0],
-        )
-    embeddings = load_embeddings(task, folders, settings.data)
-    seeds = list(range(settings.seed, settings.seed + settings.seeds))
-    extraction = folders[0].settings
-    made_of = {  # what a sweep does not choose itself
-        "data": {n: v for n, v in plain(settings.data).items()
-                 if n not in tagged(ProbeData, "swept")},
-        "probe": plain(settings.probe),
-        "seeds": seeds,
-        "groundtruths": task.digests(),
-        "tracks": task.tracks(),
-        "extraction": extraction and {n: v for n, v in extraction.items() if n != "block"},
-    }  # fmt: skip
-    groups = list(group_choices(blocks, tokens, options.mix))
-    earlier, seconds = _earlier(options.resume, made_of, blocks, [*itertools.chain(*groups)])
-    constant = metrics.baseline(task.task, task.targets("train"), task.targets("test")).figures
-    results: dict[str, Any] = {
-        **made_of,
-        "blocks": blocks,
-        "task": task.task,
-        "labels": [valid_utf8(label) for label in task.labels],
-        "missing": task.missing(),
-        "versions": versions(*PACKAGES),
-        "machine": machine(),
-        "cells": list(earlier.values()),
-        "baseline": {m: constant[m] for m in metrics.SHOWN[task.task]},
-    }
-    if earlier:
-        log.info("%d choices are taken from %s", len(earlier), options.resume)
-    groups = [rest for group in groups if (rest := [c for c in group if c not in earlier])]
-
-    def write() -> None:
-        results["seconds"] = seconds + time.monotonic() - started
-        write_json(folder / SWEEP, results)
-
-    write()  # so that a sweep can be resumed from the start
-    job = SweepJob(task, blocks, seeds, settings.probe)
-    processes = count_processes(settings, task, groups)
-    total = sum(map(len, groups)) * len(seeds)
-    with (
-        tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY) as shared,
-        tqdm(total=total, desc="sweep", unit="probe", disable=None) as bar,
-    ):
-        for split in list(embeddings) if processes > 1 else ():
-            np.save(Path(shared) / f"{split}.npy", embeddings.pop(split))
-        trained = run_parallel(
-            job.train,
-            groups,
-            (embeddings or Path(shared),),
-            num_workers=processes,
-            time_limit=None,
-            start_method="spawn",  # a fork may not use autograd where its parent has
-            progress=False,
-        )
-        for entries in trained:
-            results["cells"] += entries
-            write()
-            bar.update(len(entries) * len(seeds))
-    places = [*blocks, MIX]
-    results["cells"].sort(
-        key=lambda c: (tokens.index((c["types"], c["reduce"])), places.index(c["block"]))
-    )
-    write()
+        results = _sweep(settings, folder)
     write_report(folder, results)
     best = best_choice(results)
     return {"folder": str(folder), "best": {k: best[k] for k in ("block", "types", "reduce")}}
 
 
+def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
+    """Train all probes; ``sweep.json`` in ``folder``, whose content this returns, grows by them."""
+    started, options = time.monotonic(), settings.sweep
+    tokens = _token_choices(settings)
+    task = read_task(settings.data)
+    folders = choose_folders(settings.data, options.blocks, "sweep.blocks")
+    blocks = [own.block for own in folders if own.block is not None]
+    if options.blocks == "all" and len(blocks) == 1:
+        hint = "inference.transformer_block=all extracts all of them"
+        log.warning("there are embeddings of block %d only; %s", blocks[0], hint)
+    embeddings = read_embeddings(task, folders, settings.data)
+    seeds, extraction = (
+        list(range(settings.seed, settings.seed + settings.seeds)),
+        folders[0].settings,
+    )
+    swept = tagged(ProbeData, "swept")
+    made_of = {  # what a sweep does not choose itself
+        "data": {name: v for name, v in plain(settings.data).items() if name not in swept},
+        "probe": plain(settings.probe),
+        "seeds": seeds,
+        "groundtruths": task.digests(),
+        "tracks": task.tracks(),
+        "extraction": extraction and {n: v for n, v in extraction.items() if n != "block"},
+    }
+    groups = list(group_choices(blocks, tokens, options.mix))
+    choices = list(itertools.chain.from_iterable(groups))
+    earlier: dict[FeatureChoice, dict[str, Any]] = {}
+    seconds = 0.0
+    if options.resume is not None:
+        earlier, seconds = _earlier(Path(options.resume).expanduser(), made_of, blocks, choices)
+        log.info("%d choices are taken from %s", len(earlier), options.resume)
+    results: dict[str, Any] = {
+        **made_of,
+        "blocks": blocks,
+        "task": task.task,
+        "labels": [valid_utf8(label) for label in task.labels],
+        "missing": task.missing,
+        "versions": versions(*PACKAGES),
+        "machine": machine(),
+        "baseline": baseline(task),
+    }
+
+    def write() -> None:
+        cells = [earlier[choice] for choice in choices if choice in earlier]
+        results["cells"] = sorted(cells, key=lambda c: tokens.index((c["types"], c["reduce"])))
+        results["seconds"] = seconds + time.monotonic() - started
+        write_json(folder / SWEEP, results)
+
+    write()  # so that a sweep can be resumed from the start
+    groups = [rest for group in groups if (rest := [c for c in group if c not in earlier])]
+    total = sum(map(len, groups)) * len(seeds)
+    stopped = threading.Event()
+    train = partial(_train, task, embeddings, blocks, settings, stopped)
+    workers = options.num_workers or 1
+    if find_device(settings.probe.accelerator, "probe.accelerator").type == "cpu":
+        workers = options.num_workers or cores()
+    # PyTorch lets go of Python's lock while it computes: threads do what processes would.
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    with (
+        one_torch_thread(),
+        tqdm(total=total, desc="sweep", unit="probe", disable=None) as bar,
+    ):
+        try:
+            for found in map(train, groups) if workers == 1 else pool.map(train, groups):
+                earlier |= found
+                write()
+                bar.update(len(found) * len(seeds))
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+    return results
+
+
 # ---- what to train -------------------------------------------------------------------------------
 
 
-def parse_choices(settings: ProbeSettings) -> list[tuple[str, str]]:
+def _token_choices(settings: ProbeSettings) -> list[tuple[str, str]]:
     """(types, reduce) of each choice of tokens; one token is the same in both ways."""
     options, data = settings.sweep, settings.data
-    several = data.block is not None and (data.block == MIX or len(data.block) > 1)
-    check_no_effect(
-        "a sweep",
-        ("data.features", data.features != "embeddings", "Leave it out."),
-        ("data.types", data.types != ProbeData().types, f"Give sweep.tokens=[{data.types}]."),
-        ("data.block", several, "Leave it out: all are mixed, or those of sweep.blocks=[6,7]."),
-    )
+    several = data.block == MIX or len(data.block or ()) > 1
+    for name, given, hint in (
+        ("features", data.features != "embeddings", "Leave it out."),
+        ("types", data.types != ProbeData().types, f"Give sweep.tokens=[{data.types}]."),
+        ("block", several, "Leave it out: all are mixed, or those of sweep.blocks=[6,7]."),
+    ):
+        if given:
+            message = "has no effect on a sweep"
+            raise InputError(message, kind="conflict", setting=f"data.{name}", hint=hint)
     reductions = (data.reduce,) if options.reduce is None else options.reduce
     if not options.tokens or not reductions:
         name = "sweep.reduce" if options.tokens else "sweep.tokens"
         hint = "Give one choice or more, such as sweep.tokens=[c,cdt] sweep.reduce=[mean,stack]."
         raise InputError("is empty", kind="empty", setting=name, hint=hint)
     choices: dict[tuple[str, str], None] = {}
-    for reduce in reductions:
-        for types in options.tokens:
-            check_types(types, "sweep.tokens")
-            if reduce == "mean":  # the order makes no difference
-                types = "".join(token for token in TOKENS if token in types)
-            choices[types, "mean" if len(types) == 1 else reduce] = None
+    for reduce, types in itertools.product(reductions, options.tokens):
+        check_types(types, "sweep.tokens")
+        if reduce == "mean":  # the order makes no difference
+            types = "".join(token for token in TOKENS if token in types)
+        choices[types, "mean" if len(types) == 1 else reduce] = None
     return list(choices)
 
 
@@ -198,122 +196,72 @@ def group_choices(
             by_width.setdefault(width, []).append(FeatureChoice(block, types, reduce))
         yield from by_width.values()
     if mix and len(blocks) > 1:
-        for types, reduce in tokens:
-            yield [FeatureChoice(MIX, types, reduce)]
+        yield from ([FeatureChoice(MIX, types, reduce)] for types, reduce in tokens)
 
 
-# ---- training ------------------------------------------------------------------------------------
+def _train(
+    task: ProbeTask,
+    embeddings: Mapping[str, np.ndarray],
+    blocks: list[int],
+    settings: ProbeSettings,
+    stopped: threading.Event,
+    group: list[FeatureChoice],
+) -> dict[FeatureChoice, dict[str, Any]]:
+    """Train and test the probes of a group; its entries of ``sweep.json``."""
 
+    def go_on() -> None:
+        if stopped.is_set():
+            raise CancelledError
 
-@dataclass(frozen=True)
-class SweepJob:
-    """What all groups of choices have in common."""
-
-    task: ProbeTask
-    blocks: Sequence[int]
-    seeds: Sequence[int]
-    recipe: ProbeTraining
-
-    def train(
-        self, group: list[FeatureChoice], embeddings: Mapping[str, np.ndarray] | Path
-    ) -> list[dict[str, Any]]:
-        """Train and test the probes of a group; returns its entries of ``sweep.json``.
-
-        ``embeddings``: split → float32 [N, L, 3, D]; or the folder of files, which several
-        processes map into memory, so that they are there once.
-        """
-        if isinstance(embeddings, Path):
-            files = embeddings.glob("*.npy")
-            embeddings = {path.stem: np.load(path, mmap_mode="r") for path in files}
-        first, features = group[0], {}
-        mix = first.block == MIX
-        for split, x in embeddings.items():  # [N, L, 3, D]
-            if mix:
-                features[split] = normalize_blocks(select_tokens(x, first.types, first.reduce))
-            else:
-                own = x[:, self.blocks.index(first.block)]
-                sets = [select_tokens(own, choice.types, choice.reduce) for choice in group]
-                features[split] = np.stack(sets, axis=1)
-        bank = train_probes(self.recipe, self.task, features, self.seeds, mix=mix)
-        return _entries(group, self.task, bank, bank.predict(features["test"]))
-
-
-def _entries(
-    group: Sequence[FeatureChoice], task: ProbeTask, bank: ProbeBank, outputs: np.ndarray
-) -> list[dict[str, Any]]:
-    """An entry of ``sweep.json`` for each choice."""
-    targets, n_seeds, entries = task.targets("test"), len(bank.seeds), []
+    features: dict[str, np.ndarray] = {}
+    block = group[0].block
+    mix = isinstance(block, str)
+    for split, x in embeddings.items():  # [N, L, 3, D]
+        own = x if isinstance(block, str) else x[:, blocks.index(block)]
+        sets = [select_tokens(own, choice.types, choice.reduce) for choice in group]
+        features[split] = layer_normalized(sets[0]) if mix else np.stack(sets, axis=1)
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    bank = train_probes(settings.probe, task, features, seeds, mix, go_on)
+    targets, outputs = task.splits["test"].targets, bank.predict(features["test"])
+    runs = [metrics.evaluate(task.task, targets, own) for own in outputs]
+    entries = {}
     for i, choice in enumerate(group):
-        own = slice(i * n_seeds, (i + 1) * n_seeds)
-        scores = [metrics.evaluate(task.task, targets, x).figures for x in outputs[own]]
-        entry = asdict(choice) | {
-            "name": choice.name,
-            "tokens": choice.tokens,
-            f"val_{SELECTION[task.task]}": mean_and_std(bank.best_scores[own]),
-            "best_epochs": bank.best_epochs[own].tolist(),
-            **{m: mean_and_std([s[m] for s in scores]) for m in metrics.SHOWN[task.task]},
-        }
-        if choice.block == MIX:
-            entry["weights"] = mix_weights(bank)
-        entries.append(entry)
+        own_runs = runs[i * len(seeds) : (i + 1) * len(seeds)]
+        entry = asdict(choice) | {"name": choice.name, "tokens": choice.tokens}
+        entries[choice] = entry | over_seeds(task.task, own_runs, bank, i)
+        if mix:
+            entries[choice]["weights"] = mix_weights(bank)
     return entries
-
-
-def count_processes(
-    settings: ProbeSettings, task: ProbeTask, groups: Sequence[list[FeatureChoice]]
-) -> int:
-    """One a core, on a CPU, where starting them pays."""
-    wanted, recipe, most = settings.sweep.num_workers, settings.probe, max(1, len(groups))
-    if wanted is not None:
-        return min(wanted, most)
-    if device_of(recipe.accelerator).type != "cpu":
-        return 1
-    steps = recipe.max_epochs * -(-len(task.rows["train"]) // recipe.batch_size)
-    seconds = steps * len(groups) * _SECONDS_A_STEP
-    return min(cores(), most) if seconds > _MIN_SECONDS_FOR_PROCESSES else 1
 
 
 # ---- resume --------------------------------------------------------------------------------------
 
 
 def _earlier(
-    folder: str | None, made_of: dict[str, Any], blocks: list[int], wanted: Sequence[FeatureChoice]
+    folder: Path, made_of: dict[str, Any], blocks: list[int], wanted: Sequence[FeatureChoice]
 ) -> tuple[dict[FeatureChoice, dict[str, Any]], float]:
     """The entries of a sweep of the same settings for the wanted choices, and its seconds.
 
     Its mixes count only if they are of the same blocks.
     """
-    if folder is None:
-        return {}, 0.0
-    path = Path(folder).expanduser() / SWEEP
-    hint = "Give the folder of a sweep, such as sweep.resume=exp_logs/4, or leave it out."
+    path, message = folder / SWEEP, ""
     try:
         found = json.loads(path.read_text("utf-8"))
         was = {name: found[name] for name in made_of}
         cells = {FeatureChoice(c["block"], c["types"], c["reduce"]): c for c in found["cells"]}
         same_blocks, seconds = found["blocks"] == blocks, float(found["seconds"])
+        if differing := differences(was, json.loads(to_json(made_of))):
+            message = f"that sweep was of other settings: {'; '.join(differing)}"
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         message = "holds no results of a sweep" if path.is_file() else "no such file"
-        kind: Kind = "corrupt" if path.is_file() else "missing"
-        raise InputError(message, kind=kind, path=path, setting="sweep.resume", hint=hint) from None
-    if differing := _differences(was, json.loads(to_json(made_of))):
+    if message:
         raise InputError(
-            f"that sweep was of other settings: {'; '.join(differing)}",
-            kind="mismatch",
+            message,
+            kind="mismatch" if path.is_file() else "missing",
             path=path,
             setting="sweep.resume",
-            hint="Give the same ones, or leave sweep.resume out.",
+            hint="Give the folder of a sweep of the same settings, such as "
+            "sweep.resume=exp_logs/4, or leave it out.",
         )
     kept = [c for c in wanted if c in cells and (c.block != MIX or same_blocks)]
     return {choice: cells[choice] for choice in kept}, seconds
-
-
-def _differences(was: Any, now: Any, name: str = "") -> list[str]:
-    """``probe.lr 0.1, now 0.2`` for each setting that differs."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        return [
-            line
-            for key in {**was, **now}
-            for line in _differences(was.get(key), now.get(key), f"{name}.{key}".strip("."))
-        ]
-    return [] if was == now else [f"{name} {str(was)[:60]}, now {str(now)[:60]}"]

@@ -1,22 +1,20 @@
-"""The probe: a small network on fixed features, which shows how much can be read from them.
-
-Many are trained at once (:class:`ProbeBank`): several seeds, on several sets of features of the
-same tracks. Each comes out as if it had been trained alone.
-"""
+"""Probes: small networks on fixed features, which show how much can be read from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from maest.helpers.errors import InputError
 from maest.helpers.metrics import MONITOR, evaluate
+from maest.models.evaluation import LOSSES
 
 # The validation metric that chooses the epoch; the paper's is ROC-AUC.
 SELECTION = MONITOR | {"multi-label": "roc_auc"}
@@ -28,55 +26,22 @@ _EVALUATED_AT_ONCE = 2048  # tracks
 _MIX_LR = 10.0
 
 
-class Probe(nn.Module):
-    """D features → hidden → C outputs. With ``n_blocks``, of a mix of so many blocks' features.
-
-    The mix is the blocks' weighted mean, each block normalized first (blocks differ in scale), with
-    weights that are learned, through a softmax.
-    """
-
-    def __init__(
-        self, n_features: int, n_classes: int, hidden: int, n_blocks: int | None = None
-    ) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(n_features, hidden), nn.ReLU(), nn.Linear(hidden, n_classes)
-        )
-        self.mix = None if n_blocks is None else nn.Parameter(torch.zeros(n_blocks))
-        # Deviation and mean of a regression's training targets; 1 and 0 for other tasks
-        self.scale = nn.Buffer(torch.ones(n_classes))
-        self.shift = nn.Buffer(torch.zeros(n_classes))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, D] (to be mixed [B, blocks, D]) → logits, for a regression values: [B, C]."""
-        if self.mix is not None:
-            features = torch.einsum("bld,l->bd", layer_normalize(features), self.mix.softmax(0))
-        outputs: Tensor = self.net(features) * self.scale + self.shift
-        return outputs
-
-
-def layer_normalize(features: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the last axis."""
-    return F.layer_norm(features, features.shape[-1:])
-
-
 class ProbeBank:
-    """Probes in stacked weights: S seeds × M sets of features. Probe m · S + s is of set m.
+    """Probes with one hidden layer, trained together: S seeds × M sets of features of D numbers.
 
-    First weights, dropout and the order of tracks depend on a probe's seed alone, its loss on its
-    own weights alone: so it equals, but for the last bits, the one trained alone.
+    Probe m · S + s is of set m and seed s. First weights, dropout and the order of tracks depend on
+    its seed alone, its loss on its own weights alone: so it equals, but for the last bits, the one
+    trained alone.
 
-    Args:
-        n_features, n_classes: D, C.
-        seeds: of the probes.
-        hidden, dropout: units of the hidden layer, and the share of them dropped in training.
-        task: "multi-label", "single-label" or "regression".
-        n_sets: M.
-        n_blocks: L blocks to mix (`Probe`), instead of sets; given with ``layer_normalize`` done.
+    With ``n_blocks`` L there is one probe a seed, of a mix of L blocks' features: their mean with
+    weights that are learned, through a softmax. Features are to be :func:`layer_normalized` then,
+    as blocks differ in scale.
 
     Attributes:
-        weights: those of `Probe`, each with an axis of all probes before it.
-        best_scores, best_epochs: [M · S] of the weights that are kept; epochs count from 1.
+        weights: stacked, G = M · S: ``net.0.weight`` [G, hidden, D], ``net.0.bias``,
+            ``net.2.weight`` [G, C, hidden], ``net.2.bias``, and of a mix ``mix`` [G, L].
+        scale, shift: [C] deviation and mean of a regression's training targets; else 1 and 0.
+        best_scores, best_epochs: [G] of the weights that are kept; epochs count from 1.
         histories: for each probe, an entry an epoch: training loss and validation metrics.
     """
 
@@ -87,18 +52,26 @@ class ProbeBank:
         seeds: Sequence[int] = (0,),
         *,
         hidden: int,
-        dropout: float,
+        dropout: float = 0.0,
         task: str = "multi-label",
         n_sets: int = 1,
         n_blocks: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.seeds, self.dropout, self.task, self.n_sets = list(seeds), dropout, task, n_sets
-        self.device = torch.device(device)
-        self._sizes = n_features, n_classes, hidden, n_blocks
+        self.seeds, self.hidden, self.dropout, self.n_sets = list(seeds), hidden, dropout, n_sets
+        self.task, self.device = task, torch.device(device)
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.weights = {name: self._draw(name, weight.shape)
-                        for name, weight in Probe(*self._sizes).named_parameters()}  # fmt: skip
+        self.weights: dict[str, Tensor] = {}
+        if n_blocks is not None:
+            self.weights["mix"] = torch.zeros(len(seeds), n_blocks)
+        for layer, inputs, outputs in ((0, n_features, hidden), (2, hidden, n_classes)):
+            for name, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
+                # As `torch.nn.Linear` draws them: each seed's, the same for all sets
+                own = [torch.empty(shape).uniform_(-(inputs**-0.5), inputs**-0.5, generator=g)
+                       for g in self._generators]  # fmt: skip
+                stacked = torch.stack(own).repeat(n_sets, *[1] * len(shape))
+                self.weights[f"net.{layer}.{name}"] = stacked
+        self.weights = {name: w.to(device) for name, w in self.weights.items()}
         self.scale = torch.ones(n_classes, device=device)
         self.shift = torch.zeros(n_classes, device=device)
         self.best_scores = np.full(len(self), np.nan)
@@ -108,17 +81,20 @@ class ProbeBank:
     def __len__(self) -> int:
         return self.n_sets * len(self.seeds)
 
-    def _draw(self, name: str, shape: Sequence[int]) -> Tensor:
-        """First weights, as `torch.nn.Linear` draws them: each seed's, the same for all sets."""
-        n_features, _, hidden, _ = self._sizes
-        bound = (n_features if name.startswith("net.0") else hidden) ** -0.5
-        if name == "mix":
-            own = [torch.zeros(shape)] * len(self.seeds)
-        else:
-            own = [torch.empty(*shape).uniform_(-bound, bound, generator=g)
-                   for g in self._generators]  # fmt: skip
-        stacked = torch.stack(own).repeat(self.n_sets, *[1] * len(shape))
-        return stacked.to(self.device).requires_grad_()
+    def state(self, index: int) -> dict[str, Tensor]:
+        """The weights of probe ``index``, ``scale`` and ``shift``, on the CPU."""
+        state = {name: w[index] for name, w in self.weights.items()}
+        state |= {"scale": self.scale, "shift": self.shift}
+        return {name: values.detach().cpu().clone() for name, values in state.items()}
+
+    def load(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take the weights of so many :meth:`state`. Raises KeyError, RuntimeError: of others."""
+        for name, weight in self.weights.items():
+            self.weights[name] = torch.stack([state[name] for state in states]).view_as(weight)
+        self.scale = states[0]["scale"].view_as(self.scale)
+        self.shift = states[0]["shift"].view_as(self.shift)
+
+    # ---- outputs ---------------------------------------------------------------------------------
 
     def forward(self, features: Tensor, training: bool = False) -> Tensor:
         """[S, B, M or L, D], each seed's own tracks, or [1, …] → before ``scale``, [M · S, B, C]"""
@@ -135,25 +111,41 @@ class ProbeBank:
 
     def _dropout_factors(self, batch: int) -> Tensor:
         """[S, B, hidden]: 0, or what makes up for the zeros."""
-        hidden = self._sizes[2]
-        drawn = torch.empty(len(self.seeds), -(-batch * hidden // 4), dtype=torch.int64)
+        drawn = torch.empty(len(self.seeds), -(-batch * self.hidden // 4), dtype=torch.int64)
         for own, generator in zip(drawn, self._generators, strict=True):
             own.random_(-(2**63), None, generator=generator)
         # Four draws of 16 bits each: ten times as fast as a Bernoulli draw for every one.
-        draws = drawn.view(torch.int16)[:, : batch * hidden].view(-1, batch, hidden)
+        draws = drawn.view(torch.int16)[:, : batch * self.hidden].view(-1, batch, self.hidden)
         # What draws are compared with must be of 16 bits too, or it would wrap around.
         keep = min(max(1, round((1 - self.dropout) * 2**16)), 2**16 - 1)
         return (draws < keep - 2**15).float().mul_(2**16 / keep)
 
+    @torch.no_grad()
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[N, M or L, D] → logits, for a regression values: [M · S, N, C]."""
+        parts = _tensor(features).split(_EVALUATED_AT_ONCE)
+        outputs = [self.forward(part[None].to(self.device)) for part in parts]
+        found: NDArray[np.float32] = (torch.cat(outputs, 1) * self.scale + self.shift).cpu().numpy()
+        return found
+
+    def activations(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[N, M or L, D] → means over the probes of activations, for a regression values: [N, C]"""
+        outputs = torch.from_numpy(self.predict(features))
+        if self.task == "multi-label":
+            outputs = outputs.sigmoid()
+        elif self.task == "single-label":
+            outputs = outputs.softmax(-1)
+        found: NDArray[np.float32] = outputs.mean(0).numpy()
+        return found
+
+    # ---- training --------------------------------------------------------------------------------
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Means [M · S], of outputs [M · S, B, C] before ``scale``, and targets [S, B, C]."""
-        targets = targets.repeat(self.n_sets, 1, 1)
-        if self.task == "single-label":
-            return -(targets * outputs.log_softmax(-1)).sum(-1).mean(1)
-        if self.task == "regression":
-            return ((outputs - (targets - self.shift) / self.scale) ** 2).mean((1, 2))
-        loss = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
-        return loss.mean((1, 2))
+        targets = ((targets - self.shift) / self.scale).repeat(self.n_sets, 1, 1)
+        tracks = outputs.flatten(0, 1), targets.flatten(0, 1)
+        loss = partial(LOSSES[self.task], reduction="none")(*tracks)
+        return loss.view(len(self), -1).mean(1)
 
     def fit(
         self,
@@ -181,10 +173,15 @@ class ProbeBank:
         """
         features, targets = map(_tensor, train)
         if self.task == "regression":
-            self._standardize(np.asarray(train[1], np.float64))
-        groups: list[dict[str, Any]] = [{"params": w} for w in self.weights.values()]
-        if "mix" in self.weights:
-            groups[list(self.weights).index("mix")] |= {"lr": lr * _MIX_LR, "weight_decay": 0.0}
+            mean, std = (f(np.asarray(train[1], np.float64), axis=0) for f in (np.mean, np.std))
+            # Rounding may leave a constant target a deviation that is not quite 0.
+            std = np.where(std > 1e-7 * np.maximum(1, np.abs(mean)), std, 1.0)
+            self.shift, self.scale = _tensor(mean).to(self.device), _tensor(std).to(self.device)
+        groups: list[dict[str, Any]] = []
+        for name, weight in self.weights.items():
+            groups.append({"params": weight.requires_grad_()})
+            if name == "mix":
+                groups[-1] |= {"lr": lr * _MIX_LR, "weight_decay": 0.0}
         optimizer = torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor)
         generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
@@ -220,27 +217,12 @@ class ProbeBank:
             after_epoch()
         self.weights = best
 
-    def _standardize(self, targets: NDArray[np.float64]) -> None:
-        shift, scale = targets.mean(axis=0), targets.std(axis=0)
-        # Rounding may leave a constant target a deviation that is not quite 0.
-        scale = np.where(scale > 1e-7 * np.maximum(1, np.abs(shift)), scale, 1.0)
-        self.shift, self.scale = (_tensor(x).to(self.device) for x in (shift, scale))
 
-    @torch.no_grad()
-    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[N, M or L, D] → logits, for a regression values: [M · S, N, C]."""
-        parts = _tensor(features).split(_EVALUATED_AT_ONCE)
-        outputs = [self.forward(part[None].to(self.device)) for part in parts]
-        found: NDArray[np.float32] = (torch.cat(outputs, 1) * self.scale + self.shift).cpu().numpy()
-        return found
-
-    def probe(self, index: int) -> Probe:
-        """Probe ``index`` = set · S + seed, by itself, on the CPU."""
-        probe = Probe(*self._sizes)
-        state = {name: w[index] for name, w in self.weights.items()}
-        state |= {"scale": self.scale, "shift": self.shift}
-        probe.load_state_dict({k: v.detach().cpu().contiguous() for k, v in state.items()})
-        return probe.eval()
+def layer_normalized(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean 0 and variance 1 over the last axis, in place."""
+    for part in map(torch.from_numpy, np.split(features, range(1024, len(features), 1024))):
+        part.copy_(F.layer_norm(part, part.shape[-1:]))
+    return features
 
 
 def _tensor(values: NDArray[Any]) -> Tensor:

@@ -374,7 +374,6 @@ def test_extractions_of_two_lengths(tmp_path):
     [
         ("[embeddings,typo]", ["compare.embeddings_dirs: typo: "]),
         ("[embeddings,other] data.block=6", ["data.block: other/5sec: "]),
-        ("[embeddings,embeddings]", ["compare.embeddings_dirs: "]),
         ("[embeddings,other] data.features=mel_statistics", ["data.features: "]),
         ("[embeddings,other] name=x", ["name: "]),
         (

@@ -38,7 +38,7 @@ from sklearn.metrics import (
 from maest.datasets.groundtruth import TASKS, write_groundtruth, write_labels
 from maest.datasets.melspectrograms import write_mel
 from maest.experiments import probe as probing
-from maest.experiments.probe_results import few_tracks
+from maest.experiments.probe_report import few_tracks
 from maest.helpers import metrics, plots
 
 PNG = b"\x89PNG"
@@ -591,7 +591,7 @@ def test_which_blocks_to_mix(made, untrained):
     assert "data.block: " in message
     assert "6, 7" in message
     message = refused(made, "data.block=mix", "data.embeddings_dir=embeddings/5sec/7")
-    assert "Give data.block=7" in message
+    assert "such as data.block=7" in message
 
 
 def test_a_mix_says_what_it_is_of(made):
@@ -668,8 +668,8 @@ def test_one_file_under_two_names(made, untrained, features, split):
 def test_splits_of_other_numbers_of_labels(made, untrained):
     write_groundtruth(made.groundtruth("test"), {key: [0, 1] for key in made.keys("test")})
     message = refused(made)
-    assert "groundtruth-test.pk: has 2" in message
-    assert "groundtruth-train.pk has 3" in message
+    assert "groundtruth-test.pk beside it has 2" in message
+    assert "3 labels" in message
 
 
 def test_labels_that_are_not_of_the_ground_truth(made, untrained):
@@ -684,7 +684,7 @@ def test_labels_in_another_order_beside_another_split(made, untrained):
     write_labels(place.parent / "labels.json", reversed(LABELS))
     message = refused(made, "data.block=7", "data.groundtruth_test=elsewhere/test.pk")
     assert "elsewhere/labels.json" in message
-    assert "groundtruth/labels.json" in message
+    assert "groundtruth/groundtruth-train.pk" in message
 
 
 def test_splits_in_which_all_tracks_are_alike(made, untrained):

@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 from made_up import refuses
 
-from maest.datasets.embedding_folders import (
+from maest.datasets.embeddings import (
     EmbeddingFolder,
     check_same_extraction,
-    find_folders,
-)
-from maest.datasets.embeddings import (
     check_types,
+    find_folders,
     mel_statistics,
     read_all,
     read_blocks,
@@ -314,7 +312,7 @@ def test_one_block_twice(tmp_path):
     level = extracted(tmp_path / "out") / "5sec"
     extracted(tmp_path / "other")
     (tmp_path / "other/5sec/7").rename(level / "7 (copy)")
-    with refuses("conflict", "5sec") as caught:
+    with refuses("conflict", "5sec", DIR) as caught:
         find_folders(level)
     assert "7 (copy)" in str(caught.value)
 

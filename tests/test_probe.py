@@ -17,7 +17,7 @@ from maest.config.probe import ProbeTraining
 from maest.helpers import metrics
 from maest.helpers.schedules import warmup_ramp_factor
 from maest.models import probe
-from maest.models.probe import SELECTION, Probe, ProbeBank, layer_normalize
+from maest.models.probe import SELECTION, ProbeBank, layer_normalized
 
 WIDTH, SETS, BATCH, EPOCHS = 6, 2, 16, 4
 SEEDS = (3, 5)
@@ -67,7 +67,7 @@ class Trained:
     ) -> None:
         if "mix" in bank.weights:
             splits = {
-                split: (layer_normalize(torch.from_numpy(x)).numpy(), targets)
+                split: (layer_normalized(x.copy()), targets)
                 for split, (x, targets) in splits.items()
             }
         self.bank = bank
@@ -92,7 +92,24 @@ def probe_input(splits: Splits, split: str, index: int, bank: ProbeBank) -> Tens
 
 
 def state(bank: ProbeBank, index: int) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in bank.probe(index).state_dict().items()}
+    return bank.state(index)
+
+
+class Alone(nn.Module):
+    """A probe of a bank in plain PyTorch; of a mix, of features as they are."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.state = state
+        (hidden, inputs), outputs = state["net.0.weight"].shape, len(state["scale"])
+        self.net = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+        self.load_state_dict({name: v for name, v in state.items() if name.startswith("net")})
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "mix" in self.state:
+            even = F.layer_norm(x, x.shape[-1:])
+            x = torch.einsum("bld,l->bd", even, self.state["mix"].softmax(0))
+        return self.net(x) * self.state["scale"] + self.state["shift"]
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float = 2e-5) -> None:
@@ -147,7 +164,7 @@ def test_training_is_that_of_plain_pytorch(task, mix):
     for index in range(len(bank)):
         x = probe_input(splits, "train", index, bank)
         net = nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, 3))
-        net.load_state_dict(fresh.probe(index).net.state_dict())
+        net.load_state_dict(Alone(state(fresh, index)).net.state_dict())
         groups = [{"params": list(net.parameters())}]
         weights = torch.zeros(SETS, requires_grad=True)
         if mix:
@@ -246,7 +263,7 @@ def test_first_weights_are_drawn_as_those_of_linear_layers():
     bank = ProbeBank(50, 40, (0, 1), hidden=200, dropout=0.5, n_sets=2)
     plain = nn.Sequential(nn.Linear(50, 200), nn.ReLU(), nn.Linear(200, 40))
     for name, expected in plain.state_dict().items():
-        own = [bank.probe(i).net.state_dict()[name] for i in range(4)]
+        own = [state(bank, i)[f"net.{name}"] for i in range(4)]
         assert torch.equal(own[0], own[2])  # of another set, the same seed
         assert not torch.equal(own[0], own[1])
         bound = (50 if name.startswith("0") else 200) ** -0.5
@@ -271,9 +288,9 @@ def test_the_best_epochs_weights_are_kept(task, mix):
         assert [row["epoch"] for row in bank.histories[index]] == list(range(1, 11))
         assert bank.best_scores[index] == max(scores)
         assert bank.best_epochs[index] == 1 + scores.index(max(scores))
-        own = bank.probe(index)
-        assert_close(own.state_dict(), trained.epochs[bank.best_epochs[index] - 1][index], atol=0)
-        assert not own.training
+        kept = state(bank, index)
+        assert_close(kept, trained.epochs[bank.best_epochs[index] - 1][index], atol=0)
+        own = Alone(kept)
         with torch.no_grad():
             test = own(probe_input(splits, "test", index, bank)).numpy()
             val = own(probe_input(splits, "val", index, bank)).numpy()
@@ -318,7 +335,7 @@ def test_a_label_that_validation_lacks_has_no_say():
     targets[:, 1] = 0
     bank = Trained(new_bank("multi-label", splits), splits, 2).bank
     with torch.no_grad():
-        outputs = bank.probe(0)(torch.from_numpy(x[:, 0])).numpy()
+        outputs = Alone(state(bank, 0))(torch.from_numpy(x[:, 0])).numpy()
     roc_auc = metrics.evaluate("multi-label", targets, outputs).per_label["roc_auc"]
     assert np.isnan(roc_auc).tolist() == [False, True, False]
     assert bank.best_scores[0] == pytest.approx(np.nanmean(roc_auc))
@@ -332,7 +349,7 @@ def test_the_training_loss_is_the_mean_over_the_tracks(task):
     x, targets = (torch.from_numpy(part) for part in splits["train"])
     for index in range(4):
         with torch.no_grad():
-            logits = bank.probe(index).net(x[:, index // 2])
+            logits = Alone(state(bank, index)).net(x[:, index // 2])
         expected = by_hand(logits, targets, task, bank.scale, bank.shift).item()
         assert bank.histories[index][0]["train_loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -409,18 +426,30 @@ def test_the_mix_moves_to_the_block_that_tells():
     assert (trained.bank.weights["mix"].softmax(dim=1)[:, 1] > 0.6).all()
 
 
-def test_a_mix_alone_normalizes_its_blocks():
-    torch.manual_seed(0)
-    probe = Probe(WIDTH, 3, 8, n_blocks=SETS)
-    with torch.no_grad():
-        probe.mix.copy_(torch.tensor([0.5, -1.0]))
-    x = torch.randn(5, SETS, WIDTH) * torch.tensor([[1.0], [100.0]]) + 7
-    shares = torch.tensor([0.5, -1.0]).exp()
-    shares /= shares.sum()
-    centred = x - x.mean(dim=2, keepdim=True)
-    even = centred / (centred.pow(2).mean(dim=2, keepdim=True) + 1e-5).sqrt()
-    expected = probe.net(shares[0] * even[:, 0] + shares[1] * even[:, 1])
-    torch.testing.assert_close(probe(x), expected)
+def test_blocks_are_normalized_where_they_are():
+    x = np.random.default_rng(0).normal(7, [[1], [100]], (1030, SETS, WIDTH)).astype(np.float32)
+    expected = F.layer_norm(torch.from_numpy(x.copy()), (WIDTH,)).numpy()
+    assert layer_normalized(x) is x
+    np.testing.assert_allclose(x, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("task", "mix"), KINDS)
+def test_a_bank_takes_the_weights_of_another(task, mix):
+    splits = made_up(task)
+    bank = Trained(new_bank(task, splits, mix=mix), splits, 1).bank
+    kept = [0, 1] if mix else [2, 3]
+    x = splits["test"][0] if mix else splits["test"][0][:, 1:]
+    loaded = ProbeBank(WIDTH, 3, (0, 0), hidden=8, task=task, n_blocks=SETS if mix else None)
+    loaded.load([state(bank, index) for index in kept])
+    outputs = bank.predict(splits["test"][0])[kept]
+    np.testing.assert_allclose(loaded.predict(x), outputs, rtol=1e-5, atol=1e-5)
+    z = torch.from_numpy(outputs)
+    functions = {"multi-label": torch.sigmoid, "single-label": partial(torch.softmax, dim=-1)}
+    expected = functions.get(task, torch.clone)(z).mean(0).numpy()
+    np.testing.assert_allclose(loaded.activations(x), expected, rtol=1e-5, atol=1e-5)
+    other = ProbeBank(WIDTH, 4, (0, 0), hidden=8, task=task, n_blocks=SETS if mix else None)
+    with pytest.raises(RuntimeError):
+        other.load([state(bank, index) for index in kept])
 
 
 # ---- dropout -------------------------------------------------------------------------------------

@@ -18,13 +18,13 @@ from music import save_small_model, write_music
 from safetensors.numpy import load_file, save_file
 
 from maest.config import ProbeSettings
-from maest.datasets.embedding_folders import find_folders
-from maest.datasets.embeddings import read_tokens
+from maest.datasets.embeddings import find_folders, read_tokens
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
 from maest.datasets.preprocess import main as preprocess
 from maest.experiments.probe_predict import TrainedProbe, extraction_settings
 from maest.helpers.audio import read_audio
 from maest.models.extraction import Extractor
+from maest.models.probe import ProbeBank
 
 BLOCK = 1
 LABELS = {
@@ -380,7 +380,7 @@ def asked(extraction: dict | None = None, **made_by):
     """The settings of the extraction that a probe asks for."""
     made_by = {"arch": "maest_tiny", "checkpoint": None} | made_by
     about = {"extraction": MADE | (extraction or {}), "made_by": made_by}
-    probe = TrainedProbe(Path("4"), about, [])
+    probe = TrainedProbe(Path("4"), about, ProbeBank(1, 1, hidden=1))
     return extraction_settings(probe, ProbeSettings(audio="music"), Path("out"))
 
 

@@ -6,14 +6,13 @@ import csv
 import os
 import shutil
 import signal
-from dataclasses import replace
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import bad, good, newest, run
 from made_up import (  # noqa: F401
-    SETTINGS,
     TRACKS,
     D,
     MadeUp,
@@ -23,13 +22,9 @@ from made_up import (  # noqa: F401
     read_json,
 )
 
-from maest.config import ProbeSettings
-from maest.config.probe import ProbeData, ProbeTraining, Sweep
 from maest.datasets.groundtruth import TASKS, write_groundtruth
 from maest.experiments import sweep as sweeping
-from maest.experiments.probe_features import MIX
-from maest.experiments.probe_task import read_task
-from maest.experiments.sweep import FeatureChoice, count_processes
+from maest.experiments.probe_data import MIX
 from maest.experiments.sweep_report import best_choice, summary
 from maest.helpers import metrics, plots
 from maest.helpers.errors import InputError
@@ -296,7 +291,7 @@ def test_embeddings_after_the_final_norm_have_no_tokens(made):
     open_block(made.root / "new", -1)
     shutil.copy(made.root / "new" / "manifest.json", made.block("final") / "manifest.json")
     message = bad("ex_tl.py", f"sweep with {made.line()}", made.root)
-    assert "data.embeddings_dir: embeddings: " in message
+    assert "data.embeddings_dir: embeddings/5sec: " in message
     assert "inference.transformer_block=all" in message
 
 
@@ -342,7 +337,7 @@ def stopped_after(monkeypatch, calls: int, number: int = signal.SIGTERM) -> list
     def train(recipe, task, features, *arguments, **named):
         if len(trained) == calls:
             os.kill(os.getpid(), number)
-        trained.append(1 if named["mix"] else features["train"].shape[1])
+        trained.append(1 if arguments[1] else features["train"].shape[1])
         return real(recipe, task, features, *arguments, **named)
 
     monkeypatch.setattr(sweeping, "train_probes", train)
@@ -353,7 +348,7 @@ def counted(monkeypatch) -> list[int]:
     return stopped_after(monkeypatch, -1)
 
 
-TOKENS = "sweep.tokens=[c,d,cdt]"
+TOKENS = "sweep.tokens=[c,d,cdt] sweep.num_workers=1"
 
 
 @pytest.fixture
@@ -402,7 +397,9 @@ def test_a_mix_of_other_blocks_is_made_again(tmp_path, monkeypatch):
     made = make_up(tmp_path, blocks=(5, 6, 7))
     first, folder = sweep(made, "sweep.tokens=c sweep.blocks=[5,6]")
     trained = counted(monkeypatch)
-    found, _ = sweep(made, "sweep.tokens=c", f"sweep.resume=exp_logs/{folder.name}")
+    found, _ = sweep(
+        made, "sweep.tokens=c sweep.num_workers=1", f"sweep.resume=exp_logs/{folder.name}"
+    )
     assert trained == [1, 1]  # block 7, and the mix of three
     assert len(found["cells"][-1]["weights"]["mean"]) == 3
     assert [c["ap"] for c in found["cells"][:2]] == [c["ap"] for c in first["cells"][:2]]
@@ -423,7 +420,7 @@ def test_a_sweep_that_was_stopped_at_once_can_be_resumed(made, monkeypatch):
     [
         ("probe.dropout=0.1", "probe.dropout 0.5, now 0.1"),
         ("seeds=2", "seeds [0], now [0, 1]"),
-        ("seed=1", "seeds [0], now [1]"),
+        ("seed=1", "seeds 0, now 1"),
         ("data.missing=skip", "data.missing error, now skip"),
     ],
 )
@@ -462,39 +459,24 @@ def test_results_that_are_none(made, content):
     assert "sweep.resume: broken/sweep.json: " in message
 
 
-# ---- several processes ---------------------------------------------------------------------------
+# ---- several threads -----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_processes_find_what_one_does(made):
-    """Whose features are in files, which are gone afterwards."""
+def test_threads_find_what_one_does(made):
     tokens = "sweep.tokens=[c,cdt]"
     alone, _ = sweep(made, tokens, "sweep.num_workers=1")
-    results, folder = sweep(made, tokens, "sweep.num_workers=2")
+    results, _ = sweep(made, tokens, "sweep.num_workers=3")
     assert identities(results) == identities(alone)
     for one, other in zip(results["cells"], alone["cells"], strict=True):
         for name in ("ap", "roc_auc", "val_roc_auc"):
             assert one[name]["values"] == pytest.approx(other[name]["values"], abs=1e-6)
-    assert not list(folder.glob(".tmp*"))
-    assert not list(folder.rglob("*.npy"))
 
 
-def test_processes_are_started_where_they_pay(made, monkeypatch):
-    paths = {f"groundtruth_{n}": str(made.groundtruth(split)) for n, split in SETTINGS.items()}
-    settings = ProbeSettings(data=ProbeData(**paths))
-    task = read_task(settings.data)
-    groups = [[FeatureChoice(block, "c", "mean")] for block in range(12)]
-    monkeypatch.setattr(sweeping, "cores", lambda: 4)
-
-    def processes(workers: int | None = None, groups=groups, **changes) -> int:
-        recipe = ProbeTraining(**changes)
-        given = replace(settings, sweep=Sweep(num_workers=workers), probe=recipe)
-        return count_processes(given, task, groups)
-
-    assert processes() == 1
-    assert processes(max_epochs=6000) == 4
-    assert processes(max_epochs=6000, groups=groups[:2]) == 2
-    assert processes(3) == 3
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert processes(max_epochs=6000) == 1
-    assert processes(max_epochs=6000, accelerator="cpu") == 4
+def test_a_signal_ends_all_threads(made, monkeypatch):
+    """Soon, not when their probes are done."""
+    stopped_after(monkeypatch, 1)
+    line = made.line("seeds=1", "sweep.tokens=[c,d]").replace("max_epochs=4", "max_epochs=100000")
+    done = run("ex_tl.py", f"sweep with {line} sweep.num_workers=2", made.root)
+    assert done.code == 128 + signal.SIGTERM
+    assert "sweep.resume=" in done.err
+    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPool")]
