@@ -162,8 +162,8 @@ def label_bars(
     figure = Figure(figsize=(8, 1.5 + 0.12 * len(labels) * (1 + len(values))))
     axes = figure.subplots()
     for i, (name, own) in enumerate(values.items()):
-        spread = (errors or {}).get(name)
-        spread = None if spread is None else np.asarray(spread, float)[order]
+        of_series = (errors or {}).get(name)
+        spread = None if of_series is None else np.asarray(of_series, float)[order]
         axes.barh(places + 0.4 - height * (i + 0.5), own[order], height, xerr=spread, label=name)
     axes.set_yticks(places, [ticks[i] for i in order])
     axes.set_xlim(_lowest(*np.concatenate(list(values.values()))), 1)

@@ -22,7 +22,7 @@ from maest.models.sizes import on_device
 log = logging.getLogger(__name__)
 
 _PATCHES_PER_PASS = 32
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "multi-label": F.binary_cross_entropy_with_logits,
     "single-label": F.cross_entropy,  # with distributions over the classes as targets
     "regression": F.mse_loss,

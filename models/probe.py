@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -144,8 +143,7 @@ class ProbeBank:
         """Means [M · S], of outputs [M · S, B, C] before ``scale``, and targets [S, B, C]."""
         targets = ((targets - self.shift) / self.scale).repeat(self.n_sets, 1, 1)
         tracks = outputs.flatten(0, 1), targets.flatten(0, 1)
-        loss = partial(LOSSES[self.task], reduction="none")(*tracks)
-        return loss.view(len(self), -1).mean(1)
+        return LOSSES[self.task](*tracks, reduction="none").view(len(self), -1).mean(1)
 
     def fit(
         self,
