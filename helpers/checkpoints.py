@@ -139,8 +139,7 @@ class Checkpoints(Checkpoint):
         return f"{name}-epoch={self.best[name]['epoch'] - shift}.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        best = {name: dict(best) for name, best in self.best.items()}
-        return {"best": best, "first_epoch": FIRST}
+        return {"best": dict(self.best), "first_epoch": FIRST}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._shift = FIRST - state_dict.get("first_epoch", 0)  # version 0.1 counted from 0

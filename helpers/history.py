@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import time
@@ -15,7 +14,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
-from maest.helpers.files import atomic_path
+from maest.helpers.files import write_rows
 from maest.helpers.metrics import FIGURE_NAMES
 
 log = logging.getLogger(__name__)
@@ -92,10 +91,8 @@ class History(pl.Callback):
     another has those of both. ``record`` is called with (name, value, epoch) for each metric.
     """
 
-    def __init__(
-        self, path: str | Path, record: Callable[[str, float, int], None] | None = None
-    ) -> None:
-        self.path, self.record = Path(path), record
+    def __init__(self, path: Path, record: Callable[[str, float, int], object]) -> None:
+        self.path, self.record = path, record
         self.epochs: list[dict[str, float]] = []
         self._validated = False
         # Of this epoch: when it began, and its seconds in the run that this one continues
@@ -136,20 +133,17 @@ class History(pl.Callback):
         row["seconds"] = self._seconds()
         self._validated = False
         self.epochs.append(row)
-        if self.record:
-            for name, metric in row.items():
-                if name != "epoch":
-                    self.record(name, metric, int(row["epoch"]))
+        for name, metric in row.items():
+            if name != "epoch":
+                self.record(name, metric, int(row["epoch"]))
         if trainer.is_global_zero:
             self._write()
             tqdm.write(epoch_line(row))
 
     def _write(self) -> None:
         names = list(dict.fromkeys(name for row in self.epochs for name in row))
-        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
-            rows = csv.DictWriter(file, names)
-            rows.writeheader()
-            rows.writerows(self.epochs)
+        rows = ([row.get(name, "") for name in names] for row in self.epochs)
+        write_rows(self.path, names, rows)
 
 
 def epoch_line(row: Mapping[str, float]) -> str:

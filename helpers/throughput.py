@@ -64,7 +64,6 @@ def synchronise(device: torch.device) -> None:
         getattr(torch, device.type).synchronize(device)
 
 
-@torch.no_grad()
 def matmul_ceiling(
     device: torch.device | str, dtype: torch.dtype = torch.float32, seconds: float = 0.4
 ) -> float:
@@ -79,18 +78,19 @@ def matmul_ceiling(
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in "ab")
     c = torch.empty_like(a)
-    best, until = float("inf"), None
-    while until is None or time.perf_counter() < until:
-        synchronise(device)
+
+    def run() -> float:
         started = time.perf_counter()
         for _ in range(products):
             torch.mm(a, b, out=c)
         synchronise(device)
-        if until is None:  # that was the warm-up
-            until = time.perf_counter() + seconds
-        else:
-            best = min(best, (time.perf_counter() - started) / products)
-    return 2 * size**3 / best
+        return time.perf_counter() - started
+
+    run()  # the warm-up
+    times, until = [], time.perf_counter() + seconds
+    while not times or time.perf_counter() < until:
+        times.append(run())
+    return 2 * size**3 * products / min(times)
 
 
 def fast_math() -> None:

@@ -77,7 +77,8 @@ def test_the_best_epoch_has_the_highest_score_that_is_a_number(tmp_path, scores,
 
 def test_epochs_of_version_0_1_counted_from_zero(tmp_path):
     """Its checkpoints say 0 for the first, in their names, too."""
-    checkpoints, history = Checkpoints(tmp_path / "new", {}), History(tmp_path / "history.csv")
+    checkpoints = Checkpoints(tmp_path / "new", {})
+    history = History(tmp_path / "history.csv", record=print)
     checkpoints.load_state_dict({"best": {"best": {"epoch": 2, "score": 0.5}}})
     history.load_state_dict({"epochs": [{"epoch": 0}, {"epoch": 1}], "seconds": 0.0})
     old = tmp_path / "old"

@@ -293,7 +293,7 @@ def test_a_run_continued_within_an_epoch(clock, tmp_path):
 
 
 def test_an_epoch_is_in_its_row_of_the_history(clock, tmp_path):
-    history = History(tmp_path / "history.csv")
+    history = History(tmp_path / "history.csv", record=print)
     callbacks = [Throughput(10.0, 100.0, every=50), history]
     fit(Toy(clock), callbacks, loader(40, 4), loader(4, 4), max_epochs=2)
     with (tmp_path / "history.csv").open() as file:
