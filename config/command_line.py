@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Sequence
 from itertools import pairwise, zip_longest
 
@@ -36,16 +37,16 @@ def check_arguments(
         return
     command = [word for word in words if word in commands][:1]
     settings = [word for word in words if word not in (*command, "with")]
+    right = [*command, *(["with", *settings] if settings else [])]
     for word in settings:
         if "=" not in word and word not in named and not word.endswith(FILES):
-            raise _unknown(word, word == words[0], commands, named)
+            raise _unknown(word, word == words[0], right, commands, named)
     if spaced:
         raise InputError(
             "there is a space beside '='",
             setting=spaced.partition("=")[0],
             hint=f"Write {spaced}, without spaces.",
         )
-    right = [*command, *(["with", *settings] if settings else [])]
     for word, other in zip_longest(words, right):
         if word != other:
             line = f"Write '{' '.join(right)}'." if right else "Leave it out."
@@ -54,11 +55,15 @@ def check_arguments(
 
 
 def _unknown(
-    word: str, first: bool, commands: Collection[str], named: Collection[str]
+    word: str, first: bool, right: list[str], commands: Collection[str], named: Collection[str]
 ) -> InputError:
     near, hint = did_you_mean(word, named), "The command print_named_configs shows all."
     if first:
-        near, hint = did_you_mean(word, [*commands, *named]), f"Commands: {', '.join(commands)}."
+        found = difflib.get_close_matches(word, [*commands, *named], 1, 0.5)
+        near, hint = did_you_mean(word, found), f"Commands: {', '.join(commands)}."
+        if found and found[0] in named:
+            line = " ".join(found[0] if other == word else other for other in right)
+            near, hint = "", f"Named configs come after 'with': write '{line}'."
     elif word.startswith(_NETWORKS) and any(name.startswith(_NETWORKS) for name in named):
         near, hint = "", f"A network is named by maest.arch={word}. {hint}"
     message = f"there is no such {'command' if first else 'named config'}"

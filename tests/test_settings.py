@@ -153,13 +153,13 @@ NAMED = ("target_scores", "paper_recipe", "maest_finetune")
         ("with maest_base", "maest_base", "maest.arch=maest_base"),
         ("target_scores with seed=1", "target_scores", "'with target_scores seed=1'"),
         ("seed=1", "seed=1", "'with seed=1'"),
-        ("target_score with seed=1", "target_score", "'target_scores'"),
+        ("target_score with seed=1", "target_score", "'with target_scores seed=1'"),
         ("pretrain target_scores seed=1", "target_scores", "'pretrain with target_scores seed=1'"),
         ("target_scores pretrain", "target_scores", "'pretrain with target_scores'"),
         ("pretrain seed=1 with target_scores", "seed=1", "'pretrain with seed=1 target_scores'"),
         ("pretrain with", "with", "'pretrain'"),
         ("with", "with", "Leave it out"),
-        ("target_score with seed =1", "target_score", "'target_scores'"),
+        ("target_score with seed =1", "target_score", "'with target_scores seed=1'"),
     ],
 )
 def test_slips_of_the_command_line(line, setting, right):
