@@ -138,7 +138,8 @@ def tidy_warnings(path: Path, others: Sequence[Path] = ()) -> None:
 class ResultWriter:
     """Writes results to files, in a thread of its own.
 
-    A context manager: at its end, also after an exception, all that was put is written.
+    A context manager: at its end, also after an exception, all that was put is written. InputError,
+    there and in :meth:`put`: one result could not be, and no other can, as on a full disk.
     """
 
     outputs: Sequence[Output]
@@ -156,27 +157,20 @@ class ResultWriter:
         self._waiting: deque[Future[None]] = deque()
 
     def put(self, result: TrackResult) -> None:
-        """Have a result written; waits while too many are waiting.
-
-        InputError: one before it could not be written, and no other can, as on a full disk.
-        """
+        """Have a result written; waits while too many are waiting."""
         if len(self._waiting) == MAX_WAITING:
             self._waiting[0].result()
             self._waiting.popleft()
         self._waiting.append(self._thread.submit(self._write, result))
 
-    def close(self) -> None:
-        """Wait until all is written, and end the thread. Raises InputError as :meth:`put` does."""
-        self._thread.shutdown()
-        for written in self._waiting:
-            written.result()
-
     def __enter__(self) -> ResultWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._thread.shutdown()
         try:
-            self.close()
+            for written in self._waiting:
+                written.result()
         except Exception as other:
             if error is None:
                 raise
@@ -188,7 +182,12 @@ class ResultWriter:
     def _write(self, result: TrackResult) -> None:
         """Write all files of a track, or note why they cannot be. InputError: no file can."""
         if not all(np.isfinite(output.values(result)).all() for output in self.outputs):
-            self.failed[result.key] = self._not_finite(result.key)
+            reason = "the network's output has NaN or infinite values (of fp16: try "
+            reason += "trainer.precision=32-true)"
+            with suppress(OSError, ValueError):
+                if any(output.path(result.key).exists() for output in self.outputs):
+                    reason += "; its files from before are kept"
+            self.failed[result.key] = reason
             return
         written: list[Path] = []
         try:
@@ -214,14 +213,6 @@ class ResultWriter:
         for path in written:
             with suppress(OSError, ValueError):
                 path.unlink(missing_ok=True)
-
-    def _not_finite(self, key: str) -> str:
-        reason = "the network's output has NaN or infinite values (of fp16: try "
-        reason += "trainer.precision=32-true)"
-        with suppress(OSError, ValueError):
-            if any(output.path(key).exists() for output in self.outputs):
-                reason += "; its files from before are kept"
-        return reason
 
     def _files(
         self, output: Output, result: TrackResult

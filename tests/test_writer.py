@@ -352,8 +352,7 @@ def test_not_finite(tmp_path, where, value):
     with ResultWriter(outputs(tmp_path)) as writer:
         arrays[where].flat[-1] = 0
         writer.put(bad)
-        writer.close()
-        assert writer.written == 1
+    assert writer.written == 1
     arrays[where].flat[-1] = value
     with ResultWriter(outputs(tmp_path)) as writer:
         writer.put(bad)
@@ -408,8 +407,6 @@ def test_full_disk(tmp_path, monkeypatch, fail, what):
     assert writer.written == 0
     assert is_done("before", wanted)
     assert not is_done("track 0", wanted)
-    with pytest.raises(InputError):
-        writer.close()
     with pytest.raises((RuntimeError, InputError)):
         writer.put(result())
 
@@ -419,10 +416,8 @@ def test_folder_that_takes_no_files(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(module, "_write_array", refused)
-    writer = ResultWriter(outputs(tmp_path))
-    writer.put(result())
-    with pytest.raises(InputError) as error:
-        writer.close()
+    with pytest.raises(InputError) as error, ResultWriter(outputs(tmp_path)) as writer:
+        writer.put(result())
     assert error.value.kind == "access"
     assert "b.mp3.embeddings.npy" in str(error.value.path)
     assert "inference.out_dir" in error.value.hint
