@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from maest.helpers.cluster import cluster_map
 from maest.helpers.errors import InputError
-from maest.helpers.processes import TIME_LIMIT, process_map
+from maest.helpers.processes import process_map
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -70,8 +70,6 @@ def run_parallel(
     backend: str = "processes",
     scheduler: str | None = None,
     failed: Callable[[Item, str], Result] | None = None,
-    time_limit: float | None = TIME_LIMIT,
-    start_method: str | None = None,
     progress: bool = True,
     title: str = "",
     unit: str = "item",
@@ -83,8 +81,8 @@ def run_parallel(
         num_workers: processes; None for one a core, 1 for this process, where a crash is not
             caught. A Dask cluster uses all the threads of its workers, those that join later too.
         backend, scheduler: "processes", or "dask" and the address of its scheduler.
-        failed, time_limit, start_method: see `helpers.processes.process_map`, which tells, with
-            `check_backend` and `helpers.cluster.cluster_map`, the errors too.
+        failed: see `helpers.processes.process_map`, which tells, with `check_backend` and
+            `helpers.cluster.cluster_map`, the errors too.
         progress: whether to show a bar, with its title and unit, where the output is a terminal.
     """
     check_backend(backend, scheduler, num_workers)
@@ -99,8 +97,6 @@ def run_parallel(
             items,
             num_workers=0 if num_workers == 1 else num_workers or cores(),
             failed=failed,
-            time_limit=time_limit,
-            start_method=start_method,
         )
     )
     yield from _shown(results, len(items), title, unit, progress)

@@ -121,7 +121,7 @@ def test_an_item_that_kills_its_worker_costs_its_own_result_only():
     with pytest.raises(InputError) as caught:
         list(run_parallel(die, range(9), num_workers=2, **QUIET))
     assert caught.value.kind == "worker"
-    found = run_parallel(die, [5], failed=lost, num_workers=2, time_limit=None, **QUIET)
+    found = run_parallel(die, [5], failed=lost, num_workers=2, **QUIET)
     assert list(found) == ["lost 5"]
 
 
