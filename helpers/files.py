@@ -68,7 +68,7 @@ def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    # of a folder: its list of names
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -96,11 +96,7 @@ def read_bytes(
     missing: str,
     access: str = "Check that it is a file, and that you may read it.",
 ) -> bytes:
-    """The content of a file that a user named.
-
-    Raises:
-        InputError: "missing" or "access", with that hint.
-    """
+    """The content of a file that a user named. InputError: "missing" or "access", so hinted."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:

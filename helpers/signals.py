@@ -11,6 +11,9 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
+# What stops a run; the last one is SLURM's, for the end of a job's time. Windows has none such.
+_STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+
 
 class Stopped(BaseException):
     """A run that a signal has stopped.
@@ -31,14 +34,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Within this, ``handler`` has the signals that stop a run: SIGINT, SIGTERM and SIGUSR1.
-
-    (The last one is SLURM's, for the end of a job's time.)
-    """
+    """Within this, ``handler`` has the signals that stop a run."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other may set them
-        names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-        before = {n: signal.signal(n, handler) for n in (getattr(signal, name) for name in names)}
+        before = {number: signal.signal(number, handler) for number in _STOPS}
     try:
         yield
     finally:
@@ -65,10 +64,8 @@ def leave_signals_to_the_main_process(worker: int = 0) -> None:
     def first(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, first)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in _STOPS:
+        signal.signal(number, first if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def end_with_parent() -> None:
