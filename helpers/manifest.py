@@ -58,9 +58,8 @@ def open_folder(
             that has a file there already.
         made_by: what people want to know, and results do not depend on. The last run's is kept.
 
-    Raises:
-        InputError: there are other results, or some that no manifest tells of; a damaged manifest;
-            the folder cannot be written to.
+    InputError: there are other results, or some that no manifest tells of; a damaged manifest; the
+    folder cannot be written to.
     """
     wanted, source = _valid(settings), valid_utf8(source)
     try:
@@ -142,9 +141,7 @@ def _replace(folder: Path, was: dict[str, Any], now: dict[str, Any], overwrite: 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """``settings``, ``sources`` and maybe ``made_by`` of a folder of results; None: no manifest.
 
-    Raises:
-        InputError: it is damaged.
-        OSError: it cannot be read.
+    InputError: it is damaged; OSError: it cannot be read.
     """
     path = Path(folder) / MANIFEST
     if not path.exists():

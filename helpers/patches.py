@@ -148,11 +148,7 @@ def write_times(path: str | Path, times: np.ndarray) -> None:
 
 
 def read_times(path: Path) -> np.ndarray:
-    """What :func:`write_times` wrote: float64 [P, 3].
-
-    Raises:
-        InputError: there is no such file ("missing"), or it holds something else ("corrupt").
-    """
+    """What :func:`write_times` wrote, float64 [P, 3]. InputError: "missing", or "corrupt"."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             times = [[float(row[name]) for name in _TIMES] for row in csv.DictReader(file)]

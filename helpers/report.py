@@ -78,11 +78,7 @@ def pretraining_table(results: Mapping[str, Any]) -> str:
 
 
 class Page:
-    """A report in Markdown, put together from above to below.
-
-    Attributes:
-        text: without its pictures and their captions, as a terminal shows it.
-    """
+    """A report in Markdown, put together from above to below."""
 
     def __init__(self, title: str, warnings: Sequence[str] = ()) -> None:
         self._parts = [(f"# {title}", True)]
@@ -109,6 +105,7 @@ class Page:
 
     @property
     def text(self) -> str:
+        """Without its pictures and their captions, as a terminal shows it."""
         return "\n\n".join(part for part, always in self._parts if always)
 
     def write(self, path: Path) -> None:
