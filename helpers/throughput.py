@@ -87,7 +87,8 @@ def matmul_ceiling(
         return time.perf_counter() - started
 
     run()  # the warm-up
-    times, until = [], time.perf_counter() + seconds
+    times: list[float] = []
+    until = time.perf_counter() + seconds
     while not times or time.perf_counter() < until:
         times.append(run())
     return 2 * size**3 * products / min(times)
