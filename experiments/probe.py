@@ -129,12 +129,15 @@ def mean_and_std(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
 
 
 def over_seeds(
-    task: str, runs: Sequence[metrics.Evaluation], bank: ProbeBank, number: int = 0
+    runs: Sequence[metrics.Evaluation], bank: ProbeBank, number: int = 0
 ) -> dict[str, Any]:
-    """Metrics of a bank's set of features: of the test split ``runs``, of validation the best."""
-    own = slice(number * len(runs), (number + 1) * len(runs))
-    results = {m: mean_and_std([run.figures[m] for run in runs]) for m in metrics.SHOWN[task]}
-    results[f"val_{SELECTION[task]}"] = mean_and_std(bank.best_scores[own])
+    """Metrics of a bank's set of features: of the best epochs, and of its probes' test ``runs``."""
+    own = slice(number * len(bank.seeds), (number + 1) * len(bank.seeds))
+    results = {
+        name: mean_and_std([run.figures[name] for run in runs[own]])
+        for name in metrics.SHOWN[bank.task]
+    }
+    results[f"val_{SELECTION[bank.task]}"] = mean_and_std(bank.best_scores[own])
     return results | {"best_epochs": bank.best_epochs[own].tolist()}
 
 
@@ -164,7 +167,7 @@ def _results(
     constant = chance = baseline(task)
     if task.task == "multi-label":
         chance = dict(zip(shown, metrics.chance_scores(targets), strict=True))
-    results = over_seeds(task.task, runs, bank)
+    results = over_seeds(runs, bank)
     warnings, warmup = few_tracks(task.tracks()), settings.probe.warmup_epochs
     if early := [str(epoch) for epoch in results["best_epochs"] if epoch <= warmup]:
         warnings.append(

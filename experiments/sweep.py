@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,26 +25,22 @@ from maest.config.schema import tagged
 from maest.datasets.embeddings import TOKENS, block_name, check_types, select_tokens
 from maest.experiments.devices import find_device
 from maest.experiments.probe import PACKAGES, baseline, mix_weights, over_seeds, train_probes
-from maest.experiments.probe_data import (
-    MIX,
-    ProbeTask,
-    choose_folders,
-    read_embeddings,
-    read_task,
-)
-from maest.experiments.probe_report import SWEEP
+from maest.experiments.probe_data import MIX, ProbeTask, choose_folders, read_embeddings, read_task
+from maest.experiments.probe_report import SWEEP, few_tracks, splits_line
 from maest.experiments.runs import interruptible, run_dir, same_command
-from maest.experiments.sweep_report import best_choice, write_report
-from maest.helpers import metrics
+from maest.helpers import metrics, plots
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.helpers.failures import valid_utf8
-from maest.helpers.files import to_json, write_json
+from maest.helpers.files import to_json, write_json, write_rows
 from maest.helpers.parallel import cores, one_torch_thread
-from maest.helpers.report import machine, versions
-from maest.models.probe import layer_normalized
+from maest.helpers.report import Page, machine, metrics_line, metrics_table, versions
+from maest.models.probe import SELECTION, layer_normalized
 
 log = logging.getLogger(__name__)
+
+_FIRST = 10  # rows of the summary's table
+_LINES = 3  # choices of several tokens in the picture of the blocks
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,8 @@ def sweep(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 
     with interruptible(state):
         results = _sweep(settings, folder)
-    write_report(folder, results)
-    best = best_choice(results)
+    _report(folder, results)
+    best = ranked(results)[0]
     return {"folder": str(folder), "best": {k: best[k] for k in ("block", "types", "reduce")}}
 
 
@@ -94,11 +91,8 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
         hint = "inference.transformer_block=all extracts all of them"
         log.warning("there are embeddings of block %d only; %s", blocks[0], hint)
     embeddings = read_embeddings(task, folders, settings.data)
-    seeds, extraction = (
-        list(range(settings.seed, settings.seed + settings.seeds)),
-        folders[0].settings,
-    )
-    swept = tagged(ProbeData, "swept")
+    seeds = list(range(settings.seed, settings.seed + settings.seeds))
+    extraction, swept = folders[0].settings, tagged(ProbeData, "swept")
     made_of = {  # what a sweep does not choose itself
         "data": {name: v for name, v in plain(settings.data).items() if name not in swept},
         "probe": plain(settings.probe),
@@ -108,7 +102,8 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
         "extraction": extraction and {n: v for n, v in extraction.items() if n != "block"},
     }
     groups = list(group_choices(blocks, tokens, options.mix))
-    choices = list(itertools.chain.from_iterable(groups))
+    choices = [choice for group in groups for choice in group]
+    choices.sort(key=lambda choice: tokens.index((choice.types, choice.reduce)))
     earlier: dict[FeatureChoice, dict[str, Any]] = {}
     seconds = 0.0
     if options.resume is not None:
@@ -126,8 +121,7 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     }
 
     def write() -> None:
-        cells = [earlier[choice] for choice in choices if choice in earlier]
-        results["cells"] = sorted(cells, key=lambda c: tokens.index((c["types"], c["reduce"])))
+        results["cells"] = [earlier[choice] for choice in choices if choice in earlier]
         results["seconds"] = seconds + time.monotonic() - started
         write_json(folder / SWEEP, results)
 
@@ -141,10 +135,7 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
         workers = options.num_workers or cores()
     # PyTorch lets go of Python's lock while it computes: threads do what processes would.
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    with (
-        one_torch_thread(),
-        tqdm(total=total, desc="sweep", unit="probe", disable=None) as bar,
-    ):
+    with one_torch_thread(), tqdm(total=total, desc="sweep", unit="probe", disable=None) as bar:
         try:
             for found in map(train, groups) if workers == 1 else pool.map(train, groups):
                 earlier |= found
@@ -163,12 +154,14 @@ def _token_choices(settings: ProbeSettings) -> list[tuple[str, str]]:
     """(types, reduce) of each choice of tokens; one token is the same in both ways."""
     options, data = settings.sweep, settings.data
     several = data.block == MIX or len(data.block or ()) > 1
-    for name, given, hint in (
-        ("features", data.features != "embeddings", "Leave it out."),
-        ("types", data.types != ProbeData().types, f"Give sweep.tokens=[{data.types}]."),
-        ("block", several, "Leave it out: all are mixed, or those of sweep.blocks=[6,7]."),
+    for name, given in (
+        ("features", data.features != "embeddings"),
+        ("types", data.types != ProbeData().types),
+        ("block", several),
     ):
         if given:
+            hint = "Leave it out, and choose embeddings by sweep.blocks=[6,7] and "
+            hint += f"sweep.tokens=[{data.types}]."
             message = "has no effect on a sweep"
             raise InputError(message, kind="conflict", setting=f"data.{name}", hint=hint)
     reductions = (data.reduce,) if options.reduce is None else options.reduce
@@ -226,9 +219,8 @@ def _train(
     runs = [metrics.evaluate(task.task, targets, own) for own in outputs]
     entries = {}
     for i, choice in enumerate(group):
-        own_runs = runs[i * len(seeds) : (i + 1) * len(seeds)]
-        entry = asdict(choice) | {"name": choice.name, "tokens": choice.tokens}
-        entries[choice] = entry | over_seeds(task.task, own_runs, bank, i)
+        entries[choice] = asdict(choice) | {"name": choice.name, "tokens": choice.tokens}
+        entries[choice] |= over_seeds(runs, bank, i)
         if mix:
             entries[choice]["weights"] = mix_weights(bank)
     return entries
@@ -265,3 +257,126 @@ def _earlier(
         )
     kept = [c for c in wanted if c in cells and (c.block != MIX or same_blocks)]
     return {choice: cells[choice] for choice in kept}, seconds
+
+
+# ---- results -------------------------------------------------------------------------------------
+
+
+def ranked(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The choices, best first on the validation split: the test split has no say in it."""
+    validation = f"val_{SELECTION[results['task']]}"
+    return sorted(results["cells"], key=lambda cell: -cell[validation]["mean"])
+
+
+def _report(folder: Path, results: dict[str, Any]) -> None:
+    """Write ``sweep.csv``, the pictures and ``summary.md``, and print the last."""
+    validation = f"val_{SELECTION[results['task']]}"
+    columns = {validation: validation} | {m: f"test_{m}" for m in metrics.SHOWN[results["task"]]}
+    write_rows(
+        folder / "sweep.csv",
+        ("block", "tokens", "reduce", *(h for n in columns.values() for h in (n, f"{n}_std"))),
+        (
+            [block_name(cell["block"]), cell["types"], cell["reduce"]]
+            + [cell[m][part] for m in columns for part in ("mean", "std")]
+            for cell in results["cells"]
+        ),
+    )
+    pictures = _draw(folder, results)
+    page = summary(folder, results, pictures)
+    page.write(folder / "summary.md")
+    names = ", ".join(path.name for path in pictures)
+    print(f"{page.text}\n\n{folder / 'summary.md'}, sweep.csv, {names}")
+
+
+def summary(folder: Path, results: dict[str, Any], pictures: dict[Path, str]) -> Page:
+    """A page with the best choices, the pictures (each with a caption), and how to go on."""
+    task, choices, seeds = results["task"], ranked(results), len(results["seeds"])
+    best, selection = choices[0], SELECTION[task]
+    columns = {f"val_{selection}": f"validation {metrics.FIGURE_NAMES[selection]}"}
+    columns |= {m: f"test {metrics.FIGURE_NAMES[m]}" for m in metrics.SHOWN[task]}
+    rows = [(cell["name"], cell) for cell in choices[:_FIRST]]
+    rows.append((metrics.BASELINES[task].replace("_", " "), results["baseline"]))
+    which = f"All {len(choices)} choices" if len(choices) > 1 else "One choice"
+    if len(choices) > _FIRST:
+        which = f"The first {_FIRST} of {len(choices)} choices"
+    page = Page("Sweep over blocks and tokens", few_tracks(results["tracks"]))
+    page.add(
+        f"Best on the validation split: **{best['name']}**, test {metrics_line(task, best)}.",
+        f"{which}, in the order of the validation split, which chooses; mean ± standard deviation "
+        f"over {seeds} seed{'s' * (seeds > 1)}; {splits_line(results)}. Tokens: c cls, d dist, t "
+        "average of the others; several are averaged, or stacked. The last row is what a constant "
+        "answer gets.",
+        metrics_table(task, rows, "features", columns),
+    )
+    for path, caption in pictures.items():
+        page.picture(path, caption)
+    page.add(
+        "A sweep keeps metrics, no probes. The best one, with its metrics of each label, its "
+        "predictions and its probe:"
+    )
+    # A mix is of the blocks that were swept over.
+    block = f"[{','.join(map(str, results['blocks']))}]" if best["block"] == MIX else best["block"]
+    line = f"python ex_tl.py with {shlex.quote(valid_utf8(str(folder)))}/config.json "
+    line += f"data.block={block} data.types={best['types']} data.reduce={best['reduce']}"
+    page.commands((line, ""))
+    if results["missing"] and best["block"] != MIX:
+        page.add(
+            "(It uses tracks that lack an embedding of another block, too: metrics may differ a "
+            "little.)"
+        )
+    page.add(
+        f"All choices: sweep.csv. {len(choices) * seeds} probes in {results['seconds']:.0f} s."
+    )
+    return page
+
+
+def _draw(folder: Path, results: dict[str, Any]) -> dict[Path, str]:
+    """Pictures and their captions."""
+    blocks, seeds = results["blocks"], len(results["seeds"])
+    mixes = [cell for cell in ranked(results) if cell["block"] == MIX]
+    main = metrics.SHOWN[results["task"]][0]
+    name = f"{metrics.FIGURE_NAMES[main]} on the test split"
+    at = {(cell["block"], cell["tokens"]): cell for cell in results["cells"]}
+    tokens = list(dict.fromkeys(cell["tokens"] for cell in results["cells"]))
+    rows = [*blocks, *([MIX] if mixes else [])]
+    means, deviations = (np.array([[at[b, t][main][part] for t in tokens] for b in rows])
+                         for part in ("mean", "std"))  # fmt: skip
+    path = plots.heat_map(
+        folder / "sweep.png",
+        means,
+        [str(row) for row in rows],
+        tokens,
+        f"{name}, mean of {seeds} seeds",
+        row_name="block",
+        column_name="tokens",
+    )
+    pictures = {path: "The test split's metric of each choice."}
+    means, deviations = means[: len(blocks)], deviations[: len(blocks)]
+    # Single tokens, and the best of the others
+    chosen = [i for i, t in enumerate(tokens) if len(t) == 1]
+    chosen += [i for i in np.argsort(-means.max(axis=0)) if len(tokens[i]) > 1][:_LINES]
+    series = {tokens[i]: (means[:, i].tolist(), deviations[:, i].tolist()) for i in chosen}
+    levels = {f"learned mix, {cell['tokens']}": cell[main]["mean"] for cell in mixes[:1]}
+    title = f"{name} over the blocks ({seeds} seeds)"
+    path = plots.block_curves(folder / "blocks.png", blocks, series, title, levels)
+    pictures[path] = (
+        "The same over the blocks, from the input up; the bands are ± one standard deviation over "
+        "the seeds."
+    )
+    if mixes:
+        of_mixes = [at[MIX, t] for t in tokens]
+        path = plots.heat_map(
+            folder / "mix.png",
+            np.array([cell["weights"]["mean"] for cell in of_mixes]),
+            tokens,
+            [str(block) for block in blocks],
+            "weights of the learned mix",
+            numbers="{:.2f}",
+            row_name="tokens",
+            column_name="block",
+        )
+        pictures[path] = (
+            "The weights of the blocks in the learned mixes, a row for each choice of tokens: 1 in "
+            "all; an even mix would have the same number everywhere."
+        )
+    return pictures

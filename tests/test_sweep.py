@@ -25,7 +25,7 @@ from made_up import (  # noqa: F401
 from maest.datasets.groundtruth import TASKS, write_groundtruth
 from maest.experiments import sweep as sweeping
 from maest.experiments.probe_data import MIX
-from maest.experiments.sweep_report import best_choice, summary
+from maest.experiments.sweep import ranked, summary
 from maest.helpers import metrics, plots
 from maest.helpers.errors import InputError
 
@@ -93,7 +93,7 @@ def test_a_cell_is_what_the_probe_command_finds(swept):
 
 def test_the_best_one_has_a_command_of_its_own(swept):
     made, folder, _ = swept
-    best = best_choice(read_json(folder / "sweep.json"))
+    best = ranked(read_json(folder / "sweep.json"))[0]
     lines = (folder / "summary.md").read_text("utf-8").splitlines()
     (typed,) = [line for line in lines if line.startswith("python ex_tl.py with ")]
     good("ex_tl.py", typed.removeprefix("python ex_tl.py "), made.root)
@@ -142,7 +142,7 @@ def test_pictures_and_summary(swept):
         assert f"]({name})" in text
         assert name in out
     results = read_json(folder / "sweep.json")
-    best = best_choice(results)
+    best = ranked(results)[0]
     main = metrics.SHOWN[made.task][0]
     assert f"**{best['name']}**" in text
     assert f"{best[main]['mean']:.4f}" in text
@@ -152,8 +152,8 @@ def test_pictures_and_summary(swept):
     assert text.count("**Warning.**") == 1  # of the validation split
     rows = [line for line in text.splitlines() if line.startswith(("| block", "| mix"))]
     assert len(rows) == len(results["cells"])
-    ranked = [float(row.split("|")[2].split("±")[0]) for row in rows]
-    assert ranked == sorted(ranked, reverse=True)  # by the validation split
+    figures = [float(row.split("|")[2].split("±")[0]) for row in rows]
+    assert figures == sorted(figures, reverse=True)  # by the validation split
 
 
 def test_a_mix_has_weights_of_its_blocks(swept):
@@ -199,7 +199,7 @@ def test_the_test_split_has_no_say_in_what_is_best():
         return {"block": block, "val_roc_auc": {"mean": validation}, "ap": {"mean": test}}
 
     cells = [cell(0, 0.6, 0.9), cell(1, 0.8, 0.1), cell(2, 0.7, 1.0)]
-    assert best_choice({"task": "multi-label", "cells": cells})["block"] == 1
+    assert ranked({"task": "multi-label", "cells": cells})[0]["block"] == 1
 
 
 def test_other_test_labels_leave_the_choice_as_it_is(made):
@@ -212,7 +212,7 @@ def test_other_test_labels_leave_the_choice_as_it_is(made):
     for one, two in zip(first["cells"], other["cells"], strict=True):
         assert one["val_roc_auc"] == two["val_roc_auc"]
         assert one["roc_auc"]["mean"] == pytest.approx(1 - two["roc_auc"]["mean"])
-    assert best_choice(first)["name"] == best_choice(other)["name"]
+    assert ranked(first)[0]["name"] == ranked(other)[0]["name"]
 
 
 # ---- what is typed -------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def test_a_track_that_one_block_lacks_is_left_out_of_all(made, caplog):
     assert results["tracks"]["test"] == TRACKS["test"] - 1
     text = (folder / "summary.md").read_text("utf-8")
     assert "1 of test" in text
-    mixed = best_choice(results)["block"] == MIX
+    mixed = ranked(results)[0]["block"] == MIX
     assert ("lack an embedding of another block" in text) != mixed
     assert "1 of 30 tracks of test" in caplog.text
 
