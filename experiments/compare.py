@@ -50,8 +50,12 @@ def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
         message = "a comparison is of two runs or more"
         raise InputError(message, kind="missing", setting="runs", hint=hint)
     runs = [read_run(Path(given)) for given in folders]  # what is wrong there is said first
-    _check_extractions(to_probe, settings)
-    runs += [read_run(path) for path in _probe_each(to_probe, settings, folder)]
+    for number, probe in enumerate(_probes(to_probe, settings), 1):
+        own = folder / f"probe-{number}"  # as that of a run, so that it can be made again by itself
+        write_json(own / "config.json", plain(probe))
+        run_probe(probe, own)
+        print()
+        runs.append(read_run(own))
     runs = align_tracks(runs)
     results = {
         "task": runs[0].task,
@@ -194,27 +198,24 @@ def _intervals(runs: list[RunResults], settings: ProbeSettings) -> list[dict[str
 # ---- extractions that are still to be probed -----------------------------------------------------
 
 
-def _check_extractions(sources: list[str], settings: ProbeSettings) -> None:
-    """Raise InputError for what would stop one of the probes after others are trained."""
+def _probes(sources: list[str], settings: ProbeSettings) -> list[ProbeSettings]:
+    """The settings of each extraction's probe; what would stop one is told before all training."""
     if not sources:
-        return
-    for name, given, hint in (
-        (
-            "data.features",
-            settings.data.features != "embeddings",
-            "Run that probe alone, as a run.",
-        ),
-        ("name", settings.name is not None, "Leave it out: probes are named as their folders."),
+        return []
+    for name, given in (
+        ("data.features", settings.data.features != "embeddings"),
+        ("name", settings.name is not None),
     ):
         if given:
             message = "has no effect on compare.embeddings_dirs"
+            hint = "Leave it out: embeddings are probed, and named as their folders."
             raise InputError(message, kind="conflict", setting=name, hint=hint)
     keys, first = read_task(settings.data).splits["test"].keys, None
+    alone, probes = replace(settings.compare, embeddings_dirs=None), []
     for source in sources:
+        data = replace(settings.data, embeddings_dir=source)
         try:
-            folders = choose_folders(
-                replace(settings.data, embeddings_dir=source), settings.data.block
-            )
+            folders = choose_folders(data, data.block)
         except InputError as error:
             if error.setting == EMBEDDINGS_DIR:
                 error.setting = "compare.embeddings_dirs"
@@ -229,22 +230,5 @@ def _check_extractions(sources: list[str], settings: ProbeSettings) -> None:
                 setting="compare.embeddings_dirs",
                 hint="Extract those that are missing.",
             )
-
-
-def _probe_each(sources: list[str], settings: ProbeSettings, folder: Path) -> list[Path]:
-    """Probe several extractions alike; returns their folders within this run's."""
-    folders = []
-    for number, source in enumerate(sources, 1):
-        # As a run of its own, so that the probe can be made again by itself
-        own = replace(
-            settings,
-            data=replace(settings.data, embeddings_dir=source),
-            name=source,
-            runs=None,
-            compare=replace(settings.compare, embeddings_dirs=None),
-        )
-        folders.append(folder / f"probe-{number}")
-        write_json(folders[-1] / "config.json", plain(own))
-        run_probe(own, folders[-1])
-        print()
-    return folders
+        probes.append(replace(settings, data=data, name=source, runs=None, compare=alone))
+    return probes
