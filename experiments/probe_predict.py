@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +38,6 @@ _SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class TrainedProbe:
-    """A finished run's probes of all seeds, and what its ``probe.json`` says of them."""
-
-    folder: Path
-    about: dict[str, Any]
-    bank: ProbeBank
-
-
 def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     """Apply a finished probe, and the extractor it was trained on, to new music."""
     folder = run_dir(run)
@@ -55,11 +45,12 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
         missing = "probe" if settings.probe_dir is None else "audio"
         hint = "Give both, such as probe=exp_logs/4 audio=my/music."
         raise InputError("is not set", kind="missing", setting=missing, hint=hint)
-    probe = read_probe(Path(settings.probe_dir))
-    for warning in probe.about.get("warnings", ()):
-        log.warning("%s: %s", probe.folder, warning)
+    place = Path(settings.probe_dir).expanduser()
+    about, bank = read_probe(place)
+    for warning in about.get("warnings", ()):
+        log.warning("%s: %s", place, warning)
     out_dir = Path(settings.predict.out_dir or folder / "embeddings").expanduser()
-    request, made = extraction_settings(probe, settings, out_dir), probe.about["extraction"]
+    request, made = extraction_settings(about, settings, out_dir), about["extraction"]
     try:
         extracted = extract(request, "embeddings", expected=made)
     except InputError as error:
@@ -74,16 +65,15 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     tracks, _, _ = find_tracks(settings.audio, leave_out=out_dir)
     # Extraction reports the others. A file that is older than its audio is of other audio.
     keys = [key for i, key in enumerate(tracks.keys) if is_done(key, outputs, tracks.path(i))]
-    about = probe.about
     values = np.zeros((0, len(about["labels"])), np.float32)
     if keys:
         folders = [EmbeddingFolder(output.folder) for output in outputs]
         found = np.stack([read_blocks([own.path(key) for own in folders]) for key in keys])
         features = select_tokens(found, about["types"], about["reduce"])
-        values = probe.bank.activations(layer_normalized(features) if mix else features)
+        values = bank.activations(layer_normalized(features) if mix else features)
     listed = read_failures(outputs[0].folder / WARNINGS, value="warnings")
     warnings = [listed.get(key, "") for key in keys]
-    _write(folder, probe, keys, values, warnings)
+    _write(folder, about | {"probe": str(place)}, keys, values, warnings)
     for key, own, warned in list(zip(keys, values, warnings, strict=True))[:_SHOWN]:
         chosen = best(own, settings.predict.top, about["task"])
         shown = ", ".join(f"{about['labels'][i]} {own[i]:.3f}" for i in chosen)
@@ -96,10 +86,10 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 
 
 def _write(
-    folder: Path, probe: TrainedProbe, keys: list[str], values: np.ndarray, warnings: list[str]
+    folder: Path, about: dict[str, Any], keys: list[str], values: np.ndarray, warnings: list[str]
 ) -> None:
     """Write ``predictions.csv`` and ``predictions.json``."""
-    labels, figure = probe.about["labels"], figure_name(probe.about["task"])
+    labels, figure = about["labels"], figure_name(about["task"])
     rows, tracks = [], []
     for key, own, warned in zip(keys, values, warnings, strict=True):
         rows.append((encodable(key), *(f"{value:.{_DIGITS}f}" for value in own), warned))
@@ -112,13 +102,12 @@ def _write(
             }
         )
     write_rows(folder / "predictions.csv", ("track", *labels, "warnings"), rows)
-    content = {"probe": str(probe.folder), "task": probe.about["task"], "tracks": tracks}
+    content = {"probe": about["probe"], "task": about["task"], "tracks": tracks}
     write_json(folder / "predictions.json", content)
 
 
-def read_probe(folder: Path) -> TrainedProbe:
-    """Read the probe of a finished run, from the run's folder or from ``probe/`` in it."""
-    folder = folder.expanduser()
+def read_probe(folder: Path) -> tuple[dict[str, Any], ProbeBank]:
+    """A finished run's ``probe.json``, and its probes of all seeds; or of ``probe/`` in it."""
     inside = folder / PROBE_FOLDER if (folder / PROBE_FOLDER).is_dir() else folder
     path = inside / "probe.json"
     if not path.is_file():
@@ -151,24 +140,23 @@ def read_probe(folder: Path) -> TrainedProbe:
     if message:
         hint = "Extract embeddings with this program, and train a probe on them."
         raise InputError(message, kind="unsupported", path=folder, setting="probe", hint=hint)
-    return TrainedProbe(folder, about, bank)
+    return about, bank
 
 
-def extraction_settings(probe: TrainedProbe, settings: ProbeSettings, out_dir: Path) -> Settings:
-    """The settings with which ``ex_maest.py extract_embeddings`` makes the probe's features."""
-    made, options = probe.about["extraction"], settings.predict
-    model = probe.about.get("made_by") or {}
+def extraction_settings(about: dict[str, Any], settings: ProbeSettings, out_dir: Path) -> Settings:
+    """The settings with which ``ex_maest.py extract_embeddings`` makes a probe's features.
+
+    ``about`` is the probe's ``probe.json``.
+    """
+    made, model, options = about["extraction"], about.get("made_by") or {}, settings.predict
     arch, checkpoint = options.arch, options.checkpoint
     if arch is None and checkpoint is None:
         arch, checkpoint = model.get("arch"), model.get("checkpoint")
-        known = arch is not None or checkpoint is not None
-        if not known or (checkpoint is not None and not Path(checkpoint).exists()):
+        if not (arch if checkpoint is None else Path(checkpoint).exists()):
             raise InputError(
-                f"the model of {probe.folder}'s embeddings is not there"
-                if known
-                else "it is not known where the probe's extractor was",
+                "the model of the probe's embeddings is not there, or unknown",
                 kind="missing",
-                path=checkpoint or probe.folder,
+                path=checkpoint or settings.probe_dir,
                 setting="predict.checkpoint",
                 hint="Give its place now, as predict.checkpoint=<model>, or predict.arch=<a "
                 "released model>.",

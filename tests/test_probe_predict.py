@@ -21,10 +21,9 @@ from maest.config import ProbeSettings
 from maest.datasets.embeddings import find_folders, read_tokens
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
 from maest.datasets.preprocess import main as preprocess
-from maest.experiments.probe_predict import TrainedProbe, extraction_settings
+from maest.experiments.probe_predict import extraction_settings
 from maest.helpers.audio import read_audio
 from maest.models.extraction import Extractor
-from maest.models.probe import ProbeBank
 
 BLOCK = 1
 LABELS = {
@@ -380,8 +379,7 @@ def asked(extraction: dict | None = None, **made_by):
     """The settings of the extraction that a probe asks for."""
     made_by = {"arch": "maest_tiny", "checkpoint": None} | made_by
     about = {"extraction": MADE | (extraction or {}), "made_by": made_by}
-    probe = TrainedProbe(Path("4"), about, ProbeBank(1, 1, hidden=1))
-    return extraction_settings(probe, ProbeSettings(audio="music"), Path("out"))
+    return extraction_settings(about, ProbeSettings(audio="music"), Path("out"))
 
 
 def test_all_settings_of_the_extraction_are_asked_for():
