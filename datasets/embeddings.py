@@ -12,6 +12,7 @@ import posixpath
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,55 +130,46 @@ def model_name(settings: dict[str, Any], made_by: dict[str, Any] | None) -> str:
 def find_folders(folder: str | Path, clip_length: float | None = None) -> list[EmbeddingFolder]:
     """The embeddings of one extraction, a folder for each of its blocks, in their order.
 
-    Args:
-        folder: what extraction was given as ``inference.out_dir``, or a folder above or within it,
-            down to that of a block.
-        clip_length: seconds of the patches, where there are embeddings of several lengths.
+    ``folder`` is what extraction was given as ``inference.out_dir``, or one above or within it,
+    down to that of a block; ``clip_length`` chooses among patches of several lengths, in seconds.
 
     Raises:
         InputError: there are none, none of that length, those of several extractions, or two of one
             block.
     """
     folder = Path(folder).expanduser()
+    refusal = functools.partial(InputError, path=folder, setting=EMBEDDINGS_DIR)
     found = _search(folder, _DEPTH) if folder.is_dir() else []
     if not found:
-        raise InputError(
-            "no embeddings in it" if folder.is_dir() else "no such folder",
-            kind="empty" if folder.is_dir() else "missing",
-            path=folder,
-            setting=EMBEDDINGS_DIR,
-            hint="Extract embeddings first (ex_maest.py extract_embeddings with target_<name>), or "
-            "give their folder.",
-        )
+        hint = "Extract embeddings first (ex_maest.py extract_embeddings with target_<name>), or "
+        hint += "give their folder."
+        if folder.is_dir():
+            raise refusal("no embeddings in it", kind="empty", hint=hint)
+        raise refusal("no such folder", kind="missing", hint=hint)
     lengths = sorted({own.seconds for own in found if own.seconds is not None})
     if clip_length is not None and lengths:
         nearest = min(lengths, key=lambda seconds: abs(seconds - clip_length))
         if abs(nearest - clip_length) >= _NEAR:
-            raise InputError(
-                f"no embeddings of patches of {clip_length:g} s, but of "
-                f"{', '.join(f'{seconds:g} s' for seconds in lengths)}",
+            there = ", ".join(f"{seconds:g} s" for seconds in lengths)
+            raise refusal(
+                f"no embeddings of patches of {clip_length:g} s, but of {there}",
                 kind="missing",
-                path=folder,
                 setting="data.clip_length",
                 hint=f"Give data.clip_length={nearest:g}, or extract with "
                 f"datamodule.clip_length={clip_length:g}.",
             )
         found, lengths = [own for own in found if own.seconds in (nearest, None)], [nearest]
     places = dict.fromkeys(own.folder.parent for own in found)
-    numbered = [own for own in found if own.block is not None]
-    message, hint = "", "Remove the others."
     if len(places) > 1:
-        way = f"data.clip_length={lengths[0]:g}" if len(lengths) == len(places) else EMBEDDINGS_DIR
         message = f"has embeddings of several extractions: {', '.join(map(str, places))}"
-        hint = f"Choose one, by {way}."
-    elif twice := [
-        a.folder.name for a in numbered for b in numbered if a is not b and a.block == b.block
-    ]:
-        message = f"has embeddings of one block in several folders: {', '.join(twice)}"
-        folder = found[0].folder.parent
-    if message:
-        raise InputError(message, kind="conflict", path=folder, setting=EMBEDDINGS_DIR, hint=hint)
-    return sorted(found, key=lambda own: (own.block is None, own.block == FINAL, own.block or 0))
+        way = f"data.clip_length={lengths[0]:g}" if len(lengths) == len(places) else EMBEDDINGS_DIR
+        raise refusal(message, kind="conflict", hint=f"Choose one, by {way}.")
+    found.sort(key=lambda own: (own.block is None, own.block == FINAL, own.block or 0))
+    for one, other in pairwise(found):
+        if one.block is not None and one.block == other.block:
+            message = f"{one.folder} and {other.folder.name} hold embeddings of one block"
+            raise refusal(message, kind="conflict", hint="Remove one of them.")
+    return found
 
 
 def _search(folder: Path, depth: int) -> list[EmbeddingFolder]:
@@ -267,12 +259,9 @@ def read_tokens(path: Path) -> np.ndarray:
     try:
         found = load_array(path)
     except Exception as error:  # a damaged header may lead to any, MemoryError among them
-        raise InputError(
-            f"cannot be read ({' '.join(str(error).split())})",
-            kind="corrupt",
-            path=path,
-            hint="Extract it again: extraction makes damaged files again.",
-        ) from None
+        message = f"cannot be read ({' '.join(str(error).split())})"
+        hint = "Extract it again: extraction makes damaged files again."
+        raise InputError(message, kind="corrupt", path=path, hint=hint) from None
     embedding, message = found[None] if found.ndim == 1 else found, ""
     if (
         embedding.ndim not in (2, 3)
@@ -289,8 +278,8 @@ def read_tokens(path: Path) -> np.ndarray:
         if not np.isfinite(embedding).all():
             message = "has NaN or infinite values"
     if message:
-        hint = "Delete it, and extract it again (ex_maest.py extract_embeddings), with "
-        raise InputError(message, path=path, hint=f"{hint}trainer.precision=32-true.")
+        hint = "Delete it, and extract it again, with trainer.precision=32-true."
+        raise InputError(message, path=path, hint=hint)
     return embedding
 
 
@@ -308,13 +297,10 @@ def read_blocks(paths: Sequence[Path]) -> np.ndarray:
     blocks = [read_tokens(path) for path in paths]
     for path, tokens in zip(paths, blocks, strict=True):
         if tokens.shape != blocks[0].shape:
-            message = f"an embedding of {list(tokens.shape)}, and {paths[0]} is of "
-            raise InputError(
-                f"{message}{list(blocks[0].shape)}",
-                kind="mismatch",
-                path=path,
-                hint="Extract all blocks in one run (inference.transformer_block=all).",
-            )
+            shape, other = list(tokens.shape), list(blocks[0].shape)
+            message = f"an embedding of {shape}, and {paths[0]} is of {other}"
+            hint = "Extract all blocks in one run (inference.transformer_block=all)."
+            raise InputError(message, kind="mismatch", path=path, hint=hint)
     return np.stack(blocks)
 
 
@@ -325,12 +311,9 @@ def read_all(read: Callable[[P], np.ndarray], paths: Sequence[P], title: str) ->
         if i == 0:  # no list of all of them is made beside it
             features = np.empty((len(paths), *found.shape), np.float32)
         if found.shape != features.shape[1:]:
-            message = f"{paths[i]}: {list(found.shape)}, and the tracks before it have "
-            raise InputError(
-                f"{message}{list(features.shape[1:])}",
-                kind="mismatch",
-                setting=EMBEDDINGS_DIR,
-                hint="Extract all tracks with the same settings, into an empty folder.",
-            )
+            shape, others = list(found.shape), list(features.shape[1:])
+            message = f"{paths[i]}: {shape}, and the tracks before it have {others}"
+            hint = "Extract all tracks with the same settings, into an empty folder."
+            raise InputError(message, kind="mismatch", setting=EMBEDDINGS_DIR, hint=hint)
         features[i] = found
     return features
