@@ -14,8 +14,9 @@ TL: dict[str, Sections] = {}
 SENTENCES: dict[str, str] = {}
 
 
-def _add(table: dict[str, Sections], name: str, sentence: str, *parts: Sections) -> None:
-    """Enter a named config, made of one or more dicts of sections; later ones win."""
+def _add(name: str, sentence: str, *parts: Sections) -> None:
+    """Enter a named config (of ex_tl.py: …_tl), made of dicts of sections; later ones win."""
+    table = TL if name.endswith("_tl") else MAEST
     settings: Sections = {}
     for part in parts:
         for section, values in part.items():
@@ -53,17 +54,17 @@ _FINETUNE: Sections = {
     "trainer": {"max_epochs": 10},
 }
 _add(
-    *(MAEST, "paper_recipe"),
+    "paper_recipe",
     "The recipe of the paper's code; arch, clip length, patchout and data are yours to name.",
     _PAPER,
 )
 _add(
-    *(MAEST, "maest_finetune"),
+    "maest_finetune",
     "Fine-tune maest.checkpoint, or the released maest.arch, on your own ground truth.",
     *(_FINETUNE, {"maest": {"pretrained": True}}),  # weights are wanted
 )
 _add(
-    *(MAEST, "scores_pretrain"),
+    "scores_pretrain",
     "How maest-tiny-scores was trained, once the embedded data set has all works: "
     "datasets/scores/preprocess.py --works all --renditions 4 --clip-seconds 10.",
     {
@@ -85,11 +86,9 @@ _START = {"maest_base": "random weights", _DEIT: "the DeiT weights", _PASST: "th
 _FAMILY: list[tuple[int, str, str, list[str]]] = [
     (10, "maest_base", "discogs-maest-10s-fs-129e", ["maest_10s_random_weights"]),
     (10, _DEIT, "discogs-maest-10s-dw-75e", ["maest_10s_from_deit"]),
-    (
-        *(30, _PASST, "discogs-maest-30s-pw-73e-ts"),
-        ["maest_30s_teacher_student", "maest_30s_from_passt_teacher_student"],
-    ),
 ]
+_names = ["maest_30s_teacher_student", "maest_30s_from_passt_teacher_student"]
+_FAMILY.append((30, _PASST, "discogs-maest-30s-pw-73e-ts", _names))
 for _s in (5, 10, 20, 30):
     _names = [f"maest_{_s}s_from_passt", f"maest_discogs_{_s}sec", f"maest_discogs_{_s}s"]
     _FAMILY.append((_s, _PASST, f"discogs-maest-{_s}s-pw-129e", _names))
@@ -106,17 +105,17 @@ for _s, _start, _released, _names in _FAMILY:
             "maest": {"distilled_type": "separated"},
         }
     _add(
-        *(MAEST, f"{_names[0]}_pretrain"),
+        f"{_names[0]}_pretrain",
         f"Pre-train on clips of {_s} s from {_START[_start]}, by the paper's recipe{_targets}.",
         *(_PAPER, _length, _half, {"maest": {"arch": _start}}, _teacher),
     )
     _add(
-        *(MAEST, f"{_names[0]}_inference"),
+        f"{_names[0]}_inference",
         f"Use {_released}, or your maest.checkpoint, on patches of {_s} s; embeddings of block 7.",
         *(_length, {"maest": {"arch": _released}}),
     )
     _add(
-        *(MAEST, f"{_names[0]}_finetune"),
+        f"{_names[0]}_finetune",
         f"Fine-tune {_released}, or your maest.checkpoint, on clips of {_s} s of your own ground "
         "truth.",
         # A larger network, trained for longer, is to be moved with more care.
@@ -128,7 +127,7 @@ for _s, _start, _released, _names in _FAMILY:
         if _kind == "inference":
             _others += [f"{_name}_infer" for _name in _names]
         for _name in _others:
-            _add(MAEST, _name, f"The same as {_first}.", MAEST[_first])
+            _add(_name, f"The same as {_first}.", MAEST[_first])
 
 # ---------------------------------------------------------------- data sets
 
@@ -151,13 +150,13 @@ for _name, (_what, _folder) in _TARGETS.items():
     # Chosen on the validation split, over embeddings and mel statistics alike.
     _probe: Sections = {"probe": {"lr": 3e-3, "batch_size": 32}} if _name == "scores" else {}
     _add(
-        *(MAEST, f"target_{_name}"),
+        f"target_{_name}",
         f"Extract for the downstream task: {_what}.",
         {"datamodule": {"groundtruth_predict": str(_folder / "groundtruth-all.pk")} | _base},
         {"inference": {"out_dir": _embeddings}},
     )
     _add(
-        *(TL, f"target_{_name}_tl"),
+        f"target_{_name}_tl",
         f"Probe the embeddings that target_{_name} has extracted: {_what}.",
         {"data": {"embeddings_dir": _embeddings} | _splits(_folder) | _base},
         _probe,
