@@ -87,7 +87,16 @@ def read_task(data: ProbeData) -> ProbeTask:
 def read_features(task: ProbeTask, data: ProbeData) -> FeatureSet:
     """The features that ``data`` asks for; tracks without any leave the task."""
     if data.features == "mel_statistics":
-        return FeatureSet(_statistics(task, data), "mel bands, mean and deviation")
+        mels = _given(data.base_dir, "data.base_dir", "the folder of the log-mel files")
+        statistics = _read(
+            task,
+            data,
+            "log-mel file",
+            "Make them with the data set's preprocess.py, or correct data.base_dir.",
+            find=lambda key: [mel_path(mels, key)],
+            read=lambda paths: mel_statistics(paths[0])[None],
+        )
+        return FeatureSet(statistics, "mel bands, mean and deviation")
     check_types(data.types)
     folders = choose_folders(data, data.block)
     first, tokens = folders[0], data.types
@@ -163,17 +172,6 @@ def read_embeddings(
         return [folder.path(key) for folder in folders]
 
     return _read(task, data, "embedding", EXTRACT_THEM, find, read_blocks)
-
-
-def _statistics(task: ProbeTask, data: ProbeData) -> dict[str, np.ndarray]:
-    """Split → float32 [N, 1, 192]: mean and deviation of the mel bands."""
-    folder = _given(data.base_dir, "data.base_dir", "the folder of the log-mel files")
-    hint = "Make them with the data set's preprocess.py, or correct data.base_dir."
-
-    def read(paths: list[Path]) -> np.ndarray:
-        return mel_statistics(paths[0])[None]
-
-    return _read(task, data, "log-mel file", hint, lambda key: [mel_path(folder, key)], read)
 
 
 def _given(folder: str | None, setting: str, what: str) -> str:
