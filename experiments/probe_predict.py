@@ -168,9 +168,8 @@ def extraction_settings(about: dict[str, Any], settings: ProbeSettings, out_dir:
     if source is model and "max_seconds" not in model:
         max_seconds = DEFAULT_SECONDS
         log.warning("the probe's log-mel files may have held more than %g s", DEFAULT_SECONDS)
-    accelerator, precision = options.accelerator, made["precision"]
-    if made["quantize"]:
-        accelerator = "cpu"
+    accelerator = "cpu" if made["quantize"] else options.accelerator
+    precision = made["precision"]
     if precision != "32-true" and (accelerator == "cpu" or not torch.cuda.is_available()):
         # a CPU has no fast half precision
         log.warning("the probe's embeddings were made in %s on a GPU: here in 32-true", precision)
