@@ -21,6 +21,7 @@ from maest.datasets.groundtruth import GroundTruth, check_labels, check_targets
 from maest.experiments.data import check_files, find_teacher, limited, read
 from maest.experiments.devices import Devices, find_devices
 from maest.experiments.model import build_network, clip_frames, find_checkpoint
+from maest.experiments.runs import newest_runs
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.models import Maest, load_checkpoint
@@ -223,10 +224,9 @@ def find_run(settings: Settings, log_dir: Path) -> Path | None:
     """
     if settings.ckpt_path != "last":
         return None if settings.ckpt_path is None else Path(settings.ckpt_path)
-    runs = [path for path in log_dir.glob("*/checkpoints/last.ckpt") if path.is_file()]
-    runs = [path for path in runs if not path.parents[1].is_symlink()]  # as "latest" is
     newest = ""
-    for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
+    for run in newest_runs("checkpoints/last.ckpt", log_dir):
+        path = run / "checkpoints" / "last.ckpt"
         try:
             differing = _differing(settings, _read_record(path))
         except (OSError, ValueError, TypeError, KeyError):
@@ -236,7 +236,7 @@ def find_run(settings: Settings, log_dir: Path) -> Path | None:
             return path
         more = "; …" * (len(differing) > 5)
         newest = newest or (
-            f" The newest, {path.parents[1]}, has {'; '.join(differing[:5])}{more}. (ckpt_path="
+            f" The newest, {run}, has {'; '.join(differing[:5])}{more}. (ckpt_path="
             f"{path} would go on from it)"
         )
     which = "has these settings" if newest else "can be continued"

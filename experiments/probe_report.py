@@ -1,4 +1,4 @@
-"""The files of a probe's run, its pictures and its summary; and where finished probes are."""
+"""The files of a probe's run, its pictures and its summary; and other probes that are finished."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from maest.datasets.embeddings import block_name, model_name
 from maest.experiments.probe_data import ProbeTask
-from maest.experiments.runs import LOG_DIR
+from maest.experiments.runs import LOG_DIR, newest_runs
 from maest.helpers import metrics, plots
 from maest.helpers.errors import InputError
 from maest.helpers.failures import valid_utf8
@@ -223,19 +223,11 @@ def few_tracks(tracks: Mapping[str, int]) -> list[str]:
 # ---- finished probes -----------------------------------------------------------------------------
 
 
-def finished_probes() -> list[Path]:
-    """The folders of finished probes in ``exp_logs``, the newest first; links are left out."""
-    found = [path for path in LOG_DIR.glob(f"*/{PROBE_FOLDER}/probe.json")
-             if not path.parents[1].is_symlink()]  # fmt: skip
-    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return [path.parents[1] for path in found]
-
-
 def no_probe(folder: Path, name: str, setting: str) -> InputError:
     """For a folder without the file of a finished probe: it says what may have been meant."""
     path, message = folder / name, "no such file: the run was stopped, or is no probe's"
     hint = "Give the folder of a finished probe of ex_tl.py"
-    if probes := finished_probes():
+    if probes := newest_runs(name):
         hint += f", such as {', '.join(map(str, probes[:3]))}"
     if (folder / SWEEP).is_file():
         path, message = folder, "is the folder of a sweep, which keeps metrics alone"
@@ -249,8 +241,8 @@ def no_probe(folder: Path, name: str, setting: str) -> InputError:
 
 def _comparable(results: dict[str, Any], folder: Path) -> Path | None:
     """The newest other probe that was tested on the same tracks."""
-    for other in finished_probes():
-        if other.resolve() == folder.resolve() or not (other / PREDICTIONS).is_file():
+    for other in newest_runs(PREDICTIONS):
+        if other.resolve() == folder.resolve():
             continue
         try:
             found = json.loads((other / RESULTS).read_text("utf-8"))

@@ -257,6 +257,13 @@ def run_dir(run: Run) -> Path:
     return folder
 
 
+def newest_runs(file: str, log_dir: Path = LOG_DIR) -> list[Path]:
+    """The folders of runs that have this file, by its time; links, as ``latest``, are left out."""
+    folders = [folder for folder in log_dir.glob("*") if not folder.is_symlink()]
+    holding = (folder for folder in folders if (folder / file).is_file())
+    return sorted(holding, key=lambda folder: (folder / file).stat().st_mtime, reverse=True)
+
+
 def same_command(*settings: str, without: Sequence[str] = ()) -> str:
     """The command line that was typed, with some settings changed or added, as key=value.
 
