@@ -138,10 +138,8 @@ def read_run(folder: Path) -> RunResults:
         if targets.shape != shape or outputs.shape[1:] != shape or task not in metrics.SHOWN:
             raise ValueError("its arrays do not fit together")
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        hint = "Run that probe again."
-        raise InputError(
-            f"cannot be read ({error})", kind="corrupt", path=path, hint=hint
-        ) from None
+        message, hint = f"cannot be read ({error})", "Run that probe again."
+        raise InputError(message, kind="corrupt", path=path, hint=hint) from None
     try:
         name = str(json.loads((folder / RESULTS).read_text("utf-8"))["name"])
     except (OSError, ValueError, KeyError, TypeError):
