@@ -134,7 +134,9 @@ def parse(section: type[S], given: Mapping[str, Any]) -> S:
     return _build(section, values)
 
 
-def _flat(given: Mapping[str, Any], all_: Mapping[str, Setting], prefix: str = "") -> Iterator:
+def _flat(
+    given: Mapping[str, Any], all_: Mapping[str, Setting], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     """(name, value) of each setting; a mapping in place of a setting's value is its value."""
     for key, value in given.items():
         name = f"{prefix}{key}"

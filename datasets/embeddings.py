@@ -311,8 +311,8 @@ def read_all(read: Callable[[P], np.ndarray], paths: Sequence[P], title: str) ->
         if i == 0:  # no list of all of them is made beside it
             features = np.empty((len(paths), *found.shape), np.float32)
         if found.shape != features.shape[1:]:
-            shape, others = list(found.shape), list(features.shape[1:])
-            message = f"{paths[i]}: {shape}, and the tracks before it have {others}"
+            shape, before = list(found.shape), list(features[0].shape)
+            message = f"{paths[i]}: {shape}, and the tracks before it have {before}"
             hint = "Extract all tracks with the same settings, into an empty folder."
             raise InputError(message, kind="mismatch", setting=EMBEDDINGS_DIR, hint=hint)
         features[i] = found
