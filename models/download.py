@@ -13,6 +13,7 @@ import logging
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,7 +76,7 @@ def _hub_files(arch: Arch) -> list[Path]:
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     files, revision = list[Path](), None
     for file in arch.files:
-        wanted = {"repo_id": str(arch.hub), "filename": file, "revision": revision}
+        wanted: dict[str, Any] = {"repo_id": str(arch.hub), "filename": file, "revision": revision}
         try:
             path = Path(hf_hub_download(**wanted, local_files_only=True))
         except LocalEntryNotFoundError:
