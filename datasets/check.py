@@ -8,7 +8,7 @@ import os
 import posixpath
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -58,16 +58,13 @@ class SplitCheck:
 
 @dataclass
 class CheckReport:
-    """What :func:`check_splits` has found.
-
-    Problems must be put right: training would stop, or its figures mean nothing. Warnings may be
-    meant.
-    """
+    """What :func:`check_splits` has found."""
 
     brief: bool  # whether files' contents were left unread
     splits: dict[str, SplitCheck] = field(default_factory=dict)  # whose ground truth can be read
+    # To be put right: training would stop, or its figures mean nothing
     problems: list[Finding] = field(default_factory=list)
-    warnings: list[Finding] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)  # may be meant
 
     def add(self, kind: str, text: str, split: str | None = None, problem: bool = False) -> None:
         finding = Finding(kind, f"{split}: {text}" if split else text, split)
@@ -75,31 +72,25 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there are no problems."""
         return not self.problems
 
     def __str__(self) -> str:
-        """For people: each split, problems with the first bad files of a split, and warnings."""
         lines = [line for name, split in self.splits.items() for line in _describe(name, split)]
         for title, findings in (("problems", self.problems), ("warnings", self.warnings)):
             lines += [f"{title}: {len(findings) or 'none'}"]
             for finding in findings:
                 lines.append(f"  - {finding.message}")
-                if finding.kind == "files":
-                    lines += self._bad_files(finding)
+                if finding.kind != "files" or finding.split is None:
+                    continue
+                bad = list(self.splits[finding.split].bad.items())
+                lines += [f"      {short_repr(key)}: {why}" for key, why in bad[:_SHOWN]]
+                if len(bad) > _SHOWN:
+                    lines.append(f"      and {len(bad) - _SHOWN} more")
         if self.brief:
             lines.append("(quick check: file contents not read)")
         return "\n".join(lines)
 
-    def _bad_files(self, finding: Finding) -> Iterator[str]:
-        bad = self.splits[finding.split].bad if finding.split else {}
-        for key, reason in list(bad.items())[:_SHOWN]:
-            yield f"      {short_repr(key)}: {reason}"
-        if len(bad) > _SHOWN:
-            yield f"      and {len(bad) - _SHOWN} more"
-
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -111,9 +102,9 @@ def check_splits(
     skip_unreadable: bool = False,
     brief: bool = False,
 ) -> CheckReport:
-    """Check ground truths, labels and files of some splits, "train", "val" and "test".
+    """Check ground truths, labels and files of "train", "val" and "test", or some of these splits.
 
-    A split may be the error for why its ground truth cannot be read. All that is wrong is found.
+    A split may be the error for why its ground truth cannot be read.
 
     Problems: a ground truth or ``labels.json`` that cannot be read; splits that do not agree on the
     labels; a log-mel or teacher file that is missing, truncated, empty or has a NaN; a training
@@ -136,12 +127,9 @@ def check_splits(
         else:
             found[name] = split
     _check_labels(report, found)
-    files: dict[str, dict[str, _File]] = {name: {} for name in found}
-    for name, key, file in _looks(found, Path(base_dir), teacher_dir, brief):
-        files[name][key] = file
-    for name, groundtruth in found.items():
-        files[name] = {key: files[name][key] for key in groundtruth.keys if key in files[name]}
-        _check_files(report, name, files[name], clip_frames, skip_unreadable)
+    files = _look_at_all(found, Path(base_dir), teacher_dir, brief)
+    for name, own in files.items():
+        _check_files(report, name, own, clip_frames, skip_unreadable)
     _check_shared(report, found, files)
     return report
 
@@ -231,7 +219,7 @@ class _File:
 
 
 def _look(
-    base_dir: Path, teacher_dir: str | Path | None, key: str, n_classes: int, read: bool
+    base_dir: Path, read: bool, key: str, teacher_dir: str | Path | None, n_classes: int
 ) -> _File:
     content, silent = None, False
     try:
@@ -251,10 +239,10 @@ def _look(
     return _File(len(mel), "", (status.st_dev, status.st_ino), content, silent)
 
 
-def _looks(
+def _look_at_all(
     found: dict[str, GroundTruth], base_dir: Path, teacher_dir: str | Path | None, brief: bool
-) -> Iterator[tuple[str, str, _File]]:
-    """Split, key and file of each track; of some, at random, in a brief check.
+) -> dict[str, dict[str, _File]]:
+    """Of each split, key → file, in its order; of some tracks, at random, in a brief check.
 
     Wherever that ends, all splits and all parts of them have had their share.
     """
@@ -265,19 +253,23 @@ def _looks(
         tracks = [tracks[i] for i in np.random.default_rng(0).permutation(spread).tolist()]
         deadline = time.monotonic() + BRIEF_SECONDS
 
-    @functools.cache  # a track of several splits is read once
-    def look(key: str, teacher: str | Path | None, n_classes: int) -> _File:
-        return _look(base_dir, teacher, key, n_classes, read=not brief)
+    # A track of several splits is read once.
+    look = functools.cache(functools.partial(_look, base_dir, not brief))
 
     def of_track(track: tuple[str, str]) -> _File:
-        teacher = teacher_dir if track[0] == "train" else None
-        return look(track[1], teacher, found[track[0]].n_classes)
+        split, key = track
+        return look(key, teacher_dir if split == "train" else None, found[split].n_classes)
 
+    looked_at: dict[tuple[str, str], _File] = {}
     files = in_order(of_track, tracks, 1 if brief else None, None if brief else "check files")
-    for (split, key), file in zip(tracks, files, strict=True):
-        yield split, key, file
+    for track, file in zip(tracks, files, strict=True):
+        looked_at[track] = file
         if time.monotonic() > deadline:
-            return
+            break
+    return {
+        name: {key: looked_at[name, key] for key in split.keys if (name, key) in looked_at}
+        for name, split in found.items()
+    }
 
 
 def _check_files(
@@ -295,14 +287,11 @@ def _check_files(
     if skipped:
         remedy = "they will be skipped (datamodule.on_error)"
     short = f"are shorter than a clip of {seconds(clip_frames):g} s ({_some(split.short)})"
+    silent = f"files have one value everywhere, as silence ({_some(split.silent)})"
     for kind, keys, text in (
         ("files", split.bad, f"tracks cannot be read: {remedy}"),
         ("short", split.short, f"tracks {short}: silence is added in training"),
-        (
-            "silent",
-            split.silent,
-            f"files have one value everywhere, as silence ({_some(split.silent)})",
-        ),
+        ("silent", split.silent, silent),
     ):
         if keys:
             problem = kind == "files" and not skipped
@@ -316,10 +305,7 @@ def _check_files(
 # what must differ, as the same has been reported before then.
 _TWINS: dict[str, tuple[str, Callable[[str, _File], tuple[Hashable, Hashable]]]] = {
     "track": ("{} tracks are in both", lambda path, file: (path, None)),
-    "file": (
-        "{} files are in both, under different keys",
-        lambda path, file: (file.identity, path),
-    ),
+    "file": ("{} files are in both, under different keys", lambda path, f: (f.identity, path)),
     "content": (
         "{} tracks have the same content in both, in different files",
         lambda path, file: (file.content, file.identity),
@@ -330,47 +316,33 @@ _TWINS: dict[str, tuple[str, Callable[[str, _File], tuple[Hashable, Hashable]]]]
 def _check_shared(
     report: CheckReport, found: dict[str, GroundTruth], files: dict[str, dict[str, _File]]
 ) -> None:
+    """Between two splits, those of the later one are counted that are in the earlier one; in a
+    split, those that repeat an earlier track.
+    """
     for what, (words, compared) in _TWINS.items():
-        groups: dict[Hashable, list[tuple[str, str, Hashable]]] = defaultdict(list)
+        # What is the same → split → what must differ → the first key
+        before: dict[Hashable, dict[str, dict[Hashable, str]]] = defaultdict(dict)
+        shared: dict[tuple[str, str], list[str]] = defaultdict(list)
         for split, groundtruth in found.items():
             for key in groundtruth.keys:
-                file = files[split].get(key, _File())
-                same, different = compared(posixpath.normpath(key), file)
-                if same is not None:
-                    groups[same].append((split, key, different))
-        _report_twins(report, what, words, groups.values())
-
-
-def _report_twins(
-    report: CheckReport,
-    what: str,
-    words: str,
-    groups: Iterable[Sequence[tuple[str, str, Hashable]]],
-) -> None:
-    """Report groups of tracks that are the same, each (split, key, what must differ or None).
-
-    Between two splits, those of the later one are counted that are in the earlier one; in a split,
-    those that repeat an earlier track.
-    """
-    shared: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for group in groups:
-        before: dict[str, dict[Hashable, str]] = {}  # split → what must differ → its first key
-        for split, key, own in group:
-            for other, firsts in before.items():
-                twin = next((k for d, k in firsts.items() if d is None or d != own), None)
-                if twin is not None:
-                    names = [twin] if posixpath.normpath(key) == twin else [twin, key]
-                    shared[other, split].append(" = ".join(map(short_repr, names)))
-            before.setdefault(split, {}).setdefault(own, key)
-    for (a, b), names in shared.items():
-        some = first_few(names, _NAMED)
-        if a == b:
-            text = f"{len(names)} tracks are there again, as another key with the same {what}"
-            report.add("duplicate", f"{text} ({some})", a)
-            continue
-        trained = "train" in (a, b)
-        why = "the test metrics are biased by the choice of the best epoch"
-        if trained:
-            why = "keep each in one split, or the metrics mean nothing"
-        text = f"{a} and {b}: {words.format(len(names))} ({some}): {why}"
-        report.add("shared", text, problem=trained)
+                path = posixpath.normpath(key)
+                same, own = compared(path, files[split].get(key, _File()))
+                if same is None:
+                    continue
+                for other, firsts in before[same].items():
+                    twin = next((k for d, k in firsts.items() if d is None or d != own), None)
+                    if twin is not None:
+                        names = [twin] if path == twin else [twin, key]
+                        shared[other, split].append(" = ".join(map(short_repr, names)))
+                before[same].setdefault(split, {}).setdefault(own, key)
+        for (a, b), names in shared.items():
+            some, trained = first_few(names, _NAMED), "train" in (a, b)
+            why = "the test metrics are biased by the choice of the best epoch"
+            if trained:
+                why = "keep each in one split, or the metrics mean nothing"
+            text = f"{a} and {b}: {words.format(len(names))} ({some}): {why}"
+            if a != b:
+                report.add("shared", text, problem=trained)
+            else:
+                text = f"{len(names)} tracks are there again, as another key with the same {what}"
+                report.add("duplicate", f"{text} ({some})", a)
