@@ -2,9 +2,8 @@
 
 ``preprocess.json`` in the store has the settings, and the folder of the audio.
 ``preprocess-index.jsonl`` has a line for each log-mel file: the audio's path, size and time of
-change. Lines are only ever added, each as soon as its file is made, and the newest of a path
-counts: a killed run loses the lines of the files it was at, and no others. A shard adds to an index
-of its own, so that shards may run at once.
+change. A line is added as soon as its file is made, and the newest of a path counts. A shard adds
+to an index of its own, so that shards may run at once.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +70,7 @@ def _made_from(audio_dir: Path, store: Path) -> list[str]:
 
 
 def _sources(recipe: dict[str, Any] | None) -> list[str]:
-    """The same, of a store's recipe; a person may have put in one path. Empty: it does not say."""
+    """The same, of a store's recipe: empty, or a single path, of a person, too."""
     source = (recipe or {}).get("source", [])
     return [source] if isinstance(source, str) else list(source)
 
@@ -101,19 +99,11 @@ def open_store(
     whole: bool,
     every: bool,
 ) -> list[str]:
-    """Make the folder and its recipe, or check that its files were made with the same.
+    """Make the folder and its recipe, or raise InputError unless its files were made with the same.
 
-    A recipe without any log-mel file is replaced, but not by a shard (``whole`` is false): others
-    may be at work with it. One without a source, of a version that wrote none, gets this one.
-
-    Args:
-        names: the audio files; ``every``: whether they are all of the folder's.
-
-    Returns:
-        what a person should know of the store.
-
-    Raises:
-        InputError: it was made with another, or the folder cannot be made.
+    ``names`` are audio files, all of the folder's if ``every``. A recipe without any log-mel file
+    is replaced, but not by a shard (``whole`` is false): others may be at work with it. One without
+    a source, of a version that wrote none, gets this one. Returns what a person should know.
     """
     path = store / RECIPE_FILE
     recipe = _settings(seconds) | {"source": _made_from(audio_dir, store)}
@@ -122,10 +112,10 @@ def open_store(
         if not path.exists():
             present = _first_made(store, names)
             # Another shard writes the recipe before its first file: it may be there by now.
-            if present and not path.exists():
-                what = f"holds {present!r} already, and no {RECIPE_FILE}: how was it made?"
-                raise InputError(what, kind="exists", path=store, hint=_EMPTY)
             if not path.exists():
+                if present:
+                    what = f"holds {present!r} already, and no {RECIPE_FILE}: how was it made?"
+                    raise InputError(what, kind="exists", path=store, hint=_EMPTY)
                 write_json(path, recipe)
         known, other = _read(store), is_of_other_audio(store, audio_dir)
         differs = known is None or known != known | _settings(seconds) or other
@@ -140,15 +130,12 @@ def open_store(
         if sources and not other:
             return []
         if other or (every and not _first_made(store, names) and any(mel_files(store))):
-            raise InputError(
-                f"its log-mel files were made from {sources[0] if other else 'other audio'}, not "
-                f"from {audio_dir}",
-                kind="conflict",
-                path=store,
-                hint="Give --subfolder NAME, a folder of its own for this audio, or another "
-                f"MELSPEC_DIR. Is it the same music in another place? Then write {audio_dir} under "
-                f'"source" in {path}.',
-            )
+            source = sources[0] if other else "other audio"
+            what = f"its log-mel files were made from {source}, not from {audio_dir}"
+            hint = "Give --subfolder NAME, a folder of its own for this audio, or another "
+            hint += "MELSPEC_DIR. Is it the same music in another place? Then write "
+            hint += f'{audio_dir} under "source" in {path}.'
+            raise InputError(what, kind="conflict", path=store, hint=hint)
         write_json(path, recipe)
     except OSError as error:
         what, hint = f"cannot be written to ({error.strerror or error})", "Give another folder."
@@ -205,30 +192,27 @@ class Source:
 class MelIndex:
     """The index files of a store: reads all of them, adds to one.
 
-    Attributes:
-        sources: path of an audio file, relative to its folder → what was last made from it.
-        owners: path of a log-mel file → that of the audio it was last made from.
+    ``part`` is the end of the names of a shard's files, "" of a run that is no shard.
     """
 
     def __init__(self, store: str | Path, part: str = "") -> None:
-        """``part``: the end of this shard's file names; "" of a run that is no shard."""
         self._store = Path(store)
         self._path = self._store / f"{_INDEX}{part}.jsonl"
-        self._file: FileIO | None = None
         entries = []
         hint = "Make it readable; or delete it, and newer audio alone is made again."
         for path in self._store.glob(f"{_INDEX}*.jsonl"):
             for line in read_bytes(path, hint, hint).splitlines():
                 with suppress(ValueError, TypeError, KeyError):  # a line that was cut off
                     entries.append(_parse(line))
+        # Path of an audio file, relative to its folder → what was last made from it
         self.sources: dict[str, Source] = {}
         for _, audio, source in sorted(entries, key=lambda entry: entry[0]):
             self.sources.pop(audio, None)  # the newest is the last
             self.sources[audio] = source
+        # Path of a log-mel file → that of the audio it was last made from
         self.owners = {source.key: audio for audio, source in self.sources.items()}
 
     def add(self, audio: str, source: Source) -> None:
-        """Write down what a log-mel file was made from."""
         self.sources[audio] = source
         self.owners[source.key] = audio
         entry = {"path": audio, "size": source.size, "mtime_ns": source.mtime_ns}
@@ -240,18 +224,11 @@ class MelIndex:
         # ASCII, as a name may have any bytes. It may follow a line that was cut off.
         line = b"\n" + json.dumps(entry).encode() + b"\n"
         try:
-            if self._file is None:
-                self._file = self._path.open("ab", buffering=0)
-            if self._file.write(line) != len(line):  # at once: another run may add lines, too
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with self._path.open("ab", buffering=0) as file:
+                if file.write(line) != len(line):  # at once: another run may add lines, too
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise write_error(self._path, error, "MELSPEC_DIR") from None
-
-    def close(self) -> None:
-        """Close the file that lines were added to."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
     def key(self, audio: str) -> str | None:
         """The log-mel file of an audio file; None if there is none, or another's by now."""
@@ -285,13 +262,11 @@ class MelIndex:
         return True
 
     def full_keys(self, names: Sequence[str], audio_dir: Path) -> dict[str, str]:
-        """The log-mel files that keep the audio's suffix, as others have the name without it.
+        """Audio → log-mel file, where that keeps the audio's suffix; all others are as `mel_key`'s.
 
         Of ``song.flac`` and ``song.mp3``, the one that ``song.mmap`` was made from keeps it, and
         the other has ``song.mp3.mmap``. Where neither is made yet, the first of ``names`` gets
         ``song.mmap``. So does another one when the audio that it was made from is gone.
-
-        Returns path of the audio → that of the log-mel file. All others have that of `mel_key`.
         """
         alike = Counter(map(mel_key, names))
         groups: dict[str, list[str]] = defaultdict(list)
@@ -306,14 +281,14 @@ class MelIndex:
             for name in group:
                 if name == owner:
                     continue
-                if self.key(name) or (self._store / _full_key(name)).exists():
-                    full[name] = _full_key(name)
+                if self.key(name) or (self._store / f"{name}.mmap").exists():
+                    full[name] = f"{name}.mmap"
                 else:
                     free.append(name)
             kept = owner in group or (owner is not None and (audio_dir / owner).exists())
             if free and not kept:
                 free.remove(_maker(free, self._store / key, audio_dir))
-            full |= {name: _full_key(name) for name in free}
+            full |= {name: f"{name}.mmap" for name in free}
         return full
 
 
@@ -323,10 +298,6 @@ def _parse(line: bytes) -> tuple[int, str, Source]:
     key = str(entry.get("key", mel_key(audio)))
     source = Source(key, entry["size"], entry["mtime_ns"], tuple(entry.get("warnings", ())))
     return int(entry["time"]), audio, source
-
-
-def _full_key(audio: str) -> str:
-    return f"{audio}.mmap"
 
 
 def _maker(names: Sequence[str], mel: Path, audio_dir: Path) -> str:
@@ -361,8 +332,8 @@ def store_keys(store: str | Path, names: Sequence[str]) -> list[str]:
         known = index(folder)
         found = known.key(audio) or mel_key(audio)
         taken = known.owners.get(found, audio) != audio
-        if taken or (store / folder / _full_key(audio)).exists():
-            found = _full_key(audio)
+        if taken or (store / folder / f"{audio}.mmap").exists():
+            found = f"{audio}.mmap"
         return posixpath.join(folder, found)
 
     return [key(name) if mel_key(name) != name else name for name in names]

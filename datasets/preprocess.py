@@ -86,9 +86,7 @@ def preprocess(
     """Make the log-mel file of each audio file that has none yet, or has been replaced since.
 
     Args:
-        audio_dir: folder of audio, with any folders in it.
-        melspec_dir: where to; made if need be. All of it is made from one ``audio_dir``.
-        subfolder: name of a folder in ``melspec_dir`` for the files of another ``audio_dir``.
+        melspec_dir: all of it is made from one ``audio_dir``, but for a ``subfolder`` of another.
         seconds: to keep from the centre of each track; None for all of it.
         files: paths below ``audio_dir``, to do these only; None for all that look like audio.
         num_workers: processes; None for one a core. The files do not depend on it. 1 is this
@@ -96,11 +94,10 @@ def preprocess(
         backend, scheduler: "processes" for this machine, or "dask" and a scheduler's address.
         shard: (k, n), the k-th of n parts, k from 1: every n-th file, in the order of names. Its
             failures are in ``failed-k-of-n.csv``.
-        overwrite: whether to make all files again, those that are whole too.
 
     Raises:
-        InputError: no such folder, no audio, a store made from another folder or with other
-            settings, or one that cannot be written to; or as `helpers.parallel.run_parallel`.
+        InputError: no audio; a store of other audio or settings, or that cannot be written to; or
+            as `helpers.parallel.run_parallel`.
     """
     _check_options(seconds, shard, subfolder)
     check_backend(backend, scheduler, num_workers)
@@ -121,8 +118,7 @@ def preprocess(
             raise InputError(what, setting="files", hint=hint)
     if not names and not failed:
         raise no_audio(audio_dir, left_out)
-    whole = shard is None
-    part = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
+    whole, part = shard is None, "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
     if subfolder is not None:
         mel_store.check_subfolder(store, subfolder, seconds)
         store /= subfolder
@@ -175,8 +171,6 @@ def preprocess(
             not_done = {name: reason for name, reason in older.items() if name not in done}
             write_failures(failed_csv, not_done | failed, column="path")
         raise
-    finally:
-        index.close()
     sources = {name: index.sources[name] for name in names if name in index.sources}
     warnings = {name: ", ".join(own.warnings) for name, own in sources.items() if own.warnings}
     listed = warnings | dict.fromkeys(orphans, "no audio file has this name (any more)")
@@ -225,18 +219,14 @@ def _check_options(
 def _make(
     item: tuple[str, str], audio_dir: str, melspec_dir: str, seconds: float | None
 ) -> tuple[str, tuple[mel_store.Source, float] | str]:
-    """Make the log-mel file of (audio, key).
-
-    Returns the audio, and what was read and the seconds of it in the file; or why it was not made.
-    """
+    """Of (audio, key): the audio, and its source and the seconds written, or why there are none."""
     from maest.helpers.log_mel import log_mel_pieces  # imports torch, which takes seconds
 
     name, key = item
     audio, target = Path(audio_dir, name), Path(melspec_dir, key)
     size = mtime = -1
-    with suppress(OSError):
-        status = audio.stat()  # before it is read, in case that it is replaced meanwhile
-        size, mtime = status.st_size, status.st_mtime_ns
+    with suppress(OSError):  # before it is read, in case that it is replaced meanwhile
+        size, mtime = (status := audio.stat()).st_size, status.st_mtime_ns
     try:
         with closing(stream_audio(audio, seconds)) as blocks:
             mel = np.concatenate(list(log_mel_pieces(blocks)))
@@ -293,7 +283,6 @@ def _clashes(
 
 
 def parse_seconds(text: str) -> float | None:
-    """``300`` → 300.0, ``all`` → None."""
     try:
         return None if text == "all" else float(text)
     except ValueError:
@@ -302,7 +291,6 @@ def parse_seconds(text: str) -> float | None:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``3/100`` → (3, 100)."""
     shard = split_shard(text)
     if shard is None:
         raise argparse.ArgumentTypeError(f"{text!r}: expected K/N, such as 3/100")
@@ -310,7 +298,6 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit code, which is 1 for failures."""
     parser = argparse.ArgumentParser(
         description="Make the log-mel file of each audio file in a folder."
     )
@@ -327,17 +314,17 @@ def main(arguments: list[str] | None = None) -> int:
     add("--overwrite", action="store_true", help="make all files again, including complete ones")
     add("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args(arguments)
-    return commands.run(lambda: _run(options), parser.prog)
 
+    def command() -> Report:
+        report = preprocess(**vars(options))
+        for note in report.notes:
+            print(note, file=sys.stderr)
+        commands.print_failures(report.failed)
+        commands.print_failures(report.warnings, "warning")
+        print(report)
+        return report
 
-def _run(options: argparse.Namespace) -> Report:
-    report = preprocess(**vars(options))
-    for note in report.notes:
-        print(note, file=sys.stderr)
-    commands.print_failures(report.failed)
-    commands.print_failures(report.warnings, "warning")
-    print(report)
-    return report
+    return commands.run(command, parser.prog)
 
 
 if __name__ == "__main__":
