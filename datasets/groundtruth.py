@@ -1,7 +1,5 @@
 """Ground truth: a pickled dict, track path relative to ``base_dir`` → multi-hot labels or values.
 
-Read without running code from it (`helpers.safe_pickle`), validated, written atomically.
-
     python datasets/groundtruth.py show FILE                          # look at any ground truth
     python datasets/groundtruth.py build TABLE.csv --out-dir DIR      # make them from a table
 
@@ -15,6 +13,7 @@ import pickle
 import posixpath
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,19 +37,12 @@ TASKS: tuple[str, ...] = ("multi-label", "single-label", "regression")
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """The targets of a split.
+    """The targets of a split."""
 
-    Attributes:
-        path: the file it was read from.
-        keys: [N] tracks, as paths relative to ``base_dir``, in the file's order.
-        targets: [N, C] uint8, 0 or 1; for the task "regression" float32.
-        task: what the targets are: "multi-label", "single-label" or "regression".
-    """
-
-    path: Path
-    keys: list[str]
-    targets: np.ndarray
-    task: str = "multi-label"
+    path: Path  # the file it was read from
+    keys: list[str]  # [N] tracks, as paths relative to ``base_dir``, in the file's order
+    targets: np.ndarray  # [N, C] uint8, 0 or 1; for the task "regression" float32
+    task: str = "multi-label"  # one of TASKS
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -61,7 +53,7 @@ class GroundTruth:
         return self.targets.shape[1]
 
     def counts(self) -> np.ndarray:
-        """[C] int64: how many tracks have each label. Of no use for a regression."""
+        """[C] int64: how many tracks have each label."""
         return self.targets.sum(axis=0, dtype=np.int64)
 
 
@@ -71,14 +63,10 @@ def read_groundtruth(
     task: str = "multi-label",
     task_setting: str = "maest.task",
 ) -> GroundTruth:
-    """Read and validate a ground truth.
+    """Read a pickled dict, relative path → targets: a NumPy array, a tuple or a list.
 
-    Args:
-        path: a pickled dict, relative path → targets: a NumPy array, a tuple or a list.
-            Multi-label: 0 or 1 for each label. Single-label: the same, with exactly one 1.
-            Regression: finite values below 3e38, or one bare number.
-        n_classes: the number of labels or values that is expected, if it is known.
-        task_setting: which setting an error's hint names.
+    Multi-label: 0 or 1 for each label. Single-label: the same, with exactly one 1. Regression:
+    finite values below 3e38, or one bare number. ``task_setting``: what an error's hint names.
 
     Raises:
         InputError: the file is refused by `helpers.safe_pickle`, a key is no path that stays inside
@@ -99,26 +87,17 @@ def read_splits(
     section: str,
     task_setting: str = "maest.task",
 ) -> dict[str, GroundTruth]:
-    """Ground truths of splits with the same labels, by the names of ``paths``.
+    """Read the ground truths of splits. Raises InputError unless their labels are the same.
 
     Their settings are ``<section>.groundtruth_<split>``, and errors name them.
-
-    Raises:
-        InputError: as :func:`check_given`, :func:`read_groundtruth` and :func:`check_labels`.
     """
-    splits = {
-        split: read_groundtruth(
-            check_given(path, f"{section}.groundtruth_{split}"),
-            task=task,
-            task_setting=task_setting,
-        )
-        for split, path in paths.items()
-    }
-    first = next(iter(splits.values()))
-    labels = labels_beside(first)
-    for split, other in splits.items():
+    splits: dict[str, GroundTruth] = {}
+    for split, path in paths.items():
         setting = f"{section}.groundtruth_{split}"
-        check_labels(other, first.n_classes, labels, str(first.path), setting)
+        given = check_given(path, setting)
+        splits[split] = own = read_groundtruth(given, task=task, task_setting=task_setting)
+        first = next(iter(splits.values()))
+        check_labels(own, first.n_classes, labels_beside(first), str(first.path), setting)
     return splits
 
 
@@ -126,15 +105,11 @@ def check_given(path: str | Path | None, setting: str) -> Path:
     """The path of a ground truth. Raises InputError where none is given, or there is no file."""
     found = None if path is None else Path(path).expanduser()
     if found is None or not found.is_file():
-        raise InputError(
-            "it is not set" if found is None else "no such file",
-            kind="missing",
-            path=found,
-            setting=setting,
-            hint="Give a ground truth: a data set's own preprocess.py makes it, or `python "
-            "datasets/groundtruth.py build`. (Of the embedded set: `with target_scores_tl`, in "
-            "ex_tl.py)",
-        )
+        what = "it is not set" if found is None else "no such file"
+        hint = "Give a ground truth: a data set's own preprocess.py makes it, or `python "
+        hint += "datasets/groundtruth.py build`. (Of the embedded set: `with target_scores_tl`, in "
+        hint += "ex_tl.py)"
+        raise InputError(what, kind="missing", path=found, setting=setting, hint=hint)
     return found
 
 
@@ -153,13 +128,8 @@ def check_labels(
         message = f"names other labels, or in another order, than {owner}"
     else:
         return
-    raise InputError(
-        message,
-        kind="mismatch",
-        setting=setting,
-        path=path,
-        hint="Use splits that were made together, and a model of the same labels.",
-    )
+    hint = "Use splits that were made together, and a model of the same labels."
+    raise InputError(message, kind="mismatch", setting=setting, path=path, hint=hint)
 
 
 def check_targets(
@@ -174,18 +144,15 @@ def check_targets(
         nothing = groundtruth.task != "single-label" and not (targets != targets[:1]).any()
         message = f"all {len(targets)} tracks have the same targets: there is nothing to score"
     if nothing:
-        raise InputError(
-            message + " (tracks without features are left out)" * (len(targets) < len(groundtruth)),
-            kind="empty",
-            setting=setting,
-            path=groundtruth.path,
-            hint="Give more tracks, which differ in their targets; `python datasets/groundtruth.py "
-            "show` counts their labels.",
-        )
+        message += " (tracks without features are left out)" * (len(targets) < len(groundtruth))
+        hint = "Give more tracks, which differ in their targets; `python datasets/groundtruth.py "
+        hint += "show` counts their labels."
+        path = groundtruth.path
+        raise InputError(message, kind="empty", setting=setting, path=path, hint=hint)
 
 
 def read_any_groundtruth(path: str | Path) -> GroundTruth:
-    """Read labels, or else real values: for those to whom nothing but the tracks matters."""
+    """Read labels, or else real values: for those to whom only the tracks matter."""
     try:
         return read_groundtruth(path)
     except InputError:
@@ -197,12 +164,9 @@ def read_any_groundtruth(path: str | Path) -> GroundTruth:
 def write_groundtruth(
     path: str | Path, groundtruth: Mapping[str, Any], task: str = "multi-label"
 ) -> None:
-    """Write a ground truth, atomically: a pickled dict, key → [C] NumPy array.
+    """Write a ground truth: a pickled dict, key → [C] bool (of a regression float32).
 
-    Its type is bool; for the task "regression" float32. A file with that content stays as it is.
-
-    Raises:
-        InputError: a key or value that would not be read back; nothing is written then.
+    A file with that content stays as it is. InputError: a key or value would not be read back.
     """
     path = Path(path)
     keys, targets = _validate(groundtruth, path, task)
@@ -230,19 +194,15 @@ def _validate(
         hint = f"Expected one of {TASKS}."
         raise InputError(f"no task {task!r}", kind="unknown", path=path, hint=hint)
     if not isinstance(groundtruth, Mapping) or not groundtruth:
-        raise InputError(
-            f"found {short_repr(groundtruth)}",
-            kind="empty" if isinstance(groundtruth, Mapping) else "invalid",
-            path=path,
-            hint="Expected a dict of relative path → labels, with a track or more.",
-        )
+        kind: Kind = "empty" if isinstance(groundtruth, Mapping) else "invalid"
+        hint = "Expected a dict of relative path → labels, with a track or more."
+        raise InputError(f"found {short_repr(groundtruth)}", kind=kind, path=path, hint=hint)
     targets = np.empty((0, 0))
     seen: dict[str, str] = {}
     for number, (key, values) in enumerate(groundtruth.items()):
         try:
-            track = check_key(key)
-            if seen.setdefault(track, key) is not key:
-                what = f"the same path as key {short_repr(seen[track])}"
+            if (first := seen.setdefault(check_key(key), key)) is not key:
+                what = f"the same path as key {short_repr(first)}"
                 raise InputError(what, kind="conflict", hint="Keep one of the two.")
             row = _row(values, task)
             if number == 0:
@@ -280,7 +240,7 @@ _EXPECTED = {
 
 
 def _row(values: Any, task: str) -> np.ndarray:
-    """One track's targets [C]. Raises InputError."""
+    """One track's targets [C]."""
     if task == "regression" and isinstance(values, _NUMBERS):
         values = [values]
     if isinstance(values, np.ndarray):
@@ -313,21 +273,18 @@ def _row(values: Any, task: str) -> np.ndarray:
 
 
 def write_labels(path: str | Path, names: Iterable[str]) -> None:
-    """Write the labels' names, in the order of the targets' columns, as a JSON list, atomically.
+    """Write the labels' names, in the order of the targets' columns, as a JSON list.
 
-    A file with that content stays as it is. Raises InputError as :func:`read_labels`.
+    A file with that content stays as it is. InputError: a name is empty, or there twice.
     """
     path = Path(path)
     write_changed(path, to_json(_check_names(list(names), path)).encode())
 
 
 def read_labels(path: str | Path) -> list[str]:
-    """Read the labels' names: a JSON list of distinct, non-empty strings, or one name a line.
+    """Read names of labels, UTF-8: a JSON list (its first character is ``[``), or one name a line.
 
-    What the file is, its first character says: ``[`` begins a JSON list. Both are UTF-8.
-
-    Raises:
-        InputError: the file cannot be read or holds anything else.
+    Raises InputError unless they are distinct and none is empty.
     """
     path = Path(path)
     hint = "Label names are a JSON list, or UTF-8 text with one name a line."
@@ -349,8 +306,7 @@ def read_labels(path: str | Path) -> list[str]:
 def labels_beside(groundtruth: GroundTruth) -> list[str] | None:
     """The C names in the ``labels.json`` beside a ground truth; None if there is none.
 
-    Raises:
-        InputError: there is one, and it is damaged or of another number of labels.
+    Raises InputError if it is damaged, or of another number of labels.
     """
     path = groundtruth.path.parent / "labels.json"
     if not path.is_file():
@@ -368,14 +324,13 @@ def _check_names(names: Any, path: Path) -> list[str]:
     if not isinstance(names, list) or not names:
         kind: Kind = "empty" if names == [] else "invalid"
         raise InputError(f"found {short_repr(names)}", kind=kind, path=path, hint=hint)
-    seen: set[str] = set()
     for i, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"label {i} is {short_repr(name)}", path=path, hint=hint)
-        if name in seen:
-            what = f"{short_repr(name)} is there twice"
-            raise InputError(what, kind="conflict", path=path, hint=hint)
-        seen.add(name)
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        what = f"{short_repr(name)} is there twice"
+        raise InputError(what, kind="conflict", path=path, hint=hint)
     return names
 
 
