@@ -28,23 +28,19 @@ class _Batch:
     """A dataclass whose tensors move together."""
 
     def to(self, device: torch.device | str | int, **kwargs: Any) -> Self:
-        """Move the tensors; Lightning calls this. Options are those of ``Tensor.to``.
-
-        Copies to a GPU wait for nothing, unless told otherwise: its own queue keeps them before the
-        work that needs them. (Lightning asks for this with bare tensors alone.)
-        """
+        """Move the tensors; Lightning calls this. Options are those of ``Tensor.to``."""
+        # Copies to a GPU wait for nothing: its own queue keeps them before the work that needs
+        # them. (Lightning asks for this with bare tensors alone.)
         options = {"non_blocking": torch.device(device).type == "cuda", **kwargs}
         return self._each(lambda tensor: tensor.to(device, **options))
 
     def pin_memory(self) -> Self:
-        """Called by a DataLoader that pins memory."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         batch: Any = self
-        return replace(
-            batch, **{f.name: _apply(change, getattr(self, f.name)) for f in fields(batch)}
-        )
+        changed = {field.name: _apply(change, getattr(self, field.name)) for field in fields(batch)}
+        return replace(batch, **changed)
 
 
 def _apply(change: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -87,11 +83,10 @@ class TrackBatch(_Batch):
 
 
 class PackedStrings:
-    """Strings in two arrays.
+    """Strings in two arrays, which forked workers share with their parent.
 
-    A worker process is a fork that shares its parent's memory until one of them writes to it, and
-    looking at a Python object writes to it, to count the reference: a list of a million keys would
-    be copied by each worker as it goes through them. Arrays are not.
+    A list of a million keys would be copied by each worker as it goes through them: looking at a
+    Python object writes to it, to count the reference.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -112,7 +107,7 @@ class PackedStrings:
 
 
 class _Tracks(Dataset):
-    """The tracks of a ground truth, and whether those that cannot be read are skipped."""
+    """``skip`` says whether tracks that cannot be read are skipped."""
 
     def __init__(
         self,
@@ -141,8 +136,7 @@ class CropDataset(_Tracks):
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> ClipBatch:
         """Read a batch: of each clip the track's index, and the seed of its random crop.
 
-        Raises:
-            InputError: a file cannot be read; if such are skipped, nearly nothing can be read.
+        Raises InputError for a file that cannot be read; where such are skipped, for 50 in a row.
         """
         errors: dict[str, str] = {}
         read = [self._read(index, seed, errors) for index, seed in items]
@@ -175,13 +169,10 @@ class CropDataset(_Tracks):
             tried.append(index)
             while index in tried and len(tried) < len(self):
                 index = int(substitutes.integers(len(self)))
-        raise InputError(
-            f"none of {len(tried)} of {len(self)} training tracks, tried in a row, can be "
-            f"read (the last: {reason})",
-            kind="empty",
-            setting="datamodule.on_error",
-            hint="`python ex_maest.py check_data` with the same settings lists what is wrong.",
-        )
+        what = f"none of {len(tried)} of {len(self)} training tracks, tried in a row, can be read "
+        what += f"(the last: {reason})"
+        hint = "`python ex_maest.py check_data` with the same settings lists what is wrong."
+        raise InputError(what, kind="empty", setting="datamodule.on_error", hint=hint)
 
 
 class TrackDataset(_Tracks):

@@ -33,10 +33,9 @@ def _fault(path: str | Path, message: str, kind: Kind = "corrupt") -> InputError
 
 
 def write_mel(path: str | Path, mel: np.ndarray) -> None:
-    """Write a log-mel [frames, 96], not normalised, as float16 ``.mmap``, atomically.
+    """Write a log-mel [frames, 96], not normalised, as float16 ``.mmap``.
 
-    Raises:
-        ValueError: if the shape is another, there is no frame, or a value does not fit.
+    Raises ValueError if the shape is another, there is no frame, or a value does not fit.
     """
     mel = np.asarray(mel)
     if mel.ndim != 2 or mel.shape[1] != N_MELS or not len(mel):
@@ -49,17 +48,14 @@ def write_mel(path: str | Path, mel: np.ndarray) -> None:
 
 
 def mel_path(base_dir: str | Path, key: str) -> Path:
-    """The file of a ground-truth key: ``base_dir/key``, or that name with .mmap or .npy added.
-
-    Where there is none of them, ``base_dir/key``.
-    """
+    """The file of a ground-truth key: ``base_dir/key``, unless it is there with .mmap or .npy."""
     path = Path(base_dir) / key
     added = (path.with_name(f"{path.name}{suffix}") for suffix in _SUFFIXES)
     return next((candidate for candidate in added if candidate.is_file()), path)
 
 
 def find_mel(base_dir: str | Path, key: str) -> Path:
-    """The same. Raises InputError if there is no such file."""
+    """The same, where InputError says that there is no such file."""
     path = mel_path(base_dir, key)
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "no such file"
@@ -70,21 +66,9 @@ def find_mel(base_dir: str | Path, key: str) -> Path:
 
 
 def read_mel(path: str | Path) -> np.ndarray:
-    """A whole log-mel file: floats [frames, 96]. Raises InputError as :class:`MelFile`."""
+    """A whole log-mel file: floats [frames, 96]."""
     with MelFile(path) as file:
         return file.read(0, len(file))
-
-
-def _mapped(path: str) -> np.ndarray:
-    """A ``.npy`` file, mapped into memory."""
-    try:
-        mel = load_array(path, mapped=True)
-    except (OSError, ValueError, EOFError) as error:
-        raise _unreadable(path, error) from error
-    if mel.ndim != 2 or mel.shape[1] != N_MELS or mel.dtype.kind != "f" or not len(mel):
-        what = f"holds {mel.dtype} {mel.shape}, expected floats [frames, {N_MELS}]"
-        raise _fault(path, what, "invalid")
-    return mel
 
 
 def _unreadable(path: str | Path, error: Exception) -> InputError:
@@ -94,15 +78,12 @@ def _unreadable(path: str | Path, error: Exception) -> InputError:
 
 
 class MelFile:
-    """A log-mel file that is open for reading. No frame is read before it is asked for.
+    """A log-mel file that is open for reading, in a ``with`` statement; its length is in frames.
 
     A ``.mmap`` is read by position, straight into the caller's array: opening it, its size, the
     read and closing it are one system call each, and a file that shrinks meanwhile is an error here
-    where a mapped one would end the process. Use it in a ``with`` statement. ``dtype`` is float16;
-    of a ``.npy`` the file's own.
-
-    Raises:
-        InputError: the file is missing, empty, no whole number of frames, or of another shape.
+    where a mapped one would end the process. ``dtype`` is float16; of a ``.npy`` the file's own.
+    Raises InputError unless the file holds whole frames, one or more.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -110,29 +91,30 @@ class MelFile:
         self.dtype = DTYPE
         self._mapped: np.ndarray | None = None  # of a .npy
         self._descriptor = -1
-        if self.path.endswith(".npy"):
-            self._mapped = mel = _mapped(self.path)
+        try:
+            if self.path.endswith(".npy"):
+                self._mapped = mel = load_array(self.path, mapped=True)
+            else:
+                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                found = os.fstat(self._descriptor)
+        except (OSError, ValueError, EOFError) as error:
+            raise _unreadable(self.path, error) from error
+        if self._mapped is not None:
+            if mel.ndim != 2 or mel.shape[1] != N_MELS or mel.dtype.kind != "f" or not len(mel):
+                what = f"holds {mel.dtype} {mel.shape}, expected floats [frames, {N_MELS}]"
+                raise _fault(self.path, what, "invalid")
             self._frames, self.dtype = len(mel), mel.dtype
             return
-        try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            found = os.fstat(self._descriptor)
-        except (OSError, ValueError) as error:
-            raise _unreadable(self.path, error) from error
-        problem = size_problem(found)
-        if problem:
+        if problem := size_problem(found):
             self.close()
             raise _fault(self.path, problem)
         self._frames = found.st_size // FRAME_BYTES
 
     @classmethod
     def of_key(cls, base_dir: str | Path, key: str) -> MelFile:
-        """The file of a ground-truth key, as :func:`find_mel` finds it.
-
-        The key's own name is tried before any other is looked for.
-        """
+        """The file of a ground-truth key, as :func:`find_mel` finds it."""
         try:
-            return cls(os.path.join(base_dir, key))
+            return cls(os.path.join(base_dir, key))  # without a look at what else there may be
         except InputError:
             path = find_mel(base_dir, key)
             if path.name == os.path.basename(key):
@@ -140,7 +122,6 @@ class MelFile:
             return cls(path)
 
     def __len__(self) -> int:
-        """Number of frames."""
         return self._frames
 
     def __enter__(self) -> MelFile:
@@ -150,7 +131,6 @@ class MelFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file; a second call does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -159,28 +139,24 @@ class MelFile:
     def read_into(self, out: np.ndarray, first: int) -> None:
         """Read frames from ``first`` on into a C-ordered array [n, 96] of the file's ``dtype``.
 
-        Raises:
-            InputError: the file is shorter by now, cannot be read, or has NaN or infinite values in
-                these frames.
+        Raises InputError if these cannot be read any more, or have NaN or infinite values.
         """
         if self._mapped is not None:
             out[:] = self._mapped[first : first + len(out)]
         else:
-            self._read_bytes(out.data.cast("B"), first * FRAME_BYTES)
+            buffer, offset = out.data.cast("B"), first * FRAME_BYTES
+            while len(buffer):  # once, but on file systems that read less than was asked for
+                try:
+                    done = os.preadv(self._descriptor, [buffer], offset)
+                except OSError as error:
+                    raise _unreadable(self.path, error) from error
+                if not done:
+                    what = f"ends at byte {offset}, and was longer: another program writes it"
+                    raise _fault(self.path, what)
+                buffer, offset = buffer[done:], offset + done
         if not all_finite(out):
             frames = f"{first}-{first + len(out)}"
             raise _fault(self.path, f"NaN or infinite values in frames {frames}", "invalid")
-
-    def _read_bytes(self, buffer: memoryview, offset: int) -> None:
-        while len(buffer):  # once, but on file systems that read less than was asked for
-            try:
-                done = os.preadv(self._descriptor, [buffer], offset)
-            except OSError as error:
-                raise _unreadable(self.path, error) from error
-            if not done:
-                what = f"ends at byte {offset}, and was longer: another program writes it"
-                raise _fault(self.path, what)
-            buffer, offset = buffer[done:], offset + done
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Frames ``first`` to ``last`` (left out), as a new array [last - first, 96]."""
@@ -204,7 +180,7 @@ class MelFile:
 
 
 def size_problem(found: os.stat_result) -> str | None:
-    """What is wrong with a ``.mmap`` file, as far as its size says; None if nothing is."""
+    """What is wrong with a ``.mmap`` file, as far as its size says."""
     if stat.S_ISDIR(found.st_mode):
         return "is a folder, not a file"
     if not found.st_size:
@@ -219,14 +195,11 @@ _INFINITY = 0x7C00  # the bits of float16's infinity: all of the exponent
 
 
 def all_finite(mel: np.ndarray) -> bool:
-    """Whether an array has no NaN or infinite value.
-
-    Of float16, which NumPy's own ``isfinite`` takes one by one, by the bits: as unsigned integers
-    all finite values without a sign come before infinity. A log-mel has no sign, so that one pass
-    is enough; where one is found, another looks at the exponents.
-    """
+    """Whether an array has no NaN or infinite value."""
     if mel.dtype != DTYPE:
         return bool(np.isfinite(mel).all())
+    # NumPy's isfinite takes float16 one by one. As unsigned integers, all finite values without a
+    # sign come before infinity: of a log-mel, which has no sign, one pass is enough.
     bits = mel.view(np.uint16)
     return bool(bits.max(initial=0) < _INFINITY or (bits & _INFINITY).max() < _INFINITY)
 
@@ -249,12 +222,11 @@ def read_crop(mel: MelFile, frames: int, rng: np.random.Generator) -> np.ndarray
 
 
 def read_patches(path: str | Path, longest: int) -> list[np.ndarray]:
-    """Read a whole track as patches, for evaluation and extraction.
+    """A whole track as patches [frames, 96] of ``longest`` frames; the last may be shorter.
 
     They are cut by :func:`helpers.patches.cut`, as the network cuts a waveform by itself, so that
-    a track gives the same result from audio and from its file. All [frames, 96] have ``longest``
-    frames but for the last, which may be shorter. A track shorter than 16 frames is padded to that
-    with zeros (silence), at the end.
+    a track gives the same result from audio and from its file. A track shorter than 16 frames is
+    padded to that with zeros (silence), at the end.
     """
     with MelFile(path) as mel:
         pieces = [mel.read(first, last) for first, last in patches.cut(len(mel), longest)]

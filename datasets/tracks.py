@@ -26,10 +26,7 @@ _LONGEST_REASON = 300  # characters of an error that nobody foresaw
 
 
 class Tracks:
-    """Tracks below a folder; worker processes share the memory of their keys, which are any text.
-
-    A key is the path of a file relative to the folder, or leads to it.
-    """
+    """Tracks below a folder: a key is the path of a file relative to it, or leads to it."""
 
     def __init__(self, folder: str | Path, keys: Sequence[str]) -> None:
         self.folder = Path(folder).resolve()
@@ -57,8 +54,6 @@ class Tracks:
 
 
 class AudioTracks(Tracks):
-    """Audio files."""
-
     seconds: float | None = None  # of each, at most so many are read, its centre
 
     def _mel(self, index: int, scratch: Path) -> tuple[np.ndarray, list[str]]:
@@ -119,8 +114,6 @@ def _read(tracks: Tracks, scratch: Path, index: int) -> tuple[Track, Path | None
 
 
 class Found(NamedTuple):
-    """What `find_tracks` found."""
-
     tracks: AudioTracks  # in the order of their names' bytes
     failed: dict[str, str]  # folders that may not be read → reasons
     left_out: Counter[str]  # what is not taken for music, by suffix or name of a folder
@@ -130,26 +123,22 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
     """The audio that ``inference.audio`` names: a file, whatever its suffix, or all in a folder.
 
     ``leave_out`` is a folder that is not looked into, that of the results (see
-    `datasets.collection.find_audio`).
-
-    Raises:
-        InputError: there is no such file or folder, or it may not be looked at; no audio is in it.
+    `datasets.collection.find_audio`). Raises InputError if there is none.
     """
-    found = Found(AudioTracks(".", []), {}, Counter())
     path = Path(audio)
     kind: Kind = "empty"
     reason = "is empty"
     try:
         path = path.expanduser()
         if path.is_file():
-            return found._replace(tracks=AudioTracks(path.parent, [path.name]))
+            return Found(AudioTracks(path.parent, [path.name]), {}, Counter())
         if str(audio) and path.is_dir():
-            folder = path.resolve()
+            folder, failed, left_out = path.resolve(), dict[str, str](), Counter[str]()
             inside = None if leave_out is None else Path(leave_out).expanduser().resolve()
-            names = find_audio(folder, inside, found.failed, found.left_out)
-            if not names and not found.failed:
-                raise no_audio(folder, found.left_out, "inference.audio")
-            return found._replace(tracks=AudioTracks(folder, names))
+            names = find_audio(folder, inside, failed, left_out)
+            if not names and not failed:
+                raise no_audio(folder, left_out, "inference.audio")
+            return Found(AudioTracks(folder, names), failed, left_out)
         if str(audio):
             kind, reason = "missing", "no such file or folder"
             if path.exists():
@@ -161,7 +150,7 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``3/100`` → (3, 100): the third of a hundred parts. Another text is an InputError."""
+    """``3/100`` → (3, 100): the third of a hundred parts."""
     shard = split_shard(text)
     if shard is None or not 1 <= shard[0] <= shard[1]:
         hint = "Give K/N, such as 3/100, with K from 1 to N."
@@ -172,10 +161,6 @@ def parse_shard(text: str) -> tuple[int, int]:
 def own_share(
     total: int, shard: tuple[int, int] | None = None, rank: int = 0, world: int = 1
 ) -> range:
-    """The tracks that one process is to do: those of all shards and ranks are all, each once.
-
-    ``shard`` is (k, n), the k-th of n parts, k from 1; ``rank``, from 0, one of the ``world``
-    processes that share it.
-    """
+    """The tracks of one process: of ``shard`` (k, n), the k-th of n parts, its rank's share."""
     k, n = shard or (1, 1)
     return range(total)[k - 1 :: n][rank::world]
