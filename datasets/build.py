@@ -17,7 +17,7 @@ from maest.datasets.groundtruth import write_groundtruth, write_labels
 from maest.datasets.melspectrograms import MelFile, mel_path
 from maest.datasets.splitting import SPLITS, split_by_group
 from maest.datasets.tables import Table, some
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.names import first_few
 from maest.helpers.report import table as markdown_table
 from maest.helpers.safe_pickle import short_repr
@@ -55,15 +55,11 @@ def build(
 ) -> Built:
     """Write ``groundtruth-{train,validation,test,all}.pk`` and ``labels.json`` of a table.
 
-    Args:
-        task: "multi-label" or "single-label" (each track has one label), of a table of values
-            "regression"; None: what fits the table.
-        fractions: of the tracks in train, validation and test, where the table has no split.
-        min_positives: labels that fewer tracks have are left out.
-        base_dir: folder of the log-mel files, to check that all of them are there.
-        skip_missing: leave out tracks whose file is not there, rather than refuse the table.
-        keep_duplicates_together: read the log-mel files, and keep tracks with the same content, and
-            the groups they are in, in one split.
+    ``task`` None is what fits the table. ``fractions`` are of train, validation and test, where the
+    table has no split. Labels that fewer tracks have than ``min_positives`` are left out. With
+    ``base_dir`` all log-mel files must be there, unless ``skip_missing`` leaves out those tracks.
+    ``keep_duplicates_together`` reads them: tracks with the same content, and the groups they are
+    in, come to be in one split.
 
     Raises:
         InputError: options that do not go together, files that are missing, a split that would be
@@ -74,12 +70,10 @@ def build(
         hint = "Expected at least 1."
         raise InputError(f"is {min_positives}", setting="--min-positives", hint=hint)
     if keep_duplicates_together and (base_dir is None or table.splits is not None):
-        raise InputError(
-            "it needs the log-mel files, and a table without a split of its own",
-            kind="missing" if base_dir is None else "conflict",
-            setting="--keep-duplicates-together",
-            hint="Give the files' folder: --base-dir MELS; to split anew: --ignore-split.",
-        )
+        kind: Kind = "missing" if base_dir is None else "conflict"
+        what = "it needs the log-mel files, and a table without a split of its own"
+        hint = "Give the files' folder: --base-dir MELS; to split anew: --ignore-split."
+        raise InputError(what, kind=kind, setting="--keep-duplicates-together", hint=hint)
     rows, missing = _rows_with_files(table, base_dir, skip_missing)
     without_labels, dropped = 0, dict[str, int]()
     targets: np.ndarray
@@ -142,8 +136,7 @@ def write_splits(
 ) -> None:
     """Write ``groundtruth-SPLIT.pk`` of each split and of "all", and ``labels.json``.
 
-    Files that say the same already are left as they are. Raises InputError if they cannot be
-    written.
+    Files that say the same already are left as they are.
     """
     everything = {key: target for rows in splits.values() for key, target in rows.items()}
     try:
@@ -151,14 +144,13 @@ def write_splits(
             write_groundtruth(Path(out_dir) / f"groundtruth-{split}.pk", rows, task)
         write_labels(Path(out_dir) / "labels.json", names)
     except OSError as error:
-        what, hint = f"cannot be written to ({error.strerror or error})", "Give another folder."
-        raise InputError(
-            what, kind="access", path=out_dir, setting="--out-dir", hint=hint
-        ) from None
+        what, setting = f"cannot be written to ({error.strerror or error})", "--out-dir"
+        hint = "Give another folder."
+        raise InputError(what, kind="access", path=out_dir, setting=setting, hint=hint) from None
 
 
 def _task(table: Table, task: str | None) -> str:
-    """The task. Raises InputError for one that does not go with the table."""
+    """The task, which must go with the table."""
     fitting = "multi-label" if table.values is None else "regression"
     task = task or fitting
     if (task == "regression") != (fitting == "regression"):
@@ -276,7 +268,6 @@ def _warnings(
 
 
 def describe(built: Built) -> list[str]:
-    """Lines that tell a person what was written."""
     table, sizes = built.table, [len(keys) for keys in built.splits.values()]
     columns = (
         f"{what}: {names[0]}" if len(names) == 1 else f"{what}: {len(names)} columns, see below"

@@ -22,7 +22,6 @@ _BINS = 10
 
 
 def _show(args: argparse.Namespace) -> None:
-    """Print counts, labels per clip (or the range of each value) and the first keys."""
     groundtruth = read_groundtruth(args.file, task=args.task)
     beside = args.file.parent / "labels.json"
     names_file = args.labels or (beside if beside.is_file() else None)
@@ -104,7 +103,6 @@ group."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Look at ground-truth files, or make them.")
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="print counts, labels or values, and the first keys")

@@ -17,6 +17,7 @@ import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Literal, TypeVar
@@ -81,10 +82,6 @@ def read_table(
 ) -> Table:
     """Read a table of tracks: UTF-8 or UTF-16 text, its first line the names of the columns.
 
-    Commas, tabs or semicolons are between the columns: what the first line has most of, a tab
-    before all; or what a line ``sep=;`` before it says. In a table with tabs, quote signs that do
-    not come in pairs are part of the text.
-
     Columns that are not named here are recognised by their names (``RECOGNISED``). A column of
     labels has names of labels, ``separator`` between them, or nothing but 0, 1 (false, true) and
     blanks: then its own name is a label, which the tracks with a 1 have. Without a column that is
@@ -138,17 +135,10 @@ def read_table(
         first: dict[str, str] = {}
         groups = [first.setdefault(_fold(name), name) for name in rows.cells(columns["group"][0])]
     taken = {name for names in columns.values() for name in names}
+    unused = [name for name in rows.header if name not in taken]
+    keys = _keys(rows, columns["path"][0], audio_dir, base_dir)
     return Table(
-        path=rows.path,
-        columns=columns,
-        unused=[name for name in rows.header if name not in taken],
-        keys=_keys(rows, columns["path"][0], audio_dir, base_dir),
-        lines=rows.lines,
-        labels=labels,
-        splits=splits,
-        groups=groups,
-        values=values,
-        warnings=warnings,
+        rows.path, columns, unused, keys, rows.lines, labels, splits, groups, values, warnings
     )
 
 
@@ -163,7 +153,6 @@ def _fold(text: str) -> str:
 
 
 def some(names: Iterable[str]) -> str:
-    """The first few of some names, quoted."""
     return first_few(map(short_repr, names))
 
 
@@ -174,7 +163,6 @@ def _finite(cell: str) -> float:
 
 
 def _is_flags(cells: list[str]) -> bool:
-    """Whether there is nothing but 0, 1 and blanks, and one 0 or 1."""
     return any(cells) and {cell.lower() for cell in set(cells)} <= _FLAGS
 
 
@@ -201,7 +189,7 @@ def _label_columns(rows: _Rows, others: list[str], warnings: list[str]) -> list[
 def _labels(
     columns: dict[str, list[str]], separator: str, warnings: list[str]
 ) -> list[frozenset[str]]:
-    """The labels of each row, of columns' cells; ``warnings`` is added to."""
+    """Of each row; ``columns`` are their cells, and ``warnings`` is added to."""
     flags = {name: cells for name, cells in columns.items() if _is_flags(cells)}
     texts = [cells for name, cells in columns.items() if name not in flags]
     if blank := {name: cells.count("") for name, cells in flags.items() if "" in cells}:
@@ -265,7 +253,7 @@ def _keys(
 
 
 def _below(name: str, folder: str) -> str:
-    """An absolute path relative to a folder. Raises ValueError if it is not below."""
+    """An absolute path, relative to a folder that it must be below."""
     whole = re.sub("^/+", "/", posixpath.normpath(name))  # normpath leaves two
     below: PurePath = PureWindowsPath(whole)
     if not re.match(r"[A-Za-z]:[\\/]", folder):
@@ -278,12 +266,10 @@ def _below(name: str, folder: str) -> str:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The cells of a file, and the lines that the rows end in."""
-
     path: Path
     header: list[str]
     rows: list[list[str]]
-    lines: list[int]
+    lines: list[int]  # that the rows end in
 
     @property
     def by_bare(self) -> dict[str, str]:
@@ -323,7 +309,10 @@ def _refusal(
 
 
 def _read_rows(path: Path, warnings: list[str]) -> _Rows:
-    """Read UTF-8 or UTF-16 text; ``warnings`` is added to."""
+    """Columns are cut where a line ``sep=;`` says; or at tabs, or at the more of , and ; there are.
+
+    In a table with tabs, quote signs that do not come in pairs are part of the text.
+    """
     text = _read_text(path)
     named = re.match(r'"?sep=(.)\1*"?(?=[\r\n])', text, re.IGNORECASE)
     text = text[named.end() :] if named else text  # Excel's own line; others keep their numbers
@@ -331,22 +320,18 @@ def _read_rows(path: Path, warnings: list[str]) -> _Rows:
     bare = re.sub(r'"[^"]*"', "", first)
     delimiter = "\t" if "\t" in bare else max(",;", key=bare.count)
     delimiter = named[1] if named else delimiter
-    if delimiter != "\t" or '"' not in text:
-        return _parse(path, text, delimiter)
-    quoted: _Rows | InputError
+    plain = None
+    if delimiter == "\t" and '"' in text:
+        with suppress(InputError):  # titles such as "Heroes" live, which no one has quoted
+            plain = _parse(path, text, delimiter, quoting=csv.QUOTE_NONE)
     try:
         quoted = _parse(path, text, delimiter)
         # Two quote signs far apart may have swallowed what is between them.
-        if not any("\t" in cell or "\n" in cell for row in quoted.rows for cell in row):
+        if plain is None or not any(set("\t\n") & set(c) for row in quoted.rows for c in row):
             return quoted
-    except InputError as error:
-        quoted = error
-    try:  # titles such as "Heroes" live, which no one has quoted
-        plain = _parse(path, text, delimiter, quoting=csv.QUOTE_NONE)
     except InputError:
-        if isinstance(quoted, InputError):
-            raise quoted from None
-        return quoted
+        if plain is None:
+            raise
     warnings.append("quote signs of the table do not come in pairs: they were taken as text")
     return plain
 
