@@ -18,30 +18,22 @@ SHOWN = 5  # of a list, in a message
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a command did.
+    """What a command did."""
 
-    Attributes:
-        done, skipped: items made now, and whole before.
-        failed: item → reason.
-    """
-
-    done: int = 0
-    skipped: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
+    done: int = 0  # items made now
+    skipped: int = 0  # whole before
+    failed: dict[str, str] = field(default_factory=dict)  # item → reason
 
 
 def print_failures(failed: dict[str, str], what: str = "failed") -> None:
-    """The first few failures, on the error output."""
     for name, reason in sorted(failed.items())[:SHOWN]:
         print(f"{what}: {name}: {reason}", file=sys.stderr)
 
 
 def run(command: Callable[[], Outcome | None], program: str) -> int:
-    """Run a command; what a user can mend is said in one line.
+    """Run a command; what a user can mend is said in one line. Returns the exit code.
 
-    Returns:
-        the exit code: 0; 1 after an error, or for failures of an `Outcome`; 130 after Ctrl-C, 143
-        after SIGTERM.
+    It is 1 after an error, or for failures of an `Outcome`; 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
         outcome = command()

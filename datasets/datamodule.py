@@ -29,13 +29,8 @@ class MaestDataModule(pl.LightningDataModule):
     epoch, and of the tracks to evaluate. Lightning must leave the samplers as they are
     (``Trainer(use_distributed_sampler=False)``).
 
-    `config/settings.py` has the meanings of all arguments that are not named here.
-
-    Args:
-        splits: the ground truths of "train", "val" and "test", of those that are needed.
-        clip_frames: length of a training crop and of an evaluation patch, in frames.
-        clips_per_epoch: of all processes together; all clips if None.
-        on_error: with "skip", batches say which files were left out and why (``errors``).
+    ``splits`` are those needed of "train", "val" and "test"; ``clip_frames`` is the length of a
+    crop and of a patch. `config/settings.py` has the meanings of the other arguments.
     """
 
     def __init__(
@@ -63,11 +58,7 @@ class MaestDataModule(pl.LightningDataModule):
         self._start: tuple[int, int] | None = (0, 0)
 
     def setup(self, stage: str) -> None:
-        """Called by Lightning; before a training, all the teacher's files must be there.
-
-        With ``on_error="skip"`` those that are not are warned of, and skipped; else it raises
-        InputError.
-        """
+        """Called by Lightning: all the teacher's files must be there, or (on_error) are skipped."""
         if stage != "fit" or self.teacher_dir is None:
             return
         try:
@@ -89,7 +80,7 @@ class MaestDataModule(pl.LightningDataModule):
         return {"epoch": epoch, "batches": batches, **self._plan()}
 
     def _plan(self) -> dict[str, int]:
-        """What says how many clips a batch has, and how many batches and steps an epoch."""
+        """What makes the size of a batch, and the number of batches and steps of an epoch."""
         trainer: Any = self.trainer
         tracks = len(self.splits["train"])
         return {
@@ -103,26 +94,23 @@ class MaestDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Of a checkpoint, before the training loader is made.
 
-        Raises:
-            InputError: if batches, or an epoch's number of them, are others here: neither the
-                position in an epoch nor the learning rate's would be what it was.
+        Raises InputError if batches, or an epoch's number of them, are others here: neither the
+        position in an epoch nor the learning rate's would be what it was.
         """
         plan, clips = self._plan(), "datamodule.clips_per_epoch"
         # Version 0.1 wrote 0 where an epoch had one clip of each track.
         before = {**state_dict, clips: state_dict[clips] or state_dict["training tracks"]}
         differing = differences({name: before[name] for name in plan}, plan)
         if differing:
-            message = f"that training had {'; '.join(differing)}"
-            hint = "Give the same to continue it, or start a new one from its weights with "
-            hint += "maest.checkpoint."
-            raise InputError(message, kind="mismatch", setting="ckpt_path", hint=hint)
+            message, setting = f"that training had {'; '.join(differing)}", "ckpt_path"
+            hint = "Give the same, or start a new one from its weights with maest.checkpoint."
+            raise InputError(message, kind="mismatch", setting=setting, hint=hint)
         self.start_at(state_dict["epoch"], state_dict["batches"])
 
     def start_at(self, epoch: int, batches: int) -> None:
         """Let training begin after so many batches of an epoch (from 0); none of them is read.
 
-        This holds for the next training loader that is made. One after that
-        (``reload_dataloaders_every_n_epochs``) begins its epoch at the first batch.
+        A loader after the next one (``reload_dataloaders_every_n_epochs``) begins at the first.
         """
         self._start = (epoch, batches)
 

@@ -17,10 +17,10 @@ Moments = tuple[int, float, float]  # number, mean and sum of squared deviations
 
 
 def combined(a: Moments, b: Moments) -> Moments:
-    """Those of all values together, exact to rounding however many there are.
+    """Those of all values together; a sum of squares would lose its digits.
 
     The update of T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the sample
-    variance", The American Statistician 37 (1983); a sum of squares would lose its digits.
+    variance", The American Statistician 37 (1983).
     """
     count, delta = a[0] + b[0], b[1] - a[1]
     share = b[0] / max(count, 1)
@@ -28,7 +28,6 @@ def combined(a: Moments, b: Moments) -> Moments:
 
 
 def file_moments(path: str | Path) -> Moments:
-    """Of all values of a file, which is read in pieces of at most 320 s."""
     total: Moments = (0, 0.0, 0.0)
     with MelFile(path) as mel:
         for chunk in mel.chunks():
@@ -42,8 +41,6 @@ def file_moments(path: str | Path) -> Moments:
 
 @dataclass(frozen=True)
 class NormStats:
-    """Statistics of the log-mel values of many tracks."""
-
     mean: float  # over all values of all frames
     std: float  # of the values, not an estimate from a sample of them
     tracks: int  # that were read
@@ -59,12 +56,9 @@ def norm_stats(
 ) -> NormStats:
     """Mean and standard deviation over all values of all tracks, exact to float64's rounding.
 
-    Memory does not grow with a track's length or with their number. Files are read by several
-    threads (None for one a core) and merged in the order of ``keys``, so that the result is the
-    same to the last bit whatever the number of threads.
-
-    Raises:
-        InputError: if not one of the tracks can be read, or all values are equal.
+    Files are read by several threads (None for one a core) and merged in the order of ``keys``, so
+    that the result is the same to the last bit whatever the number of threads. InputError: not one
+    of the tracks can be read, or all values are equal.
     """
 
     def of_key(key: str) -> Moments | str:

@@ -43,8 +43,7 @@ class ClipSampler(Sampler[tuple[int, int]]):
     ``balanced`` draws by :func:`label_balanced_weights`, without replacement; with replacement
     where an epoch has no fewer clips than there are.
 
-    Raises:
-        InputError: if there are fewer clips in an epoch than processes.
+    InputError: there are fewer clips in an epoch than processes.
     """
 
     def __init__(
@@ -71,14 +70,12 @@ class ClipSampler(Sampler[tuple[int, int]]):
             log.info(text, self.clips, self.size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that is drawn next."""
         self.epoch = epoch
 
     def skip(self, clips: int) -> None:
         """Let the next iteration, and no other, begin after ``clips`` clips of this rank.
 
-        So a resumed run goes on inside an epoch, and nothing is loaded for what it has seen. The
-        length stays that of the whole epoch.
+        The length stays that of the whole epoch.
         """
         self.to_skip = clips
 

@@ -21,11 +21,7 @@ _HINT = (
 
 
 def check_teacher_files(folder: str | Path, keys: Sequence[str]) -> None:
-    """See that every key has its file, without opening any.
-
-    Raises:
-        InputError: with the count of those that are missing, and the first few.
-    """
+    """Raise InputError unless every key has its file; none is opened."""
     # Text, not paths: there may be millions of tracks.
     missing = [key for key in keys if not os.path.exists(f"{folder}/{key}{_SUFFIX}")]
     if missing:
@@ -36,12 +32,9 @@ def check_teacher_files(folder: str | Path, keys: Sequence[str]) -> None:
 
 
 def read_teacher_logits(folder: str | Path, key: str, n_classes: int) -> np.ndarray:
-    """Read the teacher's logits for a track: float32 [C].
+    """Logits for a track: float32 [C]; of a file of [patches, C] the mean, as extraction weights.
 
-    Of a file of [patches, C], the mean over patches, as extraction weights them.
-
-    Raises:
-        InputError: there is no such file, it holds no floats of that shape, or a NaN.
+    Raises InputError: there is no such file, it holds no floats of that shape, or a NaN.
     """
     path = Path(folder) / f"{key}{_SUFFIX}"
     try:
