@@ -8,7 +8,6 @@ each group to the side that wants it most.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -20,15 +19,12 @@ SPLITS = ("train", "validation", "test")
 def split_by_group(
     groups: Sequence[Hashable], targets: np.ndarray, fractions: Sequence[float], seed: int
 ) -> list[str]:
-    """Choose a split for each track; all tracks of a group get the same.
+    """Choose a split for each track, of its group [N] and labels bool [N, C].
 
     The shares of tracks, and of the tracks with each label, come close to ``fractions``, as far as
     the sizes of the groups allow. With three groups or more, no split is empty; a label in three
-    groups or more is on every side, unless groups with several labels stand in the way. The same
-    seed, groups [N] and labels bool [N, C] give the same splits [N].
-
-    Raises:
-        InputError: fractions that are not three positive numbers that sum to 1.
+    groups or more is on every side, unless groups with several labels stand in the way. Raises
+    InputError for fractions that are not three positive numbers that sum to 1.
     """
     shares = np.array(fractions, np.float64)
     if shares.shape != (3,) or not (shares > 0).all() or abs(shares.sum() - 1) > 1e-6:
@@ -37,13 +33,7 @@ def split_by_group(
         raise InputError(what, setting="--fractions", hint=hint)
     number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     own = np.array([number[group] for group in groups])
-    # For each group: tracks in all, and of each label it has.
-    sizes = np.bincount(own, minlength=len(number))
-    n_labels = targets.shape[1]
-    tracks, columns = np.nonzero(targets)
-    cells, counts = np.unique(own[tracks] * n_labels + columns, return_counts=True)
-    rng = np.random.default_rng(seed)
-    dealer = _Dealer(sizes, np.stack(np.divmod(cells, n_labels)), counts, n_labels, shares, rng)
+    dealer = _Dealer(own, targets, shares, seed)
     dealer.deal()
     dealer.repair()
     return [SPLITS[side] for side in dealer.side[own]]
@@ -53,28 +43,24 @@ class _Dealer:
     """Deals groups to sides."""
 
     def __init__(
-        self,
-        sizes: np.ndarray,
-        cells: np.ndarray,
-        counts: np.ndarray,
-        n_labels: int,
-        fractions: np.ndarray,
-        rng: np.random.Generator,
+        self, own: np.ndarray, targets: np.ndarray, fractions: np.ndarray, seed: int
     ) -> None:
-        """``sizes`` [G]: tracks of each group. ``cells`` [2, K]: group and label of ``counts``."""
-        self.sizes, self.fractions = sizes, fractions
-        bounds = np.searchsorted(cells[0], np.arange(len(sizes) + 1))
-        slices = [slice(a, b) for a, b in pairwise(bounds)]
-        self.labels = [cells[1, own] for own in slices]  # of each group
-        self.counts = [counts[own] for own in slices]
-        by_label = np.argsort(cells[1], kind="stable")
-        ends = np.searchsorted(cells[1, by_label], np.arange(n_labels + 1))
-        members = [by_label[a:b] for a, b in pairwise(ends)]
-        self.groups = [cells[0, own] for own in members]  # of each label
-        self.label_counts = [counts[own] for own in members]
-        self.total = np.array([own.sum() for own in self.label_counts])
-        self.order = rng.permutation(len(sizes))  # breaks ties
-        self.side = np.full(len(sizes), -1)  # of each group; -1 for none yet
+        """``own`` [N]: the number of each track's group, from 0."""
+        self.sizes, self.fractions = np.bincount(own), fractions  # tracks of each group
+        n_groups, n_labels = len(self.sizes), targets.shape[1]
+        tracks, columns = np.nonzero(targets)
+        cells, counts = np.unique(own[tracks] * n_labels + columns, return_counts=True)
+        groups, labels = np.divmod(cells, n_labels)
+        bounds = np.searchsorted(groups, np.arange(1, n_groups))
+        # Of each group, its labels, and of these its tracks; and of each label, its groups
+        self.labels, self.counts = np.split(labels, bounds), np.split(counts, bounds)
+        by_label = np.argsort(labels, kind="stable")
+        bounds = np.searchsorted(labels[by_label], np.arange(1, n_labels))
+        self.groups = np.split(groups[by_label], bounds)
+        self.label_counts = np.split(counts[by_label], bounds)
+        self.total = np.count_nonzero(targets, axis=0)
+        self.order = np.random.default_rng(seed).permutation(n_groups)  # breaks ties
+        self.side = np.full(n_groups, -1)  # of each group; -1 for none yet
         self.members, self.tracks = np.zeros((2, 3), np.int64)  # groups and tracks on each side
         # [3, C] tracks, and groups, with each label on each side
         self.positives, self.holders = np.zeros((2, 3, n_labels), np.int64)

@@ -98,8 +98,7 @@ def read_table(
     if values_column and labels_column:
         what, hint = "labels and values at once", "Give this or --labels-column."
         raise InputError(what, kind="conflict", setting="--values-column", hint=hint)
-    warnings: list[str] = []
-    rows = _read_rows(Path(path), warnings)
+    rows = _read_rows(Path(path))
     columns: dict[str, list[str]] = {}
     for what, given in (("path", path_column), ("split", split_column), ("group", group_column)):
         if given is not None:
@@ -121,10 +120,9 @@ def read_table(
         numbers = (rows.convert(n, _finite, "a number", hint) for n in columns["values"])
         values = [list(row) for row in zip(*numbers, strict=True)]
     else:
-        columns["labels"] = rows.named(labels_column, "--labels-column") or _label_columns(
-            rows, others, warnings
-        )
-        labels = _labels({n: rows.cells(n) for n in columns["labels"]}, separator, warnings)
+        named = rows.named(labels_column, "--labels-column")
+        columns["labels"] = named or _label_columns(rows, others)
+        labels = _labels(rows, columns["labels"], separator)
     splits = groups = None
     if "split" in columns:
         hint = "To have the tracks split by group: --ignore-split."
@@ -138,7 +136,7 @@ def read_table(
     unused = [name for name in rows.header if name not in taken]
     keys = _keys(rows, columns["path"][0], audio_dir, base_dir)
     return Table(
-        rows.path, columns, unused, keys, rows.lines, labels, splits, groups, values, warnings
+        rows.path, columns, unused, keys, rows.lines, labels, splits, groups, values, rows.warnings
     )
 
 
@@ -166,7 +164,7 @@ def _is_flags(cells: list[str]) -> bool:
     return any(cells) and {cell.lower() for cell in set(cells)} <= _FLAGS
 
 
-def _label_columns(rows: _Rows, others: list[str], warnings: list[str]) -> list[str]:
+def _label_columns(rows: _Rows, others: list[str]) -> list[str]:
     """Those that nobody named: the one that is recognised, or all of 0 and 1."""
     known = [name for name in others if _bare(name) in RECOGNISED["labels"].split()]
     if len(known) > 1:
@@ -179,24 +177,23 @@ def _label_columns(rows: _Rows, others: list[str], warnings: list[str]) -> list[
         what = f"no column of labels among {', '.join(rows.header)}"
         raise _refusal(rows.path, what, hint, "missing")
     if not known:
-        warnings.append(
+        rows.warnings.append(
             f"no column of labels was named: {len(flags)} columns with only 0 and 1 were taken "
             f"({some(flags)}). To take others: --labels-column NAME ..."
         )
     return known or flags
 
 
-def _labels(
-    columns: dict[str, list[str]], separator: str, warnings: list[str]
-) -> list[frozenset[str]]:
-    """Of each row; ``columns`` are their cells, and ``warnings`` is added to."""
+def _labels(rows: _Rows, names: list[str], separator: str) -> list[frozenset[str]]:
+    """Of each row, from the columns of these names."""
+    columns = {name: rows.cells(name) for name in names}
     flags = {name: cells for name, cells in columns.items() if _is_flags(cells)}
     texts = [cells for name, cells in columns.items() if name not in flags]
     if blank := {name: cells.count("") for name, cells in flags.items() if "" in cells}:
         count = sum(blank.values())
-        warnings.append(f"{count} blank cells were taken as 0, in columns {some(blank)}")
+        rows.warnings.append(f"{count} blank cells were taken as 0, in columns {some(blank)}")
     labels = []
-    for i in range(len(next(iter(columns.values())))):
+    for i in range(len(rows.lines)):
         parts = {part.strip() for cells in texts for part in cells[i].split(separator)} - {""}
         parts |= {name for name, cells in flags.items() if cells[i].lower() in _ONE}
         labels.append(frozenset(parts))
@@ -204,7 +201,7 @@ def _labels(
     for other in _SEPARATORS:
         whole = [name for name in names if other in name and name not in flags]
         if whole and not any(separator in cell for cells in texts for cell in cells):
-            warnings.append(
+            rows.warnings.append(
                 f"{len(whole)} of {len(names)} labels have {other!r} in them ({some(whole)}), and "
                 f"no cell has {separator!r}. If {other!r} is between labels: --separator "
                 f"{shlex.quote(other)}"
@@ -213,7 +210,7 @@ def _labels(
     for name in names:
         same.setdefault(_fold(name), []).append(name)
     if alike := [" and ".join(map(short_repr, own)) for own in same.values() if len(own) > 1]:
-        warnings.append(
+        rows.warnings.append(
             f"{len(alike)} labels are written in several ways, and each way is a label of its own: "
             f"{first_few(alike)}"
         )
@@ -270,6 +267,7 @@ class _Rows:
     header: list[str]
     rows: list[list[str]]
     lines: list[int]  # that the rows end in
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def by_bare(self) -> dict[str, str]:
@@ -308,7 +306,7 @@ def _refusal(
     return InputError(where + message, kind=kind, path=path, hint=hint)
 
 
-def _read_rows(path: Path, warnings: list[str]) -> _Rows:
+def _read_rows(path: Path) -> _Rows:
     """Columns are cut where a line ``sep=;`` says; or at tabs, or at the more of , and ; there are.
 
     In a table with tabs, quote signs that do not come in pairs are part of the text.
@@ -332,7 +330,7 @@ def _read_rows(path: Path, warnings: list[str]) -> _Rows:
     except InputError:
         if plain is None:
             raise
-    warnings.append("quote signs of the table do not come in pairs: they were taken as text")
+    plain.warnings.append("quote signs of the table do not come in pairs: they were taken as text")
     return plain
 
 
