@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from maest.datasets.groundtruth import GroundTruth
-from maest.datasets.melspectrograms import MelFile, find_mel, read_crop, read_patches
+from maest.datasets.melspectrograms import MelFile, read_crop, read_patches
 from maest.datasets.teacher import read_teacher_logits
 from maest.helpers.errors import InputError
 
@@ -182,7 +182,7 @@ class TrackDataset(_Tracks):
         key = self.keys[index]
         targets = self.targets[index].astype(np.float32)
         try:
-            return key, read_patches(find_mel(self.base_dir, key), self.frames), targets
+            return key, read_patches(self.base_dir, key, self.frames), targets
         except InputError as error:
             if not self.skip:
                 raise

@@ -54,17 +54,6 @@ def mel_path(base_dir: str | Path, key: str) -> Path:
     return next((candidate for candidate in added if candidate.is_file()), path)
 
 
-def find_mel(base_dir: str | Path, key: str) -> Path:
-    """The same, where InputError says that there is no such file."""
-    path = mel_path(base_dir, key)
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
-        what += " (nor with .mmap or .npy added)"
-        hint = "Check datamodule.base_dir, or make the file with the data set's preprocess.py."
-        raise InputError(what, kind="missing", hint=hint, path=path)
-    return path
-
-
 def read_mel(path: str | Path) -> np.ndarray:
     """A whole log-mel file: floats [frames, 96]."""
     with MelFile(path) as file:
@@ -112,14 +101,19 @@ class MelFile:
 
     @classmethod
     def of_key(cls, base_dir: str | Path, key: str) -> MelFile:
-        """The file of a ground-truth key, as :func:`find_mel` finds it."""
+        """The file of a ground-truth key, as :func:`mel_path` finds it."""
         try:
             return cls(os.path.join(base_dir, key))  # without a look at what else there may be
         except InputError:
-            path = find_mel(base_dir, key)
-            if path.name == os.path.basename(key):
+            path = mel_path(base_dir, key)
+            if path.name != os.path.basename(key):
+                return cls(path)
+            if path.is_file():
                 raise
-            return cls(path)
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        what += " (nor with .mmap or .npy added)"
+        hint = "Check datamodule.base_dir, or make the file with the data set's preprocess.py."
+        raise InputError(what, kind="missing", hint=hint, path=path)
 
     def __len__(self) -> int:
         return self._frames
@@ -221,14 +215,14 @@ def read_crop(mel: MelFile, frames: int, rng: np.random.Generator) -> np.ndarray
     return out
 
 
-def read_patches(path: str | Path, longest: int) -> list[np.ndarray]:
+def read_patches(base_dir: str | Path, key: str, longest: int) -> list[np.ndarray]:
     """A whole track as patches [frames, 96] of ``longest`` frames; the last may be shorter.
 
     They are cut by :func:`helpers.patches.cut`, as the network cuts a waveform by itself, so that
     a track gives the same result from audio and from its file. A track shorter than 16 frames is
     padded to that with zeros (silence), at the end.
     """
-    with MelFile(path) as mel:
+    with MelFile.of_key(base_dir, key) as mel:
         pieces = [mel.read(first, last) for first, last in patches.cut(len(mel), longest)]
     if len(pieces[0]) < patches.PATCH_SIZE:
         pieces[0] = np.pad(pieces[0], ((0, patches.PATCH_SIZE - len(pieces[0])), (0, 0)))

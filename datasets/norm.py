@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maest.datasets.melspectrograms import MelFile, find_mel
+from maest.datasets.melspectrograms import MelFile
 from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import N_MELS
 from maest.helpers.parallel import in_order
@@ -25,18 +25,6 @@ def combined(a: Moments, b: Moments) -> Moments:
     count, delta = a[0] + b[0], b[1] - a[1]
     share = b[0] / max(count, 1)
     return count, a[1] + delta * share, a[2] + b[2] + delta**2 * a[0] * share
-
-
-def file_moments(path: str | Path) -> Moments:
-    total: Moments = (0, 0.0, 0.0)
-    with MelFile(path) as mel:
-        for chunk in mel.chunks():
-            values = chunk.astype(np.float64)
-            mean = float(values.mean())
-            values -= mean
-            squares = float(np.square(values, out=values).sum())
-            total = combined(total, (values.size, mean, squares))
-    return total
 
 
 @dataclass(frozen=True)
@@ -62,10 +50,18 @@ def norm_stats(
     """
 
     def of_key(key: str) -> Moments | str:
+        own: Moments = (0, 0.0, 0.0)
         try:
-            return file_moments(find_mel(base_dir, key))
+            with MelFile.of_key(base_dir, key) as mel:
+                for chunk in mel.chunks():
+                    values = chunk.astype(np.float64)
+                    mean = float(values.mean())
+                    values -= mean
+                    squares = float(np.square(values, out=values).sum())
+                    own = combined(own, (values.size, mean, squares))
         except InputError as error:
             return error.reason
+        return own
 
     total: Moments = (0, 0.0, 0.0)
     failed, first = dict[str, str](), ""

@@ -130,7 +130,7 @@ def average_precision(net: Maest, toy) -> float:
     groundtruth = read_groundtruth(toy.groundtruth("validation"))
     scores = []
     for key in groundtruth.keys:
-        pieces = read_patches(toy.mels / key, net.input_t)
+        pieces = read_patches(toy.mels, key, net.input_t)
         with torch.no_grad():
             own = [net(net.normalise(torch.from_numpy(p).float().T[None]))[0] for p in pieces]
         activations = [logits[0].sigmoid().numpy() for logits in own]
@@ -234,7 +234,7 @@ def test_extraction_takes_the_average_unless_told_otherwise(averaged, toy):
         net = get_maest(checkpoint=averaged.folder / "model")
         weights = safetensors.torch.load_file(averaged.folder / "model" / f"{name}.safetensors")
         net.load_state_dict(weights)
-        pieces = read_patches(toy.mels / key, net.input_t)
+        pieces = read_patches(toy.mels, key, net.input_t)
         with torch.no_grad():
             own = [net(net.normalise(torch.from_numpy(p).float().T[None]), 1)[1] for p in pieces]
         expected = np.average(torch.cat(own).numpy(), axis=0, weights=[len(p) for p in pieces])

@@ -10,7 +10,7 @@ import pytest
 from maest.datasets.melspectrograms import (
     MelFile,
     all_finite,
-    find_mel,
+    mel_path,
     read_crop,
     read_mel,
     read_patches,
@@ -35,7 +35,7 @@ def test_layout_on_disk(tmp_path):
 
 def test_npy_is_read_too(tmp_path):
     np.save(tmp_path / "a.npy", mel_of(70))
-    np.testing.assert_array_equal(read_patches(tmp_path / "a.npy", 100)[0], mel_of(70))
+    np.testing.assert_array_equal(read_patches(tmp_path, "a.npy", 100)[0], mel_of(70))
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -83,19 +83,19 @@ def test_nan_is_found_where_it_is_read(tmp_path):
     mel[150, 3] = np.nan
     mel.tofile(tmp_path / "a.mmap")
     with pytest.raises(InputError, match="100-200") as error:
-        read_patches(tmp_path / "a.mmap", 100)
+        read_patches(tmp_path, "a.mmap", 100)
     assert (error.value.kind, error.value.path) == ("invalid", str(tmp_path / "a.mmap"))
 
 
 def test_keys_find_their_files(tmp_path):
     for name in ("a.mmap", "b.npy", "c"):
         (tmp_path / name).touch()
-    assert find_mel(tmp_path, "a.mmap").name == "a.mmap"
-    assert find_mel(tmp_path, "a").name == "a.mmap"
-    assert find_mel(tmp_path, "b").name == "b.npy"
-    assert find_mel(tmp_path, "c").name == "c"
+    assert mel_path(tmp_path, "a.mmap").name == "a.mmap"
+    assert mel_path(tmp_path, "a").name == "a.mmap"
+    assert mel_path(tmp_path, "b").name == "b.npy"
+    assert mel_path(tmp_path, "c").name == "c"
     with pytest.raises(InputError) as error:
-        find_mel(tmp_path, "d")
+        MelFile.of_key(tmp_path, "d")
     assert (error.value.kind, error.value.path) == ("missing", tmp_path / "d")
     assert "datamodule.base_dir" in error.value.hint
 
@@ -134,7 +134,7 @@ def test_a_track_gives_the_same_from_audio_and_from_its_file(tmp_path, seconds):
     write_mel(tmp_path / "a.mmap", MelSpectrogram()(waveform).T.numpy())
     torch.manual_seed(0)
     model = Maest(n_classes=2, input_t=250, embed_dim=64, num_heads=1, depth=2).eval()
-    pieces = read_patches(tmp_path / "a.mmap", model.input_t)
+    pieces = read_patches(tmp_path, "a.mmap", model.input_t)
     with torch.no_grad():
         _, expected = model(waveform, transformer_block=1)
         found = [
@@ -193,7 +193,7 @@ def test_no_descriptor_is_left_open(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     for name in ("part.mmap", "nan.mmap", "none.mmap"):
         with pytest.raises(InputError):
-            read_patches(tmp_path / name, 10)
+            read_patches(tmp_path, name, 10)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -212,7 +212,7 @@ def test_a_file_of_a_key(tmp_path):
     for key, frames in keys.items():
         with MelFile.of_key(tmp_path, key) as file:
             assert len(file) == frames
-            assert file.path == str(find_mel(tmp_path, key))
+            assert file.path == str(mel_path(tmp_path, key))
     with pytest.raises(InputError) as error:  # and not the other file
         MelFile.of_key(tmp_path, "torn")
     assert (error.value.kind, error.value.path) == ("corrupt", str(tmp_path / "torn"))

@@ -95,7 +95,7 @@ def test_embeddings_are_the_networks_own(home, toy):
         found = np.load(home / f"embeddings/run-1/1.5sec/7/{key}.embeddings.npy")
         assert found.shape == (3, 192)
         assert found.dtype == np.float32
-        pieces = read_patches(toy.mels / key, model.input_t)
+        pieces = read_patches(toy.mels, key, model.input_t)
         with torch.no_grad():
             values = [
                 model(model.normalise(torch.from_numpy(p).float().T[None]), 7)[1] for p in pieces
@@ -116,7 +116,7 @@ def test_final_embedding_patches_apart_and_logits(home, toy):
     model = get_maest(checkpoint=home / "exp_logs" / "1" / "model")
     for path in sorted(toy.mels.glob("test/*")):
         key = f"test/{path.name}"
-        pieces = read_patches(path, model.input_t)
+        pieces = read_patches(path.parent, path.name, model.input_t)
         final = np.load(home / f"out/1.5sec/final/{key}.embeddings.npy")
         patches = np.load(home / f"out/1.5sec/7/{key}.embeddings.npy")
         logits = np.load(home / f"out/1.5sec/logits/{key}.logits.npy")
@@ -219,7 +219,7 @@ def test_a_shorter_clip_at_inference_crops_the_positions(home, toy):
     )
     model = get_maest(checkpoint=home / "exp_logs" / "1" / "model")
     key = "test/03.mmap"
-    pieces = read_patches(toy.mels / key, 62)
+    pieces = read_patches(toy.mels, key, 62)
     with torch.no_grad():
         own = [model(model.normalise(torch.from_numpy(p).float().T[None]), 7)[1] for p in pieces]
     expected = np.average(
