@@ -29,7 +29,7 @@ if not __package__:  # started as a script: import from the repository root, not
 
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.files import read_bytes, to_json, write_changed
-from maest.helpers.names import first_few
+from maest.helpers.names import check_choice, first_few
 from maest.helpers.safe_pickle import load_pickle, short_repr
 
 TASKS: tuple[str, ...] = ("multi-label", "single-label", "regression")
@@ -190,9 +190,7 @@ def _validate(
     groundtruth: object, path: Path, task: str, task_setting: str = "maest.task"
 ) -> tuple[list[str], np.ndarray]:
     """Keys [N], and targets [N, C], uint8 or (regression) float32."""
-    if task not in TASKS:
-        hint = f"Expected one of {TASKS}."
-        raise InputError(f"no task {task!r}", kind="unknown", path=path, hint=hint)
+    check_choice("task", task, TASKS)
     if not isinstance(groundtruth, Mapping) or not groundtruth:
         kind: Kind = "empty" if isinstance(groundtruth, Mapping) else "invalid"
         hint = "Expected a dict of relative path → labels, with a track or more."

@@ -221,31 +221,29 @@ def _keys(
     rows: _Rows, column: str, audio_dir: str | Path | None, base_dir: str | Path | None
 ) -> list[str]:
     names = rows.cells(column)
-    if not any("/" in name for name in names):  # a table from Windows
-        names = [name.replace("\\", "/") for name in names]
-    relative = []
-    for name, line in zip(names, rows.lines, strict=True):
-        absolute = bool(re.match("/|[A-Za-z]:/", name))
-        try:
-            below = _below(name, str(audio_dir)) if absolute and audio_dir is not None else name
-            relative.append(check_key(below))
-        except ValueError:
-            what = f"path {short_repr(name)} is not that of a file below {audio_dir or 'a folder'}"
-            hint = "Give relative paths, or the folder that they are below: --audio-dir DIR."
-            raise _refusal(rows.path, what, hint, line=line) from None
+    from_windows = not any("/" in name for name in names)
+
+    def relative(name: str) -> str:
+        name = name.replace("\\", "/") if from_windows else name
+        if audio_dir is not None and re.match("/|[A-Za-z]:/", name):
+            name = _below(name, str(audio_dir))
+        return check_key(name)
+
+    expected = f"the path of a file below {audio_dir or 'a folder'}"
+    hint = "Give relative paths, or the folder that they are below: --audio-dir DIR."
+    files = rows.convert(column, relative, expected, hint)
     # The store knows which of song.flac and song.mp3 song.mmap was made from.
-    keys = store_keys(base_dir, relative) if base_dir else [mel_key(name) for name in relative]
+    keys = store_keys(base_dir, files) if base_dir else [mel_key(name) for name in files]
     seen: dict[str, int] = {}
     for i, key in enumerate(keys):
         # A log-mel file is found without its suffix too.
         stem = key.removesuffix(".mmap").removesuffix(".npy")
         before = seen.setdefault(stem, i)
-        if before == i:
-            continue
-        twin = f"{short_repr(names[before])}, of the same log-mel file {stem + '.mmap'!r},"
-        what = f"path {short_repr(names[i])}: {twin} is in line {rows.lines[before]}"
-        hint = "Join the rows, or rename one of the files, or give the log-mel files' folder: "
-        raise _refusal(rows.path, what, f"{hint}--base-dir MELS.", "conflict", rows.lines[i])
+        if before != i:
+            twin = f"{short_repr(names[before])}, of the same log-mel file {stem + '.mmap'!r},"
+            what = f"path {short_repr(names[i])}: {twin} is in line {rows.lines[before]}"
+            hint = "Join the rows, or rename one of the files, or give the log-mel files' folder: "
+            raise _refusal(rows.path, what, f"{hint}--base-dir MELS.", "conflict", rows.lines[i])
     return keys
 
 
@@ -288,7 +286,7 @@ class _Rows:
     def convert(
         self, column: str, read: Callable[[str], Value], expected: str, hint: str
     ) -> list[Value]:
-        """``read`` of each cell; one for which it raises KeyError or ValueError is refused."""
+        """Each cell as ``read`` gives it; KeyError and ValueError say that it is not allowed."""
         values = []
         for cell, line in zip(self.cells(column), self.lines, strict=True):
             try:
