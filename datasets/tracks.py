@@ -19,7 +19,7 @@ from maest.datasets.melspectrograms import MelFile, all_finite, mel_path
 from maest.helpers.audio_blocks import mel_warnings
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.mel_constants import N_MELS
-from maest.helpers.processes import TIME_LIMIT, process_map
+from maest.helpers.processes import process_map
 from maest.helpers.tracks import Track, collect, read_audio_mel
 
 _LONGEST_REASON = 300  # characters of an error that nobody foresaw
@@ -73,13 +73,7 @@ class MelTracks(Tracks):
             return mel, mel_warnings(len(mel), float(mel.max()))
 
 
-def read_tracks(
-    tracks: Tracks,
-    indices: Sequence[int],
-    num_workers: int,
-    time_limit: float | None = TIME_LIMIT,
-    start_method: str | None = None,
-) -> Generator[Track]:
+def read_tracks(tracks: Tracks, indices: Sequence[int], num_workers: int) -> Generator[Track]:
     """Tracks in the order in which their workers finish them (`helpers.processes.process_map`).
 
     One whose worker process is killed, or hangs, is retried alone when all others are done; if that
@@ -91,8 +85,6 @@ def read_tracks(
             indices,
             num_workers=num_workers,
             failed=lambda i, reason: (Track(tracks.keys[i], i, error=reason), None),
-            time_limit=time_limit,
-            start_method=start_method,
         )
         with closing(results):
             for track, path in results:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from maest.datasets.tracks import (
 )
 from maest.helpers import tracks as module
 from maest.helpers.errors import InputError
-from maest.helpers.processes import KILLED
+from maest.helpers.processes import KILLED, process_map
 
 RATE = 16_000
 SECONDS = (5.0, 0.01, 1.0, 3.0, 12.3, 1.7)  # of the tracks of `folder`
@@ -314,8 +315,9 @@ class Hanging(AudioTracks):
         return super()._mel(index, scratch)
 
 
-def test_a_track_that_hangs_its_process_costs_itself_only(folder):
-    found = list(read_tracks(Hanging(folder, NAMES), range(3), 2, time_limit=1.0))
+def test_a_track_that_hangs_its_process_costs_itself_only(folder, monkeypatch):
+    monkeypatch.setattr("maest.datasets.tracks.process_map", partial(process_map, time_limit=1.0))
+    found = list(read_tracks(Hanging(folder, NAMES), range(3), 2))
     assert sorted(track.index for track in found) == [0, 1, 2]
     assert [track.index for track in found if track.error] == [1]
     assert no_processes_left(0)
@@ -336,7 +338,9 @@ def test_no_process_is_left_behind(folder, how):
 
 
 @pytest.mark.slow
-def test_processes_that_are_no_forks(folder, tmp_path):
+def test_processes_that_are_no_forks(folder, tmp_path, monkeypatch):
+    spawning = partial(process_map, start_method="spawn")
+    monkeypatch.setattr("maest.datasets.tracks.process_map", spawning)
     tracks = audio_tracks(folder)
-    for track in read_tracks(tracks, range(6), 1, start_method="spawn"):
+    for track in read_tracks(tracks, range(6), 1):
         np.testing.assert_array_equal(track.mel, tracks.read(track.index, tmp_path).mel)
