@@ -1,7 +1,6 @@
 """How fast the network itself is on a CPU: log-mel patches through the engines, without files.
 
 python benchmarks/engines.py [--lengths 5 10 30] [--against TREE] [--record FILE.json]
-python benchmarks/engines.py --quick  # does it run?
 
 Embeddings of block 6 (the seventh) of random weights, of the tiny and the base model. ``seconds``
 are those of the passes, ``start_seconds`` those from the network to the first patch's result. An
@@ -14,8 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import harness
-from harness import Figures, Way, chosen, measure, show, times_as_fast
+from harness import Bench, Figures, Way, times_as_fast
 
 BLOCK = 6
 ENGINES: dict[str, dict[str, str]] = {
@@ -25,8 +23,8 @@ ENGINES: dict[str, dict[str, str]] = {
 }
 
 
-def passes(arch: str, frames: int, patches: int, options: dict[str, str], passes: int) -> Figures:
-    """Patches through an engine: the least time of some passes, each of the same patches."""
+def passes(arch: str, frames: int, patches: int, options: dict[str, str]) -> Figures:
+    """Patches through an engine: the least time of three passes, each of the same patches."""
     import torch
 
     from maest.models import get_maest
@@ -37,13 +35,12 @@ def passes(arch: str, frames: int, patches: int, options: dict[str, str], passes
     started = time.perf_counter()
     embed = engine(net, options)
     embed(mels[:1])
-    figures: Figures = {"start_seconds": time.perf_counter() - started}
-    times = []
-    for _ in range(passes):
+    start, times = time.perf_counter() - started, []
+    for _ in range(3):
         started = time.perf_counter()
         embed(mels)
         times.append(time.perf_counter() - started)
-    return figures | {"seconds": min(times)}
+    return {"start_seconds": start, "seconds": min(times)}
 
 
 def engine(net: Any, options: dict[str, str]) -> Callable[[Any], Any]:
@@ -71,32 +68,29 @@ def engine(net: Any, options: dict[str, str]) -> Callable[[Any], Any]:
 
 
 def main(given: list[str] | None = None) -> dict[str, Any]:
-    parser = harness.parser(__doc__)
-    parser.add_argument("--lengths", type=int, nargs="+", help="of patches, in seconds")
-    parser.add_argument("--archs", nargs="+", default=["maest_tiny", "maest_base"])
-    parser.add_argument("--seconds", type=float, default=120.0, help="of audio in a pass")
-    args = parser.parse_args(given)
-    args.lengths = args.lengths or ([5] if args.quick else [5, 10, 30])
-    if args.quick:
-        args.archs, args.seconds = ["maest_tiny"], 10.0
-    record = harness.start_record(args, "torch", "onnxruntime")
-    for arch in args.archs:
-        for length in args.lengths:
-            frames, patches = int(62.5 * length), max(1, round(args.seconds / length))
-            sizes = {"arch": arch, "frames": frames, "patches": patches, "passes": 3}
+    bench = Bench(
+        __doc__,
+        given,
+        ("torch", "onnxruntime"),
+        archs=(["maest_tiny", "maest_base"], ["maest_tiny"]),
+        lengths=([5, 10, 30], [5]),
+        seconds=(120.0, 10.0),  # of audio in a pass
+    )
+    columns = {
+        "seconds": "{seconds:.2f}",
+        "times as fast": "{times_as_fast:.2f}",
+        "start, seconds": "{start_seconds:.2f}",
+        "MiB": "{peak_mib:.0f}",
+    }
+    for arch in bench.args.archs:
+        for length in bench.args.lengths:
+            patches = max(1, round(bench.args.seconds / length))
+            sizes = {"arch": arch, "frames": int(62.5 * length), "patches": patches}
             ways = {n: Way(passes, sizes | {"options": o}) for n, o in ENGINES.items()}
-            rows = measure(chosen(ways, args.ways), args)
+            rows = bench.measure(ways)
             times_as_fast(rows, next(iter(rows)))
-            columns = {
-                "seconds": "{seconds:.2f}",
-                "times as fast": "{times_as_fast:.2f}",
-                "start, seconds": "{start_seconds:.2f}",
-                "MiB": "{peak_mib:.0f}",
-            }
-            show(f"{arch}: {patches} patches of {length} s", rows, columns)
-            record[f"{arch}, {length} s"] = rows
-            harness.save(args, record)
-    return record
+            bench.show(f"{arch}, {patches} patches of {length} s", rows, columns)
+    return bench.record
 
 
 if __name__ == "__main__":

@@ -28,21 +28,21 @@ import sys
 import tempfile
 import time
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import training as steps
-from harness import RECORDS, ROOT, start_record
+from harness import ROOT, start_record
 from maest.helpers.files import write_json
 from maest.helpers.report import table
 from maest.helpers.throughput import clip_flops, fast_math, matmul_ceiling, synchronise
 from maest.models import get_maest
 from maest.models.archs import input_frames
 from maest.models.maest import inference
+from training import train
 
 BLOCK = 7
 NEEDS = {"tests": ["pytest", "pytorch_lightning"], "training": ["pytorch_lightning"],
@@ -114,40 +114,25 @@ def tests(run: Run) -> Figures:
 def training(run: Run) -> Figures:
     cuda = run.device.type == "cuda"
     ways = WAYS if cuda else {"fp32": {}}
-    ceilings = {
-        precision: steps.ceiling(run.device.type, precision)["flops"]
-        for precision in dict.fromkeys(way.get("precision", "fp32") for way in ways.values())
-    }
-
-    def figures(case: dict[str, Any]) -> dict[str, Any]:
-        found = steps.step_seconds(**case)
-        flops = steps.flops_per_clip(case["arch"], case["length"], case.get("network", "ours"))
-        rate, ceiling = found["clips_per_second"], ceilings[case.get("precision", "fp32")]
-        return {
-            "clips_per_second": round(rate, 2),
-            "tflops": round(rate * flops / 1e12, 2),
-            "ceiling_tflops": round(ceiling / 1e12, 1),
-            "utilisation": round(rate * flops / ceiling, 4),
-            "peak_mib": round(found["peak_mib"]),
-            "first_steps_seconds": round(found["warmup_seconds"], 2),
-        }
-
     for length in [5] if run.quick else [10, 30]:
         case: dict[str, Any] = {"arch": run.arch, "length": length, "device": run.device.type}
-        case |= {"batch": 2, "warmup": 1, "steps": 1} if run.quick else {}
-        case = {"batch": 12, "warmup": 5, "steps": 20} | case
+        if run.quick:
+            case |= {"batch": 2, "warmup": 1, "steps": 1}
+        else:
+            case |= {"batch": 12, "warmup": 5, "steps": 20}
         rates = {}
         for name, way in ways.items():
             run.left(60 if "compiled" in way else 15)
-            found = figures(case | way)
-            rates[name] = found["clips_per_second"]
+            found = train(**case | way)
+            if "network" not in way:
+                rates[name] = found["clips_per_second"]
             yield f"{length} s, batch {case['batch']}, {name}", found
         if cuda:
-            best = max(rates, key=lambda name: rates[name] if "network" not in ways[name] else 0)
+            best = max(rates, key=lambda name: rates[name])
             run.left(60)
             large = case | ways[best] | {"steps": 5}
             large["batch"] = largest_batch(large)
-            yield f"{length} s, batch {large['batch']}, {best}", figures(large)
+            yield f"{length} s, batch {large['batch']}, {best}", train(**large)
 
 
 def largest_batch(case: dict[str, Any]) -> int:
@@ -155,8 +140,7 @@ def largest_batch(case: dict[str, Any]) -> int:
 
     def peak(batch: int) -> float | None:
         try:
-            trial = case | {"batch": batch, "warmup": 1, "steps": 1}
-            return steps.step_seconds(**trial)["peak_mib"]
+            return train(**case | {"batch": batch, "warmup": 1, "steps": 1})["peak_mib"]
         except torch.cuda.OutOfMemoryError:
             return None
 
@@ -184,84 +168,59 @@ def extraction(run: Run) -> Figures:
             run.left(10)
             batch = 2 if run.quick else {30: 32, 10: 96, 5: 192}[length]
             mel = torch.rand(batch, 96, frames, device=run.device)
-            mixed = torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32)
-
-            def one_pass(mel=mel, net=net, mixed=mixed) -> None:
-                with inference(net), mixed:
-                    net(mel, BLOCK, melspectrogram_input=True)
-
-            seconds = timed(one_pass, run.device, 0.2 if run.quick else 3.0)
-            rate = batch / seconds
-            ceiling = matmul_ceiling(run.device, dtype)
+            calls, times = 1 if run.quick else 5, []
+            with inference(net), torch.autocast(run.device.type, dtype, dtype != torch.float32):
+                for _ in range(6):
+                    started = time.perf_counter()
+                    for _ in range(calls):
+                        net(mel, BLOCK, melspectrogram_input=True)
+                    synchronise(run.device)
+                    times.append((time.perf_counter() - started) / calls)
+            rate = batch / statistics.median(times[1:])  # the first chooses kernels
             yield (
                 f"{length} s, {precision}",
                 {
                     "patches_per_pass": batch,
-                    "times_real_time": round(rate * length),
-                    "tflops": round(rate * flops / 1e12, 2),
-                    "utilisation": round(rate * flops / ceiling, 4),
+                    "times_real_time": rate * length,
+                    "tflops": rate * flops / 1e12,
+                    "utilisation": rate * flops / matmul_ceiling(run.device, dtype),
                 },
             )
 
 
-def timed(work: Callable[[], None], device: torch.device, seconds: float) -> float:
-    """Median seconds of one call, in runs of several without a wait between them."""
-    work()
-    synchronise(device)
-    started = time.perf_counter()
-    work()
-    synchronise(device)
-    calls = max(1, int(seconds / 5 / (time.perf_counter() - started)))
-    runs = []
-    for _ in range(5):
-        started = time.perf_counter()
-        for _ in range(calls):
-            work()
-        synchronise(device)
-        runs.append((time.perf_counter() - started) / calls)
-    return statistics.median(runs)
-
-
 def audio(run: Run) -> Figures:
-    """Log-mels from WAV files, by as many processes as there are cores."""
+    """Log-mels from WAV files, by one process and by as many as there are cores."""
     from maest.datasets.preprocess import preprocess
 
-    tracks, seconds = (4, 10) if run.quick else (16 * (os.cpu_count() or 1), 60)
+    cores = os.cpu_count() or 1
+    tracks, seconds = (2, 10) if run.quick else (16, 60)  # of a process
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "audio")
         source.mkdir()
         noise = np.random.default_rng(0).integers(-9999, 9999, 2 * 44_100 * seconds, np.int16)
-        for i in range(tracks):
-            with wave.open(str(source / f"{i}.wav"), "wb") as file:
-                file.setparams((2, 2, 44_100, 0, "NONE", ""))
-                file.writeframes(noise.tobytes())
-        cores = os.cpu_count() or 1
         for workers in sorted({1, cores}):
             run.left(30)
-            some = tracks if workers > 1 else max(2, tracks // cores)
-            for path in sorted(source.glob("*.wav"))[some:]:
-                path.rename(path.with_suffix(".later"))
+            for i in range(tracks * workers):
+                with wave.open(str(source / f"{i}.wav"), "wb") as file:
+                    file.setparams((2, 2, 44_100, 0, "NONE", ""))
+                    file.writeframes(noise.tobytes())
             started = time.perf_counter()
             preprocess(source, Path(folder, f"mels-{workers}"), num_workers=workers, progress=False)
-            took = time.perf_counter() - started
-            for path in source.glob("*.later"):
-                path.rename(path.with_suffix(".wav"))
-            rate = some * seconds / took
-            yield (
-                f"WAV, {workers} processes",
-                {"times_real_time": round(rate), "of_a_core": round(rate / workers)},
-            )
+            rate = tracks * seconds / (time.perf_counter() - started)
+            figures = {"times_real_time": rate * workers, "of_a_core": rate}
+            yield f"WAV, {workers} processes", figures
 
 
 def loading(run: Run) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder, "loading.json")
         # In one process, which ends at the limit
-        command = [sys.executable, f"{ROOT}/benchmarks/loading.py", "--quick", f"--record={record}"]
-        command += [f"--device={run.device.type}", f"--clip-seconds={5 if run.quick else 30}"]
-        small = "--tracks 8 --track-seconds 20 --clips 48 --workers 1"
-        command += (small if run.quick else "--workers 0 4 12").split()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=run.left(30))
+        line = [sys.executable, f"{ROOT}/benchmarks/loading.py", "--quick", f"--record={record}"]
+        if not run.quick:
+            line += ["--tracks=300", "--track-seconds=300", "--clips=2400", "--clip-seconds=30"]
+            line += ["--workers", "0", "4", "12"]
+        line += ["--device", run.device.type]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=run.left(30))
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
         yield "benchmarks/loading.py", json.loads(record.read_text("utf-8"))
@@ -279,7 +238,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="a tiny network, few steps")
-    parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--records", type=Path, default=ROOT / "benchmarks/records")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.exit(1, "benchmarks/gpu.py: PyTorch finds no CUDA device; --device cpu --quick\n")
@@ -290,7 +249,7 @@ def main() -> int:
             print(f"{name}: skipped, not installed: {', '.join(missing)}", flush=True)
             run.begin(name)
             continue
-        record = start_record(options, "torch", "numpy")
+        record = start_record(options, ("torch", "numpy"))
         record |= {"device": options.device, "arch": run.arch, "figures": {}}
         try:
             run.begin(name)
@@ -298,7 +257,10 @@ def main() -> int:
                 record["figures"][label] = figures
                 write_json(options.records / f"gpu-{name}.json", record)
                 shown = {k: v for k, v in figures.items() if not isinstance(v, dict | list)}
-                text = "  ".join(f"{key} {value}" for key, value in shown.items())
+                text = "  ".join(
+                    f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                    for key, value in shown.items()
+                )
                 print(f"{name}: {label}: {text}", flush=True)
                 rows.append([name, label, text])
                 failed |= figures.get("exit_code", 0) != 0

@@ -1,6 +1,6 @@
 """How fast clips come from the store to a masked batch on the device, against the usual way.
 
-python benchmarks/loading.py [--device cuda] [--against TREE] [--record FILE.json]
+python benchmarks/loading.py [--device cuda] [--record FILE.json]
 
 All read random crops of the same store of random values, which is made in a temporary folder (1.1
 GB by default), in batches of 12.
@@ -32,15 +32,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import harness
-from harness import Figures, Way, chosen, in_turns, measure, show, with_before
+from harness import Bench, Figures, Way, times_as_fast
 
-OURS, ALONE, USUAL = "ours", "ours, loader alone", "one call a mask"
+WAYS = OURS, ALONE, USUAL = "ours", "ours, loader alone", "one call a mask"
 BATCH, N_CLASSES, FRAMES_PER_SECOND = 12, 400, 62.5
 MEAN, STD = 2.06755686098554, 1.268292820667291
 MASKS = {"time_masks": 20, "time_width": 8, "freq_masks": 8, "freq_width": 5}
 LINKS = 700  # names of the store's folder: with 300 tracks, 210,000 keys
-EPOCHS, EPOCH_CLIPS = 6, 2400  # of which memory is measured
+EPOCHS = 6  # of which memory is measured
 
 
 class OneCallAMask(Dataset):
@@ -111,29 +110,25 @@ def epoch(way: str, loader: Any, device: str, limit: int | None = None) -> float
     return time.perf_counter() - started
 
 
-def speed(
-    way: str, folder: str, frames: int, workers: int, clips: int, device: str, cold: bool
-) -> Figures:
+def speed(cold: bool, way: str, folder: str, clips: int, device: str, **sizes: int) -> Figures:
     """Clips a second of one epoch, with workers that are at work already."""
     torch.set_num_threads(1)  # the cores are the workers'
-    loader = loader_of(way, Path(folder), frames, workers, clips, device)
+    loader = loader_of(way, Path(folder), clips=clips, device=device, **sizes)
     epoch(way, loader, device, None if clips <= 240 else 20)
     warm(Path(folder), cold)
     if way != USUAL:
         loader.sampler.set_epoch(1)
     seconds = epoch(way, loader, device)
-    return {"seconds": seconds, "clips_per_second": clips / seconds}
+    return {"seconds": seconds / clips, "clips_per_second": clips / seconds}
 
 
-def memory(way: str, folder: str, frames: int, workers: int, clips: int, device: str) -> Figures:
+def memory(way: str, folder: str, clips: int, device: str, **sizes: int) -> Figures:
     """Private MiB of the main process and of its workers together, after each epoch."""
-    loader = loader_of(way, Path(folder, "many"), frames, workers, clips, device)
-    found: dict[str, list[float]] = {"main": [], "workers": []}
-    for _ in range(EPOCHS):
+    loader, found = loader_of(way, Path(folder, "many"), clips=clips, device=device, **sizes), {}
+    for number in range(EPOCHS):
         epoch(way, loader, device)
-        children = multiprocessing.active_children()
-        found["main"].append(round(private_mib("self"), 1))
-        found["workers"].append(round(sum(private_mib(child.pid) for child in children), 1))
+        processes = ["self", *(child.pid for child in multiprocessing.active_children())]
+        found[f"epoch_{number + 1}"] = sum(map(private_mib, processes))
     return found
 
 
@@ -181,45 +176,40 @@ def warm(folder: Path, cold: bool) -> None:
 
 
 def main(given: list[str] | None = None) -> dict[str, Any]:
-    parser = harness.parser(__doc__, repeats=5)
-    parser.add_argument("--tracks", type=int, default=300)
-    parser.add_argument("--track-seconds", type=float, default=300)
-    parser.add_argument("--clip-seconds", type=float, nargs="+", default=[10, 30])
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--clips", type=int, default=2400, help="in a warm epoch of ours")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--folder", type=Path, help="where the store is made (a temporary folder)")
-    args = parser.parse_args(given)
-    record = harness.start_record(args, "torch", "torchaudio", "numpy") | {"median": []}
-    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+    bench = Bench(
+        __doc__,
+        given,
+        ("torch", "torchaudio", "numpy"),
+        repeats=5,
+        tracks=(300, 8),
+        track_seconds=(300.0, 20.0),
+        clip_seconds=([10.0, 30.0], [5.0]),
+        workers=([0, 1, 2], [1]),
+        clips=(2400, 48),  # in a warm epoch of ours
+        device=("cpu", "cpu"),
+    )
+    args = bench.args
+    with tempfile.TemporaryDirectory() as temporary:
         write_store(Path(temporary), args.tracks, args.track_seconds)
-        given_all = {"folder": temporary, "device": args.device}
-        frames = int(args.clip_seconds[0] * FRAMES_PER_SECOND)
-        case = given_all | {"frames": frames, "workers": max(args.workers)}
-        case["clips"] = min(EPOCH_CLIPS, args.clips)
-        ways = chosen({w: Way(memory, case | {"way": w}) for w in (OURS, USUAL)}, args.ways)
-        runs = in_turns(with_before(ways, args.against), 1, not args.quick)
-        record["private_mib_after_each_epoch"] = {name: found[0] for name, found in runs.items()}
-        for name, found in runs.items():
-            print(f"private MiB after each epoch, {name}: {found[0]}", flush=True)
+        case: dict[str, Any] = {"folder": temporary, "device": args.device}
+        sizes = {"frames": int(args.clip_seconds[0] * FRAMES_PER_SECOND), "clips": args.clips}
+        sizes["workers"] = max(args.workers)
+        rows = bench.measure({w: Way(memory, case | sizes | {"way": w}) for w in WAYS})
+        columns = {f"epoch {n}": f"{{epoch_{n}:.1f}}" for n in range(1, EPOCHS + 1)}
+        bench.show("Private MiB after each epoch", rows, columns)
+        columns = {"clips/s": "{clips_per_second:.0f}", "times as fast": "{times_as_fast:.1f}"}
         for cold, seconds, workers in product((False, True), args.clip_seconds, args.workers):
-            case = given_all | {"workers": workers, "cold": cold}
-            case["frames"] = int(seconds * FRAMES_PER_SECOND)
-            clips = {OURS: args.clips, ALONE: args.clips, USUAL: args.clips // 20}
+            case |= {"workers": workers, "cold": cold, "frames": int(seconds * FRAMES_PER_SECOND)}
+            clips = {way: args.clips // 20 if way == USUAL else args.clips for way in WAYS}
             ways = {
-                name: Way(speed, case | {"way": name, "clips": args.tracks if cold else n})
-                for name, n in clips.items()
+                way: Way(speed, case | {"way": way, "clips": args.tracks if cold else number})
+                for way, number in clips.items()
             }
-            rows = measure(chosen(ways, args.ways), args)
-            base = USUAL if USUAL in rows else OURS
-            for row in rows.values():
-                row["ratio"] = row["clips_per_second"] / rows[base]["clips_per_second"]
+            rows = bench.measure(ways)
+            times_as_fast(rows, USUAL)
             title = f"{'cold' if cold else 'warm'}, clips of {seconds:g} s, {workers} workers"
-            columns = {"clips/s": "{clips_per_second:.0f}", f"/ {base}": "{ratio:.1f}"}
-            show(title, rows, columns)
-            record["median"].append({"case": title, "ways": rows})
-            harness.save(args, record)
-    return record
+            bench.show(title, rows, columns)
+    return bench.record
 
 
 if __name__ == "__main__":

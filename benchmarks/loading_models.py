@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from harness import Figures, Way, chosen, measure, memory_mib, show
+from harness import Bench, Figures, Way, memory_mib
 
 FILES = {
     "ours, model folder": ("ours", "model"),
@@ -91,21 +91,19 @@ def load(program: str, path: str, arch: str) -> Figures:
 
 
 def main(given: list[str] | None = None) -> dict[str, Any]:
-    args = harness.parser(__doc__, repeats=5).parse_args(given)
-    arch = "maest_tiny" if args.quick else "maest_base"
+    packages = ("torch", "safetensors", "timm", "transformers")
+    bench = Bench(__doc__, given, packages, repeats=5, arch=("maest_base", "maest_tiny"))
+    arch = bench.args.arch
     with tempfile.TemporaryDirectory() as temporary:
         write_files(Path(temporary), arch)
         ways = {
             name: Way(load, {"program": program, "path": f"{temporary}/{file}", "arch": arch})
             for name, (program, file) in FILES.items()
         }
-        rows = measure(chosen(ways, args.ways), args)
+        rows = bench.measure(ways)
     columns = {"seconds": "{seconds:.2f}", "MiB": "{peak_mib:.0f}", "copies": "{copies:.2f}"}
-    show(f"Loading {arch}", rows, columns)
-    packages = ("torch", "safetensors", "timm", "transformers")
-    record = harness.start_record(args, *packages) | {"median": rows}
-    harness.save(args, record)
-    return record
+    bench.show(f"Loading {arch}", rows, columns)
+    return bench.record
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ in seconds of the files, not of the parts.
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from extraction import RATE, write_track
-from harness import Figures, Way, in_turns, parser, save, show, start_record, with_before
+from extraction import write_track
+from harness import Bench, Figures, Way
 
 FORMATS = ("wav", "flac", "mp3")
 PARTS = {"whole": None, "central 300 s": 300.0}
@@ -78,22 +77,20 @@ def essentia() -> Make:
 
 
 def make_all(program: str, music: str, out: str) -> Figures:
-    """CPU seconds of each file and part: "whole, wav, 30" → seconds."""
+    """Seconds of audio per second, of each part and format."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
     make = {"ours": ours, "essentia": essentia}[program]()
     files = sorted(Path(music).iterdir(), key=lambda path: path.stat().st_size)
-    target = Path(out, f"{program}.mmap")
-    make(files[0], target, None)  # warms up
+    make(files[0], Path(out, "first"), None)  # warms up
     figures = {}
-    for part, seconds in PARTS.items():
-        for path in files:
-            target = Path(out, f"{path.name}-{program}.mmap")
-            started = time.process_time()
-            make(path, target, seconds)
-            figures[f"{part}, {path.suffix[1:]}, {path.stem}"] = time.process_time() - started
-            if part == "whole":
-                target.rename(target.with_suffix(".whole"))  # to be compared
+    for (part, seconds), suffix in product(PARTS.items(), FORMATS):
+        some = [path for path in files if path.suffix == f".{suffix}"]
+        started = time.process_time()
+        for path in some:
+            make(path, Path(out, f"{part}-{path.name}-{program}"), seconds)
+        length = sum(int(path.stem) for path in some)
+        figures[f"{part}, {suffix}"] = length / (time.process_time() - started)
     return figures
 
 
@@ -106,44 +103,31 @@ def difference(one: Path, other: Path) -> float:
 
 
 def main(given: list[str] | None = None) -> dict[str, Any]:
-    args = parser(__doc__, repeats=5).parse_args(given)
-    lengths = (3, 8) if args.quick else (30, 400)  # a clip, and more than what is kept of a track
-    record = start_record(args, "essentia", "torch", "av", "soxr", "numpy")
-    record["files"] = {"seconds": lengths, "formats": FORMATS, "rate": RATE, "channels": 2}
+    packages = ("essentia", "torch", "av", "soxr", "numpy")
+    # A clip, and more than what is kept of a track
+    bench = Bench(__doc__, given, packages, repeats=5, lengths=([30, 400], [3, 8]))
     with tempfile.TemporaryDirectory() as temporary:
         music, out = Path(temporary, "music"), Path(temporary, "out")
         music.mkdir(), out.mkdir()
-        for length, suffix in product(lengths, FORMATS):
+        for length, suffix in product(bench.args.lengths, FORMATS):
             write_track(music / f"{length}.{suffix}", length, length)
         folders = {"music": str(music), "out": str(out)}
         ways = {name: Way(make_all, {"program": name} | folders) for name in ("ours", "essentia")}
-        runs = in_turns(with_before(ways, args.against), 1 if args.quick else args.repeats)
-        record["largest_difference_bands_0_to_84"] = {
+        found = {n.replace(":", ""): row for n, row in bench.measure(ways, apart=True).items()}
+        bench.record["largest_difference_bands_0_to_84"] = {
             suffix: max(
-                difference(*(out / f"{length}.{suffix}-{name}.whole" for name in ways))
-                for length in lengths
+                difference(*(out / f"whole-{length}.{suffix}-{name}" for name in ways))
+                for length in bench.args.lengths
             )
             for suffix in FORMATS
         }
-    rows: dict[str, Figures] = {}
-    for row in (f"{part}, {suffix}" for part in PARTS for suffix in FORMATS):
-        taken = {
-            name: [[run[f"{row}, {length}"] for run in found] for length in lengths]
-            for name, found in runs.items()
-        }
-        speed = {n: sum(lengths) / sum(map(statistics.median, t)) for n, t in taken.items()}
-        rows[row] = {
-            "seconds_of_audio_per_second_and_core": speed,
-            "ours_over": {name: speed["ours"] / other for name, other in speed.items()},
-            "seconds_taken": taken,
-        }
-    columns = {n: f"{{seconds_of_audio_per_second_and_core[{n}]:.0f}}" for n in runs}
-    columns["ours / essentia"] = "{ours_over[essentia]:.1f}"
-    show("Seconds of audio per second and core", rows, columns)
-    record["lowest_ratio"] = min(row["ours_over"]["essentia"] for row in rows.values())
-    record["results"] = rows
-    save(args, record)
-    return record
+    rows: dict[str, Figures] = {f"{part}, {s}": {} for part, s in product(PARTS, FORMATS)}
+    columns = {name: f"{{{name}:.0f}}" for name in found} | {"ratio": "{ours_over_essentia:.1f}"}
+    for case, row in rows.items():
+        row |= {name: speeds[case] for name, speeds in found.items()}
+        row["ours_over_essentia"] = row["ours"] / row["essentia"]
+    bench.show("Seconds of audio per second and core", rows, columns)
+    return bench.record
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-import harness
-from harness import Figures, Way, chosen, measure, show
+from harness import Bench, Figures, Way
 
 TRACKS = {"train": 18_706, "validation": 1_825, "test": 5_329}
 LABELS, WIDTH, SEEDS, CHOICES = 50, 768, 3, 7
@@ -66,11 +65,8 @@ def command(name: str | None, data: str, epochs: int, blocks: int) -> Figures:
     else:
         changes["sweep"] = {"mix": False, "blocks": list(range(blocks))}
     started = time.perf_counter()
-    done = ex_tl.ex.run(
-        name or ex_tl.ex.default_command,
-        config_updates=changes,
-        options={"--loglevel": "ERROR"},
-    )
+    options = {"--loglevel": "ERROR"}
+    done = ex_tl.ex.run(name or ex_tl.ex.default_command, config_updates=changes, options=options)
     seconds = time.perf_counter() - started
     if done.status != "COMPLETED":
         raise RuntimeError(done.status)
@@ -113,28 +109,21 @@ def plain(data: str) -> Figures:
 
 
 def main(given: list[str] | None = None) -> dict[str, Any]:
-    parser = harness.parser(__doc__)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--blocks", type=int, default=2, help="of the sweep")
-    args = parser.parse_args(given)
-    tracks = {split: count // 100 for split, count in TRACKS.items()} if args.quick else TRACKS
+    packages = ("torch", "pytorch-lightning", "numpy", "scikit-learn")
+    bench = Bench(__doc__, given, packages, epochs=(60, 2), blocks=(2, 2))
+    tracks = {s: count // 100 if bench.args.quick else count for s, count in TRACKS.items()}
+    case = {"epochs": bench.args.epochs, "blocks": bench.args.blocks}
     with tempfile.TemporaryDirectory() as folder:
-        write_data(Path(folder), tracks, args.blocks)
-        case = {"data": folder, "epochs": 2 if args.quick else args.epochs, "blocks": args.blocks}
+        write_data(Path(folder), tracks, bench.args.blocks)
         ways = {
-            "ours, default": Way(command, case | {"name": None}),
-            "ours, sweep": Way(command, case | {"name": "sweep"}),
+            "ours, default": Way(command, case | {"name": None, "data": folder}),
+            "ours, sweep": Way(command, case | {"name": "sweep", "data": folder}),
             "plain": Way(plain, {"data": folder}),
         }
-        rows = measure(chosen(ways, args.ways), args, apart=True)
-    columns = {"seconds": "{seconds:.1f}", "an epoch of a probe, ms": "{epoch_ms:.1f}"}
-    for row in rows.values():
-        row["epoch_ms"] = 1000 * row["epoch_seconds"]
-    show(f"Probes on {tracks['train']} tracks, {LABELS} labels", rows, columns)
-    packages = ("torch", "pytorch-lightning", "numpy", "scikit-learn")
-    record = harness.start_record(args, *packages) | {"tracks": tracks, "median": rows}
-    harness.save(args, record)
-    return record
+        rows = bench.measure(ways, apart=True)
+    columns = {"seconds": "{seconds:.1f}", "an epoch of a probe, seconds": "{epoch_seconds:.4f}"}
+    bench.show(f"Probes on {tracks['train']} tracks, {LABELS} labels", rows, columns)
+    return bench.record
 
 
 if __name__ == "__main__":

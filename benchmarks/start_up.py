@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
-from harness import Figures, Way, chosen, command, measure, parser, save, show, start_record
+import harness
+from harness import Bench, Figures, Way
 
 # What is measured → what is typed after "python", and the exit code
 LINES = {
@@ -36,23 +36,16 @@ def start(line: str, code: int) -> Figures:
 
     noise = np.random.default_rng(0).standard_normal(16_000 * 10)
     soundfile.write("song.wav", 0.1 * noise, 16_000)
-    typed = shlex.split(line.format(tree=sys.path[0]))
-    figures = command([sys.executable, *typed], Path.cwd())
-    if figures["exit_code"] != code:
-        raise RuntimeError(figures["output"][-2000:])
-    return {name: figures[name] for name in ("seconds", "cpu_seconds")}
+    return harness.command([sys.executable, *shlex.split(line.format(tree=harness.TREE))], code)
 
 
 def main(given: list[str] | None = None) -> dict[str, Any]:
-    args = parser(__doc__, repeats=5).parse_args(given)
-    record = start_record(args, "torch", "pytorch-lightning", "sacred", "onnxruntime")
+    packages = ("torch", "pytorch-lightning", "sacred", "onnxruntime")
+    bench = Bench(__doc__, given, packages, repeats=5)
     ways = {name: Way(start, {"line": line, "code": code}) for name, (line, code) in LINES.items()}
-    rows = measure(chosen(ways, args.ways), args, apart=True)
     columns = {"CPU seconds": "{cpu_seconds:.2f}", "by the clock": "{seconds:.2f}"}
-    show("From a command to its end", rows, columns)
-    record["results"] = rows
-    save(args, record)
-    return record
+    bench.show("From a command to its end", bench.measure(ways), columns)
+    return bench.record
 
 
 if __name__ == "__main__":

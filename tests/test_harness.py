@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness import Way, in_turns, medians, with_before
+from harness import Bench, Way, in_turns, medians, with_before
 
 
 def where(names: list[str]) -> dict[str, str]:
@@ -32,13 +32,13 @@ def fails() -> None:
 def test_a_measurement_is_of_the_tree_that_is_named(tmp_path):
     (tmp_path / "helpers").mkdir()  # as checkouts were before the package had a name
     (tmp_path / "helpers/errors.py").write_text("")
-    ways = with_before({"ours": Way(of_maest, {}), "other": Way(of_maest, {})}, tmp_path)
+    ways = with_before({"ours": Way(of_maest), "other": Way(of_maest)}, tmp_path)
     assert list(ways) == ["before: ours", "ours", "other"]
     found = {name: runs[0]["maest.helpers.errors"] for name, runs in in_turns(ways, 1).items()}
     assert found["before: ours"] == str(tmp_path / "helpers/errors.py")
     assert Path(found["ours"]) == harness.ROOT / "helpers/errors.py"
     with pytest.raises(RuntimeError, match="on purpose"):
-        Way(fails, {}).apart()
+        Way(fails).measured()
 
 
 def test_figures_are_medians_of_turns():
@@ -53,16 +53,13 @@ def test_figures_are_medians_of_turns():
     assert rows["b"]["times_as_fast"] == 0.5
 
 
-def test_a_command_has_its_time_and_its_output(tmp_path):
-    line = [
-        sys.executable,
-        "-c",
-        "import time; time.sleep(0.1); print('done'); raise SystemExit(3)",
-    ]
-    found = harness.command(line, tmp_path)
+def test_a_command_has_its_time_and_the_exit_code_that_it_should():
+    line = [sys.executable, "-c", "import time; time.sleep(0.1); exit('on purpose')"]
+    found = harness.command(line, exit_code=1)
     assert found["seconds"] > 0.1
     assert found["cpu_seconds"] > 0
-    assert (found["exit_code"], found["output"]) == (3, "done\n")
+    with pytest.raises(RuntimeError, match="on purpose"):
+        harness.command(line)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -72,18 +69,21 @@ def test_memory_is_the_highest():
         data = bytearray(b"x" * 2**26)
     assert highest[0] > before + 60
     del data
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        assert child.pid in harness.children()
-    finally:
+    line = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert harness.highest_child() > 1
         child.communicate(b"\n")
 
 
 def test_a_record_says_what_was_measured_and_where(tmp_path):
-    args = harness.parser("Speed.\n\nMore.").parse_args(["--record", str(tmp_path / "r.json")])
-    record = harness.start_record(args, "torch", "no-such-package")
-    harness.save(args, record)
+    given = ["--record", str(tmp_path / "r.json"), "--sizes", "1"]
+    options = {"sizes": ([3, 4], [2]), "arch": ("base", "tiny")}
+    bench = Bench("Speed.\n\nMore.", given, ("torch", "no-such-package"), **options)
+    bench.show("Figures", {"ours": {"seconds": 0.25}, "other": {}}, {"s": "{seconds:.1f}"})
     record = json.loads((tmp_path / "r.json").read_text("utf-8"))
     assert record["machine"]["cores"] > 0
     assert set(record["versions"]) == {"python", "torch"}
-    assert record["arguments"] == {"repeats": 3, "quick": False}
+    assert record["arguments"] == {"repeats": 3, "quick": False, "sizes": [1], "arch": "base"}
+    assert record["results"]["Figures"]["ours"] == {"seconds": 0.25}
+    assert vars(Bench("", ["--quick"], (), **options).args)["sizes"] == [2]
