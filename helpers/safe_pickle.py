@@ -1,8 +1,7 @@
-"""Reading pickles of plain data without ever running code from them.
+"""Reading pickles of plain data without running code from them, which ``pickle.load`` would.
 
-The usual way to read such a file, ``pickle.load``, runs whatever code the file asks for. Here the
-opcodes of plain data alone are left of Python's reader, and those that call or change something are
-checked. Five functions of NumPy's and Python's may be named, and methods stand in for them that
+The opcodes of plain data alone are left of Python's reader, and those that call or change something
+are checked. Functions of NumPy's and Python's may be named, and methods stand in for them that
 check every argument: no other function ever receives arguments chosen by the file. No size that the
 file declares makes anything larger than the file itself.
 """
@@ -269,19 +268,15 @@ def _check_data(value: Any, seen: set[int], depth: int = 0) -> None:
 def load_pickle(path: str | Path) -> Any:
     """Read a pickle of plain data, without running any code that it asks for.
 
-    Protocols 0 to 5, of Python 2 and 3, with arrays of NumPy 1.x and 2.x. Strings of Python 2 are
-    read as latin1.
-
-    Returns:
-        dicts, lists, tuples, str, bytes, numbers, None, and NumPy arrays of bool, integers or
-        floats (not to be written to; NumPy numbers come as Python ones).
+    Protocols 0 to 5, of Python 2 (strings as latin1) and 3: dicts, lists, tuples, str, bytes,
+    numbers, None, and arrays of NumPy 1.x and 2.x of bool, integers or floats (not to be written
+    to; NumPy numbers come as Python ones).
 
     Raises:
         InputError: the file cannot be read, is no whole pickle (bytes after its end count as
             damage: ``pickle.load`` would drop them in silence), or holds anything else.
     """
-    missing = "Check the path, or make the file with the data set's preprocess.py."
-    data = read_bytes(path, missing)
+    data = read_bytes(path, "Check the path, or make the file with the data set's preprocess.py.")
     try:
         return _Reader(data).whole()
     except _Refused as error:

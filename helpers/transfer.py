@@ -31,10 +31,8 @@ def download(url: str, path: str | Path, *, sha256: str | None = None, again: bo
     file it is: the next try, or the next call, asks the server for the rest. A server that does not
     give parts of files, or has another version by now, gives it whole.
 
-    Args:
-        path: where to; if it is there, nothing is done.
-        sha256: of the file, in hexadecimal, if that is known; one that comes is checked.
-        again: whether to fetch it although it is there; it is replaced when the new one is whole.
+    If ``path`` is there, nothing is done; with ``again`` it is replaced when the new one is whole.
+    ``sha256``, in hexadecimal, is that of the whole file.
 
     Raises:
         InputError: it cannot be fetched, is of another size or content than it should be, a broken
@@ -69,7 +67,7 @@ def download(url: str, path: str | Path, *, sha256: str | None = None, again: bo
 
 @dataclass
 class _Part:
-    """What has come of a file so far, and of which version of it."""
+    """What has come of a file so far, and of which version of it that is."""
 
     url: str
     path: Path
@@ -101,17 +99,12 @@ class _Part:
         return InputError(message, kind="network", path=self.url, hint=hint)
 
     def fetch(self, bar: tqdm) -> str | None:
-        """One try. None if the file is there now; otherwise what is to be said of this try.
-
-        Raises:
-            InputError: the answer is not the file, and will not be.
-            requests.RequestException, urllib3.exceptions.HTTPError: the connection failed.
-        """
+        """One try. None if the file is there now; otherwise what is to be said of this try."""
         version = self.version()
         total, validator = version.get("total"), version.get("validator")
         start = self.length() if total and validator else 0
         if start and start == total:
-            return self.finish(True)
+            return self.finish(ends_known=True)
         headers = {"Accept-Encoding": "identity"}  # bytes on the way are bytes of the file
         if start:
             headers |= {"Range": f"bytes={start}-", "If-Range": str(validator)}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maest.helpers.errors import InputError
-from maest.models.archs import ARCHS, CONFIG_NAME, find_arch
+from maest.models.archs import ARCHS, CONFIG_NAME, find_arch, list_models
 from maest.models.download import DownloadError, fetch
 from maest.models.maest import Maest
 from maest.models.saving import save_model
@@ -34,25 +34,21 @@ def get_maest(
     labels: Sequence[str] | None = None,
     **options: Any,
 ) -> Maest:
-    """Build a MAEST network, with published weights, those of a checkpoint, or new ones.
+    """A MAEST network in eval mode, with published weights, those of a checkpoint, or new ones.
 
-    The network is in eval mode. None stands for what the checkpoint or, without one, the
-    architecture says.
+    Arguments go before what the checkpoint says, and that before what the architecture says.
 
     Args:
         arch: name of an architecture (`ARCHS`); or, without a ``checkpoint``, the path of one: a
             file or a model folder goes before an architecture of that name.
         pretrained: take the published weights of ``arch``, fetched once (`models.download`). None:
             where it has any and no checkpoint is given. False: new weights.
-        n_classes: number of labels; that of ``labels``, if None.
+        n_classes: that of ``labels``, if None.
         input_t: longest input, in frames.
-        checkpoint: a model folder or a checkpoint file, or what `load_checkpoint` returned;
-            nothing is downloaded then. The arguments go before what it says.
+        checkpoint: a model folder or a checkpoint file, or what `load_checkpoint` returned.
         checkpoint_swa_weights: which weights of a checkpoint: ``average`` of `load_checkpoint`.
-        discard_head: leave the head of the weights out: a newly initialized one.
-        labels: label names.
-        options: further arguments of `Maest`: patchout, dropout, ``task``, ``distilled_type``,
-            ``norm_mean`` …
+        discard_head: initialise the head anew.
+        options: further arguments of `Maest`: patchout, dropout, ``task``, ``distilled_type`` …
 
     Raises:
         InputError: for an unknown architecture, or sizes that are missing or contradict each other.
@@ -67,10 +63,10 @@ def get_maest(
     if arch is not None and checkpoint is None and pretrained is not False and _is_path(arch):
         arch, checkpoint = None, arch
     size = None if arch is None else find_arch(str(arch))
-    weights = checkpoint if isinstance(checkpoint, Checkpoint) else None
-    if isinstance(checkpoint, str | Path):
-        weights = load_checkpoint(checkpoint, average)
-    elif weights is None and size and (size.published if pretrained is None else pretrained):
+    weights = (
+        load_checkpoint(checkpoint, average) if isinstance(checkpoint, str | Path) else checkpoint
+    )
+    if weights is None and size and (size.published if pretrained is None else pretrained):
         weights = fetch(str(arch), average)
 
     sizes: dict[str, Any] = dict(weights.sizes) if weights else {}
@@ -87,8 +83,8 @@ def get_maest(
     given = {"n_classes": n_classes, "input_t": input_t, **options}
     sizes |= {name: value for name, value in given.items() if value is not None}
     if any(kept.get(name) != sizes.get(name) for name in ("n_classes", "task")):
-        scale = ("target_mean", "target_std")  # of another head's values
-        sizes |= {name: options.get(name) for name in scale}
+        # The scale is of another head's values.
+        sizes |= {name: options.get(name) for name in ("target_mean", "target_std")}
     if "n_classes" not in sizes:
         raise (CheckpointError if weights else InputError)(
             f"the number of labels is not known{': no head.1.weight' if weights else ''}",
@@ -100,11 +96,6 @@ def get_maest(
     if weights is None:
         return Maest(labels=labels, **sizes).eval()
     return load_into(Maest.without_weights(labels=labels, **sizes), weights, discard_head).eval()
-
-
-def list_models() -> list[str]:
-    """Names that `get_maest` knows published weights for."""
-    return [name for name, arch in ARCHS.items() if arch.published]
 
 
 def _is_path(model: str | Path) -> bool:

@@ -41,7 +41,6 @@ class Arch:
 
     @property
     def published(self) -> bool:
-        """Whether there are weights to be had."""
         return bool(self.hub or self.url or self.shipped)
 
 
@@ -106,6 +105,11 @@ ARCHS = {
 }
 
 
+def list_models() -> list[str]:
+    """Names of the architectures with published weights."""
+    return [name for name, arch in ARCHS.items() if arch.published]
+
+
 def find_arch(name: str) -> Arch:
     """The architecture of that name, or InputError with the nearest, and all."""
     check_choice("arch", name, ARCHS)
@@ -114,9 +118,8 @@ def find_arch(name: str) -> Arch:
 
 def size_name(embed_dim: int, num_heads: int, depth: int) -> str | None:
     """The name of a network of these sizes, whatever its weights: maest_base …; None for none."""
-    sizes = (embed_dim, num_heads, depth)
     named = {(a.embed_dim, a.num_heads, a.depth): n for n, a in ARCHS.items() if not a.published}
-    return named.get(sizes)
+    return named.get((embed_dim, num_heads, depth))
 
 
 def input_frames(clip_length: float) -> int:
@@ -125,7 +128,7 @@ def input_frames(clip_length: float) -> int:
 
 
 def clip_seconds(input_t: int) -> float:
-    """Seconds of an input of ``input_t`` frames, the inverse of :func:`input_frames`: 312 → 5."""
+    """The inverse of :func:`input_frames`: 312 → 5."""
     exact = input_t * HOP_LENGTH / SAMPLE_RATE
     for digits in range(3):  # the roundest number that makes as many frames
         scale = 10.0**digits
@@ -135,8 +138,7 @@ def clip_seconds(input_t: int) -> float:
     return exact
 
 
-# SPDX identifiers of licences that let others choose their own for what they make of a work. What
-# is made from weights with any other keeps it.
+# Licences (SPDX) that let others choose their own for what they make of a work; any other is kept.
 _PERMISSIVE = (
     *("Apache-2.0", "MIT", "MIT-0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "ISC", "Zlib"),
     *("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "Unlicense"),
@@ -150,17 +152,15 @@ def canonical_licence(licence: str) -> str:
 
 
 def export_licence(wanted: str | None, licence: str | None) -> str | None:
-    """The licence of exported weights: the one that is asked for, or else their own.
-
-    Raises:
-        InputError: another one is asked for, and their own does not allow that.
-    """
+    """The licence that is asked for, or else the weights' own; InputError if that forbids it."""
     if wanted is None or not wanted.strip():
         return licence
     wanted, own = canonical_licence(wanted), canonical_licence(licence or _PERMISSIVE[0])
     if own not in (wanted, *_PERMISSIVE):
-        message = f"the weights are {own}: they cannot be relicensed as {wanted}"
-        hint = "Leave the licence out."
+        message, hint = (
+            f"the weights are {own}: they cannot be relicensed as {wanted}",
+            "Leave it out.",
+        )
         raise InputError(message, kind="conflict", hint=hint, setting="licence")
     return wanted
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from maest.helpers.errors import InputError, first_cause, first_line
-from maest.models.archs import ARCHS, Arch, find_arch
+from maest.models.archs import Arch, find_arch, list_models
 from maest.models.weights import Checkpoint, CheckpointError, load_checkpoint, missing_weights
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,8 @@ def fetch(name: str, average: bool | None = None) -> Checkpoint:
     """
     arch = find_arch(name)
     if not arch.published:
-        published = ", ".join(known for known, arch in ARCHS.items() if arch.published)
         message = f"there are no published weights of {name!r}"
-        hint = f"Give a checkpoint, or an arch with weights: {published}. {_RANDOM}"
+        hint = f"Give a checkpoint, or an arch with weights: {', '.join(list_models())}. {_RANDOM}"
         raise InputError(message, kind="missing", hint=hint, setting="arch")
     if arch.shipped:
         return load_checkpoint(PRETRAINED / name, average)
@@ -108,7 +107,7 @@ def _check_digest(path: Path) -> None:
 
 
 def _release_file(arch: Arch) -> Path:
-    """The file of a release. No hash of it is published: that it is whole, its reading tells."""
+    # No hash of it is published: that it is whole, its reading tells.
     file = _cached(arch)
     if not file.is_file():
         log.info("fetching %s", arch.url)
@@ -118,7 +117,6 @@ def _release_file(arch: Arch) -> Path:
 
 
 def _cached(arch: Arch) -> Path:
-    """Where a release's file is kept."""
     return Path(torch.hub.get_dir()) / "checkpoints" / str(arch.url).rpartition("/")[2]
 
 

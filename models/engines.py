@@ -43,7 +43,7 @@ class Engine(Protocol):
     device: torch.device  # where its outputs are
     # Of int8, by output ("block 7", "logits"): the lowest cosine similarity to float32 on the first
     # patches; None before these, and of other engines
-    similarity: dict[str, float] | None
+    similarity: dict[str, float] | None = None
 
     def __call__(self, mels: Tensor) -> Outputs: ...
 
@@ -59,16 +59,14 @@ def create(
     logits: bool = True,
     compile: bool = False,
 ) -> Engine:
-    """The engine that computes some outputs of a network, which stays as it is.
+    """The engine that computes some outputs of a network, whose weights must not change.
 
     Args:
-        net: its weights may be shared, and must not change.
         device: "auto" is a GPU where there is one, but a CPU for onnxruntime.
         engine: "auto" is onnxruntime for float32 on x86 CPUs, if it can compute the network.
         quantize: "int8", by onnxruntime on a CPU.
         precision: "32-true"; or PyTorch's "16-mixed" (not on a CPU) or "bf16-mixed". None: float16
             on CUDA, float32 elsewhere.
-        compile: the blocks, with PyTorch's compiler.
 
     Raises:
         InputError: for options that do not go together, and where onnxruntime is asked for and is
@@ -107,10 +105,8 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-class TorchEngine:
-    """PyTorch, on any device; layers that were replaced are computed as they are."""
-
-    similarity: dict[str, float] | None = None
+class TorchEngine(Engine):
+    """PyTorch, on any device, with whatever layers the network has."""
 
     def __init__(
         self,
@@ -136,14 +132,12 @@ class TorchEngine:
             return self._net.encode(mels.to(self.device), *self._outputs)
 
 
-class OnnxEngine:
+class OnnxEngine(Engine):
     """onnxruntime, in float32 or int8, on a CPU.
 
     It computes patch by patch: no slower, with less memory, and a patch's result does not depend on
     the others. Its threads sleep when idle, so that other processes can have the cores.
     """
-
-    similarity: dict[str, float] | None = None
 
     def __init__(
         self, net: Maest, blocks: Sequence[int], logits: bool, quantize: str | None
@@ -187,7 +181,7 @@ class OnnxEngine:
 
 
 def _similarity(found: Outputs, exact: Outputs) -> dict[str, float]:
-    """By output, the lowest cosine similarity of a patch; ``exact`` is of the first ones."""
+    """By output, the lowest of a patch; ``exact`` is of the first patches."""
     pairs = {f"block {b}": (found.embeddings[b], values) for b, values in exact.embeddings.items()}
     if found.logits is not None and exact.logits is not None:
         pairs["logits"] = found.logits, exact.logits

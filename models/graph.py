@@ -30,7 +30,6 @@ _OPSET = 20  # the first with Gelu; LayerNormalization came with 17
 _END = 2**31 - 1
 _SMALL = 4096  # bytes of a weight that is always in the model
 _LARGEST = 2**31 - 2**24  # bytes of weights in a model, which is one protobuf message
-_PRODUCER = "maest"
 _MARK = b"\x12\x05maest"  # the producer, near the start of a file: it tells that the file is ours
 
 
@@ -43,16 +42,12 @@ def export_onnx(
 ) -> None:
     """Write a network as an ONNX file, and labels.json; older exports are replaced at the end.
 
-    Inputs and outputs are those of `build`. Fewer than 16 frames are padded with silence, and with
-    n = input_t // 10 the longest input has 10 · n + 15 frames, or 256 · (10 · n + 14) samples.
-    Cutting a track is left to the caller (`maest.helpers.patches.cut`).
+    Inputs and outputs are those of `build`. Fewer than 16 frames are padded with silence; the
+    longest input is `longest_input`: cutting a track is left to the caller (`helpers.patches.cut`).
+    ``metadata_props`` hold the properties below, and what is in ``metadata``.
 
-    ``metadata_props`` hold sample_rate (Hz), hop_length (samples), n_mels, norm_mean, norm_std,
-    input_t (frames), max_frames or max_samples (of an input), task, blocks and labels (JSON; labels
-    only if the model has some), and what is in ``metadata``.
-
-    Columns and rows that patchout always drops are dropped in the file, too. Weights are float32
-    always, and NaN and infinite values are not refused. The front end needs a runtime with float64
+    Columns and rows that patchout always drops are dropped in the file, too. Weights are float32,
+    and NaN and infinite values are not refused. The front end needs a runtime with float64
     products, as onnxruntime has on a CPU.
 
     Raises:
@@ -113,12 +108,11 @@ def build(
 
     It takes ``melspectrogram`` [B, F, T], normalised; or ``waveform`` [B, samples] at 16 kHz. What
     is too long for the positions fails at a node named ``input_is_longer_than_…``. Its outputs are
-    ``logits`` [B, C], if asked for, then for each of ``blocks`` ``embeddings_<block>`` [B, 3, D]
-    (cls token, dist token, mean of all others), or for block -1 ``embeddings_final`` [B, D].
+    ``logits`` [B, C], if asked for, then those of ``blocks``, as of `Maest.encode`:
+    ``embeddings_<block>`` [B, 3, D] or, for -1, ``embeddings_final`` [B, D].
 
-    Args:
-        fused: attention is onnxruntime's MultiHeadAttention, whose scores never exist all at once.
-        apart: takes the weights, by name, and the model refers to them as external data.
+    ``fused``: attention is onnxruntime's, whose scores never exist all at once. ``apart`` takes the
+    weights, by name, and the model refers to them as external data.
 
     Raises:
         InputError: for a network with other layers than `Maest` makes, or of 2 GiB or more.
@@ -151,19 +145,19 @@ def build(
     graph = helper.make_graph(g.nodes, "maest", [given], put_out, g.weights)
     opsets = [helper.make_opsetid("", _OPSET)]
     opsets += [helper.make_opsetid("com.microsoft", 1)] if fused else []
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name=_PRODUCER)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="maest")
 
 
 def longest_input(net: Maest, waveform: bool) -> int:
-    """In frames, or in samples of a waveform."""
+    """In frames, 10 · (input_t // 10) + 15, or in samples of a waveform."""
     frames = net.time_new_pos_embed.shape[-1] * STRIDE + PATCH_SIZE - 1
     return (frames - 1) * HOP_LENGTH if waveform else frames
 
 
 def _check(net: Maest, whole: bool) -> None:
     """Raise InputError for what the graph would not be."""
-    standard = Maest.without_weights(**net.sizes()).named_modules()
-    types = {name: type(module) for name, module in standard}
+    standard = Maest.without_weights(**net.sizes())
+    types = {name: type(module) for name, module in standard.named_modules()}
     size, reason = 4 * sum(parameter.numel() for parameter in net.parameters()), ""
     if whole and size >= _LARGEST:
         reason = f"its weights are {size / 2**30:.1f} GiB in float32, of less than 2"
@@ -188,15 +182,14 @@ class _Graph:
         self.weights: list[onnx.TensorProto] = []
 
     def node(self, op: str, *inputs: Value, name: str = "", **options: Any) -> str:
-        return self.split(op, 1, *inputs, name=name, **options)[0]
-
-    def split(
-        self, op: str, parts: int, *inputs: Value, name: str = "", **options: Any
-    ) -> list[str]:
         given = [one if isinstance(one, str) else self._constant(one) for one in inputs]
         name = name or f"{op}.{len(self.nodes)}"
-        names = [f"{name}.{i}" for i in range(parts)]
-        self.nodes.append(helper.make_node(op, given, names, name=name, **options))
+        self.nodes.append(helper.make_node(op, given, [f"{name}.0"], name=name, **options))
+        return f"{name}.0"
+
+    def split(self, x: str, parts: int) -> list[str]:
+        names = [f"Split.{len(self.nodes)}.{i}" for i in range(parts)]
+        self.nodes.append(helper.make_node("Split", [x], names, axis=-1, num_outputs=parts))
         return names
 
     def _constant(self, value: Tensor | np.ndarray | float | list[int]) -> str:
@@ -232,10 +225,9 @@ class _Graph:
 def _frontend(g: _Graph, net: Maest, waveform: str) -> str:
     """[B, samples] → normalised log-mel [B, F, T frames], T = 1 + ceil(samples / 256).
 
-    `MelSpectrogram` without the FFT, which few runtimes have: its product with cosines and sines.
-    That product alone is float64. In float32 it loses more than an FFT does where a band is quiet
-    beside a loud tone: on sines of full scale, the log-mel is off by 5e-5 with the product in
-    float32, by 1e-5 with the FFT in float32, and by 3e-7 with the product in float64.
+    `MelSpectrogram` without the FFT, which few runtimes have: its product with cosines and sines,
+    in float64. On sines of full scale, the log-mel is off by 3e-7; it would be by 5e-5 with the
+    product in float32, and is by 1e-5 with the FFT in float32.
     """
     samples = g.node("Shape", waveform, start=1, end=2)
     hops = g.node("Div", g.node("Add", samples, [HOP_LENGTH - 1]), [HOP_LENGTH])
@@ -290,11 +282,9 @@ def _block(g: _Graph, name: str, x: str, heads: int, fused: bool, two: bool) -> 
     if two:
         x = g.slice(x, 0, 2, 1)
         q = g.linear(f"{name}.attn.qkv", g.slice(normed, 0, 2, 1), slice(0, channels))
-        kv = g.linear(f"{name}.attn.qkv", normed, slice(channels, None))
-        k, v = g.split("Split", 2, kv, axis=-1, num_outputs=2)
+        k, v = g.split(g.linear(f"{name}.attn.qkv", normed, slice(channels, None)), 2)
     else:
-        qkv = g.linear(f"{name}.attn.qkv", normed)
-        q, k, v = g.split("Split", 3, qkv, axis=-1, num_outputs=3)
+        q, k, v = g.split(g.linear(f"{name}.attn.qkv", normed), 3)
     scale = (channels // heads) ** -0.5
     if fused:
         options: dict[str, Any] = {"domain": "com.microsoft", "num_heads": heads, "scale": scale}

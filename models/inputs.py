@@ -25,10 +25,9 @@ class InputTypeError(InputError, TypeError):
 
 
 def as_floats(x: Any, setting: str, device: torch.device | None = None, pcm: bool = True) -> Tensor:
-    """A tensor of floats, float32 unless they are of 16 bits; waveforms of 16-bit PCM to -1..1.
+    """A tensor of floats, float32 unless they are of 16 bits; arrays go to ``device``.
 
-    Arrays go to ``device``. ``pcm=False``: whole numbers are refused, too. InputTypeError (a
-    TypeError): ``x`` is something else.
+    Waveforms of 16-bit PCM come as -1..1, unless ``pcm=False``. InputTypeError: another type.
     """
     if isinstance(x, np.ndarray):  # torch takes neither other byte orders nor negative strides
         x = torch.from_numpy(np.asarray(x, x.dtype.newbyteorder("="), order="C")).to(device)
@@ -42,10 +41,7 @@ def as_floats(x: Any, setting: str, device: torch.device | None = None, pcm: boo
 
 
 def as_waveforms(x: Any, ndim: int, setting: str) -> Tensor:
-    """Audio as floats: [samples] if ``ndim`` is 1, or [B, samples] if it is 2.
-
-    InputError: another type or shape, or NaN or infinite values.
-    """
+    """Finite floats, [samples] if ``ndim`` is 1, [B, samples] if it is 2; InputError for others."""
     waves = as_floats(x, setting)
     if waves.ndim != ndim or (ndim == 2 and not waves.numel()):
         names = "[samples]" if ndim == 1 else "[B, samples]"

@@ -34,7 +34,7 @@ _LONG = 4  # times the input length of training: beyond, there is a warning
 
 
 def detect_layout(state: Mapping[str, Tensor]) -> str:
-    """Which layout a state dict is in, by its keys. Raises ValueError if in none that is known."""
+    """Which layout a state dict is in, by its keys; ValueError if in none."""
     if any(key.removeprefix(_TOP) == _HUB_POSITIONS for key in state):
         return HUB
     if "freq_new_pos_embed" in state and "time_new_pos_embed" in state:
@@ -50,8 +50,7 @@ def detect_layout(state: Mapping[str, Tensor]) -> str:
 def read(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """A state dict in one of the layouts → one with our names; other keys keep theirs.
 
-    Raises:
-        ValueError: for positions that are not those of the layout.
+    Raises ValueError for positions that are not those of the layout.
     """
     if layout == HUB:
         return _read_hub(state)
@@ -77,10 +76,8 @@ def read_sizes(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
     """Arguments of `Maest`, as far as shapes alone tell them.
 
     ``n_classes`` is left out if there is no head; PaSST and DeiT, which never saw our input, tell
-    nothing of its length.
-
-    Raises:
-        ValueError, KeyError, IndexError, ZeroDivisionError: these are no weights of this family.
+    nothing of its length. Weights of no such network raise ValueError, a LookupError or an
+    ArithmeticError.
     """
     embed_dim = tensors["cls_token"].shape[-1]
     blocks = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))]
@@ -167,8 +164,7 @@ HUB_PROBLEMS = {
 def read_hub_config(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
     """What a `config.json` of transformers says of a network that its weights do not.
 
-    Raises:
-        ValueError: if it is of another network than that of the weights, with these ``sizes``.
+    Raises ValueError if it is of another network than that of the weights, with these ``sizes``.
     """
     heads = config.get("num_attention_heads", 12)
     # The released models' files say nothing of their task.

@@ -71,8 +71,7 @@ class Attention(nn.Module):
         q = q if queries is None else q[:, :, :queries]
         dropout = self.dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # [B, heads, N, D / heads]
-        x = self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
-        return x
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 
 class Block(nn.Module):
@@ -96,8 +95,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         residual = x if queries is None else x[:, :queries]
         x = residual + self._drop_path(self.attn(self.norm1(x), queries))
-        x = x + self._drop_path(self.mlp(self.norm2(x)))
-        return x
+        return x + self._drop_path(self.mlp(self.norm2(x)))
 
     def _drop_path(self, x: Tensor) -> Tensor:
         if not self.training or not self.path:
@@ -108,15 +106,10 @@ class Block(nn.Module):
 class Maest(nn.Module):
     """The MAEST network.
 
-    Args:
-        labels: the C label names, if known.
-        drop_rate, attn_drop_rate, drop_path_rate: dropout of projections, of attention weights, and
-            of whole residual branches (the last one's rate grows linearly over the blocks).
-        options: the arguments of `sizes.Sizes`, of which ``n_classes`` and ``input_t`` have no
-            default, and of `sizes.Patchout`.
-
-    Attributes:
-        uninitialized: names of parameters that a checkpoint left as they were drawn.
+    ``drop_rate``, ``attn_drop_rate`` and ``drop_path_rate`` are dropout of projections, of
+    attention weights, and of whole residual branches (that one's rate grows linearly over the
+    blocks). ``options`` are the arguments of `sizes.Sizes`, of which ``n_classes`` and ``input_t``
+    have no default, and of `sizes.Patchout`.
 
     Raises:
         InputError: a value has another type, is out of bounds or contradicts another; its
@@ -136,15 +129,15 @@ class Maest(nn.Module):
         given = {name: options.pop(name) for name in SIZE_NAMES if name in options}
         self._sizes = s = Sizes(**given)
         self.patchout = Patchout(s, **options)
-        rates = {"drop_rate": drop_rate, "attn_drop_rate": attn_drop_rate}
-        for name, rate in (rates | {"drop_path_rate": drop_path_rate}).items():
+        rates = {"drop": drop_rate, "attn_drop": attn_drop_rate, "drop_path": drop_path_rate}
+        for name, rate in rates.items():
             if not 0 <= rate < 1:
-                raise invalid(name, rate, "Give 0 or more, and less than 1.")
+                raise invalid(f"{name}_rate", rate, "Give 0 or more, and less than 1.")
         if labels is not None and len(labels) != s.n_classes:
             message, hint = f"{len(labels)} names", f"Give one for each of {s.n_classes} classes."
             raise InputError(message, kind="mismatch", hint=hint, setting="labels")
         self.labels = None if labels is None else list(labels)
-        self.uninitialized: frozenset[str] = frozenset()
+        self.uninitialized: frozenset[str] = frozenset()  # parameters that a checkpoint left out
         self.n_classes, self.input_t, self.input_f = s.n_classes, s.input_t, s.input_f
         self.embed_dim, self.depth, self.num_heads = s.embed_dim, s.depth, s.num_heads
         self.mlp_ratio, self.distilled_type, self.task = s.mlp_ratio, s.distilled_type, s.task
@@ -200,24 +193,20 @@ class Maest(nn.Module):
         transformer_block: int = -1,
         melspectrogram_input: bool = False,
     ) -> tuple[Tensor | tuple[Tensor, Tensor] | None, Tensor]:
-        """Compute logits and embeddings.
+        """``(logits, embeddings)`` of audio, or of spectrograms.
 
-        Args:
-            x: floats, or 16-bit PCM if it is a waveform, as a tensor or a NumPy array; one of
+        ``x`` holds floats, or 16-bit PCM if it is a waveform, and is one of
 
-                - [samples]: a mono waveform at 16 kHz of any length, cut into B patches;
-                - [B, samples]: a batch of waveforms, each no longer than one patch;
-                - [F, T], with ``melspectrogram_input``: a normalised log-mel spectrogram of any
-                  length T, cut into B patches;
-                - [B, F, T] or [B, 1, F, T]: a batch of such, each no longer than one patch.
-            transformer_block: whose output to return: -1 for logits and the final embedding, or
-                the zero-based number of a block. Later blocks are not computed.
+        - [samples]: a mono waveform at 16 kHz of any length, cut into B patches;
+        - [B, samples]: a batch of waveforms, each no longer than one patch;
+        - [F, T], with ``melspectrogram_input``: a normalised log-mel spectrogram of any length T,
+          cut into B patches;
+        - [B, F, T] or [B, 1, F, T]: a batch of such, each no longer than one patch.
 
-        Returns:
-            ``(logits, embeddings)``. For block -1: logits [B, C], before any activation (of two
-            heads, in training mode the pair of cls and dist, in eval mode their mean), and
-            embeddings [B, D], the mean of the cls and dist tokens after the final norm. For a
-            block: ``None`` and [B, 3·D]: cls token, dist token, mean of all others, without norm.
+        Of ``transformer_block`` -1: logits [B, C], before any activation (of two heads, in training
+        mode the pair of cls and dist, in eval mode their mean), and embeddings [B, D], the mean of
+        the cls and dist tokens after the final norm. Of a block, from 0: ``None`` and [B, 3·D], cls
+        token, dist token, mean of all others, without norm. Later blocks are not computed.
 
         Raises:
             InputError: (a ValueError, for another type a TypeError) for another shape, an input
@@ -292,8 +281,7 @@ class Maest(nn.Module):
         x = x + time[..., offset : offset + x.shape[-1]] + self.freq_new_pos_embed
         x = self.patchout(x).transpose(1, 2)
         two = torch.cat((self.cls_token, self.dist_token), dim=1) + self.new_pos_embed
-        x = self.pos_drop(torch.cat((two.expand(x.shape[0], -1, -1), x), dim=1))
-        return x
+        return self.pos_drop(torch.cat((two.expand(x.shape[0], -1, -1), x), dim=1))
 
     def n_tokens(self, frames: int, training: bool = True) -> int:
         """Tokens that the blocks get of an input of so many frames, cls and dist among them."""

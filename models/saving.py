@@ -44,12 +44,9 @@ def save_model(
 ) -> Path:
     """Write a model folder, and return its path. Weights are stored in their own type.
 
-    An older model folder is replaced, file by file; other files in it stay.
-
     ``arch`` is for people to read; ``trained_on`` anything JSON can hold (data, epochs, seed,
     metrics; "swa" is of the average); ``average`` the network with the average of its weights.
-
-    Raises InputError as `own_files`.
+    An older model folder is replaced, file by file, as by `own_files`.
     """
     folder, record = Path(folder), model_record(model, arch, trained_on)
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, **record}
@@ -70,10 +67,7 @@ def save_safetensors(
     arch: str | None = None,
     trained_on: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write one file: weights under the released checkpoints' names, the record as metadata.
-
-    Labels are written beside it too. Raises InputError as `own_files`.
-    """
+    """Write one file, its weights and its record, and labels.json, as by `own_files`."""
     path = Path(path)
     with own_files(path, _FILE_MARK, [path.name], labels_file(model)) as paths:
         _write_weights(paths[path.name], model, model_record(model, arch, trained_on))
@@ -86,12 +80,12 @@ def _write_weights(path: Path, model: Maest, record: Mapping[str, Any]) -> None:
 
 
 def cpu_state_dict(model: Maest) -> dict[str, Tensor]:
-    """The state dict as safetensors takes it."""
+    # As safetensors takes it.
     return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
 def labels_file(model: Maest) -> dict[str, str]:
-    """Name → content of the file with the labels; nothing, if they have no names."""
+    """Name → content, if the labels have names."""
     return {"labels.json": to_json(model.labels)} if model.labels else {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -30,7 +31,7 @@ _LEAST_SHARE = 0.05  # patchout that leaves less of a clip's patches is a slip
 
 
 def grid_size(size: int) -> int:
-    """How many patches the strided convolution makes of ``size`` bands or frames."""
+    """How many patches ``size`` bands or frames make."""
     return (size - PATCH_SIZE) // STRIDE + 1
 
 
@@ -67,7 +68,7 @@ class Sizes:
         for name, least in _LEAST.items():
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         for name, above in _ABOVE.items():
-            if not above < getattr(self, name) < math.inf:
+            if not above < getattr(self, name) <= sys.float_info.max:  # of whole numbers, too
                 raise invalid(name, getattr(self, name), f"Give a finite number above {above:g}.")
         if self.embed_dim % self.num_heads:
             message = f"{self.num_heads} heads do not divide {self.embed_dim} channels"
@@ -98,7 +99,7 @@ def invalid(name: str, value: Any, hint: str) -> InputError:
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """A whole number, NumPy's too, as an int; True is none. InputError: it is out of bounds."""
+    """A whole number, NumPy's too but not True, as an int; InputError for another."""
     bounds = f"Give a whole number, {least} {'or more' if most is None else f'to {most}'}."
     try:
         number = operator.index(value)
@@ -112,16 +113,10 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 class Patchout(nn.Module):
     """Drops patches, the same ones for a whole batch (K. Koutini et al., Interspeech 2022).
 
-    Args:
-        s_patchout_t, s_patchout_f: time columns and frequency rows dropped at random in training.
-        u_patchout: single patches dropped at random in training.
-        s_patchout_t_indices, s_patchout_f_indices: columns and rows that are always dropped, by
-            number; columns that a short input does not have are no error.
-        s_patchout_t_interleaved, s_patchout_f_interleaved: keep only every k-th column or row.
-
-    Attributes:
-        dropped: how many are dropped at random, by argument.
-        kept_columns, kept_rows: numbers of those that are not always dropped; None for all.
+    In training, ``s_patchout_t`` time columns, ``s_patchout_f`` frequency rows and ``u_patchout``
+    single patches are dropped at random. Always dropped are columns and rows by number
+    (``…_indices``; those that a short input does not have are no error), and all but every k-th
+    (``…_interleaved``).
 
     Raises:
         InputError: a value is out of bounds, or too few patches are left.
@@ -142,13 +137,14 @@ class Patchout(nn.Module):
         super().__init__()
         self.rows, columns = grid_size(sizes.input_f), grid_size(sizes.input_t)
         patches = self.rows * columns
-        self.dropped = {
+        self.dropped = {  # at random
             "s_patchout_t": whole_number("s_patchout_t", s_patchout_t, 0, columns - 1),
             "s_patchout_f": whole_number("s_patchout_f", s_patchout_f, 0, self.rows - 1),
             "u_patchout": whole_number("u_patchout", u_patchout, 0, patches - 1),
         }
         t = s_patchout_t_indices, s_patchout_t_interleaved
         f = s_patchout_f_indices, s_patchout_f_interleaved
+        # Numbers of those that are not always dropped; None for all
         self.kept_columns = _kept("s_patchout_t", sizes.positions, *t)
         self.kept_rows = _kept("s_patchout_f", self.rows, *f)
         left = self.n_patches(sizes.input_t, training=True)

@@ -61,21 +61,17 @@ class Checkpoint:
 
     @property
     def licence(self) -> str | None:
-        """Of the weights, if it is known."""
         licence = self.trained_on.get("licence")
         return licence if isinstance(licence, str) else None
 
 
 def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint:
-    """Read a folder or file: see `Checkpoint`.
+    """Read a model folder, of ours or of the hub (`ASTForAudioClassification`), or a file.
 
-    A folder may be a model folder of ours or of the model hub (`ASTForAudioClassification`). A file
-    may be safetensors or PyTorch's own format, with weights of MAEST, PaSST, DeiT or the hub's
-    layout; the state dict may stand at the top, or under ``state_dict`` (Lightning, with the prefix
-    ``net.``, and ``net_swa.`` for the weights' average) or ``model``.
-
-    ``average``: the average that a training keeps beside its weights (True), the weights themselves
-    (False), or the average where there is one (None).
+    A file may be safetensors or PyTorch's own format, with weights of MAEST, PaSST, DeiT or the
+    hub's layout; the state dict may stand at the top, or under ``state_dict`` (Lightning) or
+    ``model``. ``average``: the average that a training keeps beside its weights (True), the weights
+    themselves (False), or the average where there is one (None).
 
     Raises:
         CheckpointError: if ``path`` does not exist, is damaged, holds what could run code, is no
@@ -96,7 +92,6 @@ def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint
 
 
 def missing_weights(path: str | Path, average: bool) -> CheckpointError:
-    """The error for a file or folder without an average of weights, or with that alone."""
     message = f"it has {'no average of the weights' if average else 'the average alone'}"
     hint = f"Leave checkpoint_swa_weights={average} out."
     return CheckpointError(message, kind="missing", hint=hint, path=path)
@@ -201,7 +196,6 @@ def _read_file(path: Path) -> tuple[Any, Any]:
 
 
 def _identify(content: Any, path: Path, average: bool | None, ours: bool) -> Checkpoint:
-    """A file's content, in any of the layouts → a checkpoint with the sizes that shapes tell."""
     with _refused(path):
         state, average = _unwrap(content, path, average)
         layout = layouts.MAEST if ours else layouts.detect_layout(state)
@@ -255,7 +249,6 @@ def _merge_record(checkpoint: Checkpoint, record: Any, path: Path) -> None:
 
 
 def _shapes(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """What the shapes of weights tell of sizes."""
     told = {n: sizes.get(n) for n in ("embed_dim", "depth", "n_classes", "mlp_ratio")}
     return told | {"rows": grid_size(sizes["input_f"]), "columns": sizes["input_t"] // STRIDE}
 
@@ -295,12 +288,11 @@ def _merge_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
 
 
 def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) -> Maest:
-    """Give a network a checkpoint's weights, adapting what may differ, and return it.
+    """Give a network, which may be of `Maest.without_weights`, a checkpoint's weights; return it.
 
     Position embeddings of another size are resized along their own axis (bicubic); a head for
     another number of classes or another task is initialised anew, but for its norm, or all of it
-    (``discard_head``). Both are logged. Anything else must match. A network of
-    `Maest.without_weights` gets memory of its own for each weight, and no more.
+    (``discard_head``). Both are logged. Anything else must match.
 
     Raises:
         CheckpointError: listing the keys that are missing, unexpected or of another shape.

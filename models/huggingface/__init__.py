@@ -16,6 +16,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 
 from maest.helpers import mel_constants, melspectrogram
 from maest.helpers.errors import InputError
@@ -115,16 +116,13 @@ def _digest(content: bytes) -> str:
 def _mark(folder: Path) -> bytes:
     """What the config.json of an export has that was not trained further since."""
     head = ""
-    with (
-        suppress(OSError, safetensors.SafetensorError),  # none, or half of a copy
-        safetensors.safe_open(folder / WEIGHTS_NAME, "pt") as file,
-    ):
+    # None, or half of a copy, is no error.
+    with suppress(OSError, SafetensorError), safe_open(folder / WEIGHTS_NAME, "pt") as file:
         head = layouts.fingerprint(file.get_tensor("classifier.dense.weight")) + '"'
     return f'"head": "{head}'.encode()
 
 
 def unsupported_features(model: Maest) -> list[str]:
-    """What this layout cannot carry of a network."""
     kept = model.patchout.kept_columns, model.patchout.kept_rows
     notes = {
         f"The classifier's norm has an epsilon of {HUB_EPS:g} in this layout, and of "
@@ -143,7 +141,6 @@ def unsupported_features(model: Maest) -> list[str]:
 
 
 def model_card(name: str, model: Maest, frames: int, record: Mapping[str, Any]) -> str:
-    """The README.md of the folder."""
     trained_on, arch = record["trained_on"], record["arch"]
     licence, parents = trained_on.get("licence"), trained_on.get("parents") or []
     metrics = {k: v for k, v in trained_on.items() if k.startswith(("val_", "test_"))}

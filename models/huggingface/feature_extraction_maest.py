@@ -36,12 +36,8 @@ class MaestFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
-        self.num_mel_bins, self.max_length, self.mean, self.std = (
-            num_mel_bins,
-            max_length,
-            mean,
-            std,
-        )
+        self.num_mel_bins, self.max_length = num_mel_bins, max_length
+        self.mean, self.std = mean, std
 
     def __call__(
         self,
