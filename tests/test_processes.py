@@ -287,7 +287,7 @@ def test_a_worker_that_hangs_when_the_work_is_ended_is_killed(tmp_path, monkeypa
     next(results)
     wait_for((tmp_path / "begun 1").exists)
     results.close()
-    assert not multiprocessing.active_children()
+    wait_for(lambda: not multiprocessing.active_children())
 
 
 def busy(number: int) -> int:

@@ -27,6 +27,7 @@ from maest.datasets.scores.corpus import Work
 from maest.datasets.scores.performance import assign, fold, octave_shift
 from maest.datasets.scores.reading import Score
 from maest.datasets.scores.tables import COLLECTIONS, ENSEMBLES, INSTRUMENTS, PACE
+from maest.helpers import parallel
 from maest.helpers.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -572,8 +573,8 @@ def test_a_work_that_hangs_or_crashes_is_counted_and_tried_again_the_next_time(
             signal.pause()
 
     monkeypatch.setattr(stages, "arrange", arrange)
-    limited = functools.partial(preprocess.run_parallel, time_limit=0.5)
-    monkeypatch.setattr(preprocess, "run_parallel", limited)
+    limited = functools.partial(parallel.process_map, time_limit=0.5)
+    monkeypatch.setattr(parallel, "process_map", limited)
     report = rebuild(copied, num_workers=2)
     assert (report["done"], report["failed"]) == (0, built[1]["failed"] + 2)
     written = json.loads((copied / "report.json").read_text("utf-8"))["failed_clips"]
