@@ -14,7 +14,7 @@ from maest.datasets.norm import norm_stats
 from maest.datasets.scores import DATA_DIR, build_if_missing
 from maest.experiments.model import arch_of, clip_frames, find_task
 from maest.experiments.runs import run_dir
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.files import write_json
 from maest.models import load_checkpoint
 from maest.models.weights import Checkpoint
@@ -72,16 +72,12 @@ def find_teacher(settings: Settings) -> Path | None:
     folders = sorted(folder.parent.parent.glob(f"*/{folder.parent.name}/{folder.name}"))
     if len(folders) == 1:
         return folders[0]
-    raise InputError(
-        f"{len(folders)} models have logits there" if folders else "no such folder",
-        kind="conflict" if folders else "missing",
-        setting="datamodule.teacher_dir",
-        path=folder,
-        hint=f"Give one of {', '.join(map(str, folders))}."
-        if folders
-        else "`python ex_maest.py extract_logits with maest.checkpoint=<the teacher>` writes the "
-        "logits of a model of the same labels, for all training tracks.",
-    )
+    kind: Kind = "conflict" if folders else "missing"
+    message = f"{len(folders)} models have logits there" if folders else "no such folder"
+    hint = f"Give one of {', '.join(map(str, folders))}."
+    if not folders:
+        hint = "Write them: python ex_maest.py extract_logits with maest.checkpoint=<the teacher>"
+    raise InputError(message, kind=kind, setting="datamodule.teacher_dir", path=folder, hint=hint)
 
 
 def limited(total: int, limit: int | float | None) -> int:
@@ -96,12 +92,12 @@ def limited(total: int, limit: int | float | None) -> int:
 
 def check_data(run: Any, settings: Settings) -> dict[str, Any]:
     """Write and print all that is wrong with the splits that are given."""
-    paths = paths_of(settings, "train", "val", "test")
-    given = [split for split, path in paths.items() if path is not None]
-    left_out = [split for split in given if is_missing(settings, split)]
-    for split in left_out:
-        log.warning("datamodule.groundtruth_%s is not given: not checked", split)
-    splits = [split for split in given if split not in left_out]
+    paths = paths_of(settings, "train", "val", "test").items()
+    given = [split for split, path in paths if path is not None]
+    splits = [split for split in given if not is_missing(settings, split)]
+    for split in given:
+        if split not in splits:
+            log.warning("datamodule.groundtruth_%s is not given: not checked", split)
     check_files(settings, *(splits or given))
     checkpoint = _read_checkpoint(settings)
     results: dict[str, GroundTruth | InputError] = {}

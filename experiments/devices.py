@@ -24,26 +24,24 @@ class Devices:
     local: int  # processes on each machine
     processes: int  # on all machines
 
-    def workers(self, wanted: int | None, fewest: int = 0, sharing: int | None = None) -> int:
+    def workers(self, wanted: int | None, fewest: int = 0) -> int:
         """Processes that read for each that computes; None is as many as pay.
 
-        On a CPU, where the network needs the cores, the ``fewest``. On a GPU one a core, at most
-        12, and at most the share of one of the ``sharing`` processes on this machine.
+        On a CPU, where the network needs the cores, the ``fewest``. On a GPU one a core of its
+        share of this machine, at most 12.
         """
         if wanted is not None:
             return wanted
         # (Training on MPS would wait for workers to start.)
         if self.device.type == "cpu" or (self.device.type == "mps" and not fewest):
             return fewest
-        share = (os.cpu_count() or 1) // (sharing or self.local)
-        return max(1, min(cores(), share, _MOST_WORKERS))
+        return max(1, min(cores(), (os.cpu_count() or 1) // self.local, _MOST_WORKERS))
 
 
 def find_devices(settings: TrainerSettings) -> Devices:
     """What section ``trainer`` asks for, or else the best there is.
 
-    Raises:
-        InputError: it is not here, or a CPU cannot do it.
+    InputError: it is not here, or a CPU cannot do it.
     """
     device = find_device(settings.accelerator, "trainer.accelerator")
     if device.type == "cpu" and settings.precision == "16-mixed":
@@ -58,8 +56,7 @@ def find_devices(settings: TrainerSettings) -> Devices:
 def find_device(accelerator: str, setting: str) -> torch.device:
     """The device for "auto" (a GPU if there is one), "gpu", "cuda", "mps" or "cpu".
 
-    Raises:
-        InputError: naming ``setting``, where it is not here.
+    InputError, naming ``setting``: it is not here.
     """
     best = best_device()
     device = best if accelerator in ("auto", "gpu") else accelerator

@@ -82,7 +82,8 @@ def left_out(task: str, count: int) -> str:
 
 def test(run: Any, settings: Settings) -> dict[str, Any]:
     """Evaluate maest.checkpoint on whole tracks of the test split."""
-    folder, devices = run_dir(run), find_devices(settings.trainer)
+    written = run_dir(run) / "results.json"
+    find_devices(settings.trainer)  # refuses first what is not here
     check_files(settings, "test")
     checkpoint = require_checkpoint(settings)
     splits, frames = read(settings, checkpoint, "test"), clip_frames(settings, checkpoint)
@@ -90,22 +91,18 @@ def test(run: Any, settings: Settings) -> dict[str, Any]:
     setting = "datamodule.groundtruth_test"
     check_labels(splits["test"], net.n_classes, net.labels, "the model", setting)
     check_head(checkpoint, net)
-    workers = devices.workers(settings.datamodule.num_workers, sharing=1)
-    tracks = build_data(settings, splits, frames, workers).test_dataloader()
+    tracks = build_data(settings, splits, frames).test_dataloader()
     try:
         scored = evaluate(net, tracks, settings.trainer.limit_test_batches, settings, {})
     except FloatingPointError as error:
         hint = "Its weights are damaged, or their training has diverged: take others."
-        path, setting = checkpoint.path, "maest.checkpoint"
-        raise InputError(
-            str(error), kind="corrupt", setting=setting, path=path, hint=hint
-        ) from None
+        what, path, setting = str(error), checkpoint.path, "maest.checkpoint"
+        raise InputError(what, kind="corrupt", setting=setting, path=path, hint=hint) from None
     results = metrics_of("test", scored, net) | {"average": checkpoint.average}
-    path = folder / "results.json"
-    write_json(path, results)
+    write_json(written, results)
     shown = {name: results[f"test_{name}"] for name in metrics.SHOWN[net.task]}
     line, chance = metrics_line(net.task, shown), results.get("chance")
     line += f" (chance: {metrics_line(net.task, chance)})" if chance else ""
     count = left_out(net.task, scored.evaluation.left_out)
-    print(f"{results['test_tracks']} tracks: {line}; {count}; one by one: {path}")
+    print(f"{results['test_tracks']} tracks: {line}; {count}; one by one: {written}")
     return {f"test_{name}": value for name, value in shown.items()}

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -39,13 +39,10 @@ def in_section(section: str) -> Iterator[None]:
         raise
 
 
-def find_checkpoint(
-    settings: Settings, training: bool = False, required: bool = False
-) -> Checkpoint | None:
+def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | None:
     """The weights to start from: those of ``maest.checkpoint``, or the arch's published ones.
 
-    Raises:
-        InputError: they cannot be read or fetched; or they are required, and none are given.
+    InputError: they cannot be read or fetched; or they are asked for, and none are given.
     """
     maest, average = settings.maest, settings.maest.checkpoint_swa_weights
     if settings.ckpt_path is not None and not training:
@@ -61,24 +58,27 @@ def find_checkpoint(
             return load_checkpoint(maest.checkpoint, average)
         if maest.arch is not None and (published if maest.pretrained is None else maest.pretrained):
             return fetch(maest.arch, average)
-    asked = "pretrained" if maest.pretrained else "checkpoint_swa_weights" if average else ""
-    if required or asked:
-        raise InputError(
-            f"maest.{asked}=True asks for weights, and none are given"
-            if asked
-            else "no model is given",
-            kind="missing",
-            hint="Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or "
-            "maest.arch=<a released model>. (For embeddings of random weights, name an arch "
-            "without published weights, such as maest_tiny.)",
-            setting="maest.checkpoint",
-        )
+    if maest.pretrained or average:
+        asked = "pretrained" if maest.pretrained else "checkpoint_swa_weights"
+        raise _no_weights(f"maest.{asked}=True asks for weights, and none are given")
     return None
 
 
 def require_checkpoint(settings: Settings) -> Checkpoint:
     """:func:`find_checkpoint`, for a command that cannot go without weights."""
-    return cast(Checkpoint, find_checkpoint(settings, required=True))
+    checkpoint = find_checkpoint(settings)
+    if checkpoint is None:
+        raise _no_weights("no model is given")
+    return checkpoint
+
+
+def _no_weights(message: str) -> InputError:
+    hint = (
+        "Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or maest.arch=<a "
+        "released model>. (For embeddings of random weights, name an arch without published "
+        "weights, such as maest_tiny.)"
+    )
+    return InputError(message, kind="missing", hint=hint, setting="maest.checkpoint")
 
 
 def arch_of(settings: Settings) -> Arch | None:
@@ -134,10 +134,8 @@ def build_network(
     """The network of settings and checkpoint; what they leave open, the ground truth says.
 
     Without one (music that nobody has labelled), new weights get one class and the released models'
-    normalisation. A training's classes, labels and scale are always the ground truth's.
-
-    Raises:
-        InputError: settings, checkpoint and ground truth do not go together.
+    normalisation. A training's classes, labels and scale are always the ground truth's. InputError:
+    settings, checkpoint and ground truth do not go together.
     """
     maest, known = settings.maest, checkpoint.sizes if checkpoint else {}
     arguments = network_arguments(settings, checkpoint, training)

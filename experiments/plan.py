@@ -19,7 +19,7 @@ from maest.config.schema import settings_of
 from maest.datasets.datamodule import MaestDataModule
 from maest.datasets.groundtruth import GroundTruth, check_labels, check_targets
 from maest.experiments.data import check_files, find_teacher, limited, read
-from maest.experiments.devices import Devices, find_devices
+from maest.experiments.devices import find_devices
 from maest.experiments.model import build_network, clip_frames, find_checkpoint
 from maest.experiments.runs import newest_runs
 from maest.helpers.differences import differences
@@ -48,7 +48,6 @@ class Plan:
     """What :func:`resolve` has put together."""
 
     settings: Settings  # with a value wherever they were open
-    devices: Devices
     continued: Path | None  # the checkpoint of the training that goes on, if one does
     origin: dict[str, Any]  # what a model's folder says of its making, before the training
     data: MaestDataModule
@@ -64,7 +63,7 @@ class Plan:
     def lines(self) -> list[str]:
         """For people: a line for each thing."""
         maest, data, trainer = self.settings.maest, self.settings.datamodule, self.settings.trainer
-        net, frames, devices = self.net, self.data.clip_frames, self.devices
+        net, frames, devices = self.net, self.data.clip_frames, find_devices(trainer)
         weights = sum(parameter.numel() for parameter in net.parameters()) / 1e6
         tracks = [len(self.data.splits[split]) for split in ("train", "val")]
         licence = self.origin.get("licence")
@@ -87,12 +86,8 @@ class Plan:
 
 
 def resolve(settings: Settings, log_dir: Path) -> Plan:
-    """Weights, data and network of a training.
-
-    Raises:
-        InputError: anything of it is missing, or does not go together.
-    """
-    devices = find_devices(settings.trainer)
+    """Weights, data and network of a training; InputError if they do not go together."""
+    find_devices(settings.trainer)  # refuses first what is not here
     check_files(settings, "train", "val")
     checkpoint = find_checkpoint(settings, training=True)
     continued = find_run(settings, log_dir)
@@ -106,22 +101,18 @@ def resolve(settings: Settings, log_dir: Path) -> Plan:
         check_labels(groundtruth, net.n_classes, net.labels, "the model", setting)
         check_targets(groundtruth, split, setting)
     _check_task(settings, net)
-    workers = int(settings.datamodule.num_workers or 0)
     origin = _origin(settings, splits["train"], checkpoint, before)
-    data = build_data(settings, splits, frames, workers)
-    return Plan(settings, devices, continued, origin, data, net, *steps_of(settings))
+    data = build_data(settings, splits, frames)
+    return Plan(settings, continued, origin, data, net, *steps_of(settings))
 
 
 def _check_task(settings: Settings, net: Maest) -> None:
     """Raise InputError for settings that do not go with the task or the heads."""
-    data, taught = settings.datamodule, settings.datamodule.teacher_dir is not None
+    balanced = settings.datamodule.balanced_sampling and net.task == "regression"
+    taught = settings.datamodule.teacher_dir is not None
     no_labels, one_head = net.task != "multi-label", net.distilled_type != "separated"
     for wrong, setting, message in (
-        (
-            data.balanced_sampling and net.task == "regression",
-            "datamodule.balanced_sampling",
-            "it counts labels, and a regression has none",
-        ),
+        (balanced, "datamodule.balanced_sampling", "it counts labels, and a regression has none"),
         (taught and no_labels, "datamodule.teacher_dir", "a teacher is for maest.task=multi-label"),
         (taught and one_head, "maest.distilled_type", "a teacher is for a dist head: separated"),
     ):
@@ -156,9 +147,7 @@ def _origin(
     }
 
 
-def build_data(
-    settings: Settings, splits: dict[str, GroundTruth], frames: int, workers: int
-) -> MaestDataModule:
+def build_data(settings: Settings, splits: dict[str, GroundTruth], frames: int) -> MaestDataModule:
     """The data module of some splits, in clips of so many frames."""
     data, clips = settings.datamodule, settings.datamodule.clips_per_epoch
     return MaestDataModule(
@@ -169,7 +158,7 @@ def build_data(
         batch_size_eval=data.batch_size_eval,
         clips_per_epoch=clips if isinstance(clips, int) else None,
         balanced_sampling=data.balanced_sampling,
-        num_workers=workers,
+        num_workers=find_devices(settings.trainer).workers(data.num_workers),
         seed=settings.seed,
         teacher_dir=find_teacher(settings) if "train" in splits else None,
         on_error=data.on_error,
@@ -282,8 +271,7 @@ def _read_record(checkpoint: Path) -> dict[str, Any]:
 def _differing(settings: Settings, record: dict[str, Any]) -> list[str]:
     """How settings that decide differ from a run's record; what it lacks came later.
 
-    Raises:
-        KeyError, TypeError: it is not a training's record.
+    KeyError, TypeError: it is not a training's record.
     """
     now, lines = plain(settings), differences(record["seed"], settings.seed, "seed")
     for setting in settings_of(Settings):

@@ -83,12 +83,12 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
         {"best": monitor, "best-swa": monitor.replace("val_", "val_swa_")},
         minutes=settings.trainer.checkpoint_minutes,
     )
-    callbacks = [Throughput(_flops_per_clip(plan)), history, checkpoints]
-    callbacks.append(LearningRateMonitor("step"))
-    if settings.module.swa_start is not None:
-        callbacks.append(WeightAverage(settings.module.swa_start))
-    bar = _with_bar(settings)
-    callbacks.append(ProgressBar(refresh_rate=5) if bar else ProgressLines(plan.steps))
+    average_from = settings.module.swa_start
+    callbacks = [
+        *(Throughput(_flops_per_clip(plan)), history, checkpoints, LearningRateMonitor("step")),
+        *([] if average_from is None else [WeightAverage(average_from)]),
+        ProgressBar(refresh_rate=5) if _with_bar(settings) else ProgressLines(plan.steps),
+    ]
     logger = TensorBoard(folder, name="", version="tensorboard")
     trainer = build_trainer(settings, folder, callbacks, logger)
     net.train()
@@ -101,8 +101,8 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
     best, scored = _best_weights(plan, module, history, checkpoints)
     average, swa = _best_average(net, checkpoints, history)
     results = _summarize(scored, plan, history.epochs, folder)
-    results |= {
-        **({"swa": swa} if swa else {}),
+    averaged = {"swa": swa} if swa else {}
+    results |= averaged | {
         "best_epoch": best["epoch"],
         "best_steps": best["steps"],
         "steps": trainer.global_step,
@@ -112,8 +112,7 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
     write_json(folder / "results.json", results)
     shown = {f"val_{name}": results[f"val_{name}"] for name in metrics.SHOWN[net.task]}
     versions = {"torch": torch.__version__, "pytorch_lightning": pl.__version__}
-    trained_on = plan.origin | {"steps": best["steps"], "epoch": best["epoch"], **shown}
-    trained_on |= {"swa": swa} if swa else {}
+    trained_on = plan.origin | best | shown | averaged
     trained_on |= {"date": time.strftime("%Y-%m-%d"), "versions": versions}
     model = folder / "model"
     save_model(model, net.eval(), plan.arch, trained_on=trained_on, average=average)

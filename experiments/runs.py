@@ -48,6 +48,7 @@ from maest.helpers.signals import Stopped, stoppable  # noqa: E402
 log = logging.getLogger(__name__)
 
 LOG_DIR = Path("exp_logs")
+_LIGHTNINGS = "MisconfigurationException"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("torch", "pytorch-lightning", "onnxruntime", "scikit-learn", "sacred")  # recorded
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # as Lightning looks them up
@@ -221,28 +222,23 @@ def _command(section: type, module: str, name: str) -> Callable:
                 raise Interrupted("SIGINT: stopped", signal.SIGINT) from None
             raise
         except Exception as error:
-            if not _is_the_users(error):
+            if (message := _message(error)) is None:
                 raise
-            raise UserError(_message(error)) from error
+            raise UserError(message) from error
 
     return call
 
 
-def _is_the_users(error: Exception) -> bool:
-    """Whether a user can mend it."""
-    if isinstance(error, OSError):
-        # One that names no file, and is none of ours, is a fault of the program's.
-        return error.filename is not None or error.errno in (None, *_NO_ROOM)
-    # Lightning's is not imported for this.
-    return isinstance(error, InputError) or type(error).__name__ == "MisconfigurationException"
-
-
-def _message(error: Exception) -> str:
-    """The message; of an error that a worker process passed on, what it was there."""
+def _message(error: Exception) -> str | None:
+    """The message of an error that a user can mend; None of a fault of the program's."""
+    if isinstance(error, OSError):  # one that names no file, and is none of ours, is a fault
+        known = error.filename is not None or error.errno in (None, *_NO_ROOM)
+    else:  # Lightning's class is not imported for this
+        known = isinstance(error, InputError) or type(error).__name__ == _LIGHTNINGS
     text = str(error)
-    if "Original Traceback" in text:
+    if "Original Traceback" in text:  # passed on by a worker process: what it was there
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    return text
+    return text if known else None
 
 
 def run_dir(run: Run) -> Path:

@@ -145,10 +145,8 @@ def patch_plan(
 ) -> PatchPlan:
     """How tracks are cut for a network, in frames."""
     length, hop = net.input_t, None
-    if patch_seconds is not None:
-        length = int(
-            patch_seconds * patches.FRAMES_PER_SECOND + 1e-6
-        )  # of whole frames, all of them
+    if patch_seconds is not None:  # all of its whole frames
+        length = int(patch_seconds * patches.FRAMES_PER_SECOND + 1e-6)
     if hop_seconds is not None:
         hop = round(hop_seconds * patches.FRAMES_PER_SECOND)
     if length < PATCH_SIZE or grid_size(length) > net.time_new_pos_embed.shape[-1]:

@@ -100,11 +100,8 @@ class MaestModule(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch: mel [B, T, F] as it is on disk, targets [B, C], perhaps a teacher's logits.
 
-        Those, [B, C], are what the dist head learns from, of a network with two heads.
-
-        Raises:
-            InputError: of kind "diverged", if the loss is NaN or infinite; on a GPU some steps
-                later.
+        Those, [B, C], are what the dist head learns from, of a network with two heads. InputError
+        of kind "diverged": the loss is NaN or infinite; on a GPU it comes some steps later.
         """
         recipe, targets, heads = self.recipe, batch.targets, 1
         torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
@@ -175,7 +172,6 @@ class MaestModule(pl.LightningModule):
     # ------------------------------------------------------------------ optimiser and schedule
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The schedule is stepped each epoch or each step."""
         # In one kernel; under mixed precision that unscales gradients too late to clip them.
         fused = True if self.trainer.gradient_clip_val is None else None
         optimiser, schedule = self.optimiser.build(self._epochs, fused)
@@ -197,12 +193,8 @@ class MaestModule(pl.LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what makes it usable as a model: sizes, labels, origin; and the epoch's loss so far.
-
-        Raises:
-            InputError: of kind "diverged", if the loss was NaN; nothing is saved then.
-        """
-        self._check_loss()
+        """Keep what makes it usable as a model: sizes, labels, origin; and the epoch's loss."""
+        self._check_loss()  # of NaN, nothing is saved
         record: dict[str, Any] = {"sizes": self.net.sizes(), "labels": self.net.labels}
         record |= {"skipped": self.skipped, **self.record}
         if self._clips:
@@ -213,8 +205,7 @@ class MaestModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the epoch's loss so far; the average of the weights is a callback's.
 
-        Raises:
-            InputError: if the checkpoint is of another network, or trains other parts of it.
+        InputError: the checkpoint is of another network, or trains other parts of it.
         """
         record, sizes = checkpoint.get(TRAINER_KEY, {}), self.net.sizes()
         before = {n: value for n, value in record.get("sizes", {}).items() if n in sizes}
