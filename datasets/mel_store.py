@@ -25,8 +25,7 @@ from typing import Any
 from maest.datasets.collection import mel_key
 from maest.datasets.melspectrograms import size_problem
 from maest.helpers.errors import InputError
-from maest.helpers.failures import valid_utf8
-from maest.helpers.files import TEMPORARY, read_bytes, write_error, write_json
+from maest.helpers.files import TEMPORARY, read_bytes, valid_utf8, write_error, write_json
 from maest.helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
 
 RECIPE_FILE = "preprocess.json"  # of every store

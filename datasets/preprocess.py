@@ -36,8 +36,13 @@ from maest.datasets.collection import describe_left_out, find_audio, mel_key, no
 from maest.datasets.melspectrograms import write_mel
 from maest.helpers.audio import AudioError, stream_audio
 from maest.helpers.errors import InputError
-from maest.helpers.failures import read_failures, write_failures
-from maest.helpers.files import NAMES_FILE_ONLY, remove_leftovers, write_error
+from maest.helpers.files import (
+    NAMES_FILE_ONLY,
+    read_failures,
+    remove_leftovers,
+    write_error,
+    write_failures,
+)
 from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
 from maest.helpers.parallel import BACKENDS, check_backend, run_parallel
 

@@ -24,7 +24,7 @@ from maest.datasets.melspectrograms import mel_path
 from maest.datasets.preprocess import preprocess
 from maest.datasets.splitting import SPLITS
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.failures import read_failures
+from maest.helpers.files import read_failures
 from maest.helpers.report import table
 
 

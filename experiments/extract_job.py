@@ -31,8 +31,7 @@ from maest.experiments.ranks import Ranks
 from maest.helpers.blocks import chosen_blocks
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.failures import write_failures
-from maest.helpers.files import remove_leftovers
+from maest.helpers.files import remove_leftovers, write_failures
 from maest.helpers.manifest import model_hash, open_folder
 from maest.helpers.patches import seconds
 from maest.helpers.writer import SUFFIXES, Output, is_done

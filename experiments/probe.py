@@ -21,7 +21,7 @@ from maest.experiments.probe_data import FeatureSet, ProbeTask, read_features, r
 from maest.experiments.probe_report import RIDGE, few_tracks, write_run
 from maest.experiments.runs import interruptible, run_dir
 from maest.helpers import metrics
-from maest.helpers.failures import valid_utf8
+from maest.helpers.files import valid_utf8
 from maest.helpers.parallel import one_torch_thread
 from maest.helpers.report import machine, metrics_line, versions
 from maest.models.probe import SELECTION, ProbeBank

@@ -19,8 +19,7 @@ from maest.experiments.extract import extract
 from maest.experiments.probe_report import PROBE_FOLDER, no_probe
 from maest.experiments.runs import run_dir
 from maest.helpers.errors import InputError
-from maest.helpers.failures import encodable, read_failures, valid_utf8
-from maest.helpers.files import write_json, write_rows
+from maest.helpers.files import encodable, read_failures, valid_utf8, write_json, write_rows
 from maest.helpers.predictions import SEPARATOR, best, figure_name
 from maest.helpers.writer import WARNINGS, Output, is_done
 from maest.models.probe import ProbeBank, layer_normalized

@@ -31,8 +31,7 @@ from maest.experiments.runs import interruptible, run_dir, same_command
 from maest.helpers import metrics, plots
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
-from maest.helpers.failures import valid_utf8
-from maest.helpers.files import to_json, write_json, write_rows
+from maest.helpers.files import to_json, valid_utf8, write_json, write_rows
 from maest.helpers.parallel import cores, one_torch_thread
 from maest.helpers.report import Page, machine, metrics_line, metrics_table, versions
 from maest.models.probe import SELECTION, layer_normalized

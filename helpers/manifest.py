@@ -21,8 +21,7 @@ from filelock import FileLock
 
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
-from maest.helpers.failures import valid_utf8
-from maest.helpers.files import TEMPORARY, write_json
+from maest.helpers.files import TEMPORARY, valid_utf8, write_json
 
 MANIFEST = "manifest.json"
 LOCK = ".manifest.lock"

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.failures import encodable, valid_utf8
-from maest.helpers.files import write_json, write_rows
+from maest.helpers.files import encodable, valid_utf8, write_json, write_rows
 from maest.helpers.tracks import TrackResult
 
 SEPARATOR = "; "  # of several warnings in a table's cell

@@ -28,8 +28,14 @@ from pathlib import Path
 import numpy as np
 
 from maest.helpers.blocks import FINAL
-from maest.helpers.failures import encodable, read_failures, write_failures
-from maest.helpers.files import NAMES_FILE_ONLY, atomic_path, write_error
+from maest.helpers.files import (
+    NAMES_FILE_ONLY,
+    atomic_path,
+    encodable,
+    read_failures,
+    write_error,
+    write_failures,
+)
 from maest.helpers.patches import read_times, write_times
 from maest.helpers.predictions import SEPARATOR, plot_predictions, write_predictions
 from maest.helpers.tracks import TrackResult

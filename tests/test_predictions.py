@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from maest.helpers.errors import InputError
-from maest.helpers.failures import read_failures, write_failures
+from maest.helpers.files import read_failures, write_failures
 from maest.helpers.predictions import best, read_predictions, table, write_predictions, write_table
 from maest.helpers.tracks import TrackResult
 

@@ -15,8 +15,7 @@ from maest.datasets.embeddings import read_tokens, select_tokens
 from maest.helpers import activation_plot
 from maest.helpers import writer as module
 from maest.helpers.errors import InputError
-from maest.helpers.failures import read_failures
-from maest.helpers.files import remove_leftovers
+from maest.helpers.files import read_failures, remove_leftovers
 from maest.helpers.predictions import read_predictions
 from maest.helpers.tracks import TrackResult
 from maest.helpers.writer import SUFFIXES, Output, ResultWriter, is_done, tidy_warnings

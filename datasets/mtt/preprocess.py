@@ -25,7 +25,7 @@ from maest.datasets import commands, published
 from maest.datasets.archives import fetch, known_absent, parts_there, unpack
 from maest.datasets.published import PublishedTable, Task, shown
 from maest.helpers.data_folder import data_folder
-from maest.helpers.failures import write_failures
+from maest.helpers.files import write_failures
 from maest.helpers.transfer import download
 
 URL = "https://mirg.city.ac.uk/datasets/magnatagatune"
