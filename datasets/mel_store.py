@@ -183,10 +183,6 @@ class Source:
     mtime_ns: int  # its time of change
     warnings: tuple[str, ...] = ()  # why results of it may mean nothing, such as "silent"
 
-    def matches(self, audio: os.stat_result) -> bool:
-        """Whether the audio file has not been replaced since, by an older one either."""
-        return (self.size, self.mtime_ns) == (audio.st_size, audio.st_mtime_ns)
-
 
 class MelIndex:
     """The index files of a store: reads all of them, adds to one.
@@ -253,8 +249,9 @@ class MelIndex:
             found = (audio_dir / audio).stat()
         except OSError:
             return True
-        if known:
-            return self.sources[audio].matches(found)
+        if known:  # an older file may have taken its place, too
+            source = self.sources[audio]
+            return (source.size, source.mtime_ns) == (found.st_size, found.st_mtime_ns)
         if found.st_mtime_ns > mel.st_mtime_ns:
             return False
         self.add(audio, Source(key, found.st_size, found.st_mtime_ns))
