@@ -1,18 +1,16 @@
 """What a GPU does with this project, in one run that ends at its time limit.
 
-python benchmarks/gpu.py [--minutes 8] [--parts tests training extraction audio loading]
+python benchmarks/gpu.py [--minutes 8] [--parts tests training extraction loading]
 python benchmarks/gpu.py --device cpu --quick  # does it run?
 
-Parts, in order of worth; one whose packages are missing is skipped by name, and each figure is
-written to ``benchmarks/records/gpu-<part>.json`` as soon as it is known:
+Parts, in order of worth; each figure is written to ``benchmarks/records/gpu-<part>.json`` as soon
+as it is known:
 
 - tests: those marked ``gpu``
 - training: a step of the base model, clips of 10 and 30 s: fp16 and bf16, compiled or not, Flash
   against cuDNN attention, batch 12 and the largest that fits; model-FLOPs utilisation of what
   patchout leaves, as a share of a large matrix product in the same precision
 - extraction: embeddings of block 7 from log-mels that lie in memory: each precision and length
-- audio: log-mels from audio files by reading processes, in files a second and a core: with the
-  encoder's rate it says which of the two is the limit
 - loading: random crops from `.mmap` files to batches on the device
 """
 
@@ -27,12 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from harness import ROOT, start_record
@@ -45,10 +41,8 @@ from maest.models.maest import inference
 from training import train
 
 BLOCK = 7
-NEEDS = {"tests": ["pytest", "pytorch_lightning"], "training": ["pytorch_lightning"],
-         "audio": ["av", "soxr"], "loading": ["pytorch_lightning"]}  # fmt: skip
 # Shares of the time, so that one part's compiling does not cost the others theirs.
-SHARES = {"tests": 0.25, "training": 0.4, "extraction": 0.13, "audio": 0.1, "loading": 0.12}
+SHARES = {"tests": 0.25, "training": 0.45, "extraction": 0.15, "loading": 0.15}
 # Of a training step, in order of worth
 WAYS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
@@ -188,29 +182,6 @@ def extraction(run: Run) -> Figures:
             )
 
 
-def audio(run: Run) -> Figures:
-    """Log-mels from WAV files, by one process and by as many as there are cores."""
-    from maest.datasets.preprocess import preprocess
-
-    cores = os.cpu_count() or 1
-    tracks, seconds = (2, 10) if run.quick else (16, 60)  # of a process
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "audio")
-        source.mkdir()
-        noise = np.random.default_rng(0).integers(-9999, 9999, 2 * 44_100 * seconds, np.int16)
-        for workers in sorted({1, cores}):
-            run.left(30)
-            for i in range(tracks * workers):
-                with wave.open(str(source / f"{i}.wav"), "wb") as file:
-                    file.setparams((2, 2, 44_100, 0, "NONE", ""))
-                    file.writeframes(noise.tobytes())
-            started = time.perf_counter()
-            preprocess(source, Path(folder, f"mels-{workers}"), num_workers=workers, progress=False)
-            rate = tracks * seconds / (time.perf_counter() - started)
-            figures = {"times_real_time": rate * workers, "of_a_core": rate}
-            yield f"WAV, {workers} processes", figures
-
-
 def loading(run: Run) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder, "loading.json")
@@ -219,14 +190,18 @@ def loading(run: Run) -> Figures:
         if not run.quick:
             line += ["--tracks=300", "--track-seconds=300", "--clips=2400", "--clip-seconds=30"]
             line += ["--workers", "0", "4", "12"]
+        if importlib.util.find_spec("torchaudio") is None:
+            line += ["--ways", "ours", "ours, loader alone"]
         line += ["--device", run.device.type]
         done = subprocess.run(line, capture_output=True, text=True, timeout=run.left(30))
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
-        yield "benchmarks/loading.py", json.loads(record.read_text("utf-8"))
+        for title, ways in json.loads(record.read_text("utf-8"))["results"].items():
+            for way, found in ways.items():
+                yield f"{title}, {way}", found
 
 
-PARTS = {part.__name__: part for part in (tests, training, extraction, audio, loading)}
+PARTS = {part.__name__: part for part in (tests, training, extraction, loading)}
 
 
 # ---------------------------------------------------------------- the whole run
@@ -244,9 +219,8 @@ def main() -> int:
         parser.exit(1, "benchmarks/gpu.py: PyTorch finds no CUDA device; --device cpu --quick\n")
     run, rows, failed = Run(options), [], False
     for name in options.parts:
-        missing = [p for p in NEEDS.get(name, []) if importlib.util.find_spec(p) is None]
-        if missing:
-            print(f"{name}: skipped, not installed: {', '.join(missing)}", flush=True)
+        if name == "tests" and importlib.util.find_spec("pytest") is None:
+            print("tests: skipped, pytest is not installed", flush=True)
             run.begin(name)
             continue
         record = start_record(options, ("torch", "numpy"))

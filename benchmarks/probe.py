@@ -23,9 +23,8 @@ import numpy as np
 
 from harness import Bench, Figures, Way
 
-TRACKS = {"train": 18_706, "validation": 1_825, "test": 5_329}
+TRACKS = {"train": 18_706, "val": 1_825, "test": 5_329}
 LABELS, WIDTH, SEEDS, CHOICES = 50, 768, 3, 7
-NAMES = {"train": "train", "val": "validation", "test": "test"}  # in settings, and of files
 
 
 def write_data(folder: Path, tracks: dict[str, int], blocks: int) -> None:
@@ -54,7 +53,7 @@ def command(name: str | None, data: str, epochs: int, blocks: int) -> Figures:
     """Seconds of a command, and of an epoch of one of its probes."""
     import ex_tl
 
-    files = {f"groundtruth_{s}": f"{data}/groundtruth-{file}.pk" for s, file in NAMES.items()}
+    files = {f"groundtruth_{split}": f"{data}/groundtruth-{split}.pk" for split in TRACKS}
     changes: dict[str, Any] = {
         "data": files | {"embeddings_dir": f"{data}/embeddings"},
         "probe": {"max_epochs": epochs, "accelerator": "cpu"},
@@ -88,7 +87,7 @@ def plain(data: str) -> Figures:
         files = (f"{data}/embeddings/5sec/0/{key}.embeddings.npy" for key in truth.keys)
         return torch.from_numpy(np.stack([np.load(file)[0] for file in files])), truth.targets
 
-    (x, targets), (val, val_targets) = read("train"), read("validation")
+    (x, targets), (val, val_targets) = read("train"), read("val")
     dataset = TensorDataset(x, torch.from_numpy(targets.astype(np.float32)))
     loader = DataLoader(dataset, 128, shuffle=True)
     net = nn.Sequential(nn.Linear(WIDTH, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, LABELS))
