@@ -71,7 +71,8 @@ class Attention(nn.Module):
         q = q if queries is None else q[:, :, :queries]
         dropout = self.dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # [B, heads, N, D / heads]
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+        x = self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+        return x
 
 
 class Block(nn.Module):
@@ -281,7 +282,8 @@ class Maest(nn.Module):
         x = x + time[..., offset : offset + x.shape[-1]] + self.freq_new_pos_embed
         x = self.patchout(x).transpose(1, 2)
         two = torch.cat((self.cls_token, self.dist_token), dim=1) + self.new_pos_embed
-        return self.pos_drop(torch.cat((two.expand(x.shape[0], -1, -1), x), dim=1))
+        x = self.pos_drop(torch.cat((two.expand(x.shape[0], -1, -1), x), dim=1))
+        return x
 
     def n_tokens(self, frames: int, training: bool = True) -> int:
         """Tokens that the blocks get of an input of so many frames, cls and dist among them."""
