@@ -1,6 +1,6 @@
 """What a GPU does with this project, in one run that ends at its time limit.
 
-python benchmarks/gpu.py [--minutes 8] [--parts tests training extraction loading]
+python benchmarks/gpu.py [--minutes 8] [--parts tests training extraction audio loading]
 python benchmarks/gpu.py --device cpu --quick  # does it run?
 
 Parts, in order of worth; each figure is written to ``benchmarks/records/gpu-<part>.json`` as soon
@@ -11,6 +11,8 @@ as it is known:
   against cuDNN attention, batch 12 and the largest that fits; model-FLOPs utilisation of what
   patchout leaves, as a share of a large matrix product in the same precision
 - extraction: embeddings of block 7 from log-mels that lie in memory: each precision and length
+- audio: log-mels from WAV files, which is what feeds extraction where nothing is preprocessed:
+  readers for a GPU are the two rates' ratio; without av and soxr, left out
 - loading: random crops from `.mmap` files to batches on the device
 """
 
@@ -25,10 +27,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from harness import ROOT, start_record
@@ -42,7 +46,8 @@ from training import train
 
 BLOCK = 7
 # Shares of the time, so that one part's compiling does not cost the others theirs.
-SHARES = {"tests": 0.25, "training": 0.45, "extraction": 0.15, "loading": 0.15}
+SHARES = {"tests": 0.25, "training": 0.4, "extraction": 0.13, "audio": 0.1, "loading": 0.12}
+NEEDS = {"tests": ["pytest"], "audio": ["av", "soxr"]}  # packages; a part without them is left out
 # Of a training step, in order of worth
 WAYS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
@@ -182,6 +187,27 @@ def extraction(run: Run) -> Figures:
             )
 
 
+def audio(run: Run) -> Figures:
+    from maest.datasets.preprocess import preprocess
+
+    cores = os.cpu_count() or 1
+    seconds = 10 if run.quick else 60
+    noise = np.random.default_rng(0).integers(-9999, 9999, 2 * 44_100 * seconds, np.int16)
+    for workers in sorted({1, cores}):
+        run.left(30)
+        with tempfile.TemporaryDirectory() as folder:
+            tracks = workers * (2 if run.quick else 16)
+            for i in range(tracks):
+                with wave.open(f"{folder}/{i}.wav", "wb") as file:
+                    file.setparams((2, 2, 44_100, 0, "NONE", ""))
+                    file.writeframes(noise.tobytes())
+            started = time.perf_counter()
+            mels = Path(folder, "mels")
+            preprocess(Path(folder), mels, num_workers=workers, progress=False)
+            rate = tracks * seconds / (time.perf_counter() - started)
+        yield f"WAV, processes: {workers}", {"times_real_time": rate, "of_a_core": rate / workers}
+
+
 def loading(run: Run) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder, "loading.json")
@@ -201,7 +227,7 @@ def loading(run: Run) -> Figures:
                 yield f"{title}, {way}", found
 
 
-PARTS = {part.__name__: part for part in (tests, training, extraction, loading)}
+PARTS = {part.__name__: part for part in (tests, training, extraction, audio, loading)}
 
 
 # ---------------------------------------------------------------- the whole run
@@ -219,8 +245,9 @@ def main() -> int:
         parser.exit(1, "benchmarks/gpu.py: PyTorch finds no CUDA device; --device cpu --quick\n")
     run, rows, failed = Run(options), [], False
     for name in options.parts:
-        if name == "tests" and importlib.util.find_spec("pytest") is None:
-            print("tests: skipped, pytest is not installed", flush=True)
+        missing = [need for need in NEEDS.get(name, []) if not importlib.util.find_spec(need)]
+        if missing:
+            print(f"{name}: skipped, not installed: {', '.join(missing)}", flush=True)
             run.begin(name)
             continue
         record = start_record(options, ("torch", "numpy"))
