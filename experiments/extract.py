@@ -97,6 +97,8 @@ def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
                 wanted = job.settings.datamodule.num_workers
                 # On a CPU one, which needs few of the cores' cycles beside the network.
                 workers = min(job.devices.workers(wanted, fewest=1), len(todo))
+                if wanted is None:  # all processes here share the cores
+                    workers = min(workers, max(1, cores() // job.ranks.here))
                 with closing(read_tracks(job.tracks, todo, workers)) as tracks:
                     for result in extraction.results(tracks):
                         if isinstance(result, Track):

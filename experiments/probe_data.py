@@ -141,7 +141,7 @@ def choose_folders(
     else:
         wanted = list(by_block) if isinstance(blocks, str) else sorted(set(blocks))
     lacking, there = [b for b in wanted if b not in by_block], list(by_block.values()) or found
-    message, hint = "", f"such as {setting}={there[-1].block}"
+    message = ""
     if lacking or not wanted:
         what = f"block {', '.join(map(str, lacking))}" if lacking else "a block with tokens"
         message = f"no embeddings of {what}, but of block {', '.join(f.name for f in there)}"
@@ -153,8 +153,8 @@ def choose_folders(
             kind="missing",
             path=found[0].folder.parent,
             setting=setting if by_block else EMBEDDINGS_DIR,
-            hint=f"Choose of these, {hint}. All blocks are extracted with "
-            "inference.transformer_block=all.",
+            hint=(f"Choose of these, such as {setting}={there[-1].block}. " if by_block else "")
+            + "All blocks are extracted with inference.transformer_block=all.",
         )
     chosen = [by_block[block] for block in wanted]
     check_same_extraction(chosen)

@@ -71,15 +71,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
                 if archive.testzip() is None:
                     content = super().load_checkpoint(path, *args, **kwargs)
-        except (PermissionError, MemoryError):  # says nothing of the file's content
-            raise
-        except Exception:  # a damaged file can raise nearly anything
+        except Exception as error:  # a damaged file can raise nearly anything
+            says_nothing_of_it = isinstance(error, MemoryError | OSError)
+            if says_nothing_of_it and Path(path).is_file():
+                raise
             log.debug("%s cannot be read", path, exc_info=True)
         if isinstance(content, dict) and content.keys() >= _PARTS:
             return content
         exists = Path(path).is_file()
         raise InputError(
-            "damaged, or no checkpoint of a training" if exists else "no such file",
+            "damaged, or no checkpoint of a training"
+            if exists
+            else "no such file; a folder is none",
             kind="corrupt" if exists else "missing",
             hint="Give a checkpoint of a training (`last`, exp_logs/<id>/checkpoints/last.ckpt, or "
             "best-epoch=<n>.ckpt beside it), or start from a model's weights, maest.checkpoint.",

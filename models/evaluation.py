@@ -128,6 +128,10 @@ def task_loss(
         cls, dist = logits
         other = targets if dist_targets is None else dist_targets
         return (task_loss(net, cls, targets) + task_loss(net, dist, other)) / 2
+    if dist_targets is not None:
+        hint = "Build the network with distilled_type='separated'."
+        message = "a teacher's targets, but no second head to learn them"
+        raise InputError(message, kind="conflict", hint=hint, setting="distilled_type")
     logits = logits.float()
     if net.target_std is not None:  # values of any scale count alike
         deviation = on_device(torch.tensor(net.target_std), logits.device)

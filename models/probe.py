@@ -88,10 +88,14 @@ class ProbeBank:
 
     def load(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Take the weights of so many :meth:`state`. Raises KeyError, RuntimeError: of others."""
-        for name, weight in self.weights.items():
-            self.weights[name] = torch.stack([state[name] for state in states]).view_as(weight)
-        self.scale = states[0]["scale"].view_as(self.scale)
-        self.shift = states[0]["shift"].view_as(self.shift)
+        now = self.weights | {"scale": self.scale, "shift": self.shift}
+        loaded = {name: torch.stack([state[name] for state in states]) for name in self.weights}
+        loaded |= {name: states[0][name] for name in ("scale", "shift")}
+        differing = [name for name in now if loaded[name].shape != now[name].shape]
+        if differing:
+            raise RuntimeError(f"of another shape: {', '.join(differing)}")
+        self.scale, self.shift = loaded.pop("scale"), loaded.pop("shift")
+        self.weights = loaded
 
     # ---- outputs ---------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from maest.helpers.augment import mixup
 from maest.helpers.errors import InputError
 from maest.helpers.history import History, ProgressLines, epoch_line
 from maest.helpers.metrics import baseline
+from maest.models.evaluation import task_loss
 from maest.models.maest import Maest
 from maest.models.sizes import TASKS
 from maest.models.training import MaestModule, derived_seed, teacher_targets
@@ -241,6 +242,13 @@ def test_a_teachers_targets_are_mixed_as_the_clips_are():
     module = MaestModule(net, replace(PLAIN, mixup_alpha=0.3))
     loss = step(module, mel, targets, (of_teacher - 0.5) * 9)
     torch.testing.assert_close(loss, (first + second) / 2)
+
+
+def test_a_teacher_needs_a_head_of_its_own():
+    targets = torch.zeros(2, 3)
+    with pytest.raises(InputError) as error:
+        task_loss(network(distilled_type="mean"), targets, targets, targets)
+    assert (error.value.kind, error.value.setting) == ("conflict", "distilled_type")
 
 
 def test_training_with_a_teacher_from_disk(toy, tmp_path):
