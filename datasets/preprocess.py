@@ -207,15 +207,15 @@ def _check_options(
     seconds: float | None, shard: tuple[int, int] | None, subfolder: str | None
 ) -> None:
     long = seconds is None or 1 <= seconds * SAMPLE_RATE < math.inf
-    part = shard is None or 1 <= shard[0] <= shard[1]
+    part, k_of_n = shard is None or 1 <= shard[0] <= shard[1], "/".join(map(str, shard or ()))
     name = subfolder is None or re.fullmatch(r"[^./\\\0][^/\\\0]*", subfolder)
     for fits, setting, value, hint in (
         (long, "--seconds", seconds, "Give a positive number of seconds, or all."),
-        (part, "--shard", shard, "Give K/N with K from 1 to N, such as 3/100."),
+        (part, "--shard", k_of_n, "Give K/N with K from 1 to N, such as 3/100."),
         (name, "--subfolder", subfolder, "Give one folder's name, without slashes or leading dot."),
     ):
         if not fits:
-            raise InputError(f"is {value!r}", setting=setting, hint=hint)
+            raise InputError(f"is {value}", setting=setting, hint=hint)
 
 
 # ---- one file, in a worker process ---------------------------------------------------------------

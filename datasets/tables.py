@@ -279,7 +279,8 @@ class _Rows:
         """The columns that an option names, each once, by their own names."""
         own = [n if n in self.header else self.by_bare.get(_bare(n), "") for n in names]
         if "" in own:
-            what, hint = f"no column {names[own.index('')]!r}", f"Give one of {self.header}."
+            what = f"no column {names[own.index('')]!r}"
+            hint = f"Give one of: {', '.join(self.header)}."
             raise InputError(what, kind="unknown", path=self.path, setting=option, hint=hint)
         return list(dict.fromkeys(own))
 

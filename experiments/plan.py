@@ -20,7 +20,7 @@ from maest.datasets.datamodule import MaestDataModule
 from maest.datasets.groundtruth import GroundTruth, check_labels, check_targets
 from maest.experiments.data import check_files, find_teacher, limited, read
 from maest.experiments.devices import find_devices
-from maest.experiments.model import build_network, clip_frames, find_checkpoint
+from maest.experiments.model import arch_of, build_network, clip_frames, find_checkpoint
 from maest.experiments.runs import newest_runs
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
@@ -87,7 +87,8 @@ class Plan:
 
 def resolve(settings: Settings, log_dir: Path) -> Plan:
     """Weights, data and network of a training; InputError if they do not go together."""
-    find_devices(settings.trainer)  # refuses first what is not here
+    find_devices(settings.trainer)  # what is not here is refused before data is made
+    arch_of(settings)
     check_files(settings, "train", "val")
     checkpoint = find_checkpoint(settings, training=True)
     continued = find_run(settings, log_dir)

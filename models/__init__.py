@@ -59,7 +59,7 @@ def get_maest(
     average = options.pop("checkpoint_swa_weigts", checkpoint_swa_weights)
     if arch is None and checkpoint is None:
         hint = f"Give an arch ({', '.join(ARCHS)}) or a checkpoint."
-        raise InputError("which model?", kind="missing", hint=hint, setting="arch")
+        raise InputError("no model is named", kind="missing", hint=hint, setting="arch")
     if arch is not None and checkpoint is None and pretrained is not False and _is_path(arch):
         arch, checkpoint = None, arch
     size = None if arch is None else find_arch(str(arch))

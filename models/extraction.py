@@ -129,7 +129,7 @@ class Extractor:
         waves = (as_waveforms(piece, 1, "waveform").detach().cpu().float() for piece in pieces)
         mels = list(log_mel_pieces(meter.mix(wave[:, None].numpy()) for wave in waves))
         if not mels:
-            raise AudioError("no samples", kind="empty", hint="Give one or more.")
+            raise AudioError("the waveform has no samples", kind="empty", hint="Give one or more.")
         return Track(key, 0, np.concatenate(mels), meter.warnings(meter.frames / SAMPLE_RATE))
 
     def outputs(self, track: Track) -> TrackResult:
