@@ -14,7 +14,7 @@ _LISTED = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|\([^)]*\)|[^,])+""")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" for the known name nearest to ``name``; empty if none is near."""
+    """Return " Did you mean 'x'?" for the nearest known name, or "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -29,9 +29,9 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 
 def listed(value: Any) -> list[Any]:
-    """A setting that may be one thing or a list; ``[a,b]`` is typed without quotes, too.
+    """Return a setting as a list: one value, a list, or ``[a,b]`` typed without quotes.
 
-    A comma within quotes or within inner brackets is part of a name.
+    A comma within quotes or inner brackets is part of a name.
     """
     if isinstance(value, str):
         value = value.strip()
@@ -43,12 +43,12 @@ def listed(value: Any) -> list[Any]:
 
 
 def typed_list(setting: str, values: Sequence[str]) -> str:
-    """``setting=[a,b]`` as it is typed in a shell, for names that :func:`listed` reads back."""
+    """Return ``setting=[a,b]``, quoted for a shell; :func:`listed` reads the names back."""
     quoted = (f'"{value}"' if set(value) & set(",'()[] ") else value for value in values)
     return shlex.quote(f"{setting}=[{','.join(quoted)}]")
 
 
 def first_few(names: Iterable[str], shown: int = 5) -> str:
-    """``a, b, ...``: the first of some names, for a message."""
+    """Return the first names as ``a, b, ...``, for a message."""
     names = list(names)
     return ", ".join(names[:shown]) + ", ..." * (len(names) > shown)

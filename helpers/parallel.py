@@ -20,11 +20,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BACKENDS = ("processes", "dask")
-_WAITING = 2  # results of each thread that wait to be taken, at most
+_WAITING = 2  # results per thread that may wait to be taken
 
 
 def cores() -> int:
-    """The CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -32,7 +32,7 @@ def cores() -> int:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """One thread for torch: processes do not fight for cores, and sums have the same order."""
+    """Give torch one thread: processes do not fight for cores, and sums keep their order."""
     import torch
 
     threads = torch.get_num_threads()
@@ -44,7 +44,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def check_backend(backend: str, scheduler: str | None, num_workers: int | None = None) -> None:
-    """Raise InputError unless there is such a backend, with what it needs, and workers."""
+    """Raise InputError for an unknown backend, no workers, or Dask without a scheduler."""
     if num_workers is not None and num_workers < 1:
         hint = "Give 1 or more processes."
         raise InputError(f"found {num_workers}", hint=hint, setting="--num-workers")
@@ -74,16 +74,12 @@ def run_parallel(
     title: str = "",
     unit: str = "item",
 ) -> Generator[Result]:
-    """Yield ``function(item, *arguments)`` of each item, as they come.
+    """Yield ``function(item, *arguments)`` of each item, in the order of completion.
 
-    Args:
-        function: of an importable module.
-        num_workers: processes; None for one a core, 1 for this process, where a crash is not
-            caught. A Dask cluster uses all the threads of its workers, those that join later too.
-        backend, scheduler: "processes", or "dask" and the address of its scheduler.
-        failed: see `helpers.processes.process_map`, which tells, with `check_backend` and
-            `helpers.cluster.cluster_map`, the errors too.
-        progress: whether to show a bar, with its title and unit, where the output is a terminal.
+    ``function`` must be importable. ``num_workers`` None starts one process per core; 1 works in
+    this process, where a crash is not caught. Dask uses all threads of all its workers instead.
+    For ``failed`` and the errors, see :func:`check_backend`, `helpers.processes.process_map` and
+    `helpers.cluster.cluster_map`. A terminal shows the bar.
     """
     check_backend(backend, scheduler, num_workers)
     if not items:
@@ -112,10 +108,10 @@ def in_order(
     num_workers: int | None,
     progress: str | None,
 ) -> Iterator[Result]:
-    """``map(function, items)`` in threads, in order, with few results waiting at a time.
+    """Yield ``function(item)`` in order, from threads; few results wait at a time.
 
-    NumPy and the file system should do most of the work: Python itself runs one thread. None for
-    ``num_workers`` is one thread a core; ``progress`` names a bar, which a terminal shows.
+    Suits work in NumPy and the file system: Python itself runs one thread. ``num_workers`` None
+    starts one thread per core; ``progress`` is the bar's title.
     """
     results = _in_threads(function, items, num_workers or cores())
     return _shown(results, len(items), progress or "", "file", bool(progress))
@@ -144,7 +140,6 @@ def _in_threads(
 def _shown(
     results: Generator[Result], total: int, title: str, unit: str, progress: bool
 ) -> Iterator[Result]:
-    """The same, with a bar where the output is a terminal."""
-    hidden = None if progress else True  # None: unless on a terminal
+    hidden = None if progress else True  # None: a bar on terminals only
     with closing(results):
         yield from tqdm(results, desc=title, unit=unit, total=total, disable=hidden)

@@ -1,6 +1,6 @@
-"""How a track is cut into patches: one rule, for waveforms in the network and for files on disk.
+"""Cut tracks into patches: one rule, for waveforms in the network and for files on disk.
 
-Whoever changes this changes the embeddings of every track that is longer than one patch.
+A change here changes the embeddings of every track that is longer than one patch.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ _TIMES = ("start", "centre", "end")
 def cut(
     frames: int, longest: int, hop: int | None = None, tail: str = "keep"
 ) -> list[tuple[int, int]]:
-    """Cut a track of so many frames into patches: ``(first frame, one past the last)`` of each.
+    """Return ``(first frame, one past the last)`` of each patch of a track.
 
-    Patches of ``longest`` frames, one every ``hop`` (None: ``longest``; a smaller one makes patches
-    overlap, a larger one leaves gaps), as long as they are whole. What the last of them leaves is
-    one more, shorter patch, which begins one hop later, if a second or more of it is in no patch
-    before it; less is left out. A track shorter than one patch is one shorter patch, however short.
+    Whole patches of ``longest`` frames start every ``hop`` frames (None: ``longest``). One shorter
+    patch follows, a hop later, if it adds a second or more of new frames. A track shorter than one
+    patch is one patch, however short.
 
-    ``tail`` is what becomes of the shorter patch: "keep" it, "drop" it, or "pad" it with silence to
-    ``longest``; its end, here, is that of the track all the same.
+    ``tail`` says whether to "keep" the shorter patch, "drop" it, or "pad" it with silence; a patch
+    to be padded still ends here with the track. Raises ValueError for a number below 1.
     """
     hop = longest if hop is None else hop
     if frames < 1 or longest < 1 or hop < 1:
@@ -49,7 +48,7 @@ def cut(
 
 
 def new_frames(patches: Sequence[tuple[int, int]]) -> list[int]:
-    """How many frames of each patch are in no patch before it: its weight in a track's mean."""
+    """Count the frames of each patch that no earlier patch has: its weight in a track's mean."""
     covered, counts = 0, []
     for first, last in patches:
         counts.append(last - max(first, covered))
@@ -59,7 +58,7 @@ def new_frames(patches: Sequence[tuple[int, int]]) -> list[int]:
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """How tracks are cut into patches: :func:`cut`, with ``length`` for its ``longest``."""
+    """The arguments of :func:`cut`; ``length`` is its ``longest``. Lengths are in frames."""
 
     length: int
     hop: int | None = None
@@ -69,31 +68,31 @@ class PatchPlan:
         check_choice("tail", self.tail, ("keep", "drop", "pad"))
 
     def spans(self, frames: int) -> list[tuple[int, int]]:
-        """The patches of a track of so many frames."""
+        """Return the patches of a track of ``frames`` frames, as :func:`cut` does."""
         return cut(frames, self.length, self.hop, self.tail)
 
     def patch_frames(self, span: tuple[int, int]) -> int:
-        """Frames of a patch, padding counted."""
+        """Count the frames of a patch, padding included."""
         own = span[1] - span[0]
         return self.length if self.tail == "pad" else max(own, PATCH_SIZE)
 
     def take(self, mel: np.ndarray, span: tuple[int, int]) -> np.ndarray:
-        """A patch of a track's log-mel [T, 96]; what it lacks at its end is silence."""
+        """Return one patch of a track's log-mel [T, 96], padded with silence at its end."""
         patch = mel[slice(*span)]
         missing = self.patch_frames(span) - len(patch)
         return np.pad(patch, ((0, missing), (0, 0))) if missing else np.asarray(patch)
 
 
 def seconds(frames: int) -> float:
-    """The duration of ``frames`` frames."""
+    """Return the duration of ``frames`` frames."""
     return frames / FRAMES_PER_SECOND
 
 
 def times(patches: Sequence[tuple[int, int]], frames: int) -> list[tuple[float, float, float]]:
-    """Start, centre and end of each patch, in seconds.
+    """Return start, centre and end of each patch, in seconds.
 
-    The last frame of a track is centred on its end, or up to 16 ms beyond: no time is later than
-    that, ``(frames - 1) / 62.5``.
+    The last frame of a track is centred on its end, or up to 16 ms beyond. No time is later than
+    that centre, ``(frames - 1) / 62.5``.
     """
     end = max(1, frames - 1)
     return [
@@ -106,24 +105,24 @@ def times(patches: Sequence[tuple[int, int]], frames: int) -> list[tuple[float, 
 
 
 class WeightedMean:
-    """The mean over a track's patches, weighted by what each newly covers; summed in float64."""
+    """The mean over a track's patches, weighted by :func:`new_frames`; summed in float64."""
 
     def __init__(self) -> None:
         self._sum: np.ndarray | float = 0.0
         self._weights = 0.0
 
     def add(self, value: np.ndarray, weight: float) -> None:
-        """A patch's values, and its weight: of :func:`new_frames`, or :func:`weights_of`."""
+        """Add the values of one patch, with its weight."""
         self._sum = self._sum + weight * value.astype(np.float64)
         self._weights += weight
 
     def mean(self) -> np.ndarray:
-        """float32, of the shape of a patch's values."""
+        """Return the mean: float32, in the shape of a patch's values."""
         return np.asarray(self._sum / self._weights, np.float32)
 
 
 def pooled(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """The same of values [P, ...] with P weights: float32 [...]."""
+    """Return the :class:`WeightedMean` of values [P, ...] with P weights: float32 [...]."""
     mean = WeightedMean()
     for value, weight in zip(values, weights, strict=True):
         mean.add(value, weight)
@@ -131,10 +130,10 @@ def pooled(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
 
 
 def weights_of(times: np.ndarray) -> list[int]:
-    """The weights of patches by their :func:`times` [P, 3]: :func:`new_frames` of their frames."""
+    """Return :func:`new_frames` of patches by their :func:`times` [P, 3]."""
     frames = np.rint(np.asarray(times)[:, [0, 2]] * FRAMES_PER_SECOND).astype(int)
-    # No time is later than the centre of the last frame: a patch that ends with the track has an
-    # end one frame too early. Any other patch is as long as the first.
+    # A patch that ends with the track has an end one frame too early (see times). Every other
+    # patch is as long as the first.
     lengths = frames[:, 1] - frames[:, 0]
     if lengths[-1] != lengths[0]:
         frames[-1, 1] += 1
@@ -148,7 +147,7 @@ def write_times(path: str | Path, times: np.ndarray) -> None:
 
 
 def read_times(path: Path) -> np.ndarray:
-    """What :func:`write_times` wrote, float64 [P, 3]. InputError: "missing", or "corrupt"."""
+    """Read the file of :func:`write_times`: float64 [P, 3]. InputError: "missing" or "corrupt"."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             times = [[float(row[name]) for name in _TIMES] for row in csv.DictReader(file)]
@@ -165,10 +164,10 @@ def read_times(path: Path) -> np.ndarray:
 
 
 def pooled_file(values: np.ndarray, path: Path) -> np.ndarray:
-    """The mean over the patches of a track's file, as extraction itself pools them: float32 [...].
+    """Return the mean over the patches in a track's file, as extraction pools: float32 [...].
 
-    ``values``, float [P, ...], are what ``path`` holds. InputError: ``<key>.times.csv``, beside it,
-    is missing, or has the times of other patches.
+    ``values``, float [P, ...], are the content of ``path``. InputError: ``<key>.times.csv`` beside
+    it is missing, or has the times of other patches.
     """
     if len(values) == 1:
         return values[0].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Pieces of files, one behind the other, as a file of their own."""
+"""Read pieces of several files as one file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 
 class Pieces:
-    """Some bytes of some open files: (file, first byte, the byte behind the last) of each piece."""
+    """Joined pieces of open files: (file, first byte, one past the last byte) of each."""
 
     def __init__(self, pieces: list[tuple[BinaryIO, int, int]]) -> None:
         self._pieces, self._at = pieces, 0

@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from maest.helpers.files import atomic_path
 from maest.helpers.metrics import FIGURE_NAMES
 
-# The two panels of a learning curve, by the figure that tells the task: their titles, and the
-# figures in the right one. (The MSE of a regression is its loss.)
+# The metric that identifies the task: titles of both panels of a learning curve, and the metrics
+# of the right one. (The MSE of a regression is its loss.)
 _PANELS = {
     "ap": ("binary cross-entropy", "validation, mean over labels", ("ap", "roc_auc")),
     "accuracy": ("cross-entropy", "validation", ("accuracy", "macro_f1")),
@@ -29,7 +29,7 @@ _LARGEST = 24  # inches of a table's cells
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, atomically. No window system is asked, and no backend changed."""
+    """Write a figure as PNG, atomically, without a window system or a change of backend."""
     path = Path(path)
     for axes in figure.axes:  # "$" in a name is no formula
         for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()):
@@ -41,12 +41,12 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 @functools.cache
 def _characters() -> frozenset[int]:
-    """The characters that the figures' font has."""
+    """Return the code points in the figures' font."""
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def drawable(text: str, longest: int = LONGEST_LABEL) -> str:
-    """The text in one line, cut at its start; a box for what the font has no sign for.
+    """Return the text in one line, cut at its start, with a box for each character the font lacks.
 
     Matplotlib would warn of each such character, and cannot draw surrogates at all.
     """
@@ -56,7 +56,6 @@ def drawable(text: str, longest: int = LONGEST_LABEL) -> str:
 
 
 def _over_epochs(titles: Sequence[str]) -> tuple[Figure, Axes, Axes]:
-    """A figure of two panels."""
     figure = Figure(figsize=(11, 4))
     left, right = figure.subplots(1, 2)
     for axes, title in zip((left, right), titles, strict=True):
@@ -72,13 +71,12 @@ def _count_along_x(axes: Axes, name: str) -> None:
 
 
 def _levels(axes: Axes, levels: Mapping[str, float]) -> None:
-    """Horizontal lines to compare with, by name."""
     for (name, level), style in zip(levels.items(), ("--", ":", "-."), strict=False):
         axes.axhline(level, color="grey", linestyle=style, label=name)
 
 
 def _lowest(*values: float) -> float:
-    """Where an axis up to 1 begins: at 0, or below it for negative values (R²)."""
+    """Return where an axis up to 1 begins: 0, or lower for negative values (R²)."""
     lowest = float(np.nanmin([0.0, *values]))
     return max(_LOWEST, 1.1 * lowest)
 
@@ -89,10 +87,10 @@ def _lowest(*values: float) -> float:
 def learning_curve(
     path: str | Path, epochs: Sequence[Mapping[str, float]], lines: Mapping[str, float]
 ) -> Path:
-    """Draw loss and validation metrics over epochs: AP and ROC-AUC, or those of another task.
+    """Draw loss and validation metrics over epochs.
 
-    ``epochs`` are rows of `helpers.history.History`; ``lines`` are levels to compare the first
-    metric (AP, accuracy or R²) with, by name.
+    ``epochs`` are rows of `helpers.history.History`; ``lines`` are named levels of the first
+    metric (AP, accuracy or R²).
     """
     monitor = next((m for m in _PANELS if any(f"val_{m}" in row for row in epochs)), "ap")
     *titles, names = _PANELS[monitor]
@@ -119,9 +117,9 @@ def seed_curves(
     best_epochs: Sequence[int],
     names: Sequence[str],
 ) -> Path:
-    """Draw loss and a validation figure over epochs, a line a seed; its best epoch is marked.
+    """Draw training loss and a validation metric over epochs, one line per seed.
 
-    ``histories`` are, of each seed, rows of ``epoch`` (from 1), ``train_loss``, ``val_<monitor>``.
+    ``histories`` hold rows of ``epoch`` (from 1), ``train_loss`` and ``val_<monitor>`` per seed.
     """
     kept = f"validation, {FIGURE_NAMES[monitor]}; a dot: the epoch that is kept"
     figure, left, right = _over_epochs(("training loss", kept))
@@ -147,11 +145,11 @@ def label_bars(
     errors: Mapping[str, Sequence[float]] | None = None,
     positives: Sequence[int | None] | None = None,
 ) -> Path:
-    """Draw horizontal bars for each of C labels, one colour a series; NaN leaves a gap.
+    """Draw horizontal bars for each of C labels, one colour per series; NaN leaves a gap.
 
-    Labels are sorted by the first series. Values are up to 1; negative ones (of R²) are drawn down
-    to -1, and cut off there. ``errors`` are standard deviations for some of the series;
-    ``positives``, how many tracks have each label, stand beside its name.
+    Labels are sorted by the first series. Values are at most 1; negative ones (R²) are cut off at
+    -1. ``errors`` are standard deviations of some series; ``positives``, the tracks with each
+    label, stand beside its name.
     """
     values = {name: np.asarray(own, float) for name, own in series.items()}
     order = np.argsort(np.nan_to_num(next(iter(values.values())), nan=-np.inf))
@@ -184,13 +182,10 @@ def heat_map(
     row_name: str = "",
     column_name: str = "",
 ) -> Path:
-    """Draw a table [R, C] of figures as colours; NaN is left white.
-
-    Where there is room, the ``numbers`` are written in it.
-    """
+    """Draw a table [R, C] as colours, with numbers where there is room; NaN stays white."""
     values = np.asarray(values, dtype=float)
     n_rows, n_columns = values.shape
-    # Many of them get smaller cells: a picture has a size that can be looked at.
+    # Large tables get smaller cells, so that the figure still fits a screen.
     wide, high = min(0.6, _LARGEST / n_columns), min(0.36, _LARGEST / n_rows)
     figure = Figure(figsize=(2.5 + wide * n_columns, 1.5 + high * n_rows))
     axes = figure.subplots()
@@ -221,9 +216,9 @@ def block_curves(
     title: str,
     levels: Mapping[str, float],
 ) -> Path:
-    """Draw a figure over the blocks, a line for each choice of tokens, with bands of one deviation.
+    """Draw a metric over the blocks, one line per series, with bands of one deviation.
 
-    A series has mean and deviation for each block; NaN leaves a gap.
+    A series has mean and deviation of each block; NaN leaves a gap.
     """
     figure = Figure(figsize=(8, 4.5))
     axes = figure.subplots()
@@ -245,7 +240,7 @@ def intervals(
     figures: Mapping[str, Sequence[Mapping[str, float]]],
     title: str,
 ) -> Path:
-    """Draw figures, each ``value``, ``low`` and ``high`` of all names, a panel a figure."""
+    """Draw ``value``, ``low`` and ``high`` of each name, one panel per metric."""
     size = 4.5 * len(figures) + 2, 1.6 + 0.4 * len(names)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
