@@ -1,9 +1,8 @@
-"""What a network predicts of a track, as JSON, CSV and picture, and as a table in a terminal.
+"""Write predictions of tracks as JSON, CSV and picture, and show them as a table in a terminal.
 
-A classifier's figures are activations, between 0 and 1 (`Maest.activations`), and the ``top``
-labels with the highest are kept, highest first. A regression's are values, of any size: all targets
-are kept, in the model's order. JSON entries and CSV columns are named ``activation`` or ``value``
-accordingly.
+A classifier's figures are activations, 0 to 1 (`Maest.activations`); the ``top`` labels are kept,
+highest first. A regression's are values of any size; all targets are kept, in the model's order.
+JSON entries and CSV columns are named ``activation`` or ``value`` accordingly.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ from maest.helpers.errors import InputError, Kind
 from maest.helpers.files import encodable, valid_utf8, write_json, write_rows
 from maest.helpers.tracks import TrackResult
 
-SEPARATOR = "; "  # of several warnings in a table's cell
+SEPARATOR = "; "  # between the warnings in a table's cell
 _LABELS_A_PATCH = 3  # in the table
 _PATCHES = 60  # rows of the table
 _BAR = 20  # characters
-_WHOLE_SECONDS = 2.0  # patches that start closer together than this are told with tenths
+_WHOLE_SECONDS = 2.0  # patches that start closer together are shown with tenths of seconds
 
 
 def figure_name(task: str) -> str:
-    """What a task's outputs are called: "activation", or "value" for regression."""
+    """Return the name of a task's outputs: "activation", or "value" for regression."""
     return "value" if task == "regression" else "activation"
 
 
 def best(values: np.ndarray, top: int, task: str) -> np.ndarray:
-    """The indices of the ``top`` highest of [C] activations, highest first; all for regression."""
+    """Return the indices of the ``top`` highest of [C] activations; all targets for regression."""
     if task == "regression":
         return np.arange(len(values))
     return np.argsort(-values, kind="stable")[:top]
 
 
 def label_names(labels: Sequence[str] | None, n_classes: int) -> list[str]:
-    """The labels, or "label 0", … for a model without names."""
+    """Return the labels, or "label 0", … for a model without names."""
     return [f"label {i}" for i in range(n_classes)] if labels is None else list(labels)
 
 
@@ -56,14 +55,13 @@ def write_predictions(
     top: int,
     task: str = "multi-label",
 ) -> None:
-    """Write a track's predictions as JSON, and as CSV beside it (``.csv`` for ``.json``).
+    """Write a track's predictions as JSON, and before it as CSV (``.csv`` for ``.json``).
 
-    The JSON, which comes last, holds ``track`` (the key; bytes that are no UTF-8 as backslash
-    escapes), ``seconds`` (its duration), ``warnings`` (why it may mean little: "silent", "channels
-    cancel", "0.1 s only"), ``task``, ``labels`` (of the whole track: ``label`` and ``activation``
-    of each) and ``patches`` (``start`` and ``end`` in seconds, ``labels`` of each). The CSV has the
-    columns ``scope`` ("track" or "patch"), ``start``, ``end``, ``rank`` (from 1), ``label``,
-    ``activation`` and ``warnings`` (of the track, in its rows). ``top`` labels are kept of each.
+    The JSON holds ``track`` (the key; bytes that are not UTF-8 as backslash escapes), ``seconds``
+    (duration), ``warnings`` ("silent", "channels cancel", "0.1 s only"), ``task``, ``labels`` of
+    the whole track (``label`` and ``activation`` of each) and ``patches`` (``start`` and ``end`` in
+    seconds, and ``labels``). The CSV has the columns ``scope`` ("track" or "patch"), ``start``,
+    ``end``, ``rank`` (from 1), ``label``, ``activation`` and ``warnings`` (in the track's rows).
     """
     assert result.activations is not None
     assert result.patch_activations is not None
@@ -104,9 +102,9 @@ def _cells(entry: dict[str, Any], figure: str) -> tuple[str, str]:
 
 
 def read_predictions(path_json: Path) -> dict[str, Any]:
-    """What :func:`write_predictions` wrote as JSON; of version 0.1, without ``warnings``, none.
+    """Read the JSON of :func:`write_predictions`; version 0.1 wrote no ``warnings``.
 
-    InputError: there is no such file, or it holds something else.
+    InputError: the file is missing, unreadable or corrupt.
     """
     try:
         prediction = {"warnings": [], **json.loads(path_json.read_text("utf-8"))}
@@ -152,10 +150,10 @@ def plot_predictions(
 
 
 def write_table(path_csv: Path, folder: Path, keys: Iterable[str]) -> bool:
-    """Write one CSV with a row for each track: ``track,seconds,label_1,activation_1,…,warnings``.
+    """Write one CSV with a row per track: ``track,seconds,label_1,activation_1,…,warnings``.
 
-    Left out are tracks whose ``<key>.predictions.json`` in ``folder`` is missing, cannot be read,
-    or has another number of labels than the first. Returns whether there is any row.
+    Skips tracks whose ``<key>.predictions.json`` in ``folder`` is missing or corrupt, or has
+    another number of labels than the first. Returns whether there is any row.
     """
 
     def readable() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -187,10 +185,10 @@ def write_table(path_csv: Path, folder: Path, keys: Iterable[str]) -> bool:
 
 
 def table(prediction: dict[str, Any], width: int = 80) -> str:
-    """One track's predictions, for people: its top labels, then the first few of each patch.
+    """Return a track's predictions as text: warnings, top labels, first labels per patch.
 
-    Between the title and the labels, its warnings. ``prediction`` is as :func:`read_predictions`
-    gives it; a line has at most ``width`` columns, or 40.
+    ``prediction`` comes from :func:`read_predictions`. Lines have at most ``width`` columns, but
+    never fewer than 40.
     """
     width, figure = max(width, 40), figure_name(prediction["task"])
     head = [f"{_clock(prediction['seconds'])}  {printable(prediction['track'])}"]
@@ -204,7 +202,6 @@ def table(prediction: dict[str, Any], width: int = 80) -> str:
 
 
 def _track_lines(entries: list[dict[str, Any]], figure: str, width: int) -> Iterator[str]:
-    """A line a label; activations with a bar."""
     names = [printable(entry["label"]) for entry in entries]
     room = width - (31 if figure == "activation" else 15)
     longest = min(room, max(map(_columns, names), default=0))
@@ -218,7 +215,7 @@ def _track_lines(entries: list[dict[str, Any]], figure: str, width: int) -> Iter
 
 
 def _patch_lines(patches: list[dict[str, Any]], figure: str, width: int) -> Iterator[str]:
-    """A line a patch, of the first few: when, and its first few labels."""
+    """Yield times and first labels of each of the first patches."""
     steps = [later["start"] - sooner["start"] for sooner, later in pairwise(patches)]
     tenths = min(steps, default=_WHOLE_SECONDS) < _WHOLE_SECONDS
     shown = patches[:_PATCHES]
@@ -242,7 +239,7 @@ def _patch_lines(patches: list[dict[str, Any]], figure: str, width: int) -> Iter
 
 
 def _clock(seconds: float, tenths: bool = False) -> str:
-    """``m:ss``, or ``h:mm:ss`` from an hour on; with tenths of seconds if asked for."""
+    """Return ``m:ss``, or ``h:mm:ss`` from an hour on."""
     seconds = round(seconds, 1 if tenths else 0)
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(int(minutes), 60)
@@ -251,12 +248,12 @@ def _clock(seconds: float, tenths: bool = False) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without characters that move a terminal's cursor, or are no text."""
+    """Return the text with escapes for characters that move a terminal's cursor or print nothing."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _columns(text: str) -> int:
-    """How many columns of a terminal a text takes: two for an ideograph, none for an accent."""
+    """Count the terminal columns of a text: two for an ideograph, none for an accent."""
     return sum(
         0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
         for c in text
@@ -264,7 +261,6 @@ def _columns(text: str) -> int:
 
 
 def _cut(text: str, columns: int) -> str:
-    """At most so many columns of a text."""
     if _columns(text) <= columns:
         return text
     while text and _columns(text) >= columns:
@@ -273,6 +269,5 @@ def _cut(text: str, columns: int) -> str:
 
 
 def _fill(text: str, columns: int) -> str:
-    """Exactly so many columns."""
     text = _cut(text, columns)
     return text + " " * (columns - _columns(text))

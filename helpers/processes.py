@@ -1,9 +1,8 @@
-"""Worker processes that may be killed or hang at the cost of one item.
+"""Run work in worker processes; a crash or a hang costs one item.
 
-A DataLoader of torch does not serve: when one of its workers is killed, it raises an error in
-whatever code the main process is running at that moment, what other workers had read is lost, and
-it does not say which item was to blame. It also passes tensors through /dev/shm, of which a
-container has 64 MB by default.
+A torch DataLoader does not serve. When one of its workers is killed, it raises an error in whatever
+code the main process runs at that moment, loses what other workers had read, and does not name the
+item. It also passes tensors through /dev/shm, which has 64 MB in a container by default.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from maest.helpers.signals import end_with_parent, leave_signals_to_the_main_pro
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-TIME_LIMIT = 600.0  # seconds for one item, after which its worker is taken to hang
+TIME_LIMIT = 600.0  # seconds for one item; a worker that needs longer hangs
 KILLED = (
     "its worker process was killed, also when the item was retried alone: it crashes a decoder, or "
     "needs more memory than there is"
 )
 _NUMBER = 8  # bytes of an item's number in the queue
-_QUEUE = 500  # items in the queue, at most: less than the smallest pipe takes, 4096 bytes
-_BARREN = 3  # times that every worker may end, one after another, and none begin an item
-_PATIENCE = 5.0  # seconds that workers have to finish their item when the work is ended
+_QUEUE = 500  # most items in the queue: they fit into the smallest pipe, 4096 bytes
+_BARREN = 3  # times that every worker may end in a row without any beginning an item
+_PATIENCE = 5.0  # seconds for workers to finish their item when the work is closed
 _THREAD_LIMITS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
 
@@ -54,31 +53,22 @@ def process_map(
     time_limit: float | None = TIME_LIMIT,
     start_method: str | None = None,
 ) -> Generator[Result]:
-    """Yield ``function(item)`` of each item from worker processes, as they come.
+    """Yield ``function(item)`` of each item from worker processes, in the order of completion.
 
-    Each worker takes the next item that nobody has begun, and begins another one when its result
-    was taken. Arrays travel as raw bytes, and may be written to.
+    Each worker takes the next item from a queue, one at a time. Arrays travel as raw bytes and are
+    writable. Items and ``function`` are pickled where processes are not forks.
 
-    A worker that is killed, or that is silent for longer than the time limit and is then killed, is
-    replaced. Its item is retried alone when all others are done; if that fails, too, the item's
-    result is ``failed(item, reason)``.
+    A worker that is killed, or gives no result within ``time_limit`` seconds (None: no limit), is
+    replaced. Its item is retried alone after all others; if that fails too, the result is
+    ``failed(item, reason)``.
 
-    Workers leave SIGINT and SIGTERM to the main process, use one thread each, and end when it does.
-    (On Linux when the thread ends that started them: the one that first asks for a result.) When
-    the iteration is closed, they have some seconds to finish the item that they are at.
+    Workers ignore SIGINT and SIGTERM, use one thread each, and end with the main process (on Linux,
+    with the thread that asked for the first result). Closing the iteration gives them some seconds
+    to finish their item. ``num_workers`` 0 works in this process, where nothing is caught.
 
-    Args:
-        function: it is pickled, like the items, where processes are not forks.
-        items: what there is to do.
-        num_workers: processes; 0 to work in this one, where nothing is caught.
-        failed: makes the result of an item that was lost twice; None to raise an error instead.
-        time_limit: seconds for one item; None for no limit.
-        start_method: "fork", "spawn" or "forkserver"; None for Python's default.
-
-    Raises:
-        InputError: kind "worker": an item was lost twice and ``failed`` is None, or processes end
-            before they begin anything.
-        Exception: what ``function`` raised, with the worker's traceback as a note.
+    InputError, kind "worker": an item was lost twice and ``failed`` is None, or processes end
+    before they begin an item. Other errors are those of ``function``, with the worker's traceback
+    as a note.
     """
     if not num_workers:
         yield from map(function, items)
@@ -95,7 +85,7 @@ def process_map(
 def replace_lost(
     item: Item, reason: str, failed: Callable[[Item, str], Result] | None, hint: str = ""
 ) -> Result:
-    """What stands for the result of an item that was lost twice. Raises InputError if nothing."""
+    """Return ``failed(item, reason)`` for an item lost twice. InputError: ``failed`` is None."""
     if failed is not None:
         return failed(item, reason)
     raise InputError(
@@ -106,7 +96,7 @@ def replace_lost(
 
 
 class _Message(NamedTuple):
-    """From a worker: an item is begun or, ``done``, has a result or raised an error."""
+    """A worker's message: an item has begun or, if ``done``, has a result or an error."""
 
     item: int
     done: bool = False
@@ -117,21 +107,21 @@ class _Message(NamedTuple):
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker process, seen from the main process."""
+    """A worker process, as the main process sees it."""
 
     process: BaseProcess
-    messages: Connection  # where they come out
-    item: int | None = None  # the number of the one that it has in hand
-    began: bool = False  # whether it has begun any
+    messages: Connection  # the receiving end
+    item: int | None = None  # the number of the item under way
+    began: bool = False  # whether it has begun any item
     heard: float = field(default_factory=time.monotonic)  # when it last sent anything, or started
 
 
 class _Pool:
     """Workers, and the queue from which they take items.
 
-    The queue is a pipe of numbers of 8 bytes, of which the kernel gives each to one reader. There
-    is no lock, which a worker that is killed would hold for ever. Each worker sends its messages
-    through a socket of its own: what it had sent before it was killed arrives.
+    The queue is a pipe of numbers of 8 bytes; the kernel gives each to one reader. There is no
+    lock, which a killed worker would hold for ever. Each worker sends its messages through a
+    separate socket, so all that it sent before it was killed arrives.
     """
 
     def __init__(
@@ -153,7 +143,7 @@ class _Pool:
         self._at_exit = Finalize(None, self.close, exitpriority=10)
 
     def results(self, numbers: Sequence[int], num_workers: int) -> Iterator[Any]:
-        """The results of the items with these numbers, but for those that are lost."""
+        """Yield the results of the items with these numbers, except of lost items."""
         waiting = iter(numbers)
         try:
             for _ in range(num_workers):
@@ -188,7 +178,7 @@ class _Pool:
 
     def _start(self) -> None:
         own_end, its_end = self._context.Pipe()
-        # A fork has all of this process's ends too. It must close them: a pipe ends when the last
+        # A fork inherits all ends of this process and must close them: a pipe ends when the last
         # process closes it, and that is how workers learn that this one is gone.
         fork = self._context.get_start_method() == "fork"
         others = [worker.messages for worker in self._workers]
@@ -196,8 +186,8 @@ class _Pool:
         process = self._context.Process(
             target=_work, args=(self._job, self._queue_out, its_end, unneeded), daemon=True
         )
-        # A fork must not collect this process's garbage: what stands for threads, such as a session
-        # of onnxruntime, would wait for ever for those that a fork does not have.
+        # A fork must not collect this process's garbage: objects with threads, such as a session
+        # of onnxruntime, would wait for ever for threads that a fork does not have.
         collects = gc.isenabled()
         gc.disable()
         try:
@@ -209,14 +199,14 @@ class _Pool:
         self._workers.append(_Worker(process, own_end))
 
     def no_more(self) -> None:
-        """Let workers end once the queue is empty; may be called again."""
+        """Let workers end once the queue is empty. May be called again."""
         if not self._queue_in.closed:
             self._queue_in.close()
 
     def _ready(self) -> list[_Worker]:
-        """Wait for workers that sent something or ended; part with those silent for too long."""
+        """Wait for workers that sent something or ended; lose those that are silent for too long."""
         by_end: dict[Any, _Worker] = {worker.messages: worker for worker in self._workers}
-        # A process that starts may have much to import.
+        # A process that has just started may have much to import.
         until = {
             worker: worker.heard + max(self._limit, 0 if worker.item is not None else TIME_LIMIT)
             for worker in self._workers
@@ -232,11 +222,10 @@ class _Pool:
         return ready
 
     def _lose(self, worker: _Worker, reason: str) -> None:
-        """Part with a worker that has ended, or hangs; replace it if it ended before its time.
+        """Remove a worker that has ended or hangs, and replace it while there is work.
 
-        Raises:
-            InputError: one after another is killed before it begins an item.
-            OSError: none is left, and none can be started.
+        InputError: workers are killed one after another before they begin an item. OSError: no
+        worker is left, and none can be started.
         """
         self._workers.remove(worker)
         worker.messages.close()
@@ -267,12 +256,12 @@ class _Pool:
                 raise
 
     def close(self) -> None:
-        """Let workers finish their item, for some seconds, and begin no other; then end them."""
+        """Let workers finish their item within some seconds and begin no other; then kill them."""
         if os.getpid() != self._owner:  # a copy, in a fork
             return
         self._at_exit.cancel()
         self.no_more()
-        for worker in self._workers:  # whoever has something to send ends at once
+        for worker in self._workers:  # a worker with something to send ends at once
             worker.messages.close()
         until = time.monotonic() + _PATIENCE
         try:
@@ -291,7 +280,7 @@ class _Pool:
 
 
 def _pack(message: _Message) -> tuple[bytes, list[memoryview]]:
-    """A pickle, and the arrays that follow it as bytes."""
+    """Return a pickle, and the arrays that follow it as bytes."""
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
     return data, [buffer.raw() for buffer in buffers]
@@ -306,7 +295,7 @@ def _send(end: Connection, packed: tuple[bytes, list[memoryview]]) -> None:
 
 
 def _receive(end: Connection) -> _Message:
-    """Take a message. Raises EOFError or OSError if the worker has ended."""
+    """Receive a message. Raises EOFError or OSError if the worker has ended."""
     data, sizes = end.recv()
     arrays = [np.empty(size, np.uint8).data for size in sizes]
     with open(end.fileno(), "rb", buffering=0, closefd=False) as raw:
@@ -328,9 +317,9 @@ def _work(
     messages: Connection,
     unneeded: Sequence[Connection],
 ) -> None:
-    """Take items from the queue until it ends, or until nobody wants the results."""
+    """Process items until the queue ends, or until nobody wants the results."""
     end_with_parent()
-    gc.freeze()  # what there is now is the main process's
+    gc.freeze()  # all objects so far belong to the main process
     gc.enable()
     for end in unneeded:
         if not end.closed:
@@ -350,7 +339,7 @@ def _work(
                 place = "".join(traceback.format_exception(error))
                 try:
                     error = pickle.loads(pickle.dumps(error))
-                except Exception:  # of a library that does not think of this
+                except Exception:  # a library's error that cannot be pickled
                     error = RuntimeError(f"{type(error).__name__}: {error}")
                 packed = _pack(_Message(item, True, None, error, place))
             _send(messages, packed)

@@ -1,7 +1,7 @@
 """Average precision and ROC-AUC of many rankings at once, with a weight for each track.
 
-The same figures as scikit-learn's ``average_precision_score`` and ``roc_auc_score``, ties included,
-from one sort a label; a bootstrap uses the same sort for all of its resamples.
+They equal scikit-learn's ``average_precision_score`` and ``roc_auc_score``, ties included, from one
+sort per label; all resamples of a bootstrap share that sort.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ranking:
-    """Tracks in the order of their scores, label by label, from the highest.
+    """Tracks per label, in the order of their scores, highest first.
 
-    Tracks of one score are a tie: they count as one place, whatever their order. Both figures are
-    sums over the P pairs of a track and a label that it has, which are few, in the order of the
-    labels and, in a label, of the scores.
+    Tracks of equal score are a tie and count as one place. Both metrics are sums over the P pairs
+    of a track and one of its labels, ordered by label, then by score.
     """
 
     order: np.ndarray  # [C, N] the tracks' numbers
     # [P] each:
-    label: np.ndarray  # of each pair, the label's number
-    track: np.ndarray  # its track's number
+    label: np.ndarray  # the label's number
+    track: np.ndarray  # the track's number
     before: np.ndarray  # how many tracks have a higher score for that label
     through: np.ndarray  # how many have that score or a higher one
-    pairs_before: np.ndarray  # the same, but of pairs; those of lower labels are counted
+    pairs_before: np.ndarray  # the same in pairs, including all pairs of lower labels
     pairs_through: np.ndarray
     pairs_of_lower: np.ndarray  # how many pairs are of lower labels
 
 
 def checked(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays [N, C]. Raises ValueError: other shapes, no track, scores not finite."""
+    """Return both as arrays [N, C]. ValueError: shapes differ, no track, scores not finite."""
     targets, scores = np.asarray(targets), np.asarray(scores)
     if targets.shape != scores.shape or targets.ndim != 2 or not len(targets):
         raise ValueError(f"targets {targets.shape} and scores {scores.shape}: expected the same")
@@ -42,7 +41,10 @@ def checked(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
-    """Sort tracks by their scores [N, C], floats; targets [N, C] are 0 or 1: :func:`checked`."""
+    """Sort tracks by their float scores [N, C] for each label; targets [N, C] are 0 or 1.
+
+    ValueError: see :func:`checked`.
+    """
     targets, scores = checked(targets, scores)
     falling = np.negative(scores.T, dtype=np.result_type(scores, np.float32), order="C")
     order = np.argsort(falling, axis=1)
@@ -51,7 +53,7 @@ def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
     np.not_equal(ranked[:, :-1], ranked[:, 1:], out=last[:, :-1])
     positive = np.take_along_axis((targets > 0.5).T, order, axis=1)
 
-    # Places count on from label to label here; no tie reaches across, as `last` ends every label.
+    # Places run on from label to label here; no tie crosses labels, as `last` ends each of them.
     n_tracks = len(targets)
     pairs, ties = np.flatnonzero(positive), np.flatnonzero(last)
     label = pairs // n_tracks
@@ -74,10 +76,10 @@ def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
 def ranked_figures(
     ranking: Ranking, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision and ROC-AUC of each label: float64 [C] each.
+    """Return average precision and ROC-AUC of each label: float64 [C] each.
 
-    ``weights`` [N] say how often each track counts, 0 or more, such as in a bootstrap's resample.
-    Labels without a positive, or without a negative, have NaN.
+    ``weights`` [N], 0 or more, say how often each track counts, as in a bootstrap's resample.
+    Labels without positives or without negatives get NaN.
     """
     n_labels, n_tracks = ranking.order.shape
     weights = np.ones(n_tracks) if weights is None else np.asarray(weights, np.float64)

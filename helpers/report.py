@@ -1,4 +1,4 @@
-"""Reports: pages and tables, and what a recorded figure says of where it was measured."""
+"""Reports in Markdown: pages, tables, and the machine and versions behind a figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maest.helpers.metrics import FIGURE_NAMES, SHOWN
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up in plain text too; numbers stand to the right."""
+    """Return a Markdown table that lines up in plain text too, numbers to the right."""
     first, *others = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -34,10 +34,10 @@ def metrics_table(
     header: str = "",
     columns: Mapping[str, str] | None = None,
 ) -> str:
-    """A Markdown table of metrics: a row for each (name, metrics), ``header`` above the names.
+    """Return a Markdown table with a row per (name, metrics), and ``header`` above the names.
 
-    A metric that a row lacks is left empty. ``columns`` are metric → header; None: the two metrics
-    of the task that are shown.
+    A missing metric leaves its cell empty. ``columns`` maps metric → header; None: the task's two
+    main metrics.
     """
     columns = columns or {name: FIGURE_NAMES[name] for name in SHOWN[task]}
     cells = [[name, *(format_metric(row.get(m)) for m in columns)] for name, row in rows]
@@ -45,7 +45,7 @@ def metrics_table(
 
 
 def format_metric(metric: float | Mapping[str, Any] | None) -> str:
-    """0.7312; of several seeds 0.7312 ± 0.0031; nothing for None."""
+    """Return 0.7312, or 0.7312 ± 0.0031 for several seeds, or "" for None."""
     if metric is None:
         return ""
     if isinstance(metric, Mapping):
@@ -54,12 +54,12 @@ def format_metric(metric: float | Mapping[str, Any] | None) -> str:
 
 
 def metrics_line(task: str, row: Mapping[str, Any]) -> str:
-    """The two metrics of the task that are shown: "AP 0.7312, ROC-AUC 0.8204"."""
+    """Return the task's two main metrics: "AP 0.7312, ROC-AUC 0.8204"."""
     return ", ".join(f"{FIGURE_NAMES[name]} {format_metric(row[name])}" for name in SHOWN[task])
 
 
 def pretraining_table(results: Mapping[str, Any]) -> str:
-    """Validation figures of each epoch, and of the two baselines, of a run's ``results.json``."""
+    """Return validation metrics per epoch, and two baselines, from a run's ``results.json``."""
     names = {"train_loss": "training loss", "val_ap": "validation AP", "val_roc_auc": "ROC-AUC"}
     rows = [
         (f"epoch {row['epoch']:.0f}{' (kept)' * (row['epoch'] == results['best_epoch'])}", row)
@@ -78,38 +78,37 @@ def pretraining_table(results: Mapping[str, Any]) -> str:
 
 
 class Page:
-    """A report in Markdown, put together from above to below."""
+    """A report in Markdown, filled from top to bottom."""
 
     def __init__(self, title: str, warnings: Sequence[str] = ()) -> None:
         self._parts = [(f"# {title}", True)]
         self.add(*(f"**Warning.** {warning}" for warning in warnings))
 
     def add(self, *paragraphs: str) -> None:
-        """Paragraphs; empty ones are left out."""
+        """Add paragraphs, except empty ones."""
         self._parts += [(paragraph, True) for paragraph in paragraphs if paragraph]
 
     def facts(self, *facts: str) -> None:
-        """A list, a line each; empty ones are left out."""
+        """Add a list with one line per fact, except empty ones."""
         self.add("\n".join(f"- {fact}" for fact in facts if fact))
 
     def picture(self, path: Path, caption: str = "") -> None:
-        """A picture that lies beside the report."""
+        """Add a picture from the report's folder."""
         self._parts += [(caption, False)] * bool(caption)
         self._parts.append((f"![{path.stem}]({path.name})", False))
 
     def commands(self, *commands: tuple[str, str]) -> None:
-        """Lines for a shell, each with what it does."""
+        """Add shell lines, each with a comment on its purpose."""
         width = max(len(line) for line, _ in commands)
         lines = (f"{line.ljust(width)}  # {what}" if what else line for line, what in commands)
         self.add("\n".join(["```sh", *lines, "```"]))
 
     @property
     def text(self) -> str:
-        """Without its pictures and their captions, as a terminal shows it."""
+        """The page without pictures and captions, for a terminal."""
         return "\n\n".join(part for part, always in self._parts if always)
 
     def write(self, path: Path) -> None:
-        """Write it, atomically."""
         whole = "\n\n".join(part for part, _ in self._parts)
         with atomic_path(path) as temporary:
             temporary.write_text(f"{whole}\n", "utf-8")
@@ -126,7 +125,7 @@ def _processor() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, system, and the GPU if there is one."""
+    """Return processor, cores and system, and the GPU if there is one."""
     import torch
 
     found = {
@@ -141,5 +140,5 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of Python and of the named packages."""
+    """Return the versions of Python and of the named packages."""
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

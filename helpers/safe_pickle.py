@@ -1,9 +1,8 @@
-"""Reading pickles of plain data without running code from them, which ``pickle.load`` would.
+"""Read pickles of plain data without running code from them, unlike ``pickle.load``.
 
-The opcodes of plain data alone are left of Python's reader, and those that call or change something
-are checked. Functions of NumPy's and Python's may be named, and methods stand in for them that
-check every argument: no other function ever receives arguments chosen by the file. No size that the
-file declares makes anything larger than the file itself.
+Only the opcodes of plain data remain of Python's reader, and those that call or change something
+are checked. A file may name a few functions of NumPy and Python; methods that check every argument
+stand in for them. No declared size allocates more than the file's size.
 """
 
 from __future__ import annotations
@@ -53,16 +52,16 @@ _KEPT = frozenset(  # opcodes that run as in Python's reader
 
 
 class _Refused(Exception):
-    """Something in a pickle that plain data does not need."""
+    """A pickle holds something that plain data does not need."""
 
 
 def short_repr(value: object) -> str:
-    """``repr(value)``, of bounded length and depth."""
+    """Return ``repr(value)``, bounded in length and depth."""
     return _REPR.repr(value)
 
 
 class _Whole(io.BytesIO):
-    """A file that ends too early is an error."""
+    """A file that raises EOFError where a read comes back short."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
@@ -86,8 +85,8 @@ class _Memo(dict[int, Any]):
         return value.value if finished else value
 
 
-class _Reader(pickle._Unpickler):  # in Python: its memo is no array, its opcodes are a table
-    """Raises `_Refused` at what plain data does not need, and anything at damage."""
+class _Reader(pickle._Unpickler):  # Python's reader: a dict as memo, and a table of opcodes
+    """Raises `_Refused` at anything but plain data; damage may raise any error."""
 
     stack: list[Any]  # type stubs know the reader in C alone
     read: Any
@@ -173,7 +172,7 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is no array, its opcode
             raise _Refused("the file has keys that are no strings or numbers")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
-    # ---- what stands in for functions of NumPy's and Python's
+    # ---- stand-ins for functions of NumPy and Python
 
     def ndarray(self, *_arguments: Any) -> Any:
         raise _Refused("the file calls numpy.ndarray")
@@ -233,7 +232,7 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is no array, its opcode
         return value
 
     def spend(self, count: int) -> None:
-        """A few bytes of a file could have a long text of it converted again and again."""
+        """Bound the work: a few bytes of a file could convert one long text again and again."""
         self.budget -= count
         if self.budget < 0:
             raise _Refused("the file converts the same text again and again")
@@ -250,7 +249,7 @@ for _opcode in pickletools.opcodes:
 
 
 def _check_data(value: Any, seen: set[int], depth: int = 0) -> None:
-    """Containers, arrays and scalars alone, and not too deep."""
+    """Raise `_Refused` unless ``value`` holds only containers, arrays and scalars, not too deep."""
     if type(value) in _SCALARS or type(value) is np.ndarray:
         return
     if type(value) not in (dict, list, tuple):
@@ -266,15 +265,14 @@ def _check_data(value: Any, seen: set[int], depth: int = 0) -> None:
 
 
 def load_pickle(path: str | Path) -> Any:
-    """Read a pickle of plain data, without running any code that it asks for.
+    """Read a pickle of plain data, without running any code that it names.
 
-    Protocols 0 to 5, of Python 2 (strings as latin1) and 3: dicts, lists, tuples, str, bytes,
-    numbers, None, and arrays of NumPy 1.x and 2.x of bool, integers or floats (not to be written
-    to; NumPy numbers come as Python ones).
+    Reads protocols 0 to 5 of Python 2 (strings as latin1) and 3: dicts, lists, tuples, str, bytes,
+    numbers, None, and read-only arrays of NumPy 1.x and 2.x (bool, integer, float). NumPy numbers
+    become Python numbers.
 
-    Raises:
-        InputError: the file cannot be read, is no whole pickle (bytes after its end count as
-            damage: ``pickle.load`` would drop them in silence), or holds anything else.
+    InputError: the file cannot be read, is truncated or damaged, has bytes after its end (which
+    ``pickle.load`` drops in silence), or holds anything else.
     """
     data = read_bytes(path, "Check the path, or make the file with the data set's preprocess.py.")
     try:

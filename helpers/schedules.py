@@ -13,12 +13,12 @@ def warmup_ramp_factor(
     ramp_end: float,
     last_factor: float,
 ) -> float:
-    """Exponential warm-up, then level, then a linear ramp down, then level; epochs may be parts.
+    """Return the factor of an exponential warm-up and a linear ramp down at a fractional epoch.
 
     The warm-up is exp(-5 (1 - e/W)²) over W epochs, with e at least 0.5 (S. Laine & T. Aila,
     "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017, as used by PaSST and MAEST). The
-    ramp leaves 1 at ``ramp_start`` and reaches ``last_factor`` at ``ramp_end``, or at once if that
-    is no later.
+    ramp leaves 1 at ``ramp_start`` and reaches ``last_factor`` at ``ramp_end``; at once if that is
+    no later.
     """
     warmup = 1.0
     if epoch < warmup_epochs and warmup_epochs > 0.5:

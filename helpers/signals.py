@@ -1,4 +1,4 @@
-"""Signals that stop a run, and what its worker processes do about them."""
+"""Handle signals that stop a run, in the main process and in its workers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
-# What stops a run; the last one is SLURM's, for the end of a job's time. Windows has none such.
+# Signals that stop a run. SLURM sends SIGUSR1 before a job's time ends; Windows lacks it.
 _STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
 
 
 class Stopped(BaseException):
-    """A run that a signal has stopped.
+    """A signal has stopped the run.
 
-    No Exception: a second signal raises it anywhere, and nothing is to take it for a fault. Of a
-    training, ``saved`` is whether ``last.ckpt`` is of this very instant, or of an earlier one.
+    Not an Exception: a second signal raises it anywhere, and no handler of errors may catch it.
+    ``saved``: whether a training's ``last.ckpt`` is of this moment rather than an earlier one.
     """
 
     def __init__(self, number: int, saved: bool) -> None:
@@ -34,7 +34,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Within this, ``handler`` has the signals that stop a run."""
+    """Let ``handler`` receive the signals that stop a run."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other may set them
         before = {number: signal.signal(number, handler) for number in _STOPS}
@@ -46,7 +46,7 @@ def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 
 def stoppable() -> AbstractContextManager[None]:
-    """Within this, signals that stop a run raise :class:`Stopped`, at once."""
+    """Raise :class:`Stopped` at once on a signal that stops a run."""
     return signals_to(_stop)
 
 
@@ -54,11 +54,10 @@ def stoppable() -> AbstractContextManager[None]:
 
 
 def leave_signals_to_the_main_process(worker: int = 0) -> None:
-    """Called in a worker process, by a DataLoader with its number.
+    """Ignore stop signals in a worker process; a DataLoader passes the worker's number.
 
-    Ctrl-C, and the signals of a cluster, reach all processes. The main one may still need the data
-    to save and stop, and its workers end with it. A second SIGTERM is its own, to a worker that
-    hangs.
+    Ctrl-C and a cluster's signals reach all processes. The main process may still need data to save
+    and stop, and its workers end with it. A second SIGTERM ends a worker that hangs.
     """
 
     def first(number: int, frame: object) -> None:
@@ -69,7 +68,7 @@ def leave_signals_to_the_main_process(worker: int = 0) -> None:
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, whatever it is busy with then."""
+    """Have the kernel kill this process when its parent ends, whatever it does then (Linux only)."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""How fast training is: clips a second, and on a GPU how much of its arithmetic that uses.
+"""Measure the speed of training: clips per second, and on a GPU model-FLOPs utilisation (MFU).
 
-Model-FLOPs utilisation (MFU), A. Chowdhery et al., "PaLM", 2022 (arXiv 2204.02311), appendix B:
-the floating-point operations that the network needs, over what the device could do in that time.
+MFU (A. Chowdhery et al., "PaLM", 2022, arXiv 2204.02311, appendix B) is the floating-point
+operations that the network needs, over those that the device can do in that time.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def clip_flops(
     training: bool = False,
     frozen_blocks: int = 0,
 ) -> float:
-    """Floating-point operations of a clip's pass; in training, forward and backward.
+    """Count the floating-point operations of one clip's pass; in training, forward and backward.
 
-    Matrix products and attention are counted, a multiplication and an addition as two; the rest is
-    a few per mille. For logits, the last block computes two tokens; for an embedding, all of them.
-    Backward costs twice as much as forward: a gradient of the weights, and one of the input (which
-    patches do not need); patches and ``frozen_blocks`` first blocks, if any are, have none. What a
-    program computes again, or drops later, is not counted.
+    Counts matrix products and attention, with multiplication and addition as two; the rest is a few
+    per mille. For logits the last block computes two tokens, for an embedding all of them. Backward
+    costs twice as much as forward (gradients of weights and of the input, which patches do not
+    need); patches and the first ``frozen_blocks`` blocks have none if any are frozen. Recomputed or
+    dropped work is not counted.
 
-    ``tokens`` are N, of which two are no patches, after patchout; ``outputs`` the logits of all
-    heads in use, or 0 for the embedding of block ``depth - 1``.
+    ``tokens`` is N after patchout, two of them not patches; ``outputs`` the logits of all heads in
+    use, or 0 for the embedding of block ``depth - 1``.
     """
 
     def block(queries: int) -> float:
@@ -59,7 +59,7 @@ def clip_flops(
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until ``device`` has done what it was given; a CPU has."""
+    """Wait until ``device`` has finished its queued work; a CPU queues none."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize(device)
 
@@ -67,10 +67,10 @@ def synchronise(device: torch.device) -> None:
 def matmul_ceiling(
     device: torch.device | str, dtype: torch.dtype = torch.float32, seconds: float = 0.4
 ) -> float:
-    """What the device reaches on nothing but a large square matrix product, in FLOP/s.
+    """Measure the device's speed on a large square matrix product, in FLOP/s.
 
-    The best of several runs after a warm-up; fp32 on CUDA with TF32 where that is switched on.
-    Where other programs run, it is lower than it could be. No random numbers are drawn.
+    Takes the best of several runs after a warm-up; fp32 on CUDA uses TF32 where that is on. Other
+    programs on the device lower the result. The global random state is not touched.
     """
     device = torch.device(device)
     size, products = (8192, 8) if device.type == "cuda" else (1536, 1)
@@ -95,21 +95,21 @@ def matmul_ceiling(
 
 
 def fast_math() -> None:
-    """Let CUDA compute products of fp32 matrices in TF32 (10 bits of mantissa), as training may."""
+    """Let CUDA multiply fp32 matrices in TF32 (10 bits of mantissa), as training may."""
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
 
 
 class Throughput(pl.Callback):
-    """Measures a training: ``clips_per_second`` of all processes together, and on a GPU ``mfu``.
+    """Logs ``clips_per_second`` of all processes together, and on a GPU ``mfu``.
 
-    They are logged after each ``every`` batches, over the epoch so far, and at its end. Time
-    includes waiting for data, but neither validation nor a run's first steps. The device is waited
-    for only where an epoch or a validation begins or ends: between those, host and device keep the
-    same pace. ``len(batch)`` must be its number of clips.
+    Logs every ``every`` batches, over the epoch so far, and at its end. Time includes waiting for
+    data, but not validation and the first steps of a run. The device is synchronised only where an
+    epoch or a validation begins or ends; in between, host and device keep the same pace.
+    ``len(batch)`` must be its number of clips.
 
-    ``mfu`` is the share, 0 to 1, that ``flops_per_clip`` (of :func:`clip_flops`) reach of
-    ``ceiling``, a device's FLOP/s: None is measured on CUDA when training starts.
+    ``mfu`` is the share, 0 to 1, of ``ceiling`` (FLOP/s; None: measured on CUDA when training
+    starts) that ``flops_per_clip`` of :func:`clip_flops` reach.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Throughput(pl.Callback):
         self.flops_per_clip, self.ceiling, self.every = flops_per_clip, ceiling, every
         self._to_skip = _SKIPPED_STEPS
         self._clips, self._seconds = 0, 0.0  # of the epoch; seconds up to where the clock stopped
-        self._started: float | None = None  # when the clock was; None: it stands
+        self._started: float | None = None  # when the clock started; None: it is stopped
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.ceiling is None and pl_module.device.type == "cuda":
@@ -164,7 +164,7 @@ class Throughput(pl.Callback):
             self._started = None
 
     def _log(self, trainer: pl.Trainer, pl_module: Any, seconds: float, on_step: bool) -> None:
-        # On the CPU, where Lightning leaves them: from a GPU it would fetch them after each batch.
+        # On the CPU: Lightning would fetch them from a GPU after each batch.
         metrics = {"clips_per_second": torch.tensor(self._clips / seconds)}
         if self.ceiling is not None:
             of_one = metrics["clips_per_second"] / trainer.world_size

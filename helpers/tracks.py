@@ -1,4 +1,4 @@
-"""A track on its way through extraction: its log-mel first, then what the network makes of it."""
+"""A track in extraction: its log-mel, then the network's results."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from maest.helpers.audio_blocks import AudioError
 from maest.helpers.log_mel import log_mel_pieces
 from maest.helpers.mel_constants import N_MELS
 
-# Frames of a log-mel that is kept in memory: three hours, 130 MB. A longer one goes to a file.
+# Most frames of a log-mel in memory: three hours, 130 MB. A longer one goes to a file.
 FRAMES_IN_MEMORY = 675_000
-_COLUMNS = 4096  # of an overview, at most
+_COLUMNS = 4096  # most columns of an overview
 
 
 @dataclass
 class Track:
-    """A track's log-mel; or why it has none, or no result."""
+    """A track's log-mel, or the error that left it without one, or without a result."""
 
     key: str
     index: int = 0  # its number in the run
     # float16 [T, 96], as it is on disk: not normalised
     mel: np.ndarray = field(default_factory=lambda: np.zeros((0, N_MELS), np.float16))
     warnings: list[str] = field(default_factory=list)  # `helpers.audio_blocks.sound_warnings`
-    error: str | None = None  # why it cannot be read (``mel`` is empty then), or not be computed
+    error: str | None = None  # why it cannot be read (``mel`` is empty then) or computed
 
 
 @dataclass
 class TrackResult:
-    """What the network says of one track. P patches, D channels, C classes; all arrays float32.
+    """The network's results for one track: P patches, D channels, C classes; float32 unless noted.
 
-    What was not asked for is None.
+    Outputs that were not requested are None.
     """
 
     key: str
@@ -53,12 +53,12 @@ class TrackResult:
     activations: np.ndarray | None = None
     patch_activations: np.ndarray | None = None  # [P, C]
     picture: np.ndarray | None = None  # `overview` of the log-mel
-    # Why all this may mean little: "silent", "channels cancel", "0.1 s only"
+    # Reasons to doubt the results: "silent", "channels cancel", "0.1 s only"
     warnings: list[str] = field(default_factory=list)
 
 
 def overview(mel: np.ndarray) -> np.ndarray:
-    """A log-mel [T, 96] averaged over time to at most 4096 columns: float32 [96, columns]."""
+    """Average a log-mel [T, 96] over time to at most 4096 columns: float32 [96, columns]."""
     frames = 4  # of a column
     while len(mel) > frames * _COLUMNS:
         frames *= 2
@@ -69,17 +69,20 @@ def overview(mel: np.ndarray) -> np.ndarray:
 def read_audio_mel(
     path: Path, scratch: Path, seconds: float | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """The log-mel of an audio file, float16 [T, 96], and warnings about its sound.
+    """Return the log-mel of an audio file, float16 [T, 96], and warnings about its sound.
 
-    Of more than three hours, it is a memory map of a file in ``scratch``. With ``seconds``, only
-    the central part is read. AudioError: as `helpers.audio.read_audio`.
+    Above three hours it is a memory map of a file in ``scratch``. ``seconds`` limits reading to the
+    central part. AudioError: see `helpers.audio.read_audio`.
     """
     with closing(stream_audio(path, seconds)) as blocks:
         return collect(log_mel_pieces(blocks), scratch), blocks.warnings
 
 
 def collect(pieces: Iterable[np.ndarray], scratch: Path) -> np.ndarray:
-    """Put pieces of a log-mel together: in memory, or if they are long in a file in ``scratch``."""
+    """Join pieces of a log-mel: in memory, or in a file in ``scratch`` above three hours.
+
+    AudioError: that file cannot be written.
+    """
     pieces = iter(pieces)
     held: list[np.ndarray] = []
     for piece in pieces:

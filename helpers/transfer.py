@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped: of files too large to begin again."""
+"""Download large files, and resume where a download stopped."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from tqdm import tqdm
 from maest.helpers.errors import InputError, first_cause, first_line
 from maest.helpers.files import check_room, write_error, write_json
 
-TRIES = 6  # in a row that come no further than those before; others are not counted
+TRIES = 6  # in a row without progress
 _TIMEOUT = (15, 60)  # seconds to connect, and between two pieces
 _PIECE = 1 << 20  # bytes
 _LONGEST_PAUSE = 30.0  # seconds
 
 
 def download(url: str, path: str | Path, *, sha256: str | None = None, again: bool = False) -> Path:
-    """Fetch a file; it gets its name when all of it is there.
+    """Fetch a file; it gets its name once it is complete.
 
-    What has come is kept in ``<name>.part``, and ``<name>.part.json`` says of which version of the
-    file it is: the next try, or the next call, asks the server for the rest. A server that does not
-    give parts of files, or has another version by now, gives it whole.
+    ``<name>.part`` keeps the bytes so far, and ``<name>.part.json`` the file's version, so that the
+    next try or call asks the server for the rest. A server without ranges, or with another version
+    by now, sends the whole file again.
 
-    If ``path`` is there, nothing is done; with ``again`` it is replaced when the new one is whole.
+    An existing ``path`` is left alone, or with ``again`` replaced once the new file is complete.
     ``sha256``, in hexadecimal, is that of the whole file.
 
-    Raises:
-        InputError: it cannot be fetched, is of another size or content than it should be, a broken
-            connection could not be told from its end, or there is no room for it.
+    InputError: the file cannot be fetched, has another size or content than expected, may be
+    truncated without notice, or does not fit on the disk.
     """
     path = Path(path)
     if not again and path.is_file():
@@ -67,7 +66,7 @@ def download(url: str, path: str | Path, *, sha256: str | None = None, again: bo
 
 @dataclass
 class _Part:
-    """What has come of a file so far, and of which version of it that is."""
+    """The bytes of a file so far, and the version that they belong to."""
 
     url: str
     path: Path
@@ -81,7 +80,7 @@ class _Part:
         return self.file.stat().st_size if self.file.is_file() else 0
 
     def version(self) -> dict[str, Any]:
-        """``total`` bytes of the whole and its ``validator``, where the server told them."""
+        """Return ``total`` bytes of the whole and its ``validator``, where the server sent them."""
         try:
             found = json.loads(self.note.read_text("utf-8"))
         except (OSError, ValueError):
@@ -89,17 +88,17 @@ class _Part:
         return found if isinstance(found, dict) and found.get("url") == self.url else {}
 
     def begin(self, total: int | None = None, validator: str | None = None) -> None:
-        """Forget what has come; what comes now is of this version."""
+        """Discard the bytes so far; the next ones belong to this version."""
         self.file.unlink(missing_ok=True)
         write_json(self.note, {"url": self.url, "total": total, "validator": validator})
 
     def refusal(self, message: str, hint: str = "") -> InputError:
-        """The error for an answer that another try would not better."""
+        """Return the error for an answer that another try would not improve."""
         hint += f"By hand: get {self.url} and put it to {self.path}."
         return InputError(message, kind="network", path=self.url, hint=hint)
 
     def fetch(self, bar: tqdm) -> str | None:
-        """One try. None if the file is there now; otherwise what is to be said of this try."""
+        """Try once. Return None if the file is complete, otherwise the reason why not."""
         version = self.version()
         total, validator = version.get("total"), version.get("validator")
         start = self.length() if total and validator else 0
@@ -111,8 +110,8 @@ class _Part:
         with requests.get(self.url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
             status, said = answer.status_code, answer.headers
             if status in (408, 425, 429) or status >= 500:
-                return f"the server answers {status} {answer.reason}"  # that passes
-            # Two answers are of one version by a strong ETag, or by the time of its change.
+                return f"the server answers {status} {answer.reason}"  # temporary
+            # Two answers have one version if a strong ETag, or the time of change, is the same.
             tag = said.get("ETag", "W/")
             same = said.get("Last-Modified") if tag.startswith("W/") else tag
             rest = f"bytes {start}-{(total or 0) - 1}/{total}"
@@ -137,21 +136,21 @@ class _Part:
         return self.finish(total is not None)
 
     def whole_answer(self, answer: requests.Response) -> int | None:
-        """How many bytes an answer with all of the file has, if it tells."""
+        """Return the length in bytes of an answer with the whole file, if the server sends it."""
         said = answer.headers
-        # Of a login or of maintenance: what has come of the file stays.
+        # A page for a login or of maintenance: the bytes so far stay.
         if said.get("Content-Type", "").startswith("text/html"):
             raise self.refusal("the server gives a web page, not the file")
         length = said.get("Content-Length", "")
         chunked = "chunked" in said.get("Transfer-Encoding", "")
         if not (length or chunked or self.sha256):
             raise self.refusal("the server does not say how long the file is")
-        # Some compress it on the way, though that was not asked for.
+        # Some servers compress the answer although nobody asked for it.
         packed = said.get("Content-Encoding", "identity") != "identity"
         return int(length) if length.isdigit() and not packed else None
 
     def append(self, answer: requests.Response, start: int, bar: tqdm) -> None:
-        """Write what comes, as it comes: of a connection that is dropped nothing is lost."""
+        """Write bytes as they arrive, so that a dropped connection loses none."""
         with self.file.open("ab" if start else "wb", buffering=0) as file:
             while piece := answer.raw.read1(_PIECE, decode_content=True):
                 rest = memoryview(piece)
@@ -163,9 +162,10 @@ class _Part:
                 bar.update(len(piece))
 
     def finish(self, ends_known: bool) -> str | None:
-        """Give the file its name. If its content is another: say so, or refuse it.
+        """Give the file its name, or return the reason why its content is wrong.
 
-        It is refused where it is known to be whole; otherwise the connection may have broken.
+        Raises the refusal instead where the file is known to be whole; otherwise the connection may
+        have broken.
         """
         if self.sha256 is not None:
             with self.file.open("rb") as file:

@@ -1,13 +1,13 @@
-"""Writes the results of each track, whole or not at all: done is what has all its files.
+"""Write the results of each track, whole or not at all: a track is done once it has all files.
 
-In a folder for each :class:`Output`, and removed where they no longer belong to the others:
+Files in the folder of each :class:`Output`, removed where they no longer fit the others:
 
-- ``<key>.embeddings.npy``, ``<key>.logits.npy``: float32, as `helpers.tracks.TrackResult` holds
-  them; but per-patch embeddings after the final norm are [P, 1, D], not to be taken for tokens.
-- ``<key>.times.csv`` (`helpers.patches.write_times`), before them, where they have a row a patch.
-- ``<key>.predictions.png``, ``.csv`` and ``.json`` (`helpers.predictions`), the last one last.
-- ``warnings.csv``: tracks whose results may mean little, but for predictions, which say it
-  themselves. A line is added before a track's last file, so that a killed run loses none.
+- ``<key>.embeddings.npy``, ``<key>.logits.npy``: float32, as in `helpers.tracks.TrackResult`;
+  but per-patch embeddings after the final norm are [P, 1, D], not to be mistaken for tokens.
+- ``<key>.times.csv`` (`helpers.patches.write_times`), before them, where they have a row per patch.
+- ``<key>.predictions.png``, ``.csv`` and ``.json`` (`helpers.predictions`), in this order.
+- ``warnings.csv``: tracks whose results may mean little; predictions hold their warnings
+  themselves. Each line precedes a track's last file, so that a killed run loses none.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from maest.helpers.patches import read_times, write_times
 from maest.helpers.predictions import SEPARATOR, plot_predictions, write_predictions
 from maest.helpers.tracks import TrackResult
 
-MAX_WAITING = 8  # results; more wait in `put`
-SUFFIXES = {".npy", ".csv", ".json", ".png"}  # of what is written here
+MAX_WAITING = 8  # pending results; `put` waits for room
+SUFFIXES = {".npy", ".csv", ".json", ".png"}  # of the files written here
 WARNINGS = "warnings.csv"
 _WARNINGS = "warnings"  # its second column
 _HEADER = 128  # bytes of an .npy file before its values, of few dimensions
@@ -50,14 +50,14 @@ _ENDS = {".json": b"\n}\n", ".csv": b"\r\n", ".png": b"IEND\xaeB`\x82"}  # of wh
 
 @dataclass(frozen=True)
 class Output:
-    """Something that is written for each track, and where."""
+    """A kind of result that is written for each track, and its folder."""
 
     kind: str  # "embeddings", "logits" or "predictions"
     block: int | None  # of embeddings; -1 for those after the final norm
     folder: Path
 
     def path(self, key: str) -> Path:
-        """The file of a track that is written last."""
+        """Return the file of a track that is written last."""
         suffix = "json" if self.kind == "predictions" else "npy"
         return self.folder / f"{key}.{self.kind}.{suffix}"
 
@@ -65,13 +65,13 @@ class Output:
         return self.folder / f"{key}.times.csv"
 
     def patches_in(self, shape: Sequence[int]) -> int | None:
-        """How many patches an array has rows for; None if it is of the whole track."""
+        """Return the number of patches in an array; None for an array of the whole track."""
         # [C] and [D], or [3, D], of a track; one dimension more for each patch.
         of_track = 2 if self.kind == "embeddings" and self.block != FINAL else 1
         return None if len(shape) == of_track else shape[0]
 
     def values(self, result: TrackResult) -> np.ndarray:
-        """The array that is written; of predictions, the activations of each patch."""
+        """Return the array to write; for predictions, the activations of each patch."""
         if self.kind == "embeddings":
             return result.embeddings[FINAL if self.block is None else self.block]
         values = result.logits if self.kind == "logits" else result.patch_activations
@@ -82,9 +82,9 @@ class Output:
 def is_done(
     key: str, outputs: Sequence[Output], newer_than: Path | None = None, plot: bool = False
 ) -> bool:
-    """Whether all files of a track are there, whole, and none is older than its audio or log-mel.
+    """Return whether all files of a track are there, whole, and not older than ``newer_than``.
 
-    With ``plot``, predictions come with a picture.
+    ``plot`` counts the picture among the files of predictions.
     """
     oldest = math.inf
     for output in outputs:
@@ -99,14 +99,14 @@ def is_done(
             except (OSError, ValueError):  # ValueError: no file can have that name
                 return False
             oldest = min(oldest, status.st_mtime_ns)
-    with suppress(OSError, ValueError):  # without its audio, a result is as new as it can be
+    with suppress(OSError, ValueError):  # without its audio, a result cannot be outdated
         if newer_than is not None and newer_than.stat().st_mtime_ns > oldest:
             return False
     return bool(outputs)
 
 
 def _whole(path: Path, size: int, output: Output, key: str) -> bool:
-    """Whether a file is as long as its header says, or ends as such files do."""
+    """Return whether a file is as long as its header says, or ends as such files do."""
     with path.open("rb") as file:
         if path.suffix != ".npy":
             end = _ENDS[path.suffix]
@@ -121,7 +121,7 @@ def _whole(path: Path, size: int, output: Output, key: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _header(head: bytes) -> tuple[tuple[int, ...], int]:
-    """The shape that an .npy file's first bytes tell, and how long such a file is."""
+    """Return the shape in an .npy file's first bytes, and the length of the whole file."""
     file = io.BytesIO(head)
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
@@ -131,7 +131,7 @@ def _header(head: bytes) -> tuple[tuple[int, ...], int]:
 
 
 def tidy_warnings(path: Path, others: Sequence[Path] = ()) -> None:
-    """Sort a ``warnings.csv``, and others into it; of a track, the last line counts."""
+    """Sort a ``warnings.csv`` and merge others into it; a track's last line counts."""
     found: dict[str, str] = {}
     for one in (*others, path):
         found |= read_failures(one, value=_WARNINGS)
@@ -142,14 +142,14 @@ def tidy_warnings(path: Path, others: Sequence[Path] = ()) -> None:
 
 @dataclass
 class ResultWriter:
-    """Writes results to files, in a thread of its own.
+    """Writes results to files, in a separate thread.
 
-    A context manager: at its end, also after an exception, all that was put is written. InputError,
-    there and in :meth:`put`: one result could not be, and no other can, as on a full disk.
+    A context manager: its end writes all pending results, also after an exception. It and
+    :meth:`put` raise InputError if no result can be written any more, as on a full disk.
     """
 
     outputs: Sequence[Output]
-    # Of predictions: see `helpers.predictions.write_predictions`; and whether they have a picture
+    # For predictions: see `helpers.predictions.write_predictions`; and whether to draw them
     labels: Sequence[str] | None = None
     task: str = "multi-label"
     top: int = 10
@@ -163,7 +163,7 @@ class ResultWriter:
         self._waiting: deque[Future[None]] = deque()
 
     def put(self, result: TrackResult) -> None:
-        """Have a result written; waits while too many are waiting."""
+        """Queue a result; wait while too many are pending."""
         if len(self._waiting) == MAX_WAITING:
             self._waiting[0].result()
             self._waiting.popleft()
@@ -180,13 +180,13 @@ class ResultWriter:
         except Exception as other:
             if error is None:
                 raise
-            if other is not error:  # the block's own error is the one that goes on
+            if other is not error:  # the error within the block is raised
                 error.add_note(str(other))
 
     # ---- in the thread ----
 
     def _write(self, result: TrackResult) -> None:
-        """Write all files of a track, or note why they cannot be. InputError: no file can."""
+        """Write all files of a track, or note why not. InputError: no file can be written."""
         if not all(np.isfinite(output.values(result)).all() for output in self.outputs):
             reason = "the network's output has NaN or infinite values (of fp16: try "
             reason += "trainer.precision=32-true)"
@@ -213,7 +213,7 @@ class ResultWriter:
                 place = written[-1] if written else self.outputs[0].folder
                 raise write_error(place, error, "inference.out_dir") from error
             reason = f"its file cannot be written: {error.strerror}"
-        except Exception as error:  # whatever a strange name leads to, the others are written
+        except Exception as error:  # a strange name must not stop the other tracks
             reason = f"its files cannot be written: {type(error).__name__}: {error}"[:300]
         self.failed[result.key] = reason
         for path in written:
@@ -223,7 +223,7 @@ class ResultWriter:
     def _files(
         self, output: Output, result: TrackResult
     ) -> list[tuple[Path, Callable[[Path], None] | None]]:
-        """An output's files, the one that says that it is done last; None: there is to be none."""
+        """Return an output's files, the one that marks it as done last; None: remove the file."""
         path, values = output.path(result.key), output.values(result)
         if output.kind == "predictions":
             how = (result, self.labels, self.top, self.task)
@@ -241,12 +241,12 @@ class ResultWriter:
 
     @cached_property
     def _lists(self) -> dict[Path, set[str]]:
-        """Lists of warnings, and the keys that they have from before."""
+        """Lists of warnings, and the keys already in them."""
         paths = [o.folder / self.warnings for o in self.outputs if o.kind != "predictions"]
         return {path: set(read_failures(path, value=_WARNINGS)) for path in paths}
 
     def _warn(self, result: TrackResult) -> None:
-        """Add a line for a track with warnings, or for one that had some before."""
+        """Add a line for a track that has warnings, or had some before."""
         why = SEPARATOR.join(result.warnings)
         for path, keys in self._lists.items():
             if not why and result.key not in keys:
