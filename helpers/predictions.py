@@ -248,7 +248,7 @@ def _clock(seconds: float, tenths: bool = False) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the text with escapes for characters that move a terminal's cursor or print nothing."""
+    """Return the text with escapes for characters that move a terminal's cursor or are no text."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -204,7 +204,7 @@ class _Pool:
             self._queue_in.close()
 
     def _ready(self) -> list[_Worker]:
-        """Wait for workers that sent something or ended; lose those that are silent for too long."""
+        """Wait for workers that sent something or ended; lose those silent for too long."""
         by_end: dict[Any, _Worker] = {worker.messages: worker for worker in self._workers}
         # A process that has just started may have much to import.
         until = {
