@@ -1,4 +1,4 @@
-"""A zip archive that is published in parts: fetched, and unpacked from where the parts lie."""
+"""A zip archive that is published in parts: fetch the parts, and unpack from them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from maest.helpers.files import (
 from maest.helpers.pieces import Pieces
 from maest.helpers.transfer import download
 
-# What zipfile and its decompressors raise of damaged bytes; an OSError of theirs has no number.
+# zipfile and its decompressors raise these for damaged bytes; such an OSError has no errno.
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(EOFError, RuntimeError, ValueError, OverflowError, OSError),
@@ -42,21 +42,20 @@ _AGAIN = "To get all of it again: the steps download and unpack with --force."
 
 
 def parts_there(archive: Path, parts: Sequence[str]) -> list[Path]:
-    """The parts that are in the archive's folder."""
+    """Paths of the parts that exist."""
     return [path for path in map(archive.with_name, parts) if path.is_file()]
 
 
 def known_absent(archive: Path) -> frozenset[str]:
-    """Files that an earlier :func:`unpack` was asked for, and that the archive does not have."""
+    """Files that :func:`unpack` could not get: absent, or damaged on the server."""
     return frozenset(_read_notes(archive)["absent"])
 
 
 def _read_notes(archive: Path) -> dict[str, Any]:
-    """What is remembered of an archive, in ``<name>.json`` beside it.
+    """Read the notes on an archive, in ``<name>.json`` beside it.
 
-    ``seen``: part → its SHA-256 when it was last fetched. ``damaged``: part → its SHA-256 when
-    files in it were damaged. ``absent``: files that are not in the archive, or damaged on the
-    server.
+    ``seen``: part → SHA-256 at the last fetch. ``damaged``: part → SHA-256 when it had damaged
+    files. ``absent``: files that the archive lacks, or that are damaged on the server.
     """
     notes: dict[str, Any] = {"seen": {}, "damaged": {}, "absent": []}
     with suppress(OSError, ValueError, AttributeError):
@@ -77,16 +76,11 @@ def _sha256(path: Path) -> str:
 
 
 def fetch(archive: Path, url: str, parts: Sequence[str], *, again: bool = False) -> None:
-    """Fetch the parts of an archive into its folder, those that are not there.
+    """Fetch the missing parts of an archive into its folder.
 
-    Args:
-        archive: what the whole would be called; there is no such file.
-        url: of the folder that the parts are in.
-        parts: their names, in order.
-        again: whether to fetch them although they are there, and to take another version.
-
-    Raises:
-        InputError: a part cannot be fetched, or is another one than it was the last time.
+    ``archive`` is the path of the whole, which never exists; ``url`` is of the parts' folder.
+    ``again`` fetches existing parts too, and accepts another version. Raises InputError if a part
+    cannot be fetched, or has another SHA-256 than the last time.
     """
     notes = _read_notes(archive)
     for name in parts:
@@ -105,17 +99,11 @@ def fetch(archive: Path, url: str, parts: Sequence[str], *, again: bool = False)
 
 @dataclass(frozen=True, kw_only=True)
 class Unpacked(Outcome):
-    """What :func:`unpack` did; items are files.
+    """The outcome of :func:`unpack`; items are files."""
 
-    Attributes:
-        other: files that existed with another size, and were not replaced.
-        absent: files that were wanted, and are not in the archive.
-        again: parts that the next :func:`fetch` gets anew, as files in them are damaged.
-    """
-
-    other: list[str]
-    absent: list[str]
-    again: list[str]
+    other: list[str]  # existing files of another size, which were not replaced
+    absent: list[str]  # wanted files that the archive lacks
+    again: list[str]  # parts with damaged files, which the next :func:`fetch` gets again
 
 
 def unpack(
@@ -128,24 +116,15 @@ def unpack(
     again: bool = False,
     progress: bool = True,
 ) -> Unpacked:
-    """Unpack an archive from its parts; they are deleted when all of its files are out.
+    """Unpack an archive from its parts; delete the parts when all of its files are out.
 
-    Files get their names when they are whole and their checksum (CRC-32) is right. Existing files
-    are not replaced, but for empty ones. Parts with damaged files are deleted, so that `fetch`
-    gets them again; but if a part came with the same content before, the damage is the server's,
-    and such files count as absent.
+    ``wanted`` are paths below ``out_dir``, each a folder and a file; in the archive they may lie
+    deeper. A file gets its name when it is whole and its checksum (CRC-32) is right. Existing files
+    stay, unless they are empty or ``again`` is set; ``keep`` keeps the parts. A part with damaged
+    files is deleted, so that `fetch` gets it again; if it had the same content before, the damage
+    is the server's, and its damaged files count as absent.
 
-    Args:
-        archive, parts: as of :func:`fetch`.
-        out_dir: where to.
-        wanted: paths below ``out_dir``, of a folder and a file each. In the archive, other folders
-            may stand around them.
-        keep: whether not to delete the parts.
-        again: whether to replace files that exist.
-
-    Raises:
-        InputError: a part is missing, they are no zip archive, or the disk does not take what is in
-            it.
+    Raises InputError if a part is missing, the parts are no zip archive, or writing fails.
     """
     paths = [archive.with_name(name) for name in parts]
     if missing := sorted(set(paths) - set(parts_there(archive, parts))):
@@ -156,23 +135,23 @@ def unpack(
         files = [stack.enter_context(path.open("rb")) for path in paths]
         pieces = Pieces([(file, 0, size) for file, size in zip(files, sizes, strict=True)])
         whole = stack.enter_context(_open(pieces, archive))
-        members: dict[str, zipfile.ZipInfo] = {}  # of two files of one name, the first is taken
+        members: dict[str, zipfile.ZipInfo] = {}  # the first of several with one name
         for member in sorted(whole.infolist(), key=lambda member: member.header_offset):
             name = "/".join(PurePosixPath(member.filename).parts[-2:])
             if name in wanted and not member.is_dir():
                 members.setdefault(name, member)
         there = {} if again else {name: file_size(out_dir / name) for name in members}
         skipped = [name for name, size in there.items() if size == members[name].file_size]
-        # Files get their names when they are whole: others are somebody's own.
+        # Only whole files get their names here: one of another size is the user's.
         other = [name for name, size in there.items() if size and size != members[name].file_size]
         left = {*skipped, *other}
         todo = {name: member for name, member in members.items() if name not in left}
         failed = _extract(whole, todo, out_dir, progress)
 
     broken = [name for name, why in failed.items() if why.startswith(_BROKEN)]
-    ends, damaged = list(accumulate(sizes)), set[Path]()  # parts; where they end in the whole
+    ends, damaged = list(accumulate(sizes)), set[Path]()  # where parts end in the whole
     for member in map(members.__getitem__, broken):
-        # Before its bytes stand 30 others and its name.
+        # A member's bytes follow a header of 30 bytes and the name.
         last = member.header_offset + 29 + len(member.filename) + member.compress_size
         damaged |= {*paths[bisect_right(ends, member.header_offset) : bisect_right(ends, last) + 1]}
     notes = _read_notes(archive)
@@ -180,7 +159,7 @@ def unpack(
     fresh = [name for name, digest in digests.items() if notes["damaged"].get(name) != digest]
     absent = [name for name in wanted if name not in members]
     notes["damaged"] |= digests
-    notes["absent"] = absent + ([] if fresh else broken)  # those are so on the server
+    notes["absent"] = absent + ([] if fresh else broken)  # broken twice: damaged on the server
     _write_notes(archive, notes)
     is_out = not set(failed) - set(notes["absent"])
     for path in paths:
@@ -199,12 +178,12 @@ def unpack(
 def _extract(
     whole: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], out_dir: Path, progress: bool
 ) -> dict[str, str]:
-    """Write files below a folder: those that cannot be, and why."""
+    """Write members below a folder; return those that failed, with the reason."""
     out_dir.mkdir(parents=True, exist_ok=True)
     check_room(out_dir, sum(member.file_size for member in members.values()))
     remove_leftovers(out_dir, {PurePosixPath(name).suffix for name in members})
     failed = {}
-    hidden = None if progress else True  # None: unless on a terminal
+    hidden = None if progress else True  # None: shown on a terminal only
     for name, member in tqdm(members.items(), desc="unpack", unit="file", disable=hidden):
         try:
             with (
@@ -224,7 +203,7 @@ def _extract(
 
 
 def _open(pieces: Any, archive: Path) -> zipfile.ZipFile:
-    """The archive, if it is whole."""
+    """Open the archive. Raises InputError unless it is whole."""
     try:
         whole = zipfile.ZipFile(pieces)
     except _DAMAGED as error:
@@ -238,5 +217,5 @@ def _open(pieces: Any, archive: Path) -> zipfile.ZipFile:
 
 
 def file_size(path: Path) -> int | None:
-    """Bytes of a file; None: there is none."""
+    """Bytes of a file; None if it does not exist."""
     return path.stat().st_size if path.is_file() else None

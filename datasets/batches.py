@@ -1,7 +1,4 @@
-"""From files to batches: the data sets that a DataLoader reads, and what they give.
-
-A worker process only reads and crops; everything after that runs batched on the device.
-"""
+"""Data sets that a DataLoader's workers read and crop; all else runs batched on the device."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ class _Batch:
     """A dataclass whose tensors move together."""
 
     def to(self, device: torch.device | str | int, **kwargs: Any) -> Self:
-        """Move the tensors; Lightning calls this. Options are those of ``Tensor.to``."""
-        # Copies to a GPU wait for nothing: its own queue keeps them before the work that needs
-        # them. (Lightning asks for this with bare tensors alone.)
+        """Move the tensors; Lightning calls this, with options of ``Tensor.to``."""
+        # Copies to a GPU need not block: its queue runs them before the work that needs them.
+        # (Lightning sets this for bare tensors only.)
         options = {"non_blocking": torch.device(device).type == "cuda", **kwargs}
         return self._each(lambda tensor: tensor.to(device, **options))
 
@@ -44,7 +41,7 @@ class _Batch:
 
 
 def _apply(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """``change`` of a tensor, or of all in a list or tuple; anything else as it is."""
+    """Apply ``change`` to a tensor, or to each in a list or tuple; return others unchanged."""
     if isinstance(value, list | tuple):
         return type(value)(_apply(change, part) for part in value)
     return change(value) if isinstance(value, Tensor) else value
@@ -54,10 +51,10 @@ def _apply(change: Callable[[Tensor], Tensor], value: Any) -> Any:
 class ClipBatch(_Batch):
     """Random crops, for training."""
 
-    mel: Tensor  # [B, T, F] as on disk: not normalised, float16 (of ``.npy`` files their own type)
+    mel: Tensor  # [B, T, F] as on disk: not normalised, float16 (``.npy``: the file's dtype)
     targets: Tensor  # [B, C] float32
-    teacher: Tensor | None = None  # [B, C] float32, a teacher's logits of the whole tracks
-    # Files that were skipped, key → reason; other clips stand in their places
+    teacher: Tensor | None = None  # [B, C] float32, the teacher's logits for whole tracks
+    # Skipped files, key → reason; other clips take their places
     errors: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -66,17 +63,14 @@ class ClipBatch(_Batch):
 
 @dataclass
 class TrackBatch(_Batch):
-    """Whole tracks, cut into patches, for evaluation.
+    """Whole tracks, cut into patches, for evaluation."""
 
-    Patches of one length, of all the tracks, are one group: a group is one pass of the network.
-    """
-
-    keys: list[str]  # of the N tracks
+    keys: list[str]  # [N]
     targets: Tensor  # [N, C] float32
-    # Of each length (mel [n, T, F] as on disk, track [n]): which of the N tracks a patch is of. A
-    # track's patches are in order.
+    # For each patch length one group, which the network takes in one pass: mel [n, T, F] as on
+    # disk, and track [n], each patch's index into the N tracks. A track's patches are in order.
     groups: list[tuple[Tensor, Tensor]]
-    errors: dict[str, str]  # key → reason, of tracks that cannot be read: they are not among the N
+    errors: dict[str, str]  # key → reason, of unreadable tracks, which are not among the N
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -85,8 +79,7 @@ class TrackBatch(_Batch):
 class PackedStrings:
     """Strings in two arrays, which forked workers share with their parent.
 
-    A list of a million keys would be copied by each worker as it goes through them: looking at a
-    Python object writes to it, to count the reference.
+    They would copy a list of keys: reading a Python object writes its reference count.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -107,7 +100,7 @@ class PackedStrings:
 
 
 class _Tracks(Dataset):
-    """``skip`` says whether tracks that cannot be read are skipped."""
+    """The tracks of a split; ``skip`` skips those that cannot be read."""
 
     def __init__(
         self,
@@ -128,19 +121,18 @@ class _Tracks(Dataset):
 class CropDataset(_Tracks):
     """Random crops for training, a batch at a time.
 
-    Where tracks are skipped, another clip takes the place of one that cannot be read: of any track,
-    each as likely, whatever weights the sampler draws by (so that a rare label of
-    ``balanced_sampling`` loses a little where its files are bad).
+    ``skip`` replaces an unreadable clip by one of any track, drawn uniformly despite the sampler's
+    weights: under ``balanced_sampling``, a rare label loses a little where its files are bad.
     """
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> ClipBatch:
-        """Read a batch: of each clip the track's index, and the seed of its random crop.
+        """Read a batch, from each clip's track index and the seed of its random crop.
 
-        Raises InputError for a file that cannot be read; where such are skipped, for 50 in a row.
+        Raises InputError for an unreadable file; with ``skip``, for 50 in a row.
         """
         errors: dict[str, str] = {}
         read = [self._read(index, seed, errors) for index, seed in items]
-        mel = torch.from_numpy(np.stack([crop for _, crop, _ in read]))  # of the widest type
+        mel = torch.from_numpy(np.stack([crop for _, crop, _ in read]))  # the widest dtype
         targets = self.targets[[track for track, _, _ in read]].astype(np.float32)
         logits = [logits for _, _, logits in read if logits is not None]
         teacher = torch.from_numpy(np.stack(logits)) if logits else None
@@ -149,7 +141,7 @@ class CropDataset(_Tracks):
     def _read(
         self, index: int, seed: int, errors: dict[str, str]
     ) -> tuple[int, np.ndarray, np.ndarray | None]:
-        """The track that was read, its crop, and the teacher's logits; ``errors`` is added to."""
+        """Return the track that was read, its crop and teacher logits; add to ``errors``."""
         tried: list[int] = []
         reason = ""
         substitutes = np.random.default_rng((seed, 1))
@@ -192,7 +184,7 @@ class TrackDataset(_Tracks):
 def collate_tracks(
     items: Sequence[tuple[str, list[np.ndarray] | InputError, np.ndarray]],
 ) -> TrackBatch:
-    """Make a :class:`TrackBatch`, with the patches of one length together."""
+    """Make a :class:`TrackBatch`; patches of one length form a group."""
     errors = {key: str(mel) for key, mel, _ in items if isinstance(mel, InputError)}
     good = [(key, mel, target) for key, mel, target in items if not isinstance(mel, InputError)]
     by_length: dict[int, tuple[list[np.ndarray], list[int]]] = {}
@@ -206,5 +198,5 @@ def collate_tracks(
         for _, (mels, tracks) in sorted(by_length.items(), reverse=True)
     ]
     targets = np.array([target for _, _, target in good], np.float32)
-    targets = targets.reshape(len(good), len(items[0][2]))  # even where there is none
+    targets = targets.reshape(len(good), len(items[0][2]))  # [0, C] if none is good
     return TrackBatch([key for key, _, _ in good], torch.from_numpy(targets), groups, errors)

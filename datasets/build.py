@@ -1,7 +1,4 @@
-"""From a table of tracks to ground truths: split it by group, write the pickles.
-
-`python datasets/groundtruth.py build` is the command line of it.
-"""
+"""Ground truths from a table of tracks: split it by group, and write the pickles."""
 
 from __future__ import annotations
 
@@ -25,19 +22,19 @@ from maest.helpers.safe_pickle import short_repr
 
 @dataclass(frozen=True)
 class Built:
-    """What was written of a table."""
+    """The result of :func:`build`."""
 
     table: Table
     out_dir: Path
     task: str
-    names: list[str]  # of the labels, sorted, or of the values; the order of the targets
+    names: list[str]  # of labels (sorted) or values, in the targets' order
     splits: dict[str, list[str]]  # split → its keys
     # [3, C] of train, validation and test: tracks with each label, or the mean of each value
     per_split: np.ndarray
-    dropped: dict[str, int]  # label that was left out → how many tracks have it
-    missing: list[str]  # keys that were left out, as their log-mel file is not there
-    without_labels: int  # tracks; of the task single-label left out with their label
-    duplicates: int | None  # tracks with the log-mel of another, on its side; None: not looked for
+    dropped: dict[str, int]  # label on too few tracks → their number
+    missing: list[str]  # keys that were left out, without a log-mel file
+    without_labels: int  # tracks; for single-label they are left out
+    duplicates: int | None  # tracks whose content another track has; None: not compared
     warnings: list[str]  # what a person should know before training
 
 
@@ -53,17 +50,14 @@ def build(
     skip_missing: bool = False,
     keep_duplicates_together: bool = False,
 ) -> Built:
-    """Write ``groundtruth-{train,validation,test,all}.pk`` and ``labels.json`` of a table.
+    """Write ``groundtruth-{train,validation,test,all}.pk`` and ``labels.json`` from a table.
 
-    ``task`` None is what fits the table. ``fractions`` are of train, validation and test, where the
-    table has no split. Labels that fewer tracks have than ``min_positives`` are left out. With
-    ``base_dir`` all log-mel files must be there, unless ``skip_missing`` leaves out those tracks.
-    ``keep_duplicates_together`` reads them: tracks with the same content, and the groups they are
-    in, come to be in one split.
-
-    Raises:
-        InputError: options that do not go together, files that are missing, a split that would be
-            empty, a track without its single label, or files that cannot be written.
+    ``task`` defaults to what fits the table. ``fractions`` are of train, validation and test, for a
+    table without a split. Labels on fewer than ``min_positives`` tracks are left out. ``base_dir``
+    requires all log-mel files, unless ``skip_missing`` leaves out tracks without one;
+    ``keep_duplicates_together`` reads them, and keeps equal tracks and their groups in one split.
+    Raises InputError for conflicting options, missing files, an empty split, a track without its
+    single label, or files that cannot be written.
     """
     task = _task(table, task)
     if min_positives < 1:
@@ -89,7 +83,7 @@ def build(
         marks = targets
 
     keys = [table.keys[i] for i in rows]
-    # A track of unknown group stands for itself.
+    # A track without a group is a group by itself.
     known = table.groups or [""] * len(table.keys)
     groups = [("group", known[i]) if known[i] else ("track", table.keys[i]) for i in rows]
     together: Sequence[Hashable] = groups
@@ -134,10 +128,7 @@ def write_splits(
     names: Sequence[str],
     task: str = "multi-label",
 ) -> None:
-    """Write ``groundtruth-SPLIT.pk`` of each split and of "all", and ``labels.json``.
-
-    Files that say the same already are left as they are.
-    """
+    """Write ``labels.json``, and ``groundtruth-SPLIT.pk`` for each split and for "all"."""
     everything = {key: target for rows in splits.values() for key, target in rows.items()}
     try:
         for split, rows in {**splits, "all": everything}.items():
@@ -150,7 +141,7 @@ def write_splits(
 
 
 def _task(table: Table, task: str | None) -> str:
-    """The task, which must go with the table."""
+    """The task, or the table's default. Raises InputError if it does not fit the table."""
     fitting = "multi-label" if table.values is None else "regression"
     task = task or fitting
     if (task == "regression") != (fitting == "regression"):
@@ -169,7 +160,7 @@ def _task(table: Table, task: str | None) -> str:
 def _rows_with_files(
     table: Table, base_dir: str | Path | None, skip_missing: bool
 ) -> tuple[list[int], list[str]]:
-    """Numbers of the rows that are used, and the keys of the others."""
+    """Numbers of the rows that have log-mel files, and the keys of the others."""
     rows = list(range(len(table.keys)))
     if base_dir is None:
         return rows, []
@@ -189,7 +180,7 @@ def _rows_with_files(
 def _labels(
     table: Table, rows: Sequence[int], min_positives: int
 ) -> tuple[list[str], np.ndarray, dict[str, int]]:
-    """Names [C] and targets bool [N, C] of some rows; and the labels that are left out."""
+    """Names [C], targets bool [N, C] of some rows, and dropped labels with their counts."""
     counts = Counter(name for i in rows for name in table.labels[i])
     names = sorted(name for name, count in counts.items() if count >= min_positives)
     if not names:
@@ -207,7 +198,7 @@ def _labels(
 def _join_duplicates(
     base_dir: str | Path, keys: Sequence[str], groups: Sequence[Hashable]
 ) -> tuple[list[Hashable], int]:
-    """Groups that are one where they have tracks in common; and how many tracks are copies."""
+    """Groups, joined where they share a recording; and the number of copies."""
     sizes: dict[int, list[int]] = defaultdict(list)
     paths = [mel_path(base_dir, key) for key in keys]
     for i, path in enumerate(paths):

@@ -1,4 +1,4 @@
-"""Look at all the data before hours are spent on it, and say everything that is wrong at once."""
+"""Check all the data before training, and report every problem at once."""
 
 from __future__ import annotations
 
@@ -25,46 +25,46 @@ from maest.helpers.parallel import in_order
 from maest.helpers.patches import seconds
 from maest.helpers.safe_pickle import short_repr
 
-BRIEF_FILES, BRIEF_SECONDS = 2000, 2.0  # that a brief check looks at, and takes, at most
+BRIEF_FILES, BRIEF_SECONDS = 2000, 2.0  # limits of a brief check
 _SHOWN = 20  # bad files of a split that a report lists; its dict has all
 _NAMED = 3  # tracks or labels that a message names
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong, or may be."""
+    """A problem, or a warning."""
 
     # "groundtruth", "files", "labels", "shared" (a track in several splits), "duplicate" (twice in
     # one split), "short" or "silent"
     kind: str
     message: str  # a sentence that names the split and says what to do
-    split: str | None = None  # None where it is of several
+    split: str | None = None  # None: several splits
 
 
 @dataclass
 class SplitCheck:
-    """What was found in a split."""
+    """The check of one split."""
 
     path: str  # of the ground truth
     tracks: int
     counts: dict[str, int] | None = None  # label → how many tracks have it; not of a regression
     unlabelled: int = 0
-    looked_at: int = 0  # tracks whose files were: all of them, but in a brief check
+    looked_at: int = 0  # tracks whose files were checked; fewer than all if brief
     hours: float = 0.0  # of music in these files
-    bad: dict[str, str] = field(default_factory=dict)  # key → reason; of the teacher's files too
+    bad: dict[str, str] = field(default_factory=dict)  # key → reason; the teacher's files, too
     short: list[str] = field(default_factory=list)  # shorter than a clip
-    silent: list[str] = field(default_factory=list)  # whose values are all the same
+    silent: list[str] = field(default_factory=list)  # with the same value everywhere
 
 
 @dataclass
 class CheckReport:
-    """What :func:`check_splits` has found."""
+    """The findings of :func:`check_splits`."""
 
-    brief: bool  # whether files' contents were left unread
-    splits: dict[str, SplitCheck] = field(default_factory=dict)  # whose ground truth can be read
-    # To be put right: training would stop, or its figures mean nothing
+    brief: bool  # file contents were not read
+    splits: dict[str, SplitCheck] = field(default_factory=dict)  # with a readable ground truth
+    # Training would stop, or its metrics mean nothing
     problems: list[Finding] = field(default_factory=list)
-    warnings: list[Finding] = field(default_factory=list)  # may be meant
+    warnings: list[Finding] = field(default_factory=list)  # may be intended
 
     def add(self, kind: str, text: str, split: str | None = None, problem: bool = False) -> None:
         finding = Finding(kind, f"{split}: {text}" if split else text, split)
@@ -104,20 +104,15 @@ def check_splits(
 ) -> CheckReport:
     """Check ground truths, labels and files of "train", "val" and "test", or some of these splits.
 
-    A split may be the error for why its ground truth cannot be read.
+    A split may be the error that reading it raised. ``teacher_dir`` has logits for "train". A
+    ``brief`` check reads no file: it looks at the names and sizes of at most 2,000, spread over the
+    splits, for at most two seconds.
 
-    Problems: a ground truth or ``labels.json`` that cannot be read; splits that do not agree on the
-    labels; a log-mel or teacher file that is missing, truncated, empty or has a NaN; a training
-    track that is in another split too, under its key, under another name of the same file, or as a
-    copy of it.
-
-    Warnings: files that are skipped, labels that no track or each track has, tracks without labels,
-    tracks shorter than a clip, files whose values are all the same, files twice in one split, and
-    tracks that validation and test share.
-
-    ``teacher_dir`` has the teacher's logits for "train". ``brief``: look at the names and sizes of
-    at most 2,000 files, spread over the splits, for at most two seconds, and read none; otherwise
-    each file is read as a whole.
+    Problems: an unreadable ground truth or ``labels.json``; splits with different labels; a log-mel
+    or teacher file that is missing, truncated, empty or has a NaN; a training track that another
+    split has too, under its key, under another name of the file, or as a copy. Warnings: skipped
+    files, labels on no track or on all, tracks without labels, tracks shorter than a clip, constant
+    files, repeats within a split, and tracks that validation and test share.
     """
     report = CheckReport(brief)
     found: dict[str, GroundTruth] = {}
@@ -209,13 +204,13 @@ def _check_counts(
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """What is known of a track's file."""
+    """The check of a track's files."""
 
     frames: int = 0
     problem: str = ""  # why it cannot be used
-    identity: tuple[int, int] | None = None  # device and inode: the same, whatever its names
+    identity: tuple[int, int] | None = None  # device and inode, equal for all names of the file
     content: bytes | None = None  # a hash of the values; None: not read, or all the same
-    silent: bool = False  # whether they are all the same
+    silent: bool = False  # all values are the same
 
 
 def _look(
@@ -242,10 +237,7 @@ def _look(
 def _look_at_all(
     found: dict[str, GroundTruth], base_dir: Path, teacher_dir: str | Path | None, brief: bool
 ) -> dict[str, dict[str, _File]]:
-    """Of each split, key → file, in its order; of some tracks, at random, in a brief check.
-
-    Wherever that ends, all splits and all parts of them have had their share.
-    """
+    """Check files: split → key → file. A brief check takes a random sample, spread over all."""
     tracks = [(name, key) for name, split in found.items() for key in split.keys]
     deadline = math.inf
     if brief and tracks:
@@ -298,11 +290,11 @@ def _check_files(
             report.add(kind, f"{len(keys)} of {total} {text}", name, problem)
 
 
-# --- Tracks that are there twice ----------------------------------------------------------------
+# --- Duplicate tracks ---------------------------------------------------------------------------
 
 
-# What is the same of two tracks → the words, and of a track's path and file: what is compared, and
-# what must differ, as the same has been reported before then.
+# What two tracks share → the message, and, from a track's path and file, the value to compare and
+# one that must differ: where it does not, an earlier entry reports the pair.
 _TWINS: dict[str, tuple[str, Callable[[str, _File], tuple[Hashable, Hashable]]]] = {
     "track": ("{} tracks are in both", lambda path, file: (path, None)),
     "file": ("{} files are in both, under different keys", lambda path, f: (f.identity, path)),
@@ -316,11 +308,9 @@ _TWINS: dict[str, tuple[str, Callable[[str, _File], tuple[Hashable, Hashable]]]]
 def _check_shared(
     report: CheckReport, found: dict[str, GroundTruth], files: dict[str, dict[str, _File]]
 ) -> None:
-    """Between two splits, those of the later one are counted that are in the earlier one; in a
-    split, those that repeat an earlier track.
-    """
+    """Report tracks that a later split shares with an earlier one, or that one split repeats."""
     for what, (words, compared) in _TWINS.items():
-        # What is the same → split → what must differ → the first key
+        # Shared value → split → value that must differ → first key
         before: dict[Hashable, dict[str, dict[Hashable, str]]] = defaultdict(dict)
         shared: dict[tuple[str, str], list[str]] = defaultdict(list)
         for split, groundtruth in found.items():

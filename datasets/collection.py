@@ -1,4 +1,4 @@
-"""A folder of audio: what is in it, and what the log-mel files are called."""
+"""The audio files of a folder, and the names of their log-mel files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.files import TEMPORARY
 
 _SHOWN = 5  # suffixes that a message names
-# What macOS, Synology's and Windows' systems keep beside the music, with names that music may have.
+# Entries that macOS, Synology and Windows add beside the music; names may have an audio suffix.
 _NOT_MUSIC = re.compile(
     r"\._.*|\.AppleDouble|\.Trash.*|\.Spotlight.*|__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN",
     re.IGNORECASE | re.DOTALL,
@@ -21,10 +21,7 @@ _NOT_MUSIC = re.compile(
 
 
 def mel_key(path: str) -> str:
-    """The name that the log-mel file of an audio file has: the audio suffix becomes ``.mmap``.
-
-    A path with another suffix, or none, is given back as it is: it names a log-mel file already.
-    """
+    """Name an audio file's log-mel file: ``.mmap`` replaces an audio suffix; other paths stay."""
     stem, dot, suffix = path.rpartition(".")
     if stem and not stem.endswith("/") and f"{dot}{suffix}".lower() in AUDIO_SUFFIXES:
         return f"{stem}.mmap"
@@ -37,14 +34,12 @@ def find_audio(
     failed: dict[str, str] | None = None,
     others: Counter[str] | None = None,
 ) -> list[str]:
-    """Audio files below a folder, as paths relative to it, in the order of their bytes.
+    """Audio files below a folder, as paths relative to it, sorted by their bytes.
 
-    Links are followed, but not around in a circle. Left out are a folder ``leave_out`` inside, and
-    what systems keep beside the music, such as ``._song.mp3`` and ``@eaDir``.
-
-    ``failed`` takes the folders that may not be read, and what cannot be told to be one (a link to
-    itself; with an audio suffix it is taken for a file), with the reason. ``others`` counts, by
-    suffix or name, what is left out because of it; of a folder, not what is in it.
+    Links are followed, but not in a circle. A folder ``leave_out`` inside is left out, and so are
+    system entries such as ``._song.mp3`` and ``@eaDir``. ``failed`` receives unreadable folders and
+    links to themselves (with an audio suffix they count as files), with the reason. ``others``
+    counts what is left out, by suffix or, for system entries, by name; a folder counts once.
     """
     failed = {} if failed is None else failed
     others = Counter() if others is None else others
@@ -71,7 +66,7 @@ def find_audio(
                     if own not in way and Path(entry.path) != leave_out:
                         folders.append((f"{name}/", (*way, own)))
                     continue
-            except OSError as error:  # a link to itself; a folder in one that may not be entered
+            except OSError as error:  # a link to itself, or a folder without permission
                 if suffix not in AUDIO_SUFFIXES:
                     failed[name] = f"cannot be looked at: {error.strerror}"
                     continue
@@ -89,7 +84,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _is_file_or_broken_link(entry: os.DirEntry) -> bool:
-    """Whether to try reading it: a link that leads nowhere is told about, a pipe is left alone."""
+    """Whether to read it: a broken link too, so that it is reported, but no pipe."""
     try:
         return stat.S_ISREG(entry.stat().st_mode)
     except OSError:
@@ -97,7 +92,7 @@ def _is_file_or_broken_link(entry: os.DirEntry) -> bool:
 
 
 def describe_left_out(suffixes: Counter[str]) -> str:
-    """``6 files left out: .dsf 1, .txt 5; ``, or nothing."""
+    """Describe counts, as ``6 files left out: .dsf 1, .txt 5; ``; "" if there are none."""
     if not suffixes:
         return ""
     some = ", ".join(f"{suffix} {count}" for suffix, count in sorted(suffixes.most_common(_SHOWN)))
@@ -107,7 +102,7 @@ def describe_left_out(suffixes: Counter[str]) -> str:
 
 
 def no_audio(audio_dir: Path, others: Counter[str], setting: str | None = None) -> InputError:
-    """The error for a folder without audio, and with ``others`` (`find_audio`)."""
+    """The error for a folder without audio; ``others`` is from `find_audio`."""
     what = f"no audio in it; {describe_left_out(others)}looked for files that end in "
     what += f"{' '.join(sorted(AUDIO_SUFFIXES))}, in all folders below"
     hint = "Give the folder that holds the music."
@@ -115,6 +110,6 @@ def no_audio(audio_dir: Path, others: Counter[str], setting: str | None = None) 
 
 
 def split_shard(text: str) -> tuple[int, int] | None:
-    """``3/100`` → (3, 100), the third of a hundred parts; None of another text."""
+    """Parse ``3/100``, the third of a hundred shards, as (3, 100); other text is None."""
     found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     return (int(found[1]), int(found[2])) if found else None

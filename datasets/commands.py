@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: signals, exit codes, one line for a user's mistake."""
+"""Shared by the scripts of this folder: signals, exit codes and one-line errors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SHOWN = 5  # of a list, in a message
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a command did."""
+    """The result of a command."""
 
     done: int = 0  # items made now
-    skipped: int = 0  # whole before
+    skipped: int = 0  # items that were whole before
     failed: dict[str, str] = field(default_factory=dict)  # item → reason
 
 
@@ -31,9 +31,9 @@ def print_failures(failed: dict[str, str], what: str = "failed") -> None:
 
 
 def run(command: Callable[[], Outcome | None], program: str) -> int:
-    """Run a command; what a user can mend is said in one line. Returns the exit code.
+    """Run a command and return its exit code; an error that the user can mend takes one line.
 
-    It is 1 after an error, or for failures of an `Outcome`; 130 after Ctrl-C, 143 after SIGTERM.
+    The code is 1 after an error or with failed items, 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
         outcome = command()
@@ -60,13 +60,11 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def start(module: str) -> NoReturn:
-    """Be a script: run ``main`` of a module as all there is in this process, and exit.
-
-    Of the imported module: what worker processes unpickle must not be of ``__main__``.
-    """
+    """Run ``main`` of a module as a script, and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
     print_any_name()
+    # Imported, since what workers unpickle must not belong to ``__main__``.
     code = importlib.import_module(module).main()
-    for number in (signal.SIGINT, signal.SIGTERM):  # of no use any more, and said to be an error
+    for number in (signal.SIGINT, signal.SIGTERM):  # at exit they would only print an error
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
