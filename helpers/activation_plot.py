@@ -1,4 +1,4 @@
-"""A track's activations over time, as a picture above its log-mel."""
+"""Plots of activations over time, above the track's log-mel."""
 
 from __future__ import annotations
 
@@ -29,15 +29,12 @@ def activation_plot(
     title: str,
     figure_name: str = "activation",
 ) -> Path:
-    """Draw some labels' activations over time, above the track's log-mel; they share the axis.
-
-    A patch is drawn from its start to its end; where patches overlap they meet halfway between
-    their centres, so that each is drawn around its own. A gap between patches is left white.
+    """Draw labels' activations over time above the track's log-mel; return the file's path.
 
     ``picture`` [96, columns] and ``times`` [P, 3] are those of `helpers.tracks.TrackResult`;
-    ``activations`` are [P, L] of L labels, from the top row down. ``figure_name`` says what the
-    colours stand for: "activation", from 0 to 1 whatever the track, so that pictures can be
-    compared; or "value", from the lowest to the highest there is.
+    ``activations`` [P, L] are drawn from the top row down. Overlapping patches meet halfway between
+    their centres, and gaps stay white. The colours of ``figure_name`` "activation" run from 0 to 1,
+    so that tracks compare; those of "value", from the lowest to the highest.
     """
     rows = len(labels)
     heights = 0.4 + 0.24 * max(rows, 3), 2.4  # inches, about
@@ -47,7 +44,7 @@ def activation_plot(
     least, most = 0.0, 1.0
     if figure_name != "activation":
         least, most = np.nanmin(columns), np.nanmax(columns)
-        most = most if most > least else least + 1  # all the same: there is no range of colours
+        most = most if most > least else least + 1  # equal values span no range of colours
     heat = upper.pcolorfast(
         edges, np.arange(rows + 1) - 0.5, columns.T, cmap="magma_r", vmin=least, vmax=most
     )
@@ -79,14 +76,13 @@ def activation_plot(
 
 
 def _patch_columns(times: np.ndarray, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Edges [n + 1] in seconds, and the values [n, L] between them: NaN where no patch is."""
+    """Return column edges [n + 1] in seconds and float32 values [n, L], NaN in gaps."""
     starts, centres, ends = times.T
-    # Where two patches meet: halfway between their centres, but in both of them (a last patch may
-    # be so short that its centre is far from the others' rhythm).
+    # The meeting point must lie in both patches: a last patch may be so short that halfway is not.
     halfway = (centres[:-1] + centres[1:]) / 2
     meet = np.clip(halfway, starts[1:], np.maximum(ends[:-1], starts[1:]))
     first, last = np.append(starts[0], meet), np.append(np.minimum(ends[:-1], meet), ends[-1])
-    # Before each patch comes a gap, and gaps of no length go.
+    # A gap comes before each patch; those of no length are dropped.
     edges = np.stack([np.append(0.0, last[:-1]), first], axis=1).ravel()
     columns = np.stack([np.full_like(activations, np.nan), activations], axis=1)
     kept = np.ones(len(edges), bool)
@@ -96,7 +92,7 @@ def _patch_columns(times: np.ndarray, activations: np.ndarray) -> tuple[np.ndarr
 
 
 def _mark_times(axes: Axes, seconds: float) -> None:
-    """Round times along the x axis, as ``m:ss``, or ``h:mm`` from an hour on."""
+    """Label round times as ``m:ss``, from one hour as ``h:mm``."""
     axes.set_xlim(0, seconds)
     step = next((s for s in _TIME_STEPS if seconds / s <= _MOST_TIMES), seconds / _MOST_TIMES)
     if seconds < 2:
@@ -111,6 +107,6 @@ def _mark_times(axes: Axes, seconds: float) -> None:
 
 @functools.cache
 def _band_centres() -> tuple[np.ndarray, np.ndarray]:
-    """Hertz of the mel bands' centres, rising, and the bands' numbers."""
+    """Return the mel bands' centres in Hz, rising, and the bands' numbers."""
     bank = slaney_filter_bank().numpy()  # [frequencies up to 8 kHz, bands]
     return bank.argmax(axis=0) * 8000 / (len(bank) - 1), np.arange(N_MELS)

@@ -1,4 +1,4 @@
-"""NumPy files, which several threads may read at once."""
+"""Reading of NumPy files, safe in several threads."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-# The header is a Python literal, and CPython 3.11 now and then fails where two threads parse one:
+# The header is a Python literal, and CPython 3.11 sometimes fails when two threads parse one:
 # "SystemError: AST constructor recursion depth mismatch".
 _parsing = threading.Lock()
 
 
 def load_array(path: str | Path, mapped: bool = False) -> np.ndarray:
-    """Read a ``.npy`` file, or map it into memory, read-only.
+    """Read a ``.npy`` file, or memory-map it read-only.
 
-    Raises:
-        OSError, ValueError, EOFError: it cannot be read, or is no such file.
+    Raises OSError, ValueError or EOFError if the file cannot be read or is not a ``.npy`` file.
     """
     if mapped:
         with _parsing:

@@ -1,11 +1,7 @@
-"""Audio files: any format, rate and number of channels in; mono float32 at 16 kHz out.
+"""Audio files of any format, rate and number of channels, read as mono float32 at 16 kHz.
 
-PyAV (FFmpeg) decodes, channels are averaged, and soxr resamples ("HQ", what librosa uses too): up
-to 7 kHz the log-mel bands are those of Essentia's loader to 2e-3.
-
-A file goes through block by block: `stream_audio` hands these on, and holds as much of ten hours as
-of ten minutes; `read_audio` puts them together, so that an hour is never in memory at its own rate.
-Of its central part no more is decoded than that part, where the format allows.
+PyAV (FFmpeg) decodes block by block, channels are averaged and soxr resamples ("HQ", as in
+librosa). Up to 7 kHz the log-mel bands match those of Essentia's loader to 2e-3.
 """
 
 from __future__ import annotations
@@ -41,49 +37,34 @@ _LOUDEST = 16.0  # full scale is 1; a float mix may be above it, but not by 24 d
 
 
 def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
-    """Read an audio file as mono at 16 kHz.
+    """Read an audio file as mono at 16 kHz: float32 [samples], at least one.
 
-    Args:
-        path: the file.
-        seconds: length of the central part to read; None, or more than there is, for all of it.
+    Samples keep the file's scale (-1 to 1 for integer formats). ``seconds`` selects the central
+    part, with the very samples of the whole; None, or more than the file's length, selects all.
+    Where the format allows, only that part is decoded.
 
-    Returns:
-        float32 [samples], at least one, in the file's own scale (-1 to 1 for integer formats).
-        A part is what the whole has at its centre.
-
-    Raises:
-        AudioError: no such file, no permission, a folder, no format that FFmpeg reads, audio that
-            is missing in the middle or at the end, no audio, a sample rate below 2 kHz, too little
-            for one sample at 16 kHz, NaN or infinite samples, or samples far above full scale.
+    Raises AudioError for a missing or unreadable file, a folder, a format that FFmpeg cannot read,
+    no audio, audio missing in the middle or at the end, a rate below 2 kHz, less than one sample at
+    16 kHz, NaN or infinite samples, or samples above 16 times full scale.
     """
     return joined(stream_audio(path, seconds))
 
 
 def stream_audio(path: str | Path, seconds: float | None = None) -> AudioStream:
-    """Read an audio file block by block, as mono at 16 kHz; memory does not grow with its length.
+    """Stream an audio file as mono 16 kHz blocks; memory does not grow with its length.
 
-    The file is opened when the first block is asked for, and closed after the last, at an error, or
-    by ``close()``. With ``seconds``, the central part is one block.
+    Yields float32 [samples], from 1 to about 70,000 (4 s); joined, they are what `read_audio`
+    returns. With ``seconds``, the central part is one block. The file opens at the first block, and
+    closes after the last, at an error, or by ``close()``.
 
-    Returns:
-        an iterator of float32 [samples], at least one sample and at most some 70,000 (4 s). Put
-        together they are what ``read_audio(path)`` returns.
-
-    Raises:
-        AudioError: as `read_audio` does, from the iterator, as soon as it is known: bytes that are
-            missing at the end before the first block, where the header says how many there are;
-            damage, NaN or infinite samples when they are reached.
+    The iterator raises AudioError as `read_audio` does: before the first block if bytes are missing
+    at the end and the header tells the length, otherwise when it reaches the fault.
     """
     return AudioStream(Path(path), seconds)
 
 
 class AudioStream:
-    """What `stream_audio` returns.
-
-    Attributes:
-        warnings: why results of it may mean nothing (`helpers.audio_blocks.sound_warnings`):
-            complete once the last block has been read.
-    """
+    """The iterator that `stream_audio` returns."""
 
     def __init__(self, path: Path, seconds: float | None) -> None:
         if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
@@ -92,7 +73,7 @@ class AudioStream:
                 setting="seconds",
                 hint="Give a number of seconds, or None for the whole file.",
             )
-        self.warnings: list[str] = []
+        self.warnings: list[str] = []  # `sound_warnings`, complete after the last block
         self._blocks = self._read(path, seconds)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -107,7 +88,7 @@ class AudioStream:
     def _read(self, path: Path, seconds: float | None) -> Generator[np.ndarray]:
         meter, done = Meter(), 0
         try:
-            # Closed here: the traceback of an error would keep a generator alive, its file open.
+            # An error's traceback would keep the generator alive and its file open.
             with closing(_decoded(path, meter, seconds)) as blocks:
                 for block in blocks:
                     _refuse_values(block, done / SAMPLE_RATE)
@@ -140,7 +121,7 @@ def _refuse_values(block: np.ndarray, start: float) -> None:
 
 
 def _decoded(path: Path, meter: Meter, seconds: float | None) -> Generator[np.ndarray]:
-    """All of a file block by block, or its central part as one; their values are not checked."""
+    """Yield a file block by block, or its central part at once; sample values are unchecked."""
     try:
         _refuse_special(path)
         with path.open("rb") as raw:
@@ -164,7 +145,7 @@ def _decoded(path: Path, meter: Meter, seconds: float | None) -> Generator[np.nd
 
 def _refuse_special(path: Path) -> None:
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # to open a pipe is to wait until somebody writes to it
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe waits for a writer
         is_folder = stat.S_ISDIR(status.st_mode)
         kind = "a folder" if is_folder else "a pipe, a socket or a device"
         raise AudioError(f"it is {kind}, not a file", hint="Name an audio file.")

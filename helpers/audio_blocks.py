@@ -1,7 +1,4 @@
-"""Blocks of a waveform: mixed to mono, resampled to 16 kHz, and a part cut out of the whole.
-
-What `helpers.audio` does with what a library has decoded. Waveforms are float32.
-"""
+"""Blocks of float32 waveforms: mix to mono, resample to 16 kHz, cut out the central part."""
 
 from __future__ import annotations
 
@@ -14,34 +11,33 @@ import soxr
 from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
 
-# Frames decoded at a time, so that they stay in the processor's cache; where the rate is below
-# 16 kHz, fewer: as many as make so many samples at 16 kHz.
+# Frames of a block, which stays in the processor's cache. Below 16 kHz a block has fewer frames:
+# as many as give this number of samples at 16 kHz.
 _BLOCK = 65_536
 _SILENCE = 2**-16  # RMS, full scale 1: half a step of 16-bit samples
 _SILENT_MEL = 1e-5  # of log10(1 + 10000 x): white noise at that RMS
 _CANCELLED = 0.01  # of the channels' mean energy
-# Decoded on both sides of a part and dropped again: more than a resampler's filter is long, and
-# than what a decoder of a compressed format needs to get into its stride.
+# Decoded on both sides of a part and dropped again: longer than a resampler's filter, and than
+# the start that decoders of compressed formats get wrong.
 MARGIN = 0.25  # seconds
 DAMAGED = "Get the file again, or keep what can be decoded: ffmpeg -i FILE NEW.flac"
 
 
 class AudioError(InputError):
-    """An audio file that cannot be read; the message is the reason, without the file's name."""
+    """An audio file cannot be read; the message gives the reason without the file's name."""
 
 
 def joined(blocks: Iterable[np.ndarray]) -> np.ndarray:
-    """All blocks as one; of none, no samples."""
+    """Concatenate blocks; none give an empty array."""
     pieces = list(blocks)
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
 def central(frames: int, rate: int, seconds: float) -> tuple[int, int, slice]:
-    """The central part of a file: the first frame to decode, the one behind the last, and what to
-    keep of them at 16 kHz.
+    """Locate the central part: first frame to decode, end frame (exclusive), slice at 16 kHz.
 
-    It starts where both rates have a sample at the same moment, so that resampling the part gives
-    the very samples that resampling the whole gives there.
+    The first frame coincides with a sample at 16 kHz, so that resampling the part gives the very
+    samples that resampling the whole gives there.
     """
     divisor = math.gcd(rate, SAMPLE_RATE)
     step_in, step_out = rate // divisor, SAMPLE_RATE // divisor
@@ -57,23 +53,23 @@ def central(frames: int, rate: int, seconds: float) -> tuple[int, int, slice]:
 
 
 def cut_central(samples: np.ndarray, seconds: float) -> np.ndarray:
-    """So many seconds from the middle of a waveform at 16 kHz; all of it, if that is less."""
+    """Return the middle ``seconds`` of a waveform at 16 kHz, or all of a shorter one."""
     keep = round(seconds * SAMPLE_RATE)
     start = max(0, len(samples) - keep) // 2
     return samples[start : start + keep]
 
 
 class Meter:
-    """Mixes blocks of channels to mono, and adds up the energy of both."""
+    """Mixes blocks of channels to mono, and sums the energy of both."""
 
     def __init__(self) -> None:
         self.channels = self.mono = 0.0  # sums of squares; of the channels their mean
         self.frames = 0
 
     def mix(self, block: np.ndarray) -> np.ndarray:
-        """[frames, channels] → [frames], the mean of the channels. (`mean` is 20 times slower.)"""
+        """Average the channels: [frames, channels] → [frames]. (`mean` is 20 times slower.)"""
         count = block.shape[1]
-        with np.errstate(all="ignore"):  # inf and NaN are refused later, in words
+        with np.errstate(all="ignore"):  # inf and NaN are refused later
             mono = block[:, 0].copy()
             for channel in range(1, count):
                 mono += block[:, channel]
@@ -84,33 +80,28 @@ class Meter:
         return mono
 
     def warnings(self, seconds: float) -> list[str]:
-        """What `sound_warnings` says of all blocks so far."""
+        """Return `sound_warnings` of all blocks so far."""
         silent = self.channels < self.frames * _SILENCE**2
         return sound_warnings(seconds, silent, self.mono < _CANCELLED * self.channels)
 
 
 def sound_warnings(seconds: float, silent: bool, cancel: bool = False) -> list[str]:
-    """Why results of a track may mean nothing: texts for the ``warnings`` beside them.
+    """Return why results of a track may mean nothing: texts for the ``warnings`` beside them.
 
-    Args:
-        seconds: length of the track.
-        silent: whether there is no sound in it.
-        cancel: whether its channels cancel each other when they are averaged.
-
-    Returns:
-        any of "silent", "channels cancel", "0.1 s only" (of less than a second), in this order.
+    They are any of "silent", "channels cancel" (in their mean) and, below one second, such as
+    "0.1 s only", in this order.
     """
     found = ["silent"] if silent else ["channels cancel"] if cancel else []
     return [*found, f"{min(round(seconds, 2), 0.99):g} s only"] if seconds < 1 else found
 
 
 def mel_warnings(frames: int, peak: float) -> list[str]:
-    """`sound_warnings` of a log-mel file: its number of frames, and its largest value."""
+    """Return `sound_warnings` of a log-mel file, from its frames and its largest value."""
     return sound_warnings((frames - 1) * HOP_LENGTH / SAMPLE_RATE, peak < _SILENT_MEL)
 
 
 def resampled(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-    """Mono float32 blocks of any lengths at some rate → the same at 16 kHz; some may be empty."""
+    """Resample mono float32 blocks of any lengths to 16 kHz; some may come out empty."""
     blocks = regrouped(blocks, max(1, min(_BLOCK, _BLOCK * rate // SAMPLE_RATE)))
     if rate == SAMPLE_RATE:
         yield from blocks
@@ -122,7 +113,7 @@ def resampled(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
 
 
 def regrouped(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same samples in blocks of ``size``; the last may be shorter."""
+    """Yield the same samples in blocks of ``size``; the last may be shorter."""
     held, length = [], 0
     for block in blocks:
         held.append(block)

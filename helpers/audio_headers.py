@@ -1,6 +1,6 @@
-"""What the headers of audio files say of their length, and where an Ogg's streams lie.
+"""Lengths by the headers of audio files, and the positions of an Ogg's streams.
 
-A header is never a reason to stop reading: it shows only whether an end is missing.
+A header never stops reading: it shows only whether an end is missing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import BinaryIO
 from maest.helpers.audio_blocks import DAMAGED, AudioError
 from maest.helpers.pieces import Pieces
 
-Range = tuple[int, int]  # bytes of a file: the first, and the one behind the last
+Range = tuple[int, int]  # offsets in a file: first byte, end (exclusive)
 
 _OGG_PAGE = re.compile(rb"OggS\0[\0-\x07]")  # version 0, and a page's flags
 _OGG_FIRST = 2  # the flag of a stream's first page
@@ -25,7 +25,7 @@ _MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_0
 
 
 def behind_id3(file: BinaryIO) -> int:
-    """Where an MP3's frames or an Ogg's pages begin: behind all ID3v2 tags."""
+    """Return the offset behind all ID3v2 tags, where an MP3's frames or an Ogg's pages begin."""
     at = 0
     while True:
         file.seek(at)
@@ -37,10 +37,8 @@ def behind_id3(file: BinaryIO) -> int:
 
 
 def mp3_seconds(file: BinaryIO) -> float | None:
-    """How long an MP3 is by its Xing or Info header, which stands at one place of the first frame.
-
-    http://gabriel.mp3-tech.org/mp3infotag.html. None without such a header.
-    """
+    """Return an MP3's length by the Xing or Info header in its first frame; None without one."""
+    # http://gabriel.mp3-tech.org/mp3infotag.html
     file.seek(behind_id3(file))
     frame = file.read(48)
     header = int.from_bytes(frame[:4], "big")
@@ -56,7 +54,7 @@ def mp3_seconds(file: BinaryIO) -> float | None:
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Chunks of a WAV or AIFF: their names, where their content begins, and its bytes."""
+    """Yield the chunks of a WAV or AIFF: name, offset and bytes of the content."""
     end, at = file.seek(0, os.SEEK_END), 12
     file.seek(0)
     kind = file.read(4)
@@ -68,7 +66,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 
 
 def chunk_bytes(file: BinaryIO) -> tuple[int, int]:
-    """How many bytes of audio a WAV or AIFF has, and how many are missing by its header."""
+    """Count the bytes of audio in a WAV or AIFF, and those missing by its header; else 0, 0."""
     long_size = 0
     for name, at, size in _chunks(file):
         if name == b"ds64":  # RF64: the sizes that need 64 bits
@@ -81,22 +79,18 @@ def chunk_bytes(file: BinaryIO) -> tuple[int, int]:
 
 
 def sound_pieces(file: BinaryIO) -> list[Pieces]:
-    """A file as FFmpeg shall read it: all of it or, of a chained Ogg, each stream.
+    """Return a file as FFmpeg shall read it: whole or, for a chained Ogg, each stream.
 
-    FFmpeg may seek beyond the largest offset that the system takes in `Pieces`.
-
-    Raises:
-        AudioError: the last page of an Ogg stream is cut off.
+    `Pieces` let FFmpeg seek beyond the system's largest offset. Raises AudioError if the last page
+    of an Ogg stream is cut off.
     """
     streams = _ogg_streams(file)
     return [Pieces([(file, *part) for part in parts]) for parts in streams] or [_mended_aiff(file)]
 
 
 def _mended_aiff(file: BinaryIO) -> Pieces:
-    """All of a file. An AIFF that its recorder did not finish has sizes that FFmpeg takes.
-
-    Those of 0 become the largest, and a number of frames that is none, such as -1, becomes 0.
-    """
+    """Return the whole file; an AIFF whose recording was cut off gets sizes that FFmpeg takes."""
+    # Sizes of 0 become the largest; an impossible number of frames, such as -1, becomes 0.
     changes: dict[int, int] = {}
     file.seek(0)
     head = file.read(12)
@@ -120,10 +114,10 @@ def _mended_aiff(file: BinaryIO) -> Pieces:
 
 
 def _ogg_streams(file: BinaryIO) -> list[list[Range]]:
-    """The streams of an Ogg that stand one behind the other; none of another file.
+    """Return the byte ranges of each stream of a chained Ogg; none for another file.
 
-    A stream is its whole pages (RFC 3533), without what may stand between and behind them. Those
-    that run side by side, such as a film's sound and pictures, are one.
+    A stream is its whole pages (RFC 3533), without anything between them; streams that run side by
+    side, such as a film's sound and pictures, count as one.
     """
     streams: list[list[Range]] = []
     size, at = file.seek(0, os.SEEK_END), behind_id3(file)
@@ -162,7 +156,6 @@ def _is_page(file: BinaryIO, at: int, first: bool = False) -> bool:
 
 
 def _find_page(file: BinaryIO, at: int) -> int | None:
-    """Where the next page begins, from a position on."""
     while True:
         file.seek(at)
         block = file.read(_SEARCHED)

@@ -1,4 +1,4 @@
-"""Augmentation of a batch of clips: roll, SpecAugment and mixup. 0 switches each off."""
+"""Augmentation of batches of clips: roll, SpecAugment and mixup; 0 switches each off."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def roll(mel: Tensor, frames: int) -> Tensor:
-    """Rotate each clip of [B, F, T] in time, by -frames … frames, drawn per clip; as in PaSST."""
+    """Rotate each clip of [B, F, T] in time by -frames … frames, drawn per clip, as in PaSST."""
     if not frames:
         return mel
     batch, _, length = mel.shape
@@ -19,9 +19,9 @@ def roll(mel: Tensor, frames: int) -> Tensor:
 def spec_augment(
     mel: Tensor, time_masks: int, time_width: int, freq_masks: int, freq_width: int
 ) -> Tensor:
-    """SpecAugment, D. Park et al., Interspeech 2019, of normalised clips [B, F, T]; a new tensor.
+    """Mask normalised clips [B, F, T] by SpecAugment (D. Park et al., Interspeech 2019).
 
-    Each clip's own stripes of time and of frequency become zero, the mean. Their widths are uniform
+    Stripes of time and frequency, drawn per clip, become zero, the mean. Their widths are uniform
     below ``time_width`` frames and ``freq_width`` bands, as in torchaudio's ``TimeMasking``.
     """
     batch, bands, frames = mel.shape
@@ -36,9 +36,9 @@ def spec_augment(
 
 
 def stripes(batch: int, size: int, masks: int, max_width: int, device: torch.device) -> Tensor:
-    """Draw masks along an axis: bool [B, size], True where at least one of a clip's masks lies.
+    """Draw masks along an axis: bool [B, size], True inside any of a clip's masks.
 
-    Widths are uniform in 0 … max_width - 1 (at most ``size``); a mask lies anywhere that it fits.
+    Widths are uniform in 0 … max_width - 1 (at most ``size``), positions anywhere that masks fit.
     """
     widths = torch.randint(min(max_width, size + 1), (batch, masks, 1), device=device)
     room = size - widths + 1
@@ -48,18 +48,17 @@ def stripes(batch: int, size: int, masks: int, max_width: int, device: torch.dev
 
 
 def mixup(x: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Mix each clip of [B, ...] with another one, and their targets [B, C]; new tensors.
+    """Mix clips [B, ...] and targets [B, C] with a random permutation of the batch; new tensors.
 
-    H. Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018. The weight λ of a
-    clip's own part is drawn per clip from Beta(alpha, alpha) and is at least 0.5; partners are a
-    random permutation of the batch.
+    Each clip's weight is drawn from Beta(alpha, alpha), and at least 0.5. H. Zhang et al.,
+    "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
     """
     if not alpha:
         return x, targets
     # Apple's MPS cannot draw from a Beta distribution.
     device = torch.device("cpu") if x.device.type == "mps" else x.device
     alphas = torch.full((1,), float(alpha), device=device)
-    # Validation would have the host wait for the device.
+    # Validation would make the host wait for the device.
     beta = torch.distributions.Beta(alphas, alphas, validate_args=False)
     own = beta.sample((len(x),)).flatten().to(x)
     own = torch.maximum(own, 1 - own)

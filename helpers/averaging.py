@@ -1,8 +1,4 @@
-"""Weight averaging: the mean of the weights that training passes through.
-
-P. Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018
-(arXiv 1803.05407).
-"""
+"""Stochastic weight averaging (P. Izmailov et al., UAI 2018, arXiv 1803.05407)."""
 
 from __future__ import annotations
 
@@ -11,28 +7,27 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.optim.swa_utils import AveragedModel
 
-#: Where a checkpoint's ``state_dict`` has the average; the raw weights are under ``net.``.
+#: Prefix of the average in a checkpoint's ``state_dict``; the raw weights have ``net.``.
 PREFIX = "net_swa."
 NAME = "swa"
 
 
 class WeightAverage(pl.Callback):
-    """Averages ``pl_module.net`` over the ends of epochs, all with the same weight.
+    """Averages ``pl_module.net`` over the ends of epochs, equally, after the first ``start``.
 
-    After ``start`` epochs the first one comes that counts. The raw weights stay as they are. An
-    epoch's weights enter the average before its validation, and from then on
-    ``pl_module.also_evaluated["swa"]`` is the averaged network: both are validated, and a
+    An epoch's weights enter the average before its validation, and from then on
+    ``pl_module.also_evaluated["swa"]`` is the averaged network: both networks are validated, and a
     checkpoint's ``state_dict`` holds both.
     """
 
     def __init__(self, start: int) -> None:
         self.start = start
         self._average: AveragedModel
-        self._latest_epoch = -1  # whose weights were looked at, from 0
+        self._latest_epoch = -1  # the last one seen, from 0
 
     @property
     def epochs(self) -> int:
-        """How many epochs the average is of."""
+        """Number of epochs in the average."""
         return int(self._average.n_averaged)
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
@@ -41,12 +36,12 @@ class WeightAverage(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._average.to(pl_module.device)
-        if self.epochs:  # of a training that is continued
+        if self.epochs:  # a continued training
             pl_module.also_evaluated[NAME] = self._average.module
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        """After the last batch, and so before the validation."""
         epoch = trainer.current_epoch
+        # Validation follows the last batch.
         if trainer.is_last_batch and epoch > self._latest_epoch:
             self._latest_epoch = epoch
             if epoch >= self.start:

@@ -1,4 +1,4 @@
-"""Whose embeddings: the blocks of a network, by number."""
+"""Choice of the blocks of a network that give embeddings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DEFAULT_BLOCK = 7  # the paper's choice
 
 
 def chosen_blocks(given: Any, depth: int, setting: str = "blocks") -> tuple[int, ...]:
-    """The blocks whose embeddings are asked for, of a network of so many.
+    """Return the numbers of the chosen blocks in a network of ``depth`` blocks.
 
-    ``given`` is a block's number from 0, or -1 for the embedding after the final norm; several, as
-    any sequence, array or typed list; "all"; or None for block 7, or a shallow network's last.
-    InputError: there is no such block, or one is named twice.
+    ``given`` is a number from 0, or -1 for the embedding after the final norm; several, as any
+    sequence, array or typed list; "all"; or None for block 7, or a shallow network's last.
+    Raises InputError if there is no such block, or one is named twice.
     """
     if given is None:
         return (min(DEFAULT_BLOCK, depth - 1),)
@@ -40,7 +40,7 @@ def chosen_blocks(given: Any, depth: int, setting: str = "blocks") -> tuple[int,
 
 
 def _whole(part: Any) -> Any:
-    """7 of 7, 7.0 and "7"; of anything else, its text."""
+    """Return 7 for 7, 7.0 and "7"; for anything else its ``repr``."""
     if isinstance(part, Real) and not isinstance(part, bool) and float(part).is_integer():
         return int(float(part))
     return int(part) if re.fullmatch(r"-?\d+", str(part)) else repr(part)

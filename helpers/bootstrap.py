@@ -1,11 +1,9 @@
-"""Confidence intervals over tracks: figures on resamples of a test split.
+"""Confidence intervals over tracks, from resamples of a test split.
 
-A. C. Davison and D. V. Hinkley, "Bootstrap methods and their application" (1997), section 5.2: the
-basic interval; of two runs on the same resamples, of their difference (a paired bootstrap).
-
-Plain percentiles will not do: a resample has positives twice, which lifts average precision. Of
-95 % percentile intervals over 100 tracks and 10 labels with some eight positives each, 17 in 100
-held the AP of a weak run on unlimited tracks (0.13); of basic ones, 91.
+They are the basic intervals of A. C. Davison and D. V. Hinkley, "Bootstrap methods and their
+application" (1997), section 5.2. Percentile intervals are wrong for average precision: a resample
+repeats positives, which lifts it. With 100 tracks and 10 labels of about eight positives, 17 % of
+95 % percentile intervals held a weak run's AP on unlimited tracks (0.13); of basic ones, 91 %.
 """
 
 from __future__ import annotations
@@ -21,11 +19,11 @@ from maest.helpers.ranking import rank, ranked_figures
 def resampled_figures(
     task: str, targets: np.ndarray, outputs: np.ndarray, resamples: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """A task's figures on the tracks themselves, and on R resamples of them: float64 [1 + R].
+    """Compute a task's figures on the tracks, and on R resamples of them: float64 [1 + R].
 
-    The resamples depend on the number of tracks and the seed alone: figures of several runs on the
-    same tracks are paired. A mean over labels is over those that have a positive and a negative in
-    that resample. Targets are [N, C], outputs [S, N, C] of S seeds; figures are means over them.
+    Targets are [N, C], outputs [S, N, C] of S seeds; figures are means over the seeds. Resamples
+    depend only on N and ``seed``, so runs on the same tracks are paired. Means leave out labels
+    without a positive or a negative in the resample.
     """
     n_tracks, names = len(targets), SHOWN[task]
     rng = np.random.default_rng(seed)
@@ -45,10 +43,10 @@ def resampled_figures(
 def interval(
     samples: np.ndarray, confidence: float, bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> dict[str, float]:
-    """``value``, ``low``, ``high`` of :func:`resampled_figures`, or of a difference of two.
+    """Return ``value``, ``low``, ``high`` of :func:`resampled_figures`, or of a difference of two.
 
-    As far as the resamples lie above the figure, so far the interval reaches below it, and the
-    other way round; no further than the bounds, which no figure of this kind exceeds.
+    The interval reaches as far below the figure as the resamples lie above it, and the reverse,
+    within ``bounds``, the least and greatest values of the figure.
     """
     value, rest = float(samples[0]), samples[1:][np.isfinite(samples[1:])]
     low = high = math.nan
