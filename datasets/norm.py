@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the store's values, which a network's input is normalised by."""
+"""Mean and standard deviation of a store of log-mels, to normalise the input of a network."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from maest.helpers.errors import InputError
 from maest.helpers.mel_constants import N_MELS
 from maest.helpers.parallel import in_order
 
-Moments = tuple[int, float, float]  # number, mean and sum of squared deviations of some values
+Moments = tuple[int, float, float]  # number, mean and sum of squared deviations of values
 
 
 def combined(a: Moments, b: Moments) -> Moments:
-    """Those of all values together; a sum of squares would lose its digits.
+    """Merge the moments of two sets; a plain sum of squares would lose precision.
 
-    The update of T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the sample
-    variance", The American Statistician 37 (1983).
+    T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the sample variance", The
+    American Statistician 37 (1983).
     """
     count, delta = a[0] + b[0], b[1] - a[1]
     share = b[0] / max(count, 1)
@@ -30,9 +30,9 @@ def combined(a: Moments, b: Moments) -> Moments:
 @dataclass(frozen=True)
 class NormStats:
     mean: float  # over all values of all frames
-    std: float  # of the values, not an estimate from a sample of them
-    tracks: int  # that were read
-    frames: int  # of them together
+    std: float  # divides by the number of values, not by that number minus 1
+    tracks: int  # read without error
+    frames: int  # in these tracks
     failed: dict[str, str] = field(default_factory=dict)  # key → why it cannot be read
 
 
@@ -42,11 +42,10 @@ def norm_stats(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> NormStats:
-    """Mean and standard deviation over all values of all tracks, exact to float64's rounding.
+    """Compute mean and standard deviation over all values of all tracks, in float64.
 
-    Files are read by several threads (None for one a core) and merged in the order of ``keys``, so
-    that the result is the same to the last bit whatever the number of threads. InputError: not one
-    of the tracks can be read, or all values are equal.
+    ``num_workers`` threads (None: one per core) read the files; the result does not depend on their
+    number. Raises InputError if no track can be read, or if all values are equal.
     """
 
     def of_key(key: str) -> Moments | str:
@@ -89,7 +88,7 @@ def norm_stats(
 def sampled_mean_and_std(
     base_dir: str | Path, keys: Sequence[str], tracks: int = 200
 ) -> tuple[float, float]:
-    """Those of :func:`norm_stats`, of all tracks or of so many that are spread over ``keys``."""
+    """Mean and standard deviation over at most ``tracks`` tracks, evenly spread over ``keys``."""
     some = np.linspace(0, len(keys) - 1, min(tracks, len(keys))).astype(int)
     stats = norm_stats(base_dir, [keys[i] for i in some], progress=False)
     return stats.mean, stats.std

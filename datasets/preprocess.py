@@ -1,12 +1,11 @@
-"""From a folder of audio to log-mel files: the store that training and extraction read.
+"""Make log-mel files from a folder of audio: the store that training and extraction read.
 
     python datasets/preprocess.py AUDIO_DIR MELSPEC_DIR
 
-``AUDIO_DIR/a/song.mp3`` becomes ``MELSPEC_DIR/a/song.mmap``; beside another song.mp3, song.flac
-becomes ``song.flac.mmap``. A second call makes what is missing, and what was made from audio that
-has been replaced. Files that cannot be read are skipped and listed in ``MELSPEC_DIR/failed.csv``,
-and the exit code is 1. ``warnings.csv`` lists tracks that are silent or very short, and log-mel
-files without audio.
+``AUDIO_DIR/a/song.mp3`` becomes ``MELSPEC_DIR/a/song.mmap``; a song.flac beside it becomes
+``song.flac.mmap``. A second call makes missing files, and those whose audio has changed.
+``MELSPEC_DIR/failed.csv`` lists audio that cannot be read (exit code 1); ``warnings.csv`` lists
+silent and very short tracks, and log-mel files without audio.
 """
 
 from __future__ import annotations
@@ -51,16 +50,16 @@ DEFAULT_SECONDS = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Report(commands.Outcome):
-    """What a run did; items are audio files, relative to their folder."""
+    """Outcome of a run; items are audio files, relative to ``audio_dir``."""
 
     melspec_dir: Path
-    seconds: float  # of audio in the files made now
-    left_out: Counter[str]  # suffix, or name of a folder, that is not taken for music → how many
-    warnings: dict[str, str]  # audio → why its results may mean nothing; of those skipped, too
-    orphans: list[str]  # log-mel files without audio; a shard looks for none
-    failed_csv: Path | None  # the list of failures, if any
-    warnings_csv: Path | None  # that of warnings and orphans
-    notes: list[str]  # what a person should know of the store
+    seconds: float  # of audio, in the files that this run made
+    left_out: Counter[str]  # suffix or folder name, of files that are not music → number
+    warnings: dict[str, str]  # audio → why its results may mean nothing; also of skipped files
+    orphans: list[str]  # log-mel files without audio; always empty for a shard
+    failed_csv: Path | None  # lists failures, if any
+    warnings_csv: Path | None  # lists warnings and orphans, if any
+    notes: list[str]  # about the store, for the user
 
     def __str__(self) -> str:
         where = f" (listed with reasons in {self.failed_csv})" if self.failed_csv else ""
@@ -88,21 +87,20 @@ def preprocess(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Make the log-mel file of each audio file that has none yet, or has been replaced since.
+    """Make the log-mel file of each audio file that has none, or has changed since.
 
     Args:
-        melspec_dir: all of it is made from one ``audio_dir``, but for a ``subfolder`` of another.
-        seconds: to keep from the centre of each track; None for all of it.
-        files: paths below ``audio_dir``, to do these only; None for all that look like audio.
-        num_workers: processes; None for one a core. The files do not depend on it. 1 is this
-            process itself, which a file that crashes its decoder ends; others are started again.
-        backend, scheduler: "processes" for this machine, or "dask" and a scheduler's address.
-        shard: (k, n), the k-th of n parts, k from 1: every n-th file, in the order of names. Its
-            failures are in ``failed-k-of-n.csv``.
+        subfolder: of ``melspec_dir``, for a second ``audio_dir``: a store holds one only.
+        seconds: to keep from the centre of each track; None for all.
+        files: paths below ``audio_dir``; None for all audio there.
+        num_workers: None for one per core; the files do not depend on it. 1 works in this process,
+            which a file that crashes its decoder ends; other workers start again.
+        scheduler: address of a Dask scheduler, for the backend "dask".
+        shard: (k, n) takes every n-th file from the k-th (from 1), in the order of names, and
+            lists failures in ``failed-k-of-n.csv``.
 
-    Raises:
-        InputError: no audio; a store of other audio or settings, or that cannot be written to; or
-            as `helpers.parallel.run_parallel`.
+    Raises InputError if there is no audio, if the store has other audio or settings or cannot be
+    written to, or as `helpers.parallel.run_parallel`.
     """
     _check_options(seconds, shard, subfolder)
     check_backend(backend, scheduler, num_workers)
@@ -118,7 +116,7 @@ def preprocess(
     else:
         names = sorted({Path(file).as_posix() for file in files}, key=os.fsencode)
         outside = [name for name in names if name[:1] == "/" or ".." in name.split("/")]
-        if outside:  # its log-mel file would be outside the store
+        if outside:  # the log-mel file would be outside the store
             what, hint = f"{outside[0]!r} is not below {audio_dir}", "Give paths relative to it."
             raise InputError(what, setting="files", hint=hint)
     if not names and not failed:
@@ -170,8 +168,8 @@ def preprocess(
                     done.add(name)
                     heard += made[1]
                     index.add(name, made[0])
-    except BaseException:  # after Ctrl-C too: what is known is written
-        with suppress(OSError):  # on a full disk, the first error is the one to tell
+    except BaseException:  # after Ctrl-C too: write the known failures
+        with suppress(OSError):  # on a full disk, report the first error
             older = read_failures(failed_csv, column="path")
             not_done = {name: reason for name, reason in older.items() if name not in done}
             write_failures(failed_csv, not_done | failed, column="path")
@@ -182,7 +180,7 @@ def preprocess(
     try:
         has_failures = write_failures(failed_csv, failed, column="path")
         has_warnings = write_failures(warnings_csv, listed, column="path")
-        if whole:  # this run went over what the shards had left
+        if whole:  # this run went over the shards' failures again
             for what in ("failed", "warnings"):
                 for leftover in store.glob(f"{what}-*-of-*.csv"):
                     leftover.unlink(missing_ok=True)
@@ -224,13 +222,13 @@ def _check_options(
 def _make(
     item: tuple[str, str], audio_dir: str, melspec_dir: str, seconds: float | None
 ) -> tuple[str, tuple[mel_store.Source, float] | str]:
-    """Of (audio, key): the audio, and its source and the seconds written, or why there are none."""
+    """For (audio, key): the audio, and its source and seconds, or the reason of the failure."""
     from maest.helpers.log_mel import log_mel_pieces  # imports torch, which takes seconds
 
     name, key = item
     audio, target = Path(audio_dir, name), Path(melspec_dir, key)
     size = mtime = -1
-    with suppress(OSError):  # before it is read, in case that it is replaced meanwhile
+    with suppress(OSError):  # before reading, in case the file is replaced meanwhile
         size, mtime = (status := audio.stat()).st_size, status.st_mtime_ns
     try:
         with closing(stream_audio(audio, seconds)) as blocks:
@@ -238,7 +236,7 @@ def _make(
     except AudioError as error:
         kept = "; its log-mel file from before is kept" if target.exists() else ""
         return name, f"{error.reason}{kept}"
-    except Exception as error:  # whatever a damaged file leads to, the others are made
+    except Exception as error:  # a corrupt file may raise anything; the others are made
         return name, f"{type(error).__name__}: {error}"[:300]
     try:
         write_mel(target, mel)
@@ -258,7 +256,7 @@ def _make(
 def _clashes(
     keys: dict[str, str], store: Path, audio_dir: Path, index: mel_store.MelIndex
 ) -> dict[str, str]:
-    """Audio files that can have no log-mel file of their own → the reason."""
+    """Audio files whose log-mel file would belong to another file or store → the reason."""
     failed: dict[str, str] = {}
     same_case = (store / mel_store.RECIPE_FILE.upper()).exists()
     groups: dict[str, list[str]] = defaultdict(list)
@@ -272,7 +270,7 @@ def _clashes(
 
     @functools.cache
     def is_others(folder: str) -> bool:
-        """Whether a folder of the store is a store made from another folder, or in one."""
+        """Whether a folder of the store belongs to a store of other audio."""
         return bool(folder) and (
             mel_store.is_of_other_audio(store / folder, audio_dir / folder)
             or is_others(posixpath.dirname(folder))

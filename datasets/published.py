@@ -1,7 +1,6 @@
-"""Tagging tasks as others have published them: their splits, ground truths and known sizes.
+"""Tagging tasks with a published split: the code that their ``preprocess.py`` scripts share.
 
-What the ``preprocess.py`` of each such data set shares: it makes `Task` from the published table;
-log-mel files and ground truths are made here.
+A script reads the published table into `Task`; this module writes log-mel files and ground truths.
 """
 
 from __future__ import annotations
@@ -30,25 +29,18 @@ from maest.helpers.report import table
 
 @dataclass(frozen=True)
 class Task:
-    """A tagging task.
+    """A tagging task."""
 
-    Attributes:
-        labels: in the order of the targets' columns.
-        tracks: audio file, relative to the audio's folder → its split and its labels.
-        published: split → tracks that the literature counts there.
-    """
-
-    labels: Sequence[str]
-    tracks: Mapping[str, tuple[str, frozenset[str]]]
-    published: Mapping[str, int]
+    labels: Sequence[str]  # in the order of the targets' columns
+    tracks: Mapping[str, tuple[str, frozenset[str]]]  # path below the audio folder → split, labels
+    published: Mapping[str, int]  # split → number of tracks in the literature
 
 
 def make(tasks: Mapping[str, Task], options: argparse.Namespace, steps: Collection[str]) -> None:
-    """The steps melspectrograms and groundtruth, for tasks by the names of their folders.
+    """Run the steps melspectrograms and groundtruth; ``tasks`` are keyed by their output folders.
 
-    Raises:
-        InputError: none of the files is there or can be read, a split is empty, and what
-            ``preprocess`` and `datasets.build.write_splits` raise.
+    Raises InputError if no audio file is there or can be read, if a split is empty, or as
+    ``preprocess`` and `datasets.build.write_splits`.
     """
     if "melspectrograms" in steps:
         names = dict.fromkeys(name for task in tasks.values() for name in task.tracks)
@@ -94,9 +86,9 @@ def _make_melspectrograms(names: Iterable[str], options: argparse.Namespace) -> 
 
 
 def _write_task(name: str, task: Task, out_dir: Path, melspec_dir: Path) -> None:
-    """Write the ground truths of a task, and say how they differ from what is published.
+    """Write a task's ground truths, and print how they differ from the published ones.
 
-    Tracks without a log-mel file are left out, if there are any log-mel files yet.
+    Skips tracks without a log-mel file, once there are any log-mel files.
     """
     keys = {name: mel_key(name) for name in task.tracks}
     missing = [name for name, key in keys.items() if not mel_path(melspec_dir, key).is_file()]
@@ -144,7 +136,6 @@ def _write_task(name: str, task: Task, out_dir: Path, melspec_dir: Path) -> None
 
 
 def shown(names: Sequence[str]) -> str:
-    """The first few of some names."""
     return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
 
 
@@ -152,10 +143,9 @@ def shown(names: Sequence[str]) -> str:
 
 
 class PublishedTable:
-    """The lines of a table of UTF-8 text, separated by tabs, that are not empty.
+    """Iterates over the non-empty rows of a tab-separated UTF-8 table, column names first.
 
-    The first is the names of columns. Iterating raises InputError where it is no such table;
-    ``hint`` says what to do then.
+    Raises InputError, with ``hint``, for a missing or corrupt table.
     """
 
     def __init__(self, path: Path, hint: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> None:
@@ -176,12 +166,12 @@ class PublishedTable:
         self._line = 0
 
     def error(self, what: str, kind: Kind = "corrupt") -> InputError:
-        """The error for the present line, or, after the last, for the table."""
+        """An error that names the current line, or, after the last line, the table only."""
         where = f"line {self._line}: " if self._line else ""
         return InputError(where + what, kind=kind, path=self.path, hint=self._hint)
 
     def check_name(self, name: str, seen: Collection[str]) -> None:
-        """Raise InputError unless a path stays inside the audio's folder, and is new."""
+        """Raise InputError if a path leads out of the audio folder, or is in ``seen``."""
         try:
             check_key(name)
         except InputError as error:
@@ -194,7 +184,7 @@ class PublishedTable:
 
 
 def parser(description: str, steps: Sequence[str], folder: Path) -> argparse.ArgumentParser:
-    """The options that all of these scripts have; ``folder`` is where things go by default."""
+    """An argument parser with the scripts' common options; ``folder`` holds their default paths."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -215,11 +205,7 @@ def parser(description: str, steps: Sequence[str], folder: Path) -> argparse.Arg
 
 
 def chosen_steps(options: argparse.Namespace, steps: Sequence[str]) -> list[str]:
-    """The steps that were asked for, in the order in which they are done.
-
-    Raises:
-        InputError: there is no such step.
-    """
+    """The chosen steps (all by default), in order. Raises InputError for an unknown step."""
     unknown = [step for step in options.steps if step not in steps]
     if unknown:
         hint = f"The steps are {', '.join(steps)}."

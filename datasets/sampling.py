@@ -1,4 +1,4 @@
-"""Which clips an epoch of training sees, and in which order."""
+"""Samplers choose the clips of a training epoch, the tracks of an evaluation, and their order."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from maest.helpers.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_ROWS = 65_536  # of the targets that are cast at once: 210 MB of 400 labels
+_ROWS = 65_536  # targets cast to float64 at once: 210 MB for 400 labels
 
 
 def label_balanced_weights(targets: np.ndarray) -> np.ndarray:
-    """Weights that bring up the clips of rare labels, as in PaSST's recipe for AudioSet.
+    """Weigh clips by how rare their labels are, as PaSST does for AudioSet.
 
-    Targets [N, C] of 0 and 1 → float64 [N], summing to 1: for each clip the sum over its labels of
-    1000 / (count of the label + 100). Clips without a label get the smallest weight there is.
+    Targets [N, C] of 0 and 1 → float64 [N] with sum 1. A clip weighs the sum over its labels of
+    1000 / (count of the label + 100), before scaling; one without labels weighs the least of these.
     """
     per_label = 1000 / (targets.sum(axis=0, dtype=np.float64) + 100)
     weights = np.empty(len(targets))
-    for start in range(0, len(targets), _ROWS):  # a product casts what it is given to float64
+    for start in range(0, len(targets), _ROWS):  # the product casts its rows to float64
         weights[start : start + _ROWS] = targets[start : start + _ROWS] @ per_label
     positive = weights[weights > 0]
     weights[weights == 0] = positive.min() if len(positive) else 1.0
@@ -31,19 +31,16 @@ def label_balanced_weights(targets: np.ndarray) -> np.ndarray:
 
 
 class ClipSampler(Sampler[tuple[int, int]]):
-    """Draw the clips of an epoch, each with the seed of its random crop.
+    """Draws the clips of an epoch: pairs of a clip's index and the seed of its random crop.
 
-    The draw depends on ``seed`` and the epoch alone (Lightning calls :meth:`set_epoch`), so that
-    a run is the same whatever the number of worker processes. Several training processes share one
-    draw: rank r has its positions r, r + world_size, and so on, and no clip is read twice. So that
-    all have equally many, a tail of fewer than ``world_size`` clips is left out.
+    The draw depends only on ``seed`` and the epoch (Lightning calls :meth:`set_epoch`), not on the
+    number of workers. Ranks share one draw: rank r takes positions r, r + world_size, …; a tail
+    of fewer than ``world_size`` clips is dropped, so that all ranks have equally many.
 
-    ``targets`` [N, C] are of 0 and 1 if ``balanced``, else no more than their number matters.
-    ``clips_per_epoch``, of all ranks together, is N if None; if more than N, clips come repeatedly.
-    ``balanced`` draws by :func:`label_balanced_weights`, without replacement; with replacement
-    where an epoch has no fewer clips than there are.
-
-    InputError: there are fewer clips in an epoch than processes.
+    ``targets`` [N, C] are 0 and 1; unless ``balanced``, only N matters. ``clips_per_epoch`` counts
+    all ranks together (None: N); beyond N, clips repeat. ``balanced`` draws by
+    :func:`label_balanced_weights`, with replacement if an epoch has N clips or more. Raises
+    InputError if an epoch has fewer clips than there are ranks.
     """
 
     def __init__(
@@ -73,10 +70,7 @@ class ClipSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def skip(self, clips: int) -> None:
-        """Let the next iteration, and no other, begin after ``clips`` clips of this rank.
-
-        The length stays that of the whole epoch.
-        """
+        """Skip this rank's first ``clips`` clips, in the next iteration only; ``len`` stays."""
         self.to_skip = clips
 
     def __len__(self) -> int:
@@ -98,10 +92,10 @@ class ClipSampler(Sampler[tuple[int, int]]):
 
 
 class TrackSampler(Sampler[int]):
-    """Each track once, in order, shared by several processes: rank r has r, r + world_size, …
+    """Yields each track once, in order: rank r takes tracks r, r + world_size, …
 
-    All ranks have equally many, as collective operations need them: the last go on with the first
-    tracks again, which whoever gathers the results drops by their keys.
+    Collective operations need equally many on all ranks, so the last ranks repeat the first tracks;
+    whoever gathers the results drops repeated keys.
     """
 
     def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:

@@ -1,8 +1,7 @@
-"""Splitting tracks into train, validation and test: groups whole, labels on every side.
+"""Split tracks into train, validation and test: groups stay whole, labels occur in every split.
 
-A greedy scheme after Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data"
-(ECML PKDD 2011), over groups of tracks rather than tracks: the rarest label is dealt out first,
-each group to the side that wants it most.
+Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data" (ECML PKDD 2011), with
+groups of tracks in place of tracks: the rarest label first, each group to the side that needs it.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ SPLITS = ("train", "validation", "test")
 def split_by_group(
     groups: Sequence[Hashable], targets: np.ndarray, fractions: Sequence[float], seed: int
 ) -> list[str]:
-    """Choose a split for each track, of its group [N] and labels bool [N, C].
+    """Choose a split for each of N tracks, from their groups [N] and targets (bool [N, C]).
 
-    The shares of tracks, and of the tracks with each label, come close to ``fractions``, as far as
-    the sizes of the groups allow. With three groups or more, no split is empty; a label in three
-    groups or more is on every side, unless groups with several labels stand in the way. Raises
-    InputError for fractions that are not three positive numbers that sum to 1.
+    The shares of tracks, and of tracks with each label, approach ``fractions`` as far as the groups
+    allow. With three groups or more, no split is empty; a label in three groups or more is in every
+    split, unless groups with several labels prevent it. Raises InputError unless ``fractions`` are
+    three positive numbers with sum 1.
     """
     shares = np.array(fractions, np.float64)
     if shares.shape != (3,) or not (shares > 0).all() or abs(shares.sum() - 1) > 1e-6:
@@ -40,19 +39,17 @@ def split_by_group(
 
 
 class _Dealer:
-    """Deals groups to sides."""
-
     def __init__(
         self, own: np.ndarray, targets: np.ndarray, fractions: np.ndarray, seed: int
     ) -> None:
-        """``own`` [N]: the number of each track's group, from 0."""
+        """``own`` [N]: the index of each track's group."""
         self.sizes, self.fractions = np.bincount(own), fractions  # tracks of each group
         n_groups, n_labels = len(self.sizes), targets.shape[1]
         tracks, columns = np.nonzero(targets)
         cells, counts = np.unique(own[tracks] * n_labels + columns, return_counts=True)
         groups, labels = np.divmod(cells, n_labels)
         bounds = np.searchsorted(groups, np.arange(1, n_groups))
-        # Of each group, its labels, and of these its tracks; and of each label, its groups
+        # The labels of each group, with its tracks that have them; the groups of each label
         self.labels, self.counts = np.split(labels, bounds), np.split(counts, bounds)
         by_label = np.argsort(labels, kind="stable")
         bounds = np.searchsorted(labels[by_label], np.arange(1, n_labels))
@@ -60,13 +57,12 @@ class _Dealer:
         self.label_counts = np.split(counts[by_label], bounds)
         self.total = np.count_nonzero(targets, axis=0)
         self.order = np.random.default_rng(seed).permutation(n_groups)  # breaks ties
-        self.side = np.full(n_groups, -1)  # of each group; -1 for none yet
+        self.side = np.full(n_groups, -1)  # of each group; -1: not dealt yet
         self.members, self.tracks = np.zeros((2, 3), np.int64)  # groups and tracks on each side
         # [3, C] tracks, and groups, with each label on each side
         self.positives, self.holders = np.zeros((2, 3, n_labels), np.int64)
 
     def put(self, group: int, side: int) -> None:
-        """Move a group to a side, from the side it is on, if any."""
         labels, counts = self.labels[group], self.counts[group]
         for where, sign in ((self.side[group], -1), (side, 1)):
             if where >= 0:
@@ -77,12 +73,12 @@ class _Dealer:
         self.side[group] = side
 
     def deal(self) -> None:
-        left = np.array([len(own) for own in self.groups])  # groups not dealt yet, of each label
+        left = np.array([len(own) for own in self.groups])  # groups of each label not dealt yet
         while left.any():
             label = int(np.where(left > 0, left, left.max() + 1).argmin())
             free = np.flatnonzero(self.side[self.groups[label]] < 0)
             groups, counts = self.groups[label][free], self.label_counts[label][free]
-            # The largest first: the small ones even out what they leave.
+            # The largest first: small groups even out the rest.
             for i in np.lexsort((self.order[groups], -counts)):
                 self.put(groups[i], self._best_side(groups[i], label, left[label]))
                 left[self.labels[groups[i]]] -= 1
@@ -91,14 +87,14 @@ class _Dealer:
             self.put(group, int(self._room().argmax()))
 
     def _room(self) -> np.ndarray:
-        """[3] tracks that each side still wants."""
+        """Tracks that each side still needs, float64 [3]."""
         return self.fractions * self.sizes.sum() - self.tracks
 
     def _best_side(self, group: int, label: int, left: int) -> int:
-        """The side that is served best by a group; one without the label, if few groups are left.
+        """The side that a group brings nearest to its shares of the label and of tracks.
 
-        Served: how much nearer it comes to its shares of the label and of tracks; where that is
-        equal, of all labels of the group.
+        All labels of the group break ties. If few groups are left, sides without the label come
+        first.
         """
         labels, counts = self.labels[group], self.counts[group]
         wants = self.fractions[:, None] * self.total[labels] - self.positives[:, labels]
@@ -112,24 +108,24 @@ class _Dealer:
         return int(np.lexsort((room, gains.sum(axis=1), served.round(9)))[-1])
 
     def repair(self) -> None:
-        """Move single groups to sides that are empty, or lack a label; no other label suffers."""
+        """Move single groups to sides that are empty or lack a label."""
         full = np.array([len(own) >= 3 for own in self.groups])
         for side in range(3):
             if len(self.side) >= 3 and not self.members[side]:
                 self.put(self._to_fill(side, full), side)
         for side in range(3):
             for label in np.flatnonzero(full & (self.holders[side] == 0)):
-                if self.holders[side, label]:  # came with another label
+                if self.holders[side, label]:  # a group moved for another label brought it
                     continue
                 able = [group for group in self.groups[label] if self._can_leave(group, full)]
                 if able:
                     self.put(min(able, key=lambda g: (self.sizes[g], self.order[g])), side)
 
     def _to_fill(self, side: int, full: np.ndarray) -> int:
-        """The group that an empty side is served best by, of sides with two groups or more.
+        """The best group for an empty side, from sides with two groups or more.
 
-        Best: one that no label suffers from, if there is any, and of these the one that brings the
-        sides nearest to their shares of tracks.
+        A group that can leave its side comes first, then the one that brings all sides nearest to
+        their shares of tracks.
         """
         room = self._room()
 
@@ -146,7 +142,7 @@ class _Dealer:
         return min(np.flatnonzero(self.members[self.side] >= 2).tolist(), key=cost)
 
     def _can_leave(self, group: int, full: np.ndarray) -> bool:
-        """Whether the group's side has others, and of each label in three groups or more too."""
+        """Whether its side keeps another group, and another for each of its labels in ``full``."""
         if self.members[self.side[group]] < 2:
             return False
         labels = self.labels[group]

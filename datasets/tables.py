@@ -1,7 +1,7 @@
-"""A table of tracks: a CSV or TSV file, as spreadsheets write them, read and checked.
+"""Read and check a table of tracks: a CSV or TSV file, as spreadsheets write them.
 
-A row is a track: its path, its labels, and, if known, the split it belongs to or the group (artist,
-album) that must stay on one side. `datasets.build` makes ground truths of it.
+A row holds a track's path and labels, and optionally its split, or its group (artist, album), which
+must stay in one split. `datasets.build` makes ground truths of it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from maest.helpers.safe_pickle import short_repr
 
 Value = TypeVar("Value")
 
-# Names of columns, without case, spaces, hyphens and underscores; the first in a table is taken.
+# Names of columns, without case, spaces, hyphens and underscores; the first of each list wins.
 RECOGNISED = {
     "path": "path file filename filepath audio audiopath audiofile mp3path track trackpath key",
     "labels": "labels label tags tag genres genre styles style",
@@ -46,25 +46,25 @@ SPLIT_NAMES = {
     **dict.fromkeys(("validation", "valid", "val"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_SEPARATORS = (",", ";", "|", "/")  # that labels may have been meant to be cut at
+_SEPARATORS = (",", ";", "|", "/")  # that may separate labels
 _ONE, _FLAGS = {"1", "1.0", "true"}, {"1", "1.0", "true", "0", "0.0", "false", ""}  # in lower case
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a table says, a list entry for each row."""
+    """The content of a table; the lists have an entry for each row, unless they say otherwise."""
 
     path: Path
     columns: dict[str, list[str]]  # "path", "labels" or "values", "split", "group" → their names
-    unused: list[str]  # columns that were not read
+    unused: list[str]  # names of the columns that were not read
     keys: list[str]  # paths of the log-mel files, relative to ``base_dir``
-    lines: list[int]  # where the rows end in the file, from 1
-    labels: list[frozenset[str]]  # names of each track's labels; of a table of values none
+    lines: list[int]  # the line in which a row ends, from 1
+    labels: list[frozenset[str]]  # names; empty sets in a table of values
     splits: list[str] | None  # "train", "validation" or "test"; None without such a column
-    # "" where it is not known; one in several ways (upper and lower case, spaces) has the first
+    # "" if unknown; a name spelled in several ways (case, spaces) becomes its first spelling
     groups: list[str] | None
-    values: list[list[float]] | None = None  # of a regression, in the order of their columns
-    warnings: list[str] = field(default_factory=list)  # for a person to look at before training
+    values: list[list[float]] | None = None  # targets of a regression, in the order of the columns
+    warnings: list[str] = field(default_factory=list)  # for the user, before training
 
 
 def read_table(
@@ -80,18 +80,17 @@ def read_table(
     audio_dir: str | Path | None = None,
     base_dir: str | Path | None = None,
 ) -> Table:
-    """Read a table of tracks: UTF-8 or UTF-16 text, its first line the names of the columns.
+    """Read a table of tracks: UTF-8 or UTF-16 text, with the names of the columns in line 1.
 
-    Columns that are not named here are recognised by their names (``RECOGNISED``). A column of
-    labels has names of labels, ``separator`` between them, or nothing but 0, 1 (false, true) and
-    blanks: then its own name is a label, which the tracks with a 1 have. Without a column that is
-    named or recognised, all of the latter kind are labels, but for those whose names are names of
-    paths, splits or groups. ``values_column``: real values instead, for a regression.
+    Without an argument, a column is recognised by its name (``RECOGNISED``). A column of labels
+    holds names with ``separator`` between them, or only 0, 1 (false, true) and blanks: then its
+    name is the label. With no column of labels named or recognised, all such 0/1 columns are
+    labels. ``values_column`` names targets of a regression instead.
 
-    An audio suffix of a path becomes ``.mmap``: it names the log-mel file; ``base_dir``, their
-    folder, knows which of song.flac and song.mp3 song.mmap was made from. Absolute paths below
-    ``audio_dir`` are taken as relative to it. Where no path has a slash, backslashes are slashes.
-    Raises InputError, naming the line, for what is no such table.
+    Keys are paths with ``.mmap`` in place of an audio suffix; the store ``base_dir`` knows whether
+    song.mmap is of song.flac or song.mp3. Absolute paths become relative to ``audio_dir``. If no
+    path has a slash, backslashes separate folders. Raises InputError, naming the line, for a
+    corrupt or ambiguous table.
     """
     if not separator:
         raise InputError("is empty", setting="--separator", hint="Give such as ;.")
@@ -146,7 +145,7 @@ def _bare(name: str) -> str:
 
 
 def _fold(text: str) -> str:
-    """The same for whatever differs in upper and lower case, spaces and kinds of accents only."""
+    """Remove differences of case, spaces and Unicode's ways to write accents."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
@@ -165,7 +164,7 @@ def _is_flags(cells: list[str]) -> bool:
 
 
 def _label_columns(rows: _Rows, others: list[str]) -> list[str]:
-    """Those that nobody named: the one that is recognised, or all of 0 and 1."""
+    """Columns of labels by default: the recognised one, or all of 0 and 1."""
     known = [name for name in others if _bare(name) in RECOGNISED["labels"].split()]
     if len(known) > 1:
         hint = f"Say which are: --labels-column {shlex.join(known)}."
@@ -185,7 +184,6 @@ def _label_columns(rows: _Rows, others: list[str]) -> list[str]:
 
 
 def _labels(rows: _Rows, names: list[str], separator: str) -> list[frozenset[str]]:
-    """Of each row, from the columns of these names."""
     columns = {name: rows.cells(name) for name in names}
     flags = {name: cells for name, cells in columns.items() if _is_flags(cells)}
     texts = [cells for name, cells in columns.items() if name not in flags]
@@ -232,11 +230,10 @@ def _keys(
     expected = f"the path of a file below {audio_dir or 'a folder'}"
     hint = "Give relative paths, or the folder that they are below: --audio-dir DIR."
     files = rows.convert(column, relative, expected, hint)
-    # The store knows which of song.flac and song.mp3 song.mmap was made from.
     keys = store_keys(base_dir, files) if base_dir else [mel_key(name) for name in files]
     seen: dict[str, int] = {}
     for i, key in enumerate(keys):
-        # A log-mel file is found without its suffix too.
+        # A key stands for its log-mel file without the suffix too.
         stem = key.removesuffix(".mmap").removesuffix(".npy")
         before = seen.setdefault(stem, i)
         if before != i:
@@ -248,7 +245,7 @@ def _keys(
 
 
 def _below(name: str, folder: str) -> str:
-    """An absolute path, relative to a folder that it must be below."""
+    """Make an absolute path relative to a folder; ValueError if it is not below it."""
     whole = re.sub("^/+", "/", posixpath.normpath(name))  # normpath leaves two
     below: PurePath = PureWindowsPath(whole)
     if not re.match(r"[A-Za-z]:[\\/]", folder):
@@ -264,7 +261,7 @@ class _Rows:
     path: Path
     header: list[str]
     rows: list[list[str]]
-    lines: list[int]  # that the rows end in
+    lines: list[int]  # in which the rows end, from 1
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -276,7 +273,7 @@ class _Rows:
         return [row[i].strip() for row in self.rows]
 
     def named(self, names: Sequence[str], option: str) -> list[str]:
-        """The columns that an option names, each once, by their own names."""
+        """The header's names of the columns that an option names, each once."""
         own = [n if n in self.header else self.by_bare.get(_bare(n), "") for n in names]
         if "" in own:
             what = f"no column {names[own.index('')]!r}"
@@ -287,7 +284,7 @@ class _Rows:
     def convert(
         self, column: str, read: Callable[[str], Value], expected: str, hint: str
     ) -> list[Value]:
-        """Each cell as ``read`` gives it; KeyError and ValueError say that it is not allowed."""
+        """Apply ``read`` to each cell; its KeyError or ValueError becomes an InputError."""
         values = []
         for cell, line in zip(self.cells(column), self.lines, strict=True):
             try:
@@ -306,24 +303,24 @@ def _refusal(
 
 
 def _read_rows(path: Path) -> _Rows:
-    """Columns are cut where a line ``sep=;`` says; or at tabs, or at the more of , and ; there are.
+    """The delimiter is that of a line ``sep=;``, or tab, or the more frequent of , and ;.
 
-    In a table with tabs, quote signs that do not come in pairs are part of the text.
+    In a table with tabs, unpaired quote signs are part of the text.
     """
     text = _read_text(path)
     named = re.match(r'"?sep=(.)\1*"?(?=[\r\n])', text, re.IGNORECASE)
-    text = text[named.end() :] if named else text  # Excel's own line; others keep their numbers
+    text = text[named.end() :] if named else text  # Excel's line; the rest keeps its line numbers
     first = next((line for line in text.splitlines() if line.strip()), "")
     bare = re.sub(r'"[^"]*"', "", first)
     delimiter = "\t" if "\t" in bare else max(",;", key=bare.count)
     delimiter = named[1] if named else delimiter
     plain = None
     if delimiter == "\t" and '"' in text:
-        with suppress(InputError):  # titles such as "Heroes" live, which no one has quoted
+        with suppress(InputError):  # titles such as "Heroes" live, not quoted as a cell
             plain = _parse(path, text, delimiter, quoting=csv.QUOTE_NONE)
     try:
         quoted = _parse(path, text, delimiter)
-        # Two quote signs far apart may have swallowed what is between them.
+        # Two quote signs far apart may have swallowed the cells between them.
         if plain is None or not any(set("\t\n") & set(c) for row in quoted.rows for c in row):
             return quoted
     except InputError:

@@ -1,4 +1,4 @@
-"""A teacher's logits, one file a track, as ``ex_maest.py extract_logits`` writes them."""
+"""A teacher's logits, one file per track, as ``ex_maest.py extract_logits`` writes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HINT = (
 
 
 def check_teacher_files(folder: str | Path, keys: Sequence[str]) -> None:
-    """Raise InputError unless every key has its file; none is opened."""
+    """Raise InputError unless every key has a file; opens none of them."""
     # Text, not paths: there may be millions of tracks.
     missing = [key for key in keys if not os.path.exists(f"{folder}/{key}{_SUFFIX}")]
     if missing:
@@ -32,9 +32,9 @@ def check_teacher_files(folder: str | Path, keys: Sequence[str]) -> None:
 
 
 def read_teacher_logits(folder: str | Path, key: str, n_classes: int) -> np.ndarray:
-    """Logits for a track: float32 [C]; of a file of [patches, C] the mean, as extraction weights.
+    """Read a track's logits, float32 [C]; [patches, C] become their mean, weighted as extraction.
 
-    Raises InputError: there is no such file, it holds no floats of that shape, or a NaN.
+    Raises InputError if the file is missing, corrupt, not finite, or of another shape or dtype.
     """
     path = Path(folder) / f"{key}{_SUFFIX}"
     try:

@@ -1,4 +1,4 @@
-"""Whole tracks for extraction: which there are, and their log-mels, made or read by workers."""
+"""Whole tracks for extraction: find them, and have workers compute or read their log-mels."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from maest.helpers.mel_constants import N_MELS
 from maest.helpers.processes import process_map
 from maest.helpers.tracks import Track, collect, read_audio_mel
 
-_LONGEST_REASON = 300  # characters of an error that nobody foresaw
+_LONGEST_REASON = 300  # characters of an unexpected error
 
 
 class Tracks:
-    """Tracks below a folder: a key is the path of a file relative to it, or leads to it."""
+    """Tracks below a folder; a key is a file's path relative to the folder, or stands for it."""
 
     def __init__(self, folder: str | Path, keys: Sequence[str]) -> None:
         self.folder = Path(folder).resolve()
@@ -36,7 +36,7 @@ class Tracks:
         return self.folder / self.keys[index]
 
     def read(self, index: int, scratch: Path) -> Track:
-        """A track, or why it cannot be read; ``scratch`` is for very long ones."""
+        """Read a track; a failure goes into its ``error``. Very long log-mels go to ``scratch``."""
         key = self.keys[index]
         try:
             mel, warnings = self._mel(index, scratch)
@@ -45,7 +45,7 @@ class Tracks:
             return Track(key, index, mel, warnings)
         except InputError as error:
             return Track(key, index, error=error.reason)
-        except Exception as error:  # whatever a damaged file leads to, the others are read
+        except Exception as error:  # a corrupt file may raise anything; the others are read
             reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
             return Track(key, index, error=reason)
 
@@ -54,30 +54,30 @@ class Tracks:
 
 
 class AudioTracks(Tracks):
-    seconds: float | None = None  # of each, at most so many are read, its centre
+    seconds: float | None = None  # read at most this much of each track, from its centre
 
     def _mel(self, index: int, scratch: Path) -> tuple[np.ndarray, list[str]]:
         return read_audio_mel(self.path(index), scratch, self.seconds)
 
 
 class MelTracks(Tracks):
-    """Log-mel files: a key is that of a ground truth, see `datasets.melspectrograms.mel_path`."""
+    """Log-mel files; keys as in ground truths, see `datasets.melspectrograms.mel_path`."""
 
     def path(self, index: int) -> Path:
         return mel_path(self.folder, self.keys[index])
 
     def _mel(self, index: int, scratch: Path) -> tuple[np.ndarray, list[str]]:
         with MelFile.of_key(self.folder, self.keys[index]) as file:
-            with np.errstate(over="ignore"):  # of a wider .npy: it is refused as infinite
+            with np.errstate(over="ignore"):  # a wider .npy: refused as infinite
                 mel = collect((m.astype(np.float16, copy=False) for m in file.chunks()), scratch)
             return mel, mel_warnings(len(mel), float(mel.max()))
 
 
 def read_tracks(tracks: Tracks, indices: Sequence[int], num_workers: int) -> Generator[Track]:
-    """Tracks in the order in which their workers finish them (`helpers.processes.process_map`).
+    """Yield tracks in the order in which workers finish them (`helpers.processes.process_map`).
 
-    One whose worker process is killed, or hangs, is retried alone when all others are done; if that
-    fails too, it comes with ``error``. InputError: workers end before they read anything.
+    A track whose worker is killed, or hangs, is retried alone at the end; a second failure goes
+    into its ``error``. Raises InputError if workers end before they read anything.
     """
     with tempfile.TemporaryDirectory(prefix="maest-", ignore_cleanup_errors=True) as scratch:
         results = process_map(
@@ -95,27 +95,27 @@ def read_tracks(tracks: Tracks, indices: Sequence[int], num_workers: int) -> Gen
 
 
 def _read(tracks: Tracks, scratch: Path, index: int) -> tuple[Track, Path | None]:
-    """A track; of a log-mel that is a memory map, the file."""
+    """Read a track; a log-mel that is a memory map comes as the path of its file."""
     track = tracks.read(index, scratch)
     if isinstance(track.mel, np.memmap):
         return replace(track, mel=np.zeros((0, N_MELS), np.float16)), Path(str(track.mel.filename))
     return track, None
 
 
-# ---- which tracks there are, and whose they are --------------------------------------------------
+# ---- which tracks there are, and which are this process's ----------------------------------------
 
 
 class Found(NamedTuple):
-    tracks: AudioTracks  # in the order of their names' bytes
-    failed: dict[str, str]  # folders that may not be read → reasons
-    left_out: Counter[str]  # what is not taken for music, by suffix or name of a folder
+    tracks: AudioTracks  # in the order of their names, as bytes
+    failed: dict[str, str]  # folders that cannot be read → reason
+    left_out: Counter[str]  # suffix or folder name, of files skipped → number
 
 
 def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found:
-    """The audio that ``inference.audio`` names: a file, whatever its suffix, or all in a folder.
+    """Find the audio of ``inference.audio``: a file with any suffix, or all audio in a folder.
 
-    ``leave_out`` is a folder that is not looked into, that of the results (see
-    `datasets.collection.find_audio`). Raises InputError if there is none.
+    `datasets.collection.find_audio` skips the folder ``leave_out``, that of the results. Raises
+    InputError if there is no audio.
     """
     path = Path(audio)
     kind: Kind = "empty"
@@ -135,14 +135,14 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
             kind, reason = "missing", "no such file or folder"
             if path.exists():
                 kind, reason = "invalid", "is neither a file nor a folder"
-    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user that there is not
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         kind, reason = "access", getattr(error, "strerror", None) or str(error)
     hint = "Give an audio file, or a folder of them."
     raise InputError(reason, kind=kind, hint=hint, path=path, setting="inference.audio")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``3/100`` → (3, 100): the third of a hundred parts."""
+    """``3/100`` → (3, 100). Raises InputError unless 1 <= K <= N."""
     shard = split_shard(text)
     if shard is None or not 1 <= shard[0] <= shard[1]:
         hint = "Give K/N, such as 3/100, with K from 1 to N."
@@ -153,6 +153,6 @@ def parse_shard(text: str) -> tuple[int, int]:
 def own_share(
     total: int, shard: tuple[int, int] | None = None, rank: int = 0, world: int = 1
 ) -> range:
-    """The tracks of one process: of ``shard`` (k, n), the k-th of n parts, its rank's share."""
+    """The indices of one rank's tracks within ``shard`` (k, n): part k of n, from 1."""
     k, n = shard or (1, 1)
     return range(total)[k - 1 :: n][rank::world]

@@ -1,10 +1,10 @@
-"""MTG-Jamendo: get its tables, and make log-mel files and ground truths of audio you have.
+"""MTG-Jamendo: download its tables, and make log-mel files and ground truths of your audio.
 
     python preprocess.py --audio-dir DIR                 # all four tasks
-    python preprocess.py --audio-dir DIR --tasks genre   # the tracks of one of them
+    python preprocess.py --audio-dir DIR --tasks genre   # only one
 
-The audio (``DIR/00/1000000.mp3``, or ``….low.mp3``) comes with the scripts of the data set's own
-repository, https://github.com/MTG/mtg-jamendo-dataset. What is there already is not made again.
+Scripts in https://github.com/MTG/mtg-jamendo-dataset download the audio (``DIR/00/1000000.mp3``, or
+``….low.mp3``). A second call skips complete files.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from maest.helpers.data_folder import data_folder
 from maest.helpers.errors import InputError
 from maest.helpers.transfer import download
 
-# The newest version of the tables that is known, of July 2024
+# The newest known version of the tables, of July 2024
 COMMIT = "1b4fa8c32e076c73b5175c1703ae805b4109309d"
 URL = f"https://raw.githubusercontent.com/MTG/mtg-jamendo-dataset/{COMMIT}/data/splits/split-0"
-SHA256 = {  # of its tables; of those at another --url nothing is known
+SHA256 = {  # of the tables; not checked with another --url
     "genre-train": "c1cddb195ef94a07e67e227bf38e2a79389c1820950702b8c8894a2096f21e54",
     "genre-validation": "3e203b4c573db6ec63a06c7066cf678dcf673a68ad5694c8fed22637c270dbcf",
     "genre-test": "cf917388eebfa7d17d363c2fca037e2379ac027e31aa6dbe92e8dbf409ac5098",
@@ -46,7 +46,7 @@ SHA256 = {  # of its tables; of those at another --url nothing is known
     "top50tags-test": "3ede06a35e6cb27e1dbe8cfc84708a607622e30e5cd0a7199fce6c081124bc35",
 }
 _COLUMNS = ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]
-# task → its name in the tables' names; tracks in train, validation and test; tags
+# task → its name in file names; number of tracks in train, validation and test; number of tags
 TASKS = {
     "genre": ("genre", (32_572, 11_043, 11_479), 87),
     "instrument": ("instrument", (14_395, 5_466, 5_115), 40),
@@ -59,16 +59,11 @@ _AGAIN = "Get the tables (again): the step tables, with --force."
 
 
 def table_name(task: str, split: str) -> str:
-    """The published name of a table."""
     return f"autotagging_{TASKS[task][0]}-{split}.tsv"
 
 
 def read_task(task: str, tables_dir: Path) -> Task:
-    """Read the three tables of a task.
-
-    Raises:
-        InputError: one is missing, or no such table; the message names the line.
-    """
+    """Read a task's three tables. Raises InputError if one is missing, or corrupt (which line)."""
     tracks: dict[str, tuple[str, frozenset[str]]] = {}
     for split in SPLITS:
         table = PublishedTable(tables_dir / table_name(task, split), _AGAIN, csv.QUOTE_NONE)
@@ -93,9 +88,9 @@ def read_task(task: str, tables_dir: Path) -> Task:
 
 
 def as_there(task: Task, audio_dir: Path, melspec_dir: Path) -> Task:
-    """The task with the audio files' names as they are: the smaller ones end in ``.low.mp3``.
+    """Rename tracks to ``.low.mp3``, the smaller files, where these are the ones on disk.
 
-    Where there is no audio, the log-mel files tell.
+    Without audio, the log-mel files decide.
     """
 
     def found(name: str) -> str:
@@ -132,7 +127,7 @@ def _main(arguments: list[str] | None = None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit code; a broken track is reported, and no failure."""
+    """Run the command line and return the exit code; corrupt tracks are reported, and keep it 0."""
     return commands.run(lambda: _main(arguments), "preprocess.py")
 
 

@@ -1,11 +1,11 @@
 """MagnaTagATune: download it, unpack it, and make its log-mel files and ground truths.
 
     python preprocess.py                                               # everything
-    python preprocess.py melspectrograms groundtruth --audio-dir DIR   # of audio you have
+    python preprocess.py melspectrograms groundtruth --audio-dir DIR   # of your audio
 
-What is there already is not made again. Clips that are not there are fetched, unless the step
-download is not among those asked for. 25,863 clips of 29 s in folders 0 to f; 0 to b train, c
-validates, d to f test: the usual split, with the 50 most frequent of the 188 tags.
+A second call skips complete files; the step download fetches missing clips. There are 25,863 clips
+of 29 s in folders 0 to f. The usual split: 0 to b train, c validation, d to f test; the usual tags:
+the 50 most frequent of 188.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ ARCHIVE = "mp3.zip"
 PARTS = ("mp3.zip.001", "mp3.zip.002", "mp3.zip.003")
 TABLE = "annotations_final.csv"
 N_LABELS = 50
-# By the first character of a clip's path, its folder.
+# The first character of a clip's path is its folder.
 FOLDERS = {"train": "0123456789ab", "validation": "c", "test": "def"}
 N_CLIPS, N_TAGS = 25_863, 188  # in the published table
-# Three clips less: those are empty files.
+# Without the three clips that are empty files.
 PUBLISHED = {"train": 18_706, "validation": 1_825, "test": 5_329}
-# Empty files in the archive: of no use, and other copies do without them.
+# Empty files in the archive; other copies lack them.
 EMPTY = {
     "6/norine_braun-now_and_zen-08-gently-117-146.mp3",
     "8/jacob_heringman-josquin_des_prez_lute_settings-19-gintzler__pater_noster-204-233.mp3",
@@ -52,12 +52,9 @@ _HOME = data_folder() / "mtt"
 
 
 def read_annotations(path: Path) -> Task:
-    """Read the table of annotations.
+    """Read the table of annotations: tab-separated clip_id, a 0/1 column for each tag, mp3_path.
 
-    It is tab-separated, a row a clip: clip_id, a column of 0 and 1 for each tag, mp3_path.
-
-    Raises:
-        InputError: it is not such a table; the message names the line.
+    Raises InputError, naming the line, if the table is missing or corrupt.
     """
     side = {folder: split for split, folders in FOLDERS.items() for folder in folders}
     clips: dict[str, list[str]] = {}  # the tags of each
@@ -82,7 +79,7 @@ def read_annotations(path: Path) -> Task:
         print(f"warning: {path} has {len(clips):,} clips and {len(tags)} tags, where the published "
               f"table has {N_CLIPS:,} and {N_TAGS}")  # fmt: skip
     counts = Counter(tag for own in clips.values() for tag in own)
-    # Of tags as frequent as the last that is in, those that the table names first.
+    # Among equally frequent tags, the first in the table win.
     frequent = frozenset(sorted(tags, key=lambda tag: -counts[tag])[:N_LABELS])
     tracks = {
         name: (side[name.partition("/")[0]], frequent.intersection(own))
@@ -92,9 +89,9 @@ def read_annotations(path: Path) -> Task:
 
 
 def _audio_is_there(options: argparse.Namespace, clips: Collection[str]) -> bool:
-    """Whether all clips are, but for those that the archive does not have, or has empty."""
+    """Whether all clips are there, except those missing or empty in the archive."""
     lacking = {name for name in clips if not (options.audio_dir / name).is_file()}
-    # None at all is no data set, whatever is known of the archive.
+    # An empty folder never counts, whatever the archive lacks.
     absent = known_absent(options.download_dir / ARCHIVE) | EMPTY
     return len(lacking) < len(clips) and lacking <= absent
 
@@ -144,7 +141,7 @@ def _main(arguments: list[str] | None = None) -> None:
         for step in [step for step in ("download", "unpack") if step in steps]:
             print(f"{len(clips):,} clips are in {options.audio_dir} already: nothing to {step}")
         if "unpack" in steps and not options.keep_archives:
-            for part in parts_there(archive, PARTS):  # a kill came before they were deleted
+            for part in parts_there(archive, PARTS):  # a killed run left them
                 part.unlink()
     else:
         if "download" in steps:
@@ -155,7 +152,7 @@ def _main(arguments: list[str] | None = None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit code; a broken clip is reported, and no failure."""
+    """Run the command line and return the exit code; corrupt clips are reported, and keep it 0."""
     return commands.run(lambda: _main(arguments), "preprocess.py")
 
 
