@@ -10,14 +10,11 @@ from maest.helpers.data_folder import data_folder
 
 log = logging.getLogger(__name__)
 
-DATA_DIR = data_folder() / "scores" / "data"  # where it is built, unless told otherwise
+DATA_DIR = data_folder() / "scores" / "data"  # default folder of a build
 
 
 def build_if_missing(paths: Iterable[str | Path | None]) -> None:
-    """Build the data set if one of these files belongs to it, and it has not been built.
-
-    Of several processes one builds it and the others wait.
-    """
+    """Build the data set if one of ``paths`` belongs to it; one process builds, others wait."""
     report = DATA_DIR / "report.json"  # written last
     embedded = (DATA_DIR in Path(path).resolve().parents for path in paths if path is not None)
     if not any(embedded) or report.exists():

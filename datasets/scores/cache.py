@@ -1,4 +1,4 @@
-"""What has been read and performed so far, in one SQLite file: an interrupted build goes on."""
+"""Keep read works and performed clips in an SQLite file, so that an interrupted build goes on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from maest.datasets.scores.reading import Metadata, Score
 
-# Raise it when reading changes: notes read by another version do not mix with those of this one.
+# Raise it when reading changes: notes of two versions must not mix.
 READER_VERSION = 1
 
 # Version 0.1 drops the tables of a file with another user_version.
@@ -25,14 +25,11 @@ CREATE TABLE IF NOT EXISTS clips (key TEXT PRIMARY KEY, recipe TEXT, row TEXT);
 CREATE TABLE IF NOT EXISTS versions (name TEXT PRIMARY KEY, version TEXT);
 PRAGMA user_version = 1;
 """
-_ROWS = 8  # that are written at once: it takes a disk some milliseconds
+_ROWS = 8  # per commit, which takes a disk some milliseconds
 
 
 class Cache:
-    """Works by id (a score, or why there is none) and clips by key (a row of facts).
-
-    A clip's row counts only under the recipe (the settings) that it was made with.
-    """
+    """Works by id (a score, or why there is none) and clips by recipe (settings) and key."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
@@ -40,11 +37,11 @@ class Cache:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was read yet."""
+        """Whether it has no works."""
         return self._db.execute("SELECT id FROM works LIMIT 1").fetchone() is None
 
     def versions(self) -> dict[str, str]:
-        """What the content was made with; empty in a new file, and in one of version 0.1."""
+        """Versions of what made the content; empty in a new file, and in one of version 0.1."""
         return dict(self._db.execute("SELECT name, version FROM versions"))
 
     def set_versions(self, versions: Mapping[str, str]) -> None:
@@ -52,7 +49,7 @@ class Cache:
             self._db.executemany("INSERT INTO versions VALUES (?, ?)", versions.items())
 
     def works(self, ids: Iterable[str]) -> dict[str, Score | str]:
-        """The works among ``ids`` that were read before: a score, or the reason of a failure."""
+        """Works in the cache among ``ids``: a score, or the reason of a failure."""
         wanted = set(ids)
         rows = self._db.execute("SELECT id, notes, metadata, error FROM works")
         return {
@@ -66,12 +63,12 @@ class Cache:
         self._add("INSERT OR REPLACE INTO works VALUES (?, ?, ?, ?)", (identity, *columns))
 
     def clips(self, recipe: str) -> dict[str, dict[str, Any]]:
-        """Rows of the clips made with this recipe, by key."""
+        """Rows of a recipe's clips, by key."""
         query = "SELECT key, row FROM clips WHERE recipe = ?"
         return {key: json.loads(row) for key, row in self._db.execute(query, (recipe,))}
 
     def forget_clips(self, keys: Iterable[str]) -> None:
-        """Forget clips that are about to be overwritten: a killed run must not leave their rows."""
+        """Delete clips that will be overwritten: a killed run must not leave their rows."""
         with self._db:
             self._db.executemany("DELETE FROM clips WHERE key = ?", [(key,) for key in keys])
 
@@ -87,18 +84,17 @@ class Cache:
 
 @contextmanager
 def open_cache(path: Path) -> Iterator[Cache]:
-    """Open the cache, and make it if there is none."""
     connection = sqlite3.connect(path)
     try:
         connection.executescript(_TABLES)
         yield Cache(connection)
     finally:
-        connection.commit()  # what is known is kept, whatever ended the work
+        connection.commit()  # keep all rows, whatever ended the work
         connection.close()
 
 
 def _pack(score: Score) -> tuple[bytes, str]:
-    """Columns one after the other, each as differences: they compress to about a byte a note."""
+    """Pack columns one by one, as differences: they compress to about a byte per note."""
     columns = np.diff(score.notes, axis=0, prepend=0).astype("<i4").T
     metadata = json.dumps(asdict(score.metadata), ensure_ascii=False)
     return zlib.compress(columns.tobytes(), 6), metadata

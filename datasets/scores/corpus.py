@@ -1,4 +1,4 @@
-"""The works of the music21 corpus, in the order in which they are taken."""
+"""The works of the music21 corpus, in the order in which a build takes them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,18 @@ _SUFFIXES = {".abc", ".krn", ".mxl", ".xml", ".musicxml"}
 
 @dataclass(frozen=True)
 class Work:
-    """A work that can be read: a file of the corpus, or one tune of a book."""
+    """A file of the corpus, or one tune of a book."""
 
     id: str  # "collection/name", unique, safe as a relative path
     collection: str
     path: str  # of the file, relative to the corpus folder
-    text: str | None = field(repr=False)  # the tune's ABC; None for a file that music21 reads
+    text: str | None = field(repr=False)  # the tune in ABC; None for a file that music21 reads
     size: int  # bytes of the file or of the tune
-    rank: int = 0  # its place within its collection, in the order in which works are taken
+    rank: int = 0  # place within its collection
 
 
 def package_file(package: str, name: str) -> Path:
-    """A file or folder that a package brings, found without importing the package.
-
-    Raises:
-        InputError: it is not there.
-    """
+    """A file or folder in a package, which is not imported. Raises InputError if it is missing."""
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or ()) if spec else []
     path = Path(folders[0]) / name if folders else Path(package) / name
@@ -48,16 +44,14 @@ def package_file(package: str, name: str) -> Path:
 
 
 def corpus_folder() -> Path:
-    """The folder of the music21 corpus. Raises InputError if it is not installed."""
+    """The folder of the music21 corpus. Raises InputError if it is missing."""
     return package_file("music21", "corpus")
 
 
 def list_works(folder: Path | None = None) -> list[Work]:
-    """All works of the corpus, in the order in which they are taken.
+    """List all works, such that the first N are a balanced sample for any N.
 
-    The collections take turns by their weights, so the first N works are balanced for any N, and
-    are among the first N + 1. Within a collection the order is that of a hash of the id: any
-    prefix is a fair sample of it.
+    The collections take turns by their weights. A hash of the id orders works within a collection.
     """
     folder = folder or corpus_folder()
     queue = []
@@ -73,7 +67,7 @@ def _works_of(collection: Collection, folder: Path) -> Iterator[Work]:
     names: dict[str, int] = defaultdict(int)
     for path in sorted(p for p in paths if p.suffix in _SUFFIXES and p.is_file()):
         relative = path.relative_to(folder)
-        # The folders between the collection's own and the file are a part of the name.
+        # The name includes the folders between the collection and the file.
         stem = "-".join((*relative.parts[0 if collection.by_folder else 1 : -1], path.stem))
         entries: list[tuple[str, str | None, int]] = [(stem, None, path.stat().st_size)]
         if path.suffix == ".abc":
@@ -96,7 +90,7 @@ def _in_order(collection: Collection, works: Iterator[Work]) -> list[Work]:
         return sorted(works, key=lambda work: hashlib.sha256(work.id.encode()).digest())
     folders: dict[str, list[Work]] = defaultdict(list)
     for work in works:
-        # A file that lies beside folders (an opus in one file) is a folder of its own.
+        # A file beside folders (an opus in one file) counts as a folder.
         parent = str(Path(work.path).parent)
         folders[parent if "/" in parent else work.path].append(work)
     turns = []
@@ -107,7 +101,7 @@ def _in_order(collection: Collection, works: Iterator[Work]) -> list[Work]:
 
 
 def decode(data: bytes) -> str:
-    """Text of an ABC file: UTF-8 or, where it is not, Latin-1; quoted-printable rests removed."""
+    """Decode a file as UTF-8, else as Latin-1; remove remains of quoted-printable encoding."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -117,5 +111,5 @@ def decode(data: bytes) -> str:
 
 
 def split_book(text: str) -> list[str]:
-    """The tunes of an ABC book: from each ``X:`` header to the next."""
+    """Split an ABC book into tunes, which begin with ``X:``."""
     return re.split(r"^(?=X:)", text, flags=re.MULTILINE)[1:]

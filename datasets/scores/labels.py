@@ -1,7 +1,6 @@
-"""What a clip is called, with whom it is grouped, and on which side of the split it stands.
+"""Labels, groups and splits of clips.
 
-Labels come from the headers and the notes of the score and, for instruments, from what was
-rendered. Where a header is silent there is no label.
+Labels come from the score's headers and notes; those of instruments from the rendered audio.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from maest.datasets.scores.reading import Score
 from maest.datasets.scores.tables import COLLECTIONS, DANCES, ORIGINS
 from maest.datasets.splitting import SPLITS
 
-# A label that most clips have teaches little; one with a handful of positives cannot be measured.
-# "tags": all that is known of a clip, to pre-train on.
+# A label of most clips teaches little; one with few positives cannot be measured.
+# "tags": all labels, to pre-train on.
 MAX_SHARE = {"style": 0.25, "instrument": 0.4, "tags": 0.5}
 MIN_POSITIVES = {
     "style": {"train": 15, "validation": 6, "test": 6},
     "instrument": {"train": 15, "validation": 4, "test": 4},
     "tags": {"train": 15, "validation": 6, "test": 6},
 }
-# The counts above are for a build of at least so many clips; smaller ones need fewer, at least 1.
+# The counts above are for a build with this many clips or more; smaller builds need fewer.
 FULL_SIZE = 400
 
 _METRES = {2: "Duple", 3: "Triple", 4: "Quadruple", 6: "Compound Duple", 9: "Compound Triple"}
@@ -36,7 +35,7 @@ _TEXTURES = {1: "Single Line", 2: "Two or Three Voices", 3: "Two or Three Voices
 
 
 def dance_of(work: Work, score: Score) -> str | None:
-    """The dance that the rhythm field names, or else the title; only in books of tunes."""
+    """The dance in the rhythm field or, failing that, a title; only in books of tunes."""
     if not COLLECTIONS[work.collection].tunes:
         return None
     for text in (score.metadata.genre, *score.metadata.titles):
@@ -47,7 +46,7 @@ def dance_of(work: Work, score: Score) -> str | None:
 
 
 def kind_of(work: Work, score: Score) -> str:
-    """The kind of music, as `tables.ENSEMBLES` knows it."""
+    """The kind of music, a key of `tables.ENSEMBLES`."""
     if dance_of(work, score) == "March":
         return "march"
     is_piano = any("piano" in part.lower() for part in score.metadata.parts)
@@ -55,14 +54,14 @@ def kind_of(work: Work, score: Score) -> str:
 
 
 def style_labels(work: Work, score: Score) -> list[str]:
-    """The style labels of a work, "Genre---Style"; before rare and frequent ones are left out."""
+    """All style labels of a work, "Genre---Style", rare and frequent ones too."""
     collection, metadata = COLLECTIONS[work.collection], score.metadata
     fits = {
         "palestrina": re.search(r"\bmass\b", metadata.genre.lower()) is not None,
         "bach": score.n_parts >= 4,
     }
     labels = [collection.style] if collection.style and fits.get(collection.name, True) else []
-    # Borderlands are named in one field ("Deutschland / Frankreich, Lothringen"): several may fit.
+    # One field names borderlands ("Deutschland / Frankreich, Lothringen"): several may fit.
     origin = metadata.origin.lower()
     labels += [name for place, name in ORIGINS.items() if re.search(rf"\b{place}\b", origin)]
     if dance := dance_of(work, score):
@@ -72,7 +71,7 @@ def style_labels(work: Work, score: Score) -> list[str]:
     names_mode = work.text or work.path.endswith(".krn") or collection.has_mode
     if metadata.mode and names_mode:
         labels.append(f"Mode---{metadata.mode.title()}")
-    if kind_of(work, score) != "keyboard":  # two staves of a piano are no two voices
+    if kind_of(work, score) != "keyboard":  # two staves of a piano are not two voices
         labels.append(f"Texture---{_TEXTURES.get(score.n_parts, 'Five or More Voices')}")
     return labels
 
@@ -87,7 +86,7 @@ _TITLE_NOISE = re.compile(
 
 
 def normal_title(title: str) -> str:
-    """A title without what differs between variants: article, dance, number, spelling signs.
+    """Reduce a title to what variants share: no articles, dances, numbers or punctuation.
 
     >>> normal_title("Miss McLeod's -- Reel"), normal_title("Miss MacLeods, The (2nd setting)")
     ('missmcleods', 'missmcleods')
@@ -102,10 +101,10 @@ def normal_title(title: str) -> str:
 
 
 def _opening(score: Score, intervals: int = 12) -> tuple[int, ...] | None:
-    """The first melodic intervals of the highest part, in semitones; None for a shorter part.
+    """The first melodic intervals of the highest part, in semitones; None if there are fewer.
 
-    Repeated notes are left out: variants differ in them with the syllables of the text. Of a chord
-    the highest note counts.
+    Chords count as their highest note. Repeated notes are skipped: variants differ in them with the
+    syllables of the text.
     """
     top = score.notes[score.notes[:, 0] == 0]
     order = np.lexsort((-top[:, 3], top[:, 1]))
@@ -116,7 +115,7 @@ def _opening(score: Score, intervals: int = 12) -> tuple[int, ...] | None:
 
 
 def _group_marks(work: Work, score: Score) -> list[str]:
-    """What a work has in common with its variants: works that share a mark form one group."""
+    """Marks that variants share: opus, title, opening. Works with a mark in common are a group."""
     marks = []
     if score.metadata.opus:
         marks.append(f"opus {work.collection} {score.metadata.opus.lower()}")
@@ -129,11 +128,10 @@ def _group_marks(work: Work, score: Score) -> list[str]:
 
 
 def group_works(works: Sequence[Work], scores: Mapping[str, Score], seed: int) -> dict[str, Work]:
-    """Work id → the first work of its group, in the order given.
+    """Group variants, in the order of ``works``: work id → the first work of its group.
 
-    A work joins the group that has one of its marks already. One whose marks are in groups on
-    different sides of the split is a variant of both, and is left out: it has no entry. So no mark
-    is on two sides, and works that come later in the order move none that came before.
+    A work joins the first group with one of its marks. If its marks are in groups of different
+    splits, it has no entry. So no mark is in two splits, and later works never move earlier ones.
     """
     groups: dict[str, Work] = {}  # mark → the first work of the group that has it
     leaders = {}
@@ -149,11 +147,10 @@ def group_works(works: Sequence[Work], scores: Mapping[str, Score], seed: int) -
 
 
 def split_of(leader: Work, seed: int) -> str:
-    """The split of a group, decided by its first work.
+    """The split of a group, from its first work: close to 71/14/14 in every collection.
 
-    The works of a collection take turns at the places of a week: five days of training, one of
-    validation, one of test, in an order drawn by seed. The collections start on different days. So
-    every collection, and any number of works, is split close to 71/14/14.
+    Works take turns through seven days: five train, one validation, one test, in an order drawn by
+    ``seed``. Each collection starts on a day drawn by ``seed``.
     """
     days = np.array(["train"] * 5 + ["validation", "test"])
     days = _generator(seed, "days").permutation(days)
@@ -170,20 +167,18 @@ def _generator(seed: int, purpose: str) -> np.random.Generator:
 
 
 class LabelSet(NamedTuple):
-    """The labels that stay, sorted, and their positives; for each that does not, why."""
-
-    names: list[str]
-    counts: dict[str, dict[str, int]]
-    dropped: dict[str, str]
+    names: list[str]  # sorted
+    counts: dict[str, dict[str, int]]  # label → split → positives
+    dropped: dict[str, str]  # label → why it is left out
 
 
 def choose_labels(
     clips: Iterable[tuple[str, Iterable[str]]], max_share: float, min_positives: Mapping[str, int]
 ) -> LabelSet:
-    """Decide which labels stay, of clips as (split, labels).
+    """Choose labels of clips (split, labels).
 
-    A label needs its number of positives in each split (of a build of full size), and may be on so
-    large a share of all clips.
+    A label needs ``min_positives`` in each split, scaled down for builds below ``FULL_SIZE`` clips,
+    and is on at most ``max_share`` of all clips.
     """
     clips = [(split, set(labels)) for split, labels in clips]
     count: dict[str, Counter[str]] = defaultdict(Counter)

@@ -1,7 +1,6 @@
-"""Playing a score: note events → an arrangement for an ensemble → 16 kHz audio.
+"""Perform a score: note events → an arrangement for an ensemble → 16 kHz audio.
 
-A clip is a function of (work, seed, rendition) and nothing else: it does not matter in which
-order, or by how many processes, clips are made.
+A clip depends only on its work, the seed and the rendition, not on order or number of processes.
 """
 
 from __future__ import annotations
@@ -28,58 +27,55 @@ from maest.datasets.scores.tables import (
 )
 from maest.helpers.mel_constants import SAMPLE_RATE
 
-# Interpolation quality of the synthesizer. Held against its best (4) on single notes of 45 programs
-# the log-mel (log10 scale; music spans 0 to 4) differs in the mean by 0.01 at 3, 0.02 at 2 and 0.06
-# at 0; they run at 650, 900 and over 1000 times real time, 4 at 285. (5 and 6 are silent.)
+# Interpolation quality of the synthesizer. Compared with its best (4) on single notes of 45
+# programs, the log-mel (log10 scale; music spans 0 to 4) differs in the mean by 0.01 at 3, 0.02 at
+# 2 and 0.06 at 0. They run at 650, 900 and over 1000 times real time, 4 at 285; 5 and 6 are silent.
 _QUALITY = 3
 
-_LEAD_IN = 2.0  # seconds played before a window, so that notes held into it do not start with it
+_LEAD_IN = 2.0  # seconds before a window, so that notes held into it do not start with it
 _RING = 0.8  # seconds after the last note
 _FADE_CUT = 0.03  # seconds, where a window cuts through the music
-_MIN_SHARE = 0.15  # of the clip, in which an instrument must sound to be named
-_GRID = 0.02  # seconds, the step at which sounding time is counted
+_MIN_SHARE = 0.15  # of the clip, in which an instrument must sound to be a label
+_GRID = 0.02  # seconds, resolution of sounding time
 _SHORTEST_CLIP = 4.0  # seconds
-_WRITTEN_OCTAVE = 0.75  # how often the octave nearest to the written one is taken
+_WRITTEN_OCTAVE = 0.75  # probability of the octave nearest to the written one
 
 
 class Voice(NamedTuple):
-    """One part on one instrument.
-
-    ``notes``: float64 [notes, 4]: start, duration (seconds), MIDI pitch, velocity (1-127).
-    """
+    """One part on one instrument."""
 
     instrument: Instrument
-    notes: np.ndarray
+    notes: np.ndarray  # float64 [notes, 4]: start, duration (seconds), MIDI pitch, velocity (1-127)
 
 
 class Arrangement(NamedTuple):
-    """A whole work as one rendition plays it."""
+    """A whole work, as one rendition plays it."""
 
     voices: list[Voice]
-    tempo: float  # quarter notes a minute
+    tempo: float  # quarter notes per minute
     transposition: int  # semitones
 
     @property
     def seconds(self) -> float:
-        """From the start to the end of the last note."""
+        """Duration from 0 to the end of the last note."""
         return max(float((v.notes[:, 0] + v.notes[:, 1]).max()) for v in self.voices)
 
 
 class Clip(NamedTuple):
-    """A window of an arrangement, as it was rendered."""
+    """A rendered window of an arrangement."""
 
     audio: np.ndarray  # float32 [samples], mono, 16 kHz, within ±1
-    start: float  # where the window starts in the work, seconds
-    instruments: list[str]  # labels of those that sound in it for long enough, sorted
-    programs: list[int]  # the General MIDI programs behind them, sorted
+    start: float  # of the window in the work, seconds
+    instruments: list[str]  # labels of those that sound long enough, sorted
+    programs: list[int]  # their General MIDI programs, sorted
 
 
 class TooShort(ValueError):
-    """A work that lasts less than the shortest clip."""
+    """The work lasts less than the shortest clip."""
 
 
 def generator(seed: int, work: Work, rendition: int) -> np.random.Generator:
-    """The random numbers of one rendition of one work."""
+    """The random generator of one rendition of a work."""
     digest = hashlib.sha256(f"{seed}\n{work.id}\n{rendition}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
@@ -88,7 +84,7 @@ def generator(seed: int, work: Work, rendition: int) -> np.random.Generator:
 
 
 def arrange(work: Work, score: Score, rng: np.random.Generator) -> Arrangement:
-    """Draw an ensemble, tempo, key, articulation and dynamics, and share out the notes."""
+    """Draw ensemble, tempo, key, articulation and dynamics, and assign the notes to voices."""
     ensemble = choose_ensemble(kind_of(work, score), rng)
     tempo = _tempo(work, score, rng)
     transposition = int(rng.integers(-4, 5))
@@ -99,7 +95,7 @@ def arrange(work: Work, score: Score, rng: np.random.Generator) -> Arrangement:
     voices = []
     for depth, layer in enumerate(ensemble):
         parts = assign(layer, score.n_parts)
-        # All that one instrument plays moves by the same octaves, so that chords stay as they are.
+        # All parts of an instrument move by the same octaves, which keeps chords.
         octaves = {}
         for name in dict.fromkeys(name for _, name in parts):
             played = np.isin(score.notes[:, 0], [part for part, other in parts if other == name])
@@ -125,26 +121,25 @@ def arrange(work: Work, score: Score, rng: np.random.Generator) -> Arrangement:
 
 
 def choose_ensemble(kind: str, rng: np.random.Generator) -> Ensemble:
-    """Draw an ensemble for a kind of music, by weight."""
+    """Draw an ensemble for a kind of music, by weight (`tables.ENSEMBLES`)."""
     weights, ensembles = zip(*ENSEMBLES[kind], strict=True)
     share = np.asarray(weights) / sum(weights)
     return ensembles[int(rng.choice(len(ensembles), p=share))]
 
 
 def assign(layer: Layer, n_parts: int) -> list[tuple[int, str]]:
-    """Share the parts of a score (0 the highest) among the instruments of a layer, high to low.
+    """Assign parts (0 is the highest) to a layer's instruments, from high to low.
 
-    With more parts than instruments an instrument plays several; with fewer, the layer's
-    instruments at the matching heights play and the others are silent.
+    With more parts than instruments, an instrument plays several; with fewer, some stay silent.
     """
     last = len(layer) - 1
     return [(part, layer[round(part * last / max(n_parts - 1, 1))]) for part in range(n_parts)]
 
 
 def octave_shift(pitches: np.ndarray, instrument: Instrument, rng: np.random.Generator) -> int:
-    """The semitones, a multiple of 12, that bring most MIDI pitches into an instrument's range.
+    """Draw the shift, a multiple of 12 semitones, that brings most MIDI pitches into range.
 
-    Among equally good octaves the nearest to the written one is likely, and the others drawn.
+    Among equally good octaves, the one nearest to the written one is the most likely.
     """
     shifts = np.arange(-48, 49, 12)
     moved = pitches[None, :] + shifts[:, None]
@@ -156,7 +151,7 @@ def octave_shift(pitches: np.ndarray, instrument: Instrument, rng: np.random.Gen
 
 
 def fold(pitches: np.ndarray, instrument: Instrument) -> np.ndarray:
-    """Move the notes outside an instrument's range into it, each by as few octaves as it takes."""
+    """Move MIDI pitches outside an instrument's range into it, by as few octaves as possible."""
     folded = pitches.copy()
     while (low := folded < instrument.low).any():
         folded[low] += 12
@@ -166,12 +161,12 @@ def fold(pitches: np.ndarray, instrument: Instrument) -> np.ndarray:
 
 
 def _tempo(work: Work, score: Score, rng: np.random.Generator) -> float:
-    """Quarter notes a minute: the printed tempo or, without one, the pace of such music."""
+    """Draw quarter notes per minute: near the printed tempo or, without one, from a usual pace."""
     printed = score.metadata.quarter_bpm
     if printed and 30 <= printed <= 300:
         return printed * rng.uniform(0.88, 1.12)
     slow, fast = DANCE_PACE.get(dance_of(work, score) or "", PACE[kind_of(work, score)])
-    rates = []  # of each part: onsets, and how many of them to a quarter
+    rates = []  # for each part: onsets, and onsets per quarter note
     for i in range(score.n_parts):
         part = score.notes[score.notes[:, 0] == i]
         onsets = len(np.unique(part[:, 1]))
@@ -183,9 +178,9 @@ def _tempo(work: Work, score: Score, rng: np.random.Generator) -> float:
 def _loudness(
     score: Score, tempo: float, rng: np.random.Generator
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Starts in ticks → velocities, unclipped.
+    """A function from starts (ticks) to velocities, unclipped.
 
-    A level, swelling over phrases, an accent on the first beat of a bar, chance.
+    Velocity sums a level, a swell over phrases, an accent on first beats, and noise.
     """
     bar = None
     if metre := score.metadata.metre:
@@ -209,10 +204,9 @@ def _loudness(
 
 
 def render_clip(arrangement: Arrangement, seconds: float, rng: np.random.Generator) -> Clip:
-    """Render a window of so many seconds, drawn at random; all of an arrangement that is shorter.
+    """Render a random window of ``seconds``, or all of a shorter arrangement.
 
-    Raises:
-        TooShort: if all of it lasts less than 4 s (or less than the window, if that is shorter).
+    Raises TooShort if the work lasts less than 4 s (or less than ``seconds``, if shorter).
     """
     total, shortest = arrangement.seconds, min(_SHORTEST_CLIP, seconds)
     if total < shortest:
@@ -227,8 +221,8 @@ def render_clip(arrangement: Arrangement, seconds: float, rng: np.random.Generat
         onset = voice.notes[:, 0] - (start - lead_in)
         end = onset + voice.notes[:, 1]
         sounds = (end > 0) & (onset < lead_in + length)
-        # A note that is on when the lead-in starts begins with it; one that is on when the window
-        # ends is played out, and the audio cut.
+        # A note held into the lead-in starts with it; one held past the window plays out, and
+        # its audio is cut.
         onset = np.maximum(onset[sounds], 0)
         notes = np.column_stack([onset, end[sounds] - onset, voice.notes[sounds, 2:]])
         if len(notes):
@@ -248,8 +242,7 @@ def render_clip(arrangement: Arrangement, seconds: float, rng: np.random.Generat
 def synthesize(voices: list[Voice]) -> np.ndarray:
     """Render voices with the General MIDI SoundFont: float32 [samples], at an arbitrary level.
 
-    Raises:
-        RuntimeError: if the synthesizer returns nonsense (a broken voice of the SoundFont).
+    Raises RuntimeError if the output is not finite or far too loud (a broken voice of the font).
     """
     from symusic import Note, Synthesizer, Track
     from symusic import Score as Sequence
@@ -271,7 +264,7 @@ def synthesize(voices: list[Voice]) -> np.ndarray:
         sequence.tracks.append(track)
     if not sequence.tracks:
         return np.zeros(0, np.float32)
-    # A new one: one that has played before starts from other states, and sounds other.
+    # Always a new one: after playing, a synthesizer keeps state and sounds different.
     player = Synthesizer(sf_path=str(soundfont()), sample_rate=SAMPLE_RATE, quality=_QUALITY)
     audio = np.array(player.render(sequence, stereo=False)[0], np.float32)
     if not np.isfinite(audio).all() or np.abs(audio).max(initial=0) > 1000:
@@ -281,7 +274,7 @@ def synthesize(voices: list[Voice]) -> np.ndarray:
 
 
 def soundfont() -> Path:
-    """pretty_midi's General MIDI SoundFont. Raises InputError if it is not installed."""
+    """The General MIDI SoundFont of pretty_midi. Raises InputError if it is missing."""
     return package_file("pretty_midi", "TimGM6mb.sf2")
 
 
@@ -295,7 +288,7 @@ def _fade(audio: np.ndarray, at_start: bool, at_end: bool) -> None:
 
 
 def _set_level(audio: np.ndarray, rng: np.random.Generator) -> None:
-    """Scale to an RMS level drawn from -26 to -16 dB of full scale, peaks no higher than 0.98."""
+    """Scale in place to a random RMS level of -26 to -16 dBFS, with peaks of at most 0.98."""
     decibels = rng.uniform(-26, -16)
     rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
     peak = float(np.abs(audio).max())
@@ -304,7 +297,7 @@ def _set_level(audio: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _sounding_instruments(voices: list[Voice], first: float, length: float) -> list[Instrument]:
-    """Instruments whose notes are on for at least the least share of the window."""
+    """Instruments whose notes sound in at least ``_MIN_SHARE`` of the window."""
     steps = max(1, round(length / _GRID))
     on: dict[Instrument, np.ndarray] = {}
     for voice in voices:

@@ -2,8 +2,7 @@
 
     python datasets/scores/preprocess.py --works 700 --renditions 1
 
-Deterministic by seed. What is whole is not made again, so a second call returns at once and one for
-more works makes what is missing. See README.md in this folder.
+Deterministic for a seed. A second call skips complete clips. See README.md in this folder.
 """
 
 from __future__ import annotations
@@ -74,21 +73,14 @@ def build(
     progress: bool = True,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Build the data set, or what is missing of it.
+    """Build the data set with ``settings`` (see `Settings`); skip complete clips.
 
-    Args:
-        out_dir: where to; made if need be. One process builds at a time, others wait for it.
-        num_workers: processes; None for one a core. The result does not depend on it.
-        progress: whether to show progress bars.
-        settings: see `Settings`.
+    One process builds at a time, others wait. The result does not depend on ``num_workers`` (None:
+    one per core). Returns the content of ``report.json``, among others the numbers of clips
+    ``done``, ``skipped`` and ``failed``.
 
-    Returns:
-        what ``report.json`` says: among others, how many clips are ``done``, ``skipped`` (whole
-        before) and ``failed``.
-
-    Raises:
-        InputError: a setting out of range; so few works that a split or a label set is empty; a
-            build that other versions have begun; a folder that cannot be written to.
+    Raises InputError if a setting is out of range, works are too few for a split or a label set,
+    other versions began the build, or the folder cannot be written to.
     """
     chosen = Settings(**settings)
     out_dir = Path(out_dir).resolve()
@@ -109,7 +101,7 @@ def build(
 
 
 def _alone(out_dir: Path) -> AcquireReturnProxy:
-    """Hold the folder; wait until no other process builds there."""
+    """Lock the folder; wait while another process builds there."""
     lock = FileLock(out_dir / ".lock")
     try:
         return lock.acquire(timeout=0)
@@ -119,7 +111,7 @@ def _alone(out_dir: Path) -> AcquireReturnProxy:
 
 
 def versions() -> dict[str, str]:
-    """What notes and clips depend on, besides the settings."""
+    """Versions that notes and clips depend on."""
     return {
         "music21": version("music21"),
         "symusic": version("symusic"),
@@ -131,13 +123,13 @@ def versions() -> dict[str, str]:
 
 
 def _check_versions(cache: Cache, out_dir: Path) -> None:
-    """Raise InputError if what is in the cache was made with other versions than the present."""
+    """Raise InputError if other versions made the content of the cache."""
     present = now = versions()
     before = cache.versions()
     if not before and cache.empty:
         cache.set_versions(present)
         return
-    if by_version_0_1 := not before:  # which kept versions in its report only
+    if by_version_0_1 := not before:  # which kept versions only in its report
         now = present | {"pretty_midi": version("pretty_midi")}  # which brings the SoundFont
         path = out_dir / "report.json"
         kept = json.loads(path.read_text("utf-8"))["versions"] if path.exists() else {}
@@ -196,7 +188,7 @@ def _build(out_dir: Path, settings: Settings, cache: Cache, run: partial) -> dic
     if empty := [split for split in SPLITS if not counts[split]]:
         raise _too_few(f"{len(chosen)} works leave no clip for {' and '.join(empty)}")
     label_sets = {name: _write_label_set(out_dir, name, clips) for name in MAX_SHARE}
-    # All labels stand here, those left out too.
+    # All labels, also those left out of the label sets.
     cells = ([_cell(clip[column]) for column in _CLIP_COLUMNS] for clip in clips)
     write_rows(out_dir / "clips.csv", _CLIP_COLUMNS, cells)
     report = {
@@ -227,7 +219,7 @@ def _build(out_dir: Path, settings: Settings, cache: Cache, run: partial) -> dic
 def _drop_duplicates(
     works: list[Work], scores: dict[str, Score]
 ) -> tuple[list[Work], dict[str, str]]:
-    """Works whose notes are not those of an earlier one; and the others, with that one's id."""
+    """Works with distinct notes; and duplicate → original, by id."""
     first: dict[bytes, str] = {}
     duplicates: dict[str, str] = {}
     for work in works:
@@ -307,7 +299,6 @@ def _main(arguments: list[str] | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
     return commands.run(lambda: _main(arguments), "preprocess.py")
 
 

@@ -1,7 +1,6 @@
-"""Reading the works of the corpus: a file or a tune in, note events and metadata out.
+"""Read works of the corpus: a file or a tune → note events and the metadata of its headers.
 
-Tunes in ABC are read with symusic (3 ms a tune), everything else (kern, MusicXML) with music21.
-Metadata is what the files' own headers say.
+symusic reads tunes in ABC (3 ms per tune), music21 everything else (kern, MusicXML).
 """
 
 from __future__ import annotations
@@ -25,35 +24,34 @@ from maest.datasets.scores.corpus import Work, decode
 from maest.datasets.scores.tables import COLLECTIONS
 
 TICKS_PER_QUARTER = 480
-# What is kept of a work: about the first four minutes or more of it, whatever its tempo.
+# Kept from the start of a work: about four minutes or more, at any tempo.
 MAX_QUARTERS = 800
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a score's own headers say; None or empty where they say nothing."""
+    """A score's headers; None or empty where they say nothing."""
 
     titles: list[str] = field(default_factory=list)  # the main one first
     composer: str | None = None
     metre: str | None = None  # the first time signature, "6/8"
     mode: str | None = None  # "major", "minor", "dorian", …, only where the header names it
-    quarter_bpm: float | None = None  # printed tempo in quarter notes a minute
+    quarter_bpm: float | None = None  # printed tempo, quarter notes per minute
     genre: str = ""  # of the genre or rhythm field: ABC R:, G:; kern !!!AGN
     origin: str = ""  # where it was collected: ABC O:
-    opus: str | None = None  # the work or catalogue entry that it is a part or a variant of
-    parts: list[str] = field(default_factory=list)  # their names
+    opus: str | None = None  # work or catalogue entry that it is part or a variant of
+    parts: list[str] = field(default_factory=list)  # names
 
 
 @dataclass(frozen=True)
 class Score:
-    """A work as it was read.
+    """The notes and metadata of a work.
 
-    ``notes`` is int32 [notes, 4]: part, start, duration (ticks, 480 a quarter), MIDI pitch. Parts
-    are numbered from the highest to the lowest by mean pitch, ties are joined, rows sorted, the
-    first note starts at 0.
+    Parts count from 0, the highest by mean pitch. Ties are joined, rows sorted; the first note
+    starts at 0.
     """
 
-    notes: np.ndarray
+    notes: np.ndarray  # int32 [notes, 4]: part, start, duration (ticks, 480 a quarter), MIDI pitch
     metadata: Metadata
 
     @property
@@ -62,15 +60,11 @@ class Score:
 
 
 class Unreadable(ValueError):
-    """A work whose notes cannot be had from its file, with the reason."""
+    """Why a work cannot be read."""
 
 
 def read(work: Work, folder: Path) -> Score:
-    """Read one work.
-
-    Raises:
-        Unreadable: if the file is damaged, the parser reports an error, or there are no notes.
-    """
+    """Read a work; Unreadable if it is corrupt, the parser reports an error, or notes are few."""
     if work.text is None:
         parts, metadata = _read_music21(work, folder / work.path)
     else:
@@ -92,8 +86,8 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
     return np.unique(rows, axis=0)
 
 
-# ABC: fields that stay in the text given to the parser. R: is not among them (abc2midi would swing
-# a hornpipe), nor is Q: (read below; many books write it in ways of their own).
+# ABC fields that the parser gets. Not R: (abc2midi would swing a hornpipe), nor Q: (read below, as
+# many books write it in odd ways).
 _KEPT_IN_HEADER = frozenset("XTMLKVP")
 _KEPT_IN_BODY = frozenset("KMLVP")
 _COMMENT = re.compile(r"(?<!\\)%.*")
@@ -107,10 +101,10 @@ _MODES = {
 
 
 def plain_abc(text: str) -> str:
-    """A tune reduced to its notes: the parser stumbles over signs that change none of them.
+    """Reduce a tune to its notes: the parser stumbles over signs that change none of them.
 
-    Taken out: comments, lyrics and notes, quoted annotations, fingerings and chord symbols, slurs,
-    and the letters and dots for bowing, articulation and ornaments.
+    Removes comments, lyrics, annotations, fingerings, chord symbols, slurs, bowing, articulation
+    and ornaments.
     """
     lines, in_body = [], False
     for line in text.splitlines():
@@ -139,7 +133,7 @@ def _plain_music(code: str) -> str:
 
 
 def abc_metadata(text: str, collection: str) -> Metadata:
-    """Metadata of one tune from its header fields, which end with its first ``K:``."""
+    """Metadata from a tune's header fields, which end with the first ``K:``."""
     headers: dict[str, list[str]] = defaultdict(list)
     for line in text.splitlines():
         match = _FIELD.match(_COMMENT.sub("", line))
@@ -152,8 +146,8 @@ def abc_metadata(text: str, collection: str) -> Metadata:
     mode = None
     if key := re.match(r"^([A-G][#b]?)\s*([A-Za-z]*)", first.get("K", "")):
         word = key[2] if key[2] == "m" else key[2].lower()[:3]
-        # A bare tonic is the major key in ABC; the Essen books were converted from a notation
-        # that names a tonic only, so there it says nothing about the mode.
+        # A bare tonic means major in ABC, but not in the Essen books: the notation that they were
+        # converted from has no modes.
         mode = _MODES.get(word) if word else None if essen else "major"
     metre = _METRE.match(first.get("M", ""))
     catalogue = re.match(r"^([A-Z]+\d{3,})[A-Za-z]*\b", first.get("N", ""))
@@ -170,7 +164,7 @@ def abc_metadata(text: str, collection: str) -> Metadata:
 
 
 def _abc_tempo(value: str) -> float | None:
-    """``Q:`` field → quarter notes a minute, None where it gives no note value."""
+    """``Q:`` field → quarter notes per minute; None without a note value."""
     match = re.match(r'^(?:"[^"]*")?\s*(\d+)/(\d+)\s*=\s*(\d+)', value)
     numerator, denominator, beats = map(int, match.groups()) if match else (0, 0, 0)
     return 4 * numerator / denominator * beats if denominator and beats else None
@@ -202,10 +196,10 @@ def _read_abc(text: str) -> list[np.ndarray]:
 
 @contextmanager
 def _own_temporary_folder() -> Iterator[None]:
-    """Have C++ code put its temporary files into a folder of this call's own.
+    """Set TMPDIR to a new folder, for C++ code.
 
-    symusic 0.5.8 names them ``symusic_temp_<number>.abc``, and draws the same numbers in every
-    process: one can read the tune that another has just written.
+    symusic 0.5.8 names its files ``symusic_temp_<number>.abc`` with the same numbers in every
+    process, so that one can read the tune that another has just written.
     """
     before = os.environ.get("TMPDIR")
     with tempfile.TemporaryDirectory() as folder:
@@ -221,7 +215,7 @@ def _own_temporary_folder() -> Iterator[None]:
 
 @contextmanager
 def _captured_output() -> Iterator[list[str]]:
-    """A list that has, in the end, the lines that C code printed on standard output and error."""
+    """A list that gets, on exit, the lines that C code printed to standard output and error."""
     lines: list[str] = []
     libc = ctypes.CDLL(None)
     with tempfile.TemporaryFile() as file:
@@ -257,13 +251,13 @@ def _read_music21(work: Work, path: Path) -> tuple[list[np.ndarray], Metadata]:
 
 
 def _part_notes(part: Any) -> np.ndarray:
-    """Notes of a music21 part as [notes, 3] start, duration (ticks), pitch; ties joined."""
+    """Notes of a music21 part, int32 [notes, 3]: start, duration (ticks), pitch; ties joined."""
     from music21.harmony import Harmony
 
     open_ties: dict[int, list[int]] = {}
     notes: list[list[int]] = []
     for element in part.flatten().notes:
-        # Grace notes have no duration of their own; chord symbols are not played.
+        # Grace notes have no duration; chord symbols are not played.
         if isinstance(element, Harmony) or not element.quarterLength:
             continue
         start = round(float(element.offset) * TICKS_PER_QUARTER)
@@ -304,7 +298,7 @@ def _music21_metadata(score: Any, streams: list[Any], work: Work, path: Path) ->
 
 
 def _kern_headers(text: str) -> dict[str, str]:
-    """Reference records (``!!!OTL: …``) of a kern file, and ``mode`` from its first ``*G:mix``."""
+    """Reference records (``!!!OTL: …``) of a kern file, and ``mode`` from the first ``*G:mix``."""
     headers: dict[str, str] = {}
     for key, value in re.findall(r"^!!!([A-Z]+):\s*(.*?)\s*$", text, re.MULTILINE):
         headers.setdefault(key, value)
@@ -316,7 +310,7 @@ def _kern_headers(text: str) -> dict[str, str]:
 
 
 def opus_of(work: Work) -> str | None:
-    """The work that a file is a movement or a variant of, from its catalogue number."""
+    """The work that a file is a movement or variant of, by folder or catalogue number."""
     path = Path(work.path)
     match: re.Match[str] | None = None
     if work.collection == "quartets":

@@ -1,4 +1,4 @@
-"""The two stages of a build, in parallel: scores to note events, note events to log-mel clips."""
+"""The two stages of a build, each in parallel: scores → note events → log-mel clips."""
 
 from __future__ import annotations
 
@@ -21,31 +21,22 @@ from maest.helpers.files import atomic_path
 from maest.helpers.mel_constants import SAMPLE_RATE
 from maest.helpers.parallel import one_torch_thread
 
-# Raise it when arranging or rendering changes: clips of another version do not mix with this one's.
+# Raise it when arranging or rendering changes: clips of two versions must not mix.
 PERFORMER_VERSION = 4
 
-Row = dict[str, Any]  # what is known of a clip
-Task = tuple[Work, Score, int]  # the last is the rendition's number
+Row = dict[str, Any]  # facts about a clip
+Task = tuple[Work, Score, int]  # the last: index of the rendition
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the content of a build.
+    """Settings that decide the content of a build."""
 
-    Attributes:
-        works: how many works are taken; None for all of the corpus.
-        renditions: performances of each work.
-        seed: of orchestration, performance and splits. (Which works are taken does not depend on
-            it: what has been read serves every seed.)
-        clip_seconds: longest clip.
-        keep_audio: whether the clips' audio is kept too, as FLAC.
-    """
-
-    works: int | None = 700
-    renditions: int = 1
-    seed: int = 0
-    clip_seconds: float = 30.0
-    keep_audio: bool = False
+    works: int | None = 700  # None: the whole corpus
+    renditions: int = 1  # performances of each work
+    seed: int = 0  # of orchestration, performance and splits, not of the choice of works
+    clip_seconds: float = 30.0  # longest clip
+    keep_audio: bool = False  # as FLAC
 
     def __post_init__(self) -> None:
         for name, least in {"works": 1, "renditions": 1, "clip_seconds": 1.0}.items():
@@ -59,7 +50,7 @@ class Settings:
 
     @property
     def recipe(self) -> str:
-        """What clips of one version depend on, besides their work and the rendition's number."""
+        """JSON of all that a clip depends on, besides its work and rendition."""
         return json.dumps(
             {
                 "seed": self.seed,
@@ -73,10 +64,10 @@ class Settings:
 def read_works(
     works: list[Work], folder: Path, cache: Cache, run: Callable
 ) -> dict[str, Score | str]:
-    """Each work's score, or why there is none; those that are not in the cache are read."""
+    """Get each work's score, or why there is none, from the cache or else the corpus."""
     results = cache.works(work.id for work in works)
     missing = [work for work in works if work.id not in results]
-    # The last: whether to keep it. A work whose process was killed is tried again the next time.
+    # The last: whether to cache it. The next build retries a work whose worker was killed.
     lost = {"failed": lambda work, reason: (work.id, reason, False)}
     for identity, result, is_final in run(_read, missing, (folder,), **lost, title="read"):
         results[identity] = result
@@ -88,16 +79,16 @@ def read_works(
 def _read(work: Work, folder: Path) -> tuple[str, Score | str, bool]:
     try:
         return work.id, read(work, folder), True
-    except OSError:  # a full disk is no fault of the work's
+    except OSError:  # a full disk is not the work's fault
         raise
-    except Exception as error:  # whatever a damaged file leads to, the others are read
+    except Exception as error:  # a corrupt file may raise anything; the others are read
         return work.id, _reason(error), True
 
 
 def perform(
     tasks: dict[str, Task], out_dir: Path, settings: Settings, cache: Cache, run: Callable
 ) -> tuple[dict[str, Row], set[str]]:
-    """The row of each clip, and the keys of those that were made now; the others are whole."""
+    """Make missing clips. Returns rows by key, and the keys of the clips that this run made."""
     rows = cache.clips(settings.recipe)
     todo = [key for key in tasks if not _is_whole(out_dir, key, rows.get(key), settings)]
     cache.forget_clips(todo)
@@ -113,7 +104,7 @@ def perform(
 
 
 def _perform(task: Task, out_dir: Path, settings: Settings) -> tuple[str, Row, bool]:
-    """Perform a work and write its files; its clip's key and facts."""
+    """Perform a work and write its files. Returns key, row, and whether to cache the row."""
     import torch
 
     from maest.datasets.melspectrograms import write_mel
@@ -126,7 +117,7 @@ def _perform(task: Task, out_dir: Path, settings: Settings) -> tuple[str, Row, b
         clip = render_clip(arrangement, settings.clip_seconds, rng)
     except OSError:
         raise
-    except Exception as error:  # whatever an odd score leads to, the others are performed
+    except Exception as error:  # an odd score may raise anything; the others are performed
         return key, {"error": _reason(error)}, True
     if settings.keep_audio:
         _write_audio(_audio_path(out_dir, key), clip.audio)
