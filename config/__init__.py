@@ -9,11 +9,11 @@ from maest.config.settings import DEFAULT_ARCH, DEFAULT_CLIP_LENGTH, Settings
 
 __all__ = ["DEFAULT_ARCH", "DEFAULT_CLIP_LENGTH", "ProbeSettings", "Settings", "parse", "plain"]
 
-MAEST, TL = plain(Settings()), plain(ProbeSettings())  # the defaults, as plain data
+MAEST, TL = plain(Settings()), plain(ProbeSettings())  # defaults, as plain data
 MAEST_NAMED, TL_NAMED = named.MAEST, named.TL
 SENTENCES = named.SENTENCES  # what each named config is for
 
-# Sections, and settings, that users of the original repository know under another name
+# Other names of sections and settings, as in the original repository
 SECTION_ALIASES = {
     "predict.": "inference.",
     "maest.checkpoint_swa_weigts=": "maest.checkpoint_swa_weights",

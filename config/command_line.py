@@ -1,4 +1,4 @@
-"""Slips of a command line of the form ``[command] with [named config | key=value] …``."""
+"""Check a command line of the form ``[command] with [named config | key=value] …``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NETWORKS = ("maest", "discogs", "passt")  # how their names begin
 def check_arguments(
     arguments: Sequence[str], commands: Collection[str], named: Collection[str]
 ) -> None:
-    """Raise InputError for what Sacred would take for something else, or not explain.
+    """Raise InputError for what Sacred would misread, or refuse without an explanation.
 
-    A space beside ``=``, an unknown command or named config, a setting or a named config in place
-    of a command or before ``with``, and a ``with`` that nothing follows.
+    Refuses a space beside ``=``, an unknown command or named config, a setting or named config in
+    place of a command or before ``with``, and a ``with`` that nothing follows.
     """
     joined, spaced = [""], ""
     for argument in arguments:
@@ -27,7 +27,7 @@ def check_arguments(
             spaced = joined[-1] = joined[-1] + argument
         else:
             joined.append(argument)
-    # An option may take the word after it: that one is left to Sacred.
+    # An option may take the next word, which is left to Sacred.
     words = [
         word
         for before, word in pairwise(joined)

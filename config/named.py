@@ -1,4 +1,4 @@
-"""Named configs: name → the settings it changes, and a sentence that says what it is for."""
+"""Named configs: the settings that each changes, and a sentence on its purpose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SENTENCES: dict[str, str] = {}
 
 
 def _add(name: str, sentence: str, *parts: Sections) -> None:
-    """Enter a named config (of ex_tl.py: …_tl), made of dicts of sections; later ones win."""
+    """Register a named config (for ex_tl.py: …_tl), merged from parts; later parts win."""
     table = TL if name.endswith("_tl") else MAEST
     settings: Sections = {}
     for part in parts:
@@ -82,7 +82,7 @@ _add(
 
 _DEIT, _PASST = "passt_deit_bd_p16_384", "passt_s_swa_p16_128_ap476"
 _START = {"maest_base": "random weights", _DEIT: "the DeiT weights", _PASST: "the PaSST weights"}
-# The paper's models: seconds of a clip, what training starts from, the released model, names.
+# The paper's models: seconds of a clip, start of training, released model, names.
 _FAMILY: list[tuple[int, str, str, list[str]]] = [
     (10, "maest_base", "discogs-maest-10s-fs-129e", ["maest_10s_random_weights"]),
     (10, _DEIT, "discogs-maest-10s-dw-75e", ["maest_10s_from_deit"]),
@@ -118,7 +118,7 @@ for _s, _start, _released, _names in _FAMILY:
         f"{_names[0]}_finetune",
         f"Fine-tune {_released}, or your maest.checkpoint, on clips of {_s} s of your own ground "
         "truth.",
-        # A larger network, trained for longer, is to be moved with more care.
+        # A larger network, trained for longer, takes a smaller rate.
         *(_FINETUNE, _length, _half, {"maest": {"arch": _released}}, {"module": {"lr": 3e-4}}),
     )
     for _kind in ("pretrain", "inference", "finetune"):
@@ -131,7 +131,7 @@ for _s, _start, _released, _names in _FAMILY:
 
 # ---------------------------------------------------------------- data sets
 
-# name → what it is, and where its ground truths are
+# name → description, and folder of its ground truths
 _TARGETS = {
     "scores": ("instruments on the embedded data set", SCORES / "instrument"),
     "mtt": ("tags of MagnaTagATune", DATASETS / "mtt"),
@@ -146,7 +146,7 @@ for _name, (_what, _folder) in _TARGETS.items():
     _shared = _folder.parent if _folder.parent in (SCORES, DATASETS / "jamendo") else _folder
     _base = {"base_dir": str(_shared / "melspectrograms")}
     _embeddings = f"embeddings/{_name.partition('_')[0]}"
-    # Hundreds of tracks are few steps: the recipe's own rate and batch do not get anywhere.
+    # Hundreds of tracks are few steps: with the default rate and batch a probe learns nothing.
     # Chosen on the validation split, over embeddings and mel statistics alike.
     _probe: Sections = {"probe": {"lr": 3e-3, "batch_size": 32}} if _name == "scores" else {}
     _add(

@@ -1,4 +1,4 @@
-"""The reference of all settings: ``python -m maest.config.reference > docs/settings.md``."""
+"""Write the reference of all settings: ``python -m maest.config.reference > docs/settings.md``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Made by `python -m maest.config.reference`: change `config/`, not this page. A s
 
 
 def sections(root: type) -> Iterator[tuple[str, type]]:
-    """Name and class of each section."""
+    """Yield name and class of each section."""
     kinds = get_type_hints(root)
     return ((f.name, kinds[f.name]) for f in fields(root) if is_dataclass(kinds[f.name]))
 
 
 def listing(root: type, section: str) -> str:
-    """A section's settings, for a terminal."""
+    """Return a section's settings as text for a terminal."""
     kind = dict(sections(root))[section]
     lines = [f"{section}: {kind.__doc__}", ""]
     for known in settings_of(kind, f"{section}."):
@@ -34,7 +34,7 @@ def listing(root: type, section: str) -> str:
 
 
 def page() -> str:
-    """All settings of both scripts, in Markdown."""
+    """Return all settings of both scripts as Markdown."""
     parts = [_HEAD]
     for script, root in (("ex_maest.py", Settings), ("ex_tl.py", ProbeSettings)):
         alone = [known for known in settings_of(root) if "." not in known.name]
@@ -53,7 +53,7 @@ def _table(title: str, settings: list[Setting]) -> str:
 
 
 def _default(known: Setting) -> str:
-    """As it is typed; a path in the data folder from there."""
+    """Return the default as it is typed; paths start at the data folder."""
     default = "auto" if known.auto else str(plain(known.default))
     return default.replace(str(DATASETS), DATASETS.name)
 

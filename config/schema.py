@@ -1,7 +1,7 @@
-"""Settings, each declared once: type, default, bounds, what it is, and who takes it.
+"""Settings, each declared once with type, default, bounds, meaning and tags.
 
-A section is a frozen dataclass whose fields are settings, or sections. From it come Sacred's
-defaults, the check of what was typed, and the reference.
+A section is a frozen dataclass of settings and sections. Sacred's defaults, the check of typed
+values and the reference all come from it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,16 @@ _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: 
 
 
 def setting(default: Any, meaning: str, bounds: str = "", *, only: str = "", tags: str = "") -> Any:
-    """A field of a section; a derived section may declare it again with a default alone.
+    """Declare a field of a section; a subclass may declare it again with a default alone.
 
-    Args:
-        meaning: what it is; and where the default is None, behind "auto:", how it is worked out:
-            ``auto`` may be typed then, too.
-        bounds: of a number, or of each number in a list: ">= 0, < 1". Upper ones end a run that
-            memory or time would end without a word on why.
-        only: ``section.name=value``, without which it has no effect and is refused.
-        tags: words out of free (a training that is continued may change it), ours (of section
-            ``trainer``, not Lightning's), results (of an extraction, which depend on it), swept
-            (chosen by ``sweep``), training (no effect elsewhere), weights (which weights, not
-            which network).
+    ``meaning`` describes the setting; "auto: …" in it says how a None is worked out, and allows the
+    value ``auto``. ``bounds`` limit a number, or each number of a list: ">= 0, < 1"; upper bounds
+    refuse runs that memory or time would end without a reason. ``only``, as ``section.name=value``,
+    is the condition without which the setting has no effect and is refused.
+
+    ``tags`` are words: free (may change when a training is continued), ours (in section
+    ``trainer``, but not Lightning's), results (extraction's results depend on it), swept (chosen by
+    ``sweep``), training (no effect elsewhere), weights (selects weights, not a network).
     """
     about = {"meaning": meaning, "bounds": bounds, "only": only, "tags": frozenset(tags.split())}
     return field(default=default, metadata=about)
@@ -57,15 +55,15 @@ class Setting:
 
     @property
     def auto(self) -> bool:
-        """Whether it is worked out where it is None."""
+        """Whether None means that the value is worked out."""
         return self.default is None and "auto: " in self.meaning
 
     def values(self) -> str:
-        """What it may be, in words."""
+        """Return the allowed values in words."""
         return f"{_describe(self.kind)} {self.bounds}".rstrip()
 
     def read(self, value: Any) -> Any:
-        """``value``, as it was typed, in the setting's type. Raises InputError."""
+        """Convert a typed ``value`` to the setting's type. Raises InputError."""
         if self.auto and value == "auto":
             return None
         converted = _convert(value, self.kind)
@@ -82,7 +80,7 @@ class Setting:
 
 
 def settings_of(section: type, prefix: str = "") -> Iterator[Setting]:
-    """All settings of a section, at any depth."""
+    """Yield all settings of a section, at any depth."""
     kinds = get_type_hints(section)
     for known in fields(section):
         name, kind = prefix + known.name, kinds[known.name]
@@ -95,26 +93,25 @@ def settings_of(section: type, prefix: str = "") -> Iterator[Setting]:
 
 
 def tagged(section: type, tag: str) -> set[str]:
-    """The names of a section's settings with this tag."""
+    """Return the names of a section's settings with this tag."""
     return {known.name for known in settings_of(section) if tag in known.tags}
 
 
 def plain(value: Any) -> Any:
-    """A section, or a setting's value, as Sacred and JSON take it."""
+    """Return a section, or a setting's value, as plain data for Sacred and JSON."""
     if is_dataclass(value):
         return {known.name: plain(getattr(value, known.name)) for known in fields(value)}
     return [plain(part) for part in value] if isinstance(value, tuple) else value
 
 
 def parse(section: type[S], given: Mapping[str, Any]) -> S:
-    """A section of plain data: checked, in its types, and with defaults where nothing is given.
+    """Build a section from plain data: checked, converted, with defaults for missing settings.
 
-    A whole number is taken for a fraction, a number for text (a folder named 2024), one thing for a
+    Accepts a whole number for a fraction, a number for text (a folder named 2024), one value for a
     list of one, and ``[a,b]`` without quotes for a list.
 
-    Raises:
-        InputError: for a key that does not exist, with the nearest that does; a value of another
-            type, out of bounds, not among the choices, NaN or infinite; one without effect.
+    InputError: unknown key, with the nearest known one; wrong type; out of bounds; not among the
+    choices; NaN or infinite; without effect.
     """
     all_ = {known.name: known for known in settings_of(section)}
     values = {name: known.default for name, known in all_.items()}
@@ -137,7 +134,7 @@ def parse(section: type[S], given: Mapping[str, Any]) -> S:
 def _flat(
     given: Mapping[str, Any], all_: Mapping[str, Setting], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """(name, value) of each setting; a mapping in place of a setting's value is its value."""
+    """Yield (name, value) of each setting; a setting's value may be a mapping."""
     for key, value in given.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and name not in all_:
@@ -155,7 +152,7 @@ def _unknown(name: str, value: Any, names: list[str]) -> InputError:
     level = [known for known in names if known.startswith(section + dot)]
     if not level:
         section, dot, level = "", "", names
-    # A setting that has its name in another section is meant before a similar one in this.
+    # The same name in another section is likelier than a similar name in this one.
     elsewhere = [known for known in names if known.rpartition(".")[2] == key]
     where = f" in {section!r}" if section else ""
     keys = dict.fromkeys(known.removeprefix(section + dot).partition(".")[0] for known in level)
@@ -174,7 +171,7 @@ def _build(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    """``value`` in the type ``kind``, or _UNFIT."""
+    """Return ``value`` in the type ``kind``, or _UNFIT."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return next((v for v in (_convert(value, p) for p in parts) if v is not _UNFIT), _UNFIT)
@@ -203,7 +200,7 @@ def _convert_list(value: Any, parts: tuple[Any, ...]) -> Any:
 
 
 def _within(value: Any, bounds: str) -> bool:
-    """Whether a number is finite and within its bounds; anything else is."""
+    """Return whether a number is finite and within its bounds; True for anything else."""
     if type(value) not in (int, float):
         return True
     pairs = [bound.split() for bound in bounds.split(", ")] if bounds else []
@@ -213,14 +210,13 @@ def _within(value: Any, bounds: str) -> bool:
 
 
 def _choices(kind: Any) -> list[str]:
-    """The words that are choices, at any depth of a type."""
+    """Return the words that a type allows, at any depth."""
     if get_origin(kind) is Literal:
         return list(get_args(kind))
     return [word for part in get_args(kind) for word in _choices(part)]
 
 
 def _describe(kind: Any) -> str:
-    """A type in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(_describe(part) for part in parts if part is not NoneType)

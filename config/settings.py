@@ -17,11 +17,11 @@ SCORES = DATASETS / "scores" / "data"
 SEED = "of all random draws: the same seed, data and machine give the same run"
 SEEDS = ">= 0, <= 4294967295"  # what NumPy takes
 DEVICE = "auto: a GPU if there is one"
-# Bounds. Upper ones are far from what makes sense; those of a size, near what fits a memory.
+# Bounds. Upper ones are far beyond useful values; those of sizes near what fits into memory.
 FROM_0, FROM_1, SIZE = ">= 0, <= 1e9", ">= 1, <= 1e9", ">= 1, <= 1e6"
 SHARE = ">= 0, < 1"
 CLIP = ">= 0.26, <= 3600"  # seconds
-# What a setting is where neither it nor a checkpoint says more.
+# Values where neither the settings nor a checkpoint decide.
 DEFAULT_ARCH, DEFAULT_CLIP_LENGTH = "maest_tiny", 5
 _FROM_IT = "the checkpoint's"
 _STYLE = f"{SCORES}/style/groundtruth"

@@ -1,1 +1,1 @@
-"""What the commands of ex_maest.py and ex_tl.py do."""
+"""The commands of ex_maest.py and ex_tl.py."""

@@ -1,4 +1,4 @@
-"""The command ``compare`` of ``ex_tl.py``: finished runs side by side, on the same test tracks."""
+"""The command ``compare`` of ``ex_tl.py``: finished runs side by side on the same test tracks."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from maest.helpers.report import Page, table
 
 @dataclass(frozen=True)
 class RunResults:
-    """The predictions of a finished run for its test split."""
+    """A finished run's outputs for its test split: N tracks, C labels, S seeds."""
 
     folder: Path
     name: str
     task: str
-    keys: list[bytes]  # N tracks
+    keys: list[bytes]  # [N]
     targets: np.ndarray  # [N, C]
-    outputs: np.ndarray  # [S, N, C] of its seeds
-    labels: list[str]  # C
+    outputs: np.ndarray  # [S, N, C]
+    labels: list[str]  # [C]
 
 
 def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
-    """Put finished runs, or probes of several extractions, side by side, with intervals."""
+    """Compare finished runs, or probes of several extractions, with intervals."""
     folder, options = run_dir(run), settings.compare
     folders, to_probe = _split_spaces(settings.runs), _split_spaces(options.embeddings_dirs)
     if len(folders) + len(to_probe) < 2:
@@ -49,9 +49,9 @@ def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
         hint += "[embeddings/mtt/5sec,embeddings/mtt/30sec]."
         message = "a comparison is of two runs or more"
         raise InputError(message, kind="missing", setting="runs", hint=hint)
-    runs = [read_run(Path(given)) for given in folders]  # what is wrong there is said first
+    runs = [read_run(Path(given)) for given in folders]  # first, as it may refuse
     for number, probe in enumerate(_probes(to_probe, settings), 1):
-        own = folder / f"probe-{number}"  # as that of a run, so that it can be made again by itself
+        own = folder / f"probe-{number}"  # like a run's folder, so that the probe can be repeated
         write_json(own / "config.json", plain(probe))
         run_probe(probe, own)
         print()
@@ -74,14 +74,14 @@ def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 
 
 def _split_spaces(given: Sequence[str] | None) -> list[str]:
-    """Folders; a single text, as it is typed with quotes, may name several with spaces between."""
+    """Return folders; a single quoted text may name several, separated by spaces."""
     if given is not None and len(given) == 1 and not Path(given[0]).exists():
         return given[0].split()
     return list(given or ())
 
 
 def _page(folder: Path, results: dict[str, Any]) -> Page:
-    """A table, and a picture, which it draws."""
+    """Return the page of the comparison, with a picture in ``folder``."""
     tracks, rows, shown = results["tracks"], results["runs"], metrics.SHOWN[results["task"]]
     names, percent = [metrics.FIGURE_NAMES[m] for m in shown], f"{results['confidence']:.0%}"
     warning = f"{tracks} test tracks are too few to tell runs apart: neither intervals nor marks "
@@ -111,7 +111,7 @@ def _page(folder: Path, results: dict[str, Any]) -> Page:
 
 
 def _in_words(metric: dict[str, float] | None, difference: bool = False) -> str:
-    """0.7312 [0.7011, 0.7604]; of a difference with signs, and a star where 0 is left out."""
+    """Format 0.7312 [0.7011, 0.7604]; differences get signs, and * where 0 is left out."""
     if metric is None:
         return ""
     sign = "+" if difference else ""
@@ -124,7 +124,7 @@ def _in_words(metric: dict[str, float] | None, difference: bool = False) -> str:
 
 
 def read_run(folder: Path) -> RunResults:
-    """Read a probe run's predictions. Raises InputError for any other folder."""
+    """Read a probe run's predictions. InputError: the folder has none, or they are corrupt."""
     folder = folder.expanduser()
     path = folder / PREDICTIONS
     if not path.is_file():
@@ -148,7 +148,7 @@ def read_run(folder: Path) -> RunResults:
 
 
 def align_tracks(runs: list[RunResults]) -> list[RunResults]:
-    """The runs with their tracks in the order of the first one's."""
+    """Return the runs with tracks in the first run's order. InputError: tracks or labels differ."""
     first, aligned = runs[0], []
     for run in runs:
         message, rows = "", {key: i for i, key in enumerate(run.keys)}
@@ -171,7 +171,7 @@ def align_tracks(runs: list[RunResults]) -> list[RunResults]:
 
 
 def _intervals(runs: list[RunResults], settings: ProbeSettings) -> list[dict[str, Any]]:
-    """For each run its metrics, and their differences to the first run's, with intervals."""
+    """Return each run's metrics and their differences to the first run's, with intervals."""
     resamples, confidence = settings.compare.resamples, settings.compare.confidence
     samples = [
         resampled_figures(run.task, run.targets, run.outputs, resamples, settings.seed)
@@ -197,7 +197,7 @@ def _intervals(runs: list[RunResults], settings: ProbeSettings) -> list[dict[str
 
 
 def _probes(sources: list[str], settings: ProbeSettings) -> list[ProbeSettings]:
-    """The settings of each extraction's probe; what would stop one is told before all training."""
+    """Return the settings of each extraction's probe; refuse bad ones before any training."""
     if not sources:
         return []
     for name, given in (

@@ -1,4 +1,4 @@
-"""The data of a command, found, read and checked; check_data and compute_norm_stats."""
+"""Find, read and check a command's data; the commands check_data and compute_norm_stats."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 
 def paths_of(settings: Settings, *splits: str) -> dict[str, str | None]:
-    """The ground truths that the settings name."""
+    """Return the ground truths in the settings, by split."""
     return {split: getattr(settings.datamodule, f"groundtruth_{split}") for split in splits}
 
 
 def is_missing(settings: Settings, split: str) -> bool:
-    """Whether a ground truth is the embedded set's by default, where the log-mel files are not."""
+    """Return whether a default ground truth of the embedded set meets other log-mel files."""
     name, data, default = f"groundtruth_{split}", settings.datamodule, Data()
     embedded = Path(data.base_dir).resolve() == Path(default.base_dir).resolve()
     return not embedded and getattr(data, name) == getattr(default, name)
@@ -37,7 +37,7 @@ def is_missing(settings: Settings, split: str) -> bool:
 def check_files(settings: Settings, *splits: str) -> None:
     """Raise InputError if a split's ground truth, or the teacher's folder, does not exist.
 
-    The embedded data set is built if it is asked for and missing.
+    Builds the embedded data set if it is needed and missing.
     """
     paths = paths_of(settings, *splits)
     for split, path in paths.items():
@@ -54,15 +54,16 @@ def check_files(settings: Settings, *splits: str) -> None:
 
 
 def read(settings: Settings, checkpoint: Checkpoint | None, *splits: str) -> dict[str, GroundTruth]:
-    """Splits of one data set. Raises InputError."""
+    """Read splits of one data set. Raises InputError."""
     task = find_task(settings, checkpoint)
     return read_splits(paths_of(settings, *splits), task, "datamodule")
 
 
 def find_teacher(settings: Settings) -> Path | None:
-    """The folder of the teacher's logits; of embeddings/30sec/logits, embeddings/*/30sec/logits.
+    """Return the folder of the teacher's logits, or None. Raises InputError.
 
-    (extract_logits writes into a folder of the model's name.) Raises InputError.
+    ``embeddings/30sec/logits`` also matches ``embeddings/*/30sec/logits``, as extract_logits writes
+    into a folder named after the model.
     """
     if settings.datamodule.teacher_dir is None:
         return None
@@ -81,7 +82,7 @@ def find_teacher(settings: Settings) -> Path | None:
 
 
 def limited(total: int, limit: int | float | None) -> int:
-    """What a limit leaves of so many: a number, or a share, rounded down but at least one."""
+    """Return ``total`` within a limit: a number, or a share (rounded down, at least one)."""
     if limit is None:
         return total
     return min(total, limit if isinstance(limit, int) else max(1, int(limit * total)))
@@ -91,7 +92,7 @@ def limited(total: int, limit: int | float | None) -> int:
 
 
 def check_data(run: Any, settings: Settings) -> dict[str, Any]:
-    """Write and print all that is wrong with the splits that are given."""
+    """Check the given splits; write and print all problems."""
     paths = paths_of(settings, "train", "val", "test").items()
     given = [split for split, path in paths if path is not None]
     splits = [split for split in given if not is_missing(settings, split)]
@@ -116,7 +117,7 @@ def check_data(run: Any, settings: Settings) -> dict[str, Any]:
 
 
 def compute_norm_stats(run: Any, settings: Settings) -> dict[str, Any]:
-    """Mean and standard deviation of all log-mel values of the training split."""
+    """Print mean and standard deviation of all log-mel values of the training split."""
     check_files(settings, "train")
     train = read(settings, _read_checkpoint(settings), "train")["train"]
     stats = norm_stats(settings.datamodule.base_dir, train.keys)
@@ -131,7 +132,7 @@ def compute_norm_stats(run: Any, settings: Settings) -> dict[str, Any]:
 
 
 def _read_checkpoint(settings: Settings) -> Checkpoint | None:
-    """What ``maest.checkpoint`` says of clip length and task; nothing is fetched for it."""
-    arch_of(settings)  # a misspelt one is refused
+    """Read ``maest.checkpoint``, for clip length and task; download nothing."""
+    arch_of(settings)  # refuses an unknown one
     path, average = settings.maest.checkpoint, settings.maest.checkpoint_swa_weights
     return None if path is None else load_checkpoint(path, average)

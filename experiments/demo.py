@@ -1,7 +1,7 @@
 """The whole method on real music, in minutes: `make demo`.
 
-Builds the embedded data set, pre-trains a small MAEST on it, extracts embeddings, probes them, and
-reports. Each step is a command that anybody can type; it is shown before it runs.
+Builds the embedded data set, pre-trains a small MAEST, extracts embeddings, probes them, and
+reports. Each step is an ordinary command, shown before it runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPORT = LOG_DIR / "demo" / "report.md"
 EXTRACT = "ex_maest.py extract_embeddings with target_scores inference.overwrite=True"
 PROBE = "ex_tl.py with target_scores_tl"
 RANDOM, SHIPPED = "embeddings/scores-random", "embeddings/scores-shipped"
-# What each step is called, and what is typed.
+# title → command of each step
 STEPS = {
     "The data set: real scores, performed": "datasets/scores/preprocess.py{works}",
     # More columns are dropped than by default: half the arithmetic, and comparable with older runs.
@@ -55,11 +55,11 @@ instruments were among its labels: models/pretrained/maest-tiny-scores/README.md
 
 
 def run(line: str) -> int:
-    """Run a command line, whose output streams through; its exit code."""
+    """Run a command line with its output passed through; return its exit code."""
     with subprocess.Popen([sys.executable, *shlex.split(f"{ROOT}/{line}")]) as process:
         try:
             return process.wait()
-        except KeyboardInterrupt:  # the command gets it, too, and says what it has saved
+        except KeyboardInterrupt:  # the command gets it too, and reports what it has saved
             process.wait()
             return 128 + signal.SIGINT
 
@@ -70,7 +70,7 @@ def _read(folder: str | Path, name: str) -> dict[str, Any]:
 
 
 def _report(folder: str, pretraining: dict[str, Any], probes: list[dict[str, Any]]) -> Page:
-    """Both tables and pictures, into exp_logs/demo/; ``folder`` is the pre-training's."""
+    """Write both tables and pictures to exp_logs/demo/; ``folder`` is the pre-training's."""
     from maest.helpers.plots import label_bars
 
     frequencies, chance = (

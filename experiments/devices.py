@@ -17,7 +17,7 @@ _MOST_WORKERS = 12
 
 @dataclass(frozen=True)
 class Devices:
-    """What computes."""
+    """The device that computes, its precision, and the number of processes."""
 
     device: torch.device
     precision: Precision
@@ -25,23 +25,23 @@ class Devices:
     processes: int  # on all machines
 
     def workers(self, wanted: int | None, fewest: int = 0) -> int:
-        """Processes that read for each that computes; None is as many as pay.
+        """Return the number of reading workers per computing process; None takes as many as pay.
 
-        On a CPU, where the network needs the cores, the ``fewest``. On a GPU one a core of its
-        share of this machine, at most 12.
+        On a CPU, where the network needs the cores, that is ``fewest``. On a GPU it is one per core
+        of the process's share of this machine, at most 12.
         """
         if wanted is not None:
             return wanted
-        # (Training on MPS would wait for workers to start.)
+        # Training on MPS would wait for workers to start.
         if self.device.type == "cpu" or (self.device.type == "mps" and not fewest):
             return fewest
         return max(1, min(cores(), (os.cpu_count() or 1) // self.local, _MOST_WORKERS))
 
 
 def find_devices(settings: TrainerSettings) -> Devices:
-    """What section ``trainer`` asks for, or else the best there is.
+    """Return the devices that section ``trainer`` names, or else the best ones here.
 
-    InputError: it is not here, or a CPU cannot do it.
+    InputError: the device is missing, or a CPU cannot do it.
     """
     device = find_device(settings.accelerator, "trainer.accelerator")
     if device.type == "cpu" and settings.precision == "16-mixed":
@@ -54,9 +54,9 @@ def find_devices(settings: TrainerSettings) -> Devices:
 
 
 def find_device(accelerator: str, setting: str) -> torch.device:
-    """The device for "auto" (a GPU if there is one), "gpu", "cuda", "mps" or "cpu".
+    """Return the device for "auto" (a GPU if there is one), "gpu", "cuda", "mps" or "cpu".
 
-    InputError, naming ``setting``: it is not here.
+    InputError, naming ``setting``: there is none here.
     """
     best = best_device()
     device = best if accelerator in ("auto", "gpu") else accelerator

@@ -1,4 +1,4 @@
-"""The evaluation of a network on whole tracks, for training too; the command test."""
+"""Evaluate a network on whole tracks, also for training; the command test."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ def evaluate(
     settings: Settings,
     skipped: dict[str, str],
 ) -> Scored:
-    """Score a network on whole tracks, in this process alone; it comes back on the CPU.
+    """Score a network on whole tracks, in this process alone; leave it on the CPU.
 
-    ``limit`` is a number of batches, or a share of them. Files that could not be read are added to
-    ``skipped``.
+    ``limit`` is a number of batches, or a share. Unreadable files are added to ``skipped``.
     """
     if settings.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -47,7 +46,7 @@ def evaluate(
     device, dtype = devices.device, PRECISIONS[devices.precision]
     patches = settings.inference.patches_per_pass
     scores = TrackScores({"": net.to(device).eval()}, patches, skipped)
-    quiet = None if settings.trainer.enable_progress_bar else True  # None: but on a terminal
+    quiet = None if settings.trainer.enable_progress_bar else True  # None: a bar on terminals only
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         for batch in tqdm(islice(tracks, total), "evaluation", total, leave=False, disable=quiet):
             scores.add(batch.to(device))
@@ -56,7 +55,7 @@ def evaluate(
 
 
 def metrics_of(split: str, scored: Scored, net: Maest) -> dict[str, Any]:
-    """Metrics over all labels and of each, and what chance gets."""
+    """Return metrics over all labels and of each label, and those of chance."""
     evaluation, targets = scored.evaluation, scored.targets
     names = net.labels or [str(i) for i in range(targets.shape[1])]
     results: dict[str, Any] = {f"{split}_{k}": v for k, v in evaluation.figures.items()}
@@ -75,7 +74,7 @@ def metrics_of(split: str, scored: Scored, net: Maest) -> dict[str, Any]:
 
 
 def left_out(task: str, count: int) -> str:
-    """What the means over the labels leave out, in words."""
+    """Say how many labels the means leave out."""
     what = "targets" if task == "regression" else "labels"
     return f"{count} {what} skipped, as they cannot be scored"
 
@@ -83,7 +82,7 @@ def left_out(task: str, count: int) -> str:
 def test(run: Any, settings: Settings) -> dict[str, Any]:
     """Evaluate maest.checkpoint on whole tracks of the test split."""
     written = run_dir(run) / "results.json"
-    find_devices(settings.trainer)  # refuses first what is not here
+    find_devices(settings.trainer)  # first, as it may refuse
     check_files(settings, "test")
     checkpoint = require_checkpoint(settings)
     splits, frames = read(settings, checkpoint, "test"), clip_frames(settings, checkpoint)

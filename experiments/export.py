@@ -1,4 +1,4 @@
-"""`export`: a model for other programs, with what is known of it."""
+"""The command export: write a model and its metadata for other programs."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""MAEST, the Music Audio Efficient Spectrogram Transformer: what `from maest import …` offers.
+"""MAEST, the Music Audio Efficient Spectrogram Transformer.
 
 >>> from maest import get_maest
 >>> model = get_maest("discogs-maest-30s-pw-129e")
 >>> activations, labels = model.predict_labels(waveform)  # tensor or array, mono, 16 kHz
 
-Each name is imported when it is asked for: `import maest` alone takes no PyTorch.
+Names are imported on first use: `import maest` alone does not import PyTorch.
 """
 
 from __future__ import annotations

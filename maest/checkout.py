@@ -1,7 +1,6 @@
-"""The older names of a checkout's packages: `from models import get_maest` goes on working.
+"""Keep the older names of a checkout's packages importable, as in `from models import get_maest`.
 
-They are the same modules under two names, not copies: a class is one class, whichever way it is
-imported.
+Both names give the same modules, not copies, so that a class is one class.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds ``models.x`` as ``maest.models.x``, once `alias` has been called for ``models``."""
+    """Finds ``models.x`` as ``maest.models.x``, once `alias` was called for ``models``."""
 
     def __init__(self) -> None:
         self.packages: set[str] = set()
@@ -33,14 +32,14 @@ class _Finder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # the import system has put the older name's there
+        module.__spec__ = self.spec  # the import system has set the older name's spec
 
 
 _FINDER = _Finder()
 
 
 def alias(package: str) -> None:
-    """Make ``package`` the same as ``maest.<package>``, with all its modules, and warn."""
+    """Make ``package`` and all its modules the same as ``maest.<package>``, and warn."""
     warnings.warn(
         f"'{package}' is now 'maest.{package}': write 'from maest.{package} import …'",
         DeprecationWarning,
