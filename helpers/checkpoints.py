@@ -1,6 +1,6 @@
-"""Checkpoints of a training: whole files, written at the ends of epochs, in between, and on demand.
+"""Checkpoints of a training: whole files, written at the ends of epochs, in between and on signals.
 
-A run that was killed at any instant continues from ``last.ckpt`` as if nothing had happened.
+A run killed at any instant continues from ``last.ckpt`` as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from maest.helpers.signals import Stopped, signals_to
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
-# What a training cannot be continued without.
+# Without these, a training cannot be continued.
 _PARTS = {"state_dict", "loops", "optimizer_states", "lr_schedulers"}
-_STALE_SECONDS = 600.0  # after which a file that was being written is left over from a kill
-_DUPLICATE_SIGNAL_SECONDS = 1.0  # a signal that comes again within is the same, of two senders
-# Processes that train together ask one another this often, in steps, whether one was told to stop.
+_STALE_SECONDS = 600.0  # an older unfinished file is left over from a kill
+_DUPLICATE_SIGNAL_SECONDS = 1.0  # a repeat within is one signal from two senders
+# Steps between exchanges, among processes that train together, of whether to stop.
 _ASK_EVERY = 10
 
 
 def diverged(what: str, epoch: int, step: int) -> InputError:
-    """The error of a training whose numbers are none any more; ``epoch`` counts from 0."""
+    """Return the error for values that became NaN or infinite; ``epoch`` counts from 0."""
     where = f"in epoch {epoch + FIRST}, at step {step} or shortly before"
     hint = "Lower module.lr, or set trainer.gradient_clip_val=1."
     return InputError(f"{what} NaN or infinite {where}", kind="diverged", hint=hint)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, to the disk itself, and renames it.
+    """Writes a checkpoint beside its place, flushes it to the disk, and renames it.
 
-    Lightning's own way goes through the folder for temporary files: where that is another file
-    system, a kill leaves part of a checkpoint.
+    Lightning writes through the folder for temporary files: where that is another file system, a
+    kill leaves part of a checkpoint.
     """
 
     def save_checkpoint(
@@ -68,7 +68,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         content: Any = None
         try:
-            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+            with zipfile.ZipFile(path) as archive:  # torch ignores the checksums
                 if archive.testzip() is None:
                     content = super().load_checkpoint(path, *args, **kwargs)
         except Exception as error:  # a damaged file can raise nearly anything
@@ -92,10 +92,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class StepLimit(pl.Callback):
-    """Ends a training after so many steps.
-
-    Lightning's own ``max_steps`` counts an epoch twice when a training is continued.
-    """
+    """Ends training after ``max_steps``; Lightning's counts an epoch twice on continuing."""
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
@@ -110,15 +107,13 @@ class StepLimit(pl.Callback):
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt``, and for each monitored metric the checkpoint of its best epoch.
 
-    The best are ``<name>-epoch=<number>.ckpt``, counted from 1. An older best is removed only once
-    ``last.ckpt`` says that there is a newer one.
+    The best are ``<name>-epoch=<number>.ckpt``, counted from 1; an older best stays until
+    ``last.ckpt`` records the newer one. Within an epoch, saves are ``minutes`` apart. ``monitors``
+    maps names to metrics, of which the highest value counts; those not logged are skipped.
 
-    On SIGTERM and SIGINT (and SIGUSR1, by which SLURM announces the end of a job's time) training
-    is saved after the step at hand, and :class:`Stopped` is raised; during the last batch and its
-    validation, once the epoch is over. A second signal stops at once.
-
-    ``monitors`` has for each name the metric whose highest value counts; one that was not logged is
-    skipped. Within an epoch, ``minutes`` lie between saves.
+    On SIGTERM, SIGINT or SIGUSR1 (SLURM's notice that a job's time ends), it saves after the current
+    step (from the last batch on, after the epoch) and raises :class:`Stopped`. A second signal stops
+    at once.
     """
 
     def __init__(
@@ -126,7 +121,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         self.folder, self.monitors, self.minutes = Path(folder), dict(monitors), minutes
         self.best: dict[str, dict[str, float]] = {}  # name → {"epoch": …, "score": …}
-        self._shift = 0  # of epochs' numbers in the run that this one continues
+        self._shift = 0  # added to the previous run's epoch numbers
         self._validated = False
         self._saved_at = time.monotonic()
         self._signal, self._signalled_at = 0, 0.0
@@ -135,7 +130,7 @@ class Checkpoints(Checkpoint):
     # ------------------------------------------------------------------ what is kept
 
     def path(self, name: str) -> Path | None:
-        """The checkpoint of the best epoch by a monitored metric; None if there is none."""
+        """Return the checkpoint of the best epoch by ``name``; None if there is none."""
         return self.folder / self._name(name) if name in self.best else None
 
     def _name(self, name: str, shift: int = 0) -> str:
@@ -158,10 +153,7 @@ class Checkpoints(Checkpoint):
         self.best = trainer.strategy.broadcast(self.best)  # all save, or none
 
     def _link_previous_run(self, continued: Path) -> None:
-        """Take the checkpoints of the run that this one continues into this one's folder.
-
-        The one that it continues from, too: nothing depends on the earlier folder from here on.
-        """
+        """Link the previous run's checkpoints here: nothing depends on its folder from then on."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in list(self.best):
             source = continued.parent / self._name(name, self._shift)
@@ -176,13 +168,13 @@ class Checkpoints(Checkpoint):
     # ------------------------------------------------------------------ when it is saved
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning would ask at every step whether another process was told to stop, and the host
+        # Lightning would ask at every step whether another process must stop, and the host would
         # wait for the device to answer. (Private in Lightning 2.6, as is `_signal_connector`.)
         epoch_loop: Any = trainer.fit_loop.epoch_loop
         epoch_loop._broadcast_sigterm_tensor = lambda: None
         self._saved_at = time.monotonic()
         self._handlers.enter_context(signals_to(self._on_signal))
-        if trainer.received_sigterm:  # since Lightning listens, which would end without a word
+        if trainer.received_sigterm:  # which Lightning took, and would end silently
             trainer._signal_connector.received_sigterm = False
             self._signal, self._signalled_at = signal.SIGTERM, time.monotonic()
 
@@ -194,7 +186,7 @@ class Checkpoints(Checkpoint):
         for name, monitor in self.monitors.items():
             score = float(trainer.callback_metrics.get(monitor, math.nan))
             best = self.best.get(name, {"score": -math.inf})["score"]
-            if self._validated and score > best:  # which NaN is not
+            if self._validated and score > best:  # False for NaN
                 old.append(self.path(name))
                 self.best[name] = {"epoch": trainer.current_epoch + FIRST, "score": score}
                 self._save(trainer, self.folder / self._name(name))
@@ -210,7 +202,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # The last batch is followed by the validation, and then the epoch is over.
+        # After the last batch come the validation and the end of the epoch, which saves.
         if trainer.is_last_batch:
             _check_weights(trainer)
             return
@@ -249,7 +241,7 @@ class Checkpoints(Checkpoint):
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Give a file another name, or copy it; False if there is no such file, under either name."""
+    """Link or copy ``source`` to ``target``, and return whether ``target`` exists."""
     if target.is_file() or not source.is_file():
         return target.is_file()
     try:
@@ -261,14 +253,13 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def _check_weights(trainer: pl.Trainer) -> None:
-    """Raise `diverged` for weights that are NaN or infinite: the loss is so only a step later."""
+    """Raise `diverged` for NaN or infinite weights: the loss shows them only a step later."""
     weights = [p.detach() for p in trainer.lightning_module.parameters()]
     if not torch.nn.utils.get_total_norm(weights, math.inf).isfinite():
         raise diverged("the weights became", trainer.current_epoch, trainer.global_step)
 
 
 def _any_rank(trainer: pl.Trainer, decision: bool) -> bool:
-    """Whether any of the processes says so."""
     if trainer.world_size == 1:
         return decision
     return trainer.strategy.reduce_boolean_decision(decision, all=False)

@@ -28,17 +28,14 @@ def cluster_map(
     scheduler: str,
     failed: Callable[[Item, str], Result] | None = None,
 ) -> Generator[Result]:
-    """Yield ``function(item)`` of each item, as they come, from the workers of a cluster.
+    """Yield ``function(item)`` for each item, in order of completion, from a cluster's workers.
 
-    Dask does a task again whose worker was killed. One at which too many were killed is retried
-    alone when all others are done, as those that ran beside the one to blame are killed too.
+    ``function`` is of a module that the workers find under this repository's path. Dask retries an
+    item whose worker was killed. One that loses too many workers is retried alone at the end, as
+    items beside the one to blame are lost too; then ``failed`` gives its result.
 
-    Args:
-        function: of a module that the workers find under this repository's path.
-        failed: makes the result of an item that kills its workers; None to raise an error instead.
-
-    Raises:
-        InputError: there is no Dask, no scheduler or no worker, or the scheduler goes away.
+    Raises InputError if there is no Dask, scheduler or worker, if the scheduler goes away, and,
+    without ``failed``, for an item that kills its workers.
     """
     try:
         from distributed import Client
@@ -47,12 +44,10 @@ def cluster_map(
         what = "Dask is not installed"
         raise InputError(what, kind="dependency", hint=hint, setting="--backend") from None
 
+    # Client leaves closing to the garbage collector. If another client starts meanwhile, both wait
+    # for the same lock for ever.
     class ClosedClient(Client):
-        """Ends at once where it cannot start.
-
-        Client leaves that to the garbage collector, which may come while another one starts, and
-        then both wait for the same lock, for ever.
-        """
+        """Closes at once if it cannot start."""
 
         def start(self, **options: Any) -> Any:
             try:
@@ -89,7 +84,7 @@ def cluster_map(
 def _finished(
     client: Any, call: Callable[[bytes], Result], items: Sequence[Item], scheduler: str
 ) -> Iterator[tuple[Item, Any, bool]]:
-    """Each item with its result, or with None and True where workers were killed at it."""
+    """Yield each item with its result, or with None and True if its workers were killed."""
     from distributed import KilledWorker, as_completed
 
     waiting, submitted, completed = iter(items), {}, as_completed(loop=client.loop)
@@ -109,7 +104,7 @@ def _finished(
             if error is not None and not was_killed:
                 break
             if not was_killed:
-                try:  # a worker that dies now takes it along, and Dask may wait for it for ever
+                try:  # a worker that dies now loses it, and Dask may wait for ever
                     result = future.result(_CONNECT_SECONDS)
                 except TimeoutError:
                     was_killed = True
@@ -123,15 +118,12 @@ def _finished(
             hint=f"Start a cluster. {_GO_ON}",
             setting="--scheduler",
         ) from None
-    raise error  # the work's own
+    raise error  # of the function itself
 
 
 def _anywhere(function: Callable[[Item], Result]) -> Callable[[bytes], Result]:
-    """The function, for workers that started elsewhere and cannot import this repository yet.
-
-    A function inside a function travels by value; what it needs of ours is imported where it runs,
-    from the folder that this file is in (which the workers must see under the same path).
-    """
+    """Wrap a function for workers that cannot import this repository yet."""
+    # A nested function travels by value, and imports from the same path on the worker.
     payload, root = pickle.dumps(function), str(_ROOT)
 
     def call(item: bytes) -> Result:

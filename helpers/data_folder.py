@@ -1,4 +1,4 @@
-"""Where the data sets lie."""
+"""The folder of the data sets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def data_folder() -> Path:
-    """The folder of ``scores/``, ``mtt/``, ``jamendo/`` and ``custom/``.
+    """Return the folder of ``scores/``, ``mtt/``, ``jamendo/`` and ``custom/``.
 
-    What ``MAEST_DATA`` names; else ``datasets`` of the checkout that this file or the working
-    directory is in; else, for an installed package, the user's cache.
+    It is ``MAEST_DATA``; else ``datasets`` of the checkout around this file or in the working
+    directory; else, for an installed package, the user's cache.
     """
     if named := os.environ.get("MAEST_DATA"):
         return Path(named).expanduser().resolve()

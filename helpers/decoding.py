@@ -1,4 +1,4 @@
-"""What FFmpeg decodes of a file that is open, and whether that is all of it."""
+"""Decoding of an open file with FFmpeg, and a check that nothing is missing."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from maest.helpers.audio_headers import chunk_bytes, mp3_seconds
 
 # FFmpeg's names of formats whose headers tell the length; elsewhere it is an estimate.
 _TELL_LENGTH = {"flac", "au", "caf", "tta", "wv", "nistsphere", "ogg", "mov,mp4,m4a,3gp,3g2,mj2"}
-# Those in which a position can be found to the sample.
+# Formats in which FFmpeg finds a position to the sample.
 _SEEKABLE = {"wav", "w64", "aiff", "au", "flac", "mp3", "mov,mp4,m4a,3gp,3g2,mj2", "ogg", "caf"}
-# Both may be missing: what encoders and taggers are at odds about.
+# The larger of both may be missing: encoders and taggers disagree by as much.
 _MISSING_SECONDS, _MISSING_SHARE = 0.5, 0.01
 _LOWEST_RATE = 2_000  # Hz
 _TAG = re.compile(rb"ID3[\2-\4]\0|APETAGEX|LYRICSBEGIN")  # between files that were joined
-_LARGEST_MP3_FRAME = 2_881  # bytes, with padding; what goes beyond was skipped
-_JUMP = 0.2  # seconds between the times of two pieces, and more, are a hole
+_LARGEST_MP3_FRAME = 2_881  # bytes, with padding; a larger packet holds skipped ones
+_JUMP = 0.2  # seconds; a larger step between the times of two frames is a hole
 ANEW = "Get the file again, or leave it out."
 
 
@@ -43,7 +43,7 @@ def undecodable(reason: str) -> AudioError:
 
 
 def _refuse_missing(decoded: float, promised: float, hole: float | None = None) -> None:
-    """Raise AudioError if too much is missing; all in seconds, ``hole`` where it is."""
+    """Raise AudioError if too much is missing; all in seconds, ``hole`` the place of a gap."""
     if promised - decoded > max(_MISSING_SECONDS, _MISSING_SHARE * promised):
         where = "its end is missing" if hole is None else f"damaged at about second {hole:.1f}"
         what = f"{decoded:.1f} s of {promised:.1f} s could be decoded"
@@ -51,15 +51,7 @@ def _refuse_missing(decoded: float, promised: float, hole: float | None = None) 
 
 
 class _Sound:
-    """The sound of an open file.
-
-    Attributes:
-        length: seconds, by the header or an estimate; 0 if neither tells.
-        promised: seconds by the header; 0 if it does not tell.
-        seconds: decoded so far.
-        hole: seconds before the first piece that was not decoded; None as long as there is none.
-        error: what FFmpeg said last.
-    """
+    """The first audio stream of an open file."""
 
     def __init__(self, container: av.container.InputContainer, xing: float | None) -> None:
         name = container.format.name
@@ -76,25 +68,26 @@ class _Sound:
             self.stream.codec_context.options = {"err_detect": "crccheck+explode"}
         self.tick = float(self.stream.time_base or 0)
         self.first = self.stream.start_time or 0
+        # Seconds by the header or an estimate, and by the header alone; 0 if unknown
         self.length = (self.stream.duration or 0) * self.tick
         late = max(0, self.first) * self.tick
         self.promised = self.length if name in _TELL_LENGTH else 0.0
         if name == "mp3":
             self.promised = xing or 0.0
-        elif name == "caf":  # of PCM, the length is that of what is there
+        elif name == "caf":  # the length of PCM covers only the bytes present
             self.promised = max(self.length, self.stream.frames / self.stream.rate)
         elif name == "ogg":  # a recording may begin in the middle of a stream
             self.promised -= late
         elif name == "matroska,webm" and len(container.streams) == 1 and not self.length:
             self.promised = (container.duration or 0) / 1e6 - late  # with a length, an estimate
-        self.seconds, self.error = 0.0, ""
-        self.hole: float | None = None
+        self.seconds, self.error = 0.0, ""  # decoded so far; the last message of FFmpeg
+        self.hole: float | None = None  # seconds before the first piece that was not decoded
         self._bytes = self._lost = 0
         self._largest = _LARGEST_MP3_FRAME if name == "mp3" else math.inf
 
     def frames(self) -> Iterator[av.AudioFrame]:
-        """All that can be decoded from here to the end."""
-        gap, damaged, before = b"", False, b""  # gap: bytes that no frame was made of
+        """Yield all frames that can be decoded from here to the end."""
+        gap, damaged, before = b"", False, b""  # gap: bytes that gave no frame
         try:
             for packet in self.container.demux(self.stream):
                 try:
@@ -115,13 +108,13 @@ class _Sound:
                     self.seconds += frame.samples / frame.sample_rate
                 self._bytes += packet.size if frames else 0
                 before = bytes(packet)[-10:]
-        except av.FFmpegError as error:  # of the container, which goes no further
+        except av.FFmpegError as error:  # of the container: demuxing ends
             self.error = error.strerror or str(error)
             if self.hole is None:
                 self.hole = self.seconds
 
     def frames_from(self, second: float) -> Iterator[tuple[int, av.AudioFrame]]:
-        """Frames from that second on, or from earlier; with each its position, in samples."""
+        """Yield (position in samples, frame) from ``second`` or earlier; ValueError if unknown."""
         offset = self.first + int(max(0, second) / self.tick)
         self.container.seek(offset, stream=self.stream)
         for frame in self.frames():
@@ -139,7 +132,7 @@ class _Sound:
 
 @contextmanager
 def _opened(file: Any) -> Iterator[_Sound]:
-    """Open for FFmpeg; bytes that are missing at the end are refused where they are known."""
+    """Open a file for FFmpeg; raise AudioError if its header shows that bytes are missing."""
     xing, (there, missing) = mp3_seconds(file), chunk_bytes(file)
     file.seek(0)
     nothing_else = {"protocol_whitelist": "none"}  # no playlist opens other files or addresses
@@ -152,20 +145,19 @@ def _opened(file: Any) -> Iterator[_Sound]:
 
 
 def whole(file: Any, meter: Meter) -> Iterator[np.ndarray]:
-    """All of the sound, mixed by a meter, in blocks at 16 kHz; some may be empty.
+    """Yield all of the sound, mixed by ``meter``, in blocks at 16 kHz; some may be empty.
 
-    Raises:
-        AudioError, av.FFmpegError: it cannot be decoded, or too much is missing.
+    Raises AudioError or av.FFmpegError if it cannot be decoded, or too much is missing.
     """
     with _opened(file) as sound:
         mono = ((frame.sample_rate, meter.mix(_channels(frame))) for frame in sound.frames())
-        for rate, group in groupby(mono, itemgetter(0)):  # it may change midway
+        for rate, group in groupby(mono, itemgetter(0)):  # the rate may change midway
             yield from resampled((block for _, block in group), rate)
         sound.refuse_missing()
 
 
 def centre(file: Any, meter: Meter, seconds: float) -> np.ndarray | None:
-    """The central part; None if all has to be decoded to know where that is."""
+    """Return the central part at 16 kHz; None if finding it takes decoding the whole file."""
     with _opened(file) as sound:
         rate = sound.stream.rate
         if sound.container.format.name not in _SEEKABLE or sound.length <= seconds:
@@ -190,7 +182,7 @@ def centre(file: Any, meter: Meter, seconds: float) -> np.ndarray | None:
 
 
 def _channels(frame: av.AudioFrame) -> np.ndarray:
-    """float32 [samples, channels]; integers become -1 to 1."""
+    """Return float32 [samples, channels]; integers are scaled to -1 … 1."""
     values = frame.to_ndarray()
     values = values.T if frame.format.is_planar else values.reshape(frame.samples, -1)
     if values.dtype == np.uint8:

@@ -1,4 +1,4 @@
-"""How settings differ, in words."""
+"""Differences of settings, in words."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _SHOWN, _HASH_SHOWN = 60, 12  # characters of a setting; of a hash
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """``hop_seconds 30.0, now 15.0`` for each setting that differs, at any depth.
+    """Describe each setting that differs, at any depth, such as ``hop_seconds 30.0, now 15.0``.
 
-    Of lists, the first item that differs; a setting that one lacks is None there.
+    A list gives its first item that differs; a missing setting counts as None.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [

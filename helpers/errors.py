@@ -1,4 +1,4 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and what errors say."""
 
 from __future__ import annotations
 
@@ -25,13 +25,11 @@ Kind = Literal[
 
 
 class InputError(ValueError):
-    """Something that was given (a file, a key, a value) cannot be used.
+    """A file, key or value that was given cannot be used; scripts print the error as one line.
 
-    Scripts print it as one line, without a traceback: the place, what is wrong, what to do.
-
-    ``message`` says what is wrong, without the place and a full stop; ``kind`` what sort of fault
-    it is, for callers and tests; ``hint`` what to do next, as a sentence; ``path`` and ``setting``
-    what is at fault.
+    ``message`` says what is wrong, without the place and a full stop; ``kind`` tells
+    callers the sort of fault; ``hint`` says what to do next, as a sentence; ``path`` and ``setting``
+    are at fault.
     """
 
     def __init__(
@@ -49,7 +47,7 @@ class InputError(ValueError):
 
     @property
     def reason(self) -> str:
-        """The error without its place, for tables that name the file in a column."""
+        """Message and hint without the place, for tables with a column of files."""
         return f"{self.message}. {self.hint}" if self.hint else self.message
 
     def __str__(self) -> str:
@@ -61,12 +59,12 @@ class InputError(ValueError):
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """What an error goes back to: of those that libraries wrap in each other, it says most."""
+    """Return the innermost cause: of the errors that libraries wrap, it says most."""
     while following := error.__cause__ or error.__context__:
         error = following
     return error
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, or else its name."""
+    """Return the first line of an error's message, or else the name of its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
