@@ -23,14 +23,12 @@ log = logging.getLogger(__name__)
 
 
 class MaestDataModule(pl.LightningDataModule):
-    """Log-mel clips and their targets; whole tracks for evaluation.
+    """Log-mel clips with their targets for training, and whole tracks for evaluation.
 
-    Under several training processes each loads its own share: a disjoint part of the one draw of an
-    epoch, and of the tracks to evaluate. Lightning must leave the samplers as they are
-    (``Trainer(use_distributed_sampler=False)``).
-
+    Each training process loads a disjoint share of an epoch's one draw, and of the tracks to
+    evaluate; Lightning must not replace the samplers (``Trainer(use_distributed_sampler=False)``).
     ``splits`` are those needed of "train", "val" and "test"; ``clip_frames`` is the length of a
-    crop and of a patch. `config/settings.py` has the meanings of the other arguments.
+    crop and of a patch. `config/settings.py` explains the other arguments.
     """
 
     def __init__(
@@ -54,11 +52,12 @@ class MaestDataModule(pl.LightningDataModule):
         self.clips_per_epoch, self.balanced_sampling = clips_per_epoch, balanced_sampling
         self.num_workers, self.seed = num_workers, seed
         self.teacher_dir, self.on_error = teacher_dir, on_error
-        # The epoch and batch that the next training loader begins with, and no other after it.
+        # Epoch and first batch of the next training loader; later ones
+        # (``reload_dataloaders_every_n_epochs``) begin at the first batch.
         self._start: tuple[int, int] | None = (0, 0)
 
     def setup(self, stage: str) -> None:
-        """Called by Lightning: all the teacher's files must be there, or (on_error) are skipped."""
+        """Lightning's hook: check that the teacher's files exist; with "skip", only warn."""
         if stage != "fit" or self.teacher_dir is None:
             return
         try:
@@ -69,7 +68,7 @@ class MaestDataModule(pl.LightningDataModule):
             log.warning("%s", error)
 
     def state_dict(self) -> dict[str, int]:
-        """Where training is, for a checkpoint: the epoch, and its batches that are done."""
+        """Where training stands, for a checkpoint: the epoch, and its finished batches."""
         trainer: Any = self.trainer
         progress = trainer.fit_loop.epoch_progress.current
         epoch, batches = progress.processed, trainer.fit_loop.epoch_loop.batch_idx + 1
@@ -80,7 +79,7 @@ class MaestDataModule(pl.LightningDataModule):
         return {"epoch": epoch, "batches": batches, **self._plan()}
 
     def _plan(self) -> dict[str, int]:
-        """What makes the size of a batch, and the number of batches and steps of an epoch."""
+        """The settings that fix a batch's size, and an epoch's batches and steps."""
         trainer: Any = self.trainer
         tracks = len(self.splits["train"])
         return {
@@ -92,13 +91,13 @@ class MaestDataModule(pl.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Of a checkpoint, before the training loader is made.
+        """Resume at a checkpoint's position, before Lightning builds the training loader.
 
-        Raises InputError if batches, or an epoch's number of them, are others here: neither the
-        position in an epoch nor the learning rate's would be what it was.
+        Raises InputError if batches, or their number in an epoch, differ: neither the position in
+        an epoch nor the learning rate would be right.
         """
         plan, clips = self._plan(), "datamodule.clips_per_epoch"
-        # Version 0.1 wrote 0 where an epoch had one clip of each track.
+        # Version 0.1 wrote 0 for one clip of each track.
         before = {**state_dict, clips: state_dict[clips] or state_dict["training tracks"]}
         differing = differences({name: before[name] for name in plan}, plan)
         if differing:
@@ -108,17 +107,14 @@ class MaestDataModule(pl.LightningDataModule):
         self.start_at(state_dict["epoch"], state_dict["batches"])
 
     def start_at(self, epoch: int, batches: int) -> None:
-        """Let training begin after so many batches of an epoch (from 0); none of them is read.
-
-        A loader after the next one (``reload_dataloaders_every_n_epochs``) begins at the first.
-        """
+        """Begin training after ``batches`` batches of an epoch (from 0), without reading them."""
         self._start = (epoch, batches)
 
     def train_dataloader(self) -> DataLoader:
         train = self.splits["train"]
         clips, balanced = self.clips_per_epoch, self.balanced_sampling
         sampler = ClipSampler(train.targets, clips, balanced, self.seed, *self._rank())
-        # Worker processes begin to read before Lightning has told the sampler the epoch.
+        # Workers begin to read before Lightning sets the sampler's epoch.
         epoch, batches = self._start or (self.trainer.current_epoch if self.trainer else 0, 0)
         self._start = None
         sampler.set_epoch(epoch)
@@ -140,7 +136,7 @@ class MaestDataModule(pl.LightningDataModule):
         return self._loader(dataset, self.batch_size_eval, sampler, collate_tracks)
 
     def _rank(self) -> tuple[int, int]:
-        """Which of how many training processes this is."""
+        """Rank of this training process, and number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(
@@ -159,5 +155,5 @@ class MaestDataModule(pl.LightningDataModule):
 
 
 def _identity(batch: Any) -> Any:
-    """Collates a batch that is whole already."""
+    """Collate a batch that ``__getitems__`` collated already."""
     return batch

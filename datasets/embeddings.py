@@ -1,7 +1,6 @@
-"""Saved embeddings, and statistics of the mel bands, of whole tracks for the probe.
+"""Saved embeddings of whole tracks, and statistics of their mel bands, for the probe.
 
-A folder's ``manifest.json`` says what made it. Other programs' embeddings have none: then the names
-of folders count, ``<seconds>sec/<block>``.
+Settings come from a folder's ``manifest.json``, or else its name, ``<seconds>sec/<block>``.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ SUFFIX = ".embeddings.npy"
 _LEVEL = re.compile(r"(\d+(?:\.\d+)?)sec")
 _DEPTH = 3  # <out_dir>/<model>/<seconds>sec/<block>
 _NEAR = 0.02  # seconds; patches are whole frames of 0.016 s
-# What all blocks that are probed together must have in common
+# Settings that blocks must share to be probed together
 _SAME = ("model", "max_seconds", "patch_seconds", "hop_seconds", "tail", "patchout",
          "pool", "quantize", "version")  # fmt: skip
 
@@ -46,11 +45,11 @@ _SAME = ("model", "max_seconds", "patch_seconds", "hop_seconds", "tail", "patcho
 
 @dataclass(frozen=True)
 class EmbeddingFolder:
-    """The embeddings of one block, as extraction writes them, or as another program does."""
+    """The embeddings of one block, from extraction or from another program."""
 
     folder: Path
     settings: dict[str, Any] | None = None  # of the extraction; None without a manifest
-    made_by: dict[str, Any] | None = None  # the source of its model, where the manifest says so
+    made_by: dict[str, Any] | None = None  # the model's source, if the manifest has it
 
     @property
     def block(self) -> int | None:
@@ -64,19 +63,19 @@ class EmbeddingFolder:
 
     @property
     def seconds(self) -> float | None:
-        """Of the patches; without a manifest, by the name of the folder above."""
+        """The patches' length; without a manifest, by the parent folder's name."""
         level = _LEVEL.fullmatch(self.folder.parent.name)
         seconds = (self.settings or {}).get("patch_seconds", level and level[1])
         return None if seconds is None else float(seconds)
 
     @property
     def name(self) -> str:
-        """Its block, for people."""
+        """The block's name in messages."""
         return str(self.folder) if self.block is None else block_name(self.block)
 
     @functools.cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        """A name without its suffix → the names of its tracks that have embeddings."""
+        """Name without its suffix → names of tracks that have embeddings."""
         by_stem: dict[str, list[str]] = {}
         for path in self.folder.rglob(f"*{SUFFIX}"):
             track = path.relative_to(self.folder).as_posix().removesuffix(SUFFIX)
@@ -86,12 +85,11 @@ class EmbeddingFolder:
         return by_stem
 
     def path(self, key: str) -> Path:
-        """The file of a track: of that key, or of the audio that its log-mel file was made of.
+        """The embedding file of a track; it need not exist.
 
-        A key that names a log-mel file finds ``<key>.embeddings.npy``, or else that of an audio
-        file of this name; one that names an audio file never finds that of another audio file.
-        Without any, the first of these is given, and is no file. Several, of audio files that
-        differ in their suffix only, are refused.
+        The key of a log-mel file leads to ``<key>.embeddings.npy``, or else that of an audio file
+        of this name; the key of an audio file never to that of another audio file. Raises
+        InputError if several audio files fit, which differ only in their suffix.
         """
         exact = self.folder / f"{key}{SUFFIX}"
         for path in (exact, self.folder / f"{key}.mmap{SUFFIX}"):
@@ -111,7 +109,7 @@ class EmbeddingFolder:
 
 
 def _stem(track: str) -> str:
-    """A track's name without the suffix of an audio or a log-mel file."""
+    """A track's name without an audio or log-mel suffix."""
     name = mel_key(track)
     return name.removesuffix(Path(name).suffix) if name.endswith((".mmap", ".npy")) else name
 
@@ -122,20 +120,17 @@ def block_name(block: int | str) -> str:
 
 
 def model_name(settings: dict[str, Any], made_by: dict[str, Any] | None) -> str:
-    """Where an extraction's model was, and the start of its hash."""
+    """A model's checkpoint or arch, and the start of its hash, for messages."""
     name = (made_by or {}).get("checkpoint") or (made_by or {}).get("arch") or "of unknown place"
     return f"{name} ({str(settings.get('model'))[:12]})"
 
 
 def find_folders(folder: str | Path, clip_length: float | None = None) -> list[EmbeddingFolder]:
-    """The embeddings of one extraction, a folder for each of its blocks, in their order.
+    """The embeddings of one extraction: a folder for each block, in the order of the blocks.
 
-    ``folder`` is what extraction was given as ``inference.out_dir``, or one above or within it,
-    down to that of a block; ``clip_length`` chooses among patches of several lengths, in seconds.
-
-    Raises:
-        InputError: there are none, none of that length, those of several extractions, or two of one
-            block.
+    ``folder`` is the extraction's ``inference.out_dir``, one above it, or one within it, down to
+    that of a block. ``clip_length``, in seconds, chooses among patches of several lengths. Raises
+    InputError for no embeddings, none of that length, several extractions, or a block twice.
     """
     folder = Path(folder).expanduser()
     refusal = functools.partial(InputError, path=folder, setting=EMBEDDINGS_DIR)
@@ -186,7 +181,7 @@ def _search(folder: Path, depth: int) -> list[EmbeddingFolder]:
 
 
 def _holds_foreign_embeddings(folder: Path) -> bool:
-    """Whether embeddings without a manifest lie in it, at any depth, as those of one block."""
+    """Whether embeddings without a manifest lie below, as those of one block."""
     found = False
     for _, folders, names in os.walk(folder):
         if MANIFEST in names or any(map(_LEVEL.fullmatch, folders)):
@@ -196,7 +191,7 @@ def _holds_foreign_embeddings(folder: Path) -> bool:
 
 
 def check_same_extraction(folders: Sequence[EmbeddingFolder]) -> None:
-    """Raise InputError if embeddings are of several models, or of tracks cut in several ways."""
+    """Raise InputError if embeddings differ in their model, or in how tracks were cut."""
     known = [(own, own.settings) for own in folders if own.settings is not None]
     for other, settings in known[1:]:
         first, expected = known[0]
@@ -219,7 +214,7 @@ def check_same_extraction(folders: Sequence[EmbeddingFolder]) -> None:
 
 
 def check_types(types: str, setting: str = "data.types") -> None:
-    """Raise InputError for tokens, which ``setting`` gives, that do not exist."""
+    """Raise InputError unless ``types`` are known tokens, each at most once."""
     if not types or not set(types) <= set(TOKENS) or len(set(types)) < len(types):
         raise InputError(
             f"{types!r} is no choice of tokens",
@@ -230,9 +225,9 @@ def check_types(types: str, setting: str = "data.types") -> None:
 
 
 def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray:
-    """One vector of an embedding's tokens: [..., 3, D] → [..., D], or "stack" [..., types · D].
+    """Reduce tokens to a vector: [..., 3, D] → [..., D] ("mean") or [..., types · D] ("stack").
 
-    After the final norm, [..., 1, D], there are no tokens: any choice but the default is refused.
+    After the final norm, [..., 1, D], any choice but the default raises InputError.
     """
     if embeddings.shape[-2] == 1:
         if types != "c" or reduce != "mean":
@@ -248,17 +243,15 @@ def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray
 
 
 def read_tokens(path: Path) -> np.ndarray:
-    """Read one track's embedding: float32 [3, D], or [1, D] of one after the final norm.
+    """Read one track's embedding: float32 [3, D], or [1, D] after the final norm.
 
-    The file holds [3, D] or [D]; or, for single patches, [patches, 3, D] or [patches, 1, D]: they
-    are pooled as extraction pools them (`helpers.patches.pooled_file`).
-
-    Raises:
-        InputError: it is damaged, or holds anything else, NaN or infinity among it.
+    The file holds [3, D] or [D]; or, for single patches, [patches, 3, D] or [patches, 1, D], which
+    `helpers.patches.pooled_file` pools. Raises InputError for a damaged file, another shape or
+    dtype, NaN or infinity.
     """
     try:
         found = load_array(path)
-    except Exception as error:  # a damaged header may lead to any, MemoryError among them
+    except Exception as error:  # a damaged header may raise any, even MemoryError
         message = f"cannot be read ({' '.join(str(error).split())})"
         hint = "Extract it again: extraction makes damaged files again."
         raise InputError(message, kind="corrupt", path=path, hint=hint) from None
@@ -284,10 +277,7 @@ def read_tokens(path: Path) -> np.ndarray:
 
 
 def mel_statistics(path: Path) -> np.ndarray:
-    """Mean and standard deviation over time of each mel band: float32 [192].
-
-    Of the values as the network takes them, without any learning: what a probe must beat.
-    """
+    """The probe's baseline: mean and std over time of each normalised mel band, float32 [192]."""
     mel = (np.asarray(read_mel(path), dtype=np.float32) - NORM_MEAN) / (2 * NORM_STD)
     return np.concatenate((mel.mean(axis=0), mel.std(axis=0))).astype(np.float32)
 
@@ -305,10 +295,10 @@ def read_blocks(paths: Sequence[Path]) -> np.ndarray:
 
 
 def read_all(read: Callable[[P], np.ndarray], paths: Sequence[P], title: str) -> np.ndarray:
-    """What ``read`` makes of N ≥ 1 tracks, side by side: float32 [N, ...], all of one shape."""
+    """Read N ≥ 1 tracks, and stack their features, all of one shape: float32 [N, ...]."""
     features = np.empty(0, np.float32)
     for i, found in enumerate(in_order(read, paths, None, title)):
-        if i == 0:  # no list of all of them is made beside it
+        if i == 0:  # filled in place, as a list would double the memory
             features = np.empty((len(paths), *found.shape), np.float32)
         if found.shape != features.shape[1:]:
             shape, before = list(found.shape), list(features[0].shape)

@@ -1,9 +1,7 @@
 """Ground truth: a pickled dict, track path relative to ``base_dir`` → multi-hot labels or values.
 
-    python datasets/groundtruth.py show FILE                          # look at any ground truth
-    python datasets/groundtruth.py build TABLE.csv --out-dir DIR      # make them from a table
-
-(What these do is in `datasets.groundtruth_command`.)
+python datasets/groundtruth.py show FILE                          # look at any ground truth
+python datasets/groundtruth.py build TABLE.csv --out-dir DIR      # build them from a table
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ TASKS: tuple[str, ...] = ("multi-label", "single-label", "regression")
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """The targets of a split."""
+    """The targets of a split, or of all tracks."""
 
     path: Path  # the file it was read from
     keys: list[str]  # [N] tracks, as paths relative to ``base_dir``, in the file's order
@@ -49,11 +47,11 @@ class GroundTruth:
 
     @property
     def n_classes(self) -> int:
-        """C, the number of labels (of a regression, values to a track)."""
+        """C, the number of labels; for a regression, of values per track."""
         return self.targets.shape[1]
 
     def counts(self) -> np.ndarray:
-        """[C] int64: how many tracks have each label."""
+        """Tracks with each label: int64 [C]."""
         return self.targets.sum(axis=0, dtype=np.int64)
 
 
@@ -65,12 +63,10 @@ def read_groundtruth(
 ) -> GroundTruth:
     """Read a pickled dict, relative path → targets: a NumPy array, a tuple or a list.
 
-    Multi-label: 0 or 1 for each label. Single-label: the same, with exactly one 1. Regression:
-    finite values below 3e38, or one bare number. ``task_setting``: what an error's hint names.
-
-    Raises:
-        InputError: the file is refused by `helpers.safe_pickle`, a key is no path that stays inside
-            ``base_dir``, or targets are not of that task and of one length (of ``n_classes``).
+    Multi-label targets are 0 or 1 for each label; single-label ones have exactly one 1; those of a
+    regression are finite values below 3e38, or one bare number. ``task_setting`` is the setting
+    that an error's hint names. Raises InputError if `helpers.safe_pickle` refuses the file, a key
+    is no path inside ``base_dir``, or targets misfit the task, each other or ``n_classes``.
     """
     path = Path(path)
     keys, targets = _validate(load_pickle(path), path, task, task_setting)
@@ -87,10 +83,7 @@ def read_splits(
     section: str,
     task_setting: str = "maest.task",
 ) -> dict[str, GroundTruth]:
-    """Read the ground truths of splits. Raises InputError unless their labels are the same.
-
-    Their settings are ``<section>.groundtruth_<split>``, and errors name them.
-    """
+    """Read the splits of ``<section>.groundtruth_<split>``. Raises InputError if labels differ."""
     splits: dict[str, GroundTruth] = {}
     for split, path in paths.items():
         setting = f"{section}.groundtruth_{split}"
@@ -102,7 +95,7 @@ def read_splits(
 
 
 def check_given(path: str | Path | None, setting: str) -> Path:
-    """The path of a ground truth. Raises InputError where none is given, or there is no file."""
+    """Expand the path of a ground truth. Raises InputError if it is None, or no such file."""
     found = None if path is None else Path(path).expanduser()
     if found is None or not found.is_file():
         what = "it is not set" if found is None else "no such file"
@@ -116,10 +109,7 @@ def check_given(path: str | Path | None, setting: str) -> Path:
 def check_labels(
     groundtruth: GroundTruth, n_classes: int, labels: list[str] | None, owner: str, setting: str
 ) -> None:
-    """Raise InputError where a ground truth has other labels than ``owner``, a file or a model.
-
-    ``labels`` are the owner's ``n_classes`` names, if it has any.
-    """
+    """Raise InputError unless a ground truth has the labels of ``owner``, a file or a model."""
     own, path = labels_beside(groundtruth), groundtruth.path
     if groundtruth.n_classes != n_classes:
         message = f"has {groundtruth.n_classes} labels to a track, and {owner} has {n_classes}"
@@ -135,7 +125,7 @@ def check_labels(
 def check_targets(
     groundtruth: GroundTruth, split: str, setting: str, rows: Sequence[int] | None = None
 ) -> None:
-    """Raise InputError where targets (of some ``rows``) leave nothing to learn, or to score."""
+    """Raise InputError if targets (of some ``rows``) leave nothing to learn, or to score."""
     targets = groundtruth.targets if rows is None else groundtruth.targets[list(rows)]
     if split == "train":
         nothing = groundtruth.task == "multi-label" and not targets.any()
@@ -152,7 +142,7 @@ def check_targets(
 
 
 def read_any_groundtruth(path: str | Path) -> GroundTruth:
-    """Read labels, or else real values: for those to whom only the tracks matter."""
+    """Read labels, or else real values, for callers to whom only the tracks matter."""
     try:
         return read_groundtruth(path)
     except InputError:
@@ -164,9 +154,9 @@ def read_any_groundtruth(path: str | Path) -> GroundTruth:
 def write_groundtruth(
     path: str | Path, groundtruth: Mapping[str, Any], task: str = "multi-label"
 ) -> None:
-    """Write a ground truth: a pickled dict, key → [C] bool (of a regression float32).
+    """Write a pickled dict, key → [C] bool (float32 for a regression); an equal file stays.
 
-    A file with that content stays as it is. InputError: a key or value would not be read back.
+    Raises InputError for a key or value that could not be read back.
     """
     path = Path(path)
     keys, targets = _validate(groundtruth, path, task)
@@ -176,7 +166,7 @@ def write_groundtruth(
 
 
 def check_disjoint(*groundtruths: GroundTruth) -> None:
-    """Raise InputError if two splits share tracks, naming the files and some of the keys."""
+    """Raise InputError if two splits share tracks."""
     tracks = [{posixpath.normpath(key): key for key in split.keys} for split in groundtruths]
     for (a, tracks_a), (b, tracks_b) in combinations(zip(groundtruths, tracks, strict=True), 2):
         if shared := sorted(tracks_a.keys() & tracks_b.keys()):
@@ -189,7 +179,7 @@ def check_disjoint(*groundtruths: GroundTruth) -> None:
 def _validate(
     groundtruth: object, path: Path, task: str, task_setting: str = "maest.task"
 ) -> tuple[list[str], np.ndarray]:
-    """Keys [N], and targets [N, C], uint8 or (regression) float32."""
+    """Keys [N], and targets [N, C], uint8 or (for a regression) float32."""
     check_choice("task", task, TASKS)
     if not isinstance(groundtruth, Mapping) or not groundtruth:
         kind: Kind = "empty" if isinstance(groundtruth, Mapping) else "invalid"
@@ -218,7 +208,7 @@ def _validate(
 
 
 def check_key(key: Any) -> str:
-    """The normalised path of a key. Raises InputError unless it names a file in ``base_dir``."""
+    """Normalise a key. Raises InputError unless it is a path inside ``base_dir``."""
     track = posixpath.normpath(key) if isinstance(key, str) and key else ""
     outside = track in ("", ".", "..") or track.startswith(("/", "../"))
     if outside or key[-1] == "/" or re.search(r"^[A-Za-z]:|[\0\\]", key):
@@ -251,7 +241,7 @@ def _row(values: Any, task: str) -> np.ndarray:
         raise InputError(f"found {short_repr(values)}", hint=_EXPECTED[task])
     try:
         row = np.asarray(values, np.float64)
-    except OverflowError:  # of a Python integer
+    except OverflowError:  # a Python integer
         row = np.full(len(values), np.inf)
     if task == "regression":
         with np.errstate(over="ignore"):
@@ -271,24 +261,21 @@ def _row(values: Any, task: str) -> np.ndarray:
 
 
 def write_labels(path: str | Path, names: Iterable[str]) -> None:
-    """Write the labels' names, in the order of the targets' columns, as a JSON list.
-
-    A file with that content stays as it is. InputError: a name is empty, or there twice.
-    """
+    """Write label names as JSON, in the targets' order; InputError for empty or equal names."""
     path = Path(path)
     write_changed(path, to_json(_check_names(list(names), path)).encode())
 
 
 def read_labels(path: str | Path) -> list[str]:
-    """Read names of labels, UTF-8: a JSON list (its first character is ``[``), or one name a line.
+    """Read label names, UTF-8: a JSON list (it begins with ``[``), or one name a line.
 
-    Raises InputError unless they are distinct and none is empty.
+    Raises InputError unless names are distinct and not empty.
     """
     path = Path(path)
     hint = "Label names are a JSON list, or UTF-8 text with one name a line."
     try:
         text = read_bytes(path, hint, hint).decode("utf-8-sig")
-        if text.lstrip()[:1] in ("[", "{"):  # a dict is no text either: it is refused by name
+        if text.lstrip()[:1] in ("[", "{"):  # a dict, too: as text it would pass for names
             names = json.loads(text)
         elif control := re.search(r"[^\t\r\n -\U0010ffff]", text):
             raise ValueError(f"it has the character {control[0]!r}: a binary file?")
@@ -304,7 +291,7 @@ def read_labels(path: str | Path) -> list[str]:
 def labels_beside(groundtruth: GroundTruth) -> list[str] | None:
     """The C names in the ``labels.json`` beside a ground truth; None if there is none.
 
-    Raises InputError if it is damaged, or of another number of labels.
+    Raises InputError if the file is damaged, or has another number of labels.
     """
     path = groundtruth.path.parent / "labels.json"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The command line of `datasets/groundtruth.py`: show a ground truth, or make some of a table."""
+"""The command line of `datasets/groundtruth.py`: show a ground truth, or build it from a table."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _values(groundtruth: GroundTruth, names: list[str]) -> list[str]:
 
 
 def _build(args: argparse.Namespace) -> None:
-    # What the two functions take by name, and nothing else, are the options of this name.
+    # The keyword-only arguments of the two functions are the options of the same names.
     reading, building = (
         {name: getattr(args, name) for name in function.__kwdefaults__ or {}}
         for function in (read_table, build)

@@ -1,9 +1,8 @@
-"""How a store of log-mel files was made: with which settings, and each file from which audio.
+"""How a store of log-mel files was made: the settings, and each file's audio.
 
-``preprocess.json`` in the store has the settings, and the folder of the audio.
-``preprocess-index.jsonl`` has a line for each log-mel file: the audio's path, size and time of
-change. A line is added as soon as its file is made, and the newest of a path counts. A shard adds
-to an index of its own, so that shards may run at once.
+``preprocess.json`` has the settings and the audio folder. ``preprocess-index.jsonl`` gets a line as
+soon as a log-mel file is made: the audio's path, size and time of change; a path's newest line
+counts. A shard adds to an index of its own, so that shards may run at once.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.files import TEMPORARY, read_bytes, valid_utf8, write_error, write_json
 from maest.helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
 
-RECIPE_FILE = "preprocess.json"  # of every store
+RECIPE_FILE = "preprocess.json"  # in every store
 _INDEX = "preprocess-index"
 _EMPTY = "Give an empty MELSPEC_DIR."
 _VERSION = 1  # raise it when reading or the front end changes what is written
@@ -38,7 +37,7 @@ _VERSION = 1  # raise it when reading or the front end changes what is written
 
 
 def _settings(seconds: float | None) -> dict[str, Any]:
-    """What the content of a log-mel file depends on, besides the audio."""
+    """The settings that a log-mel file's content depends on."""
     return {
         "seconds": "all" if seconds is None else float(seconds),
         "sample_rate": SAMPLE_RATE,
@@ -49,7 +48,7 @@ def _settings(seconds: float | None) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """The recipe of a store; None if there is none that can be read."""
+    """The recipe of a store; None if it is missing or damaged."""
     try:
         recipe = json.loads((folder / RECIPE_FILE).read_text("utf-8"))
     except (OSError, ValueError):
@@ -58,30 +57,30 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def kept_seconds(melspec_dir: Path) -> float | None:
-    """Seconds that a store keeps of each track, at most; None: all, or nothing says so."""
+    """Most seconds that a store keeps of a track; None: all, or unknown."""
     seconds = (_read(melspec_dir) or {}).get("seconds")
     return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def _made_from(audio_dir: Path, store: Path) -> list[str]:
-    """The folder of audio: its path, and that from the store, as both may be moved together."""
+    """The audio folder, as given and relative to the store, since both may move together."""
     return [valid_utf8(str(audio_dir)), valid_utf8(os.path.relpath(audio_dir, store))]
 
 
 def _sources(recipe: dict[str, Any] | None) -> list[str]:
-    """The same, of a store's recipe: empty, or a single path, of a person, too."""
+    """The audio folder in a recipe: [] from an early version, one path if a user wrote it."""
     source = (recipe or {}).get("source", [])
     return [source] if isinstance(source, str) else list(source)
 
 
 def is_of_other_audio(store: Path, audio_dir: Path) -> bool:
-    """Whether a folder is a store, made from another folder than this."""
+    """Whether a folder is a store, made from another audio folder."""
     sources = _sources(_read(store))
     return bool(sources) and not set(sources) & set(_made_from(audio_dir, store))
 
 
 def check_subfolder(store: Path, name: str, seconds: float | None) -> None:
-    """Raise InputError if the store has other settings, or files of its own in that folder."""
+    """Raise InputError if settings differ, or if that folder has log-mel files of the store."""
     _refuse_other_settings(store, _read(store), seconds)
     folder = store / name
     if not (folder / RECIPE_FILE).exists() and any(mel_files(folder)):
@@ -98,11 +97,11 @@ def open_store(
     whole: bool,
     every: bool,
 ) -> list[str]:
-    """Make the folder and its recipe, or raise InputError unless its files were made with the same.
+    """Create the store and its recipe; return warnings. Raises InputError if it was made otherwise.
 
     ``names`` are audio files, all of the folder's if ``every``. A recipe without any log-mel file
-    is replaced, but not by a shard (``whole`` is false): others may be at work with it. One without
-    a source, of a version that wrote none, gets this one. Returns what a person should know.
+    is replaced, but not by a shard (``whole`` is false): other shards may use it. A recipe without
+    a source, from an early version, gets this one.
     """
     path = store / RECIPE_FILE
     recipe = _settings(seconds) | {"source": _made_from(audio_dir, store)}
@@ -110,7 +109,7 @@ def open_store(
         store.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             present = _first_made(store, names)
-            # Another shard writes the recipe before its first file: it may be there by now.
+            # Another shard writes the recipe before its first file: look again.
             if not path.exists():
                 if present:
                     what = f"holds {present!r} already, and no {RECIPE_FILE}: how was it made?"
@@ -162,7 +161,7 @@ def _refuse_other_settings(
 
 
 def mel_files(store: Path) -> Iterator[str]:
-    """Log-mel files as paths relative to the store, without those of stores within it."""
+    """Log-mel files, as paths relative to the store, without those of stores within it."""
     for place, folders, names in os.walk(store):
         folder = Path(place).relative_to(store)
         folders[:] = [name for name in folders if not (Path(place, name) / RECIPE_FILE).exists()]
@@ -180,15 +179,12 @@ class Source:
 
     key: str  # path of the log-mel file in the store
     size: int  # of the audio file, in bytes
-    mtime_ns: int  # its time of change
+    mtime_ns: int  # its time of change (mtime)
     warnings: tuple[str, ...] = ()  # why results of it may mean nothing, such as "silent"
 
 
 class MelIndex:
-    """The index files of a store: reads all of them, adds to one.
-
-    ``part`` is the end of the names of a shard's files, "" of a run that is no shard.
-    """
+    """The index files of a store: reads all, adds to that of ``part`` (a shard's, or "")."""
 
     def __init__(self, store: str | Path, part: str = "") -> None:
         self._store = Path(store)
@@ -199,12 +195,12 @@ class MelIndex:
             for line in read_bytes(path, hint, hint).splitlines():
                 with suppress(ValueError, TypeError, KeyError):  # a line that was cut off
                     entries.append(_parse(line))
-        # Path of an audio file, relative to its folder → what was last made from it
+        # Path of an audio file, relative to its folder → its newest log-mel file
         self.sources: dict[str, Source] = {}
         for _, audio, source in sorted(entries, key=lambda entry: entry[0]):
-            self.sources.pop(audio, None)  # the newest is the last
+            self.sources.pop(audio, None)  # so that the newest comes last
             self.sources[audio] = source
-        # Path of a log-mel file → that of the audio it was last made from
+        # Path of a log-mel file → the audio that it was last made from
         self.owners = {source.key: audio for audio, source in self.sources.items()}
 
     def add(self, audio: str, source: Source) -> None:
@@ -216,25 +212,24 @@ class MelIndex:
         if source.warnings:
             entry["warnings"] = source.warnings
         entry["time"] = time.time_ns()
-        # ASCII, as a name may have any bytes. It may follow a line that was cut off.
+        # ASCII, as a name may have any bytes; "\n" first, as the last line may be cut off.
         line = b"\n" + json.dumps(entry).encode() + b"\n"
         try:
             with self._path.open("ab", buffering=0) as file:
-                if file.write(line) != len(line):  # at once: another run may add lines, too
+                if file.write(line) != len(line):  # one write: another run may add lines, too
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise write_error(self._path, error, "MELSPEC_DIR") from None
 
     def key(self, audio: str) -> str | None:
-        """The log-mel file of an audio file; None if there is none, or another's by now."""
+        """The log-mel file made from an audio file; None if missing, or replaced by another's."""
         source = self.sources.get(audio)
         return source.key if source and self.owners[source.key] == audio else None
 
     def is_made(self, audio: str, key: str, audio_dir: Path) -> bool:
         """Whether a log-mel file is whole, and made from the present audio.
 
-        One that nothing is written down about is, if it is not older than the audio: it was made by
-        an earlier version, or just before a run was killed. From now on it is in the index.
+        An unrecorded one (early version, killed run) enters the index unless the audio is newer.
         """
         try:
             mel = (self._store / key).stat()
@@ -249,7 +244,7 @@ class MelIndex:
             found = (audio_dir / audio).stat()
         except OSError:
             return True
-        if known:  # an older file may have taken its place, too
+        if known:  # compare for equality: an older file may replace the audio
             source = self.sources[audio]
             return (source.size, source.mtime_ns) == (found.st_size, found.st_mtime_ns)
         if found.st_mtime_ns > mel.st_mtime_ns:
@@ -258,11 +253,11 @@ class MelIndex:
         return True
 
     def full_keys(self, names: Sequence[str], audio_dir: Path) -> dict[str, str]:
-        """Audio → log-mel file, where that keeps the audio's suffix; all others are as `mel_key`'s.
+        """Audio → log-mel file, where that keeps the audio's suffix; for others see `mel_key`.
 
         Of ``song.flac`` and ``song.mp3``, the one that ``song.mmap`` was made from keeps it, and
-        the other has ``song.mp3.mmap``. Where neither is made yet, the first of ``names`` gets
-        ``song.mmap``. So does another one when the audio that it was made from is gone.
+        the other has ``song.mp3.mmap``. The first of ``names`` gets ``song.mmap`` if neither is
+        made yet, or if the audio that it was made from is gone.
         """
         alike = Counter(map(mel_key, names))
         groups: dict[str, list[str]] = defaultdict(list)
@@ -297,7 +292,7 @@ def _parse(line: bytes) -> tuple[int, str, Source]:
 
 
 def _maker(names: Sequence[str], mel: Path, audio_dir: Path) -> str:
-    """The audio that an unrecorded log-mel file can be made from, by the times; or the first."""
+    """The audio that an unrecorded log-mel file may be made from, by the times; or the first."""
     with suppress(OSError):
         made = mel.stat().st_mtime_ns
         for name in names:
@@ -307,17 +302,16 @@ def _maker(names: Sequence[str], mel: Path, audio_dir: Path) -> str:
 
 
 def store_keys(store: str | Path, names: Sequence[str]) -> list[str]:
-    """The keys of audio files in a store: paths of their log-mel files, which need not be there.
+    """Paths, in a store, of the log-mel files of audio files; they need not exist.
 
-    ``names`` are relative to the folder that the store was made from; those of a store within it
-    begin with that one's folder.
+    ``names`` are relative to the audio folder; those of an inner store begin with its folder.
     """
     store = Path(store)
     index = functools.cache(lambda folder: MelIndex(store / folder))
 
     @functools.cache
     def home(folder: str) -> str:
-        """The innermost store that has a folder, relative to ``store``."""
+        """The innermost store around a folder, relative to ``store``."""
         if not folder or (store / folder / RECIPE_FILE).exists():
             return folder
         return home(posixpath.dirname(folder))

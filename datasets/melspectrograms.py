@@ -1,8 +1,7 @@
 """The store of log-mel spectrograms.
 
-On disk a track is one headerless, C-order float16 array of frames x 96 bands, not normalised,
-with the suffix ``.mmap``. A ``.npy`` file of the same shape is read too, not quite as fast. A
-reader never loads more frames than it was asked for.
+A track is one headerless, C-order float16 array [frames, 96], not normalised, with the suffix
+``.mmap``. A ``.npy`` file of the same shape is read too, a little slower.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from maest.helpers.mel_constants import N_MELS
 DTYPE = np.dtype(np.float16)
 FRAME_BYTES = N_MELS * DTYPE.itemsize
 _SUFFIXES = ("", ".mmap", ".npy")  # that a key may lack
-_CHUNK = 20_000  # frames read at once of a file that is read as a whole: 320 s, 3.8 MB
+_CHUNK = 20_000  # frames of a chunk: 320 s, 3.8 MB
 _AGAIN = "Make it again with the data set's preprocess.py."
 
 
@@ -35,7 +34,7 @@ def _fault(path: str | Path, message: str, kind: Kind = "corrupt") -> InputError
 def write_mel(path: str | Path, mel: np.ndarray) -> None:
     """Write a log-mel [frames, 96], not normalised, as float16 ``.mmap``.
 
-    Raises ValueError if the shape is another, there is no frame, or a value does not fit.
+    Raises ValueError for another shape, no frame, NaN, or a value that float16 cannot hold.
     """
     mel = np.asarray(mel)
     if mel.ndim != 2 or mel.shape[1] != N_MELS or not len(mel):
@@ -48,14 +47,14 @@ def write_mel(path: str | Path, mel: np.ndarray) -> None:
 
 
 def mel_path(base_dir: str | Path, key: str) -> Path:
-    """The file of a ground-truth key: ``base_dir/key``, unless it is there with .mmap or .npy."""
+    """The file of a ground-truth key: ``base_dir/key``, or that with .mmap or .npy added."""
     path = Path(base_dir) / key
     added = (path.with_name(f"{path.name}{suffix}") for suffix in _SUFFIXES)
     return next((candidate for candidate in added if candidate.is_file()), path)
 
 
 def read_mel(path: str | Path) -> np.ndarray:
-    """A whole log-mel file: floats [frames, 96]."""
+    """Read a whole log-mel file: floats [frames, 96]."""
     with MelFile(path) as file:
         return file.read(0, len(file))
 
@@ -69,16 +68,15 @@ def _unreadable(path: str | Path, error: Exception) -> InputError:
 class MelFile:
     """A log-mel file that is open for reading, in a ``with`` statement; its length is in frames.
 
-    A ``.mmap`` is read by position, straight into the caller's array: opening it, its size, the
-    read and closing it are one system call each, and a file that shrinks meanwhile is an error here
-    where a mapped one would end the process. ``dtype`` is float16; of a ``.npy`` the file's own.
-    Raises InputError unless the file holds whole frames, one or more.
+    A ``.mmap`` is read by position, straight into the caller's array: each step is one system call,
+    and a file that shrinks meanwhile is an error, where a mapped one would end the process.
+    ``dtype`` is float16, or that of a ``.npy``. Raises InputError unless there are whole frames.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = os.fspath(path)
         self.dtype = DTYPE
-        self._mapped: np.ndarray | None = None  # of a .npy
+        self._mapped: np.ndarray | None = None  # a .npy
         self._descriptor = -1
         try:
             if self.path.endswith(".npy"):
@@ -101,9 +99,9 @@ class MelFile:
 
     @classmethod
     def of_key(cls, base_dir: str | Path, key: str) -> MelFile:
-        """The file of a ground-truth key, as :func:`mel_path` finds it."""
+        """The file of a ground-truth key, as :func:`mel_path` chooses it."""
         try:
-            return cls(os.path.join(base_dir, key))  # without a look at what else there may be
+            return cls(os.path.join(base_dir, key))  # first: looking for others takes time
         except InputError:
             path = mel_path(base_dir, key)
             if path.name != os.path.basename(key):
@@ -133,13 +131,13 @@ class MelFile:
     def read_into(self, out: np.ndarray, first: int) -> None:
         """Read frames from ``first`` on into a C-ordered array [n, 96] of the file's ``dtype``.
 
-        Raises InputError if these cannot be read any more, or have NaN or infinite values.
+        Raises InputError if they cannot be read, or have NaN or infinite values.
         """
         if self._mapped is not None:
             out[:] = self._mapped[first : first + len(out)]
         else:
             buffer, offset = out.data.cast("B"), first * FRAME_BYTES
-            while len(buffer):  # once, but on file systems that read less than was asked for
+            while len(buffer):  # once, unless the file system returns short reads
                 try:
                     done = os.preadv(self._descriptor, [buffer], offset)
                 except OSError as error:
@@ -153,18 +151,18 @@ class MelFile:
             raise _fault(self.path, f"NaN or infinite values in frames {frames}", "invalid")
 
     def read(self, first: int, last: int) -> np.ndarray:
-        """Frames ``first`` to ``last`` (left out), as a new array [last - first, 96]."""
+        """Read frames ``first`` to ``last`` (exclusive): [last - first, 96]."""
         frames = np.empty((last - first, N_MELS), self.dtype)
         self.read_into(frames, first)
         return frames
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """The whole file in pieces of at most 320 s, so that memory does not grow with it."""
+        """The whole file in pieces of at most 320 s, which bounds the memory."""
         for first in range(0, self._frames, _CHUNK):
             yield self.read(first, min(first + _CHUNK, self._frames))
 
     def content_hash(self) -> bytes | None:
-        """A hash of all values; None if they are all the same, as those of silence are."""
+        """A hash of all values; None if they are all the same, as in silence."""
         digest, first, constant = hashlib.blake2b(digest_size=16), None, True
         for chunk in self.chunks():
             digest.update(chunk.data.cast("B"))
@@ -174,7 +172,7 @@ class MelFile:
 
 
 def size_problem(found: os.stat_result) -> str | None:
-    """What is wrong with a ``.mmap`` file, as far as its size says."""
+    """The fault that a ``.mmap`` file's size shows, if any."""
     if stat.S_ISDIR(found.st_mode):
         return "is a folder, not a file"
     if not found.st_size:
@@ -192,8 +190,8 @@ def all_finite(mel: np.ndarray) -> bool:
     """Whether an array has no NaN or infinite value."""
     if mel.dtype != DTYPE:
         return bool(np.isfinite(mel).all())
-    # NumPy's isfinite takes float16 one by one. As unsigned integers, all finite values without a
-    # sign come before infinity: of a log-mel, which has no sign, one pass is enough.
+    # NumPy's isfinite is slow for float16. Read as unsigned integers, finite values without a sign
+    # come before infinity: for a log-mel, which has no sign, one pass is enough.
     bits = mel.view(np.uint16)
     return bool(bits.max(initial=0) < _INFINITY or (bits & _INFINITY).max() < _INFINITY)
 
@@ -202,10 +200,7 @@ def all_finite(mel: np.ndarray) -> bool:
 
 
 def read_crop(mel: MelFile, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """A random crop of exactly ``frames`` frames [frames, 96]; its start is uniform.
-
-    A shorter track stands in the middle of zeros (silence on this scale).
-    """
+    """A uniform random crop [frames, 96]; a shorter track is centred in zeros (silence)."""
     out = np.zeros((frames, N_MELS), mel.dtype)
     if len(mel) >= frames:
         mel.read_into(out, int(rng.integers(len(mel) - frames + 1)))
@@ -216,11 +211,10 @@ def read_crop(mel: MelFile, frames: int, rng: np.random.Generator) -> np.ndarray
 
 
 def read_patches(base_dir: str | Path, key: str, longest: int) -> list[np.ndarray]:
-    """A whole track as patches [frames, 96] of ``longest`` frames; the last may be shorter.
+    """Read a whole track as patches [frames, 96] of ``longest`` frames; the last may be shorter.
 
-    They are cut by :func:`helpers.patches.cut`, as the network cuts a waveform by itself, so that
-    a track gives the same result from audio and from its file. A track shorter than 16 frames is
-    padded to that with zeros (silence), at the end.
+    :func:`helpers.patches.cut` cuts them as the network cuts a waveform, so that a track gives the
+    same result from audio and from its file. Zeros (silence) pad a track to 16 frames at its end.
     """
     with MelFile.of_key(base_dir, key) as mel:
         pieces = [mel.read(first, last) for first, last in patches.cut(len(mel), longest)]
