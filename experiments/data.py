@@ -28,7 +28,7 @@ def paths_of(settings: Settings, *splits: str) -> dict[str, str | None]:
 
 
 def is_missing(settings: Settings, split: str) -> bool:
-    """Return whether a default ground truth of the embedded set meets other log-mel files."""
+    """Return whether a ground truth is the embedded set's default, but base_dir is not."""
     name, data, default = f"groundtruth_{split}", settings.datamodule, Data()
     embedded = Path(data.base_dir).resolve() == Path(default.base_dir).resolve()
     return not embedded and getattr(data, name) == getattr(default, name)

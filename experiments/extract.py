@@ -1,10 +1,7 @@
 """The commands extract_embeddings, extract_logits and predict of ``ex_maest.py``.
 
-Worker processes read tracks (`datasets.tracks`), whose patches share batches (`models.extraction`);
-results are written in a thread (`helpers.writer`). A track that cannot be read, or not be computed
-or written, is in ``failed.csv`` with the reason, and the exit code is 1; one whose process is
-killed, or hangs, is retried once, alone. Patches are as long as ``datamodule.clip_length`` says, or
-else the model's input (``patch_frames`` in `experiments.extract_job`).
+A track that cannot be read, computed or written is listed in ``failed.csv`` with the reason, and
+the exit code is 1. A track whose worker is killed or hangs is retried once, alone.
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ from maest.models.extraction import Extraction
 
 log = logging.getLogger(__name__)
 
-_TRACKS_TO_COMPILE = 2000  # on a GPU: fewer are done before compiling has paid
+_TRACKS_TO_COMPILE = 2000  # on a GPU: compiling does not pay for fewer
 _SHOWN = 10  # failures that are printed
 _LABELS = 3  # of a track, in a line
 _SECONDS = 10.0  # from one line to the next
@@ -53,10 +50,10 @@ extract_embeddings, extract_logits, predict = map(_command, ("embeddings", "logi
 def extract(
     settings: Settings, kind: str, expected: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write ``inference.outputs``, or the ``kind`` that a command has by default, of each track.
+    """Write ``inference.outputs``, or the command's default ``kind``, of each track.
 
-    ``expected`` are a manifest's settings, such as a probe was trained on; if the results would
-    have others, nothing is extracted.
+    ``expected`` are settings of a manifest, such as those of a probe's embeddings. InputError: the
+    results would have other settings; nothing is extracted then.
     """
     with interruptible(_state):
         job = ExtractionJob(settings, settings.inference.outputs or (kind,))
@@ -74,7 +71,7 @@ def extract(
 
 
 def _state() -> str:
-    # What overwrite=True replaces is gone by now, or made again.
+    # What overwrite=True replaces is already removed or written again.
     go_on = f" To go on:\n  {same_command(without=['inference.overwrite'])}"
     return f"The tracks that were done are kept.{go_on if is_first_process() else ''}"
 
@@ -83,7 +80,7 @@ def _state() -> str:
 
 
 def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
-    """Read, compute and write tracks, by number; the counts of what was done."""
+    """Read, compute and write tracks, by number; return counts."""
     progress, net, top = Progress(job, len(todo)), job.net, job.settings.inference.top
     writer = ResultWriter(
         job.outputs, net.labels, net.task, top, job.spec.pictures, job.named(WARNINGS)
@@ -95,7 +92,7 @@ def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
                 extraction = _extraction(job, len(todo))
                 extraction.on_pass = progress.passed
                 wanted = job.settings.datamodule.num_workers
-                # On a CPU one, which needs few of the cores' cycles beside the network.
+                # One on a CPU: it takes few cycles from the network.
                 workers = min(job.devices.workers(wanted, fewest=1), len(todo))
                 if wanted is None:  # all processes here share the cores
                     workers = min(workers, max(1, cores() // job.ranks.here))
@@ -108,7 +105,7 @@ def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
                         progress.done(result, extraction.engine.similarity)
     except BaseException:
         if not job.ranks.rank:
-            with suppress(OSError):  # on a full disk, the first error is the one to tell
+            with suppress(OSError):  # on a full disk, the first error counts
                 job.write_failures(job.failed | failed | writer.failed)
         raise
     failed |= writer.failed
@@ -125,7 +122,7 @@ def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
 
 
 def _extraction(job: ExtractionJob, total: int) -> Extraction:
-    """The network on this process's device; processes share a CPU's cores."""
+    """Return the network on this process's device; processes share a CPU's cores."""
     inference, ranks, device = job.settings.inference, job.ranks, job.devices.device
     if device.type == "cuda":
         device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
@@ -155,10 +152,10 @@ def _extraction(job: ExtractionJob, total: int) -> Extraction:
 
 
 class Progress:
-    """Says how far it is: a bar on a terminal; else a line a prediction, or one now and then."""
+    """Shows progress: a bar on a terminal; else a line per prediction, or one now and then."""
 
     def __init__(self, job: ExtractionJob, total: int) -> None:
-        self.seconds = self._computed = 0.0  # of tracks that are done; of patches
+        self.seconds = self._computed = 0.0  # of finished tracks; of patches
         self._net, self._predicts, self._total, self._done = job.net, job.spec.activations, total, 0
         self._began = self._told = time.monotonic()
         first = job.ranks.rank == 0
@@ -167,7 +164,7 @@ class Progress:
         self._lines, self._tell_similarity = first and not bar, first
 
     def passed(self, frames: int) -> None:
-        """So many frames were computed: a long track, too, is seen to go on."""
+        """Count computed frames, so that a long track also shows progress."""
         self._computed += seconds(frames)
         speed = self._computed / max(time.monotonic() - self._began, 1e-9)
         text = f"{self._computed / 3600:.2f} h of audio, {speed:.0f} x real time"
@@ -177,7 +174,7 @@ class Progress:
             print(f"{self._done} of {self._total} tracks, {text}", flush=True)
 
     def done(self, result: TrackResult | Track, similarity: Mapping[str, float] | None) -> None:
-        """A track is done, or has failed; ``similarity`` is that of int8."""
+        """Count a track that is done or has failed; ``similarity`` is that of int8."""
         self._done += 1
         self._bar.update()
         if self._tell_similarity and similarity is not None:
@@ -219,7 +216,7 @@ def _report(job: ExtractionJob, parts: list[dict[str, Any]]) -> dict[str, Any]:
             tidy_warnings(output.folder / job.named(WARNINGS), others)
         for name in ("failed", "tracks", "warnings"):
             for older in output.folder.glob(f"{name}-*-of-*.csv"):
-                # Without a shard, this run went over what the shards had left.
+                # Without a shard, this run has done what the shards left.
                 if job.shard is None and older.stat().st_mtime < job.started:
                     older.unlink(missing_ok=True)
     for key, reason in sorted(failed.items())[:_SHOWN]:
@@ -249,7 +246,7 @@ def _report(job: ExtractionJob, parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _contents(job: ExtractionJob) -> str:
-    """What files of embeddings hold, in words."""
+    """Describe the content of files of embeddings."""
     each, dim = " for each patch" if job.spec.pool == "none" else "", job.net.embed_dim
     blocks = [str(block) for block in job.spec.blocks if block != FINAL]
     parts = []
@@ -262,7 +259,7 @@ def _contents(job: ExtractionJob) -> str:
 
 
 def _show_predictions(output: Output, job: ExtractionJob, failed: dict[str, str]) -> None:
-    """A table over the folder; of one song, its labels."""
+    """Write a table over the folder, or print the labels of a single track."""
     keys = job.tracks.keys
     if len(keys) == 1:
         if keys[0] not in failed and output.path(keys[0]).is_file():

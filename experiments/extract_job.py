@@ -1,4 +1,4 @@
-"""What an extraction has to do, by its settings: model, tracks, and where results go."""
+"""The work of an extraction: model, tracks, outputs, and folders of results."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ from maest.models.extraction import OutputSpec, patch_plan
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of what results mean: raise it, and results are made again
+_VERSION = 1  # of the meaning of results: raise it to compute them again
 _NUMBERING = "blocks count from 0; -1 is after the final norm"
 
 
 class ExtractionJob:
-    """What this process has to do: to compute ``spec`` of its ``own`` numbers of all ``tracks``.
+    """This process's work: compute ``spec`` of its numbers ``own`` of all ``tracks``.
 
-    ``failed`` are folders that cannot be read, with reasons; ``left_out`` says how many files are
-    not taken for audio. Settings that do not go together are refused before anything is written.
+    ``failed`` holds unreadable folders with reasons; ``left_out`` counts files that are no audio.
+    Conflicting settings raise InputError before anything is written.
     """
 
     def __init__(self, settings: Settings, kinds: tuple[str, ...]) -> None:
@@ -111,12 +111,12 @@ class ExtractionJob:
             self.tracks.seconds = settings.inference.max_seconds
 
     def named(self, name: str) -> str:
-        """The name of a file over all tracks: of a shard, its own."""
+        """Return the name of a file over all tracks; a shard's carries its numbers."""
         stem, _, suffix = name.rpartition(".")
         return name if self.shard is None else "{}-{}-of-{}.{}".format(stem, *self.shard, suffix)
 
     def write_failures(self, failed: dict[str, str]) -> Path:
-        """Into each folder of results; where the first one is."""
+        """Write failures into each folder of results; return the first file."""
         name = self.named("failed.csv")
         for output in self.outputs:
             write_failures(output.folder / name, failed)
@@ -125,9 +125,9 @@ class ExtractionJob:
     # ---- folders ---------------------------------------------------------------------------------
 
     def open_folders(self, expected: Mapping[str, Any]) -> list[int]:
-        """Enter in the folders what is going to be in them; the numbers of the tracks to do.
+        """Write the folders' manifests; return the numbers of the tracks to do.
 
-        InputError: other results are there already; or these would not be the ``expected`` ones.
+        InputError: other results are already there, or these would differ from the ``expected``.
         """
         results, origin, maest = self._results(), self._origin(), self.settings.maest
         _check_expected(results, expected, maest.checkpoint or maest.arch)
@@ -149,7 +149,7 @@ class ExtractionJob:
         files = ((i, self.tracks.keys[i], self.tracks.path(i)) for i in self.own)
         if not overwrite:
             return [i for i, key, path in files if not is_done(key, self.outputs, path, pictures)]
-        for _, key, _ in files:  # a run that is stopped can then go on without overwrite
+        for _, key, _ in files:  # so that a stopped run can go on without overwrite
             for output in self.outputs:
                 with suppress(OSError, ValueError):  # what cannot be removed will be overwritten
                     if not output.path(key).is_symlink():
@@ -157,7 +157,7 @@ class ExtractionJob:
         return list(self.own)
 
     def _results(self) -> dict[str, Any]:
-        """What results depend on: every setting that is declared so, or the value worked out."""
+        """Return all that results depend on: settings tagged "results", and values worked out."""
         settings, values = self.settings, {}
         for section in (settings.maest, settings.trainer, settings.inference):
             for name in sorted(tagged(type(section), "results")):
@@ -176,12 +176,12 @@ class ExtractionJob:
         }
 
     def _origin(self) -> dict[str, Any]:
-        """Where the model and the tracks came from: results do not depend on the place."""
+        """Return where model and tracks came from, on which results do not depend."""
         path = self.settings.maest.checkpoint
         origin: dict[str, Any] = {
             "arch": self.settings.maest.arch,
             "checkpoint": None if path is None else str(Path(path).expanduser().resolve()),
-            # Whether the average was used, whatever the setting left open.
+            # Whether the average was used, also where the setting left it open.
             "checkpoint_swa_weights": self.checkpoint is not None and self.checkpoint.average,
             "input": "audio",
         }
@@ -216,7 +216,7 @@ def _check_options(settings: Settings, kinds: tuple[str, ...], device: torch.dev
 
 
 def out_dir_of(settings: Settings) -> Path:
-    """``inference.out_dir``; or ``embeddings/<arch>``, of a run's model ``embeddings/run-4``."""
+    """Return ``inference.out_dir``, else ``embeddings/<arch>``, or ``embeddings/run-4`` of a run."""
     if settings.inference.out_dir is not None:
         return Path(settings.inference.out_dir).expanduser()
     if settings.maest.checkpoint is None:
@@ -229,7 +229,7 @@ def out_dir_of(settings: Settings) -> Path:
 
 
 def _check_expected(results: dict[str, Any], expected: Mapping[str, Any], model: Any) -> None:
-    # Log-mel files may hold as many seconds as are read of audio; precisions give nearly the same.
+    # Log-mel files may hold as many seconds as audio gives; precisions differ little.
     names = results.keys() & expected.keys() - {"max_seconds", "precision"}
     old, new = ({name: one[name] for name in sorted(names)} for one in (expected, results))
     if old != new:

@@ -1,4 +1,4 @@
-"""Which weights a command works with, and the network that they, settings and data make."""
+"""Find a command's weights, and build the network from them, the settings and the data."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def in_section(section: str) -> Iterator[None]:
-    """Errors name the setting of this section that an argument of the same name came from."""
+    """Let errors name the setting of this section, in place of the argument of that name."""
     try:
         yield
     except InputError as error:
         if error.setting and "." not in error.setting:
             error.setting = f"{section}.{error.setting}"
-        # A hint of the Python API says argument=value.
+        # Hints of the Python API say argument=value.
         error.hint = re.sub(r"(?<![\w.])([a-z_]+=)", rf"{section}.\1", error.hint)
         raise
 
 
 def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | None:
-    """The weights to start from: those of ``maest.checkpoint``, or the arch's published ones.
+    """Return the weights of ``maest.checkpoint``, or the arch's published ones, or None.
 
-    InputError: they cannot be read or fetched; or they are asked for, and none are given.
+    InputError: they cannot be read or downloaded, or are required and missing.
     """
     maest, average = settings.maest, settings.maest.checkpoint_swa_weights
     if settings.ckpt_path is not None and not training:
@@ -65,7 +65,7 @@ def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | 
 
 
 def require_checkpoint(settings: Settings) -> Checkpoint:
-    """:func:`find_checkpoint`, for a command that cannot go without weights."""
+    """Return :func:`find_checkpoint`; InputError if there are no weights."""
     checkpoint = find_checkpoint(settings)
     if checkpoint is None:
         raise _no_weights("no model is given")
@@ -82,13 +82,13 @@ def _no_weights(message: str) -> InputError:
 
 
 def arch_of(settings: Settings) -> Arch | None:
-    """The one that ``maest.arch`` names. Raises InputError if there is none of that name."""
+    """Return the arch that ``maest.arch`` names. InputError: it is unknown."""
     with in_section("maest"):
         return None if settings.maest.arch is None else find_arch(settings.maest.arch)
 
 
 def clip_frames(settings: Settings, checkpoint: Checkpoint | None) -> int:
-    """Frames of a clip, or of a patch: of ``datamodule.clip_length``, or else the model's input."""
+    """Return frames per clip or patch: ``datamodule.clip_length``, or else the model's input."""
     arch, length = arch_of(settings), settings.datamodule.clip_length
     if length is None and settings.maest.input_t is not None:
         return settings.maest.input_t
@@ -100,7 +100,7 @@ def clip_frames(settings: Settings, checkpoint: Checkpoint | None) -> int:
 
 
 def find_task(settings: Settings, checkpoint: Checkpoint | None) -> str:
-    """What the targets are: as the settings say, or else the checkpoint; or else many labels."""
+    """Return the task of the settings, else of the checkpoint, else "multi-label"."""
     known = checkpoint.sizes.get("task") if checkpoint else None
     return settings.maest.task or known or TASKS[0]
 
@@ -108,13 +108,13 @@ def find_task(settings: Settings, checkpoint: Checkpoint | None) -> str:
 def network_arguments(
     settings: Settings, checkpoint: Checkpoint | None, training: bool = False
 ) -> dict[str, Any]:
-    """Section ``maest`` as arguments of `get_maest`, beside the checkpoint itself."""
+    """Return section ``maest`` as arguments of `get_maest`, without the checkpoint."""
     left_out = tagged(Network, "weights") | (set() if training else tagged(Network, "training"))
     arguments = {n: v for n, v in vars(settings.maest).items() if n not in left_out}
     arguments |= {"pretrained": False, "task": find_task(settings, checkpoint)}
     if not training and checkpoint is not None:
         arguments["n_classes"] = settings.maest.n_classes or checkpoint.sizes.get("n_classes")
-    # An arch with published weights stands for those: a checkpoint takes their place.
+    # An arch with published weights names those; a checkpoint replaces them.
     arch = arch_of(settings)
     if settings.maest.checkpoint is not None and arch is not None and arch.published:
         arguments["arch"] = None
@@ -131,11 +131,11 @@ def build_network(
     groundtruth: GroundTruth | None = None,
     training: bool = False,
 ) -> Maest:
-    """The network of settings and checkpoint; what they leave open, the ground truth says.
+    """Build the network from settings and checkpoint; the ground truth decides the rest.
 
-    Without one (music that nobody has labelled), new weights get one class and the released models'
-    normalisation. A training's classes, labels and scale are always the ground truth's. InputError:
-    settings, checkpoint and ground truth do not go together.
+    Without a ground truth (unlabelled music), new weights get one class and the released models'
+    normalisation. Training always takes classes, labels and scale from the ground truth.
+    InputError: settings, checkpoint and ground truth do not fit together.
     """
     maest, known = settings.maest, checkpoint.sizes if checkpoint else {}
     arguments = network_arguments(settings, checkpoint, training)
@@ -176,7 +176,7 @@ def _match_head(
     groundtruth: GroundTruth,
     discard_head: bool,
 ) -> bool:
-    """Set classes and labels to the ground truth's; whether the checkpoint's head is discarded."""
+    """Set classes and labels to the ground truth's; return whether to discard the head."""
     classes, path = arguments["n_classes"], groundtruth.path
     if classes not in (None, groundtruth.n_classes):
         message, hint = f"{classes} classes, and there are {groundtruth.n_classes}", "Leave it out."

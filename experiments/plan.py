@@ -1,8 +1,4 @@
-"""A training, put together from its settings, and all of it checked: :func:`resolve`.
-
-What a training leaves open is worked out by :func:`decided`; clip length, task and network, which
-other commands need too, in model.py, device, precision and workers in devices.py.
-"""
+"""Build a training from its settings, and check all of it: :func:`resolve`."""
 
 from __future__ import annotations
 
@@ -32,9 +28,9 @@ from maest.models.weights import Checkpoint
 log = logging.getLogger(__name__)
 
 _CLIPS_PER_TRACK, _MOST_CLIPS = 16, 2400
-# Compiling takes about a minute: in a run of fewer steps it does not pay.
+# Compiling takes about a minute, which does not pay in a run of fewer steps.
 _STEPS_TO_COMPILE = 1000
-# Defaults of version 0.1. Where a run's record has one of these and the settings have today's
+# Defaults of version 0.1. If a run's record has one of these and the settings have today's
 # default, nobody has chosen either.
 _EARLIER_DEFAULTS = {
     "maest.s_patchout_t": 22,
@@ -45,11 +41,11 @@ _EARLIER_DEFAULTS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`resolve` has put together."""
+    """A training, as built by :func:`resolve`."""
 
-    settings: Settings  # with a value wherever they were open
-    continued: Path | None  # the checkpoint of the training that goes on, if one does
-    origin: dict[str, Any]  # what a model's folder says of its making, before the training
+    settings: Settings  # decided
+    continued: Path | None  # checkpoint to continue from
+    origin: dict[str, Any]  # the model folder's record before the training
     data: MaestDataModule
     net: Maest
     steps_per_epoch: int  # of the optimiser
@@ -61,7 +57,7 @@ class Plan:
         return size_name(self.net.embed_dim, self.net.num_heads, self.net.depth)
 
     def lines(self) -> list[str]:
-        """For people: a line for each thing."""
+        """Return a summary, one line per fact."""
         maest, data, trainer = self.settings.maest, self.settings.datamodule, self.settings.trainer
         net, frames, devices = self.net, self.data.clip_frames, find_devices(trainer)
         weights = sum(parameter.numel() for parameter in net.parameters()) / 1e6
@@ -86,8 +82,8 @@ class Plan:
 
 
 def resolve(settings: Settings, log_dir: Path) -> Plan:
-    """Weights, data and network of a training; InputError if they do not go together."""
-    find_devices(settings.trainer)  # what is not here is refused before data is made
+    """Return weights, data and network of a training. InputError: they do not fit together."""
+    find_devices(settings.trainer)  # refuses missing devices before data is built
     arch_of(settings)
     check_files(settings, "train", "val")
     checkpoint = find_checkpoint(settings, training=True)
@@ -108,7 +104,7 @@ def resolve(settings: Settings, log_dir: Path) -> Plan:
 
 
 def _check_task(settings: Settings, net: Maest) -> None:
-    """Raise InputError for settings that do not go with the task or the heads."""
+    """Raise InputError for settings that conflict with the task or the heads."""
     balanced = settings.datamodule.balanced_sampling and net.task == "regression"
     taught = settings.datamodule.teacher_dir is not None
     no_labels, one_head = net.task != "multi-label", net.distilled_type != "separated"
@@ -128,10 +124,7 @@ def _origin(
     checkpoint: Checkpoint | None,
     continued: Checkpoint | None,
 ) -> dict[str, Any]:
-    """What a model's folder says of its making, as far as it is known before the training.
-
-    Names, not paths: it is made to be passed on.
-    """
+    """Return what a model's folder records before training: names, not paths."""
     started: dict[str, Any] = {"started_from": None}
     if continued is not None and "started_from" in continued.trained_on:
         names = ("started_from", "licence", "parents")
@@ -149,7 +142,7 @@ def _origin(
 
 
 def build_data(settings: Settings, splits: dict[str, GroundTruth], frames: int) -> MaestDataModule:
-    """The data module of some splits, in clips of so many frames."""
+    """Return the data module of some splits, in clips of ``frames`` frames."""
     data, clips = settings.datamodule, settings.datamodule.clips_per_epoch
     return MaestDataModule(
         splits,
@@ -170,7 +163,7 @@ def build_data(settings: Settings, splits: dict[str, GroundTruth], frames: int) 
 
 
 def decided(settings: Settings, frames: int, tracks: int) -> Settings:
-    """The settings of a training on so many tracks, with a value for each that is open."""
+    """Return a training's settings with a value for each open one, given its number of tracks."""
     maest, data, trainer = settings.maest, settings.datamodule, settings.trainer
     devices, clips, columns = find_devices(trainer), data.clips_per_epoch, maest.s_patchout_t
     if not isinstance(clips, int):
@@ -186,7 +179,7 @@ def decided(settings: Settings, frames: int, tracks: int) -> Settings:
         trainer=replace(trainer, precision=devices.precision),
     )
     if trainer.compile is None:
-        # Each rate of stochastic depth would be a graph of its own.
+        # Each rate of stochastic depth would compile a separate graph.
         pays = devices.device.type == "cuda" and not maest.drop_path_rate
         pays = pays and steps_of(settings)[1] >= _STEPS_TO_COMPILE
         settings = replace(settings, trainer=replace(settings.trainer, compile=pays))
@@ -194,7 +187,7 @@ def decided(settings: Settings, frames: int, tracks: int) -> Settings:
 
 
 def steps_of(settings: Settings) -> tuple[int, int]:
-    """Steps of an epoch, and of the whole training, by settings that are decided."""
+    """Return optimiser steps per epoch, and in total, by :func:`decided` settings."""
     data, trainer = settings.datamodule, settings.trainer
     clips = int(data.clips_per_epoch or 0) // find_devices(trainer).processes
     batches = limited(math.ceil(clips / data.batch_size_train), trainer.limit_train_batches)
@@ -207,10 +200,10 @@ def steps_of(settings: Settings) -> tuple[int, int]:
 
 
 def find_run(settings: Settings, log_dir: Path) -> Path | None:
-    """The checkpoint to continue from; None to begin anew.
+    """Return the checkpoint to continue from; None starts a new training.
 
-    ``ckpt_path=last`` is that of the newest run with the same settings, however it ended. Without
-    one a new training begins, so that a cluster's job can be submitted again unchanged.
+    ``ckpt_path=last`` takes the newest run with the same settings, however it ended. If there is
+    none, a new training begins, so that a cluster's job can be submitted again unchanged.
     """
     if settings.ckpt_path != "last":
         return None if settings.ckpt_path is None else Path(settings.ckpt_path)
@@ -235,15 +228,15 @@ def find_run(settings: Settings, log_dir: Path) -> Path | None:
 
 
 def read_continued(path: Path | None) -> Checkpoint | None:
-    """The checkpoint of the training that is continued, if it can be read as a model."""
+    """Return the checkpoint to continue from, or None if it is missing or corrupt."""
     if path is not None and path.is_file():
-        with suppress(InputError):  # the training itself raises it
+        with suppress(InputError):  # the training raises it
             return load_checkpoint(path, average=False)
     return None
 
 
 def resumed_settings(settings: Settings, continued: Checkpoint | None) -> Settings:
-    """The settings with what the continued training worked out, where they leave it open.
+    """Fill open settings with the values that the continued training worked out.
 
     Measured again, the normalisation would differ if a file has gone since.
     """
@@ -252,7 +245,7 @@ def resumed_settings(settings: Settings, continued: Checkpoint | None) -> Settin
     maest, data = settings.maest, settings.datamodule
     earlier: dict[str, Any] = {n: continued.sizes.get(n) for n in ("norm_mean", "norm_std")}
     clips = data.clips_per_epoch
-    with suppress(OSError, ValueError, KeyError, TypeError):  # it stands in no run's folder
+    with suppress(OSError, ValueError, KeyError, TypeError):  # it is not in a run's folder
         record = _read_record(continued.path)
         earlier["s_patchout_t"] = record["maest"]["s_patchout_t"]
         if clips == "auto":
@@ -264,15 +257,15 @@ def resumed_settings(settings: Settings, continued: Checkpoint | None) -> Settin
 
 
 def _read_record(checkpoint: Path) -> dict[str, Any]:
-    """The settings of the run that a checkpoint is of."""
+    """Return the settings of a checkpoint's run."""
     record: dict[str, Any] = json.loads((checkpoint.parents[1] / "config.json").read_text("utf-8"))
     return record
 
 
 def _differing(settings: Settings, record: dict[str, Any]) -> list[str]:
-    """How settings that decide differ from a run's record; what it lacks came later.
+    """Return how settings that matter differ from a run's record; missing ones count as defaults.
 
-    KeyError, TypeError: it is not a training's record.
+    KeyError, TypeError: the record is not a training's.
     """
     now, lines = plain(settings), differences(record["seed"], settings.seed, "seed")
     for setting in settings_of(Settings):

@@ -1,4 +1,4 @@
-"""The commands pretrain, which is for fine-tuning too, and print_plan."""
+"""The commands pretrain, also for fine-tuning, and print_plan."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from maest.models.weights import load_into
 
 log = logging.getLogger(__name__)
 
-# Advice that is of no use to a user here
+# Warnings that a user cannot act on
 for _message in (
     "does not have many workers",
     "The number of training batches.*is smaller than the logging interval",
@@ -59,12 +59,12 @@ logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARN
 
 
 def print_plan(run: Any, settings: Settings) -> None:
-    """Show what pretrain would do."""
+    """Print what pretrain would do."""
     print("\n".join(resolve(settings, LOG_DIR).lines()))
 
 
 def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
-    """Train, validate each epoch, write a model folder."""
+    """Train, validate each epoch, and write a model folder."""
     started, folder = time.monotonic(), run_dir(run)
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     plan = resolve(settings, folder.parent)
@@ -126,7 +126,7 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
 
 
 def _check_data(plan: Plan) -> None:
-    """A quick check: what would stop the training does so now; warnings of the rest."""
+    """Raise InputError for files that would stop the training; warn of other problems."""
     data, skip = plan.data, plan.data.on_error == "skip"
     report = check_splits(
         data.splits, data.base_dir, data.clip_frames, data.teacher_dir, skip, brief=True
@@ -158,14 +158,14 @@ def _flops_per_clip(plan: Plan) -> float:
 
 
 def _with_bar(settings: Settings) -> bool:
-    """A bar redraws its line: in a file or a pipe that is noise."""
+    """Return whether to draw a bar, which would be noise in a file or a pipe."""
     return settings.trainer.enable_progress_bar and sys.stderr.isatty()
 
 
 def build_trainer(
     settings: Settings, folder: Path, callbacks: Sequence[pl.Callback], logger: Logger | bool
 ) -> pl.Trainer:
-    """Lightning's trainer, by settings that are decided (`plan.decided`)."""
+    """Return Lightning's trainer for settings from `plan.decided`."""
     trainer, devices = settings.trainer, find_devices(settings.trainer)
     if trainer.devices != -1:
         check_processes(trainer.devices, trainer.num_nodes)
@@ -174,7 +174,7 @@ def build_trainer(
         log.warning("trainer.precision=bf16-mixed: on most CPUs much slower than 32-true")
     strategy: str | DDPStrategy = "auto"
     if trainer.strategy == "ddp" or devices.processes > 1:
-        # The buffers are constants; and evaluation need not wait for the other processes.
+        # The buffers are constants, and evaluation need not wait for other processes.
         strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     limit = [StepLimit(trainer.max_steps)] if trainer.max_steps >= 0 else []
     ours = tagged(TrainerSettings, "ours")
@@ -195,7 +195,7 @@ def build_trainer(
 
 
 def _fit(trainer: pl.Trainer, module: MaestModule, plan: Plan, last: Path) -> None:
-    """Train, saving ``last``; afterwards this process is alone."""
+    """Train, saving ``last``; leave this process alone."""
     try:
         trainer.fit(module, plan.data, ckpt_path=plan.continued, weights_only=True)
     except (Exception, Stopped) as error:
@@ -215,30 +215,27 @@ def _fit(trainer: pl.Trainer, module: MaestModule, plan: Plan, last: Path) -> No
 
 
 def terminate_workers(trainer: pl.Trainer) -> None:
-    """End the processes that Lightning has started.
-
-    They may wait for this one, the first of its machine, which is about to stop.
-    """
+    """End the processes that Lightning started; they may wait for this one."""
     started = getattr(trainer.strategy.launcher, "procs", [])
     workers = list(started)
-    # Lightning watches them, and kills this one if one has failed: before it has said what it has
-    # to say. Without any, it stops watching.
+    # Lightning watches them, and kills this process if one has failed, before this one can report
+    # the error. With an empty list it stops watching.
     started.clear()
     end_processes(workers, patience=5.0)
 
 
 def is_peer_failure(error: Exception) -> bool:
-    """Whether an error only says that another process has gone."""
+    """Return whether an error only reports that another process has ended."""
     return isinstance(error, torch.distributed.DistError) or "by peer" in str(error)
 
 
 def _interrupted(stop: Stopped, last: Path, trainer: pl.Trainer) -> Interrupted:
-    """What the user of a training reads that a signal has stopped."""
+    """Return the error for a training that a signal has stopped."""
     if not trainer.is_global_zero:  # the first process says it
         return Interrupted(str(stop), stop.signal)
     go_on = f"\n  {same_command(f'ckpt_path={last}')}"
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
-        go_on = " give the same command with ckpt_path=last"  # to whatever has started this process
+        go_on = " give the same command with ckpt_path=last"  # to the launcher
     state = "stopped before anything was saved"
     if stop.saved:
         state = f"saved at step {trainer.global_step}, {last}. To continue:{go_on}"
@@ -248,7 +245,7 @@ def _interrupted(stop: Stopped, last: Path, trainer: pl.Trainer) -> Interrupted:
 
 
 def _after_divergence(settings: Settings, last: Path) -> str:
-    """How to go on with a training that has diverged."""
+    """Say how to continue a training that has diverged."""
     fp16 = settings.trainer.precision == "16-mixed"
     other = " Or fp16 overflows: trainer.precision=bf16-mixed." if fp16 else ""
     if not last.is_file():
@@ -263,10 +260,10 @@ def _after_divergence(settings: Settings, last: Path) -> str:
 def _best_weights(
     plan: Plan, module: MaestModule, history: History, checkpoints: Checkpoints
 ) -> tuple[dict[str, int], Scored]:
-    """Give the network the best epoch's weights; that epoch, and how they do on the validation."""
+    """Load the best epoch's weights; return that epoch and their validation scores."""
     monitor = checkpoints.monitors["best"]
     last = {"epoch": module.trainer.current_epoch, "steps": module.trainer.global_step}
-    # A run that was over already has validated nothing.
+    # A continued run that was already over has validated nothing.
     validated = bool(module.scored and history.epochs and monitor in history.epochs[-1])
     best = last
     if path := checkpoints.path("best"):
@@ -284,7 +281,7 @@ def _best_weights(
 def _best_average(
     net: Maest, checkpoints: Checkpoints, history: History
 ) -> tuple[Maest | None, dict[str, Any]]:
-    """The best average of weights and its metrics, or (None, {})."""
+    """Return the best average of weights and its metrics, or (None, {})."""
     path = checkpoints.path("best-swa")
     if path is None:
         return None, {}
@@ -298,7 +295,7 @@ def _best_average(
 def _summarize(
     scored: Scored, plan: Plan, epochs: list[dict[str, float]], folder: Path
 ) -> dict[str, Any]:
-    """Metrics on the validation split, beside baselines; with pictures in ``folder``."""
+    """Return validation metrics and baselines; draw pictures in ``folder``."""
     task, results = plan.net.task, metrics_of("val", scored, plan.net)
     baseline = metrics.baseline(task, plan.data.splits["train"].targets, scored.targets)
     name, shown = metrics.BASELINES[task], metrics.SHOWN[task]
@@ -317,7 +314,6 @@ def _summarize(
 
 
 def _print_report(results: dict[str, Any], task: str, folder: Path, model: Path) -> None:
-    """A table of the model and its baselines, and the files."""
     shown, swa = metrics.SHOWN[task], results.get("swa")
     rows = [("model", {name: results[f"val_{name}"] for name in shown})]
     if swa:

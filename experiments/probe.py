@@ -28,11 +28,11 @@ from maest.models.probe import SELECTION, ProbeBank
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "numpy", "scikit-learn")  # that a probe's metrics depend on
+PACKAGES = ("torch", "numpy", "scikit-learn")  # a probe's metrics depend on these
 
 
 def probe(run: Any, settings: ProbeSettings) -> dict[str, Any]:
-    """Train the probe with several seeds, test each on its best epoch, and write a report."""
+    """Train the probe with several seeds, test each at its best epoch, and write a report."""
     folder = run_dir(run)
     results = run_probe(settings, folder)
     shown = metrics.SHOWN[results["task"]]
@@ -42,9 +42,9 @@ def probe(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 
 
 def run_probe(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
-    """Train and test probes, write all that a run leaves into ``folder``, and print a summary.
+    """Train and test probes, write a run's files into ``folder``, and print a summary.
 
-    Returns the content of ``results.json`` there. Nothing is kept where a signal stops it.
+    Returns the content of ``results.json``. Nothing is kept if a signal stops the run.
     """
     started = time.monotonic()
     task = read_task(settings.data)
@@ -85,11 +85,10 @@ def train_probes(
     mix: bool = False,
     after_epoch: Callable[[], object] = lambda: None,
 ) -> ProbeBank:
-    """Train probes together; each has its weights of its best epoch on the validation split.
+    """Train probes together; each keeps the weights of its best epoch on the validation split.
 
-    Args:
-        features: split → float32 [N, M, D] of M sets (with ``mix`` M blocks).
-        mix: one probe a seed on a learned mix of the M blocks, rather than one on each set.
+    ``features`` maps split → float32 [N, M, D] of M sets. ``mix`` trains one probe per seed on a
+    learned mix of M blocks, instead of one on each set.
     """
     n_sets, width = features["train"].shape[1:]
     bank = ProbeBank(
@@ -103,8 +102,8 @@ def train_probes(
         n_blocks=n_sets if mix else None,
         device=find_device(recipe.accelerator, "probe.accelerator"),
     )
-    # Products this small gain little from more threads, and where other work goes on, threads that
-    # share them wait for each other (ten times as long was seen).
+    # Products this small gain little from threads, which wait for each other where other work
+    # runs (ten times slower was measured).
     with one_torch_thread():
         bank.fit(
             (features["train"], task.splits["train"].targets),
@@ -123,7 +122,7 @@ def train_probes(
 
 
 def mean_and_std(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
-    """Mean and sample standard deviation (0 for a single value) of a metric over the seeds."""
+    """Return mean and sample standard deviation (0 for a single value) over the seeds."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "std": deviation, "values": [float(v) for v in values]}
 
@@ -131,7 +130,7 @@ def mean_and_std(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
 def over_seeds(
     runs: Sequence[metrics.Evaluation], bank: ProbeBank, number: int = 0
 ) -> dict[str, Any]:
-    """Metrics of a bank's set of features: of the best epochs, and of its probes' test ``runs``."""
+    """Return a feature set's validation metrics, and those of its test ``runs``, over the seeds."""
     own = slice(number * len(bank.seeds), (number + 1) * len(bank.seeds))
     results = {
         name: mean_and_std([run.figures[name] for run in runs[own]])
@@ -142,13 +141,13 @@ def over_seeds(
 
 
 def mix_weights(bank: ProbeBank) -> dict[str, Any]:
-    """The weights of the blocks in each seed's mix, and their mean over the seeds."""
+    """Return the weights of the blocks in each seed's mix, and their mean over the seeds."""
     weights = bank.weights["mix"].softmax(dim=1).cpu().numpy()
     return {"mean": weights.mean(axis=0).tolist(), "values": weights.tolist()}
 
 
 def baseline(task: ProbeTask) -> dict[str, float]:
-    """What one answer for all tracks gets on the test split."""
+    """Return test metrics of one constant answer for all tracks."""
     train, test = (task.splits[split].targets for split in ("train", "test"))
     figures = metrics.baseline(task.task, train, test).figures
     return {name: figures[name] for name in metrics.SHOWN[task.task]}
@@ -161,7 +160,7 @@ def _results(
     bank: ProbeBank,
     outputs: np.ndarray,
 ) -> dict[str, Any]:
-    """The content of ``results.json``; ``outputs`` [S, N, C] are of the test split."""
+    """Return the content of ``results.json``; ``outputs`` [S, N, C] are of the test split."""
     targets, shown = task.splits["test"].targets, metrics.SHOWN[task.task]
     runs = [metrics.evaluate(task.task, targets, own) for own in outputs]
     constant = chance = baseline(task)
@@ -201,7 +200,7 @@ def _results(
         for row, positives in zip(results["per_label"], targets.sum(axis=0), strict=True):
             row["positives"] = int(positives)
     if task.task == "single-label":
-        # Tracks of each class (row) that were taken for each class, mean over the seeds
+        # Tracks of each class (row) by predicted class, mean over the seeds
         counts = np.zeros((len(labels), len(labels)))
         for own in outputs:
             np.add.at(counts, (targets.argmax(axis=1), own.argmax(axis=1)), 1)
@@ -223,10 +222,10 @@ def _per_label(labels: list[str], runs: list[metrics.Evaluation]) -> list[dict[s
 
 
 def _ridge(task: ProbeTask, features: FeatureSet) -> dict[str, float]:
-    """Test metrics of a linear probe in closed form, which needs no validation split.
+    """Return test metrics of a linear probe in closed form, which needs no validation split.
 
-    The penalty is the number of features: as if each track's features had length 1, and it 1. Of
-    blocks that are to be mixed it takes the plain mean.
+    The penalty is the number of features, as if each track's features had length 1 and the penalty
+    were 1. Blocks to be mixed are averaged.
     """
     train, test = (features.splits[split].mean(axis=1) for split in ("train", "test"))
     targets = task.splits["test"].targets

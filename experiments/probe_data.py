@@ -1,7 +1,4 @@
-"""What a probe learns, and from what: the labels of three splits, and the features of their tracks.
-
-Features are embeddings of one block or of several, or statistics of the mel bands.
-"""
+"""A probe's labels of three splits, and its features: embeddings or statistics of mel bands."""
 
 from __future__ import annotations
 
@@ -47,12 +44,12 @@ MIX = "mix"
 
 @dataclass
 class ProbeTask:
-    """Labels of three splits: of the tracks that have features, once these have been read."""
+    """Labels of three splits; once features are read, only of the tracks that have them."""
 
     task: str
-    labels: list[str]  # C names
+    labels: list[str]  # [C]
     splits: dict[str, GroundTruth]
-    missing: dict[str, int] = field(default_factory=dict)  # tracks without features, where any are
+    missing: dict[str, int] = field(default_factory=dict)  # split → tracks without features
 
     def tracks(self) -> dict[str, int]:
         """Split → N."""
@@ -66,7 +63,7 @@ class ProbeTask:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of one kind, and what made them."""
+    """Features of one kind, and their origin."""
 
     splits: dict[str, np.ndarray]  # float32 [N, 1, D]; of a mix [N, L, D], layer-normalized
     name: str
@@ -76,7 +73,7 @@ class FeatureSet:
 
 
 def read_task(data: ProbeData) -> ProbeTask:
-    """Three ground truths that have the same labels and share no track."""
+    """Read three ground truths. InputError: labels differ, or splits share a track."""
     paths = {split: getattr(data, f"groundtruth_{split}") for split in SPLITS}
     splits = read_splits(paths, data.task, "data", "data.task")
     check_disjoint(*splits.values())
@@ -85,7 +82,7 @@ def read_task(data: ProbeData) -> ProbeTask:
 
 
 def read_features(task: ProbeTask, data: ProbeData) -> FeatureSet:
-    """The features that ``data`` asks for; tracks without any leave the task."""
+    """Read the features that ``data`` selects; tracks without any leave the task."""
     if data.features == "mel_statistics":
         mels = _given(data.base_dir, "data.base_dir", "the folder of the log-mel files")
         statistics = _read(
@@ -121,12 +118,11 @@ def read_features(task: ProbeTask, data: ProbeData) -> FeatureSet:
 def choose_folders(
     data: ProbeData, blocks: Sequence[int] | str | None, setting: str = "data.block"
 ) -> list[EmbeddingFolder]:
-    """Folders of one extraction, in the blocks' order.
+    """Return folders of one extraction, in the blocks' order. InputError: a block is missing.
 
-    Args:
-        blocks: one, to probe (None: block 7, or the only one there is); or what to mix or to sweep
-            over: some with tokens to choose from, which the final norm has not, or a word for all.
-        setting: what ``blocks`` are of.
+    ``blocks`` is one block to probe (None: block 7, or the only one), several to mix or sweep over,
+    or a word for all blocks with tokens (not the final norm). ``setting`` is where ``blocks`` come
+    from.
     """
     folder = _given(
         data.embeddings_dir, EMBEDDINGS_DIR, "what extraction wrote (inference.out_dir)"
@@ -189,7 +185,7 @@ def _read(
     find: Callable[[str], list[Path]],
     read: Callable[[list[Path]], np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Split → [N, ...] of the tracks that have all their files; the others leave the task."""
+    """Split → [N, ...] of the tracks that have all files; other tracks leave the task."""
     paths: list[list[Path]] = []
     owners: dict[Path, tuple[str, Path]] = {}
     for split, groundtruth in task.splits.items():

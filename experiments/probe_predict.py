@@ -1,4 +1,4 @@
-"""The command ``predict`` of ``ex_tl.py``: a finished probe on new music."""
+"""The command ``predict`` of ``ex_tl.py``: apply a finished probe to new music."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _SHOWN = 10  # tracks that are printed
 _DIGITS = 6
-# Settings of an extraction, as they are called here
+# Settings of an extraction, by their names here
 _SETTINGS = {
     "inference.audio": "audio",
     "inference.out_dir": "predict.out_dir",
@@ -38,7 +38,7 @@ _SETTINGS = {
 
 
 def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
-    """Apply a finished probe, and the extractor it was trained on, to new music."""
+    """Apply a finished probe, and its extractor, to new music."""
     folder = run_dir(run)
     if settings.probe_dir is None or settings.audio is None:
         missing = "probe" if settings.probe_dir is None else "audio"
@@ -62,7 +62,7 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     blocks = made["block"] if mix else [made["block"]]
     outputs = [Output("embeddings", block, level / block_name(block)) for block in blocks]
     tracks, _, _ = find_tracks(settings.audio, leave_out=out_dir)
-    # Extraction reports the others. A file that is older than its audio is of other audio.
+    # Extraction reports the others. A file older than its audio belongs to other audio.
     keys = [key for i, key in enumerate(tracks.keys) if is_done(key, outputs, tracks.path(i))]
     values = np.zeros((0, len(about["labels"])), np.float32)
     if keys:
@@ -87,7 +87,6 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 def _write(
     folder: Path, about: dict[str, Any], keys: list[str], values: np.ndarray, warnings: list[str]
 ) -> None:
-    """Write ``predictions.csv`` and ``predictions.json``."""
     labels, figure = about["labels"], figure_name(about["task"])
     rows, tracks = [], []
     for key, own, warned in zip(keys, values, warnings, strict=True):
@@ -106,7 +105,10 @@ def _write(
 
 
 def read_probe(folder: Path) -> tuple[dict[str, Any], ProbeBank]:
-    """A finished run's ``probe.json``, and its probes of all seeds; or of ``probe/`` in it."""
+    """Read ``probe.json`` and the probes of all seeds, from a finished run or its ``probe/``.
+
+    InputError: they are missing or corrupt, or their extractor is unknown.
+    """
     inside = folder / PROBE_FOLDER if (folder / PROBE_FOLDER).is_dir() else folder
     path = inside / "probe.json"
     if not path.is_file():
@@ -143,9 +145,9 @@ def read_probe(folder: Path) -> tuple[dict[str, Any], ProbeBank]:
 
 
 def extraction_settings(about: dict[str, Any], settings: ProbeSettings, out_dir: Path) -> Settings:
-    """The settings with which ``ex_maest.py extract_embeddings`` makes a probe's features.
+    """Return the settings by which ``ex_maest.py`` extracts a probe's features.
 
-    ``about`` is the probe's ``probe.json``.
+    ``about`` is the probe's ``probe.json``. InputError: the model is missing.
     """
     made, model, options = about["extraction"], about.get("made_by") or {}, settings.predict
     arch, checkpoint = options.arch, options.checkpoint
@@ -160,8 +162,8 @@ def extraction_settings(about: dict[str, Any], settings: ProbeSettings, out_dir:
                 hint="Give its place now, as predict.checkpoint=<model>, or predict.arch=<a "
                 "released model>.",
             )
-    # Seconds of each track, at most, that the embeddings are of; version 0.1 did not write down how
-    # much its log-mel files held.
+    # Most seconds of each track in the embeddings; version 0.1 did not record how much its
+    # log-mel files held.
     source = model if "log-mel files" in (model.get("input"), made.get("input")) else made
     max_seconds = source.get("max_seconds")
     if source is model and "max_seconds" not in model:
@@ -179,7 +181,7 @@ def extraction_settings(about: dict[str, Any], settings: ProbeSettings, out_dir:
             "maest": {
                 "arch": arch,
                 "checkpoint": checkpoint,
-                # The average where there is one: a model folder may hold it alone.
+                # The average if there is one: a model folder may hold nothing else.
                 "checkpoint_swa_weights": None if model.get("checkpoint_swa_weights") else False,
                 **(made["patchout"] or {}),
             },

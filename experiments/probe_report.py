@@ -1,4 +1,4 @@
-"""The files of a probe's run, its pictures and its summary; and other probes that are finished."""
+"""Write a probe run's files, pictures and summary; find other finished probes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ PREDICTIONS = "predictions.npz"
 RESULTS = "results.json"
 PROBE_FOLDER = "probe"
 SWEEP = "sweep.json"
-FEW_TRACKS = 30  # in a split of fewer, a metric says little
+FEW_TRACKS = 30  # in a smaller split, metrics say little
 RIDGE = "linear probe (ridge regression)"
-_LABELS_SHOWN = 20  # in a summary; labels.csv has them all
+_LABELS_SHOWN = 20  # in a summary; labels.csv has all
 _BASELINES = {
     "multi-label": "the labels' frequencies among the training tracks",
     "single-label": "the most frequent class among the training tracks",
@@ -38,7 +38,7 @@ _BASELINES = {
 def write_run(
     folder: Path, results: dict[str, Any], task: ProbeTask, bank: ProbeBank, outputs: np.ndarray
 ) -> None:
-    """Write all that a run leaves: results, probes, predictions, pictures, tables and summary."""
+    """Write results, probes, predictions, pictures, tables and summary of a run."""
     labels, rows = results["labels"], results["per_label"]
     write_json(folder / RESULTS, results)
     write_json(folder / "labels.json", labels)
@@ -85,7 +85,7 @@ def write_run(
 
 
 def _summary(folder: Path, results: dict[str, Any]) -> Page:
-    """A page with metrics, facts, pictures (which it draws), and commands that go on from here."""
+    """Return the summary page, and draw its pictures."""
     task, selection = results["task"], SELECTION[results["task"]]
     constant, seeds = metrics.BASELINES[task], len(results["seeds"])
     others = {"ridge": RIDGE, constant: constant.replace("_", " ")}
@@ -139,7 +139,6 @@ def _summary(folder: Path, results: dict[str, Any]) -> Page:
 
 
 def _add_labels(page: Page, folder: Path, results: dict[str, Any]) -> None:
-    """The picture of all labels, and a table of the best ones."""
     rows, name = results["per_label"], results["name"]
     shown = "f1" if results["task"] == "single-label" else metrics.SHOWN[results["task"]][0]
     title = f"test {metrics.FIGURE_NAMES[shown]}"
@@ -200,7 +199,7 @@ def _facts(results: dict[str, Any]) -> list[str]:
 
 
 def splits_line(results: Mapping[str, Any], what: str = "embedding") -> str:
-    """How many tracks each split has, and how many it leaves out."""
+    """Return a line with the tracks of each split, and those left out."""
     line = f"{' / '.join(map(str, results['tracks'].values()))} tracks for training, validation "
     line += "and test"
     if results["missing"]:
@@ -210,7 +209,7 @@ def splits_line(results: Mapping[str, Any], what: str = "embedding") -> str:
 
 
 def few_tracks(tracks: Mapping[str, int]) -> list[str]:
-    """A warning for each split that is too small for its metrics to say anything."""
+    """Return a warning for each split that is too small for its metrics."""
     whys = {
         "validation": (tracks["val"], "chance may have chosen what is best on it"),
         "test": (tracks["test"], "the metrics are uncertain"),
@@ -223,7 +222,7 @@ def few_tracks(tracks: Mapping[str, int]) -> list[str]:
 
 
 def no_probe(folder: Path, name: str, setting: str) -> InputError:
-    """For a folder without the file of a finished probe: it says what may have been meant."""
+    """Return the error for a folder without a finished probe's file, with a likely correction."""
     path, message = folder / name, "no such file: the run was stopped, or is no probe's"
     hint = "Give the folder of a finished probe of ex_tl.py"
     if probes := newest_runs(name):
@@ -239,7 +238,7 @@ def no_probe(folder: Path, name: str, setting: str) -> InputError:
 
 
 def _comparable(results: dict[str, Any], folder: Path) -> Path | None:
-    """The newest other probe that was tested on the same tracks."""
+    """Return the newest other probe that was tested on the same tracks."""
     for other in newest_runs(PREDICTIONS):
         if other.resolve() == folder.resolve():
             continue

@@ -1,7 +1,7 @@
-"""Several processes that share the tracks of an extraction: each does every n-th one.
+"""Processes that share the tracks of an extraction: each takes every n-th track.
 
-``trainer.devices`` starts them on this machine; torchrun and srun on many. They do not talk to one
-another: each leaves its counts as a file in the folder of results, and the first one joins them.
+``trainer.devices`` starts them on one machine, torchrun and srun on many. They do not communicate:
+each writes its counts to a file in the folder of results, and the first process joins them.
 """
 
 from __future__ import annotations
@@ -21,36 +21,35 @@ from maest.helpers.errors import InputError
 from maest.helpers.files import TEMPORARY, atomic_path
 from maest.helpers.signals import end_with_parent
 
-_OLD = 600.0  # seconds: a part that was written so long before this process began is another run's
-_JOB = "MAEST_JOB"  # the environment variable by which a process knows the one that started it
+_OLD = 600.0  # seconds: a part written this long before this process began is another run's
+_JOB = "MAEST_JOB"  # environment variable with the job of the process that started this one
 _JOB_NAMES = (
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
     "MASTER_PORT",
 )
-# Where torchrun and srun say rank, world and local rank, and the options that these come from
+# Variables of rank, world and local rank, the launcher's name, and its options
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "torchrun", "--nproc-per-node and --nnodes")
 _SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "srun",
          "--ntasks-per-node and --nodes")  # fmt: skip
 
 
 class Ranks:
-    """This process among those of a run, by what torchrun, srun or the first of them have set.
+    """This process among those of a run, as set by torchrun, srun or the first process.
 
-    Attributes:
-        rank, world: its number, from 0, and how many there are.
-        local_rank, here: the same on this machine; the former is its GPU's number, too.
+    ``rank`` of ``world`` counts all processes from 0; ``local_rank`` of ``here`` those of this
+    machine, and selects the GPU.
     """
 
     def __init__(self, devices: int, num_nodes: int) -> None:
         check_processes(devices, num_nodes)
         environment, launcher = os.environ, _launcher()
         self.here, self.local_rank = devices, 0
-        # What the processes of this run have in common, and no other's
+        # Common to the processes of this run, and to no others
         job = "-".join(environment[name] for name in _JOB_NAMES if name in environment)
         if launcher is not None:
             self.rank, self.world, self.local_rank = (int(environment[n]) for n in launcher[:3])
         else:
-            if _JOB in environment:  # else LOCAL_RANK may be left over from anything
+            if _JOB in environment:  # else LOCAL_RANK may come from anything
                 job, self.local_rank = environment[_JOB], int(environment["LOCAL_RANK"])
                 end_with_parent()
             elif num_nodes == 1:
@@ -61,7 +60,7 @@ class Ranks:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def start_others(self) -> None:
-        """Start the same command once more for each other device of this machine."""
+        """Start the same command for each other device of this machine."""
         command = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
         if _JOB not in os.environ and _launcher() is None:
             for local in range(1, self.here):
@@ -69,7 +68,10 @@ class Ranks:
                 self._children.append(subprocess.Popen(command, env=environment))
 
     def join(self, folder: Path, part: dict[str, Any]) -> list[dict[str, Any]]:
-        """The parts of all processes, for the first one, once they are done; others: none."""
+        """Wait for all processes; return their parts to the first one, [] to others.
+
+        InputError: another process has failed.
+        """
         if self.rank:
             self._leave(folder, part)
             return []
@@ -90,7 +92,7 @@ class Ranks:
         return parts
 
     def give_up(self, folder: Path, error: BaseException) -> None:
-        """Tell the first process that this one has failed; if it is the first, end the others."""
+        """Report this process's failure to the first process, or as the first end the others."""
         if self.rank:
             with suppress(OSError):
                 self._leave(folder, {"error": str(error)})
@@ -103,7 +105,7 @@ class Ranks:
 
     def _leave(self, folder: Path, part: dict[str, Any]) -> None:
         with atomic_path(self._path(folder, self.rank)) as temporary:
-            temporary.write_text(json.dumps(part), "utf-8")  # names that are no text are escaped
+            temporary.write_text(json.dumps(part), "utf-8")  # escapes names that are not text
 
     def _lost(self, rank: int, why: str) -> InputError:
         return InputError(
@@ -115,7 +117,7 @@ class Ranks:
 
 
 def end_processes(processes: Sequence[subprocess.Popen[Any]], patience: float = 10.0) -> None:
-    """Wait for processes to end; after so many seconds, end them by force."""
+    """Wait for processes to end; kill them after ``patience`` seconds."""
     until = time.monotonic() + patience
     for process in processes:
         with suppress(subprocess.TimeoutExpired):
@@ -125,7 +127,7 @@ def end_processes(processes: Sequence[subprocess.Popen[Any]], patience: float = 
 
 
 def check_processes(devices: int, num_nodes: int) -> None:
-    """Raise InputError if torchrun or srun has started another number of processes than is set."""
+    """Raise InputError if torchrun or srun has started another number of processes."""
     _, size, _, who, options = _launcher() or ("",) * 5
     started = int(os.environ.get(size, devices * num_nodes))
     if started != devices * num_nodes:
@@ -139,7 +141,7 @@ def check_processes(devices: int, num_nodes: int) -> None:
 
 
 def _launcher() -> tuple[str, str, str, str, str] | None:
-    """What has started this process, and others."""
+    """Return the variables of torchrun or srun, if one has started this process."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return _TORCHRUN
     return _SRUN if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" else None

@@ -1,7 +1,7 @@
-"""What both experiments share: how a Sacred experiment is configured, run and recorded.
+"""Configure, run and record a Sacred experiment, for both scripts.
 
-Every run has a folder ``exp_logs/<id>/`` (in the working directory) with its configuration, its
-output and its results. This module imports neither torch nor Lightning.
+Every run has a folder ``exp_logs/<id>/`` in the working directory with its configuration, output
+and results. This module imports neither torch nor Lightning.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ SETTINGS.CONFIG.READ_ONLY_CONFIG = False
 SETTINGS.CAPTURE_MODE = "sys"  # file descriptors are shared with worker processes
 SETTINGS.DISCOVER_SOURCES = SETTINGS.DISCOVER_DEPENDENCIES = "none"  # see `_record`
 
-# Sacred finds fault with every setting whose default is None, or may be (the schema checks them),
-# and with runs that it does not record.
+# Sacred warns of every setting whose default or value may be None (the schema checks them), and
+# of runs that it does not record.
 _NOISE = ("Changed type of config entry", "No observers have been added to this run")
 logging.getLogger().addFilter(
     lambda record: not any(noise in record.getMessage() for noise in _NOISE)
@@ -66,23 +66,23 @@ logging.getLogger().addFilter(
 
 
 class Experiment(sacred.Experiment):
-    """One with typed settings, see :func:`configure`."""
+    """An experiment with typed settings, see :func:`configure`."""
 
     section: type
     aliases: Mapping[str, str]
 
 
 class UserError(utils.SacredError):
-    """Printed as its message alone, behind "Error:"."""
+    """An error that Sacred prints as its message alone, behind "Error:"."""
 
-    __module__, __qualname__ = "builtins", "Error"  # what Sacred prints before it
+    __module__, __qualname__ = "builtins", "Error"  # Sacred prints the name
 
     def __init__(self, message: str) -> None:
         super().__init__(message, print_traceback=False)
 
 
 class Interrupted(UserError, utils.SacredInterrupt):
-    """A run that a signal has ended: Sacred keeps it as interrupted, and the exit code tells."""
+    """A signal has ended the run; ``exit_code`` is 128 + its number."""
 
     __module__, __qualname__ = "builtins", "Interrupted"
 
@@ -93,9 +93,9 @@ class Interrupted(UserError, utils.SacredInterrupt):
 
 @contextmanager
 def interruptible(state: Callable[[], str]) -> Iterator[None]:
-    """Within this a signal ends the run at once: ``SIGTERM: stopped.`` and ``state()`` are printed.
+    """End the run at once on a signal, and print ``SIGTERM: stopped.`` and ``state()``.
 
-    ``state`` says what is kept, and how to go on.
+    ``state`` says what is kept, and how to continue.
     """
     try:
         with stoppable():
@@ -106,7 +106,7 @@ def interruptible(state: Callable[[], str]) -> Iterator[None]:
 
 
 class RunFolder(FileStorageObserver):
-    """Keeps a run in exp_logs/<id>/. A disk that is full by then costs the record, not the run."""
+    """Keeps a run in exp_logs/<id>/. A full disk costs the record, not the run."""
 
     complete = True
 
@@ -122,9 +122,9 @@ class RunFolder(FileStorageObserver):
 
 
 def is_first_process() -> bool:
-    """Whether this is the one process of a training, or the first of several, which keeps the run.
+    """Return whether this process keeps the run: the only one, or the first of several.
 
-    torchrun, SLURM and Lightning's own launcher say so in the environment.
+    torchrun, SLURM and Lightning's launcher set the environment that decides.
     """
     if "RANK" not in os.environ and os.environ.get("NODE_RANK", "0") != "0":
         return False
@@ -142,13 +142,11 @@ def configure(
 ) -> None:
     """Give an experiment its settings, named configs, commands, and run folders.
 
-    Args:
-        table: command → the file of ``experiments/`` whose function of the same name it calls, with
-            (run, settings); and a sentence. The first is the default. A file is imported when it is
-            needed: what was typed is checked before, and without torch.
-        aliases: other names of sections of settings; of single settings, with a ``=`` behind.
-        elsewhere: commands that go on where no run folder can be written; their results are not in
-            it. One that begins with ``print_`` has none.
+    ``table`` maps command → (file, sentence): the file of ``experiments/`` has a function of the
+    command's name, called with (run, settings). The first command is the default. Files are
+    imported on use, so that settings are checked without torch. ``aliases`` are other names of
+    sections, or with ``=`` at the end of settings. Commands in ``elsewhere`` go on without a run
+    folder if none can be written; ``print_`` commands have none.
     """
     ex.section, ex.aliases = section, aliases
     ex.add_config(plain(section()))
@@ -166,7 +164,7 @@ def configure(
     def check(config: dict, command_name: str, logger: logging.Logger) -> dict:
         ex.observers.clear()
         recorded = not ex.commands[command_name].unobserved and is_first_process()
-        SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = recorded  # which takes a program
+        SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = recorded  # it runs another program
         try:
             parse(section, config)
             if recorded:
@@ -189,7 +187,7 @@ def configure(
 
 
 def _record(ex: Experiment) -> None:
-    """Have the run kept in its folder, with the versions of this program and of some packages."""
+    """Keep the run in a folder, with versions of this program and of some packages."""
     try:
         LOG_DIR.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=LOG_DIR, buffering=0) as file:
@@ -210,7 +208,7 @@ def _record(ex: Experiment) -> None:
 
 
 def _command(section: type, module: str, name: str) -> Callable:
-    """A function for Sacred, which fills in ``_run`` and ``_config``."""
+    """Return a function for Sacred, which fills in ``_run`` and ``_config``."""
 
     def call(_run, _config):
         try:
@@ -230,41 +228,38 @@ def _command(section: type, module: str, name: str) -> Callable:
 
 
 def _message(error: Exception) -> str | None:
-    """The message of an error that a user can mend; None of a fault of the program's."""
-    if isinstance(error, OSError):  # one that names no file, and is none of ours, is a fault
+    """Return the message of an error that a user can fix; None for a bug."""
+    if isinstance(error, OSError):  # an unknown one without a file is a bug
         known = error.filename is not None or error.errno in (None, *_NO_ROOM)
-    else:  # Lightning's class is not imported for this
+    else:  # by name, as importing Lightning's class is slow
         known = isinstance(error, InputError) or type(error).__name__ == _LIGHTNINGS
     text = str(error)
-    if "Original Traceback" in text:  # passed on by a worker process: what it was there
+    if "Original Traceback" in text:  # from a worker process: its message there
         text = text.strip().splitlines()[-1].partition(": ")[2]
     return text if known else None
 
 
 def run_dir(run: Run) -> Path:
-    """The folder of a run; made here if no observer keeps one (Sacred's ``--unobserved``)."""
+    """Return the run's folder; create one if no observer keeps it (Sacred's ``--unobserved``)."""
     for observer in run.observers:
         if isinstance(observer, FileStorageObserver) and observer.dir:
             return Path(observer.dir)
     folder = LOG_DIR / f"unobserved-{time.strftime('%Y%m%d-%H%M%S')}"
     if is_first_process():  # the others write nothing
-        with suppress(OSError):  # what is to be written there will say it
+        with suppress(OSError):  # writing there will raise it
             folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def newest_runs(file: str, log_dir: Path = LOG_DIR) -> list[Path]:
-    """The folders of runs that have this file, by its time; links, as ``latest``, are left out."""
+    """Return folders of runs that have this file, newest first, without links (``latest``)."""
     folders = [folder for folder in log_dir.glob("*") if not folder.is_symlink()]
     holding = (folder for folder in folders if (folder / file).is_file())
     return sorted(holding, key=lambda folder: (folder / file).stat().st_mtime, reverse=True)
 
 
 def same_command(*settings: str, without: Sequence[str] = ()) -> str:
-    """The command line that was typed, with some settings changed or added, as key=value.
-
-    Those whose keys are in ``without`` are left out.
-    """
+    """Return the typed command line with key=value settings changed, added, or ``without`` some."""
     keys = tuple(f"{setting.partition('=')[0]}=" for setting in (*settings, *without))
     arguments = [a for a in sys.argv[1:] if not (keys and a.startswith(keys))]
     if settings and "with" not in arguments:
@@ -273,7 +268,7 @@ def same_command(*settings: str, without: Sequence[str] = ()) -> str:
 
 
 def _own_name(argument: str, aliases: Mapping[str, str]) -> str:
-    """A setting under its own name; and ``dataset/…`` as ``datasets/…`` if only that exists."""
+    """Replace aliases in a setting, and ``dataset/…`` by ``datasets/…`` if only that exists."""
     key, equals, value = argument.partition("=")
     if not equals:
         return argument
@@ -288,7 +283,7 @@ def _own_name(argument: str, aliases: Mapping[str, str]) -> str:
 
 
 def _check_settings_file(path: str) -> None:
-    """Raise InputError for a file that Sacred cannot take settings from."""
+    """Raise InputError for a file without settings that Sacred can read."""
     hint = "Give a file such as exp_logs/4/config.json: sections, and settings in them."
     try:
         content = load_config_file(path)
@@ -302,7 +297,7 @@ def _check_settings_file(path: str) -> None:
 
 
 def _help(ex: Experiment, name: str) -> int:
-    """Print the help of a command, a section (or that of a setting), or both."""
+    """Print the help of a command, of a section (or a setting's section), or of both."""
     name = name.partition(".")[0]
     known = {**ex.commands, **dict(sections(ex.section))}
     if name not in known:
@@ -320,7 +315,7 @@ def _help(ex: Experiment, name: str) -> int:
 
 
 def run_command_line(ex: Experiment, argv: Sequence[str]) -> int:
-    """Run what was typed; ``argv`` begins with the program's name. Returns the exit code."""
+    """Run a command line, which begins with the program's name; return the exit code."""
     arguments = [_own_name(argument, ex.aliases) for argument in argv[1:]]
     # For the processes that Lightning starts, and for `same_command`.
     sys.argv = [argv[0], *arguments]
@@ -334,7 +329,7 @@ def run_command_line(ex: Experiment, argv: Sequence[str]) -> int:
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    if not is_first_process():  # the others say what stops them, and nothing else
+    if not is_first_process():  # the others print only errors
         arguments = ["--loglevel=ERROR", *arguments]
     try:
         with colorama.colorama_text():  # a file or a pipe gets no codes

@@ -52,7 +52,7 @@ class FeatureChoice:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The choice in words."""
         block = "mix of the blocks" if self.block == MIX else f"block {block_name(self.block)}"
         return f"{block}, {self.tokens}"
 
@@ -80,7 +80,7 @@ def sweep(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 
 
 def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
-    """Train all probes; ``sweep.json`` in ``folder``, whose content this returns, grows by them."""
+    """Train all probes, adding each to ``sweep.json`` in ``folder``; return its content."""
     started, options = time.monotonic(), settings.sweep
     tokens = _token_choices(settings)
     task = read_task(settings.data)
@@ -124,7 +124,7 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
         results["seconds"] = seconds + time.monotonic() - started
         write_json(folder / SWEEP, results)
 
-    write()  # so that a sweep can be resumed from the start
+    write()  # so that a sweep can be resumed from its start
     groups = [rest for group in groups if (rest := [c for c in group if c not in earlier])]
     total = sum(map(len, groups)) * len(seeds)
     stopped = threading.Event()
@@ -132,7 +132,7 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     workers = options.num_workers or 1
     if find_device(settings.probe.accelerator, "probe.accelerator").type == "cpu":
         workers = options.num_workers or cores()
-    # PyTorch lets go of Python's lock while it computes: threads do what processes would.
+    # PyTorch releases Python's lock while it computes: threads are as fast as processes.
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     with one_torch_thread(), tqdm(total=total, desc="sweep", unit="probe", disable=None) as bar:
         try:
@@ -150,7 +150,7 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
 
 
 def _token_choices(settings: ProbeSettings) -> list[tuple[str, str]]:
-    """(types, reduce) of each choice of tokens; one token is the same in both ways."""
+    """Return (types, reduce) of each choice; a single token needs only one reduction."""
     options, data = settings.sweep, settings.data
     several = data.block == MIX or len(data.block or ()) > 1
     for name, given in (
@@ -180,7 +180,7 @@ def _token_choices(settings: ProbeSettings) -> list[tuple[str, str]]:
 def group_choices(
     blocks: Sequence[int], tokens: Sequence[tuple[str, str]], mix: bool
 ) -> Iterator[list[FeatureChoice]]:
-    """Choices that are trained together: those of a block whose features are equally wide."""
+    """Yield choices that train together: those of a block with equally wide features."""
     for block in blocks:
         by_width: dict[int, list[FeatureChoice]] = {}
         for types, reduce in tokens:
@@ -199,7 +199,7 @@ def _train(
     stopped: threading.Event,
     group: list[FeatureChoice],
 ) -> dict[FeatureChoice, dict[str, Any]]:
-    """Train and test the probes of a group; its entries of ``sweep.json``."""
+    """Train and test the probes of a group; return its entries of ``sweep.json``."""
 
     def go_on() -> None:
         if stopped.is_set():
@@ -231,9 +231,9 @@ def _train(
 def _earlier(
     folder: Path, made_of: dict[str, Any], blocks: list[int], wanted: Sequence[FeatureChoice]
 ) -> tuple[dict[FeatureChoice, dict[str, Any]], float]:
-    """The entries of a sweep of the same settings for the wanted choices, and its seconds.
+    """Return the wanted entries of an earlier sweep of the same settings, and its seconds.
 
-    Its mixes count only if they are of the same blocks.
+    Its mixes count only if they have the same blocks.
     """
     path, message = folder / SWEEP, ""
     try:
@@ -262,13 +262,13 @@ def _earlier(
 
 
 def ranked(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The choices, best first on the validation split: the test split has no say in it."""
+    """Return the choices, best first on the validation split; the test split does not count."""
     validation = f"val_{SELECTION[results['task']]}"
     return sorted(results["cells"], key=lambda cell: -cell[validation]["mean"])
 
 
 def _report(folder: Path, results: dict[str, Any]) -> None:
-    """Write ``sweep.csv``, the pictures and ``summary.md``, and print the last."""
+    """Write ``sweep.csv``, the pictures and ``summary.md``, and print the summary."""
     validation = f"val_{SELECTION[results['task']]}"
     columns = {validation: validation} | {m: f"test_{m}" for m in metrics.SHOWN[results["task"]]}
     write_rows(
@@ -288,7 +288,7 @@ def _report(folder: Path, results: dict[str, Any]) -> None:
 
 
 def summary(folder: Path, results: dict[str, Any], pictures: dict[Path, str]) -> Page:
-    """A page with the best choices, the pictures (each with a caption), and how to go on."""
+    """Return a page with the best choices, the captioned pictures, and how to continue."""
     task, choices, seeds = results["task"], ranked(results), len(results["seeds"])
     best, selection = choices[0], SELECTION[task]
     columns = {f"val_{selection}": f"validation {metrics.FIGURE_NAMES[selection]}"}
@@ -313,7 +313,7 @@ def summary(folder: Path, results: dict[str, Any], pictures: dict[Path, str]) ->
         "A sweep keeps metrics, no probes. The best one, with its metrics of each label, its "
         "predictions and its probe:"
     )
-    # A mix is of the blocks that were swept over.
+    # A mix uses the blocks of the sweep.
     block = f"[{','.join(map(str, results['blocks']))}]" if best["block"] == MIX else best["block"]
     line = f"python ex_tl.py with {shlex.quote(valid_utf8(str(folder)))}/config.json "
     line += f"data.block={block} data.types={best['types']} data.reduce={best['reduce']}"
@@ -330,7 +330,7 @@ def summary(folder: Path, results: dict[str, Any], pictures: dict[Path, str]) ->
 
 
 def _draw(folder: Path, results: dict[str, Any]) -> dict[Path, str]:
-    """Pictures and their captions."""
+    """Draw the pictures; return path → caption."""
     blocks, seeds = results["blocks"], len(results["seeds"])
     mixes = [cell for cell in ranked(results) if cell["block"] == MIX]
     main = metrics.SHOWN[results["task"]][0]
