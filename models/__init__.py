@@ -1,4 +1,4 @@
-"""The networks and their weights. Sacred is not needed, and Lightning by training alone.
+"""The networks and their weights. They need no Sacred; training alone needs Lightning.
 
 >>> from maest import get_maest
 >>> model = get_maest("discogs-maest-30s-pw-129e")  # or "exp_logs/latest/model"
@@ -34,28 +34,28 @@ def get_maest(
     labels: Sequence[str] | None = None,
     **options: Any,
 ) -> Maest:
-    """A MAEST network in eval mode, with published weights, those of a checkpoint, or new ones.
+    """Return a MAEST network in eval mode, with published, a checkpoint's or random weights.
 
-    Arguments go before what the checkpoint says, and that before what the architecture says.
+    Arguments override the checkpoint's sizes, and these override the architecture's.
 
     Args:
-        arch: name of an architecture (`ARCHS`); or, without a ``checkpoint``, the path of one: a
-            file or a model folder goes before an architecture of that name.
-        pretrained: take the published weights of ``arch``, fetched once (`models.download`). None:
-            where it has any and no checkpoint is given. False: new weights.
-        n_classes: that of ``labels``, if None.
+        arch: an architecture's name (`ARCHS`), or, without ``checkpoint``, the path of one. A file
+            or model folder of that name goes before the architecture.
+        pretrained: load the published weights of ``arch``, fetched once (`models.download`). None:
+            if it has any and no checkpoint is given. False: random weights.
+        n_classes: None: the number of ``labels``.
         input_t: longest input, in frames.
-        checkpoint: a model folder or a checkpoint file, or what `load_checkpoint` returned.
-        checkpoint_swa_weights: which weights of a checkpoint: ``average`` of `load_checkpoint`.
+        checkpoint: a model folder, a checkpoint file, or the result of `load_checkpoint`.
+        checkpoint_swa_weights: ``average`` of `load_checkpoint`.
         discard_head: initialise the head anew.
         options: further arguments of `Maest`: patchout, dropout, ``task``, ``distilled_type`` …
 
     Raises:
-        InputError: for an unknown architecture, or sizes that are missing or contradict each other.
-        CheckpointError: (an InputError) if the checkpoint cannot be used.
-        DownloadError: (a CheckpointError) if the published weights cannot be fetched.
+        InputError: unknown architecture, or sizes that are missing or in conflict.
+        CheckpointError: (an InputError) the checkpoint cannot be used.
+        DownloadError: (a CheckpointError) the published weights cannot be fetched.
     """
-    # Scripts for the original spell it so.
+    # Scripts for the original code use its misspelling.
     average = options.pop("checkpoint_swa_weigts", checkpoint_swa_weights)
     if arch is None and checkpoint is None:
         hint = f"Give an arch ({', '.join(ARCHS)}) or a checkpoint."
@@ -70,7 +70,7 @@ def get_maest(
         weights = fetch(str(arch), average)
 
     sizes: dict[str, Any] = dict(weights.sizes) if weights else {}
-    kept = {} if discard_head else dict(sizes)  # of a head that is kept
+    kept = {} if discard_head else dict(sizes)  # empty if the head is not kept
     if size is not None:
         sizes |= {"embed_dim": size.embed_dim, "num_heads": size.num_heads, "depth": size.depth}
         if size.n_classes is not None and labels is None:
@@ -83,7 +83,7 @@ def get_maest(
     given = {"n_classes": n_classes, "input_t": input_t, **options}
     sizes |= {name: value for name, value in given.items() if value is not None}
     if any(kept.get(name) != sizes.get(name) for name in ("n_classes", "task")):
-        # The scale is of another head's values.
+        # The checkpoint's target scale belongs to another head.
         sizes |= {name: options.get(name) for name in ("target_mean", "target_std")}
     if "n_classes" not in sizes:
         raise (CheckpointError if weights else InputError)(
@@ -99,11 +99,11 @@ def get_maest(
 
 
 def _is_path(model: str | Path) -> bool:
-    """Whether this names a checkpoint, there or not, and not an architecture."""
+    """Whether ``model`` names a checkpoint, existing or not, rather than an architecture."""
     path = Path(model).expanduser()
     if path.is_file() or (path / CONFIG_NAME).is_file():
         return True
-    # What looks like a path is missed as one.
+    # A missing path is reported as such, not as an unknown architecture.
     return model not in ARCHS and (path.exists() or isinstance(model, Path) or "/" in model)
 
 

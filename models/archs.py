@@ -1,4 +1,4 @@
-"""The named architectures: sizes, where their published weights are, and what licences ask for."""
+"""The named architectures: sizes, published weights and licences."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ class Arch:
     depth: int = 12
     clip_length: float = 10.0  # seconds of an input, unless input_t says otherwise
     n_classes: int | None = None  # of the published weights
-    # Where these are: files of a repository on the Hugging Face hub, the address of a file, or the
-    # folder models/pretrained
+    # Their place: files of a Hugging Face repository, a file's URL, or the folder models/pretrained
     hub: str | None = None
     files: tuple[str, ...] = (CONFIG_NAME, WEIGHTS_NAME)
     url: str | None = None
     shipped: bool = False
-    elsewhere: str | None = None  # where else people get them by hand, as one file
+    elsewhere: str | None = None  # another URL, to get them by hand as one file
     licence: str | None = None  # of the weights, as an SPDX identifier
     data: str | None = None  # what they were trained on
 
@@ -111,13 +110,13 @@ def list_models() -> list[str]:
 
 
 def find_arch(name: str) -> Arch:
-    """The architecture of that name, or InputError with the nearest, and all."""
+    """Look up an architecture; InputError lists the nearest name, and all."""
     check_choice("arch", name, ARCHS)
     return ARCHS[name]
 
 
 def size_name(embed_dim: int, num_heads: int, depth: int) -> str | None:
-    """The name of a network of these sizes, whatever its weights: maest_base …; None for none."""
+    """Name a network of these sizes, whatever its weights (maest_base …); None: no such name."""
     named = {(a.embed_dim, a.num_heads, a.depth): n for n, a in ARCHS.items() if not a.published}
     return named.get((embed_dim, num_heads, depth))
 
@@ -138,7 +137,7 @@ def clip_seconds(input_t: int) -> float:
     return exact
 
 
-# Licences (SPDX) that let others choose their own for what they make of a work; any other is kept.
+# SPDX licences that let derived works choose another licence; works keep any other licence.
 _PERMISSIVE = (
     *("Apache-2.0", "MIT", "MIT-0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "ISC", "Zlib"),
     *("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "Unlicense"),
@@ -146,13 +145,13 @@ _PERMISSIVE = (
 
 
 def canonical_licence(licence: str) -> str:
-    """An SPDX identifier as it is spelt: "cc by-nc 4.0" → "CC-BY-NC-4.0"."""
+    """Spell an SPDX identifier as SPDX does: "cc by-nc 4.0" → "CC-BY-NC-4.0"."""
     name = re.sub(r"[\s_-]+", "-", licence.strip()).upper()
     return {known.upper(): known for known in _PERMISSIVE}.get(name, name)
 
 
 def export_licence(wanted: str | None, licence: str | None) -> str | None:
-    """The licence that is asked for, or else the weights' own; InputError if that forbids it."""
+    """Return ``wanted``, or else the weights' licence; InputError if that forbids ``wanted``."""
     if wanted is None or not wanted.strip():
         return licence
     wanted, own = canonical_licence(wanted), canonical_licence(licence or _PERMISSIVE[0])
@@ -166,10 +165,9 @@ def export_licence(wanted: str | None, licence: str | None) -> str | None:
 
 
 def descent(name: str | None, trained_on: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model keeps of the weights that its training starts from.
+    """Record the weights that a training starts from: ``name``, and their ``trained_on``.
 
-    ``name`` is theirs, ``trained_on`` what is known of them. "parents" are theirs and those before
-    them, ``{"name": …, "licence": …}`` each, the nearest first.
+    "parents" are these weights and their parents, nearest first: ``{"name": …, "licence": …}``.
     """
     licence = trained_on.get("licence")
     own = canonical_licence(licence) if isinstance(licence, str) else None

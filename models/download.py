@@ -1,9 +1,8 @@
-"""The published weights: fetched once, kept in the libraries' own caches, checked.
+"""The published weights: fetched once, checked, and kept in the libraries' caches.
 
-- MAEST and DeiT: the Hugging Face hub, through `huggingface_hub` (its cache; ``HF_HOME`` moves it).
-- PaSST: a file of a GitHub release, through `torch.hub` (its cache; ``TORCH_HOME`` moves it).
-
-What is in the cache is used without asking the network.
+MAEST and DeiT come from the Hugging Face hub through `huggingface_hub` (``HF_HOME`` moves its
+cache), PaSST from a GitHub release through `torch.hub` (``TORCH_HOME``). Cached files need no
+network.
 """
 
 from __future__ import annotations
@@ -29,15 +28,14 @@ PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # model folders of 
 
 
 class DownloadError(CheckpointError):
-    """Published weights that could not be fetched; the hint says how to get them by hand."""
+    """Published weights that cannot be fetched; the hint says how to get them by hand."""
 
 
 def fetch(name: str, average: bool | None = None) -> Checkpoint:
-    """The published weights of an architecture, from the cache or the network.
+    """Return an architecture's published weights, from the cache or the network.
 
-    Raises:
-        InputError: for an unknown name, or one without published weights.
-        DownloadError: if they are not in the cache and cannot be fetched, or arrive damaged.
+    InputError: an unknown name, or no published weights. DownloadError: the weights are not in the
+    cache and cannot be fetched, or arrive damaged.
     """
     arch = find_arch(name)
     if not arch.published:
@@ -67,11 +65,11 @@ def fetch(name: str, average: bool | None = None) -> Checkpoint:
 
 
 def _hub_files(arch: Arch) -> list[Path]:
-    """Files of the hub's cache, all of one commit, whatever happens on the hub meanwhile."""
+    """Get files in the hub's cache, all of one commit, even if the hub changes meanwhile."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    # It tells of each retry; one error tells of them all.
+    # It logs each retry; one error is enough.
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     files, revision = list[Path](), None
     for file in arch.files:
@@ -88,7 +86,7 @@ def _hub_files(arch: Arch) -> list[Path]:
 
 
 def _remove(files: list[Path]) -> bool:
-    """Take files out of the cache, if that is allowed."""
+    """Remove files from the cache, if permitted; return whether they are gone."""
     with suppress(OSError):
         for file in files:  # in the hub's cache, a link and what it links to
             file.resolve().unlink(missing_ok=True)
@@ -97,7 +95,7 @@ def _remove(files: list[Path]) -> bool:
 
 
 def _check_digest(path: Path) -> None:
-    """Hold a file of the hub's cache against its name: for large files, that is their SHA-256."""
+    """Check a file of the hub's cache against its name: a large file's SHA-256."""
     blob = path.resolve()
     with blob.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -107,7 +105,7 @@ def _check_digest(path: Path) -> None:
 
 
 def _release_file(arch: Arch) -> Path:
-    # No hash of it is published: that it is whole, its reading tells.
+    # No hash of it is published: loading it shows whether it is whole.
     file = _cached(arch)
     if not file.is_file():
         log.info("fetching %s", arch.url)
@@ -121,7 +119,7 @@ def _cached(arch: Arch) -> Path:
 
 
 def _by_hand(arch: Arch) -> str:
-    """How to do without the download."""
+    """Describe how to do without the download."""
     if arch.url:
         steps = f"get {arch.url} and put it to {_cached(arch)}, or give checkpoint=<file>"
     else:

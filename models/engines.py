@@ -1,9 +1,9 @@
 """How a pass of the network is computed: by PyTorch, or by onnxruntime in float32 or int8.
 
 On x86 CPUs onnxruntime's float32 is faster than PyTorch's, and differs by rounding alone. int8 is
-faster still: the weights of the blocks are int8, with one scale an output channel, and what goes
-into a layer is quantised as it comes, with one scale a layer and patch (dynamic quantisation: there
-is nothing to calibrate). Attention, norms, GELU, sums, patch convolution and heads stay float32.
+faster still: the blocks' weights are int8, with one scale per output channel, and layer inputs are
+quantised dynamically (no calibration), with one scale per layer and patch. Attention, norms, GELU,
+sums, patch convolution and heads stay float32.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Engine(Protocol):
 
     name: str  # for people
     device: torch.device  # where its outputs are
-    # Of int8, by output ("block 7", "logits"): the lowest cosine similarity to float32 on the first
-    # patches; None before these, and of other engines
+    # int8 only, after the first pass: output ("block 7", "logits") → lowest cosine similarity to
+    # float32 of a patch
     similarity: dict[str, float] | None = None
 
     def __call__(self, mels: Tensor) -> Outputs: ...
@@ -59,18 +59,15 @@ def create(
     logits: bool = True,
     compile: bool = False,
 ) -> Engine:
-    """The engine that computes some outputs of a network, whose weights must not change.
+    """Create the engine for some outputs of a network, whose weights must not change.
 
-    Args:
-        device: "auto" is a GPU where there is one, but a CPU for onnxruntime.
-        engine: "auto" is onnxruntime for float32 on x86 CPUs, if it can compute the network.
-        quantize: "int8", by onnxruntime on a CPU.
-        precision: "32-true"; or PyTorch's "16-mixed" (not on a CPU) or "bf16-mixed". None: float16
-            on CUDA, float32 elsewhere.
+    ``device`` "auto": a GPU if there is one, but a CPU for onnxruntime. ``engine`` "auto":
+    onnxruntime for float32 on x86 CPUs, if it can compute the network. ``quantize`` "int8":
+    onnxruntime on a CPU. ``precision``: "32-true", or PyTorch's "16-mixed" (not on a CPU) or
+    "bf16-mixed"; None: float16 on CUDA, else float32.
 
-    Raises:
-        InputError: for options that do not go together, and where onnxruntime is asked for and is
-            missing or cannot compute the network.
+    InputError: options do not go together, or onnxruntime is asked for and is missing or cannot
+    compute the network.
     """
     check_choice("engine", engine, ("auto", "pytorch", "onnxruntime"))
     check_choice("quantize", quantize, (None, "int8"))
@@ -99,14 +96,14 @@ def create(
 
 
 def best_device() -> str:
-    """The name of a GPU where there is one, else of the CPU."""
+    """The best device here: "cuda", "mps" or "cpu"."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 class TorchEngine(Engine):
-    """PyTorch, on any device, with whatever layers the network has."""
+    """PyTorch, on any device, with any layers in the network."""
 
     def __init__(
         self,
@@ -118,7 +115,7 @@ class TorchEngine(Engine):
         compile: bool = False,
     ) -> None:
         self.name, self.device = f"PyTorch, {precision}", device
-        # Modes are the copy's own. Weights are shared where they need not move.
+        # The copy has modes of its own. It shares weights that need not move.
         same = device == net.cls_token.device
         shared = {id(t): t for t in (*net.parameters(), *net.buffers())} if same else {}
         self._net = copy.deepcopy(net, shared).to(device).eval()
@@ -135,8 +132,8 @@ class TorchEngine(Engine):
 class OnnxEngine(Engine):
     """onnxruntime, in float32 or int8, on a CPU.
 
-    It computes patch by patch: no slower, with less memory, and a patch's result does not depend on
-    the others. Its threads sleep when idle, so that other processes can have the cores.
+    It computes patch by patch: no slower, with less memory, and independently of other patches.
+    Idle threads sleep, so that other processes can have the cores.
     """
 
     def __init__(
@@ -156,7 +153,7 @@ class OnnxEngine(Engine):
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors
-        self._exact = None  # computes in float32, until int8 has been compared with it
+        self._exact = None  # in float32, for one comparison with int8
         if quantize:
             self._exact = TorchEngine(net, blocks, logits, self.device)
             content = _in_int8(graph.build(net, blocks, logits, fused=True))
@@ -181,7 +178,7 @@ class OnnxEngine(Engine):
 
 
 def _similarity(found: Outputs, exact: Outputs) -> dict[str, float]:
-    """By output, the lowest of a patch; ``exact`` is of the first patches."""
+    """By output, the lowest cosine similarity of a patch; ``exact`` has the first patches."""
     pairs = {f"block {b}": (found.embeddings[b], values) for b, values in exact.embeddings.items()}
     if found.logits is not None and exact.logits is not None:
         pairs["logits"] = found.logits, exact.logits
@@ -193,7 +190,7 @@ def _similarity(found: Outputs, exact: Outputs) -> dict[str, float]:
 
 
 def _in_int8(model: onnx.ModelProto) -> bytes:
-    """A serialised model, in which the products with the blocks' weights are int8."""
+    """Serialise a model with int8 products for the blocks' weights."""
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
@@ -215,10 +212,7 @@ def _in_int8(model: onnx.ModelProto) -> bytes:
 
 
 def _adds_in_16_bits() -> bool:
-    """Whether the CPU adds pairs of 8-bit products in 16 bits, which overflow: 7-bit weights then.
-
-    So do x86 CPUs without VNNI, and what cannot be told.
-    """
+    """Whether sums of 8-bit products may overflow (x86 without VNNI): weights then get 7 bits."""
     if platform.machine() not in _X86:
         return False
     try:

@@ -1,4 +1,4 @@
-"""The evaluation of networks on whole tracks: validation, and test."""
+"""Evaluation of networks on whole tracks: validation and test."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _Row = tuple[str, np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]
 
 @dataclass(frozen=True)
 class Scored:
-    """How a network does on N tracks."""
+    """A network's scores on N tracks."""
 
     evaluation: Evaluation
     loss: float  # mean over tracks of the loss of their mean logits
@@ -42,10 +42,10 @@ class Scored:
 
 
 class TrackScores:
-    """Collects the outputs of networks (by name, in eval mode) for whole tracks, and scores them.
+    """Collects and scores the outputs of networks (by name, in eval mode) for whole tracks.
 
-    ``patches_per_pass`` go through a network at once; None: 32. Files that batches could not read
-    are added to ``skipped``, with the reason.
+    ``patches_per_pass`` is the batch size; None: 32. ``skipped`` collects unreadable files and
+    reasons.
     """
 
     def __init__(
@@ -69,11 +69,9 @@ class TrackScores:
             self._rows.append((key, targets.numpy(), outputs))
 
     def result(self) -> dict[str, Scored]:
-        """By the network's name, of the tracks of all processes together.
+        """Score the tracks of all processes together, by the network's name.
 
-        Raises:
-            InputError: there are no tracks: none could be read.
-            FloatingPointError: outputs are NaN or infinite.
+        InputError: no track could be read. FloatingPointError: outputs are NaN or infinite.
         """
         rows = _gather(self._rows, self.skipped)
         if not rows:
@@ -110,7 +108,7 @@ def track_means(
 
 
 def network_input(net: Maest, mel: Tensor) -> Tensor:
-    """[B, T, F] as on disk → normalised float32 [B, F, T]."""
+    """Normalise mels as on disk, [B, T, F] → float32 [B, F, T]."""
     return net.normalise(mel.float()).transpose(1, 2)
 
 
@@ -122,7 +120,8 @@ def task_loss(
 ) -> Tensor:
     """Mean loss of logits [N, C]; of two heads, the mean of their losses.
 
-    ``targets`` [N, C] may be mixtures; ``dist_targets`` are the second head's, if it has its own.
+    ``targets`` [N, C] may be mixtures; ``dist_targets`` are the second head's, if they differ.
+    InputError: they are given, but there is no second head.
     """
     if isinstance(logits, tuple):
         cls, dist = logits
@@ -140,23 +139,22 @@ def task_loss(
 
 
 def note_skipped(skipped: dict[str, str], errors: Mapping[str, str]) -> None:
-    """Add files that could not be read, and warn of each once."""
+    """Add unreadable files, with one warning each."""
     for key in errors.keys() - skipped.keys():
         log.warning("skipped: %s", errors[key])
     skipped |= errors
 
 
 def n_processes() -> int:
-    """How many processes train or evaluate together."""
+    """The number of processes that train or evaluate together."""
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if together else 1
 
 
 def _gather(rows: list[_Row], skipped: dict[str, str]) -> list[_Row]:
-    """The tracks of all processes, each once, in the order of the ground truth.
+    """Merge all processes' tracks, once each, in the order of the ground truth; extend ``skipped``.
 
-    Process r of n has tracks r, r + n, r + 2n, …, and some have one of another's too, so that all
-    have as many batches. ``skipped`` is added to.
+    Process r of n has tracks r, r + n, …; some repeat another's, so that all have as many batches.
     """
     if n_processes() == 1:
         return rows

@@ -4,13 +4,13 @@
 >>> extract = Extractor("exp_logs/latest/model", blocks=[7])  # or "maest-tiny-scores"
 >>> embedding = extract("song.mp3").embeddings[7]  # [3, D]: cls token, dist token, mean of others
 
-The same, rung by rung:
+Step by step:
 
 >>> waveform = read_audio("song.mp3")  # helpers.audio: float32 [samples], mono, 16 kHz
 >>> track = extract.log_mel(waveform)  # helpers.tracks.Track: float16 [T, 96]
 >>> result = extract.outputs(track)  # helpers.tracks.TrackResult
 
-`Extraction` does many tracks. Shapes are those of `models/maest.py`; P patches of a track.
+`Extraction` takes many tracks. Shapes are those of `models/maest.py`.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from maest.models.sizes import STRIDE, grid_size
 
 log = logging.getLogger(__name__)
 
-# On a CPU, a pass of so many tokens is as good as a larger one, and needs less memory.
+# On a CPU, larger passes are no faster and need more memory.
 _CPU_TOKENS = 4096
 _GPU_PATCHES = 32
-_PASSES = 4  # of whole patches, that a group of tracks has at least
+_PASSES = 4  # that a group of tracks fills at least, with whole patches
 
 
 # ---- one track -----------------------------------------------------------------------------------
@@ -56,26 +56,25 @@ _PASSES = 4  # of whole patches, that a group of tracks has at least
 class Extractor:
     """Embeddings, logits and activations of music, track by track.
 
-    Args:
-        model: a network, which is not changed; a model folder or checkpoint file; or the name of an
-            arch with weights.
-        blocks: whose embeddings are wanted: a number from 0, or -1 for the one after the final
-            norm; several of them; "all"; or None for block 7 (of a shallower network, the last).
-        logits, activations, pool: as in :class:`OutputSpec`.
-        patch_seconds: length of a patch; the model's, if None.
-        hop_seconds: from one patch to the next; ``patch_seconds`` if None.
-        tail: what becomes of a remainder: "keep", "drop" or "pad" (`helpers.patches.cut`).
-        patches_per_pass: see :class:`Extraction`.
-        quantize: "int8" (CPU); None for the weights as they are.
-        device: None is a network's own; of a model by its name, a GPU where there is one.
-        precision: "32-true", "16-mixed" or "bf16-mixed"; None is fp16 on CUDA, else float32.
+    ``labels`` names the C classes, if known. ``extraction.engine.similarity`` says how close int8
+    is to float32.
 
-    Attributes:
-        labels: of the model's C classes, if known.
-        extraction: computes the results; its engine's ``similarity`` says how close int8 is.
+    Args:
+        model: a network, which stays unchanged; a model folder or checkpoint file; or the name of
+            an arch with weights.
+        blocks: blocks to embed: a number from 0, or -1 for the embedding after the final norm;
+            several of them; "all"; or None for block 7 (of a shallower network, the last).
+        logits, activations, pool: as in :class:`OutputSpec`.
+        patch_seconds: length of a patch; None: the model's.
+        hop_seconds: from one patch to the next; None: ``patch_seconds``.
+        tail: "keep", "drop" or "pad" a remainder (`helpers.patches.cut`).
+        patches_per_pass: as in :class:`Extraction`.
+        quantize: "int8" (on a CPU), or None.
+        device: None: the network's; for a model by its name, a GPU if there is one.
+        precision: "32-true", "16-mixed" or "bf16-mixed"; None: float16 on CUDA, else float32.
 
     Raises:
-        InputError: of `get_maest`, and for options that do not exist or do not go together.
+        InputError: as `get_maest`, or options that do not exist or do not go together.
     """
 
     def __init__(
@@ -104,9 +103,9 @@ class Extractor:
         self.extraction = Extraction(net, plan, spec, patches_per_pass, **engine)
 
     def __call__(self, track: str | Path | np.ndarray | Tensor) -> TrackResult:
-        """The result of a file, or of a waveform (see :meth:`log_mel`).
+        """Compute the result of a file, or of a waveform (see :meth:`log_mel`).
 
-        AudioError (an InputError): it cannot be read, or is too short for ``tail="drop"``.
+        AudioError (an InputError): the track cannot be read, or is too short for ``tail="drop"``.
         """
         if not isinstance(track, str | Path):
             return self.outputs(self.log_mel(track))
@@ -119,10 +118,10 @@ class Extractor:
             raise
 
     def log_mel(self, waveform: np.ndarray | Tensor | Iterable[np.ndarray], key: str = "") -> Track:
-        """The log-mel of a waveform; ``key`` names the track.
+        """Compute the log-mel of a waveform; ``key`` names the track.
 
-        It is [samples], mono at 16 kHz: floats, or int16, whose full scale is 32768; or consecutive
-        pieces of one. InputError: another shape or type, NaN or infinite samples, or none.
+        ``waveform``: [samples], mono at 16 kHz, floats or int16 (full scale 32768), or consecutive
+        pieces of one. InputError: wrong shape or type, NaN or infinite samples, or none.
         """
         meter = Meter()
         pieces = [waveform] if isinstance(waveform, np.ndarray | Tensor) else waveform
@@ -133,7 +132,7 @@ class Extractor:
         return Track(key, 0, np.concatenate(mels), meter.warnings(meter.frames / SAMPLE_RATE))
 
     def outputs(self, track: Track) -> TrackResult:
-        """The result of a track's log-mel. AudioError: it is too short for ``tail="drop"``."""
+        """Compute the result of a log-mel. AudioError: it is too short for ``tail="drop"``."""
         (result,) = self.extraction.results([track])
         if isinstance(result, Track):
             raise AudioError(result.error or "", hint="Give a longer track, or tail=keep.")
@@ -143,9 +142,9 @@ class Extractor:
 def patch_plan(
     net: Maest, patch_seconds: float | None, hop_seconds: float | None, tail: str
 ) -> PatchPlan:
-    """How tracks are cut for a network, in frames."""
+    """Plan how to cut tracks into patches, in frames. InputError: a length is out of bounds."""
     length, hop = net.input_t, None
-    if patch_seconds is not None:  # all of its whole frames
+    if patch_seconds is not None:  # rounded down to whole frames
         length = int(patch_seconds * patches.FRAMES_PER_SECOND + 1e-6)
     if hop_seconds is not None:
         hop = round(hop_seconds * patches.FRAMES_PER_SECOND)
@@ -164,14 +163,14 @@ def patch_plan(
 
 # ---- many tracks ---------------------------------------------------------------------------------
 
-Name = int | Literal["logits", "activations"]  # of an output; a number is a block's embedding
+Name = int | Literal["logits", "activations"]  # an output; a number is a block's embedding
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What is computed of each patch, and what becomes of a track's patches."""
+    """What to compute of each patch, and how to pool a track's patches."""
 
-    blocks: tuple[int, ...] = ()  # whose embeddings: numbers from 0, and -1 for the final one
+    blocks: tuple[int, ...] = ()  # to embed: numbers from 0, -1 for the final embedding
     logits: bool = False
     activations: bool = False  # `Maest.activations`, of the track and of each patch
     # "mean" over a track's patches, weighted by the seconds that each newly covers; "none": each
@@ -187,18 +186,11 @@ class OutputSpec:
 
 
 class Extraction:
-    """Many tracks through one network; patches of different tracks share a batch.
+    """Runs many tracks through one network; patches of different tracks share a batch.
 
-    What else is in a batch does not matter for a track's result, but for rounding.
-
-    Args:
-        net, plan, spec: the network, how tracks are cut, and what is computed.
-        patches_per_pass: patches in a batch, at most; None: 32 on a GPU, and on a CPU as many as
-            make 4,096 tokens.
-        engine: further arguments of `models.engines.create`.
-
-    Attributes:
-        on_pass: called with the frames that each pass newly covers.
+    A track's result does not depend on the rest of a batch, but for rounding. ``patches_per_pass``
+    limits the patches of a batch; None: 32 on a GPU, 4,096 tokens on a CPU. ``engine`` holds
+    further arguments of `models.engines.create`.
     """
 
     def __init__(
@@ -212,13 +204,11 @@ class Extraction:
         self.net, self.plan, self.spec, self._at_once = net, plan, spec, patches_per_pass
         logits = spec.logits or spec.activations
         self.engine = create(net, blocks=spec.blocks, logits=logits, **engine)
+        # Called after each pass with the number of frames that it newly covers.
         self.on_pass: Callable[[int], None] = lambda frames: None
 
     def results(self, tracks: Iterable[Track]) -> Iterator[TrackResult | Track]:
-        """The result of each track, in order; or the track, with the ``error`` that prevents one.
-
-        Memory holds a few tracks at a time, which have patches for some passes.
-        """
+        """Yield each track's result, in order, or the track with its ``error``."""
         enough = _PASSES * self._batch_size(grid_size(self.plan.length))
         group: list[_Patches] = []
         waiting = 0
@@ -231,7 +221,7 @@ class Extraction:
         yield from self._extract(group)
 
     def _patches(self, track: Track) -> _Patches:
-        """The patches of a track; none if it, or any of them, cannot be computed."""
+        """Cut a track; without spans, and with an ``error``, if a patch cannot be computed."""
         spans = self.plan.spans(len(track.mel)) if len(track.mel) else []
         columns = min(map(self._columns, spans), default=0)
         error = track.error
@@ -258,7 +248,7 @@ class Extraction:
         for track in group:
             for number, span in enumerate(track.spans):
                 by_columns[self._columns(span)].append((track, number))
-        # From the longest on: so a track's own are in order, as only its last may be shorter.
+        # Longest first: a track's patches stay in order, as only its last may be shorter.
         for columns in sorted(by_columns, reverse=True):
             same, size = by_columns[columns], self._batch_size(columns)
             for first in range(0, len(same), size):
@@ -267,7 +257,7 @@ class Extraction:
             yield track.result(self.spec)
 
     def _pass(self, batch: list[tuple[_Patches, int]], frames: int) -> None:
-        """One batch through the network; ``frames`` of each patch are in its patch embeddings."""
+        """Run one batch; patch columns cover the first ``frames`` of each patch."""
         taken = [self.plan.take(of.track.mel, of.spans[number])[:frames] for of, number in batch]
         stacked = torch.from_numpy(np.stack(taken))
         with torch.inference_mode():
@@ -289,12 +279,12 @@ class Extraction:
 
 
 def _frames(columns: int) -> int:
-    """Frames under so many patch columns: those of a patch beyond them are in none."""
+    """Frames that so many patch columns cover."""
     return (columns - 1) * STRIDE + PATCH_SIZE
 
 
 class _Patches:
-    """A track's patches, and what has been computed of them: means, or a row for each, in order."""
+    """A track's patches, and their outputs so far: means, or a row per patch, in order."""
 
     def __init__(self, track: Track, spans: Sequence[tuple[int, int]] = ()) -> None:
         self.track, self.spans, self.weights = track, spans, patches.new_frames(spans)

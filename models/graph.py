@@ -1,6 +1,6 @@
-"""The whole network as one ONNX graph, in eval mode: what engines run, and what is exported.
+"""The network in eval mode as one ONNX graph, for the engines and for export.
 
-Written out node by node, from the weights alone. Batch B and length T are free.
+The graph is written node by node, from the weights alone. Batch B and length T are free.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OPSET = 20  # the first with Gelu; LayerNormalization came with 17
 _END = 2**31 - 1
 _SMALL = 4096  # bytes of a weight that is always in the model
 _LARGEST = 2**31 - 2**24  # bytes of weights in a model, which is one protobuf message
-_MARK = b"\x12\x05maest"  # the producer, near the start of a file: it tells that the file is ours
+_MARK = b"\x12\x05maest"  # the producer, near the start of our files
 
 
 def export_onnx(
@@ -40,19 +40,16 @@ def export_onnx(
     with_frontend: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a network as an ONNX file, and labels.json; older exports are replaced at the end.
+    """Write a network as an ONNX file, and labels.json beside it; replace older exports.
 
-    Inputs and outputs are those of `build`. Fewer than 16 frames are padded with silence; the
-    longest input is `longest_input`: cutting a track is left to the caller (`helpers.patches.cut`).
-    ``metadata_props`` hold the properties below, and what is in ``metadata``.
+    Inputs and outputs are those of `build`. Fewer than 16 frames are padded with silence. The
+    longest input is `longest_input`: the caller cuts tracks (`helpers.patches.cut`).
+    ``metadata_props`` hold the properties below and ``metadata``. The file drops the columns and
+    rows that patchout always drops. Weights are float32; NaN and infinite inputs are not refused.
+    The front end needs a runtime with float64 products, as onnxruntime has on a CPU.
 
-    Columns and rows that patchout always drops are dropped in the file, too. Weights are float32,
-    and NaN and infinite values are not refused. The front end needs a runtime with float64
-    products, as onnxruntime has on a CPU.
-
-    Raises:
-        InputError: for a block that does not exist, a name in ``metadata`` that is taken, a network
-            that one ONNX file cannot hold, and as `own_files`.
+    InputError: no such block, a name in ``metadata`` that is taken, a network that one ONNX file
+    cannot hold, or as `own_files`.
     """
     blocks = list(chosen_blocks(blocks, model.depth))
     if model.time_new_pos_embed.shape[-1] == 1:
@@ -104,18 +101,16 @@ def build(
     fused: bool = False,
     apart: dict[str, np.ndarray] | None = None,
 ) -> onnx.ModelProto:
-    """A network's inference as an ONNX model in float32.
+    """Build a network's inference as an ONNX model in float32.
 
-    It takes ``melspectrogram`` [B, F, T], normalised; or ``waveform`` [B, samples] at 16 kHz. What
-    is too long for the positions fails at a node named ``input_is_longer_than_…``. Its outputs are
-    ``logits`` [B, C], if asked for, then those of ``blocks``, as of `Maest.encode`:
+    It takes ``melspectrogram`` [B, F, T], normalised, or ``waveform`` [B, samples] at 16 kHz.
+    Inputs that exceed the positions fail at a node named ``input_is_longer_than_…``. Outputs are
+    ``logits`` [B, C], if asked for, then those of ``blocks`` as in `Maest.encode`:
     ``embeddings_<block>`` [B, 3, D] or, for -1, ``embeddings_final`` [B, D].
 
-    ``fused``: attention is onnxruntime's, whose scores never exist all at once. ``apart`` takes the
-    weights, by name, and the model refers to them as external data.
-
-    Raises:
-        InputError: for a network with other layers than `Maest` makes, or of 2 GiB or more.
+    ``fused`` takes onnxruntime's attention, which never holds all scores at once. ``apart``
+    receives the weights by name, as external data of the model. InputError: other layers than
+    `Maest` has, or 2 GiB or more.
     """
     _check(net, apart is None)
     g = _Graph(net, apart)
@@ -125,7 +120,7 @@ def build(
     needs_final = logits or -1 in blocks
     outputs: dict[str, tuple[str, list[str | int | None]]] = {}
     for number in range(net.depth if needs_final else max(blocks) + 1):
-        two = number == net.depth - 1 and number not in blocks  # cls and dist alone are read of it
+        two = number == net.depth - 1 and number not in blocks  # only cls and dist are read
         x = _block(g, f"blocks.{number}", x, net.num_heads, fused, two)
         if number in blocks:
             mean = g.node("ReduceMean", g.slice(x, 2, _END, 1), [1], keepdims=1)
@@ -149,13 +144,13 @@ def build(
 
 
 def longest_input(net: Maest, waveform: bool) -> int:
-    """In frames, 10 · (input_t // 10) + 15, or in samples of a waveform."""
+    """The longest input: 10 · (input_t // 10) + 15 frames, or samples of a waveform."""
     frames = net.time_new_pos_embed.shape[-1] * STRIDE + PATCH_SIZE - 1
     return (frames - 1) * HOP_LENGTH if waveform else frames
 
 
 def _check(net: Maest, whole: bool) -> None:
-    """Raise InputError for what the graph would not be."""
+    """Raise InputError for a network that the graph would not reproduce."""
     standard = Maest.without_weights(**net.sizes())
     types = {name: type(module) for name, module in standard.named_modules()}
     size, reason = 4 * sum(parameter.numel() for parameter in net.parameters()), ""
@@ -193,7 +188,7 @@ class _Graph:
         return names
 
     def _constant(self, value: Tensor | np.ndarray | float | list[int]) -> str:
-        """A tensor or number is float32, a list int64, an array as it is."""
+        """Add a constant: a tensor or number as float32, a list as int64, an array unchanged."""
         if isinstance(value, Tensor):
             value = value.detach().cpu().float().contiguous().numpy()
         kind = np.int64 if isinstance(value, list) else np.float32
@@ -225,9 +220,8 @@ class _Graph:
 def _frontend(g: _Graph, net: Maest, waveform: str) -> str:
     """[B, samples] → normalised log-mel [B, F, T frames], T = 1 + ceil(samples / 256).
 
-    `MelSpectrogram` without the FFT, which few runtimes have: its product with cosines and sines,
-    in float64. On sines of full scale, the log-mel is off by 3e-7; it would be by 5e-5 with the
-    product in float32, and is by 1e-5 with the FFT in float32.
+    Few runtimes have an FFT: a float64 product with cosines and sines replaces it. On sines of full
+    scale the log-mel is off by 3e-7 (product in float32: 5e-5; FFT in float32: 1e-5).
     """
     samples = g.node("Shape", waveform, start=1, end=2)
     hops = g.node("Div", g.node("Add", samples, [HOP_LENGTH - 1]), [HOP_LENGTH])
@@ -265,7 +259,7 @@ def _tokens(g: _Graph, net: Maest, mel: str, limit: str) -> str:
         x = g.node("Gather", x, net.patchout.kept_rows.numpy(), axis=2)
     if net.patchout.kept_columns is not None:
         kept = net.patchout.kept_columns.numpy()
-        # The first one is always asked for: an input that has none of them is an error.
+        # Always ask for the first: an input that has no kept column is an error.
         there = g.node("Or", g.node("Less", kept, columns), kept == kept[0])
         index = g.node("Compress", kept, there)
         x = g.node("Gather", x, index, name="patchout_leaves_no_column", axis=3)

@@ -1,11 +1,11 @@
-"""The HEAR 2021 common API: our models, as HEAR's evaluation kit and others' benchmarks take them.
-
-    python -m heareval.embeddings.runner maest.models.hear --model exp_logs/latest/model
+"""Our models behind the HEAR 2021 common API, for its evaluation kit and other benchmarks.
 
 >>> from maest.models.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
 >>> model = load_model("exp_logs/latest/model")
 >>> scenes = get_scene_embeddings(audio, model)  # [S, samples] → [S, 3·D]
 >>> embeddings, timestamps = get_timestamp_embeddings(audio, model)  # [S, K, 3·D], [S, K] ms
+
+    python -m heareval.embeddings.runner maest.models.hear --model exp_logs/latest/model
 
 J. Turian et al., "HEAR: Holistic Evaluation of Audio Representations", PMLR 176, 2022;
 https://hearbenchmark.com/hear-api.html. An embedding is a transformer block's cls token, its dist
@@ -31,9 +31,9 @@ from maest.models.sizes import invalid
 
 DEFAULT_ARCH = "discogs-maest-30s-pw-129e"  # of `load_model()`
 
-# A timestamp's embedding is that of the 16 frames around it, one column of patches, as in PaSST:
-# the shortest input tells best when something is heard, and fits every model. HEAR asks for a hop
-# of 50 ms or less: 3 frames are 48 ms, and all windows can be cut from one spectrogram.
+# A timestamp's embedding is that of the 16 frames around it, one patch column, as in PaSST: the
+# shortest input locates a sound best, and fits every model. HEAR asks for a hop
+# of 50 ms or less: 3 frames are 48 ms, and one spectrogram serves all windows.
 WINDOW_FRAMES, HOP_FRAMES = PATCH_SIZE, 3
 HOP_SAMPLES = HOP_FRAMES * HOP_LENGTH
 # From a window's centre, between two frames, to the centre of its first or last frame: 7.5 hops.
@@ -41,10 +41,10 @@ _REACH_SAMPLES = (WINDOW_FRAMES - 1) * HOP_LENGTH // 2
 
 
 class HearModel(nn.Module):
-    """A MAEST network with what HEAR reads off a model: its sample rate and embedding sizes.
+    """A MAEST network with the sample rate and embedding sizes that HEAR reads.
 
-    ``transformer_block`` is a block's number from 0, or -1 for the final embedding, [D] and not
-    [3·D]; None: block 7, or the last one of a shallower network.
+    ``transformer_block``: a number from 0; -1 for the final embedding, [D] instead of [3·D]; None:
+    block 7, or the last one of a shallower network.
     """
 
     def __init__(self, net: Maest, transformer_block: int | None = None) -> None:
@@ -57,32 +57,32 @@ class HearModel(nn.Module):
         self.timestamp_embedding_size = self.scene_embedding_size
 
     def forward(self, mels: list[Tensor]) -> Tensor:
-        """Normalised log-mel patches, P of [F, T frames] → their embeddings, float32 [P, 3·D]."""
+        """Embed P normalised log-mel patches [F, T frames]: float32 [P, 3·D]."""
         _, embeddings = self.net.encode_patches(mels, (self.transformer_block,), logits=False)
         return embeddings[self.transformer_block].flatten(1).float()
 
 
 def load_model(model_file_path: str | Path = "", transformer_block: int | None = None) -> HearModel:
-    """Load a model as `get_maest` does, on the CPU; of "" ``DEFAULT_ARCH``.
+    """Load a model as `get_maest` does, on the CPU; "" is ``DEFAULT_ARCH``.
 
-    The evaluation kit passes on ``--model-options '{"transformer_block": 6}'``. InputError: there
-    is no such model or block, or the model has no weights.
+    The evaluation kit passes ``--model-options '{"transformer_block": 6}'``. InputError: no such
+    model or block, or a model without weights.
     """
-    # Weights are asked for by name, too: embeddings of random ones would look like any others.
+    # pretrained: embeddings of random weights would look like any others.
     net = get_maest(str(model_file_path) or DEFAULT_ARCH, pretrained=True)
     return HearModel(net, transformer_block).eval()
 
 
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """One embedding for each sound: the mean over its patches, weighted by their seconds.
+    """Embed each sound: the mean over its patches, weighted by their seconds.
 
-    ``audio``, floats [S, samples] in -1..1, mono at 16 kHz, of any length and on any device →
-    float32 [S, model.scene_embedding_size], on the model's device. A sound's embedding does not
-    depend on the other sounds, but for rounding.
+    ``audio``: floats [S, samples] in -1..1, mono at 16 kHz, of any length, on any device. Returns
+    float32 [S, model.scene_embedding_size] on the model's device. Sounds do not affect each other,
+    but for rounding.
 
     Raises:
-        TypeError: ``audio`` is no tensor of numbers, or ``model`` not of :func:`load_model`.
-        InputError: audio of another shape, an empty one, NaN or infinite values.
+        TypeError: ``audio`` is no tensor of numbers, or ``model`` not from :func:`load_model`.
+        InputError: wrong shape, empty audio, NaN or infinite values.
     """
     audio = _checked(audio, model)
     spans = patches.cut(n_frames(audio.shape[1]), model.net.input_t)
@@ -92,24 +92,22 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """An embedding every 48 ms, of the 256 ms around it.
+    """Embed the 256 ms around each timestamp, one every 48 ms.
 
-    A window is 16 frames of the spectrogram of the whole sound, 8 before its timestamp and 8 after;
-    the sound is silent beyond its ends. A window's outer frames thus hear the sound around it, as
-    a clip's do in training: a spectrogram of its samples alone would fade in and out.
+    A window is 16 frames of the whole sound's spectrogram, 8 on each side of its timestamp, with
+    silence beyond the sound. Its outer frames hear the sound around it, as a clip's do in training:
+    a spectrogram of the window alone would fade in and out.
 
-    Arguments and errors are those of :func:`get_scene_embeddings`.
-
-    Returns:
-        ``(embeddings, timestamps)``, both on the model's device: float32
-        [S, K, model.timestamp_embedding_size], K = 1 + floor(samples / 768), and float32 [S, K],
-        the windows' centres in milliseconds: 0, 48, 96 … up to the end of the sound.
+    Arguments and errors are those of :func:`get_scene_embeddings`. Returns ``(embeddings,
+    timestamps)`` on the model's device: float32 [S, K, model.timestamp_embedding_size], K = 1 +
+    floor(samples / 768), and float32 [S, K], the windows' centres in ms: 0, 48, 96 … up to the end
+    of the sound.
     """
     audio = _checked(audio, model)
     sounds, samples = audio.shape
     count = 1 + samples // HOP_SAMPLES
-    # Moves the grid of frames so that 7.5 of its steps lie before the first timestamp, 0, and as
-    # many behind the last; fewer than 768 samples are behind the last timestamp, so all is seen.
+    # Padding puts 7.5 hops before the first timestamp, 0, and as many behind the last. Fewer than
+    # 768 samples lie behind that, so windows cover the whole sound.
     behind = (count - 1) * HOP_SAMPLES + _REACH_SAMPLES - samples
     spans = [(HOP_FRAMES * i, HOP_FRAMES * i + WINDOW_FRAMES) for i in range(count)]
     embeddings = _windows(F.pad(audio, (_REACH_SAMPLES, behind)), spans, model).transpose(0, 1)
@@ -125,7 +123,7 @@ def _checked(audio: Tensor, model: HearModel) -> Tensor:
 
 
 def _windows(audio: Tensor, spans: list[tuple[int, int]], model: HearModel) -> Tensor:
-    """The embeddings of the same stretches, in frames, of S sounds: [len(spans), S, 3·D]."""
+    """Embed the same windows, in frames, of S sounds: [len(spans), S, 3·D]."""
     net = model.net
     with inference(model):
         mels = [net.melspectrogram(sound.to(net.cls_token.device)) for sound in audio]

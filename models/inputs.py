@@ -1,4 +1,4 @@
-"""What may be given as a waveform or a spectrogram: by its type, its shape and its values."""
+"""Checks of waveforms and spectrograms: type, shape and values."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SHAPES = (
 
 
 class InputTypeError(InputError, TypeError):
-    """What is no tensor or array of the right numbers."""
+    """Not a tensor or array of floats, or of 16-bit PCM."""
 
 
 def as_floats(x: Any, setting: str, device: torch.device | None = None, pcm: bool = True) -> Tensor:
-    """A tensor of floats, float32 unless they are of 16 bits; arrays go to ``device``.
+    """Convert to floats, float32 unless they are of 16 bits; arrays go to ``device``.
 
-    Waveforms of 16-bit PCM come as -1..1, unless ``pcm=False``. InputTypeError: another type.
+    int16 PCM waveforms become -1..1, unless ``pcm=False``. InputTypeError: another type.
     """
     if isinstance(x, np.ndarray):  # torch takes neither other byte orders nor negative strides
         x = torch.from_numpy(np.asarray(x, x.dtype.newbyteorder("="), order="C")).to(device)
@@ -41,7 +41,7 @@ def as_floats(x: Any, setting: str, device: torch.device | None = None, pcm: boo
 
 
 def as_waveforms(x: Any, ndim: int, setting: str) -> Tensor:
-    """Finite floats, [samples] if ``ndim`` is 1, [B, samples] if it is 2; InputError for others."""
+    """Convert to finite floats, [samples] (``ndim`` 1) or [B, samples] (2); else InputError."""
     waves = as_floats(x, setting)
     if waves.ndim != ndim or (ndim == 2 and not waves.numel()):
         names = "[samples]" if ndim == 1 else "[B, samples]"
@@ -60,7 +60,7 @@ def check_finite(x: Tensor, setting: str) -> None:
 
 
 def check_shape(shape: Sequence[int], is_mel: bool, sizes: Sizes) -> None:
-    """Raise InputError for a shape that `Maest.forward` does not take, or takes for another's."""
+    """Raise InputError for a shape that `Maest.forward` does not take, or would mistake."""
     kind: Kind = "invalid"
     hint, dims, (rows, last) = "", len(shape), (1, 1, *shape)[-2:]  # waveforms are rows, too
     if dims == 0 or dims > 4 or 0 in shape or (dims == 4 and shape[1] != 1):

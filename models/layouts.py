@@ -1,6 +1,6 @@
-"""The layouts in which others keep the weights of this family, and our names for them.
+"""The weight layouts of this family of networks, and our names for their tensors.
 
-Shapes in comments: F, T rows and columns of the patch grid, D channels.
+F, T: rows and columns of the patch grid; D channels.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ HEADS = ("head.", "head_dist.")
 # Parts of a head that a layout may lack.
 OPTIONAL_HEADS = {HUB: ("head_dist.",), PASST: HEADS, DEIT: HEADS}
 _HEAD_WIDTH = 64  # channels of an attention head, in every released size
-# Time positions → input frames of 5, 10, 20 and 30 s. Positions alone say only the tens of frames.
+# Time positions → input frames of 5, 10, 20 and 30 s. Positions alone give only tens of frames.
 _RELEASED_INPUTS = {31: 312, 62: 625, 125: 1250, 187: 1875}
 _LONG = 4  # times the input length of training: beyond, there is a warning
 
 
 def detect_layout(state: Mapping[str, Tensor]) -> str:
-    """Which layout a state dict is in, by its keys; ValueError if in none."""
+    """Tell a state dict's layout by its keys; ValueError for an unknown one."""
     if any(key.removeprefix(_TOP) == _HUB_POSITIONS for key in state):
         return HUB
     if "freq_new_pos_embed" in state and "time_new_pos_embed" in state:
@@ -48,15 +48,12 @@ def detect_layout(state: Mapping[str, Tensor]) -> str:
 
 
 def read(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """A state dict in one of the layouts → one with our names; other keys keep theirs.
-
-    Raises ValueError for positions that are not those of the layout.
-    """
+    """Rename a layout's state dict to our names; ValueError for positions of another layout."""
     if layout == HUB:
         return _read_hub(state)
     tensors = dict(state)
     if layout == DEIT:
-        for head in HEADS:  # for ImageNet, and without a norm of their own
+        for head in HEADS:  # ImageNet's, without a norm
             tensors.pop(f"{head}weight", None)
             tensors.pop(f"{head}bias", None)
         positions = tensors.pop("pos_embed")
@@ -73,11 +70,10 @@ def read(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
 
 
 def read_sizes(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
-    """Arguments of `Maest`, as far as shapes alone tell them.
+    """Infer arguments of `Maest` from shapes.
 
-    ``n_classes`` is left out if there is no head; PaSST and DeiT, which never saw our input, tell
-    nothing of its length. Weights of no such network raise ValueError, a LookupError or an
-    ArithmeticError.
+    ``n_classes`` is left out without a head, ``input_t`` for PaSST and DeiT, which never saw our
+    input. Weights of another network raise ValueError, a LookupError or an ArithmeticError.
     """
     embed_dim = tensors["cls_token"].shape[-1]
     blocks = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))]
@@ -109,10 +105,10 @@ def read_sizes(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
 def fit_positions(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path
 ) -> dict[str, Tensor]:
-    """Our tensors with position embeddings of the ``expected`` sizes; what changed is logged."""
+    """Resize our position embeddings to the ``expected`` sizes, and log the change."""
     tensors, freq, time = dict(tensors), "freq_new_pos_embed", "time_new_pos_embed"
     rows, columns = expected[freq].shape[2], expected[time].shape[3]
-    if "pos_embed" in tensors:  # of a square grid: the mean over one axis is of the other
+    if "pos_embed" in tensors:  # of a square grid: the mean over one axis is the other's
         grid = tensors.pop("pos_embed").transpose(1, 2)
         grid = _resized(grid.unflatten(2, (math.isqrt(grid.shape[2]), -1)), (rows, columns))
         tensors[freq], tensors[time] = grid.mean(3, keepdim=True), grid.mean(2, keepdim=True)
@@ -132,7 +128,7 @@ def fit_positions(
 
 
 def _resized(positions: Tensor, size: tuple[int, int]) -> Tensor:
-    """Positions [1, D, F, T], resized bicubically, as PaSST does."""
+    """Resize positions [1, D, F, T] bicubically, as PaSST does."""
     return functional.interpolate(positions.float(), size, mode="bicubic", align_corners=False)
 
 
@@ -140,7 +136,7 @@ def _resized(positions: Tensor, size: tuple[int, int]) -> Tensor:
 # `ASTForAudioClassification` of transformers
 
 HUB_EPS = 1e-6  # of every norm, the head's too
-# What its configuration can say, and is the same in every network of this family
+# Settings in its configuration that all networks of this family share
 HUB_FIXED = {
     "model_type": "audio-spectrogram-transformer",
     "patch_size": PATCH_SIZE,
@@ -151,7 +147,7 @@ HUB_FIXED = {
     "hidden_act": "gelu",
     "layer_norm_eps": HUB_EPS,
 }
-# What transformers takes where the file does not say, if that is another value
+# Defaults of transformers that differ from these
 _DEFAULTS = {"model_type": None, "num_mel_bins": 128, "layer_norm_eps": 1e-12}
 # Our name of a task → that layout's
 HUB_PROBLEMS = {
@@ -162,12 +158,9 @@ HUB_PROBLEMS = {
 
 
 def read_hub_config(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """What a `config.json` of transformers says of a network that its weights do not.
-
-    Raises ValueError if it is of another network than that of the weights, with these ``sizes``.
-    """
+    """Read heads and task of a transformers `config.json`; ValueError for another network."""
     heads = config.get("num_attention_heads", 12)
-    # The released models' files say nothing of their task.
+    # The released models' files do not name their task.
     problem = config.get("problem_type") or HUB_PROBLEMS["multi-label"]
     tasks = {theirs: ours for ours, theirs in HUB_PROBLEMS.items()}
     expected = {"hidden_size": sizes["embed_dim"], "num_hidden_layers": sizes["depth"], **HUB_FIXED}
@@ -184,7 +177,7 @@ def read_hub_config(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict
 
 _TOP = "audio_spectrogram_transformer."  # without a head (`ASTModel`), transformers writes none
 _HUB_POSITIONS = "embeddings.position_embeddings"
-# Ours, theirs as published, and theirs in the memory of transformers 5
+# Our name, the published one, and the one that transformers 5 has in memory
 _HUB_NAMES = (
     ("cls_token", "embeddings.cls_token"),
     ("dist_token", "embeddings.distillation_token"),
@@ -203,7 +196,7 @@ _HUB_NAMES = (
 )
 _OURS = {theirs: ours for ours, *both in _HUB_NAMES for theirs in both}
 _PUBLISHED = {ours: theirs for ours, theirs, *_ in _HUB_NAMES}
-# A block's number, the name in it, and what of it
+# Block number, name in the block, weight or bias
 _KEY = re.compile(
     r"\A(?:(?:blocks|encoder\.layer|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?\Z", re.DOTALL
 )
@@ -228,7 +221,7 @@ def _read_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split_positions(positions: Tensor) -> dict[str, Tensor]:
-    """[1, 2 + F·T, D], frequency-major → those of the two tokens, of frequency, and of time."""
+    """Split [1, 2 + F·T, D], frequency-major, into tokens', frequency and time positions."""
     rows = grid_size(N_MELS)
     if positions.ndim != 3 or positions.shape[1] < 2 + rows or (positions.shape[1] - 2) % rows:
         raise ValueError(
@@ -250,7 +243,7 @@ def _split_positions(positions: Tensor) -> dict[str, Tensor]:
 
 
 def write_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict → the published files' names. ``head_dist`` is not carried."""
+    """Rename our state dict to the published files' names, without ``head_dist``."""
     hub = {}
     for name, tensor in state.items():
         [(block, ours, kind)] = _KEY.findall(name)
@@ -266,10 +259,10 @@ def write_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def default_hub_labels(n_classes: int) -> list[str]:
-    """What transformers calls classes without names."""
+    """The names that transformers gives to unnamed classes."""
     return [f"LABEL_{i}" for i in range(n_classes)]
 
 
 def fingerprint(last: Tensor) -> str:
-    """Of the last layer's weights: another one tells that a network was trained since."""
+    """Hash the last layer's weights, to detect further training."""
     return hashlib.sha256(last.float().contiguous().numpy().tobytes()).hexdigest()

@@ -1,11 +1,9 @@
 """The network: a vision transformer over overlapping log-mel patches, with patchout.
 
-Music Audio Efficient Spectrogram Transformer, P. Alonso-Jiménez et al., ISMIR 2023
-(arXiv 2309.16418), after PaSST, K. Koutini et al., Interspeech 2022 (arXiv 2110.05069).
-Parameter names are those of the released checkpoints.
-
-Shapes: B batch, F frequency rows, T time columns (frames or patch columns, as said), N tokens,
-D channels, C classes.
+Music Audio Efficient Spectrogram Transformer, P. Alonso-Jiménez et al., ISMIR 2023 (arXiv
+2309.16418), after PaSST, K. Koutini et al., Interspeech 2022 (arXiv 2110.05069). Parameters are
+named as in the released checkpoints. Shapes: B batch, F frequency rows, T time columns (frames or
+patch columns, as said), N tokens, D channels, C classes.
 """
 
 from __future__ import annotations
@@ -29,23 +27,23 @@ from maest.helpers.patches import PATCH_SIZE
 from maest.models.inputs import as_floats, check_finite, check_shape
 from maest.models.sizes import SIZE_NAMES, STRIDE, Patchout, Sizes, invalid, on_device, whole_number
 
-# So many tokens go through the network at a time, however long an input is: about 0.6 GB of
-# activations in the base model; 9 patches of 30 s, 58 of 5 s, or 1489 of 16 frames.
+# Tokens of a pass, however long the input: about 0.6 GB of activations in the base model;
+# 9 patches of 30 s, 58 of 5 s, or 1489 of 16 frames.
 TOKENS_PER_PASS = 16_384
 
 
 class Outputs(NamedTuple):
-    """What one pass computes of [B, F, T]."""
+    """The outputs of one pass over [B, F, T]."""
 
-    # [B, C]; in training mode, of two heads, [2, B, C]: the cls token's and the dist token's
+    # [B, C]; of two heads in training mode [2, B, C]: cls, dist
     logits: Tensor | None
-    # By block, [B, 3, D]: cls token, dist token, mean of all others; -1, after the norm: [B, D]
+    # Block → [B, 3, D]: cls token, dist token, mean of the others; -1 → [B, D], after the norm
     embeddings: dict[int, Tensor]
 
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """No gradients, and eval mode; the modes of all modules come back afterwards."""
+    """Switch to eval mode without gradients; restore each module's mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -76,10 +74,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block: [B, N, D] → [B, N, D], or [B, queries, D] for the first tokens.
-
-    In training, each branch is left out for some of a batch, at random: stochastic depth.
-    """
+    """Transformer block with stochastic depth: [B, N, D] → [B, N, D], or [B, queries, D]."""
 
     def __init__(
         self, dim: int, num_heads: int, hidden: int, dropout: float, attn_drop: float, path: float
@@ -107,13 +102,13 @@ class Block(nn.Module):
 class Maest(nn.Module):
     """The MAEST network.
 
-    ``drop_rate``, ``attn_drop_rate`` and ``drop_path_rate`` are dropout of projections, of
-    attention weights, and of whole residual branches (that one's rate grows linearly over the
-    blocks). ``options`` are the arguments of `sizes.Sizes`, of which ``n_classes`` and ``input_t``
-    have no default, and of `sizes.Patchout`.
+    ``drop_rate`` is the dropout of projections, ``attn_drop_rate`` of attention weights, and
+    ``drop_path_rate`` of whole residual branches, growing linearly over the blocks. ``options`` are
+    the arguments of `sizes.Sizes` (``n_classes`` and ``input_t`` are required) and
+    `sizes.Patchout`.
 
     Raises:
-        InputError: a value has another type, is out of bounds or contradicts another; its
+        InputError: a value has a wrong type, is out of bounds or contradicts another; its
             ``setting`` is the argument's name.
     """
 
@@ -138,7 +133,7 @@ class Maest(nn.Module):
             message, hint = f"{len(labels)} names", f"Give one for each of {s.n_classes} classes."
             raise InputError(message, kind="mismatch", hint=hint, setting="labels")
         self.labels = None if labels is None else list(labels)
-        self.uninitialized: frozenset[str] = frozenset()  # parameters that a checkpoint left out
+        self.uninitialized: frozenset[str] = frozenset()  # parameters that the checkpoint lacks
         self.n_classes, self.input_t, self.input_f = s.n_classes, s.input_t, s.input_f
         self.embed_dim, self.depth, self.num_heads = s.embed_dim, s.depth, s.num_heads
         self.mlp_ratio, self.distilled_type, self.task = s.mlp_ratio, s.distilled_type, s.task
@@ -150,7 +145,7 @@ class Maest(nn.Module):
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(1, d, PATCH_SIZE, STRIDE)})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, d))
-        self.new_pos_embed = nn.Parameter(torch.zeros(1, 2, d))  # of cls and of dist
+        self.new_pos_embed = nn.Parameter(torch.zeros(1, 2, d))  # cls, dist
         self.freq_new_pos_embed = nn.Parameter(torch.zeros(1, d, self.patchout.rows, 1))
         self.time_new_pos_embed = nn.Parameter(torch.zeros(1, d, 1, s.positions))
         self.pos_drop = nn.Dropout(drop_rate)
@@ -165,7 +160,7 @@ class Maest(nn.Module):
 
     @classmethod
     def without_weights(cls, **options: Any) -> Maest:
-        """Without memory for its parameters, for ``load_state_dict(..., assign=True)``."""
+        """Build on the meta device, for ``load_state_dict(..., assign=True)``."""
         with torch.device("meta"):
             model = cls(**options)
         model.frontend = MelSpectrogram()  # its constants are computed, not loaded
@@ -173,8 +168,8 @@ class Maest(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw new weights: truncated normal of std 0.02; the convolution keeps PyTorch's own."""
-        if self.cls_token.is_meta:  # nothing to draw; PyTorch would take a second to find that out
+        """Draw weights: truncated normal of std 0.02; the convolution keeps PyTorch's default."""
+        if self.cls_token.is_meta:  # saves a second
             return
         linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
         tokens = self.cls_token, self.dist_token
@@ -185,7 +180,7 @@ class Maest(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def sizes(self) -> dict[str, Any]:
-        """What `Maest(**sizes)` needs to build a network of the same shape and normalisation."""
+        """Arguments of `Maest` for a network of the same shape and normalisation."""
         return asdict(self._sizes)
 
     def forward(
@@ -194,25 +189,26 @@ class Maest(nn.Module):
         transformer_block: int = -1,
         melspectrogram_input: bool = False,
     ) -> tuple[Tensor | tuple[Tensor, Tensor] | None, Tensor]:
-        """``(logits, embeddings)`` of audio, or of spectrograms.
+        """Return ``(logits, embeddings)`` of audio or of spectrograms.
 
         ``x`` holds floats, or 16-bit PCM if it is a waveform, and is one of
 
         - [samples]: a mono waveform at 16 kHz of any length, cut into B patches;
-        - [B, samples]: a batch of waveforms, each no longer than one patch;
-        - [F, T], with ``melspectrogram_input``: a normalised log-mel spectrogram of any length T,
+        - [B, samples]: waveforms, each no longer than one patch;
+        - [F, T], with ``melspectrogram_input``: a normalised log-mel spectrogram of any length,
           cut into B patches;
-        - [B, F, T] or [B, 1, F, T]: a batch of such, each no longer than one patch.
+        - [B, F, T] or [B, 1, F, T]: such spectrograms, each no longer than one patch.
 
-        Of ``transformer_block`` -1: logits [B, C], before any activation (of two heads, in training
-        mode the pair of cls and dist, in eval mode their mean), and embeddings [B, D], the mean of
-        the cls and dist tokens after the final norm. Of a block, from 0: ``None`` and [B, 3·D], cls
-        token, dist token, mean of all others, without norm. Later blocks are not computed.
+        ``transformer_block`` -1 returns logits [B, C], before any activation, and embeddings [B,
+        D], the mean of the cls and dist tokens after the final norm. Two heads return a pair of
+        logits (cls, dist) in training mode, their mean in eval mode. A block's number, from 0,
+        returns ``None`` and [B, 3·D]: cls token, dist token, mean of the others, without norm.
+        Later blocks are not computed.
 
         Raises:
-            InputError: (a ValueError, for another type a TypeError) for another shape, an input
-                that is too long where it is not cut, a 2-D input that can only be meant otherwise,
-                no such block, patchout that leaves no token, and, in eval mode, NaN or infinity.
+            InputError: (a ValueError; for a wrong type a TypeError too) wrong shape, an input too
+                long where it is not cut, a 2-D input that can only be meant otherwise, no such
+                block, patchout that leaves no token, or, in eval mode, NaN or infinity.
         """
         block = whole_number("transformer_block", transformer_block, -1, self.depth - 1)
         mel = self._log_mel(x, melspectrogram_input)
@@ -226,17 +222,17 @@ class Maest(nn.Module):
         return ((logits[0], logits[1]) if logits.ndim == 3 else logits), embeddings[block]
 
     def encode(self, mel: Tensor, blocks: Sequence[int] = (-1,), logits: bool = True) -> Outputs:
-        """One pass, which computes no more than is asked for; it can be exported and compiled.
+        """Compute the outputs asked for in one pass, without later blocks; exports and compiles.
 
-        ``mel``, float [B, F, T], are normalised log-mel spectrograms no longer than a patch, which
-        are not checked; fewer than 16 frames are padded with silence. ``blocks`` says whose
-        embeddings to return: numbers from 0, and -1 for the final one.
+        ``mel``: normalised log-mel, float [B, F, T], no longer than a patch, unchecked; fewer than
+        16 frames are padded with silence. ``blocks``: numbers from 0, and -1 for the final
+        embedding.
         """
         embeddings: dict[int, Tensor] = {}
         needs_final, last = logits or -1 in blocks, self.depth - 1
         x = self._tokens(mel)
         for number in range(self.depth if needs_final else max(blocks) + 1):
-            # Of the last block, nothing but cls and dist is read.
+            # Of the last block, only cls and dist are read.
             x = self.blocks[number](x, 2 if number == last and last not in blocks else None)
             if number in blocks:
                 embeddings[number] = torch.cat((x[:, :2], x[:, 2:].mean(1, keepdim=True)), dim=1)
@@ -253,7 +249,7 @@ class Maest(nn.Module):
         return Outputs(both if self.training else both.mean(0), embeddings)
 
     def encode_patches(self, mels: list[Tensor], blocks: Sequence[int], logits: bool) -> Outputs:
-        """The same of patches [F, T]; neighbours of one length share a pass."""
+        """Encode patches [F, T] as `encode` does; neighbours of one length share a pass."""
         passes = []
         for length, group in groupby(mels, key=lambda mel: mel.shape[-1]):
             alike, together = list(group), TOKENS_PER_PASS // self.n_tokens(length, training=False)
@@ -265,7 +261,7 @@ class Maest(nn.Module):
         return Outputs(torch.cat(values, -2) if logits else None, joined)
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile the transformer blocks with ``torch.compile``, in place, one by one."""
+        """Compile each transformer block in place, with ``torch.compile``."""
         for block in self.blocks:
             block.compile(**options)
 
@@ -286,11 +282,11 @@ class Maest(nn.Module):
         return x
 
     def n_tokens(self, frames: int, training: bool = True) -> int:
-        """Tokens that the blocks get of an input of so many frames, cls and dist among them."""
+        """The number of tokens of an input of ``frames``, cls and dist included."""
         return 2 + self.patchout.n_patches(frames, training)
 
     def _log_mel(self, x: Tensor | np.ndarray, is_mel: bool) -> Tensor:
-        """Normalised log-mel: [F, T] of one track, of any length, or a batch [B, F, T]."""
+        """Normalised log-mel: [F, T] of one track of any length, or a batch [B, F, T]."""
         mel = as_floats(x, "x", self.cls_token.device, pcm=not is_mel)
         check_shape(mel.shape, is_mel, self._sizes)
         if mel.ndim == 4:
@@ -306,11 +302,11 @@ class Maest(nn.Module):
         return self.normalise(self.frontend(as_floats(waveform, "waveform", self.cls_token.device)))
 
     def normalise(self, log_mel: Tensor) -> Tensor:
-        """Log-mel values as the front end and the files have them → as the network takes them."""
+        """Normalise log-mel values, as the front end and the files have them, for the network."""
         return (log_mel - self.norm_mean) / (2 * self.norm_std)
 
     def unstandardize(self, values: Tensor) -> Tensor:
-        """A head's values [..., C] → logits: in the targets' units, if they have any."""
+        """Scale a head's values [..., C] to logits in the targets' units, if there are any."""
         if self.target_mean is None or self.target_std is None:
             return values
         scale = torch.tensor([self.target_std, self.target_mean], dtype=torch.float32)
@@ -328,8 +324,8 @@ class Maest(nn.Module):
     ) -> tuple[np.ndarray, list[str] | None]:
         """Tag one track, in eval mode, without gradients: ``(activations, self.labels)``.
 
-        The input is that of :meth:`forward`; a batch is the patches of one track. Activations are
-        float32 [C], the mean over patches, weighted by the seconds that each adds.
+        ``x`` is as in :meth:`forward`; a batch is the patches of one track. Activations are float32
+        [C]: the mean over patches, weighted by the seconds that each adds.
         """
         with inference(self):
             mel = self._log_mel(x, melspectrogram_input)

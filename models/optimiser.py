@@ -1,4 +1,4 @@
-"""What is trained, by which optimiser, and how fast: another one than AdamW would be added here."""
+"""The optimiser: parameters to train, their learning rates and the schedule."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from maest.models.maest import Maest
 
 
 def layer_level(name: str, depth: int) -> int:
-    """Which layer a parameter is of, for the layer-wise decay of the learning rate.
+    """Find a parameter's level, for the layer-wise decay of the learning rate.
 
     0: patch embedding, tokens and positions; i + 1: block i; depth + 1: the last norm and the
-    heads. Level l has the rate lr · layer_decay^(depth + 1 - l): what is near the input changes
+    heads. Level l has the rate lr · layer_decay^(depth + 1 - l): layers near the input change
     least. As in BEiT, H. Bao et al., ICLR 2022 (arXiv 2106.08254), after ELECTRA, K. Clark et al.,
     ICLR 2020 (arXiv 2003.10555).
     """
@@ -28,14 +28,9 @@ def layer_level(name: str, depth: int) -> int:
 
 
 class Optimiser:
-    """AdamW by a recipe (section `module` of the settings): groups, rates, and what is frozen.
+    """AdamW by a recipe (section `module` of the settings), with frozen blocks.
 
-    Attributes:
-        frozen: modules that are not trained, and are to stay in eval mode: no dropout. Their
-            parameters no longer ask for gradients.
-
-    Raises:
-        InputError: for more frozen blocks than there are, or swa_lr without swa_start.
+    InputError: more frozen blocks than there are, or swa_lr without swa_start.
     """
 
     def __init__(self, net: Maest, recipe: Any) -> None:
@@ -48,6 +43,7 @@ class Optimiser:
             hint = "Set module.swa_start to the number of epochs before it, or leave it out."
             raise InputError(message, kind="conflict", setting="module.swa_lr", hint=hint)
         self.net, self.recipe, blocks = net, recipe, recipe.freeze_blocks
+        # These stay in eval mode (no dropout); their parameters have no gradients.
         self.frozen: list[torch.nn.Module] = []
         if net.distilled_type == "mean":  # which leaves the second head out
             net.head_dist.requires_grad_(False)
@@ -58,7 +54,7 @@ class Optimiser:
                     parameter.requires_grad_(False)
 
     def groups(self) -> list[dict[str, Any]]:
-        """What is trained: one group, or one a level where the learning rate decays over layers."""
+        """Group the parameters to train: one group, or one per level with ``layer_decay``."""
         lr, decay, depth = self.recipe.lr, self.recipe.layer_decay, self.net.depth
         trained = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
         if decay == 1:
@@ -74,7 +70,7 @@ class Optimiser:
     def build(
         self, epochs: Callable[[int], float], fused: bool | None = None
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """The optimiser, and its schedule, whose steps ``epochs`` counts in epochs."""
+        """Build the optimiser and its schedule; ``epochs`` converts its steps to epochs."""
         recipe = self.recipe
         optimiser = torch.optim.AdamW(
             self.groups(), weight_decay=recipe.weight_decay, betas=recipe.betas, fused=fused
@@ -82,14 +78,14 @@ class Optimiser:
         return optimiser, LambdaLR(optimiser, lambda step: self.factor(epochs(step)))
 
     def factor(self, epoch: float) -> float:
-        """The learning rate over its base, after so many epochs."""
+        """The learning rate over its base after ``epoch`` epochs."""
         recipe, start, rate = self.recipe, self.recipe.swa_start, self.recipe.swa_lr
         if start is not None and rate is not None and epoch >= start:
             return float(rate / recipe.lr)
         return float(recipe.factor(epoch))
 
     def overrule(self, schedule: LambdaLR) -> None:
-        """Give a continued training this recipe: of its checkpoint, moments and position count."""
+        """Give a resumed training this recipe; the checkpoint's moments and position stay."""
         for i, group in enumerate(self.groups()):
             schedule.base_lrs[i] = group["lr"]
             schedule.optimizer.param_groups[i] |= {

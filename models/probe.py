@@ -1,4 +1,4 @@
-"""Probes: small networks on fixed features, which show how much can be read from them."""
+"""Probes: small networks on fixed features, which measure what can be read from them."""
 
 from __future__ import annotations
 
@@ -28,20 +28,13 @@ _MIX_LR = 10.0
 class ProbeBank:
     """Probes with one hidden layer, trained together: S seeds × M sets of features of D numbers.
 
-    Probe m · S + s is of set m and seed s. First weights, dropout and the order of tracks depend on
-    its seed alone, its loss on its own weights alone: so it equals, but for the last bits, the one
-    trained alone.
+    Probe m · S + s has set m and seed s. Its first weights, dropout and order of tracks depend on
+    its seed alone, its loss on its weights alone: it equals, but for the last bits, one trained
+    alone.
 
-    With ``n_blocks`` L there is one probe a seed, of a mix of L blocks' features: their mean with
-    weights that are learned, through a softmax. Features are to be :func:`layer_normalized` then,
-    as blocks differ in scale.
-
-    Attributes:
-        weights: stacked, G = M · S: ``net.0.weight`` [G, hidden, D], ``net.0.bias``,
-            ``net.2.weight`` [G, C, hidden], ``net.2.bias``, and of a mix ``mix`` [G, L].
-        scale, shift: [C] deviation and mean of a regression's training targets; else 1 and 0.
-        best_scores, best_epochs: [G] of the weights that are kept; epochs count from 1.
-        histories: for each probe, an entry an epoch: training loss and validation metrics.
+    With ``n_blocks`` L, each seed has one probe, of a mix of L blocks' features: their mean with
+    weights that it learns, through a softmax. Features must be :func:`layer_normalized` then, as
+    blocks differ in scale.
     """
 
     def __init__(
@@ -60,6 +53,8 @@ class ProbeBank:
         self.seeds, self.hidden, self.dropout, self.n_sets = list(seeds), hidden, dropout, n_sets
         self.task, self.device = task, torch.device(device)
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        # Stacked, G = M · S: ``net.0.weight`` [G, hidden, D], ``net.0.bias``, ``net.2.weight``
+        # [G, C, hidden], ``net.2.bias``, and of a mix ``mix`` [G, L]
         self.weights: dict[str, Tensor] = {}
         if n_blocks is not None:
             self.weights["mix"] = torch.zeros(len(seeds), n_blocks)
@@ -71,23 +66,26 @@ class ProbeBank:
                 stacked = torch.stack(own).repeat(n_sets, *[1] * len(shape))
                 self.weights[f"net.{layer}.{name}"] = stacked
         self.weights = {name: w.to(device) for name, w in self.weights.items()}
+        # [C]: deviation and mean of a regression's training targets; else 1 and 0
         self.scale = torch.ones(n_classes, device=device)
         self.shift = torch.zeros(n_classes, device=device)
+        # [G], of the kept weights; epochs count from 1
         self.best_scores = np.full(len(self), np.nan)
         self.best_epochs = np.zeros(len(self), int)
+        # By probe and epoch: training loss and validation metrics
         self.histories: list[list[dict[str, float]]] = [[] for _ in range(len(self))]
 
     def __len__(self) -> int:
         return self.n_sets * len(self.seeds)
 
     def state(self, index: int) -> dict[str, Tensor]:
-        """The weights of probe ``index``, ``scale`` and ``shift``, on the CPU."""
+        """The weights of probe ``index``, with ``scale`` and ``shift``, on the CPU."""
         state = {name: w[index] for name, w in self.weights.items()}
         state |= {"scale": self.scale, "shift": self.shift}
         return {name: values.detach().cpu().clone() for name, values in state.items()}
 
     def load(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take the weights of so many :meth:`state`. Raises KeyError, RuntimeError: of others."""
+        """Load every probe's :meth:`state`. KeyError, RuntimeError: they are of another bank."""
         now = self.weights | {"scale": self.scale, "shift": self.shift}
         loaded = {name: torch.stack([state[name] for state in states]) for name in self.weights}
         loaded |= {name: states[0][name] for name in ("scale", "shift")}
@@ -100,7 +98,7 @@ class ProbeBank:
     # ---- outputs ---------------------------------------------------------------------------------
 
     def forward(self, features: Tensor, training: bool = False) -> Tensor:
-        """[S, B, M or L, D], each seed's own tracks, or [1, …] → before ``scale``, [M · S, B, C]"""
+        """[S, B, M or L, D], or [1, …] for all seeds → [M · S, B, C], before ``scale``."""
         w, (_, batch, _, width) = self.weights, features.shape
         if "mix" in w:  # by a product that reads the features in place: einsum copies them first
             x = (w["mix"].softmax(1)[:, None, None] @ features).squeeze(2)
@@ -113,7 +111,7 @@ class ProbeBank:
         return _linear(x, w["net.2.weight"], w["net.2.bias"])
 
     def _dropout_factors(self, batch: int) -> Tensor:
-        """[S, B, hidden]: 0, or what makes up for the zeros."""
+        """[S, B, hidden]: 0, or the inverse of the share that stays."""
         drawn = torch.empty(len(self.seeds), -(-batch * self.hidden // 4), dtype=torch.int64)
         for own, generator in zip(drawn, self._generators, strict=True):
             own.random_(-(2**63), None, generator=generator)
@@ -125,14 +123,14 @@ class ProbeBank:
 
     @torch.no_grad()
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[N, M or L, D] → logits, for a regression values: [M · S, N, C]."""
+        """[N, M or L, D] → logits (of a regression, values) [M · S, N, C]."""
         parts = _tensor(features).split(_EVALUATED_AT_ONCE)
         outputs = [self.forward(part[None].to(self.device)) for part in parts]
         found: NDArray[np.float32] = (torch.cat(outputs, 1) * self.scale + self.shift).cpu().numpy()
         return found
 
     def activations(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[N, M or L, D] → means over the probes of activations, for a regression values: [N, C]"""
+        """[N, M or L, D] → mean activations (or values) over the probes, [N, C]."""
         outputs = torch.from_numpy(self.predict(features))
         if self.task == "multi-label":
             outputs = outputs.sigmoid()
@@ -144,7 +142,7 @@ class ProbeBank:
     # ---- training --------------------------------------------------------------------------------
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Means [M · S], of outputs [M · S, B, C] before ``scale``, and targets [S, B, C]."""
+        """Mean losses [M · S] of outputs [M · S, B, C] before ``scale``, and targets [S, B, C]."""
         targets = ((targets - self.shift) / self.scale).repeat(self.n_sets, 1, 1)
         tracks = outputs.flatten(0, 1), targets.flatten(0, 1)
         return LOSSES[self.task](*tracks, reduction="none").view(len(self), -1).mean(1)
@@ -163,15 +161,10 @@ class ProbeBank:
     ) -> None:
         """Train with AdamW; keep each probe's weights of its best epoch on the validation tracks.
 
-        That is the first of equal ones, and the last where no epoch has a metric (NaN). The weights
-        of a mix are learned ten times as fast as the others, and do not decay.
-
-        Args:
-            train, val: features float32 [N, M or L, D] and targets [N, C].
-            lr_factor: what the rate is multiplied by after so many epochs.
-
-        Raises:
-            InputError: "diverged", where outputs are not finite any more.
+        That is the first of equal ones, and the last if no epoch has a metric (NaN). A mix's
+        weights learn ten times as fast as the others, and do not decay. ``train`` and ``val`` are
+        features float32 [N, M or L, D] and targets [N, C]; ``lr_factor`` scales the rate after so
+        many epochs. InputError "diverged": outputs are NaN or infinite.
         """
         features, targets = map(_tensor, train)
         if self.task == "regression":
@@ -221,7 +214,7 @@ class ProbeBank:
 
 
 def layer_normalized(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean 0 and variance 1 over the last axis, in place."""
+    """Scale features to mean 0 and variance 1 over the last axis, in place."""
     for part in map(torch.from_numpy, np.split(features, range(1024, len(features), 1024))):
         part.copy_(F.layer_norm(part, part.shape[-1:]))
     return features

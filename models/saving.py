@@ -1,4 +1,4 @@
-"""Writing models: files are whole or absent, and never take the place of what others wrote."""
+"""Writing models: files are whole or absent, and never replace those of other programs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from maest.helpers.files import atomic_path, to_json
 from maest.models.archs import CONFIG_NAME, WEIGHTS_NAME
 from maest.models.maest import Maest
 
-AVERAGE_NAME = "model-swa.safetensors"  # beside them, the average of weights, if there is one
+AVERAGE_NAME = "model-swa.safetensors"  # the average of weights, if any
 FORMAT = "maest"
 FORMAT_VERSION = 1
-TRAINER_KEY = "maest"  # where files keep what weights alone do not say of a model
-_NEAR = 1 << 22  # bytes of a file that are searched for a mark
+TRAINER_KEY = "maest"  # of `model_record` in a file
+_NEAR = 1 << 22  # bytes searched for a mark
 _FOLDER_MARK = f'"format": "{FORMAT}"'.encode()  # in config.json
-# In the header of a single file: how its record begins. That of a model folder's begins otherwise.
+# The record's start in a single file's header; in a model folder's files it starts otherwise
 _FILE_MARK = rf'"{TRAINER_KEY}":"{{\n  \"arch\"'.encode()
 
 
 def model_record(
     model: Maest, arch: str | None = None, trained_on: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What weights alone do not say of a model: every file that is written of it keeps this."""
+    """The facts that weights alone do not tell of a model; each of its files keeps this record."""
     known = {"sizes": model.sizes(), "labels": model.labels}
     return {"arch": arch, **known, "trained_on": dict(trained_on or {})}
 
@@ -42,15 +42,15 @@ def save_model(
     trained_on: Mapping[str, Any] | None = None,
     average: Maest | None = None,
 ) -> Path:
-    """Write a model folder, and return its path. Weights are stored in their own type.
+    """Write a model folder, and return its path. Weights keep their dtype.
 
-    ``arch`` is for people to read; ``trained_on`` anything JSON can hold (data, epochs, seed,
-    metrics; "swa" is of the average); ``average`` the network with the average of its weights.
-    An older model folder is replaced, file by file, as by `own_files`.
+    ``arch`` is for people; ``trained_on`` holds any JSON (data, epochs, seed, metrics; "swa"
+    describes the average); ``average`` is the network with averaged weights. An older model folder
+    is replaced as by `own_files`.
     """
     folder, record = Path(folder), model_record(model, arch, trained_on)
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, **record}
-    # In the weights' files too: so they can be used alone, and are known for this configuration's.
+    # Weight files keep the record too: each can be used alone, and must match the config.json.
     config["digest"] = hashlib.sha256(to_json(config).encode()).hexdigest()
     networks = {WEIGHTS_NAME: model} | ({} if average is None else {AVERAGE_NAME: average})
     gone = {WEIGHTS_NAME, AVERAGE_NAME} - networks.keys()
@@ -67,7 +67,7 @@ def save_safetensors(
     arch: str | None = None,
     trained_on: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write one file, its weights and its record, and labels.json, as by `own_files`."""
+    """Write weights and record as one file, and labels.json beside it, as by `own_files`."""
     path = Path(path)
     with own_files(path, _FILE_MARK, [path.name], labels_file(model)) as paths:
         _write_weights(paths[path.name], model, model_record(model, arch, trained_on))
@@ -80,12 +80,12 @@ def _write_weights(path: Path, model: Maest, record: Mapping[str, Any]) -> None:
 
 
 def cpu_state_dict(model: Maest) -> dict[str, Tensor]:
-    # As safetensors takes it.
+    # safetensors takes contiguous tensors.
     return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
 def labels_file(model: Maest) -> dict[str, str]:
-    """Name → content, if the labels have names."""
+    """File name → content, if the labels have names."""
     return {"labels.json": to_json(model.labels)} if model.labels else {}
 
 
@@ -97,17 +97,14 @@ def own_files(
     texts: Mapping[str, str],
     gone: Collection[str] = (),
 ) -> Iterator[dict[str, Path]]:
-    """Yield a temporary path for each of ``names``; then they replace the older files.
+    """Yield a temporary path per name; afterwards these files replace older ones.
 
-    Files of ``texts`` (name → content) are written along, and get their names last, the first one
-    after all others. Files that are ``gone`` are removed; others in the folder stay.
+    So do ``texts`` (name → content), the first one last. Files that are ``gone`` are removed;
+    others stay. ``mark`` near the start of ``marked``, one of all these, shows that this program
+    wrote the older files.
 
-    ``marked``, one of all these, says whose the older files are: this program's, if ``mark`` is
-    near its start.
-
-    Raises:
-        InputError: "exists" if there are files of these names that others wrote, unless with the
-            same text; "access" if they cannot be written. Nothing is changed then.
+    InputError "exists": others wrote files of these names, with another content; "access": files
+    cannot be written. Nothing is changed then.
     """
     folder = marked.parent
 
@@ -137,5 +134,5 @@ def own_files(
         raise InputError(message, kind="access", hint=hint, path=folder) from error
     finally:
         if missing:
-            with suppress(OSError):  # not empty, or never made
+            with suppress(OSError):  # not empty, or never created
                 folder.rmdir()

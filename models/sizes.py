@@ -1,4 +1,4 @@
-"""What a network is built of: its sizes, and which patches the blocks get (`Patchout`)."""
+"""A network's sizes, and the patches that its blocks get (`Patchout`)."""
 
 from __future__ import annotations
 
@@ -27,22 +27,17 @@ ACTIVATIONS = dict(zip(TASKS, ("sigmoid", "softmax", "none"), strict=True))  # o
 _LEAST = {"n_classes": 1, "input_t": PATCH_SIZE, "input_f": PATCH_SIZE}
 _LEAST |= {"embed_dim": 1, "depth": 1, "num_heads": 1}
 _ABOVE = {"mlp_ratio": 0.0, "head_eps": 0.0, "norm_std": 0.0, "norm_mean": -math.inf}
-_LEAST_SHARE = 0.05  # patchout that leaves less of a clip's patches is a slip
+_LEAST_SHARE = 0.05  # of a clip's patches; patchout that leaves less is a mistake
 
 
 def grid_size(size: int) -> int:
-    """How many patches ``size`` bands or frames make."""
+    """The number of patches along ``size`` bands or frames."""
     return (size - PATCH_SIZE) // STRIDE + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The shape, the normalisation and the heads of a network.
-
-    Raises:
-        InputError: a value has another type, is out of bounds, or contradicts another; its
-            ``setting`` is the attribute's name.
-    """
+    """The shape, normalisation and heads of a network; raises InputError as `Maest` does."""
 
     n_classes: int  # labels C
     input_t: int  # longest input, in frames (62.5 a second)
@@ -87,7 +82,7 @@ class Sizes:
 
     @property
     def positions(self) -> int:
-        """Patch columns that there are positions for: those of a clip, or one more."""
+        """The number of patch columns with positions: those of a clip, or one more."""
         return self.input_t // STRIDE
 
 
@@ -99,7 +94,7 @@ def invalid(name: str, value: Any, hint: str) -> InputError:
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """A whole number, NumPy's too but not True, as an int; InputError for another."""
+    """Convert a whole number, NumPy's too but not a bool, to int; InputError for another."""
     bounds = f"Give a whole number, {least} {'or more' if most is None else f'to {most}'}."
     try:
         number = operator.index(value)
@@ -113,13 +108,10 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 class Patchout(nn.Module):
     """Drops patches, the same ones for a whole batch (K. Koutini et al., Interspeech 2022).
 
-    In training, ``s_patchout_t`` time columns, ``s_patchout_f`` frequency rows and ``u_patchout``
-    single patches are dropped at random. Always dropped are columns and rows by number
-    (``…_indices``; those that a short input does not have are no error), and all but every k-th
-    (``…_interleaved``).
-
-    Raises:
-        InputError: a value is out of bounds, or too few patches are left.
+    Training drops ``s_patchout_t`` time columns, ``s_patchout_f`` frequency rows and ``u_patchout``
+    single patches at random. Always dropped are columns and rows by number (``…_indices``, which a
+    short input may lack), and all but every k-th (``…_interleaved``). InputError: a value is out of
+    bounds, or too few patches are left.
     """
 
     def __init__(
@@ -144,7 +136,7 @@ class Patchout(nn.Module):
         }
         t = s_patchout_t_indices, s_patchout_t_interleaved
         f = s_patchout_f_indices, s_patchout_f_interleaved
-        # Numbers of those that are not always dropped; None for all
+        # Numbers of columns and rows that are not always dropped; None for all
         self.kept_columns = _kept("s_patchout_t", sizes.positions, *t)
         self.kept_rows = _kept("s_patchout_f", self.rows, *f)
         left = self.n_patches(sizes.input_t, training=True)
@@ -166,7 +158,7 @@ class Patchout(nn.Module):
         return x.flatten(2).index_select(2, on_device(grid, x.device))
 
     def n_patches(self, frames: int, training: bool) -> int:
-        """How many patches stay of an input of so many frames; below 1 where none does."""
+        """The number of patches left of an input of ``frames``; below 1 if none is."""
         columns = grid_size(max(frames, PATCH_SIZE))
         t = columns if self.kept_columns is None else int((self.kept_columns < columns).sum())
         f = self.rows if self.kept_rows is None else len(self.kept_rows)
@@ -174,7 +166,7 @@ class Patchout(nn.Module):
         return max(0, t - fewer_t) * max(0, f - fewer_f) - fewer
 
     def _select(self, name: str, available: int, kept: Tensor | None) -> Tensor:
-        """Which of ``available`` positions stay, sorted: the kept ones, less the random ones."""
+        """Choose positions of ``available``, sorted: the kept ones, less random ones."""
         indices = torch.arange(available) if kept is None else kept[kept < available]
         dropped = self.dropped[name] if self.training else 0
         if len(indices) <= dropped:
@@ -194,7 +186,7 @@ def _kept(name: str, available: int, indices: Any, every: Any) -> Tensor | None:
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
-    """Send a small tensor from the CPU to a device; the host does not wait for a CUDA device."""
+    """Send a small CPU tensor to a device, without waiting for CUDA."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)

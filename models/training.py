@@ -38,9 +38,9 @@ def derived_seed(*numbers: int) -> int:
 
 
 def teacher_targets(logits: Tensor, threshold: float) -> Tensor:
-    """A teacher's logits → targets of 0 and 1, both [B, C] float32.
+    """Turn a teacher's logits into targets of 0 and 1, both [B, C] float32.
 
-    1 where the sigmoid is above the threshold; where none is, at the highest.
+    A label is 1 if its sigmoid is above the threshold; if none is, the highest one.
     """
     logits = logits.float()
     targets = (logits.sigmoid() > threshold).float()
@@ -51,17 +51,9 @@ def teacher_targets(logits: Tensor, threshold: float) -> Tensor:
 class MaestModule(pl.LightningModule):
     """Trains a :class:`models.maest.Maest` with the loss of its task, and validates it.
 
-    Args:
-        recipe: the settings of section `module`; see also `optimiser.Optimiser`.
-        seed: of all draws of the training steps. A step's draws depend on it, the epoch, the
-            number of the batch and the process alone, and so not on whether the run was resumed.
-        patches_per_pass: of :class:`TrackScores`.
-        record: what a checkpoint says of the model beside sizes and labels: arch, trained_on.
-
-    Attributes:
-        also_evaluated: name → network that is validated beside ``net``, as ``val_<name>_…``.
-        scored: of the last validation, by name; ``net``'s is "".
-        skipped: files that could not be read, and why (`datamodule.on_error=skip`).
+    ``recipe``: the settings of section `module`. ``seed``: a step's random draws depend on it, the
+    epoch, the batch's number and the process alone, so a resumed run repeats them. ``record``: what
+    a checkpoint keeps beside sizes and labels: arch, trained_on.
     """
 
     def __init__(
@@ -76,21 +68,21 @@ class MaestModule(pl.LightningModule):
         self.net, self.recipe, self.seed = net, recipe, seed
         self.patches_per_pass, self.record = patches_per_pass, record or {}
         self.optimiser = Optimiser(net, recipe)
-        self.also_evaluated: dict[str, Maest] = {}
-        self.scored: dict[str, Scored] = {}
-        self.skipped: dict[str, str] = {}
+        self.also_evaluated: dict[str, Maest] = {}  # validated too, as val_<name>_…
+        self.scored: dict[str, Scored] = {}  # of the last validation; "" is ``net``
+        self.skipped: dict[str, str] = {}  # unreadable files → reasons (on_error=skip)
         self._scores = TrackScores({})
         self._loss, self._clips = torch.zeros(()), 0  # summed over the epoch's clips so far
 
     # ------------------------------------------------------------------ training
 
     def on_train_start(self) -> None:
-        self._freeze()  # an epoch that is continued does not start
+        self._freeze()  # a resumed epoch does not start again
         if self.trainer.ckpt_path is not None:
             self.optimiser.overrule(self.trainer.lr_scheduler_configs[0].scheduler)  # type: ignore[arg-type]
 
     def on_train_epoch_start(self) -> None:
-        self._freeze()  # validation has put all in training mode
+        self._freeze()  # validation puts all modules back in training mode
         self._loss, self._clips = torch.zeros(()), 0
 
     def _freeze(self) -> None:
@@ -98,10 +90,10 @@ class MaestModule(pl.LightningModule):
             part.eval()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One batch: mel [B, T, F] as it is on disk, targets [B, C], perhaps a teacher's logits.
+        """Train on mels [B, T, F] as on disk and targets [B, C].
 
-        Those, [B, C], are what the dist head learns from, of a network with two heads. InputError
-        of kind "diverged": the loss is NaN or infinite; on a GPU it comes some steps later.
+        The dist head learns from a teacher's logits [B, C], if the batch has them. InputError
+        "diverged": the loss is NaN or infinite; on a GPU it comes some steps later.
         """
         recipe, targets, heads = self.recipe, batch.targets, 1
         torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
@@ -120,7 +112,7 @@ class MaestModule(pl.LightningModule):
         return loss
 
     def _count(self, loss: Tensor, clips: int) -> None:
-        """Add to the epoch's loss. Its value is looked at on a CPU only: a GPU goes on."""
+        """Add to the epoch's loss, and check it on a CPU; a GPU would have to wait."""
         # Apple's MPS has no float64.
         exact = torch.float32 if loss.device.type == "mps" else torch.float64
         self._loss, self._clips = self._loss + loss.to(exact) * clips, self._clips + clips
@@ -141,7 +133,7 @@ class MaestModule(pl.LightningModule):
             self.log("train_loss", total / clips, on_step=False, on_epoch=True, batch_size=1)
 
     def _epoch_loss(self) -> tuple[Tensor, int]:
-        """Sum and number of the epoch's losses so far, of all processes."""
+        """Sum and number of the epoch's losses so far, over all processes."""
         total, clips = self._loss, torch.tensor(self._clips, device=self._loss.device)
         if n_processes() > 1:
             strategy = self.trainer.strategy
@@ -172,7 +164,7 @@ class MaestModule(pl.LightningModule):
     # ------------------------------------------------------------------ optimiser and schedule
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        # In one kernel; under mixed precision that unscales gradients too late to clip them.
+        # One kernel; under mixed precision it unscales gradients too late to clip them.
         fused = True if self.trainer.gradient_clip_val is None else None
         optimiser, schedule = self.optimiser.build(self._epochs, fused)
         interval: str = self.recipe.lr_interval
@@ -182,10 +174,10 @@ class MaestModule(pl.LightningModule):
         }
 
     def _epochs(self, step: int) -> float:
-        """The schedule's steps in epochs."""
+        """Convert the schedule's steps to epochs."""
         if self.recipe.lr_interval == "epoch" or not step:
             return step
-        # Before the first step it is not known how many an epoch has. The last, smaller group of
+        # The number of batches is unknown before the first step. The last, smaller group of
         # accumulated batches is a step too.
         batches = self.trainer.num_training_batches
         return step / math.ceil(batches / self.trainer.accumulate_grad_batches)
@@ -193,8 +185,8 @@ class MaestModule(pl.LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what makes it usable as a model: sizes, labels, origin; and the epoch's loss."""
-        self._check_loss()  # of NaN, nothing is saved
+        """Keep the epoch's loss, and what a model needs: sizes, labels, origin."""
+        self._check_loss()  # NaN must not be saved
         record: dict[str, Any] = {"sizes": self.net.sizes(), "labels": self.net.labels}
         record |= {"skipped": self.skipped, **self.record}
         if self._clips:
@@ -203,10 +195,7 @@ class MaestModule(pl.LightningModule):
         checkpoint[TRAINER_KEY] = record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the epoch's loss so far; the average of the weights is a callback's.
-
-        InputError: the checkpoint is of another network, or trains other parts of it.
-        """
+        """Restore the epoch's loss. InputError: the network or its trained parts differ."""
         record, sizes = checkpoint.get(TRAINER_KEY, {}), self.net.sizes()
         before = {n: value for n, value in record.get("sizes", {}).items() if n in sizes}
         differing = differences(before, {name: sizes[name] for name in before})
@@ -222,6 +211,6 @@ class MaestModule(pl.LightningModule):
             self._loss, self._clips = record["loss_sum"].to(self.device), record["loss_clips"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Without the weights' average, where a checkpoint has one."""
+        """Leave out the average of the weights, which a callback loads."""
         weights = {name: v for name, v in state_dict.items() if not name.startswith(AVERAGE)}
         return super().load_state_dict(weights, *args, **kwargs)

@@ -1,8 +1,8 @@
-"""Model folders and checkpoint files → a network, without running anything that is in them.
+"""Model folders and checkpoint files → a network, without running any code in them.
 
-A *model folder* is the unit of hand-over: ``config.json`` (sizes, normalisation, labels, what it
-was trained on) and ``model.safetensors``. A file's content says what it is. Files are mapped (but
-for PyTorch's format of before version 1.6): a tensor becomes memory when a network takes it.
+A *model folder* holds ``config.json`` (sizes, normalisation, labels, what it was trained on) and
+``model.safetensors``. A file's content tells its format. Files are mapped (but for PyTorch's format
+of before version 1.6): a tensor takes memory when a network takes it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from maest.models.sizes import STRIDE, Sizes, grid_size
 
 log = logging.getLogger(__name__)
 
-# What trainers put before the names: the network's own prefix, and that of its weight average.
+# Prefixes in trainers' checkpoints: the network's, and its weight average's.
 RAW, AVERAGE = "net.", "net_swa."
 _WRAPPERS = ("module.", "_orig_mod.")  # of averaging and distribution, and of torch.compile
-# Constants of the front end that some released files carry: no weights of ours.
+# Constants of the front end in some released files: no weights.
 _FRONT_END = ("melspectrogram.spec.window", "melspectrogram.mel_scale.fb")
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:class|type) ([\w.]+\.[\w.]+)")  # as torch names it
 _AGAIN = "Get it again, have it written again by the program that made it, or give another one."
@@ -48,12 +48,12 @@ class CheckpointError(InputError):
 
 @dataclass
 class Checkpoint:
-    """Weights of a file or folder, and what it says of them."""
+    """The weights of a file or folder, and their description."""
 
     path: Path
     tensors: dict[str, Tensor]  # under our names; they may be views of the file
     sizes: dict[str, Any] = field(default_factory=dict)  # arguments of `Maest`, if known
-    layout: str = layouts.MAEST  # whose names the weights had
+    layout: str = layouts.MAEST  # of the file
     arch: str | None = None
     labels: list[str] | None = None
     trained_on: dict[str, Any] = field(default_factory=dict)
@@ -66,16 +66,15 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str | Path, average: bool | None = None) -> Checkpoint:
-    """Read a model folder, of ours or of the hub (`ASTForAudioClassification`), or a file.
+    """Read a model folder, ours or the hub's (`ASTForAudioClassification`), or a file.
 
-    A file may be safetensors or PyTorch's own format, with weights of MAEST, PaSST, DeiT or the
-    hub's layout; the state dict may stand at the top, or under ``state_dict`` (Lightning) or
-    ``model``. ``average``: the average that a training keeps beside its weights (True), the weights
-    themselves (False), or the average where there is one (None).
+    A file is safetensors or PyTorch's format, with weights of MAEST, PaSST, DeiT or the hub's
+    layout, at the top or under ``state_dict`` (Lightning) or ``model``. ``average``: True takes the
+    average that a training keeps beside its weights, False the weights themselves, None the average
+    if any.
 
-    Raises:
-        CheckpointError: if ``path`` does not exist, is damaged, holds what could run code, is no
-            model of this family, or lacks the weights that are asked for.
+    CheckpointError: ``path`` is missing, damaged, could run code, is no model of this family, or
+    lacks the weights asked for.
     """
     path = Path(path).expanduser()
     folder = path.is_dir()
@@ -141,7 +140,7 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
 
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
-    """Whatever the block finds wrong with the content of a file is one error, with its path."""
+    """Turn any error about a file's content into a CheckpointError with its path."""
     try:
         yield
     except CheckpointError:
@@ -163,7 +162,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> tuple[Any, Any]:
-    """``(content, the record that this program keeps of the model under TRAINER_KEY, or None)``."""
+    """``(content, the model's record under TRAINER_KEY, or None)``."""
     with path.open("rb") as file:
         start = file.read(9)
     try:
@@ -179,7 +178,7 @@ def _read_file(path: Path) -> tuple[Any, Any]:
         # By a path, torch takes any file of this name for safetensors; by a file, it maps none.
         mapped = zipped and path.suffix != ".safetensors"
         with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # torch's guesses at what it is
+            warnings.simplefilter("ignore")  # torch's guesses at the format
             source = path if mapped else file
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, MemoryError):  # says nothing of the file's content
@@ -232,7 +231,7 @@ def _unwrap(content: Any, path: Path, average: bool | None) -> tuple[dict[str, T
 
 
 def _merge_record(checkpoint: Checkpoint, record: Any, path: Path) -> None:
-    """Take over what `saving.model_record` said, if it is of these weights."""
+    """Take over a `saving.model_record`, if it is of these weights."""
     with _refused(path):
         sizes = asdict(Sizes(**record["sizes"]))  # refuses what is no network
         if absent := sizes.keys() - record["sizes"].keys():
@@ -288,14 +287,12 @@ def _merge_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: P
 
 
 def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) -> Maest:
-    """Give a network, which may be of `Maest.without_weights`, a checkpoint's weights; return it.
+    """Give a network, also of `Maest.without_weights`, a checkpoint's weights; return it.
 
-    Position embeddings of another size are resized along their own axis (bicubic); a head for
-    another number of classes or another task is initialised anew, but for its norm, or all of it
-    (``discard_head``). Both are logged. Anything else must match.
-
-    Raises:
-        CheckpointError: listing the keys that are missing, unexpected or of another shape.
+    Positions of another size are resized along their axis (bicubic). A head for another number of
+    classes or another task is initialised anew, but for its norm; ``discard_head`` does so for all
+    of it. Both are logged. CheckpointError lists keys that are missing, unexpected or of another
+    shape, or names values that are NaN or infinite.
     """
     expected, path = model.state_dict(), checkpoint.path
     tensors = layouts.fit_positions(checkpoint.tensors, expected, path)
@@ -307,7 +304,7 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
             dropped, reason = ("head.1.", "head_dist."), f"{name} {there} there, {here} here"
     if discard_head:
         dropped, reason = layouts.HEADS, "it is discarded"
-    # A head of which the file has a part is no optional one: the rest is reported as missing.
+    # A head is optional only as a whole: parts that lack are reported as missing.
     optional = layouts.OPTIONAL_HEADS.get(checkpoint.layout, ())
     absent = [head for head in optional if not any(name.startswith(head) for name in tensors)]
     tensors = {n: t for n, t in tensors.items() if n not in expected or not n.startswith(dropped)}

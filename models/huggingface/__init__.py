@@ -1,8 +1,8 @@
-"""A model as a folder that `transformers` opens: the layout of the released models on the hub.
+"""Exports a model as a `transformers` folder, in the layout of the released models on the hub.
 
-``ASTForAudioClassification.from_pretrained(folder)`` gives the network, and
-``AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)`` the front end, whose code
-is in the folder: the one that transformers has for this kind of model computes other features.
+``ASTForAudioClassification.from_pretrained(folder)`` opens the network, and
+``AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)`` the front end. Its code is
+in the folder: the front end of transformers for this kind of model computes other features.
 """
 
 from __future__ import annotations
@@ -40,13 +40,11 @@ def export_huggingface(
     arch: str | None = None,
     trained_on: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Write the folder; return what the layout cannot carry, a sentence each, as in the card.
+    """Write the folder; return a sentence for each thing that the layout cannot carry.
 
     An older export is replaced, file by file, unless it was trained further since; an edited card
     and other files stay. ``trained_on`` is for the card; its "licence" is an SPDX identifier.
-
-    Raises:
-        InputError: if the network's spectrogram has not 96 bands; else as `own_files`.
+    InputError: the network does not take 96 bands; else as `own_files`.
     """
     if model.input_f != N_MELS:
         message = f"the model takes {model.input_f} bands, and this layout is for {N_MELS}"
@@ -114,9 +112,9 @@ def _digest(content: bytes) -> str:
 
 
 def _mark(folder: Path) -> bytes:
-    """What the config.json of an export has that was not trained further since."""
+    """The text that an export's config.json holds, if its weights were not trained further."""
     head = ""
-    # None, or half of a copy, is no error.
+    # A missing or half-copied file is no error.
     with suppress(OSError, SafetensorError), safe_open(folder / WEIGHTS_NAME, "pt") as file:
         head = layouts.fingerprint(file.get_tensor("classifier.dense.weight")) + '"'
     return f'"head": "{head}'.encode()
