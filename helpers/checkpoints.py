@@ -111,9 +111,9 @@ class Checkpoints(Checkpoint):
     ``last.ckpt`` records the newer one. Within an epoch, saves are ``minutes`` apart. ``monitors``
     maps names to metrics, of which the highest value counts; those not logged are skipped.
 
-    On SIGTERM, SIGINT or SIGUSR1 (SLURM's notice that a job's time ends), it saves after the current
-    step (from the last batch on, after the epoch) and raises :class:`Stopped`. A second signal stops
-    at once.
+    On SIGTERM, SIGINT or SIGUSR1 (SLURM's notice that a job's time ends), it saves after the step
+    (from an epoch's last batch on, after the epoch) and raises :class:`Stopped`. A second signal
+    stops at once.
     """
 
     def __init__(

@@ -27,9 +27,8 @@ Kind = Literal[
 class InputError(ValueError):
     """A file, key or value that was given cannot be used; scripts print the error as one line.
 
-    ``message`` says what is wrong, without the place and a full stop; ``kind`` tells
-    callers the sort of fault; ``hint`` says what to do next, as a sentence; ``path`` and ``setting``
-    are at fault.
+    ``message`` says what is wrong, without the place and a full stop; ``kind`` classifies the fault
+    for callers; ``hint`` says what to do, as a sentence; ``path`` and ``setting`` are at fault.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and what to say of those that cannot be written."""
+"""Files that are whole or absent, and the errors of those that cannot be read or written."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from typing import Any
 
 from maest.helpers.errors import InputError
 
-TEMPORARY = ".tmp-"  # what the names of unfinished files and folders begin with
-# Errors that a single name is to blame for, not the disk: too long, not one for this file system, a
-# file where a folder should be or the other way round, a loop of links.
+TEMPORARY = ".tmp-"  # prefix of unfinished files and folders
+# Errors of a name, not of the disk: too long, invalid on this file system, a file in place of a
+# folder or the reverse, a loop of links.
 NAMES_FILE_ONLY = {
     *(errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR),
     *(errno.EEXIST, errno.ELOOP),
@@ -35,12 +35,9 @@ _DAY = 24 * 3600  # seconds
 def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
 
-    A reader sees the old file or the whole new one, never a part; with ``durable`` so does who
-    comes after a power failure. If the block raises, ``path`` is left as it was. Missing parent
-    folders are made. Of a symbolic link, the file that it leads to is replaced.
-
-    The temporary name keeps the suffix of ``path``: writers such as ``numpy.save`` and soundfile
-    choose their format, or add a suffix of their own, by it.
+    A reader sees the old file or the whole new one; with ``durable``, also after a power failure.
+    An error leaves ``path`` as before. Missing folders are made; a symbolic link's target is
+    replaced. The temporary name keeps the suffix, by which writers choose a format or add one.
     """
     path, suffix = Path(path), Path(path).suffix[-16:]
     if path.is_symlink():
@@ -67,8 +64,7 @@ def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
         raise
 
 
-def _flush(path: Path) -> None:
-    # of a folder: its list of names
+def _flush(path: Path) -> None:  # a folder's flush writes its list of names
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -77,11 +73,8 @@ def _flush(path: Path) -> None:
 
 
 def remove_leftovers(folder: str | Path, suffixes: Collection[str]) -> None:
-    """Remove unfinished files with such suffixes that a run killed a day ago or earlier left below.
-
-    The folder need not be there; folders that are links are not entered.
-    """
-    for place, _, names in os.walk(folder):
+    """Remove unfinished files with ``suffixes``, a day old or more, below a folder if it exists."""
+    for place, _, names in os.walk(folder):  # enters no folder that is a link
         for name in names:
             path = Path(place) / name
             if not name.startswith(TEMPORARY) or path.suffix not in suffixes:
@@ -96,7 +89,7 @@ def read_bytes(
     missing: str,
     access: str = "Check that it is a file, and that you may read it.",
 ) -> bytes:
-    """The content of a file that a user named. InputError: "missing" or "access", so hinted."""
+    """Read a file that a user named; InputError "missing" or "access", with these hints."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -107,12 +100,12 @@ def read_bytes(
 
 
 def write_error(path: str | Path, error: OSError, other_place: str) -> InputError:
-    """The error for a file that cannot be written, and so no other in its folder.
+    """Return the error for a file, and so a folder, that cannot be written.
 
     ``other_place`` is the setting that names another folder, such as ``inference.out_dir``.
     """
     why, step = "not writable", f"Make its folder writable, or give another {other_place}"
-    # NumPy gives no number when a disk, or a quota, takes a part only.
+    # NumPy's error has no number where a disk, or a quota, takes only part of a file.
     if error.errno in (None, errno.ENOSPC, errno.EDQUOT):
         why, step = "the disk is full, or your quota", "Make room"
     return InputError(
@@ -124,7 +117,7 @@ def write_error(path: str | Path, error: OSError, other_place: str) -> InputErro
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raise InputError unless the disk of a folder takes so many more bytes."""
+    """Raise InputError unless the disk of a folder has ``needed`` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         what = f"{needed} bytes are still to come, and there is room for {free}"
@@ -133,13 +126,13 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` to ``path`` as indented UTF-8 JSON, atomically."""
+    """Write ``value`` as indented UTF-8 JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(to_json(value), "utf-8")
 
 
 def to_json(value: Any) -> str:
-    """Indented JSON; NaN and infinity, which JSON does not have, become null."""
+    """Return indented JSON, with null for NaN and infinity, which JSON lacks."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -154,7 +147,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_changed(path: str | Path, content: bytes) -> None:
-    """Write a file, atomically; one that has this content stays as it is, with its times."""
+    """Write a file atomically, unless it has this content already: its times stay."""
     path = Path(path)
     if not path.is_file() or path.read_bytes() != content:
         with atomic_path(path) as temporary:
@@ -175,7 +168,7 @@ def write_rows(
 
 
 def point_link(link: str | Path, target: str | Path) -> None:
-    """Make the symbolic link ``link`` point at ``target``, in one step if there was one before."""
+    """Make the symbolic link ``link`` point at ``target``, in one step if it exists."""
     link = Path(link)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=link.parent) as folder:
         temporary = Path(folder) / "link"
@@ -189,15 +182,15 @@ def point_link(link: str | Path, target: str | Path) -> None:
 def write_failures(
     path: str | Path, failed: Mapping[str, str], column: str = "key", value: str = "reason"
 ) -> Path | None:
-    """Write a CSV with a row for each failure, key and reason, sorted by key; give its path.
+    """Write a CSV of keys and reasons sorted by key; return its path, or None without failures.
 
-    Without failures it is removed (None); one that says the same already stays. Keys come back from
-    :func:`read_failures` as they were, newlines and bytes that are no UTF-8 (surrogate escapes)
-    included. What cannot be the name of a file is written as a backslash escape.
+    Without failures the file is removed; with the same rows it stays untouched. Newlines and bytes
+    that are not UTF-8 (surrogate escapes) in keys survive :func:`read_failures`; other surrogates,
+    which no file's name has, become backslash escapes.
     """
     path = Path(path)
     if not failed:
-        if path.exists():  # a read-only disk refuses even to remove what is not there
+        if path.exists():  # a read-only disk refuses even to remove a missing file
             path.unlink(missing_ok=True)
         return None
     rows = sorted((encodable(key), encodable(why)) for key, why in failed.items())
@@ -207,7 +200,7 @@ def write_failures(
 
 
 def read_failures(path: str | Path, column: str = "key", value: str = "reason") -> dict[str, str]:
-    """What :func:`write_failures` wrote; nothing if there is no such file, or another."""
+    """Read what :func:`write_failures` wrote; nothing if the file is missing or another one."""
     try:
         with Path(path).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return {row[column]: row[value] for row in csv.DictReader(file)}
@@ -216,7 +209,7 @@ def read_failures(path: str | Path, column: str = "key", value: str = "reason") 
 
 
 def encodable(text: str) -> str:
-    """The text with surrogates only where they stand for a byte; others become escapes."""
+    """Return text that UTF-8 with surrogate escapes can encode; other surrogates are escaped."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -225,12 +218,12 @@ def encodable(text: str) -> str:
 
 
 def valid_utf8(text: str) -> str:
-    """The text without surrogates: they become backslash escapes (``\\udcff``)."""
+    """Replace surrogates by backslash escapes (``\\udcff``)."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def print_any_name() -> None:
-    """Let this process print the names of files whose bytes are no text."""
+    """Let this process print names of files that are not UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""The record of a training run: a line an epoch, on the screen and in a file; and its progress."""
+"""The record of a training run, a line per epoch on the screen and in a file; its progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIRST = 1  # the number of the first epoch, wherever people read it; Lightning c
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's, with epochs from 1."""
+    """Lightning's logger, counting epochs from 1."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         metrics = {n: v + FIRST if n == "epoch" else v for n, v in metrics.items()}
@@ -31,14 +31,14 @@ class TensorBoard(TensorBoardLogger):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with the metrics that move within an epoch, and epochs from 1."""
+    """Lightning's bar, with the metrics that move within an epoch, counting epochs from 1."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + FIRST}")
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Called where the bar is drawn again: the loss is fetched from the device here only."""
+        # Called on redraws only: no other step fetches the loss from the device.
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         if "train_loss_step" in trainer.callback_metrics:
@@ -47,7 +47,7 @@ class ProgressBar(TQDMProgressBar):
 
 
 class ProgressLines(pl.Callback):
-    """A line each ``every`` seconds, where a bar cannot be drawn: steps, speed, loss, time left."""
+    """Logs steps, speed, loss and time left each ``every`` seconds, where no bar can be drawn."""
 
     def __init__(self, steps: int, every: float = 30.0) -> None:
         self.steps, self.every = steps, every
@@ -76,26 +76,26 @@ class ProgressLines(pl.Callback):
 
 
 def duration(seconds: float) -> str:
-    """In words: 40 s, 12 min, 3.5 h."""
+    """Format seconds as 40 s, 12 min or 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class History(pl.Callback):
-    """Keeps the metrics of each epoch; writes them to ``path`` as CSV after each, whole.
+    """Keeps the metrics of each epoch, and writes all of them to ``path`` as CSV after each epoch.
 
-    A row has the epoch's number (from 1), the metrics that were logged, the learning rate after the
-    epoch (of several groups of weights, the highest: the head's), and its seconds; metrics of the
-    validation where the epoch had one. The rows are in the checkpoints too: a run that continues
-    another has those of both. ``record`` is called with (name, value, epoch) for each metric.
+    A row has the epoch (from 1), the logged metrics (of validation only where the epoch had one),
+    the learning rate after the epoch (the highest of the groups of weights: the head's) and the
+    seconds. Checkpoints hold the rows: a continued run has those of both. ``record`` is called with
+    (name, value, epoch) for each metric.
     """
 
     def __init__(self, path: Path, record: Callable[[str, float, int], object]) -> None:
         self.path, self.record = path, record
         self.epochs: list[dict[str, float]] = []
         self._validated = False
-        # Of this epoch: when it began, and its seconds in the run that this one continues
+        # Start of this epoch, and its seconds in the previous run
         self._started, self._earlier_seconds = time.monotonic(), 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,11 +121,11 @@ class History(pl.Callback):
         self._started, self._earlier_seconds = time.monotonic(), 0.0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning has run the epoch's validation by now."""
+        # Lightning has validated the epoch by now.
         row: dict[str, float] = {"epoch": trainer.current_epoch + FIRST}
         for name, value in sorted(trainer.callback_metrics.items()):
-            # Lightning keeps the metrics of the last validation, whenever that was; and the rates
-            # that LearningRateMonitor saw last, some steps before.
+            # Lightning keeps the metrics of the last validation, of any epoch, and the rates that
+            # LearningRateMonitor saw some steps before.
             stale = name.startswith("val_") and not self._validated
             if not stale and not name.endswith("_step") and not name.startswith("lr-"):
                 row[name] = float(value)
@@ -147,7 +147,7 @@ class History(pl.Callback):
 
 
 def epoch_line(row: Mapping[str, float]) -> str:
-    """A row of the history, for people."""
+    """Format a row of the history for people."""
     parts = [f"epoch {row['epoch']:3.0f}", f"train loss {row.get('train_loss', math.nan):.4f}"]
     for kind, word in (("val", "val"), ("val_swa", "averaged")):
         for name, label in FIGURE_NAMES.items():

@@ -1,4 +1,4 @@
-"""The log-mel of a track as it is on disk, from a waveform that may be long."""
+"""The log-mel of a track as stored on disk, from a waveform of any length."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from maest.helpers.melspectrogram import front_end
 from maest.helpers.parallel import one_torch_thread
 
 _FRAMES_PER_PIECE = 16_384
-# Steps of 16 s, which stay in a CPU's cache, are four times as fast as whole pieces.
+# Steps of 16 s stay in a CPU's cache: four times as fast as whole pieces.
 _FRAMES_PER_STEP = 1_024
 
 
 def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """A track's log-mel as it is on disk: float32 [samples] → float16 [T frames, 96 bands]."""
+    """Compute a track's log-mel as stored: float32 [samples] → float16 [T frames, 96 bands]."""
     return np.concatenate(list(log_mel_pieces([waveform])))
 
 
 def log_mel_pieces(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same of a waveform that comes in float32 blocks of any lengths, mono at 16 kHz.
+    """Yield the log-mel of mono 16 kHz float32 blocks of any lengths, in bounded memory.
 
-    Memory does not grow with its length. Yields float16 [t, 96], at most 16,384 frames (262 s): bit
-    for bit the same whatever the blocks.
+    Pieces are float16 [t, 96], at most 16,384 frames (262 s): bit for bit the same for any blocks.
     """
     size = (_FRAMES_PER_PIECE - 1) * HOP_LENGTH + N_FFT
     held = [np.zeros(N_FFT // 2, np.float32)]  # frame 0 begins half a frame before the sound
@@ -44,7 +43,7 @@ def log_mel_pieces(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _in_steps(signal: np.ndarray) -> np.ndarray:
-    """[256 (T - 1) + 512] samples → float16 [T, 96]."""
+    """Compute float16 [T, 96] from padded samples [256 (T - 1) + 512]."""
     mel = np.empty(((len(signal) - N_FFT) // HOP_LENGTH + 1, N_MELS), np.float16)
     with torch.inference_mode(), one_torch_thread():
         for first in range(0, len(mel), _FRAMES_PER_STEP):

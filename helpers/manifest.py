@@ -1,8 +1,7 @@
-"""With what the results in a folder were made: results of different settings must not mix.
+"""Manifests of folders of results, so that results of different settings never mix.
 
-``manifest.json`` in a folder of results holds the settings that they depend on, ``sources``, the
-folders of the tracks they were made of, and ``made_by``, where the model was. Every run that writes
-there opens the folder first (:func:`open_folder`); any number of runs may do so at once.
+``manifest.json`` has the ``settings`` that results depend on, the ``sources`` (folders of tracks)
+and ``made_by``, the place of the model. Any number of runs may open a folder at once.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from maest.helpers.files import TEMPORARY, valid_utf8, write_json
 
 MANIFEST = "manifest.json"
 LOCK = ".manifest.lock"
-_LONGEST_WAIT = 1800  # seconds; another run removes what it overwrites meanwhile
+_LONGEST_WAIT = 1800  # seconds, while another run removes results
 _ELSEWHERE = "Give another inference.out_dir, or move them away."
-# By kind, how the names of results end, and of what is written beside them (`helpers.writer`)
+# By kind: endings of results, then of the files beside them (`helpers.writer`)
 _ENDS = {
     "predictions": (".predictions.json", ".predictions.csv", ".predictions.png"),
     "embeddings": (".embeddings.npy", ".times.csv"),
     "logits": (".logits.npy", ".times.csv"),
 }
-# And for all of them, with those of shards
+# Lists beside results of any kind, also those of shards
 _LISTS = re.compile(r"(failed|tracks|warnings)(-\d+-of-\d+)?\.csv")
 
 
@@ -48,17 +47,16 @@ def open_folder(
     """Make a folder for results, or check that those in it were made with the same settings.
 
     Args:
-        settings: what results depend on, ``kind`` among them; values as JSON has them. One that an
-            older manifest lacks counts as unchanged, and None is as good as none.
+        settings: as JSON values, with ``kind``. A setting that an older manifest lacks counts as
+            unchanged; None equals a missing one.
         source: the folder that the tracks' keys are relative to.
-        overwrite: results of other settings are removed, with what stands beside them; those of the
-            same settings stay, as the caller makes its own again.
-        present: for a source that is not yet in the manifest, gives the key of some track of it
-            that has a file there already.
-        made_by: what people want to know, and results do not depend on. The last run's is kept.
+        overwrite: removes results of other settings, with the files beside them; the caller
+            replaces those of the same settings.
+        present: gives the key of a track of a new source whose result exists already, or None.
+        made_by: facts that results do not depend on; the last run's stay.
 
-    InputError: there are other results, or some that no manifest tells of; a damaged manifest; the
-    folder cannot be written to.
+    Raises InputError for other results, results without a manifest, a damaged manifest, or a folder
+    that cannot be written.
     """
     wanted, source = _valid(settings), valid_utf8(source)
     try:
@@ -77,7 +75,7 @@ def open_folder(
             manifest |= {"made_by": _valid(made_by)} if made_by else {}
             if manifest != known:
                 write_json(folder / MANIFEST, manifest)
-    except OSError as error:  # also of a lock that another run holds for so long
+    except OSError as error:  # also for a lock that another run holds too long
         raise InputError(
             f"cannot be written to ({error.strerror or error})",
             kind="access",
@@ -87,8 +85,8 @@ def open_folder(
 
 
 def _known(manifest: dict[str, Any]) -> dict[str, Any]:
-    # Before there was max_seconds, whole tracks were read. Version 0.1 told audio from log-mel
-    # files by "input", and they give the same.
+    # Before max_seconds existed, whole tracks were read. Version 0.1 has "input", audio or log-mel
+    # files, which give the same results.
     settings = {"max_seconds": None, **manifest["settings"]}
     settings.pop("input", None)
     return settings
@@ -116,7 +114,7 @@ def _check_no_results(folder: Path, kind: str) -> None:
 
 
 def _replace(folder: Path, was: dict[str, Any], now: dict[str, Any], overwrite: bool) -> None:
-    """Remove results of other settings, and what was written beside them; links are not ours."""
+    """Remove results of other settings and the files beside them; refuse links, not ours."""
     if not overwrite:
         raise InputError(
             "the results there were made with other settings: " + "; ".join(differences(was, now)),
@@ -138,10 +136,7 @@ def _replace(folder: Path, was: dict[str, Any], now: dict[str, Any], overwrite: 
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """``settings``, ``sources`` and maybe ``made_by`` of a folder of results; None: no manifest.
-
-    InputError: it is damaged; OSError: it cannot be read.
-    """
+    """Read a folder's manifest, None without one. InputError: damaged; OSError: unreadable."""
     path = Path(folder) / MANIFEST
     if not path.exists():
         return None
@@ -157,7 +152,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _results(folder: Path, ends: tuple[str, ...]) -> Iterator[Path]:
-    """The files below a folder whose names end so; folders that are links are not entered."""
+    """Yield files below a folder with these endings, without entering folders that are links."""
     for place, _, names in os.walk(folder):
         for name in names:
             if name.endswith(ends) and not name.startswith(TEMPORARY):
@@ -165,7 +160,7 @@ def _results(folder: Path, ends: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _valid(value: Any) -> Any:
-    """JSON whose texts are valid UTF-8."""
+    """Return the JSON value with all texts as valid UTF-8."""
     if isinstance(value, Mapping):
         return {valid_utf8(name): _valid(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -174,7 +169,7 @@ def _valid(value: Any) -> Any:
 
 
 def model_hash(state_dict: Mapping[str, torch.Tensor], sizes: Mapping[str, Any]) -> str:
-    """What tells a network from any other: SHA-256 of its weights and sizes, in hexadecimal.
+    """Return the SHA-256 of a network's weights and sizes, in hexadecimal.
 
     Of the weights, names, shapes, types and bytes count; order and device do not.
     """

@@ -1,4 +1,4 @@
-"""The numbers of the front end (`helpers.melspectrogram`), for those who need no tensors."""
+"""Constants of the front end (`helpers.melspectrogram`), without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ NORM_STD = 1.268292820667291
 
 
 def n_frames(n_samples: int) -> int:
-    """The number of frames of a signal of ``n_samples`` samples: 1 + ceil(n / 256)."""
+    """Return the number of frames of a signal: 1 + ceil(n_samples / 256)."""
     return 1 + math.ceil(n_samples / HOP_LENGTH)

@@ -1,7 +1,6 @@
 """The front end: 16 kHz waveform to log-mel bands, as the released MAEST models were trained on.
 
-Their features came from Essentia's ``TensorflowInputMusiCNN``. This module computes the same from
-its definition, batched, on any device; `tests/test_melspectrogram.py` holds it against Essentia.
+It equals Essentia's ``TensorflowInputMusiCNN`` (`tests/test_melspectrogram.py`), on any device.
 """
 
 from __future__ import annotations
@@ -15,19 +14,16 @@ from torch.nn import functional as F
 
 from maest.helpers.mel_constants import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE, n_frames
 
-# Long signals go through the transform in pieces of this many frames (about four minutes), so
-# that an hour of audio does not need an hour's complex spectrum in memory at once.
+# Frames per transform (about four minutes): an hour's complex spectrum would need much memory.
 _FRAMES_PER_PIECE = 16_384
 
 
 def slaney_filter_bank() -> Tensor:
-    """The 96 area-normalised triangles on the Slaney mel scale, [257 bins, 96 bands], float32.
+    """Return area-normalised triangles on the Slaney mel scale, float32 [257 bins, 96 bands].
 
-    Worked out in float32 with the band edges reached by repeated addition, the way Essentia does.
-    `librosa.filters.mel` computes the same bank in float64: it differs by at most 3e-7, which
-    shows (2e-3 in the logarithm) where a strong tone sits on the edge of a band.
-
-    Mel scale: M. Slaney, Auditory Toolbox, 1998: linear below 1 kHz, logarithmic above.
+    The scale (M. Slaney, Auditory Toolbox, 1998) is linear below 1 kHz, logarithmic above. float32,
+    and band edges by repeated addition, follow Essentia: `librosa.filters.mel`, in float64, differs
+    by at most 3e-7, or 2e-3 in the logarithm where a strong tone sits on the edge of a band.
     """
     f32 = np.float32
     log_step = f32(np.log(f32(6.4)) / f32(27.0))
@@ -58,13 +54,11 @@ def slaney_filter_bank() -> Tensor:
 
 
 class MelSpectrogram(nn.Module):
-    """Log-mel spectrogram: ``log10(1 + 10000 · mel power)``, before any normalisation.
+    """Log-mel spectrogram: ``log10(1 + 10000 · mel power)``, not normalised.
 
-    Frames of 512 samples are centred on every multiple of 256; the signal is taken to be silent
-    (zero) beyond both of its ends. The window is the symmetric Hann window.
-
-    The constants are buffers that move with the module but are no part of its state dict, and they
-    stay float32 when a model is cast to another type: in half precision the bands would be noise.
+    Frames of 512 samples (symmetric Hann window) are centred on multiples of 256; the signal counts
+    as zero beyond its ends. The constants are no part of the state dict, and stay float32 when a
+    model is cast: in half precision the bands would be noise.
     """
 
     window: Tensor
@@ -86,12 +80,9 @@ class MelSpectrogram(nn.Module):
         return self
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Float [..., samples], mono at 16 kHz → float32 [..., 96 bands, 1 + ceil(samples / 256)].
+        """Map mono [..., samples] at 16 kHz to float32 [..., 96 bands, 1 + ceil(samples / 256)].
 
-        It is computed in float32 whatever the waveform's type, also under autocast.
-
-        Raises:
-            ValueError: if there is no sample.
+        It computes in float32 for any type, also under autocast. Raises ValueError without samples.
         """
         samples = waveform.shape[-1] if waveform.ndim else 0
         if samples == 0:
@@ -110,16 +101,14 @@ class MelSpectrogram(nn.Module):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
     def of_padded(self, signal: Tensor) -> Tensor:
-        """The same for a stretch of a longer signal, whose ends are not padded any more.
+        """Map a stretch of a signal, [..., 256 (T - 1) + 512], to [..., 96, T], without padding.
 
-        The signal, [..., 256 (T - 1) + 512], is from half a frame before the centre of the first
-        frame to half a frame after the last one's.
+        It reaches half a frame beyond the centres of its first and last frames.
         """
         with torch.autocast(signal.device.type, enabled=False):
             return self._log_mel(signal.to(torch.float32))
 
     def _log_mel(self, signal: Tensor) -> Tensor:
-        """[..., 256 (T - 1) + 512] samples, no more padding to be done → [..., 96, T]."""
         frames = signal.unfold(-1, N_FFT, HOP_LENGTH) * self.window
         spectrum = torch.fft.rfft(frames)
         power = spectrum.real.square() + spectrum.imag.square()
@@ -129,5 +118,5 @@ class MelSpectrogram(nn.Module):
 
 @functools.cache
 def front_end() -> MelSpectrogram:
-    """One on the CPU, made once in each process, for whoever needs no network's own."""
+    """Return this process's shared front end, on the CPU."""
     return MelSpectrogram()

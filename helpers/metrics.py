@@ -1,5 +1,4 @@
-"""Metrics of the three tasks: "multi-label" (any number of labels to a track), "single-label"
-(exactly one) and "regression" (real values)."""
+"""Metrics of multi-label, single-label (one label per track) and regression tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from maest.helpers.ranking import checked, rank, ranked_figures
 
-# The figure that says which of two models is the better one; more is better.
+# The figure that ranks models; higher is better
 MONITOR = {"multi-label": "ap", "single-label": "accuracy", "regression": "r2"}
 # The two figures that a report shows
 SHOWN = {
@@ -18,19 +17,19 @@ SHOWN = {
     "single-label": ("accuracy", "macro_f1"),
     "regression": ("r2", "mse"),
 }
-# The least and the most that a figure can be
+# The least and greatest values of a figure
 BOUNDS = {
     **dict.fromkeys(("ap", "roc_auc", "accuracy", "macro_f1"), (0.0, 1.0)),
     "r2": (-math.inf, 1.0),
     "mse": (0.0, math.inf),
 }
-# What a report calls the one answer for every input (:func:`baseline`)
+# A report's names of :func:`baseline`
 BASELINES = {
     "multi-label": "label_frequencies",
     "single-label": "most_frequent_class",
     "regression": "training_mean",
 }
-# How a figure is called where people read it
+# Names of figures for people
 FIGURE_NAMES = {
     "loss": "loss",
     "ap": "AP",
@@ -45,31 +44,28 @@ FIGURE_NAMES = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well outputs fit targets.
+    """Scores of outputs against targets."""
 
-    Multi-label: ``ap`` and ``roc_auc``; single-label: ``accuracy`` and ``macro_f1``, per label
-    ``precision``, ``recall`` and ``f1``; regression: ``r2`` and ``mse``.
-    """
-
-    # Also ``classes_left_out``, of a regression ``targets_left_out``. All but accuracy are means
-    # over the labels that can be scored; NaN if none can.
+    # Multi-label: ap, roc_auc; single-label: accuracy, macro_f1; regression: r2, mse; and
+    # classes_left_out, of a regression targets_left_out. All but accuracy are means over the labels
+    # that can be scored; NaN if none can.
     figures: dict[str, float]
-    per_label: dict[str, np.ndarray]  # float64 [C] each, NaN where there is nothing to score
+    # float64 [C] of ap, roc_auc; precision, recall, f1; or r2, mse. NaN: nothing to score
+    per_label: dict[str, np.ndarray]
 
     @property
     def left_out(self) -> int:
-        """Labels or targets that the means leave out."""
+        """Number of labels or targets that the means leave out."""
         return int(next(v for name, v in self.figures.items() if name.endswith("_left_out")))
 
 
 def evaluate(task: str, targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
     """Score the outputs [N, C] for N tracks with targets [N, C].
 
-    Outputs are activations (only their order within a label, or within a track of a single-label
-    task, matters) or the values themselves. Left out of the means, and counted, are: labels without
-    a positive or without a negative (multi-label); classes that are neither a target nor predicted
-    (F1 of single-label); targets that are the same for all tracks (R² of regression). ValueError:
-    another task, shapes that differ, or outputs that are not finite.
+    Outputs are regression values, or activations, of which only the order counts (within a label,
+    or within a track of a single-label task). The means leave out, and count: labels without a
+    positive or a negative (multi-label); classes neither a target nor predicted (F1, single-label);
+    constant targets (R², regression). ValueError: another task, other shapes, non-finite outputs.
     """
     targets, outputs = checked(targets, outputs)
     if task == "multi-label":
@@ -105,22 +101,21 @@ def evaluate(task: str, targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
 
 
 def mean_of_scored(values: np.ndarray) -> float:
-    """The mean of what is not NaN; NaN if all is."""
+    """Return the mean of the values that are not NaN; NaN if all are."""
     return math.nan if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def baseline(task: str, train_targets: np.ndarray, targets: np.ndarray) -> Evaluation:
-    """What one answer for every input gets on targets [N, C]: the best that training tells.
+    """Score the constant answer that fits training targets [M, C] best, on targets [N, C].
 
-    Multi-label: the labels' frequencies among the training targets [M, C]; single-label: the most
-    frequent class; regression: the means.
+    It is the labels' frequencies, the most frequent class, or the means of regression targets.
     """
     answer = np.asarray(train_targets).mean(axis=0, dtype=np.float64)
     return evaluate(task, targets, np.broadcast_to(answer, np.shape(targets)))
 
 
 def chance_scores(targets: np.ndarray, seed: int = 0, draws: int = 20) -> tuple[float, float]:
-    """What random scores get on these targets: mean (macro AP, macro ROC-AUC) over ``draws``."""
+    """Return macro AP and macro ROC-AUC of random scores, as means over ``draws``."""
     rng = np.random.default_rng(seed)
     runs = [evaluate("multi-label", targets, rng.random(np.shape(targets))) for _ in range(draws)]
     ap, roc_auc = ([run.figures[name] for run in runs] for name in ("ap", "roc_auc"))
