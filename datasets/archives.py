@@ -52,11 +52,9 @@ def known_absent(archive: Path) -> frozenset[str]:
 
 
 def _read_notes(archive: Path) -> dict[str, Any]:
-    """Read the notes on an archive, in ``<name>.json`` beside it.
-
-    ``seen``: part → SHA-256 at the last fetch. ``damaged``: part → SHA-256 when it had damaged
-    files. ``absent``: files that the archive lacks, or that are damaged on the server.
-    """
+    """Read the notes on an archive, in ``<name>.json`` beside it."""
+    # seen: part → SHA-256 at the last fetch. damaged: part → SHA-256 when it had damaged files.
+    # absent: files that the archive lacks, or that are damaged on the server.
     notes: dict[str, Any] = {"seen": {}, "damaged": {}, "absent": []}
     with suppress(OSError, ValueError, AttributeError):
         content = json.loads(archive.with_name(f"{archive.name}.json").read_text("utf-8"))

@@ -77,12 +77,10 @@ class TrackBatch(_Batch):
 
 
 class PackedStrings:
-    """Strings in two arrays, which forked workers share with their parent.
-
-    They would copy a list of keys: reading a Python object writes its reference count.
-    """
+    """Strings in two arrays, which forked workers share with their parent."""
 
     def __init__(self, strings: Sequence[str]) -> None:
+        # Workers would copy a list: reading a Python object writes its reference count.
         encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
         self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
         self._ends = np.fromiter(accumulate(map(len, encoded)), np.int64, len(encoded))
@@ -119,11 +117,7 @@ class _Tracks(Dataset):
 
 
 class CropDataset(_Tracks):
-    """Random crops for training, a batch at a time.
-
-    ``skip`` replaces an unreadable clip by one of any track, drawn uniformly despite the sampler's
-    weights: under ``balanced_sampling``, a rare label loses a little where its files are bad.
-    """
+    """Random crops for training, a batch at a time; ``skip`` replaces unreadable clips."""
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> ClipBatch:
         """Read a batch, from each clip's track index and the seed of its random crop.
@@ -144,6 +138,8 @@ class CropDataset(_Tracks):
         """Return the track that was read, its crop and teacher logits; add to ``errors``."""
         tried: list[int] = []
         reason = ""
+        # Uniform over all tracks, whatever the sampler's weights: under ``balanced_sampling``, a
+        # rare label loses a little where its files are bad.
         substitutes = np.random.default_rng((seed, 1))
         while len(tried) < min(_TRIES, len(self)):
             key = self.keys[index]

@@ -91,15 +91,12 @@ class MaestDataModule(pl.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Resume at a checkpoint's position, before Lightning builds the training loader.
-
-        Raises InputError if batches, or their number in an epoch, differ: neither the position in
-        an epoch nor the learning rate would be right.
-        """
+        """Resume before training loads. Raises InputError if an epoch's batches differ."""
         plan, clips = self._plan(), "datamodule.clips_per_epoch"
         # Version 0.1 wrote 0 for one clip of each track.
         before = {**state_dict, clips: state_dict[clips] or state_dict["training tracks"]}
         differing = differences({name: before[name] for name in plan}, plan)
+        # Otherwise neither the position in an epoch nor the learning rate would be right.
         if differing:
             message, setting = f"that training had {'; '.join(differing)}", "ckpt_path"
             hint = "Give the same, or start a new one from its weights with maest.checkpoint."

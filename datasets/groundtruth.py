@@ -289,10 +289,7 @@ def read_labels(path: str | Path) -> list[str]:
 
 
 def labels_beside(groundtruth: GroundTruth) -> list[str] | None:
-    """The C names in the ``labels.json`` beside a ground truth; None if there is none.
-
-    Raises InputError if the file is damaged, or has another number of labels.
-    """
+    """C names, of ``labels.json`` beside it, or None. Raises InputError unless it has C names."""
     path = groundtruth.path.parent / "labels.json"
     if not path.is_file():
         return None

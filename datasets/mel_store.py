@@ -99,9 +99,7 @@ def open_store(
 ) -> list[str]:
     """Create the store and its recipe; return warnings. Raises InputError if it was made otherwise.
 
-    ``names`` are audio files, all of the folder's if ``every``. A recipe without any log-mel file
-    is replaced, but not by a shard (``whole`` is false): other shards may use it. A recipe without
-    a source, from an early version, gets this one.
+    ``names`` are audio files, all of the folder's if ``every``; ``whole`` is false for a shard.
     """
     path = store / RECIPE_FILE
     recipe = _settings(seconds) | {"source": _made_from(audio_dir, store)}
@@ -117,6 +115,7 @@ def open_store(
                 write_json(path, recipe)
         known, other = _read(store), is_of_other_audio(store, audio_dir)
         differs = known is None or known != known | _settings(seconds) or other
+        # A recipe without log-mel files gives way, but not to a shard: others may use it.
         if differs and whole and not any(mel_files(store)):
             write_json(path, recipe)
             return []
@@ -227,10 +226,7 @@ class MelIndex:
         return source.key if source and self.owners[source.key] == audio else None
 
     def is_made(self, audio: str, key: str, audio_dir: Path) -> bool:
-        """Whether a log-mel file is whole, and made from the present audio.
-
-        An unrecorded one (early version, killed run) enters the index unless the audio is newer.
-        """
+        """Whether a log-mel file is whole, and made from the present audio."""
         try:
             mel = (self._store / key).stat()
         except OSError:
@@ -249,6 +245,7 @@ class MelIndex:
             return (source.size, source.mtime_ns) == (found.st_size, found.st_mtime_ns)
         if found.st_mtime_ns > mel.st_mtime_ns:
             return False
+        # An early version, or a run just before it was killed, left no record: add it.
         self.add(audio, Source(key, found.st_size, found.st_mtime_ns))
         return True
 

@@ -1,7 +1,6 @@
-"""The store of log-mel spectrograms.
+"""Log-mel files: a headerless, C-order float16 array [frames, 96] as ``.mmap``, not normalised.
 
-A track is one headerless, C-order float16 array [frames, 96], not normalised, with the suffix
-``.mmap``. A ``.npy`` file of the same shape is read too, a little slower.
+A ``.npy`` file of the same shape is read too, a little slower.
 """
 
 from __future__ import annotations
@@ -66,22 +65,22 @@ def _unreadable(path: str | Path, error: Exception) -> InputError:
 
 
 class MelFile:
-    """A log-mel file that is open for reading, in a ``with`` statement; its length is in frames.
+    """An open log-mel file, for a ``with`` statement; its length is in frames.
 
-    A ``.mmap`` is read by position, straight into the caller's array: each step is one system call,
-    and a file that shrinks meanwhile is an error, where a mapped one would end the process.
-    ``dtype`` is float16, or that of a ``.npy``. Raises InputError unless there are whole frames.
+    Raises InputError unless the file holds whole frames, one or more.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = os.fspath(path)
-        self.dtype = DTYPE
+        self.dtype = DTYPE  # a .npy has its file's
         self._mapped: np.ndarray | None = None  # a .npy
         self._descriptor = -1
         try:
             if self.path.endswith(".npy"):
                 self._mapped = mel = load_array(self.path, mapped=True)
             else:
+                # Reading by position takes one system call a step, straight into the caller's
+                # array. A file that shrinks is an error; a mapped one would end the process.
                 self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
                 found = os.fstat(self._descriptor)
         except (OSError, ValueError, EOFError) as error:
