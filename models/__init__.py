@@ -36,7 +36,7 @@ def get_maest(
 ) -> Maest:
     """Return a MAEST network in eval mode, with published, a checkpoint's or random weights.
 
-    Arguments override the checkpoint's sizes, and these override the architecture's.
+    Arguments override the checkpoint, which overrides the architecture.
 
     Args:
         arch: an architecture's name (`ARCHS`), or, without ``checkpoint``, the path of one. A file

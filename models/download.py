@@ -119,7 +119,6 @@ def _cached(arch: Arch) -> Path:
 
 
 def _by_hand(arch: Arch) -> str:
-    """Describe how to do without the download."""
     if arch.url:
         steps = f"get {arch.url} and put it to {_cached(arch)}, or give checkpoint=<file>"
     else:

@@ -115,7 +115,7 @@ class TorchEngine(Engine):
         compile: bool = False,
     ) -> None:
         self.name, self.device = f"PyTorch, {precision}", device
-        # The copy has modes of its own. It shares weights that need not move.
+        # The copy keeps eval mode. It shares weights that need not move.
         same = device == net.cls_token.device
         shared = {id(t): t for t in (*net.parameters(), *net.buffers())} if same else {}
         self._net = copy.deepcopy(net, shared).to(device).eval()
@@ -178,7 +178,7 @@ class OnnxEngine(Engine):
 
 
 def _similarity(found: Outputs, exact: Outputs) -> dict[str, float]:
-    """By output, the lowest cosine similarity of a patch; ``exact`` has the first patches."""
+    """By output, the lowest cosine similarity of the patches that ``exact`` has, the first ones."""
     pairs = {f"block {b}": (found.embeddings[b], values) for b, values in exact.embeddings.items()}
     if found.logits is not None and exact.logits is not None:
         pairs["logits"] = found.logits, exact.logits
@@ -190,7 +190,6 @@ def _similarity(found: Outputs, exact: Outputs) -> dict[str, float]:
 
 
 def _in_int8(model: onnx.ModelProto) -> bytes:
-    """Serialise a model with int8 products for the blocks' weights."""
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata

@@ -69,10 +69,7 @@ class TrackScores:
             self._rows.append((key, targets.numpy(), outputs))
 
     def result(self) -> dict[str, Scored]:
-        """Score the tracks of all processes together, by the network's name.
-
-        InputError: no track could be read. FloatingPointError: outputs are NaN or infinite.
-        """
+        """Score all tracks. InputError: none could be read; FloatingPointError: NaN or infinity."""
         rows = _gather(self._rows, self.skipped)
         if not rows:
             reasons = "; ".join(list(self.skipped.values())[:3])
@@ -120,8 +117,8 @@ def task_loss(
 ) -> Tensor:
     """Mean loss of logits [N, C]; of two heads, the mean of their losses.
 
-    ``targets`` [N, C] may be mixtures; ``dist_targets`` are the second head's, if they differ.
-    InputError: they are given, but there is no second head.
+    ``targets`` [N, C] may be mixtures. ``dist_targets``, if any, are the second head's; InputError:
+    the network has no second head.
     """
     if isinstance(logits, tuple):
         cls, dist = logits

@@ -142,7 +142,7 @@ class Extractor:
 def patch_plan(
     net: Maest, patch_seconds: float | None, hop_seconds: float | None, tail: str
 ) -> PatchPlan:
-    """Plan how to cut tracks into patches, in frames. InputError: a length is out of bounds."""
+    """Plan how to cut tracks, in frames. InputError: a patch or hop is out of bounds."""
     length, hop = net.input_t, None
     if patch_seconds is not None:  # rounded down to whole frames
         length = int(patch_seconds * patches.FRAMES_PER_SECOND + 1e-6)
@@ -188,9 +188,9 @@ class OutputSpec:
 class Extraction:
     """Runs many tracks through one network; patches of different tracks share a batch.
 
-    A track's result does not depend on the rest of a batch, but for rounding. ``patches_per_pass``
-    limits the patches of a batch; None: 32 on a GPU, 4,096 tokens on a CPU. ``engine`` holds
-    further arguments of `models.engines.create`.
+    A track's result does not depend on the rest of a batch, but for rounding. Memory holds a few
+    tracks at a time. ``patches_per_pass`` limits a batch; None: 32 on a GPU, 4,096 tokens on a CPU.
+    ``engine`` holds further arguments of `models.engines.create`.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class Extraction:
         yield from self._extract(group)
 
     def _patches(self, track: Track) -> _Patches:
-        """Cut a track; without spans, and with an ``error``, if a patch cannot be computed."""
+        """Cut a track; a patch that cannot be computed leaves no spans, and an ``error``."""
         spans = self.plan.spans(len(track.mel)) if len(track.mel) else []
         columns = min(map(self._columns, spans), default=0)
         error = track.error

@@ -78,11 +78,8 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
     ``audio``: floats [S, samples] in -1..1, mono at 16 kHz, of any length, on any device. Returns
     float32 [S, model.scene_embedding_size] on the model's device. Sounds do not affect each other,
-    but for rounding.
-
-    Raises:
-        TypeError: ``audio`` is no tensor of numbers, or ``model`` not from :func:`load_model`.
-        InputError: wrong shape, empty audio, NaN or infinite values.
+    but for rounding. TypeError: ``audio`` is no tensor of numbers, or ``model`` not from
+    :func:`load_model`. InputError: wrong shape, empty audio, NaN or infinite values.
     """
     audio = _checked(audio, model)
     spans = patches.cut(n_frames(audio.shape[1]), model.net.input_t)

@@ -105,11 +105,8 @@ class Maest(nn.Module):
     ``drop_rate`` is the dropout of projections, ``attn_drop_rate`` of attention weights, and
     ``drop_path_rate`` of whole residual branches, growing linearly over the blocks. ``options`` are
     the arguments of `sizes.Sizes` (``n_classes`` and ``input_t`` are required) and
-    `sizes.Patchout`.
-
-    Raises:
-        InputError: a value has a wrong type, is out of bounds or contradicts another; its
-            ``setting`` is the argument's name.
+    `sizes.Patchout`. InputError: a value has a wrong type, is out of bounds or contradicts another;
+    its ``setting`` is the argument's name.
     """
 
     def __init__(
@@ -222,7 +219,7 @@ class Maest(nn.Module):
         return ((logits[0], logits[1]) if logits.ndim == 3 else logits), embeddings[block]
 
     def encode(self, mel: Tensor, blocks: Sequence[int] = (-1,), logits: bool = True) -> Outputs:
-        """Compute the outputs asked for in one pass, without later blocks; exports and compiles.
+        """Compute the outputs asked for in one pass; `torch.export` and `torch.compile` take it.
 
         ``mel``: normalised log-mel, float [B, F, T], no longer than a patch, unchecked; fewer than
         16 frames are padded with silence. ``blocks``: numbers from 0, and -1 for the final
@@ -282,11 +279,11 @@ class Maest(nn.Module):
         return x
 
     def n_tokens(self, frames: int, training: bool = True) -> int:
-        """The number of tokens of an input of ``frames``, cls and dist included."""
+        """The number of tokens of an input of so many frames, cls and dist included."""
         return 2 + self.patchout.n_patches(frames, training)
 
     def _log_mel(self, x: Tensor | np.ndarray, is_mel: bool) -> Tensor:
-        """Normalised log-mel: [F, T] of one track of any length, or a batch [B, F, T]."""
+        # → [F, T] of one track, of any length, or [B, F, T]
         mel = as_floats(x, "x", self.cls_token.device, pcm=not is_mel)
         check_shape(mel.shape, is_mel, self._sizes)
         if mel.ndim == 4:

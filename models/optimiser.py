@@ -28,10 +28,7 @@ def layer_level(name: str, depth: int) -> int:
 
 
 class Optimiser:
-    """AdamW by a recipe (section `module` of the settings), with frozen blocks.
-
-    InputError: more frozen blocks than there are, or swa_lr without swa_start.
-    """
+    """AdamW by a recipe (section `module`), with frozen blocks. InputError: settings conflict."""
 
     def __init__(self, net: Maest, recipe: Any) -> None:
         if recipe.freeze_blocks > net.depth:

@@ -20,7 +20,7 @@ from maest.models.maest import Maest
 AVERAGE_NAME = "model-swa.safetensors"  # the average of weights, if any
 FORMAT = "maest"
 FORMAT_VERSION = 1
-TRAINER_KEY = "maest"  # of `model_record` in a file
+TRAINER_KEY = "maest"  # the key of `model_record` in a file
 _NEAR = 1 << 22  # bytes searched for a mark
 _FOLDER_MARK = f'"format": "{FORMAT}"'.encode()  # in config.json
 # The record's start in a single file's header; in a model folder's files it starts otherwise

@@ -93,7 +93,7 @@ class MaestModule(pl.LightningModule):
         """Train on mels [B, T, F] as on disk and targets [B, C].
 
         The dist head learns from a teacher's logits [B, C], if the batch has them. InputError
-        "diverged": the loss is NaN or infinite; on a GPU it comes some steps later.
+        "diverged": the loss is NaN or infinite; a GPU reports it some steps later.
         """
         recipe, targets, heads = self.recipe, batch.targets, 1
         torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))

@@ -304,7 +304,7 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
             dropped, reason = ("head.1.", "head_dist."), f"{name} {there} there, {here} here"
     if discard_head:
         dropped, reason = layouts.HEADS, "it is discarded"
-    # A head is optional only as a whole: parts that lack are reported as missing.
+    # A head is optional only as a whole: if it has some parts, the others are reported as missing.
     optional = layouts.OPTIONAL_HEADS.get(checkpoint.layout, ())
     absent = [head for head in optional if not any(name.startswith(head) for name in tensors)]
     tensors = {n: t for n, t in tensors.items() if n not in expected or not n.startswith(dropped)}
