@@ -42,10 +42,9 @@ def norm_stats(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> NormStats:
-    """Compute mean and standard deviation over all values of all tracks, in float64.
+    """Compute mean and standard deviation over all values in float64, for any number of threads.
 
-    ``num_workers`` threads (None: one per core) read the files; the result does not depend on their
-    number. Raises InputError if no track can be read, or if all values are equal.
+    Raises InputError if no track can be read, or if all values are equal.
     """
 
     def of_key(key: str) -> Moments | str:

@@ -1,7 +1,4 @@
-"""Tagging tasks with a published split: the code that their ``preprocess.py`` scripts share.
-
-A script reads the published table into `Task`; this module writes log-mel files and ground truths.
-"""
+"""Shared code of the scripts for published tasks: log-mel files and ground truths of a `Task`."""
 
 from __future__ import annotations
 
@@ -29,8 +26,6 @@ from maest.helpers.report import table
 
 @dataclass(frozen=True)
 class Task:
-    """A tagging task."""
-
     labels: Sequence[str]  # in the order of the targets' columns
     tracks: Mapping[str, tuple[str, frozenset[str]]]  # path below the audio folder → split, labels
     published: Mapping[str, int]  # split → number of tracks in the literature
@@ -39,8 +34,7 @@ class Task:
 def make(tasks: Mapping[str, Task], options: argparse.Namespace, steps: Collection[str]) -> None:
     """Run the steps melspectrograms and groundtruth; ``tasks`` are keyed by their output folders.
 
-    Raises InputError if no audio file is there or can be read, if a split is empty, or as
-    ``preprocess`` and `datasets.build.write_splits`.
+    Raises InputError without audio or for an empty split, or as `preprocess` and `write_splits`.
     """
     if "melspectrograms" in steps:
         names = dict.fromkeys(name for task in tasks.values() for name in task.tracks)
@@ -86,10 +80,7 @@ def _make_melspectrograms(names: Iterable[str], options: argparse.Namespace) -> 
 
 
 def _write_task(name: str, task: Task, out_dir: Path, melspec_dir: Path) -> None:
-    """Write a task's ground truths, and print how they differ from the published ones.
-
-    Skips tracks without a log-mel file, once there are any log-mel files.
-    """
+    """Write ground truths of the tracks with log-mel files (of all, if there are none yet)."""
     keys = {name: mel_key(name) for name in task.tracks}
     missing = [name for name, key in keys.items() if not mel_path(melspec_dir, key).is_file()]
     left_out = set() if len(missing) == len(keys) else set(missing)
@@ -143,10 +134,7 @@ def shown(names: Sequence[str]) -> str:
 
 
 class PublishedTable:
-    """Iterates over the non-empty rows of a tab-separated UTF-8 table, column names first.
-
-    Raises InputError, with ``hint``, for a missing or corrupt table.
-    """
+    """Iterates over the non-empty rows of a UTF-8 TSV table, header first, or raises InputError."""
 
     def __init__(self, path: Path, hint: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> None:
         self.path, self._hint, self._quoting = path, hint, quoting

@@ -92,18 +92,14 @@ class ClipSampler(Sampler[tuple[int, int]]):
 
 
 class TrackSampler(Sampler[int]):
-    """Yields each track once, in order: rank r takes tracks r, r + world_size, …
-
-    Collective operations need equally many on all ranks, so the last ranks repeat the first tracks;
-    whoever gathers the results drops repeated keys.
-    """
+    """Yields tracks r, r + world_size, … to rank r; the last ranks repeat the first tracks."""
 
     def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
         self.size, self.rank, self.world_size = size, rank, world_size
 
     def __len__(self) -> int:
-        return -(-self.size // self.world_size)
+        return -(-self.size // self.world_size)  # equal on all ranks, for collective operations
 
     def __iter__(self) -> Iterator[int]:
         places = range(self.rank, len(self) * self.world_size, self.world_size)
-        return (place % self.size for place in places)
+        return (place % self.size for place in places)  # gathering drops repeated keys

@@ -20,10 +20,9 @@ def split_by_group(
 ) -> list[str]:
     """Choose a split for each of N tracks, from their groups [N] and targets (bool [N, C]).
 
-    The shares of tracks, and of tracks with each label, approach ``fractions`` as far as the groups
-    allow. With three groups or more, no split is empty; a label in three groups or more is in every
-    split, unless groups with several labels prevent it. Raises InputError unless ``fractions`` are
-    three positive numbers with sum 1.
+    Shares of tracks, and of tracks with each label, approach ``fractions``. With three groups or
+    more, no split is empty; a label in three groups or more is in every split, unless other labels
+    prevent it. Raises InputError unless ``fractions`` are three positive numbers with sum 1.
     """
     shares = np.array(fractions, np.float64)
     if shares.shape != (3,) or not (shares > 0).all() or abs(shares.sum() - 1) > 1e-6:
@@ -91,11 +90,7 @@ class _Dealer:
         return self.fractions * self.sizes.sum() - self.tracks
 
     def _best_side(self, group: int, label: int, left: int) -> int:
-        """The side that a group brings nearest to its shares of the label and of tracks.
-
-        All labels of the group break ties. If few groups are left, sides without the label come
-        first.
-        """
+        """The side that a group brings nearest to its shares of tracks and the label."""
         labels, counts = self.labels[group], self.counts[group]
         wants = self.fractions[:, None] * self.total[labels] - self.positives[:, labels]
         gains = np.abs(wants) - np.abs(wants - counts)
@@ -103,7 +98,7 @@ class _Dealer:
         served = np.abs(room) - np.abs(room - self.sizes[group])
         served += gains[:, np.flatnonzero(labels == label)[0]]
         lacking = self.holders[:, label] == 0
-        if left <= lacking.sum():
+        if left <= lacking.sum():  # the last groups go to sides without the label
             served = np.where(lacking, served, -np.inf)
         return int(np.lexsort((room, gains.sum(axis=1), served.round(9)))[-1])
 
@@ -122,11 +117,7 @@ class _Dealer:
                     self.put(min(able, key=lambda g: (self.sizes[g], self.order[g])), side)
 
     def _to_fill(self, side: int, full: np.ndarray) -> int:
-        """The best group for an empty side, from sides with two groups or more.
-
-        A group that can leave its side comes first, then the one that brings all sides nearest to
-        their shares of tracks.
-        """
+        """The best group for an empty side: one that can leave, then the nearest to the shares."""
         room = self._room()
 
         def cost(group: int) -> tuple[bool, float, int]:

@@ -1,7 +1,6 @@
 """Read and check a table of tracks: a CSV or TSV file, as spreadsheets write them.
 
-A row holds a track's path and labels, and optionally its split, or its group (artist, album), which
-must stay in one split. `datasets.build` makes ground truths of it.
+A row holds path, labels, and perhaps a split, or a group (artist, album) to keep in one split.
 """
 
 from __future__ import annotations
@@ -84,13 +83,14 @@ def read_table(
 
     Without an argument, a column is recognised by its name (``RECOGNISED``). A column of labels
     holds names with ``separator`` between them, or only 0, 1 (false, true) and blanks: then its
-    name is the label. With no column of labels named or recognised, all such 0/1 columns are
-    labels. ``values_column`` names targets of a regression instead.
+    name is the label. With neither named nor recognised, all such 0/1 columns are labels, unless
+    named like a path, split or group. ``values_column`` names targets of a regression instead.
 
     Keys are paths with ``.mmap`` in place of an audio suffix; the store ``base_dir`` knows whether
     song.mmap is of song.flac or song.mp3. Absolute paths become relative to ``audio_dir``. If no
-    path has a slash, backslashes separate folders. Raises InputError, naming the line, for a
-    corrupt or ambiguous table.
+    path has a slash, backslashes separate folders.
+
+    Raises InputError, naming the line, for a corrupt or ambiguous table.
     """
     if not separator:
         raise InputError("is empty", setting="--separator", hint="Give such as ;.")
@@ -303,10 +303,7 @@ def _refusal(
 
 
 def _read_rows(path: Path) -> _Rows:
-    """The delimiter is that of a line ``sep=;``, or tab, or the more frequent of , and ;.
-
-    In a table with tabs, unpaired quote signs are part of the text.
-    """
+    """Cut columns as a line ``sep=;`` says, or at tabs, or at the more frequent of , and ;."""
     text = _read_text(path)
     named = re.match(r'"?sep=(.)\1*"?(?=[\r\n])', text, re.IGNORECASE)
     text = text[named.end() :] if named else text  # Excel's line; the rest keeps its line numbers

@@ -114,8 +114,7 @@ class Found(NamedTuple):
 def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found:
     """Find the audio of ``inference.audio``: a file with any suffix, or all audio in a folder.
 
-    `datasets.collection.find_audio` skips the folder ``leave_out``, that of the results. Raises
-    InputError if there is no audio.
+    Skips the folder ``leave_out``, that of the results. Raises InputError if there is no audio.
     """
     path = Path(audio)
     kind: Kind = "empty"

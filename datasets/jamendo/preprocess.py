@@ -88,10 +88,7 @@ def read_task(task: str, tables_dir: Path) -> Task:
 
 
 def as_there(task: Task, audio_dir: Path, melspec_dir: Path) -> Task:
-    """Rename tracks to ``.low.mp3``, the smaller files, where these are the ones on disk.
-
-    Without audio, the log-mel files decide.
-    """
+    """Rename tracks to ``.low.mp3`` where only these smaller files, or their log-mels, exist."""
 
     def found(name: str) -> str:
         both = (name, f"{name.removesuffix('.mp3')}.low.mp3")

@@ -52,10 +52,7 @@ _HOME = data_folder() / "mtt"
 
 
 def read_annotations(path: Path) -> Task:
-    """Read the table of annotations: tab-separated clip_id, a 0/1 column for each tag, mp3_path.
-
-    Raises InputError, naming the line, if the table is missing or corrupt.
-    """
+    """Read the TSV of clip_id, 0 or 1 per tag, mp3_path. Raises InputError, naming the line."""
     side = {folder: split for split, folders in FOLDERS.items() for folder in folders}
     clips: dict[str, list[str]] = {}  # the tags of each
     table = PublishedTable(path, _AGAIN)

@@ -49,10 +49,7 @@ def corpus_folder() -> Path:
 
 
 def list_works(folder: Path | None = None) -> list[Work]:
-    """List all works, such that the first N are a balanced sample for any N.
-
-    The collections take turns by their weights. A hash of the id orders works within a collection.
-    """
+    """List all works, such that the first N, for any N, balance the collections by weight."""
     folder = folder or corpus_folder()
     queue = []
     for collection in COLLECTIONS.values():
@@ -86,7 +83,7 @@ def _works_of(collection: Collection, folder: Path) -> Iterator[Work]:
 
 
 def _in_order(collection: Collection, works: Iterator[Work]) -> list[Work]:
-    if not collection.by_folder:
+    if not collection.by_folder:  # by hash: any prefix is a fair sample
         return sorted(works, key=lambda work: hashlib.sha256(work.id.encode()).digest())
     folders: dict[str, list[Work]] = defaultdict(list)
     for work in works:

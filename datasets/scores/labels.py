@@ -1,7 +1,4 @@
-"""Labels, groups and splits of clips.
-
-Labels come from the score's headers and notes; those of instruments from the rendered audio.
-"""
+"""Labels, groups and splits of clips, from scores and, for instruments, the rendered audio."""
 
 from __future__ import annotations
 
@@ -101,16 +98,12 @@ def normal_title(title: str) -> str:
 
 
 def _opening(score: Score, intervals: int = 12) -> tuple[int, ...] | None:
-    """The first melodic intervals of the highest part, in semitones; None if there are fewer.
-
-    Chords count as their highest note. Repeated notes are skipped: variants differ in them with the
-    syllables of the text.
-    """
+    """The first melodic intervals of the highest part, in semitones; None if there are fewer."""
     top = score.notes[score.notes[:, 0] == 0]
     order = np.lexsort((-top[:, 3], top[:, 1]))
-    _, first = np.unique(top[order, 1], return_index=True)
+    _, first = np.unique(top[order, 1], return_index=True)  # the highest note of each chord
     steps = np.diff(top[order][first, 3])
-    steps = steps[steps != 0][:intervals]
+    steps = steps[steps != 0][:intervals]  # variants repeat notes with the syllables of the text
     return tuple(steps.tolist()) if len(steps) == intervals else None
 
 
@@ -147,11 +140,8 @@ def group_works(works: Sequence[Work], scores: Mapping[str, Score], seed: int) -
 
 
 def split_of(leader: Work, seed: int) -> str:
-    """The split of a group, from its first work: close to 71/14/14 in every collection.
-
-    Works take turns through seven days: five train, one validation, one test, in an order drawn by
-    ``seed``. Each collection starts on a day drawn by ``seed``.
-    """
+    """The split of a group, from its first work: close to 71/14/14 in every collection."""
+    # The works of a collection take turns through seven days; collections start on different days.
     days = np.array(["train"] * 5 + ["validation", "test"])
     days = _generator(seed, "days").permutation(days)
     starts = _generator(seed, "collections").permutation(len(COLLECTIONS))
@@ -175,10 +165,9 @@ class LabelSet(NamedTuple):
 def choose_labels(
     clips: Iterable[tuple[str, Iterable[str]]], max_share: float, min_positives: Mapping[str, int]
 ) -> LabelSet:
-    """Choose labels of clips (split, labels).
+    """Choose labels of clips (split, labels), on at most ``max_share`` of all clips.
 
-    A label needs ``min_positives`` in each split, scaled down for builds below ``FULL_SIZE`` clips,
-    and is on at most ``max_share`` of all clips.
+    Builds below ``FULL_SIZE`` clips need proportionally fewer ``min_positives`` in each split.
     """
     clips = [(split, set(labels)) for split, labels in clips]
     count: dict[str, Counter[str]] = defaultdict(Counter)

@@ -1,7 +1,4 @@
-"""Perform a score: note events → an arrangement for an ensemble → 16 kHz audio.
-
-A clip depends only on its work, the seed and the rendition, not on order or number of processes.
-"""
+"""Perform a score as 16 kHz audio, which depends only on its work, the seed and the rendition."""
 
 from __future__ import annotations
 
@@ -75,7 +72,6 @@ class TooShort(ValueError):
 
 
 def generator(seed: int, work: Work, rendition: int) -> np.random.Generator:
-    """The random generator of one rendition of a work."""
     digest = hashlib.sha256(f"{seed}\n{work.id}\n{rendition}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
@@ -137,10 +133,7 @@ def assign(layer: Layer, n_parts: int) -> list[tuple[int, str]]:
 
 
 def octave_shift(pitches: np.ndarray, instrument: Instrument, rng: np.random.Generator) -> int:
-    """Draw the shift, a multiple of 12 semitones, that brings most MIDI pitches into range.
-
-    Among equally good octaves, the one nearest to the written one is the most likely.
-    """
+    """Draw an octave shift (semitones) that brings most MIDI pitches into an instrument's range."""
     shifts = np.arange(-48, 49, 12)
     moved = pitches[None, :] + shifts[:, None]
     outside = ((moved < instrument.low) | (moved > instrument.high)).sum(axis=1)
@@ -178,10 +171,7 @@ def _tempo(work: Work, score: Score, rng: np.random.Generator) -> float:
 def _loudness(
     score: Score, tempo: float, rng: np.random.Generator
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from starts (ticks) to velocities, unclipped.
-
-    Velocity sums a level, a swell over phrases, an accent on first beats, and noise.
-    """
+    """A function from starts (ticks) to velocities: level, swell of phrases, first beats, noise."""
     bar = None
     if metre := score.metadata.metre:
         beats, unit = map(int, metre.split("/"))

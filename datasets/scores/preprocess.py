@@ -75,9 +75,8 @@ def build(
 ) -> dict[str, Any]:
     """Build the data set with ``settings`` (see `Settings`); skip complete clips.
 
-    One process builds at a time, others wait. The result does not depend on ``num_workers`` (None:
-    one per core). Returns the content of ``report.json``, among others the numbers of clips
-    ``done``, ``skipped`` and ``failed``.
+    Waits for another build of the same folder. Returns the content of ``report.json``, among others
+    the numbers of clips ``done``, ``skipped`` and ``failed``.
 
     Raises InputError if a setting is out of range, works are too few for a split or a label set,
     other versions began the build, or the folder cannot be written to.

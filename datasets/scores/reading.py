@@ -1,7 +1,4 @@
-"""Read works of the corpus: a file or a tune → note events and the metadata of its headers.
-
-symusic reads tunes in ABC (3 ms per tune), music21 everything else (kern, MusicXML).
-"""
+"""Read works of the corpus: ABC with symusic (3 ms per tune), kern and MusicXML with music21."""
 
 from __future__ import annotations
 
@@ -45,13 +42,11 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Score:
-    """The notes and metadata of a work.
+    """A work's notes and metadata. Ties are joined, rows sorted; the first note starts at 0."""
 
-    Parts count from 0, the highest by mean pitch. Ties are joined, rows sorted; the first note
-    starts at 0.
-    """
-
-    notes: np.ndarray  # int32 [notes, 4]: part, start, duration (ticks, 480 a quarter), MIDI pitch
+    # int32 [notes, 4]: part (from 0, the highest by mean pitch), start, duration (ticks, 480 per
+    # quarter note), MIDI pitch
+    notes: np.ndarray
     metadata: Metadata
 
     @property
@@ -196,11 +191,8 @@ def _read_abc(text: str) -> list[np.ndarray]:
 
 @contextmanager
 def _own_temporary_folder() -> Iterator[None]:
-    """Set TMPDIR to a new folder, for C++ code.
-
-    symusic 0.5.8 names its files ``symusic_temp_<number>.abc`` with the same numbers in every
-    process, so that one can read the tune that another has just written.
-    """
+    """Set TMPDIR to a new folder: symusic 0.5.8 uses the same file names in every process."""
+    # One process would read the tune that another has just written.
     before = os.environ.get("TMPDIR")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = folder

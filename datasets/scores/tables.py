@@ -11,8 +11,6 @@ _TABLES = tomllib.loads(Path(__file__).with_name("scores.toml").read_text("utf-8
 
 @dataclass(frozen=True)
 class Collection:
-    """A body of similar music in the corpus."""
-
     name: str
     weight: float
     patterns: list[str]
