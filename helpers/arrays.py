@@ -14,10 +14,7 @@ _parsing = threading.Lock()
 
 
 def load_array(path: str | Path, mapped: bool = False) -> np.ndarray:
-    """Read a ``.npy`` file, or memory-map it read-only.
-
-    Raises OSError, ValueError or EOFError if the file cannot be read or is not a ``.npy`` file.
-    """
+    """Read or map (read-only) a ``.npy`` file; OSError, ValueError or EOFError if that fails."""
     if mapped:
         with _parsing:
             found = np.load(path, mmap_mode="r", allow_pickle=False)

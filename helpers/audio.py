@@ -40,8 +40,8 @@ def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
     """Read an audio file as mono at 16 kHz: float32 [samples], at least one.
 
     Samples keep the file's scale (-1 to 1 for integer formats). ``seconds`` selects the central
-    part, with the very samples of the whole; None, or more than the file's length, selects all.
-    Where the format allows, only that part is decoded.
+    part (all of a shorter file), sample for sample as in the whole; where the format allows, only
+    that part is decoded.
 
     Raises AudioError for a missing or unreadable file, a folder, a format that FFmpeg cannot read,
     no audio, audio missing in the middle or at the end, a rate below 2 kHz, less than one sample at
@@ -53,12 +53,10 @@ def read_audio(path: str | Path, seconds: float | None = None) -> np.ndarray:
 def stream_audio(path: str | Path, seconds: float | None = None) -> AudioStream:
     """Stream an audio file as mono 16 kHz blocks; memory does not grow with its length.
 
-    Yields float32 [samples], from 1 to about 70,000 (4 s); joined, they are what `read_audio`
-    returns. With ``seconds``, the central part is one block. The file opens at the first block, and
-    closes after the last, at an error, or by ``close()``.
-
-    The iterator raises AudioError as `read_audio` does: before the first block if bytes are missing
-    at the end and the header tells the length, otherwise when it reaches the fault.
+    Yields float32 [samples], 1 to about 70,000 (4 s); joined, they are what `read_audio` returns.
+    With ``seconds``, the central part is one block. The file opens at the first block, and closes
+    after the last, at an error, or by ``close()``. The iterator raises AudioError as `read_audio`
+    does: before the first block if the header shows that the end is missing, else at the fault.
     """
     return AudioStream(Path(path), seconds)
 

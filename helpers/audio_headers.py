@@ -1,7 +1,4 @@
-"""Lengths by the headers of audio files, and the positions of an Ogg's streams.
-
-A header never stops reading: it shows only whether an end is missing.
-"""
+"""Lengths by the headers of audio files, to see whether an end is missing; streams of an Ogg."""
 
 from __future__ import annotations
 

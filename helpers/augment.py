@@ -36,10 +36,7 @@ def spec_augment(
 
 
 def stripes(batch: int, size: int, masks: int, max_width: int, device: torch.device) -> Tensor:
-    """Draw masks along an axis: bool [B, size], True inside any of a clip's masks.
-
-    Widths are uniform in 0 … max_width - 1 (at most ``size``), positions anywhere that masks fit.
-    """
+    """Draw masks: bool [B, size], True inside; uniform widths of 0 … min(max_width - 1, size)."""
     widths = torch.randint(min(max_width, size + 1), (batch, masks, 1), device=device)
     room = size - widths + 1
     starts = (torch.rand(batch, masks, 1, device=device) * room).long().clamp(max=room - 1)

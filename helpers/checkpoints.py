@@ -1,7 +1,4 @@
-"""Checkpoints of a training: whole files, written at the ends of epochs, in between and on signals.
-
-A run killed at any instant continues from ``last.ckpt`` as if nothing had happened.
-"""
+"""Whole checkpoints of a training: a run killed at any instant continues from ``last.ckpt``."""
 
 from __future__ import annotations
 
@@ -46,12 +43,10 @@ def diverged(what: str, epoch: int, step: int) -> InputError:
     return InputError(f"{what} NaN or infinite {where}", kind="diverged", hint=hint)
 
 
+# Lightning writes through the folder for temporary files: where that is another file system, a kill
+# leaves part of a checkpoint.
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, flushes it to the disk, and renames it.
-
-    Lightning writes through the folder for temporary files: where that is another file system, a
-    kill leaves part of a checkpoint.
-    """
+    """Writes a checkpoint beside its place, flushes it to the disk, and renames it."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None

@@ -11,10 +11,7 @@ _SHOWN, _HASH_SHOWN = 60, 12  # characters of a setting; of a hash
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Describe each setting that differs, at any depth, such as ``hop_seconds 30.0, now 15.0``.
-
-    A list gives its first item that differs; a missing setting counts as None.
-    """
+    """Describe each differing setting, at any depth: ``hop_seconds 30.0, now 15.0``."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [
             line
@@ -22,6 +19,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
             for line in differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))
         ]
     if isinstance(old, list) and isinstance(new, list):
+        # Only the first item that differs
         pairs = zip(old, new, strict=False)
         old, new = next((pair for pair in pairs if pair[0] != pair[1]), (old, new))
     return [] if old == new else [f"{name} {_short(old)}, now {_short(new)}"]

@@ -100,10 +100,7 @@ def read_bytes(
 
 
 def write_error(path: str | Path, error: OSError, other_place: str) -> InputError:
-    """Return the error for a file, and so a folder, that cannot be written.
-
-    ``other_place`` is the setting that names another folder, such as ``inference.out_dir``.
-    """
+    """Return the error for an unwritable file; ``other_place`` is the setting of another folder."""
     why, step = "not writable", f"Make its folder writable, or give another {other_place}"
     # NumPy's error has no number where a disk, or a quota, takes only part of a file.
     if error.errno in (None, errno.ENOSPC, errno.EDQUOT):

@@ -169,10 +169,7 @@ def _valid(value: Any) -> Any:
 
 
 def model_hash(state_dict: Mapping[str, torch.Tensor], sizes: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a network's weights and sizes, in hexadecimal.
-
-    Of the weights, names, shapes, types and bytes count; order and device do not.
-    """
+    """Hash a network's sizes and weights, in any order, on any device: SHA-256 in hexadecimal."""
     digest = hashlib.sha256(json.dumps(dict(sizes), sort_keys=True).encode())
     for name in sorted(state_dict):
         tensor = state_dict[name].detach().cpu().contiguous()

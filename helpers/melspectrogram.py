@@ -101,10 +101,7 @@ class MelSpectrogram(nn.Module):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
     def of_padded(self, signal: Tensor) -> Tensor:
-        """Map a stretch of a signal, [..., 256 (T - 1) + 512], to [..., 96, T], without padding.
-
-        It reaches half a frame beyond the centres of its first and last frames.
-        """
+        """Map padded samples [..., 256 (T - 1) + 512], part of a longer signal, to [..., 96, T]."""
         with torch.autocast(signal.device.type, enabled=False):
             return self._log_mel(signal.to(torch.float32))
 
