@@ -43,7 +43,7 @@ def get_maest(
             or model folder of that name goes before the architecture.
         pretrained: load the published weights of ``arch``, fetched once (`models.download`). None:
             if it has any and no checkpoint is given. False: random weights.
-        n_classes: None: the number of ``labels``.
+        n_classes: default: the number of ``labels``.
         input_t: longest input, in frames.
         checkpoint: a model folder, a checkpoint file, or the result of `load_checkpoint`.
         checkpoint_swa_weights: ``average`` of `load_checkpoint`.

@@ -115,7 +115,7 @@ class TorchEngine(Engine):
         compile: bool = False,
     ) -> None:
         self.name, self.device = f"PyTorch, {precision}", device
-        # The copy keeps eval mode. It shares weights that need not move.
+        # The copy stays in eval mode, whatever `net` does. It shares weights that need not move.
         same = device == net.cls_token.device
         shared = {id(t): t for t in (*net.parameters(), *net.buffers())} if same else {}
         self._net = copy.deepcopy(net, shared).to(device).eval()

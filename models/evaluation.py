@@ -44,8 +44,7 @@ class Scored:
 class TrackScores:
     """Collects and scores the outputs of networks (by name, in eval mode) for whole tracks.
 
-    ``patches_per_pass`` is the batch size; None: 32. ``skipped`` collects unreadable files and
-    reasons.
+    ``patches_per_pass``: None is 32. ``skipped`` collects unreadable files, with reasons.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class TrackScores:
             self._rows.append((key, targets.numpy(), outputs))
 
     def result(self) -> dict[str, Scored]:
-        """Score all tracks. InputError: none could be read; FloatingPointError: NaN or infinity."""
+        """Score all processes' tracks. InputError: none to score; FloatingPointError: not finite."""
         rows = _gather(self._rows, self.skipped)
         if not rows:
             reasons = "; ".join(list(self.skipped.values())[:3])

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 # On a CPU, larger passes are no faster and need more memory.
 _CPU_TOKENS = 4096
 _GPU_PATCHES = 32
-_PASSES = 4  # that a group of tracks fills at least, with whole patches
+_PASSES = 4  # that a group of tracks fills, at least, with whole patches
 
 
 # ---- one track -----------------------------------------------------------------------------------

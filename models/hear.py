@@ -32,8 +32,8 @@ from maest.models.sizes import invalid
 DEFAULT_ARCH = "discogs-maest-30s-pw-129e"  # of `load_model()`
 
 # A timestamp's embedding is that of the 16 frames around it, one patch column, as in PaSST: the
-# shortest input locates a sound best, and fits every model. HEAR asks for a hop
-# of 50 ms or less: 3 frames are 48 ms, and one spectrogram serves all windows.
+# shortest input locates a sound best, and fits every model. HEAR asks for a hop of 50 ms or less:
+# 3 frames are 48 ms, and one spectrogram serves all windows.
 WINDOW_FRAMES, HOP_FRAMES = PATCH_SIZE, 3
 HOP_SAMPLES = HOP_FRAMES * HOP_LENGTH
 # From a window's centre, between two frames, to the centre of its first or last frame: 7.5 hops.
@@ -95,10 +95,10 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     silence beyond the sound. Its outer frames hear the sound around it, as a clip's do in training:
     a spectrogram of the window alone would fade in and out.
 
-    Arguments and errors are those of :func:`get_scene_embeddings`. Returns ``(embeddings,
-    timestamps)`` on the model's device: float32 [S, K, model.timestamp_embedding_size], K = 1 +
-    floor(samples / 768), and float32 [S, K], the windows' centres in ms: 0, 48, 96 … up to the end
-    of the sound.
+    Arguments and errors are those of :func:`get_scene_embeddings`. Returns, on the model's device,
+    ``(embeddings, timestamps)``: float32 [S, K, model.timestamp_embedding_size] with
+    K = 1 + floor(samples / 768), and float32 [S, K], the windows' centres in ms: 0, 48, 96 … up to
+    the end of the sound.
     """
     audio = _checked(audio, model)
     sounds, samples = audio.shape

@@ -60,7 +60,7 @@ def check_finite(x: Tensor, setting: str) -> None:
 
 
 def check_shape(shape: Sequence[int], is_mel: bool, sizes: Sizes) -> None:
-    """Raise InputError for a shape that `Maest.forward` does not take, or would mistake."""
+    """Raise InputError for a shape that `Maest.forward` does not take, or would misread."""
     kind: Kind = "invalid"
     hint, dims, (rows, last) = "", len(shape), (1, 1, *shape)[-2:]  # waveforms are rows, too
     if dims == 0 or dims > 4 or 0 in shape or (dims == 4 and shape[1] != 1):

@@ -166,7 +166,7 @@ class Maest(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Draw weights: truncated normal of std 0.02; the convolution keeps PyTorch's default."""
-        if self.cls_token.is_meta:  # saves a second
+        if self.cls_token.is_meta:  # nothing to draw, and PyTorch would take a second
             return
         linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
         tokens = self.cls_token, self.dist_token
@@ -196,8 +196,8 @@ class Maest(nn.Module):
           cut into B patches;
         - [B, F, T] or [B, 1, F, T]: such spectrograms, each no longer than one patch.
 
-        ``transformer_block`` -1 returns logits [B, C], before any activation, and embeddings [B,
-        D], the mean of the cls and dist tokens after the final norm. Two heads return a pair of
+        ``transformer_block`` -1 returns logits [B, C], before any activation, and embeddings
+        [B, D], the mean of the cls and dist tokens after the final norm. Two heads return a pair of
         logits (cls, dist) in training mode, their mean in eval mode. A block's number, from 0,
         returns ``None`` and [B, 3·D]: cls token, dist token, mean of the others, without norm.
         Later blocks are not computed.

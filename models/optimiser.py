@@ -40,7 +40,7 @@ class Optimiser:
             hint = "Set module.swa_start to the number of epochs before it, or leave it out."
             raise InputError(message, kind="conflict", setting="module.swa_lr", hint=hint)
         self.net, self.recipe, blocks = net, recipe, recipe.freeze_blocks
-        # These stay in eval mode (no dropout); their parameters have no gradients.
+        # Frozen modules stay in eval mode (no dropout); their parameters have no gradients.
         self.frozen: list[torch.nn.Module] = []
         if net.distilled_type == "mean":  # which leaves the second head out
             net.head_dist.requires_grad_(False)
