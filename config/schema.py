@@ -210,7 +210,6 @@ def _within(value: Any, bounds: str) -> bool:
 
 
 def _choices(kind: Any) -> list[str]:
-    """Return the words that a type allows, at any depth."""
     if get_origin(kind) is Literal:
         return list(get_args(kind))
     return [word for part in get_args(kind) for word in _choices(part)]

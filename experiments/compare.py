@@ -81,7 +81,6 @@ def _split_spaces(given: Sequence[str] | None) -> list[str]:
 
 
 def _page(folder: Path, results: dict[str, Any]) -> Page:
-    """Return the page of the comparison, with a picture in ``folder``."""
     tracks, rows, shown = results["tracks"], results["runs"], metrics.SHOWN[results["task"]]
     names, percent = [metrics.FIGURE_NAMES[m] for m in shown], f"{results['confidence']:.0%}"
     warning = f"{tracks} test tracks are too few to tell runs apart: neither intervals nor marks "
@@ -171,7 +170,6 @@ def align_tracks(runs: list[RunResults]) -> list[RunResults]:
 
 
 def _intervals(runs: list[RunResults], settings: ProbeSettings) -> list[dict[str, Any]]:
-    """Return each run's metrics and their differences to the first run's, with intervals."""
     resamples, confidence = settings.compare.resamples, settings.compare.confidence
     samples = [
         resampled_figures(run.task, run.targets, run.outputs, resamples, settings.seed)

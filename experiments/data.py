@@ -35,10 +35,7 @@ def is_missing(settings: Settings, split: str) -> bool:
 
 
 def check_files(settings: Settings, *splits: str) -> None:
-    """Raise InputError if a split's ground truth, or the teacher's folder, does not exist.
-
-    Builds the embedded data set if it is needed and missing.
-    """
+    """Raise InputError for missing ground truths or teacher; build the embedded set if needed."""
     paths = paths_of(settings, *splits)
     for split, path in paths.items():
         setting = f"datamodule.groundtruth_{split}"

@@ -70,7 +70,6 @@ def _read(folder: str | Path, name: str) -> dict[str, Any]:
 
 
 def _report(folder: str, pretraining: dict[str, Any], probes: list[dict[str, Any]]) -> Page:
-    """Write both tables and pictures to exp_logs/demo/; ``folder`` is the pre-training's."""
     from maest.helpers.plots import label_bars
 
     frequencies, chance = (

@@ -39,10 +39,7 @@ class Devices:
 
 
 def find_devices(settings: TrainerSettings) -> Devices:
-    """Return the devices that section ``trainer`` names, or else the best ones here.
-
-    InputError: the device is missing, or a CPU cannot do it.
-    """
+    """Return the devices that section ``trainer`` names, or the best. InputError: not here."""
     device = find_device(settings.accelerator, "trainer.accelerator")
     if device.type == "cpu" and settings.precision == "16-mixed":
         raise _unsupported("trainer.precision", "a CPU computes in 32-true, not in fp16")
@@ -54,10 +51,7 @@ def find_devices(settings: TrainerSettings) -> Devices:
 
 
 def find_device(accelerator: str, setting: str) -> torch.device:
-    """Return the device for "auto" (a GPU if there is one), "gpu", "cuda", "mps" or "cpu".
-
-    InputError, naming ``setting``: there is none here.
-    """
+    """Return the device of "auto", "gpu", "cuda", "mps" or "cpu". InputError: it is not here."""
     best = best_device()
     device = best if accelerator in ("auto", "gpu") else accelerator
     if device not in ("cpu", best) or (accelerator, device) == ("gpu", "cpu"):

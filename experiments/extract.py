@@ -80,7 +80,6 @@ def _state() -> str:
 
 
 def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
-    """Read, compute and write tracks, by number; return counts."""
     progress, net, top = Progress(job, len(todo)), job.net, job.settings.inference.top
     writer = ResultWriter(
         job.outputs, net.labels, net.task, top, job.spec.pictures, job.named(WARNINGS)
@@ -203,7 +202,6 @@ class Progress:
 
 
 def _report(job: ExtractionJob, parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write lists and tables, and print what all processes have done."""
     failed = {key: why for part in parts for key, why in part["failed"].items()}
     counts = ("written", "skipped", "seconds", "warned")
     done = {name: sum(part[name] for part in parts) for name in counts}
@@ -246,7 +244,6 @@ def _report(job: ExtractionJob, parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _contents(job: ExtractionJob) -> str:
-    """Describe the content of files of embeddings."""
     each, dim = " for each patch" if job.spec.pool == "none" else "", job.net.embed_dim
     blocks = [str(block) for block in job.spec.blocks if block != FINAL]
     parts = []
@@ -259,7 +256,6 @@ def _contents(job: ExtractionJob) -> str:
 
 
 def _show_predictions(output: Output, job: ExtractionJob, failed: dict[str, str]) -> None:
-    """Write a table over the folder, or print the labels of a single track."""
     keys = job.tracks.keys
     if len(keys) == 1:
         if keys[0] not in failed and output.path(keys[0]).is_file():

@@ -216,7 +216,7 @@ def _check_options(settings: Settings, kinds: tuple[str, ...], device: torch.dev
 
 
 def out_dir_of(settings: Settings) -> Path:
-    """Return ``inference.out_dir``, else ``embeddings/<arch>``, or ``embeddings/run-4`` of a run."""
+    """Return ``inference.out_dir``, else ``embeddings/<arch>`` or ``embeddings/run-4``."""
     if settings.inference.out_dir is not None:
         return Path(settings.inference.out_dir).expanduser()
     if settings.maest.checkpoint is None:

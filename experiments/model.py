@@ -40,10 +40,7 @@ def in_section(section: str) -> Iterator[None]:
 
 
 def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | None:
-    """Return the weights of ``maest.checkpoint``, or the arch's published ones, or None.
-
-    InputError: they cannot be read or downloaded, or are required and missing.
-    """
+    """Return the weights of ``maest.checkpoint``, else published ones, or None. Or InputError."""
     maest, average = settings.maest, settings.maest.checkpoint_swa_weights
     if settings.ckpt_path is not None and not training:
         message = "it continues a training, which this command does not do"

@@ -104,7 +104,6 @@ def resolve(settings: Settings, log_dir: Path) -> Plan:
 
 
 def _check_task(settings: Settings, net: Maest) -> None:
-    """Raise InputError for settings that conflict with the task or the heads."""
     balanced = settings.datamodule.balanced_sampling and net.task == "regression"
     taught = settings.datamodule.teacher_dir is not None
     no_labels, one_head = net.task != "multi-label", net.distilled_type != "separated"
@@ -236,10 +235,7 @@ def read_continued(path: Path | None) -> Checkpoint | None:
 
 
 def resumed_settings(settings: Settings, continued: Checkpoint | None) -> Settings:
-    """Fill open settings with the values that the continued training worked out.
-
-    Measured again, the normalisation would differ if a file has gone since.
-    """
+    """Fill open settings from the continued training: measured again, they could differ."""
     if continued is None:
         return settings
     maest, data = settings.maest, settings.datamodule
@@ -257,13 +253,12 @@ def resumed_settings(settings: Settings, continued: Checkpoint | None) -> Settin
 
 
 def _read_record(checkpoint: Path) -> dict[str, Any]:
-    """Return the settings of a checkpoint's run."""
     record: dict[str, Any] = json.loads((checkpoint.parents[1] / "config.json").read_text("utf-8"))
     return record
 
 
 def _differing(settings: Settings, record: dict[str, Any]) -> list[str]:
-    """Return how settings that matter differ from a run's record; missing ones count as defaults.
+    """Return how settings that matter differ from a record; missing ones count as defaults.
 
     KeyError, TypeError: the record is not a training's.
     """

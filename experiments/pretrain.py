@@ -230,7 +230,6 @@ def is_peer_failure(error: Exception) -> bool:
 
 
 def _interrupted(stop: Stopped, last: Path, trainer: pl.Trainer) -> Interrupted:
-    """Return the error for a training that a signal has stopped."""
     if not trainer.is_global_zero:  # the first process says it
         return Interrupted(str(stop), stop.signal)
     go_on = f"\n  {same_command(f'ckpt_path={last}')}"
@@ -245,7 +244,6 @@ def _interrupted(stop: Stopped, last: Path, trainer: pl.Trainer) -> Interrupted:
 
 
 def _after_divergence(settings: Settings, last: Path) -> str:
-    """Say how to continue a training that has diverged."""
     fp16 = settings.trainer.precision == "16-mixed"
     other = " Or fp16 overflows: trainer.precision=bf16-mixed." if fp16 else ""
     if not last.is_file():
@@ -281,7 +279,6 @@ def _best_weights(
 def _best_average(
     net: Maest, checkpoints: Checkpoints, history: History
 ) -> tuple[Maest | None, dict[str, Any]]:
-    """Return the best average of weights and its metrics, or (None, {})."""
     path = checkpoints.path("best-swa")
     if path is None:
         return None, {}
@@ -295,7 +292,6 @@ def _best_average(
 def _summarize(
     scored: Scored, plan: Plan, epochs: list[dict[str, float]], folder: Path
 ) -> dict[str, Any]:
-    """Return validation metrics and baselines; draw pictures in ``folder``."""
     task, results = plan.net.task, metrics_of("val", scored, plan.net)
     baseline = metrics.baseline(task, plan.data.splits["train"].targets, scored.targets)
     name, shown = metrics.BASELINES[task], metrics.SHOWN[task]

@@ -42,10 +42,7 @@ def probe(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 
 
 def run_probe(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
-    """Train and test probes, write a run's files into ``folder``, and print a summary.
-
-    Returns the content of ``results.json``. Nothing is kept if a signal stops the run.
-    """
+    """Train and test probes, write a run's files into ``folder``; return its ``results.json``."""
     started = time.monotonic()
     task = read_task(settings.data)
     features = read_features(task, settings.data)

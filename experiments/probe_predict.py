@@ -105,10 +105,7 @@ def _write(
 
 
 def read_probe(folder: Path) -> tuple[dict[str, Any], ProbeBank]:
-    """Read ``probe.json`` and the probes of all seeds, from a finished run or its ``probe/``.
-
-    InputError: they are missing or corrupt, or their extractor is unknown.
-    """
+    """Read a finished run's ``probe.json`` and probes. InputError: corrupt, or no extractor."""
     inside = folder / PROBE_FOLDER if (folder / PROBE_FOLDER).is_dir() else folder
     path = inside / "probe.json"
     if not path.is_file():
@@ -145,10 +142,7 @@ def read_probe(folder: Path) -> tuple[dict[str, Any], ProbeBank]:
 
 
 def extraction_settings(about: dict[str, Any], settings: ProbeSettings, out_dir: Path) -> Settings:
-    """Return the settings by which ``ex_maest.py`` extracts a probe's features.
-
-    ``about`` is the probe's ``probe.json``. InputError: the model is missing.
-    """
+    """Return the settings that extract features as ``probe.json`` says. InputError: no model."""
     made, model, options = about["extraction"], about.get("made_by") or {}, settings.predict
     arch, checkpoint = options.arch, options.checkpoint
     if arch is None and checkpoint is None:

@@ -85,7 +85,6 @@ def write_run(
 
 
 def _summary(folder: Path, results: dict[str, Any]) -> Page:
-    """Return the summary page, and draw its pictures."""
     task, selection = results["task"], SELECTION[results["task"]]
     constant, seeds = metrics.BASELINES[task], len(results["seeds"])
     others = {"ridge": RIDGE, constant: constant.replace("_", " ")}

@@ -68,10 +68,7 @@ class Ranks:
                 self._children.append(subprocess.Popen(command, env=environment))
 
     def join(self, folder: Path, part: dict[str, Any]) -> list[dict[str, Any]]:
-        """Wait for all processes; return their parts to the first one, [] to others.
-
-        InputError: another process has failed.
-        """
+        """Return all parts to the first process once done, [] to others. InputError: one failed."""
         if self.rank:
             self._leave(folder, part)
             return []

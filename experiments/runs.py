@@ -93,10 +93,7 @@ class Interrupted(UserError, utils.SacredInterrupt):
 
 @contextmanager
 def interruptible(state: Callable[[], str]) -> Iterator[None]:
-    """End the run at once on a signal, and print ``SIGTERM: stopped.`` and ``state()``.
-
-    ``state`` says what is kept, and how to continue.
-    """
+    """On a signal, end the run and print ``state()``, which says what is kept."""
     try:
         with stoppable():
             yield
@@ -122,10 +119,7 @@ class RunFolder(FileStorageObserver):
 
 
 def is_first_process() -> bool:
-    """Return whether this process keeps the run: the only one, or the first of several.
-
-    torchrun, SLURM and Lightning's launcher set the environment that decides.
-    """
+    """Return whether this process keeps the run, as torchrun, SLURM or Lightning have set it."""
     if "RANK" not in os.environ and os.environ.get("NODE_RANK", "0") != "0":
         return False
     return next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0) == 0
@@ -187,7 +181,6 @@ def configure(
 
 
 def _record(ex: Experiment) -> None:
-    """Keep the run in a folder, with versions of this program and of some packages."""
     try:
         LOG_DIR.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=LOG_DIR, buffering=0) as file:
@@ -208,8 +201,6 @@ def _record(ex: Experiment) -> None:
 
 
 def _command(section: type, module: str, name: str) -> Callable:
-    """Return a function for Sacred, which fills in ``_run`` and ``_config``."""
-
     def call(_run, _config):
         try:
             function = getattr(importlib.import_module(f"maest.experiments.{module}"), name)

@@ -199,8 +199,6 @@ def _train(
     stopped: threading.Event,
     group: list[FeatureChoice],
 ) -> dict[FeatureChoice, dict[str, Any]]:
-    """Train and test the probes of a group; return its entries of ``sweep.json``."""
-
     def go_on() -> None:
         if stopped.is_set():
             raise CancelledError
@@ -231,10 +229,7 @@ def _train(
 def _earlier(
     folder: Path, made_of: dict[str, Any], blocks: list[int], wanted: Sequence[FeatureChoice]
 ) -> tuple[dict[FeatureChoice, dict[str, Any]], float]:
-    """Return the wanted entries of an earlier sweep of the same settings, and its seconds.
-
-    Its mixes count only if they have the same blocks.
-    """
+    """Return wanted entries of an earlier sweep, and its seconds; mixes need the same blocks."""
     path, message = folder / SWEEP, ""
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -268,7 +263,6 @@ def ranked(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _report(folder: Path, results: dict[str, Any]) -> None:
-    """Write ``sweep.csv``, the pictures and ``summary.md``, and print the summary."""
     validation = f"val_{SELECTION[results['task']]}"
     columns = {validation: validation} | {m: f"test_{m}" for m in metrics.SHOWN[results["task"]]}
     write_rows(
@@ -330,7 +324,6 @@ def summary(folder: Path, results: dict[str, Any], pictures: dict[Path, str]) ->
 
 
 def _draw(folder: Path, results: dict[str, Any]) -> dict[Path, str]:
-    """Draw the pictures; return path → caption."""
     blocks, seeds = results["blocks"], len(results["seeds"])
     mixes = [cell for cell in ranked(results) if cell["block"] == MIX]
     main = metrics.SHOWN[results["task"]][0]

@@ -29,10 +29,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 
 def listed(value: Any) -> list[Any]:
-    """Return a setting as a list: one value, a list, or ``[a,b]`` typed without quotes.
-
-    A comma within quotes or inner brackets is part of a name.
-    """
+    """Return a value, list, or typed ``[a,b]`` as a list; quotes or brackets keep commas."""
     if isinstance(value, str):
         value = value.strip()
         if value[:1] + value[-1:] in ("[]", "()"):

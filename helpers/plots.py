@@ -41,12 +41,11 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 @functools.cache
 def _characters() -> frozenset[int]:
-    """Return the code points in the figures' font."""
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def drawable(text: str, longest: int = LONGEST_LABEL) -> str:
-    """Return the text in one line, cut at its start, with a box for each character the font lacks.
+    """Return the text in one line, cut at its start, with boxes for what the font lacks.
 
     Matplotlib would warn of each such character, and cannot draw surrogates at all.
     """
@@ -89,8 +88,7 @@ def learning_curve(
 ) -> Path:
     """Draw loss and validation metrics over epochs.
 
-    ``epochs`` are rows of `helpers.history.History`; ``lines`` are named levels of the first
-    metric (AP, accuracy or R²).
+    ``epochs`` are rows of `helpers.history.History`; ``lines`` are levels of the first metric.
     """
     monitor = next((m for m in _PANELS if any(f"val_{m}" in row for row in epochs)), "ap")
     *titles, names = _PANELS[monitor]
@@ -216,10 +214,7 @@ def block_curves(
     title: str,
     levels: Mapping[str, float],
 ) -> Path:
-    """Draw a metric over the blocks, one line per series, with bands of one deviation.
-
-    A series has mean and deviation of each block; NaN leaves a gap.
-    """
+    """Draw mean and deviation of each series over the blocks; NaN leaves a gap."""
     figure = Figure(figsize=(8, 4.5))
     axes = figure.subplots()
     for name, own in series.items():

@@ -1,4 +1,4 @@
-"""Write predictions of tracks as JSON, CSV and picture, and show them as a table in a terminal.
+"""Predictions of tracks as JSON, CSV and picture, and as a table in a terminal.
 
 A classifier's figures are activations, 0 to 1 (`Maest.activations`); the ``top`` labels are kept,
 highest first. A regression's are values of any size; all targets are kept, in the model's order.
@@ -187,8 +187,8 @@ def write_table(path_csv: Path, folder: Path, keys: Iterable[str]) -> bool:
 def table(prediction: dict[str, Any], width: int = 80) -> str:
     """Return a track's predictions as text: warnings, top labels, first labels per patch.
 
-    ``prediction`` comes from :func:`read_predictions`. Lines have at most ``width`` columns, but
-    never fewer than 40.
+    ``prediction`` is that of :func:`read_predictions`; lines have at most ``width``, or 40,
+    columns.
     """
     width, figure = max(width, 40), figure_name(prediction["task"])
     head = [f"{_clock(prediction['seconds'])}  {printable(prediction['track'])}"]
@@ -215,7 +215,6 @@ def _track_lines(entries: list[dict[str, Any]], figure: str, width: int) -> Iter
 
 
 def _patch_lines(patches: list[dict[str, Any]], figure: str, width: int) -> Iterator[str]:
-    """Yield times and first labels of each of the first patches."""
     steps = [later["start"] - sooner["start"] for sooner, later in pairwise(patches)]
     tenths = min(steps, default=_WHOLE_SECONDS) < _WHOLE_SECONDS
     shown = patches[:_PATCHES]

@@ -107,8 +107,6 @@ class _Message(NamedTuple):
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker process, as the main process sees it."""
-
     process: BaseProcess
     messages: Connection  # the receiving end
     item: int | None = None  # the number of the item under way
@@ -280,7 +278,6 @@ class _Pool:
 
 
 def _pack(message: _Message) -> tuple[bytes, list[memoryview]]:
-    """Return a pickle, and the arrays that follow it as bytes."""
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
     return data, [buffer.raw() for buffer in buffers]

@@ -41,10 +41,7 @@ def checked(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
-    """Sort tracks by their float scores [N, C] for each label; targets [N, C] are 0 or 1.
-
-    ValueError: see :func:`checked`.
-    """
+    """Sort tracks by scores [N, C] per label; targets [N, C] are 0 or 1 (see :func:`checked`)."""
     targets, scores = checked(targets, scores)
     falling = np.negative(scores.T, dtype=np.result_type(scores, np.float32), order="C")
     order = np.argsort(falling, axis=1)

@@ -34,10 +34,9 @@ def metrics_table(
     header: str = "",
     columns: Mapping[str, str] | None = None,
 ) -> str:
-    """Return a Markdown table with a row per (name, metrics), and ``header`` above the names.
+    """Return a Markdown table, a row per (name, metrics); missing metrics stay empty.
 
-    A missing metric leaves its cell empty. ``columns`` maps metric → header; None: the task's two
-    main metrics.
+    ``columns`` maps metric → header; None: the task's two main metrics.
     """
     columns = columns or {name: FIGURE_NAMES[name] for name in SHOWN[task]}
     cells = [[name, *(format_metric(row.get(m)) for m in columns)] for name, row in rows]

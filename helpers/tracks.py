@@ -36,10 +36,7 @@ class Track:
 
 @dataclass
 class TrackResult:
-    """The network's results for one track: P patches, D channels, C classes; float32 unless noted.
-
-    Outputs that were not requested are None.
-    """
+    """A track's results: P patches, D channels, C classes, float32; None if not requested."""
 
     key: str
     index: int  # its number in the run
@@ -79,10 +76,7 @@ def read_audio_mel(
 
 
 def collect(pieces: Iterable[np.ndarray], scratch: Path) -> np.ndarray:
-    """Join pieces of a log-mel: in memory, or in a file in ``scratch`` above three hours.
-
-    AudioError: that file cannot be written.
-    """
+    """Join a log-mel in memory, or from three hours on in ``scratch``. AudioError: disk full."""
     pieces = iter(pieces)
     held: list[np.ndarray] = []
     for piece in pieces:
