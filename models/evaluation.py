@@ -68,7 +68,7 @@ class TrackScores:
             self._rows.append((key, targets.numpy(), outputs))
 
     def result(self) -> dict[str, Scored]:
-        """Score all processes' tracks. InputError: none to score; FloatingPointError: not finite."""
+        """Score all processes' tracks. InputError: there are none; FloatingPointError: NaN."""
         rows = _gather(self._rows, self.skipped)
         if not rows:
             reasons = "; ".join(list(self.skipped.values())[:3])
