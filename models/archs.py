@@ -165,10 +165,7 @@ def export_licence(wanted: str | None, licence: str | None) -> str | None:
 
 
 def descent(name: str | None, trained_on: Mapping[str, Any]) -> dict[str, Any]:
-    """Record the weights that a training starts from: ``name``, and their ``trained_on``.
-
-    "parents" are these weights and their parents, nearest first: ``{"name": …, "licence": …}``.
-    """
+    """Record the weights that a training starts from, and their ``parents``, nearest first."""
     licence = trained_on.get("licence")
     own = canonical_licence(licence) if isinstance(licence, str) else None
     older = [row for row in trained_on.get("parents") or () if isinstance(row, dict)]

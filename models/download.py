@@ -1,8 +1,7 @@
 """The published weights: fetched once, checked, and kept in the libraries' caches.
 
-MAEST and DeiT come from the Hugging Face hub through `huggingface_hub` (``HF_HOME`` moves its
-cache), PaSST from a GitHub release through `torch.hub` (``TORCH_HOME``). Cached files need no
-network.
+MAEST and DeiT come from the Hugging Face hub (`huggingface_hub`; ``HF_HOME`` moves its cache),
+PaSST from a GitHub release (`torch.hub`; ``TORCH_HOME``). Cached files need no network.
 """
 
 from __future__ import annotations

@@ -42,10 +42,7 @@ class Scored:
 
 
 class TrackScores:
-    """Collects and scores the outputs of networks (by name, in eval mode) for whole tracks.
-
-    ``patches_per_pass``: None is 32. ``skipped`` collects unreadable files, with reasons.
-    """
+    """Collects and scores the outputs of networks (by name, in eval mode) for whole tracks."""
 
     def __init__(
         self,
@@ -54,6 +51,7 @@ class TrackScores:
         skipped: dict[str, str] | None = None,
     ) -> None:
         self.nets, self.patches_per_pass = dict(nets), patches_per_pass
+        # Files that batches could not read, with reasons
         self.skipped = {} if skipped is None else skipped
         self._rows: list[_Row] = []
 
@@ -148,16 +146,14 @@ def n_processes() -> int:
 
 
 def _gather(rows: list[_Row], skipped: dict[str, str]) -> list[_Row]:
-    """Merge all processes' tracks, once each, in the order of the ground truth; extend ``skipped``.
-
-    Process r of n has tracks r, r + n, …; some repeat another's, so that all have as many batches.
-    """
+    """Merge all processes' tracks, each once, in the ground truth's order; extend ``skipped``."""
     if n_processes() == 1:
         return rows
     parts: list[Any] = [None] * n_processes()
     torch.distributed.all_gather_object(parts, (rows, skipped))
     for _, others in parts:
         note_skipped(skipped, others)
+    # Process r of n has tracks r, r + n, …; some repeat another's, for equally many batches.
     tracks: dict[str, _Row] = {}
     for row in chain.from_iterable(zip_longest(*(rows for rows, _ in parts))):
         if row is not None:

@@ -279,8 +279,7 @@ class Extraction:
 
 
 def _frames(columns: int) -> int:
-    """Frames that so many patch columns cover."""
-    return (columns - 1) * STRIDE + PATCH_SIZE
+    return (columns - 1) * STRIDE + PATCH_SIZE  # that so many patch columns cover
 
 
 class _Patches:

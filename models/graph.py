@@ -1,7 +1,4 @@
-"""The network in eval mode as one ONNX graph, for the engines and for export.
-
-The graph is written node by node, from the weights alone. Batch B and length T are free.
-"""
+"""The network in eval mode as an ONNX graph, node by node; batch B and length T are free."""
 
 from __future__ import annotations
 

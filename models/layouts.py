@@ -1,7 +1,4 @@
-"""The weight layouts of this family of networks, and our names for their tensors.
-
-F, T: rows and columns of the patch grid; D channels.
-"""
+"""The weight layouts of this family of networks; position grids are [D, F rows, T columns]."""
 
 from __future__ import annotations
 

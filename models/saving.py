@@ -42,11 +42,11 @@ def save_model(
     trained_on: Mapping[str, Any] | None = None,
     average: Maest | None = None,
 ) -> Path:
-    """Write a model folder, and return its path. Weights keep their dtype.
+    """Write a model folder, replacing an older one as by `own_files`; return its path.
 
     ``arch`` is for people; ``trained_on`` holds any JSON (data, epochs, seed, metrics; "swa"
-    describes the average); ``average`` is the network with averaged weights. An older model folder
-    is replaced as by `own_files`.
+    describes the average); ``average`` is the network with averaged weights. Weights keep their
+    dtype.
     """
     folder, record = Path(folder), model_record(model, arch, trained_on)
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, **record}

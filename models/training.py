@@ -38,10 +38,7 @@ def derived_seed(*numbers: int) -> int:
 
 
 def teacher_targets(logits: Tensor, threshold: float) -> Tensor:
-    """Turn a teacher's logits into targets of 0 and 1, both [B, C] float32.
-
-    A label is 1 if its sigmoid is above the threshold; if none is, the highest one.
-    """
+    """Logits → 0/1 targets, float32 [B, C]: sigmoid above the threshold; if none is, the highest."""
     logits = logits.float()
     targets = (logits.sigmoid() > threshold).float()
     highest = F.one_hot(logits.argmax(dim=1), logits.shape[1]).float()

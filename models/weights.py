@@ -204,7 +204,6 @@ def _identify(content: Any, path: Path, average: bool | None, ours: bool) -> Che
 
 
 def _unwrap(content: Any, path: Path, average: bool | None) -> tuple[dict[str, Tensor], bool]:
-    """``(state dict, whether it is the average)``."""
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -224,7 +223,7 @@ def _unwrap(content: Any, path: Path, average: bool | None) -> tuple[dict[str, T
     for key, value in state.items():
         if value.is_meta or value.layout != torch.strided or not value.is_floating_point():
             raise ValueError(f"{key} is no plain floating-point tensor")
-    return state, average
+    return state, average  # whether it is the average
 
 
 # ------------------------------------------------------------------ what is said of weights
@@ -253,7 +252,6 @@ def _shapes(sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merge_hub_config(checkpoint: Checkpoint, config: Mapping[str, Any], path: Path) -> None:
-    """Take over a `config.json` of transformers, and the files beside it."""
     sizes, extractor = checkpoint.sizes, path.with_name("preprocessor_config.json")
     with _refused(path):
         sizes |= layouts.read_hub_config(config, sizes)
