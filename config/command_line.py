@@ -18,8 +18,7 @@ def check_arguments(
 ) -> None:
     """Raise InputError for what Sacred would misread, or refuse without an explanation.
 
-    Refuses a space beside ``=``, an unknown command or named config, a setting or named config in
-    place of a command or before ``with``, and a ``with`` that nothing follows.
+    Spaces beside ``=``, unknown words, settings before ``with``, and a ``with`` without settings.
     """
     joined, spaced = [""], ""
     for argument in arguments:

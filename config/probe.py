@@ -24,7 +24,7 @@ Reduction = Literal["mean", "stack"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeData:
-    """Labels, and the features that they are predicted from."""
+    """Labels, and the features that predict them."""
 
     embeddings_dir: str | None = setting(
         None, "inference.out_dir of the extraction, or a folder within it"

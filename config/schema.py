@@ -1,8 +1,4 @@
-"""Settings, each declared once with type, default, bounds, meaning and tags.
-
-A section is a frozen dataclass of settings and sections. Sacred's defaults, the check of typed
-values and the reference all come from it.
-"""
+"""Settings as fields of frozen dataclasses: the source of defaults, checks and reference."""
 
 from __future__ import annotations
 
@@ -31,11 +27,10 @@ def setting(default: Any, meaning: str, bounds: str = "", *, only: str = "", tag
     ``meaning`` describes the setting; "auto: …" in it says how a None is worked out, and allows the
     value ``auto``. ``bounds`` limit a number, or each number of a list: ">= 0, < 1"; upper bounds
     refuse runs that memory or time would end without a reason. ``only``, as ``section.name=value``,
-    is the condition without which the setting has no effect and is refused.
-
-    ``tags`` are words: free (may change when a training is continued), ours (in section
-    ``trainer``, but not Lightning's), results (extraction's results depend on it), swept (chosen by
-    ``sweep``), training (no effect elsewhere), weights (selects weights, not a network).
+    is the condition without which the setting has no effect and is refused. ``tags`` are words:
+    free (may change when a training is continued), ours (in section ``trainer``, but not
+    Lightning's), results (extraction's results depend on it), swept (chosen by ``sweep``), training
+    (no effect elsewhere), weights (selects weights, not a network).
     """
     about = {"meaning": meaning, "bounds": bounds, "only": only, "tags": frozenset(tags.split())}
     return field(default=default, metadata=about)
@@ -108,10 +103,8 @@ def parse(section: type[S], given: Mapping[str, Any]) -> S:
     """Build a section from plain data: checked, converted, with defaults for missing settings.
 
     Accepts a whole number for a fraction, a number for text (a folder named 2024), one value for a
-    list of one, and ``[a,b]`` without quotes for a list.
-
-    InputError: unknown key, with the nearest known one; wrong type; out of bounds; not among the
-    choices; NaN or infinite; without effect.
+    list of one, and ``[a,b]`` without quotes. InputError: unknown key, with the nearest known one;
+    wrong type; out of bounds; not a choice; NaN or infinite; without effect.
     """
     all_ = {known.name: known for known in settings_of(section)}
     values = {name: known.default for name, known in all_.items()}

@@ -105,7 +105,7 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """AdamW and its learning rate, which a training and a probe's have in common."""
+    """AdamW and its learning-rate schedule, shared by training and probes."""
 
     lr: float = setting(1e-3, "learning rate of AdamW", "> 0, <= 1e38")
     weight_decay: float = setting(0.05, "of AdamW", FROM_0)
@@ -115,7 +115,7 @@ class Schedule:
     last_lr_factor: float = setting(0.01, "to this share of lr", FROM_0)
 
     def factor(self, epoch: float) -> float:
-        """The rate over ``lr``, after so many epochs, whole or in part."""
+        """Return the rate's share of ``lr`` after a number of epochs, which may be a fraction."""
         return warmup_ramp_factor(
             epoch,
             warmup_epochs=self.warmup_epochs,
@@ -129,9 +129,8 @@ class Schedule:
 class Recipe(Schedule):
     """Optimiser, schedule and augmentation.
 
-    The defaults suit a small network from random weights, in minutes. Chosen on validation metrics
-    of the embedded data set: within minutes mixup and SpecAugment slow the learning down, and are
-    off. The paper's values are in the named config `paper_recipe`.
+    The defaults suit minutes of training from random weights, in which mixup and SpecAugment slow
+    learning (validation of the embedded set). `paper_recipe` has the paper's values.
     """
 
     betas: tuple[float, float] = setting((0.9, 0.95), "of AdamW", SHARE)
@@ -247,7 +246,7 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """What is read, how it is cut into patches, and what is written."""
+    """Input, patches and output of extraction."""
 
     audio: str | None = setting(
         None, "a file or a folder of music; None: the tracks of datamodule.groundtruth_predict"

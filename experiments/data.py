@@ -59,7 +59,7 @@ def read(settings: Settings, checkpoint: Checkpoint | None, *splits: str) -> dic
 def find_teacher(settings: Settings) -> Path | None:
     """Return the folder of the teacher's logits, or None. Raises InputError.
 
-    ``embeddings/30sec/logits`` also matches ``embeddings/*/30sec/logits``, as extract_logits writes
+    Tries ``embeddings/*/30sec/logits`` for ``embeddings/30sec/logits``, as extract_logits writes
     into a folder named after the model.
     """
     if settings.datamodule.teacher_dir is None:

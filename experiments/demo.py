@@ -1,7 +1,6 @@
 """The whole method on real music, in minutes: `make demo`.
 
-Builds the embedded data set, pre-trains a small MAEST, extracts embeddings, probes them, and
-reports. Each step is an ordinary command, shown before it runs.
+Each step is an ordinary command, shown before it runs.
 """
 
 from __future__ import annotations

@@ -27,8 +27,7 @@ class Devices:
     def workers(self, wanted: int | None, fewest: int = 0) -> int:
         """Return the number of reading workers per computing process; None takes as many as pay.
 
-        On a CPU, where the network needs the cores, that is ``fewest``. On a GPU it is one per core
-        of the process's share of this machine, at most 12.
+        That is ``fewest`` on a CPU, whose cores the network needs; else one per core, at most 12.
         """
         if wanted is not None:
             return wanted

@@ -52,8 +52,8 @@ def extract(
 ) -> dict[str, Any]:
     """Write ``inference.outputs``, or the command's default ``kind``, of each track.
 
-    ``expected`` are settings of a manifest, such as those of a probe's embeddings. InputError: the
-    results would have other settings; nothing is extracted then.
+    InputError: results would differ from ``expected``, such as the manifest of a probe's
+    embeddings.
     """
     with interruptible(_state):
         job = ExtractionJob(settings, settings.inference.outputs or (kind,))

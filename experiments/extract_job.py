@@ -47,8 +47,8 @@ _NUMBERING = "blocks count from 0; -1 is after the final norm"
 class ExtractionJob:
     """This process's work: compute ``spec`` of its numbers ``own`` of all ``tracks``.
 
-    ``failed`` holds unreadable folders with reasons; ``left_out`` counts files that are no audio.
-    Conflicting settings raise InputError before anything is written.
+    ``failed`` holds unreadable folders with reasons, ``left_out`` a sentence on files that are no
+    audio. InputError: settings conflict; nothing is written then.
     """
 
     def __init__(self, settings: Settings, kinds: tuple[str, ...]) -> None:

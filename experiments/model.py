@@ -40,7 +40,7 @@ def in_section(section: str) -> Iterator[None]:
 
 
 def find_checkpoint(settings: Settings, training: bool = False) -> Checkpoint | None:
-    """Return the weights of ``maest.checkpoint``, else published ones, or None. Or InputError."""
+    """Return the weights of ``maest.checkpoint``, published ones, or None. Raises InputError."""
     maest, average = settings.maest, settings.maest.checkpoint_swa_weights
     if settings.ckpt_path is not None and not training:
         message = "it continues a training, which this command does not do"

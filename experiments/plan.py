@@ -201,8 +201,8 @@ def steps_of(settings: Settings) -> tuple[int, int]:
 def find_run(settings: Settings, log_dir: Path) -> Path | None:
     """Return the checkpoint to continue from; None starts a new training.
 
-    ``ckpt_path=last`` takes the newest run with the same settings, however it ended. If there is
-    none, a new training begins, so that a cluster's job can be submitted again unchanged.
+    ``ckpt_path=last`` takes the newest run of the same settings, if there is one, so that a
+    cluster's job can be submitted again unchanged.
     """
     if settings.ckpt_path != "last":
         return None if settings.ckpt_path is None else Path(settings.ckpt_path)

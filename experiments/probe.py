@@ -84,8 +84,8 @@ def train_probes(
 ) -> ProbeBank:
     """Train probes together; each keeps the weights of its best epoch on the validation split.
 
-    ``features`` maps split → float32 [N, M, D] of M sets. ``mix`` trains one probe per seed on a
-    learned mix of M blocks, instead of one on each set.
+    ``features``: split → float32 [N, M, D] of M sets; with ``mix``, M blocks for one probe per
+    seed.
     """
     n_sets, width = features["train"].shape[1:]
     bank = ProbeBank(
@@ -222,7 +222,7 @@ def _ridge(task: ProbeTask, features: FeatureSet) -> dict[str, float]:
     """Return test metrics of a linear probe in closed form, which needs no validation split.
 
     The penalty is the number of features, as if each track's features had length 1 and the penalty
-    were 1. Blocks to be mixed are averaged.
+    were 1. Blocks of a mix are averaged.
     """
     train, test = (features.splits[split].mean(axis=1) for split in ("train", "test"))
     targets = task.splits["test"].targets

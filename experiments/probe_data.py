@@ -120,9 +120,8 @@ def choose_folders(
 ) -> list[EmbeddingFolder]:
     """Return folders of one extraction, in the blocks' order. InputError: a block is missing.
 
-    ``blocks`` is one block to probe (None: block 7, or the only one), several to mix or sweep over,
-    or a word for all blocks with tokens (not the final norm). ``setting`` is where ``blocks`` come
-    from.
+    ``blocks`` is one to probe (None: block 7, or the only one), several to mix or sweep over, or a
+    word for all blocks with tokens (not the final norm). ``setting`` is the source of ``blocks``.
     """
     folder = _given(
         data.embeddings_dir, EMBEDDINGS_DIR, "what extraction wrote (inference.out_dir)"

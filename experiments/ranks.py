@@ -36,8 +36,7 @@ _SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "srun",
 class Ranks:
     """This process among those of a run, as set by torchrun, srun or the first process.
 
-    ``rank`` of ``world`` counts all processes from 0; ``local_rank`` of ``here`` those of this
-    machine, and selects the GPU.
+    ``rank`` counts to ``world``, ``local_rank`` to ``here`` on this machine; it selects the GPU.
     """
 
     def __init__(self, devices: int, num_nodes: int) -> None:

@@ -288,7 +288,6 @@ def _check_settings_file(path: str) -> None:
 
 
 def _help(ex: Experiment, name: str) -> int:
-    """Print the help of a command, of a section (or a setting's section), or of both."""
     name = name.partition(".")[0]
     known = {**ex.commands, **dict(sections(ex.section))}
     if name not in known:

@@ -52,7 +52,6 @@ class FeatureChoice:
 
     @property
     def name(self) -> str:
-        """The choice in words."""
         block = "mix of the blocks" if self.block == MIX else f"block {block_name(self.block)}"
         return f"{block}, {self.tokens}"
 

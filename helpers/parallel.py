@@ -110,8 +110,7 @@ def in_order(
 ) -> Iterator[Result]:
     """Yield ``function(item)`` in order, from threads; few results wait at a time.
 
-    Suits work in NumPy and the file system: Python itself runs one thread. ``num_workers`` None
-    starts one thread per core; ``progress`` is the bar's title.
+    For NumPy and files, as Python itself runs one thread. ``num_workers`` None: one per core.
     """
     results = _in_threads(function, items, num_workers or cores())
     return _shown(results, len(items), progress or "", "file", bool(progress))

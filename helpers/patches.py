@@ -31,10 +31,9 @@ def cut(
 
     Whole patches of ``longest`` frames start every ``hop`` frames (None: ``longest``). One shorter
     patch follows, a hop later, if it adds a second or more of new frames. A track shorter than one
-    patch is one patch, however short.
-
-    ``tail`` says whether to "keep" the shorter patch, "drop" it, or "pad" it with silence; a patch
-    to be padded still ends here with the track. Raises ValueError for a number below 1.
+    patch is one patch, however short. ``tail`` says whether to "keep" the shorter patch, "drop" it,
+    or "pad" it with silence; a patch to be padded still ends here with the track. ValueError: a
+    number below 1.
     """
     hop = longest if hop is None else hop
     if frames < 1 or longest < 1 or hop < 1:
@@ -91,8 +90,8 @@ def seconds(frames: int) -> float:
 def times(patches: Sequence[tuple[int, int]], frames: int) -> list[tuple[float, float, float]]:
     """Return start, centre and end of each patch, in seconds.
 
-    The last frame of a track is centred on its end, or up to 16 ms beyond. No time is later than
-    that centre, ``(frames - 1) / 62.5``.
+    The last frame is centred on the track's end or up to 16 ms later; no time exceeds that centre,
+    ``(frames - 1) / 62.5``.
     """
     end = max(1, frames - 1)
     return [
@@ -164,10 +163,9 @@ def read_times(path: Path) -> np.ndarray:
 
 
 def pooled_file(values: np.ndarray, path: Path) -> np.ndarray:
-    """Return the mean over the patches in a track's file, as extraction pools: float32 [...].
+    """Return the mean over a file's patches, ``values`` float [P, ...]: float32 [...].
 
-    ``values``, float [P, ...], are the content of ``path``. InputError: ``<key>.times.csv`` beside
-    it is missing, or has the times of other patches.
+    InputError: ``<key>.times.csv`` beside it is missing, or has the times of other patches.
     """
     if len(values) == 1:
         return values[0].astype(np.float32)

@@ -145,9 +145,8 @@ def label_bars(
 ) -> Path:
     """Draw horizontal bars for each of C labels, one colour per series; NaN leaves a gap.
 
-    Labels are sorted by the first series. Values are at most 1; negative ones (R²) are cut off at
-    -1. ``errors`` are standard deviations of some series; ``positives``, the tracks with each
-    label, stand beside its name.
+    The first series sorts the labels. Values are at most 1, and cut off at -1 (R²). ``errors`` are
+    standard deviations; ``positives``, the tracks of each label, stand beside its name.
     """
     values = {name: np.asarray(own, float) for name, own in series.items()}
     order = np.argsort(np.nan_to_num(next(iter(values.values())), nan=-np.inf))

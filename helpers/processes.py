@@ -55,20 +55,17 @@ def process_map(
 ) -> Generator[Result]:
     """Yield ``function(item)`` of each item from worker processes, in the order of completion.
 
-    Each worker takes the next item from a queue, one at a time. Arrays travel as raw bytes and are
-    writable. Items and ``function`` are pickled where processes are not forks.
-
-    A worker that is killed, or gives no result within ``time_limit`` seconds (None: no limit), is
-    replaced. Its item is retried alone after all others; if that fails too, the result is
-    ``failed(item, reason)``.
+    Arrays travel as raw bytes and are writable. ``num_workers`` 0 works in this process, where
+    nothing is caught. A worker that is killed, or gives no result within ``time_limit`` seconds
+    (None: no limit), is replaced. Its item is retried alone after all others; if that fails too,
+    the result is ``failed(item, reason)``.
 
     Workers ignore SIGINT and SIGTERM, use one thread each, and end with the main process (on Linux,
     with the thread that asked for the first result). Closing the iteration gives them some seconds
-    to finish their item. ``num_workers`` 0 works in this process, where nothing is caught.
+    to finish their item.
 
     InputError, kind "worker": an item was lost twice and ``failed`` is None, or processes end
-    before they begin an item. Other errors are those of ``function``, with the worker's traceback
-    as a note.
+    before they begin an item. An error of ``function`` has the worker's traceback as a note.
     """
     if not num_workers:
         yield from map(function, items)
@@ -222,8 +219,8 @@ class _Pool:
     def _lose(self, worker: _Worker, reason: str) -> None:
         """Remove a worker that has ended or hangs, and replace it while there is work.
 
-        InputError: workers are killed one after another before they begin an item. OSError: no
-        worker is left, and none can be started.
+        InputError: workers end in a row before they begin an item. OSError: none is left or can
+        start.
         """
         self._workers.remove(worker)
         worker.messages.close()

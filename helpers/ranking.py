@@ -73,10 +73,9 @@ def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
 def ranked_figures(
     ranking: Ranking, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return average precision and ROC-AUC of each label: float64 [C] each.
+    """Return average precision and ROC-AUC of each label: float64 [C]; NaN without both classes.
 
     ``weights`` [N], 0 or more, say how often each track counts, as in a bootstrap's resample.
-    Labels without positives or without negatives get NaN.
     """
     n_labels, n_tracks = ranking.order.shape
     weights = np.ones(n_tracks) if weights is None else np.asarray(weights, np.float64)

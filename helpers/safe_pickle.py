@@ -125,7 +125,6 @@ class _Reader(pickle._Unpickler):  # Python's reader: a dict as memo, and a tabl
         self.append(function(*arguments))
 
     def load_build(self) -> None:
-        """Set the state of an array or a dtype, once."""
         state, unfinished = self.stack.pop(), self.stack.pop()
         if type(unfinished) is not _Unfinished or unfinished.built:
             raise _Refused(f"the file sets the state of a {type(unfinished).__name__}")
@@ -269,10 +268,8 @@ def load_pickle(path: str | Path) -> Any:
 
     Reads protocols 0 to 5 of Python 2 (strings as latin1) and 3: dicts, lists, tuples, str, bytes,
     numbers, None, and read-only arrays of NumPy 1.x and 2.x (bool, integer, float). NumPy numbers
-    become Python numbers.
-
-    InputError: the file cannot be read, is truncated or damaged, has bytes after its end (which
-    ``pickle.load`` drops in silence), or holds anything else.
+    become Python numbers. InputError: the file cannot be read, is truncated or damaged, has bytes
+    after its end (which ``pickle.load`` drops in silence), or holds anything else.
     """
     data = read_bytes(path, "Check the path, or make the file with the data set's preprocess.py.")
     try:

@@ -34,13 +34,11 @@ def clip_flops(
     """Count the floating-point operations of one clip's pass; in training, forward and backward.
 
     Counts matrix products and attention, with multiplication and addition as two; the rest is a few
-    per mille. For logits the last block computes two tokens, for an embedding all of them. Backward
-    costs twice as much as forward (gradients of weights and of the input, which patches do not
-    need); patches and the first ``frozen_blocks`` blocks have none if any are frozen. Recomputed or
-    dropped work is not counted.
-
-    ``tokens`` is N after patchout, two of them not patches; ``outputs`` the logits of all heads in
-    use, or 0 for the embedding of block ``depth - 1``.
+    per mille, and recomputed or dropped work is left out. For logits the last block computes two
+    tokens, for an embedding all. Backward costs twice as much as forward (gradients of weights and
+    of the input, which patches do not need); patches and the first ``frozen_blocks`` blocks have
+    none if any are frozen. ``tokens`` is N after patchout, two of them not patches; ``outputs`` the
+    logits of all heads in use, or 0 for the embedding of block ``depth - 1``.
     """
 
     def block(queries: int) -> float:
@@ -69,8 +67,8 @@ def matmul_ceiling(
 ) -> float:
     """Measure the device's speed on a large square matrix product, in FLOP/s.
 
-    Takes the best of several runs after a warm-up; fp32 on CUDA uses TF32 where that is on. Other
-    programs on the device lower the result. The global random state is not touched.
+    The best of several runs after a warm-up, fp32 on CUDA in TF32 if that is on. Other programs on
+    the device lower it. The global random state is not touched.
     """
     device = torch.device(device)
     size, products = (8192, 8) if device.type == "cuda" else (1536, 1)
@@ -106,10 +104,9 @@ class Throughput(pl.Callback):
     Logs every ``every`` batches, over the epoch so far, and at its end. Time includes waiting for
     data, but not validation and the first steps of a run. The device is synchronised only where an
     epoch or a validation begins or ends; in between, host and device keep the same pace.
-    ``len(batch)`` must be its number of clips.
-
-    ``mfu`` is the share, 0 to 1, of ``ceiling`` (FLOP/s; None: measured on CUDA when training
-    starts) that ``flops_per_clip`` of :func:`clip_flops` reach.
+    ``len(batch)`` must be its number of clips. ``mfu`` is the share, 0 to 1, of ``ceiling``
+    (FLOP/s; None: measured on CUDA when training starts) that ``flops_per_clip`` of
+    :func:`clip_flops` reach.
     """
 
     def __init__(

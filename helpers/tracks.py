@@ -76,7 +76,7 @@ def read_audio_mel(
 
 
 def collect(pieces: Iterable[np.ndarray], scratch: Path) -> np.ndarray:
-    """Join a log-mel in memory, or from three hours on in ``scratch``. AudioError: disk full."""
+    """Join a log-mel in memory, or from three hours on in ``scratch``. AudioError: no room."""
     pieces = iter(pieces)
     held: list[np.ndarray] = []
     for piece in pieces:

@@ -29,10 +29,8 @@ def download(url: str, path: str | Path, *, sha256: str | None = None, again: bo
 
     ``<name>.part`` keeps the bytes so far, and ``<name>.part.json`` the file's version, so that the
     next try or call asks the server for the rest. A server without ranges, or with another version
-    by now, sends the whole file again.
-
-    An existing ``path`` is left alone, or with ``again`` replaced once the new file is complete.
-    ``sha256``, in hexadecimal, is that of the whole file.
+    by now, sends the whole file again. An existing ``path`` is left alone, or with ``again``
+    replaced once the new file is complete. ``sha256``, in hexadecimal, is that of the whole file.
 
     InputError: the file cannot be fetched, has another size or content than expected, may be
     truncated without notice, or does not fit on the disk.
@@ -162,11 +160,7 @@ class _Part:
                 bar.update(len(piece))
 
     def finish(self, ends_known: bool) -> str | None:
-        """Give the file its name, or return the reason why its content is wrong.
-
-        Raises the refusal instead where the file is known to be whole; otherwise the connection may
-        have broken.
-        """
+        """Name the file, or return why its content is wrong (raised where it is known whole)."""
         if self.sha256 is not None:
             with self.file.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()

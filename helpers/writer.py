@@ -82,10 +82,7 @@ class Output:
 def is_done(
     key: str, outputs: Sequence[Output], newer_than: Path | None = None, plot: bool = False
 ) -> bool:
-    """Return whether all files of a track are there, whole, and not older than ``newer_than``.
-
-    ``plot`` counts the picture among the files of predictions.
-    """
+    """Return whether all files (``plot``: with a picture) are whole, none older than its source."""
     oldest = math.inf
     for output in outputs:
         ends = [".npy"]
