@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from maest.config import ProbeSettings, plain
@@ -226,6 +223,10 @@ def _ridge(task: ProbeTask, features: FeatureSet) -> dict[str, float]:
     """
     train, test = (features.splits[split].mean(axis=1) for split in ("train", "test"))
     targets = task.splits["test"].targets
+    from sklearn.linear_model import Ridge  # takes a second to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     linear = make_pipeline(StandardScaler(), Ridge(alpha=train.shape[1]))
     outputs = linear.fit(train, task.splits["train"].targets).predict(test).reshape(targets.shape)
     figures = metrics.evaluate(task.task, targets, outputs).figures
