@@ -41,11 +41,8 @@ def check_arguments(
         if "=" not in word and word not in named and not word.endswith(FILES):
             raise _unknown(word, word == words[0], right, commands, named)
     if spaced:
-        raise InputError(
-            "there is a space beside '='",
-            setting=spaced.partition("=")[0],
-            hint=f"Write {spaced}, without spaces.",
-        )
+        name, hint = spaced.partition("=")[0], f"Write {spaced}, without spaces."
+        raise InputError("there is a space beside '='", setting=name, hint=hint)
     for word, other in zip_longest(words, right):
         if word != other:
             line = f"Write '{' '.join(right)}'." if right else "Leave it out."

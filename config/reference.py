@@ -28,8 +28,7 @@ def listing(root: type, section: str) -> str:
     kind = dict(sections(root))[section]
     lines = [f"{section}: {kind.__doc__}", ""]
     for known in settings_of(kind, f"{section}."):
-        lines += [f"{known.name} = {_default(known)}", f"    {known.meaning}"]
-        lines.append(f"    {known.values()}")
+        lines.append(f"{known.name} = {_default(known)}\n    {known.meaning}\n    {known.values()}")
     return "\n".join(lines)
 
 

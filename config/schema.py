@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.names import did_you_mean, listed
 
 S = TypeVar("S")
@@ -66,12 +66,9 @@ class Setting:
         if converted is not _UNFIT and all(_within(number, self.bounds) for number in numbers):
             return converted
         choices = _choices(self.kind) if isinstance(value, str) else []
-        raise InputError(
-            f"{value!r} does not fit",
-            kind="unknown" if choices else "invalid",
-            setting=self.name,
-            hint=f"Give {self.values()}.{did_you_mean(str(value), choices)}",
-        )
+        kind: Kind = "unknown" if choices else "invalid"
+        hint = f"Give {self.values()}.{did_you_mean(str(value), choices)}"
+        raise InputError(f"{value!r} does not fit", kind=kind, setting=self.name, hint=hint)
 
 
 def settings_of(section: type, prefix: str = "") -> Iterator[Setting]:
@@ -115,12 +112,9 @@ def parse(section: type[S], given: Mapping[str, Any]) -> S:
     for name, known in all_.items():
         condition, _, value = known.only.partition("=")
         if condition and values[name] != known.default and str(values[condition]) != value:
-            raise InputError(
-                f"has no effect with {condition}={values[condition]}",
-                kind="conflict",
-                setting=name,
-                hint=f"Leave it out, or set {known.only}.",
-            )
+            message = f"has no effect with {condition}={values[condition]}"
+            hint = f"Leave it out, or set {known.only}."
+            raise InputError(message, kind="conflict", setting=name, hint=hint)
     return _build(section, values)
 
 

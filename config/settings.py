@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from maest.config.schema import setting
 from maest.helpers.data_folder import data_folder
-from maest.helpers.schedules import warmup_ramp_factor
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -115,14 +115,21 @@ class Schedule:
     last_lr_factor: float = setting(0.01, "to this share of lr", FROM_0)
 
     def factor(self, epoch: float) -> float:
-        """Return the rate's share of ``lr`` after a number of epochs, which may be a fraction."""
-        return warmup_ramp_factor(
-            epoch,
-            warmup_epochs=self.warmup_epochs,
-            ramp_start=self.ramp_start,
-            ramp_end=self.ramp_end,
-            last_factor=self.last_lr_factor,
-        )
+        """Return the rate's share of ``lr`` after a number of epochs, which may be a fraction.
+
+        The warm-up is exp(-5 (1 - e/W)²) over W epochs, with e at least 0.5 (S. Laine & T. Aila,
+        "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017, as used by PaSST and MAEST).
+        The ramp is at its end at once if ``ramp_end`` is no later than ``ramp_start``.
+        """
+        warmup = 1.0
+        if epoch < self.warmup_epochs and self.warmup_epochs > 0.5:
+            warmup = math.exp(-5 * (1 - max(epoch, 0.5) / self.warmup_epochs) ** 2)
+        if epoch <= self.ramp_start:
+            return warmup
+        if epoch >= self.ramp_end:
+            return warmup * self.last_lr_factor
+        done = (epoch - self.ramp_start) / (self.ramp_end - self.ramp_start)
+        return warmup * (1 + done * (self.last_lr_factor - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,9 +331,7 @@ class Export:
         only="export.format=onnx",
     )
     with_frontend: bool = setting(
-        False,
-        "onnx: take a waveform instead of a log-mel spectrogram",
-        only="export.format=onnx",
+        False, "onnx: take a waveform instead of a log-mel spectrogram", only="export.format=onnx"
     )
     licence: str | None = setting(
         None, "of the weights; auto: that of the weights they were trained from"

@@ -53,23 +53,17 @@ def activation_plot(
     upper.tick_params(axis="y", length=0)
     for between in np.arange(1, rows) - 0.5:
         upper.axhline(between, color="white", linewidth=1)
+    shown, extent = np.asarray(picture, dtype=np.float32), (0, seconds, -0.5, N_MELS - 0.5)
     mel = lower.imshow(
-        np.asarray(picture, dtype=np.float32),
-        origin="lower",
-        aspect="auto",
-        extent=(0, seconds, -0.5, N_MELS - 0.5),
-        interpolation="antialiased",
-        cmap="magma",
+        shown, "magma", aspect="auto", interpolation="antialiased", extent=extent, origin="lower"
     )
     at = np.interp(_HERTZ, *_band_centres())
     lower.set_yticks(at, [f"{hertz}" if hertz < 1000 else f"{hertz // 1000}k" for hertz in _HERTZ])
     lower.set_ylabel("mel bands (Hz)")
     lower.set_xlabel("time" + (" (h:mm)" if seconds >= 3600 else " (m:ss)"))
     _mark_times(lower, max(seconds, edges[-1]))
-    for image, axes, height, name in (
-        (heat, upper, heights[0], figure_name),
-        (mel, lower, heights[1], "log mel power"),
-    ):
+    images = (heat, upper, figure_name), (mel, lower, "log mel power")
+    for (image, axes, name), height in zip(images, heights, strict=True):
         figure.colorbar(image, ax=axes, label=name, pad=0.01, fraction=0.05, aspect=height / 0.14)
     upper.set_title(plots.drawable(title, plots.LONGEST_TITLE))
     return plots.save_figure(figure, path)
@@ -101,8 +95,7 @@ def _mark_times(axes: Axes, seconds: float) -> None:
     marks = np.arange(0, seconds + 1e-6, step)
     unit = 60 if seconds >= 3600 else 1
     pairs = (divmod(mark, 60) for mark in (marks / unit).round().astype(int).tolist())
-    texts = [f"{larger}:{smaller:02d}" for larger, smaller in pairs]
-    axes.set_xticks(marks, texts)
+    axes.set_xticks(marks, [f"{larger}:{smaller:02d}" for larger, smaller in pairs])
 
 
 @functools.cache

@@ -66,11 +66,9 @@ class AudioStream:
 
     def __init__(self, path: Path, seconds: float | None) -> None:
         if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
-            raise InputError(
-                f"expected a positive length, found {seconds}",
-                setting="seconds",
-                hint="Give a number of seconds, or None for the whole file.",
-            )
+            message = f"expected a positive length, found {seconds}"
+            hint = "Give a number of seconds, or None for the whole file."
+            raise InputError(message, setting="seconds", hint=hint)
         self.warnings: list[str] = []  # `sound_warnings`, complete after the last block
         self._blocks = self._read(path, seconds)
 
@@ -107,15 +105,13 @@ def _refuse_values(block: np.ndarray, start: float) -> None:
     finite = np.isfinite(block)
     if not finite.all():
         second = start + int(finite.argmin()) / SAMPLE_RATE
-        what, hint = f"NaN or infinite samples at about second {second:.1f}", "without them."
-        raise AudioError(what, hint=f"Write the file again, {hint}")
+        what = f"NaN or infinite samples at about second {second:.1f}"
+        raise AudioError(what, hint="Write the file again, without them.")
     peak = max(block.max(initial=0), -block.min(initial=0))
     if peak > _LOUDEST:
-        raise AudioError(
-            f"samples of up to {peak:.3g}, where full scale is 1",
-            hint="If these are floats on the scale of 16-bit integers, divide them by 32768 and "
-            "write the file again.",
-        )
+        hint = "If these are floats on the scale of 16-bit integers, divide them by 32768 and "
+        hint += "write the file again."
+        raise AudioError(f"samples of up to {peak:.3g}, where full scale is 1", hint=hint)
 
 
 def _decoded(path: Path, meter: Meter, seconds: float | None) -> Generator[np.ndarray]:
@@ -133,19 +129,17 @@ def _decoded(path: Path, meter: Meter, seconds: float | None) -> Generator[np.nd
     except av.FFmpegError as error:
         raise undecodable(error.strerror or str(error)) from None
     except OSError as error:
-        gone = error.errno in (errno.ENOENT, errno.ELOOP)
-        raise AudioError(
-            "no such file, or a link that leads nowhere" if gone else str(error.strerror or error),
-            kind="missing" if gone else "access",
-            hint="Check the path." if gone else "Check the disk and the file's permissions.",
-        ) from None
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            what = "no such file, or a link that leads nowhere"
+            raise AudioError(what, kind="missing", hint="Check the path.") from None
+        what, hint = str(error.strerror or error), "Check the disk and the file's permissions."
+        raise AudioError(what, kind="access", hint=hint) from None
 
 
 def _refuse_special(path: Path) -> None:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a pipe waits for a writer
-        is_folder = stat.S_ISDIR(status.st_mode)
-        kind = "a folder" if is_folder else "a pipe, a socket or a device"
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
         raise AudioError(f"it is {kind}, not a file", hint="Name an audio file.")
     if not status.st_size:
         raise AudioError("the file is empty (0 bytes)", kind="empty", hint=ANEW)

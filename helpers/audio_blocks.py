@@ -19,7 +19,7 @@ _SILENT_MEL = 1e-5  # of log10(1 + 10000 x): white noise at that RMS
 _CANCELLED = 0.01  # of the channels' mean energy
 # Decoded on both sides of a part and dropped again: longer than a resampler's filter, and than
 # the start that decoders of compressed formats get wrong.
-MARGIN = 0.25  # seconds
+SPARE = 0.25  # seconds
 DAMAGED = "Get the file again, or keep what can be decoded: ffmpeg -i FILE NEW.flac"
 
 
@@ -44,7 +44,7 @@ def central(frames: int, rate: int, seconds: float) -> tuple[int, int, slice]:
     keep = round(seconds * SAMPLE_RATE)
     all_of_it = (2 * frames * SAMPLE_RATE + rate) // (2 * rate)  # soxr rounds to the nearest
     start = (all_of_it - keep) // 2
-    margin = math.ceil(MARGIN * rate)
+    margin = math.ceil(SPARE * rate)
     step = max(0, start // step_out - math.ceil(margin / step_in))
     first = step * step_in
     last = min(frames, math.ceil((start + keep) * rate / SAMPLE_RATE) + margin)

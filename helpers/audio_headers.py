@@ -156,8 +156,7 @@ def _find_page(file: BinaryIO, at: int) -> int | None:
     while True:
         file.seek(at)
         block = file.read(_SEARCHED)
-        found = _OGG_PAGE.search(block)
-        if found:
+        if found := _OGG_PAGE.search(block):
             return at + found.start()
         if len(block) < _SEARCHED:
             return None

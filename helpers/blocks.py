@@ -29,13 +29,12 @@ def chosen_blocks(given: Any, depth: int, setting: str = "blocks") -> tuple[int,
     several = isinstance(given, Iterable) and not isinstance(given, str)
     blocks = [_whole(part) for part in (given if several else listed(given))]
     if not set(blocks) <= {FINAL, *range(depth)} or len(set(blocks)) < len(blocks):
-        raise InputError(
-            f"{given!r} is no choice of this network's blocks",
-            kind="invalid",
-            hint=f"Give a number from 0 to {depth - 1}, or -1 for the embedding after the final "
-            'norm; several, each once, such as [6,7]; or "all".',
-            setting=setting,
+        message = f"{given!r} is no choice of this network's blocks"
+        hint = (
+            f"Give a number from 0 to {depth - 1}, or -1 for the embedding after the final norm; "
         )
+        hint += 'several, each once, such as [6,7]; or "all".'
+        raise InputError(message, hint=hint, setting=setting)
     return tuple(blocks)
 
 

@@ -20,7 +20,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from maest.helpers.errors import InputError, first_line
+from maest.helpers.errors import InputError, Kind, first_line
 from maest.helpers.files import TEMPORARY, atomic_path
 from maest.helpers.history import FIRST
 from maest.helpers.signals import Stopped, signals_to
@@ -28,12 +28,10 @@ from maest.helpers.signals import Stopped, signals_to
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
-# Without these, a training cannot be continued.
-_PARTS = {"state_dict", "loops", "optimizer_states", "lr_schedulers"}
+_PARTS = {"state_dict", "loops", "optimizer_states", "lr_schedulers"}  # to continue a training
 _STALE_SECONDS = 600.0  # an older unfinished file is left over from a kill
 _DUPLICATE_SIGNAL_SECONDS = 1.0  # a repeat within is one signal from two senders
-# Steps between exchanges, among processes that train together, of whether to stop.
-_ASK_EVERY = 10
+_ASK_EVERY = 10  # steps between exchanges, among processes that train together, whether to stop
 
 
 def diverged(what: str, epoch: int, step: int) -> InputError:
@@ -73,17 +71,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             log.debug("%s cannot be read", path, exc_info=True)
         if isinstance(content, dict) and content.keys() >= _PARTS:
             return content
-        exists = Path(path).is_file()
-        raise InputError(
-            "damaged, or no checkpoint of a training"
-            if exists
-            else "no such file; a folder is none",
-            kind="corrupt" if exists else "missing",
-            hint="Give a checkpoint of a training (`last`, exp_logs/<id>/checkpoints/last.ckpt, or "
-            "best-epoch=<n>.ckpt beside it), or start from a model's weights, maest.checkpoint.",
-            path=path,
-            setting="ckpt_path",
-        )
+        message = "no such file; a folder is none"
+        kind: Kind = "missing"
+        if Path(path).is_file():
+            message, kind = "damaged, or no checkpoint of a training", "corrupt"
+        hint = "Give a checkpoint of a training (`last`, exp_logs/<id>/checkpoints/last.ckpt, or "
+        hint += "best-epoch=<n>.ckpt beside it), or start from a model's weights, maest.checkpoint."
+        raise InputError(message, kind=kind, hint=hint, path=path, setting="ckpt_path")
 
 
 class StepLimit(pl.Callback):
@@ -204,9 +198,8 @@ class Checkpoints(Checkpoint):
         steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
         if rest or (trainer.world_size > 1 and steps % _ASK_EVERY):
             return
-        due = time.monotonic() - self._saved_at > 60 * self.minutes
         stop = _any_rank(trainer, bool(self._signal))
-        if stop or _any_rank(trainer, due):
+        if stop or _any_rank(trainer, time.monotonic() - self._saved_at > 60 * self.minutes):
             self._save(trainer, self.folder / LAST)
         if stop:
             raise Stopped(self._signal or signal.SIGTERM, saved=True)

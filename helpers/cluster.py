@@ -40,8 +40,7 @@ def cluster_map(
     try:
         from distributed import Client
     except ImportError:
-        hint = 'Type pip install "dask[distributed]".'
-        what = "Dask is not installed"
+        what, hint = "Dask is not installed", 'Type pip install "dask[distributed]".'
         raise InputError(what, kind="dependency", hint=hint, setting="--backend") from None
 
     # Client leaves closing to the garbage collector. If another client starts meanwhile, both wait
@@ -112,12 +111,9 @@ def _finished(
         else:
             return
     except (CancelledError, OSError, RuntimeError) as gone:
-        raise InputError(
-            f"the Dask scheduler at {scheduler} does not answer any more ({type(gone).__name__})",
-            kind="network",
-            hint=f"Start a cluster. {_GO_ON}",
-            setting="--scheduler",
-        ) from None
+        what = f"the Dask scheduler at {scheduler} does not answer any more ({type(gone).__name__})"
+        hint = f"Start a cluster. {_GO_ON}"
+        raise InputError(what, kind="network", hint=hint, setting="--scheduler") from None
     raise error  # of the function itself
 
 

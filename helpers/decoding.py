@@ -14,15 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
-from maest.helpers.audio_blocks import (
-    DAMAGED,
-    MARGIN,
-    AudioError,
-    Meter,
-    central,
-    joined,
-    resampled,
-)
+from maest.helpers.audio_blocks import DAMAGED, SPARE, AudioError, Meter, central, joined, resampled
 from maest.helpers.audio_headers import chunk_bytes, mp3_seconds
 
 # FFmpeg's names of formats whose headers tell the length; elsewhere it is an estimate.
@@ -168,7 +160,7 @@ def centre(file: Any, meter: Meter, seconds: float) -> np.ndarray | None:
             _refuse_missing(frames / rate, sound.promised)
             first, behind, kept = central(frames, rate, seconds)
             blocks, end = [], None
-            for position, frame in sound.frames_from(first / rate - MARGIN):
+            for position, frame in sound.frames_from(first / rate - SPARE):
                 if position != end and (end is not None or position > first):
                     return None
                 block, end = _channels(frame), position + frame.samples

@@ -105,12 +105,9 @@ def write_error(path: str | Path, error: OSError, other_place: str) -> InputErro
     # NumPy's error has no number where a disk, or a quota, takes only part of a file.
     if error.errno in (None, errno.ENOSPC, errno.EDQUOT):
         why, step = "the disk is full, or your quota", "Make room"
-    return InputError(
-        f"cannot be written: {error.strerror or error} ({why}). What is done is kept",
-        kind="access",
-        hint=f"{step}, and run the same again.",
-        path=path,
-    )
+    message = f"cannot be written: {error.strerror or error} ({why}). What is done is kept"
+    hint = f"{step}, and run the same again."
+    return InputError(message, kind="access", hint=hint, path=path)
 
 
 def check_room(folder: Path, needed: int) -> None:

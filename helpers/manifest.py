@@ -76,12 +76,9 @@ def open_folder(
             if manifest != known:
                 write_json(folder / MANIFEST, manifest)
     except OSError as error:  # also for a lock that another run holds too long
-        raise InputError(
-            f"cannot be written to ({error.strerror or error})",
-            kind="access",
-            hint="Make room or mend its permissions, or give another inference.out_dir.",
-            path=folder,
-        ) from None
+        message = f"cannot be written to ({error.strerror or error})"
+        hint = "Make room or mend its permissions, or give another inference.out_dir."
+        raise InputError(message, kind="access", hint=hint, path=folder) from None
 
 
 def _known(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -93,15 +90,14 @@ def _known(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same_name(folder: Path, key: str, sources: list[str], source: str) -> InputError:
-    return InputError(
+    message = (
         f"holds {key!r} already, made from {', '.join(sources)}, and this run reads {source}: "
-        "two tracks of one name would be taken for one",
-        kind="conflict",
-        hint="Give another inference.out_dir, or inference.overwrite=True, which makes this run's "
-        "tracks again. If the same music has moved, write its new place into the sources of "
-        f"{folder / MANIFEST}.",
-        path=folder,
     )
+    message += "two tracks of one name would be taken for one"
+    hint = "Give another inference.out_dir, or inference.overwrite=True, which makes this run's "
+    hint += "tracks again. If the same music has moved, write its new place into the sources of "
+    hint += f"{folder / MANIFEST}."
+    return InputError(message, kind="conflict", hint=hint, path=folder)
 
 
 def _check_no_results(folder: Path, kind: str) -> None:
@@ -116,12 +112,10 @@ def _check_no_results(folder: Path, kind: str) -> None:
 def _replace(folder: Path, was: dict[str, Any], now: dict[str, Any], overwrite: bool) -> None:
     """Remove results of other settings and the files beside them; refuse links, not ours."""
     if not overwrite:
-        raise InputError(
-            "the results there were made with other settings: " + "; ".join(differences(was, now)),
-            kind="mismatch",
-            hint="Give another inference.out_dir, or inference.overwrite=True, which removes them.",
-            path=folder / MANIFEST,
-        )
+        changes, path = "; ".join(differences(was, now)), folder / MANIFEST
+        message = f"the results there were made with other settings: {changes}"
+        hint = "Give another inference.out_dir, or inference.overwrite=True, which removes them."
+        raise InputError(message, kind="mismatch", hint=hint, path=path)
     end, *beside = _ENDS[now["kind"]]
     for path in _results(folder, (end,)):
         if path.is_symlink():
@@ -173,7 +167,6 @@ def model_hash(state_dict: Mapping[str, torch.Tensor], sizes: Mapping[str, Any])
     digest = hashlib.sha256(json.dumps(dict(sizes), sort_keys=True).encode())
     for name in sorted(state_dict):
         tensor = state_dict[name].detach().cpu().contiguous()
-        head = [name, str(tensor.dtype), list(tensor.shape)]
-        digest.update(json.dumps(head).encode())
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -73,7 +73,7 @@ class MelSpectrogram(nn.Module):
         self.register_buffer("filter_bank", slaney_filter_bank(), persistent=False)
 
     def _apply(self, fn, recurse: bool = True):
-        constants = {name: buffer for name, buffer in self.named_buffers()}
+        constants = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, constant in constants.items():
             setattr(self, name, constant.to(getattr(self, name).device))

@@ -69,9 +69,8 @@ def evaluate(task: str, targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
     """
     targets, outputs = checked(targets, outputs)
     if task == "multi-label":
-        per_label = dict(
-            zip(("ap", "roc_auc"), ranked_figures(rank(targets, outputs)), strict=True)
-        )
+        ap, roc_auc = ranked_figures(rank(targets, outputs))
+        per_label = {"ap": ap, "roc_auc": roc_auc}
         figures, scored = {name: mean_of_scored(v) for name, v in per_label.items()}, "ap"
     elif task == "single-label":
         from sklearn.metrics import precision_recall_fscore_support  # takes a second to import

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from maest.helpers.cluster import cluster_map
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.processes import process_map
 
 Item = TypeVar("Item")
@@ -52,13 +52,11 @@ def check_backend(backend: str, scheduler: str | None, num_workers: int | None =
         hint = f"Give one of {', '.join(BACKENDS)}."
         raise InputError(f"found {backend!r}", kind="unknown", hint=hint, setting="--backend")
     if (backend == "dask") != bool(scheduler):
-        raise InputError(
-            f"--backend is {backend}, and the scheduler is {scheduler}",
-            kind="conflict" if scheduler else "missing",
-            hint="Dask needs what `dask scheduler` prints: --backend dask --scheduler "
-            "tcp://HOST:8786. Otherwise leave both out.",
-            setting="--scheduler",
-        )
+        message = f"--backend is {backend}, and the scheduler is {scheduler}"
+        kind: Kind = "conflict" if scheduler else "missing"
+        hint = "Dask needs what `dask scheduler` prints: --backend dask --scheduler "
+        hint += "tcp://HOST:8786. Otherwise leave both out."
+        raise InputError(message, kind=kind, hint=hint, setting="--scheduler")
 
 
 def run_parallel(
@@ -85,16 +83,11 @@ def run_parallel(
     if not items:
         return
     call = partial(_call, function, arguments)
-    results = (
-        cluster_map(call, items, scheduler, failed)
-        if scheduler
-        else process_map(
-            call,
-            items,
-            num_workers=0 if num_workers == 1 else num_workers or cores(),
-            failed=failed,
-        )
-    )
+    if scheduler:
+        results = cluster_map(call, items, scheduler, failed)
+    else:
+        count = 0 if num_workers == 1 else num_workers or cores()
+        results = process_map(call, items, num_workers=count, failed=failed)
     yield from _shown(results, len(items), title, unit, progress)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.files import write_rows
 from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
 from maest.helpers.names import check_choice
@@ -72,8 +72,7 @@ class PatchPlan:
 
     def patch_frames(self, span: tuple[int, int]) -> int:
         """Count the frames of a patch, padding included."""
-        own = span[1] - span[0]
-        return self.length if self.tail == "pad" else max(own, PATCH_SIZE)
+        return self.length if self.tail == "pad" else max(span[1] - span[0], PATCH_SIZE)
 
     def take(self, mel: np.ndarray, span: tuple[int, int]) -> np.ndarray:
         """Return one patch of a track's log-mel [T, 96], padded with silence at its end."""
@@ -153,12 +152,10 @@ def read_times(path: Path) -> np.ndarray:
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
         times = []
     if not times or not np.isfinite(times).all():
-        raise InputError(
-            f"expected the times of a track's patches: {', '.join(_TIMES)}, in seconds",
-            kind="corrupt" if path.exists() else "missing",
-            hint="Delete it, and extract this track again.",
-            path=path,
-        )
+        message = f"expected the times of a track's patches: {', '.join(_TIMES)}, in seconds"
+        kind: Kind = "corrupt" if path.exists() else "missing"
+        hint = "Delete it, and extract this track again."
+        raise InputError(message, kind=kind, hint=hint, path=path)
     return np.array(times)
 
 

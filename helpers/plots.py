@@ -30,13 +30,12 @@ _LARGEST = 24  # inches of a table's cells
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, atomically, without a window system or a change of backend."""
-    path = Path(path)
     for axes in figure.axes:  # "$" in a name is no formula
         for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()):
             text.set_parse_math(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-    return path
+    return Path(path)
 
 
 @functools.cache
@@ -76,8 +75,7 @@ def _levels(axes: Axes, levels: Mapping[str, float]) -> None:
 
 def _lowest(*values: float) -> float:
     """Return where an axis up to 1 begins: 0, or lower for negative values (R²)."""
-    lowest = float(np.nanmin([0.0, *values]))
-    return max(_LOWEST, 1.1 * lowest)
+    return max(_LOWEST, 1.1 * float(np.nanmin([0.0, *values])))
 
 
 # ---- over epochs ---------------------------------------------------------------------------------
@@ -235,8 +233,7 @@ def intervals(
     title: str,
 ) -> Path:
     """Draw ``value``, ``low`` and ``high`` of each name, one panel per metric."""
-    size = 4.5 * len(figures) + 2, 1.6 + 0.4 * len(names)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure((4.5 * len(figures) + 2, 1.6 + 0.4 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
     for axes, (name, own) in zip(panels, figures.items(), strict=True):
         for place, one in enumerate(own):

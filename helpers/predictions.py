@@ -192,9 +192,7 @@ def table(prediction: dict[str, Any], width: int = 80) -> str:
     """
     width, figure = max(width, 40), figure_name(prediction["task"])
     head = [f"{_clock(prediction['seconds'])}  {printable(prediction['track'])}"]
-    head += [
-        f"  {printable(warning)}: its labels mean little" for warning in prediction["warnings"]
-    ]
+    head += [f"  {printable(why)}: its labels mean little" for why in prediction["warnings"]]
     track = _track_lines(prediction["labels"], figure, width)
     patches = _patch_lines(prediction["patches"], figure, width)
     lines = chain((_cut(line, width) for line in head), [""], track, [""], patches)

@@ -31,6 +31,7 @@ from maest.helpers.signals import end_with_parent, leave_signals_to_the_main_pro
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_Job = tuple[Callable[[Any], Any], Sequence[Any]]  # a function and its items
 
 TIME_LIMIT = 600.0  # seconds for one item; a worker that needs longer hangs
 KILLED = (
@@ -70,10 +71,10 @@ def process_map(
     if not num_workers:
         yield from map(function, items)
         return
-    first = _Pool(function, items, time_limit, start_method)
+    first = _Pool((function, items), time_limit, start_method)
     yield from first.results(range(len(items)), min(num_workers, len(items)))
     for number in first.lost:
-        again = _Pool(function, items, time_limit, start_method)
+        again = _Pool((function, items), time_limit, start_method)
         yield from again.results([number], 1)
         for reason in again.lost.values():
             yield replace_lost(items[number], reason, failed)
@@ -85,11 +86,8 @@ def replace_lost(
     """Return ``failed(item, reason)`` for an item lost twice. InputError: ``failed`` is None."""
     if failed is not None:
         return failed(item, reason)
-    raise InputError(
-        f"an item of the work was lost: {reason}",
-        kind="worker",
-        hint=hint or "Give the work more memory, or run fewer processes.",
-    )
+    hint = hint or "Give the work more memory, or run fewer processes."
+    raise InputError(f"an item of the work was lost: {reason}", kind="worker", hint=hint)
 
 
 class _Message(NamedTuple):
@@ -119,18 +117,12 @@ class _Pool:
     separate socket, so all that it sent before it was killed arrives.
     """
 
-    def __init__(
-        self,
-        function: Callable[[Any], Any],
-        items: Sequence[Any],
-        limit: float | None,
-        start_method: str | None,
-    ) -> None:
+    def __init__(self, job: _Job, limit: float | None, start_method: str | None) -> None:
         self.lost: dict[int, str] = {}  # the numbers of items whose worker ended, and why
         self._unfinished: set[int] = set()  # queued or begun
         self._workers: list[_Worker] = []
         self._context: Any = multiprocessing.get_context(start_method)
-        self._job, self._limit = (function, items), math.inf if limit is None else limit
+        self._job, self._limit = job, math.inf if limit is None else limit
         self._queue_out, self._queue_in = self._context.Pipe(duplex=False)
         self._barren = 0  # workers in a row that were killed before they began an item
         self._owner = os.getpid()
@@ -195,8 +187,7 @@ class _Pool:
 
     def no_more(self) -> None:
         """Let workers end once the queue is empty. May be called again."""
-        if not self._queue_in.closed:
-            self._queue_in.close()
+        self._queue_in.close()
 
     def _ready(self) -> list[_Worker]:
         """Wait for workers that sent something or ended; lose those silent for too long."""
@@ -237,13 +228,11 @@ class _Pool:
             return
         self._barren = 0 if worker.began else self._barren + 1
         if self._barren > _BARREN * (1 + len(self._workers)):
-            raise InputError(
-                f"worker processes end before they begin anything (exit code "
-                f"{worker.process.exitcode}; a negative one is the signal that killed it)",
-                kind="worker",
-                hint="Their own messages are above. To work without them, set "
-                "datamodule.num_workers=0 (of a preprocessing, --num-workers 1).",
-            )
+            message = "worker processes end before they begin anything (exit code "
+            message += f"{worker.process.exitcode}; a negative one is the signal that killed it)"
+            hint = "Their own messages are above. To work without them, set "
+            hint += "datamodule.num_workers=0 (of a preprocessing, --num-workers 1)."
+            raise InputError(message, kind="worker", hint=hint)
         try:
             self._start()
         except OSError:  # no memory for it: the others go on
@@ -306,18 +295,14 @@ def _receive(end: Connection) -> _Message:
 
 
 def _work(
-    job: tuple[Callable[[Any], Any], Sequence[Any]],
-    queue: Connection,
-    messages: Connection,
-    unneeded: Sequence[Connection],
+    job: _Job, queue: Connection, messages: Connection, unneeded: Sequence[Connection]
 ) -> None:
     """Process items until the queue ends, or until nobody wants the results."""
     end_with_parent()
     gc.freeze()  # all objects so far belong to the main process
     gc.enable()
     for end in unneeded:
-        if not end.closed:
-            end.close()
+        end.close()
     leave_signals_to_the_main_process()
     os.environ.update(_THREAD_LIMITS)  # for libraries that are not loaded yet
     if torch := sys.modules.get("torch"):

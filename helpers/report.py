@@ -65,10 +65,8 @@ def pretraining_table(results: Mapping[str, Any]) -> str:
         for row in results["epochs"]
         if "val_ap" in row
     ]
-    for name, key in (
-        ("label frequencies, whatever the input", "label_frequencies"),
-        ("chance: random scores", "chance"),
-    ):
+    frequencies = "label frequencies, whatever the input", "label_frequencies"
+    for name, key in (frequencies, ("chance: random scores", "chance")):
         rows.append((name, {f"val_{m}": value for m, value in results[key].items()}))
     return metrics_table("multi-label", rows, columns=names)
 

@@ -31,9 +31,7 @@ _RESAVE = (
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 80, 80, 80
 _MAX_DEPTH = 50
-_DTYPES = frozenset(
-    ["b1", *(kind + size for kind in "iu" for size in "1248"), *("f" + size for size in "248")]
-)
+_DTYPES = {"b1", "f2", "f4", "f8", *(kind + size for kind in "iu" for size in "1248")}
 _SCALARS = frozenset([bool, int, float, str, bytes, bytearray, type(None)])
 # What the file may name → the method of `_Reader` that stands in for it
 _GLOBALS = {"numpy.ndarray": "ndarray", "numpy.dtype": "dtype", "_codecs.encode": "encode"}
@@ -277,9 +275,6 @@ def load_pickle(path: str | Path) -> Any:
     except _Refused as error:
         raise InputError(str(error), kind="unsupported", path=path, hint=_RESAVE) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise InputError(
-            f"not a pickle, or a damaged one ({type(error).__name__}: {error})",
-            kind="corrupt",
-            path=path,
-            hint="Expected a whole pickled dict. Write it again, or get it again.",
-        ) from None
+        message = f"not a pickle, or a damaged one ({type(error).__name__}: {error})"
+        hint = "Expected a whole pickled dict. Write it again, or get it again."
+        raise InputError(message, kind="corrupt", path=path, hint=hint) from None

@@ -70,5 +70,4 @@ def leave_signals_to_the_main_process(worker: int = 0) -> None:
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends (Linux only)."""
     if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG of <linux/prctl.h>

@@ -113,11 +113,8 @@ class _Part:
             tag = said.get("ETag", "W/")
             same = said.get("Last-Modified") if tag.startswith("W/") else tag
             rest = f"bytes {start}-{(total or 0) - 1}/{total}"
-            if status == 416 or (
-                status == 206
-                and start
-                and (said.get("Content-Range", "").strip() != rest or same not in (None, validator))
-            ):
+            other = said.get("Content-Range", "").strip() != rest or same not in (None, validator)
+            if status == 416 or (status == 206 and start and other):
                 self.begin()  # the next try is for all of it
                 return "the server has another version of the file by now"
             if status == 200:
@@ -140,8 +137,7 @@ class _Part:
         if said.get("Content-Type", "").startswith("text/html"):
             raise self.refusal("the server gives a web page, not the file")
         length = said.get("Content-Length", "")
-        chunked = "chunked" in said.get("Transfer-Encoding", "")
-        if not (length or chunked or self.sha256):
+        if not (length or "chunked" in said.get("Transfer-Encoding", "") or self.sha256):
             raise self.refusal("the server does not say how long the file is")
         # Some servers compress the answer although nobody asked for it.
         packed = said.get("Content-Encoding", "identity") != "identity"

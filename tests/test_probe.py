@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maest.config.probe import ProbeTraining
+from maest.config.settings import Schedule
 from maest.helpers import metrics
-from maest.helpers.schedules import warmup_ramp_factor
 from maest.models import probe
 from maest.models.probe import SELECTION, ProbeBank, layer_normalized
 
 WIDTH, SETS, BATCH, EPOCHS = 6, 2, 16, 4
 SEEDS = (3, 5)
 LR, DECAY = 0.02, 0.1
-RAMP = {"warmup_epochs": 1.0, "ramp_start": 1.0, "ramp_end": 4.0, "last_factor": 0.1}
+RAMP = {"warmup_epochs": 1.0, "ramp_start": 1.0, "ramp_end": 4.0, "last_lr_factor": 0.1}
 TASKS = tuple(SELECTION)
 # Mixing is another network, not another task.
 KINDS = [*((task, False) for task in TASKS), ("multi-label", True)]
@@ -77,7 +77,7 @@ class Trained:
             splits["val"],
             lr=lr,
             weight_decay=options.pop("weight_decay", DECAY),
-            lr_factor=partial(warmup_ramp_factor, **RAMP | options),
+            lr_factor=Schedule(**RAMP | options).factor,
             batch_size=BATCH,
             max_epochs=epochs,
             after_epoch=lambda: self.epochs.append([state(bank, i) for i in range(len(bank))]),

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 )
 
 from maest import config
-from maest.config.settings import Recipe
+from maest.config.settings import Recipe, Schedule
 from maest.helpers.augment import mixup, spec_augment
 from maest.helpers.averaging import WeightAverage
 from maest.helpers.blocks import chosen_blocks
@@ -30,12 +30,11 @@ from maest.helpers.metrics import (
     chance_scores,
     evaluate,
 )
-from maest.helpers.schedules import warmup_ramp_factor
 from maest.models.maest import Maest
 from maest.models.sizes import TASKS
 from maest.models.training import MaestModule
 
-PAPER = {"warmup_epochs": 5, "ramp_start": 50, "ramp_end": 100, "last_factor": 0.01}
+PAPER = {"warmup_epochs": 5, "ramp_start": 50, "ramp_end": 100, "last_lr_factor": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -55,12 +54,12 @@ PAPER = {"warmup_epochs": 5, "ramp_start": 50, "ramp_end": 100, "last_factor": 0
     ],
 )
 def test_schedule_of_the_paper(epoch, factor):
-    assert warmup_ramp_factor(epoch, **PAPER) == pytest.approx(factor)
+    assert Schedule(**PAPER).factor(epoch) == pytest.approx(factor)
 
 
 def test_schedule_without_warmup_or_ramp():
-    flat = {"warmup_epochs": 0, "ramp_start": 10, "ramp_end": 10, "last_factor": 1}
-    assert {warmup_ramp_factor(e, **flat) for e in range(30)} == {1}
+    flat = {"warmup_epochs": 0, "ramp_start": 10, "ramp_end": 10, "last_lr_factor": 1}
+    assert {Schedule(**flat).factor(e) for e in range(30)} == {1}
 
 
 def test_mixup_keeps_at_least_half_of_each_clip():
