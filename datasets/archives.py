@@ -58,9 +58,7 @@ def _read_notes(archive: Path) -> dict[str, Any]:
     notes: dict[str, Any] = {"seen": {}, "damaged": {}, "absent": []}
     with suppress(OSError, ValueError, AttributeError):
         content = json.loads(archive.with_name(f"{archive.name}.json").read_text("utf-8"))
-        notes |= {
-            name: content[name] for name in notes if type(content.get(name)) is type(notes[name])
-        }
+        notes |= {n: content[n] for n in notes if type(content.get(n)) is type(notes[n])}
     return notes
 
 
@@ -85,12 +83,9 @@ def fetch(archive: Path, url: str, parts: Sequence[str], *, again: bool = False)
         path = download(f"{url.rstrip('/')}/{name}", archive.with_name(name), again=again)
         digest, known = _sha256(path), notes["seen"].get(name)
         if not again and known not in (None, digest, notes["damaged"].get(name)):
-            raise InputError(
-                f"another file than the last time: its SHA-256 is {digest}, and was {known}",
-                kind="mismatch",
-                path=path,
-                hint=f"Delete it to fetch it once more. {_AGAIN}",
-            )
+            what = f"another file than the last time: its SHA-256 is {digest}, and was {known}"
+            hint = f"Delete it to fetch it once more. {_AGAIN}"
+            raise InputError(what, kind="mismatch", path=path, hint=hint)
         notes["seen"][name] = digest
         _write_notes(archive, notes)
 
@@ -163,13 +158,9 @@ def unpack(
     for path in paths:
         if path.name in fresh or (is_out and not keep):
             path.unlink()
+    done, there_before = len(todo) - len(failed), len(skipped)
     return Unpacked(
-        done=len(todo) - len(failed),
-        skipped=len(skipped),
-        failed=failed,
-        other=other,
-        absent=absent,
-        again=fresh,
+        done=done, skipped=there_before, failed=failed, other=other, absent=absent, again=fresh
     )
 
 

@@ -243,10 +243,8 @@ def _warnings(
         for group, side in zip(groups, sides, strict=True):
             where[group].add(side)
         if torn := [group for (_, group), own in where.items() if len(own) > 1]:
-            warnings.append(
-                f"the table's split has {len(torn)} of {len(where)} groups on more than one side: "
-                f"{some(torn)}"
-            )
+            what = f"{len(torn)} of {len(where)} groups on more than one side: {some(torn)}"
+            warnings.append(f"the table's split has {what}")
         unknown = sum(kind == "track" for kind, _ in groups)
         if unknown and table.splits is None:
             warnings.append(f"{unknown} tracks have no group: each was taken for itself")

@@ -99,12 +99,9 @@ class EmbeddingFolder:
         if mel_key(key) != key:
             others = [name for name in others if mel_key(name) == name]
         if len(others) > 1:
-            raise InputError(
-                f"{key!r} may be any of {', '.join(map(repr, sorted(others)))}",
-                kind="conflict",
-                path=self.folder,
-                hint="Name tracks as the embeddings are named, or remove the others.",
-            )
+            what = f"{key!r} may be any of {', '.join(map(repr, sorted(others)))}"
+            hint = "Name tracks as the embeddings are named, or remove the others."
+            raise InputError(what, kind="conflict", path=self.folder, hint=hint)
         return self.folder / f"{others[0]}{SUFFIX}" if others else exact
 
 
@@ -146,13 +143,10 @@ def find_folders(folder: str | Path, clip_length: float | None = None) -> list[E
         nearest = min(lengths, key=lambda seconds: abs(seconds - clip_length))
         if abs(nearest - clip_length) >= _NEAR:
             there = ", ".join(f"{seconds:g} s" for seconds in lengths)
-            raise refusal(
-                f"no embeddings of patches of {clip_length:g} s, but of {there}",
-                kind="missing",
-                setting="data.clip_length",
-                hint=f"Give data.clip_length={nearest:g}, or extract with "
-                f"datamodule.clip_length={clip_length:g}.",
-            )
+            message = f"no embeddings of patches of {clip_length:g} s, but of {there}"
+            hint = f"Give data.clip_length={nearest:g}, or extract with "
+            hint += f"datamodule.clip_length={clip_length:g}."
+            raise refusal(message, kind="missing", setting="data.clip_length", hint=hint)
         found, lengths = [own for own in found if own.seconds in (nearest, None)], [nearest]
     places = dict.fromkeys(own.folder.parent for own in found)
     if len(places) > 1:
@@ -200,14 +194,11 @@ def check_same_extraction(folders: Sequence[EmbeddingFolder]) -> None:
             values = [expected.get(name), settings.get(name)]
             if name == "model":
                 values = [model_name(expected, first.made_by), model_name(settings, other.made_by)]
-            raise InputError(
-                f"{first.folder} and {other.folder} were made differently: {name} {values[0]} and "
-                f"{values[1]}",
-                kind="mismatch",
-                setting=EMBEDDINGS_DIR,
-                hint="Extract each model into a folder of its own (inference.out_dir), all its "
-                "blocks in one run (inference.transformer_block=all).",
-            )
+            message = f"{first.folder} and {other.folder} were made differently: {name} "
+            message += f"{values[0]} and {values[1]}"
+            hint = "Extract each model into a folder of its own (inference.out_dir), all its "
+            hint += "blocks in one run (inference.transformer_block=all)."
+            raise InputError(message, kind="mismatch", setting=EMBEDDINGS_DIR, hint=hint)
 
 
 # ---- features ------------------------------------------------------------------------------------
@@ -216,12 +207,9 @@ def check_same_extraction(folders: Sequence[EmbeddingFolder]) -> None:
 def check_types(types: str, setting: str = "data.types") -> None:
     """Raise InputError unless ``types`` are known tokens, each at most once."""
     if not types or not set(types) <= set(TOKENS) or len(set(types)) < len(types):
-        raise InputError(
-            f"{types!r} is no choice of tokens",
-            setting=setting,
-            hint='Give some of "c" (cls), "d" (dist) and "t" (average of the other tokens), each '
-            'at most once, such as "c" or "cdt".',
-        )
+        hint = 'Give some of "c" (cls), "d" (dist) and "t" (average of the other tokens), each '
+        hint += 'at most once, such as "c" or "cdt".'
+        raise InputError(f"{types!r} is no choice of tokens", setting=setting, hint=hint)
 
 
 def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray:
@@ -231,12 +219,9 @@ def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray
     """
     if embeddings.shape[-2] == 1:
         if types != "c" or reduce != "mean":
-            raise InputError(
-                "embeddings after the final norm have no tokens to choose from",
-                kind="conflict",
-                setting="data.types",
-                hint="Leave data.types and data.reduce out, or extract a block's embeddings.",
-            )
+            message = "embeddings after the final norm have no tokens to choose from"
+            hint = "Leave data.types and data.reduce out, or extract a block's embeddings."
+            raise InputError(message, kind="conflict", setting="data.types", hint=hint)
         return embeddings[..., 0, :]
     chosen = embeddings[..., [TOKENS.index(token) for token in types], :]
     return chosen.mean(axis=-2) if reduce == "mean" else chosen.reshape(*chosen.shape[:-2], -1)

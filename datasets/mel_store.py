@@ -81,7 +81,7 @@ def is_of_other_audio(store: Path, audio_dir: Path) -> bool:
 
 def check_subfolder(store: Path, name: str, seconds: float | None) -> None:
     """Raise InputError if settings differ, or if that folder has log-mel files of the store."""
-    _refuse_other_settings(store, _read(store), seconds)
+    _check_settings(store, _read(store), seconds)
     folder = store / name
     if not (folder / RECIPE_FILE).exists() and any(mel_files(folder)):
         what, hint = "holds log-mel files of the folder around it", "Give another name."
@@ -122,7 +122,7 @@ def open_store(
         if known is None:
             what = "is damaged: expected the settings of the log-mel files, as JSON"
             raise InputError(what, kind="corrupt", path=path, hint=_EMPTY)
-        _refuse_other_settings(store, known, seconds)
+        _check_settings(store, known, seconds)
         sources = _sources(known)
         if sources and not other:
             return []
@@ -147,9 +147,7 @@ def _first_made(store: Path, names: Sequence[str]) -> str | None:
     return next((key for key in map(mel_key, names) if (store / key).exists()), None)
 
 
-def _refuse_other_settings(
-    store: Path, known: dict[str, Any] | None, seconds: float | None
-) -> None:
+def _check_settings(store: Path, known: dict[str, Any] | None, seconds: float | None) -> None:
     wanted = _settings(seconds)
     differ = [name for name in wanted if known and known.get(name) != wanted[name]]
     if known and differ:

@@ -37,10 +37,7 @@ class NormStats:
 
 
 def norm_stats(
-    base_dir: str | Path,
-    keys: Sequence[str],
-    num_workers: int | None = None,
-    progress: bool = True,
+    base_dir: str | Path, keys: Sequence[str], num_workers: int | None = None, progress: bool = True
 ) -> NormStats:
     """Compute mean and standard deviation over all values in float64, for any number of threads.
 

@@ -45,32 +45,22 @@ def make(tasks: Mapping[str, Task], options: argparse.Namespace, steps: Collecti
 
 
 def _make_melspectrograms(names: Iterable[str], options: argparse.Namespace) -> None:
-    audio_dir = options.audio_dir
+    audio_dir, mel_dir = options.audio_dir, options.melspec_dir
     sizes = {name: file_size(audio_dir / name) for name in names}
     whole = [name for name, size in sizes.items() if size]
     if not whole:
-        raise InputError(
-            f"none of the {len(sizes)} tracks of the table is there, such as {next(iter(sizes))!r}",
-            kind="missing",
-            path=audio_dir,
-            setting="--audio-dir",
-            hint="Give the folder that they are in.",
-        )
+        first, hint = next(iter(sizes)), "Give the folder that they are in."
+        what = f"none of the {len(sizes)} tracks of the table is there, such as {first!r}"
+        raise InputError(what, kind="missing", path=audio_dir, setting="--audio-dir", hint=hint)
     report = preprocess(
-        audio_dir,
-        options.melspec_dir,
-        files=whole,
-        num_workers=options.num_workers,
-        overwrite=options.force,
+        audio_dir, mel_dir, files=whole, num_workers=options.num_workers, overwrite=options.force
     )
     failed = sorted(report.failed.items())
     if len(failed) == len(whole):
-        raise InputError(
-            f"none of the {len(whole)} audio files can be read; the first, {': '.join(failed[0])}",
-            kind="corrupt",
-            path=audio_dir,
-            hint=f"All of them are in {report.failed_csv}.",
-        )
+        name, reason = failed[0]
+        what = f"none of the {len(whole)} audio files can be read; the first, {name}: {reason}"
+        hint = f"All of them are in {report.failed_csv}."
+        raise InputError(what, kind="corrupt", path=audio_dir, hint=hint)
     for what, size in (("empty", 0), ("not there", None)):
         if some := [name for name in sizes if sizes[name] == size]:
             print(f"{len(some)} audio files are {what}, and left out: {shown(some)}")
@@ -89,13 +79,10 @@ def _write_task(name: str, task: Task, out_dir: Path, melspec_dir: Path) -> None
         if track not in left_out:
             splits[split][keys[track]] = np.array([label in labels for label in task.labels])
     if empty := [split for split, rows in splits.items() if not rows]:
-        raise InputError(
-            f"no track is left for {' and '.join(empty)}: {len(missing)} of {len(keys)} tracks "
-            "have no log-mel file",
-            kind="missing",
-            path=melspec_dir,
-            hint="Make them first: the step melspectrograms.",
-        )
+        what = f"no track is left for {' and '.join(empty)}: {len(missing)} of {len(keys)} tracks "
+        what += "have no log-mel file"
+        hint = "Make them first: the step melspectrograms."
+        raise InputError(what, kind="missing", path=melspec_dir, hint=hint)
     write_splits(out_dir, splits, task.labels)
     cells = []
     for split, rows in splits.items():
@@ -173,22 +160,16 @@ class PublishedTable:
 
 def parser(description: str, steps: Sequence[str], folder: Path) -> argparse.ArgumentParser:
     """An argument parser with the scripts' common options; ``folder`` holds their default paths."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    made.add_argument(
-        "steps",
-        nargs="*",
-        metavar="STEP",
-        help=f"some of {', '.join(steps)}; none: all of them, but for what is done already",
-    )
-    made.add_argument("--audio-dir", type=Path, default=folder / "audio", help="folder of audio")
-    made.add_argument("--melspec-dir", type=Path, default=folder / "melspectrograms")
-    made.add_argument("--out-dir", type=Path, default=folder, help="where the ground truths go")
-    made.add_argument("--num-workers", type=int, help="processes; by default one a core")
-    made.add_argument(
-        "--force", action="store_true", help="fetch and make again what is there, in these steps"
-    )
+    style = argparse.ArgumentDefaultsHelpFormatter
+    made = argparse.ArgumentParser(description=description, formatter_class=style)
+    add = made.add_argument
+    what = f"some of {', '.join(steps)}; none: all of them, but for what is done already"
+    add("steps", nargs="*", metavar="STEP", help=what)
+    add("--audio-dir", type=Path, default=folder / "audio", help="folder of audio")
+    add("--melspec-dir", type=Path, default=folder / "melspectrograms")
+    add("--out-dir", type=Path, default=folder, help="where the ground truths go")
+    add("--num-workers", type=int, help="processes; by default one a core")
+    add("--force", action="store_true", help="fetch and make again what is there, in these steps")
     return made
 
 

@@ -85,9 +85,8 @@ class ClipSampler(Sampler[tuple[int, int]]):
             rounds = -(-self.clips // self.size)
             order = np.concatenate([rng.permutation(self.size) for _ in range(rounds)])
         seeds = rng.integers(2**63, size=self.clips)
-        own = slice(
-            self.rank + first * self.world_size, len(self) * self.world_size, self.world_size
-        )
+        step = self.world_size
+        own = slice(self.rank + first * step, len(self) * step, step)
         yield from zip(order[own].tolist(), seeds[own].tolist(), strict=True)
 
 

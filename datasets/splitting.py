@@ -124,11 +124,8 @@ class _Dealer:
             left = room.copy()
             left[self.side[group]] += self.sizes[group]
             left[side] -= self.sizes[group]
-            return (
-                not self._can_leave(group, full),
-                round(float(np.abs(left).sum()), 9),
-                self.order[group],
-            )
+            misfit = round(float(np.abs(left).sum()), 9)
+            return not self._can_leave(group, full), misfit, self.order[group]
 
         return min(np.flatnonzero(self.members[self.side] >= 2).tolist(), key=cost)
 

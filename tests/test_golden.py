@@ -184,7 +184,7 @@ def test_a_small_build_of_the_embedded_set_is_part_of_the_pinned_one(tmp_path):
 @pytest.mark.slow
 def test_the_embedded_set_is_the_pinned_one(tmp_path):
     scores.build(tmp_path, progress=False)
-    check_clips(tmp_path, scores.Settings().works)
+    check_clips(tmp_path, scores.stages.Settings().works)
     assert len(rows(tmp_path / "clips.csv")) == len(SCORES["clips"])
     for name, pinned in SCORES["label_sets"].items():
         assert json.loads((tmp_path / name / "labels.json").read_text("utf-8")) == pinned["labels"]

@@ -110,12 +110,8 @@ def _main(arguments: list[str] | None = None) -> None:
         for task, split in product(options.tasks, SPLITS):
             name = table_name(task, split)
             known = SHA256[f"{TASKS[task][0]}-{split}"] if options.url == URL else None
-            download(
-                f"{options.url.rstrip('/')}/{name}",
-                options.tables_dir / name,
-                sha256=known,
-                again=options.force,
-            )
+            url = f"{options.url.rstrip('/')}/{name}"
+            download(url, options.tables_dir / name, sha256=known, again=options.force)
     tasks = {
         task: as_there(read_task(task, options.tables_dir), options.audio_dir, options.melspec_dir)
         for task in options.tasks

@@ -94,14 +94,8 @@ def _audio_is_there(options: argparse.Namespace, clips: Collection[str]) -> bool
 
 
 def _unpack(options: argparse.Namespace, clips: Collection[str]) -> None:
-    outcome = unpack(
-        options.download_dir / ARCHIVE,
-        PARTS,
-        options.audio_dir,
-        clips,
-        keep=options.keep_archives,
-        again=options.force,
-    )
+    archive, keep = options.download_dir / ARCHIVE, options.keep_archives
+    outcome = unpack(archive, PARTS, options.audio_dir, clips, keep=keep, again=options.force)
     print(f"unpacked {outcome.done:,} clips, {outcome.skipped:,} were there: {options.audio_dir}")
     if outcome.other:
         print(f"{len(outcome.other):,} clips have other sizes than in the archive, and were not "
@@ -121,11 +115,8 @@ def _main(arguments: list[str] | None = None) -> None:
     parser = published.parser("Prepare MagnaTagATune.", STEPS, _HOME)
     parser.add_argument("--download-dir", type=Path, default=_HOME / "download")
     parser.add_argument("--keep-archives", action="store_true", help="after they are unpacked")
-    parser.add_argument(
-        "--url",
-        default=os.environ.get(URL_VARIABLE) or URL,
-        help=f"of the folder with the files; {URL_VARIABLE} in the environment changes it too",
-    )
+    what = f"of the folder with the files; {URL_VARIABLE} in the environment changes it too"
+    parser.add_argument("--url", default=os.environ.get(URL_VARIABLE) or URL, help=what)
     options = parser.parse_intermixed_args(arguments)
     steps = published.chosen_steps(options, STEPS)
     # Every step needs the table.

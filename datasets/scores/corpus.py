@@ -34,12 +34,8 @@ def package_file(package: str, name: str) -> Path:
     folders = list(spec.submodule_search_locations or ()) if spec else []
     path = Path(folders[0]) / name if folders else Path(package) / name
     if not path.exists():
-        raise InputError(
-            "is not there",
-            kind="dependency",
-            hint=f"Type pip install {package}, which brings it.",
-            path=path,
-        )
+        hint = f"Type pip install {package}, which brings it."
+        raise InputError("is not there", kind="dependency", hint=hint, path=path)
     return path
 
 

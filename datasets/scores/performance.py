@@ -9,19 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maest.datasets.scores import tables
 from maest.datasets.scores.corpus import Work, package_file
 from maest.datasets.scores.labels import dance_of, kind_of
 from maest.datasets.scores.reading import TICKS_PER_QUARTER, Score
-from maest.datasets.scores.tables import (
-    DANCE_PACE,
-    ENSEMBLES,
-    INSTRUMENTS,
-    LONGEST_NOTES,
-    PACE,
-    Ensemble,
-    Instrument,
-    Layer,
-)
+from maest.datasets.scores.tables import Ensemble, Instrument, Layer
 from maest.helpers.mel_constants import SAMPLE_RATE
 
 # Interpolation quality of the synthesizer. Compared with its best (4) on single notes of 45
@@ -96,29 +88,24 @@ def arrange(work: Work, score: Score, rng: np.random.Generator) -> Arrangement:
         for name in dict.fromkeys(name for _, name in parts):
             played = np.isin(score.notes[:, 0], [part for part, other in parts if other == name])
             pitches = score.notes[played, 3] + transposition
-            octaves[name] = octave_shift(pitches, INSTRUMENTS[name], rng)
+            octaves[name] = octave_shift(pitches, tables.INSTRUMENTS[name], rng)
         balance = rng.uniform(-8, 8) if depth else 0.0
         for part, name in parts:
-            instrument = INSTRUMENTS[name]
+            instrument = tables.INSTRUMENTS[name]
             _, start, duration, pitch = score.notes[score.notes[:, 0] == part].T
-            velocity = loudness(start) + balance
+            velocity = np.clip(loudness(start) + balance, 20, 127)
             # Players of one part, and of one chord, are never quite together.
             late = rng.uniform(0, 0.02) + rng.normal(0, 0.006, len(start))
-            notes = np.column_stack(
-                [
-                    np.maximum(start * seconds_per_tick + late, 0),
-                    np.maximum(duration * seconds_per_tick * legato, 0.05),
-                    fold(pitch + transposition + octaves[name], instrument),
-                    np.clip(velocity, 20, 127),
-                ]
-            )
-            voices.append(Voice(instrument, notes))
+            onset = np.maximum(start * seconds_per_tick + late, 0)
+            held = np.maximum(duration * seconds_per_tick * legato, 0.05)
+            pitch = fold(pitch + transposition + octaves[name], instrument)
+            voices.append(Voice(instrument, np.column_stack([onset, held, pitch, velocity])))
     return Arrangement(voices, tempo, transposition)
 
 
 def choose_ensemble(kind: str, rng: np.random.Generator) -> Ensemble:
     """Draw an ensemble for a kind of music, by weight (`tables.ENSEMBLES`)."""
-    weights, ensembles = zip(*ENSEMBLES[kind], strict=True)
+    weights, ensembles = zip(*tables.ENSEMBLES[kind], strict=True)
     share = np.asarray(weights) / sum(weights)
     return ensembles[int(rng.choice(len(ensembles), p=share))]
 
@@ -158,7 +145,8 @@ def _tempo(work: Work, score: Score, rng: np.random.Generator) -> float:
     printed = score.metadata.quarter_bpm
     if printed and 30 <= printed <= 300:
         return printed * rng.uniform(0.88, 1.12)
-    slow, fast = DANCE_PACE.get(dance_of(work, score) or "", PACE[kind_of(work, score)])
+    usual = tables.PACE[kind_of(work, score)]
+    slow, fast = tables.DANCE_PACE.get(dance_of(work, score) or "", usual)
     rates = []  # for each part: onsets, and onsets per quarter note
     for i in range(score.n_parts):
         part = score.notes[score.notes[:, 0] == i]
@@ -242,7 +230,7 @@ def synthesize(voices: list[Voice]) -> np.ndarray:
     for voice in voices:
         track = Track("", program=voice.instrument.program, is_drum=False, ttype="Second")
         start, duration, pitch, velocity = voice.notes.T
-        pitches, longest = LONGEST_NOTES.get(voice.instrument.program, ((), np.inf))
+        pitches, longest = tables.LONGEST_NOTES.get(voice.instrument.program, ((), np.inf))
         duration = np.where(np.isin(pitch, list(pitches)), np.minimum(duration, longest), duration)
         track.notes = Note.from_numpy(
             time=start.astype(np.float32),

@@ -28,7 +28,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from maest.datasets import commands
 from maest.datasets.groundtruth import write_groundtruth, write_labels
-from maest.datasets.scores import DATA_DIR
+from maest.datasets.scores import DATA_DIR, stages
 from maest.datasets.scores.cache import READER_VERSION, Cache, open_cache
 from maest.datasets.scores.corpus import Work, corpus_folder, list_works
 from maest.datasets.scores.labels import (
@@ -42,14 +42,6 @@ from maest.datasets.scores.labels import (
 )
 from maest.datasets.scores.performance import soundfont
 from maest.datasets.scores.reading import Score
-from maest.datasets.scores.stages import (
-    PERFORMER_VERSION,
-    Row,
-    Settings,
-    clip_key,
-    perform,
-    read_works,
-)
 from maest.datasets.splitting import SPLITS
 from maest.helpers.errors import InputError
 from maest.helpers.files import write_json, write_rows
@@ -73,7 +65,7 @@ def build(
     progress: bool = True,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Build the data set with ``settings`` (see `Settings`); skip complete clips.
+    """Build the data set with ``settings`` (see `stages.Settings`); skip complete clips.
 
     Waits for another build of the same folder. Returns the content of ``report.json``, among others
     the numbers of clips ``done``, ``skipped`` and ``failed``.
@@ -81,7 +73,7 @@ def build(
     Raises InputError if a setting is out of range, works are too few for a split or a label set,
     other versions began the build, or the folder cannot be written to.
     """
-    chosen = Settings(**settings)
+    chosen = stages.Settings(**settings)
     out_dir = Path(out_dir).resolve()
     run = partial(run_parallel, num_workers=num_workers, progress=progress, unit="work")
     try:
@@ -90,13 +82,10 @@ def build(
             _check_versions(cache, out_dir)
             return _build(out_dir, chosen, cache, run)
     except (OSError, sqlite3.OperationalError) as error:
-        raise InputError(
-            f"cannot be written to ({error})",
-            kind="access",
-            hint="What is done is kept: make room, or give another --out-dir, and run the same "
-            "again.",
-            path=out_dir,
-        ) from error
+        what = f"cannot be written to ({error})"
+        hint = "What is done is kept: make room, or give another --out-dir, and run the same "
+        hint += "again."
+        raise InputError(what, kind="access", hint=hint, path=out_dir) from error
 
 
 def _alone(out_dir: Path) -> AcquireReturnProxy:
@@ -116,7 +105,7 @@ def versions() -> dict[str, str]:
         "symusic": version("symusic"),
         "SoundFont": hashlib.sha256(soundfont().read_bytes()).hexdigest()[:16],
         "reader": str(READER_VERSION),
-        "performer": str(PERFORMER_VERSION),
+        "performer": str(stages.PERFORMER_VERSION),
         "front end": str(FRONT_END_VERSION),
     }
 
@@ -135,35 +124,30 @@ def _check_versions(cache: Cache, out_dir: Path) -> None:
         before = {name: str(kept.get(name, "unknown")) for name in now if name in _IN_REPORT}
     differ = [name for name in before if before[name] != now.get(name)]
     if differ:
-        was, wanted = (
-            ", ".join(f"{name} {some.get(name)}" for name in differ) for some in (before, now)
-        )
-        raise InputError(
-            f"was built with {was}; this run is for {wanted}, and the two must not mix",
-            kind="mismatch",
-            hint="Give another --out-dir, or delete this folder, or install those versions.",
-            path=out_dir,
-        )
+        was, wanted = (", ".join(f"{n} {own.get(n)}" for n in differ) for own in (before, now))
+        what = f"was built with {was}; this run is for {wanted}, and the two must not mix"
+        hint = "Give another --out-dir, or delete this folder, or install those versions."
+        raise InputError(what, kind="mismatch", hint=hint, path=out_dir)
     if by_version_0_1:
         log.warning("%s: built by version 0.1 with the same libraries; it is kept", out_dir)
         cache.set_versions(present)
 
 
-def _build(out_dir: Path, settings: Settings, cache: Cache, run: partial) -> dict[str, Any]:
+def _build(out_dir: Path, settings: stages.Settings, cache: Cache, run: partial) -> dict[str, Any]:
     folder = corpus_folder()
     chosen = list_works(folder)[: settings.works]
-    results = read_works(chosen, folder, cache, run)
+    results = stages.read_works(chosen, folder, cache, run)
     unreadable = {w.id: results[w.id] for w in chosen if isinstance(results[w.id], str)}
     scores = {identity: r for identity, r in results.items() if isinstance(r, Score)}
     kept, duplicates = _drop_duplicates([w for w in chosen if w.id in scores], scores)
     leaders = group_works(kept, scores, settings.seed)
     tasks = {
-        clip_key(work, rendition): (work, scores[work.id], rendition)
+        stages.clip_key(work, rendition): (work, scores[work.id], rendition)
         for work in kept
         if work.id in leaders
         for rendition in range(settings.renditions)
     }
-    rows, performed = perform(tasks, out_dir, settings, cache, run)
+    rows, performed = stages.perform(tasks, out_dir, settings, cache, run)
 
     failed = {key: rows[key]["error"] for key in tasks if "error" in rows[key]}
     clips = []
@@ -232,10 +216,9 @@ def _too_few(what: str) -> InputError:
     return InputError(what, kind="empty", hint="Give more works.", setting="--works")
 
 
-def _write_label_set(out_dir: Path, name: str, clips: list[Row]) -> LabelSet:
-    labels = choose_labels(
-        ((clip["split"], clip[name]) for clip in clips), MAX_SHARE[name], MIN_POSITIVES[name]
-    )
+def _write_label_set(out_dir: Path, name: str, clips: list[stages.Row]) -> LabelSet:
+    pairs = ((clip["split"], clip[name]) for clip in clips)
+    labels = choose_labels(pairs, MAX_SHARE[name], MIN_POSITIVES[name])
     if not labels.names:
         raise _too_few(f"no {name} label has enough positives in each split")
     for split in (*SPLITS, "all"):
@@ -271,28 +254,22 @@ def _number_or_all(text: str) -> int | None:
     try:
         return None if text == "all" else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a number of works, such as 700, or all"
-        ) from None
+        what = f"{text!r}: expected a number of works, such as 700, or all"
+        raise argparse.ArgumentTypeError(what) from None
 
 
 def _main(arguments: list[str] | None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Build the embedded data set from the music21 corpus.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    default = Settings()
-    parser.add_argument(
-        "--works", type=_number_or_all, default=default.works, help="works to take, or all"
-    )
-    parser.add_argument(
-        "--renditions", type=int, default=default.renditions, help="performances of each work"
-    )
-    parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--clip-seconds", type=float, default=default.clip_seconds)
-    parser.add_argument("--keep-audio", action="store_true", help="keep the audio too, as FLAC")
-    parser.add_argument("--num-workers", type=int, help="processes; by default one a core")
-    parser.add_argument("--out-dir", type=Path, default=DATA_DIR)
+    what = "Build the embedded data set from the music21 corpus."
+    style = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=what, formatter_class=style)
+    add, default = parser.add_argument, stages.Settings()
+    add("--works", type=_number_or_all, default=default.works, help="works to take, or all")
+    add("--renditions", type=int, default=default.renditions, help="performances of each work")
+    add("--seed", type=int, default=default.seed)
+    add("--clip-seconds", type=float, default=default.clip_seconds)
+    add("--keep-audio", action="store_true", help="keep the audio too, as FLAC")
+    add("--num-workers", type=int, help="processes; by default one a core")
+    add("--out-dir", type=Path, default=DATA_DIR)
     options = parser.parse_args(arguments)
     print(_summary(build(**vars(options)), options.out_dir))
 

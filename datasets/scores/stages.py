@@ -42,23 +42,15 @@ class Settings:
         for name, least in {"works": 1, "renditions": 1, "clip_seconds": 1.0}.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
-                raise InputError(
-                    f"found {value}",
-                    hint=f"Give {least:g} or more{', or all' if name == 'works' else ''}.",
-                    setting=f"--{name.replace('_', '-')}",
-                )
+                hint = f"Give {least:g} or more{', or all' if name == 'works' else ''}."
+                setting = f"--{name.replace('_', '-')}"
+                raise InputError(f"found {value}", hint=hint, setting=setting)
 
     @property
     def recipe(self) -> str:
         """JSON of all that a clip depends on, besides its work and rendition."""
-        return json.dumps(
-            {
-                "seed": self.seed,
-                "clip_seconds": self.clip_seconds,
-                "performer": PERFORMER_VERSION,
-                "symusic": version("symusic"),
-            }
-        )
+        made_by = {"performer": PERFORMER_VERSION, "symusic": version("symusic")}
+        return json.dumps({"seed": self.seed, "clip_seconds": self.clip_seconds, **made_by})
 
 
 def read_works(
