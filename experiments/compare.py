@@ -90,22 +90,17 @@ def _page(folder: Path, results: dict[str, Any]) -> Page:
         + [_in_words(row.get(f"{m}_difference"), difference=True) for m in shown]
         for row in rows
     ]
+    less = " Of the MSE, less is better." * ("mse" in shown)
     page.add(
         table(["run", *names, *(f"{name}, difference" for name in names)], cells),
         f"{percent} intervals of a bootstrap over the {tracks} test tracks "
         f"({results['resamples']} resamples, the same for all runs); metrics are means over each "
         f"run's seeds. Differences are to {rows[0]['name']}; one whose interval leaves out 0 is "
-        "marked *: with other test tracks of this kind it would hardly change its sign."
-        + " Of the MSE, less is better."
-        * ("mse" in shown),
+        f"marked *: with other test tracks of this kind it would hardly change its sign.{less}",
     )
-    picture = plots.intervals(
-        folder / "comparison.png",
-        [row["name"] for row in rows],
-        {name: [row[m] for row in rows] for m, name in zip(shown, names, strict=True)},
-        f"{percent} intervals over the test tracks",
-    )
-    page.picture(picture)
+    runs, title = [row["name"] for row in rows], f"{percent} intervals over the test tracks"
+    values = {name: [row[m] for row in rows] for m, name in zip(shown, names, strict=True)}
+    page.picture(plots.intervals(folder / "comparison.png", runs, values, title))
     return page
 
 
@@ -198,14 +193,12 @@ def _probes(sources: list[str], settings: ProbeSettings) -> list[ProbeSettings]:
     """Return the settings of each extraction's probe; refuse bad ones before any training."""
     if not sources:
         return []
-    for name, given in (
-        ("data.features", settings.data.features != "embeddings"),
-        ("name", settings.name is not None),
-    ):
-        if given:
-            message = "has no effect on compare.embeddings_dirs"
-            hint = "Leave it out: embeddings are probed, and named as their folders."
-            raise InputError(message, kind="conflict", setting=name, hint=hint)
+    other_features = settings.data.features != "embeddings"
+    if other_features or settings.name is not None:
+        message = "has no effect on compare.embeddings_dirs"
+        hint = "Leave it out: embeddings are probed, and named as their folders."
+        setting = "data.features" if other_features else "name"
+        raise InputError(message, kind="conflict", setting=setting, hint=hint)
     keys, first = read_task(settings.data).splits["test"].keys, None
     alone, probes = replace(settings.compare, embeddings_dirs=None), []
     for source in sources:
@@ -219,12 +212,9 @@ def _probes(sources: list[str], settings: ProbeSettings) -> list[ProbeSettings]:
         present = [key for key in keys if all(own.path(key).is_file() for own in folders)]
         first = present if first is None else first
         if present != first:
-            raise InputError(
-                f"{source} and {sources[0]} have embeddings of different tracks of the test split "
-                f"({len(present)} and {len(first)} of {len(keys)})",
-                kind="mismatch",
-                setting="compare.embeddings_dirs",
-                hint="Extract those that are missing.",
-            )
+            message = f"{source} and {sources[0]} have embeddings of different tracks of the test "
+            message += f"split ({len(present)} and {len(first)} of {len(keys)})"
+            setting, hint = "compare.embeddings_dirs", "Extract those that are missing."
+            raise InputError(message, kind="mismatch", setting=setting, hint=hint)
         probes.append(replace(settings, data=data, name=source, runs=None, compare=alone))
     return probes

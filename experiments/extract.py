@@ -80,10 +80,9 @@ def _state() -> str:
 
 
 def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
-    progress, net, top = Progress(job, len(todo)), job.net, job.settings.inference.top
-    writer = ResultWriter(
-        job.outputs, net.labels, net.task, top, job.spec.pictures, job.named(WARNINGS)
-    )
+    progress, net, warnings = Progress(job, len(todo)), job.net, job.named(WARNINGS)
+    top, pictures = job.settings.inference.top, job.spec.pictures
+    writer = ResultWriter(job.outputs, net.labels, net.task, top, pictures, warnings)
     failed: dict[str, str] = {}
     try:
         with writer, closing(progress):
@@ -108,8 +107,7 @@ def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
                 job.write_failures(job.failed | failed | writer.failed)
         raise
     failed |= writer.failed
-    lost = len(todo) - writer.written - len(failed)
-    if lost:
+    if lost := len(todo) - writer.written - len(failed):
         raise RuntimeError(f"internal error: {lost} of {len(todo)} tracks unaccounted for")
     return {
         "written": writer.written,
@@ -130,18 +128,10 @@ def _extraction(job: ExtractionJob, total: int) -> Extraction:
     compiled = job.settings.trainer.compile
     if compiled is None:
         compiled = device.type == "cuda" and total >= _TRACKS_TO_COMPILE
+    engine: dict[str, Any] = {"device": device, "precision": job.devices.precision}
+    engine |= {"engine": inference.engine, "quantize": inference.quantize, "compile": compiled}
     with in_section("inference"):
-        extraction = Extraction(
-            job.net,
-            job.plan,
-            job.spec,
-            inference.patches_per_pass,
-            device=device,
-            precision=job.devices.precision,
-            engine=inference.engine,
-            quantize=inference.quantize,
-            compile=compiled,
-        )
+        extraction = Extraction(job.net, job.plan, job.spec, inference.patches_per_pass, **engine)
     log.info(
         "%d of %d tracks to do, %d blocks of %d channels by %s on %s, patches of %g s every %g s",
         *(total, len(job.own), job.net.depth, job.net.embed_dim, extraction.engine.name, device),
@@ -228,9 +218,8 @@ def _report(job: ExtractionJob, parts: list[dict[str, Any]]) -> dict[str, Any]:
         line += f" ({hours:.2f} h of audio, {speed:.0f} x real time)"
     if done["warned"]:
         listed = any(output.kind != "predictions" for output in job.outputs)
-        where = job.named(WARNINGS) if listed else job.named("tracks.csv")
-        line += f"; {done['warned']} with warnings"
-        line += f" ({where})" * (listed or len(job.tracks.keys) > 1)
+        where = f" ({job.named(WARNINGS if listed else 'tracks.csv')})"
+        line += f"; {done['warned']} with warnings" + where * (listed or len(job.tracks.keys) > 1)
     shown = f"{{{','.join(folder.name for folder in folders)}}}"
     line += f": {folders[0] if len(folders) == 1 else folders[0].parent / shown}"
     print(line + _contents(job) + (f" (reasons: {reasons})" if failed else ""))

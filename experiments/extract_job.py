@@ -69,16 +69,13 @@ class ExtractionJob:
         if "embeddings" in kinds:
             name = "inference.transformer_block"
             blocks = chosen_blocks(inference.transformer_block, self.net.depth, name)
-        predictions = "predictions" in kinds
-        self.spec = OutputSpec(
-            blocks, "logits" in kinds, predictions, inference.pool, inference.plot
-        )
+        logits, predictions = "logits" in kinds, "predictions" in kinds
+        self.spec = OutputSpec(blocks, logits, predictions, inference.pool, inference.plot)
         level = out_dir_of(settings) / f"{clip_seconds(patch_frames):g}sec"
         self.outputs = [Output("embeddings", b, level / block_name(b)) for b in blocks]
         self.outputs += [Output(k, None, level / k) for k in kinds if k != "embeddings"]
         self._find_tracks(groundtruth)
-        ranks = self.ranks
-        self.own = own_share(len(self.tracks.keys), self.shard, ranks.rank, ranks.world)
+        self.own = own_share(len(self.tracks.keys), self.shard, self.ranks.rank, self.ranks.world)
 
     def _find_model(self, kinds: tuple[str, ...], groundtruth: GroundTruth | None) -> None:
         settings, other = self.settings, kinds != ("embeddings",)
@@ -143,8 +140,7 @@ class ExtractionJob:
             def present(output: Output = output) -> str | None:
                 return next((key for key in self.tracks.keys if is_done(key, [output])), None)
 
-            source = str(self.tracks.folder)
-            open_folder(output.folder, about, source, overwrite, present, origin)
+            open_folder(output.folder, about, str(self.tracks.folder), overwrite, present, origin)
             remove_leftovers(output.folder, SUFFIXES)
         files = ((i, self.tracks.keys[i], self.tracks.path(i)) for i in self.own)
         if not overwrite:
@@ -186,8 +182,7 @@ class ExtractionJob:
             "input": "audio",
         }
         if isinstance(self.tracks, MelTracks):
-            kept = kept_seconds(self.tracks.folder)
-            origin |= {"input": "log-mel files", "max_seconds": kept}
+            origin |= {"input": "log-mel files", "max_seconds": kept_seconds(self.tracks.folder)}
         return origin
 
 
@@ -233,11 +228,8 @@ def _check_expected(results: dict[str, Any], expected: Mapping[str, Any], model:
     names = results.keys() & expected.keys() - {"max_seconds", "precision"}
     old, new = ({name: one[name] for name in sorted(names)} for one in (expected, results))
     if old != new:
-        raise InputError(
-            f"the probe was trained on other embeddings: {'; '.join(differences(old, new))}",
-            kind="mismatch",
-            path=model,
-            setting="predict.checkpoint",
-            hint="Give the model that the probe's embeddings were made by; or extract the training "
-            "tracks again, and train the probe on them.",
-        )
+        message = f"the probe was trained on other embeddings: {'; '.join(differences(old, new))}"
+        hint = "Give the model that the probe's embeddings were made by; or extract the training "
+        hint += "tracks again, and train the probe on them."
+        setting = "predict.checkpoint"
+        raise InputError(message, kind="mismatch", path=model, setting=setting, hint=hint)

@@ -70,11 +70,9 @@ def require_checkpoint(settings: Settings) -> Checkpoint:
 
 
 def _no_weights(message: str) -> InputError:
-    hint = (
-        "Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or maest.arch=<a "
-        "released model>. (For embeddings of random weights, name an arch without published "
-        "weights, such as maest_tiny.)"
-    )
+    hint = "Give maest.checkpoint=<model folder>, such as exp_logs/latest/model, or maest.arch=<a "
+    hint += "released model>. (For embeddings of random weights, name an arch without published "
+    hint += "weights, such as maest_tiny.)"
     return InputError(message, kind="missing", hint=hint, setting="maest.checkpoint")
 
 
@@ -188,10 +186,8 @@ def _match_head(
             log.warning("the weights were trained on other labels: a newly initialized head")
         return checkpoint.labels != labels
     if checkpoint.sizes.get("n_classes") == groundtruth.n_classes:
-        log.warning(
-            "keeping the checkpoint's head: same number of labels, names unknown "
-            "(maest.checkpoint_discard_head=True initializes another)"
-        )
+        message = "keeping the checkpoint's head: same number of labels, names unknown (%s)"
+        log.warning(message, "maest.checkpoint_discard_head=True initializes another")
     return False
 
 
@@ -200,11 +196,8 @@ def check_head(checkpoint: Checkpoint, net: Maest) -> None:
     read = ("head.", "head_dist.") if net.distilled_type == "separated" else ("head.",)
     trained_as = checkpoint.sizes.get("distilled_type", net.distilled_type)
     if trained_as != net.distilled_type or any(name.startswith(read) for name in net.uninitialized):
-        raise InputError(
-            f"a head for {net.n_classes} classes would be newly initialized, and its logits noise",
-            kind="mismatch",
-            setting="maest.checkpoint",
-            path=checkpoint.path,
-            hint="Leave out maest.n_classes, maest.task, maest.distilled_type and "
-            "maest.checkpoint_discard_head, or use a model that was trained on these labels.",
-        )
+        classes, setting = f"{net.n_classes} classes", "maest.checkpoint"
+        message = f"a head for {classes} would be newly initialized, and its logits noise"
+        hint = "Leave out maest.n_classes, maest.task, maest.distilled_type and "
+        hint += "maest.checkpoint_discard_head, or use a model that was trained on these labels."
+        raise InputError(message, kind="mismatch", setting=setting, path=checkpoint.path, hint=hint)

@@ -132,12 +132,8 @@ def _origin(
         path = settings.maest.checkpoint
         name = checkpoint.arch if path is None else "/".join(Path(path).parts[-3:])
         started = descent(name, checkpoint.trained_on)
-    return {
-        "groundtruth": "/".join(groundtruth.path.parts[-2:]),
-        "tracks": len(groundtruth),
-        **started,
-        "seed": settings.seed,
-    }
+    about = {"groundtruth": "/".join(groundtruth.path.parts[-2:]), "tracks": len(groundtruth)}
+    return about | started | {"seed": settings.seed}
 
 
 def build_data(settings: Settings, splits: dict[str, GroundTruth], frames: int) -> MaestDataModule:
@@ -216,11 +212,8 @@ def find_run(settings: Settings, log_dir: Path) -> Path | None:
         if not differing:
             log.info("continuing %s", path)
             return path
-        more = "; …" * (len(differing) > 5)
-        newest = newest or (
-            f" The newest, {run}, has {'; '.join(differing[:5])}{more}. (ckpt_path="
-            f"{path} would go on from it)"
-        )
+        has = "; ".join(differing[:5]) + "; …" * (len(differing) > 5)
+        newest = newest or f" The newest, {run}, has {has}. (ckpt_path={path} would go on from it)"
     which = "has these settings" if newest else "can be continued"
     log.warning("ckpt_path=last: no run in %s %s: a new one begins.%s", log_dir, which, newest)
     return None

@@ -163,10 +163,8 @@ def _results(
     results = over_seeds(runs, bank)
     warnings, warmup = few_tracks(task.tracks()), settings.probe.warmup_epochs
     if early := [str(epoch) for epoch in results["best_epochs"] if epoch <= warmup]:
-        warnings.append(
-            f"Best epoch {', '.join(early)} is within the warm-up of {warmup:g} epochs: the probe "
-            "has learned next to nothing."
-        )
+        when = f"Best epoch {', '.join(early)} is within the warm-up of {warmup:g} epochs"
+        warnings.append(f"{when}: the probe has learned next to nothing.")
     labels = [valid_utf8(label) for label in task.labels]
     results |= {
         "name": valid_utf8(settings.name or features.name),

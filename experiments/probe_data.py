@@ -123,9 +123,8 @@ def choose_folders(
     ``blocks`` is one to probe (None: block 7, or the only one), several to mix or sweep over, or a
     word for all blocks with tokens (not the final norm). ``setting`` is the source of ``blocks``.
     """
-    folder = _given(
-        data.embeddings_dir, EMBEDDINGS_DIR, "what extraction wrote (inference.out_dir)"
-    )
+    what = "what extraction wrote (inference.out_dir)"
+    folder = _given(data.embeddings_dir, EMBEDDINGS_DIR, what)
     found = find_folders(folder, data.clip_length)
     one = blocks is None or (setting == "data.block" and len(blocks) == 1)
     if one and len(found) == 1 and (blocks is None or found[0].block is None):
@@ -143,14 +142,10 @@ def choose_folders(
     elif len(wanted) == 1 and not one and setting == "data.block":
         message = f"there is block {wanted[0]} alone: nothing to mix"
     if message:
-        raise InputError(
-            message,
-            kind="missing",
-            path=found[0].folder.parent,
-            setting=setting if by_block else EMBEDDINGS_DIR,
-            hint=(f"Choose of these, such as {setting}={there[-1].block}. " if by_block else "")
-            + "All blocks are extracted with inference.transformer_block=all.",
-        )
+        hint = f"Choose of these, such as {setting}={there[-1].block}. " if by_block else ""
+        hint += "All blocks are extracted with inference.transformer_block=all."
+        path, setting = found[0].folder.parent, setting if by_block else EMBEDDINGS_DIR
+        raise InputError(message, kind="missing", path=path, setting=setting, hint=hint)
     chosen = [by_block[block] for block in wanted]
     check_same_extraction(chosen)
     return chosen
@@ -196,13 +191,10 @@ def _read(
                 continue
             other, place = owners.setdefault(own[0], (key, groundtruth.path))
             if (other, place) != (key, groundtruth.path):
-                raise InputError(
-                    f"{key!r} has the {what} {own[0]}, which is that of {other!r} in {place} too: "
-                    "one track under two names",
-                    kind="conflict",
-                    path=groundtruth.path,
-                    hint="Keep each track once, and in one split, or the scores mean nothing.",
-                )
+                message = f"{key!r} has the {what} {own[0]}, which is that of {other!r} in {place} "
+                message += "too: one track under two names"
+                hint = "Keep each track once, and in one split, or the scores mean nothing."
+                raise InputError(message, kind="conflict", path=groundtruth.path, hint=hint)
             paths.append(own)
             rows.append(row)
         if lacking:

@@ -92,13 +92,9 @@ def _write(
     for key, own, warned in zip(keys, values, warnings, strict=True):
         rows.append((encodable(key), *(f"{value:.{_DIGITS}f}" for value in own), warned))
         rounded = [round(float(value), _DIGITS) for value in own]
-        tracks.append(
-            {
-                "track": valid_utf8(key),
-                figure: dict(zip(labels, rounded, strict=True)),
-                "warnings": warned.split(SEPARATOR) if warned else [],
-            }
-        )
+        named = dict(zip(labels, rounded, strict=True))
+        listed = warned.split(SEPARATOR) if warned else []
+        tracks.append({"track": valid_utf8(key), figure: named, "warnings": listed})
     write_rows(folder / "predictions.csv", ("track", *labels, "warnings"), rows)
     content = {"probe": about["probe"], "task": about["task"], "tracks": tracks}
     write_json(folder / "predictions.json", content)
@@ -114,14 +110,9 @@ def read_probe(folder: Path) -> tuple[dict[str, Any], ProbeBank]:
         about = json.loads(path.read_text("utf-8"))
         features, extraction, seeds = about["features"], about["extraction"], about["seeds"]
         block = (extraction or {}).get("block")
-        bank = ProbeBank(
-            about["n_features"],
-            len(about["labels"]),
-            seeds,
-            hidden=about["hidden"],
-            task=about["task"],
-            n_blocks=len(block) if isinstance(block, list) else None,
-        )
+        n_blocks = len(block) if isinstance(block, list) else None
+        sizes = about["n_features"], len(about["labels"]), seeds
+        bank = ProbeBank(*sizes, hidden=about["hidden"], task=about["task"], n_blocks=n_blocks)
         states = []
         for seed in seeds:
             path = inside / f"seed-{seed}.safetensors"
@@ -148,14 +139,11 @@ def extraction_settings(about: dict[str, Any], settings: ProbeSettings, out_dir:
     if arch is None and checkpoint is None:
         arch, checkpoint = model.get("arch"), model.get("checkpoint")
         if not (arch if checkpoint is None else Path(checkpoint).exists()):
-            raise InputError(
-                "the model of the probe's embeddings is not there, or unknown",
-                kind="missing",
-                path=checkpoint or settings.probe_dir,
-                setting="predict.checkpoint",
-                hint="Give its place now, as predict.checkpoint=<model>, or predict.arch=<a "
-                "released model>.",
-            )
+            message = "the model of the probe's embeddings is not there, or unknown"
+            hint = "Give its place now, as predict.checkpoint=<model>, or predict.arch=<a "
+            hint += "released model>."
+            path, setting = checkpoint or settings.probe_dir, "predict.checkpoint"
+            raise InputError(message, kind="missing", path=path, setting=setting, hint=hint)
     # Most seconds of each track in the embeddings; version 0.1 did not record how much its
     # log-mel files held.
     source = model if "log-mel files" in (model.get("input"), made.get("input")) else made

@@ -144,12 +144,9 @@ def _add_labels(page: Page, folder: Path, results: dict[str, Any]) -> None:
     means, deviations = ([(row[shown] or {}).get(part, np.nan) for row in rows]
                          for part in ("mean", "std"))  # fmt: skip
     positives = [row.get("positives") for row in rows]
-    path = folder / "labels.png"
     bars = {name: means}, title, {name: deviations}, positives
-    page.picture(
-        plots.label_bars(path, results["labels"], *bars),
-        "The lines are ± one standard deviation over the seeds.",
-    )
+    path = plots.label_bars(folder / "labels.png", results["labels"], *bars)
+    page.picture(path, "The lines are ± one standard deviation over the seeds.")
     counted = ["test positives"] if "positives" in rows[0] else []
     cells = []
     for i in np.argsort(-np.array(means), kind="stable")[:_LABELS_SHOWN]:

@@ -104,12 +104,9 @@ class Ranks:
             temporary.write_text(json.dumps(part), "utf-8")  # escapes names that are not text
 
     def _lost(self, rank: int, why: str) -> InputError:
-        return InputError(
-            f"process {rank} of {self.world} (counted from 0) has failed: {why}",
-            kind="worker",
-            hint="Run the same again: what is done is kept.",
-            setting="trainer.devices",
-        )
+        message = f"process {rank} of {self.world} (counted from 0) has failed: {why}"
+        hint, setting = "Run the same again: what is done is kept.", "trainer.devices"
+        return InputError(message, kind="worker", hint=hint, setting=setting)
 
 
 def end_processes(processes: Sequence[subprocess.Popen[Any]], patience: float = 10.0) -> None:
@@ -127,13 +124,10 @@ def check_processes(devices: int, num_nodes: int) -> None:
     _, size, _, who, options = _launcher() or ("",) * 5
     started = int(os.environ.get(size, devices * num_nodes))
     if started != devices * num_nodes:
-        raise InputError(
-            f"{who} has started {started} processes, and {devices} times trainer.num_nodes="
-            f"{num_nodes} is {devices * num_nodes}",
-            kind="conflict",
-            setting="trainer.devices",
-            hint=f"Set both to what {options} say.",
-        )
+        message = f"{who} has started {started} processes, and {devices} times trainer.num_nodes="
+        message += f"{num_nodes} is {devices * num_nodes}"
+        hint = f"Set both to what {options} say."
+        raise InputError(message, kind="conflict", setting="trainer.devices", hint=hint)
 
 
 def _launcher() -> tuple[str, str, str, str, str] | None:

@@ -186,12 +186,9 @@ def _record(ex: Experiment) -> None:
         with tempfile.TemporaryFile(dir=LOG_DIR, buffering=0) as file:
             file.write(b"-" * 2**16)
     except OSError as error:
-        raise InputError(
-            f"the record of the run cannot be written here ({error.strerror})",
-            kind="access",
-            hint="Make room, or work in a folder that can be written to.",
-            path=LOG_DIR.absolute(),
-        ) from None
+        message = f"the record of the run cannot be written here ({error.strerror})"
+        hint, path = "Make room, or work in a folder that can be written to.", LOG_DIR.absolute()
+        raise InputError(message, kind="access", hint=hint, path=path) from None
     ex.observers.append(RunFolder(LOG_DIR, copy_sources=False))
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
@@ -281,8 +278,7 @@ def _check_settings_file(path: str) -> None:
     except (OSError, ValueError, YAMLError) as error:
         kind: Kind = "missing" if isinstance(error, OSError) else "corrupt"
         why = " ".join(str(getattr(error, "strerror", error)).split())
-        what = f"cannot be read ({why})"
-        raise InputError(what, kind=kind, path=path, hint=hint) from None
+        raise InputError(f"cannot be read ({why})", kind=kind, path=path, hint=hint) from None
     if not isinstance(content, Mapping) or any("." in str(name) for name in content):
         raise InputError("no sections of settings", path=path, hint=hint)
 
@@ -291,12 +287,9 @@ def _help(ex: Experiment, name: str) -> int:
     name = name.partition(".")[0]
     known = {**ex.commands, **dict(sections(ex.section))}
     if name not in known:
-        raise InputError(
-            "there is no such command or section of settings",
-            kind="unknown",
-            setting=name,
-            hint=f"They are: {', '.join(known)}.",
-        )
+        message = "there is no such command or section of settings"
+        hint = f"They are: {', '.join(known)}."
+        raise InputError(message, kind="unknown", setting=name, hint=hint)
     if name in ex.commands:
         print(commands.help_for_command(ex.commands[name]))
     if isinstance(known[name], type):

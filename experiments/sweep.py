@@ -30,7 +30,7 @@ from maest.experiments.probe_report import SWEEP, few_tracks, splits_line
 from maest.experiments.runs import interruptible, run_dir, same_command
 from maest.helpers import metrics, plots
 from maest.helpers.differences import differences
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.files import to_json, valid_utf8, write_json, write_rows
 from maest.helpers.parallel import cores, one_torch_thread
 from maest.helpers.report import Page, machine, metrics_line, metrics_table, versions
@@ -151,12 +151,9 @@ def _sweep(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
 def _token_choices(settings: ProbeSettings) -> list[tuple[str, str]]:
     """Return (types, reduce) of each choice; a single token needs only one reduction."""
     options, data = settings.sweep, settings.data
-    several = data.block == MIX or len(data.block or ()) > 1
-    for name, given in (
-        ("features", data.features != "embeddings"),
-        ("types", data.types != ProbeData().types),
-        ("block", several),
-    ):
+    chosen = {"features": data.features != "embeddings", "types": data.types != ProbeData().types}
+    chosen["block"] = data.block == MIX or len(data.block or ()) > 1
+    for name, given in chosen.items():
         if given:
             hint = "Leave it out, and choose embeddings by sweep.blocks=[6,7] and "
             hint += f"sweep.tokens=[{data.types}]."
@@ -240,14 +237,10 @@ def _earlier(
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         message = "holds no results of a sweep" if path.is_file() else "no such file"
     if message:
-        raise InputError(
-            message,
-            kind="mismatch" if path.is_file() else "missing",
-            path=path,
-            setting="sweep.resume",
-            hint="Give the folder of a sweep of the same settings, such as "
-            "sweep.resume=exp_logs/4, or leave it out.",
-        )
+        kind: Kind = "mismatch" if path.is_file() else "missing"
+        hint = "Give the folder of a sweep of the same settings, such as sweep.resume=exp_logs/4, "
+        hint += "or leave it out."
+        raise InputError(message, kind=kind, path=path, setting="sweep.resume", hint=hint)
     kept = [c for c in wanted if c in cells and (c.block != MIX or same_blocks)]
     return {choice: cells[choice] for choice in kept}, seconds
 
@@ -316,9 +309,8 @@ def summary(folder: Path, results: dict[str, Any], pictures: dict[Path, str]) ->
             "(It uses tracks that lack an embedding of another block, too: metrics may differ a "
             "little.)"
         )
-    page.add(
-        f"All choices: sweep.csv. {len(choices) * seeds} probes in {results['seconds']:.0f} s."
-    )
+    probes = len(choices) * seeds
+    page.add(f"All choices: sweep.csv. {probes} probes in {results['seconds']:.0f} s.")
     return page
 
 
@@ -350,15 +342,12 @@ def _draw(folder: Path, results: dict[str, Any]) -> dict[Path, str]:
     levels = {f"learned mix, {cell['tokens']}": cell[main]["mean"] for cell in mixes[:1]}
     title = f"{name} over the blocks ({seeds} seeds)"
     path = plots.block_curves(folder / "blocks.png", blocks, series, title, levels)
-    pictures[path] = (
-        "The same over the blocks, from the input up; the bands are ± one standard deviation over "
-        "the seeds."
-    )
+    bands = "the bands are ± one standard deviation over the seeds"
+    pictures[path] = f"The same over the blocks, from the input up; {bands}."
     if mixes:
-        of_mixes = [at[MIX, t] for t in tokens]
         path = plots.heat_map(
             folder / "mix.png",
-            np.array([cell["weights"]["mean"] for cell in of_mixes]),
+            np.array([at[MIX, t]["weights"]["mean"] for t in tokens]),
             tokens,
             [str(block) for block in blocks],
             "weights of the learned mix",
@@ -366,8 +355,7 @@ def _draw(folder: Path, results: dict[str, Any]) -> dict[Path, str]:
             row_name="tokens",
             column_name="block",
         )
-        pictures[path] = (
-            "The weights of the blocks in the learned mixes, a row for each choice of tokens: 1 in "
-            "all; an even mix would have the same number everywhere."
-        )
+        which = "of the blocks in the learned mixes, a row for each choice of tokens"
+        even = "an even mix would have the same number everywhere"
+        pictures[path] = f"The weights {which}: 1 in all; {even}."
     return pictures

@@ -86,13 +86,10 @@ def get_maest(
         # The checkpoint's target scale belongs to another head.
         sizes |= {name: options.get(name) for name in ("target_mean", "target_std")}
     if "n_classes" not in sizes:
-        raise (CheckpointError if weights else InputError)(
-            f"the number of labels is not known{': no head.1.weight' if weights else ''}",
-            kind="missing",
-            hint="Give n_classes or labels.",
-            path=weights.path if weights else None,
-            setting="n_classes",
-        )
+        message = f"the number of labels is not known{': no head.1.weight' if weights else ''}"
+        hint, path = "Give n_classes or labels.", weights.path if weights else None
+        error = CheckpointError if weights else InputError
+        raise error(message, kind="missing", hint=hint, path=path, setting="n_classes")
     if weights is None:
         return Maest(labels=labels, **sizes).eval()
     return load_into(Maest.without_weights(labels=labels, **sizes), weights, discard_head).eval()

@@ -156,11 +156,8 @@ def export_licence(wanted: str | None, licence: str | None) -> str | None:
         return licence
     wanted, own = canonical_licence(wanted), canonical_licence(licence or _PERMISSIVE[0])
     if own not in (wanted, *_PERMISSIVE):
-        message, hint = (
-            f"the weights are {own}: they cannot be relicensed as {wanted}",
-            "Leave it out.",
-        )
-        raise InputError(message, kind="conflict", hint=hint, setting="licence")
+        message = f"the weights are {own}: they cannot be relicensed as {wanted}"
+        raise InputError(message, kind="conflict", hint="Leave it out.", setting="licence")
     return wanted
 
 

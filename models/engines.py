@@ -78,12 +78,10 @@ def create(
     plain = device.type == "cpu" and precision == "32-true"
     half = device.type == "cpu" and precision == "16-mixed"  # slower and less exact than float32
     if half or (by_onnx and (not plain or engine == "pytorch")):
-        raise InputError(
-            f"{quantize or engine}, {device.type} and {precision} do not go together",
-            kind="unsupported",
-            hint="onnxruntime and int8 are for a CPU in 32-true; PyTorch has bf16-mixed there.",
-            setting="quantize" if quantize else "engine" if by_onnx else "precision",
-        )
+        message = f"{quantize or engine}, {device.type} and {precision} do not go together"
+        hint = "onnxruntime and int8 are for a CPU in 32-true; PyTorch has bf16-mixed there."
+        setting = "quantize" if quantize else "engine" if by_onnx else "precision"
+        raise InputError(message, kind="unsupported", hint=hint, setting=setting)
     x86 = platform.machine() in _X86 and sys.platform != "darwin"
     if by_onnx or (engine == "auto" and x86 and plain and not compile):
         try:

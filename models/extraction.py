@@ -98,8 +98,7 @@ class Extractor:
             device = net.cls_token.device if net is model else best_device()
         engine = {"device": device, "precision": precision, "quantize": quantize}
         spec = OutputSpec(chosen_blocks(blocks, net.depth), logits, activations, pool)
-        plan = patch_plan(net, patch_seconds, hop_seconds, tail)
-        self.labels = net.labels
+        self.labels, plan = net.labels, patch_plan(net, patch_seconds, hop_seconds, tail)
         self.extraction = Extraction(net, plan, spec, patches_per_pass, **engine)
 
     def __call__(self, track: str | Path | np.ndarray | Tensor) -> TrackResult:
@@ -229,8 +228,7 @@ class Extraction:
             length = f"{seconds(self.plan.length):g} s"
             error = f"shorter than a patch ({length}), and tail=drop leaves such out"
         elif error is None and self.net.n_tokens(_frames(columns), training=False) <= 2:
-            length = f"{seconds(_frames(columns)):.2f} s"
-            error = f"patchout leaves nothing of a patch of {length}"
+            error = f"patchout leaves nothing of a patch of {seconds(_frames(columns)):.2f} s"
         return _Patches(track, spans) if error is None else _Patches(replace(track, error=error))
 
     def _columns(self, span: tuple[int, int]) -> int:

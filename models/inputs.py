@@ -72,25 +72,19 @@ def check_shape(shape: Sequence[int], is_mel: bool, sizes: Sizes) -> None:
             kind, hint = "mismatch", f"The model takes {sizes.input_f} bands, [..., F, T]."
             hint += " Is it transposed?" if last == sizes.input_f else ""
         elif dims > 2 and grid_size(last) > sizes.positions:
-            hint = (
-                f"The model has positions for {sizes.positions} patch columns ({sizes.input_t} "
-                "frames): cut it, or give one track as [samples] or [F, T], which is cut."
-            )
+            hint = f"The model has positions for {sizes.positions} patch columns ({sizes.input_t} "
+            hint += "frames): cut it, or give one track as [samples] or [F, T], which is cut."
     # [B, samples] that can only be meant as something else
     elif last <= 8 < rows:
         hint = "Audio of several channels, [samples, channels]? Mix it down to one: x.mean(1)."
     elif rows == sizes.input_f and last < SAMPLE_RATE:
-        hint = (
-            "A log-mel spectrogram [F, T]? Give melspectrogram_input=True. (For so many short "
-            "waveforms: model(model.melspectrogram(x)).)"
-        )
+        hint = "A log-mel spectrogram [F, T]? Give melspectrogram_input=True. (For so many short "
+        hint += "waveforms: model(model.melspectrogram(x)).)"
     elif last == sizes.input_f < rows:
         hint = "A log-mel spectrogram [T, F]? Give x.T and melspectrogram_input=True."
     elif grid_size(n_frames(last)) > sizes.positions:
         hint = "Audio of several channels? Mix it down to one: x.mean(0). " * (1 < rows <= 8)
-        hint += (
-            f"Of a batch of waveforms, each has at most {seconds(sizes.input_t):.3g} s: cut them, "
-            "or give one track as [samples], which is cut into patches."
-        )
+        hint += f"Of a batch of waveforms, each has at most {seconds(sizes.input_t):.3g} s: cut "
+        hint += "them, or give one track as [samples], which is cut into patches."
     if hint:
         raise InputError(f"its shape is {list(shape)}", kind=kind, hint=hint, setting="x")

@@ -194,9 +194,7 @@ _HUB_NAMES = (
 _OURS = {theirs: ours for ours, *both in _HUB_NAMES for theirs in both}
 _PUBLISHED = {ours: theirs for ours, theirs, *_ in _HUB_NAMES}
 # Block number, name in the block, weight or bias
-_KEY = re.compile(
-    r"\A(?:(?:blocks|encoder\.layer|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?\Z", re.DOTALL
-)
+_KEY = re.compile(r"(?s)\A(?:(?:blocks|encoder\.layer|layers)\.(\d+)\.)?(.*?)(\.weight|\.bias)?\Z")
 
 
 def _read_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -221,20 +219,16 @@ def _split_positions(positions: Tensor) -> dict[str, Tensor]:
     """Split [1, 2 + F·T, D], frequency-major, into tokens', frequency and time positions."""
     rows = grid_size(N_MELS)
     if positions.ndim != 3 or positions.shape[1] < 2 + rows or (positions.shape[1] - 2) % rows:
-        raise ValueError(
-            f"position_embeddings are {tuple(positions.shape)}: expected [1, 2 + {rows}·T, D], "
-            "the grid of a spectrogram with 96 bands"
-        )
+        expected = f"[1, 2 + {rows}·T, D], the grid of a spectrogram with 96 bands"
+        raise ValueError(f"position_embeddings are {tuple(positions.shape)}: expected {expected}")
     rounding = torch.finfo(positions.dtype).eps * 8 * float(positions.float().abs().max())
     two, grid = positions.float().transpose(1, 2).tensor_split([2], dim=2)
     grid = grid.unflatten(2, (rows, -1))  # [1, D, F, T]
-    time = grid[:, :, :1]
-    freq = grid[..., :1] - time[..., :1]
+    time, freq = grid[:, :, :1], grid[..., :1] - grid[:, :, :1, :1]
     if not (error := float((freq + time - grid).abs().max())) <= rounding:
-        raise ValueError(
-            f"position_embeddings are no sum of frequency and time (off by {error:.2g}), which is "
-            "all that this network has: trained further without that constraint, or no MAEST"
-        )
+        message = f"position_embeddings are no sum of frequency and time (off by {error:.2g}), "
+        message += "which is all that this network has: trained further without that constraint, "
+        raise ValueError(message + "or no MAEST")
     names = ("new_pos_embed", "freq_new_pos_embed", "time_new_pos_embed")
     return dict(zip(names, (two.transpose(1, 2), freq, time), strict=True))
 

@@ -194,12 +194,9 @@ class ProbeBank:
             schedule.step()
             outputs = self.predict(val[0])
             if not np.isfinite(outputs).all():
-                raise InputError(
-                    f"the probe's outputs became NaN or infinite in epoch {epoch}",
-                    kind="diverged",
-                    setting="probe.lr",
-                    hint=f"Give a smaller probe.lr; it is {lr:g}.",
-                )
+                message = f"the probe's outputs became NaN or infinite in epoch {epoch}"
+                hint = f"Give a smaller probe.lr; it is {lr:g}."
+                raise InputError(message, kind="diverged", setting="probe.lr", hint=hint)
             for i, loss in enumerate((total / len(targets)).tolist()):
                 metrics = evaluate(self.task, val[1], outputs[i]).figures
                 shown = {f"val_{m}": v for m, v in metrics.items() if not m.endswith("_left_out")}

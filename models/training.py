@@ -38,7 +38,7 @@ def derived_seed(*numbers: int) -> int:
 
 
 def teacher_targets(logits: Tensor, threshold: float) -> Tensor:
-    """Logits → 0/1 targets, float32 [B, C]: sigmoid above the threshold; if none is, the highest."""
+    """Logits → 0/1 targets, float32 [B, C]: sigmoid above the threshold; if none, the highest."""
     logits = logits.float()
     targets = (logits.sigmoid() > threshold).float()
     highest = F.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
@@ -164,11 +164,8 @@ class MaestModule(pl.LightningModule):
         # One kernel; under mixed precision it unscales gradients too late to clip them.
         fused = True if self.trainer.gradient_clip_val is None else None
         optimiser, schedule = self.optimiser.build(self._epochs, fused)
-        interval: str = self.recipe.lr_interval
-        return {
-            "optimizer": optimiser,
-            "lr_scheduler": {"scheduler": schedule, "interval": interval},
-        }
+        unit: str = self.recipe.lr_interval
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": unit}}
 
     def _epochs(self, step: int) -> float:
         """Convert the schedule's steps to epochs."""

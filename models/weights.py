@@ -184,8 +184,7 @@ def _read_file(path: Path) -> tuple[Any, Any]:
     except (OSError, MemoryError):  # says nothing of the file's content
         raise
     except Exception as error:  # a damaged file can raise nearly anything
-        refused = isinstance(error, UnpicklingError) and _REFUSED.search(str(error))
-        if refused:
+        if isinstance(error, UnpicklingError) and (refused := _REFUSED.search(str(error))):
             message = f"refused: it asks for {refused[1] or refused[2]}, and could run code"
             hint = "Save the state dict alone, with torch.save(model.state_dict(), path)."
             raise CheckpointError(message, kind="unsupported", hint=hint, path=path) from None

@@ -35,10 +35,7 @@ EXTRACTOR = Path(__file__).with_name("feature_extraction_maest.py")
 
 
 def export_huggingface(
-    folder: Path,
-    model: Maest,
-    arch: str | None = None,
-    trained_on: Mapping[str, Any] | None = None,
+    folder: Path, model: Maest, arch: str | None = None, trained_on: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Write the folder; return a sentence for each thing that the layout cannot carry.
 
@@ -121,18 +118,15 @@ def _mark(folder: Path) -> bytes:
 
 
 def unsupported_features(model: Maest) -> list[str]:
-    kept = model.patchout.kept_columns, model.patchout.kept_rows
+    eps, patchout = model.head_eps, model.patchout
+    drops = patchout.kept_columns is not None or patchout.kept_rows is not None
     notes = {
         f"The classifier's norm has an epsilon of {HUB_EPS:g} in this layout, and of "
-        f"{model.head_eps:g} in the network: logits differ a little, embeddings do not.": (
-            model.head_eps != HUB_EPS
-        ),
+        f"{eps:g} in the network: logits differ a little, embeddings do not.": eps != HUB_EPS,
         "The second head (head_dist) is not carried: logits are the first head's, on the mean of "
         "the cls and dist tokens, as in the released teacher-student model. Metrics of this model "
         "were measured with both heads.": model.distilled_type == "separated",
-        "Patchout that drops given rows or columns is not carried: all are computed.": (
-            kept != (None, None)
-        ),
+        "Patchout that drops given rows or columns is not carried: all are computed.": drops,
         "The labels have no names.": model.labels is None,
     }
     return [note for note, applies in notes.items() if applies]
