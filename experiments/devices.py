@@ -24,17 +24,18 @@ class Devices:
     local: int  # processes on each machine
     processes: int  # on all machines
 
-    def workers(self, wanted: int | None, fewest: int = 0) -> int:
+    def workers(self, wanted: int | None, fewest: int = 0, sharing: int = 1) -> int:
         """Return the number of reading workers per computing process; None takes as many as pay.
 
         That is ``fewest`` on a CPU, whose cores the network needs; else one per core, at most 12.
+        So many processes, ``sharing``, share the cores that this one may use.
         """
         if wanted is not None:
             return wanted
         # Training on MPS would wait for workers to start.
         if self.device.type == "cpu" or (self.device.type == "mps" and not fewest):
             return fewest
-        return max(1, min(cores(), (os.cpu_count() or 1) // self.local, _MOST_WORKERS))
+        return max(1, min(cores() // sharing, (os.cpu_count() or 1) // self.local, _MOST_WORKERS))
 
 
 def find_devices(settings: TrainerSettings) -> Devices:

@@ -91,9 +91,8 @@ def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
                 extraction.on_pass = progress.passed
                 wanted = job.settings.datamodule.num_workers
                 # One on a CPU: it takes few cycles from the network.
-                workers = min(job.devices.workers(wanted, fewest=1), len(todo))
-                if wanted is None:  # all processes here share the cores
-                    workers = min(workers, max(1, cores() // job.ranks.here))
+                workers = job.devices.workers(wanted, fewest=1, sharing=job.ranks.here)
+                workers = min(workers, len(todo))
                 with closing(read_tracks(job.tracks, todo, workers)) as tracks:
                     for result in extraction.results(tracks):
                         if isinstance(result, Track):
