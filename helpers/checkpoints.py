@@ -71,7 +71,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             log.debug("%s cannot be read", path, exc_info=True)
         if isinstance(content, dict) and content.keys() >= _PARTS:
             return content
-        message = "no such file; a folder is none"
+        message = "there is no such file"
         kind: Kind = "missing"
         if Path(path).is_file():
             message, kind = "damaged, or no checkpoint of a training", "corrupt"
