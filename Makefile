@@ -1,6 +1,6 @@
 # make demo   installs into .venv, then runs the whole method on real music
 # make test   installs into .venv if need be, then runs the tests (make test-slow: the long ones);
-#             TESTS="-x tests/test_maest.py" chooses and adds options, WORKERS=0 runs in one process
+#             TESTS="-x tests/models/test_maest.py" chooses and adds options, WORKERS=0 runs in one process
 # make lint   style and types
 #
 # make gpu    on a machine with a GPU: the tests and figures that need one, in 8 minutes at most,

@@ -84,8 +84,8 @@ def one_by_one(network: str, model: str, music: str, out: str, all_blocks: bool 
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from maest.helpers.audio import read_audio
-    from maest.helpers.melspectrogram import MelSpectrogram
+    from maest.helpers.audio.mel import MelSpectrogram
+    from maest.helpers.audio.reading import read_audio
     from maest.models import get_maest
 
     net, front_end = get_maest(checkpoint=f"{model}/model"), MelSpectrogram()

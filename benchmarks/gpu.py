@@ -36,9 +36,9 @@ import numpy as np
 import torch
 
 from harness import ROOT, start_record
-from maest.helpers.files import write_json
-from maest.helpers.report import table
-from maest.helpers.throughput import clip_flops, fast_math, matmul_ceiling, synchronise
+from maest.helpers.files.atomic import write_json
+from maest.helpers.reports.report import table
+from maest.helpers.training.throughput import clip_flops, fast_math, matmul_ceiling, synchronise
 from maest.models import get_maest
 from maest.models.archs import input_frames
 from maest.models.maest import inference
@@ -94,7 +94,15 @@ class Run:
 
 def tests(run: Run) -> Figures:
     """The tests that need a GPU, without the fixtures of the others."""
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-m", "gpu", "tests/test_gpu.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--noconftest",
+        "-m",
+        "gpu",
+        "tests/workflow/test_gpu.py",
+    ]
     command += ["-rs", "--tb=short", "-p", "no:cacheprovider"]
     environment = os.environ | {"MAEST_TEST_DEVICE": run.device.type}
     try:

@@ -159,7 +159,7 @@ def start_record(args: argparse.Namespace, packages: Sequence[str]) -> dict[str,
     """When, where and of what a record's figures are."""
     import torch
 
-    from maest.helpers.report import machine, versions
+    from maest.helpers.reports.report import machine, versions
 
     found = {}
     for package in packages:
@@ -222,8 +222,8 @@ class Bench:
 
     def show(self, title: str, rows: Mapping[str, Figures], columns: Mapping[str, str]) -> None:
         """Print a table, and record it: a column's title → the format of a row's figures."""
-        from maest.helpers.files import write_json
-        from maest.helpers.report import table
+        from maest.helpers.files.atomic import write_json
+        from maest.helpers.reports.report import table
 
         def cell(form: str, row: Figures) -> str:
             with suppress(KeyError):

@@ -93,7 +93,7 @@ def loader_of(way: str, folder: Path, frames: int, workers: int, clips: int, dev
 
 def epoch(way: str, loader: Any, device: str, limit: int | None = None) -> float:
     """Seconds of an epoch, or of its first batches: clips that are normalised, masked, there."""
-    from maest.helpers.augment import spec_augment
+    from maest.helpers.training.augment import spec_augment
 
     started = time.perf_counter()
     for number, batch in enumerate(loader, 1):

@@ -7,7 +7,7 @@ core with one thread makes all of them; files are in the page cache; the ways ta
 the process's own, so that what else the machine does counts less. Each way ends with a float16
 array on disk.
 
-- ours: `helpers.audio.read_audio`, `MelSpectrogram`, `write_mel`: what datasets/preprocess.py does
+- ours: `read_audio`, `MelSpectrogram`, `write_mel`: what datasets/preprocess.py does
 - Essentia: MonoLoader (decodes, mixes, resamples), FrameGenerator and TensorflowInputMusiCNN, frame
   by frame as in its documentation
 
@@ -43,8 +43,8 @@ def ours() -> Make:
     import torch
 
     from maest.datasets.melspectrograms import write_mel
-    from maest.helpers.audio import read_audio
-    from maest.helpers.melspectrogram import MelSpectrogram
+    from maest.helpers.audio.mel import MelSpectrogram
+    from maest.helpers.audio.reading import read_audio
 
     torch.set_num_threads(1)
     front_end = MelSpectrogram()

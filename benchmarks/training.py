@@ -114,7 +114,7 @@ def train(
 ) -> Figures:
     """Seconds of a step, MiB at the peak, utilisation; the first steps apart."""
     from maest.datasets.batches import ClipBatch
-    from maest.helpers.throughput import clip_flops, fast_math, matmul_ceiling, synchronise
+    from maest.helpers.training.throughput import clip_flops, fast_math, matmul_ceiling, synchronise
     from maest.models.archs import find_arch
 
     fast_math()

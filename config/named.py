@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from maest.config.settings import DATASETS, SCORES
-from maest.helpers.mel_constants import NORM_MEAN, NORM_STD
+from maest.helpers.audio.constants import NORM_MEAN, NORM_STD
 
 Sections = dict[str, dict[str, Any]]
 MAEST: dict[str, Sections] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maest.config.schema import setting
-from maest.helpers.data_folder import data_folder
+from maest.helpers.files.data_folder import data_folder
 
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from maest.datasets.commands import Outcome
 from maest.helpers.errors import InputError
-from maest.helpers.files import (
+from maest.helpers.files.atomic import (
     NAMES_FILE_ONLY,
     atomic_path,
     check_room,
@@ -29,8 +29,8 @@ from maest.helpers.files import (
     write_error,
     write_json,
 )
-from maest.helpers.pieces import Pieces
-from maest.helpers.transfer import download
+from maest.helpers.files.download import download
+from maest.helpers.files.pieces import Pieces
 
 # zipfile and its decompressors raise these for damaged bytes; such an OSError has no errno.
 _DAMAGED = (

@@ -19,11 +19,11 @@ import numpy as np
 from maest.datasets.groundtruth import GroundTruth, labels_beside
 from maest.datasets.melspectrograms import MelFile
 from maest.datasets.teacher import check_teacher_files, read_teacher_logits
+from maest.helpers.audio.patches import seconds
 from maest.helpers.errors import InputError
+from maest.helpers.files.safe_pickle import short_repr
 from maest.helpers.names import first_few
-from maest.helpers.parallel import in_order
-from maest.helpers.patches import seconds
-from maest.helpers.safe_pickle import short_repr
+from maest.helpers.work.parallel import in_order
 
 BRIEF_FILES, BRIEF_SECONDS = 2000, 2.0  # limits of a brief check
 _SHOWN = 20  # bad files of a split that a report lists; its dict has all

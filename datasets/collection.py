@@ -8,9 +8,9 @@ import stat
 from collections import Counter
 from pathlib import Path
 
-from maest.helpers.audio import AUDIO_SUFFIXES
+from maest.helpers.audio.reading import AUDIO_SUFFIXES
 from maest.helpers.errors import InputError
-from maest.helpers.files import TEMPORARY
+from maest.helpers.files.atomic import TEMPORARY
 
 _SHOWN = 5  # suffixes that a message names
 # Entries that macOS, Synology and Windows add beside the music; names may have an audio suffix.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from maest.helpers.errors import InputError
-from maest.helpers.files import print_any_name
+from maest.helpers.files.atomic import print_any_name
 
 SHOWN = 5  # of a list, in a message
 

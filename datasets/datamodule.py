@@ -17,7 +17,7 @@ from maest.datasets.sampling import ClipSampler, TrackSampler
 from maest.datasets.teacher import check_teacher_files
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
-from maest.helpers.signals import leave_signals_to_the_main_process
+from maest.helpers.work.signals import leave_signals_to_the_main_process
 
 log = logging.getLogger(__name__)
 

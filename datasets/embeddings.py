@@ -19,13 +19,13 @@ import numpy as np
 
 from maest.datasets.collection import mel_key
 from maest.datasets.melspectrograms import read_mel
-from maest.helpers.arrays import load_array
+from maest.helpers.audio.constants import NORM_MEAN, NORM_STD
+from maest.helpers.audio.patches import pooled_file
 from maest.helpers.blocks import FINAL
 from maest.helpers.errors import InputError
-from maest.helpers.manifest import MANIFEST, read_manifest
-from maest.helpers.mel_constants import NORM_MEAN, NORM_STD
-from maest.helpers.parallel import in_order
-from maest.helpers.patches import pooled_file
+from maest.helpers.files.arrays import load_array
+from maest.helpers.results.manifest import MANIFEST, read_manifest
+from maest.helpers.work.parallel import in_order
 
 P = TypeVar("P")
 TOKENS = "cdt"  # order on disk: cls, dist, average of all others
@@ -231,7 +231,7 @@ def read_tokens(path: Path) -> np.ndarray:
     """Read one track's embedding: float32 [3, D], or [1, D] after the final norm.
 
     The file holds [3, D] or [D]; or, for single patches, [patches, 3, D] or [patches, 1, D], which
-    `helpers.patches.pooled_file` pools. Raises InputError for a damaged file, another shape or
+    `patches.pooled_file` pools. Raises InputError for a damaged file, another shape or
     dtype, NaN or infinity.
     """
     try:

@@ -26,9 +26,9 @@ if not __package__:  # started as a script: import from the repository root, not
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.files import read_bytes, to_json, write_changed
+from maest.helpers.files.atomic import read_bytes, to_json, write_changed
+from maest.helpers.files.safe_pickle import load_pickle, short_repr
 from maest.helpers.names import check_choice, first_few
-from maest.helpers.safe_pickle import load_pickle, short_repr
 
 TASKS: tuple[str, ...] = ("multi-label", "single-label", "regression")
 
@@ -65,7 +65,7 @@ def read_groundtruth(
 
     Multi-label targets are 0 or 1 for each label; single-label ones have exactly one 1; those of a
     regression are finite values below 3e38, or one bare number. ``task_setting`` is the setting
-    that an error's hint names. Raises InputError if `helpers.safe_pickle` refuses the file, a key
+    that an error's hint names. Raises InputError if `load_pickle` refuses the file, a key
     is no path inside ``base_dir``, or targets misfit the task, each other or ``n_classes``.
     """
     path = Path(path)

@@ -23,9 +23,9 @@ from typing import Any
 
 from maest.datasets.collection import mel_key
 from maest.datasets.melspectrograms import size_problem
+from maest.helpers.audio.constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
 from maest.helpers.errors import InputError
-from maest.helpers.files import TEMPORARY, read_bytes, valid_utf8, write_error, write_json
-from maest.helpers.mel_constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
+from maest.helpers.files.atomic import TEMPORARY, read_bytes, valid_utf8, write_error, write_json
 
 RECIPE_FILE = "preprocess.json"  # in every store
 _INDEX = "preprocess-index"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from maest.helpers import patches
-from maest.helpers.arrays import load_array
+from maest.helpers.audio import patches
+from maest.helpers.audio.constants import N_MELS
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.files import atomic_path
-from maest.helpers.mel_constants import N_MELS
+from maest.helpers.files.arrays import load_array
+from maest.helpers.files.atomic import atomic_path
 
 DTYPE = np.dtype(np.float16)
 FRAME_BYTES = N_MELS * DTYPE.itemsize
@@ -212,7 +212,7 @@ def read_crop(mel: MelFile, frames: int, rng: np.random.Generator) -> np.ndarray
 def read_patches(base_dir: str | Path, key: str, longest: int) -> list[np.ndarray]:
     """Read a whole track as patches [frames, 96] of ``longest`` frames; the last may be shorter.
 
-    :func:`helpers.patches.cut` cuts them as the network cuts a waveform, so that a track gives the
+    `patches.cut` cuts them as the network cuts a waveform, so that a track gives the
     same result from audio and from its file. Zeros (silence) pad a track to 16 frames at its end.
     """
     with MelFile.of_key(base_dir, key) as mel:

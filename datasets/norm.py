@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from maest.datasets.melspectrograms import MelFile
+from maest.helpers.audio.constants import N_MELS
 from maest.helpers.errors import InputError
-from maest.helpers.mel_constants import N_MELS
-from maest.helpers.parallel import in_order
+from maest.helpers.work.parallel import in_order
 
 Moments = tuple[int, float, float]  # number, mean and sum of squared deviations of values
 

@@ -33,17 +33,17 @@ if not __package__:  # started as a script: import from the repository root, not
 from maest.datasets import commands, mel_store
 from maest.datasets.collection import describe_left_out, find_audio, mel_key, no_audio, split_shard
 from maest.datasets.melspectrograms import write_mel
-from maest.helpers.audio import AudioError, stream_audio
+from maest.helpers.audio.constants import HOP_LENGTH, SAMPLE_RATE
+from maest.helpers.audio.reading import AudioError, stream_audio
 from maest.helpers.errors import InputError
-from maest.helpers.files import (
+from maest.helpers.files.atomic import (
     NAMES_FILE_ONLY,
     read_failures,
     remove_leftovers,
     write_error,
     write_failures,
 )
-from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
-from maest.helpers.parallel import BACKENDS, check_backend, run_parallel
+from maest.helpers.work.parallel import BACKENDS, check_backend, run_parallel
 
 DEFAULT_SECONDS = 300.0
 
@@ -100,7 +100,7 @@ def preprocess(
             lists failures in ``failed-k-of-n.csv``.
 
     Raises InputError if there is no audio, if the store has other audio or settings or cannot be
-    written to, or as `helpers.parallel.run_parallel`.
+    written to, or as `helpers.work.parallel.run_parallel`.
     """
     _check_options(seconds, shard, subfolder)
     check_backend(backend, scheduler, num_workers)
@@ -147,7 +147,9 @@ def preprocess(
         if not overwrite:
             todo = [pair for pair in todo if not index.is_made(*pair, audio_dir)]
         if todo:
-            importlib.import_module("maest.helpers.log_mel")  # once, before worker processes fork
+            importlib.import_module(
+                "maest.helpers.audio.log_mel"
+            )  # once, before worker processes fork
         results = run_parallel(
             _make,
             todo,
@@ -223,7 +225,7 @@ def _make(
     item: tuple[str, str], audio_dir: str, melspec_dir: str, seconds: float | None
 ) -> tuple[str, tuple[mel_store.Source, float] | str]:
     """For (audio, key): the audio, and its source and seconds, or the reason of the failure."""
-    from maest.helpers.log_mel import log_mel_pieces  # imports torch, which takes seconds
+    from maest.helpers.audio.log_mel import log_mel_pieces  # imports torch, which takes seconds
 
     name, key = item
     audio, target = Path(audio_dir, name), Path(melspec_dir, key)

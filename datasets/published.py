@@ -20,8 +20,8 @@ from maest.datasets.melspectrograms import mel_path
 from maest.datasets.preprocess import preprocess
 from maest.datasets.splitting import SPLITS
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.files import read_failures
-from maest.helpers.report import table
+from maest.helpers.files.atomic import read_failures
+from maest.helpers.reports.report import table
 
 
 @dataclass(frozen=True)

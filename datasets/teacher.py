@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from maest.helpers.arrays import load_array
+from maest.helpers.audio.patches import pooled_file
 from maest.helpers.errors import InputError
+from maest.helpers.files.arrays import load_array
 from maest.helpers.names import first_few
-from maest.helpers.patches import pooled_file
 
 _SUFFIX = ".logits.npy"  # added to a key
 _HINT = (

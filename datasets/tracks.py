@@ -16,11 +16,11 @@ import numpy as np
 from maest.datasets.batches import PackedStrings
 from maest.datasets.collection import find_audio, no_audio, split_shard
 from maest.datasets.melspectrograms import MelFile, all_finite, mel_path
-from maest.helpers.audio_blocks import mel_warnings
+from maest.helpers.audio.blocks import mel_warnings
+from maest.helpers.audio.constants import N_MELS
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.mel_constants import N_MELS
-from maest.helpers.processes import process_map
-from maest.helpers.tracks import Track, collect, read_audio_mel
+from maest.helpers.results.tracks import Track, collect, read_audio_mel
+from maest.helpers.work.processes import process_map
 
 _LONGEST_REASON = 300  # characters of an unexpected error
 
@@ -74,7 +74,7 @@ class MelTracks(Tracks):
 
 
 def read_tracks(tracks: Tracks, indices: Sequence[int], num_workers: int) -> Generator[Track]:
-    """Yield tracks in the order in which workers finish them (`helpers.processes.process_map`).
+    """Yield tracks in the order in which workers finish them (`process_map`).
 
     A track whose worker is killed, or hangs, is retried alone at the end; a second failure goes
     into its ``error``. Raises InputError if workers end before they read anything.

@@ -19,11 +19,11 @@ from maest.experiments.probe import run_probe
 from maest.experiments.probe_data import choose_folders, read_task
 from maest.experiments.probe_report import FEW_TRACKS, PREDICTIONS, RESULTS, no_probe
 from maest.experiments.runs import run_dir
-from maest.helpers import metrics, plots
-from maest.helpers.bootstrap import interval, resampled_figures
 from maest.helpers.errors import InputError
-from maest.helpers.files import write_json
-from maest.helpers.report import Page, table
+from maest.helpers.files.atomic import write_json
+from maest.helpers.reports import metrics, plots
+from maest.helpers.reports.bootstrap import interval, resampled_figures
+from maest.helpers.reports.report import Page, table
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from maest.datasets.scores import DATA_DIR, build_if_missing
 from maest.experiments.model import arch_of, clip_frames, find_task
 from maest.experiments.runs import run_dir
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.files import write_json
+from maest.helpers.files.atomic import write_json
 from maest.models import load_checkpoint
 from maest.models.weights import Checkpoint
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from maest.experiments.runs import LOG_DIR
-from maest.helpers.files import write_json
-from maest.helpers.report import Page, machine, metrics_table, pretraining_table, versions
+from maest.helpers.files.atomic import write_json
+from maest.helpers.reports.report import Page, machine, metrics_table, pretraining_table, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = LOG_DIR / "latest" / "model"
@@ -69,7 +69,7 @@ def _read(folder: str | Path, name: str) -> dict[str, Any]:
 
 
 def _report(folder: str, pretraining: dict[str, Any], probes: list[dict[str, Any]]) -> Page:
-    from maest.helpers.plots import label_bars
+    from maest.helpers.reports.plots import label_bars
 
     frequencies, chance = (
         pretraining["val_ap"] / pretraining[name]["ap"] for name in ("label_frequencies", "chance")

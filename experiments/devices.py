@@ -9,7 +9,7 @@ import torch
 
 from maest.config.settings import Precision, TrainerSettings
 from maest.helpers.errors import InputError
-from maest.helpers.parallel import cores
+from maest.helpers.work.parallel import cores
 from maest.models.engines import best_device
 
 _MOST_WORKERS = 12

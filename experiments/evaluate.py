@@ -18,10 +18,10 @@ from maest.experiments.devices import find_devices
 from maest.experiments.model import build_network, check_head, clip_frames, require_checkpoint
 from maest.experiments.plan import build_data
 from maest.experiments.runs import run_dir
-from maest.helpers import metrics
 from maest.helpers.errors import InputError
-from maest.helpers.files import write_json
-from maest.helpers.report import metrics_line
+from maest.helpers.files.atomic import write_json
+from maest.helpers.reports import metrics
+from maest.helpers.reports.report import metrics_line
 from maest.models import Maest
 from maest.models.engines import PRECISIONS
 from maest.models.evaluation import Scored, TrackScores

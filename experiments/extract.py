@@ -22,13 +22,13 @@ from maest.datasets.tracks import own_share, read_tracks
 from maest.experiments.extract_job import ExtractionJob
 from maest.experiments.model import in_section
 from maest.experiments.runs import interruptible, is_first_process, same_command
-from maest.helpers import predictions
+from maest.helpers.audio.patches import seconds
 from maest.helpers.blocks import FINAL
-from maest.helpers.files import write_error
-from maest.helpers.parallel import cores
-from maest.helpers.patches import seconds
-from maest.helpers.tracks import Track, TrackResult
-from maest.helpers.writer import WARNINGS, Output, ResultWriter, tidy_warnings
+from maest.helpers.files.atomic import write_error
+from maest.helpers.results import predictions
+from maest.helpers.results.tracks import Track, TrackResult
+from maest.helpers.results.writer import WARNINGS, Output, ResultWriter, tidy_warnings
+from maest.helpers.work.parallel import cores
 from maest.models.archs import clip_seconds
 from maest.models.extraction import Extraction
 

@@ -28,13 +28,13 @@ from maest.experiments.model import (
     require_checkpoint,
 )
 from maest.experiments.ranks import Ranks
+from maest.helpers.audio.patches import seconds
 from maest.helpers.blocks import chosen_blocks
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.files import remove_leftovers, write_failures
-from maest.helpers.manifest import model_hash, open_folder
-from maest.helpers.patches import seconds
-from maest.helpers.writer import SUFFIXES, Output, is_done
+from maest.helpers.files.atomic import remove_leftovers, write_failures
+from maest.helpers.results.manifest import model_hash, open_folder
+from maest.helpers.results.writer import SUFFIXES, Output, is_done
 from maest.models.archs import clip_seconds
 from maest.models.extraction import OutputSpec, patch_plan
 

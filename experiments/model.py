@@ -15,8 +15,8 @@ from maest.config.schema import tagged
 from maest.config.settings import DEFAULT_ARCH, DEFAULT_CLIP_LENGTH, Network
 from maest.datasets.groundtruth import GroundTruth, labels_beside, read_labels
 from maest.datasets.norm import sampled_mean_and_std
+from maest.helpers.audio.constants import NORM_MEAN, NORM_STD
 from maest.helpers.errors import InputError
-from maest.helpers.mel_constants import NORM_MEAN, NORM_STD
 from maest.models import Maest, get_maest, load_checkpoint
 from maest.models.archs import Arch, find_arch, input_frames
 from maest.models.download import fetch

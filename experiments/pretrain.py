@@ -27,15 +27,15 @@ from maest.experiments.evaluate import evaluate, left_out, metrics_of
 from maest.experiments.plan import Plan, resolve
 from maest.experiments.ranks import check_processes, end_processes
 from maest.experiments.runs import LOG_DIR, Interrupted, run_dir, same_command
-from maest.helpers import metrics, plots
-from maest.helpers.averaging import WeightAverage
-from maest.helpers.checkpoints import LAST, AtomicCheckpointIO, Checkpoints, StepLimit
 from maest.helpers.errors import InputError, first_line
-from maest.helpers.files import point_link, write_json
-from maest.helpers.history import History, ProgressBar, ProgressLines, TensorBoard
-from maest.helpers.report import metrics_table
-from maest.helpers.signals import Stopped
-from maest.helpers.throughput import Throughput, clip_flops, fast_math
+from maest.helpers.files.atomic import point_link, write_json
+from maest.helpers.reports import metrics, plots
+from maest.helpers.reports.report import metrics_table
+from maest.helpers.training.averaging import WeightAverage
+from maest.helpers.training.checkpoints import LAST, AtomicCheckpointIO, Checkpoints, StepLimit
+from maest.helpers.training.history import History, ProgressBar, ProgressLines, TensorBoard
+from maest.helpers.training.throughput import Throughput, clip_flops, fast_math
+from maest.helpers.work.signals import Stopped
 from maest.models import Maest, load_checkpoint, save_model
 from maest.models.evaluation import Scored
 from maest.models.training import MaestModule

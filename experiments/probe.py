@@ -17,10 +17,10 @@ from maest.experiments.devices import find_device
 from maest.experiments.probe_data import FeatureSet, ProbeTask, read_features, read_task
 from maest.experiments.probe_report import RIDGE, few_tracks, write_run
 from maest.experiments.runs import interruptible, run_dir
-from maest.helpers import metrics
-from maest.helpers.files import valid_utf8
-from maest.helpers.parallel import one_torch_thread
-from maest.helpers.report import machine, metrics_line, versions
+from maest.helpers.files.atomic import valid_utf8
+from maest.helpers.reports import metrics
+from maest.helpers.reports.report import machine, metrics_line, versions
+from maest.helpers.work.parallel import one_torch_thread
 from maest.models.probe import SELECTION, ProbeBank
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from maest.datasets.embeddings import block_name, model_name
 from maest.experiments.probe_data import ProbeTask
 from maest.experiments.runs import LOG_DIR, newest_runs
-from maest.helpers import metrics, plots
 from maest.helpers.errors import InputError
-from maest.helpers.files import atomic_path, valid_utf8, write_json, write_rows
+from maest.helpers.files.atomic import atomic_path, valid_utf8, write_json, write_rows
 from maest.helpers.names import typed_list
-from maest.helpers.report import Page, format_metric, metrics_table, table
+from maest.helpers.reports import metrics, plots
+from maest.helpers.reports.report import Page, format_metric, metrics_table, table
 from maest.models.probe import SELECTION, ProbeBank
 
 PREDICTIONS = "predictions.npz"

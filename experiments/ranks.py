@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from maest.helpers.errors import InputError
-from maest.helpers.files import TEMPORARY, atomic_path
-from maest.helpers.signals import end_with_parent
+from maest.helpers.files.atomic import TEMPORARY, atomic_path
+from maest.helpers.work.signals import end_with_parent
 
 _OLD = 600.0  # seconds: a part written this long before this process began is another run's
 _JOB = "MAEST_JOB"  # environment variable with the job of the process that started this one

@@ -42,8 +42,8 @@ from maest.config.command_line import FILES, check_arguments  # noqa: E402
 from maest.config.reference import listing, sections  # noqa: E402
 from maest.config.schema import parse, plain, settings_of  # noqa: E402
 from maest.helpers.errors import InputError, Kind  # noqa: E402
-from maest.helpers.files import atomic_path  # noqa: E402
-from maest.helpers.signals import Stopped, stoppable  # noqa: E402
+from maest.helpers.files.atomic import atomic_path  # noqa: E402
+from maest.helpers.work.signals import Stopped, stoppable  # noqa: E402
 
 log = logging.getLogger(__name__)
 

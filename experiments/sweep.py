@@ -28,12 +28,12 @@ from maest.experiments.probe import PACKAGES, baseline, mix_weights, over_seeds,
 from maest.experiments.probe_data import MIX, ProbeTask, choose_folders, read_embeddings, read_task
 from maest.experiments.probe_report import SWEEP, few_tracks, splits_line
 from maest.experiments.runs import interruptible, run_dir, same_command
-from maest.helpers import metrics, plots
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.files import to_json, valid_utf8, write_json, write_rows
-from maest.helpers.parallel import cores, one_torch_thread
-from maest.helpers.report import Page, machine, metrics_line, metrics_table, versions
+from maest.helpers.files.atomic import to_json, valid_utf8, write_json, write_rows
+from maest.helpers.reports import metrics, plots
+from maest.helpers.reports.report import Page, machine, metrics_line, metrics_table, versions
+from maest.helpers.work.parallel import cores, one_torch_thread
 from maest.models.probe import SELECTION, layer_normalized
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maest.helpers.audio import read_audio as read_audio
+    from maest.helpers.audio.mel import MelSpectrogram as MelSpectrogram
+    from maest.helpers.audio.reading import read_audio as read_audio
     from maest.helpers.errors import InputError as InputError
-    from maest.helpers.melspectrogram import MelSpectrogram as MelSpectrogram
-    from maest.helpers.tracks import TrackResult as TrackResult
+    from maest.helpers.results.tracks import TrackResult as TrackResult
     from maest.models import get_maest as get_maest
     from maest.models import list_models as list_models
     from maest.models import save_model as save_model
@@ -29,11 +29,11 @@ _PUBLIC = {
     "Extractor": "models.extraction",
     "InputError": "helpers.errors",
     "Maest": "models.maest",
-    "MelSpectrogram": "helpers.melspectrogram",
-    "TrackResult": "helpers.tracks",
+    "MelSpectrogram": "helpers.audio.mel",
+    "TrackResult": "helpers.results.tracks",
     "get_maest": "models",
     "list_models": "models",
-    "read_audio": "helpers.audio",
+    "read_audio": "helpers.audio.reading",
     "save_model": "models",
 }
 __all__ = ["__version__", *_PUBLIC]

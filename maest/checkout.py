@@ -14,6 +14,9 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+# Modules that have moved since the older names were in use
+_MOVED = {"helpers.audio": "helpers.audio.reading", "helpers.melspectrogram": "helpers.audio.mel"}
+
 
 class _Finder(MetaPathFinder, Loader):
     """Finds ``models.x`` as ``maest.models.x``, once `alias` was called for ``models``."""
@@ -23,16 +26,20 @@ class _Finder(MetaPathFinder, Loader):
 
     def find_spec(self, fullname: str, *place: Any) -> ModuleSpec | None:
         package, _, module = fullname.partition(".")
-        known = package in self.packages and module and find_spec(f"maest.{fullname}")
+        known = package in self.packages and module and find_spec(_new_name(fullname))
         return ModuleSpec(fullname, self) if known else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = importlib.import_module(f"maest.{spec.name}")
+        module = importlib.import_module(_new_name(spec.name))
         self.spec = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self.spec  # the import system has set the older name's spec
+
+
+def _new_name(older: str) -> str:
+    return f"maest.{_MOVED.get(older, older)}"
 
 
 _FINDER = _Finder()

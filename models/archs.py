@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from maest.helpers.audio.constants import HOP_LENGTH, SAMPLE_RATE
 from maest.helpers.errors import InputError
-from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE
 from maest.helpers.names import check_choice
 
 # The names of the files of a model folder

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maest.helpers.audio.patches import pooled
 from maest.helpers.errors import InputError
-from maest.helpers.metrics import Evaluation, evaluate
-from maest.helpers.patches import pooled
+from maest.helpers.reports.metrics import Evaluation, evaluate
 from maest.models.maest import Maest
 from maest.models.sizes import on_device
 

@@ -6,9 +6,9 @@
 
 Step by step:
 
->>> waveform = read_audio("song.mp3")  # helpers.audio: float32 [samples], mono, 16 kHz
->>> track = extract.log_mel(waveform)  # helpers.tracks.Track: float16 [T, 96]
->>> result = extract.outputs(track)  # helpers.tracks.TrackResult
+>>> waveform = read_audio("song.mp3")  # helpers.audio.reading: float32 [samples], mono, 16 kHz
+>>> track = extract.log_mel(waveform)  # helpers.results.tracks.Track: float16 [T, 96]
+>>> result = extract.outputs(track)  # helpers.results.tracks.TrackResult
 
 `Extraction` takes many tracks. Shapes are those of `models/maest.py`.
 """
@@ -27,16 +27,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maest.helpers import patches
-from maest.helpers.audio import AudioError
-from maest.helpers.audio_blocks import Meter
+from maest.helpers.audio import patches
+from maest.helpers.audio.blocks import Meter
+from maest.helpers.audio.constants import SAMPLE_RATE
+from maest.helpers.audio.log_mel import log_mel_pieces
+from maest.helpers.audio.patches import PATCH_SIZE, PatchPlan, WeightedMean, seconds
+from maest.helpers.audio.reading import AudioError
 from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
-from maest.helpers.log_mel import log_mel_pieces
-from maest.helpers.mel_constants import SAMPLE_RATE
 from maest.helpers.names import check_choice
-from maest.helpers.patches import PATCH_SIZE, PatchPlan, WeightedMean, seconds
-from maest.helpers.tracks import Track, TrackResult, overview, read_audio_mel
+from maest.helpers.results.tracks import Track, TrackResult, overview, read_audio_mel
 from maest.models import Maest, get_maest
 from maest.models.engines import best_device, create
 from maest.models.inputs import as_waveforms
@@ -67,7 +67,7 @@ class Extractor:
         logits, activations, pool: as in :class:`OutputSpec`.
         patch_seconds: length of a patch; None: the model's.
         hop_seconds: from one patch to the next; None: ``patch_seconds``.
-        tail: "keep", "drop" or "pad" a remainder (`helpers.patches.cut`).
+        tail: "keep", "drop" or "pad" a remainder (`helpers.audio.patches.cut`).
         patches_per_pass: as in :class:`Extraction`.
         quantize: "int8" (on a CPU), or None.
         device: None: the network's; for a model by its name, a GPU if there is one.
@@ -175,7 +175,7 @@ class OutputSpec:
     # "mean" over a track's patches, weighted by the seconds that each newly covers; "none": each
     # patch by itself (embeddings and logits)
     pool: str = "mean"
-    pictures: bool = False  # `helpers.tracks.overview` of the track
+    pictures: bool = False  # `helpers.results.tracks.overview` of the track
 
     def __post_init__(self) -> None:
         check_choice("pool", self.pool, ("mean", "none"))

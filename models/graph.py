@@ -14,10 +14,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from maest.helpers.audio.constants import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
+from maest.helpers.audio.patches import PATCH_SIZE
 from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
-from maest.helpers.mel_constants import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
-from maest.helpers.patches import PATCH_SIZE
 from maest.models.archs import clip_seconds
 from maest.models.maest import Maest
 from maest.models.saving import labels_file, own_files
@@ -40,7 +40,7 @@ def export_onnx(
     """Write a network as an ONNX file, and labels.json beside it; replace older exports.
 
     Inputs and outputs are those of `build`. Fewer than 16 frames are padded with silence. The
-    longest input is `longest_input`: the caller cuts tracks (`helpers.patches.cut`).
+    longest input is `longest_input`: the caller cuts tracks (`helpers.audio.patches.cut`).
     ``metadata_props`` hold the properties below and ``metadata``. The file drops the columns and
     rows that patchout always drops. Weights are float32; NaN and infinite inputs are not refused.
     The front end needs a runtime with float64 products, as onnxruntime has on a CPU.

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maest.helpers import patches
+from maest.helpers.audio import patches
+from maest.helpers.audio.constants import HOP_LENGTH, SAMPLE_RATE, n_frames
+from maest.helpers.audio.patches import PATCH_SIZE
 from maest.helpers.blocks import chosen_blocks
-from maest.helpers.mel_constants import HOP_LENGTH, SAMPLE_RATE, n_frames
-from maest.helpers.patches import PATCH_SIZE
 from maest.models import get_maest
 from maest.models.inputs import as_waveforms
 from maest.models.maest import Maest, inference

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maest.helpers.audio.constants import SAMPLE_RATE, n_frames
+from maest.helpers.audio.patches import seconds
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.mel_constants import SAMPLE_RATE, n_frames
-from maest.helpers.patches import seconds
 from maest.models.sizes import Sizes, grid_size
 
 _SHAPES = (

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maest.helpers.mel_constants import N_MELS, NORM_MEAN, NORM_STD
-from maest.helpers.patches import PATCH_SIZE
+from maest.helpers.audio.constants import N_MELS, NORM_MEAN, NORM_STD
+from maest.helpers.audio.patches import PATCH_SIZE
 from maest.models.sizes import STRIDE, grid_size
 
 log = logging.getLogger(__name__)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maest.helpers import patches
+from maest.helpers.audio import patches
+from maest.helpers.audio.mel import MelSpectrogram
+from maest.helpers.audio.patches import PATCH_SIZE
 from maest.helpers.errors import InputError
-from maest.helpers.melspectrogram import MelSpectrogram
-from maest.helpers.patches import PATCH_SIZE
 from maest.models.inputs import as_floats, check_finite, check_shape
 from maest.models.sizes import SIZE_NAMES, STRIDE, Patchout, Sizes, invalid, on_device, whole_number
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maest.helpers.errors import InputError
-from maest.helpers.metrics import MONITOR, evaluate
+from maest.helpers.reports.metrics import MONITOR, evaluate
 from maest.models.evaluation import LOSSES
 
 # The validation metric that chooses the epoch; the paper's is ROC-AUC.

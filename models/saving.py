@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from maest.helpers.errors import InputError
-from maest.helpers.files import atomic_path, to_json
+from maest.helpers.files.atomic import atomic_path, to_json
 from maest.models.archs import CONFIG_NAME, WEIGHTS_NAME
 from maest.models.maest import Maest
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from maest.helpers.audio.constants import N_MELS, NORM_MEAN, NORM_STD
+from maest.helpers.audio.patches import PATCH_SIZE
 from maest.helpers.errors import InputError
-from maest.helpers.mel_constants import N_MELS, NORM_MEAN, NORM_STD
 from maest.helpers.names import check_choice
-from maest.helpers.patches import PATCH_SIZE
 
 STRIDE = 10  # frames and bands from one patch to the next
 DISTILLED_TYPES = ("mean", "separated")

@@ -13,11 +13,11 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from maest.helpers.augment import mixup, roll, spec_augment
-from maest.helpers.checkpoints import diverged
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
-from maest.helpers.metrics import MONITOR
+from maest.helpers.reports.metrics import MONITOR
+from maest.helpers.training.augment import mixup, roll, spec_augment
+from maest.helpers.training.checkpoints import diverged
 from maest.models.evaluation import (
     Scored,
     TrackScores,

@@ -24,9 +24,9 @@ from maest.datasets.collection import mel_key
 from maest.datasets.melspectrograms import mel_path
 from maest.datasets.published import PublishedTable, Task
 from maest.datasets.splitting import SPLITS
-from maest.helpers.data_folder import data_folder
 from maest.helpers.errors import InputError
-from maest.helpers.transfer import download
+from maest.helpers.files.data_folder import data_folder
+from maest.helpers.files.download import download
 
 # The newest known version of the tables, of July 2024
 COMMIT = "1b4fa8c32e076c73b5175c1703ae805b4109309d"

@@ -24,9 +24,9 @@ if not __package__:  # started as a script: import from the repository root, not
 from maest.datasets import commands, published
 from maest.datasets.archives import fetch, known_absent, parts_there, unpack
 from maest.datasets.published import PublishedTable, Task, shown
-from maest.helpers.data_folder import data_folder
-from maest.helpers.files import write_failures
-from maest.helpers.transfer import download
+from maest.helpers.files.atomic import write_failures
+from maest.helpers.files.data_folder import data_folder
+from maest.helpers.files.download import download
 
 URL = "https://mirg.city.ac.uk/datasets/magnatagatune"
 URL_VARIABLE = "MTT_URL"

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from maest.helpers.data_folder import data_folder
+from maest.helpers.files.data_folder import data_folder
 
 log = logging.getLogger(__name__)
 

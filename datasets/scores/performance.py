@@ -14,7 +14,7 @@ from maest.datasets.scores.corpus import Work, package_file
 from maest.datasets.scores.labels import dance_of, kind_of
 from maest.datasets.scores.reading import TICKS_PER_QUARTER, Score
 from maest.datasets.scores.tables import Ensemble, Instrument, Layer
-from maest.helpers.mel_constants import SAMPLE_RATE
+from maest.helpers.audio.constants import SAMPLE_RATE
 
 # Interpolation quality of the synthesizer. Compared with its best (4) on single notes of 45
 # programs, the log-mel (log10 scale; music spans 0 to 4) differs in the mean by 0.01 at 3, 0.02 at

@@ -43,10 +43,10 @@ from maest.datasets.scores.labels import (
 from maest.datasets.scores.performance import soundfont
 from maest.datasets.scores.reading import Score
 from maest.datasets.splitting import SPLITS
+from maest.helpers.audio.constants import FRONT_END_VERSION
 from maest.helpers.errors import InputError
-from maest.helpers.files import write_json, write_rows
-from maest.helpers.mel_constants import FRONT_END_VERSION
-from maest.helpers.parallel import run_parallel
+from maest.helpers.files.atomic import write_json, write_rows
+from maest.helpers.work.parallel import run_parallel
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from maest.datasets.scores.cache import Cache
 from maest.datasets.scores.corpus import Work
 from maest.datasets.scores.performance import TooShort, arrange, generator, render_clip
 from maest.datasets.scores.reading import Score, Unreadable, read
+from maest.helpers.audio.constants import SAMPLE_RATE
 from maest.helpers.errors import InputError
-from maest.helpers.files import atomic_path
-from maest.helpers.mel_constants import SAMPLE_RATE
-from maest.helpers.parallel import one_torch_thread
+from maest.helpers.files.atomic import atomic_path
+from maest.helpers.work.parallel import one_torch_thread
 
 # Raise it when arranging or rendering changes: clips of two versions must not mix.
 PERFORMER_VERSION = 4
@@ -85,7 +85,7 @@ def perform(
     todo = [key for key in tasks if not _is_whole(out_dir, key, rows.get(key), settings)]
     cache.forget_clips(todo)
     if todo:
-        importlib.import_module("maest.helpers.melspectrogram")  # once, before processes fork
+        importlib.import_module("maest.helpers.audio.mel")  # once, before processes fork
     lost = {"failed": lambda task, reason: (clip_key(task[0], task[2]), {"error": reason}, False)}
     items, arguments = [tasks[key] for key in todo], (out_dir, settings)
     for key, row, is_final in run(_perform, items, arguments, **lost, title="perform"):
@@ -100,7 +100,7 @@ def _perform(task: Task, out_dir: Path, settings: Settings) -> tuple[str, Row, b
     import torch
 
     from maest.datasets.melspectrograms import write_mel
-    from maest.helpers.melspectrogram import front_end
+    from maest.helpers.audio.mel import front_end
 
     work, score, rendition = task
     key, rng = clip_key(work, rendition), generator(settings.seed, work, rendition)

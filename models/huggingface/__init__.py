@@ -18,11 +18,12 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
-from maest.helpers import mel_constants, melspectrogram
+from maest.helpers.audio import constants as mel_constants
+from maest.helpers.audio import mel as melspectrogram
+from maest.helpers.audio.constants import N_MELS, SAMPLE_RATE
+from maest.helpers.audio.patches import PATCH_SIZE
 from maest.helpers.errors import InputError
-from maest.helpers.files import to_json
-from maest.helpers.mel_constants import N_MELS, SAMPLE_RATE
-from maest.helpers.patches import PATCH_SIZE
+from maest.helpers.files.atomic import to_json
 from maest.models import layouts
 from maest.models.archs import CONFIG_NAME, WEIGHTS_NAME, clip_seconds
 from maest.models.layouts import HUB_EPS

@@ -1,0 +1,141 @@
+"""Reports in Markdown: pages, tables, and the machine and versions behind a figure."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from maest.helpers.files.atomic import atomic_path
+from maest.helpers.reports.metrics import FIGURE_NAMES, SHOWN
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table that lines up in plain text too, numbers to the right."""
+    first, *others = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        numbers = (cell.rjust(width) for cell, width in zip(cells[1:], others, strict=True))
+        return f"| {' | '.join([cells[0].ljust(first), *numbers])} |"
+
+    rule = "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in others)])
+    return "\n".join([line(header), f"|{rule}|", *map(line, rows)])
+
+
+def metrics_table(
+    task: str,
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    header: str = "",
+    columns: Mapping[str, str] | None = None,
+) -> str:
+    """Return a Markdown table, a row per (name, metrics); missing metrics stay empty.
+
+    ``columns`` maps metric → header; None: the task's two main metrics.
+    """
+    columns = columns or {name: FIGURE_NAMES[name] for name in SHOWN[task]}
+    cells = [[name, *(format_metric(row.get(m)) for m in columns)] for name, row in rows]
+    return table([header, *columns.values()], cells)
+
+
+def format_metric(metric: float | Mapping[str, Any] | None) -> str:
+    """Return 0.7312, or 0.7312 ± 0.0031 for several seeds, or "" for None."""
+    if metric is None:
+        return ""
+    if isinstance(metric, Mapping):
+        return f"{metric['mean']:.4f} ± {metric['std']:.4f}"
+    return f"{metric:.4f}"
+
+
+def metrics_line(task: str, row: Mapping[str, Any]) -> str:
+    """Return the task's two main metrics: "AP 0.7312, ROC-AUC 0.8204"."""
+    return ", ".join(f"{FIGURE_NAMES[name]} {format_metric(row[name])}" for name in SHOWN[task])
+
+
+def pretraining_table(results: Mapping[str, Any]) -> str:
+    """Return validation metrics per epoch, and two baselines, from a run's ``results.json``."""
+    names = {"train_loss": "training loss", "val_ap": "validation AP", "val_roc_auc": "ROC-AUC"}
+    rows = [
+        (f"epoch {row['epoch']:.0f}{' (kept)' * (row['epoch'] == results['best_epoch'])}", row)
+        for row in results["epochs"]
+        if "val_ap" in row
+    ]
+    frequencies = "label frequencies, whatever the input", "label_frequencies"
+    for name, key in (frequencies, ("chance: random scores", "chance")):
+        rows.append((name, {f"val_{m}": value for m, value in results[key].items()}))
+    return metrics_table("multi-label", rows, columns=names)
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+
+
+class Page:
+    """A report in Markdown, filled from top to bottom."""
+
+    def __init__(self, title: str, warnings: Sequence[str] = ()) -> None:
+        self._parts = [(f"# {title}", True)]
+        self.add(*(f"**Warning.** {warning}" for warning in warnings))
+
+    def add(self, *paragraphs: str) -> None:
+        """Add paragraphs, except empty ones."""
+        self._parts += [(paragraph, True) for paragraph in paragraphs if paragraph]
+
+    def facts(self, *facts: str) -> None:
+        """Add a list with one line per fact, except empty ones."""
+        self.add("\n".join(f"- {fact}" for fact in facts if fact))
+
+    def picture(self, path: Path, caption: str = "") -> None:
+        """Add a picture from the report's folder."""
+        self._parts += [(caption, False)] * bool(caption)
+        self._parts.append((f"![{path.stem}]({path.name})", False))
+
+    def commands(self, *commands: tuple[str, str]) -> None:
+        """Add shell lines, each with a comment on its purpose."""
+        width = max(len(line) for line, _ in commands)
+        lines = (f"{line.ljust(width)}  # {what}" if what else line for line, what in commands)
+        self.add("\n".join(["```sh", *lines, "```"]))
+
+    @property
+    def text(self) -> str:
+        """The page without pictures and captions, for a terminal."""
+        return "\n\n".join(part for part, always in self._parts if always)
+
+    def write(self, path: Path) -> None:
+        whole = "\n\n".join(part for part, _ in self._parts)
+        with atomic_path(path) as temporary:
+            temporary.write_text(f"{whole}\n", "utf-8")
+
+
+# ---- where it was measured -----------------------------------------------------------------------
+
+
+@functools.cache
+def _processor() -> str:
+    import cpuinfo
+
+    return cpuinfo.get_cpu_info().get("brand_raw", platform.processor())
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, cores and system, and the GPU if there is one."""
+    import torch
+
+    found = {
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of Python and of the named packages."""
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

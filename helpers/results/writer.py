@@ -1,0 +1,260 @@
+"""Write the results of each track, whole or not at all: a track is done once it has all files.
+
+Files in the folder of each :class:`Output`, removed where they no longer fit the others:
+
+- ``<key>.embeddings.npy``, ``<key>.logits.npy``: float32, as in `TrackResult`;
+  but per-patch embeddings after the final norm are [P, 1, D], not to be mistaken for tokens.
+- ``<key>.times.csv`` (`patches.write_times`), before them, where they have a row per patch.
+- ``<key>.predictions.png``, ``.csv`` and ``.json`` (`helpers.results.predictions`), in this order.
+- ``warnings.csv``: tracks whose results may mean little; predictions hold their warnings
+  themselves. Each line precedes a track's last file, so that a killed run loses none.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from maest.helpers.audio.patches import read_times, write_times
+from maest.helpers.blocks import FINAL
+from maest.helpers.files.atomic import (
+    NAMES_FILE_ONLY,
+    atomic_path,
+    encodable,
+    read_failures,
+    write_error,
+    write_failures,
+)
+from maest.helpers.results.predictions import SEPARATOR, plot_predictions, write_predictions
+from maest.helpers.results.tracks import TrackResult
+
+MAX_WAITING = 8  # pending results; `put` waits for room
+SUFFIXES = {".npy", ".csv", ".json", ".png"}  # of the files written here
+WARNINGS = "warnings.csv"
+_WARNINGS = "warnings"  # its second column
+_HEADER = 128  # bytes of an .npy file before its values, of few dimensions
+_ENDS = {".json": b"\n}\n", ".csv": b"\r\n", ".png": b"IEND\xaeB`\x82"}  # of whole files
+
+
+@dataclass(frozen=True)
+class Output:
+    """A kind of result that is written for each track, and its folder."""
+
+    kind: str  # "embeddings", "logits" or "predictions"
+    block: int | None  # of embeddings; -1 for those after the final norm
+    folder: Path
+
+    def path(self, key: str) -> Path:
+        """Return the file of a track that is written last."""
+        suffix = "json" if self.kind == "predictions" else "npy"
+        return self.folder / f"{key}.{self.kind}.{suffix}"
+
+    def times(self, key: str) -> Path:
+        return self.folder / f"{key}.times.csv"
+
+    def patches_in(self, shape: Sequence[int]) -> int | None:
+        """Return the number of patches in an array; None for an array of the whole track."""
+        # [C] and [D], or [3, D], of a track; one dimension more for each patch.
+        of_track = 2 if self.kind == "embeddings" and self.block != FINAL else 1
+        return None if len(shape) == of_track else shape[0]
+
+    def values(self, result: TrackResult) -> np.ndarray:
+        """Return the array to write; for predictions, the activations of each patch."""
+        if self.kind == "embeddings":
+            return result.embeddings[FINAL if self.block is None else self.block]
+        values = result.logits if self.kind == "logits" else result.patch_activations
+        assert values is not None, f"no {self.kind}"
+        return values
+
+
+def is_done(
+    key: str, outputs: Sequence[Output], newer_than: Path | None = None, plot: bool = False
+) -> bool:
+    """Return whether all files (``plot``: with a picture) are whole, none older than its source."""
+    oldest = math.inf
+    for output in outputs:
+        ends = [".npy"]
+        if output.kind == "predictions":
+            ends = [".json", ".csv", *([".png"] if plot else [])]
+        for path in (output.path(key).with_suffix(end) for end in ends):
+            try:
+                status = path.stat()
+                if not (stat.S_ISREG(status.st_mode) and _whole(path, status.st_size, output, key)):
+                    return False
+            except (OSError, ValueError):  # ValueError: no file can have that name
+                return False
+            oldest = min(oldest, status.st_mtime_ns)
+    with suppress(OSError, ValueError):  # without its audio, a result cannot be outdated
+        if newer_than is not None and newer_than.stat().st_mtime_ns > oldest:
+            return False
+    return bool(outputs)
+
+
+def _whole(path: Path, size: int, output: Output, key: str) -> bool:
+    """Return whether a file is as long as its header says, or ends as such files do."""
+    with path.open("rb") as file:
+        if path.suffix != ".npy":
+            end = _ENDS[path.suffix]
+            file.seek(-min(size, len(end)), os.SEEK_END)
+            return file.read() == end
+        shape, whole_size = _header(file.read(_HEADER))
+    patches = output.patches_in(shape)
+    if size != whole_size or patches is None:
+        return size == whole_size
+    return len(read_times(output.times(key))) == patches
+
+
+@lru_cache(maxsize=256)
+def _header(head: bytes) -> tuple[tuple[int, ...], int]:
+    """Return the shape in an .npy file's first bytes, and the length of the whole file."""
+    file = io.BytesIO(head)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"version {version}")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, file.tell() + dtype.itemsize * math.prod(shape)
+
+
+def tidy_warnings(path: Path, others: Sequence[Path] = ()) -> None:
+    """Sort a ``warnings.csv`` and merge others into it; a track's last line counts."""
+    found: dict[str, str] = {}
+    for one in (*others, path):
+        found |= read_failures(one, value=_WARNINGS)
+    found = {key: why for key, why in found.items() if why}
+    if found or path.is_file():
+        write_failures(path, found, value=_WARNINGS)
+
+
+@dataclass
+class ResultWriter:
+    """Writes results to files, in a separate thread.
+
+    A context manager: its end writes all pending results, also after an exception. It and
+    :meth:`put` raise InputError if no result can be written any more, as on a full disk.
+    """
+
+    outputs: Sequence[Output]
+    # For predictions: see `helpers.results.predictions.write_predictions`; and whether to draw them
+    labels: Sequence[str] | None = None
+    task: str = "multi-label"
+    top: int = 10
+    plot: bool = False
+    warnings: str = WARNINGS  # the name of the list of tracks with warnings, in each folder
+
+    def __post_init__(self) -> None:
+        self.written = self.warned = 0  # tracks; those of them that have warnings
+        self.failed: dict[str, str] = {}  # key → reason of those that cannot be written
+        self._thread = ThreadPoolExecutor(1, "result writer")
+        self._waiting: deque[Future[None]] = deque()
+
+    def put(self, result: TrackResult) -> None:
+        """Queue a result; wait while too many are pending."""
+        if len(self._waiting) == MAX_WAITING:
+            self._waiting[0].result()
+            self._waiting.popleft()
+        self._waiting.append(self._thread.submit(self._write, result))
+
+    def __enter__(self) -> ResultWriter:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._thread.shutdown()
+        try:
+            for written in self._waiting:
+                written.result()
+        except Exception as other:
+            if error is None:
+                raise
+            if other is not error:  # the error within the block is raised
+                error.add_note(str(other))
+
+    # ---- in the thread ----
+
+    def _write(self, result: TrackResult) -> None:
+        """Write all files of a track, or note why not. InputError: no file can be written."""
+        if not all(np.isfinite(output.values(result)).all() for output in self.outputs):
+            reason = "the network's output has NaN or infinite values (of fp16: try "
+            reason += "trainer.precision=32-true)"
+            with suppress(OSError, ValueError):
+                if any(output.path(result.key).exists() for output in self.outputs):
+                    reason += "; its files from before are kept"
+            self.failed[result.key] = reason
+            return
+        written: list[Path] = []
+        try:
+            self._warn(result)
+            for output in self.outputs:
+                for path, write in self._files(output, result):
+                    written.append(path)
+                    if write is not None:
+                        write(path)
+                    elif path.is_file() and not path.is_symlink():  # of other settings
+                        path.unlink()
+            self.written += 1
+            self.warned += bool(result.warnings)
+            return
+        except OSError as error:
+            if error.errno not in NAMES_FILE_ONLY:
+                place = written[-1] if written else self.outputs[0].folder
+                raise write_error(place, error, "inference.out_dir") from error
+            reason = f"its file cannot be written: {error.strerror}"
+        except Exception as error:  # a strange name must not stop the other tracks
+            reason = f"its files cannot be written: {type(error).__name__}: {error}"[:300]
+        self.failed[result.key] = reason
+        for path in written:
+            with suppress(OSError, ValueError):
+                path.unlink(missing_ok=True)
+
+    def _files(
+        self, output: Output, result: TrackResult
+    ) -> list[tuple[Path, Callable[[Path], None] | None]]:
+        """Return an output's files, the one that marks it as done last; None: remove the file."""
+        path, values = output.path(result.key), output.values(result)
+        if output.kind == "predictions":
+            how = (result, self.labels, self.top, self.task)
+            plot = (lambda p: plot_predictions(p, *how)) if self.plot else None
+            return [
+                (path.with_suffix(".png"), plot),
+                (path.with_suffix(".csv"), None),  # written with the JSON
+                (path, lambda p: write_predictions(p, *how)),
+            ]
+        of_patches = output.patches_in(values.shape) is not None
+        if of_patches and output.block == FINAL:
+            values = values[:, None]  # [P, 1, D]
+        times = (lambda p: write_times(p, result.times)) if of_patches else None
+        return [(output.times(result.key), times), (path, lambda p: _write_array(p, values))]
+
+    @cached_property
+    def _lists(self) -> dict[Path, set[str]]:
+        """Lists of warnings, and the keys already in them."""
+        paths = [o.folder / self.warnings for o in self.outputs if o.kind != "predictions"]
+        return {path: set(read_failures(path, value=_WARNINGS)) for path in paths}
+
+    def _warn(self, result: TrackResult) -> None:
+        """Add a line for a track that has warnings, or had some before."""
+        why = SEPARATOR.join(result.warnings)
+        for path, keys in self._lists.items():
+            if not why and result.key not in keys:
+                continue
+            if not path.exists():  # whole from its first instant
+                write_failures(path, {result.key: why}, value=_WARNINGS)
+                continue
+            with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                csv.writer(file).writerow((encodable(result.key), why))
+
+
+def _write_array(path: Path, values: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        np.save(temporary, np.ascontiguousarray(values, dtype=np.float32))

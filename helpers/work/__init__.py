@@ -1,0 +1,4 @@
+"""Work in several processes, threads or machines, and the signals that stop it.
+
+A worker that crashes or hangs costs one item.
+"""

@@ -1,0 +1,504 @@
+"""Embeddings of whole tracks for the probe: where they are, what is read, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up import refuses
+
+from maest.datasets.embeddings import (
+    EmbeddingFolder,
+    check_same_extraction,
+    check_types,
+    find_folders,
+    mel_statistics,
+    read_all,
+    read_blocks,
+    read_tokens,
+    select_tokens,
+)
+from maest.datasets.melspectrograms import write_mel
+from maest.helpers.audio.patches import cut, times, write_times
+from maest.helpers.blocks import FINAL
+from maest.helpers.errors import InputError
+from maest.helpers.results.manifest import MANIFEST, open_folder
+from maest.helpers.results.tracks import TrackResult
+from maest.helpers.results.writer import Output, ResultWriter
+
+D = 4
+DIR = "data.embeddings_dir"
+EMBEDDING = np.arange(3 * D, dtype=np.float32).reshape(3, D)
+KEYS = ("a/1.mmap", "a/2.mmap", "b/3.mmap")
+
+
+def extracted(
+    out_dir: Path,
+    blocks: Iterable[int] = (7,),
+    keys: Iterable[str] = KEYS,
+    seconds: float = 5,
+    checkpoint: str | None = None,
+    **settings,
+) -> Path:
+    """What extraction leaves behind: embeddings with their manifests, and logits beside them."""
+    level = out_dir / f"{seconds:g}sec"
+    outputs = [Output("embeddings", b, level / ("final" if b == FINAL else str(b))) for b in blocks]
+    outputs.append(Output("logits", None, level / "logits"))
+    made = {
+        "model": "0" * 64,
+        "input": "log-mel files",
+        "patch_seconds": seconds,
+        "hop_seconds": seconds,
+        "tail": "pad",
+        "patchout": None,
+        "precision": "32-true",
+        "quantize": None,
+        "pool": "mean",
+        "version": 1,
+    }
+    for output in outputs:
+        own = {"kind": output.kind, **made, **settings}
+        if output.kind == "embeddings":
+            own["block"] = output.block
+        made_by = {"arch": None, "checkpoint": checkpoint}
+        open_folder(output.folder, own, "mels", False, lambda: None, made_by)
+    with ResultWriter(outputs) as writer:
+        for i, key in enumerate(keys):
+            tokens = {b: EMBEDDING + 100 * b + i for b in blocks}
+            pooled = {b: x[0] if b == FINAL else x for b, x in tokens.items()}
+            times = np.array([(0.0, seconds / 2, seconds)])
+            writer.put(TrackResult(key, i, seconds, times, pooled, np.zeros(2, np.float32)))
+    assert not writer.failed
+    return out_dir
+
+
+def names(folders: list[EmbeddingFolder]) -> list[str]:
+    return [made.folder.name for made in folders]
+
+
+def put(folder: Path, *tracks: str, content: np.ndarray = EMBEDDING) -> Path:
+    """Embeddings without a manifest, as other programs may write them."""
+    for track in tracks:
+        path = folder / f"{track}.embeddings.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, content)
+    return folder
+
+
+# ---- tokens --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 2)])
+@pytest.mark.parametrize("types", ["c", "d", "t", "cd", "ct", "dt", "cdt", "tc"])
+def test_tokens_as_plain_numpy(types, shape):
+    x = np.random.default_rng(0).random((*shape, 3, D)).astype(np.float32)
+    tokens = {"c": x[..., 0, :], "d": x[..., 1, :], "t": x[..., 2, :]}
+    mean, stack = (select_tokens(x, types, reduce) for reduce in ("mean", "stack"))
+    assert mean.dtype == stack.dtype == np.float32
+    np.testing.assert_allclose(mean, sum(tokens[t] for t in types) / len(types), rtol=1e-6)
+    np.testing.assert_array_equal(stack, np.concatenate([tokens[t] for t in types], axis=-1))
+    if len(types) == 1:
+        np.testing.assert_array_equal(mean, tokens[types])
+
+
+def test_after_the_final_norm_there_are_no_tokens():
+    final = np.arange(2 * D, dtype=np.float32).reshape(2, 1, D)
+    assert select_tokens(final, "c", "mean").tolist() == final[:, 0].tolist()
+    for types, reduce in (("t", "mean"), ("cdt", "mean"), ("c", "stack")):
+        with refuses("conflict", setting="data.types"):
+            select_tokens(final, types, reduce)
+
+
+@pytest.mark.parametrize("types", ["", "x", "cc"])
+def test_bad_choices(types):
+    with refuses("invalid", setting="sweep.tokens"):
+        check_types(types, "sweep.tokens")
+    check_types("tdc")
+
+
+# ---- one file ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (EMBEDDING, EMBEDDING),
+        (EMBEDDING[0], EMBEDDING[:1]),
+        (EMBEDDING[:1], EMBEDDING[:1]),
+        (EMBEDDING[None], EMBEDDING),  # one patch
+        (np.arange(D).reshape(1, 1, D) / 2, [[0, 0.5, 1, 1.5]]),  # one patch, not tokens
+        (EMBEDDING.astype(np.float16), EMBEDDING),
+        (np.asfortranarray(EMBEDDING.astype(">f8")), EMBEDDING),
+    ],
+)
+def test_what_a_file_may_hold(tmp_path, content, expected):
+    np.save(tmp_path / "a.npy", content)
+    found = read_tokens(tmp_path / "a.npy")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+FRAMES = 1945  # 31.1 s: a patch of 30 s, and one of 70 frames
+
+
+@pytest.fixture
+def per_patch(tmp_path) -> Path:
+    """Half-precision values of two patches whose sum is no float16, and their times."""
+    write_times(tmp_path / "a.mmap.times.csv", np.array(times(cut(FRAMES, 1875), FRAMES)))
+    path = tmp_path / "a.mmap.embeddings.npy"
+    np.save(path, np.stack([np.full((3, D), 60000), np.full((3, D), 30000)]).astype(np.float16))
+    return path
+
+
+def test_patches_are_pooled_as_extraction_pools_them(per_patch):
+    expected = (60000 * 1875 + 30000 * 70) / 1945
+    np.testing.assert_allclose(read_tokens(per_patch), np.full((3, D), expected), rtol=1e-4)
+    np.save(per_patch, np.array([[[1.0] * D], [[0.0] * D]]))  # after the final norm
+    np.testing.assert_allclose(read_tokens(per_patch), np.full((1, D), 1875 / 1945), rtol=1e-6)
+
+
+def test_patches_without_their_times_are_refused(per_patch):
+    np.save(per_patch, np.ones((3, 3, D), np.float32))
+    with refuses("mismatch", "a.mmap.times.csv"):
+        read_tokens(per_patch)
+    (per_patch.parent / "a.mmap.times.csv").unlink()
+    with refuses("missing", "a.mmap.times.csv"):
+        read_tokens(per_patch)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        np.zeros((2, D)),
+        np.zeros((5, 2, D)),
+        np.zeros((0, 3, D)),
+        np.zeros((3, 0)),
+        np.zeros(()),
+        np.zeros((1, 1, 3, D)),
+        np.zeros((3, D), int),
+        np.zeros((1, 3, D), int),
+        np.zeros((3, D), complex),
+        np.zeros((1, 3, D), complex),
+        np.full((1, 3, D), "x"),
+        np.full((3, D), np.nan),
+        np.full((3, D), np.inf),
+        np.full((1, 3, D), 1e300),
+        np.full((3, D), 1e300),
+    ],
+)
+def test_what_a_file_may_not_hold(tmp_path, content):
+    path = tmp_path / "z.embeddings.npy"
+    np.save(path, content)
+    with refuses("invalid", "z.embeddings.npy"):
+        read_tokens(path)
+
+
+def test_one_value_that_is_not_finite(tmp_path):
+    content = np.zeros((3, D), np.float32)
+    content[2, 3] = -np.inf
+    np.save(tmp_path / "z.npy", content)
+    with refuses("invalid", "z.npy"):
+        read_tokens(tmp_path / "z.npy")
+
+
+def whole() -> bytes:
+    file = io.BytesIO()
+    np.save(file, EMBEDDING)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY",
+        whole()[:-1],
+        whole()[:100],
+        whole().replace(b"'shape'", b"'sh(pe'"),
+        whole().replace(b"(3, 4)", b"(3, 4["),
+        whole().replace(b"<f4", b"<q9"),
+        whole().replace(b"(3, 4), }       ", b"(3, 400000000000)"),
+        whole().replace(b"(3, 4), }          ", b"(3, 400000000000), }"),
+        b"PK\x03\x04 no archive",
+        b"<html>not found</html>",
+    ],
+)
+def test_damaged_files(tmp_path, content):
+    (tmp_path / "z.npy").write_bytes(content)
+    with refuses("corrupt", "z.npy"):
+        read_tokens(tmp_path / "z.npy")
+
+
+def test_an_archive_is_no_embedding(tmp_path):
+    with zipfile.ZipFile(tmp_path / "z.npy", "w") as archive:
+        archive.writestr("a.npy", whole())
+    with refuses("corrupt", "z.npy"):
+        read_tokens(tmp_path / "z.npy")
+
+
+# ---- which folder --------------------------------------------------------------------------------
+
+
+def test_embeddings_are_found_from_anywhere_above(tmp_path):
+    """In a folder of the model's name, too, and down to that of a block."""
+    out_dir = extracted(tmp_path / "out/model", seconds=5)
+    for place in (tmp_path / "out", out_dir, out_dir / "5sec", out_dir / "5sec/7"):
+        for clip_length in (None, 5, 4.992):
+            (found,) = find_folders(place, clip_length)
+            assert found.folder == out_dir / "5sec/7"
+            assert (found.block, found.name, found.seconds) == (7, "7", 5)
+            assert found.settings["model"] == "0" * 64
+
+
+def test_a_home_folder_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    extracted(tmp_path / "out")
+    assert names(find_folders("~/out")) == ["7"]
+
+
+def test_blocks_come_in_their_order(tmp_path):
+    out_dir = extracted(tmp_path, blocks=(10, 2, FINAL, 0))
+    assert names(find_folders(out_dir)) == ["0", "2", "10", "final"]
+
+
+@pytest.mark.parametrize("model", ["", "model/"])
+def test_lengths_are_chosen_in_whole_frames(tmp_path, model):
+    for seconds in (30, 10, 4.992, 5.008):
+        extracted(tmp_path / model, seconds=seconds)
+    for asked, found in ((30, "30sec"), (10.0, "10sec"), (4.99, "4.992sec"), (5.008, "5.008sec")):
+        assert find_folders(tmp_path, asked)[0].folder.parent.name == found
+    with refuses("missing", setting="data.clip_length") as caught:
+        find_folders(tmp_path, 20)
+    assert "4.992 s, 5.008 s, 10 s, 30 s" in str(caught.value)
+    with refuses("conflict", setting=DIR) as caught:
+        find_folders(tmp_path)
+    assert "data.clip_length=" in caught.value.hint
+
+
+def test_extractions_of_several_models_are_listed(tmp_path):
+    """Whether their lengths are the same or not."""
+    for name, seconds in (("first", 5), ("second", 5), ("third", 10)):
+        extracted(tmp_path / name, seconds=seconds)
+    for clip_length, listed in ((None, ("first", "second", "third")), (5, ("first", "second"))):
+        with refuses("conflict", setting=DIR) as caught:
+            find_folders(tmp_path, clip_length)
+        assert all(f"{name}/" in str(caught.value) for name in listed)
+    assert find_folders(tmp_path, 10)[0].folder == tmp_path / "third/10sec/7"
+
+
+def test_a_length_without_embeddings_is_no_choice(tmp_path):
+    extracted(tmp_path, blocks=(), seconds=30)  # logits alone
+    out_dir = extracted(tmp_path, seconds=5)
+    assert find_folders(out_dir)[0].folder.parent.name == "5sec"
+    for place in (tmp_path / "30sec", tmp_path / "30sec/logits"):
+        with refuses("empty", setting=DIR):
+            find_folders(place)
+
+
+def test_a_manifest_is_believed_more_than_a_name(tmp_path):
+    folder = extracted(tmp_path) / "5sec/7"
+    folder = folder.rename(tmp_path / "9")
+    (found,) = find_folders(folder)
+    assert (found.block, found.seconds) == (7, 5)
+
+
+def test_one_block_twice(tmp_path):
+    level = extracted(tmp_path / "out") / "5sec"
+    extracted(tmp_path / "other")
+    (tmp_path / "other/5sec/7").rename(level / "7 (copy)")
+    with refuses("conflict", "5sec", DIR) as caught:
+        find_folders(level)
+    assert "7 (copy)" in str(caught.value)
+
+
+def test_folders_with_nothing_in_them(tmp_path):
+    (tmp_path / "5sec/7").mkdir(parents=True)
+    for place in (tmp_path, tmp_path / "5sec", tmp_path / "5sec/7"):
+        with refuses("empty", setting=DIR):
+            find_folders(place)
+    (tmp_path / "file").write_text("x")
+    for name in ("none", "file"):
+        with refuses("missing", name, DIR):
+            find_folders(tmp_path / name)
+
+
+def test_without_manifests(tmp_path):
+    put(tmp_path / "mine", *KEYS)
+    (found,) = find_folders(tmp_path / "mine")
+    assert (found.folder, found.settings, found.block) == (tmp_path / "mine", None, None)
+    assert found.path(KEYS[0]).is_file()
+    level = tmp_path / "out/5sec"
+    for block in ("10", "9", "final", "²"):
+        put(level / block, *KEYS)
+    found = find_folders(tmp_path / "out", 5)
+    assert [made.block for made in found] == [9, 10, FINAL, None]
+    assert [made.seconds for made in found] == [5] * 4
+    (found,) = find_folders(level / "final", 5)
+    assert found.block == FINAL
+
+
+def test_a_damaged_manifest(tmp_path):
+    out_dir = extracted(tmp_path)
+    (out_dir / "5sec/7" / MANIFEST).write_text("{")
+    with pytest.raises(InputError, match=rf"7.{MANIFEST}"):
+        find_folders(out_dir)
+
+
+@pytest.mark.parametrize(
+    ("settings", "differing"),
+    [
+        ({"model": "1" * 64}, ["000000000000", "111111111111", "my/first", "my/other"]),
+        ({"hop_seconds": 2.5}, ["hop_seconds", "2.5"]),
+        ({"pool": "none"}, ["pool", "mean", "none"]),
+        ({"patchout": {"s_patchout_t_interleaved": 2}}, ["patchout", "interleaved"]),
+        ({"quantize": "int8"}, ["quantize", "int8"]),
+    ],
+)
+def test_blocks_of_several_models(tmp_path, settings, differing):
+    """Models are named, as their hashes tell nobody anything."""
+    out_dir = extracted(tmp_path, blocks=(6,), checkpoint="my/first")
+    made = extracted(tmp_path / "other", blocks=(7,), checkpoint="my/other", **settings)
+    (made / "5sec/7").rename(out_dir / "5sec/7")
+    with refuses("mismatch", setting=DIR) as caught:
+        check_same_extraction(find_folders(out_dir, 5))
+    assert all(word in str(caught.value) for word in ("5sec/6", "5sec/7", *differing))
+
+
+def test_blocks_of_one_model_made_in_two_runs(tmp_path):
+    extracted(tmp_path, blocks=(6,))
+    folders = find_folders(extracted(tmp_path / "b", blocks=(7,)))
+    folders += find_folders(tmp_path / "5sec")
+    check_same_extraction(folders)
+
+
+# ---- which file ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stored", "key"),
+    [
+        ("a/song.mmap", "a/song.mmap"),
+        ("a/song.mp3", "a/song.mmap"),
+        ("a/song.MP3", "./a/song.mmap"),
+        ("a/song.mp3", "a/song"),
+        ("a/song.mmap", "a/song"),
+        ("a/song", "a/song.mmap"),
+        ("a/song.mp3", "a/song.npy"),
+        ("a/song.mmap", "a/song.mp3"),
+        ("a/feat. x [2.0].flac", "a/feat. x [2.0].mmap"),
+        ("a/feat. x", "a/feat. x"),
+        ("a/s\udcff.ogg", "a/s\udcff.mmap"),
+        ("with space/b.mp3/c.wav", "with space/b.mp3/c.mmap"),
+    ],
+)
+def test_a_key_finds_its_embedding(tmp_path, stored, key):
+    folder = EmbeddingFolder(put(tmp_path, stored, "a/other.mp3", "song.mp3", "a/song2.mp3"))
+    assert folder.path(key) == tmp_path / f"{stored}.embeddings.npy"
+    np.testing.assert_array_equal(read_tokens(folder.path(key)), EMBEDDING)
+
+
+@pytest.mark.parametrize(
+    "key", ["song.mmap", "a/Song.mmap", "a/song.txt", "a", "b/song.mmap", "\0"]
+)
+def test_a_key_without_an_embedding(tmp_path, key):
+    folder = EmbeddingFolder(put(tmp_path, "a/song.mp3"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/.tmp-1.npy").write_bytes(b"")  # of a killed run
+    for place in (folder, EmbeddingFolder(tmp_path / "none")):
+        assert place.path(key) == place.folder / f"{key}.embeddings.npy"
+        assert not place.path(key).is_file()
+
+
+def test_another_audio_file_is_another_track(tmp_path):
+    """What ``song.mp3`` is called has failed; ``song.wav`` may be anything."""
+    folder = EmbeddingFolder(put(tmp_path, "song.wav"))
+    assert not folder.path("song.mp3").is_file()
+    assert folder.path("song.mmap").is_file()
+
+
+def test_suffixes_that_leave_a_choice(tmp_path):
+    folder = EmbeddingFolder(put(tmp_path, "a/song.mp3", "a/song.flac", "a/b.mp3"))
+    with refuses("conflict") as caught:
+        folder.path("a/song.mmap")
+    assert "'a/song.flac', 'a/song.mp3'" in str(caught.value)
+    assert folder.path("a/song.mp3").name == "song.mp3.embeddings.npy"
+    assert folder.path("a/b.mmap").is_file()
+
+
+def test_two_formats_of_a_song(tmp_path):
+    """Whose log-mel files are song.mmap and song.mp3.mmap."""
+    audio = EmbeddingFolder(put(tmp_path / "audio", "song.mp3", "song.flac"))
+    assert audio.path("song.mp3.mmap").name == "song.mp3.embeddings.npy"
+    mels = EmbeddingFolder(put(tmp_path / "mels", "song.mmap", "song.mp3.mmap"))
+    assert mels.path("song.mp3").name == "song.mp3.mmap.embeddings.npy"
+
+
+def test_the_exact_name_goes_first(tmp_path):
+    folder = EmbeddingFolder(put(tmp_path, "song.mmap", "song.mp3", "song.flac"))
+    assert folder.path("song.mmap").name == "song.mmap.embeddings.npy"
+
+
+# ---- many tracks ---------------------------------------------------------------------------------
+
+
+def test_tracks_come_in_the_order_of_their_paths(tmp_path):
+    folders = find_folders(extracted(tmp_path, blocks=(2, 7)))
+    found = read_all(read_blocks, [[f.path(key) for f in folders] for key in KEYS[::-1]], "test")
+    assert found.dtype == np.float32
+    expected = [[EMBEDDING + 100 * b + i for b in (2, 7)] for i in (2, 1, 0)]
+    np.testing.assert_array_equal(found, expected)
+    (final,) = find_folders(extracted(tmp_path / "final", blocks=(FINAL,)))
+    assert read_all(read_tokens, [final.path(key) for key in KEYS], "test").shape == (3, 1, D)
+
+
+def test_blocks_of_different_widths(tmp_path):
+    put(tmp_path / "6", "a")
+    put(tmp_path / "7", "a", content=np.ones((3, D + 1), np.float32))
+    with refuses("mismatch", "7/a.embeddings.npy"):
+        read_blocks([tmp_path / f"{block}/a.embeddings.npy" for block in (6, 7)])
+
+
+@pytest.mark.parametrize(
+    "content", [np.ones((3, D + 1), np.float32), np.ones((1, D), np.float32), np.ones(D)]
+)
+def test_tracks_of_different_widths(tmp_path, content):
+    put(tmp_path, "a", "b")
+    put(tmp_path, "c", content=content)
+    with refuses("mismatch", setting=DIR) as caught:
+        read_all(read_tokens, [tmp_path / f"{name}.embeddings.npy" for name in "abc"], "train")
+    assert "c.embeddings.npy" in str(caught.value)
+
+
+def test_features_are_in_memory_once():
+    """No list of all of them is made beside the array that is given back."""
+    one = np.ones((3, 3000), np.float32)
+
+    def read(number: int) -> np.ndarray:
+        time.sleep(0.0002)  # for a disk
+        return one + number
+
+    tracemalloc.start()
+    try:
+        found = read_all(read, range(2000), "train")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found[1999, 2, 0] == 2000
+    assert peak < 1.5 * found.nbytes
+
+
+# ---- statistics ----------------------------------------------------------------------------------
+
+
+def test_mel_statistics(tmp_path):
+    mel = np.random.default_rng(0).random((50, 96))
+    write_mel(tmp_path / "a.mmap", mel)
+    x = (mel.astype(np.float16).astype(float) - 2.06755686098554) / (2 * 1.268292820667291)
+    expected = np.concatenate((x.mean(0), x.std(0)))
+    np.testing.assert_allclose(mel_statistics(tmp_path / "a.mmap"), expected, atol=1e-6)

@@ -1,0 +1,396 @@
+"""Two processes train as one does: typed as a user types it, and watched from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from command_line import bad, good, newest, read_history  # isort: skip
+
+from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
+from maest.datasets.melspectrograms import write_mel
+from maest.datasets.sampling import ClipSampler
+from maest.experiments.pretrain import is_peer_failure
+from maest.experiments.runs import is_first_process
+
+ROOT = Path(__file__).resolve().parents[2]
+CLOCK = ("seconds", "clips_per_second", "mfu")  # columns of the history that a clock decides
+TRACKS, CLIPS, VALIDATED = 60, 46, 11
+# 96 frames have as many columns as positions, so that training has nothing random but the draw.
+# Two processes of 23 clips make 12 steps an epoch, the last of one clip each.
+RECIPE = (
+    f"datamodule.clip_length=1.536 datamodule.clips_per_epoch={CLIPS} datamodule.batch_size_eval=4 "
+    "datamodule.balanced_sampling=True maest.norm_mean=1 maest.norm_std=1 maest.s_patchout_t=0 "
+    "module.swa_start=0 trainer.max_epochs=3 trainer.check_val_every_n_epoch=2 "
+    "trainer.accelerator=cpu"
+)
+TWO = "trainer.devices=2 datamodule.batch_size_train=2 datamodule.on_error=skip"
+# Python imports this first of all: which files a process opens, and a signal on the way.
+WATCH = """
+import os, signal, sys
+
+out = os.open(f"{os.environ['WATCHED']}/{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+left = int(os.environ.get("STOP_AFTER", 0))
+
+def watch(event, arguments):
+    global left
+    if event != "open" or not isinstance(arguments[0], (str, bytes)):
+        return
+    path, flags, rank = os.fsdecode(arguments[0]), arguments[2] or 0, os.environ.get("LOCAL_RANK")
+    writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    if writes or path.endswith(".mmap"):
+        os.write(out, f"{rank} {'w' if writes else 'r'} {path}\\n".encode())
+    if path.endswith(".mmap") and rank != "1":
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.addaudithook(watch)
+"""
+
+
+@dataclass
+class Run:
+    """A command line that was run in processes of its own."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    folder: Path  # exp_logs/<id>
+    reads: list[list[str]]  # of each rank, the .mmap files it has opened, in order
+    writes: list[list[str]]  # of each rank, the files it has opened to write
+    pids: list[int]
+
+
+@dataclass
+class Place:
+    """A data set with two broken files, and a folder to work in.
+
+    Attributes:
+        broken: the keys of a training and of a validation track that process 1 alone reads.
+    """
+
+    root: Path
+    broken: tuple[str, str]
+
+    @property
+    def settings(self) -> str:
+        return (
+            f"datamodule.groundtruth_train={self.root}/train.pk datamodule.base_dir={self.root} "
+            f"datamodule.groundtruth_val={self.root}/validation.pk {RECIPE}"
+        )
+
+    def run(self, arguments: str, launcher: str = "", stop_after: int = 0) -> Run:
+        """``python ex_maest.py with …``, after ``-m <launcher>`` if there is one."""
+        home, watch = self.root / "home", self.root / f"watch-{time.monotonic_ns()}"
+        watch.mkdir()
+        (watch / "sitecustomize.py").write_text(WATCH)
+        ours = {"PYTHONPATH": str(watch), "WATCHED": str(watch), "STOP_AFTER": str(stop_after)}
+        started = time.monotonic()
+        done = subprocess.run(
+            [
+                *(sys.executable, *launcher.split(), str(ROOT / "ex_maest.py"), "with"),
+                *(*self.settings.split(), *arguments.split()),
+            ],
+            cwd=home,
+            env=os.environ | ours | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=150,
+        )
+        reads, writes, pids = [[], []], [[], []], []
+        for file in watch.glob("[0-9]*"):
+            pids.append(int(file.name))
+            for line in file.read_text().splitlines():
+                rank, kind, path = line.split(" ", 2)
+                (reads if kind == "r" else writes)[rank == "1"].append(path)
+        seconds = time.monotonic() - started
+        return Run(
+            done.returncode, done.stdout, done.stderr, seconds, newest(home), reads, writes, pids
+        )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    root = tmp_path_factory.mktemp("two")
+    (root / "home").mkdir()
+    rng = np.random.default_rng(0)
+    for split, tracks in (("train", TRACKS), ("validation", VALIDATED)):
+        groundtruth = {}
+        for i in range(tracks):
+            labels = rng.random(4) < [0.6, 0.3, 0.2, 0.5]
+            labels[i % 4] = True  # each has one at least
+            mel = rng.random((int(rng.integers(96, 250)), 96), np.float32)
+            mel += np.repeat(labels, 24)
+            groundtruth[f"{split}/{i:02d}.mmap"] = labels
+            write_mel(root / f"{split}/{i:02d}.mmap", mel)
+        write_groundtruth(root / f"{split}.pk", groundtruth)
+    train = read_groundtruth(root / "train.pk")
+    first_draw = [i for i, _ in ClipSampler(train.targets, CLIPS, True, 0, rank=1, world_size=2)]
+    broken = (train.keys[first_draw[3]], "validation/07.mmap")
+    for key in broken:
+        np.full((200, 96), np.nan, np.float16).tofile(root / key)
+    return Place(root, broken)
+
+
+@pytest.fixture(scope="module")
+def pair(place) -> Run:
+    """Two processes, started by Lightning."""
+    done = place.run(TWO)
+    assert done.code == 0, done.err[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def alone(place, tmp_path_factory) -> Path:
+    """The run folder of one process with the doubled batch."""
+    home = tmp_path_factory.mktemp("alone")
+    line = TWO.replace("devices=2", "devices=1").replace("train=2", "train=4")
+    good("ex_maest.py", f"with {place.settings} {line}", home)
+    return newest(home)
+
+
+def last(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    found = read_history(folder / "history.csv")
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in found]
+
+
+def assert_ended(pids: list[int]) -> None:
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """The same training, but for the order in which numbers were added.
+
+    AdamW makes steps of one size of gradients of any, and so of those that are nothing but rounding
+    too: single weights may differ by some of them, and nearly all must not.
+    """
+    assert list(found) == list(expected)
+    difference = torch.cat([(found[k] - expected[k]).abs().flatten() for k in expected])
+    assert difference.max() < 1e-3
+    assert difference.mean() < 1e-5
+
+
+def test_weights_and_figures_are_those_of_one_process(pair, alone):
+    assert_close(last(pair.folder), last(alone))
+    for name in ("model.safetensors", "model-swa.safetensors"):
+        files = [folder / "model" / name for folder in (pair.folder, alone)]
+        assert_close(*map(safetensors.torch.load_file, files))
+    assert len(rows(pair.folder)) == 3
+    for found, expected in zip(rows(pair.folder), rows(alone), strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert rows(pair.folder)[0]["train_loss"] == pytest.approx(rows(alone)[0]["train_loss"], 2e-5)
+    assert {"val_loss", "val_ap", "val_swa_loss", "val_swa_ap"} <= rows(alone)[1].keys()
+
+
+def test_figures_of_uneven_data_are_those_of_one_process(pair, alone, place):
+    """Of the same weights: the best epoch's, which the first process validates again by itself."""
+    found = json.loads((pair.folder / "results.json").read_text())
+    gathered = rows(pair.folder)[1]
+    assert found["best_epoch"] == 2  # of three
+    assert found["val_tracks"] == VALIDATED - 1
+    for figure in ("val_ap", "val_roc_auc"):
+        assert gathered[figure] == pytest.approx(found[figure], abs=1e-6)
+    # what was passed over by any process
+    expected = json.loads((alone / "results.json").read_text())["skipped"]
+    assert set(found["skipped"]) == set(expected) == set(place.broken)
+    assert pair.err.count(f"{place.root / place.broken[1]}: NaN") == 1  # told once
+    assert "2 files could not be read" in pair.out
+
+
+def test_each_process_reads_a_part_of_one_draw(pair, place):
+    """A new draw each epoch, of which no clip is read twice."""
+    keys = read_groundtruth(place.root / "train.pk").keys
+    looked_at = TRACKS + VALIDATED  # before the training, each file once
+    draws = []
+    for rank, reads in enumerate(pair.reads):
+        own = [os.path.relpath(path, place.root) for path in reads]
+        assert len(set(own[:looked_at])) == looked_at
+        trained = [key for key in own[looked_at:] if key.startswith("train")]
+        # a broken file is followed by what takes its place
+        drawn = [key for before, key in pairwise(["", *trained]) if before != place.broken[0]]
+        assert rank == 0 or drawn[3] == place.broken[0]
+        draws.append(drawn)
+    size = CLIPS // 2
+    seen = []
+    for epoch in range(3):
+        parts = [draw[epoch * size : (epoch + 1) * size] for draw in draws]
+        assert not set(parts[0]) & set(parts[1])
+        together = [key for both in zip(*parts, strict=True) for key in both]
+        assert len(set(together)) == CLIPS  # of 60, without replacement
+        seen.append(together)
+    targets = read_groundtruth(place.root / "train.pk").targets
+    assert seen[0] == [keys[i] for i, _ in ClipSampler(targets, CLIPS, True, seed=0)]
+    assert seen[0] != seen[1] != seen[2]
+    validated = [
+        {os.path.basename(p) for p in reads[looked_at:] if "/validation/" in p}
+        for reads in pair.reads
+    ]
+    assert validated[1] == {f"{i:02d}.mmap" for i in (*range(1, VALIDATED, 2), 0)}  # 0 fills up
+
+
+def test_the_first_process_alone_writes_and_speaks(pair, place):
+    home = place.root / "home"
+    assert pair.folder == home / "exp_logs" / "1"
+    assert not list(home.glob("exp_logs/unobserved*"))
+    assert [path for path in pair.writes[1] if "exp_logs" in path or str(home) in path] == []
+    assert any(path.endswith(".ckpt") for path in pair.writes[0])
+    assert sorted(path.name for path in (pair.folder / "model").iterdir()) == [
+        *("config.json", "model-swa.safetensors", "model.safetensors"),
+    ]
+    assert json.loads((pair.folder / "run.json").read_text())["status"] == "COMPLETED"
+    for line in ("Running command", "training and 11 validation tracks"):
+        assert pair.err.count(line) == 1, line
+    assert "Warning" not in pair.err
+    assert pair.out.count("epoch   1") == 1
+    assert_ended(pair.pids)
+
+
+@pytest.mark.slow
+def test_stopped_and_continued_under_torchrun(pair, place):
+    """SIGTERM to the first process; what continues is bit for bit the unbroken run."""
+    stop_after = TRACKS + VALIDATED + 5  # the third step of process 0
+    stopped = place.run(TWO, stop_after=stop_after)
+    assert stopped.code == 143, stopped.err[-3000:]
+    assert "saved at step 10" in stopped.err
+    assert stopped.err.count("To continue") == 1
+    assert "Traceback" not in stopped.err
+    assert json.loads((stopped.folder / "run.json").read_text())["status"] == "INTERRUPTED"
+    assert_ended(stopped.pids)
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    continued = place.run(f"{TWO} ckpt_path=last", launcher)
+    assert continued.code == 0, continued.err[-3000:]
+    assert continued.folder.name == str(int(stopped.folder.name) + 1)  # one, of two processes
+    assert rows(continued.folder) == rows(pair.folder)
+    ours, theirs = last(continued.folder), last(pair.folder)
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+    models = [
+        (folder / "model" / "model-swa.safetensors").read_bytes()
+        for folder in (continued.folder, pair.folder)
+    ]
+    found, expected = map(safetensors.torch.load, models)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.slow
+def test_one_that_fails_ends_all(place):
+    """Process 1 meets a broken file; process 0 waits for it in vain."""
+    done = place.run(TWO.replace("=skip", "=raise"))
+    assert done.code != 0
+    assert f"{place.root / place.broken[0]}: NaN or infinite values" in done.err
+    assert "another process of this training has ended" in done.err
+    assert "Traceback" not in done.err
+    assert_ended(done.pids)
+
+
+@pytest.mark.slow
+def test_the_first_that_fails_ends_all(place, tmp_path):
+    draw = ClipSampler(read_groundtruth(place.root / "train.pk").targets, CLIPS, True, 0, 0, 2)
+    key = read_groundtruth(place.root / "train.pk").keys[next(iter(draw))[0]]
+    whole = (place.root / key).read_bytes()
+    np.full((200, 96), np.nan, np.float16).tofile(place.root / key)
+    try:
+        done = place.run(TWO.replace("=skip", "=raise"))
+    finally:
+        (place.root / key).write_bytes(whole)
+    assert done.code == 1
+    assert f"{place.root / key}: NaN or infinite values" in done.err
+    assert_ended(done.pids)
+
+
+@pytest.mark.slow
+def test_torchrun_with_another_number_of_processes(place):
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    done = place.run(TWO.replace("devices=2", "devices=1"), launcher)
+    assert done.code == 1
+    assert "trainer.devices: torchrun has started 2 processes" in done.err
+
+
+@pytest.mark.parametrize(
+    ("environment", "options"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}, "--nproc-per-node and --nnodes"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "--ntasks-per-node and --nodes"),
+    ],
+)
+def test_another_number_of_processes_than_is_set(
+    place, tmp_path, monkeypatch, environment, options
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    message = bad("ex_maest.py", f"with {place.settings}", tmp_path)
+    assert "trainer.devices: " in message
+    assert options in message
+
+
+def test_accumulated_batches_are_one(place, tmp_path):
+    line = f"with {place.settings} datamodule.clips_per_epoch=24 trainer.max_epochs=1"
+    line += " datamodule.on_error=skip"
+    good("ex_maest.py", f"{line} datamodule.batch_size_train=4", tmp_path)
+    half = "datamodule.batch_size_train=2 trainer.accumulate_grad_batches=2"
+    good("ex_maest.py", f"{line} {half}", tmp_path)
+    whole, accumulated = (tmp_path / "exp_logs" / name for name in "12")
+    steps = [json.loads((f / "results.json").read_text())["steps"] for f in (whole, accumulated)]
+    assert steps == [6, 6]
+    assert_close(last(accumulated), last(whole))
+    for found, expected in zip(rows(accumulated), rows(whole), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+# --- Which process keeps the run ----------------------------------------------------------------
+
+ENVIRONMENTS = [
+    ({}, True),
+    # of torchrun
+    ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}, True),
+    ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, False),
+    ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "GROUP_RANK": "1"}, False),
+    # of srun; a job on the login node's behalf has no number
+    ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True),
+    ({"SLURM_PROCID": "1", "SLURM_LOCALID": "1"}, False),
+    ({"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}, False),
+    # Lightning's own launcher: its children, and another machine's first process
+    ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
+    ({"NODE_RANK": "0"}, True),
+    ({"NODE_RANK": "1"}, False),
+    ({"NODE_RANK": "1", "LOCAL_RANK": "1"}, False),
+]
+
+
+@pytest.mark.parametrize(("environment", "first"), ENVIRONMENTS)
+def test_the_first_process(monkeypatch, environment, first):
+    names = {name for other, _ in ENVIRONMENTS for name in other}
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    from lightning_fabric.utilities import rank_zero
+
+    monkeypatch.setattr(rank_zero.rank_zero_only, "rank", rank_zero._get_rank() or 0)
+    assert is_first_process() is first
+
+
+def test_errors_that_only_say_that_another_process_has_gone():
+    assert is_peer_failure(RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:2"))
+    assert is_peer_failure(torch.distributed.DistBackendError("NCCL communicator was aborted"))
+    assert not is_peer_failure(RuntimeError("CUDA out of memory"))

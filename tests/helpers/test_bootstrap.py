@@ -1,0 +1,180 @@
+"""Confidence intervals: the figures of resampled tracks, paired between runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    mean_squared_error,
+    r2_score,
+    roc_auc_score,
+)
+
+from maest.helpers.reports.bootstrap import interval, resampled_figures
+from maest.helpers.reports.metrics import SHOWN, evaluate
+
+N, C, S = 60, 4, 2
+TASKS = tuple(SHOWN)
+
+
+def the_split(task: str, n_tracks: int = N, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Targets [N, C], and outputs [S, N, C] that have something to do with them."""
+    rng = np.random.default_rng(seed)
+    if task == "multi-label":
+        targets = (rng.random((n_tracks, C)) < 0.4).astype(np.float32)
+    elif task == "single-label":
+        targets = np.eye(C, dtype=np.float32)[rng.integers(0, C, n_tracks)]
+    else:
+        targets = rng.normal(size=(n_tracks, C)).astype(np.float32)
+    noise = rng.normal(size=(S, n_tracks, C))
+    return targets, (targets + noise).astype(np.float32)
+
+
+def by_scikit_learn(task: str, targets: np.ndarray, output: np.ndarray) -> list[float]:
+    """The two figures that are shown, from the tracks as they come."""
+    if task == "multi-label":
+        return [
+            average_precision_score(targets, output, average="macro"),
+            roc_auc_score(targets, output, average="macro"),
+        ]
+    if task == "single-label":
+        true, predicted = targets.argmax(axis=1), output.argmax(axis=1)
+        return [accuracy_score(true, predicted), f1_score(true, predicted, average="macro")]
+    targets, output = targets.astype(np.float64), output.astype(np.float64)
+    return [r2_score(targets, output), mean_squared_error(targets, output)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_plain_loop_over_resamples_gives_the_same(task):
+    targets, outputs = the_split(task)
+    found = resampled_figures(task, targets, outputs, resamples=6, seed=3)
+    assert list(found) == list(SHOWN[task])
+    rng = np.random.default_rng(3)
+    drawn = [np.arange(N), *(rng.integers(0, N, N) for _ in range(6))]
+    for i, rows in enumerate(drawn):
+        wanted = np.mean([by_scikit_learn(task, targets[rows], o[rows]) for o in outputs], axis=0)
+        np.testing.assert_allclose([found[m][i] for m in found], wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_first_is_that_of_all_tracks(task):
+    targets, outputs = the_split(task)
+    found = resampled_figures(task, targets, outputs, 1, 0)
+    whole = [evaluate(task, targets, output).figures for output in outputs]
+    for name in found:
+        assert found[name][0] == pytest.approx(np.mean([own[name] for own in whole]), abs=1e-12)
+        assert found[name].shape == (2,)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_runs_are_paired(task):
+    """One run's resamples do not depend on another's outputs, or on its number of seeds."""
+    targets, outputs = the_split(task)
+    name = SHOWN[task][0]
+    both = resampled_figures(task, targets, outputs, 8, 0)[name]
+    single = [resampled_figures(task, targets, outputs[[s]], 8, 0)[name] for s in range(S)]
+    np.testing.assert_allclose(both, np.mean(single, axis=0), rtol=0, atol=1e-12)
+    other = resampled_figures(task, targets, outputs, 8, 1)[name]
+    assert both[0] == other[0]
+    assert (both[1:] != other[1:]).any()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_does_not_differ_from_itself(task):
+    targets, outputs = the_split(task)
+    one, other = (resampled_figures(task, targets, outputs, 20, 0) for _ in range(2))
+    for name in one:
+        assert interval(one[name] - other[name], 0.95) == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_a_better_run_is_better_beyond_chance_only_when_compared_track_by_track():
+    """Tracks differ more than runs do: the two intervals overlap, that of the difference is
+    clear of 0.
+    """
+    rng = np.random.default_rng(0)
+    targets = rng.normal(size=(N, 1))
+    noise = rng.normal(size=(N, 1))
+    worse, better = (resampled_figures("regression", targets, (targets + s * noise)[None], 300, 0)
+                     for s in (0.55, 0.5))  # fmt: skip
+    one, other = (interval(run["r2"], 0.95) for run in (worse, better))
+    assert one["high"] > other["low"]
+    assert interval(better["r2"] - worse["r2"], 0.95)["low"] > 0
+
+
+def test_intervals_are_percentiles_turned_round_the_figure():
+    samples = np.concatenate([[0.5], np.random.default_rng(0).permutation(101) / 100])
+    assert interval(samples, 0.9) == pytest.approx({"value": 0.5, "low": 0.05, "high": 0.95})
+    assert interval(samples, 0.5) == pytest.approx({"value": 0.5, "low": 0.25, "high": 0.75})
+    samples[0] = 0.3
+    assert interval(samples, 0.5) == pytest.approx({"value": 0.3, "low": -0.15, "high": 0.35})
+    assert interval(samples, 0.5, (0, 1))["low"] == 0
+
+
+def test_intervals_hold_the_average_precision_of_unlimited_tracks():
+    """Few positives, which resamples have twice: plain percentiles are far above it."""
+    rng = np.random.default_rng(0)
+
+    def weak_run(n_tracks: int) -> tuple[np.ndarray, np.ndarray]:
+        targets = (rng.random((n_tracks, 10)) < 0.08).astype(np.float32)
+        return targets, (0.5 * targets + rng.normal(size=(1, n_tracks, 10))).astype(np.float32)
+
+    true = resampled_figures("multi-label", *weak_run(100_000), 0, 0)["ap"][0]
+    held = by_percentiles = 0
+    for _ in range(40):
+        samples = resampled_figures("multi-label", *weak_run(100), 100, 0)["ap"]
+        found = interval(samples, 0.95, (0, 1))
+        held += found["low"] <= true <= found["high"]
+        low, high = np.quantile(samples[1:], [0.025, 0.975])
+        by_percentiles += low <= true <= high
+    assert held >= 34
+    assert by_percentiles < 20
+
+
+def test_intervals_leave_out_resamples_without_a_figure():
+    samples = np.array([0.5, np.nan, 0.2, 0.4, np.nan])
+    assert interval(samples, 0.5) == pytest.approx({"value": 0.5, "low": 0.65, "high": 0.75})
+    nothing = interval(np.array([0.5, np.nan]), 0.95)
+    assert nothing["value"] == 0.5
+    assert np.isnan([nothing["low"], nothing["high"]]).all()
+
+
+def test_more_tracks_make_narrower_intervals():
+    widths = []
+    for n_tracks in (30, 3000):
+        targets, outputs = the_split("multi-label", n_tracks)
+        found = interval(resampled_figures("multi-label", targets, outputs, 50, 0)["ap"], 0.95)
+        assert found["low"] < found["value"] < found["high"]
+        widths.append(found["high"] - found["low"])
+    assert widths[1] < widths[0] / 4
+
+
+def test_rare_labels_are_left_out_of_the_resamples_that_lack_them():
+    targets, outputs = the_split("multi-label")
+    targets[:, 0] = 0
+    targets[5, 0] = 1
+    found = resampled_figures("multi-label", targets, outputs[:1], 12, 0)
+    rng, lacking = np.random.default_rng(0), 0
+    for i in range(1, 13):
+        rows = rng.integers(0, N, N)
+        here = [c for c in range(C) if targets[rows, c].any()]
+        lacking += len(here) < C
+        wanted = by_scikit_learn("multi-label", targets[rows][:, here], outputs[0, rows][:, here])
+        np.testing.assert_allclose([found[m][i] for m in found], wanted, rtol=0, atol=1e-12)
+    assert 0 < lacking < 12
+
+
+def test_no_label_to_score_is_nan():
+    _, outputs = the_split("multi-label")
+    found = resampled_figures("multi-label", np.zeros((N, C)), outputs, 3, 0)
+    assert all(np.isnan(values).all() for values in found.values())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_outputs_that_are_not_finite_are_refused(task):
+    targets, outputs = the_split(task)
+    outputs[1, 7, 2] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        resampled_figures(task, targets, outputs, 2, 0)

@@ -1,0 +1,509 @@
+"""Probes that are trained together: each is what plain PyTorch makes of it alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from made_up import refuses
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maest.config.probe import ProbeTraining
+from maest.config.settings import Schedule
+from maest.helpers.reports import metrics
+from maest.models import probe
+from maest.models.probe import SELECTION, ProbeBank, layer_normalized
+
+WIDTH, SETS, BATCH, EPOCHS = 6, 2, 16, 4
+SEEDS = (3, 5)
+LR, DECAY = 0.02, 0.1
+RAMP = {"warmup_epochs": 1.0, "ramp_start": 1.0, "ramp_end": 4.0, "last_lr_factor": 0.1}
+TASKS = tuple(SELECTION)
+# Mixing is another network, not another task.
+KINDS = [*((task, False) for task in TASKS), ("multi-label", True)]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Splits = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def made_up(task: str, noise: float = 1.0, n_sets: int = SETS, n_train: int = 70) -> Splits:
+    """Three targets that depend on all sets of the features, and on noise."""
+    rng = np.random.default_rng(0)
+    rule = rng.normal(size=(n_sets * WIDTH, 3))
+    found = {}
+    for split, n_tracks in (("train", n_train), ("val", 30), ("test", 25)):
+        x = rng.normal(size=(n_tracks, n_sets, WIDTH)).astype(np.float32)
+        values = x.reshape(n_tracks, -1) @ rule + noise * rng.normal(size=(n_tracks, 3))
+        if task == "multi-label":
+            targets = values > 0
+        elif task == "single-label":
+            targets = np.eye(3)[values.argmax(axis=1)]
+        else:
+            targets = values * [1, 10, 0.1] + [0, 500, -3]
+        found[split] = (x, targets.astype(np.float32))
+    return found
+
+
+def new_bank(
+    task: str, splits: Splits, seeds: Sequence[int] = SEEDS, mix: bool = False, **options
+) -> ProbeBank:
+    x, targets = splits["train"]
+    options = {"hidden": 8, "dropout": 0.5} | options
+    sets = {"n_blocks" if mix else "n_sets": x.shape[1]}
+    return ProbeBank(x.shape[2], targets.shape[1], seeds, task=task, **sets, **options)
+
+
+class Trained:
+    """A bank that has been trained, its test outputs, and its weights after each epoch."""
+
+    def __init__(
+        self, bank: ProbeBank, splits: Splits, epochs: int = EPOCHS, lr: float = LR, **options
+    ) -> None:
+        if "mix" in bank.weights:
+            splits = {
+                split: (layer_normalized(x.copy()), targets)
+                for split, (x, targets) in splits.items()
+            }
+        self.bank = bank
+        self.epochs: list[list[dict[str, Tensor]]] = []
+        bank.fit(
+            splits["train"],
+            splits["val"],
+            lr=lr,
+            weight_decay=options.pop("weight_decay", DECAY),
+            lr_factor=Schedule(**RAMP | options).factor,
+            batch_size=BATCH,
+            max_epochs=epochs,
+            after_epoch=lambda: self.epochs.append([state(bank, i) for i in range(len(bank))]),
+        )
+        self.outputs = bank.predict(splits["test"][0])
+
+
+def probe_input(splits: Splits, split: str, index: int, bank: ProbeBank) -> Tensor:
+    """What a probe alone is given: its own set, or all blocks as they are."""
+    x = torch.from_numpy(splits[split][0])
+    return x if "mix" in bank.weights else x[:, index // len(bank.seeds)]
+
+
+def state(bank: ProbeBank, index: int) -> dict[str, Tensor]:
+    return bank.state(index)
+
+
+class Alone(nn.Module):
+    """A probe of a bank in plain PyTorch; of a mix, of features as they are."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.state = state
+        (hidden, inputs), outputs = state["net.0.weight"].shape, len(state["scale"])
+        self.net = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+        self.load_state_dict({name: v for name, v in state.items() if name.startswith("net")})
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "mix" in self.state:
+            even = F.layer_norm(x, x.shape[-1:])
+            x = torch.einsum("bld,l->bd", even, self.state["mix"].softmax(0))
+        return self.net(x) * self.state["scale"] + self.state["shift"]
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float = 2e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=atol, msg=name)
+
+
+# ---- the same as alone ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "mix"), KINDS)
+def test_a_probe_of_a_bank_is_the_one_trained_alone(task, mix):
+    splits = made_up(task)
+    together = Trained(new_bank(task, splits, mix=mix), splits)
+    assert len(together.bank) == (2 if mix else 4)
+    for index in range(len(together.bank)):
+        number, seed = divmod(index, len(SEEDS))
+        own = splits
+        if not mix:
+            own = {s: (x[:, number : number + 1], y) for s, (x, y) in splits.items()}
+        alone = Trained(new_bank(task, own, SEEDS[seed : seed + 1], mix=mix), own)
+        assert_close(state(together.bank, index), state(alone.bank, 0))
+        np.testing.assert_allclose(together.outputs[index], alone.outputs[0], rtol=1e-3, atol=1e-4)
+        assert together.bank.best_epochs[index] == alone.bank.best_epochs[0]
+        histories = together.bank.histories[index], alone.bank.histories[0]
+        assert len(histories[0]) == EPOCHS
+        for one, other in zip(*histories, strict=True):
+            assert one == pytest.approx(other, rel=1e-3)
+    states = [state(together.bank, i)["net.0.weight"] for i in range(len(together.bank))]
+    assert not any(torch.equal(one, other) for one in states[1:] for other in states[:1])
+
+
+def by_hand(z: Tensor, y: Tensor, task: str, scale: Tensor, shift: Tensor) -> Tensor:
+    if task == "single-label":
+        return F.cross_entropy(z, y.argmax(dim=1))
+    if task == "regression":
+        return F.mse_loss(z, (y - shift) / scale)
+    return F.binary_cross_entropy_with_logits(z, y)
+
+
+@pytest.mark.parametrize(("task", "mix"), KINDS)
+def test_training_is_that_of_plain_pytorch(task, mix):
+    """70 tracks are four batches of 16 and one of 6."""
+    splits = made_up(task)
+    trained = Trained(new_bank(task, splits, mix=mix), splits)
+    bank = trained.bank
+    fresh, masks = new_bank(task, splits, mix=mix), new_bank(task, splits, mix=mix)
+    drawn = [masks._dropout_factors(n) for _ in range(EPOCHS) for n in (16, 16, 16, 16, 6)]
+    rates = [math.exp(-5 / 4), 1, 0.7, 0.4]  # the warm-up is at least half an epoch old
+    targets = torch.from_numpy(splits["train"][1])
+    for index in range(len(bank)):
+        x = probe_input(splits, "train", index, bank)
+        net = nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, 3))
+        net.load_state_dict(Alone(state(fresh, index)).net.state_dict())
+        groups = [{"params": list(net.parameters())}]
+        weights = torch.zeros(SETS, requires_grad=True)
+        if mix:
+            groups.append({"params": [weights], "lr": 10 * LR, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, LR, weight_decay=DECAY)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: (*rates, 0)[epoch])
+        orders = torch.Generator().manual_seed(SEEDS[index % 2])
+        step = 0
+        for epoch in range(EPOCHS):
+            for batch in torch.randperm(70, generator=orders).split(BATCH):
+                inputs = x[batch]
+                if mix:
+                    shares = weights.exp() / weights.exp().sum()
+                    blocks = (F.layer_norm(inputs[:, i], (WIDTH,)) for i in range(SETS))
+                    inputs = sum(share * b for share, b in zip(shares, blocks, strict=True))
+                hidden = net[1](net[0](inputs)) * drawn[step][index % 2]
+                loss = by_hand(net[2](hidden), targets[batch], task, bank.scale, bank.shift)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                step += 1
+            schedule.step()
+            expected = {f"net.{name}": v.detach() for name, v in net.state_dict().items()}
+            expected |= {"scale": bank.scale, "shift": bank.shift}
+            expected |= {"mix": weights.detach()} if mix else {}
+            assert_close(trained.epochs[epoch][index], expected)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("shape", [(4, 9, 7, 5), (1, 9, 7, 5), (4, 1, 7, 5), (4, 9, 1, 1)])
+def test_layers_side_by_side(monkeypatch, onednn, shape):
+    """With oneDNN's products, and without."""
+    if not onednn:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    groups, batch, inputs, outputs = shape
+    torch.manual_seed(0)
+    own = (torch.randn(groups, batch, inputs), torch.randn(groups, outputs, inputs),
+           torch.randn(groups, outputs))  # fmt: skip
+    results = []
+    for function in (
+        probe._linear,
+        lambda x, w, b: torch.stack([F.linear(*one) for one in zip(x, w, b, strict=True)]),
+    ):
+        tensors = [tensor.clone().requires_grad_() for tensor in own]
+        y = function(*tensors)
+        (y * torch.arange(y.numel()).view(y.shape)).sum().backward()
+        results.append([y.detach(), *(tensor.grad for tensor in tensors)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_probes_do_not_reach_each_other():
+    splits = made_up("multi-label")
+    other = {s: (x.copy(), y) for s, (x, y) in splits.items()}
+    for x, _ in other.values():
+        x[:, 1] *= 1000
+    one, two = (Trained(new_bank("multi-label", own), own) for own in (splits, other))
+    for index in (0, 1):
+        assert all(torch.equal(v, state(two.bank, index)[k])
+                   for k, v in state(one.bank, index).items())  # fmt: skip
+    assert not np.allclose(one.outputs[2:], two.outputs[2:])
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_the_same_seeds_give_the_same_weights_bit_for_bit(mix):
+    splits, found = made_up("multi-label"), []
+    for global_seed in (0, 1):
+        torch.manual_seed(global_seed)
+        found.append(Trained(new_bank("multi-label", splits, mix=mix), splits))
+    for name, value in found[0].bank.weights.items():
+        assert torch.equal(value, found[1].bank.weights[name]), name
+    assert np.array_equal(found[0].outputs, found[1].outputs)
+    assert found[0].bank.histories == found[1].bank.histories
+    other = Trained(new_bank("multi-label", splits, (4, 5), mix=mix), splits)
+    assert not np.array_equal(other.outputs[0], found[0].outputs[0])
+    assert np.array_equal(other.outputs[1], found[0].outputs[1])
+
+
+def test_the_default_recipe_is_the_papers():
+    assert ProbeTraining() == ProbeTraining(
+        hidden=512,
+        dropout=0.5,
+        lr=1e-4,
+        weight_decay=1e-3,
+        warmup_epochs=10,
+        ramp_start=10,
+        ramp_end=60,
+        last_lr_factor=1e-7,
+        batch_size=128,
+        max_epochs=60,
+        accelerator="auto",
+    )
+
+
+def test_first_weights_are_drawn_as_those_of_linear_layers():
+    bank = ProbeBank(50, 40, (0, 1), hidden=200, dropout=0.5, n_sets=2)
+    plain = nn.Sequential(nn.Linear(50, 200), nn.ReLU(), nn.Linear(200, 40))
+    for name, expected in plain.state_dict().items():
+        own = [state(bank, i)[f"net.{name}"] for i in range(4)]
+        assert torch.equal(own[0], own[2])  # of another set, the same seed
+        assert not torch.equal(own[0], own[1])
+        bound = (50 if name.startswith("0") else 200) ** -0.5
+        assert 0.9 * bound < own[0].abs().max() <= bound
+        assert own[0].std() == pytest.approx(expected.std(), rel=0.25)
+        assert own[0].mean().abs() < bound / 4
+
+
+# ---- what comes out ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "mix"), KINDS)
+def test_the_best_epochs_weights_are_kept(task, mix):
+    splits = made_up(task, noise=6.0, n_train=24)
+    bank = new_bank(task, splits, range(4), mix)
+    trained = Trained(bank, splits, 10, 0.05, ramp_start=10, ramp_end=20)
+    monitor = f"val_{SELECTION[task]}"
+    assert len(set(bank.best_epochs)) > 1
+    assert min(bank.best_epochs) < 10
+    for index in range(len(bank)):
+        scores = [row[monitor] for row in bank.histories[index]]
+        assert [row["epoch"] for row in bank.histories[index]] == list(range(1, 11))
+        assert bank.best_scores[index] == max(scores)
+        assert bank.best_epochs[index] == 1 + scores.index(max(scores))
+        kept = state(bank, index)
+        assert_close(kept, trained.epochs[bank.best_epochs[index] - 1][index], atol=0)
+        own = Alone(kept)
+        with torch.no_grad():
+            test = own(probe_input(splits, "test", index, bank)).numpy()
+            val = own(probe_input(splits, "val", index, bank)).numpy()
+        np.testing.assert_allclose(trained.outputs[index], test, rtol=1e-4, atol=1e-4)
+        expected = metrics.evaluate(task, splits["val"][1], val).figures
+        row = bank.histories[index][bank.best_epochs[index] - 1]
+        shown = {name: v for name, v in expected.items() if not name.endswith("_left_out")}
+        assert {name.removeprefix("val_"): v for name, v in row.items() if "val_" in name} == (
+            pytest.approx(shown, rel=1e-3)
+        )
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([0.3, 0.9, 0.9], 2),
+        ([np.nan, 0.3, 0.9], 3),
+        ([0.9, np.nan, 0.3], 1),
+        ([0.3, 0.9, np.nan], 2),
+        ([np.nan] * 3, 3),
+    ],
+)
+def test_which_epoch_is_the_best(monkeypatch, scores, best):
+    """The first of equal ones; never one without a score, unless none has any."""
+    splits = made_up("multi-label")
+    found = iter([score for score in scores for _ in range(4)])
+
+    def evaluate(*_):
+        return metrics.Evaluation({"ap": 0.0, "roc_auc": next(found)}, {})
+
+    monkeypatch.setattr(probe, "evaluate", evaluate)
+    trained = Trained(new_bank("multi-label", splits), splits, 3)
+    assert trained.bank.best_epochs.tolist() == [best] * 4
+    np.testing.assert_array_equal(trained.bank.best_scores, [scores[best - 1]] * 4)
+    for index in range(4):
+        assert_close(state(trained.bank, index), trained.epochs[best - 1][index], atol=0)
+
+
+def test_a_label_that_validation_lacks_has_no_say():
+    splits = made_up("multi-label")
+    x, targets = splits["val"]
+    targets[:, 1] = 0
+    bank = Trained(new_bank("multi-label", splits), splits, 2).bank
+    with torch.no_grad():
+        outputs = Alone(state(bank, 0))(torch.from_numpy(x[:, 0])).numpy()
+    roc_auc = metrics.evaluate("multi-label", targets, outputs).per_label["roc_auc"]
+    assert np.isnan(roc_auc).tolist() == [False, True, False]
+    assert bank.best_scores[0] == pytest.approx(np.nanmean(roc_auc))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_training_loss_is_the_mean_over_the_tracks(task):
+    """Weights that do not move, and a last batch that is smaller than the others."""
+    splits = made_up(task)
+    bank = Trained(new_bank(task, splits, dropout=0.0), splits, 1, 0.0).bank
+    x, targets = (torch.from_numpy(part) for part in splits["train"])
+    for index in range(4):
+        with torch.no_grad():
+            logits = Alone(state(bank, index)).net(x[:, index // 2])
+        expected = by_hand(logits, targets, task, bank.scale, bank.shift).item()
+        assert bank.histories[index][0]["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_regressions_values_are_in_the_units_of_its_targets():
+    splits = made_up("regression")
+    splits["train"][1][:, 2] = 0.1  # one that is constant
+    bank = Trained(new_bank("regression", splits), splits, 1).bank
+    targets = splits["train"][1].astype(float)
+    np.testing.assert_allclose(bank.shift, targets.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(bank.scale, [*targets.std(axis=0)[:2], 1], rtol=1e-6)
+
+
+def test_evaluation_in_parts_is_the_evaluation_of_the_whole(monkeypatch):
+    splits = made_up("multi-label")
+    whole = Trained(new_bank("multi-label", splits), splits, 2)
+    monkeypatch.setattr(probe, "_EVALUATED_AT_ONCE", 7)
+    parts = Trained(new_bank("multi-label", splits), splits, 2)
+    assert parts.outputs.shape == (4, 25, 3)
+    np.testing.assert_allclose(parts.outputs, whole.outputs, rtol=1e-5, atol=1e-6)
+    assert parts.bank.best_scores == pytest.approx(whole.bank.best_scores)
+
+
+def test_a_training_that_diverges_is_refused():
+    splits = made_up("regression")
+    with refuses("diverged", setting="probe.lr"):
+        Trained(new_bank("regression", splits), splits, lr=1e30)
+
+
+# ---- learning ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_can_be_learned_is_learned(task):
+    splits = made_up(task, noise=0.0, n_sets=1, n_train=300)
+    bank = new_bank(task, splits, hidden=32, dropout=0.1)
+    trained = Trained(bank, splits, 15, weight_decay=1e-3, ramp_end=15)
+    targets, monitor = splits["test"][1], SELECTION[task]
+    chance = metrics.baseline(task, splits["train"][1], targets).figures[monitor]
+    for outputs in trained.outputs:
+        score = metrics.evaluate(task, targets, outputs).figures[monitor]
+        assert score > {"multi-label": 0.97, "single-label": 0.8, "regression": 0.9}[task]
+        assert score > chance + 0.3
+
+
+def test_what_cannot_be_learned_is_chance():
+    splits = made_up("multi-label", n_sets=1, n_train=300)
+    rng = np.random.default_rng(0)
+    splits = {s: (rng.permutation(x), y) for s, (x, y) in splits.items()}
+    trained = Trained(new_bank("multi-label", splits, range(8)), splits)
+    targets = splits["test"][1]
+    scores = [metrics.evaluate("multi-label", targets, x).figures["roc_auc"]
+              for x in trained.outputs]  # fmt: skip
+    assert 0.3 < np.mean(scores) < 0.7
+
+
+def test_the_mix_moves_to_the_block_that_tells():
+    """With the default recipe, too, in the few hundred steps of a small data set."""
+    splits = made_up("multi-label", noise=0, n_sets=1, n_train=128)
+    rng = np.random.default_rng(1)
+    for split, (x, targets) in splits.items():
+        noise = rng.normal(size=(len(x), 2, WIDTH)).astype(np.float32)
+        splits[split] = (np.concatenate([noise[:, :1], x, noise[:, 1:]], axis=1), targets)
+    slow = {"weight_decay": 1e-3, "warmup_epochs": 10, "ramp_start": 10, "ramp_end": 60}
+    trained = Trained(
+        new_bank("multi-label", splits, mix=True, hidden=64), splits, 60, 1e-4, **slow
+    )
+    for own in trained.epochs[-1]:
+        shares = own["mix"].softmax(dim=0).tolist()
+        assert shares[1] > 1.1 * max(shares[0], shares[2])
+    trained = Trained(
+        new_bank("multi-label", splits, mix=True, hidden=64), splits, 30, 2e-3, **slow
+    )
+    assert (trained.bank.weights["mix"].softmax(dim=1)[:, 1] > 0.6).all()
+
+
+def test_blocks_are_normalized_where_they_are():
+    x = np.random.default_rng(0).normal(7, [[1], [100]], (1030, SETS, WIDTH)).astype(np.float32)
+    expected = F.layer_norm(torch.from_numpy(x.copy()), (WIDTH,)).numpy()
+    assert layer_normalized(x) is x
+    np.testing.assert_allclose(x, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("task", "mix"), KINDS)
+def test_a_bank_takes_the_weights_of_another(task, mix):
+    splits = made_up(task)
+    bank = Trained(new_bank(task, splits, mix=mix), splits, 1).bank
+    kept = [0, 1] if mix else [2, 3]
+    x = splits["test"][0] if mix else splits["test"][0][:, 1:]
+    loaded = ProbeBank(WIDTH, 3, (0, 0), hidden=8, task=task, n_blocks=SETS if mix else None)
+    loaded.load([state(bank, index) for index in kept])
+    outputs = bank.predict(splits["test"][0])[kept]
+    np.testing.assert_allclose(loaded.predict(x), outputs, rtol=1e-5, atol=1e-5)
+    z = torch.from_numpy(outputs)
+    functions = {"multi-label": torch.sigmoid, "single-label": partial(torch.softmax, dim=-1)}
+    expected = functions.get(task, torch.clone)(z).mean(0).numpy()
+    np.testing.assert_allclose(loaded.activations(x), expected, rtol=1e-5, atol=1e-5)
+    other = ProbeBank(WIDTH, 4, (0, 0), hidden=8, task=task, n_blocks=SETS if mix else None)
+    with pytest.raises(RuntimeError):
+        other.load([state(bank, index) for index in kept])
+
+
+# ---- dropout -------------------------------------------------------------------------------------
+
+
+def transparent(dropout: float, seeds: Sequence[int] = SEEDS, hidden: int = 50) -> ProbeBank:
+    """Probes whose outputs are their dropout."""
+    bank = ProbeBank(1, hidden, seeds, hidden=hidden, dropout=dropout, n_sets=2)
+    with torch.no_grad():
+        bank.weights["net.0.weight"].zero_()
+        bank.weights["net.0.bias"].fill_(1)
+        bank.weights["net.2.weight"].copy_(torch.eye(hidden).expand(len(bank), -1, -1))
+        bank.weights["net.2.bias"].zero_()
+    return bank
+
+
+@torch.no_grad()
+def applied(bank: ProbeBank, batch: int = 399, training: bool = True) -> Tensor:
+    return bank.forward(torch.zeros(1, batch, 2, 1), training)
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.75])
+def test_dropout_leaves_out_as_much_as_it_says(dropout):
+    bank = transparent(dropout)
+    found = applied(bank)
+    assert found.shape == (4, 399, 50)
+    assert (applied(bank, training=False) == 1).all()
+    values = found.unique()
+    assert values.tolist() == pytest.approx([0, 1 / (1 - dropout)], rel=1e-4)
+    lost = (found == 0).double()
+    deviation = math.sqrt(dropout * (1 - dropout))
+
+    def near(share: Tensor, draws: int) -> bool:
+        return bool((share - dropout).abs().max() < 5 * deviation / math.sqrt(draws))
+
+    for own in lost[:2]:
+        assert near(own.mean(), 399 * 50)
+        assert near(own.mean(dim=0), 399)  # of each hidden value
+        assert near(own.mean(dim=1), 50)  # of each track
+        neighbours = ((own[:, 1:] - dropout) * (own[:, :-1] - dropout)).mean() / deviation**2
+        assert neighbours.abs() < 5 / math.sqrt(399 * 49)
+
+
+def test_dropout_is_that_of_the_seed():
+    one, two = transparent(0.5), transparent(0.5, (5, 9))
+    for _ in range(2):
+        found, other = applied(one, 3), applied(two, 3)
+        assert torch.equal(found[:2], found[2:])  # another set, the same seeds
+        assert torch.equal(found[1], other[0])
+        assert not torch.equal(found[0], found[1])
+    assert not torch.equal(applied(one, 3), found)
+
+
+def test_no_dropout_is_none():
+    assert (applied(transparent(0.0)) == 1).all()
+    assert (applied(transparent(1e-7)) != 0).double().mean() > 0.999
+    assert (applied(transparent(1 - 1e-7)) == 0).double().mean() > 0.999

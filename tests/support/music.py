@@ -1,0 +1,121 @@
+"""A small folder of music, and a small model for it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from maest.helpers.files.atomic import atomic_path
+from maest.models import Maest, save_model
+
+RATE = 16_000
+LABELS = ["low", "middle", "high"]
+PATCH = 125  # frames: 2 s
+
+
+def save_small_model(folder: Path) -> Path:
+    """A model folder: three blocks of 32 channels, patches of 2 s, three labels."""
+    torch.manual_seed(0)
+    net = Maest(
+        n_classes=3, input_t=PATCH, embed_dim=32, num_heads=2, depth=3, labels=LABELS, head_eps=1e-5
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return save_model(folder, net)
+
+
+def tone(seconds: float, seed: int, rate: int = RATE, channels: int = 1) -> np.ndarray:
+    """float32 [samples, channels]: a chord with some noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * rate))[:, None] / rate
+    pitches = rng.uniform(100, 2_000, (3, channels))
+    sound = sum(np.sin(2 * np.pi * pitch * t) for pitch in pitches) * 0.1
+    return (sound + rng.normal(0, 0.01, sound.shape)).astype(np.float32)
+
+
+def write_music(folder: Path, tracks: int, seconds: tuple[float, float] = (0.5, 7)) -> list[str]:
+    """FLAC files of several lengths, in two folders; their names."""
+    names = []
+    for i in range(tracks):
+        name = f"{'ab'[i % 2]}/{i:03d}.flac"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        length = seconds[0] + (seconds[1] - seconds[0]) * (i * 7 % tracks) / max(1, tracks - 1)
+        with atomic_path(folder / name) as temporary:
+            soundfile.write(temporary, tone(length, i), RATE)
+        names.append(name)
+    return sorted(names, key=os.fsencode)
+
+
+def arrays(folder: Path, pattern: str = "*.npy") -> dict[str, np.ndarray]:
+    """All results below a folder, by their names relative to it."""
+    return {
+        path.relative_to(folder).as_posix(): np.load(path) for path in sorted(folder.rglob(pattern))
+    }
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """When each array below a folder was written, by its path."""
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*.npy"))}
+
+
+def assert_whole(path: Path) -> None:
+    """A result under its final name can be read to its end; times are as many as patches."""
+    if path.suffix == ".npy":
+        values = np.load(path)
+        times = path.with_name(f"{path.name.rsplit('.', 2)[0]}.times.csv")
+        assert not times.exists() or len(rows_of(times)) == len(values), path
+    elif path.suffix == ".json":
+        assert json.loads(path.read_text("utf-8")), path
+    elif path.suffix == ".csv":
+        rows = rows_of(path)
+        assert path.read_bytes().endswith(b"\n"), path
+        assert all(None not in row and None not in row.values() for row in rows), path
+    elif path.suffix == ".png":
+        assert path.read_bytes().endswith(b"IEND\xaeB`\x82"), path
+
+
+def assert_same_results(found: Path, expected: Path, tolerance: float = 1e-5) -> None:
+    """The same files, with the same values but for ``tolerance`` of the largest of each.
+
+    Of the largest: embeddings reach 250, where one step of float32 is 1.5e-5 already. Where no
+    value is above 1, ``tolerance`` is absolute.
+    """
+    one, other = arrays(found), arrays(expected)
+    assert list(one) == list(other)
+    for name, values in other.items():
+        scale = max(1.0, float(np.abs(values).max()))
+        np.testing.assert_allclose(one[name], values, rtol=0, atol=tolerance * scale, err_msg=name)
+        small = np.abs(values) < 1
+        np.testing.assert_allclose(
+            one[name][small], values[small], rtol=0, atol=tolerance, err_msg=f"{name}, below 1"
+        )
+
+
+def write_truncated(path: Path, seconds: float = 5, kept: float = 0.5) -> None:
+    """Audio of which only the first part is there, in the format of the suffix."""
+    sound = tone(seconds, 20)
+    if path.suffix == ".m4a":
+        import av
+
+        with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream("aac", rate=RATE, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.T), "fltp", "mono")
+            frame.sample_rate, frame.pts = RATE, 0
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+    else:
+        soundfile.write(path, sound, RATE)
+    os.truncate(path, int(kept * path.stat().st_size))

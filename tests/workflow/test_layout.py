@@ -1,0 +1,161 @@
+"""What may import what, and that both scripts can be imported."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import command_line  # isort: skip (first: it quiets warnings)
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Which of our packages each may import. What an experiment was told is in config; it hands it on.
+MAY_IMPORT = {
+    "config": {"helpers"},
+    "helpers": set(),
+    "models": {"helpers"},
+    "datasets": {"helpers"},
+    "experiments": {"config", "datasets", "helpers", "models"},
+    "maest": {"datasets", "helpers", "models"},
+}
+OURS = set(MAY_IMPORT)
+# Files beside the experiments that may know Lightning.
+LIGHTNING = {
+    "models/training.py",
+    "datasets/datamodule.py",
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{'.' * node.level}{node.module}.{a.name}" for a in node.names}
+    return names
+
+
+FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    relative = path.relative_to(ROOT)
+    package = relative.parts[0]
+    names = imported(path)
+    ours = {name.split(".")[1] for name in names if name.startswith("maest.")} & OURS
+    assert ours <= MAY_IMPORT[package] | {package}
+    tops = {name.partition(".")[0] for name in names}
+    assert not any(name.startswith("ex_") for name in tops) or package == "experiments"
+    assert "sacred" not in tops or package == "experiments"
+    if package not in ("helpers", "experiments") and str(relative) not in LIGHTNING:
+        assert not tops & {"pytorch_lightning", "lightning"}
+
+
+PYTHON = sorted(
+    path
+    for path in ROOT.rglob("*.py")
+    if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+)
+
+
+def test_the_packages_have_one_name():
+    """Under two, a class would be two classes."""
+    older = {"config", "datasets", "helpers", "models", "experiments"}
+    for path in PYTHON:
+        assert not {name.partition(".")[0] for name in imported(path)} & older, path
+
+
+def test_older_names_are_the_same_objects():
+    code = (
+        "import warnings; warnings.simplefilter('error', DeprecationWarning)\n"
+        "try: import models\n"
+        "except DeprecationWarning: pass\n"
+        "else: raise SystemExit('no warning')\n"
+        "warnings.simplefilter('ignore')\n"
+        "from models import get_maest; from models.extraction import Extractor\n"
+        "from helpers.audio import read_audio; import models.hear, datasets.groundtruth, config\n"
+        "import maest, maest.models.hear, maest.datasets.groundtruth, maest.config\n"
+        "assert get_maest is maest.get_maest and Extractor is maest.Extractor\n"
+        "assert read_audio is maest.read_audio and models.hear is maest.models.hear\n"
+        "assert datasets.groundtruth is maest.datasets.groundtruth and config is maest.config\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_public_name_is_there():
+    import maest
+
+    assert all(hasattr(maest, name) for name in maest.__all__)
+    assert set(maest._PUBLIC) | {"__version__"} == set(maest.__all__)
+    with pytest.raises(AttributeError):
+        maest.get_mest  # noqa: B018
+
+
+def test_scripts_have_a_module_level_experiment():
+    code = (
+        "import ex_maest, ex_tl; from sacred import Experiment;"
+        "assert isinstance(ex_maest.ex, Experiment); assert isinstance(ex_tl.ex, Experiment);"
+        "assert {'print_config'} < ex_maest.ex.commands.keys() & ex_tl.ex.commands.keys()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("script", ["ex_maest", "ex_tl"])
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("print_config", 0), ("print_named_configs", 0), ("help predict", 0), ("with seeed=1", 1)],
+)
+def test_what_was_typed_is_looked_at_without_heavy_imports(tmp_path, script, line, code):
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {script} as script\n"
+        "from maest.experiments.runs import run_command_line\n"
+        f"try: code = run_command_line(script.ex, ['{script}.py', *{line.split()}])\n"
+        "except SystemExit as end: code = end.code\n"
+        f"assert code == {code}, code\n"
+        "heavy = {'torch', 'pytorch_lightning', 'timm', 'torchvision', 'matplotlib', 'sklearn'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
+    assert not list(tmp_path.iterdir())  # none of these is a run
+
+
+def test_looking_at_ground_truths_and_help_need_no_torch():
+    """Its import takes seconds."""
+    code = (
+        "import sys, maest.datasets.groundtruth_command, maest.datasets.preprocess,"
+        "maest.datasets.mtt.preprocess, maest.datasets.jamendo.preprocess,"
+        "maest.datasets.scores.preprocess; assert 'torch' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_nothing_tracked_is_large_or_names_a_home_folder():
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    for name in filter(None, files.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_file():
+            assert path.stat().st_size < 12 * 2**20, name
+            assert not re.search(rb"/(root|home)/[a-z]", path.read_bytes()), name
+
+
+@pytest.mark.parametrize("script", ["ex_maest", "ex_tl"])
+def test_each_command_is_a_function_of_its_file(script):
+    for name, (module, sentence) in importlib.import_module(script).COMMANDS.items():
+        assert callable(getattr(importlib.import_module(f"maest.experiments.{module}"), name))
+        assert sentence.endswith(".")
+
+
+def test_no_colour_codes_in_a_pipe(tmp_path):
+    for line in ("print_config with seed=1", "print_named_configs"):
+        assert "\x1b" not in command_line.good("ex_maest.py", line, tmp_path)

@@ -1,0 +1,140 @@
+"""The repository as a package: what a wheel holds, and that it works away from a checkout."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from packaging.requirements import Requirement
+
+from maest.helpers.files.data_folder import data_folder
+
+# Packages of the extras, which tagging and embedding do without
+OPTIONAL = ["dask", "git", "librosa", "matplotlib", "music21", "pytorch_lightning", "sacred"]
+OPTIONAL += ["sklearn", "soundfile", "symusic", "tensorboard", "timm", "torchvision"]
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def pins(name: str) -> dict[str, Requirement]:
+    """The requirements of a file, by name."""
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    found = [Requirement(line) for x in lines if (line := re.split(r"(?:^|\s)#|^-", x)[0].strip())]
+    return {requirement.name.lower(): requirement for requirement in found}
+
+
+def test_every_package_is_named():
+    tops = ("maest", *(path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()))
+    folders = {path.parent for top in tops for path in (ROOT / top).rglob("*.py")}
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    expected = {"maest", *(f"maest.{name}" for name in names - {"maest"})}
+    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == expected
+
+
+def test_what_is_required_is_pinned_and_locked():
+    project = SETTINGS["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    pinned = pins("requirements.txt") | pins("requirements-dev.txt")
+    locked = pins("requirements.lock")
+    for line in [*project["dependencies"], *extras]:
+        wanted = Requirement(line)
+        if wanted.name != "maest":
+            version = str(locked[wanted.name.lower()].specifier).removeprefix("==")
+            assert wanted.specifier.contains(version, prereleases=True), line
+            assert pinned[wanted.name.lower()].specifier.contains(version, prereleases=True), line
+    for requirement in locked.values():
+        assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
+        assert requirement.url is None
+
+
+def test_where_data_lies(monkeypatch, tmp_path):
+    monkeypatch.delenv("MAEST_DATA", raising=False)
+    assert data_folder() == ROOT / "datasets"
+    monkeypatch.setenv("MAEST_DATA", str(tmp_path))
+    assert data_folder() == tmp_path
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder as site-packages are: of a wheel, which is made from a source distribution."""
+    tmp = tmp_path_factory.mktemp("package")
+    query = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(query, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (tmp / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp / "tree" / name)
+
+    def build(kind: str, tree: Path) -> Path:
+        code = f"from setuptools.build_meta import build_{kind} as build; build({str(tmp)!r})"
+        run = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        (made,) = tmp.glob({"sdist": "*.tar.gz", "wheel": "*.whl"}[kind])
+        return made
+
+    with tarfile.open(build("sdist", tmp / "tree")) as archive:
+        archive.extractall(tmp / "unpacked", filter="data")
+    (unpacked,) = (tmp / "unpacked").iterdir()
+    with zipfile.ZipFile(build("wheel", unpacked)) as archive:
+        archive.extractall(tmp / "site")
+    return tmp / "site"
+
+
+def run(site: Path, folder: Path, code: str) -> str:
+    """What Python prints that was started in a folder and has this site's packages."""
+    code = f"import sys; sys.path.insert(0, {str(site)!r})\n{code}"
+    environment = {k: v for k, v in os.environ.items() if k != "MAEST_DATA"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        cwd=folder,
+        env=environment | {"XDG_CACHE_HOME": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_an_installed_package_works_anywhere(installed, tmp_path):
+    assert [path.name for path in installed.iterdir() if path.suffix != ".dist-info"] == ["maest"]
+    assert (installed / "maest/py.typed").is_file()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/datasets.py").write_text("OF = 'another project'")
+    soundfile.write(tmp_path / "song.wav", np.ones(80_000, np.float32) / 9, 16_000)
+    code = (
+        f"sys.path.append({str(tmp_path / 'site')!r})\n"
+        f"sys.modules.update(dict.fromkeys({OPTIONAL}))\n"
+        "import maest, maest.datasets.preprocess, datasets, numpy\n"
+        "from maest import Extractor, get_maest\n"
+        f"assert maest.__file__.startswith({str(installed)!r})\n"
+        "assert datasets.OF == 'another project'\n"
+        "net = get_maest('maest-tiny-scores')\n"
+        "activations, labels = net.predict_labels(numpy.zeros(80_000, numpy.float32))\n"
+        "assert len(activations) == len(labels)\n"
+        "assert Extractor('maest-tiny-scores')('song.wav').embeddings[7].shape == (3, 192)\n"
+        "print(maest.__version__)"
+    )
+    version = run(installed, tmp_path, code)
+    (metadata,) = installed.glob("*.dist-info/METADATA")
+    assert f"Version: {version}\n" in metadata.read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_data_of_an_installed_package(installed, tmp_path):
+    code = (
+        "from maest.datasets.scores import DATA_DIR; print(DATA_DIR)\n"
+        "from maest.datasets.scores.tables import COLLECTIONS; assert COLLECTIONS"
+    )
+    assert run(installed, tmp_path, code) == str(tmp_path / "cache/maest/scores/data")
+    assert run(installed, ROOT, code) == str(ROOT / "datasets/scores/data")
