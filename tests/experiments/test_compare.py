@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import bad, good, newest
+from folders import read_json
 from made_up import (  # noqa: F401
     LABELS,
     TRACKS,
@@ -15,7 +16,6 @@ from made_up import (  # noqa: F401
     make_up,
     open_block,
     quick,
-    read_json,
 )
 
 from maest.datasets.groundtruth import TASKS, write_groundtruth, write_labels

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import bad, good, newest
+from folders import read_json
 from made_up import (  # noqa: F401
     LABELS,
     TRACKS,
@@ -20,7 +21,6 @@ from made_up import (  # noqa: F401
     make_up,
     open_block,
     quick,
-    read_json,
 )
 from safetensors.numpy import load_file
 from sklearn.metrics import (

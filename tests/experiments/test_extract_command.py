@@ -9,13 +9,13 @@ import pytest
 import soundfile
 import torch
 from command_line import bad, good, run, settings
+from folders import rows as rows_of
 from music import (
     LABELS,
     PATCH,
     RATE,
     arrays,
     assert_same_results,
-    rows_of,
     stamps,
     tone,
 )

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import soundfile
 import training_process
+from folders import rows
 from music import (
     RATE,
     arrays,
     assert_same_results,
     assert_whole,
-    rows_of,
     save_small_model,
     stamps,
     tone,
@@ -251,7 +251,7 @@ def test_predict_killed_at_random_instants(place):
             assert [entry["label"] for entry in own["labels"]] == labels
             figures = ([entry["activation"] for entry in p["labels"]] for p in (own, true))
             np.testing.assert_allclose(*figures, atol=1e-5)
-    tables = (rows_of(folder / "tracks.csv") for folder in (found, expected))
+    tables = (rows(folder / "tracks.csv") for folder in (found, expected))
     assert [[row["track"] for row in table] for table in tables] == [
         sorted(path.relative_to(music).as_posix() for path in music.rglob("*.flac"))
     ] * 2
@@ -398,8 +398,8 @@ def test_two_ranks_and_a_bad_file(place):
     assert done.stdout.count("5 tracks done, 1 failed") == 1
     assert done.stdout.count("tracks done") == 1
     folder = place.root / "bad-ranks/2sec/predictions"
-    assert [row["key"] for row in rows_of(folder / "failed.csv")] == ["b/000.flac"]
-    assert [row["track"] for row in rows_of(folder / "tracks.csv")] == names
+    assert [row["key"] for row in rows(folder / "failed.csv")] == ["b/000.flac"]
+    assert [row["track"] for row in rows(folder / "tracks.csv")] == names
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import bad, good, newest, run
+from folders import read_json
 from made_up import (  # noqa: F401
     TRACKS,
     D,
@@ -19,7 +20,6 @@ from made_up import (  # noqa: F401
     make_up,
     open_block,
     quick,
-    read_json,
 )
 
 from maest.datasets.groundtruth import TASKS, write_groundtruth

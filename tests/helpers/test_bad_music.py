@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 from command_line import good, run
-from music import RATE, rows_of, tone, write_truncated
+from folders import rows
+from music import RATE, tone, write_truncated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,7 +86,7 @@ def test_bad_files_cost_themselves_and_nothing_else(bad_music, model, tmp_path, 
         results = tmp_path / "out/2sec" / level
         found = {str(p.relative_to(results)).removesuffix(end) for p in results.rglob(f"*{end}")}
         assert found == done
-        reasons = {row["key"]: row["reason"] for row in rows_of(results / "failed.csv")}
+        reasons = {row["key"]: row["reason"] for row in rows(results / "failed.csv")}
         assert reasons.keys() == failed
         assert all(reasons.values())
         assert "denied" in reasons.get("locked.wav", "denied")

@@ -13,8 +13,7 @@ from maest.experiments.runs import run_command_line  # isort: skip (first: it qu
 
 import ex_maest
 import ex_tl
-from maest.experiments import runs
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 
 EXPERIMENTS = {"ex_maest.py": ex_maest.ex, "ex_tl.py": ex_tl.ex}
 
@@ -47,26 +46,44 @@ def good(script: str, line: str, cwd: Path) -> str:
 
 
 def bad(script: str, line: str, cwd: Path) -> str:
-    """Run a command line that must fail with a message, not a traceback.
+    """Run a command line that must fail with a message, not a traceback; returns the message.
 
-    The message says where the fault is, and what to do next.
+    It says where the fault is, and what to do next.
     """
-    refused: list[Exception] = []
-    in_words = runs._message
+    return _refused(script, line, cwd)[1]
 
-    def look_at(error: Exception) -> str:
-        refused.append(error)
+
+def refused(
+    script: str, line: str, cwd: Path, kind: Kind, setting: str | None = None, place: str = ""
+) -> InputError:
+    """Run a command line that must be refused: with an error of this kind, of this setting.
+
+    ``place`` is how the path that is at fault ends.
+    """
+    error, text = _refused(script, line, cwd)
+    assert error, text
+    assert (error.kind, error.setting) == (kind, setting), error
+    assert str(error.path or "").endswith(place), error
+    return error
+
+
+def _refused(script: str, line: str, cwd: Path) -> tuple[InputError | None, str]:
+    errors: list[InputError] = []
+    in_words = InputError.__str__
+
+    def noted(error: InputError) -> str:
+        errors.append(error)
         return in_words(error)
 
-    with mock.patch.object(runs, "_message", look_at):
+    with mock.patch.object(InputError, "__str__", noted):
         done = run(script, line, cwd)
     assert done.code == 1, done.out + done.err
     assert "Traceback" not in done.err, done.err
-    for error in refused:
-        if isinstance(error, InputError):
-            assert error.hint, error
-            assert error.path or error.setting or error.kind in ("diverged", "worker"), error
-    return done.err
+    error = next((e for e in reversed(errors) if in_words(e) in done.err), None)
+    if error:
+        assert error.hint.endswith((".", "?", ")")), error
+        assert error.path or error.setting or error.kind in ("diverged", "worker"), error
+    return error, done.err
 
 
 def settings(toy) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,12 +131,3 @@ def refuses(
     assert (error.kind, error.setting) == (kind, setting), error
     assert str(error.path or "").endswith(place or ""), error
     assert error.hint.endswith("."), error
-
-
-def read_json(path: Path):
-    """What a strict reader makes of it: no NaN, no infinity."""
-
-    def refuse(constant: str):
-        raise AssertionError(f"{path}: {constant} is no JSON")
-
-    return json.loads(path.read_text("utf-8"), parse_constant=refuse)

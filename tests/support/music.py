@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from folders import rows
 
 from maest.helpers.files.atomic import atomic_path
 from maest.models import Maest, save_model
@@ -41,6 +41,21 @@ def tone(seconds: float, seed: int, rate: int = RATE, channels: int = 1) -> np.n
     return (sound + rng.normal(0, 0.01, sound.shape)).astype(np.float32)
 
 
+def noise(seconds: float, seed: int = 0, rate: int = RATE, channels: int = 1) -> np.ndarray:
+    """float32 [samples, channels]."""
+    size = round(seconds * rate), channels
+    return (0.1 * np.random.default_rng(seed).standard_normal(size)).astype(np.float32)
+
+
+def write_audio(
+    path: Path, seconds: float = 1.0, seed: int = 0, rate: int = 22_050, channels: int = 2
+) -> Path:
+    """Noise in the format of the suffix; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, noise(seconds, seed, rate, channels), rate)
+    return path
+
+
 def write_music(folder: Path, tracks: int, seconds: tuple[float, float] = (0.5, 7)) -> list[str]:
     """FLAC files of several lengths, in two folders; their names."""
     names = []
@@ -61,12 +76,6 @@ def arrays(folder: Path, pattern: str = "*.npy") -> dict[str, np.ndarray]:
     }
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV."""
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
-
-
 def stamps(folder: Path) -> dict[str, int]:
     """When each array below a folder was written, by its path."""
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*.npy"))}
@@ -77,13 +86,13 @@ def assert_whole(path: Path) -> None:
     if path.suffix == ".npy":
         values = np.load(path)
         times = path.with_name(f"{path.name.rsplit('.', 2)[0]}.times.csv")
-        assert not times.exists() or len(rows_of(times)) == len(values), path
+        assert not times.exists() or len(rows(times)) == len(values), path
     elif path.suffix == ".json":
         assert json.loads(path.read_text("utf-8")), path
     elif path.suffix == ".csv":
-        rows = rows_of(path)
+        table = rows(path)
         assert path.read_bytes().endswith(b"\n"), path
-        assert all(None not in row and None not in row.values() for row in rows), path
+        assert all(None not in row and None not in row.values() for row in table), path
     elif path.suffix == ".png":
         assert path.read_bytes().endswith(b"IEND\xaeB`\x82"), path
 
