@@ -101,7 +101,10 @@ def times_as_fast(rows: Mapping[str, Figures], base: str) -> None:
 
 
 def command(line: Sequence[str | Path], exit_code: int = 0) -> Figures:
-    """Run a command: ``seconds`` by the clock, ``cpu_seconds`` of it and what it started."""
+    """Run a command: ``seconds`` by the clock, ``cpu_seconds`` of it and what it started.
+
+    ``peak_mib`` is the highest resident set of any one of them.
+    """
     with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
         process = subprocess.Popen(line, stdout=output, stderr=output)
@@ -111,7 +114,9 @@ def command(line: Sequence[str | Path], exit_code: int = 0) -> Figures:
         if process.returncode != exit_code:
             output.seek(0)
             raise RuntimeError(f"{line}: {process.returncode}\n{output.read().decode()[-4000:]}")
-    return {"seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime}
+    peak = used.ru_maxrss / 1024 if sys.platform == "linux" else used.ru_maxrss / 2**20
+    cpu = used.ru_utime + used.ru_stime
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak}
 
 
 # ---------------------------------------------------------------- memory, on Linux
