@@ -1,7 +1,7 @@
 # make demo   installs into .venv, then runs the whole method on real music
 # make test   installs into .venv if need be, then runs the tests (make test-slow: the long ones);
 #             TESTS="-x tests/models/test_maest.py" chooses and adds options, WORKERS=0 runs in one process
-# make lint   style and types
+# make lint   style and types; make coverage: the tests, and what they do not run
 #
 # make gpu    on a machine with a GPU: the tests and figures that need one, in 8 minutes at most,
 #             by .venv or whatever Python has PyTorch and Lightning (GPU="--minutes 5 …": options)
@@ -22,7 +22,7 @@ GPU_PYTHON ?= $(shell for python in $(BIN)/python python3 python; do \
 #: processes that tests run in, a file in one of them
 WORKERS ?= 2
 
-.PHONY: help install install-dev demo test test-slow gpu lint format lock clean
+.PHONY: help install install-dev demo test test-slow coverage gpu lint format lock clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 7
@@ -62,6 +62,9 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600 $(TESTS)
 
+coverage: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered $(TESTS)
+
 gpu:
 	@test -n "$(GPU_PYTHON)" || { echo "No Python here has PyTorch and Lightning: make install," \
 		"or name one: make gpu GPU_PYTHON=/path/to/python"; exit 1; }
@@ -80,4 +83,4 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .types build dist *.egg-info
+	rm -rf $(VENV) .coverage .hypothesis .pytest_cache .ruff_cache .mypy_cache .types build dist *.egg-info

@@ -103,20 +103,20 @@ def times_as_fast(rows: Mapping[str, Figures], base: str) -> None:
 def command(line: Sequence[str | Path], exit_code: int = 0) -> Figures:
     """Run a command: ``seconds`` by the clock, ``cpu_seconds`` of it and what it started.
 
-    ``peak_mib`` is the highest resident set of any one of them.
+    ``peak_mib`` is the highest resident set of the command itself.
     """
     with tempfile.TemporaryFile() as output:
         started = time.perf_counter()
-        process = subprocess.Popen(line, stdout=output, stderr=output)
-        _, status, used = os.wait4(process.pid, 0)
+        with watching(highest_child if sys.platform == "linux" else float) as peak:
+            process = subprocess.Popen(line, stdout=output, stderr=output)
+            _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for
         if process.returncode != exit_code:
             output.seek(0)
             raise RuntimeError(f"{line}: {process.returncode}\n{output.read().decode()[-4000:]}")
-    peak = used.ru_maxrss / 1024 if sys.platform == "linux" else used.ru_maxrss / 2**20
     cpu = used.ru_utime + used.ru_stime
-    return {"seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak}
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak[0]}
 
 
 # ---------------------------------------------------------------- memory, on Linux
