@@ -3,14 +3,12 @@
 python benchmarks/engines.py [--lengths 5 10 30] [--against TREE] [--record FILE.json]
 
 Embeddings of block 6 (the seventh) of random weights, of the tiny and the base model. ``seconds``
-are those of the passes, ``start_seconds`` those from the network to the first patch's result. An
-older checkout, without engines, computes as its extraction does.
+are those of the passes, ``start_seconds`` those from the network to the first patch's result.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from harness import Bench, Figures, Way, times_as_fast
@@ -28,12 +26,13 @@ def passes(arch: str, frames: int, patches: int, options: dict[str, str]) -> Fig
     import torch
 
     from maest.models import get_maest
+    from maest.models.engines import create
 
     torch.manual_seed(0)
     net = get_maest(arch, n_classes=400, input_t=frames, pretrained=False).eval()
     mels = torch.randn(patches, net.input_f, frames)
     started = time.perf_counter()
-    embed = engine(net, options)
+    embed = create(net, device="cpu", blocks=[BLOCK], logits=False, **options)
     embed(mels[:1])
     start, times = time.perf_counter() - started, []
     for _ in range(3):
@@ -41,30 +40,6 @@ def passes(arch: str, frames: int, patches: int, options: dict[str, str]) -> Fig
         embed(mels)
         times.append(time.perf_counter() - started)
     return {"start_seconds": start, "seconds": min(times)}
-
-
-def engine(net: Any, options: dict[str, str]) -> Callable[[Any], Any]:
-    """What computes [B, F, T]: an engine, or in an older checkout its `Encoder`."""
-    import torch
-
-    try:
-        from maest.models.engines import create
-    except ImportError:
-        from maest.models.batching import Encoder, Wanted
-        from maest.models.cpu import speed_up
-
-        speed_up(net)
-        encoder = Encoder(net, Wanted((BLOCK,)), options.get("quantize"))
-        one_pass = max(1, 4096 // net.n_tokens(net.input_t, training=False))
-
-        def embed(mels: Any) -> None:
-            log_mels = mels.transpose(1, 2) * (2 * net.norm_std) + net.norm_mean
-            with torch.no_grad():
-                for part in log_mels.split(one_pass):
-                    encoder(part)
-
-        return embed
-    return create(net, device="cpu", blocks=[BLOCK], logits=False, **options)
 
 
 def main(given: list[str] | None = None) -> dict[str, Any]:

@@ -9,7 +9,6 @@ and ``child_peak_mib``, the highest resident sets of that process and of one tha
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import re
@@ -22,11 +21,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+OLDER_NAMES = {
+    "audio.reading": "audio",
+    "audio.mel": "melspectrogram",
+    "training.augment": "augment",
+    "training.throughput": "throughput",
+}
 ROOT = TREE = Path(__file__).resolve().parent.parent  # TREE: what a child measures
 if __name__ != "__main__":
     sys.path.append(str(ROOT))  # of a benchmark that was started as a script
@@ -250,12 +255,11 @@ def _child(folder: Path) -> None:
     global TREE
     TREE, file = Path(request["tree"]), Path(request["file"])
     sys.path[:0] = [str(TREE), str(file.parent)]
-    if not (TREE / "maest").is_dir():  # of the time when its packages had no common name
-        package = ModuleType("maest")
-        package.__path__ = [str(TREE)]
-        sys.modules["maest"] = package
+    if (TREE / "helpers/audio.py").is_file():  # of the time before helpers had rooms
+        for name, older in OLDER_NAMES.items():
+            sys.modules[f"maest.helpers.{name}"] = import_module(f"maest.helpers.{older}")
     sys.modules["harness"] = sys.modules["__main__"]
-    module = importlib.import_module(file.stem)
+    module = import_module(file.stem)
     with watching(highest_child if sys.platform == "linux" else float) as child:
         figures = getattr(module, request["function"])(**request["arguments"])
     if sys.platform == "linux":

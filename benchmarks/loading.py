@@ -13,13 +13,11 @@ GB by default), in batches of 12.
   masks one by one, 20 of time and 8 of frequency to a clip; default collation
 
 Warm: everything is in the page cache. Cold: it is dropped from there before, and each clip is of
-another track. A worker's start is not measured. Memory: private pages of the process and of its
-workers after each of several epochs, over 210,000 keys.
+another track. A worker's start is not measured.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
 import time
@@ -38,8 +36,6 @@ WAYS = OURS, ALONE, USUAL = "ours", "ours, loader alone", "one call a mask"
 BATCH, N_CLASSES, FRAMES_PER_SECOND = 12, 400, 62.5
 MEAN, STD = 2.06755686098554, 1.268292820667291
 MASKS = {"time_masks": 20, "time_width": 8, "freq_masks": 8, "freq_width": 5}
-LINKS = 700  # names of the store's folder: with 300 tracks, 210,000 keys
-EPOCHS = 6  # of which memory is measured
 
 
 class OneCallAMask(Dataset):
@@ -122,33 +118,16 @@ def speed(cold: bool, way: str, folder: str, clips: int, device: str, **sizes: i
     return {"seconds": seconds / clips, "clips_per_second": clips / seconds}
 
 
-def memory(way: str, folder: str, clips: int, device: str, **sizes: int) -> Figures:
-    """Private MiB of the main process and of its workers together, after each epoch."""
-    loader, found = loader_of(way, Path(folder, "many"), clips=clips, device=device, **sizes), {}
-    for number in range(EPOCHS):
-        epoch(way, loader, device)
-        processes = ["self", *(child.pid for child in multiprocessing.active_children())]
-        found[f"epoch_{number + 1}"] = sum(map(private_mib, processes))
-    return found
-
-
-def private_mib(process: int | str | None) -> float:
-    """The pages that a process has for itself, MiB."""
-    rollup = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")) / 1024
-
-
 # ---------------------------------------------------------------- the store
 
 
 def write_store(folder: Path, tracks: int, seconds: float) -> None:
-    """Tracks of random values of a log-mel's size, their ground truth, and one of many keys."""
+    """Tracks of random values of a log-mel's size, and their ground truth."""
     from maest.datasets.groundtruth import write_groundtruth
 
     rng = np.random.default_rng(0)
     highest = int(np.float16(5).view(np.uint16))  # bits of values from 0 to 5
     (folder / "mels").mkdir()
-    (folder / "many").mkdir()
     names = [f"{i:05d}.mmap" for i in range(tracks)]
     for name in names:
         size = (int(seconds * FRAMES_PER_SECOND), 96)
@@ -156,12 +135,6 @@ def write_store(folder: Path, tracks: int, seconds: float) -> None:
     targets = (rng.random((tracks, N_CLASSES)) < 0.01).astype(np.uint8)
     truth = {f"mels/{name}": target for name, target in zip(names, targets, strict=True)}
     write_groundtruth(folder / "groundtruth.pk", truth)
-    target, truth = np.eye(10, dtype=np.uint8), {}
-    for i in range(LINKS):
-        link = f"a-folder-of-the-store-{i:04d}"
-        (folder / "many" / link).symlink_to(folder / "mels")
-        truth |= {f"{link}/{name}": target[i % 10] for name in names}
-    write_groundtruth(folder / "many/groundtruth.pk", truth)
     os.sync()  # pages that are not written yet cannot be dropped
 
 
@@ -192,11 +165,6 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         write_store(Path(temporary), args.tracks, args.track_seconds)
         case: dict[str, Any] = {"folder": temporary, "device": args.device}
-        sizes = {"frames": int(args.clip_seconds[0] * FRAMES_PER_SECOND), "clips": args.clips}
-        sizes["workers"] = max(args.workers)
-        rows = bench.measure({w: Way(memory, case | sizes | {"way": w}) for w in WAYS})
-        columns = {f"epoch {n}": f"{{epoch_{n}:.1f}}" for n in range(1, EPOCHS + 1)}
-        bench.show("Private MiB after each epoch", rows, columns)
         columns = {"clips/s": "{clips_per_second:.0f}", "times as fast": "{times_as_fast:.1f}"}
         for cold, seconds, workers in product((False, True), args.clip_seconds, args.workers):
             case |= {"workers": workers, "cold": cold, "frames": int(seconds * FRAMES_PER_SECOND)}

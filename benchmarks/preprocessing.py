@@ -35,7 +35,6 @@ from harness import Bench, Figures, Way
 FORMATS = ("wav", "flac", "mp3")
 PARTS = {"whole": None, "central 300 s": 300.0}
 SAMPLE_RATE = 16_000
-SAME_BANDS = 85  # above, about 7 kHz, the two resamplers roll off differently
 Make = Callable[[Path, Path, float | None], None]
 
 
@@ -94,14 +93,6 @@ def make_all(program: str, music: str, out: str) -> Figures:
     return figures
 
 
-def difference(one: Path, other: Path) -> float:
-    """Largest difference of two log-mel files in the bands that should agree, not at the ends."""
-    a, b = (np.fromfile(path, np.float16).reshape(-1, 96) for path in (one, other))
-    frames = min(len(a), len(b)) - 2
-    both = (x[2:frames, :SAME_BANDS].astype(np.float32) for x in (a, b))
-    return float(np.abs(np.subtract(*both)).max())
-
-
 def main(given: list[str] | None = None) -> dict[str, Any]:
     packages = ("essentia", "torch", "av", "soxr", "numpy")
     # A clip, and more than what is kept of a track
@@ -114,13 +105,6 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
         folders = {"music": str(music), "out": str(out)}
         ways = {name: Way(make_all, {"program": name} | folders) for name in ("ours", "essentia")}
         found = {n.replace(":", ""): row for n, row in bench.measure(ways, apart=True).items()}
-        bench.record["largest_difference_bands_0_to_84"] = {
-            suffix: max(
-                difference(*(out / f"whole-{length}.{suffix}-{name}" for name in ways))
-                for length in bench.args.lengths
-            )
-            for suffix in FORMATS
-        }
     rows: dict[str, Figures] = {f"{part}, {s}": {} for part, s in product(PARTS, FORMATS)}
     columns = {name: f"{{{name}:.0f}}" for name in found} | {"ratio": "{ours_over_essentia:.1f}"}
     for case, row in rows.items():

@@ -30,12 +30,13 @@ def fails() -> None:
 
 
 def test_a_measurement_is_of_the_tree_that_is_named(tmp_path):
-    (tmp_path / "helpers").mkdir()  # as checkouts were before the package had a name
-    (tmp_path / "helpers/errors.py").write_text("")
+    (tmp_path / "maest/helpers").mkdir(parents=True)
+    for name in ("maest/__init__.py", "maest/helpers/errors.py"):
+        (tmp_path / name).write_text("")
     ways = with_before({"ours": Way(of_maest), "other": Way(of_maest)}, tmp_path)
     assert list(ways) == ["before: ours", "ours", "other"]
     found = {name: runs[0]["maest.helpers.errors"] for name, runs in in_turns(ways, 1).items()}
-    assert found["before: ours"] == str(tmp_path / "helpers/errors.py")
+    assert found["before: ours"] == str(tmp_path / "maest/helpers/errors.py")
     assert Path(found["ours"]) == harness.ROOT / "helpers/errors.py"
     with pytest.raises(RuntimeError, match="on purpose"):
         Way(fails).measured()
