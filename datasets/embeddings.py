@@ -9,7 +9,8 @@ import functools
 import os
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ from maest.helpers.files.arrays import load_array
 from maest.helpers.results.manifest import MANIFEST, read_manifest
 from maest.helpers.work.parallel import in_order
 
-P = TypeVar("P")
+Item = TypeVar("Item")
 TOKENS = "cdt"  # order on disk: cls, dist, average of all others
 EMBEDDINGS_DIR = "data.embeddings_dir"  # the setting that names the folder
 EXTRACT_THEM = f"Extract them (ex_maest.py extract_embeddings), or correct {EMBEDDINGS_DIR}."
@@ -54,12 +55,10 @@ class EmbeddingFolder:
     @property
     def block(self) -> int | None:
         """The block's number, -1 after the final norm; without a manifest, by the folder's name."""
-        block = (self.settings or {}).get("block")
-        if isinstance(block, int):
+        if isinstance(block := (self.settings or {}).get("block"), int):
             return block
-        if self.folder.name == "final":
-            return FINAL
-        return int(self.folder.name) if self.folder.name.isdecimal() else None
+        name = self.folder.name
+        return FINAL if name == "final" else int(name) if name.isdecimal() else None
 
     @property
     def seconds(self) -> float | None:
@@ -76,12 +75,12 @@ class EmbeddingFolder:
     @functools.cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         """Name without its suffix → names of tracks that have embeddings."""
-        by_stem: dict[str, list[str]] = {}
-        for path in self.folder.rglob(f"*{SUFFIX}"):
-            track = path.relative_to(self.folder).as_posix().removesuffix(SUFFIX)
+        by_stem = defaultdict(list)
+        for path in _embedding_files(self.folder):
+            track = path.removesuffix(SUFFIX)
             # Beside song.mp3, the log-mel file of song.flac is song.flac.mmap.
             for stem in {_stem(track), track}:
-                by_stem.setdefault(stem, []).append(track)
+                by_stem[stem].append(track)
         return by_stem
 
     def path(self, key: str) -> Path:
@@ -91,10 +90,10 @@ class EmbeddingFolder:
         of this name; the key of an audio file never to that of another audio file. Raises
         InputError if several audio files fit, which differ only in their suffix.
         """
-        exact = self.folder / f"{key}{SUFFIX}"
-        for path in (exact, self.folder / f"{key}.mmap{SUFFIX}"):
-            if path.is_file():
-                return path
+        exact = f"{self.folder}/{key}{SUFFIX}"
+        for path in (exact, f"{self.folder}/{key}.mmap{SUFFIX}"):
+            if os.path.isfile(path):
+                return Path(path)
         others = self._by_stem.get(_stem(posixpath.normpath(key)), [])
         if mel_key(key) != key:
             others = [name for name in others if mel_key(name) == name]
@@ -102,13 +101,20 @@ class EmbeddingFolder:
             what = f"{key!r} may be any of {', '.join(map(repr, sorted(others)))}"
             hint = "Name tracks as the embeddings are named, or remove the others."
             raise InputError(what, kind="conflict", path=self.folder, hint=hint)
-        return self.folder / f"{others[0]}{SUFFIX}" if others else exact
+        return self.folder / f"{others[0]}{SUFFIX}" if others else Path(exact)
 
 
 def _stem(track: str) -> str:
     """A track's name without an audio or log-mel suffix."""
     name = mel_key(track)
-    return name.removesuffix(Path(name).suffix) if name.endswith((".mmap", ".npy")) else name
+    return os.path.splitext(name)[0] if name.endswith((".mmap", ".npy")) else name
+
+
+def _embedding_files(folder: Path) -> Iterator[str]:
+    """Paths relative to the folder."""
+    for place, _, names in os.walk(folder):
+        inside = place.removeprefix(str(folder)).lstrip("/")
+        yield from (f"{inside}/{name}".lstrip("/") for name in names if name.endswith(SUFFIX))
 
 
 def block_name(block: int | str) -> str:
@@ -131,29 +137,27 @@ def find_folders(folder: str | Path, clip_length: float | None = None) -> list[E
     """
     folder = Path(folder).expanduser()
     refusal = functools.partial(InputError, path=folder, setting=EMBEDDINGS_DIR)
-    found = _search(folder, _DEPTH) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise refusal("no such folder", kind="missing", hint=EXTRACT_THEM)
+    found = _search(folder, _DEPTH)
     if not found:
-        hint = "Extract embeddings first (ex_maest.py extract_embeddings with target_<name>), or "
-        hint += "give their folder."
-        if folder.is_dir():
-            raise refusal("no embeddings in it", kind="empty", hint=hint)
-        raise refusal("no such folder", kind="missing", hint=hint)
-    lengths = sorted({own.seconds for own in found if own.seconds is not None})
+        raise refusal("no embeddings in it", kind="empty", hint=EXTRACT_THEM)
+    lengths = sorted({one.seconds for one in found if one.seconds is not None})
     if clip_length is not None and lengths:
         nearest = min(lengths, key=lambda seconds: abs(seconds - clip_length))
         if abs(nearest - clip_length) >= _NEAR:
-            there = ", ".join(f"{seconds:g} s" for seconds in lengths)
-            message = f"no embeddings of patches of {clip_length:g} s, but of {there}"
+            known = ", ".join(f"{seconds:g} s" for seconds in lengths)
+            message = f"no embeddings of patches of {clip_length:g} s, but of {known}"
             hint = f"Give data.clip_length={nearest:g}, or extract with "
             hint += f"datamodule.clip_length={clip_length:g}."
             raise refusal(message, kind="missing", setting="data.clip_length", hint=hint)
-        found, lengths = [own for own in found if own.seconds in (nearest, None)], [nearest]
-    places = dict.fromkeys(own.folder.parent for own in found)
+        found, lengths = [one for one in found if one.seconds in (nearest, None)], [nearest]
+    places = dict.fromkeys(one.folder.parent for one in found)
     if len(places) > 1:
         message = f"has embeddings of several extractions: {', '.join(map(str, places))}"
         way = f"data.clip_length={lengths[0]:g}" if len(lengths) == len(places) else EMBEDDINGS_DIR
         raise refusal(message, kind="conflict", hint=f"Choose one, by {way}.")
-    found.sort(key=lambda own: (own.block is None, own.block == FINAL, own.block or 0))
+    found.sort(key=lambda one: (one.block is None, one.block == FINAL, one.block or 0))
     for one, other in pairwise(found):
         if one.block is not None and one.block == other.block:
             message = f"{one.folder} and {other.folder.name} hold embeddings of one block"
@@ -162,31 +166,27 @@ def find_folders(folder: str | Path, clip_length: float | None = None) -> list[E
 
 
 def _search(folder: Path, depth: int) -> list[EmbeddingFolder]:
-    manifest = read_manifest(folder)
-    if manifest is not None:
+    if (manifest := read_manifest(folder)) is not None:
         settings = manifest["settings"]
-        if settings.get("kind") != "embeddings":
-            return []
-        return [EmbeddingFolder(folder, settings, manifest.get("made_by"))]
-    if not _LEVEL.fullmatch(folder.name) and _holds_foreign_embeddings(folder):
+        embeddings = settings.get("kind") == "embeddings"
+        return [EmbeddingFolder(folder, settings, manifest.get("made_by"))] if embeddings else []
+    if not _LEVEL.fullmatch(folder.name) and _is_foreign(folder):
         return [EmbeddingFolder(folder)]
     inside = sorted(path for path in folder.iterdir() if path.is_dir()) if depth else []
-    return [own for path in inside for own in _search(path, depth - 1)]
+    return [one for path in inside for one in _search(path, depth - 1)]
 
 
-def _holds_foreign_embeddings(folder: Path) -> bool:
+def _is_foreign(folder: Path) -> bool:
     """Whether embeddings without a manifest lie below, as those of one block."""
-    found = False
     for _, folders, names in os.walk(folder):
         if MANIFEST in names or any(map(_LEVEL.fullmatch, folders)):
             return False
-        found = found or any(name.endswith(SUFFIX) for name in names)
-    return found
+    return next(_embedding_files(folder), None) is not None
 
 
 def check_same_extraction(folders: Sequence[EmbeddingFolder]) -> None:
     """Raise InputError if embeddings differ in their model, or in how tracks were cut."""
-    known = [(own, own.settings) for own in folders if own.settings is not None]
+    known = [(one, one.settings) for one in folders if one.settings is not None]
     for other, settings in known[1:]:
         first, expected = known[0]
         name = next((n for n in _SAME if settings.get(n) != expected.get(n)), None)
@@ -235,30 +235,22 @@ def read_tokens(path: Path) -> np.ndarray:
     dtype, NaN or infinity.
     """
     try:
-        found = load_array(path)
+        values = load_array(path)
     except Exception as error:  # a damaged header may raise any, even MemoryError
         message = f"cannot be read ({' '.join(str(error).split())})"
         hint = "Extract it again: extraction makes damaged files again."
         raise InputError(message, kind="corrupt", path=path, hint=hint) from None
-    embedding, message = found[None] if found.ndim == 1 else found, ""
-    if (
-        embedding.ndim not in (2, 3)
-        or embedding.shape[-2] not in (1, len(TOKENS))
-        or not embedding.size
-        or not np.issubdtype(embedding.dtype, np.floating)
-    ):
-        message = f"has {found.dtype} {list(found.shape)}, expected floats [3, D] or [D]"
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):  # refused below
-            if embedding.ndim == 3:
-                embedding = pooled_file(embedding, path)
-            embedding = embedding.astype(np.float32, copy=False)
-        if not np.isfinite(embedding).all():
-            message = "has NaN or infinite values"
-    if message:
-        hint = "Delete it, and extract it again, with trainer.precision=32-true."
+    tokens = values[None] if values.ndim == 1 else values  # [3, D], or [patches, 3, D]
+    hint = "Delete it, and extract it again, with trainer.precision=32-true."
+    fits = tokens.ndim in (2, 3) and tokens.shape[-2] in (1, len(TOKENS)) and tokens.size
+    if not fits or tokens.dtype.kind != "f":
+        message = f"has {values.dtype} {list(values.shape)}, expected floats [3, D] or [D]"
         raise InputError(message, path=path, hint=hint)
-    return embedding
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        pooled = pooled_file(tokens, path) if tokens.ndim == 3 else tokens.astype(np.float32)
+    if not np.isfinite(pooled).all():
+        raise InputError("has NaN or infinite values", path=path, hint=hint)
+    return pooled
 
 
 def mel_statistics(path: Path) -> np.ndarray:
@@ -279,16 +271,16 @@ def read_blocks(paths: Sequence[Path]) -> np.ndarray:
     return np.stack(blocks)
 
 
-def read_all(read: Callable[[P], np.ndarray], paths: Sequence[P], title: str) -> np.ndarray:
+def read_all(read: Callable[[Item], np.ndarray], items: Sequence[Item], title: str) -> np.ndarray:
     """Read N ≥ 1 tracks, and stack their features, all of one shape: float32 [N, ...]."""
     features = np.empty(0, np.float32)
-    for i, found in enumerate(in_order(read, paths, None, title)):
+    for i, one in enumerate(in_order(read, items, None, title)):
         if i == 0:  # filled in place, as a list would double the memory
-            features = np.empty((len(paths), *found.shape), np.float32)
-        if found.shape != features.shape[1:]:
-            shape, before = list(found.shape), list(features[0].shape)
-            message = f"{paths[i]}: {shape}, and the tracks before it have {before}"
+            features = np.empty((len(items), *one.shape), np.float32)
+        if one.shape != features.shape[1:]:
+            shape, before = list(one.shape), list(features[0].shape)
+            message = f"{items[i]}: {shape}, and the tracks before it have {before}"
             hint = "Extract all tracks with the same settings, into an empty folder."
             raise InputError(message, kind="mismatch", setting=EMBEDDINGS_DIR, hint=hint)
-        features[i] = found
+        features[i] = one
     return features

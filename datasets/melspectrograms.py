@@ -41,8 +41,8 @@ def write_mel(path: str | Path, mel: np.ndarray) -> None:
     stored = np.ascontiguousarray(mel, dtype=DTYPE)
     if not np.isfinite(stored).all():
         raise ValueError(f"{path}: the log-mel spectrogram has NaN or infinite values")
-    with atomic_path(path) as temporary:
-        stored.tofile(temporary)
+    with atomic_path(path) as temporary:  # `tofile` may not notice a full disk
+        temporary.write_bytes(stored.data)
 
 
 def mel_path(base_dir: str | Path, key: str) -> Path:

@@ -6,7 +6,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from maest.datasets.collection import find_audio, no_audio, split_shard
 from maest.datasets.melspectrograms import MelFile, all_finite, mel_path
 from maest.helpers.audio.blocks import mel_warnings
 from maest.helpers.audio.constants import N_MELS
-from maest.helpers.errors import InputError, Kind
+from maest.helpers.errors import InputError
 from maest.helpers.results.tracks import Track, collect, read_audio_mel
 from maest.helpers.work.processes import process_map
 
@@ -40,14 +39,14 @@ class Tracks:
         key = self.keys[index]
         try:
             mel, warnings = self._mel(index, scratch)
-            if not all_finite(mel):
-                raise InputError("NaN or infinite values", hint="Make it again.")
-            return Track(key, index, mel, warnings)
+            if all_finite(mel):
+                return Track(key, index, mel, warnings)
+            reason = "NaN or infinite values. Make it again."
         except InputError as error:
-            return Track(key, index, error=error.reason)
+            reason = error.reason
         except Exception as error:  # a corrupt file may raise anything; the others are read
             reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
-            return Track(key, index, error=reason)
+        return Track(key, index, error=reason)
 
     def _mel(self, index: int, scratch: Path) -> tuple[np.ndarray, list[str]]:
         raise NotImplementedError
@@ -96,10 +95,10 @@ def read_tracks(tracks: Tracks, indices: Sequence[int], num_workers: int) -> Gen
 
 def _read(tracks: Tracks, scratch: Path, index: int) -> tuple[Track, Path | None]:
     """Read a track; a log-mel that is a memory map comes as the path of its file."""
-    track = tracks.read(index, scratch)
+    track, path = tracks.read(index, scratch), None
     if isinstance(track.mel, np.memmap):
-        return replace(track, mel=np.zeros((0, N_MELS), np.float16)), Path(str(track.mel.filename))
-    return track, None
+        path, track.mel = Path(str(track.mel.filename)), np.zeros((0, N_MELS), np.float16)
+    return track, path
 
 
 # ---- which tracks there are, and which are this process's ----------------------------------------
@@ -116,28 +115,27 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
 
     Skips the folder ``leave_out``, that of the results. Raises InputError if there is no audio.
     """
-    path = Path(audio)
-    kind: Kind = "empty"
-    reason = "is empty"
+    setting, hint = "inference.audio", "Give an audio file, or a folder of them."
+    refusal = partial(InputError, path=audio, setting=setting, hint=hint)
+    if not str(audio):
+        raise refusal("is empty", kind="empty")
     try:
-        path = path.expanduser()
+        path = Path(audio).expanduser()
         if path.is_file():
             return Found(AudioTracks(path.parent, [path.name]), {}, Counter())
-        if str(audio) and path.is_dir():
+        if path.is_dir():
             folder, failed, left_out = path.resolve(), dict[str, str](), Counter[str]()
             inside = None if leave_out is None else Path(leave_out).expanduser().resolve()
             names = find_audio(folder, inside, failed, left_out)
             if not names and not failed:
-                raise no_audio(folder, left_out, "inference.audio")
+                raise no_audio(folder, left_out, setting)
             return Found(AudioTracks(folder, names), failed, left_out)
-        if str(audio):
-            kind, reason = "missing", "no such file or folder"
-            if path.exists():
-                kind, reason = "invalid", "is neither a file nor a folder"
+        if path.exists():
+            raise refusal("is neither a file nor a folder")
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
-        kind, reason = "access", getattr(error, "strerror", None) or str(error)
-    hint = "Give an audio file, or a folder of them."
-    raise InputError(reason, kind=kind, hint=hint, path=path, setting="inference.audio")
+        reason = getattr(error, "strerror", None) or str(error)
+        raise refusal(reason, kind="access") from None
+    raise refusal("no such file or folder", kind="missing")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from maest.experiments.probe_report import PROBE_FOLDER, no_probe
 from maest.experiments.runs import run_dir
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import encodable, read_failures, valid_utf8, write_json, write_rows
-from maest.helpers.results.predictions import SEPARATOR, best, figure_name
+from maest.helpers.results.predictions import SEPARATOR, best, output_name
 from maest.helpers.results.writer import WARNINGS, Output, is_done
 from maest.models.probe import ProbeBank, layer_normalized
 
@@ -87,7 +87,7 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
 def _write(
     folder: Path, about: dict[str, Any], keys: list[str], values: np.ndarray, warnings: list[str]
 ) -> None:
-    labels, figure = about["labels"], figure_name(about["task"])
+    labels, figure = about["labels"], output_name(about["task"])
     rows, tracks = [], []
     for key, own, warned in zip(keys, values, warnings, strict=True):
         rows.append((encodable(key), *(f"{value:.{_DIGITS}f}" for value in own), warned))

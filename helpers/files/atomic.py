@@ -188,8 +188,9 @@ def write_failures(
             path.unlink(missing_ok=True)
         return None
     rows = sorted((encodable(key), encodable(why)) for key, why in failed.items())
-    if list(read_failures(path, column, value).items()) != rows:
-        write_rows(path, (column, value), rows)
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([(column, value), *rows])
+    write_changed(path, table.getvalue().encode("utf-8", "surrogateescape"))
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from maest.helpers.audio.mel import N_MELS, slaney_filter_bank
 from maest.helpers.reports import plots
+from maest.helpers.results.tracks import TrackResult
 
 _HERTZ = (125, 500, 1000, 2000, 4000, 8000)  # marked on the mel axis
 # Distances of marks on the time axis, in seconds
@@ -20,56 +21,48 @@ _MOST_TIMES = 12
 
 
 def activation_plot(
-    path: str | Path,
-    picture: np.ndarray,
-    times: np.ndarray,
-    activations: np.ndarray,
-    labels: Sequence[str],
-    seconds: float,
-    title: str,
-    figure_name: str = "activation",
+    path: Path, result: TrackResult, labels: Mapping[int, str], name: str = "activation"
 ) -> Path:
-    """Draw labels' activations over time above the track's log-mel; return the file's path.
+    """Draw activations of labels over time above the track's log-mel; return the file's path.
 
-    ``picture`` [96, columns] and ``times`` [P, 3] are those of a `TrackResult`;
-    ``activations`` [P, L] are drawn from the top row down. Overlapping patches meet halfway between
-    their centres, and gaps stay white. The colours of ``figure_name`` "activation" run from 0 to 1,
-    so that tracks compare; those of "value", from the lowest to the highest.
+    ``labels``, number → text, are drawn from the top row down. Overlapping patches meet halfway
+    between their centres, and gaps stay white. Colours of ``name`` "activation" run from 0 to 1, so
+    that tracks compare; those of "value", from the lowest to the highest.
     """
-    rows = len(labels)
+    assert result.patch_activations is not None
+    assert result.picture is not None
+    rows, seconds = len(labels), result.seconds
     heights = 0.4 + 0.24 * max(rows, 3), 2.4  # inches, about
     figure = Figure(figsize=(11, sum(heights) + 0.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=heights)
-    edges, columns = _patch_columns(times, activations)
+    edges, columns = patch_columns(result.times, result.patch_activations[:, list(labels)])
     least, most = 0.0, 1.0
-    if figure_name != "activation":
+    if name != "activation":
         least, most = np.nanmin(columns), np.nanmax(columns)
         most = most if most > least else least + 1  # equal values span no range of colours
-    heat = upper.pcolorfast(
-        edges, np.arange(rows + 1) - 0.5, columns.T, cmap="magma_r", vmin=least, vmax=most
-    )
-    upper.set_yticks(range(rows), [plots.drawable(name) for name in labels])
+    lines, colours = np.arange(rows + 1) - 0.5, {"cmap": "magma_r", "vmin": least, "vmax": most}
+    heat = upper.pcolorfast(edges, lines, columns.T, **colours)
+    upper.set_yticks(range(rows), [plots.drawable(label) for label in labels.values()])
     upper.set_ylim(rows - 0.5, -0.5)  # the first label on top
     upper.tick_params(axis="y", length=0)
-    for between in np.arange(1, rows) - 0.5:
+    for between in lines[1:-1]:
         upper.axhline(between, color="white", linewidth=1)
-    shown, extent = np.asarray(picture, dtype=np.float32), (0, seconds, -0.5, N_MELS - 0.5)
-    mel = lower.imshow(
-        shown, "magma", aspect="auto", interpolation="antialiased", extent=extent, origin="lower"
-    )
-    at = np.interp(_HERTZ, *_band_centres())
-    lower.set_yticks(at, [f"{hertz}" if hertz < 1000 else f"{hertz // 1000}k" for hertz in _HERTZ])
-    lower.set_ylabel("mel bands (Hz)")
-    lower.set_xlabel("time" + (" (h:mm)" if seconds >= 3600 else " (m:ss)"))
-    _mark_times(lower, max(seconds, edges[-1]))
-    images = (heat, upper, figure_name), (mel, lower, "log mel power")
-    for (image, axes, name), height in zip(images, heights, strict=True):
-        figure.colorbar(image, ax=axes, label=name, pad=0.01, fraction=0.05, aspect=height / 0.14)
+    title = " – ".join((result.key, *result.warnings))
     upper.set_title(plots.drawable(title, plots.LONGEST_TITLE))
+    style = {"cmap": "magma", "aspect": "auto", "interpolation": "antialiased", "origin": "lower"}
+    extent = 0, seconds, -0.5, N_MELS - 0.5
+    mel = lower.imshow(np.asarray(result.picture, np.float32), extent=extent, **style)
+    hertz = [f"{hertz}" if hertz < 1000 else f"{hertz // 1000}k" for hertz in _HERTZ]
+    lower.set_yticks(np.interp(_HERTZ, _band_centres(), range(N_MELS)), hertz)
+    lower.set_ylabel("mel bands (Hz)")
+    _mark_times(lower, max(seconds, edges[-1]))
+    images = (heat, upper, name, heights[0]), (mel, lower, "log mel power", heights[1])
+    for image, axes, label, height in images:
+        figure.colorbar(image, ax=axes, label=label, pad=0.01, fraction=0.05, aspect=height / 0.14)
     return plots.save_figure(figure, path)
 
 
-def _patch_columns(times: np.ndarray, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def patch_columns(times: np.ndarray, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return column edges [n + 1] in seconds and float32 values [n, L], NaN in gaps."""
     starts, centres, ends = times.T
     # The meeting point must lie in both patches: a last patch may be so short that halfway is not.
@@ -86,20 +79,21 @@ def _patch_columns(times: np.ndarray, activations: np.ndarray) -> tuple[np.ndarr
 
 
 def _mark_times(axes: Axes, seconds: float) -> None:
-    """Label round times as ``m:ss``, from one hour as ``h:mm``."""
+    """Label round times as ``m:ss``, from one hour as ``h:mm``; below 2 s, as numbers."""
     axes.set_xlim(0, seconds)
-    step = next((s for s in _TIME_STEPS if seconds / s <= _MOST_TIMES), seconds / _MOST_TIMES)
     if seconds < 2:
         axes.set_xlabel("time (s)")
         return
+    step = next((s for s in _TIME_STEPS if seconds / s <= _MOST_TIMES), seconds / _MOST_TIMES)
     marks = np.arange(0, seconds + 1e-6, step)
-    unit = 60 if seconds >= 3600 else 1
+    unit, form = (60, "h:mm") if seconds >= 3600 else (1, "m:ss")
     pairs = (divmod(mark, 60) for mark in (marks / unit).round().astype(int).tolist())
     axes.set_xticks(marks, [f"{larger}:{smaller:02d}" for larger, smaller in pairs])
+    axes.set_xlabel(f"time ({form})")
 
 
 @functools.cache
-def _band_centres() -> tuple[np.ndarray, np.ndarray]:
-    """Return the mel bands' centres in Hz, rising, and the bands' numbers."""
+def _band_centres() -> np.ndarray:
+    """Return the mel bands' centres in Hz, rising."""
     bank = slaney_filter_bank().numpy()  # [frequencies up to 8 kHz, bands]
-    return bank.argmax(axis=0) * 8000 / (len(bank) - 1), np.arange(N_MELS)
+    return bank.argmax(axis=0) * 8000 / (len(bank) - 1)

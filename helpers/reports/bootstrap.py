@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from maest.helpers.reports.metrics import SHOWN, evaluate, mean_of_scored
-from maest.helpers.reports.ranking import rank, ranked_figures
+from maest.helpers.reports.ranking import ap_and_roc_auc, rank
 
 
 def resampled_figures(
@@ -27,16 +27,16 @@ def resampled_figures(
     """
     n_tracks, names = len(targets), SHOWN[task]
     rng = np.random.default_rng(seed)
-    rankings = [rank(targets, own) for own in outputs] if task == "multi-label" else []
+    rankings = [rank(targets, scores) for scores in outputs] if task == "multi-label" else []
     figures = np.empty((1 + resamples, len(outputs), len(names)))
     for i, rows in enumerate(figures):
         drawn = np.arange(n_tracks) if i == 0 else rng.integers(0, n_tracks, n_tracks)
-        if rankings:
+        if rankings:  # count tracks, which needs no sort
             counts = np.bincount(drawn, minlength=n_tracks)
-            rows[:] = [[mean_of_scored(v) for v in ranked_figures(r, counts)] for r in rankings]
+            rows[:] = [[mean_of_scored(v) for v in ap_and_roc_auc(r, counts)] for r in rankings]
         else:
-            found = [evaluate(task, targets[drawn], own[drawn]).figures for own in outputs]
-            rows[:] = [[own[name] for name in names] for own in found]
+            scored = [evaluate(task, targets[drawn], values[drawn]).figures for values in outputs]
+            rows[:] = [[one[name] for name in names] for one in scored]
     return dict(zip(names, figures.mean(axis=1).T, strict=True))
 
 

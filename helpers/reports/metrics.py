@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maest.helpers.reports.ranking import checked, rank, ranked_figures
+from maest.helpers.reports.ranking import ap_and_roc_auc, checked, rank
 
-# The figure that ranks models; higher is better
-MONITOR = {"multi-label": "ap", "single-label": "accuracy", "regression": "r2"}
-# The two figures that a report shows
+# The two figures that a report shows. The first one ranks models; higher is better.
 SHOWN = {
     "multi-label": ("ap", "roc_auc"),
     "single-label": ("accuracy", "macro_f1"),
     "regression": ("r2", "mse"),
 }
+MONITOR = {task: first for task, (first, _) in SHOWN.items()}
 # The least and greatest values of a figure
 BOUNDS = {
     **dict.fromkeys(("ap", "roc_auc", "accuracy", "macro_f1"), (0.0, 1.0)),
@@ -46,17 +45,12 @@ FIGURE_NAMES = {
 class Evaluation:
     """Scores of outputs against targets."""
 
-    # Multi-label: ap, roc_auc; single-label: accuracy, macro_f1; regression: r2, mse; and
-    # classes_left_out, of a regression targets_left_out. All but accuracy are means over the labels
-    # that can be scored; NaN if none can.
+    # Those of SHOWN, and classes_left_out, of a regression targets_left_out. All but accuracy are
+    # means over the labels that can be scored; NaN if none can.
     figures: dict[str, float]
     # float64 [C] of ap, roc_auc; precision, recall, f1; or r2, mse. NaN: nothing to score
     per_label: dict[str, np.ndarray]
-
-    @property
-    def left_out(self) -> int:
-        """Number of labels or targets that the means leave out."""
-        return int(next(v for name, v in self.figures.items() if name.endswith("_left_out")))
+    left_out: int = 0  # number of labels or targets that the means leave out
 
 
 def evaluate(task: str, targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
@@ -68,35 +62,33 @@ def evaluate(task: str, targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
     constant targets (R², regression). ValueError: another task, other shapes, non-finite outputs.
     """
     targets, outputs = checked(targets, outputs)
+    figures: dict[str, float] = {}
     if task == "multi-label":
-        ap, roc_auc = ranked_figures(rank(targets, outputs))
-        per_label = {"ap": ap, "roc_auc": roc_auc}
-        figures, scored = {name: mean_of_scored(v) for name, v in per_label.items()}, "ap"
+        ap, roc_auc = ap_and_roc_auc(rank(targets, outputs))
+        per_label, scored = {"ap": ap, "roc_auc": roc_auc}, ap
     elif task == "single-label":
         from sklearn.metrics import precision_recall_fscore_support  # takes a second to import
 
         true, predicted = targets.argmax(axis=1), outputs.argmax(axis=1)
-        classes = np.arange(targets.shape[1])
-        of_classes = precision_recall_fscore_support(
-            true, predicted, labels=classes, average=None, zero_division=np.nan
+        precision, recall, scored, _ = precision_recall_fscore_support(
+            true, predicted, labels=np.arange(targets.shape[1]), zero_division=np.nan
         )
-        per_label = dict(zip(("precision", "recall", "f1"), of_classes[:3], strict=True))
-        figures = {"accuracy": float((true == predicted).mean())}
-        figures["macro_f1"], scored = mean_of_scored(per_label["f1"]), "f1"
+        figures["accuracy"] = float((true == predicted).mean())
+        per_label = {"precision": precision, "recall": recall, "f1": scored}
     elif task == "regression":
-        from sklearn.metrics import r2_score
-
         targets, outputs = targets.astype(np.float64), outputs.astype(np.float64)
-        r2, varies = np.full(targets.shape[1], np.nan), (targets != targets[:1]).any(axis=0)
-        if varies.any():
-            r2[varies] = r2_score(targets[:, varies], outputs[:, varies], multioutput="raw_values")
-        per_label = {"r2": r2, "mse": ((targets - outputs) ** 2).mean(axis=0)}
-        figures, scored = {name: mean_of_scored(v) for name, v in per_label.items()}, "r2"
+        mse, varies = ((targets - outputs) ** 2).mean(axis=0), (targets != targets[0]).any(axis=0)
+        scored = np.full(len(mse), np.nan)
+        scored[varies] = 1 - mse[varies] / targets[:, varies].var(axis=0)
+        per_label = {"r2": scored, "mse": mse}
     else:
         raise ValueError(f"task is {task!r}: expected one of {tuple(SHOWN)}")
-    left_out = "targets_left_out" if task == "regression" else "classes_left_out"
-    figures[left_out] = float(np.isnan(per_label[scored]).sum())
-    return Evaluation(figures, per_label)
+    for name in SHOWN[task]:
+        if name != "accuracy":
+            figures[name] = mean_of_scored(per_label[name.removeprefix("macro_")])
+    left_out = int(np.isnan(scored).sum())
+    figures[f"{'targets' if task == 'regression' else 'classes'}_left_out"] = float(left_out)
+    return Evaluation(figures, per_label, left_out)
 
 
 def mean_of_scored(values: np.ndarray) -> float:

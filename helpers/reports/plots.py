@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from maest.helpers.files.atomic import atomic_path
 from maest.helpers.reports.metrics import FIGURE_NAMES
 
+Rows = Sequence[Mapping[str, float]]
 # The metric that identifies the task: titles of both panels of a learning curve, and the metrics
 # of the right one. (The MSE of a regression is its loss.)
 _PANELS = {
@@ -28,14 +30,14 @@ _MOST_NAMED = 8  # lines in a legend
 _LARGEST = 24  # inches of a table's cells
 
 
-def save_figure(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, atomically, without a window system or a change of backend."""
     for axes in figure.axes:  # "$" in a name is no formula
         for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()):
             text.set_parse_math(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-    return Path(path)
+    return path
 
 
 @functools.cache
@@ -53,19 +55,20 @@ def drawable(text: str, longest: int = LONGEST_LABEL) -> str:
     return drawn if len(drawn) <= longest else f"…{drawn[1 - longest :]}"
 
 
-def _over_epochs(titles: Sequence[str]) -> tuple[Figure, Axes, Axes]:
-    figure = Figure(figsize=(11, 4))
-    left, right = figure.subplots(1, 2)
-    for axes, title in zip((left, right), titles, strict=True):
-        axes.set_title(title)
-        _count_along_x(axes, "epoch")
-    return figure, left, right
-
-
-def _count_along_x(axes: Axes, name: str) -> None:
-    axes.set_xlabel(name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
+def _panels(
+    size: tuple[float, float], *titles: str, count: str = "", **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels, side by side; the x axes count what ``count`` names."""
+    figure = Figure(figsize=size)
+    panels = figure.subplots(1, len(titles), squeeze=False, **options)[0].tolist()
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(drawable(title, LONGEST_TITLE))
+        axes.grid(axis="both" if count else "x", alpha=0.3)
+        axes.set_axisbelow(True)
+        if count:
+            axes.set_xlabel(count)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, panels
 
 
 def _levels(axes: Axes, levels: Mapping[str, float]) -> None:
@@ -81,18 +84,16 @@ def _lowest(*values: float) -> float:
 # ---- over epochs ---------------------------------------------------------------------------------
 
 
-def learning_curve(
-    path: str | Path, epochs: Sequence[Mapping[str, float]], lines: Mapping[str, float]
-) -> Path:
+def learning_curve(path: Path, epochs: Rows, lines: Mapping[str, float]) -> Path:
     """Draw loss and validation metrics over epochs.
 
     ``epochs`` are rows of a `History`; ``lines`` are levels of the first metric.
     """
     monitor = next((m for m in _PANELS if any(f"val_{m}" in row for row in epochs)), "ap")
-    *titles, names = _PANELS[monitor]
-    shown = {f"val_{name}": FIGURE_NAMES[name] for name in names}
-    figure, left, right = _over_epochs(titles)
+    loss, validation, names = _PANELS[monitor]
+    figure, (left, right) = _panels((11, 4), loss, validation, count="epoch")
     losses = {"train_loss": "training", "val_loss": "validation"}
+    shown = {f"val_{name}": FIGURE_NAMES[name] for name in names}
     for axes, columns in ((left, losses), (right, shown)):
         for name, label in columns.items():
             values = [row.get(name, np.nan) for row in epochs]
@@ -107,8 +108,8 @@ def learning_curve(
 
 
 def seed_curves(
-    path: str | Path,
-    histories: Sequence[Sequence[Mapping[str, float]]],
+    path: Path,
+    histories: Sequence[Rows],
     monitor: str,
     best_epochs: Sequence[int],
     names: Sequence[str],
@@ -118,7 +119,7 @@ def seed_curves(
     ``histories`` hold rows of ``epoch`` (from 1), ``train_loss`` and ``val_<monitor>`` per seed.
     """
     kept = f"validation, {FIGURE_NAMES[monitor]}; a dot: the epoch that is kept"
-    figure, left, right = _over_epochs(("training loss", kept))
+    figure, (left, right) = _panels((11, 4), "training loss", kept, count="epoch")
     for rows, best, name in zip(histories, best_epochs, names, strict=True):
         epochs = [row["epoch"] for row in rows]
         left.plot(epochs, [row["train_loss"] for row in rows], lw=1)
@@ -134,40 +135,37 @@ def seed_curves(
 
 
 def label_bars(
-    path: str | Path,
+    path: Path,
     labels: Sequence[str],
     series: Mapping[str, Sequence[float]],
     title: str,
     errors: Mapping[str, Sequence[float]] | None = None,
-    positives: Sequence[int | None] | None = None,
+    positives: Sequence[int | None] = (),
 ) -> Path:
     """Draw horizontal bars for each of C labels, one colour per series; NaN leaves a gap.
 
     The first series sorts the labels. Values are at most 1, and cut off at -1 (R²). ``errors`` are
     standard deviations; ``positives``, the tracks of each label, stand beside its name.
     """
-    values = {name: np.asarray(own, float) for name, own in series.items()}
-    order = np.argsort(np.nan_to_num(next(iter(values.values())), nan=-np.inf))
+    values = np.array(list(series.values()), float)  # [series, C]
+    order = np.argsort(np.nan_to_num(values[0], nan=-np.inf))
     ticks = [drawable(label) for label in labels]
-    for i, count in enumerate(positives or ()):
+    for i, count in enumerate(positives):
         ticks[i] += f" ({count or 'no positives'})" if count is not None else ""
-    height, places = 0.8 / len(values), np.arange(len(labels))
-    figure = Figure(figsize=(8, 1.5 + 0.12 * len(labels) * (1 + len(values))))
-    axes = figure.subplots()
-    for i, (name, own) in enumerate(values.items()):
-        of_series = (errors or {}).get(name)
-        spread = None if of_series is None else np.asarray(of_series, float)[order]
-        axes.barh(places + 0.4 - height * (i + 0.5), own[order], height, xerr=spread, label=name)
+    height, places = 0.8 / len(series), np.arange(len(labels))
+    figure, (axes,) = _panels((8, 1.5 + 0.12 * len(labels) * (1 + len(series))), title)
+    for i, name in enumerate(series):
+        spread = np.array(errors[name])[order] if errors else None
+        at = places + 0.4 - height * (i + 0.5)
+        axes.barh(at, values[i, order], height, xerr=spread, label=name)
     axes.set_yticks(places, [ticks[i] for i in order])
-    axes.set_xlim(_lowest(*np.concatenate(list(values.values()))), 1)
-    axes.set_title(title)
-    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlim(_lowest(*values.ravel()), 1)
     axes.legend(loc="lower right")
     return save_figure(figure, path)
 
 
 def heat_map(
-    path: str | Path,
+    path: Path,
     values: np.ndarray,
     rows: Sequence[str],
     columns: Sequence[str],
@@ -178,70 +176,56 @@ def heat_map(
     column_name: str = "",
 ) -> Path:
     """Draw a table [R, C] as colours, with numbers where there is room; NaN stays white."""
-    values = np.asarray(values, dtype=float)
-    n_rows, n_columns = values.shape
+    table, columns = np.ma.masked_invalid(values), list(map(drawable, columns))
+    n_rows, n_columns = table.shape
     # Large tables get smaller cells, so that the figure still fits a screen.
     wide, high = min(0.6, _LARGEST / n_columns), min(0.36, _LARGEST / n_rows)
-    figure = Figure(figsize=(2.5 + wide * n_columns, 1.5 + high * n_rows))
-    axes = figure.subplots()
-    image = axes.imshow(np.ma.masked_invalid(values), aspect="auto", cmap="viridis")
-    columns, rows = list(map(drawable, columns)), list(map(drawable, rows))
-    upright = max(map(len, columns)) * 0.09 > wide  # inches of a letter, and of a cell
-    size = min(10, 72 * wide)
-    axes.set_xticks(range(n_columns), columns, rotation=90 if upright else 0, fontsize=size)
-    axes.set_yticks(range(n_rows), rows, fontsize=min(10, 72 * high))
-    axes.set_xlabel(column_name)
-    axes.set_ylabel(row_name)
-    axes.set_title(drawable(title, LONGEST_TITLE))
-    finite = np.isfinite(values)
-    if max(n_rows, n_columns) <= 24 and finite.any():
-        middle = (values[finite].min() + values[finite].max()) / 2
-        for i, j in np.argwhere(finite):
-            colour = "black" if values[i, j] > middle else "white"
-            number = numbers.format(values[i, j])
-            axes.text(j, i, number, ha="center", va="center", fontsize=8, color=colour)
-    figure.colorbar(image, ax=axes)
+    figure, (axes,) = _panels((2.5 + wide * n_columns, 1.5 + high * n_rows), title)
+    axes.grid(False)
+    figure.colorbar(axes.imshow(table, aspect="auto", cmap="viridis"), ax=axes)
+    turned = 90 if max(map(len, columns)) * 0.09 > wide else 0  # inches of a letter, and of a cell
+    axes.set_xticks(range(n_columns), columns, rotation=turned, fontsize=min(10, 72 * wide))
+    axes.set_yticks(range(n_rows), list(map(drawable, rows)), fontsize=min(10, 72 * high))
+    axes.set(xlabel=column_name, ylabel=row_name)
+    if max(n_rows, n_columns) <= 24 and table.count():
+        middle = (table.min() + table.max()) / 2
+        for i, j in np.argwhere(~np.ma.getmaskarray(table)):
+            colour, number = "black" if table[i, j] > middle else "white", table[i, j]
+            style = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+            axes.text(j, i, numbers.format(number), **style)
     return save_figure(figure, path)
 
 
 def block_curves(
-    path: str | Path,
+    path: Path,
     blocks: Sequence[int],
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     title: str,
     levels: Mapping[str, float],
 ) -> Path:
     """Draw mean and deviation of each series over the blocks; NaN leaves a gap."""
-    figure = Figure(figsize=(8, 4.5))
-    axes = figure.subplots()
-    for name, own in series.items():
-        means, deviations = np.asarray(own, float)
+    figure, (axes,) = _panels((8, 4.5), title, count="block")
+    for name, pair in series.items():
+        means, deviations = np.asarray(pair, float)
         (line,) = axes.plot(blocks, means, marker="o", ms=3, label=name)
-        band, colour = (means - deviations, means + deviations), line.get_color()
-        axes.fill_between(blocks, *band, alpha=0.15, color=colour, lw=0)
+        band = means - deviations, means + deviations
+        axes.fill_between(blocks, *band, alpha=0.15, color=line.get_color(), lw=0)
     _levels(axes, levels)
-    _count_along_x(axes, "block")
-    axes.set_title(title)
     axes.legend(fontsize=8)
     return save_figure(figure, path)
 
 
-def intervals(
-    path: str | Path,
-    names: Sequence[str],
-    figures: Mapping[str, Sequence[Mapping[str, float]]],
-    title: str,
-) -> Path:
+def intervals(path: Path, names: Sequence[str], figures: Mapping[str, Rows], title: str) -> Path:
     """Draw ``value``, ``low`` and ``high`` of each name, one panel per metric."""
-    figure = Figure((4.5 * len(figures) + 2, 1.6 + 0.4 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
-    for axes, (name, own) in zip(panels, figures.items(), strict=True):
-        for place, one in enumerate(own):
-            axes.plot([one["low"], one["high"]], [place, place], lw=2, color=f"C{place % 10}")
-            axes.plot([one["value"]], [place], "o", color=f"C{place % 10}")
-        axes.set_title(name)
-        axes.grid(alpha=0.3, axis="x")
+    size = 4.5 * len(figures) + 2, 1.6 + 0.4 * len(names)
+    figure, panels = _panels(size, *figures, sharey=True)
+    for axes, rows in zip(panels, figures.values(), strict=True):
+        for place, row in enumerate(rows):
+            colour = f"C{place % 10}"
+            axes.plot([row["low"], row["high"]], [place, place], lw=2, color=colour)
+            axes.plot([row["value"]], [place], "o", color=colour)
     panels[0].set_yticks(range(len(names)), list(map(drawable, names)))
     panels[0].set_ylim(len(names) - 0.5, -0.5)  # the first one above
     figure.suptitle(title)
+    figure.set_layout_engine("constrained")
     return save_figure(figure, path)

@@ -15,19 +15,16 @@ import numpy as np
 class Ranking:
     """Tracks per label, in the order of their scores, highest first.
 
-    Tracks of equal score are a tie and count as one place. Both metrics are sums over the P pairs
-    of a track and one of its labels, ordered by label, then by score.
+    Tracks of equal score are a tie and count as one place. Places run on from label to label. Both
+    metrics are sums over the P pairs of a track and one of its labels, in the order of places.
     """
 
     order: np.ndarray  # [C, N] the tracks' numbers
-    # [P] each:
-    label: np.ndarray  # the label's number
-    track: np.ndarray  # the track's number
-    before: np.ndarray  # how many tracks have a higher score for that label
-    through: np.ndarray  # how many have that score or a higher one
-    pairs_before: np.ndarray  # the same in pairs, including all pairs of lower labels
-    pairs_through: np.ndarray
-    pairs_of_lower: np.ndarray  # how many pairs are of lower labels
+    label: np.ndarray  # [P] the label's number
+    track: np.ndarray  # [P] the track's number
+    # [3, P] the first place of the label, the first of the tie, and the first after the tie
+    places: np.ndarray
+    pairs: np.ndarray  # [3, P] how many pairs come before each of these places
 
 
 def checked(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -48,29 +45,17 @@ def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
     ranked = np.take_along_axis(falling, order, axis=1)
     last = np.ones(ranked.shape, bool)  # whether the next track has another score
     np.not_equal(ranked[:, :-1], ranked[:, 1:], out=last[:, :-1])
-    positive = np.take_along_axis((targets > 0.5).T, order, axis=1)
-
-    # Places run on from label to label here; no tie crosses labels, as `last` ends each of them.
-    n_tracks = len(targets)
-    pairs, ties = np.flatnonzero(positive), np.flatnonzero(last)
-    label = pairs // n_tracks
-    tie = np.searchsorted(ties, pairs)
-    through = ties[tie] + 1
-    before = np.where(tie > 0, ties[tie - 1] + 1, 0)
-    first = label * n_tracks
-    return Ranking(
-        order,
-        label,
-        order.reshape(-1)[pairs],
-        before - first,
-        through - first,
-        np.searchsorted(pairs, before),
-        np.searchsorted(pairs, through),
-        np.searchsorted(pairs, first),
-    )
+    # No tie crosses labels, as `last` ends each of them.
+    after_ties = np.append(0, np.flatnonzero(last) + 1)
+    pairs = np.flatnonzero(np.take_along_axis((targets > 0.5).T, order, axis=1))
+    tie = np.searchsorted(after_ties, pairs, side="right")
+    label = pairs // len(targets)
+    places = np.stack([label * len(targets), after_ties[tie - 1], after_ties[tie]])
+    track = order.reshape(-1)[pairs]
+    return Ranking(order, label, track, places, np.searchsorted(pairs, places))
 
 
-def ranked_figures(
+def ap_and_roc_auc(
     ranking: Ranking, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return average precision and ROC-AUC of each label: float64 [C]; NaN without both classes.
@@ -80,25 +65,26 @@ def ranked_figures(
     n_labels, n_tracks = ranking.order.shape
     weights = np.ones(n_tracks) if weights is None else np.asarray(weights, np.float64)
     weight, total = weights[ranking.track], weights.sum()
-    counted = np.zeros((n_labels, n_tracks + 1))  # the weight of the first 0, 1, … N tracks
-    np.cumsum(weights[ranking.order], axis=1, out=counted[:, 1:])
-    before = counted[ranking.label, ranking.before]
-    through = counted[ranking.label, ranking.through]
-    hits = np.concatenate([[0.0], np.cumsum(weight)])
-    hits_before = hits[ranking.pairs_before] - hits[ranking.pairs_of_lower]
-    hits_through = hits[ranking.pairs_through] - hits[ranking.pairs_of_lower]
-    misses_before, misses_through = before - hits_before, through - hits_through
 
     def summed(values: np.ndarray) -> np.ndarray:
         return np.bincount(ranking.label, weights=weight * values, minlength=n_labels)
 
+    tracks_above, tracks = _sums(weights[ranking.order], ranking.places)
+    hits_above, hits = _sums(weight, ranking.pairs)
     positives = summed(np.ones(len(weight)))
     negatives = total - positives
     # A tie is one step of the precision-recall curve, and a straight line of the ROC curve.
-    precision = np.divide(hits_through, through, out=np.zeros(len(weight)), where=through > 0)
-    ranked_above = negatives[ranking.label] - (misses_before + misses_through) / 2
+    precision = np.divide(hits, tracks, out=np.zeros(len(weight)), where=tracks > 0)
+    misses = (tracks_above - hits_above + tracks - hits) / 2
     known = (positives > 0) & (negatives > 1e-12 * total)  # fractions do not add up exactly
     ap, roc_auc = np.full(n_labels, np.nan), np.full(n_labels, np.nan)
     np.divide(summed(precision), positives, out=ap, where=known)
-    np.divide(summed(ranked_above), positives * negatives, out=roc_auc, where=known)
+    ranked_above = summed(negatives[ranking.label] - misses)
+    np.divide(ranked_above, positives * negatives, out=roc_auc, where=known)
     return ap, roc_auc
+
+
+def _sums(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Sum each pair's values from its label's first to its tie's first and last: [2, P]."""
+    first, *others = np.append(0.0, np.cumsum(values))[ends]
+    return np.array(others) - first

@@ -45,11 +45,9 @@ def metrics_table(
 
 def format_metric(metric: float | Mapping[str, Any] | None) -> str:
     """Return 0.7312, or 0.7312 ± 0.0031 for several seeds, or "" for None."""
-    if metric is None:
-        return ""
     if isinstance(metric, Mapping):
         return f"{metric['mean']:.4f} ± {metric['std']:.4f}"
-    return f"{metric:.4f}"
+    return "" if metric is None else f"{metric:.4f}"
 
 
 def metrics_line(task: str, row: Mapping[str, Any]) -> str:
@@ -59,16 +57,15 @@ def metrics_line(task: str, row: Mapping[str, Any]) -> str:
 
 def pretraining_table(results: Mapping[str, Any]) -> str:
     """Return validation metrics per epoch, and two baselines, from a run's ``results.json``."""
-    names = {"train_loss": "training loss", "val_ap": "validation AP", "val_roc_auc": "ROC-AUC"}
-    rows = [
-        (f"epoch {row['epoch']:.0f}{' (kept)' * (row['epoch'] == results['best_epoch'])}", row)
-        for row in results["epochs"]
-        if "val_ap" in row
-    ]
+    columns = {"train_loss": "training loss", "val_ap": "validation AP", "val_roc_auc": "ROC-AUC"}
+    rows: list[tuple[str, Mapping[str, Any]]] = []
+    for row in results["epochs"]:
+        kept = " (kept)" * (row["epoch"] == results["best_epoch"])
+        rows += [(f"epoch {row['epoch']:.0f}{kept}", row)] * ("val_ap" in row)
     frequencies = "label frequencies, whatever the input", "label_frequencies"
     for name, key in (frequencies, ("chance: random scores", "chance")):
         rows.append((name, {f"val_{m}": value for m, value in results[key].items()}))
-    return metrics_table("multi-label", rows, columns=names)
+    return metrics_table("multi-label", rows, columns=columns)
 
 
 # ---- pages ---------------------------------------------------------------------------------------
@@ -78,7 +75,7 @@ class Page:
     """A report in Markdown, filled from top to bottom."""
 
     def __init__(self, title: str, warnings: Sequence[str] = ()) -> None:
-        self._parts = [(f"# {title}", True)]
+        self._parts = [(f"# {title}", True)]  # with whether a terminal shows it
         self.add(*(f"**Warning.** {warning}" for warning in warnings))
 
     def add(self, *paragraphs: str) -> None:
@@ -91,8 +88,8 @@ class Page:
 
     def picture(self, path: Path, caption: str = "") -> None:
         """Add a picture from the report's folder."""
-        self._parts += [(caption, False)] * bool(caption)
-        self._parts.append((f"![{path.stem}]({path.name})", False))
+        parts = (caption, f"![{path.stem}]({path.name})")
+        self._parts += [(part, False) for part in parts if part]
 
     def commands(self, *commands: tuple[str, str]) -> None:
         """Add shell lines, each with a comment on its purpose."""
@@ -106,9 +103,8 @@ class Page:
         return "\n\n".join(part for part, always in self._parts if always)
 
     def write(self, path: Path) -> None:
-        whole = "\n\n".join(part for part, _ in self._parts)
         with atomic_path(path) as temporary:
-            temporary.write_text(f"{whole}\n", "utf-8")
+            temporary.write_text("\n\n".join(part for part, _ in self._parts) + "\n", "utf-8")
 
 
 # ---- where it was measured -----------------------------------------------------------------------
@@ -125,15 +121,13 @@ def machine() -> dict[str, Any]:
     """Return processor, cores and system, and the GPU if there is one."""
     import torch
 
-    found = {
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "system": platform.system(),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+    } | gpu
 
 
 def versions(*packages: str) -> dict[str, str]:

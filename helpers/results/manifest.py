@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,34 +47,35 @@ def open_folder(
 ) -> None:
     """Make a folder for results, or check that those in it were made with the same settings.
 
-    Args:
-        settings: as JSON values, with ``kind``. A setting that an older manifest lacks counts as
-            unchanged; None equals a missing one.
-        source: the folder that the tracks' keys are relative to.
-        overwrite: removes results of other settings, with the files beside them; the caller
-            replaces those of the same settings.
-        present: gives the key of a track of a new source whose result exists already, or None.
-        made_by: facts that results do not depend on; the last run's stay.
+    ``settings`` are JSON values, with ``kind``; one that an older manifest lacks counts as
+    unchanged, and None equals a missing one. Tracks' keys are relative to ``source``. ``overwrite``
+    removes results of other settings, with the files beside them; the caller replaces those of the
+    same settings. ``present`` gives the key of a track of a new source whose result exists already,
+    or None. ``made_by`` has facts that results do not depend on; the last run's stay.
 
     Raises InputError for other results, results without a manifest, a damaged manifest, or a folder
     that cannot be written.
     """
-    wanted, source = _valid(settings), valid_utf8(source)
+    manifest = _plain({"settings": settings, "sources": [source]})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK, timeout=_LONGEST_WAIT):
-            known = read_manifest(folder)
-            manifest = {"settings": wanted, "sources": [source]}
-            if known is None:
-                _check_no_results(folder, wanted["kind"])
-            elif any(wanted.get(name) != value for name, value in _known(known).items()):
-                _replace(folder, _known(known), wanted, overwrite)
+            before = read_manifest(folder)
+            old, new = _comparable(before), manifest["settings"]
+            if before is None:
+                _check_no_results(folder, new["kind"])
+            elif any(new.get(name) != value for name, value in old.items()):
+                if not overwrite:
+                    raise _other_settings(folder, old, new)
+                _remove_results(folder, new["kind"])
             else:
-                if source not in known["sources"] and not overwrite and (key := present()):
-                    raise _same_name(folder, key, known["sources"], source)
-                manifest["sources"] = list(dict.fromkeys((*known["sources"], source)))
-            manifest |= {"made_by": _valid(made_by)} if made_by else {}
-            if manifest != known:
+                sources = before["sources"]
+                new_source = manifest["sources"][0] not in sources
+                if new_source and not overwrite and (key := present()):
+                    raise _same_name(folder, key, sources, source)
+                manifest["sources"] = sources + manifest["sources"] * new_source
+            manifest |= {"made_by": _plain(made_by)} if made_by else {}
+            if manifest != before:
                 write_json(folder / MANIFEST, manifest)
     except OSError as error:  # also for a lock that another run holds too long
         message = f"cannot be written to ({error.strerror or error})"
@@ -81,19 +83,23 @@ def open_folder(
         raise InputError(message, kind="access", hint=hint, path=folder) from None
 
 
-def _known(manifest: dict[str, Any]) -> dict[str, Any]:
+def _comparable(manifest: dict[str, Any] | None) -> dict[str, Any]:
     # Before max_seconds existed, whole tracks were read. Version 0.1 has "input", audio or log-mel
     # files, which give the same results.
-    settings = {"max_seconds": None, **manifest["settings"]}
+    settings = {"max_seconds": None, **(manifest or {}).get("settings", {})}
     settings.pop("input", None)
     return settings
 
 
+def _other_settings(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError:
+    message = f"the results there were made with other settings: {'; '.join(differences(old, new))}"
+    hint = "Give another inference.out_dir, or inference.overwrite=True, which removes them."
+    return InputError(message, kind="mismatch", hint=hint, path=folder / MANIFEST)
+
+
 def _same_name(folder: Path, key: str, sources: list[str], source: str) -> InputError:
-    message = (
-        f"holds {key!r} already, made from {', '.join(sources)}, and this run reads {source}: "
-    )
-    message += "two tracks of one name would be taken for one"
+    message = f"holds {key!r} already, made from {', '.join(sources)}, and this run reads {source}:"
+    message += " two tracks of one name would be taken for one"
     hint = "Give another inference.out_dir, or inference.overwrite=True, which makes this run's "
     hint += "tracks again. If the same music has moved, write its new place into the sources of "
     hint += f"{folder / MANIFEST}."
@@ -101,40 +107,32 @@ def _same_name(folder: Path, key: str, sources: list[str], source: str) -> Input
 
 
 def _check_no_results(folder: Path, kind: str) -> None:
-    lists = (path for path in folder.iterdir() if _LISTS.fullmatch(path.name))
-    path = next(_results(folder, _ENDS[kind]), None) or next(lists, None)
+    path = next(chain(_files(folder, _ENDS[kind]), _lists(folder)), None)
     if path is not None:
         name = path.relative_to(folder).as_posix()
         message = f"holds {name!r}, and no {MANIFEST} says how that was made"
         raise InputError(message, kind="exists", hint=_ELSEWHERE, path=folder)
 
 
-def _replace(folder: Path, was: dict[str, Any], now: dict[str, Any], overwrite: bool) -> None:
-    """Remove results of other settings and the files beside them; refuse links, not ours."""
-    if not overwrite:
-        changes, path = "; ".join(differences(was, now)), folder / MANIFEST
-        message = f"the results there were made with other settings: {changes}"
-        hint = "Give another inference.out_dir, or inference.overwrite=True, which removes them."
-        raise InputError(message, kind="mismatch", hint=hint, path=path)
-    end, *beside = _ENDS[now["kind"]]
-    for path in _results(folder, (end,)):
-        if path.is_symlink():
-            message = "a link, which this program did not make, to a result of other settings"
-            raise InputError(message, kind="exists", hint=_ELSEWHERE, path=path)
-    for path in _results(folder, (end,)):
+def _remove_results(folder: Path, kind: str) -> None:
+    """Remove results and the files beside them; refuse a link, which is not ours."""
+    end, *beside = _ENDS[kind]
+    results = list(_files(folder, (end,)))
+    if link := next(filter(Path.is_symlink, results), None):
+        message = "a link, which this program did not make, to a result of other settings"
+        raise InputError(message, kind="exists", hint=_ELSEWHERE, path=link)
+    for path in results:
         for other in (*beside, end):
             path.with_name(path.name.removesuffix(end) + other).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if _LISTS.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+    for path in _lists(folder):
+        path.unlink(missing_ok=True)
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Read a folder's manifest, None without one. InputError: damaged; OSError: unreadable."""
-    path = Path(folder) / MANIFEST
+    path, manifest = folder / MANIFEST, None
     if not path.exists():
         return None
-    manifest = None
     with suppress(ValueError):
         manifest = json.loads(path.read_text("utf-8"))
     match manifest:
@@ -145,21 +143,25 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     raise InputError(message, kind="corrupt", hint=hint, path=path)
 
 
-def _results(folder: Path, ends: tuple[str, ...]) -> Iterator[Path]:
+def _files(folder: Path, ends: tuple[str, ...]) -> Iterator[Path]:
     """Yield files below a folder with these endings, without entering folders that are links."""
     for place, _, names in os.walk(folder):
         for name in names:
             if name.endswith(ends) and not name.startswith(TEMPORARY):
-                yield Path(place) / name
+                yield Path(place, name)
 
 
-def _valid(value: Any) -> Any:
-    """Return the JSON value with all texts as valid UTF-8."""
+def _lists(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _LISTS.fullmatch(path.name)]
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON makes of a value, with all texts as valid UTF-8."""
+    if isinstance(value, str):
+        return valid_utf8(value)
     if isinstance(value, Mapping):
-        return {valid_utf8(name): _valid(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_valid(item) for item in value]
-    return valid_utf8(value) if isinstance(value, str) else value
+        return {valid_utf8(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def model_hash(state_dict: Mapping[str, torch.Tensor], sizes: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Predictions of tracks as JSON, CSV and picture, and as a table in a terminal.
 
-A classifier's figures are activations, 0 to 1 (`Maest.activations`); the ``top`` labels are kept,
+A classifier's outputs are activations, 0 to 1 (`Maest.activations`); the ``top`` labels are kept,
 highest first. A regression's are values of any size; all targets are kept, in the model's order.
 JSON entries and CSV columns are named ``activation`` or ``value`` accordingly.
 """
@@ -11,11 +11,12 @@ import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, pairwise
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm.utils import disp_len, disp_trim
 
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.files.atomic import encodable, valid_utf8, write_json, write_rows
@@ -28,7 +29,7 @@ _BAR = 20  # characters
 _WHOLE_SECONDS = 2.0  # patches that start closer together are shown with tenths of seconds
 
 
-def figure_name(task: str) -> str:
+def output_name(task: str) -> str:
     """Return the name of a task's outputs: "activation", or "value" for regression."""
     return "value" if task == "regression" else "activation"
 
@@ -66,39 +67,38 @@ def write_predictions(
     assert result.activations is not None
     assert result.patch_activations is not None
     names = [valid_utf8(name) for name in label_names(labels, len(result.activations))]
-    figure = figure_name(task)
+    output = output_name(task)
 
-    def entries(values: np.ndarray) -> list[dict[str, Any]]:
-        chosen = best(values, top, task)
-        return [{"label": names[i], figure: round(float(values[i]), 6)} for i in chosen]
+    def part(start: float, end: float, values: np.ndarray) -> dict[str, Any]:
+        entries = [
+            {"label": names[i], output: round(float(values[i]), 6)} for i in best(values, top, task)
+        ]
+        return {"start": start, "end": end, "labels": entries}
 
-    spans = zip(result.times.round(3).tolist(), result.patch_activations, strict=True)
-    patches = [
-        {"start": start, "end": end, "labels": entries(values)} for (start, _, end), values in spans
-    ]
-    prediction: dict[str, Any] = {
+    whole = part(0.0, round(result.seconds, 3), result.activations)
+    spans = result.times[:, [0, 2]].round(3).tolist()
+    patches = [part(*span, v) for span, v in zip(spans, result.patch_activations, strict=True)]
+    prediction = {
         "track": valid_utf8(result.key),
-        "seconds": round(result.seconds, 3),
+        "seconds": whole["end"],
         "warnings": list(result.warnings),
         "task": task,
-        "labels": entries(result.activations),
+        "labels": whole["labels"],
         "patches": patches,
     }
-    whole = {"start": 0.0, "end": prediction["seconds"], "labels": prediction["labels"]}
-    parts = [("track", whole, SEPARATOR.join(result.warnings))]
-    parts += [("patch", patch, "") for patch in patches]
+    header = ("scope", "start", "end", "rank", "label", output, "warnings")
+    warnings = SEPARATOR.join(result.warnings)
     rows = (
-        (scope, f"{part['start']:.3f}", f"{part['end']:.3f}", rank, *_cells(entry, figure), warned)
-        for scope, part, warned in parts
-        for rank, entry in enumerate(part["labels"], 1)
+        (scope, f"{p['start']:.3f}", f"{p['end']:.3f}", rank, *_cells(entry, output), why)
+        for scope, p, why in (("track", whole, warnings), *(("patch", p, "") for p in patches))
+        for rank, entry in enumerate(p["labels"], 1)
     )
-    header = ("scope", "start", "end", "rank", "label", figure, "warnings")
     write_rows(path_json.with_suffix(".csv"), header, rows)
     write_json(path_json, prediction)
 
 
-def _cells(entry: dict[str, Any], figure: str) -> tuple[str, str]:
-    return entry["label"], f"{entry[figure]:.6f}"
+def _cells(entry: dict[str, Any], output: str) -> tuple[str, str]:
+    return entry["label"], f"{entry[output]:.6f}"
 
 
 def read_predictions(path_json: Path) -> dict[str, Any]:
@@ -108,11 +108,11 @@ def read_predictions(path_json: Path) -> dict[str, Any]:
     """
     try:
         prediction = {"warnings": [], **json.loads(path_json.read_text("utf-8"))}
-        figure, whole = figure_name(prediction["task"]), {"start": 0, "end": prediction["seconds"]}
+        output, whole = output_name(prediction["task"]), {"start": 0, "end": prediction["seconds"]}
         for part in ({**prediction, **whole}, *prediction["patches"]):
             float(part["start"]), float(part["end"])
             for entry in part["labels"]:
-                str(entry["label"]), float(entry[figure])
+                str(entry["label"]), float(entry[output])
         str(prediction["track"]), SEPARATOR.join(prediction["warnings"])
     except OSError as error:
         kind: Kind = "missing" if isinstance(error, FileNotFoundError) else "access"
@@ -131,19 +131,9 @@ def plot_predictions(
     from maest.helpers.reports.activation_plot import activation_plot  # imports matplotlib
 
     assert result.activations is not None
-    assert result.patch_activations is not None
-    assert result.picture is not None
-    names, shown = label_names(labels, len(result.activations)), best(result.activations, top, task)
-    activation_plot(
-        path,
-        result.picture,
-        result.times,
-        result.patch_activations[:, shown],
-        [names[i] for i in shown],
-        result.seconds,
-        " – ".join((result.key, *result.warnings)),
-        figure_name(task),
-    )
+    names = label_names(labels, len(result.activations))
+    shown = {int(i): names[i] for i in best(result.activations, top, task)}
+    activation_plot(path, result, shown, output_name(task))
 
 
 # ---- one CSV over a folder -----------------------------------------------------------------------
@@ -163,22 +153,19 @@ def write_table(path_csv: Path, folder: Path, keys: Iterable[str]) -> bool:
 
     tracks = readable()
     first = next(tracks, None)
-    if first is None:
-        write_rows(path_csv, ("track", "seconds", "warnings"), ())
-        return False
-    figure, width = figure_name(first[1]["task"]), len(first[1]["labels"])
-    names = chain.from_iterable((f"label_{i}", f"{figure}_{i}") for i in range(1, width + 1))
+    output, width = (output_name(first[1]["task"]), len(first[1]["labels"])) if first else ("", 0)
+    columns = (f"{name}_{i}" for i in range(1, width + 1) for name in ("label", output))
     rows = (
         (
             *(encodable(key), f"{track['seconds']:.3f}"),
-            *chain.from_iterable(_cells(entry, figure) for entry in track["labels"]),
+            *(cell for entry in track["labels"] for cell in _cells(entry, output)),
             SEPARATOR.join(track["warnings"]),
         )
-        for key, track in chain([first], tracks)
-        if (figure_name(track["task"]), len(track["labels"])) == (figure, width)
+        for key, track in chain([first] if first else (), tracks)
+        if (output_name(track["task"]), len(track["labels"])) == (output, width)
     )
-    write_rows(path_csv, ("track", "seconds", *names, "warnings"), rows)
-    return True
+    write_rows(path_csv, ("track", "seconds", *columns, "warnings"), rows)
+    return first is not None
 
 
 # ---- in a terminal -------------------------------------------------------------------------------
@@ -190,81 +177,70 @@ def table(prediction: dict[str, Any], width: int = 80) -> str:
     ``prediction`` is that of :func:`read_predictions`; lines have at most ``width``, or 40,
     columns.
     """
-    width, figure = max(width, 40), figure_name(prediction["task"])
-    head = [f"{_clock(prediction['seconds'])}  {printable(prediction['track'])}"]
-    head += [f"  {printable(why)}: its labels mean little" for why in prediction["warnings"]]
-    track = _track_lines(prediction["labels"], figure, width)
-    patches = _patch_lines(prediction["patches"], figure, width)
-    lines = chain((_cut(line, width) for line in head), [""], track, [""], patches)
-    return "\n".join(line.rstrip() for line in lines)
+    width, output = max(width, 40), output_name(prediction["task"])
+    lines = [printable(f"{_clock(prediction['seconds'])}  {prediction['track']}")]
+    lines += [printable(f"  {why}: its labels mean little") for why in prediction["warnings"]]
+    names = [_cut(printable(entry["label"]), width - 31) for entry in prediction["labels"]]
+    values = [_bar(entry[output], output) for entry in prediction["labels"]]
+    lines += ["", *_grid(list(zip(names, values, strict=True)))]
+    patches = prediction["patches"]
+    lines += ["", *_grid(_patch_rows(patches[:_PATCHES], output, width))]
+    if len(patches) > _PATCHES:
+        lines.append(f"  … and {len(patches) - _PATCHES} more patches: see the CSV")
+    return "\n".join(_cut(line.rstrip(), width) for line in lines)
 
 
-def _track_lines(entries: list[dict[str, Any]], figure: str, width: int) -> Iterator[str]:
-    names = [printable(entry["label"]) for entry in entries]
-    room = width - (31 if figure == "activation" else 15)
-    longest = min(room, max(map(_columns, names), default=0))
-    for name, entry in zip(names, entries, strict=True):
-        if figure == "activation":
-            filled = round(_BAR * min(max(entry[figure], 0), 1))
-            number = f"{entry[figure]:5.3f}  {'█' * filled}{'·' * (_BAR - filled)}"
-        else:
-            number = f"{entry[figure]:>11.5g}"
-        yield f"  {_fill(name, longest)}  {number}"
+def _bar(value: float, output: str) -> str:
+    if output != "activation":
+        return f"{value:>11.5g}"
+    filled = round(_BAR * min(max(value, 0), 1))
+    return f"{value:5.3f}  {'█' * filled}{'·' * (_BAR - filled)}"
 
 
-def _patch_lines(patches: list[dict[str, Any]], figure: str, width: int) -> Iterator[str]:
+def _patch_rows(patches: list[dict[str, Any]], output: str, width: int) -> list[list[str]]:
     steps = [later["start"] - sooner["start"] for sooner, later in pairwise(patches)]
     tenths = min(steps, default=_WHOLE_SECONDS) < _WHOLE_SECONDS
-    shown = patches[:_PATCHES]
-    spans = [f"{_clock(p['start'], tenths)}–{_clock(p['end'], tenths)}" for p in shown]
-    lead = max(map(len, spans), default=0)
-    most = (width - lead - 2) // _LABELS_A_PATCH - 2  # columns for a label and its figure
+    spans = [f"{_clock(p['start'], tenths)}–{_clock(p['end'], tenths)}" for p in patches]
+    # Columns for a label and its number
+    room = (width - max(map(len, spans), default=0) - 2) // _LABELS_A_PATCH - 2
 
-    def text(entry: dict[str, Any]) -> str:
-        number = f"{entry[figure]:.2f}" if figure == "activation" else f"{entry[figure]:.3g}"
-        name, room = printable(entry["label"]), most - len(number) - 1
-        if _columns(name) > room:  # of Discogs' "genre---style", the style
+    def cell(entry: dict[str, Any]) -> str:
+        number = f" {entry[output]:{'.2f' if output == 'activation' else '.3g'}}"
+        name = printable(entry["label"])
+        if disp_len(name + number) > room:  # of Discogs' "genre---style", the style
             name = name.rpartition("---")[2]
-        return _cut(f"{_cut(name, room)} {number}", most)
+        return _cut(_cut(name, room - len(number)) + number, room)
 
-    rows = [[text(entry) for entry in patch["labels"][:_LABELS_A_PATCH]] for patch in shown]
-    widest = max((_columns(cell) for row in rows for cell in row), default=0)
-    for row, span in zip(rows, spans, strict=True):
-        yield f"  {span:>{lead}}  {'  '.join(_fill(cell, widest) for cell in row)}"
-    if len(patches) > _PATCHES:
-        yield _cut(f"  … and {len(patches) - _PATCHES} more patches: see the CSV", width)
+    labels = ([cell(entry) for entry in patch["labels"][:_LABELS_A_PATCH]] for patch in patches)
+    return [[span, *cells] for span, cells in zip(spans, labels, strict=True)]
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines whose columns are as wide as their widest cells."""
+    widths = [max(map(disp_len, column)) for column in zip_longest(*rows, fillvalue="")]
+    padded = (
+        (cell + " " * (width - disp_len(cell)) for cell, width in zip(row, widths, strict=False))
+        for row in rows
+    )
+    return [f"  {'  '.join(cells)}" for cells in padded]
 
 
 def _clock(seconds: float, tenths: bool = False) -> str:
     """Return ``m:ss``, or ``h:mm:ss`` from an hour on."""
-    seconds = round(seconds, 1 if tenths else 0)
-    minutes, rest = divmod(seconds, 60)
+    minutes, rest = divmod(round(seconds, 1 if tenths else 0), 60)
     hours, minutes = divmod(int(minutes), 60)
     tail = f"{rest:04.1f}" if tenths else f"{rest:02.0f}"
     return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
 
 
 def printable(text: str) -> str:
-    """Return the text with escapes for characters that move a terminal's cursor or are no text."""
+    """Return the text with escapes for characters that move a terminal's cursor or are no text.
+
+    Accents join their letters, so that each character takes one column, or two.
+    """
+    text = unicodedata.normalize("NFC", text)
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _columns(text: str) -> int:
-    """Count the terminal columns of a text: two for an ideograph, none for an accent."""
-    return sum(
-        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
-        for c in text
-    )
-
-
 def _cut(text: str, columns: int) -> str:
-    if _columns(text) <= columns:
-        return text
-    while text and _columns(text) >= columns:
-        text = text[:-1]
-    return f"{text}…"
-
-
-def _fill(text: str, columns: int) -> str:
-    text = _cut(text, columns)
-    return text + " " * (columns - _columns(text))
+    return text if disp_len(text) <= columns else f"{disp_trim(text, max(0, columns - 1))}…"

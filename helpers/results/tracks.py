@@ -68,20 +68,24 @@ def read_audio_mel(
 ) -> tuple[np.ndarray, list[str]]:
     """Return the log-mel of an audio file, float16 [T, 96], and warnings about its sound.
 
-    Above three hours it is a memory map of a file in ``scratch``. ``seconds`` limits reading to the
-    central part. AudioError: see `helpers.audio.reading.read_audio`.
+    ``seconds`` limits reading to the central part. For ``scratch``, see :func:`collect`.
+    AudioError: see `helpers.audio.reading.read_audio`.
     """
     with closing(stream_audio(path, seconds)) as blocks:
         return collect(log_mel_pieces(blocks), scratch), blocks.warnings
 
 
 def collect(pieces: Iterable[np.ndarray], scratch: Path) -> np.ndarray:
-    """Join a log-mel in memory, or from three hours on in ``scratch``. AudioError: no room."""
-    pieces = iter(pieces)
+    """Join a log-mel in memory; above three hours, as a map of a file in ``scratch``.
+
+    AudioError: there is no room for that.
+    """
+    pieces, frames = iter(pieces), 0
     held: list[np.ndarray] = []
     for piece in pieces:
         held.append(piece)
-        if sum(map(len, held)) > FRAMES_IN_MEMORY:
+        frames += len(piece)
+        if frames > FRAMES_IN_MEMORY:
             break
     else:
         return np.concatenate(held)
@@ -91,7 +95,7 @@ def collect(pieces: Iterable[np.ndarray], scratch: Path) -> np.ndarray:
             for piece in chain(held, pieces):
                 file.write(piece.data)
     except OSError as error:
-        os.unlink(path)
+        os.unlink(path)  # other tracks need the room
         what = f"its log-mel, of hours, cannot be kept in {scratch}: {error.strerror}"
         hint = "Make room there, or set TMPDIR to a folder with more."
         raise AudioError(what, kind="access", hint=hint) from None

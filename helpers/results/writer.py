@@ -16,9 +16,8 @@ import csv
 import io
 import math
 import os
-import stat
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ SUFFIXES = {".npy", ".csv", ".json", ".png"}  # of the files written here
 WARNINGS = "warnings.csv"
 _WARNINGS = "warnings"  # its second column
 _HEADER = 128  # bytes of an .npy file before its values, of few dimensions
-_ENDS = {".json": b"\n}\n", ".csv": b"\r\n", ".png": b"IEND\xaeB`\x82"}  # of whole files
+_ENDS = {"json": b"\n}\n", "csv": b"\r\n", "png": b"IEND\xaeB`\x82"}  # of whole files
 
 
 @dataclass(frozen=True)
@@ -73,58 +72,62 @@ class Output:
     def values(self, result: TrackResult) -> np.ndarray:
         """Return the array to write; for predictions, the activations of each patch."""
         if self.kind == "embeddings":
-            return result.embeddings[FINAL if self.block is None else self.block]
-        values = result.logits if self.kind == "logits" else result.patch_activations
-        assert values is not None, f"no {self.kind}"
-        return values
+            values = result.embeddings[FINAL if self.block is None else self.block]
+            return values[:, None] if self.block == FINAL and values.ndim == 2 else values
+        found = result.logits if self.kind == "logits" else result.patch_activations
+        assert found is not None, f"no {self.kind}"
+        return found
 
+    def written(self, key: str, plot: bool = False) -> int:
+        """Return when the oldest file of a track was written, in ns.
 
-def is_done(
-    key: str, outputs: Sequence[Output], newer_than: Path | None = None, plot: bool = False
-) -> bool:
-    """Return whether all files (``plot``: with a picture) are whole, none older than its source."""
-    oldest = math.inf
-    for output in outputs:
-        ends = [".npy"]
-        if output.kind == "predictions":
-            ends = [".json", ".csv", *([".png"] if plot else [])]
-        for path in (output.path(key).with_suffix(end) for end in ends):
-            try:
-                status = path.stat()
-                if not (stat.S_ISREG(status.st_mode) and _whole(path, status.st_size, output, key)):
-                    return False
-            except (OSError, ValueError):  # ValueError: no file can have that name
-                return False
-            oldest = min(oldest, status.st_mtime_ns)
-    with suppress(OSError, ValueError):  # without its audio, a result cannot be outdated
-        if newer_than is not None and newer_than.stat().st_mtime_ns > oldest:
-            return False
-    return bool(outputs)
+        OSError or ValueError: a file is missing, truncated, or no file.
+        """
+        suffixes = ("npy",)
+        if self.kind == "predictions":
+            suffixes = ("json", "csv", "png") if plot else ("json", "csv")
+        # Text, not paths: there may be millions of tracks.
+        place = f"{self.folder}/{key}.{self.kind}"
+        return min(self._check(key, place, suffix) for suffix in suffixes)
 
-
-def _whole(path: Path, size: int, output: Output, key: str) -> bool:
-    """Return whether a file is as long as its header says, or ends as such files do."""
-    with path.open("rb") as file:
-        if path.suffix != ".npy":
-            end = _ENDS[path.suffix]
-            file.seek(-min(size, len(end)), os.SEEK_END)
-            return file.read() == end
-        shape, whole_size = _header(file.read(_HEADER))
-    patches = output.patches_in(shape)
-    if size != whole_size or patches is None:
-        return size == whole_size
-    return len(read_times(output.times(key))) == patches
+    def _check(self, key: str, place: str, suffix: str) -> int:
+        handle = os.open(f"{place}.{suffix}", os.O_RDONLY | os.O_NONBLOCK)  # waits for no pipe
+        try:
+            size, stamp = (status := os.fstat(handle)).st_size, status.st_mtime_ns
+            if end := _ENDS.get(suffix):  # folders and pipes raise OSError
+                whole = os.pread(handle, len(end), max(0, size - len(end))) == end
+            else:
+                shape, whole_size = _header(os.pread(handle, _HEADER, 0))
+                patches, whole = self.patches_in(shape), size == whole_size
+                whole = whole and (patches is None or patches == len(read_times(self.times(key))))
+        finally:
+            os.close(handle)
+        if not whole:
+            raise ValueError(f"{place}.{suffix} is truncated")
+        return stamp
 
 
 @lru_cache(maxsize=256)
 def _header(head: bytes) -> tuple[tuple[int, ...], int]:
     """Return the shape in an .npy file's first bytes, and the length of the whole file."""
     file = io.BytesIO(head)
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"version {version}")
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("another version")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return shape, file.tell() + dtype.itemsize * math.prod(shape)
+
+
+def is_done(
+    key: str, outputs: Sequence[Output], newer_than: Path | None = None, plot: bool = False
+) -> bool:
+    """Return whether all files (``plot``: with a picture) are whole, none older than its source."""
+    try:
+        oldest = min(output.written(key, plot) for output in outputs)
+    except (OSError, ValueError):  # ValueError: also of no outputs, or of a name no file can have
+        return False
+    with suppress(OSError, ValueError):  # without its audio, a result cannot be outdated
+        return newer_than is None or os.stat(newer_than).st_mtime_ns <= oldest
+    return True
 
 
 def tidy_warnings(path: Path, others: Sequence[Path] = ()) -> None:
@@ -192,49 +195,44 @@ class ResultWriter:
                     reason += "; its files from before are kept"
             self.failed[result.key] = reason
             return
-        written: list[Path] = []
+        files: list[Path] = []
         try:
             self._warn(result)
             for output in self.outputs:
-                for path, write in self._files(output, result):
-                    written.append(path)
-                    if write is not None:
-                        write(path)
-                    elif path.is_file() and not path.is_symlink():  # of other settings
-                        path.unlink()
+                self._write_output(output, result, files)
             self.written += 1
             self.warned += bool(result.warnings)
             return
         except OSError as error:
             if error.errno not in NAMES_FILE_ONLY:
-                place = written[-1] if written else self.outputs[0].folder
+                place = files[-1] if files else self.outputs[0].folder
                 raise write_error(place, error, "inference.out_dir") from error
             reason = f"its file cannot be written: {error.strerror}"
         except Exception as error:  # a strange name must not stop the other tracks
             reason = f"its files cannot be written: {type(error).__name__}: {error}"[:300]
         self.failed[result.key] = reason
-        for path in written:
+        for path in files:
             with suppress(OSError, ValueError):
                 path.unlink(missing_ok=True)
 
-    def _files(
-        self, output: Output, result: TrackResult
-    ) -> list[tuple[Path, Callable[[Path], None] | None]]:
-        """Return an output's files, the one that marks it as done last; None: remove the file."""
+    def _write_output(self, output: Output, result: TrackResult, files: list[Path]) -> None:
+        """Write an output's files, the one that marks it as done last; add them to ``files``."""
         path, values = output.path(result.key), output.values(result)
+        beside, wanted = path.with_suffix(".png"), self.plot
+        if output.kind != "predictions":
+            beside, wanted = output.times(result.key), output.patches_in(values.shape) is not None
+        files += beside, path.with_suffix(".csv"), path
+        if not wanted and beside.is_file() and not beside.is_symlink():  # of other settings
+            beside.unlink()
         if output.kind == "predictions":
-            how = (result, self.labels, self.top, self.task)
-            plot = (lambda p: plot_predictions(p, *how)) if self.plot else None
-            return [
-                (path.with_suffix(".png"), plot),
-                (path.with_suffix(".csv"), None),  # written with the JSON
-                (path, lambda p: write_predictions(p, *how)),
-            ]
-        of_patches = output.patches_in(values.shape) is not None
-        if of_patches and output.block == FINAL:
-            values = values[:, None]  # [P, 1, D]
-        times = (lambda p: write_times(p, result.times)) if of_patches else None
-        return [(output.times(result.key), times), (path, lambda p: _write_array(p, values))]
+            how = result, self.labels, self.top, self.task
+            if wanted:
+                plot_predictions(beside, *how)
+            write_predictions(path, *how)
+            return
+        if wanted:
+            write_times(beside, result.times)
+        _write_array(path, values)
 
     @cached_property
     def _lists(self) -> dict[Path, set[str]]:
@@ -248,13 +246,17 @@ class ResultWriter:
         for path, keys in self._lists.items():
             if not why and result.key not in keys:
                 continue
-            if not path.exists():  # whole from its first instant
-                write_failures(path, {result.key: why}, value=_WARNINGS)
-                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                csv.writer(file).writerow((encodable(result.key), why))
+                table = csv.writer(file)
+                if not file.tell():
+                    table.writerow(("key", _WARNINGS))
+                table.writerow((encodable(result.key), why))
 
 
 def _write_array(path: Path, values: np.ndarray) -> None:
+    # NumPy's writing to a file does not notice that a full disk took all but the last 4 kB.
+    content = io.BytesIO()
+    np.save(content, np.ascontiguousarray(values, dtype=np.float32))
     with atomic_path(path) as temporary:
-        np.save(temporary, np.ascontiguousarray(values, dtype=np.float32))
+        temporary.write_bytes(content.getbuffer())

@@ -20,26 +20,22 @@ N, C, S = 60, 4, 2
 TASKS = tuple(SHOWN)
 
 
-def the_split(task: str, n_tracks: int = N, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def a_split(task: str, n_tracks: int = N) -> tuple[np.ndarray, np.ndarray]:
     """Targets [N, C], and outputs [S, N, C] that have something to do with them."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     if task == "multi-label":
         targets = (rng.random((n_tracks, C)) < 0.4).astype(np.float32)
     elif task == "single-label":
         targets = np.eye(C, dtype=np.float32)[rng.integers(0, C, n_tracks)]
     else:
         targets = rng.normal(size=(n_tracks, C)).astype(np.float32)
-    noise = rng.normal(size=(S, n_tracks, C))
-    return targets, (targets + noise).astype(np.float32)
+    return targets, (targets + rng.normal(size=(S, n_tracks, C))).astype(np.float32)
 
 
 def by_scikit_learn(task: str, targets: np.ndarray, output: np.ndarray) -> list[float]:
     """The two figures that are shown, from the tracks as they come."""
     if task == "multi-label":
-        return [
-            average_precision_score(targets, output, average="macro"),
-            roc_auc_score(targets, output, average="macro"),
-        ]
+        return [score(targets, output) for score in (average_precision_score, roc_auc_score)]
     if task == "single-label":
         true, predicted = targets.argmax(axis=1), output.argmax(axis=1)
         return [accuracy_score(true, predicted), f1_score(true, predicted, average="macro")]
@@ -49,54 +45,33 @@ def by_scikit_learn(task: str, targets: np.ndarray, output: np.ndarray) -> list[
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_plain_loop_over_resamples_gives_the_same(task):
-    targets, outputs = the_split(task)
+    """Runs are paired: a run's resamples depend on nothing but the seed."""
+    targets, outputs = a_split(task)
     found = resampled_figures(task, targets, outputs, resamples=6, seed=3)
     assert list(found) == list(SHOWN[task])
     rng = np.random.default_rng(3)
-    drawn = [np.arange(N), *(rng.integers(0, N, N) for _ in range(6))]
-    for i, rows in enumerate(drawn):
+    for i in range(7):
+        rows = rng.integers(0, N, N) if i else np.arange(N)
         wanted = np.mean([by_scikit_learn(task, targets[rows], o[rows]) for o in outputs], axis=0)
         np.testing.assert_allclose([found[m][i] for m in found], wanted, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_the_first_is_that_of_all_tracks(task):
-    targets, outputs = the_split(task)
-    found = resampled_figures(task, targets, outputs, 1, 0)
-    whole = [evaluate(task, targets, output).figures for output in outputs]
-    for name in found:
-        assert found[name][0] == pytest.approx(np.mean([own[name] for own in whole]), abs=1e-12)
-        assert found[name].shape == (2,)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_runs_are_paired(task):
-    """One run's resamples do not depend on another's outputs, or on its number of seeds."""
-    targets, outputs = the_split(task)
-    name = SHOWN[task][0]
-    both = resampled_figures(task, targets, outputs, 8, 0)[name]
-    single = [resampled_figures(task, targets, outputs[[s]], 8, 0)[name] for s in range(S)]
-    np.testing.assert_allclose(both, np.mean(single, axis=0), rtol=0, atol=1e-12)
-    other = resampled_figures(task, targets, outputs, 8, 1)[name]
-    assert both[0] == other[0]
-    assert (both[1:] != other[1:]).any()
+    other = resampled_figures(task, targets, outputs, 6, seed=4)
+    assert all((other[name] != found[name]).any() for name in found)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_does_not_differ_from_itself(task):
-    targets, outputs = the_split(task)
+    targets, outputs = a_split(task)
     one, other = (resampled_figures(task, targets, outputs, 20, 0) for _ in range(2))
+    whole = [evaluate(task, targets, output).figures for output in outputs]
     for name in one:
+        assert one[name][0] == pytest.approx(np.mean([run[name] for run in whole]), abs=1e-12)
         assert interval(one[name] - other[name], 0.95) == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_a_better_run_is_better_beyond_chance_only_when_compared_track_by_track():
-    """Tracks differ more than runs do: the two intervals overlap, that of the difference is
-    clear of 0.
-    """
+    """Tracks differ more than runs do: intervals overlap, and the difference is clear of 0."""
     rng = np.random.default_rng(0)
-    targets = rng.normal(size=(N, 1))
-    noise = rng.normal(size=(N, 1))
+    targets, noise = rng.normal(size=(2, N, 1))
     worse, better = (resampled_figures("regression", targets, (targets + s * noise)[None], 300, 0)
                      for s in (0.55, 0.5))  # fmt: skip
     one, other = (interval(run["r2"], 0.95) for run in (worse, better))
@@ -107,7 +82,6 @@ def test_a_better_run_is_better_beyond_chance_only_when_compared_track_by_track(
 def test_intervals_are_percentiles_turned_round_the_figure():
     samples = np.concatenate([[0.5], np.random.default_rng(0).permutation(101) / 100])
     assert interval(samples, 0.9) == pytest.approx({"value": 0.5, "low": 0.05, "high": 0.95})
-    assert interval(samples, 0.5) == pytest.approx({"value": 0.5, "low": 0.25, "high": 0.75})
     samples[0] = 0.3
     assert interval(samples, 0.5) == pytest.approx({"value": 0.3, "low": -0.15, "high": 0.35})
     assert interval(samples, 0.5, (0, 1))["low"] == 0
@@ -136,15 +110,14 @@ def test_intervals_hold_the_average_precision_of_unlimited_tracks():
 def test_intervals_leave_out_resamples_without_a_figure():
     samples = np.array([0.5, np.nan, 0.2, 0.4, np.nan])
     assert interval(samples, 0.5) == pytest.approx({"value": 0.5, "low": 0.65, "high": 0.75})
-    nothing = interval(np.array([0.5, np.nan]), 0.95)
-    assert nothing["value"] == 0.5
+    nothing = interval(samples[:2], 0.95)
     assert np.isnan([nothing["low"], nothing["high"]]).all()
 
 
 def test_more_tracks_make_narrower_intervals():
     widths = []
     for n_tracks in (30, 3000):
-        targets, outputs = the_split("multi-label", n_tracks)
+        targets, outputs = a_split("multi-label", n_tracks)
         found = interval(resampled_figures("multi-label", targets, outputs, 50, 0)["ap"], 0.95)
         assert found["low"] < found["value"] < found["high"]
         widths.append(found["high"] - found["low"])
@@ -152,9 +125,8 @@ def test_more_tracks_make_narrower_intervals():
 
 
 def test_rare_labels_are_left_out_of_the_resamples_that_lack_them():
-    targets, outputs = the_split("multi-label")
-    targets[:, 0] = 0
-    targets[5, 0] = 1
+    targets, outputs = a_split("multi-label")
+    targets[:, 0] = np.arange(N) == 5
     found = resampled_figures("multi-label", targets, outputs[:1], 12, 0)
     rng, lacking = np.random.default_rng(0), 0
     for i in range(1, 13):
@@ -164,17 +136,5 @@ def test_rare_labels_are_left_out_of_the_resamples_that_lack_them():
         wanted = by_scikit_learn("multi-label", targets[rows][:, here], outputs[0, rows][:, here])
         np.testing.assert_allclose([found[m][i] for m in found], wanted, rtol=0, atol=1e-12)
     assert 0 < lacking < 12
-
-
-def test_no_label_to_score_is_nan():
-    _, outputs = the_split("multi-label")
-    found = resampled_figures("multi-label", np.zeros((N, C)), outputs, 3, 0)
-    assert all(np.isnan(values).all() for values in found.values())
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_outputs_that_are_not_finite_are_refused(task):
-    targets, outputs = the_split(task)
-    outputs[1, 7, 2] = np.nan
-    with pytest.raises(ValueError, match="NaN"):
-        resampled_figures(task, targets, outputs, 2, 0)
+    nothing = resampled_figures("multi-label", np.zeros((N, C)), outputs, 3, 0)
+    assert all(np.isnan(values).all() for values in nothing.values())

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
-import pytest
-
 from maest.experiments import demo
 from maest.helpers.files.atomic import write_json
-from maest.helpers.reports import plots
 from maest.helpers.reports.report import pretraining_table, table
 
 PRETRAINING = {
@@ -102,9 +98,3 @@ def test_the_demos_steps_and_record(tmp_path, monkeypatch, capsys):
     typed.pop()
     assert demo.main() == 0
     assert len(typed) == 10
-
-
-@pytest.mark.parametrize("values", [[0.5, 0.25], [np.nan, np.nan]])
-def test_bars_with_gaps(tmp_path, values):
-    path = plots.label_bars(tmp_path / "a.png", ["x", "y"], {"one": values}, "t", {"one": [0, 0]})
-    assert path.read_bytes().startswith(b"\x89PNG")
