@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from argparse import Namespace
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,113 +13,66 @@ from tqdm import tqdm
 from maest.datasets.groundtruth import write_groundtruth, write_labels
 from maest.datasets.melspectrograms import MelFile, mel_path
 from maest.datasets.splitting import SPLITS, split_by_group
-from maest.datasets.tables import Table, some
+from maest.datasets.tables import Table, read_table, some
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.files.safe_pickle import short_repr
 from maest.helpers.names import first_few
 from maest.helpers.reports.report import table as markdown_table
 
 
-@dataclass(frozen=True)
-class Built:
-    """The result of :func:`build`."""
-
-    table: Table
-    out_dir: Path
-    task: str
-    names: list[str]  # of labels (sorted) or values, in the targets' order
-    splits: dict[str, list[str]]  # split → its keys
-    # [3, C] of train, validation and test: tracks with each label, or the mean of each value
-    per_split: np.ndarray
-    dropped: dict[str, int]  # label on too few tracks → their number
-    missing: list[str]  # keys that were left out, without a log-mel file
-    without_labels: int  # tracks; for single-label they are left out
-    duplicates: int | None  # tracks whose content another track has; None: not compared
-    warnings: list[str]  # what a person should know before training
-
-
-def build(
-    table: Table,
-    out_dir: str | Path,
-    *,
-    task: str | None = None,
-    fractions: Sequence[float] = (0.8, 0.1, 0.1),
-    seed: int = 0,
-    min_positives: int = 1,
-    base_dir: str | Path | None = None,
-    skip_missing: bool = False,
-    keep_duplicates_together: bool = False,
-) -> Built:
+def build(options: Namespace) -> list[str]:
     """Write ``groundtruth-{train,validation,test,all}.pk`` and ``labels.json`` from a table.
 
-    ``task`` defaults to what fits the table. ``fractions`` are of train, validation and test, for a
-    table without a split. Labels on fewer than ``min_positives`` tracks are left out. ``base_dir``
-    requires all log-mel files, unless ``skip_missing`` leaves out tracks without one;
-    ``keep_duplicates_together`` reads them, and keeps equal tracks and their groups in one split.
-    Raises InputError for conflicting options, missing files, an empty split, a track without its
-    single label, or files that cannot be written.
+    ``options`` are those of ``groundtruth.py build``. Returns lines to print: what was read,
+    counts, what was left out, and warnings. Raises InputError for conflicting options, missing
+    files, an empty split, a track without its single label, or files that cannot be written.
     """
-    task = _task(table, task)
-    if min_positives < 1:
-        hint = "Expected at least 1."
-        raise InputError(f"is {min_positives}", setting="--min-positives", hint=hint)
-    if keep_duplicates_together and (base_dir is None or table.splits is not None):
-        kind: Kind = "missing" if base_dir is None else "conflict"
-        what = "it needs the log-mel files, and a table without a split of its own"
-        hint = "Give the files' folder: --base-dir MELS; to split anew: --ignore-split."
-        raise InputError(what, kind=kind, setting="--keep-duplicates-together", hint=hint)
-    rows, missing = _rows_with_files(table, base_dir, skip_missing)
-    without_labels, dropped = 0, dict[str, int]()
-    targets: np.ndarray
+    table = read_table(options)
+    task = options.task or ("multi-label" if table.values is None else "regression")
+    _check_options(options, table, task)
+    notes: list[str] = []
+    rows = _rows_with_files(options, table, notes)
     if table.values is not None:
-        names, targets = table.columns["values"], np.asarray(table.values, np.float32)[rows]
-        marks = targets > np.asarray(np.median(targets, axis=0))  # balanced over the splits
+        names, targets = table.columns["values"], table.values[rows].astype(np.float32)
+        marks = targets > np.median(targets, axis=0)  # balanced over the splits
     else:
-        names, targets, dropped = _labels(table, rows, min_positives)
-        labelled = np.asarray(targets.any(axis=1))
-        without_labels = int((~labelled).sum())
-        if task == "single-label":
-            rows, targets = np.asarray(rows)[labelled].tolist(), targets[labelled]
+        names, targets = _label_targets(table, rows, options.min_positives, notes)
+        labelled = targets.any(axis=1)
+        single = task == "single-label"
+        if not labelled.all():
+            what = "of those labels left out" if single else "without a label, negatives for all"
+            notes.append(f"tracks {what}: {(~labelled).sum()}")
+        if single:
+            rows, targets = rows[labelled], targets[labelled]
         marks = targets
 
     keys = [table.keys[i] for i in rows]
-    # A track without a group is a group by itself.
     known = table.groups or [""] * len(table.keys)
-    groups = [("group", known[i]) if known[i] else ("track", table.keys[i]) for i in rows]
-    together: Sequence[Hashable] = groups
-    duplicates = None
-    if keep_duplicates_together and base_dir is not None:
-        together, duplicates = _join_duplicates(base_dir, keys, groups)
+    # A track without a group is a group by itself.
+    groups: list[Hashable] = [known[i] or (table.keys[i],) for i in rows]
     if table.splits is not None:
-        sides = [table.splits[i] for i in rows]
+        splits = [table.splits[i] for i in rows]
         hint = f"Column {table.columns['split'][0]!r} has none. To split by group: --ignore-split."
     else:
-        sides = split_by_group(together, marks, fractions, seed)
-        hint = f"There are {len(set(together))} groups, each on one side: give another "
+        joined = groups
+        if options.keep_duplicates_together:
+            joined, copies = _join_duplicates(options.base_dir, keys, groups)
+            notes.append(f"{copies} tracks are copies of others, and in the same split")
+        splits = split_by_group(joined, marks, options.fractions, options.seed)
+        hint = f"There are {len(set(joined))} groups, each in one split: give another "
         hint += "--group-column, or more tracks."
-    if empty := [split for split in SPLITS if split not in sides]:
+    if empty := [split for split in SPLITS if split not in splits]:
         what = f"no track for {' and '.join(empty)}"
         raise InputError(what, kind="empty", path=table.path, hint=hint)
-
-    splits: dict[str, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
-    for key, side, target in zip(keys, sides, targets, strict=True):
-        splits[side][key] = target
-    write_splits(out_dir, splits, names, task)
-    counted = np.mean if task == "regression" else np.sum
-    per_split = np.stack([counted(list(own.values()), axis=0) for own in splits.values()])
-    return Built(
-        table=table,
-        out_dir=Path(out_dir),
-        task=task,
-        names=names,
-        splits={split: list(own) for split, own in splits.items()},
-        per_split=per_split,
-        dropped=dropped,
-        missing=missing,
-        without_labels=without_labels,
-        duplicates=duplicates,
-        warnings=table.warnings + _warnings(table, groups, sides, names, per_split),
-    )
+    members = {split: np.flatnonzero(np.array(splits) == split) for split in SPLITS}
+    content = {split: {keys[i]: targets[i] for i in own} for split, own in members.items()}
+    write_splits(options.out_dir, content, names, task)
+    by_split = {split: targets[own] for split, own in members.items()}
+    lines = [f"{what:<8} {', '.join(own)}" for what, own in table.columns.items() if own]
+    lines += ["", _counts({**by_split, "all": targets}, names, task), "", *notes]
+    lines += [f"warning: {why}" for why in _warnings(table, groups, splits, names, by_split)]
+    what = "values" if task == "regression" else "labels"
+    return [*lines, f"{len(rows)} tracks, {len(names)} {what}: {options.out_dir}"]
 
 
 def write_splits(
@@ -140,71 +93,73 @@ def write_splits(
         raise InputError(what, kind="access", path=out_dir, setting=setting, hint=hint) from None
 
 
-def _task(table: Table, task: str | None) -> str:
-    """The task, or the table's default. Raises InputError if it does not fit the table."""
-    fitting = "multi-label" if table.values is None else "regression"
-    task = task or fitting
-    if (task == "regression") != (fitting == "regression"):
+def _check_options(options: Namespace, table: Table, task: str) -> None:
+    if (task == "regression") != (table.values is not None):
         hint = "A regression needs --values-column, the other tasks columns of labels."
-        what = f"{task} from a table that was read for {fitting}"
+        what = f"{task} from a table that was read for another task"
         raise InputError(what, kind="conflict", setting="--task", hint=hint)
-    lines = [n for own, n in zip(table.labels, table.lines, strict=True) if len(own) != 1]
-    if task == "single-label" and lines:
-        what = f"{len(lines)} of {len(table.keys)} tracks have no label or several"
+    n_labels = np.bincount(table.marks[0], minlength=len(table.keys))
+    if task == "single-label" and (n_labels != 1).any():
+        lines = [str(table.lines[i]) for i in np.flatnonzero(n_labels != 1)]
+        what = f"tracks with no label or several: {len(lines)}, on lines {first_few(lines)}"
         hint = "Correct those rows or leave them out, or build for multi-label."
-        what += f": lines {first_few(map(str, lines))}"
         raise InputError(what, path=table.path, setting="--task", hint=hint)
-    return task
+    if options.keep_duplicates_together and (options.base_dir is None or table.splits is not None):
+        what = "it needs the log-mel files, and a table without a split of its own"
+        hint = "Give the files' folder: --base-dir MELS; to split anew: --ignore-split."
+        kind: Kind = "missing" if options.base_dir is None else "conflict"
+        raise InputError(what, kind=kind, setting="--keep-duplicates-together", hint=hint)
 
 
-def _rows_with_files(
-    table: Table, base_dir: str | Path | None, skip_missing: bool
-) -> tuple[list[int], list[str]]:
-    """Numbers of the rows that have log-mel files, and the keys of the others."""
-    rows = list(range(len(table.keys)))
+def _rows_with_files(options: Namespace, table: Table, notes: list[str]) -> np.ndarray:
+    """Numbers of the rows that have log-mel files; of all rows without --base-dir."""
+    base_dir, rows = options.base_dir, np.arange(len(table.keys))
     if base_dir is None:
-        return rows, []
-    if not Path(base_dir).is_dir():
-        what, hint = "no such folder", "Give that of the .mmap files of datasets/preprocess.py."
-        raise InputError(what, kind="missing", path=base_dir, setting="--base-dir", hint=hint)
-    exists = [mel_path(base_dir, key).is_file() for key in table.keys]
-    missing = [i for i in rows if not exists[i]]
-    if missing and (not skip_missing or len(missing) == len(rows)):
-        named = (f"{short_repr(table.keys[i])} (line {table.lines[i]})" for i in missing)
-        what = f"{len(missing)} of {len(rows)} tracks have no log-mel file in {base_dir}: "
+        return rows
+    exists = np.array([mel_path(base_dir, key).is_file() for key in table.keys])
+    if exists.all():
+        return rows
+    what = f"{(~exists).sum()} of {len(rows)} tracks have no log-mel file"
+    if not options.skip_missing or not exists.any():
+        named = (f"{short_repr(table.keys[i])} (line {table.lines[i]})" for i in rows[~exists])
+        what += f" in {base_dir}: {first_few(named)}"
         hint = "Make them with datasets/preprocess.py, or leave them out with --skip-missing."
-        raise InputError(what + first_few(named), kind="missing", path=table.path, hint=hint)
-    return [i for i in rows if exists[i]], [table.keys[i] for i in missing]
+        path = table.path
+        raise InputError(what, kind="missing", path=path, setting="--base-dir", hint=hint)
+    notes.append(f"{what}, and are left out")
+    return rows[exists]
 
 
-def _labels(
-    table: Table, rows: Sequence[int], min_positives: int
-) -> tuple[list[str], np.ndarray, dict[str, int]]:
-    """Names [C], targets bool [N, C] of some rows, and dropped labels with their counts."""
-    counts = Counter(name for i in rows for name in table.labels[i])
-    names = sorted(name for name, count in counts.items() if count >= min_positives)
-    if not names:
-        most = max(counts.values(), default=0)
+def _label_targets(
+    table: Table, rows: np.ndarray, min_positives: int, notes: list[str]
+) -> tuple[list[str], np.ndarray]:
+    """Names [C] of the labels on enough tracks, and targets bool [rows, C]."""
+    position = np.full(len(table.keys), -1)
+    position[rows] = np.arange(len(rows))
+    tracks, labels = table.marks[:, position[table.marks[0]] >= 0]
+    counts = np.bincount(labels, minlength=len(table.labels))
+    kept = counts >= max(1, min_positives)
+    if not kept.any():
         hint = f"Give --min-positives below {min_positives}, or check --labels-column."
-        what = f"no label is left: the most frequent one has {most} tracks"
+        what = f"no label is left: the most frequent one has {counts.max(initial=0)} tracks"
         raise InputError(what, kind="empty", path=table.path, hint=hint)
-    index = {name: i for i, name in enumerate(names)}
-    targets = np.zeros((len(rows), len(names)), bool)
-    for target, i in zip(targets, rows, strict=True):
-        target[[index[name] for name in table.labels[i] if name in index]] = True
-    return names, targets, {name: counts[name] for name in sorted(counts) if name not in index}
+    if dropped := [table.labels[i] for i in np.flatnonzero(~kept)]:
+        notes.append(f"{len(dropped)} labels on too few tracks left out: {some(dropped)}")
+    targets = np.zeros((len(rows), kept.sum()), bool)
+    column, own = np.cumsum(kept) - 1, kept[labels]
+    targets[position[tracks[own]], column[labels[own]]] = True
+    return [table.labels[i] for i in np.flatnonzero(kept)], targets
 
 
 def _join_duplicates(
-    base_dir: str | Path, keys: Sequence[str], groups: Sequence[Hashable]
+    base_dir: Path, keys: Sequence[str], groups: Sequence[Hashable]
 ) -> tuple[list[Hashable], int]:
     """Groups, joined where they share a recording; and the number of copies."""
-    sizes: dict[int, list[int]] = defaultdict(list)
     paths = [mel_path(base_dir, key) for key in keys]
-    for i, path in enumerate(paths):
-        sizes[path.stat().st_size].append(i)
-    alike = sorted(i for own in sizes.values() if len(own) > 1 for i in own)
-    leader: dict[Hashable, Hashable] = {group: group for group in groups}
+    sizes = [path.stat().st_size for path in paths]
+    several = {size for size, n in Counter(sizes).items() if n > 1}
+    alike = [i for i, size in enumerate(sizes) if size in several]
+    leader = {group: group for group in groups}
 
     def find(group: Hashable) -> Hashable:
         while leader[group] != group:
@@ -216,78 +171,50 @@ def _join_duplicates(
     for i in tqdm(alike, desc="compare log-mels", unit="file", disable=None):
         with MelFile(paths[i]) as mel:
             content = mel.content_hash()
-        if content is None:  # silence is no recording
-            continue
-        before = first.setdefault(content, i)
-        if before != i:
+        if content is not None and (before := first.setdefault(content, i)) != i:  # None: silence
             copies += 1
             leader[find(groups[i])] = find(groups[before])
     return [find(group) for group in groups], copies
 
 
+def _counts(by_split: Mapping[str, np.ndarray], names: Sequence[str], task: str) -> str:
+    """A Markdown table of the targets [N, C] of each split."""
+    header = ["", "tracks", "labels", "fewest positives", "median positives"]
+    rows = []
+    for split, targets in by_split.items():
+        if task == "regression":
+            header = ["", "tracks", *(f"{name}, mean" for name in names)]
+            cells = [f"{mean:.4g}" for mean in targets.mean(axis=0)]
+        else:
+            counts = targets.sum(axis=0)
+            cells = [str((counts > 0).sum()), str(counts.min()), f"{np.median(counts):.0f}"]
+        rows.append([split, str(len(targets)), *cells])
+    return markdown_table(header, rows)
+
+
 def _warnings(
     table: Table,
-    groups: list[tuple[str, str]],
-    sides: list[str],
-    names: list[str],
-    per_split: np.ndarray,
+    groups: list[Hashable],
+    splits: list[str],
+    names: Sequence[str],
+    by_split: Mapping[str, np.ndarray],
 ) -> list[str]:
-    warnings = []
-    if table.groups is None and table.splits is None:
+    warnings = list(table.warnings)
+    unknown = sum(isinstance(group, tuple) for group in groups)
+    places = Counter(group for group, _ in dict.fromkeys(zip(groups, splits, strict=True)))
+    torn = [str(group) for group, n in places.items() if n > 1]
+    if torn:
+        what = f"{len(torn)} of {len(places)} groups in more than one split: {some(torn)}"
+        warnings.append(f"the table's split has {what}")
+    if table.splits is None and table.groups is None:
         warnings.append(
             "the table has neither a split nor a group (artist, album): tracks of one artist may "
             "be in several splits, which inflates the scores"
         )
-    elif table.groups is not None:
-        where: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for group, side in zip(groups, sides, strict=True):
-            where[group].add(side)
-        if torn := [group for (_, group), own in where.items() if len(own) > 1]:
-            what = f"{len(torn)} of {len(where)} groups on more than one side: {some(torn)}"
-            warnings.append(f"the table's split has {what}")
-        unknown = sum(kind == "track" for kind, _ in groups)
-        if unknown and table.splits is None:
-            warnings.append(f"{unknown} tracks have no group: each was taken for itself")
-    for split, counts in zip(SPLITS, per_split, strict=True):
-        absent = [names[i] for i in np.flatnonzero(counts == 0)]
-        if absent and table.values is None:
+    elif table.splits is None and unknown:
+        warnings.append(f"{unknown} tracks have no group: each was taken for itself")
+    for split, targets in by_split.items() if table.values is None else ():
+        if absent := [names[i] for i in np.flatnonzero(~targets.any(axis=0))]:
             what = f"no track in {split} has {len(absent)} of the {len(names)} labels"
             warnings.append(f"{what}: {some(absent)}")
     return warnings
-
-
-def describe(built: Built) -> list[str]:
-    table, sizes = built.table, [len(keys) for keys in built.splits.values()]
-    columns = (
-        f"{what}: {names[0]}" if len(names) == 1 else f"{what}: {len(names)} columns, see below"
-        for what, names in table.columns.items()
-    )
-    lines = [f"columns  {'; '.join(columns)}"]
-    if len(table.columns.get("labels", [])) > 1:
-        lines.append(f"labels   {', '.join(table.columns['labels'])}")
-    if table.unused:
-        lines.append(f"not used {', '.join(table.unused)}")
-    if built.task == "regression":
-        header = ["", "tracks", *(f"{name}, mean" for name in built.names)]
-        cells = [[f"{mean:.4g}" for mean in own] for own in built.per_split]
-    else:
-        header = ["", "tracks", "labels", "fewest positives", "median positives"]
-        sizes, counts = [*sizes, sum(sizes)], [*built.per_split, built.per_split.sum(axis=0)]
-        cells = [[str((own > 0).sum()), str(own.min()), f"{np.median(own):.0f}"] for own in counts]
-    named = zip((*SPLITS, "all"), sizes, cells, strict=False)
-    lines += ["", markdown_table(header, [[n, str(size), *own] for n, size, own in named]), ""]
-    if built.dropped:
-        dropped = some(built.dropped)
-        lines.append(f"{len(built.dropped)} labels on too few tracks left out: {dropped}")
-    if built.missing:
-        lines.append(f"{len(built.missing)} tracks without a log-mel file left out")
-    if built.without_labels:
-        single = built.task == "single-label"
-        what = "of those labels left out" if single else "without a label, negatives for all"
-        lines.append(f"tracks {what}: {built.without_labels}")
-    if built.duplicates is not None:
-        lines.append(f"{built.duplicates} tracks are copies of others, and in the same split")
-    lines += [f"warning: {warning}" for warning in built.warnings]
-    what = "values" if built.task == "regression" else "labels"
-    tracks = sum(map(len, built.splits.values()))
-    return [*lines, f"{tracks} tracks, {len(built.names)} {what}: {built.out_dir}"]

@@ -10,40 +10,46 @@ from typing import Any
 
 import numpy as np
 
-from maest.datasets.build import build, describe
+from maest.datasets.build import build
 from maest.datasets.commands import run
 from maest.datasets.groundtruth import TASKS, GroundTruth, read_groundtruth, read_labels
-from maest.datasets.tables import read_table
 from maest.helpers.errors import InputError
 from maest.helpers.names import first_few
 
 _BAR = 40  # characters of the longest bar of the histogram
 _BINS = 10
+_TABLE = """A row of the table is a track: its path (of the audio, or of the log-mel file), its
+labels, and optionally its split or its group (artist, album). Columns are recognised by their
+names. A column of labels that has only 0, 1 and blanks (0) in it is one label, with the column's
+name; without a column of labels, all such columns are. Without a split, the tracks are split by
+group."""
 
 
-def _show(args: argparse.Namespace) -> None:
-    groundtruth = read_groundtruth(args.file, task=args.task)
-    beside = args.file.parent / "labels.json"
-    names_file = args.labels or (beside if beside.is_file() else None)
-    labels = read_labels(names_file) if names_file else None
-    misfit = labels is not None and len(labels) != groundtruth.n_classes
-    note = f"it has {len(labels or [])} names, {args.file} has {groundtruth.n_classes} to a track"
-    if args.labels and misfit:
-        hint = "Give the labels.json that was written with it."
-        raise InputError(note, kind="mismatch", path=names_file, setting="--labels", hint=hint)
-    regression = groundtruth.task == "regression"
-    what = "value" if regression else "label"
-    if labels is None or misfit:
-        labels = [f"{what} {i}" for i in range(groundtruth.n_classes)]
-    lines = _values(groundtruth, labels) if regression else _counts(groundtruth, labels)
-    print(groundtruth.path, *lines, sep="\n")
-    if args.first > 0:
-        print("\nfirst keys")
-    for key, own in zip(groundtruth.keys[: max(args.first, 0)], groundtruth.targets, strict=False):
-        named = ", ".join(labels[i] for i in np.flatnonzero(own)) or "(no label)"
-        print(f"  {key!r}:", first_few((f"{v:.4g}" for v in own), _BINS) if regression else named)
-    if misfit:
-        print(f"\n{names_file}: not used: {note}")
+def show(options: argparse.Namespace) -> list[str]:
+    """Counts of labels or values, and the first keys, as lines to print."""
+    groundtruth = read_groundtruth(options.file, options.task)
+    regression, notes = groundtruth.task == "regression", list[str]()
+    names = [f"{'value' if regression else 'label'} {i}" for i in range(groundtruth.n_classes)]
+    names_file = options.labels or options.file.parent / "labels.json"
+    if options.labels or names_file.is_file():
+        known = read_labels(names_file)
+        what = f"it has {len(known)} names, {options.file} has {len(names)} to a track"
+        if len(known) == len(names):
+            names = known
+        elif options.labels:
+            hint = "Give the labels.json that was written with it."
+            setting = "--labels"
+            raise InputError(what, kind="mismatch", path=names_file, setting=setting, hint=hint)
+        else:
+            notes = ["", f"{names_file}: not used: {what}"]
+    lines = _values(groundtruth, names) if regression else _counts(groundtruth, names)
+    for key, row in zip(
+        groundtruth.keys[: max(options.first, 0)], groundtruth.targets, strict=False
+    ):
+        labels = ", ".join(names[i] for i in np.flatnonzero(row)) or "(no label)"
+        values = first_few((f"{value:.4g}" for value in row), _BINS)
+        lines.append(f"  {key!r}: {values if regression else labels}")
+    return [str(groundtruth.path), *lines, *notes]
 
 
 def _counts(groundtruth: GroundTruth, names: list[str]) -> list[str]:
@@ -62,7 +68,7 @@ def _counts(groundtruth: GroundTruth, names: list[str]) -> list[str]:
         bar = "#" * math.ceil(_BAR * size / sizes.max())
         lines.append(f"  {bin_name:>9} {size:>8} {bar}".rstrip())
     counts = zip(names, groundtruth.counts(), strict=True)
-    return [*lines, "", "tracks with each label", *(f"  {n:>8} {name}" for name, n in counts)]
+    return [*lines, "", "tracks with each label", *(f"  {n:>8} {name}" for name, n in counts), ""]
 
 
 def _values(groundtruth: GroundTruth, names: list[str]) -> list[str]:
@@ -74,52 +80,33 @@ def _values(groundtruth: GroundTruth, names: list[str]) -> list[str]:
         f"  {'min':>10} {'mean':>10} {'max':>10} {'deviation':>10}",
     ]
     columns = (values.min(0), values.mean(0), values.max(0), values.std(0))
-    for name, *own in zip(names, *columns, strict=True):
-        lines.append("  " + " ".join(f"{value:>10.4g}" for value in own) + f" {name}")
-    return lines
-
-
-def _build(args: argparse.Namespace) -> None:
-    # The keyword-only arguments of the two functions are the options of the same names.
-    reading, building = (
-        {name: getattr(args, name) for name in function.__kwdefaults__ or {}}
-        for function in (read_table, build)
-    )
-    print("\n".join(describe(build(read_table(args.table, **reading), args.out_dir, **building))))
+    for name, *row in zip(names, *columns, strict=True):
+        lines.append("  " + " ".join(f"{value:>10.4g}" for value in row) + f" {name}")
+    return [*lines, ""]
 
 
 def _fractions(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as 0.8,0.1,0.1") from None
+    return [float(part) for part in text.split(",")]
 
 
-_LABELLED = """A row of the table is a track: its path (of the audio, or of the log-mel file), its
-labels, and optionally its split or its group (artist, album). Columns are recognised by their
-names. A column of labels that has only 0, 1 and blanks (0) in it is one label, with the column's
-name; without a column of labels, all such columns are. Without a split, the tracks are split by
-group."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Look at ground-truth files, or make them.")
     commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("show", help="print counts, labels or values, and the first keys")
-    show.set_defaults(run=_show)
-    add = show.add_argument
+    command = commands.add_parser("show", help="print counts, labels or values, and the first keys")
+    command.set_defaults(run=show)
+    add = command.add_argument
     add("file", type=Path, metavar="FILE", help="a ground-truth pickle")
     add("--first", type=int, default=5, metavar="K", help="keys to show (default 5)")
     add("--labels", type=Path, help="the labels' names (default: labels.json beside FILE)")
     add("--task", choices=TASKS, default="multi-label", help="what the targets are")
 
     made = "make groundtruth-{train,validation,test,all}.pk and labels.json from a table"
-    command = commands.add_parser("build", help=made, description=_LABELLED)
-    command.set_defaults(run=_build)
+    command = commands.add_parser("build", help=made, description=_TABLE)
+    command.set_defaults(run=build)
     add = command.add_argument
     several: dict[str, Any] = {"metavar": "NAME", "nargs": "+", "default": []}
-    task = "default: multi-label, with --values-column regression; single-label refuses tracks "
     fractions: dict[str, Any] = {"type": _fractions, "default": [0.8, 0.1, 0.1], "metavar": "T,V,T"}
+    task = "default: multi-label, with --values-column regression; single-label refuses tracks "
     shares = "of the tracks in train, validation and test (default 0.8,0.1,0.1)"
     together = "read the log-mel files, and keep copies of a recording in one split"
     add("table", type=Path, metavar="TABLE", help="CSV (, or ;) or TSV with column names")
@@ -129,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--labels-column", **several, help="one or more")
     add("--values-column", **several, help="of real values instead of labels: for a regression")
     add("--split-column", metavar="NAME")
-    add("--group-column", metavar="NAME", help="what must stay on one side")
+    add("--group-column", metavar="NAME", help="what must stay in one split")
     add("--ignore-split", action="store_true", help="split by group all the same")
     add("--separator", default=";", help="between labels (default ;)")
     add("--audio-dir", type=Path, help="take absolute paths below it as relative to it")
@@ -139,5 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--base-dir", type=Path, metavar="MELS", help="check that the log-mel files are there")
     add("--skip-missing", action="store_true", help="leave out tracks whose file is not there")
     add("--keep-duplicates-together", action="store_true", help=together)
-    args = parser.parse_args(argv)
-    return run(lambda: args.run(args), parser.prog)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    return run(lambda: print(*options.run(options), sep="\n"), "groundtruth.py")

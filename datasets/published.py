@@ -150,7 +150,7 @@ class PublishedTable:
         try:
             check_key(name)
         except InputError as error:
-            raise self.error(f"{name!r}: {error.message}", error.kind) from None
+            raise self.error(error.message, error.kind) from None
         if name in seen:
             raise self.error(f"{name!r} is there twice", "conflict")
 

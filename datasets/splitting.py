@@ -1,7 +1,7 @@
 """Split tracks into train, validation and test: groups stay whole, labels occur in every split.
 
 Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data" (ECML PKDD 2011), with
-groups of tracks in place of tracks: the rarest label first, each group to the side that needs it.
+groups of tracks in place of tracks: the rarest label first, each group to the split that needs it.
 """
 
 from __future__ import annotations
@@ -30,109 +30,101 @@ def split_by_group(
         hint = "Give those of train, validation and test, such as 0.8,0.1,0.1."
         raise InputError(what, setting="--fractions", hint=hint)
     number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    own = np.array([number[group] for group in groups])
-    dealer = _Dealer(own, targets, shares, seed)
-    dealer.deal()
-    dealer.repair()
-    return [SPLITS[side] for side in dealer.side[own]]
+    numbers = np.array([number[group] for group in groups])
+    splitter = _GroupSplitter(numbers, targets, shares, seed)
+    splitter.assign()
+    splitter.rebalance()
+    return [SPLITS[split] for split in splitter.split[numbers]]
 
 
-class _Dealer:
+class _GroupSplitter:
     def __init__(
-        self, own: np.ndarray, targets: np.ndarray, fractions: np.ndarray, seed: int
+        self, numbers: np.ndarray, targets: np.ndarray, fractions: np.ndarray, seed: int
     ) -> None:
-        """``own`` [N]: the index of each track's group."""
-        self.sizes, self.fractions = np.bincount(own), fractions  # tracks of each group
-        n_groups, n_labels = len(self.sizes), targets.shape[1]
-        tracks, columns = np.nonzero(targets)
-        cells, counts = np.unique(own[tracks] * n_labels + columns, return_counts=True)
-        groups, labels = np.divmod(cells, n_labels)
-        bounds = np.searchsorted(groups, np.arange(1, n_groups))
-        # The labels of each group, with its tracks that have them; the groups of each label
-        self.labels, self.counts = np.split(labels, bounds), np.split(counts, bounds)
-        by_label = np.argsort(labels, kind="stable")
-        bounds = np.searchsorted(labels[by_label], np.arange(1, n_labels))
-        self.groups = np.split(groups[by_label], bounds)
-        self.label_counts = np.split(counts[by_label], bounds)
-        self.total = np.count_nonzero(targets, axis=0)
-        self.order = np.random.default_rng(seed).permutation(n_groups)  # breaks ties
-        self.side = np.full(n_groups, -1)  # of each group; -1: not dealt yet
-        self.members, self.tracks = np.zeros((2, 3), np.int64)  # groups and tracks on each side
-        # [3, C] tracks, and groups, with each label on each side
-        self.positives, self.holders = np.zeros((2, 3, n_labels), np.int64)
+        """``numbers`` [N]: each track's group."""
+        self.sizes, self.fractions = np.bincount(numbers), fractions  # tracks of each group
+        order, dtype = np.argsort(numbers, kind="stable"), np.min_scalar_type(self.sizes.max())
+        first = np.cumsum(self.sizes) - self.sizes  # track of each group, in this order
+        # [groups, C] tracks of each group with each label
+        self.counts = np.add.reduceat(targets[order], first, axis=0, dtype=dtype)
+        self.total = self.counts.sum(axis=0, dtype=np.int64)  # [C] tracks with each label
+        self.groups = np.count_nonzero(self.counts, axis=0)  # and groups
+        self.order = np.random.default_rng(seed).permutation(len(self.sizes))  # breaks ties
+        self.split = np.full(len(self.sizes), -1)  # of each group; -1: none yet
+        self.members, self.tracks = np.zeros((2, 3), np.int64)  # groups and tracks of each split
+        # [3, C] tracks, and groups, with each label in each split
+        self.positives, self.holders = np.zeros((2, 3, targets.shape[1]), np.int64)
 
-    def put(self, group: int, side: int) -> None:
-        labels, counts = self.labels[group], self.counts[group]
-        for where, sign in ((self.side[group], -1), (side, 1)):
+    def move(self, group: int, split: int) -> None:
+        counts = self.counts[group].astype(np.int64)
+        for where, sign in ((self.split[group], -1), (split, 1)):
             if where >= 0:
                 self.members[where] += sign
                 self.tracks[where] += sign * self.sizes[group]
-                self.positives[where, labels] += sign * counts
-                self.holders[where, labels] += sign
-        self.side[group] = side
+                self.positives[where] += sign * counts
+                self.holders[where] += sign * (counts > 0)
+        self.split[group] = split
 
-    def deal(self) -> None:
-        left = np.array([len(own) for own in self.groups])  # groups of each label not dealt yet
+    def assign(self) -> None:
+        left = self.groups.copy()  # groups of each label without a split
         while left.any():
             label = int(np.where(left > 0, left, left.max() + 1).argmin())
-            free = np.flatnonzero(self.side[self.groups[label]] < 0)
-            groups, counts = self.groups[label][free], self.label_counts[label][free]
+            counts = self.counts[:, label]
+            groups = np.flatnonzero((counts > 0) & (self.split < 0))
             # The largest first: small groups even out the rest.
-            for i in np.lexsort((self.order[groups], -counts)):
-                self.put(groups[i], self._best_side(groups[i], label, left[label]))
-                left[self.labels[groups[i]]] -= 1
-        unlabelled = np.flatnonzero(self.side < 0)
+            for group in groups[np.lexsort((self.order[groups], -counts[groups].astype(int)))]:
+                self.move(group, self._best_split(group, label, left[label]))
+                left -= self.counts[group] > 0
+        unlabelled = np.flatnonzero(self.split < 0)
         for group in unlabelled[np.lexsort((self.order[unlabelled], -self.sizes[unlabelled]))]:
-            self.put(group, int(self._room().argmax()))
+            self.move(group, int(self._room().argmax()))
 
     def _room(self) -> np.ndarray:
-        """Tracks that each side still needs, float64 [3]."""
+        """Tracks that each split still needs, float64 [3]."""
         return self.fractions * self.sizes.sum() - self.tracks
 
-    def _best_side(self, group: int, label: int, left: int) -> int:
-        """The side that a group brings nearest to its shares of tracks and the label."""
-        labels, counts = self.labels[group], self.counts[group]
-        wants = self.fractions[:, None] * self.total[labels] - self.positives[:, labels]
-        gains = np.abs(wants) - np.abs(wants - counts)
+    def _best_split(self, group: int, label: int, left: int) -> int:
+        """The split that a group brings nearest to its shares of tracks and the label."""
+        labels = np.flatnonzero(self.counts[group])
+        counts = self.counts[group, labels].astype(np.int64)
+        wanted = self.fractions[:, None] * self.total[labels] - self.positives[:, labels]
+        gains = np.abs(wanted) - np.abs(wanted - counts)
         room = self._room()
-        served = np.abs(room) - np.abs(room - self.sizes[group])
-        served += gains[:, np.flatnonzero(labels == label)[0]]
+        gain = np.abs(room) - np.abs(room - self.sizes[group])
+        gain += gains[:, np.searchsorted(labels, label)]
         lacking = self.holders[:, label] == 0
-        if left <= lacking.sum():  # the last groups go to sides without the label
-            served = np.where(lacking, served, -np.inf)
-        return int(np.lexsort((room, gains.sum(axis=1), served.round(9)))[-1])
+        if left <= lacking.sum():  # the last groups go to splits without the label
+            gain = np.where(lacking, gain, -np.inf)
+        return int(np.lexsort((room, gains.sum(axis=1), gain.round(9)))[-1])
 
-    def repair(self) -> None:
-        """Move single groups to sides that are empty or lack a label."""
-        full = np.array([len(own) >= 3 for own in self.groups])
-        for side in range(3):
-            if len(self.side) >= 3 and not self.members[side]:
-                self.put(self._to_fill(side, full), side)
-        for side in range(3):
-            for label in np.flatnonzero(full & (self.holders[side] == 0)):
-                if self.holders[side, label]:  # a group moved for another label brought it
-                    continue
-                able = [group for group in self.groups[label] if self._can_leave(group, full)]
-                if able:
-                    self.put(min(able, key=lambda g: (self.sizes[g], self.order[g])), side)
+    def rebalance(self) -> None:
+        """Move single groups to splits that are empty or lack a label."""
+        for split in range(3):
+            if len(self.split) >= 3 and not self.members[split]:
+                self.move(self._best_to_fill(split), split)
+        for split in range(3):
+            for label in np.flatnonzero((self.groups >= 3) & (self.holders[split] == 0)):
+                # A group that was moved for another label may have brought this one.
+                holders = np.flatnonzero(self.counts[:, label])
+                able = [group for group in holders if self._can_leave(group)]
+                if able and not self.holders[split, label]:
+                    self.move(min(able, key=lambda g: (self.sizes[g], self.order[g])), split)
 
-    def _to_fill(self, side: int, full: np.ndarray) -> int:
-        """The best group for an empty side: one that can leave, then the nearest to the shares."""
+    def _best_to_fill(self, split: int) -> int:
+        """The best group for an empty split: one that can leave, then the nearest to the shares."""
         room = self._room()
 
         def cost(group: int) -> tuple[bool, float, int]:
             left = room.copy()
-            left[self.side[group]] += self.sizes[group]
-            left[side] -= self.sizes[group]
+            left[self.split[group]] += self.sizes[group]
+            left[split] -= self.sizes[group]
             misfit = round(float(np.abs(left).sum()), 9)
-            return not self._can_leave(group, full), misfit, self.order[group]
+            return not self._can_leave(group), misfit, self.order[group]
 
-        return min(np.flatnonzero(self.members[self.side] >= 2).tolist(), key=cost)
+        return min(np.flatnonzero(self.members[self.split] >= 2).tolist(), key=cost)
 
-    def _can_leave(self, group: int, full: np.ndarray) -> bool:
-        """Whether its side keeps another group, and another for each of its labels in ``full``."""
-        if self.members[self.side[group]] < 2:
-            return False
-        labels = self.labels[group]
-        own = labels[full[labels]]
-        return bool((self.holders[self.side[group], own] >= 2).all())
+    def _can_leave(self, group: int) -> bool:
+        """Whether its split keeps a group, and one for each of its labels in three groups."""
+        split = self.split[group]
+        holders = self.holders[split, (self.counts[group] > 0) & (self.groups >= 3)]
+        return self.members[split] >= 2 and bool((holders >= 2).all())

@@ -11,9 +11,12 @@ import io
 import math
 import pickle
 import pickletools
+import re
 import reprlib
 import struct
 import types
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -68,12 +71,12 @@ class _Whole(io.BytesIO):
         return data
 
 
+@dataclass(eq=False)
 class _Unfinished:
     """A dtype, or an array (None), whose state may follow (BUILD). The memo refers to it."""
 
-    def __init__(self, value: np.dtype[Any] | None) -> None:
-        self.value: np.ndarray[Any, Any] | np.dtype[Any] | None = value
-        self.built = False
+    value: np.ndarray[Any, Any] | np.dtype[Any] | None
+    built: bool = False
 
 
 class _Memo(dict[int, Any]):
@@ -96,18 +99,9 @@ class _Reader(pickle._Unpickler):  # Python's reader: a dict as memo, and a tabl
         super().__init__(_Whole(data), encoding="latin1")  # strings of Python 2
         self.memo, self.budget = _Memo(), 4 * len(data)
 
-    def whole(self) -> Any:
-        value = self.load()
-        try:
-            self.read(1)
-        except EOFError:
-            _check_data(value, set())
-            return value
-        raise ValueError("the pickle ends, and more bytes follow it")
-
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _GLOBALS or "." in name:
-            raise _Refused(f"refused global {short_repr(f'{module}.{name}')[1:-1]}")
+            raise _Refused(f"global {short_repr(f'{module}.{name}')[1:-1]}")
         return getattr(self, _GLOBALS[f"{module}.{name}"])
 
     # ---- opcodes
@@ -124,8 +118,7 @@ class _Reader(pickle._Unpickler):  # Python's reader: a dict as memo, and a tabl
 
     def load_build(self) -> None:
         state, unfinished = self.stack.pop(), self.stack.pop()
-        if type(unfinished) is not _Unfinished or unfinished.built:
-            raise _Refused(f"the file sets the state of a {type(unfinished).__name__}")
+        _require(type(unfinished) is _Unfinished and not unfinished.built, "state of an object")
         unfinished.built = True
         match unfinished.value, state:
             case None, (1, tuple() as shape, dtype, (True | False) as fortran, raw):
@@ -137,106 +130,103 @@ class _Reader(pickle._Unpickler):  # Python's reader: a dict as memo, and a tabl
             ):
                 unfinished.value = dtype.newbyteorder(order)
             case _:
-                raise _Refused(f"unexpected state of an array or a dtype: {short_repr(state)}")
+                raise _Refused(f"the state of an array or a dtype is {short_repr(state)}")
         self.append(unfinished.value)
 
     def load_append(self) -> None:
-        self.extend([self.stack.pop()])
+        self.put([self.stack.pop()])
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.put([key, value])
 
     def load_appends(self) -> None:
-        self.extend(self.pop_mark())
+        self.put(self.pop_mark())
 
-    def extend(self, items: list[Any]) -> None:
-        if type(self.stack[-1]) is not list:
-            raise _Refused(f"the file appends to a {type(self.stack[-1]).__name__}")
-        self.stack[-1].extend(items)
+    load_setitems = load_appends
 
     def load_dict(self) -> None:
         items = self.pop_mark()
         self.append({})
-        self.update(items)
+        self.put(items)
 
-    def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.update([key, value])
-
-    def load_setitems(self) -> None:
-        self.update(self.pop_mark())
-
-    def update(self, items: list[Any]) -> None:
+    def put(self, items: list[Any]) -> None:
+        """Put items into the list on the stack, or keys and values into the dict."""
+        container = self.stack[-1]
+        if type(container) is list:
+            container.extend(items)
+            return
         # Keys: only what is hashed without recursion, which CPython does not bound.
-        if type(self.stack[-1]) is not dict or not _SCALARS.issuperset(map(type, items[::2])):
-            raise _Refused("the file has keys that are no strings or numbers")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        plain = type(container) is dict and _SCALARS.issuperset(map(type, items[::2]))
+        _require(plain, "items of what is no list or dict, or keys that are no strings or numbers")
+        container.update(zip(items[::2], items[1::2], strict=True))
 
     # ---- stand-ins for functions of NumPy and Python
 
     def ndarray(self, *_arguments: Any) -> Any:
-        raise _Refused("the file calls numpy.ndarray")
+        raise _Refused("a call of numpy.ndarray")
 
     def reconstruct(self, kind: Any, _shape: Any = (), _typecode: Any = "") -> _Unfinished:
         """``_reconstruct(ndarray, (0,), b"b")``: an empty array, whose state follows."""
-        if kind != self.ndarray:
-            raise _Refused(f"a NumPy array of class {short_repr(kind)} instead of numpy.ndarray")
+        _require(kind == self.ndarray, "an array of another class than numpy.ndarray")
         return _Unfinished(None)
 
     def dtype(self, spec: Any, _align: Any = False, _copy: Any = True) -> _Unfinished:
         """``dtype("b1", False, True)``; its byte order follows."""
-        # Keys that stood in an array are text of fixed length.
-        text = type(spec) is str and spec[:1] == "U" and spec[1:].isdecimal() and len(spec) < 6
-        if type(spec) is not str or not (text or spec in _DTYPES):
-            raise _Refused(f"NumPy dtype {short_repr(spec)} is refused")
+        # Keys that stood in an array are text of fixed length: U and its digits.
+        if type(spec) is not str or not (spec in _DTYPES or re.fullmatch("U[0-9]{1,4}", spec)):
+            raise _Refused(f"NumPy dtype {short_repr(spec)}")
         return _Unfinished(np.dtype(spec))
 
     def encode(self, text: Any, encoding: Any = None) -> bytes | bytearray:
         """``_codecs.encode("...", "latin1")``: bytes, as protocols 0 to 2 write them."""
-        if type(text) is not str or encoding != "latin1":
-            raise _Refused(f"_codecs.encode with encoding {short_repr(encoding)}, not 'latin1'")
+        _require(type(text) is str and encoding == "latin1", "_codecs.encode not to latin1")
         return self.raw_bytes(text)
 
     def scalar(self, dtype: Any, raw: Any) -> Any:
         """``scalar(dtype, b"\\x01")``: a NumPy number or string, given as a Python one."""
-        dtype, raw = self.as_dtype(dtype), self.raw_bytes(raw)
-        if len(raw) != dtype.itemsize:
-            raise _Refused(f"a NumPy number of dtype {dtype} with {len(raw)} bytes")
-        self.spend(len(raw))
-        return np.frombuffer(raw, dtype).item()
+        value = self.frombuffer(raw, dtype)
+        _require(value.size == 1, "a NumPy number of several")
+        self.spend(value.nbytes)
+        return value.item()
 
     def array(
         self, raw: Any, dtype: Any, shape: Any, order: Any, _axes: Any = None
     ) -> np.ndarray[Any, Any]:
         """``_frombuffer(data, dtype, shape, "C")``: a whole array (protocol 5)."""
-        dtype, raw = self.as_dtype(dtype), self.raw_bytes(raw)
+        value = self.frombuffer(raw, dtype)
         whole = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
-        if not whole or order not in ("C", "F"):
-            raise _Refused(f"a NumPy array of shape {short_repr(shape)}, {short_repr(order)}")
-        if dtype.kind == "U" or math.prod(shape) * dtype.itemsize != len(raw):
-            raise _Refused(f"a NumPy array {shape} of dtype {dtype} with {len(raw)} bytes of data")
-        return np.frombuffer(raw, dtype).reshape(shape, order=order)
+        fits = whole and order in ("C", "F") and math.prod(shape) == value.size
+        _require(fits and value.dtype.kind != "U", "a NumPy array that misfits its data, or text")
+        return value.reshape(shape, order=order)
 
-    def as_dtype(self, value: Any) -> np.dtype[Any]:
-        value = value.value if type(value) is _Unfinished else value
-        if not isinstance(value, np.dtype):
-            raise _Refused(f"a {type(value).__name__} instead of a NumPy dtype")
-        return value
+    def frombuffer(self, raw: Any, dtype: Any) -> np.ndarray[Any, Any]:
+        """Raw bytes as a 1-D array."""
+        dtype, raw = dtype.value if type(dtype) is _Unfinished else dtype, self.raw_bytes(raw)
+        whole = isinstance(dtype, np.dtype) and not len(raw) % (dtype.itemsize or 1)
+        _require(whole, "a NumPy value without a dtype, or of another size")
+        return np.frombuffer(raw, dtype)
 
     def raw_bytes(self, value: Any) -> bytes | bytearray:
         if type(value) is str:  # of Python 2, or of protocols 0 to 2
             self.spend(len(value))
-            return value.encode("latin1")
-        if type(value) not in (bytes, bytearray):
-            raise _Refused(f"a {type(value).__name__} instead of raw bytes")
+            value = value.encode("latin1")
+        _require(type(value) in (bytes, bytearray), "raw bytes of another type")
         return value
 
     def spend(self, count: int) -> None:
         """Bound the work: a few bytes of a file could convert one long text again and again."""
         self.budget -= count
-        if self.budget < 0:
-            raise _Refused("the file converts the same text again and again")
+        _require(self.budget >= 0, "the same text, converted again and again")
+
+
+def _require(good: bool, otherwise: str) -> None:
+    if not good:
+        raise _Refused(otherwise)
 
 
 def _refuse(opcode: str, _reader: _Reader) -> None:
-    raise _Refused(f"refused pickle opcode {opcode}")
+    raise _Refused(f"pickle opcode {opcode}")
 
 
 for _opcode in pickletools.opcodes:
@@ -247,18 +237,15 @@ for _opcode in pickletools.opcodes:
 
 def _check_data(value: Any, seen: set[int], depth: int = 0) -> None:
     """Raise `_Refused` unless ``value`` holds only containers, arrays and scalars, not too deep."""
-    if type(value) in _SCALARS or type(value) is np.ndarray:
+    if type(value) in _SCALARS or type(value) is np.ndarray or id(value) in seen:
         return
-    if type(value) not in (dict, list, tuple):
-        raise _Refused(f"the file holds a {type(value).__name__}, which is no data")
+    _require(type(value) in (dict, list, tuple), f"a {type(value).__name__}, which is no data")
+    _require(depth <= _MAX_DEPTH, f"containers nested more than {_MAX_DEPTH} deep")
     items = value.values() if type(value) is dict else value
-    if id(value) in seen or _SCALARS.issuperset(map(type, items)):
-        return
-    if depth == _MAX_DEPTH:
-        raise _Refused(f"containers nested more than {_MAX_DEPTH} deep")
-    seen.add(id(value))
-    for item in items:
-        _check_data(item, seen, depth + 1)
+    if not _SCALARS.issuperset(map(type, items)):
+        seen.add(id(value))
+        for item in items:
+            _check_data(item, seen, depth + 1)
 
 
 def load_pickle(path: str | Path) -> Any:
@@ -270,11 +257,17 @@ def load_pickle(path: str | Path) -> Any:
     after its end (which ``pickle.load`` drops in silence), or holds anything else.
     """
     data = read_bytes(path, "Check the path, or make the file with the data set's preprocess.py.")
+    reader = _Reader(data)
     try:
-        return _Reader(data).whole()
+        value = reader.load()
+        with suppress(EOFError):
+            raise ValueError(f"more bytes follow its end, {reader.read(1)!r}")
+        _check_data(value, set())
     except _Refused as error:
-        raise InputError(str(error), kind="unsupported", path=path, hint=_RESAVE) from None
+        what = f"refused: {error}"
+        raise InputError(what, kind="unsupported", path=path, hint=_RESAVE) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         message = f"not a pickle, or a damaged one ({type(error).__name__}: {error})"
         hint = "Expected a whole pickled dict. Write it again, or get it again."
         raise InputError(message, kind="corrupt", path=path, hint=hint) from None
+    return value

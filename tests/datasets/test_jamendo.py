@@ -103,7 +103,7 @@ def check(out: Path, task: str, without: tuple[str, ...] = ()) -> None:
             for track, tags in TASKS[task][split].items()
             if track not in without
         }
-        found = read_groundtruth(out / task / f"groundtruth-{split}.pk", len(labels))
+        found = read_groundtruth(out / task / f"groundtruth-{split}.pk")
         assert dict(zip(found.keys, found.targets.tolist(), strict=True)) == expected
         everything |= expected
     found = read_groundtruth(out / task / "groundtruth-all.pk")

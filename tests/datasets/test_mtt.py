@@ -107,7 +107,7 @@ def check(place: Place, mtt: Miniature, without: tuple[str, ...] = ()) -> None:
             expected[mtt.split(clip)][mel_key(clip)] = mtt.target(clip)
     everything = {key: row for rows in expected.values() for key, row in rows.items()}
     for split, rows in {**expected, "all": everything}.items():
-        groundtruth = read_groundtruth(place.root / "out" / f"groundtruth-{split}.pk", 50)
+        groundtruth = read_groundtruth(place.root / "out" / f"groundtruth-{split}.pk")
         assert dict(zip(groundtruth.keys, groundtruth.targets.tolist(), strict=True)) == rows
     assert read_labels(place.root / "out" / "labels.json") == mtt.labels
     mels = {name for name in place.tree("mels") if name.endswith(".mmap")}

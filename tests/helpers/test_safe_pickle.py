@@ -3,12 +3,17 @@
 import functools
 import os
 import pickle
-import random
 import struct
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from made_up import refuses
 
 from maest.datasets.groundtruth import read_groundtruth
 from maest.helpers.errors import InputError
@@ -28,7 +33,13 @@ def file(tmp_path):
     return lambda value, protocol=4: save(tmp_path / "gt.pk", value, protocol)
 
 
-# --- Payloads -----------------------------------------------------------------------------------
+@pytest.fixture
+def flag(tmp_path):
+    """The file that a payload would make."""
+    return tmp_path / "flag"
+
+
+# ---- payloads ------------------------------------------------------------------------------------
 
 
 class Payload:
@@ -41,48 +52,39 @@ class Payload:
         return self.call
 
 
-@pytest.fixture
-def flag(tmp_path):
-    return tmp_path / "flag"
-
-
 def payloads(flag: Path) -> dict[str, Payload]:
     """Refused global → payload that makes the file ``flag`` (where it can make one)."""
-    array_file = flag.with_suffix(".npy")
-    command = f"touch {flag}"
+    command, code = f"touch {flag}", f"open({str(flag)!r}, 'w').close()"
     return {
         f"{os.name}.system": Payload(os.system, command),
-        "builtins.eval": Payload(eval, f"open({str(flag)!r}, 'w').close()"),
-        "builtins.exec": Payload(exec, f"open({str(flag)!r}, 'w').close()"),
+        "builtins.eval": Payload(eval, code),
+        "builtins.exec": Payload(exec, code),
         "builtins.getattr": Payload(getattr, Payload(open, str(flag), "w"), "close"),
         "functools.partial": Payload(functools.partial, os.system, command),
-        "numpy.load": Payload(np.load, str(array_file), None, True),
+        "numpy.load": Payload(np.load, str(flag.with_suffix(".npy")), None, True),
         "numpy.fromfile": Payload(np.fromfile, str(flag)),
     }
 
 
-NAMES = sorted(payloads(Path("flag")))
+NESTS = {
+    "bare": lambda payload: payload,
+    "in a dict": lambda payload: {"a.mmap": payload},
+    "in a list": lambda payload: {"a.mmap": [1, 0, [payload]]},
+    "as a key": lambda payload: {payload: [1, 0]},
+    "in a call": lambda payload: {"a.mmap": Payload(np.dtype, payload)},
+    "in an array": lambda payload: np.array([payload], object),
+}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("nest", ["bare", "in a dict", "in a list", "as a key", "in a call"])
+@pytest.mark.parametrize("nest", NESTS)
+@pytest.mark.parametrize("name", payloads(Path("flag")))
 def test_payload_is_refused_by_name_and_does_not_run(file, flag, name, nest, protocol):
-    payload = payloads(flag)[name]
-    value = {
-        "bare": payload,
-        "in a dict": {"a.mmap": payload},
-        "in a list": {"a.mmap": [1, 0, [payload]]},
-        "as a key": {payload: [1, 0]},
-        "in a call": {"a.mmap": Payload(np.dtype, payload)},
-    }[nest]
-    path = file(value, protocol)
-    with pytest.raises(InputError) as error:
+    path = file(NESTS[nest](payloads(flag)[name]), protocol)
+    with refuses("unsupported", path.name) as error:
         load_pickle(path)
     shown = name.replace("builtins.", "__builtin__.") if protocol < 3 else name
-    assert (error.value.kind, error.value.path) == ("unsupported", path)
-    assert shown in error.value.message
-    assert error.value.hint
+    assert shown in error.value.message or (nest == "in an array" and "O8" in error.value.message)
     assert not flag.exists()
 
 
@@ -92,11 +94,6 @@ def test_the_payloads_would_run_under_pickle_load(file, flag):
         pickle.loads(file(payloads(flag)[name]).read_bytes())
         assert flag.exists()
         flag.unlink()
-
-
-def call(global_: bytes, argument: str) -> bytes:
-    """Protocol 0: call the global with one string."""
-    return global_ + b"(V" + argument.encode() + b"\ntR."
 
 
 @pytest.mark.parametrize(
@@ -112,24 +109,22 @@ def call(global_: bytes, argument: str) -> bytes:
         (b"cnumpy\nndarray.tofile\n", "numpy.ndarray.tofile"),
         (b"cnumpy\ncore.multiarray.scalar\n", "numpy.core.multiarray.scalar"),
         (b"cnumpy.core.multiarray\n_reconstruct.__globals__\n", "_reconstruct.__globals__"),
-        (
-            b"cmaest.helpers.files.safe_pickle\n_Constructor\n",
-            "maest.helpers.files.safe_pickle._Constructor",
-        ),
+        (b"cmaest.helpers.files.safe_pickle\n_Reader\n", "maest.helpers.files.safe_pickle._Reader"),
         (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93", "builtins.eval"),
         (b"\x80\x04\x8c\x02os\x8c\x0bpath.exists\x93", "os.path.exists"),
         (b"\x80\x04\x8c\x05numpy\x8c\x16f2py.diagnose.os.popen\x93", "numpy.f2py.diagnose"),
     ],
 )
 def test_global_by_any_other_name_is_refused(file, flag, opcodes, name):
-    with pytest.raises(InputError) as error:
-        load_pickle(file(call(opcodes, f"open({str(flag)!r}, 'w')")))
-    assert name in str(error.value)
+    call = f"(Vopen({str(flag)!r}, 'w')\ntR.".encode()
+    with refuses("unsupported", "gt.pk") as error:
+        load_pickle(file(opcodes + call))
+    assert name in error.value.message
     assert not flag.exists()
 
 
 def test_global_is_printable_whatever_its_name(file):
-    with pytest.raises(InputError) as error:
+    with refuses("unsupported", "gt.pk") as error:
         load_pickle(file(b"c\x1b[2Jposix" + b"x" * 5000 + b"\nsystem\n."))
     assert "\x1b" not in str(error.value)
     assert len(str(error.value)) < 700
@@ -152,107 +147,72 @@ def test_hand_assembled_array_is_read(file):
     np.testing.assert_array_equal(load_pickle(file(ARRAY + ARRAY_STATE + b"b.")), [True, False])
 
 
+def of_shape(shape: bytes) -> bytes:
+    return ARRAY + ARRAY_STATE.replace(b"K\x02t", shape + b"t") + b"b."
+
+
 ATTACKS = {
-    "BUILD a constructor, dict": (NDARRAY + DICT_STATE + b"b.", "unsupported"),
-    "BUILD a constructor, slots": (ENCODE + SLOT_STATE + b"b.", "unsupported"),
-    "BUILD a dtype, dict": (DTYPE + DICT_STATE + b"b.", "unsupported"),
-    "BUILD a dtype, slots": (DTYPE + SLOT_STATE + b"b.", "unsupported"),
-    "BUILD a dtype twice": (DTYPE + (DTYPE_STATE + b"b") * 2 + b".", "unsupported"),
-    "BUILD an array, dict": (ARRAY + DICT_STATE + b"b.", "unsupported"),
-    "BUILD an array, slots": (ARRAY + SLOT_STATE + b"b.", "unsupported"),
-    "BUILD an array twice": (ARRAY + (ARRAY_STATE + b"b") * 2 + b".", "unsupported"),
-    "BUILD bytes": (ENCODE + b"(Va\nVlatin1\ntR" + DICT_STATE + b"b.", "unsupported"),
-    "BUILD a list": (b"]" + DICT_STATE + b"b.", "unsupported"),
-    "NEWOBJ": (NDARRAY + b"(K\x05t\x81.", "unsupported"),
-    "NEWOBJ_EX": (b"\x80\x04" + NDARRAY + b"(K\x05t}\x92.", "unsupported"),
-    "NEWOBJ of a foreign class": (b"cos\nPathLike\n)\x81.", "unsupported"),
-    "INST": (b"(Vtouch flag\niposix\nsystem\n.", "unsupported"),
-    "INST of a stand-in": (b"(K\x05inumpy\nndarray\n.", "unsupported"),
-    "OBJ": (b"(cposix\nsystem\nVtouch flag\no.", "unsupported"),
-    "OBJ of a stand-in": (b"(" + NDARRAY + b"K\x05o.", "unsupported"),
-    "REDUCE ndarray": (NDARRAY + b"(J\x00\x00\x00\x7ftR.", "unsupported"),
-    "REDUCE a dtype": (DTYPE + b")R.", "unsupported"),
-    "REDUCE an array": (ARRAY + b")R.", "unsupported"),
-    "REDUCE a string": (b"Vposix.system\n)R.", "unsupported"),
-    "EXT1": (b"\x80\x02\x82\x01.", "unsupported"),
-    "EXT2": (b"\x80\x02\x83\x01\x00.", "unsupported"),
-    "EXT4": (b"\x80\x02\x84\x01\x00\x00\x00.", "unsupported"),
-    "PERSID": (b"Pposix.system\n.", "unsupported"),
-    "BINPERSID": (b"Vposix.system\nQ.", "unsupported"),
-    "NEXT_BUFFER": (b"\x80\x05\x97.", "unsupported"),
-    "a set": (b"\x80\x04\x8f.", "unsupported"),
-    "APPEND to a constructor": (NDARRAY + b"K\x01a.", "unsupported"),
-    "APPENDS to an array": (ARRAY + b"(K\x01K\x02e.", "unsupported"),
-    "SETITEM of a constructor": (NDARRAY + b"K\x01K\x02s.", "unsupported"),
-    "SETITEMS of an array": (ARRAY + b"(K\x01K\x02u.", "unsupported"),
-    "constructor as a key": (b"}" + NDARRAY + b"K\x01s.", "unsupported"),
-    "array in a tuple as a key": (b"}" + ARRAY + b"\x85K\x01s.", "unsupported"),
-    "constructor as data": (b"]" + NDARRAY + b"a.", "unsupported"),
-    "dtype as data": (b"]" + DTYPE + b"a.", "unsupported"),
-    "unfinished array": (b"]" + ARRAY + b"a.", "unsupported"),
-    "array of another class": (RECONSTRUCT + b"(Vx\n(K\x00tC\x01btR.", "unsupported"),
-    "other encoding": (ENCODE + b"(Va\nVzip\ntR.", "unsupported"),
-    "encode of no text": (ENCODE + b"(K\x01Vlatin1\ntR.", "unsupported"),
-    "too many arguments": (ENCODE + b"(Va\nVlatin1\nVx\ntR.", "corrupt"),
-    "data shorter than its shape": (
-        ARRAY + ARRAY_STATE.replace(b"K\x02t", b"K\x03t") + b"b.",
-        "unsupported",
-    ),
-    "huge shape": (
-        ARRAY + ARRAY_STATE.replace(b"K\x02t", b"\x8a\x07" + b"\xff" * 6 + b"\x7ft") + b"b.",
-        "unsupported",
-    ),
-    "negative shape": (
-        ARRAY + ARRAY_STATE.replace(b"K\x02t", b"J\xff\xff\xff\xffJ\xfe\xff\xff\xfft") + b"b.",
-        "unsupported",
-    ),
-    "array of numbers": (
-        ARRAY + ARRAY_STATE.replace(b"C\x02\x01\x00", b"]") + b"b.",
-        "unsupported",
-    ),
-    "scalar of two bytes": (SCALAR + b"(" + DTYPE + b"C\x02\x01\x01tR.", "unsupported"),
-    "scalar of an object": (SCALAR + b"(" + NDARRAY + b"]tR.", "unsupported"),
-    "frombuffer of no dtype": (FROMBUFFER + b"(C\x01\x01K\x01K\x01K\x01tR.", "unsupported"),
-    "frombuffer in order K": (
-        FROMBUFFER + b"(C\x01\x01" + DTYPE + b"(K\x01tVK\n(K\x00ttR.",
-        "unsupported",
-    ),
+    "BUILD a constructor, dict": NDARRAY + DICT_STATE + b"b.",
+    "BUILD a constructor, slots": ENCODE + SLOT_STATE + b"b.",
+    "BUILD a dtype, dict": DTYPE + DICT_STATE + b"b.",
+    "BUILD a dtype, slots": DTYPE + SLOT_STATE + b"b.",
+    "BUILD a dtype twice": DTYPE + (DTYPE_STATE + b"b") * 2 + b".",
+    "BUILD an array, dict": ARRAY + DICT_STATE + b"b.",
+    "BUILD an array, slots": ARRAY + SLOT_STATE + b"b.",
+    "BUILD an array twice": ARRAY + (ARRAY_STATE + b"b") * 2 + b".",
+    "BUILD bytes": ENCODE + b"(Va\nVlatin1\ntR" + DICT_STATE + b"b.",
+    "BUILD a list": b"]" + DICT_STATE + b"b.",
+    "NEWOBJ": NDARRAY + b"(K\x05t\x81.",
+    "NEWOBJ_EX": b"\x80\x04" + NDARRAY + b"(K\x05t}\x92.",
+    "NEWOBJ of a foreign class": b"cos\nPathLike\n)\x81.",
+    "INST": b"(Vtouch flag\niposix\nsystem\n.",
+    "INST of a stand-in": b"(K\x05inumpy\nndarray\n.",
+    "OBJ": b"(cposix\nsystem\nVtouch flag\no.",
+    "OBJ of a stand-in": b"(" + NDARRAY + b"K\x05o.",
+    "REDUCE ndarray": NDARRAY + b"(J\x00\x00\x00\x7ftR.",
+    "REDUCE a dtype": DTYPE + b")R.",
+    "REDUCE an array": ARRAY + b")R.",
+    "REDUCE a string": b"Vposix.system\n)R.",
+    "EXT1": b"\x80\x02\x82\x01.",
+    "EXT2": b"\x80\x02\x83\x01\x00.",
+    "EXT4": b"\x80\x02\x84\x01\x00\x00\x00.",
+    "PERSID": b"Pposix.system\n.",
+    "BINPERSID": b"Vposix.system\nQ.",
+    "NEXT_BUFFER": b"\x80\x05\x97.",
+    "a set": b"\x80\x04\x8f.",
+    "APPEND to a constructor": NDARRAY + b"K\x01a.",
+    "APPENDS to an array": ARRAY + b"(K\x01K\x02e.",
+    "SETITEM of a constructor": NDARRAY + b"K\x01K\x02s.",
+    "SETITEMS of an array": ARRAY + b"(K\x01K\x02u.",
+    "constructor as a key": b"}" + NDARRAY + b"K\x01s.",
+    "array in a tuple as a key": b"}" + ARRAY + b"\x85K\x01s.",
+    "constructor as data": b"]" + NDARRAY + b"a.",
+    "dtype as data": b"]" + DTYPE + b"a.",
+    "unfinished array": b"]" + ARRAY + b"a.",
+    "array of another class": RECONSTRUCT + b"(Vx\n(K\x00tC\x01btR.",
+    "other encoding": ENCODE + b"(Va\nVzip\ntR.",
+    "encode of no text": ENCODE + b"(K\x01Vlatin1\ntR.",
+    "too many arguments": ENCODE + b"(Va\nVlatin1\nVx\ntR.",
+    "data shorter than its shape": of_shape(b"K\x03"),
+    "huge shape": of_shape(b"\x8a\x07" + b"\xff" * 6 + b"\x7f"),
+    "negative shape": of_shape(b"J\xff\xff\xff\xffJ\xfe\xff\xff\xff"),
+    "array of numbers": ARRAY + ARRAY_STATE.replace(b"C\x02\x01\x00", b"]") + b"b.",
+    "scalar of two bytes": SCALAR + b"(" + DTYPE + b"C\x02\x01\x01tR.",
+    "scalar of an object": SCALAR + b"(" + NDARRAY + b"]tR.",
+    "frombuffer of no dtype": FROMBUFFER + b"(C\x01\x01K\x01K\x01K\x01tR.",
+    "frombuffer in order K": FROMBUFFER + b"(C\x01\x01" + DTYPE + b"(K\x01tVK\n(K\x00ttR.",
 }
 
 
-@pytest.mark.parametrize(("opcodes", "kind"), ATTACKS.values(), ids=ATTACKS)
-def test_attacks_on_the_stand_ins(file, flag, monkeypatch, opcodes, kind):
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_on_the_stand_ins(file, flag, monkeypatch, name):
     monkeypatch.chdir(flag.parent)
-    path = file(opcodes)
-    with pytest.raises(InputError) as error:
-        load_pickle(path)
-    assert (error.value.kind, error.value.path) == (kind, path)
+    with refuses("corrupt" if name == "too many arguments" else "unsupported", "gt.pk"):
+        load_pickle(file(ATTACKS[name]))
     assert not flag.exists()
 
 
-@pytest.mark.parametrize("value", [np.array([1, "a"], object), np.array([None, 0])])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_object_array_is_refused(file, value, protocol):
-    with pytest.raises(InputError, match="'O8'") as error:
-        load_pickle(file({"a": value}, protocol))
-    assert error.value.kind == "unsupported"
-
-
-def test_object_array_with_a_payload_does_not_run(file, flag):
-    value = np.array([Payload(os.system, f"touch {flag}")], object)
-    with pytest.raises(InputError, match=r"O8|posix\.system"):
-        load_pickle(file({"a": value}))
-    assert not flag.exists()
-
-
-@pytest.mark.parametrize("dtype", ["U3", "S3", "M8[s]", "m8[s]", "c8", "V4", "i4,f4", "O"])
-def test_other_dtypes_are_refused(file, dtype):
-    with pytest.raises(InputError) as error:
-        load_pickle(file({"a": np.zeros(2, dtype)}))
-    assert error.value.kind == "unsupported"
-
-
-# --- Damage -------------------------------------------------------------------------------------
+# ---- damage, and bombs ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -266,28 +226,21 @@ def test_truncated_anywhere(file, protocol):
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"path,label\n",
-        b"\x93NUMPY\x01\x00v\x00{'descr': '|b1'}",
-        b"\xff\xfe",
-        b"\x80\x09N.",
-        pickle.dumps({"a": [1]}) + b"\n",
-        pickle.dumps({"a": [1]}, 2) + b"\n",
+        *(b"", b"path,label\n", b"\x93NUMPY\x01\x00v\x00{'descr': '|b1'}", b"\xff\xfe"),
+        *(b"\x80\x09N.", pickle.dumps({"a": [1]}) + b"\n", pickle.dumps({"a": [1]}, 2) + b"\n"),
         pickle.dumps({"a": [1]}) * 2,
     ],
 )
 def test_no_whole_pickle(file, content):
-    path = file(content)
-    with pytest.raises(InputError) as error:
-        load_pickle(path)
-    assert (error.value.kind, error.value.path) == ("corrupt", path)
+    with refuses("corrupt", "gt.pk"):
+        load_pickle(file(content))
 
 
 def test_missing_file_and_folder(tmp_path):
-    for path, kind in ((tmp_path / "none.pk", "missing"), (tmp_path, "access")):
-        with pytest.raises(InputError) as error:
-            load_pickle(path)
-        assert (error.value.kind, error.value.path) == (kind, path)
+    with refuses("missing", "none.pk"):
+        load_pickle(tmp_path / "none.pk")
+    with refuses("access", tmp_path.name):
+        load_pickle(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -312,19 +265,14 @@ def test_declared_sizes_and_depth_are_bounded(file, content):
 
 @pytest.mark.parametrize(
     "again",
-    [
-        ENCODE + b"(g1\nVlatin1\ntR",
-        SCALAR + b"(" + b"cnumpy\ndtype\n(X\x05\x00\x00\x00U2500\x89\x88tR" + b"g2\ntR",
-    ],
+    [ENCODE + b"(g1\nVlatin1\ntR", SCALAR + b"(cnumpy\ndtype\n(X\x05\0\0\0U2500\x89\x88tRg2\ntR"],
     ids=["bytes", "text"],
 )
 def test_a_long_text_is_not_converted_again_and_again(file, again):
     """A few bytes each time, for 10,000 of memory."""
     text = b"Va" + b"a" * 9999 + b"\np1\n" + b"B\x10\x27\x00\x00" + bytes(10000) + b"p2\n"
-    content = b"]((" + text + b"t" + again * 1000 + b"le."
-    with pytest.raises(InputError) as error:
-        load_pickle(file(content))
-    assert error.value.kind == "unsupported"
+    with refuses("unsupported", "gt.pk"):
+        load_pickle(file(b"]((" + text + b"t" + again * 1000 + b"le."))
 
 
 @pytest.mark.parametrize("content", [b"\x80\x04Nr\xff\xff\xff\xff.", b"Np99999999999\n."])
@@ -333,30 +281,11 @@ def test_a_memo_is_not_an_array(file, content):
     assert load_pickle(file(content)) is None
 
 
-NESTED_KEY = b")" + b"\x85" * 10**6 + b"K\x01"
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"}" + NESTED_KEY + b"s.", b"}(" + NESTED_KEY + b"u.", b"(" + NESTED_KEY + b"d."],
-    ids=["SETITEM", "SETITEMS", "DICT"],
-)
-def test_deeply_nested_keys_do_not_end_the_process(file, content):
+@pytest.mark.parametrize(("before", "opcode"), [(b"}", b"s"), (b"}(", b"u"), (b"(", b"d")])
+def test_deeply_nested_keys_do_not_end_the_process(file, before, opcode):
     """Hashing one would overflow the interpreter's stack."""
-    with pytest.raises(InputError) as error:
-        load_pickle(file(content))
-    assert error.value.kind == "unsupported"
-
-
-def test_keys_from_an_array_of_text(file):
-    """As they stand in lists of splits that were saved by NumPy."""
-    for protocol in PROTOCOLS:
-        names = np.array(["a/1.mmap", "é/2.mmap", "日本/3.mmap"])
-        path = file({name: np.array([True, False]) for name in names}, protocol)
-        assert read_groundtruth(path).keys == names.tolist()
-        assert all(type(key) is str for key in load_pickle(path))
-        with pytest.raises(InputError):
-            load_pickle(file({"a": names}, protocol))  # arrays of text are no targets
+    with refuses("unsupported", "gt.pk"):
+        load_pickle(file(before + b")" + b"\x85" * (3 * 10**5) + b"K\x01" + opcode + b"."))
 
 
 def test_shared_and_circular_containers(file):
@@ -364,58 +293,108 @@ def test_shared_and_circular_containers(file):
     for _ in range(40):
         laughs = [laughs, laughs]
     assert load_pickle(file(laughs))[0] is not None
+    with refuses("invalid", "gt.pk"):
+        read_groundtruth(file({"a": laughs}))
     loop: list = [np.array([1])]
     loop.append((loop,))
     loaded = load_pickle(file(loop))
     assert loaded[1][0] is loaded
-    with pytest.raises(InputError, match="'a'"):
-        read_groundtruth(file({"a": laughs}))
+
+
+DTYPES = ["?", "i1", "u1", *(o + k for o in "<>" for k in ["i2", "u4", "i8", "f2", "f4", "f8"])]
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.binary(min_size=1, max_size=9)
+) | st.sampled_from(["a/1.mmap", "posix", "system", "touch flag", "builtins", "eval", "é"])
+ARRAYS = st.sampled_from(DTYPES).flatmap(
+    lambda kind: arrays(kind, st.tuples(st.integers(1, 5)), elements=st.integers(0, 1))
+)
+PLAIN = st.recursive(
+    SCALARS | ARRAYS,
+    lambda values: (
+        st.lists(values, max_size=4)
+        | st.lists(values, max_size=4).map(tuple)
+        | st.dictionaries(st.text(max_size=5) | st.integers(), values, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def same(a: object, b: object) -> bool:
+    """Whether types, too, are equal; also says no where ``a`` is no plain data."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and (a == b).all()
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(map(same, a.values(), b.values()))
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
+
+
+def is_plain(value: object) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf"
+    items = list(value) + list(value.values()) if isinstance(value, dict) else value
+    if isinstance(value, dict | list | tuple):
+        return all(map(is_plain, items))
+    return value is None or type(value) in (bool, int, float, str, bytes, bytearray)
+
+
+ran: list[str] = []
+CALLS = {"pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen"}
+sys.addaudithook(lambda event, _: ran.append(event) if event in CALLS else None)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("damage") / "gt.pk"
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(value=PLAIN, protocol=st.sampled_from(PROTOCOLS))
+def test_plain_data_comes_back(place, value, protocol):
+    assert same(load_pickle(save(place, [value], protocol)), [value])
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(
+    value=PLAIN,
+    protocol=st.sampled_from(PROTOCOLS),
+    flips=st.lists(st.tuples(st.integers(0), st.integers(1, 255)), min_size=1, max_size=4),
+    cut=st.integers(0, 4),
+)
+def test_damage_gives_plain_data_or_our_error_and_runs_nothing(place, value, protocol, flips, cut):
+    content = bytearray(pickle.dumps(value, protocol))
+    for at, bits in flips:
+        content[at % len(content)] ^= bits
+    at = flips[0][0] % len(content)
+    del content[at : at + cut]
+    save(place, bytes(content))
+    ran.clear()
+    with suppress(InputError):
+        assert is_plain(load_pickle(place))
+    assert not ran
+
+
+# ---- what is read --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["U3", "S3", "M8[s]", "m8[s]", "c8", "V4", "i4,f4", "O"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_other_dtypes_are_refused(file, dtype, protocol):
+    with refuses("unsupported", "gt.pk"):
+        load_pickle(file({"a": np.zeros(2, dtype)}, protocol))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_random_damage_gives_a_result_or_our_error(file, protocol):
-    value = {
-        "a/1.mmap": np.array([True, False, True]),
-        "a/2.mmap": np.array([1, 0, 1], "f4"),
-        "b/3.mmap": (0, 1, 1),
-        "b/4.mmap": [np.bool_(1), 0.0, True],
-    }
-    whole = pickle.dumps(value, protocol)
-    draw = random.Random(protocol)
-    good = 0
-    for _ in range(1500):
-        data = bytearray(whole)
-        for _ in range(draw.randint(1, 3)):
-            at = draw.randrange(len(data))
-            action = draw.randrange(3)
-            if action == 0:
-                data[at] = draw.randrange(256)
-            elif action == 1:
-                del data[at : at + draw.randint(1, 4)]
-            else:
-                data[at:at] = draw.choice([draw.randbytes(2), whole[at : at + 9]])
-        path = file(bytes(data))
-        try:
-            result = read_groundtruth(path)
-        except InputError:
-            continue
-        good += 1
-        assert set(np.unique(result.targets)) <= {0, 1}
-    assert good > 0
-
-
-# --- What is let in -----------------------------------------------------------------------------
-
-DTYPES = ["?", *(order + kind for order in "<>" for kind in ["i2", "u4", "i8", "f2", "f4", "f8"])]
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("dtype", [*DTYPES, "i1", "u1"])
-def test_dtypes(file, dtype, protocol):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_of_numpy(file, dtype, protocol):
     array = np.array([0, 1, 1, 0, 1], dtype)
     loaded = load_pickle(file([array, array[0], array[1]], protocol))
-    assert loaded[0].dtype == array.dtype
-    np.testing.assert_array_equal(loaded[0], array)
+    assert same(loaded[0], array)
     assert loaded[1:] == [0, 1]
 
 
@@ -430,31 +409,29 @@ def test_orders(file, protocol):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_numpy_1_and_2_names(file, protocol):
-    """The files of both NumPys, each made from the running one's by renaming its modules."""
-    value = {"a": np.array([True, False]), "b": [np.bool_(True), np.float32(0)]}
-    names = [b"numpy._core.multiarray", b"numpy._core.numeric"]
-    pickled = pickle.dumps(value, protocol)
-    files = []
-    for core in (b"_core", b"core"):
-        data = pickled
-        for name in names:
-            renamed = name.replace(b"_core", core)
-            if protocol >= 4:  # a name is preceded by its length
-                prefix, new_prefix = (b"\x8c" + bytes([len(n)]) for n in (name, renamed))
-                data = data.replace(prefix + name, new_prefix + renamed)
-            else:
-                data = data.replace(name, renamed)
-        if protocol >= 4:  # PROTO, FRAME, the frame's size
-            data = data[:3] + struct.pack("<Q", len(data) - 11) + data[11:]
-        files.append(data)
-    new, old = files
-    assert b"numpy._core." in new
-    assert b"numpy._core." not in old
-    for data in (new, old):
-        loaded = load_pickle(file(data))
-        np.testing.assert_array_equal(loaded["a"], [True, False])
-        assert loaded["b"] == [True, 0.0]
+def test_keys_from_an_array_of_text(file, protocol):
+    """As they stand in lists of splits that were saved by NumPy."""
+    names = np.array(["a/1.mmap", "é/2.mmap", "日本/3.mmap"])
+    loaded = load_pickle(file(dict.fromkeys(names, 1), protocol))
+    assert same(loaded, dict.fromkeys(names.tolist(), 1))
+
+
+@pytest.mark.parametrize("core", [b"_core", b"core"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_numpy_1_and_2_names(file, protocol, core):
+    """The files of both NumPys, made from the running one's by renaming its modules."""
+    data = pickle.dumps({"a": np.array([True, False]), "b": [np.bool_(True)]}, protocol)
+    assert b"numpy._core." in data
+    for name in (b"numpy._core.multiarray", b"numpy._core.numeric"):
+        renamed = name.replace(b"_core", core)
+        if protocol >= 4:  # a name is preceded by its length
+            name, renamed = (b"\x8c" + bytes([len(n)]) + n for n in (name, renamed))
+        data = data.replace(name, renamed)
+    if protocol >= 4:  # PROTO, FRAME, the frame's size
+        data = data[:3] + struct.pack("<Q", len(data) - 11) + data[11:]
+    loaded = load_pickle(file(data))
+    np.testing.assert_array_equal(loaded["a"], [True, False])
+    assert loaded["b"] == [True]
 
 
 def test_python_2_pickle(file):
@@ -477,10 +454,6 @@ def test_python_2_pickle(file):
 def test_large_files(file, dumps, protocol):
     """Many frames and memo entries, and arrays that are written between frames."""
     draw = np.random.default_rng(0)
-    value = {f"{i}.mmap": draw.random(30) < 0.5 for i in range(3000)}
-    value |= {f"large{i}.mmap": draw.random(70_000) < 0.5 for i in range(2)}
-    value["text"] = "x" * 70_000
-    loaded = load_pickle(file(dumps(value, protocol)))
-    assert loaded.keys() == value.keys()
-    for key, array in value.items():
-        np.testing.assert_array_equal(loaded[key], array)
+    value = {f"{i}.mmap": draw.random(30) < 0.5 for i in range(1000)}
+    value |= {"large": draw.random(70_000) < 0.5, "text": "x" * 70_000}
+    assert same(load_pickle(file(dumps(value, protocol))), value)
