@@ -23,7 +23,7 @@ from maest.helpers.audio.patches import seconds
 from maest.helpers.errors import InputError
 from maest.helpers.files.safe_pickle import short_repr
 from maest.helpers.names import first_few
-from maest.helpers.work.parallel import in_order
+from maest.helpers.work.parallel import thread_map
 
 BRIEF_FILES, BRIEF_SECONDS = 2000, 2.0  # limits of a brief check
 _SHOWN = 20  # bad files of a split that a report lists; its dict has all
@@ -253,7 +253,7 @@ def _look_at_all(
         return look(key, teacher_dir if split == "train" else None, found[split].n_classes)
 
     looked_at: dict[tuple[str, str], _File] = {}
-    files = in_order(of_track, tracks, 1 if brief else None, None if brief else "check files")
+    files = thread_map(of_track, tracks, 1 if brief else None, None if brief else "check files")
     for track, file in zip(tracks, files, strict=True):
         looked_at[track] = file
         if time.monotonic() > deadline:

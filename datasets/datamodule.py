@@ -17,7 +17,7 @@ from maest.datasets.sampling import ClipSampler, TrackSampler
 from maest.datasets.teacher import check_teacher_files
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
-from maest.helpers.work.signals import leave_signals_to_the_main_process
+from maest.helpers.work.signals import ignore_signals
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class MaestDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_signals_to_the_main_process,
+            worker_init_fn=ignore_signals,
         )
 
 

@@ -26,7 +26,7 @@ from maest.helpers.blocks import FINAL
 from maest.helpers.errors import InputError
 from maest.helpers.files.arrays import load_array
 from maest.helpers.results.manifest import MANIFEST, read_manifest
-from maest.helpers.work.parallel import in_order
+from maest.helpers.work.parallel import thread_map
 
 Item = TypeVar("Item")
 TOKENS = "cdt"  # order on disk: cls, dist, average of all others
@@ -274,7 +274,7 @@ def read_blocks(paths: Sequence[Path]) -> np.ndarray:
 def read_all(read: Callable[[Item], np.ndarray], items: Sequence[Item], title: str) -> np.ndarray:
     """Read N ≥ 1 tracks, and stack their features, all of one shape: float32 [N, ...]."""
     features = np.empty(0, np.float32)
-    for i, one in enumerate(in_order(read, items, None, title)):
+    for i, one in enumerate(thread_map(read, items, None, title)):
         if i == 0:  # filled in place, as a list would double the memory
             features = np.empty((len(items), *one.shape), np.float32)
         if one.shape != features.shape[1:]:

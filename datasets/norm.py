@@ -11,7 +11,7 @@ import numpy as np
 from maest.datasets.melspectrograms import MelFile
 from maest.helpers.audio.constants import N_MELS
 from maest.helpers.errors import InputError
-from maest.helpers.work.parallel import in_order
+from maest.helpers.work.parallel import thread_map
 
 Moments = tuple[int, float, float]  # number, mean and sum of squared deviations of values
 
@@ -60,7 +60,7 @@ def norm_stats(
 
     total: Moments = (0, 0.0, 0.0)
     failed, first = dict[str, str](), ""
-    results = in_order(of_key, keys, num_workers, "norm statistics" if progress else None)
+    results = thread_map(of_key, keys, num_workers, "norm statistics" if progress else None)
     for key, result in zip(keys, results, strict=True):
         if isinstance(result, str):
             failed[key] = result

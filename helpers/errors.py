@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 Kind = Literal[
     "missing",  # a file, key or setting that is needed is not there
@@ -51,10 +50,6 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return ": ".join(str(part) for part in (self.setting, self.path, self.reason) if part)
-
-    def __reduce__(self) -> Any:  # worker processes pass errors on
-        details = {name: getattr(self, name) for name in ("kind", "hint", "path", "setting")}
-        return partial(type(self), **details), (self.message,)
 
 
 def first_cause(error: BaseException) -> BaseException:

@@ -35,14 +35,11 @@ class Cache:
         self._db = connection
         self._rows = 0
 
-    @property
-    def empty(self) -> bool:
-        """Whether it has no works."""
-        return self._db.execute("SELECT id FROM works LIMIT 1").fetchone() is None
-
-    def versions(self) -> dict[str, str]:
-        """Versions of what made the content; empty in a new file, and in one of version 0.1."""
-        return dict(self._db.execute("SELECT name, version FROM versions"))
+    def versions(self) -> dict[str, str] | None:
+        """Versions of what made the content; {} in a file of version 0.1, None in a new one."""
+        is_new = self._db.execute("SELECT id FROM works LIMIT 1").fetchone() is None
+        versions = dict(self._db.execute("SELECT name, version FROM versions"))
+        return versions or (None if is_new else {})
 
     def set_versions(self, versions: Mapping[str, str]) -> None:
         with self._db:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,39 +32,38 @@ def package_file(package: str, name: str) -> Path:
     """A file or folder in a package, which is not imported. Raises InputError if it is missing."""
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or ()) if spec else []
-    path = Path(folders[0]) / name if folders else Path(package) / name
+    path = Path(*folders[:1] or [package], name)
     if not path.exists():
         hint = f"Type pip install {package}, which brings it."
-        raise InputError("is not there", kind="dependency", hint=hint, path=path)
+        raise InputError("is missing", kind="dependency", hint=hint, path=path)
     return path
 
 
 def corpus_folder() -> Path:
-    """The folder of the music21 corpus. Raises InputError if it is missing."""
     return package_file("music21", "corpus")
 
 
-def list_works(folder: Path | None = None) -> list[Work]:
+def list_works(folder: Path) -> list[Work]:
     """List all works, such that the first N, for any N, balance the collections by weight."""
-    folder = folder or corpus_folder()
     queue = []
     for collection in COLLECTIONS.values():
         for rank, work in enumerate(_in_order(collection, _works_of(collection, folder))):
             turn = (rank + 0.5) / collection.weight
             queue.append((turn, collection.name, replace(work, rank=rank)))
-    return [work for *_, work in sorted(queue, key=lambda entry: entry[:2])]
+    return [work for *_, work in sorted(queue)]
 
 
 def _works_of(collection: Collection, folder: Path) -> Iterator[Work]:
     paths = {path for pattern in collection.patterns for path in folder.glob(pattern)}
-    names: dict[str, int] = defaultdict(int)
+    names: Counter[str] = Counter()
     for path in sorted(p for p in paths if p.suffix in _SUFFIXES and p.is_file()):
         relative = path.relative_to(folder)
         # The name includes the folders between the collection and the file.
         stem = "-".join((*relative.parts[0 if collection.by_folder else 1 : -1], path.stem))
         entries: list[tuple[str, str | None, int]] = [(stem, None, path.stat().st_size)]
         if path.suffix == ".abc":
-            tunes = split_book(decode(path.read_bytes()))
+            # The tunes of a book begin with "X:".
+            tunes = re.split(r"^(?=X:)", decode(path.read_bytes()), flags=re.MULTILINE)[1:]
             entries = [
                 (stem if len(tunes) == 1 else f"{stem}-{number:04d}", tune, len(tune))
                 for number, tune in enumerate(tunes, 1)
@@ -78,19 +77,16 @@ def _works_of(collection: Collection, folder: Path) -> Iterator[Work]:
             yield Work(identity, collection.name, relative.as_posix(), text, size)
 
 
-def _in_order(collection: Collection, works: Iterator[Work]) -> list[Work]:
+def _in_order(collection: Collection, works: Iterable[Work]) -> list[Work]:
     if not collection.by_folder:  # by hash: any prefix is a fair sample
         return sorted(works, key=lambda work: hashlib.sha256(work.id.encode()).digest())
-    folders: dict[str, list[Work]] = defaultdict(list)
+    folders: dict[str, list[tuple[int, str, Work]]] = defaultdict(list)
     for work in works:
         # A file beside folders (an opus in one file) counts as a folder.
         parent = str(Path(work.path).parent)
-        folders[parent if "/" in parent else work.path].append(work)
-    turns = []
-    for name, own in folders.items():
-        own.sort(key=lambda work: (work.size, work.id))
-        turns += [(turn, work.size, work.id, name, work) for turn, work in enumerate(own)]
-    return [work for *_, work in sorted(turns, key=lambda entry: entry[:4])]
+        folders[parent if "/" in parent else work.path].append((work.size, work.id, work))
+    turns = [(i, entry) for entries in folders.values() for i, entry in enumerate(sorted(entries))]
+    return [work for _, (*_, work) in sorted(turns)]
 
 
 def decode(data: bytes) -> str:
@@ -101,8 +97,3 @@ def decode(data: bytes) -> str:
         text = data.decode("latin-1")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"=20$|(?<= )=$", "", text, flags=re.MULTILINE)
-
-
-def split_book(text: str) -> list[str]:
-    """Split an ABC book into tunes, which begin with ``X:``."""
-    return re.split(r"^(?=X:)", text, flags=re.MULTILINE)[1:]

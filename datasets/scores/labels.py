@@ -7,7 +7,6 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -33,9 +32,8 @@ _TEXTURES = {1: "Single Line", 2: "Two or Three Voices", 3: "Two or Three Voices
 
 def dance_of(work: Work, score: Score) -> str | None:
     """The dance in the rhythm field or, failing that, a title; only in books of tunes."""
-    if not COLLECTIONS[work.collection].tunes:
-        return None
-    for text in (score.metadata.genre, *score.metadata.titles):
+    texts = (score.metadata.genre, *score.metadata.titles)
+    for text in texts if COLLECTIONS[work.collection].tunes else ():
         for name, pattern in DANCES.items():
             if re.search(rf"\b({pattern})\b", text.lower()):
                 return name
@@ -53,11 +51,11 @@ def kind_of(work: Work, score: Score) -> str:
 def style_labels(work: Work, score: Score) -> list[str]:
     """All style labels of a work, "Genre---Style", rare and frequent ones too."""
     collection, metadata = COLLECTIONS[work.collection], score.metadata
-    fits = {
+    is_typical = {
         "palestrina": re.search(r"\bmass\b", metadata.genre.lower()) is not None,
         "bach": score.n_parts >= 4,
-    }
-    labels = [collection.style] if collection.style and fits.get(collection.name, True) else []
+    }.get(collection.name, True)
+    labels = [collection.style] if collection.style and is_typical else []
     # One field names borderlands ("Deutschland / Frankreich, Lothringen"): several may fit.
     origin = metadata.origin.lower()
     labels += [name for place, name in ORIGINS.items() if re.search(rf"\b{place}\b", origin)]
@@ -65,8 +63,7 @@ def style_labels(work: Work, score: Score) -> list[str]:
         labels.append(f"Dance---{dance}")
     if metadata.metre and (name := _METRES.get(int(metadata.metre.split("/")[0]))):
         labels.append(f"Metre---{name}")
-    names_mode = work.text or work.path.endswith(".krn") or collection.has_mode
-    if metadata.mode and names_mode:
+    if metadata.mode and (work.text or work.path.endswith(".krn") or collection.has_mode):
         labels.append(f"Mode---{metadata.mode.title()}")
     if kind_of(work, score) != "keyboard":  # two staves of a piano are not two voices
         labels.append(f"Texture---{_TEXTURES.get(score.n_parts, 'Five or More Voices')}")
@@ -97,26 +94,21 @@ def normal_title(title: str) -> str:
     return re.sub(r"[^a-z]", "", _TITLE_NOISE.sub(" ", text))
 
 
-def _opening(score: Score, intervals: int = 12) -> tuple[int, ...] | None:
-    """The first melodic intervals of the highest part, in semitones; None if there are fewer."""
-    top = score.notes[score.notes[:, 0] == 0]
-    order = np.lexsort((-top[:, 3], top[:, 1]))
-    _, first = np.unique(top[order, 1], return_index=True)  # the highest note of each chord
-    steps = np.diff(top[order][first, 3])
-    steps = steps[steps != 0][:intervals]  # variants repeat notes with the syllables of the text
-    return tuple(steps.tolist()) if len(steps) == intervals else None
-
-
 def _group_marks(work: Work, score: Score) -> list[str]:
-    """Marks that variants share: opus, title, opening. Works with a mark in common are a group."""
+    """Marks that variants share: opus, title, and the first twelve melodic intervals."""
     marks = []
     if score.metadata.opus:
         marks.append(f"opus {work.collection} {score.metadata.opus.lower()}")
     if work.text is not None:
         titles = {normal_title(title) for title in score.metadata.titles}
         marks += [f"title {title}" for title in sorted(titles) if len(title) >= 5]
-    if (steps := _opening(score)) is not None:
-        marks.append(f"opening {steps}")
+    top = score.notes[score.notes[:, 0] == 0]
+    order = np.lexsort((-top[:, 3], top[:, 1]))
+    _, first = np.unique(top[order, 1], return_index=True)  # the highest note of each chord
+    steps = np.diff(top[order][first, 3])
+    steps = steps[steps != 0][:12]  # variants repeat notes with the syllables of the text
+    if len(steps) == 12:
+        marks.append(f"opening {steps.tolist()}")
     return marks
 
 
@@ -142,10 +134,10 @@ def group_works(works: Sequence[Work], scores: Mapping[str, Score], seed: int) -
 def split_of(leader: Work, seed: int) -> str:
     """The split of a group, from its first work: close to 71/14/14 in every collection."""
     # The works of a collection take turns through seven days; collections start on different days.
-    days = np.array(["train"] * 5 + ["validation", "test"])
-    days = _generator(seed, "days").permutation(days)
+    days = _generator(seed, "days").permutation(["train"] * 5 + ["validation", "test"])
     starts = _generator(seed, "collections").permutation(len(COLLECTIONS))
-    return str(days[(leader.rank + starts[list(COLLECTIONS).index(leader.collection)]) % len(days)])
+    start = starts[list(COLLECTIONS).index(leader.collection)]
+    return str(days[(leader.rank + start) % len(days)])
 
 
 def _generator(seed: int, purpose: str) -> np.random.Generator:
@@ -156,23 +148,17 @@ def _generator(seed: int, purpose: str) -> np.random.Generator:
 # ---- which labels stay ---------------------------------------------------------------------------
 
 
-class LabelSet(NamedTuple):
-    names: list[str]  # sorted
-    counts: dict[str, dict[str, int]]  # label → split → positives
-    dropped: dict[str, str]  # label → why it is left out
-
-
 def choose_labels(
-    clips: Iterable[tuple[str, Iterable[str]]], max_share: float, min_positives: Mapping[str, int]
-) -> LabelSet:
+    clips: Sequence[tuple[str, Iterable[str]]], max_share: float, min_positives: Mapping[str, int]
+) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
     """Choose labels of clips (split, labels), on at most ``max_share`` of all clips.
 
+    Returns label → split → positives, sorted by label; and, of the labels left out, label → reason.
     Builds below ``FULL_SIZE`` clips need proportionally fewer ``min_positives`` in each split.
     """
-    clips = [(split, set(labels)) for split, labels in clips]
     count: dict[str, Counter[str]] = defaultdict(Counter)
     for split, labels in clips:
-        for label in labels:
+        for label in set(labels):
             count[label][split] += 1
     scale = min(1.0, len(clips) / FULL_SIZE)
     needed = {split: max(1, int(number * scale)) for split, number in min_positives.items()}
@@ -186,4 +172,4 @@ def choose_labels(
             dropped[label] = f"too few positives: {', '.join(few)}"
         else:
             counts[label] = {split: own[split] for split in SPLITS}
-    return LabelSet(list(counts), counts, dropped)
+    return counts, dropped

@@ -21,12 +21,14 @@ from maest.helpers.audio.constants import SAMPLE_RATE
 # 2 and 0.06 at 0. They run at 650, 900 and over 1000 times real time, 4 at 285; 5 and 6 are silent.
 _QUALITY = 3
 
-_LEAD_IN = 2.0  # seconds before a window, so that notes held into it do not start with it
-_RING = 0.8  # seconds after the last note
-_FADE_CUT = 0.03  # seconds, where a window cuts through the music
+# Seconds
+_LEAD_IN = 2.0  # before a window, so that notes held into it do not start with it
+_RING = 0.8  # after the last note
+_FADE_CUT = 0.03  # where a window cuts through the music
+_SHORTEST_CLIP = 4.0
+_GRID = 0.02  # resolution of sounding time
+
 _MIN_SHARE = 0.15  # of the clip, in which an instrument must sound to be a label
-_GRID = 0.02  # seconds, resolution of sounding time
-_SHORTEST_CLIP = 4.0  # seconds
 _WRITTEN_OCTAVE = 0.75  # probability of the octave nearest to the written one
 
 
@@ -44,19 +46,13 @@ class Arrangement(NamedTuple):
     tempo: float  # quarter notes per minute
     transposition: int  # semitones
 
-    @property
-    def seconds(self) -> float:
-        """Duration from 0 to the end of the last note."""
-        return max(float((v.notes[:, 0] + v.notes[:, 1]).max()) for v in self.voices)
-
 
 class Clip(NamedTuple):
     """A rendered window of an arrangement."""
 
     audio: np.ndarray  # float32 [samples], mono, 16 kHz, within ±1
     start: float  # of the window in the work, seconds
-    instruments: list[str]  # labels of those that sound long enough, sorted
-    programs: list[int]  # their General MIDI programs, sorted
+    instruments: list[Instrument]  # that sound long enough
 
 
 class TooShort(ValueError):
@@ -79,7 +75,6 @@ def arrange(work: Work, score: Score, rng: np.random.Generator) -> Arrangement:
     legato = rng.uniform(0.78, 1.0)
     loudness = _loudness(score, tempo, rng)
     seconds_per_tick = 60 / tempo / TICKS_PER_QUARTER
-
     voices = []
     for depth, layer in enumerate(ensemble):
         parts = assign(layer, score.n_parts)
@@ -132,12 +127,9 @@ def octave_shift(pitches: np.ndarray, instrument: Instrument, rng: np.random.Gen
 
 def fold(pitches: np.ndarray, instrument: Instrument) -> np.ndarray:
     """Move MIDI pitches outside an instrument's range into it, by as few octaves as possible."""
-    folded = pitches.copy()
-    while (low := folded < instrument.low).any():
-        folded[low] += 12
-    while (high := folded > instrument.high).any():
-        folded[high] -= 12
-    return folded
+    up = np.maximum(-(-(instrument.low - pitches) // 12), 0)
+    pitches = pitches + 12 * up
+    return pitches - 12 * np.maximum(-(-(pitches - instrument.high) // 12), 0)
 
 
 def _tempo(work: Work, score: Score, rng: np.random.Generator) -> float:
@@ -145,8 +137,8 @@ def _tempo(work: Work, score: Score, rng: np.random.Generator) -> float:
     printed = score.metadata.quarter_bpm
     if printed and 30 <= printed <= 300:
         return printed * rng.uniform(0.88, 1.12)
-    usual = tables.PACE[kind_of(work, score)]
-    slow, fast = tables.DANCE_PACE.get(dance_of(work, score) or "", usual)
+    dance = dance_of(work, score)
+    slow, fast = tables.PACE[dance if dance in tables.PACE else kind_of(work, score)]
     rates = []  # for each part: onsets, and onsets per quarter note
     for i in range(score.n_parts):
         part = score.notes[score.notes[:, 0] == i]
@@ -160,10 +152,8 @@ def _loudness(
     score: Score, tempo: float, rng: np.random.Generator
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A function from starts (ticks) to velocities: level, swell of phrases, first beats, noise."""
-    bar = None
-    if metre := score.metadata.metre:
-        beats, unit = map(int, metre.split("/"))
-        bar = round(beats * 4 / unit * TICKS_PER_QUARTER)
+    beats, unit = map(int, (score.metadata.metre or "0/4").split("/"))
+    bar = round(beats * 4 / unit * TICKS_PER_QUARTER)
     level, swell = rng.uniform(58, 105), rng.uniform(2, 14)
     phrase = rng.uniform(4, 12)  # seconds
     rate = 2 * np.pi / (phrase * tempo / 60 * TICKS_PER_QUARTER)
@@ -186,7 +176,8 @@ def render_clip(arrangement: Arrangement, seconds: float, rng: np.random.Generat
 
     Raises TooShort if the work lasts less than 4 s (or less than ``seconds``, if shorter).
     """
-    total, shortest = arrangement.seconds, min(_SHORTEST_CLIP, seconds)
+    total = max(float(voice.notes[:, :2].sum(axis=1).max()) for voice in arrangement.voices)
+    shortest = min(_SHORTEST_CLIP, seconds)
     if total < shortest:
         raise TooShort(f"lasts {total:.1f} s, less than {shortest:g} s")
     is_cut = total + _RING > seconds
@@ -210,11 +201,17 @@ def render_clip(arrangement: Arrangement, seconds: float, rng: np.random.Generat
     first, samples = round(lead_in * SAMPLE_RATE), round(length * SAMPLE_RATE)
     audio = audio[first : first + samples]
     audio = np.pad(audio, (0, samples - len(audio)))
-    _fade(audio, at_start=start > 0, at_end=is_cut)
-    _set_level(audio, rng)
-    instruments = _sounding_instruments(voices, lead_in, length)
-    labels = sorted({instrument.label for instrument in instruments})
-    return Clip(audio, start, labels, sorted({one.program for one in instruments}))
+    ramp = np.linspace(0, 1, min(round(_FADE_CUT * SAMPLE_RATE), samples), dtype=np.float32)
+    if start > 0:
+        audio[: len(ramp)] *= ramp
+    if is_cut:
+        audio[samples - len(ramp) :] *= ramp[::-1]
+    decibels = rng.uniform(-26, -16)  # RMS; peaks stay below 0.98
+    rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
+    peak = float(np.abs(audio).max())
+    if peak > 0:
+        audio *= min(10 ** (decibels / 20) / rms, 0.98 / peak)
+    return Clip(audio, start, _sounding_instruments(voices, lead_in, length))
 
 
 def synthesize(voices: list[Voice]) -> np.ndarray:
@@ -230,8 +227,8 @@ def synthesize(voices: list[Voice]) -> np.ndarray:
     for voice in voices:
         track = Track("", program=voice.instrument.program, is_drum=False, ttype="Second")
         start, duration, pitch, velocity = voice.notes.T
-        pitches, longest = tables.LONGEST_NOTES.get(voice.instrument.program, ((), np.inf))
-        duration = np.where(np.isin(pitch, list(pitches)), np.minimum(duration, longest), duration)
+        pitches, longest = tables.LONGEST_NOTES.get(voice.instrument.program, ([], np.inf))
+        duration = np.where(np.isin(pitch, pitches), np.minimum(duration, longest), duration)
         track.notes = Note.from_numpy(
             time=start.astype(np.float32),
             duration=duration.astype(np.float32),
@@ -256,33 +253,15 @@ def soundfont() -> Path:
     return package_file("pretty_midi", "TimGM6mb.sf2")
 
 
-def _fade(audio: np.ndarray, at_start: bool, at_end: bool) -> None:
-    samples = min(round(_FADE_CUT * SAMPLE_RATE), len(audio))
-    ramp = np.linspace(0, 1, samples, dtype=np.float32)
-    if at_start:
-        audio[:samples] *= ramp
-    if at_end:
-        audio[len(audio) - samples :] *= ramp[::-1]
-
-
-def _set_level(audio: np.ndarray, rng: np.random.Generator) -> None:
-    """Scale in place to a random RMS level of -26 to -16 dBFS, with peaks of at most 0.98."""
-    decibels = rng.uniform(-26, -16)
-    rms = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
-    peak = float(np.abs(audio).max())
-    if peak > 0:
-        audio *= min(10 ** (decibels / 20) / rms, 0.98 / peak)
-
-
 def _sounding_instruments(voices: list[Voice], first: float, length: float) -> list[Instrument]:
     """Instruments whose notes sound in at least ``_MIN_SHARE`` of the window."""
     steps = max(1, round(length / _GRID))
     on: dict[Instrument, np.ndarray] = {}
     for voice in voices:
         mask = on.setdefault(voice.instrument, np.zeros(steps, bool))
-        starts = np.clip(np.floor((voice.notes[:, 0] - first) / _GRID), 0, steps).astype(int)
-        ends = voice.notes[:, 0] + voice.notes[:, 1] - first
-        ends = np.clip(np.ceil(ends / _GRID), 0, steps).astype(int)
-        for a, b in zip(starts, ends, strict=True):
+        start = (voice.notes[:, 0] - first) / _GRID
+        end = (voice.notes[:, 0] + voice.notes[:, 1] - first) / _GRID
+        bounds = np.clip([np.floor(start), np.ceil(end)], 0, steps).astype(int)
+        for a, b in bounds.T:
             mask[a:b] = True
     return [instrument for instrument, mask in on.items() if mask.mean() >= _MIN_SHARE]

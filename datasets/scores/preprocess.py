@@ -24,22 +24,13 @@ if not __package__:  # started as a script: import from the repository root, not
     sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
 import numpy as np
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from maest.datasets import commands
 from maest.datasets.groundtruth import write_groundtruth, write_labels
-from maest.datasets.scores import DATA_DIR, stages
+from maest.datasets.scores import DATA_DIR, labels, stages
 from maest.datasets.scores.cache import READER_VERSION, Cache, open_cache
-from maest.datasets.scores.corpus import Work, corpus_folder, list_works
-from maest.datasets.scores.labels import (
-    MAX_SHARE,
-    MIN_POSITIVES,
-    LabelSet,
-    choose_labels,
-    group_works,
-    split_of,
-    style_labels,
-)
+from maest.datasets.scores.corpus import corpus_folder, list_works
 from maest.datasets.scores.performance import soundfont
 from maest.datasets.scores.reading import Score
 from maest.datasets.splitting import SPLITS
@@ -51,7 +42,7 @@ from maest.helpers.work.parallel import run_parallel
 log = logging.getLogger(__name__)
 
 # Versions that version 0.1 wrote into report.json
-_IN_REPORT = frozenset({"music21", "symusic", "pretty_midi", "reader", "performer"})
+_IN_REPORT = ("music21", "symusic", "pretty_midi", "reader", "performer")
 _CLIP_COLUMNS = (
     "key", "work", "title", "collection", "group", "split", "seconds", "start_seconds",
     "quarter_bpm", "transposition", "programs", "instrument", "style",
@@ -76,26 +67,22 @@ def build(
     chosen = stages.Settings(**settings)
     out_dir = Path(out_dir).resolve()
     run = partial(run_parallel, num_workers=num_workers, progress=progress, unit="work")
+    lock = FileLock(out_dir / ".lock")
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        with _alone(out_dir), open_cache(out_dir / "notes.sqlite") as cache:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("%s: another build is running, waiting for its end", out_dir)
+        with lock, open_cache(out_dir / "notes.sqlite") as cache:
             _check_versions(cache, out_dir)
             return _build(out_dir, chosen, cache, run)
     except (OSError, sqlite3.OperationalError) as error:
         what = f"cannot be written to ({error})"
-        hint = "What is done is kept: make room, or give another --out-dir, and run the same "
-        hint += "again."
+        hint = "What is done is kept: make room, or give another --out-dir, and run the same again."
         raise InputError(what, kind="access", hint=hint, path=out_dir) from error
-
-
-def _alone(out_dir: Path) -> AcquireReturnProxy:
-    """Lock the folder; wait while another process builds there."""
-    lock = FileLock(out_dir / ".lock")
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("%s: another build is running, waiting for its end", out_dir)
-        return lock.acquire()
+    finally:
+        lock.release(force=True)
 
 
 def versions() -> dict[str, str]:
@@ -112,35 +99,40 @@ def versions() -> dict[str, str]:
 
 def _check_versions(cache: Cache, out_dir: Path) -> None:
     """Raise InputError if other versions made the content of the cache."""
-    present = now = versions()
-    before = cache.versions()
-    if not before and cache.empty:
-        cache.set_versions(present)
-        return
-    if by_version_0_1 := not before:  # which kept versions only in its report
-        now = present | {"pretty_midi": version("pretty_midi")}  # which brings the SoundFont
+    present, before = versions(), cache.versions()
+    is_of_0_1 = before == {}
+    if is_of_0_1:  # it kept versions only in its report
         path = out_dir / "report.json"
         kept = json.loads(path.read_text("utf-8"))["versions"] if path.exists() else {}
-        before = {name: str(kept.get(name, "unknown")) for name in now if name in _IN_REPORT}
-    differ = [name for name in before if before[name] != now.get(name)]
+        before = {name: str(kept.get(name, "unknown")) for name in _IN_REPORT}
+    now = present | {"pretty_midi": version("pretty_midi")}  # which brings the SoundFont
+    differ = [name for name, value in (before or {}).items() if value != now.get(name)]
     if differ:
-        was, wanted = (", ".join(f"{n} {own.get(n)}" for n in differ) for own in (before, now))
+        was, wanted = (", ".join(f"{n} {v.get(n)}" for n in differ) for v in (before or {}, now))
         what = f"was built with {was}; this run is for {wanted}, and the two must not mix"
         hint = "Give another --out-dir, or delete this folder, or install those versions."
         raise InputError(what, kind="mismatch", hint=hint, path=out_dir)
-    if by_version_0_1:
+    if is_of_0_1:
         log.warning("%s: built by version 0.1 with the same libraries; it is kept", out_dir)
+    if is_of_0_1 or before is None:
         cache.set_versions(present)
 
 
 def _build(out_dir: Path, settings: stages.Settings, cache: Cache, run: partial) -> dict[str, Any]:
     folder = corpus_folder()
-    chosen = list_works(folder)[: settings.works]
-    results = stages.read_works(chosen, folder, cache, run)
-    unreadable = {w.id: results[w.id] for w in chosen if isinstance(results[w.id], str)}
+    works = list_works(folder)[: settings.works]
+    results = stages.read_works(works, folder, cache, run)
     scores = {identity: r for identity, r in results.items() if isinstance(r, Score)}
-    kept, duplicates = _drop_duplicates([w for w in chosen if w.id in scores], scores)
-    leaders = group_works(kept, scores, settings.seed)
+    first: dict[bytes, str] = {}  # notes → the first work that has them
+    kept, duplicates = [], {}
+    for work in works:
+        if work.id in scores:
+            original = first.setdefault(scores[work.id].notes.tobytes(), work.id)
+            if original == work.id:
+                kept.append(work)
+            else:
+                duplicates[work.id] = original
+    leaders = labels.group_works(kept, scores, settings.seed)
     tasks = {
         stages.clip_key(work, rendition): (work, scores[work.id], rendition)
         for work in kept
@@ -148,12 +140,11 @@ def _build(out_dir: Path, settings: stages.Settings, cache: Cache, run: partial)
         for rendition in range(settings.renditions)
     }
     rows, performed = stages.perform(tasks, out_dir, settings, cache, run)
-
     failed = {key: rows[key]["error"] for key in tasks if "error" in rows[key]}
     clips = []
     for key in sorted(tasks.keys() - failed.keys()):
         work, score, _ = tasks[key]
-        leader, style = leaders[work.id], style_labels(work, score)
+        leader, style = leaders[work.id], labels.style_labels(work, score)
         clips.append(
             {
                 "key": key,
@@ -161,35 +152,36 @@ def _build(out_dir: Path, settings: stages.Settings, cache: Cache, run: partial)
                 "title": next(iter(score.metadata.titles), ""),
                 "collection": work.collection,
                 "group": leader.id,
-                "split": split_of(leader, settings.seed),
+                "split": labels.split_of(leader, settings.seed),
                 **rows[key],
                 "style": style,
                 "tags": style + [f"Instrument---{name}" for name in rows[key]["instrument"]],
             }
         )
-    counts = Counter(clip["split"] for clip in clips)
-    if empty := [split for split in SPLITS if not counts[split]]:
-        raise _too_few(f"{len(chosen)} works leave no clip for {' and '.join(empty)}")
-    label_sets = {name: _write_label_set(out_dir, name, clips) for name in MAX_SHARE}
-    # All labels, also those left out of the label sets.
-    cells = ([_cell(clip[column]) for column in _CLIP_COLUMNS] for clip in clips)
-    write_rows(out_dir / "clips.csv", _CLIP_COLUMNS, cells)
+    sizes = Counter(clip["split"] for clip in clips)
+    if empty := [split for split in SPLITS if not sizes[split]]:
+        raise _too_few(f"{len(works)} works leave no clip for {' and '.join(empty)}")
+    label_sets = {name: _write_label_set(out_dir, name, clips) for name in labels.MAX_SHARE}
+    cells = ([clip[column] for column in _CLIP_COLUMNS] for clip in clips)
+    joined = (["; ".join(map(str, c)) if isinstance(c, list) else c for c in row] for row in cells)
+    write_rows(out_dir / "clips.csv", _CLIP_COLUMNS, joined)
+    unreadable = {w.id: results[w.id] for w in works if w.id not in scores}
     report = {
         "settings": {**vars(settings), "works": settings.works or "all"},
         "versions": versions() | {name: version(name) for name in ("pretty_midi", "torch")},
         "done": len(performed - failed.keys()),
         "skipped": len(tasks.keys() - performed - failed.keys()),
         "failed": len(failed) + len(unreadable) * settings.renditions,
-        "works": len(chosen),
-        "clips": {split: counts[split] for split in SPLITS},
+        "works": len(works),
+        "clips": {split: sizes[split] for split in SPLITS},
         "hours": round(sum(clip["seconds"] for clip in clips) / 3600, 3),
         "collections": dict(sorted(Counter(clip["collection"] for clip in clips).items())),
         "clips_without_label": {
-            name: sum(not set(clip[name]) & set(labels.names) for clip in clips)
-            for name, labels in label_sets.items()
+            name: sum(not counts.keys() & clip[name] for clip in clips)
+            for name, (counts, _) in label_sets.items()
         },
-        "labels": {name: labels.counts for name, labels in label_sets.items()},
-        "labels_left_out": {name: labels.dropped for name, labels in label_sets.items()},
+        "labels": {name: counts for name, (counts, _) in label_sets.items()},
+        "labels_left_out": {name: dropped for name, (_, dropped) in label_sets.items()},
         "unreadable": unreadable,
         "duplicates": duplicates,
         "between_splits": [work.id for work in kept if work.id not in leaders],
@@ -199,63 +191,35 @@ def _build(out_dir: Path, settings: stages.Settings, cache: Cache, run: partial)
     return report
 
 
-def _drop_duplicates(
-    works: list[Work], scores: dict[str, Score]
-) -> tuple[list[Work], dict[str, str]]:
-    """Works with distinct notes; and duplicate → original, by id."""
-    first: dict[bytes, str] = {}
-    duplicates: dict[str, str] = {}
-    for work in works:
-        original = first.setdefault(scores[work.id].notes.tobytes(), work.id)
-        if original != work.id:
-            duplicates[work.id] = original
-    return [work for work in works if work.id not in duplicates], duplicates
-
-
 def _too_few(what: str) -> InputError:
     return InputError(what, kind="empty", hint="Give more works.", setting="--works")
 
 
-def _write_label_set(out_dir: Path, name: str, clips: list[stages.Row]) -> LabelSet:
-    pairs = ((clip["split"], clip[name]) for clip in clips)
-    labels = choose_labels(pairs, MAX_SHARE[name], MIN_POSITIVES[name])
-    if not labels.names:
+def _write_label_set(
+    out_dir: Path, name: str, clips: list[stages.Row]
+) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+    pairs = [(clip["split"], clip[name]) for clip in clips]
+    counts, dropped = labels.choose_labels(
+        pairs, labels.MAX_SHARE[name], labels.MIN_POSITIVES[name]
+    )
+    if not counts:
         raise _too_few(f"no {name} label has enough positives in each split")
     for split in (*SPLITS, "all"):
         rows = {
-            clip["key"]: np.array([label in clip[name] for label in labels.names])
+            clip["key"]: np.array([label in clip[name] for label in counts])
             for clip in clips
             if split in (clip["split"], "all")
         }
         write_groundtruth(out_dir / name / f"groundtruth-{split}.pk", rows)
-    write_labels(out_dir / name / "labels.json", labels.names)
-    return labels
-
-
-def _cell(value: Any) -> Any:
-    return "; ".join(map(str, value)) if isinstance(value, list) else value
+    write_labels(out_dir / name / "labels.json", list(counts))
+    return counts, dropped
 
 
 # ---- command line --------------------------------------------------------------------------------
 
 
-def _summary(report: dict[str, Any], out_dir: Path) -> str:
-    splits = " / ".join(str(report["clips"][split]) for split in SPLITS)
-    labels = ", ".join(f"{len(counts)} {name} labels" for name, counts in report["labels"].items())
-    return (
-        f"scores: {report['done']} clips done, {report['skipped']} skipped, {report['failed']} "
-        f"failed; {report['works']} works, {len(report['unreadable'])} of them unreadable, "
-        f"{len(report['duplicates'])} duplicates; train / validation / test {splits}; {labels}; "
-        f"{out_dir.resolve()}"
-    )
-
-
-def _number_or_all(text: str) -> int | None:
-    try:
-        return None if text == "all" else int(text)
-    except ValueError:
-        what = f"{text!r}: expected a number of works, such as 700, or all"
-        raise argparse.ArgumentTypeError(what) from None
+def number_or_all(text: str) -> int | None:
+    return None if text == "all" else int(text)
 
 
 def _main(arguments: list[str] | None) -> None:
@@ -263,7 +227,7 @@ def _main(arguments: list[str] | None) -> None:
     style = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=what, formatter_class=style)
     add, default = parser.add_argument, stages.Settings()
-    add("--works", type=_number_or_all, default=default.works, help="works to take, or all")
+    add("--works", type=number_or_all, default=default.works, help="works to take, or all")
     add("--renditions", type=int, default=default.renditions, help="performances of each work")
     add("--seed", type=int, default=default.seed)
     add("--clip-seconds", type=float, default=default.clip_seconds)
@@ -271,7 +235,15 @@ def _main(arguments: list[str] | None) -> None:
     add("--num-workers", type=int, help="processes; by default one a core")
     add("--out-dir", type=Path, default=DATA_DIR)
     options = parser.parse_args(arguments)
-    print(_summary(build(**vars(options)), options.out_dir))
+    report = build(**vars(options))
+    splits = " / ".join(str(report["clips"][split]) for split in SPLITS)
+    sets = ", ".join(f"{len(counts)} {name} labels" for name, counts in report["labels"].items())
+    print(
+        f"scores: {report['done']} clips done, {report['skipped']} skipped, {report['failed']} "
+        f"failed; {report['works']} works, {len(report['unreadable'])} of them unreadable, "
+        f"{len(report['duplicates'])} duplicates; train / validation / test {splits}; {sets}; "
+        f"{options.out_dir.resolve()}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,12 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Score:
-    """A work's notes and metadata. Ties are joined, rows sorted; the first note starts at 0."""
+    """A work: ties are joined, rows sorted, and the first note starts at 0.
 
-    # int32 [notes, 4]: part (from 0, the highest by mean pitch), start, duration (ticks, 480 per
-    # quarter note), MIDI pitch
+    ``notes``: int32 [notes, 4]: part (from 0, the highest by mean pitch), start, duration (ticks,
+    480 per quarter note), MIDI pitch.
+    """
+
     notes: np.ndarray
     metadata: Metadata
 
@@ -64,11 +66,6 @@ def read(work: Work, folder: Path) -> Score:
         parts, metadata = _read_music21(work, folder / work.path)
     else:
         parts, metadata = _read_abc(work.text), abc_metadata(work.text, work.collection)
-    return Score(_join(parts), metadata)
-
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    """Parts ([notes, 3]: start, duration, pitch; ticks) → the rows of :class:`Score`."""
     limit = MAX_QUARTERS * TICKS_PER_QUARTER
     parts = [part[(part[:, 0] < limit) & (part[:, 1] > 0)] for part in parts]
     parts = [part for part in parts if len(part)]
@@ -78,13 +75,15 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
     numbered = [np.column_stack([np.full(len(part), i), part]) for i, part in enumerate(parts)]
     rows = np.concatenate(numbered).astype(np.int32)
     rows[:, 1] -= rows[:, 1].min()
-    return np.unique(rows, axis=0)
+    return Score(np.unique(rows, axis=0), metadata)
+
+
+# ---- ABC -----------------------------------------------------------------------------------------
 
 
 # ABC fields that the parser gets. Not R: (abc2midi would swing a hornpipe), nor Q: (read below, as
 # many books write it in odd ways).
-_KEPT_IN_HEADER = frozenset("XTMLKVP")
-_KEPT_IN_BODY = frozenset("KMLVP")
+_KEPT_IN_HEADER, _KEPT_IN_BODY = "XTMLKVP", "KMLVP"
 _COMMENT = re.compile(r"(?<!\\)%.*")
 _FIELD = re.compile(r"^([A-Za-z]):\s*(.*?)\s*$")
 _INLINE_FIELD = re.compile(r"(\[[A-Za-z]:[^\]]*\])")
@@ -96,11 +95,7 @@ _MODES = {
 
 
 def plain_abc(text: str) -> str:
-    """Reduce a tune to its notes: the parser stumbles over signs that change none of them.
-
-    Removes comments, lyrics, annotations, fingerings, chord symbols, slurs, bowing, articulation
-    and ornaments.
-    """
+    """Reduce a tune to its notes: the parser stumbles over signs that change none of them."""
     lines, in_body = [], False
     for line in text.splitlines():
         line = _COMMENT.sub("", line).rstrip()
@@ -122,6 +117,7 @@ def plain_abc(text: str) -> str:
 
 
 def _plain_music(code: str) -> str:
+    """Remove annotations, chord symbols, fingerings, ornaments, bowing, articulation and slurs."""
     code = re.sub(r'"[^"]*"|![^!|]*!|\+[^+|]*\+', "", code)
     code = re.sub(r"[H-Yh-w~.`]", "", code)  # notes and rests are A-G, a-g, x, z and Z
     return re.sub(r"\((?!\d)|\)", "", code)
@@ -168,7 +164,7 @@ def _abc_tempo(value: str) -> float | None:
 def _read_abc(text: str) -> list[np.ndarray]:
     from symusic import Score as Sequence
 
-    with _captured_output() as printed, _own_temporary_folder():
+    with _parser_output() as printed:
         try:
             sequence = Sequence.from_abc(plain_abc(text))
         except RuntimeError:
@@ -177,40 +173,32 @@ def _read_abc(text: str) -> list[np.ndarray]:
     if errors or sequence is None:
         reason = errors[0] if errors else "no tune found"
         raise Unreadable(re.sub(r"^Error in line-char [\d-]+\s*:\s*", "abc2midi: ", reason))
-    scale = TICKS_PER_QUARTER / sequence.tpq
-    parts = []
+    scale, parts = TICKS_PER_QUARTER / sequence.tpq, []
     for track in sequence.tracks:
         note = track.notes.numpy()
         # abc2midi starts all notes one tick late and ends them one tick early.
         start = np.maximum(np.asarray(note["time"]) - 1, 0) * scale
         duration = (np.asarray(note["duration"]) + 1) * scale
-        pitch = np.asarray(note["pitch"])
-        parts.append(np.rint(np.column_stack([start, duration, pitch])).astype(np.int32))
+        columns = np.column_stack([start, duration, np.asarray(note["pitch"])])
+        parts.append(np.rint(columns).astype(np.int32))
     return parts
 
 
 @contextmanager
-def _own_temporary_folder() -> Iterator[None]:
-    """Set TMPDIR to a new folder: symusic 0.5.8 uses the same file names in every process."""
-    # One process would read the tune that another has just written.
-    before = os.environ.get("TMPDIR")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TMPDIR"] = folder
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["TMPDIR"]
-            else:
-                os.environ["TMPDIR"] = before
+def _parser_output() -> Iterator[list[str]]:
+    """A list that gets, on exit, the lines that C code printed to standard output and error.
 
-
-@contextmanager
-def _captured_output() -> Iterator[list[str]]:
-    """A list that gets, on exit, the lines that C code printed to standard output and error."""
+    Meanwhile TMPDIR is a new folder: symusic 0.5.8 uses the same file names in every process, and
+    one would read the tune that another has just written.
+    """
     lines: list[str] = []
     libc = ctypes.CDLL(None)
-    with tempfile.TemporaryFile() as file:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        file = stack.enter_context(tempfile.TemporaryFile())
+        before = os.environ.setdefault("TMPDIR", tempfile.gettempdir())
+        stack.callback(os.environ.__setitem__, "TMPDIR", before)
+        os.environ["TMPDIR"] = folder
         sys.stdout.flush()
         sys.stderr.flush()
         libc.fflush(None)
@@ -226,6 +214,9 @@ def _captured_output() -> Iterator[list[str]]:
                 os.close(copy)
             file.seek(0)
             lines += file.read().decode("utf-8", "replace").splitlines()
+
+
+# ---- kern and MusicXML ---------------------------------------------------------------------------
 
 
 def _read_music21(work: Work, path: Path) -> tuple[list[np.ndarray], Metadata]:
@@ -291,9 +282,8 @@ def _music21_metadata(score: Any, streams: list[Any], work: Work, path: Path) ->
 
 def _kern_headers(text: str) -> dict[str, str]:
     """Reference records (``!!!OTL: …``) of a kern file, and ``mode`` from the first ``*G:mix``."""
-    headers: dict[str, str] = {}
-    for key, value in re.findall(r"^!!!([A-Z]+):\s*(.*?)\s*$", text, re.MULTILINE):
-        headers.setdefault(key, value)
+    records = re.findall(r"^!!!([A-Z]+):\s*(.*?)\s*$", text, re.MULTILINE)
+    headers = dict(reversed(records))  # the first of a name counts
     match = re.search(r"^(?:\*\S*\t)*\*([A-Ga-g])[#-]*:([a-z]*)(?=\s)", text, re.MULTILINE)
     if match:
         bare = "major" if match[1].isupper() else "minor"
@@ -304,13 +294,14 @@ def _kern_headers(text: str) -> dict[str, str]:
 def opus_of(work: Work) -> str | None:
     """The work that a file is a movement or variant of, by folder or catalogue number."""
     path = Path(work.path)
-    match: re.Match[str] | None = None
     if work.collection == "quartets":
         return str(path.parent if len(path.parent.parts) > 1 else path.with_suffix(""))
-    if work.collection == "monteverdi":
-        return re.sub(r"_old$", "", path.stem)
-    if work.collection == "bach":
-        match = re.match(r"(bwv[\d.]*[\d])", path.stem)
-    if work.collection == "trecento":  # PMFC_06-Jacopo-03a, -03b: two versions of one piece
-        match = re.match(r"(PMFC_\d+[-_](?:[A-Za-z]+[-_])?\d+)[a-z]?(?=[-_ ])", path.stem)
+    patterns = {
+        "monteverdi": r"(.*?)(?:_old)?$",
+        "bach": r"(bwv[\d.]*[\d])",
+        # PMFC_06-Jacopo-03a, -03b: two versions of one piece
+        "trecento": r"(PMFC_\d+[-_](?:[A-Za-z]+[-_])?\d+)[a-z]?(?=[-_ ])",
+    }
+    pattern = patterns.get(work.collection)
+    match = re.match(pattern, path.stem) if pattern else None
     return match[1] if match else None

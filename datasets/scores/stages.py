@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from maest.datasets.scores.cache import Cache
 from maest.datasets.scores.corpus import Work
 from maest.datasets.scores.performance import TooShort, arrange, generator, render_clip
@@ -39,12 +37,11 @@ class Settings:
     keep_audio: bool = False  # as FLAC
 
     def __post_init__(self) -> None:
-        for name, least in {"works": 1, "renditions": 1, "clip_seconds": 1.0}.items():
+        for name in ("works", "renditions", "clip_seconds"):
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                hint = f"Give {least:g} or more{', or all' if name == 'works' else ''}."
+            if value is not None and not value >= 1:
                 setting = f"--{name.replace('_', '-')}"
-                raise InputError(f"found {value}", hint=hint, setting=setting)
+                raise InputError(f"found {value}", hint="Give 1 or more.", setting=setting)
 
     @property
     def recipe(self) -> str:
@@ -71,10 +68,17 @@ def read_works(
 def _read(work: Work, folder: Path) -> tuple[str, Score | str, bool]:
     try:
         return work.id, read(work, folder), True
-    except OSError:  # a full disk is not the work's fault
-        raise
     except Exception as error:  # a corrupt file may raise anything; the others are read
         return work.id, _reason(error), True
+
+
+def _reason(error: Exception) -> str:
+    """Why a work is left out. Raises an OSError again: a full disk is not the work's fault."""
+    if isinstance(error, OSError):
+        raise error
+    if isinstance(error, Unreadable | TooShort):
+        return str(error)
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def perform(
@@ -107,12 +111,13 @@ def _perform(task: Task, out_dir: Path, settings: Settings) -> tuple[str, Row, b
     try:
         arrangement = arrange(work, score, rng)
         clip = render_clip(arrangement, settings.clip_seconds, rng)
-    except OSError:
-        raise
     except Exception as error:  # an odd score may raise anything; the others are performed
         return key, {"error": _reason(error)}, True
     if settings.keep_audio:
-        _write_audio(_audio_path(out_dir, key), clip.audio)
+        import soundfile
+
+        with atomic_path(_audio_path(out_dir, key)) as temporary:
+            soundfile.write(temporary, clip.audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     with one_torch_thread(), torch.inference_mode():
         mel = front_end()(torch.from_numpy(clip.audio))
     write_mel(out_dir / "melspectrograms" / key, mel.T.numpy())
@@ -121,17 +126,11 @@ def _perform(task: Task, out_dir: Path, settings: Settings) -> tuple[str, Row, b
         "start_seconds": round(clip.start, 3),
         "quarter_bpm": round(arrangement.tempo, 2),
         "transposition": arrangement.transposition,
-        "programs": clip.programs,
-        "instrument": clip.instruments,
+        "programs": sorted(one.program for one in clip.instruments),
+        "instrument": sorted({one.label for one in clip.instruments}),
         "bytes": mel.numel() * 2,  # float16
     }
     return key, row, True
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Unreadable | TooShort):
-        return str(error)
-    return f"{type(error).__name__}: {error}"[:200]
 
 
 def clip_key(work: Work, rendition: int) -> str:
@@ -149,10 +148,3 @@ def _is_whole(out_dir: Path, key: str, row: Row | None, settings: Settings) -> b
 
 def _audio_path(out_dir: Path, key: str) -> Path:
     return (out_dir / "audio" / key).with_suffix(".flac")
-
-
-def _write_audio(path: Path, audio: np.ndarray) -> None:
-    import soundfile
-
-    with atomic_path(path) as temporary:
-        soundfile.write(temporary, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")

@@ -37,27 +37,26 @@ class Instrument:
 Layer = tuple[str, ...]
 Ensemble = tuple[Layer, ...]
 
-
-def _ensembles(weights: dict[str, float]) -> list[tuple[float, Ensemble]]:
-    return [
-        (weight, tuple(tuple(layer.split(", ")) for layer in text.split(" + ")))
-        for text, weight in weights.items()
-    ]
-
-
-COLLECTIONS = {name: Collection(name, **own) for name, own in _TABLES["collections"].items()}
-INSTRUMENTS = {name: Instrument(**own) for name, own in _TABLES["instruments"].items()}
+COLLECTIONS = {name: Collection(name, **row) for name, row in _TABLES["collections"].items()}
+INSTRUMENTS = {name: Instrument(**row) for name, row in _TABLES["instruments"].items()}
 # program → pitches, and the longest note there in seconds
-LONGEST_NOTES: dict[int, tuple[frozenset[int], float]] = {
-    INSTRUMENTS[name].program: (frozenset(own["pitches"]), own["seconds"])
-    for name, own in _TABLES["unstable"].items()
+LONGEST_NOTES: dict[int, tuple[list[int], float]] = {
+    INSTRUMENTS[name].program: (row["pitches"], row["seconds"])
+    for name, row in _TABLES["unstable"].items()
 }
 ORIGINS: dict[str, str] = _TABLES["origins"]  # word → label
-DANCES: dict[str, str] = {name: own["pattern"] for name, own in _TABLES["dances"].items()}
+DANCES: dict[str, str] = {name: row["pattern"] for name, row in _TABLES["dances"].items()}
 # kind of music, or dance → notes per second in the busiest part, from and to
-PACE: dict[str, list[float]] = {kind: own["pace"] for kind, own in _TABLES["kinds"].items()}
-DANCE_PACE: dict[str, list[float]] = {
-    name: own["pace"] for name, own in _TABLES["dances"].items() if "pace" in own
+PACE: dict[str, list[float]] = {
+    name: row["pace"]
+    for name, row in (_TABLES["kinds"] | _TABLES["dances"]).items()
+    if "pace" in row
 }
 # kind of music → (weight, ensemble) of each choice
-ENSEMBLES = {kind: _ensembles(own["ensembles"]) for kind, own in _TABLES["kinds"].items()}
+ENSEMBLES: dict[str, list[tuple[float, Ensemble]]] = {
+    kind: [
+        (weight, tuple(tuple(layer.split(", ")) for layer in text.split(" + ")))
+        for text, weight in row["ensembles"].items()
+    ]
+    for kind, row in _TABLES["kinds"].items()
+}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.work.cluster import cluster_map
-from maest.helpers.work.processes import process_map
+from maest.helpers.work.processes import process_map, refuse_lost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,15 +49,12 @@ def check_backend(backend: str, scheduler: str | None, num_workers: int | None =
     if num_workers is not None and num_workers < 1:
         hint = "Give 1 or more processes."
         raise InputError(f"found {num_workers}", hint=hint, setting="--num-workers")
-    if backend not in BACKENDS:
-        hint = f"Give one of {', '.join(BACKENDS)}."
-        raise InputError(f"found {backend!r}", kind="unknown", hint=hint, setting="--backend")
-    if (backend == "dask") != bool(scheduler):
-        message = f"--backend is {backend}, and the scheduler is {scheduler}"
-        kind: Kind = "conflict" if scheduler else "missing"
+    if backend not in BACKENDS or (backend == "dask") != bool(scheduler):
+        what = f"--backend is {backend}, and the scheduler is {scheduler}"
         hint = "Dask needs what `dask scheduler` prints: --backend dask --scheduler "
         hint += "tcp://HOST:8786. Otherwise leave both out."
-        raise InputError(message, kind=kind, hint=hint, setting="--scheduler")
+        kind: Kind = "missing" if backend == "dask" else "conflict"
+        raise InputError(what, kind=kind, hint=hint, setting="--scheduler")
 
 
 def run_parallel(
@@ -67,35 +65,35 @@ def run_parallel(
     num_workers: int | None = None,
     backend: str = "processes",
     scheduler: str | None = None,
-    failed: Callable[[Item, str], Result] | None = None,
+    failed: Callable[[Item, str], Result] = refuse_lost,
     progress: bool = True,
     title: str = "",
     unit: str = "item",
-) -> Generator[Result]:
+) -> Iterator[Result]:
     """Yield ``function(item, *arguments)`` of each item, in the order of completion.
 
     ``function`` must be importable. ``num_workers`` None starts one process per core; 1 works in
     this process, where a crash is not caught. Dask uses all threads of all its workers instead.
-    For ``failed`` and the errors, see :func:`check_backend`, `process_map` and `cluster_map`.
-    A terminal shows the bar.
+    Raises as :func:`check_backend`, `process_map` and `cluster_map`.
     """
     check_backend(backend, scheduler, num_workers)
-    if not items:
-        return
     call = partial(_call, function, arguments)
-    if scheduler:
+    if scheduler and items:
         results = cluster_map(call, items, scheduler, failed)
     else:
         count = 0 if num_workers == 1 else num_workers or cores()
         results = process_map(call, items, num_workers=count, failed=failed)
-    yield from _shown(results, len(items), title, unit, progress)
+    with closing(results), _bar(len(items), title, unit, progress) as bar:
+        for result in results:
+            yield result
+            bar.update()
 
 
 def _call(function: Callable[..., Result], arguments: tuple, item: Any) -> Result:
     return function(item, *arguments)
 
 
-def in_order(
+def thread_map(
     function: Callable[[Item], Result],
     items: Sequence[Item],
     num_workers: int | None,
@@ -105,33 +103,20 @@ def in_order(
 
     For NumPy and files, as Python itself runs one thread. ``num_workers`` None: one per core.
     """
-    results = _in_threads(function, items, num_workers or cores())
-    return _shown(results, len(items), progress or "", "file", bool(progress))
-
-
-def _in_threads(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Generator[Result]:
-    if workers == 1:
-        yield from map(function, items)
-        return
-    under_way: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    workers = num_workers or cores()
+    waiting, futures = iter(items), deque[Future[Result]]()
+    pool = ThreadPoolExecutor(workers)
+    with pool, _bar(len(items), progress or "", "file", bool(progress)) as bar:
         try:
-            for item in items:
-                if len(under_way) == _WAITING * workers:
-                    yield under_way.popleft().result()
-                under_way.append(pool.submit(function, item))
-            while under_way:
-                yield under_way.popleft().result()
+            for _ in items:
+                for item in islice(waiting, _WAITING * workers - len(futures)):
+                    futures.append(pool.submit(function, item))
+                yield futures.popleft().result()
+                bar.update()
         finally:
-            for future in under_way:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
-def _shown(
-    results: Generator[Result], total: int, title: str, unit: str, progress: bool
-) -> Iterator[Result]:
+def _bar(total: int, title: str, unit: str, progress: bool) -> tqdm:
     hidden = None if progress else True  # None: a bar on terminals only
-    with closing(results):
-        yield from tqdm(results, desc=title, unit=unit, total=total, disable=hidden)
+    return tqdm(desc=title, unit=unit, total=total, disable=hidden)

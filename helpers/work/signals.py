@@ -23,17 +23,12 @@ class Stopped(BaseException):
     """
 
     def __init__(self, number: int, saved: bool) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.signal = signal.Signals(number)
-        self.saved = saved
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number, saved=True)
+        self.signal, self.saved = signal.Signals(number), saved
+        super().__init__(f"stopped by {self.signal.name}")
 
 
 @contextmanager
-def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def signals_to(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """Let ``handler`` receive the signals that stop a run."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other may set them
@@ -47,24 +42,24 @@ def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 def stoppable() -> AbstractContextManager[None]:
     """Raise :class:`Stopped` at once on a signal that stops a run."""
-    return signals_to(_stop)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number, saved=True)
+
+    return signals_to(stop)
 
 
-# ---- in a worker process ------------------------------------------------------------------------
+# ---- in a worker process -------------------------------------------------------------------------
 
 
-def leave_signals_to_the_main_process(worker: int = 0) -> None:
-    """Ignore stop signals in a worker process; a DataLoader passes the worker's number.
+def ignore_signals(worker: int = 0) -> None:
+    """Ignore what stops a run: it reaches all processes, and the main one may need data to save.
 
-    Ctrl-C and a cluster's signals reach all processes. The main process may still need data to save
-    and stop, and its workers end with it. A second SIGTERM ends a worker that hangs.
+    A second SIGTERM ends a worker that hangs. ``worker``: the number that a DataLoader passes.
     """
-
-    def first(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
     for number in _STOPS:
-        signal.signal(number, first if number == signal.SIGTERM else signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def end_with_parent() -> None:

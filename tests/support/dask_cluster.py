@@ -18,25 +18,20 @@ _SECONDS = 60
 
 @contextmanager
 def dask_cluster(folder: Path, *import_from: Path) -> Iterator[str]:
-    """Start a scheduler and two workers in a folder; the address is given.
+    """Start a scheduler (its id is in scheduler.pid) and two workers; yield the address.
 
-    They are processes of their own, which know nothing of this repository: a Dask worker stops to
-    work in a process that holds more memory than its share, and that of the tests holds a lot.
-    Where Dask itself gets nothing done, the test is skipped.
-
-    Args:
-        folder: their working folder.
-        import_from: folders of modules that the workers can import.
+    They know nothing of this repository but the folders ``import_from``. Processes of their own: a
+    Dask worker pauses in one that holds as much memory as that of the tests. Where Dask itself gets
+    nothing done, the test is skipped.
     """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    if import_from:
-        environment["PYTHONPATH"] = os.pathsep.join(map(str, import_from))
-    file = folder / "scheduler.json"
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, import_from))
+    file, pid = folder / "scheduler.json", folder / "scheduler.pid"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     common = ["--scheduler-file", str(file), "--no-dashboard"]
     with ExitStack() as running:
         for command in (
-            ["scheduler", "--host", "127.0.0.1", "--port", "0", *common],
+            ["scheduler", "--host", "127.0.0.1", "--port", "0", "--pid-file", str(pid), *common],
             ["worker", *common, "--nworkers", "2", "--nthreads", "1", "--memory-limit", "0"],
         ):
             process = subprocess.Popen(
@@ -55,7 +50,6 @@ def dask_cluster(folder: Path, *import_from: Path) -> Iterator[str]:
 
 
 def _works(address: str) -> bool:
-    """Whether a task with nothing of ours in it is done."""
     from distributed import Client
 
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import json
 import os
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import good
+from command_line import good, newest
+from folders import read_json, rows
 from music import arrays, stamps
 
 from maest.datasets.groundtruth import read_groundtruth
@@ -26,7 +26,7 @@ from maest.models.extraction import Extractor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKOUT = Path(__file__).resolve().parents[2]
-SCORES = json.loads((GOLDEN / "scores.json").read_text("utf-8"))
+SCORES = read_json(GOLDEN / "scores.json")
 FLOAT16_STEP = 2.0**-9  # between 2 and 4, where log-mels end
 
 
@@ -47,7 +47,7 @@ def home(tmp_path) -> Path:
     return tmp_path
 
 
-def assert_same_but_for_float16(found: np.ndarray, expected: np.ndarray) -> None:
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     """Version 0.1 computed audio's log-mel in float32."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
     cosine = (found * expected).sum(-1) / np.sqrt((found**2).sum(-1) * (expected**2).sum(-1))
@@ -58,7 +58,7 @@ def test_a_model_folder_gives_the_same_embeddings(home):
     extract = Extractor(home / "model", blocks=[1])
     for key, expected in arrays(home / "extracted/2sec/1").items():
         found = extract(home / "music" / key.removesuffix(".embeddings.npy"))
-        assert_same_but_for_float16(found.embeddings[1], expected)
+        assert_close(found.embeddings[1], expected)
 
 
 @pytest.mark.parametrize(
@@ -77,25 +77,22 @@ def test_last_ckpt_gives_its_average_unless_the_raw_weights_are_asked_for(home, 
     found = arrays(home / "found/2sec/logits")
     assert list(found) == list(expected)
     for key, values in expected.items():
-        assert_same_but_for_float16(found[key], values)
+        assert_close(found[key], values)
 
 
 def test_a_training_is_continued_from_its_raw_weights(home):
     """Three epochs of version 0.1 and a fourth of this one; its settings lack what came later."""
-    splits = ("train", "validation")
-    truths = [f"groundtruth/groundtruth-{split}.pk" for split in splits]
     good(
         "ex_maest.py",
         "with maest.checkpoint=model datamodule.clip_length=2 maest.s_patchout_t=2 "
         "module.swa_start=1 datamodule.clips_per_epoch=8 datamodule.batch_size_train=4 "
-        f"datamodule.num_workers=0 datamodule.base_dir=mels trainer.max_epochs=4 ckpt_path=last "
-        f"datamodule.groundtruth_train={truths[0]} datamodule.groundtruth_val={truths[1]}",
+        "datamodule.num_workers=0 datamodule.base_dir=mels trainer.max_epochs=4 ckpt_path=last "
+        "datamodule.groundtruth_train=groundtruth/groundtruth-train.pk "
+        "datamodule.groundtruth_val=groundtruth/groundtruth-validation.pk",
         home,
     )
-    newest = (home / "exp_logs/latest").resolve()
-    results = json.loads((newest / "results.json").read_text("utf-8"))
-    assert results["steps"] == 8
-    assert get_maest(checkpoint=newest / "model").labels == ["low", "middle", "high"]
+    assert read_json(newest(home) / "results.json")["steps"] == 8
+    assert get_maest(checkpoint=newest(home) / "model").labels == ["low", "middle", "high"]
 
 
 def test_extraction_goes_on_in_an_old_folder(home):
@@ -113,17 +110,13 @@ def test_extraction_goes_on_in_an_old_folder(home):
     assert changed == {"000.flac.embeddings.npy"}
 
 
-def test_an_old_store_is_not_made_again(home):
-    before = {path: path.stat().st_mtime_ns for path in home.glob("mels/*/*.mmap")}
+def test_an_old_store_is_not_made_again_and_a_new_one_holds_the_same_log_mels(home):
+    times = {path: path.stat().st_mtime_ns for path in home.glob("mels/*/*.mmap")}
     with contextlib.chdir(home):
-        assert preprocess(["music", "mels", "--num-workers", "1"]) == 0
-    assert {path: path.stat().st_mtime_ns for path in home.glob("mels/*/*.mmap")} == before
-
-
-def test_a_store_made_anew_holds_the_same_log_mels(home):
-    with contextlib.chdir(home):
-        assert preprocess(["music", "new", "--num-workers", "1"]) == 0
-    for path in sorted(home.glob("mels/*/*.mmap")):
+        for store in ("mels", "new"):
+            assert preprocess(["music", store, "--num-workers", "1"]) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in home.glob("mels/*/*.mmap")}
+    for path in times:
         old, new = (
             np.fromfile(p, np.float16).astype(np.float32)
             for p in (path, home / "new" / path.relative_to(home / "mels"))
@@ -133,23 +126,14 @@ def test_a_store_made_anew_holds_the_same_log_mels(home):
 
 def test_an_old_probe_predicts_the_same(home):
     good("ex_tl.py", "predict with probe=exp_logs/6 audio=music predict.out_dir=probed", home)
-    old = rows(home / "exp_logs/7/predictions.csv")
-    new = rows(max(home.glob("exp_logs/*/predictions.csv"), key=lambda path: path.stat().st_mtime))
+    old, new = (rows(folder / "predictions.csv") for folder in (home / "exp_logs/7", newest(home)))
     for one, other in zip(old, new, strict=True):
-        assert (
-            one["path" if "path" in one else "track"]
-            == other["path" if "path" in other else "track"]
-        )
+        assert one["track"] == other["track"]
         for label in ("low", "middle", "high"):
             assert float(one[label]) == pytest.approx(float(other[label]), abs=1e-3)
 
 
-# ------------------------------------------------------------------ the embedded data set
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+# ---- the embedded data set -----------------------------------------------------------------------
 
 
 def digest(data: bytes) -> str:
@@ -187,7 +171,7 @@ def test_the_embedded_set_is_the_pinned_one(tmp_path):
     check_clips(tmp_path, scores.stages.Settings().works)
     assert len(rows(tmp_path / "clips.csv")) == len(SCORES["clips"])
     for name, pinned in SCORES["label_sets"].items():
-        assert json.loads((tmp_path / name / "labels.json").read_text("utf-8")) == pinned["labels"]
+        assert read_json(tmp_path / name / "labels.json") == pinned["labels"]
         for split in ("train", "validation", "test", "all"):
             truth = read_groundtruth(tmp_path / name / f"groundtruth-{split}.pk")
             content = [list(truth.keys), np.asarray(truth.targets).astype(int).tolist()]

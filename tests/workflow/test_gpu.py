@@ -49,34 +49,31 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("samples", [1, 5_000, 160_000])
 def test_front_end(samples):
     waveform = torch.randn(2, samples, generator=torch.Generator().manual_seed(0))
-    expected = MelSpectrogram()(waveform)
-    found = MelSpectrogram().to(DEVICE)(waveform.to(DEVICE))
-    assert found.shape == expected.shape
-    assert (found.cpu() - expected).abs().max() < 1e-3
+    found = MelSpectrogram().to(DEVICE)(waveform.to(DEVICE)).cpu()
+    torch.testing.assert_close(found, MelSpectrogram()(waveform), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("frames", [120, 312])
 def test_network_in_each_precision(dtype, frames):
     net, mel = get_maest(NAME), mels(frames=frames)
-    with inference(net):
-        expected = {b: net(mel, b, melspectrogram_input=True)[1] for b in BLOCKS}
+    expected = {block: embeddings(net, mel, block) for block in BLOCKS}
     net = net.to(DEVICE)
-    mixed = torch.autocast(torch.device(DEVICE).type, dtype, enabled=dtype != torch.float32)
-    with inference(net), mixed:
+    with torch.autocast(torch.device(DEVICE).type, dtype, enabled=dtype != torch.float32):
         for block in BLOCKS:
-            found = net(mel.to(DEVICE), block, melspectrogram_input=True)[1]
+            found = embeddings(net, mel.to(DEVICE), block)
             assert relative(found, expected[block]) < TOLERANCE[dtype], block
 
 
+def embeddings(net: torch.nn.Module, mel: torch.Tensor, block: int = 7) -> torch.Tensor:
+    with inference(net):
+        return net(mel, block, melspectrogram_input=True)[1]
+
+
 def test_columns_left_out_by_patchout():
-    mel = mels()
     net = get_maest(NAME, s_patchout_t_interleaved=2, s_patchout_f_indices=[0, 3])
-    with inference(net):
-        expected = net(mel, 7, melspectrogram_input=True)[1]
-    net = net.to(DEVICE)
-    with inference(net):
-        found = net(mel.to(DEVICE), 7, melspectrogram_input=True)[1]
+    expected = embeddings(net, mels())
+    found = embeddings(net.to(DEVICE), mels().to(DEVICE))
     assert relative(found, expected) < TOLERANCE[torch.float32]
 
 
@@ -109,22 +106,18 @@ def test_extractor():
     from maest.models.extraction import Extractor
 
     waveform = 0.1 * np.random.default_rng(0).standard_normal(16_000 * 12).astype(np.float32)
-    results = []
-    for device in ("cpu", DEVICE):
-        extract = Extractor(NAME, blocks=[7], logits=True, device=device)
-        results.append(extract(waveform))
-    on_cpu, on_device = (torch.from_numpy(r.embeddings[7]) for r in results)
+    on_cpu, on_device = (
+        torch.from_numpy(Extractor(NAME, blocks=[7], device=device)(waveform).embeddings[7])
+        for device in ("cpu", DEVICE)
+    )
     assert relative(on_device, on_cpu) < TOLERANCE[torch.float16]
 
 
 def test_compiled_blocks_give_the_same():
-    net, mel = get_maest(NAME), mels()
-    net = net.to(DEVICE)
-    with inference(net):
-        expected = net(mel.to(DEVICE), 7, melspectrogram_input=True)[1].cpu()
-        net.compile_blocks(**({"backend": "eager"} if DEVICE == "cpu" else {}))
-        found = net(mel.to(DEVICE), 7, melspectrogram_input=True)[1]
-    assert relative(found, expected) < TOLERANCE[torch.float32]
+    net, mel = get_maest(NAME).to(DEVICE), mels().to(DEVICE)
+    expected = embeddings(net, mel).cpu()
+    net.compile_blocks(**({"backend": "eager"} if DEVICE == "cpu" else {}))
+    assert relative(embeddings(net, mel), expected) < TOLERANCE[torch.float32]
 
 
 @pytest.fixture(scope="module")
@@ -143,25 +136,18 @@ def tracks(tmp_path_factory) -> Path:
 
 def train(tracks: Path, folder: Path, epochs: int, precision: str, continued: Path | None = None):
     """Train epochs of 5 steps, from a checkpoint or from nothing; the module and a checkpoint."""
-    trainer_settings = {
-        "max_epochs": epochs,
-        "precision": precision,
-        "accelerator": "gpu" if DEVICE == "cuda" else DEVICE,
-        "deterministic": True,
-        "enable_progress_bar": False,
+    given = {
+        "trainer": {
+            "max_epochs": epochs,
+            "precision": precision,
+            "accelerator": "gpu" if DEVICE == "cuda" else DEVICE,
+            "deterministic": True,
+            "enable_progress_bar": False,
+        },
+        "module": {"mixup_alpha": 0.3, "time_masks": 4, "freq_masks": 2},
+        "datamodule": {"batch_size_train": 4, "clips_per_epoch": None, "num_workers": 2},
     }
-    settings = decided(
-        parse(
-            Settings,
-            {
-                "trainer": trainer_settings,
-                "module": {"mixup_alpha": 0.3, "time_masks": 4, "freq_masks": 2},
-                "datamodule": {"batch_size_train": 4, "clips_per_epoch": None, "num_workers": 2},
-            },
-        ),
-        frames=312,
-        tracks=20,
-    )
+    settings = decided(parse(Settings, given), frames=312, tracks=20)
     pl.seed_everything(0, workers=True, verbose=False)
     truth = read_groundtruth(tracks / "groundtruth.pk")
     data = MaestDataModule(

@@ -13,16 +13,10 @@ import harness
 from harness import Bench, Way, in_turns, medians, with_before
 
 
-def where(names: list[str]) -> dict[str, str]:
-    """Which file each module is."""
-    return {name: str(sys.modules[name].__file__) for name in names}
-
-
 def of_maest() -> dict[str, str]:
-    """The files that two of our modules are read from."""
-    import maest.helpers.errors  # noqa: F401
+    import maest.helpers.errors
 
-    return where(["maest.helpers.errors"])
+    return {"file": str(maest.helpers.errors.__file__)}
 
 
 def fails() -> None:
@@ -35,7 +29,7 @@ def test_a_measurement_is_of_the_tree_that_is_named(tmp_path):
         (tmp_path / name).write_text("")
     ways = with_before({"ours": Way(of_maest), "other": Way(of_maest)}, tmp_path)
     assert list(ways) == ["before: ours", "ours", "other"]
-    found = {name: runs[0]["maest.helpers.errors"] for name, runs in in_turns(ways, 1).items()}
+    found = {name: runs[0]["file"] for name, runs in in_turns(ways, 1).items()}
     assert found["before: ours"] == str(tmp_path / "maest/helpers/errors.py")
     assert Path(found["ours"]) == harness.ROOT / "helpers/errors.py"
     with pytest.raises(RuntimeError, match="on purpose"):
@@ -44,8 +38,8 @@ def test_a_measurement_is_of_the_tree_that_is_named(tmp_path):
 
 def test_figures_are_medians_of_turns():
     order = []
-    ways = {name: Way(lambda n: {"seconds": order.append(n) or n}, {"n": n}) for n, name in
-            [(1.0, "a"), (4.0, "b")]}  # fmt: skip
+    timed = {"a": 1.0, "b": 4.0}
+    ways = {k: Way(lambda n: {"seconds": order.append(n) or n}, {"n": n}) for k, n in timed.items()}
     runs = in_turns(ways, 2, apart=False)
     assert order == [1.0, 4.0, 1.0, 4.0]
     rows = medians({"a": [{"seconds": s, "what": "x"} for s in (3.0, 1.0, 2.0)], "b": runs["b"]})

@@ -27,7 +27,6 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
 def pins(name: str) -> dict[str, Requirement]:
-    """The requirements of a file, by name."""
     lines = (ROOT / name).read_text("utf-8").splitlines()
     found = [Requirement(line) for x in lines if (line := re.split(r"(?:^|\s)#|^-", x)[0].strip())]
     return {requirement.name.lower(): requirement for requirement in found}
@@ -66,7 +65,7 @@ def test_where_data_lies(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """A folder as site-packages are: of a wheel, which is made from a source distribution."""
+    """A folder as site-packages are: of a wheel, built from a source distribution."""
     tmp = tmp_path_factory.mktemp("package")
     query = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(query, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -75,32 +74,22 @@ def installed(tmp_path_factory) -> Path:
             (tmp / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tmp / "tree" / name)
 
-    def build(kind: str, tree: Path) -> Path:
-        code = f"from setuptools.build_meta import build_{kind} as build; build({str(tmp)!r})"
-        run = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        (made,) = tmp.glob({"sdist": "*.tar.gz", "wheel": "*.whl"}[kind])
-        return made
-
-    with tarfile.open(build("sdist", tmp / "tree")) as archive:
+    build = f"from setuptools.build_meta import build_{{}} as build; build({str(tmp)!r})"
+    run(build.format("sdist"), tmp / "tree")
+    with tarfile.open(next(tmp.glob("*.tar.gz"))) as archive:
         archive.extractall(tmp / "unpacked", filter="data")
-    (unpacked,) = (tmp / "unpacked").iterdir()
-    with zipfile.ZipFile(build("wheel", unpacked)) as archive:
+    run(build.format("wheel"), next((tmp / "unpacked").iterdir()))
+    with zipfile.ZipFile(next(tmp.glob("*.whl"))) as archive:
         archive.extractall(tmp / "site")
     return tmp / "site"
 
 
-def run(site: Path, folder: Path, code: str) -> str:
-    """What Python prints that was started in a folder and has this site's packages."""
-    code = f"import sys; sys.path.insert(0, {str(site)!r})\n{code}"
+def run(code: str, folder: Path, *options: str) -> str:
+    """What Python prints that was started in a folder."""
     environment = {k: v for k, v in os.environ.items() if k != "MAEST_DATA"}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code],
-        cwd=folder,
-        env=environment | {"XDG_CACHE_HOME": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-    )
+    environment["XDG_CACHE_HOME"] = str(folder / "cache")
+    line = [sys.executable, *options, "-c", code]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -113,7 +102,7 @@ def test_an_installed_package_works_anywhere(installed, tmp_path):
     (tmp_path / "site/datasets.py").write_text("OF = 'another project'")
     soundfile.write(tmp_path / "song.wav", np.ones(80_000, np.float32) / 9, 16_000)
     code = (
-        f"sys.path.append({str(tmp_path / 'site')!r})\n"
+        f"import sys; sys.path[:] = [{str(installed)!r}, *sys.path, {str(tmp_path / 'site')!r}]\n"
         f"sys.modules.update(dict.fromkeys({OPTIONAL}))\n"
         "import maest, maest.datasets.preprocess, datasets, numpy\n"
         "from maest import Extractor, get_maest\n"
@@ -125,7 +114,7 @@ def test_an_installed_package_works_anywhere(installed, tmp_path):
         "assert Extractor('maest-tiny-scores')('song.wav').embeddings[7].shape == (3, 192)\n"
         "print(maest.__version__)"
     )
-    version = run(installed, tmp_path, code)
+    version = run(code, tmp_path, "-I")
     (metadata,) = installed.glob("*.dist-info/METADATA")
     assert f"Version: {version}\n" in metadata.read_text("utf-8")
 
@@ -133,8 +122,9 @@ def test_an_installed_package_works_anywhere(installed, tmp_path):
 @pytest.mark.slow
 def test_data_of_an_installed_package(installed, tmp_path):
     code = (
+        f"import sys; sys.path.insert(0, {str(installed)!r})\n"
         "from maest.datasets.scores import DATA_DIR; print(DATA_DIR)\n"
         "from maest.datasets.scores.tables import COLLECTIONS; assert COLLECTIONS"
     )
-    assert run(installed, tmp_path, code) == str(tmp_path / "cache/maest/scores/data")
-    assert run(installed, ROOT, code) == str(ROOT / "datasets/scores/data")
+    assert run(code, tmp_path, "-I") == str(tmp_path / "cache/maest/scores/data")
+    assert run(code, ROOT, "-I") == str(ROOT / "datasets/scores/data")

@@ -4,55 +4,41 @@ from __future__ import annotations
 
 import ast
 import pickle
-from pathlib import Path
 from typing import get_args
 
 import pytest
+from test_layout import OURS, ROOT
 
 from maest.helpers.errors import InputError, Kind
 
-ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("config", "datasets", "experiments", "helpers", "models")
-FILES = [p for room in ROOMS for p in ROOT.joinpath(room).rglob("*.py")]
-FILES = sorted([*FILES, *ROOT.glob("*.py")])
-
-
-def family(trees: dict[Path, ast.Module]) -> set[str]:
-    """InputError and what is derived from it, by name."""
-    names, bases = {"InputError"}, {}
-    for tree in trees.values():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                bases[node.name] = {ast.unparse(base).split(".")[-1] for base in node.bases}
-    while more := {name for name, of in bases.items() if of & names} - names:
-        names |= more
-    return names
-
-
-def refusals() -> list[tuple[str, ast.Call]]:
-    trees = {path: ast.parse(path.read_text("utf-8")) for path in FILES}
-    names = family(trees)
-    return [
-        (f"{path.relative_to(ROOT)}:{node.lineno}", node)
-        for path, tree in trees.items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in names
-    ]
+FILES = [*ROOT.glob("*.py"), *(path for room in OURS for path in ROOT.joinpath(room).rglob("*.py"))]
 
 
 def test_each_says_what_to_do_and_is_of_a_known_kind():
     """The place may be added by a caller; `command_line.bad` looks at the whole message."""
-    found, wrong = refusals(), []
-    assert len(found) > 200
-    for where, call in found:
-        given = {word.arg: word.value for word in call.keywords}
-        if None in given:  # **options: a helper that adds them, whose callers are checked
-            continue
-        kind, hint = given.get("kind"), given.get("hint")
-        if isinstance(kind, ast.Constant) and kind.value not in get_args(Kind):
-            wrong.append(f"{where}: kind")
-        if hint is None or (isinstance(hint, ast.Constant) and not hint.value):
-            wrong.append(f"{where}: hint")
+    trees = {path: ast.parse(path.read_text("utf-8")) for path in FILES}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    names = {"InputError"}  # and what is derived from it
+    classes = [node for _, node in nodes if isinstance(node, ast.ClassDef)]
+    while (
+        more := {
+            c.name for c in classes if {ast.unparse(b).split(".")[-1] for b in c.bases} & names
+        }
+        - names
+    ):
+        names |= more
+    found, wrong = 0, []
+    for path, node in nodes:
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in names:
+            found += 1
+            given = {word.arg: word.value for word in node.keywords}
+            if None in given:  # **options: a helper that adds them, whose callers are checked
+                continue
+            kind, hint = given.get("kind"), given.get("hint")
+            unknown = isinstance(kind, ast.Constant) and kind.value not in get_args(Kind)
+            if unknown or hint is None or (isinstance(hint, ast.Constant) and not hint.value):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found > 100
     assert not wrong, "\n".join(wrong)
 
 
@@ -72,5 +58,7 @@ def test_a_message_begins_with_the_place_and_ends_with_what_to_do(place, text):
 
 def test_a_worker_passes_an_error_on_whole():
     error = InputError("damaged", kind="corrupt", hint="Get it again.", path="a.wav", setting="b")
+    error.add_note("in a worker")
     other = pickle.loads(pickle.dumps(error))
     assert (type(other), vars(other)) == (InputError, vars(error))
+    assert str(other) == str(error)
