@@ -52,7 +52,8 @@ def receive(pipe: Connection) -> Packed:
     data, sizes = pipe.recv()
     buffers = [bytearray(size) for size in sizes]
     with socket.socket(fileno=os.dup(pipe.fileno())) as raw:
-        for view in map(memoryview, buffers):
+        for buffer in buffers:
+            view = memoryview(buffer)
             while view:
                 count = raw.recv_into(view)
                 if not count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -69,7 +69,7 @@ def run_parallel(
     progress: bool = True,
     title: str = "",
     unit: str = "item",
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Yield ``function(item, *arguments)`` of each item, in the order of completion.
 
     ``function`` must be importable. ``num_workers`` None starts one process per core; 1 works in

@@ -30,9 +30,10 @@ def test_python_of_the_readme(tmp_path, capsys):
         with contextlib.chdir(tmp_path):
             exec(compile(block, "README.md", "exec"), names)
         shapes = {name: tuple(getattr(value, "shape", ())) for name, value in names.items()}
+        printed = capsys.readouterr().out.splitlines()
         if "predict_labels" in block:
             assert shapes["activations"] == (8,)
-            assert len(capsys.readouterr().out.splitlines()) == 5
+            assert len(printed) == 5
         if "transformer_block=6" in block:
             assert (shapes["average"], shapes["logits"]) == ((2, 192), (2, 8))
     assert get_maest(checkpoint=tmp_path / "my_model").labels == ["calm", "driving"]
