@@ -155,15 +155,20 @@ def test_an_item_lost_twice_is_an_error_where_nothing_takes_its_place(tmp_path):
     assert not multiprocessing.active_children()
 
 
-def test_a_kill_while_the_main_process_is_at_work_elsewhere():
+def large(number: int) -> np.ndarray:
+    return np.full(1_000_000, number)
+
+
+@pytest.mark.parametrize("function", [square, large], ids=["idle", "half-way through a result"])
+def test_a_kill_while_the_main_process_is_at_work_elsewhere(function):
     seen = []
-    for result in process_map(square, range(40), num_workers=2):
-        seen.append(result)
+    for result in process_map(function, range(40), num_workers=2):
+        seen.append(int(np.max(result)))
         if len(seen) == 5:
             child = multiprocessing.active_children()[0]
             child.kill()
             child.join()
-    assert sorted(seen) == [n * n for n in range(40)]
+    assert sorted(seen) == [int(np.max(function(n))) for n in range(40)]
 
 
 def test_workers_that_end_as_they_start_are_an_error(monkeypatch):
