@@ -106,12 +106,12 @@ def parser() -> argparse.ArgumentParser:
     add = command.add_argument
     several: dict[str, Any] = {"metavar": "NAME", "nargs": "+", "default": []}
     fractions: dict[str, Any] = {"type": _fractions, "default": [0.8, 0.1, 0.1], "metavar": "T,V,T"}
-    task = "default: multi-label, with --values-column regression; single-label refuses tracks "
+    task = "default: multi-label, or regression with --values-column; single-label refuses others"
     shares = "of the tracks in train, validation and test (default 0.8,0.1,0.1)"
     together = "read the log-mel files, and keep copies of a recording in one split"
     add("table", type=Path, metavar="TABLE", help="CSV (, or ;) or TSV with column names")
     add("--out-dir", type=Path, required=True, help="where the files go")
-    add("--task", choices=TASKS, help=f"{task}with no label or several")
+    add("--task", choices=TASKS, help=task)
     add("--path-column", metavar="NAME")
     add("--labels-column", **several, help="one or more")
     add("--values-column", **several, help="of real values instead of labels: for a regression")

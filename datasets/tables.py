@@ -44,11 +44,8 @@ RECOGNISED = {
     "albumid album albumname albumtitle",
 }
 _NO_LABELS = {name for what in ("path", "split", "group") for name in RECOGNISED[what].split()}
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+_SPLITS = {"train": "train training", "validation": "validation valid val", "test": "test testing"}
+SPLIT_NAMES = {name: split for split, names in _SPLITS.items() for name in names.split()}
 _SEPARATORS = ",;|/"  # that may separate labels
 _ONE, _FLAGS = {"1", "1.0", "true"}, {"1", "1.0", "true", "0", "0.0", "false", ""}  # in lower case
 
@@ -123,7 +120,8 @@ def read_table(options: Namespace) -> Table:
     if "group" in columns:
         first: dict[str, str] = {}
         groups = [first.setdefault(_fold(name), name) for name in rows.cells[columns["group"][0]]]
-    columns["not used"] = [name for name in rows.cells if name not in chain(*columns.values())]
+    used = set(chain(*columns.values()))
+    columns["not used"] = [name for name in rows.cells if name not in used]
     keys = _keys(rows, columns["path"][0], options.audio_dir, options.base_dir)
     return Table(
         rows.path, columns, keys, rows.lines, labels, marks, values, splits, groups, rows.warnings
@@ -157,20 +155,20 @@ def _is_flags(cells: Iterable[str]) -> bool:
 
 def _label_columns(rows: _Rows, others: list[str]) -> list[str]:
     """Columns of labels by default: the recognised one, or all of 0 and 1."""
-    known = [name for name in others if _bare(name) in RECOGNISED["labels"].split()]
-    if len(known) > 1:
+    if known := [name for name in others if _bare(name) in RECOGNISED["labels"].split()]:
+        if len(known) == 1:
+            return known
         hint = f"Say which are: --labels-column {shlex.join(known)}."
         raise _refusal(rows.path, f"{', '.join(known)} may all be labels", hint, "conflict")
     flags = [n for n in others if _bare(n) not in _NO_LABELS and _is_flags(rows.cells[n])]
-    if not known and not flags:
+    if not flags:
         hint = "Name the one with the labels, or those with 0 and 1: --labels-column."
         raise _refusal(rows.path, f"no column of labels among {rows.header}", hint, "missing")
-    if not known:
-        rows.warnings.append(
-            f"no column of labels was named: {len(flags)} columns with only 0 and 1 were taken "
-            f"({some(flags)}). To take others: --labels-column NAME ..."
-        )
-    return known or flags
+    rows.warnings.append(
+        f"no column of labels was named: {len(flags)} columns with only 0 and 1 were taken "
+        f"({some(flags)}). To take others: --labels-column NAME ..."
+    )
+    return flags
 
 
 def _labels(rows: _Rows, columns: list[str], separator: str) -> tuple[list[str], np.ndarray]:
@@ -180,26 +178,21 @@ def _labels(rows: _Rows, columns: list[str], separator: str) -> tuple[list[str],
     if blank := {name: cells.count("") for name, cells in flags.items() if "" in cells}:
         count = sum(blank.values())
         rows.warnings.append(f"{count} blank cells were taken as 0, in columns {some(blank)}")
-    parts = {
-        cell: {part.strip() for part in cell.split(separator)} - {""}
-        for cell in set().union(*texts)
-    }
+    distinct = set().union(*texts)
+    parts = {cell: {part.strip() for part in cell.split(separator)} - {""} for cell in distinct}
     written = set[str]().union(*parts.values())
     names = sorted(written | flags.keys())
     number, size = {name: i for i, name in enumerate(names)}, max(1, len(names))
-    named = (
-        i * size + number[label]
-        for cells in texts
-        for i, cell in enumerate(cells)
-        for label in parts[cell]
+    at = (
+        i * size + number[n] for cells in texts for i, cell in enumerate(cells) for n in parts[cell]
     )
-    marks = [np.fromiter(named, np.int64)]
+    marks = [np.fromiter(at, np.int64)]
     for name, cells in flags.items():
         ones = {cell for cell in set(cells) if cell.lower() in _ONE}
         is_one = np.fromiter(map(ones.__contains__, cells), bool, len(cells))
         marks.append(np.flatnonzero(is_one) * size + number[name])
 
-    for other in _SEPARATORS if not any(separator in cell for cell in parts) else "":
+    for other in _SEPARATORS if not any(separator in c for c in distinct) else "":
         if whole := sorted(name for name in written if other in name):
             rows.warnings.append(
                 f"{len(whole)} of {len(names)} labels have {other!r} in them ({some(whole)}), and "
@@ -336,15 +329,12 @@ def _parse(
                 lines.append(reader.line_num)
     except csv.Error as error:
         raise _refusal(path, str(error), "Check its quotes.", line=reader.line_num) from None
+    hint = "Expected a line of distinct column names, and a row for each track."
     if len(rows) < 2:
-        hint = "Expected a line of column names, and a row for each track."
         raise _refusal(path, "the table has no rows", hint, "empty")
     header = [name.strip() for name in rows[0]]
-    name, count = Counter(header).most_common(1)[0]
-    if count > 1 or "" in header:
-        what = f"{name!r} twice, or an empty name, among the columns' names"
-        hint = "Expected distinct names, separated by commas, tabs or semicolons."
-        raise _refusal(path, what, hint, line=lines[0])
+    if bad := [name for name, count in Counter(header).items() if count > 1 or not name]:
+        raise _refusal(path, f"{bad[0]!r} is no name, or twice a name", hint, line=lines[0])
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
             what = f"{len(row)} cells, expected {len(header)} as in the first line"

@@ -29,12 +29,9 @@ def chosen_blocks(given: Any, depth: int, setting: str = "blocks") -> tuple[int,
     several = isinstance(given, Iterable) and not isinstance(given, str)
     blocks = [_whole(part) for part in (given if several else listed(given))]
     if not set(blocks) <= {FINAL, *range(depth)} or len(set(blocks)) < len(blocks):
-        message = f"{given!r} is no choice of this network's blocks"
-        hint = (
-            f"Give a number from 0 to {depth - 1}, or -1 for the embedding after the final norm; "
-        )
-        hint += 'several, each once, such as [6,7]; or "all".'
-        raise InputError(message, hint=hint, setting=setting)
+        hint = f"Give a number from 0 to {depth - 1}, or -1 for the embedding after the final "
+        hint += 'norm; several, each once, such as [6,7]; or "all".'
+        raise InputError(f"{given!r} is no choice of this network's", hint=hint, setting=setting)
     return tuple(blocks)
 
 

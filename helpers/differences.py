@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_SHOWN, _HASH_SHOWN = 60, 12  # characters of a setting; of a hash
+_SHOWN = 60  # characters of a setting
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -28,5 +28,5 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if re.fullmatch(r"[0-9a-f]{32,}", text):
-        return text[:_HASH_SHOWN]
+        return text[:12]
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

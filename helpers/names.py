@@ -21,22 +21,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Raise InputError unless ``value`` is one of ``choices``."""
-    if value in choices:
-        return
-    near = did_you_mean(value, [str(c) for c in choices]) if isinstance(value, str) else ""
-    hint = f"{near} Give one of {', '.join(map(repr, choices))}.".lstrip()
-    raise InputError(f"{value!r} is not a choice", kind="unknown", setting=name, hint=hint)
+    if value not in choices:
+        near = did_you_mean(str(value), map(str, choices))
+        hint = f"{near} Give one of {', '.join(map(repr, choices))}.".lstrip()
+        raise InputError(f"{value!r} is not a choice", kind="unknown", setting=name, hint=hint)
 
 
 def listed(value: Any) -> list[Any]:
     """Return a value, list, or typed ``[a,b]`` as a list; quotes or brackets keep commas."""
-    if isinstance(value, str):
-        value = value.strip()
-        if value[:1] + value[-1:] in ("[]", "()"):
-            value = value[1:-1]
-        parts = (part.strip(" '\"") for part in _LISTED.findall(value))
-        return [part for part in parts if part]
-    return list(value) if isinstance(value, list | tuple) else [value]
+    if not isinstance(value, str):
+        return list(value) if isinstance(value, list | tuple) else [value]
+    inner = re.sub(r"^(?:\[(.*)\]|\((.*)\))$", r"\1\2", value.strip(), flags=re.DOTALL)
+    parts = (part.strip(" '\"") for part in _LISTED.findall(inner))
+    return [part for part in parts if part]
 
 
 def typed_list(setting: str, values: Sequence[str]) -> str:

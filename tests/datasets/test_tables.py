@@ -209,15 +209,8 @@ def test_columns_of_splits_groups_and_paths_are_no_labels(tables, name):
     assert (labels(table), table.columns["not used"]) == ([{"vocal"}, set()], [name])
 
 
-def test_a_split_that_was_named_is_no_label_either(tables):
-    text = "path,held_out,vocal\na.mp3,1,1\nb.mp3,0,0\n"
-    table = tables.read(text, "--split-column", "held_out", "--ignore-split")
-    assert (labels(table), table.splits) == ([{"vocal"}, set()], None)
-
-
 def test_which_columns_of_0_and_1_are_labels_can_be_said(tables):
     """Blank cells count as 0; both are warned of."""
-
     text = "path,guitar,is_loud,year\na.mp3,1,0,1\nb.mp3,,1,2\nc.mp3,0,,1\n"
     table = tables.read(text)
     assert labels(table) == [{"guitar"}, {"is_loud"}, set()]
@@ -229,6 +222,9 @@ def test_which_columns_of_0_and_1_are_labels_can_be_said(tables):
     text = "path,genre,vocal\na.mp3,rock;pop,1\nb.mp3,,0\n"
     table = tables.read(text, "--labels-column", "genre", "vocal")
     assert labels(table) == [{"rock", "pop", "vocal"}, set()]
+    text = "path,held_out,vocal\na.mp3,1,1\nb.mp3,0,0\n"
+    table = tables.read(text, "--split-column", "held_out", "--ignore-split")
+    assert (labels(table), table.splits) == ([{"vocal"}, set()], None)
 
 
 @pytest.mark.parametrize("cell", ["rock, pop", "rock|pop", "rock/pop"])
@@ -413,32 +409,24 @@ def test_single_label(tables):
 
 
 @pytest.mark.parametrize(
-    ("words", "setting"),
+    ("kind", "setting", "words"),
     [
-        ("--task regression", "--task"),
-        ("--task single-label --values-column tempo", "--task"),
-        ("--values-column tempo --labels-column label", "--values-column"),
-        ("--keep-duplicates-together --base-dir .", "--keep-duplicates-together"),
+        ("conflict", "--task", "--task regression"),
+        ("conflict", "--task", "--task single-label --values-column tempo"),
+        ("conflict", "--values-column", "--values-column tempo --labels-column label"),
+        ("conflict", "--keep-duplicates-together", "--keep-duplicates-together --base-dir ."),
+        ("missing", "--keep-duplicates-together", "--keep-duplicates-together --ignore-split"),
+        ("invalid", "--separator", "--separator="),
+        ("invalid", "--fractions", "--ignore-split --fractions 0.8,0.2"),
+        ("invalid", "--fractions", "--ignore-split --fractions 0.8,0.2,0"),
+        ("invalid", "--fractions", "--ignore-split --fractions=-0.1,-0.1,1.2"),
+        ("invalid", "--fractions", "--ignore-split --fractions 0.8,0.1,0.2"),
+        ("unknown", "--values-column", "--values-column speed"),
     ],
 )
-def test_options_that_do_not_go_together(tables, words, setting):
-    text = "path,label,tempo,split\na.mp3,x,60,train\nb.mp3,y,70,test\n"
-    with refuses("conflict", setting=setting):
-        tables.build(text, *words.split())
-
-
-@pytest.mark.parametrize(
-    ("words", "kind", "setting"),
-    [
-        (["--separator", ""], "invalid", "--separator"),
-        (["--fractions", "1,1,1"], "invalid", "--fractions"),
-        (["--keep-duplicates-together"], "missing", "--keep-duplicates-together"),
-        (["--values-column", "speed"], "unknown", "--values-column"),
-    ],
-)
-def test_options_that_are_refused(tables, words, kind, setting):
-    with refuses(kind, setting=setting, place="t.csv" if kind == "unknown" else None):
-        tables.build("path,labels\na.mp3,x\nb.mp3,x\nc.mp3,x\n", *words)
+def test_options_that_are_refused(tables, kind, setting, words):
+    with refuses(kind, "t.csv" if kind == "unknown" else None, setting):
+        tables.build("path,label,tempo,split\na,x,60,train\nb,y,70,test\n", *words.split())
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["", "tracks of an artist"])
@@ -539,12 +527,6 @@ def test_a_label_in_three_groups_is_in_every_split(holders):
     for seed in range(20):
         splits = np.array(split_by_group(range(len(marks)), marks, (0.8, 0.1, 0.1), seed))
         assert all(set(splits[own]) == set(SPLITS) for own in marks.T)
-
-
-@pytest.mark.parametrize("wrong", [(0.8, 0.2), (0.8, 0.2, 0.0), (0.8, 0.1, 0.2), (1.2, -0.1, -0.1)])
-def test_fractions_that_are_none(wrong):
-    with refuses("invalid", setting="--fractions"):
-        split_by_group(["a", "b", "c"], np.ones((3, 1), bool), wrong, 0)
 
 
 # ---- the command ---------------------------------------------------------------------------------

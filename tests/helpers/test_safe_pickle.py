@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from hypothesis.extra.numpy import array_shapes, arrays
 from made_up import refuses
 
 from maest.datasets.groundtruth import read_groundtruth
@@ -105,6 +105,7 @@ def test_the_payloads_would_run_under_pickle_load(file, flag):
         (b"cio\nopen\n", "io.open"),
         (b"c_io\nopen\n", "_io.open"),
         (b"cnt\nsystem\n", "nt.system"),
+        (b"c\x1b[2Jposix" + b"x" * 5000 + b"\nsystem\n", "[2Jposix"),
         (b"cnumpy\nload\n", "numpy.load"),
         (b"cnumpy\nndarray.tofile\n", "numpy.ndarray.tofile"),
         (b"cnumpy\ncore.multiarray.scalar\n", "numpy.core.multiarray.scalar"),
@@ -120,14 +121,9 @@ def test_global_by_any_other_name_is_refused(file, flag, opcodes, name):
     with refuses("unsupported", "gt.pk") as error:
         load_pickle(file(opcodes + call))
     assert name in error.value.message
-    assert not flag.exists()
-
-
-def test_global_is_printable_whatever_its_name(file):
-    with refuses("unsupported", "gt.pk") as error:
-        load_pickle(file(b"c\x1b[2Jposix" + b"x" * 5000 + b"\nsystem\n."))
-    assert "\x1b" not in str(error.value)
+    assert error.value.message.isprintable()
     assert len(str(error.value)) < 700
+    assert not flag.exists()
 
 
 NDARRAY = b"cnumpy\nndarray\n"
@@ -237,10 +233,9 @@ def test_no_whole_pickle(file, content):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with refuses("missing", "none.pk"):
-        load_pickle(tmp_path / "none.pk")
-    with refuses("access", tmp_path.name):
-        load_pickle(tmp_path)
+    for path, kind in ((tmp_path / "none.pk", "missing"), (tmp_path, "access")):
+        with refuses(kind, path.name):
+            load_pickle(path)
 
 
 @pytest.mark.parametrize(
@@ -310,8 +305,9 @@ SCALARS = (
     | st.binary(min_size=1, max_size=9)
 ) | st.sampled_from(["a/1.mmap", "posix", "system", "touch flag", "builtins", "eval", "é"])
 ARRAYS = st.sampled_from(DTYPES).flatmap(
-    lambda kind: arrays(kind, st.tuples(st.integers(1, 5)), elements=st.integers(0, 1))
+    lambda kind: arrays(kind, array_shapes(max_dims=3, max_side=4), elements=st.integers(0, 1))
 )
+ARRAYS |= ARRAYS.map(lambda array: array.T)  # in Fortran's order
 PLAIN = st.recursive(
     SCALARS | ARRAYS,
     lambda values: (
@@ -335,12 +331,12 @@ def same(a: object, b: object) -> bool:
 
 
 def is_plain(value: object) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "biuf"
-    items = list(value) + list(value.values()) if isinstance(value, dict) else value
-    if isinstance(value, dict | list | tuple):
-        return all(map(is_plain, items))
-    return value is None or type(value) in (bool, int, float, str, bytes, bytearray)
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    kind = value.dtype.kind in "biuf" if isinstance(value, np.ndarray) else None
+    return kind or type(value) in (bool, int, float, str, bytes, bytearray, type(None))
 
 
 ran: list[str] = []
@@ -390,22 +386,11 @@ def test_other_dtypes_are_refused(file, dtype, protocol):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_numbers_of_numpy(file, dtype, protocol):
-    array = np.array([0, 1, 1, 0, 1], dtype)
-    loaded = load_pickle(file([array, array[0], array[1]], protocol))
-    assert same(loaded[0], array)
-    assert loaded[1:] == [0, 1]
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_orders(file, protocol):
-    base = np.arange(24).reshape(4, 6)
-    arrays = [base, np.asfortranarray(base), base[::2, 1::3], base.T, base[:, 2], np.zeros((2, 0))]
-    if protocol < 3:
-        arrays.pop()  # there, no bytes are written as a call of __builtin__.bytes
-    for array, loaded in zip(arrays, load_pickle(file(arrays, protocol)), strict=True):
-        np.testing.assert_array_equal(loaded, array)
+def test_numbers_of_numpy_become_pythons(file, protocol):
+    ones = [np.ones((), dtype)[()] for dtype in DTYPES]
+    loaded = load_pickle(file(ones, protocol))
+    assert loaded == [1] * len(ones)
+    assert {type(one) for one in loaded} == {bool, int, float}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
