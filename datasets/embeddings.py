@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from maest.datasets.collection import mel_key
+from maest.datasets.audio_folder import mel_key
 from maest.datasets.melspectrograms import read_mel
 from maest.helpers.audio.constants import NORM_MEAN, NORM_STD
 from maest.helpers.audio.patches import pooled_file

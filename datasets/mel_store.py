@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maest.datasets.collection import mel_key
+from maest.datasets.audio_folder import mel_key
 from maest.datasets.melspectrograms import size_problem
 from maest.helpers.audio.constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
 from maest.helpers.errors import InputError
@@ -144,7 +144,7 @@ def open_store(
 
 
 def _first_made(store: Path, names: Sequence[str]) -> str | None:
-    return next((key for key in map(mel_key, names) if (store / key).exists()), None)
+    return next((key for key in map(mel_key, names) if os.path.exists(store / key)), None)
 
 
 def _check_settings(store: Path, known: dict[str, Any] | None, seconds: float | None) -> None:

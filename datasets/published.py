@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from maest.datasets.archives import file_size
+from maest.datasets.audio_folder import mel_key
 from maest.datasets.build import write_splits
-from maest.datasets.collection import mel_key
-from maest.datasets.commands import SHOWN
+from maest.datasets.commands import print_failures
 from maest.datasets.groundtruth import check_key
 from maest.datasets.melspectrograms import mel_path
 from maest.datasets.preprocess import preprocess
 from maest.datasets.splitting import SPLITS
-from maest.helpers.errors import InputError, Kind
-from maest.helpers.files.atomic import read_failures
+from maest.helpers.errors import InputError
+from maest.helpers.names import check_choice, first_few
 from maest.helpers.reports.report import table
 
 
@@ -28,52 +28,39 @@ from maest.helpers.reports.report import table
 class Task:
     labels: Sequence[str]  # in the order of the targets' columns
     tracks: Mapping[str, tuple[str, frozenset[str]]]  # path below the audio folder → split, labels
-    published: Mapping[str, int]  # split → number of tracks in the literature
+    published: Mapping[str, int]  # in the literature: split → tracks, "labels" → their number
 
 
-def make(tasks: Mapping[str, Task], options: argparse.Namespace, steps: Collection[str]) -> None:
+def make(tasks: Mapping[str, Task], options: argparse.Namespace) -> None:
     """Run the steps melspectrograms and groundtruth; ``tasks`` are keyed by their output folders.
 
-    Raises InputError without audio or for an empty split, or as `preprocess` and `write_splits`.
+    Raises InputError if no audio can be read, for an empty split, or as `preprocess` and
+    `write_splits`.
     """
-    if "melspectrograms" in steps:
-        names = dict.fromkeys(name for task in tasks.values() for name in task.tracks)
-        _make_melspectrograms(names, options)
-    if "groundtruth" in steps:
+    if "melspectrograms" in options.steps:
+        _make_melspectrograms({n for task in tasks.values() for n in task.tracks}, options)
+    if "groundtruth" in options.steps:
         for name, task in tasks.items():
             _write_task(name, task, options.out_dir / name, options.melspec_dir)
 
 
-def _make_melspectrograms(names: Iterable[str], options: argparse.Namespace) -> None:
-    audio_dir, mel_dir = options.audio_dir, options.melspec_dir
-    sizes = {name: file_size(audio_dir / name) for name in names}
-    whole = [name for name, size in sizes.items() if size]
-    if not whole:
-        first, hint = next(iter(sizes)), "Give the folder that they are in."
-        what = f"none of the {len(sizes)} tracks of the table is there, such as {first!r}"
+def _make_melspectrograms(names: Collection[str], options: argparse.Namespace) -> None:
+    audio_dir, mels, workers = options.audio_dir, options.melspec_dir, options.num_workers
+    report = preprocess(audio_dir, mels, files=names, num_workers=workers, overwrite=options.force)
+    if len(report.failed) == len(names):
+        name, reason = min(report.failed.items())
+        what = f"none of the {len(names)} audio files can be read; the first, {name}: {reason}"
+        hint = f"Give the folder that they are in. All of them are in {mels / 'failed.csv'}."
         raise InputError(what, kind="missing", path=audio_dir, setting="--audio-dir", hint=hint)
-    report = preprocess(
-        audio_dir, mel_dir, files=whole, num_workers=options.num_workers, overwrite=options.force
-    )
-    failed = sorted(report.failed.items())
-    if len(failed) == len(whole):
-        name, reason = failed[0]
-        what = f"none of the {len(whole)} audio files can be read; the first, {name}: {reason}"
-        hint = f"All of them are in {report.failed_csv}."
-        raise InputError(what, kind="corrupt", path=audio_dir, hint=hint)
-    for what, size in (("empty", 0), ("not there", None)):
-        if some := [name for name in sizes if sizes[name] == size]:
-            print(f"{len(some)} audio files are {what}, and left out: {shown(some)}")
-    for name, reason in failed[:SHOWN]:
-        print(f"broken, and left out: {name}: {reason}")
-    print(*report.notes, f"log-mel files: {report}", sep="\n")
+    print_failures(report.failed, "left out")
+    print(*report.notes, f"log-mel files: {report.summary}", sep="\n")
 
 
 def _write_task(name: str, task: Task, out_dir: Path, melspec_dir: Path) -> None:
     """Write ground truths of the tracks with log-mel files (of all, if there are none yet)."""
-    keys = {name: mel_key(name) for name in task.tracks}
-    missing = [name for name, key in keys.items() if not mel_path(melspec_dir, key).is_file()]
-    left_out = set() if len(missing) == len(keys) else set(missing)
+    keys = {track: mel_key(track) for track in task.tracks}
+    missing = [track for track, key in keys.items() if not mel_path(melspec_dir, key).is_file()]
+    left_out = set(missing) if len(missing) < len(keys) else set()
     splits: dict[str, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
     for track, (split, labels) in task.tracks.items():
         if track not in left_out:
@@ -84,75 +71,54 @@ def _write_task(name: str, task: Task, out_dir: Path, melspec_dir: Path) -> None
         hint = "Make them first: the step melspectrograms."
         raise InputError(what, kind="missing", path=melspec_dir, hint=hint)
     write_splits(out_dir, splits, task.labels)
+    counts = {split: len(rows) for split, rows in splits.items()} | {"labels": len(task.labels)}
     cells = []
     for split, rows in splits.items():
         targets = np.stack(list(rows.values()))
         positives, without = targets.sum(axis=0), int((~targets.any(axis=1)).sum())
-        counts = (len(rows), task.published[split], without, positives.min())
-        cells.append([split, *(f"{count:,}" for count in counts), f"{np.median(positives):g}"])
-    header = ["", "tracks", "published", "without a label", "fewest positives", "median positives"]
-    if name:
-        print(f"\n{name}")
-    print(table(header, cells), f"{len(task.labels)} labels: {out_dir}", sep="\n")
+        numbers = (counts[split], task.published[split], without, positives.min())
+        cells.append([split, *(f"{n:,}" for n in numbers), f"{np.median(positives):g}"])
+    columns = ["tracks", "published", "without a label", "fewest positives", "median positives"]
+    print("", table([name, *columns], cells), f"{len(task.labels)} labels: {out_dir}", sep="\n")
     if left_out:
-        reasons = read_failures(melspec_dir / "failed.csv", column="path")
-        print(f"{len(missing)} tracks have no log-mel file, and are left out: {shown(missing)}")
-        for track in missing[:SHOWN]:
-            if track in reasons:
-                print(f"{track}: {reasons[track]}")
+        print(f"{len(missing)} tracks have no log-mel file, and are left out: {first_few(missing)} "
+              f"(reasons: {melspec_dir / 'failed.csv'})")  # fmt: skip
     elif missing:
-        print(
-            f"{melspec_dir}: no log-mel files of these tracks yet, so all of the table are in. Run "
-            "the step groundtruth again when there are: it leaves out tracks that cannot be read"
-        )
-    differ = [split for split in SPLITS if len(splits[split]) != task.published[split]]
-    if differ:
-        tracks = ", ".join(f"{split} has {len(splits[split]):,} tracks" for split in differ)
-        published = ", ".join(f"{task.published[split]:,}" for split in differ)
-        print(f"warning: {tracks}, where the published split has {published}: figures do not "
-              "compare with those of the literature")  # fmt: skip
-
-
-def shown(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+        print(f"no log-mel files in {melspec_dir} yet, so all tracks of the table are in; run the "
+              "step groundtruth again to leave out those that cannot be read")  # fmt: skip
+    if differ := [what for what, count in counts.items() if count != task.published[what]]:
+        found = ", ".join(f"{what} {counts[what]:,} ({task.published[what]:,})" for what in differ)
+        print(f"warning: counts differ from the published ones (in brackets): {found}. Figures do "
+              "not compare with those of the literature")  # fmt: skip
 
 
 # ---- published tables ----------------------------------------------------------------------------
 
 
-class PublishedTable:
-    """Iterates over the non-empty rows of a UTF-8 TSV table, header first, or raises InputError."""
+@contextmanager
+def open_table(
+    path: Path, hint: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+) -> Iterator[Iterator[list[str]]]:
+    """Yield the non-empty rows of a UTF-8 TSV table, header first.
 
-    def __init__(self, path: Path, hint: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> None:
-        self.path, self._hint, self._quoting = path, hint, quoting
-        self._line = 0
+    Raises InputError if it cannot be read; a ValueError in the block becomes one, with the line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.reader(file, delimiter="\t", quoting=quoting)
+            yield filter(None, rows)
+    except FileNotFoundError:
+        raise InputError("no such file", kind="missing", path=path, hint=hint) from None
+    except (ValueError, csv.Error) as error:
+        what, kind = f"line {rows.line_num}: {error}", getattr(error, "kind", "corrupt")
+        raise InputError(what, kind=kind, path=path, hint=hint) from None
 
-    def __iter__(self) -> Iterator[list[str]]:
-        try:
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = csv.reader(file, delimiter="\t", quoting=self._quoting)
-                for cells in filter(None, rows):
-                    self._line = rows.line_num
-                    yield cells
-        except FileNotFoundError:
-            raise self.error("no such file", "missing") from None
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise self.error(f"not a table of UTF-8 text ({error})") from None
-        self._line = 0
 
-    def error(self, what: str, kind: Kind = "corrupt") -> InputError:
-        """An error that names the current line, or, after the last line, the table only."""
-        where = f"line {self._line}: " if self._line else ""
-        return InputError(where + what, kind=kind, path=self.path, hint=self._hint)
-
-    def check_name(self, name: str, seen: Collection[str]) -> None:
-        """Raise InputError if a path leads out of the audio folder, or is in ``seen``."""
-        try:
-            check_key(name)
-        except InputError as error:
-            raise self.error(error.message, error.kind) from None
-        if name in seen:
-            raise self.error(f"{name!r} is there twice", "conflict")
+def check_name(name: str, seen: Collection[str]) -> None:
+    """Raise InputError if a path leads out of the audio folder, or is in ``seen``."""
+    check_key(name)
+    if name in seen:
+        raise InputError(f"{name!r} is there twice", kind="conflict")
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -173,10 +139,12 @@ def parser(description: str, steps: Sequence[str], folder: Path) -> argparse.Arg
     return made
 
 
-def chosen_steps(options: argparse.Namespace, steps: Sequence[str]) -> list[str]:
-    """The chosen steps (all by default), in order. Raises InputError for an unknown step."""
-    unknown = [step for step in options.steps if step not in steps]
-    if unknown:
-        hint = f"The steps are {', '.join(steps)}."
-        raise InputError(f"no step {unknown[0]!r}", kind="unknown", setting="STEP", hint=hint)
-    return [step for step in steps if not options.steps or step in options.steps]
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, steps: Sequence[str]
+) -> argparse.Namespace:
+    """Parse options; ``steps`` among them are all by default. InputError for an unknown step."""
+    options = parser.parse_intermixed_args(arguments)
+    for step in options.steps:
+        check_choice("STEP", step, steps)
+    options.steps = [step for step in steps if not options.steps or step in options.steps]
+    return options

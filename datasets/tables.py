@@ -25,7 +25,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from maest.datasets.collection import mel_key
+from maest.datasets.audio_folder import mel_key
 from maest.datasets.groundtruth import check_key
 from maest.datasets.mel_store import store_keys
 from maest.helpers.errors import InputError, Kind

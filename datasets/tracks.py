@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maest.datasets.audio_folder import find_audio
 from maest.datasets.batches import PackedStrings
-from maest.datasets.collection import find_audio, no_audio, split_shard
 from maest.datasets.melspectrograms import MelFile, all_finite, mel_path
 from maest.helpers.audio.blocks import mel_warnings
 from maest.helpers.audio.constants import N_MELS
@@ -124,27 +124,16 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
         if path.is_file():
             return Found(AudioTracks(path.parent, [path.name]), {}, Counter())
         if path.is_dir():
-            folder, failed, left_out = path.resolve(), dict[str, str](), Counter[str]()
+            folder = path.resolve()
             inside = None if leave_out is None else Path(leave_out).expanduser().resolve()
-            names = find_audio(folder, inside, failed, left_out)
-            if not names and not failed:
-                raise no_audio(folder, left_out, setting)
-            return Found(AudioTracks(folder, names), failed, left_out)
+            found = find_audio(folder, inside, setting)
+            return Found(AudioTracks(folder, found.files), found.unreadable, found.skipped)
         if path.exists():
             raise refusal("is neither a file nor a folder")
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         reason = getattr(error, "strerror", None) or str(error)
         raise refusal(reason, kind="access") from None
     raise refusal("no such file or folder", kind="missing")
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """``3/100`` → (3, 100). Raises InputError unless 1 <= K <= N."""
-    shard = split_shard(text)
-    if shard is None or not 1 <= shard[0] <= shard[1]:
-        hint = "Give K/N, such as 3/100, with K from 1 to N."
-        raise InputError(f"{text!r} is no part of a whole", hint=hint, setting="inference.shard")
-    return shard
 
 
 def own_share(

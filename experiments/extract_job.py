@@ -13,11 +13,11 @@ import torch
 
 from maest.config import Settings, plain
 from maest.config.schema import tagged
-from maest.datasets.collection import describe_left_out
+from maest.datasets.audio_folder import parse_shard, summarize_skipped
 from maest.datasets.embeddings import block_name
 from maest.datasets.groundtruth import GroundTruth, read_any_groundtruth
 from maest.datasets.mel_store import kept_seconds
-from maest.datasets.tracks import AudioTracks, MelTracks, find_tracks, own_share, parse_shard
+from maest.datasets.tracks import AudioTracks, MelTracks, find_tracks, own_share
 from maest.experiments.data import check_files, limited
 from maest.experiments.devices import find_devices
 from maest.experiments.model import (
@@ -56,7 +56,8 @@ class ExtractionJob:
         torch.manual_seed(settings.seed)
         self.devices = find_devices(settings.trainer)
         _check_options(settings, kinds, self.devices.device)
-        self.shard = None if inference.shard is None else parse_shard(inference.shard)
+        shard = inference.shard
+        self.shard = None if shard is None else parse_shard(shard, "inference.shard")
         self.ranks = Ranks(self.devices.local, settings.trainer.num_nodes)
         groundtruth = None
         if inference.audio is None:
@@ -97,7 +98,7 @@ class ExtractionJob:
         else:
             audio = str(settings.inference.audio)
             self.tracks, self.failed, others = find_tracks(audio, out_dir_of(settings))
-            self.left_out = describe_left_out(others)
+            self.left_out = summarize_skipped(others)
         limit, total = settings.trainer.limit_predict_batches, len(self.tracks.keys)
         if limit is not None:
             if isinstance(limit, int):

@@ -15,6 +15,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they share
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import torch
+from http_server import http_server, no_waiting  # noqa: F401
 from music import save_small_model, write_music
 
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels

@@ -20,9 +20,9 @@ if not __package__:  # started as a script: import from the repository root, not
     sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
 from maest.datasets import commands, published
-from maest.datasets.collection import mel_key
+from maest.datasets.audio_folder import mel_key
 from maest.datasets.melspectrograms import mel_path
-from maest.datasets.published import PublishedTable, Task
+from maest.datasets.published import Task, check_name, open_table
 from maest.datasets.splitting import SPLITS
 from maest.helpers.errors import InputError
 from maest.helpers.files.data_folder import data_folder
@@ -66,25 +66,20 @@ def read_task(task: str, tables_dir: Path) -> Task:
     """Read a task's three tables. Raises InputError if one is missing, or corrupt (which line)."""
     tracks: dict[str, tuple[str, frozenset[str]]] = {}
     for split in SPLITS:
-        table = PublishedTable(tables_dir / table_name(task, split), _AGAIN, csv.QUOTE_NONE)
-        rows = iter(table)
-        header = next(rows, [])
-        if header[: len(_COLUMNS)] != _COLUMNS:
-            what = f"found the columns {', '.join(header[:6])}, expected {', '.join(_COLUMNS)}"
-            raise table.error(f"{what}, separated by tabs")
-        for cells in rows:
-            if len(cells) < len(_COLUMNS):
-                raise table.error(f"{len(cells)} columns, expected six or more")
-            table.check_name(cells[3], tracks)
-            tracks[cells[3]] = (split, frozenset(tag for tag in cells[5:] if tag))
+        with open_table(tables_dir / table_name(task, split), _AGAIN, csv.QUOTE_NONE) as rows:
+            if next(rows, [])[: len(_COLUMNS)] != _COLUMNS:
+                raise ValueError(f"expected the columns {', '.join(_COLUMNS)}, separated by tabs")
+            for cells in rows:
+                if len(cells) < len(_COLUMNS):
+                    raise ValueError(f"{len(cells)} columns, expected six or more")
+                check_name(cells[3], tracks)
+                tracks[cells[3]] = (split, frozenset(filter(None, cells[5:])))
     labels = sorted(set().union(*(tags for _, tags in tracks.values())))
     if not labels:
         what = f"the tables of {task} have no tracks with tags"
         raise InputError(what, kind="empty", path=tables_dir, hint=_AGAIN)
     _, counts, n_labels = TASKS[task]
-    if len(labels) != n_labels:
-        print(f"warning: {task} has {len(labels)} tags, where the published tables have {n_labels}")
-    return Task(labels, tracks, dict(zip(SPLITS, counts, strict=True)))
+    return Task(labels, tracks, dict(zip(SPLITS, counts, strict=True)) | {"labels": n_labels})
 
 
 def as_there(task: Task, audio_dir: Path, melspec_dir: Path) -> Task:
@@ -104,9 +99,8 @@ def _main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tables-dir", type=Path, default=_HOME / "tables", help="of the TSVs")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--url", default=URL, help="of the folder with the tables")
-    options = parser.parse_intermixed_args(arguments)
-    steps = published.chosen_steps(options, STEPS)
-    if "tables" in steps:
+    options = published.parse(parser, arguments, STEPS)
+    if "tables" in options.steps:
         for task, split in product(options.tasks, SPLITS):
             name = table_name(task, split)
             known = SHA256[f"{TASKS[task][0]}-{split}"] if options.url == URL else None
@@ -116,7 +110,7 @@ def _main(arguments: list[str] | None = None) -> None:
         task: as_there(read_task(task, options.tables_dir), options.audio_dir, options.melspec_dir)
         for task in options.tasks
     }
-    published.make(tasks, options, steps)
+    published.make(tasks, options)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,9 +22,9 @@ if not __package__:  # started as a script: import from the repository root, not
     sys.path[:] = [str(_FOLDER.parents[1]), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
 
 from maest.datasets import commands, published
-from maest.datasets.archives import fetch, known_absent, parts_there, unpack
-from maest.datasets.published import PublishedTable, Task, shown
-from maest.helpers.files.atomic import write_failures
+from maest.datasets.archives import SplitArchive
+from maest.datasets.published import Task, check_name, open_table
+from maest.helpers.errors import InputError
 from maest.helpers.files.data_folder import data_folder
 from maest.helpers.files.download import download
 
@@ -33,12 +33,10 @@ URL_VARIABLE = "MTT_URL"
 ARCHIVE = "mp3.zip"
 PARTS = ("mp3.zip.001", "mp3.zip.002", "mp3.zip.003")
 TABLE = "annotations_final.csv"
-N_LABELS = 50
 # The first character of a clip's path is its folder.
 FOLDERS = {"train": "0123456789ab", "validation": "c", "test": "def"}
-N_CLIPS, N_TAGS = 25_863, 188  # in the published table
 # Without the three clips that are empty files.
-PUBLISHED = {"train": 18_706, "validation": 1_825, "test": 5_329}
+PUBLISHED = {"train": 18_706, "validation": 1_825, "test": 5_329, "labels": 50}
 # Empty files in the archive; other copies lack them.
 EMPTY = {
     "6/norine_braun-now_and_zen-08-gently-117-146.mp3",
@@ -53,62 +51,53 @@ _HOME = data_folder() / "mtt"
 
 def read_annotations(path: Path) -> Task:
     """Read the TSV of clip_id, 0 or 1 per tag, mp3_path. Raises InputError, naming the line."""
-    side = {folder: split for split, folders in FOLDERS.items() for folder in folders}
+    split_of = {folder: split for split, folders in FOLDERS.items() for folder in folders}
     clips: dict[str, list[str]] = {}  # the tags of each
-    table = PublishedTable(path, _AGAIN)
-    rows = iter(table)
-    header = next(rows, [""])
-    if (header[0], header[-1]) != ("clip_id", "mp3_path") or len(header) < 3:
-        what = f"found the columns {', '.join(header[:3])} …, expected clip_id, the tags and "
-        raise table.error(f"{what}mp3_path, separated by tabs")
-    tags = header[1:-1]
-    for cells in rows:
-        name = cells[-1]
-        if len(cells) != len(header) or not set(cells[1:-1]) <= {"0", "1"}:
-            raise table.error(f"expected {len(header)} columns, with 0 or 1 for each tag")
-        if name.partition("/")[0] not in side:
-            raise table.error(f"{name!r} is in none of the folders 0 to f")
-        table.check_name(name, clips)
-        clips[name] = [tag for tag, cell in zip(tags, cells[1:-1], strict=True) if cell == "1"]
+    with open_table(path, _AGAIN) as rows:
+        header = next(rows, [])
+        if header[:1] + header[-1:] != ["clip_id", "mp3_path"]:
+            raise ValueError("expected the columns clip_id, tags and mp3_path, separated by tabs")
+        tags = header[1:-1]
+        for _, *cells, name in rows:
+            folder = name.partition("/")[0]
+            if len(cells) != len(tags) or not set(cells) <= {"0", "1"} or folder not in split_of:
+                what = f"expected {len(header)} columns, with 0 or 1 for each tag, and a path in a "
+                raise ValueError(f"{what}folder 0 to f")
+            check_name(name, clips)
+            clips[name] = [tag for tag, cell in zip(tags, cells, strict=True) if cell == "1"]
     if not clips:
-        raise table.error("no clips in it", "empty")
-    if (len(clips), len(tags)) != (N_CLIPS, N_TAGS):
-        print(f"warning: {path} has {len(clips):,} clips and {len(tags)} tags, where the published "
-              f"table has {N_CLIPS:,} and {N_TAGS}")  # fmt: skip
+        raise InputError("no clips in it", kind="empty", path=path, hint=_AGAIN)
     counts = Counter(tag for own in clips.values() for tag in own)
     # Among equally frequent tags, the first in the table win.
-    frequent = frozenset(sorted(tags, key=lambda tag: -counts[tag])[:N_LABELS])
-    tracks = {
-        name: (side[name.partition("/")[0]], frequent.intersection(own))
-        for name, own in clips.items()
-    }
-    return Task(sorted(frequent), tracks, PUBLISHED)
+    labels = frozenset(sorted(tags, key=lambda tag: -counts[tag])[: PUBLISHED["labels"]])
+    tracks = {name: (split_of[name[0]], labels.intersection(own)) for name, own in clips.items()}
+    return Task(sorted(labels), tracks, PUBLISHED)
 
 
-def _audio_is_there(options: argparse.Namespace, clips: Collection[str]) -> bool:
-    """Whether all clips are there, except those missing or empty in the archive."""
-    lacking = {name for name in clips if not (options.audio_dir / name).is_file()}
-    # An empty folder never counts, whatever the archive lacks.
-    absent = known_absent(options.download_dir / ARCHIVE) | EMPTY
-    return len(lacking) < len(clips) and lacking <= absent
-
-
-def _unpack(options: argparse.Namespace, clips: Collection[str]) -> None:
-    archive, keep = options.download_dir / ARCHIVE, options.keep_archives
-    outcome = unpack(archive, PARTS, options.audio_dir, clips, keep=keep, again=options.force)
-    print(f"unpacked {outcome.done:,} clips, {outcome.skipped:,} were there: {options.audio_dir}")
-    if outcome.other:
-        print(f"{len(outcome.other):,} clips have other sizes than in the archive, and were not "
-              f"replaced (--force does that): {shown(outcome.other)}")  # fmt: skip
-    if outcome.absent:
-        print(f"{len(outcome.absent)} clips are not in the archive: {shown(outcome.absent)}")
-    listed = write_failures(options.download_dir / "failed.csv", outcome.failed, column="path")
-    commands.print_failures(outcome.failed, "not unpacked")
-    if outcome.failed:
-        print(f"{len(outcome.failed)} clips are not unpacked: {listed}", file=sys.stderr)
-    if outcome.again:
-        again = " and ".join(outcome.again)
-        print(f"Run the same again to fetch {again} once more", file=sys.stderr)
+def _get_audio(options: argparse.Namespace, clips: Collection[str]) -> None:
+    """The steps download and unpack, unless all clips are there that the archive has."""
+    archive, audio_dir = SplitArchive(options.download_dir / ARCHIVE, PARTS), options.audio_dir
+    steps = [step for step in ("download", "unpack") if step in options.steps]
+    missing = {name for name in clips if not (audio_dir / name).is_file()}
+    # An empty folder is never complete, whatever the archive lacks.
+    complete = len(missing) < len(clips) and missing <= archive.missing() | EMPTY
+    if complete and not options.force:
+        if steps:
+            what = " and ".join(steps)
+            print(f"{len(clips):,} clips are in {audio_dir} already: nothing to {what}")
+        if "unpack" in steps and not options.keep_archives:
+            archive.delete()  # a killed run left them
+        return
+    if "download" in steps:
+        archive.fetch(options.url, again=options.force)
+    if "unpack" in steps:
+        keep = options.keep_archives
+        outcome = archive.unpack(audio_dir, clips, keep=keep, again=options.force)
+        print(f"unpacked {outcome.done:,} clips, {outcome.skipped:,} were there: {audio_dir}")
+        commands.print_failures(outcome.failed, "not unpacked")
+        if outcome.failed:
+            listed = f"{len(outcome.failed)} clips are not unpacked: {archive.failed_csv}"
+            print(listed, file=sys.stderr)
 
 
 def _main(arguments: list[str] | None = None) -> None:
@@ -117,26 +106,13 @@ def _main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--keep-archives", action="store_true", help="after they are unpacked")
     what = f"of the folder with the files; {URL_VARIABLE} in the environment changes it too"
     parser.add_argument("--url", default=os.environ.get(URL_VARIABLE) or URL, help=what)
-    options = parser.parse_intermixed_args(arguments)
-    steps = published.chosen_steps(options, STEPS)
+    options = published.parse(parser, arguments, STEPS)
     # Every step needs the table.
-    table, archive = options.download_dir / TABLE, options.download_dir / ARCHIVE
-    again = options.force and "download" in steps
-    download(f"{options.url.rstrip('/')}/{TABLE}", table, again=again)
-    task = read_annotations(table)
-    clips = task.tracks.keys()
-    if not options.force and _audio_is_there(options, clips):
-        for step in [step for step in ("download", "unpack") if step in steps]:
-            print(f"{len(clips):,} clips are in {options.audio_dir} already: nothing to {step}")
-        if "unpack" in steps and not options.keep_archives:
-            for part in parts_there(archive, PARTS):  # a killed run left them
-                part.unlink()
-    else:
-        if "download" in steps:
-            fetch(archive, options.url, PARTS, again=options.force)
-        if "unpack" in steps:
-            _unpack(options, clips)
-    published.make({"": task}, options, steps)
+    again = options.force and "download" in options.steps
+    url, table = f"{options.url.rstrip('/')}/{TABLE}", options.download_dir / TABLE
+    task = read_annotations(download(url, table, again=again))
+    _get_audio(options, task.tracks.keys())
+    published.make({"": task}, options)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,13 +15,10 @@ _parsing = threading.Lock()
 
 def load_array(path: str | Path, mapped: bool = False) -> np.ndarray:
     """Read or map (read-only) a ``.npy`` file; OSError, ValueError or EOFError if that fails."""
-    if mapped:
-        with _parsing:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-    else:
-        content = io.BytesIO(Path(path).read_bytes())  # threads wait for the disk side by side
-        with _parsing:
-            found = np.load(content, allow_pickle=False)
-    if not isinstance(found, np.ndarray):
+    # Threads wait for the disk side by side.
+    source = path if mapped else io.BytesIO(Path(path).read_bytes())
+    with _parsing:
+        array = np.load(source, mmap_mode="r" if mapped else None, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
         raise ValueError("an archive of several arrays, expected one array")
-    return found
+    return array

@@ -11,8 +11,6 @@ import os
 import secrets
 import shutil
 import stat
-import sys
-import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,10 +22,8 @@ from maest.helpers.errors import InputError
 TEMPORARY = ".tmp-"  # prefix of unfinished files and folders
 # Errors of a name, not of the disk: too long, invalid on this file system, a file in place of a
 # folder or the reverse, a loop of links.
-NAMES_FILE_ONLY = {
-    *(errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR),
-    *(errno.EEXIST, errno.ELOOP),
-}
+_NAME_ERRORS = "ENAMETOOLONG EILSEQ EINVAL EISDIR ENOTDIR EEXIST ELOOP"
+NAMES_FILE_ONLY = {getattr(errno, name) for name in _NAME_ERRORS.split()}
 _DAY = 24 * 3600  # seconds
 
 
@@ -42,7 +38,7 @@ def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
     path, suffix = Path(path), Path(path).suffix[-16:]
     if path.is_symlink():
         path = Path(os.path.realpath(path))
-        if path.is_symlink():
+        if path.is_symlink():  # to itself
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # A fixed length: a name near the file system's limit must not become too long.
@@ -57,15 +53,15 @@ def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
         if durable:
             _flush(temporary)
         os.replace(temporary, path)
-        if durable and os.name == "posix":  # elsewhere folders cannot be opened
-            _flush(path.parent)
+        if durable:
+            _flush(path.parent)  # its list of names
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _flush(path: Path) -> None:  # a folder's flush writes its list of names
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -75,12 +71,9 @@ def _flush(path: Path) -> None:  # a folder's flush writes its list of names
 def remove_leftovers(folder: str | Path, suffixes: Collection[str]) -> None:
     """Remove unfinished files with ``suffixes``, a day old or more, below a folder if it exists."""
     for place, _, names in os.walk(folder):  # enters no folder that is a link
-        for name in names:
-            path = Path(place) / name
-            if not name.startswith(TEMPORARY) or path.suffix not in suffixes:
-                continue
+        for path in (Path(place) / name for name in names if name.startswith(TEMPORARY)):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _DAY:
+                if path.suffix in suffixes and time.time() - path.stat().st_mtime > _DAY:
                     path.unlink()
 
 
@@ -112,8 +105,7 @@ def write_error(path: str | Path, error: OSError, other_place: str) -> InputErro
 
 def check_room(folder: Path, needed: int) -> None:
     """Raise InputError unless the disk of a folder has ``needed`` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+    if needed > (free := shutil.disk_usage(folder).free):
         what = f"{needed} bytes are still to come, and there is room for {free}"
         hint = "Make room, or give another folder."
         raise InputError(what, kind="access", path=folder, hint=hint)
@@ -148,9 +140,7 @@ def write_changed(path: str | Path, content: bytes) -> None:
             temporary.write_bytes(content)
 
 
-def write_rows(
-    path: str | Path, header: Iterable[object], rows: Iterable[Iterable[object]]
-) -> None:
+def write_rows(path: str | Path, header: Iterable, rows: Iterable[Iterable]) -> None:
     """Write a CSV table in UTF-8, atomically; names that are not UTF-8 keep their bytes."""
     with (
         atomic_path(path) as temporary,
@@ -163,11 +153,9 @@ def write_rows(
 
 def point_link(link: str | Path, target: str | Path) -> None:
     """Make the symbolic link ``link`` point at ``target``, in one step if it exists."""
-    link = Path(link)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=link.parent) as folder:
-        temporary = Path(folder) / "link"
-        temporary.symlink_to(os.path.relpath(target, link.parent))
-        os.replace(temporary, link)
+    temporary = Path(link).with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    temporary.symlink_to(os.path.relpath(target, temporary.parent))
+    os.replace(temporary, link)
 
 
 # ---- lists of what failed, and text of any bytes -------------------------------------------------
@@ -205,20 +193,12 @@ def read_failures(path: str | Path, column: str = "key", value: str = "reason") 
 
 def encodable(text: str) -> str:
     """Return text that UTF-8 with surrogate escapes can encode; other surrogates are escaped."""
-    try:
+    with suppress(UnicodeEncodeError):
         text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return valid_utf8(text)
-    return text
+        return text
+    return valid_utf8(text)
 
 
 def valid_utf8(text: str) -> str:
     """Replace surrogates by backslash escapes (``\\udcff``)."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def print_any_name() -> None:
-    """Let this process print names of files that are not UTF-8."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")

@@ -7,9 +7,8 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import requests
 import urllib3
@@ -21,7 +20,7 @@ from maest.helpers.files.atomic import check_room, write_error, write_json
 TRIES = 6  # in a row without progress
 _TIMEOUT = (15, 60)  # seconds to connect, and between two pieces
 _PIECE = 1 << 20  # bytes
-_LONGEST_PAUSE = 30.0  # seconds
+_LONGEST_PAUSE = 30  # seconds
 
 
 def download(url: str, path: str | Path, *, sha256: str | None = None, again: bool = False) -> Path:
@@ -44,46 +43,41 @@ def download(url: str, path: str | Path, *, sha256: str | None = None, again: bo
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(url, path, sha256)
     failures, furthest = 0, part.length()
-    reason: str | None = None
     with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
         while failures < TRIES:
             try:
                 reason = part.fetch(bar)
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 reason = first_line(first_cause(error))
-            if reason is None:
+            if not reason:
                 return path
             # Further than any before: a server that begins again each time makes no way.
             failures = 0 if part.length() > furthest else failures + 1
             furthest = max(furthest, part.length())
             if failures < TRIES:
-                time.sleep(min(2.0 ** max(0, failures - 1), _LONGEST_PAUSE))
+                time.sleep(min(2 ** max(0, failures - 1), _LONGEST_PAUSE))
     kept = f"{part.length()} bytes of it are kept: run the same again. " if part.length() else ""
     raise part.refusal(f"{reason} (no progress in {TRIES} attempts)", kept)
 
 
-@dataclass
 class _Part:
     """The bytes of a file so far, and the version that they belong to."""
 
-    url: str
-    path: Path
-    sha256: str | None
-
-    def __post_init__(self) -> None:
-        self.file = self.path.with_name(f"{self.path.name}.part")
-        self.note = self.path.with_name(f"{self.path.name}.part.json")
+    def __init__(self, url: str, path: Path, sha256: str | None) -> None:
+        self.url, self.path, self.sha256 = url, path, sha256
+        self.file = path.with_name(f"{path.name}.part")
+        self.note = path.with_name(f"{path.name}.part.json")
 
     def length(self) -> int:
         return self.file.stat().st_size if self.file.is_file() else 0
 
-    def version(self) -> dict[str, Any]:
-        """Return ``total`` bytes of the whole and its ``validator``, where the server sent them."""
-        try:
-            found = json.loads(self.note.read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) and found.get("url") == self.url else {}
+    def version(self) -> tuple[int, str] | tuple[None, None]:
+        """Return the length of the whole and its validator, if the server sent both."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            note = json.loads(self.note.read_text("utf-8"))
+            if note["url"] == self.url and note["total"] and note["validator"]:
+                return note["total"], note["validator"]
+        return None, None
 
     def begin(self, total: int | None = None, validator: str | None = None) -> None:
         """Discard the bytes so far; the next ones belong to this version."""
@@ -95,16 +89,15 @@ class _Part:
         hint += f"By hand: get {self.url} and put it to {self.path}."
         return InputError(message, kind="network", path=self.url, hint=hint)
 
-    def fetch(self, bar: tqdm) -> str | None:
-        """Try once. Return None if the file is complete, otherwise the reason why not."""
-        version = self.version()
-        total, validator = version.get("total"), version.get("validator")
-        start = self.length() if total and validator else 0
+    def fetch(self, bar: tqdm) -> str:
+        """Try once. Return "" if the file is complete, otherwise the reason why not."""
+        total, validator = self.version()
+        start = self.length() if validator else 0
         if start and start == total:
             return self.finish(ends_known=True)
         headers = {"Accept-Encoding": "identity"}  # bytes on the way are bytes of the file
-        if start:
-            headers |= {"Range": f"bytes={start}-", "If-Range": str(validator)}
+        if start and validator:
+            headers |= {"Range": f"bytes={start}-", "If-Range": validator}
         with requests.get(self.url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
             status, said = answer.status_code, answer.headers
             if status in (408, 425, 429) or status >= 500:
@@ -118,19 +111,19 @@ class _Part:
                 self.begin()  # the next try is for all of it
                 return "the server has another version of the file by now"
             if status == 200:
-                start, total = 0, self.whole_answer(answer)
+                start, total = 0, self.whole_length(answer)
                 self.begin(total, same)
             elif status != 206 or not start:
                 raise self.refusal(f"the server answers {status} {answer.reason}")
             check_room(self.path.parent, (total or 0) - start)
             bar.total, bar.n = total, start
             bar.refresh()
-            self.append(answer, start, bar)
+            self.append(answer, bar)
         if total not in (None, self.length()):
             return "the connection ended before the file did"
-        return self.finish(total is not None)
+        return self.finish(ends_known=total is not None)
 
-    def whole_answer(self, answer: requests.Response) -> int | None:
+    def whole_length(self, answer: requests.Response) -> int | None:
         """Return the length in bytes of an answer with the whole file, if the server sends it."""
         said = answer.headers
         # A page for a login or of maintenance: the bytes so far stay.
@@ -143,9 +136,9 @@ class _Part:
         packed = said.get("Content-Encoding", "identity") != "identity"
         return int(length) if length.isdigit() and not packed else None
 
-    def append(self, answer: requests.Response, start: int, bar: tqdm) -> None:
+    def append(self, answer: requests.Response, bar: tqdm) -> None:
         """Write bytes as they arrive, so that a dropped connection loses none."""
-        with self.file.open("ab" if start else "wb", buffering=0) as file:
+        with self.file.open("ab", buffering=0) as file:
             while piece := answer.raw.read1(_PIECE, decode_content=True):
                 rest = memoryview(piece)
                 try:
@@ -155,17 +148,17 @@ class _Part:
                     raise write_error(self.file, error, "folder") from None
                 bar.update(len(piece))
 
-    def finish(self, ends_known: bool) -> str | None:
+    def finish(self, ends_known: bool) -> str:
         """Name the file, or return why its content is wrong (raised where it is known whole)."""
         if self.sha256 is not None:
             with self.file.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != self.sha256:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != self.sha256:
                 self.begin()
-                reason = f"another file came: its SHA-256 is {found}, expected {self.sha256}"
+                reason = f"another file came: its SHA-256 is {digest}, expected {self.sha256}"
                 if ends_known:
                     raise self.refusal(reason)
                 return reason
         os.replace(self.file, self.path)
         self.note.unlink(missing_ok=True)
-        return None
+        return ""

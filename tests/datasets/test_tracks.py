@@ -23,7 +23,6 @@ from maest.datasets.tracks import (
     MelTracks,
     find_tracks,
     own_share,
-    parse_shard,
     read_tracks,
 )
 from maest.helpers.results import tracks as results
@@ -210,14 +209,6 @@ def test_shares_are_all_and_each_once(total, parts, world):
     ]
     assert sorted(index for share in shares for index in share) == list(range(total))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1 + (world > 1)
-
-
-@pytest.mark.parametrize("typed", ["3", "3/", "a/b", "3/2", "0/3", "-1/3", "1/3/2"])
-def test_a_shard_as_typed(typed):
-    assert parse_shard("3/100") == (3, 100)
-    assert parse_shard("100/100") == (100, 100)
-    with refuses("invalid", setting="inference.shard"):
-        parse_shard(typed)
 
 
 # ---- many tracks ---------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import bad, good, settings
+from http_server import Server
 from hub_cache import into_hub_cache, released
-from miniature_mtt import Server, miniature
+from miniature_mtt import miniature
 from music import save_small_model
 
 from maest.datasets.groundtruth import read_groundtruth
@@ -34,8 +35,9 @@ def copy(tmp_path) -> Path:
     """The program without the data of any data set."""
     for pattern in PROGRAM:
         for path in ROOT.glob(pattern):
-            left_out = shutil.ignore_patterns("__pycache__", "data", "audio", "download", "tables",
-                                              "melspectrograms", "*.pk")  # fmt: skip
+            data = ("data", "audio", "download", "tables", "melspectrograms", "*.pk")
+            data = data if path.name == "datasets" else ()
+            left_out = shutil.ignore_patterns("__pycache__", *data)
             if path.is_dir():
                 shutil.copytree(path, tmp_path / "maest" / path.name, ignore=left_out)
             else:

@@ -9,16 +9,8 @@ import pytest
 from maest.helpers.files.arrays import load_array
 
 
-@pytest.fixture
-def often_another_thread():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
 @pytest.mark.parametrize("mapped", [False, True])
-def test_several_threads(tmp_path, often_another_thread, mapped):
+def test_several_threads(tmp_path, mapped):
     """Parsing headers in two threads at once fails in some CPythons: `numpy.load` alone does."""
     for i in range(8):
         np.save(tmp_path / f"{i}.npy", np.full((3, 5), i, np.float32))
@@ -26,16 +18,18 @@ def test_several_threads(tmp_path, often_another_thread, mapped):
     def read(i: int) -> bool:
         return bool((load_array(tmp_path / f"{i % 8}.npy", mapped) == i % 8).all())
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(read, range(2000)))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(read, range(2000)))
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_what_is_no_array(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        load_array(tmp_path / "none.npy")
     np.savez(tmp_path / "many.npz", a=np.ones(2), b=np.ones(3))
-    with pytest.raises(ValueError, match="several arrays"):
-        load_array(tmp_path / "many.npz")
     (tmp_path / "text.npy").write_text("no array")
-    with pytest.raises(ValueError):  # noqa: PT011 (NumPy's words)
-        load_array(tmp_path / "text.npy")
+    for name, error in (("none.npy", OSError), ("many.npz", ValueError), ("text.npy", ValueError)):
+        with pytest.raises(error):
+            load_array(tmp_path / name)
