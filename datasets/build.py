@@ -68,9 +68,14 @@ def build(options: Namespace) -> list[str]:
     content = {split: {keys[i]: targets[i] for i in own} for split, own in members.items()}
     write_splits(options.out_dir, content, names, task)
     by_split = {split: targets[own] for split, own in members.items()}
+    warnings = table.warnings + _group_warnings(table)
+    for split, own in by_split.items() if task != "regression" else ():
+        if absent := [names[i] for i in np.flatnonzero(~own.any(axis=0))]:
+            what = f"no track in {split} has {len(absent)} of the {len(names)} labels"
+            warnings.append(f"{what}: {some(absent)}")
     lines = [f"{what:<8} {', '.join(own)}" for what, own in table.columns.items() if own]
     lines += ["", _counts({**by_split, "all": targets}, names, task), "", *notes]
-    lines += [f"warning: {why}" for why in _warnings(table, groups, splits, names, by_split)]
+    lines += [f"warning: {why}" for why in warnings]
     what = "values" if task == "regression" else "labels"
     return [*lines, f"{len(rows)} tracks, {len(names)} {what}: {options.out_dir}"]
 
@@ -180,41 +185,28 @@ def _join_duplicates(
 def _counts(by_split: Mapping[str, np.ndarray], names: Sequence[str], task: str) -> str:
     """A Markdown table of the targets [N, C] of each split."""
     header = ["", "tracks", "labels", "fewest positives", "median positives"]
+    if task == "regression":
+        header = ["", "tracks", *(f"{name}, mean" for name in names)]
     rows = []
     for split, targets in by_split.items():
+        counts = targets.sum(axis=0)
+        cells = [str((counts > 0).sum()), str(counts.min()), f"{np.median(counts):.0f}"]
         if task == "regression":
-            header = ["", "tracks", *(f"{name}, mean" for name in names)]
             cells = [f"{mean:.4g}" for mean in targets.mean(axis=0)]
-        else:
-            counts = targets.sum(axis=0)
-            cells = [str((counts > 0).sum()), str(counts.min()), f"{np.median(counts):.0f}"]
         rows.append([split, str(len(targets)), *cells])
     return markdown_table(header, rows)
 
 
-def _warnings(
-    table: Table,
-    groups: list[Hashable],
-    splits: list[str],
-    names: Sequence[str],
-    by_split: Mapping[str, np.ndarray],
-) -> list[str]:
-    warnings = list(table.warnings)
-    unknown = sum(isinstance(group, tuple) for group in groups)
-    places = Counter(group for group, _ in dict.fromkeys(zip(groups, splits, strict=True)))
-    torn = [str(group) for group, n in places.items() if n > 1]
-    if torn:
+def _group_warnings(table: Table) -> list[str]:
+    groups = table.groups or []
+    if table.splits is not None:
+        pairs = dict.fromkeys(zip(groups, table.splits, strict=False))
+        places = Counter(group for group, _ in pairs if group)
+        torn = [group for group, n in places.items() if n > 1]
         what = f"{len(torn)} of {len(places)} groups in more than one split: {some(torn)}"
-        warnings.append(f"the table's split has {what}")
-    if table.splits is None and table.groups is None:
-        warnings.append(
-            "the table has neither a split nor a group (artist, album): tracks of one artist may "
-            "be in several splits, which inflates the scores"
-        )
-    elif table.splits is None and unknown:
-        warnings.append(f"{unknown} tracks have no group: each was taken for itself")
-    for split, targets in by_split.items() if table.values is None else ():
-        if absent := [names[i] for i in np.flatnonzero(~targets.any(axis=0))]:
-            what = f"no track in {split} has {len(absent)} of the {len(names)} labels"
-            warnings.append(f"{what}: {some(absent)}")
-    return warnings
+        return [f"the table's split has {what}"] if torn else []
+    if not groups:
+        what = "tracks of one artist may be in several splits, which inflates the scores"
+        return [f"the table has neither a split nor a group (artist, album): {what}"]
+    unknown = groups.count("")
+    return [f"{unknown} tracks have no group: each was taken for itself"] if unknown else []

@@ -34,9 +34,9 @@ TASKS: tuple[str, ...] = ("multi-label", "single-label", "regression")
 _NUMBERS = (int, float, np.bool_, np.integer, np.floating)
 _EXPECTED = {
     "multi-label": "Expected 0 or 1 for each label: a 1-D array, a list or a tuple. Real values "
-    "need the task regression: maest.task, data.task, or --task of `groundtruth.py show`.",
-    "single-label": "single-label means exactly one label to a track; any number of labels needs "
-    "the task multi-label, real values need regression.",
+    "are read with {task}=regression; show: --task regression.",
+    "single-label": "single-label means exactly one label to a track; for any number: "
+    "{task}=multi-label; for real values: {task}=regression.",
     "regression": "Expected finite numbers below 3e38: a 1-D array, a list, a tuple, or one.",
 }
 
@@ -63,16 +63,18 @@ class GroundTruth:
         return self.targets.sum(axis=0, dtype=np.int64)
 
 
-def read_groundtruth(path: str | Path, task: str = "multi-label") -> GroundTruth:
+def read_groundtruth(
+    path: str | Path, task: str = "multi-label", task_setting: str = "maest.task"
+) -> GroundTruth:
     """Read a pickled dict, relative path → targets: a NumPy array, a tuple or a list.
 
     Multi-label targets are 0 or 1 for each label; single-label ones have exactly one 1; those of a
-    regression are finite values below 3e38, or one bare number. Raises InputError if `load_pickle`
-    refuses the file, a key is no path inside ``base_dir``, or targets misfit the task or each
-    other.
+    regression are finite values below 3e38, or one bare number. Hints name ``task_setting``.
+    Raises InputError if `load_pickle` refuses the file, a key is no path inside ``base_dir``, or
+    targets misfit the task or each other.
     """
     path = Path(path)
-    return GroundTruth(path, *_validate(load_pickle(path), path, task), task)
+    return GroundTruth(path, *_validate(load_pickle(path), path, task, task_setting), task)
 
 
 def read_any_groundtruth(path: str | Path) -> GroundTruth:
@@ -86,13 +88,17 @@ def read_any_groundtruth(path: str | Path) -> GroundTruth:
 
 
 def read_splits(
-    paths: Mapping[str, str | Path | None], task: str, section: str
+    paths: Mapping[str, str | Path | None],
+    task: str,
+    section: str,
+    task_setting: str = "maest.task",
 ) -> dict[str, GroundTruth]:
     """Read the splits of ``<section>.groundtruth_<split>``. Raises InputError if labels differ."""
     splits: dict[str, GroundTruth] = {}
     for split, path in paths.items():
         setting = f"{section}.groundtruth_{split}"
-        splits[split] = groundtruth = read_groundtruth(check_given(path, setting), task)
+        groundtruth = read_groundtruth(check_given(path, setting), task, task_setting)
+        splits[split] = groundtruth
         first = next(iter(splits.values()))
         check_labels(groundtruth, first.n_classes, labels_beside(first), str(first.path), setting)
     return splits
@@ -110,7 +116,9 @@ def write_groundtruth(
     write_changed(path, pickle.dumps(dict(zip(keys, rows, strict=True)), protocol=4))
 
 
-def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np.ndarray]:
+def _validate(
+    groundtruth: object, path: Path, task: str, task_setting: str = "maest.task"
+) -> tuple[list[str], np.ndarray]:
     """Keys [N], and targets [N, C], uint8 or (for a regression) float32."""
     check_choice("task", task, TASKS)
     if not isinstance(groundtruth, Mapping) or not groundtruth:
@@ -119,6 +127,7 @@ def _validate(groundtruth: object, path: Path, task: str) -> tuple[list[str], np
         raise InputError(f"found {short_repr(groundtruth)}", kind=kind, path=path, hint=hint)
 
     def refusal(key: str, what: str, hint: str = _EXPECTED[task]) -> InputError:
+        hint = hint.replace("{task}", task_setting)
         return InputError(f"key {short_repr(key)}: {what}", path=path, hint=hint)
 
     keys, rows, tracks = list(groundtruth), list[np.ndarray](), dict[str, str]()

@@ -75,7 +75,7 @@ class FeatureSet:
 def read_task(data: ProbeData) -> ProbeTask:
     """Read three ground truths. InputError: labels differ, or splits share a track."""
     paths = {split: getattr(data, f"groundtruth_{split}") for split in SPLITS}
-    splits = read_splits(paths, data.task, "data")
+    splits = read_splits(paths, data.task, "data", "data.task")
     check_disjoint(*splits.values())
     labels = labels_beside(splits["train"]) or [str(i) for i in range(splits["train"].n_classes)]
     return ProbeTask(data.task, labels, splits)

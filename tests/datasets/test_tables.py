@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from made_up import refuses
 
@@ -31,36 +32,37 @@ c/6.mmap,pop;;pop,C,test
 """
 
 
-class Tables:
-    """Writes a table as t.csv of a folder, and runs `build` of it into `out`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path, self.out = folder / "t.csv", folder / "out"
-
-    def options(self, text: str | None, *words: object, encoding: str = "utf-8"):
-        if text is not None:
-            self.path.write_bytes(text.encode(encoding))
-        line = ["build", self.path, "--out-dir", self.out, *words]
-        return parser().parse_args([str(word) for word in line])
-
-    def read(self, text: str | None, *words: object, encoding: str = "utf-8") -> Table:
-        return read_table(self.options(text, *words, encoding=encoding))
-
-    def build(self, text: str | None, *words: object, encoding: str = "utf-8") -> list[str]:
-        options = self.options(text, *words, encoding=encoding)
-        return "\n".join(options.run(options)).splitlines()
-
-    def targets(self, split: str = "all", task: str = "multi-label") -> dict[str, list]:
-        groundtruth = read_groundtruth(self.out / f"groundtruth-{split}.pk", task)
-        return dict(zip(groundtruth.keys, groundtruth.targets.tolist(), strict=True))
-
-    def splits(self) -> dict[str, str]:
-        return {key: split for split in SPLITS for key in self.targets(split)}
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def tables(tmp_path):
-    return Tables(tmp_path)
+def options(text: str, *words: object, encoding: str = "utf-8"):
+    Path("t.csv").write_bytes(text.encode(encoding))
+    return parser().parse_args(["build", "t.csv", "--out-dir", "out", *map(str, words)])
+
+
+def read(text: str, *words: object, encoding: str = "utf-8") -> Table:
+    return read_table(options(text, *words, encoding=encoding))
+
+
+def build(text: str, *words: object, encoding: str = "utf-8") -> list[str]:
+    given = options(text, *words, encoding=encoding)
+    return "\n".join(given.run(given)).splitlines()
+
+
+def built(split: str = "all", task: str = "multi-label") -> dict[str, list]:
+    """The targets of each track."""
+    groundtruth = read_groundtruth(f"out/groundtruth-{split}.pk", task)
+    return dict(zip(groundtruth.keys, groundtruth.targets.tolist(), strict=True))
+
+
+def built_labels() -> list[str]:
+    return read_labels("out/labels.json")
+
+
+def splits_of_keys() -> dict[str, str]:
+    return {key: split for split in SPLITS for key in built(split)}
 
 
 def labels(table: Table) -> list[set[str]]:
@@ -78,8 +80,8 @@ def warnings(lines: list[str]) -> list[str]:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def test_rows_are_what_the_table_says(tables):
-    table = tables.read(WITH_SPLIT)
+def test_rows_are_what_the_table_says():
+    table = read(WITH_SPLIT)
     assert table.keys == [
         *("a/1.mmap", "a/2.mmap", "b/3.mmap", "b/4, live.mmap", "c/5.mmap", "c/6.mmap")
     ]
@@ -89,6 +91,7 @@ def test_rows_are_what_the_table_says(tables):
     assert (table.groups, table.lines) == (list("AABBCC"), [2, 3, 4, 5, 6, 7])
 
 
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"]
 NAMES = st.text(max_size=12).filter(lambda name: name and name == name.strip())
 
 
@@ -99,39 +102,37 @@ def is_key(name: str) -> bool:
         return False
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(
+    max_examples=100, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 @given(
-    rows=st.dictionaries(NAMES.filter(is_key), st.lists(NAMES, max_size=4), min_size=3, max_size=9),
+    rows=st.dictionaries(NAMES.filter(is_key), st.sets(NAMES, max_size=4), min_size=3, max_size=9),
     delimiter=st.sampled_from(",;\t"),
     separator=st.sampled_from(";,|/&"),
-    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"]),
+    encoding=st.sampled_from(ENCODINGS),
 )
-def test_the_ground_truth_says_what_the_table_said(
-    tmp_path_factory, rows, delimiter, separator, encoding
-):
-    names = [*rows, *(name for own in rows.values() for name in own)]
+def test_the_ground_truth_says_what_the_table_said(rows, delimiter, separator, encoding):
+    names = [*rows, *chain(*rows.values())]
     assume(delimiter != "\t" or not any(set("\t\r\n") & set(name) for name in names))
-    tables = Tables(tmp_path_factory.mktemp("table"))
-    first = next(iter(rows))
     rows = {key: {name for name in own if separator not in name} for key, own in rows.items()}
-    rows[first].add("a name")  # so that they are not all 0 and 1
+    rows[next(iter(rows))].add("a name")  # so that they are not all 0 and 1
+    splits = dict(zip(rows, SPLITS * 3, strict=False))
     text = io.StringIO()
     writer = csv.writer(text, delimiter=delimiter)
     writer.writerow(["path", "tags", "split"])
-    for i, (key, own) in enumerate(rows.items()):
-        writer.writerow([key, separator.join(sorted(own)), SPLITS[i % 3]])
-    tables.build(text.getvalue(), "--separator", separator, encoding=encoding)
-    known = read_labels(tables.out / "labels.json")
-    found = {k: {known[i] for i in np.flatnonzero(row)} for k, row in tables.targets().items()}
-    assert found == rows
-    assert tables.splits() == {key: SPLITS[i % 3] for i, key in enumerate(rows)}
+    writer.writerows([key, separator.join(sorted(rows[key])), splits[key]] for key in rows)
+    build(text.getvalue(), "--separator", separator, encoding=encoding)
+    known = built_labels()
+    assert {k: {known[i] for i in np.flatnonzero(row)} for k, row in built().items()} == rows
+    assert splits_of_keys() == splits
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("first", ["", "sep=;\n", "SEP=;\r\n", '"sep=;"\n'])
-def test_what_spreadsheets_write(tables, encoding, first):
+def test_what_spreadsheets_write(encoding, first):
     text = first + 'path;labels;artist\na.mp3;"Folk, World, & Country; pop";Zoë\nb.mp3;;A, B\n'
-    table = tables.read(text, encoding=encoding)
+    table = read(text, encoding=encoding)
     assert table.keys == ["a.mmap", "b.mmap"]
     assert labels(table) == [{"Folk, World, & Country", "pop"}, set()]
     assert table.groups == ["Zoë", "A, B"]
@@ -152,8 +153,8 @@ def test_what_spreadsheets_write(tables, encoding, first):
         ("path,genre,vocal\na.mp3,rock;pop,1\n", ";", {"rock", "pop"}),
     ],
 )
-def test_labels_of_the_first_track(tables, text, separator, expected):
-    table = tables.read(text, "--separator", separator)
+def test_labels_of_the_first_track(text, separator, expected):
+    table = read(text, "--separator", separator)
     assert (table.keys[0], labels(table)[0]) == ("a.mmap", expected)
 
 
@@ -168,9 +169,9 @@ def test_labels_of_the_first_track(tables, text, separator, expected):
         (('"two\nlines"', "b"), ["two\nlines", "b"], 0),
     ],
 )
-def test_quote_signs_in_titles(tables, cells, titles, n_warnings):
+def test_quote_signs_in_titles(cells, titles, n_warnings):
     rows = "".join(f"{i}.mp3\t{cell}\tx\n" for i, cell in enumerate(cells))
-    table = tables.read(f"path\tartist\tlabels\n{rows}")
+    table = read(f"path\tartist\tlabels\n{rows}")
     assert (table.keys, table.groups) == (["0.mmap", "1.mmap"], titles)
     assert labels(table) == [{"x"}, {"x"}]
     assert len(table.warnings) == n_warnings
@@ -179,93 +180,93 @@ def test_quote_signs_in_titles(tables, cells, titles, n_warnings):
 # ---- columns -------------------------------------------------------------------------------------
 
 
-def test_columns_are_chosen_by_name(tables):
+def test_columns_are_chosen_by_name():
     text = "where,genre,mood,label,who\na.mp3,rock,calm,x,A\nb.mp3,pop,,y,B\n"
     where = ["--path-column", "where"]
     with refuses("conflict", "t.csv"):
-        tables.read(text, *where)
-    table = tables.read(text, *where, "--labels-column", "Genre", "mood", "--group-column", "who")
+        read(text, *where)
+    table = read(text, *where, "--labels-column", "Genre", "mood", "--group-column", "who")
     assert labels(table) == [{"rock", "calm"}, {"pop"}]
     assert (table.groups, table.columns["not used"]) == (["A", "B"], ["label"])
-    table = tables.read(text, *where, "--labels-column", "label", "--group-column", "genre")
+    table = read(text, *where, "--labels-column", "label", "--group-column", "genre")
     assert (table.groups, labels(table)) == (["rock", "pop"], [{"x"}, {"y"}])
     with refuses("unknown", "t.csv", "--group-column"):
-        tables.read(text, *where, "--group-column", "x")
+        read(text, *where, "--group-column", "x")
 
 
 @pytest.mark.parametrize(
     "name", ["artist", "Artist Name", "track_artist", "artistName", "ARTIST_ID", "album-artist"]
 )
-def test_columns_are_recognised_without_case_spaces_and_underscores(tables, name):
-    table = tables.read(f"File Name,{name},Genres,x\na.mp3,A,rock,1\nb.mp3,B,pop,2\n")
+def test_columns_are_recognised_without_case_spaces_and_underscores(name):
+    table = read(f"File Name,{name},Genres,x\na.mp3,A,rock,1\nb.mp3,B,pop,2\n")
     assert table.columns == {
         "path": ["File Name"], "labels": ["Genres"], "group": [name], "not used": ["x"]
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["fold", "Fold", "split", "sub_set", "album_id", "Track", "audio"])
-def test_columns_of_splits_groups_and_paths_are_no_labels(tables, name):
-    table = tables.read(f"path,artist,{name},vocal\na,A,1,1\nb,B,0,0\n", "--ignore-split")
+def test_columns_of_splits_groups_and_paths_are_no_labels(name):
+    table = read(f"path,artist,{name},vocal\na,A,1,1\nb,B,0,0\n", "--ignore-split")
     assert (labels(table), table.columns["not used"]) == ([{"vocal"}, set()], [name])
 
 
-def test_which_columns_of_0_and_1_are_labels_can_be_said(tables):
+def test_which_columns_of_0_and_1_are_labels_can_be_said():
     """Blank cells count as 0; both are warned of."""
     text = "path,guitar,is_loud,year\na.mp3,1,0,1\nb.mp3,,1,2\nc.mp3,0,,1\n"
-    table = tables.read(text)
+    table = read(text)
     assert labels(table) == [{"guitar"}, {"is_loud"}, set()]
     taken, blank = table.warnings
     assert "'guitar', 'is_loud'" in taken
     assert "'guitar', 'is_loud'" in blank
-    table = tables.read(text.replace("b.mp3,,", "b.mp3,0,"), "--labels-column", "guitar")
+    table = read(text.replace("b.mp3,,", "b.mp3,0,"), "--labels-column", "guitar")
     assert (labels(table), table.warnings) == ([{"guitar"}, set(), set()], [])
     text = "path,genre,vocal\na.mp3,rock;pop,1\nb.mp3,,0\n"
-    table = tables.read(text, "--labels-column", "genre", "vocal")
+    table = read(text, "--labels-column", "genre", "vocal")
     assert labels(table) == [{"rock", "pop", "vocal"}, set()]
     text = "path,held_out,vocal\na.mp3,1,1\nb.mp3,0,0\n"
-    table = tables.read(text, "--split-column", "held_out", "--ignore-split")
+    table = read(text, "--split-column", "held_out", "--ignore-split")
     assert (labels(table), table.splits) == ([{"vocal"}, set()], None)
 
 
 @pytest.mark.parametrize("cell", ["rock, pop", "rock|pop", "rock/pop"])
-def test_another_separator_is_warned_of(tables, cell):
+def test_another_separator_is_warned_of(cell):
     text = f"path\tlabels\na.mp3\t{cell}\nb.mp3\tpop\n"
-    (warning,) = tables.read(text).warnings
+    (warning,) = read(text).warnings
     assert f"'{cell}'" in warning
-    table = tables.read(text, "--separator", cell[4])
+    table = read(text, "--separator", cell[4])
     assert (labels(table)[0], table.warnings) == ({"rock", "pop"}, [])
-    assert tables.read(text + "c.mp3\tpop;jazz\n").warnings == []  # it is a label's name
+    assert read(text + "c.mp3\tpop;jazz\n").warnings == []  # it is a label's name
 
 
-def test_names_in_several_spellings(tables):
+def test_names_in_several_spellings():
     """Of labels, they are warned of; of artists, they are one group."""
     text = "path,labels\na.mp3,Pop\nb.mp3,pop\nc.mp3,Hip  Hop;rock\nd.mp3,hip hop;jazz\n"
-    (warning,) = tables.read(text).warnings
+    (warning,) = read(text).warnings
     assert all(name in warning for name in ("'Hip  Hop'", "'hip hop'", "'Pop'", "'pop'"))
     names = ["The Band", "the band", " THE  BAND ", "Be\u0301la", "B\u00e9la", ""]
     rows = "".join(f"{i}.mp3,x,{name}\n" for i, name in enumerate(names))
-    table = tables.read(f"path,labels,artist\n{rows}")
+    table = read(f"path,labels,artist\n{rows}")
     assert table.groups == ["The Band"] * 3 + ["Be\u0301la"] * 2 + [""]
 
 
-def test_absolute_paths(tables):
+def test_absolute_paths():
     text = "path,labels\n/music/x/a.mp3,x\n/music/./b.mp3,y\nc.mp3,y\n"
     for folder in ("/music", "/music/", "/music/x/.."):
-        assert tables.read(text, "--audio-dir", folder).keys == ["x/a.mmap", "b.mmap", "c.mmap"]
-    assert tables.read(text, "--audio-dir", "/").keys[0] == "music/x/a.mmap"
+        assert read(text, "--audio-dir", folder).keys == ["x/a.mmap", "b.mmap", "c.mmap"]
+    assert read(text, "--audio-dir", "/").keys[0] == "music/x/a.mmap"
     for folder in ("/mus", "/music/x", "music"):
         with refuses("invalid", "t.csv"):
-            tables.read(text, "--audio-dir", folder)
+            read(text, "--audio-dir", folder)
 
 
-def test_paths_of_windows(tables):
-    assert tables.read("path,labels\nrock\\a.mp3,x\nb.mp3,y\n").keys == ["rock/a.mmap", "b.mmap"]
+def test_paths_of_windows():
+    assert read("path,labels\nrock\\a.mp3,x\nb.mp3,y\n").keys == ["rock/a.mmap", "b.mmap"]
     text = "path,labels\nC:\\Music\\rock\\a.mp3,x\nC:\\Music\\b.mp3,y\n"
     for folder in ("C:\\Music", "C:\\Music\\", "C:/Music", "c:/music"):
-        assert tables.read(text, "--audio-dir", folder).keys == ["rock/a.mmap", "b.mmap"]
+        assert read(text, "--audio-dir", folder).keys == ["rock/a.mmap", "b.mmap"]
     for folder in ("D:/Music", "C:/Music/rock", "/Music"):
         with refuses("invalid", "t.csv"):
-            tables.read(text, "--audio-dir", folder)
+            read(text, "--audio-dir", folder)
 
 
 @pytest.mark.parametrize(
@@ -295,65 +296,65 @@ def test_paths_of_windows(tables):
         ("TRACK_ID\tPATH\tTAGS\nt1\t14/1.mp3\trock\tpop\n", "invalid", 2),
     ],
 )
-def test_tables_that_are_refused(tables, text, kind, line):
+def test_tables_that_are_refused(text, kind, line):
     with refuses(kind, "t.csv") as error:
-        tables.read(text)
+        read(text)
     assert error.value.message.startswith(f"line {line}: ") or line is None
     assert ("jamendo/preprocess.py" in error.value.hint) == text.startswith("TRACK_ID")
 
 
-def test_files_that_are_no_tables(tables, tmp_path):
-    with refuses("missing", "t.csv"):
-        tables.read(None)
+def test_files_that_are_no_tables():
     with refuses("invalid", "t.csv") as error:
-        tables.read("path,labels\na.mp3,café\n", encoding="latin-1")
+        read("path,labels\na.mp3,café\n", encoding="latin-1")
     assert error.value.message.startswith("line 2: ")
-    tables.path = tmp_path
-    with refuses("access", tmp_path.name):
-        tables.read(None)
+    for path, kind in (("none.csv", "missing"), (".", "access")):
+        given = options("")
+        given.table = Path(path)
+        with refuses(kind, path):
+            read_table(given)
 
 
 # ---- building ------------------------------------------------------------------------------------
 
 
-def test_pickles_and_labels_of_a_table_with_splits(tables):
-    lines = tables.build(WITH_SPLIT)
-    assert read_labels(tables.out / "labels.json") == ["jazz", "pop", "rock"]
+def test_pickles_and_labels_of_a_table_with_splits():
+    lines = build(WITH_SPLIT)
+    assert built_labels() == ["jazz", "pop", "rock"]
     expected = {
         "train": {"a/1.mmap": [0, 1, 1], "a/2.mmap": [0, 0, 1]},
         "validation": {"b/3.mmap": [1, 0, 0], "b/4, live.mmap": [1, 0, 1]},
         "test": {"c/5.mmap": [0, 0, 0], "c/6.mmap": [0, 1, 0]},
     }
-    assert {split: tables.targets(split) for split in SPLITS} == expected
-    assert tables.targets() == {k: v for own in expected.values() for k, v in own.items()}
+    assert {split: built(split) for split in SPLITS} == expected
+    assert built() == {k: v for own in expected.values() for k, v in own.items()}
     assert "| train      |      2 |      2 |                0 |                1 |" in lines
     assert "'jazz'" in warnings(lines)[0]  # no track of train has it
 
 
-def test_rare_labels_are_left_out(tables):
-    tables.build(WITH_SPLIT, "--min-positives", 3)
-    assert read_labels(tables.out / "labels.json") == ["rock"]
-    assert sum(map(sum, tables.targets().values())) == 3
+def test_rare_labels_are_left_out():
+    build(WITH_SPLIT, "--min-positives", 3)
+    assert built_labels() == ["rock"]
+    assert sum(map(sum, built().values())) == 3
     with refuses("empty", "t.csv"):
-        tables.build(WITH_SPLIT, "--min-positives", 4)
+        build(WITH_SPLIT, "--min-positives", 4)
 
 
-def test_tracks_without_a_log_mel_file(tables, tmp_path):
+def test_tracks_without_a_log_mel_file(tmp_path):
     mels = tmp_path / "mels"
-    for key in tables.read(WITH_SPLIT).keys:
+    for key in read(WITH_SPLIT).keys:
         if key != "a/2.mmap":
             write_mel(mels / key, np.zeros((4, 96)))
     with refuses("missing", "t.csv", "--base-dir"):
-        tables.build(WITH_SPLIT, "--base-dir", mels)
-    assert not tables.out.exists()
-    tables.build(WITH_SPLIT, "--base-dir", mels, "--skip-missing")
-    assert list(tables.targets("train")) == ["a/1.mmap"]
+        build(WITH_SPLIT, "--base-dir", mels)
+    assert not Path("out").exists()
+    build(WITH_SPLIT, "--base-dir", mels, "--skip-missing")
+    assert list(built("train")) == ["a/1.mmap"]
     for folder in (tmp_path, tmp_path / "none"):
         with refuses("missing", "t.csv", "--base-dir"):
-            tables.build(WITH_SPLIT, "--base-dir", folder, "--skip-missing")
+            build(WITH_SPLIT, "--base-dir", folder, "--skip-missing")
 
 
-def test_two_formats_of_a_song_have_a_log_mel_file_each(tables, tmp_path):
+def test_two_formats_of_a_song_have_a_log_mel_file_each(tmp_path):
     (tmp_path / "audio").mkdir()
     for i, name in enumerate(("song.flac", "song.wav", "b.wav")):
         sf.write(tmp_path / "audio" / name, np.random.default_rng(i).uniform(-1, 1, 16_000), 16_000)
@@ -361,19 +362,19 @@ def test_two_formats_of_a_song_have_a_log_mel_file_each(tables, tmp_path):
     assert preprocess(tmp_path / "audio", mels, num_workers=1, progress=False).failed == {}
     text = "path,labels\nsong.wav,x\nsong.flac,y\nb.wav,z\n"
     with refuses("conflict", "t.csv"):
-        tables.read(text)
-    tables.build(text, "--base-dir", mels)
+        read(text)
+    build(text, "--base-dir", mels)
     expected = {"song.wav.mmap": [1, 0, 0], "song.mmap": [0, 1, 0], "b.mmap": [0, 0, 1]}
-    assert tables.targets() == expected
+    assert built() == expected
 
 
-def test_a_split_that_would_be_empty(tables):
+def test_a_split_that_would_be_empty():
     two = WITH_SPLIT.replace("validation", "train").replace("val", "train")
     groups = "path,labels,artist\na.mp3,x,A\nb.mp3,y,A\nc.mp3,y,B\n"
     for text in (two, groups):
         with refuses("empty", "t.csv"):
-            tables.build(text)
-    assert not tables.out.exists()
+            build(text)
+    assert not Path("out").exists()
 
 
 ROWS = range(20)
@@ -388,23 +389,23 @@ ROWS = range(20)
         ("path,labels,artist\n" + "\n".join(f"{i},x,{i}" for i in ROWS), None),
     ],
 )
-def test_warnings_about_groups(tables, text, expected):
-    found = [line for line in warnings(tables.build(text)) if "no track in" not in line]
+def test_warnings_about_groups(text, expected):
+    found = [line for line in warnings(build(text)) if "no track in" not in line]
     assert len(found) == (expected is not None)
     assert expected is None or expected in found[0]
 
 
-def test_single_label(tables):
+def test_single_label():
     text = (
         "path,label\n" + "".join(f"{i},{('rock', 'pop')[i % 2]}\n" for i in range(9)) + "9,jazz\n"
     )
     single = ["--task", "single-label", "--min-positives", 2]
-    tables.build(text, *single)
-    assert read_labels(tables.out / "labels.json") == ["pop", "rock"]
-    assert len(tables.targets(task="single-label")) == 9  # the track of jazz has no label
+    build(text, *single)
+    assert built_labels() == ["pop", "rock"]
+    assert len(built(task="single-label")) == 9  # the track of jazz has no label
     for cell in ("rock;pop", ""):
         with refuses("invalid", "t.csv", "--task") as error:
-            tables.build(f"{text}10,{cell}\n", *single)
+            build(f"{text}10,{cell}\n", *single)
         assert "12" in error.value.message
 
 
@@ -424,13 +425,13 @@ def test_single_label(tables):
         ("unknown", "--values-column", "--values-column speed"),
     ],
 )
-def test_options_that_are_refused(tables, kind, setting, words):
+def test_options_that_are_refused(kind, setting, words):
     with refuses(kind, "t.csv" if kind == "unknown" else None, setting):
-        tables.build("path,label,tempo,split\na,x,60,train\nb,y,70,test\n", *words.split())
+        build("path,label,tempo,split\na,x,60,train\nb,y,70,test\n", *words.split())
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["", "tracks of an artist"])
-def test_copies_of_a_recording_stay_in_one_split(tables, tmp_path, several):
+def test_copies_of_a_recording_stay_in_one_split(tmp_path, several):
     """Of every third recording the next track is a copy; so are two of silence, which is none."""
     for i in range(24):
         content = i - 1 if i % 3 == 1 else i
@@ -444,21 +445,21 @@ def test_copies_of_a_recording_stay_in_one_split(tables, tmp_path, several):
     options = ["--base-dir", tmp_path / "mels", "--fractions", "0.4,0.3,0.3"]
     options += ["--keep-duplicates-together", "--seed"]
     for seed in range(3):
-        lines = tables.build("\n".join(["path,labels,artist", *rows]), *options, seed)
-        splits = tables.splits()
+        lines = build("\n".join(["path,labels,artist", *rows]), *options, seed)
+        splits = splits_of_keys()
         assert all(splits[f"{i}.mmap"] == splits[f"{i + 1}.mmap"] for i in range(0, 24, 3))
         assert all(splits[f"{i}.mmap"] == splits[f"{a}.mmap"] for i, a in artists.items())
         assert any(line.startswith("8 tracks") for line in lines)
 
 
-def test_real_values_are_a_regressions_ground_truth(tables):
+def test_real_values_are_a_regressions_ground_truth():
     rows = [f"{i:02d}.mp3,artist {i % 10},{60 + i}.5,{-0.1 * i:.3f},x" for i in range(40)]
     text = "\n".join(["path,artist,tempo,valence,genre", *rows])
-    lines = tables.build(text, "--values-column", "valence", "tempo")
+    lines = build(text, "--values-column", "valence", "tempo")
     assert lines[-1].startswith("40 tracks, 2 values")
-    assert tables.targets(task="regression")["07.mmap"] == pytest.approx([-0.7, 67.5])
-    assert read_labels(tables.out / "labels.json") == ["valence", "tempo"]
-    keys = [tables.targets(split, "regression") for split in SPLITS]
+    assert built(task="regression")["07.mmap"] == pytest.approx([-0.7, 67.5])
+    assert built_labels() == ["valence", "tempo"]
+    keys = [built(split, "regression") for split in SPLITS]
     assert [sum(map(len, keys)), sum(len({int(k[:2]) % 10 for k in own}) for own in keys)] == [
         40,
         10,
@@ -466,9 +467,9 @@ def test_real_values_are_a_regressions_ground_truth(tables):
 
 
 @pytest.mark.parametrize("cell", ["", "fast", "1,5", "nan", "inf", "1e39"])
-def test_a_value_that_is_no_number(tables, cell):
+def test_a_value_that_is_no_number(cell):
     with refuses("invalid", "t.csv") as error:
-        tables.build(f'path,tempo\na.mp3,1\nb.mp3,"{cell}"\nc.mp3,3\n', "--values-column", "tempo")
+        build(f'path,tempo\na.mp3,1\nb.mp3,"{cell}"\nc.mp3,3\n', "--values-column", "tempo")
     assert error.value.message.startswith("line 3: ")
 
 
@@ -532,26 +533,19 @@ def test_a_label_in_three_groups_is_in_every_split(holders):
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def test_command_line(tables, capsys):
+def test_command_line(capsys):
     rows = "".join(f"{i:02d}.mp3,{('jazz', 'rock')[i % 2]},artist {i // 2}\n" for i in range(40))
-    tables.path.write_text(f"path,labels,artist\n{rows}")
-    command = ["build", str(tables.path), "--out-dir", str(tables.out)]
+    Path("t.csv").write_text(f"path,labels,artist\n{rows}")
+    command = ["build", "t.csv", "--out-dir", "out"]
     assert main([*command, "--fractions", "0.6,0.2,0.2", "--seed", "4"]) == 0
-    out = capsys.readouterr().out
-    assert "| train      |     24 |      2 |" in out
-    assert out.rstrip().endswith(f"40 tracks, 2 labels: {tables.out}")
-    keys = tables.targets("validation")
+    assert "| train      |     24 |      2 |" in capsys.readouterr().out
+    keys = built("validation")
     assert len(keys) == 8
     assert all(f"{int(key[:2]) ^ 1:02d}.mmap" in keys for key in keys)  # artists are whole
     with pytest.raises(SystemExit):
         main([*command, "--fractions", "a"])
-
-
-@pytest.mark.parametrize("out", ["t.csv", "t.csv/below"])
-def test_a_folder_that_cannot_be_written_to_is_one_line(tables, capsys, tmp_path, out):
-    """A file where the folder should go."""
-    tables.path.write_text("path,labels\na.mp3,x\nb.mp3,x\nc.mp3,x\n")
-    assert main(["build", str(tables.path), "--out-dir", str(tmp_path / out)]) == 1
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err.count("\n")) == ("", 1)
-    assert f": --out-dir: {tmp_path / out}: " in captured.err
+    for out in ("t.csv", "t.csv/below"):  # a file where the folder should go
+        assert main(["build", "t.csv", "--out-dir", out]) == 1
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == 1
+        assert f": --out-dir: {out}: " in captured.err
