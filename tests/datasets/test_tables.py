@@ -544,6 +544,7 @@ def test_command_line(capsys):
     assert all(f"{int(key[:2]) ^ 1:02d}.mmap" in keys for key in keys)  # artists are whole
     with pytest.raises(SystemExit):
         main([*command, "--fractions", "a"])
+    capsys.readouterr()
     for out in ("t.csv", "t.csv/below"):  # a file where the folder should go
         assert main(["build", "t.csv", "--out-dir", out]) == 1
         captured = capsys.readouterr()
