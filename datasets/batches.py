@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,19 +29,17 @@ class _Batch:
         # Copies to a GPU need not block: its queue runs them before the work that needs them.
         # (Lightning sets this for bare tensors only.)
         options = {"non_blocking": torch.device(device).type == "cuda", **kwargs}
-        return self._each(lambda tensor: tensor.to(device, **options))
+        return _apply(lambda tensor: tensor.to(device, **options), self)
 
     def pin_memory(self) -> Self:
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        batch: Any = self
-        changed = {field.name: _apply(change, getattr(self, field.name)) for field in fields(batch)}
-        return replace(batch, **changed)
+        return _apply(Tensor.pin_memory, self)
 
 
 def _apply(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``change`` to a tensor, or to each in a list or tuple; return others unchanged."""
+    """Apply ``change`` to each tensor in a batch, list or tuple."""
+    if isinstance(value, _Batch):
+        parts = {name: _apply(change, part) for name, part in vars(value).items()}
+        return type(value)(**parts)
     if isinstance(value, list | tuple):
         return type(value)(_apply(change, part) for part in value)
     return change(value) if isinstance(value, Tensor) else value
@@ -77,23 +75,20 @@ class TrackBatch(_Batch):
 
 
 class PackedStrings:
-    """Strings in two arrays, which forked workers share with their parent."""
+    """Strings without NUL in two arrays, which forked workers share with their parent."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         # Workers would copy a list: reading a Python object writes its reference count.
-        encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends = np.fromiter(accumulate(map(len, encoded)), np.int64, len(encoded))
+        joined = "\0".join([*strings, ""]).encode("utf-8", "surrogatepass")
+        self._bytes = np.frombuffer(joined, np.uint8)
+        self._ends = np.flatnonzero(self._bytes == 0)
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
-
     def __getitem__(self, index: int) -> str:
         end = self._ends[index]
-        start = self._ends[index - 1] if index % len(self) else 0
+        start = self._ends[index - 1] + 1 if index % len(self) else 0
         return self._bytes[start:end].tobytes().decode("utf-8", "surrogatepass")
 
 
@@ -125,23 +120,22 @@ class CropDataset(_Tracks):
         Raises InputError for an unreadable file; with ``skip``, for 50 in a row.
         """
         errors: dict[str, str] = {}
-        read = [self._read(index, seed, errors) for index, seed in items]
-        mel = torch.from_numpy(np.stack([crop for _, crop, _ in read]))  # the widest dtype
-        targets = self.targets[[track for track, _, _ in read]].astype(np.float32)
-        logits = [logits for _, _, logits in read if logits is not None]
-        teacher = torch.from_numpy(np.stack(logits)) if logits else None
-        return ClipBatch(mel, torch.from_numpy(targets), teacher, errors)
+        indices, mels, logits = zip(*(self._read(*item, errors) for item in items), strict=True)
+        targets = torch.from_numpy(self.targets[list(indices)].astype(np.float32))
+        teacher = None if self.teacher_dir is None else torch.from_numpy(np.stack(logits))
+        return ClipBatch(torch.from_numpy(np.stack(mels)), targets, teacher, errors)
 
     def _read(
         self, index: int, seed: int, errors: dict[str, str]
     ) -> tuple[int, np.ndarray, np.ndarray | None]:
         """Return the track that was read, its crop and teacher logits; add to ``errors``."""
-        tried: list[int] = []
-        reason = ""
+        tried: set[int] = set()
         # Uniform over all tracks, whatever the sampler's weights: under ``balanced_sampling``, a
         # rare label loses a little where its files are bad.
         substitutes = np.random.default_rng((seed, 1))
         while len(tried) < min(_TRIES, len(self)):
+            while index in tried:
+                index = int(substitutes.integers(len(self)))
             key = self.keys[index]
             try:
                 with MelFile.of_key(self.base_dir, key) as file:
@@ -153,46 +147,41 @@ class CropDataset(_Tracks):
             except InputError as error:
                 if not self.skip:
                     raise
-                errors[key] = reason = str(error)
-            tried.append(index)
-            while index in tried and len(tried) < len(self):
-                index = int(substitutes.integers(len(self)))
+                errors[key] = str(error)
+            tried.add(index)
         what = f"none of {len(tried)} of {len(self)} training tracks, tried in a row, can be read "
-        what += f"(the last: {reason})"
+        what += f"(the last: {errors[key]})"
         hint = "`python ex_maest.py check_data` with the same settings lists what is wrong."
         raise InputError(what, kind="empty", setting="datamodule.on_error", hint=hint)
 
 
 class TrackDataset(_Tracks):
-    """Whole tracks as patches; an item is ``(key, patches or the error, targets)``."""
+    """Whole tracks, a batch at a time; ``skip`` leaves out those that cannot be read."""
 
-    def __getitem__(self, index: int) -> tuple[str, list[np.ndarray] | InputError, np.ndarray]:
-        key = self.keys[index]
-        targets = self.targets[index].astype(np.float32)
-        try:
-            return key, read_patches(self.base_dir, key, self.frames), targets
-        except InputError as error:
-            if not self.skip:
-                raise
-            return key, error, targets
+    def __getitems__(self, indices: Sequence[int]) -> TrackBatch:
+        tracks, errors = [], {}
+        for index in indices:
+            key, targets = self.keys[index], self.targets[index]
+            try:
+                tracks.append((key, read_patches(self.base_dir, key, self.frames), targets))
+            except InputError as error:
+                if not self.skip:
+                    raise
+                errors[key] = str(error)
+        return collate_tracks(tracks, errors)
 
 
 def collate_tracks(
-    items: Sequence[tuple[str, list[np.ndarray] | InputError, np.ndarray]],
+    tracks: Sequence[tuple[str, list[np.ndarray], np.ndarray]], errors: Mapping[str, str] = {}
 ) -> TrackBatch:
-    """Make a :class:`TrackBatch`; patches of one length form a group."""
-    errors = {key: str(mel) for key, mel, _ in items if isinstance(mel, InputError)}
-    good = [(key, mel, target) for key, mel, target in items if not isinstance(mel, InputError)]
-    by_length: dict[int, tuple[list[np.ndarray], list[int]]] = {}
-    for track, (_, pieces, _) in enumerate(good):
-        for piece in pieces:
-            mels, tracks = by_length.setdefault(len(piece), ([], []))
-            mels.append(piece)
-            tracks.append(track)
-    groups = [
-        (torch.from_numpy(np.stack(mels)), torch.tensor(tracks))
-        for _, (mels, tracks) in sorted(by_length.items(), reverse=True)
-    ]
-    targets = np.array([target for _, _, target in good], np.float32)
-    targets = targets.reshape(len(good), len(items[0][2]))  # [0, C] if none is good
-    return TrackBatch([key for key, _, _ in good], torch.from_numpy(targets), groups, errors)
+    """Make a :class:`TrackBatch` of (key, patches, targets); patches of one length form a group."""
+    by_length: dict[int, list[tuple[np.ndarray, int]]] = defaultdict(list)
+    for number, (_, patches, _) in enumerate(tracks):
+        for patch in patches:
+            by_length[len(patch)].append((patch, number))
+    groups = []
+    for _, members in sorted(by_length.items(), reverse=True):
+        mels, numbers = zip(*members, strict=True)
+        groups.append((torch.from_numpy(np.stack(mels)), torch.tensor(numbers)))
+    targets = torch.from_numpy(np.array([own for *_, own in tracks], np.float32))
+    return TrackBatch([key for key, *_ in tracks], targets, groups, dict(errors))

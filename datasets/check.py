@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import posixpath
 import time
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
+from itertools import combinations_with_replacement, islice, product
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import numpy as np
 
-from maest.datasets.groundtruth import GroundTruth, labels_beside
+from maest.datasets.groundtruth import GroundTruth, check_labels, labels_beside
 from maest.datasets.melspectrograms import MelFile
-from maest.datasets.teacher import check_teacher_files, read_teacher_logits
+from maest.datasets.teacher import read_teacher_logits
 from maest.helpers.audio.patches import seconds
 from maest.helpers.errors import InputError
 from maest.helpers.files.safe_pickle import short_repr
@@ -55,6 +54,16 @@ class SplitCheck:
     short: list[str] = field(default_factory=list)  # shorter than a clip
     silent: list[str] = field(default_factory=list)  # with the same value everywhere
 
+    def __str__(self) -> str:
+        partly = f" in the {self.looked_at} looked at" if self.looked_at < self.tracks else ""
+        labels = "" if self.counts is None else f", {len(self.counts)} labels"
+        text = f"{self.tracks} tracks{labels}, {self.hours:.2f} hours{partly} ({self.path})"
+        if self.counts:
+            rare, common = (f(self.counts, key=lambda n: self.counts[n]) for f in (min, max))
+            text += f"\n  tracks to a label: {self.counts[rare]} ({rare}) to "
+            text += f"{self.counts[common]} ({common}), median {median_high(self.counts.values())}"
+        return text
+
 
 @dataclass
 class CheckReport:
@@ -75,23 +84,35 @@ class CheckReport:
         return not self.problems
 
     def __str__(self) -> str:
-        lines = [line for name, split in self.splits.items() for line in _describe(name, split)]
+        lines = [f"{name}: {split}" for name, split in self.splits.items()]
         for title, findings in (("problems", self.problems), ("warnings", self.warnings)):
-            lines += [f"{title}: {len(findings) or 'none'}"]
+            lines.append(f"{title}: {len(findings) or 'none'}")
             for finding in findings:
                 lines.append(f"  - {finding.message}")
-                if finding.kind != "files" or finding.split is None:
-                    continue
-                bad = list(self.splits[finding.split].bad.items())
-                lines += [f"      {short_repr(key)}: {why}" for key, why in bad[:_SHOWN]]
-                if len(bad) > _SHOWN:
-                    lines.append(f"      and {len(bad) - _SHOWN} more")
-        if self.brief:
-            lines.append("(quick check: file contents not read)")
-        return "\n".join(lines)
+                if finding.kind == "files" and finding.split:
+                    bad = self.splits[finding.split].bad
+                    some = islice(bad.items(), _SHOWN)
+                    lines += [f"      {short_repr(key)}: {why}" for key, why in some]
+                    lines += [f"      and {len(bad) - _SHOWN} more"] * (len(bad) > _SHOWN)
+        return "\n".join(lines + ["(quick check: file contents not read)"] * self.brief)
 
     def to_dict(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(slots=True, eq=False)
+class _Track:
+    """A track of a split, and its log-mel file."""
+
+    key: str
+    path: str  # normalised
+    logits: tuple[str | Path, int] | None  # the teacher's: their folder, and number of labels
+    looked_at: bool = False
+    file: tuple[int, int] | None = None  # device and inode, equal for all names of the file
+    content: bytes | None = None  # a hash of the values; None: not read, or all the same
+    frames: int = 0
+    silent: bool = False  # all values are the same
+    problem: str = ""  # why it cannot be used
 
 
 def check_splits(
@@ -105,8 +126,8 @@ def check_splits(
     """Check ground truths, labels and files of "train", "val" and "test", or some of these splits.
 
     A split may be the error that reading it raised. ``teacher_dir`` has logits for "train". A
-    ``brief`` check reads no file: it looks at the names and sizes of at most 2,000, spread over the
-    splits, for at most two seconds.
+    ``brief`` check reads no file: it looks at the names and sizes of at most 2,000 log-mel files,
+    spread over the splits, for at most two seconds.
 
     Problems: an unreadable ground truth or ``labels.json``; splits with different labels; a log-mel
     or teacher file that is missing, truncated, empty or has a NaN; a training track that another
@@ -114,225 +135,131 @@ def check_splits(
     files, labels on no track or on all, tracks without labels, tracks shorter than a clip, constant
     files, repeats within a split, and tracks that validation and test share.
     """
-    report = CheckReport(brief)
-    found: dict[str, GroundTruth] = {}
+    report, tracks = CheckReport(brief), dict[str, list[_Track]]()
+    first: tuple[int, list[str] | None, str] | None = None  # number of labels, names, split
     for name, split in splits.items():
         if isinstance(split, InputError):
             report.add("groundtruth", str(split), name, problem=True)
-        else:
-            found[name] = split
-    _check_labels(report, found)
-    files = _look_at_all(found, Path(base_dir), teacher_dir, brief)
-    for name, own in files.items():
+            continue
+        report.splits[name] = SplitCheck(str(split.path), len(split))
+        logits = (teacher_dir, split.n_classes) if teacher_dir and name == "train" else None
+        tracks[name] = [_Track(key, posixpath.normpath(key), logits) for key in split.keys]
+        labels = None
+        try:
+            labels = labels_beside(split)
+            first = first or (split.n_classes, labels, name)
+            check_labels(split, *first, f"datamodule.groundtruth_{name}")
+        except InputError as error:
+            report.add("labels", str(error), name, problem=True)
+        _check_targets(report, name, split, labels)
+    _look_at_all([track for own in tracks.values() for track in own], str(base_dir), brief)
+    for name, own in tracks.items():
         _check_files(report, name, own, clip_frames, skip_unreadable)
-    _check_shared(report, found, files)
+    _check_twins(report, tracks)
     return report
 
 
-def _describe(name: str, split: SplitCheck) -> Iterator[str]:
-    hours = f"{split.hours:.2f} hours"
-    if split.looked_at < split.tracks:
-        hours += f" in the {split.looked_at} looked at"
-    labels = "" if split.counts is None else f", {len(split.counts)} labels"
-    yield f"{name}: {split.tracks} tracks{labels}, {hours} ({split.path})"
-    if split.counts:
-        ordered = sorted(split.counts.items(), key=lambda item: item[1])
-        (least, fewest), (most, largest) = ordered[0], ordered[-1]
-        median = ordered[len(ordered) // 2][1]
-        yield f"  tracks to a label: {fewest} ({least}) to {largest} ({most}), median {median}"
-
-
 def _some(names: Iterable[str]) -> str:
-    return first_few(map(short_repr, names), _NAMED)
+    return first_few(map(short_repr, islice(names, _NAMED + 1)), _NAMED)
 
 
-# --- Labels -------------------------------------------------------------------------------------
-
-
-def _check_labels(report: CheckReport, found: dict[str, GroundTruth]) -> None:
-    names: dict[str, list[str] | None] = {}
-    for split, groundtruth in found.items():
-        report.splits[split] = SplitCheck(str(groundtruth.path), len(groundtruth))
-        try:
-            names[split] = labels_beside(groundtruth)
-        except InputError as error:
-            report.add("labels", str(error), split, problem=True)
-            names[split] = None
-        _check_counts(report, split, groundtruth, names[split])
-    for (a, one), (b, other) in combinations(found.items(), 2):
-        if one.n_classes != other.n_classes:
-            text = f"{a} has {one.n_classes} labels to a track, and {b} has {other.n_classes}"
-        elif (a_names := names[a]) and (b_names := names[b]) and a_names != b_names:
-            i = [x == y for x, y in zip(a_names, b_names, strict=True)].index(False)
-            text = f"labels.json of {a} and of {b} differ: label {i} is "
-            text += f"{short_repr(a_names[i])} and {short_repr(b_names[i])}"
-        else:
-            continue
-        report.add("labels", f"{text}: make all splits with one list of labels", problem=True)
-
-
-def _check_counts(
+def _check_targets(
     report: CheckReport, split: str, groundtruth: GroundTruth, labels: list[str] | None
 ) -> None:
-    targets, total = groundtruth.targets, len(groundtruth)
-    unit = "value" if groundtruth.task == "regression" else "label"
-    names = labels or [f"{unit} {i}" for i in range(groundtruth.n_classes)]
+    targets, total, summary = groundtruth.targets, len(groundtruth), report.splits[split]
     if groundtruth.task == "regression":
+        names = labels or [f"value {i}" for i in range(groundtruth.n_classes)]
         flat = (targets == targets[:1]).all(axis=0)
         rules = [(flat, "values are the same on all tracks: there is nothing to learn")]
     else:
-        counts, summary = groundtruth.counts(), report.splits[split]
+        names = labels or [f"label {i}" for i in range(groundtruth.n_classes)]
+        counts, unlabelled = groundtruth.counts(), int((~targets.any(axis=1)).sum())
         summary.counts = dict(zip(names, counts.tolist(), strict=True))
-        summary.unlabelled = int((~targets.any(axis=1)).sum())
-        none = summary.unlabelled == total
-        if summary.unlabelled:
-            text = f"{summary.unlabelled} of {total} tracks have no label"
-            report.add("labels", text, split, problem=none)
+        summary.unlabelled = unlabelled
+        if unlabelled:
+            text = f"{unlabelled} of {total} tracks have no label"
+            report.add("labels", text, split, problem=unlabelled == total)
         lost = "they cannot be learnt" if split == "train" else "excluded from the metrics"
-        rules = [
-            ((counts == 0) & (not none), f"labels are on no track: {lost}"),
-            (counts == total, "labels are on all tracks: uninformative"),
-        ]
+        none = (counts == 0) & (unlabelled < total)
+        rules = [(none, f"labels are on no track: {lost}")]
+        rules += [(counts == total, "labels are on all tracks: uninformative")]
     for which, what in rules:
         if chosen := [names[i] for i in np.flatnonzero(which)]:
             text = f"{len(chosen)} of {len(names)} {what} ({_some(chosen)})"
             report.add("labels", text, split)
 
 
-# --- Files --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """The check of a track's files."""
-
-    frames: int = 0
-    problem: str = ""  # why it cannot be used
-    identity: tuple[int, int] | None = None  # device and inode, equal for all names of the file
-    content: bytes | None = None  # a hash of the values; None: not read, or all the same
-    silent: bool = False  # all values are the same
-
-
-def _look(
-    base_dir: Path, read: bool, key: str, teacher_dir: str | Path | None, n_classes: int
-) -> _File:
-    content, silent = None, False
-    try:
-        with MelFile.of_key(base_dir, key) as mel:
-            status = os.stat(mel.path)
-            if read:
-                content = mel.content_hash()
-                silent = content is None
-        if teacher_dir is not None and read:
-            read_teacher_logits(teacher_dir, key, n_classes)
-        elif teacher_dir is not None:
-            check_teacher_files(teacher_dir, [key])
-    except InputError as error:
-        return _File(problem=str(error))
-    except OSError as error:  # gone since it was opened
-        return _File(problem=f"{mel.path}: cannot be read ({error.strerror})")
-    return _File(len(mel), "", (status.st_dev, status.st_ino), content, silent)
-
-
-def _look_at_all(
-    found: dict[str, GroundTruth], base_dir: Path, teacher_dir: str | Path | None, brief: bool
-) -> dict[str, dict[str, _File]]:
-    """Check files: split → key → file. A brief check takes a random sample, spread over all."""
-    tracks = [(name, key) for name, split in found.items() for key in split.keys]
+def _look_at_all(tracks: list[_Track], base_dir: str, brief: bool) -> None:
+    """Look at all tracks' files; if brief, at those of a random sample, without reading them."""
     deadline = math.inf
     if brief and tracks:
         spread = np.unique(np.linspace(0, len(tracks) - 1, BRIEF_FILES).astype(int))
-        tracks = [tracks[i] for i in np.random.default_rng(0).permutation(spread).tolist()]
+        tracks = [tracks[i] for i in np.random.default_rng(0).permutation(spread)]
         deadline = time.monotonic() + BRIEF_SECONDS
 
-    # A track of several splits is read once.
-    look = functools.cache(functools.partial(_look, base_dir, not brief))
+    def look(track: _Track) -> None:
+        track.looked_at = True
+        try:
+            with MelFile.of_key(base_dir, track.key) as mel:
+                status, track.frames = os.stat(mel.path), len(mel)
+                if not brief:
+                    track.content = mel.content_hash()
+                    track.silent = track.content is None
+            if track.logits and not brief:
+                read_teacher_logits(track.logits[0], track.key, track.logits[1])
+            track.file = status.st_dev, status.st_ino
+        except (InputError, OSError) as error:  # OSError: gone since it was opened
+            track.problem = str(error)
 
-    def of_track(track: tuple[str, str]) -> _File:
-        split, key = track
-        return look(key, teacher_dir if split == "train" else None, found[split].n_classes)
-
-    looked_at: dict[tuple[str, str], _File] = {}
-    files = thread_map(of_track, tracks, 1 if brief else None, None if brief else "check files")
-    for track, file in zip(tracks, files, strict=True):
-        looked_at[track] = file
+    for _ in thread_map(look, tracks, 1 if brief else None, None if brief else "check files"):
         if time.monotonic() > deadline:
             break
-    return {
-        name: {key: looked_at[name, key] for key in split.keys if (name, key) in looked_at}
-        for name, split in found.items()
-    }
 
 
 def _check_files(
-    report: CheckReport, name: str, files: dict[str, _File], clip_frames: int, skip: bool
+    report: CheckReport, name: str, tracks: list[_Track], clip_frames: int, skip: bool
 ) -> None:
-    split, total = report.splits[name], len(files)
-    good = {key: file for key, file in files.items() if not file.problem}
-    split.looked_at = total
-    split.hours = seconds(sum(file.frames for file in good.values())) / 3600
-    split.bad = {key: file.problem for key, file in files.items() if file.problem}
-    split.short = [key for key, file in good.items() if file.frames < clip_frames]
-    split.silent = [key for key, file in good.items() if file.silent]
-    skipped = skip and len(split.bad) < total
+    split, tracks = report.splits[name], [track for track in tracks if track.looked_at]
+    good = [track for track in tracks if not track.problem]
+    split.looked_at = total = len(tracks)
+    split.hours = seconds(sum(track.frames for track in good)) / 3600
+    split.bad = {track.key: track.problem for track in tracks if track.problem}
+    split.short = [track.key for track in good if track.frames < clip_frames]
+    split.silent = [track.key for track in good if track.silent]
+    skipped = skip and len(good) > 0
     remedy = "fix or remove them, or set datamodule.on_error=skip"
     if skipped:
         remedy = "they will be skipped (datamodule.on_error)"
     short = f"are shorter than a clip of {seconds(clip_frames):g} s ({_some(split.short)})"
-    silent = f"files have one value everywhere, as silence ({_some(split.silent)})"
     for kind, keys, text in (
-        ("files", split.bad, f"tracks cannot be read: {remedy}"),
-        ("short", split.short, f"tracks {short}: silence is added in training"),
-        ("silent", split.silent, silent),
+        ("files", split.bad, f"cannot be read: {remedy}"),
+        ("short", split.short, f"{short}: silence is added in training"),
+        ("silent", split.silent, f"are silent: one value everywhere ({_some(split.silent)})"),
     ):
         if keys:
             problem = kind == "files" and not skipped
-            report.add(kind, f"{len(keys)} of {total} {text}", name, problem)
+            report.add(kind, f"{len(keys)} of {total} tracks {text}", name, problem)
 
 
-# --- Duplicate tracks ---------------------------------------------------------------------------
-
-
-# What two tracks share → the message, and, from a track's path and file, the value to compare and
-# one that must differ: where it does not, an earlier entry reports the pair.
-_TWINS: dict[str, tuple[str, Callable[[str, _File], tuple[Hashable, Hashable]]]] = {
-    "track": ("{} tracks are in both", lambda path, file: (path, None)),
-    "file": ("{} files are in both, under different keys", lambda path, f: (f.identity, path)),
-    "content": (
-        "{} tracks have the same content in both, in different files",
-        lambda path, file: (file.content, file.identity),
-    ),
-}
-
-
-def _check_shared(
-    report: CheckReport, found: dict[str, GroundTruth], files: dict[str, dict[str, _File]]
-) -> None:
+def _check_twins(report: CheckReport, tracks: dict[str, list[_Track]]) -> None:
     """Report tracks that a later split shares with an earlier one, or that one split repeats."""
-    for what, (words, compared) in _TWINS.items():
-        # Shared value → split → value that must differ → first key
-        before: dict[Hashable, dict[str, dict[Hashable, str]]] = defaultdict(dict)
-        shared: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for split, groundtruth in found.items():
-            for key in groundtruth.keys:
-                path = posixpath.normpath(key)
-                same, own = compared(path, files[split].get(key, _File()))
-                if same is None:
-                    continue
-                for other, firsts in before[same].items():
-                    twin = next((k for d, k in firsts.items() if d is None or d != own), None)
-                    if twin is not None:
-                        names = [twin] if path == twin else [twin, key]
-                        shared[other, split].append(" = ".join(map(short_repr, names)))
-                before[same].setdefault(split, {}).setdefault(own, key)
-        for (a, b), names in shared.items():
-            some, trained = first_few(names, _NAMED), "train" in (a, b)
-            why = "the test metrics are biased by the choice of the best epoch"
-            if trained:
-                why = "keep each in one split, or the metrics mean nothing"
-            text = f"{a} and {b}: {words.format(len(names))} ({some}): {why}"
-            if a != b:
-                report.add("shared", text, problem=trained)
-            else:
-                text = f"{len(names)} tracks are there again, as another key with the same {what}"
+    first: dict[tuple[str, str], dict[Any, _Track]] = {}  # (split, what) → value → track
+    for split, what in product(tracks, ("path", "file", "content")):
+        values = ((getattr(track, what), track) for track in reversed(tracks[split]))
+        first[split, what] = {value: track for value, track in values if value is not None}
+    for a, b in combinations_with_replacement(tracks, 2):
+        others = tracks[b]
+        for what in ("path", "file", "content"):  # a pair that shares one is not reported again
+            pairs = [(first[a, what].get(getattr(track, what)), track) for track in others]
+            others = [track for twin, track in pairs if twin in (None, track)]
+            twins = [(twin, track) for twin, track in pairs if twin not in (None, track)]
+            names = (" = ".join(dict.fromkeys(short_repr(t.path) for t in p)) for p in twins)
+            some, trained = first_few(islice(names, _NAMED + 1), _NAMED), "train" in (a, b)
+            if twins and a == b:
+                text = f"{len(twins)} tracks are there again, as another key with the same {what}"
                 report.add("duplicate", f"{text} ({some})", a)
+            elif twins:
+                why = "the test metrics are biased by the choice of the best epoch"
+                why = "keep each in one split, or the metrics mean nothing" if trained else why
+                text = f"{a} and {b}: {len(twins)} tracks have the same {what} in both ({some})"
+                report.add("shared", f"{text}: {why}", problem=trained)

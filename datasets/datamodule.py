@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from maest.datasets.batches import CropDataset, TrackDataset, collate_tracks
+from maest.datasets.batches import CropDataset, TrackDataset
 from maest.datasets.groundtruth import GroundTruth
 from maest.datasets.sampling import ClipSampler, TrackSampler
 from maest.datasets.teacher import check_teacher_files
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.helpers.work.signals import ignore_signals
-
-log = logging.getLogger(__name__)
 
 
 class MaestDataModule(pl.LightningDataModule):
@@ -51,21 +48,13 @@ class MaestDataModule(pl.LightningDataModule):
         self.batch_size_train, self.batch_size_eval = batch_size_train, batch_size_eval
         self.clips_per_epoch, self.balanced_sampling = clips_per_epoch, balanced_sampling
         self.num_workers, self.seed = num_workers, seed
-        self.teacher_dir, self.on_error = teacher_dir, on_error
-        # Epoch and first batch of the next training loader; later ones
-        # (``reload_dataloaders_every_n_epochs``) begin at the first batch.
-        self._start: tuple[int, int] | None = (0, 0)
+        self.teacher_dir, self.on_error, self.skip = teacher_dir, on_error, on_error == "skip"
+        self._start = 0, 0  # epoch and batch
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook: check that the teacher's files exist; with "skip", only warn."""
-        if stage != "fit" or self.teacher_dir is None:
-            return
-        try:
+        """Lightning's hook. Raises InputError for missing logits of the teacher, unless skipped."""
+        if stage == "fit" and self.teacher_dir is not None and not self.skip:
             check_teacher_files(self.teacher_dir, self.splits["train"].keys)
-        except InputError as error:
-            if self.on_error == "raise":
-                raise
-            log.warning("%s", error)
 
     def state_dict(self) -> dict[str, int]:
         """Where training stands, for a checkpoint: the epoch, and its finished batches."""
@@ -91,7 +80,10 @@ class MaestDataModule(pl.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Resume before training loads. Raises InputError if an epoch's batches differ."""
+        """Resume where a checkpoint stands, without reading again what it has seen.
+
+        Raises InputError if an epoch's batches differ.
+        """
         plan, clips = self._plan(), "datamodule.clips_per_epoch"
         # Version 0.1 wrote 0 for one clip of each track.
         before = {**state_dict, clips: state_dict[clips] or state_dict["training tracks"]}
@@ -101,24 +93,17 @@ class MaestDataModule(pl.LightningDataModule):
             message, setting = f"that training had {'; '.join(differing)}", "ckpt_path"
             hint = "Give the same, or start a new one from its weights with maest.checkpoint."
             raise InputError(message, kind="mismatch", setting=setting, hint=hint)
-        self.start_at(state_dict["epoch"], state_dict["batches"])
-
-    def start_at(self, epoch: int, batches: int) -> None:
-        """Begin training after ``batches`` batches of an epoch (from 0), without reading them."""
-        self._start = (epoch, batches)
+        self._start = state_dict["epoch"], state_dict["batches"]
 
     def train_dataloader(self) -> DataLoader:
-        train = self.splits["train"]
+        train, (rank, processes) = self.splits["train"], self._rank()
         clips, balanced = self.clips_per_epoch, self.balanced_sampling
-        sampler = ClipSampler(train.targets, clips, balanced, self.seed, *self._rank())
+        sampler = ClipSampler(train.targets, clips, balanced, self.seed, rank, processes)
         # Workers begin to read before Lightning sets the sampler's epoch.
-        epoch, batches = self._start or (self.trainer.current_epoch if self.trainer else 0, 0)
-        self._start = None
-        sampler.set_epoch(epoch)
-        sampler.skip(batches * self.batch_size_train)
-        skip = self.on_error == "skip"
-        dataset = CropDataset(train, self.base_dir, self.clip_frames, skip, self.teacher_dir)
-        return self._loader(dataset, self.batch_size_train, sampler, _identity)
+        sampler.set_epoch(self._start[0])
+        sampler.skip(self._start[1] * self.batch_size_train)
+        dataset = CropDataset(train, self.base_dir, self.clip_frames, self.skip, self.teacher_dir)
+        return self._loader(dataset, self.batch_size_train, sampler)
 
     def val_dataloader(self) -> DataLoader:
         return self._tracks("val")
@@ -127,23 +112,20 @@ class MaestDataModule(pl.LightningDataModule):
         return self._tracks("test")
 
     def _tracks(self, split: str) -> DataLoader:
-        skip = self.on_error == "skip"
-        dataset = TrackDataset(self.splits[split], self.base_dir, self.clip_frames, skip)
+        dataset = TrackDataset(self.splits[split], self.base_dir, self.clip_frames, self.skip)
         sampler = TrackSampler(len(dataset), *self._rank())
-        return self._loader(dataset, self.batch_size_eval, sampler, collate_tracks)
+        return self._loader(dataset, self.batch_size_eval, sampler)
 
     def _rank(self) -> tuple[int, int]:
         """Rank of this training process, and number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(
-        self, dataset: Dataset, batch_size: int, sampler: Sampler, collate_fn: Callable
-    ) -> DataLoader:
+    def _loader(self, dataset: Dataset, batch_size: int, sampler: Sampler) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size,
             sampler=sampler,
-            collate_fn=collate_fn,
+            collate_fn=_identity,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

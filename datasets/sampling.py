@@ -12,8 +12,6 @@ from maest.helpers.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_ROWS = 65_536  # targets cast to float64 at once: 210 MB for 400 labels
-
 
 def label_balanced_weights(targets: np.ndarray) -> np.ndarray:
     """Weigh clips by how rare their labels are, as PaSST does for AudioSet.
@@ -22,11 +20,8 @@ def label_balanced_weights(targets: np.ndarray) -> np.ndarray:
     1000 / (count of the label + 100), before scaling; one without labels weighs the least of these.
     """
     per_label = 1000 / (targets.sum(axis=0, dtype=np.float64) + 100)
-    weights = np.empty(len(targets))
-    for start in range(0, len(targets), _ROWS):  # the product casts its rows to float64
-        weights[start : start + _ROWS] = targets[start : start + _ROWS] @ per_label
-    positive = weights[weights > 0]
-    weights[weights == 0] = positive.min() if len(positive) else 1.0
+    weights = np.einsum("nc,c->n", targets, per_label)  # unlike @, makes no float64 copy of targets
+    weights[weights == 0] = weights.min(where=weights > 0, initial=per_label.sum())
     return weights / weights.sum()
 
 
@@ -52,17 +47,15 @@ class ClipSampler(Sampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.size = len(targets)
-        self.clips = clips_per_epoch or self.size
+        self.size, self.clips = len(targets), clips_per_epoch or len(targets)
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.epoch, self.to_skip = 0, 0
+        self.weights = label_balanced_weights(targets) if balanced else None
         if self.clips < world_size:
             what = f"an epoch of {self.clips} clips is too short for {world_size} processes"
             setting, hint = "datamodule.clips_per_epoch", "Raise it, or train on fewer devices."
             raise InputError(what, kind="conflict", setting=setting, hint=hint)
-        self.rank, self.world_size = rank, world_size
-        self.weights = label_balanced_weights(targets) if balanced else None
-        self.replace = self.clips >= self.size
-        self.seed, self.epoch, self.to_skip = seed, 0, 0
-        if balanced and self.replace and rank == 0:
+        if balanced and self.clips >= self.size and rank == 0:
             text = "label-balanced sampling with replacement: an epoch is %d clips, of %d there are"
             log.info(text, self.clips, self.size)
 
@@ -78,16 +71,16 @@ class ClipSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         first, self.to_skip = self.to_skip, 0
-        rng = np.random.default_rng((self.seed, self.epoch))
+        rng, size, clips = np.random.default_rng((self.seed, self.epoch)), self.size, self.clips
         if self.weights is not None:
-            order = rng.choice(self.size, self.clips, replace=self.replace, p=self.weights)
+            order = rng.choice(size, clips, replace=clips >= size, p=self.weights)
         else:
-            rounds = -(-self.clips // self.size)
-            order = np.concatenate([rng.permutation(self.size) for _ in range(rounds)])
-        seeds = rng.integers(2**63, size=self.clips)
+            rounds = -(-clips // size)
+            order = np.concatenate([rng.permutation(size) for _ in range(rounds)])
+        seeds = rng.integers(2**63, size=clips)
         step = self.world_size
-        own = slice(self.rank + first * step, len(self) * step, step)
-        yield from zip(order[own].tolist(), seeds[own].tolist(), strict=True)
+        share = slice(self.rank + first * step, len(self) * step, step)
+        yield from zip(order[share].tolist(), seeds[share].tolist(), strict=True)
 
 
 class TrackSampler(Sampler[int]):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from maest.helpers.audio.patches import pooled_file
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.files.arrays import load_array
 from maest.helpers.names import first_few
 
@@ -26,8 +26,8 @@ def check_teacher_files(folder: str | Path, keys: Sequence[str]) -> None:
     missing = [key for key in keys if not os.path.exists(f"{folder}/{key}{_SUFFIX}")]
     if missing:
         some = first_few((f"{key}{_SUFFIX}" for key in missing), 3)
-        what = f"{len(missing)} of {len(keys)} training tracks have no logits of the teacher"
-        what, setting = f"{what} ({some})", "datamodule.teacher_dir"
+        what = f"{len(missing)} of {len(keys)} training tracks have no logits here ({some})"
+        setting = "datamodule.teacher_dir"
         raise InputError(what, kind="missing", path=folder, setting=setting, hint=_HINT)
 
 
@@ -39,16 +39,13 @@ def read_teacher_logits(folder: str | Path, key: str, n_classes: int) -> np.ndar
     path = Path(folder) / f"{key}{_SUFFIX}"
     try:
         logits = load_array(path)
-    except FileNotFoundError:
-        raise InputError("no such file", kind="missing", path=path, hint=_HINT) from None
     except (OSError, ValueError, EOFError) as error:
         what = f"cannot be read ({' '.join(str(error).split())})"
-        raise InputError(what, kind="corrupt", path=path, hint=_HINT) from None
-    fits = logits.dtype.kind == "f" and logits.ndim in (1, 2) and len(logits) > 0
-    if not fits or logits.shape[-1] != n_classes:
-        what = f"holds {logits.dtype} {logits.shape}; expected floats [{n_classes}] or [patches, "
-        what += f"{n_classes}], the labels of the ground truth"
+        kind: Kind = "missing" if isinstance(error, FileNotFoundError) else "corrupt"
+        raise InputError(what, kind=kind, path=path, hint=_HINT) from None
+    floats = logits.dtype.kind == "f" and logits.ndim in (1, 2) and len(logits) > 0
+    if not floats or logits.shape[-1] != n_classes or not np.isfinite(logits).all():
+        what = f"holds {logits.dtype} {logits.shape}; expected finite numbers [{n_classes}] or "
+        what += f"[patches, {n_classes}], the labels of the ground truth"
         raise InputError(what, kind="mismatch", path=path, hint=_HINT)
-    if not np.isfinite(logits).all():
-        raise InputError("NaN or infinite values", path=path, hint=_HINT)
     return pooled_file(np.atleast_2d(logits), path)

@@ -9,7 +9,6 @@ from torch.optim.swa_utils import AveragedModel
 
 #: Prefix of the average in a checkpoint's ``state_dict``; the raw weights have ``net.``.
 PREFIX = "net_swa."
-NAME = "swa"
 
 
 class WeightAverage(pl.Callback):
@@ -23,7 +22,6 @@ class WeightAverage(pl.Callback):
     def __init__(self, start: int) -> None:
         self.start = start
         self._average: AveragedModel
-        self._latest_epoch = -1  # the last one seen, from 0
 
     @property
     def epochs(self) -> int:
@@ -37,22 +35,18 @@ class WeightAverage(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._average.to(pl_module.device)
         if self.epochs:  # a continued training
-            pl_module.also_evaluated[NAME] = self._average.module
+            pl_module.also_evaluated["swa"] = self._average.module
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        epoch = trainer.current_epoch
         # Validation follows the last batch.
-        if trainer.is_last_batch and epoch > self._latest_epoch:
-            self._latest_epoch = epoch
-            if epoch >= self.start:
-                self._average.update_parameters(pl_module.net)
-                pl_module.also_evaluated[NAME] = self._average.module
+        if trainer.is_last_batch and trainer.current_epoch >= self.start:
+            self._average.update_parameters(pl_module.net)
+            pl_module.also_evaluated["swa"] = self._average.module
 
     def state_dict(self) -> dict[str, Any]:
-        return {"latest_update_epoch": self._latest_epoch, "epochs": self.epochs}
+        return {"epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._latest_epoch = state_dict["latest_update_epoch"]
         self._average.n_averaged.fill_(state_dict["epochs"])
 
     def on_save_checkpoint(self, _: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:

@@ -59,22 +59,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise InputError(message, kind="access", path=path, hint=hint) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        content: Any = None
+        kind: Kind = "corrupt"
         try:
             with zipfile.ZipFile(path) as archive:  # torch ignores the checksums
                 if archive.testzip() is None:
                     content = super().load_checkpoint(path, *args, **kwargs)
-        except Exception as error:  # a damaged file can raise nearly anything
-            says_nothing_of_it = isinstance(error, MemoryError | OSError)
-            if says_nothing_of_it and Path(path).is_file():
-                raise
+                    if isinstance(content, dict) and content.keys() >= _PARTS:
+                        return content
+        except (FileNotFoundError, IsADirectoryError):
+            kind = "missing"
+        except (MemoryError, OSError):  # which say nothing of the file
+            raise
+        except Exception:  # a damaged file can raise nearly anything
             log.debug("%s cannot be read", path, exc_info=True)
-        if isinstance(content, dict) and content.keys() >= _PARTS:
-            return content
-        message = "there is no such file"
-        kind: Kind = "missing"
-        if Path(path).is_file():
-            message, kind = "damaged, or no checkpoint of a training", "corrupt"
+        message = "no such file" if kind == "missing" else "no whole checkpoint of a training"
         hint = "Give a checkpoint of a training (`last`, exp_logs/<id>/checkpoints/last.ckpt, or "
         hint += "best-epoch=<n>.ckpt beside it), or start from a model's weights, maest.checkpoint."
         raise InputError(message, kind=kind, hint=hint, path=path, setting="ckpt_path")
@@ -89,8 +87,7 @@ class StepLimit(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         trainer.should_stop |= trainer.global_step >= self.max_steps
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.on_train_start(trainer)
+    on_train_batch_end = on_train_start
 
 
 class Checkpoints(Checkpoint):
@@ -165,7 +162,7 @@ class Checkpoints(Checkpoint):
         self._handlers.enter_context(signals_to(self._on_signal))
         if trainer.received_sigterm:  # which Lightning took, and would end silently
             trainer._signal_connector.received_sigterm = False
-            self._signal, self._signalled_at = signal.SIGTERM, time.monotonic()
+            self._on_signal(signal.SIGTERM, None)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = not trainer.sanity_checking
@@ -221,11 +218,10 @@ class Checkpoints(Checkpoint):
             self._handlers.close()
             raise Stopped(number, saved=False)
 
-    def on_exception(self, *_: Any) -> None:
-        self._handlers.close()
-
     def teardown(self, *_: Any, **__: Any) -> None:
         self._handlers.close()
+
+    on_exception = teardown
 
 
 def _link(source: Path, target: Path) -> bool:

@@ -70,16 +70,9 @@ class ProgressLines(pl.Callback):
             log.info(
                 "epoch %d, step %d of %d: %.3g clips/s, loss %.4f, about %s to go",
                 *(trainer.current_epoch + FIRST, step, self.steps),
-                *(self._clips / (now - self._shown), loss, duration(left)),
+                *(self._clips / (now - self._shown), loss, tqdm.format_interval(left)),
             )
         self._shown, self._clips = now, 0
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as 40 s, 12 min or 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class History(pl.Callback):
@@ -95,22 +88,18 @@ class History(pl.Callback):
         self.path, self.record = path, record
         self.epochs: list[dict[str, float]] = []
         self._validated = False
-        # Start of this epoch, and its seconds in the previous run
-        self._started, self._earlier_seconds = time.monotonic(), 0.0
+        self._started = time.monotonic()  # this epoch; if continued, less its earlier seconds
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "first_epoch": FIRST, "seconds": self._seconds()}
+        seconds = time.monotonic() - self._started
+        return {"epochs": self.epochs, "first_epoch": FIRST, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         shift = FIRST - state_dict.get("first_epoch", 0)  # version 0.1 counted from 0
         self.epochs = [row | {"epoch": row["epoch"] + shift} for row in state_dict["epochs"]]
-        self._earlier_seconds = state_dict["seconds"]
-
-    def _seconds(self) -> float:
-        return self._earlier_seconds + time.monotonic() - self._started
+        self._started = time.monotonic() - state_dict["seconds"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._started = time.monotonic()
         if self.epochs and trainer.is_global_zero:  # of the run that this one continues
             self._write()
 
@@ -118,27 +107,26 @@ class History(pl.Callback):
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        self._started, self._earlier_seconds = time.monotonic(), 0.0
+        self._started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning has validated the epoch by now.
-        row: dict[str, float] = {"epoch": trainer.current_epoch + FIRST}
-        for name, value in sorted(trainer.callback_metrics.items()):
-            # Lightning keeps the metrics of the last validation, of any epoch, and the rates that
-            # LearningRateMonitor saw some steps before.
-            stale = name.startswith("val_") and not self._validated
-            if not stale and not name.endswith("_step") and not name.startswith("lr-"):
-                row[name] = float(value)
-        row["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-        row["seconds"] = self._seconds()
-        self._validated = False
-        self.epochs.append(row)
-        for name, metric in row.items():
-            if name != "epoch":
-                self.record(name, metric, int(row["epoch"]))
+        # Lightning has validated the epoch by now, but keeps the metrics of the last validation, of
+        # any epoch, and the rates that LearningRateMonitor saw some steps before.
+        metrics = {
+            name: float(value)
+            for name, value in sorted(trainer.callback_metrics.items())
+            if not name.endswith("_step") and not name.startswith("lr-")
+            if self._validated or not name.startswith("val_")
+        }
+        metrics["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        metrics["seconds"] = time.monotonic() - self._started
+        epoch, self._validated = trainer.current_epoch + FIRST, False
+        self.epochs.append({"epoch": epoch, **metrics})
+        for name, value in metrics.items():
+            self.record(name, value, epoch)
         if trainer.is_global_zero:
             self._write()
-            tqdm.write(epoch_line(row))
+            tqdm.write(epoch_line(self.epochs[-1]))
 
     def _write(self) -> None:
         names = list(dict.fromkeys(name for row in self.epochs for name in row))

@@ -34,11 +34,11 @@ def clip_flops(
     """Count the floating-point operations of one clip's pass; in training, forward and backward.
 
     Counts matrix products and attention, with multiplication and addition as two; the rest is a few
-    per mille, and recomputed or dropped work is left out. For logits the last block computes two
-    tokens, for an embedding all. Backward costs twice as much as forward (gradients of weights and
-    of the input, which patches do not need); patches and the first ``frozen_blocks`` blocks have
-    none if any are frozen. ``tokens`` is N after patchout, two of them not patches; ``outputs`` the
-    logits of all heads in use, or 0 for the embedding of block ``depth - 1``.
+    per mille. For logits the last block computes two tokens, for an embedding all. Backward costs
+    twice as much as forward (gradients of weights and of the input, which patches do not need);
+    patches and the first ``frozen_blocks`` blocks have none if any are frozen. ``tokens`` is N
+    after patchout, two of them not patches; ``outputs`` the logits of all heads in use, or 0 for
+    the embedding of block ``depth - 1``.
     """
 
     def block(queries: int) -> float:
@@ -77,19 +77,14 @@ def matmul_ceiling(
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in "ab")
     c = torch.empty_like(a)
 
-    def run() -> float:
+    times: list[float] = []
+    while len(times) < 2 or sum(times[1:]) < seconds:  # the first is a warm-up
         started = time.perf_counter()
         for _ in range(products):
             torch.mm(a, b, out=c)
         synchronise(device)
-        return time.perf_counter() - started
-
-    run()  # the warm-up
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    while not times or time.perf_counter() < until:
-        times.append(run())
-    return 2 * size**3 * products / min(times)
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 * products / min(times[1:])
 
 
 def fast_math() -> None:
@@ -147,25 +142,21 @@ class Throughput(pl.Callback):
             self._log(trainer, pl_module, self._seconds + running, on_step=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop(pl_module)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop(pl_module)
-        if self._clips:
-            self._log(trainer, pl_module, self._seconds, on_step=False)
-
-    def _stop(self, pl_module: pl.LightningModule) -> None:
         if self._started is not None:
             synchronise(pl_module.device)
             self._seconds += time.perf_counter() - self._started
             self._started = None
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_validation_start(trainer, pl_module)  # stops the clock
+        if self._clips:
+            self._log(trainer, pl_module, self._seconds, on_step=False)
+
     def _log(self, trainer: pl.Trainer, pl_module: Any, seconds: float, on_step: bool) -> None:
         # On the CPU: Lightning would fetch them from a GPU after each batch.
-        metrics = {"clips_per_second": torch.tensor(self._clips / seconds)}
+        rate = torch.tensor(self._clips / seconds)
+        metrics = {"clips_per_second": rate}
         if self.ceiling is not None:
-            of_one = metrics["clips_per_second"] / trainer.world_size
-            metrics["mfu"] = of_one * self.flops_per_clip / self.ceiling
-        pl_module.log_dict(
-            metrics, prog_bar=True, on_step=on_step, on_epoch=not on_step, batch_size=1
-        )
+            metrics["mfu"] = rate / trainer.world_size * self.flops_per_clip / self.ceiling
+        options = {"on_step": on_step, "on_epoch": not on_step, "batch_size": 1}
+        pl_module.log_dict(metrics, prog_bar=True, **options)
