@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,15 @@ import pytest
 import pytorch_lightning as pl
 import safetensors.torch
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from command_line import bad, good, newest, read_history, settings  # isort: skip
 
-from maest.datasets.groundtruth import read_groundtruth
-from maest.datasets.melspectrograms import read_patches
 from maest.experiments import pretrain
-from maest.models import Maest, get_maest, load_checkpoint
+from maest.helpers.training.averaging import PREFIX
+from maest.models import get_maest, load_checkpoint
 from maest.models.archs import ARCHS, Arch
+from maest.models.weights import AVERAGE
 
 EPOCHS, STEPS, START = 4, 3, 2  # the average is of epochs 2 and 3
 LINE = (
@@ -54,38 +53,37 @@ class Training:
     """A finished run, and what was seen of it."""
 
     home: Path
-    folder: Path
     watch: Watch
 
-    @property
-    def rows(self) -> list[dict[str, float]]:
-        return read_history(self.folder / "history.csv")
+    def __post_init__(self) -> None:
+        self.folder = newest(self.home)
+        self.model, self.path = self.folder / "model", self.folder / "checkpoints" / "last.ckpt"
+        self.rows = read_history(self.folder / "history.csv")
+        self.last = torch.load(self.path, weights_only=True)["state_dict"]
+        self.results = json.loads((self.folder / "results.json").read_text())
 
-    @property
-    def last(self) -> dict[str, Tensor]:
-        path = self.folder / "checkpoints" / "last.ckpt"
-        return torch.load(path, weights_only=True)["state_dict"]
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in self.last.items() if k.startswith(prefix)}
 
-    @property
-    def results(self) -> dict[str, Any]:
-        return json.loads((self.folder / "results.json").read_text())
+    def weights(self, name: str) -> dict[str, Tensor]:
+        return safetensors.torch.load_file(self.model / f"{name}.safetensors")
 
     def mean(self, first: int, last: int) -> dict[str, Tensor]:
         """The plain mean of the weights of some epochs."""
-        own = self.watch.weights[first : last + 1]
-        assert len(own) == last + 1 - first
-        return {name: sum(weights[name] for weights in own) / len(own) for name in own[0]}
+        seen = self.watch.weights[first : last + 1]
+        assert len(seen) == last + 1 - first
+        return {name: sum(weights[name] for weights in seen) / len(seen) for name in seen[0]}
 
 
 @pytest.fixture(scope="module")
-def train(toy, tmp_path_factory) -> Iterator[Any]:
+def train(toy, tmp_path_factory) -> Iterator[Callable[..., Training]]:
     """Train with some settings more, and watch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHS, "maest_toy", Arch(embed_dim=64, num_heads=1, depth=2))
         build = pretrain.build_trainer
 
-        def run(name: str, changes: str) -> Training:
-            home, watch = tmp_path_factory.mktemp(name), Watch()
+        def run(changes: str = "") -> Training:
+            home, watch = tmp_path_factory.mktemp("run"), Watch()
 
             def watched(settings: Any, folder: Path, callbacks: Any, logger: Any) -> pl.Trainer:
                 # before the callbacks of the run: nothing that they do is seen
@@ -94,71 +92,45 @@ def train(toy, tmp_path_factory) -> Iterator[Any]:
             patch.setattr(pretrain, "build_trainer", watched)
             good("ex_maest.py", f"with {settings(toy)} {LINE} {changes}", home)
             patch.setattr(pretrain, "build_trainer", build)
-            return Training(home, newest(home), watch)
+            return Training(home, watch)
 
         yield run
 
 
 @pytest.fixture(scope="module")
 def plain(train) -> Training:
-    return train("plain", "")
+    return train()
 
 
 @pytest.fixture(scope="module")
 def averaged(train) -> Training:
-    return train("averaged", f"module.swa_start={START}")
+    return train(f"module.swa_start={START}")
 
 
-def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float = 1e-7) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name].double(), value.double(), rtol=0, atol=1e-7)
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
-
-
-def average_precision(net: Maest, toy) -> float:
-    """On the validation split, track by track."""
-    groundtruth = read_groundtruth(toy.groundtruth("validation"))
-    scores = []
-    for key in groundtruth.keys:
-        pieces = read_patches(toy.mels, key, net.input_t)
-        with torch.no_grad():
-            own = [net(net.normalise(torch.from_numpy(p).float().T[None]))[0] for p in pieces]
-        activations = [logits[0].sigmoid().numpy() for logits in own]
-        scores.append(np.average(activations, axis=0, weights=[len(p) for p in pieces]))
-    return average_precision_score(groundtruth.targets, np.stack(scores))
+        torch.testing.assert_close(found[name].double(), value.double(), rtol=0, atol=atol)
 
 
 def test_it_is_the_mean_of_the_weights_at_the_ends_of_epochs(averaged):
-    expected = averaged.mean(START, EPOCHS - 1)
-    found = part(averaged.last, "net_swa.")
-    assert_close(found, expected)
+    found = averaged.part(PREFIX)
+    assert_close(found, averaged.mean(START, EPOCHS - 1))
     moved = found["head.1.weight"] - averaged.last["net.head.1.weight"]
     assert moved.abs().max() > 1e-4  # it is no copy
 
 
 def test_the_weights_themselves_are_as_without_it(averaged, plain):
-    assert_equal(part(averaged.last, "net."), part(plain.last, "net."))
+    assert_close(averaged.part("net."), plain.part("net."), atol=0)
     assert {name.partition(".")[0] for name in averaged.last} == {"net", "net_swa"}
     assert {name.partition(".")[0] for name in plain.last} == {"net"}
     assert averaged.watch.rates == plain.watch.rates
     for ours, theirs in zip(averaged.rows, plain.rows, strict=True):
-        without = {k: v for k, v in ours.items() if not k.startswith("val_swa")}
-        assert {k: v for k, v in without.items() if k not in CLOCK} == {
-            k: v for k, v in theirs.items() if k not in CLOCK
-        }
+        names = [name for name in theirs if name not in CLOCK]
+        assert [ours[name] for name in names] == [theirs[name] for name in names]
 
 
-def test_both_are_validated(averaged, toy):
+def test_both_are_validated(averaged):
     rows = averaged.rows
     assert ["val_ap" in row for row in rows] == [True] * EPOCHS
     for figure in ("ap", "roc_auc", "loss"):
@@ -166,10 +138,6 @@ def test_both_are_validated(averaged, toy):
     # of one epoch it is that epoch's weights
     assert rows[2]["val_swa_loss"] == pytest.approx(rows[2]["val_loss"], rel=1e-6)
     assert rows[3]["val_swa_loss"] != pytest.approx(rows[3]["val_loss"], rel=1e-4)
-    net = get_maest(checkpoint=averaged.folder / "model", checkpoint_swa_weights=False)
-    for epoch in (2, 3):
-        net.load_state_dict(averaged.mean(START, epoch))
-        assert rows[epoch]["val_swa_ap"] == pytest.approx(average_precision(net, toy), abs=1e-6)
 
 
 def test_the_best_average_is_in_results_and_in_the_model_folder(averaged):
@@ -177,69 +145,48 @@ def test_the_best_average_is_in_results_and_in_the_model_folder(averaged):
     best = max((2, 3), key=lambda epoch: rows[epoch]["val_swa_ap"])
     assert (swa["epoch"], swa["steps"]) == (best + 1, (best + 1) * STEPS)
     assert swa["val_ap"] == rows[best]["val_swa_ap"]
-    model = averaged.folder / "model"
-    assert_close(
-        safetensors.torch.load_file(model / "model-swa.safetensors"), averaged.mean(START, best)
-    )
+    assert_close(averaged.weights("model-swa"), averaged.mean(START, best))
     raw = max(range(EPOCHS), key=lambda epoch: rows[epoch]["val_ap"])
     assert averaged.results["best_epoch"] == raw + 1
-    assert_close(safetensors.torch.load_file(model / "model.safetensors"), averaged.mean(raw, raw))
+    assert_close(averaged.weights("model"), averaged.mean(raw, raw))
 
 
-def test_it_is_loaded_from_a_checkpoint_and_from_a_model_folder(averaged):
-    last = averaged.folder / "checkpoints" / "last.ckpt"
-    for average, prefix in ((None, "net_swa."), (True, "net_swa."), (False, "net.")):
-        net = get_maest(checkpoint=load_checkpoint(last, average=average))
-        assert_equal(net.state_dict(), part(averaged.last, prefix))
-    model = averaged.folder / "model"
-    for average, name in ((None, "model-swa"), (True, "model-swa"), (False, "model")):
-        net = get_maest(checkpoint=load_checkpoint(model, average=average))
-        assert_equal(net.state_dict(), safetensors.torch.load_file(model / f"{name}.safetensors"))
+@pytest.mark.parametrize(
+    ("average", "prefix", "file"),
+    [
+        (None, "net_swa.", "model-swa"),
+        (True, "net_swa.", "model-swa"),
+        (False, "net.", "model"),
+    ],
+)
+def test_it_is_loaded_unless_told_otherwise(averaged, average, prefix, file):
+    for path, expected in (
+        (averaged.path, averaged.part(prefix)),
+        (averaged.model, averaged.weights(file)),
+    ):
+        net = get_maest(checkpoint=load_checkpoint(path, average=average))
+        assert_close(net.state_dict(), expected, atol=0)
 
 
-@pytest.mark.parametrize("path", ["model", "checkpoints/last.ckpt"])
-def test_where_there_is_none(plain, averaged, toy, path):
+@pytest.mark.parametrize("name", ["model", "path"])
+def test_where_there_is_none(plain, averaged, toy, name):
     line = f"test with {settings(toy)} maest.checkpoint_swa_weights=True"
-    message = bad("ex_maest.py", f"{line} maest.checkpoint={plain.folder / path}", plain.home)
-    assert str(plain.folder / path) in message
-    assert "maest.checkpoint_swa_weights" in message
-    good("ex_maest.py", f"{line} maest.checkpoint={averaged.folder / path}", averaged.home)
+    message = bad("ex_maest.py", f"{line} maest.checkpoint={getattr(plain, name)}", plain.home)
+    assert str(getattr(plain, name)) in message
+    good("ex_maest.py", f"{line} maest.checkpoint={getattr(averaged, name)}", averaged.home)
 
 
-def test_a_test_of_the_average(averaged, toy):
+@pytest.mark.parametrize("average", [True, False])
+def test_a_test_of_the_average(averaged, toy, average):
     """On the validation split: what the training said of it."""
     line = f"test with {settings(toy)} datamodule.groundtruth_test={toy.groundtruth('validation')}"
-    last = averaged.folder / "checkpoints" / "last.ckpt"
-    found = {}
-    for average in (True, False):
-        flag = "" if average else "maest.checkpoint_swa_weigts=False"  # as older scripts spell it
-        flag += f" maest.checkpoint={last}"
-        good("ex_maest.py", f"{line} {flag}", averaged.home)
-        found[average] = json.loads((newest(averaged.home) / "results.json").read_text())
-    row = averaged.rows[-1]
-    assert [found[average]["average"] for average in (True, False)] == [True, False]
+    flag = "" if average else "maest.checkpoint_swa_weigts=False"  # as older scripts spell it
+    good("ex_maest.py", f"{line} {flag} maest.checkpoint={averaged.path}", averaged.home)
+    results = json.loads((newest(averaged.home) / "results.json").read_text())
+    assert results["average"] is average
     for figure in ("ap", "roc_auc"):
-        assert found[True][f"test_{figure}"] == pytest.approx(row[f"val_swa_{figure}"], abs=1e-6)
-        assert found[False][f"test_{figure}"] == pytest.approx(row[f"val_{figure}"], abs=1e-6)
-
-
-def test_extraction_takes_the_average_unless_told_otherwise(averaged, toy):
-    line = f"extract_embeddings with {settings(toy)} maest.checkpoint={averaged.folder / 'model'} "
-    line += "inference.transformer_block=1"
-    good("ex_maest.py", f"{line} inference.out_dir=swa", averaged.home)
-    raw = "inference.out_dir=raw maest.checkpoint_swa_weights=False"
-    good("ex_maest.py", f"{line} {raw}", averaged.home)
-    key = "test/05.mmap"
-    for name, kind in (("model", "raw"), ("model-swa", "swa")):
-        net = get_maest(checkpoint=averaged.folder / "model")
-        weights = safetensors.torch.load_file(averaged.folder / "model" / f"{name}.safetensors")
-        net.load_state_dict(weights)
-        pieces = read_patches(toy.mels, key, net.input_t)
-        with torch.no_grad():
-            own = [net(net.normalise(torch.from_numpy(p).float().T[None]), 1)[1] for p in pieces]
-        expected = np.average(torch.cat(own).numpy(), axis=0, weights=[len(p) for p in pieces])
-        found = np.load(averaged.home / kind / "1.5sec" / "1" / f"{key}.embeddings.npy")
-        np.testing.assert_allclose(found.ravel(), expected, atol=1e-5)
+        expected = averaged.rows[-1][f"val_swa_{figure}" if average else f"val_{figure}"]
+        assert results[f"test_{figure}"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("average", "name"), [(None, "model-swa"), (False, "model")])
@@ -247,11 +194,10 @@ def test_fine_tuning_starts_from_the_average_unless_told_otherwise(
     averaged, toy, tmp_path, average, name
 ):
     line = f"with {settings(toy)} {LINE} maest.arch=None trainer.max_epochs=1 module.lr=1e-12 "
-    line += f"module.weight_decay=0 maest.checkpoint={averaged.folder / 'model'} "
+    line += f"module.weight_decay=0 maest.checkpoint={averaged.model} "
     good("ex_maest.py", f"{line} maest.checkpoint_swa_weights={average}", tmp_path)
     found = safetensors.torch.load_file(newest(tmp_path) / "model" / "model.safetensors")
-    expected = safetensors.torch.load_file(averaged.folder / "model" / f"{name}.safetensors")
-    assert_close(found, expected)
+    assert_close(found, averaged.weights(name))
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
@@ -259,29 +205,21 @@ def test_a_rate_of_its_own(train, interval):
     """From the first step of epoch 2 on; before, the schedule's: a ramp from 1 to 0 in 4 epochs."""
     schedule = "module.lr=1e-3 module.warmup_epochs=0 module.ramp_start=0 module.ramp_end=4"
     schedule += f" module.last_lr_factor=0 module.lr_interval={interval}"
-    found = train(interval, f"{schedule} module.swa_start={START} module.swa_lr=3e-4")
+    found = train(f"{schedule} module.swa_start={START} module.swa_lr=3e-4")
     steps = np.arange(EPOCHS * STEPS) / STEPS  # in epochs
     ramp = 1e-3 * (1 - (steps if interval == "step" else np.floor(steps)) / 4)
     assert found.watch.rates == pytest.approx(np.where(steps >= START, 3e-4, ramp).tolist())
-    assert_close(part(found.last, "net_swa."), found.mean(START, EPOCHS - 1))
+    assert_close(found.part(PREFIX), found.mean(START, EPOCHS - 1))
 
 
 def test_a_training_that_ends_before_it_begins(train, plain):
-    found = train("never", f"module.swa_start={EPOCHS} module.swa_lr=1e-5")
-    assert_equal(found.last, plain.last)
+    found = train(f"module.swa_start={EPOCHS} module.swa_lr=1e-5")
+    assert_close(found.last, plain.last, atol=0)
     assert found.watch.rates == plain.watch.rates
     assert not any(name.startswith("val_swa") for row in found.rows for name in row)
     assert "swa" not in found.results
-    assert {path.name for path in (found.folder / "model").iterdir()} == {
-        *("config.json", "model.safetensors"),
-    }
-    names = {path.name.partition("-epoch")[0] for path in (found.folder / "checkpoints").iterdir()}
-    assert names == {"last.ckpt", "best"}
+    assert {path.name for path in found.model.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_the_prefix_is_the_one_that_checkpoints_are_read_by():
-    """`helpers` and `models` each have it."""
-    from maest.helpers.training.averaging import PREFIX
-    from maest.models.weights import AVERAGE
-
     assert PREFIX == AVERAGE

@@ -36,25 +36,12 @@ def toy_arch(monkeypatch):
     monkeypatch.setitem(ARCHS, "maest_toy", Arch(embed_dim=64, num_heads=1, depth=2))
 
 
-class FakeTrainer:
-    """Ends epochs with a score each, and saves nothing but names."""
-
-    is_global_zero, world_size, max_epochs, sanity_checking = True, 1, None, False
-
-    def __init__(self, scores: list[float]) -> None:
-        self.scores, self.current_epoch = scores, -1
-        self.lightning_module = torch.nn.Linear(1, 1)
+class FakeTrainer(SimpleNamespace):
+    """Saves nothing but names."""
 
     def save_checkpoint(self, path: Path, weights_only: bool) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text("weights")
-
-    def run(self, checkpoints: Checkpoints) -> None:
-        for epoch, score in enumerate(self.scores):
-            self.current_epoch = epoch
-            self.callback_metrics = {"val_ap": torch.tensor(score)}
-            checkpoints.on_validation_end(self, None)
-            checkpoints.on_train_epoch_end(self, None)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +56,17 @@ class FakeTrainer:
 )
 def test_the_best_epoch_has_the_highest_score_that_is_a_number(tmp_path, scores, best):
     checkpoints = Checkpoints(tmp_path, {"best": "val_ap"})
-    FakeTrainer(scores).run(checkpoints)
+    trainer = FakeTrainer(
+        is_global_zero=True,
+        world_size=1,
+        max_epochs=None,
+        sanity_checking=False,
+        lightning_module=torch.nn.Linear(1, 1),
+    )
+    for trainer.current_epoch, score in enumerate(scores):
+        trainer.callback_metrics = {"val_ap": torch.tensor(score)}
+        checkpoints.on_validation_end(trainer, None)
+        checkpoints.on_train_epoch_end(trainer, None)
     names = {"last.ckpt", *([] if best is None else [f"best-epoch={best}.ckpt"])}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert checkpoints.path("best") == (tmp_path / f"best-epoch={best}.ckpt" if best else None)
@@ -105,21 +102,22 @@ def test_epochs_of_version_0_1_counted_from_zero(tmp_path):
 
 def changed(**sections: Any) -> config.Settings:
     """The default settings with others in some sections."""
-    return config.parse(config.Settings, sections)
+    return config.parse(config.Settings, {"ckpt_path": "last", **sections})
 
 
 def record(log_dir: Path, number: int, settings: config.Settings | dict[str, Any]) -> Path:
     """A run's folder; later numbers are newer."""
     last = log_dir / str(number) / LAST
     last.parent.mkdir(parents=True)
-    last.write_text("x")
+    weights = get_maest("maest_toy", n_classes=3, input_t=93).state_dict()
+    torch.save({"state_dict": {f"net.{name}": value for name, value in weights.items()}}, last)
     os.utime(last, (number, number))
     (log_dir / str(number) / "config.json").write_text(json.dumps(config.plain(settings)))
     return last
 
 
 def test_the_newest_run_of_the_same_settings_goes_on(tmp_path, caplog):
-    wanted = changed(ckpt_path="last")
+    wanted = changed()
     assert find_run(wanted, tmp_path) is None
     record(tmp_path, 1, config.Settings())
     expected = record(tmp_path, 2, changed(trainer={"max_epochs": 9}, inference={"top": 3}))
@@ -128,60 +126,57 @@ def test_the_newest_run_of_the_same_settings_goes_on(tmp_path, caplog):
     record(tmp_path, 4, {"data": {}})
     assert find_run(wanted, tmp_path) == expected
     caplog.clear()
-    other = changed(ckpt_path="last", seed=5)
     with caplog.at_level(logging.WARNING):
-        assert find_run(other, tmp_path) is None
-    assert str(newest) in caplog.text
-    assert "seed 0, now 5" in caplog.text
-    assert "module.weight_decay 0.5, now 0.05" in caplog.text
+        assert find_run(changed(seed=5), tmp_path) is None
+    for part in (str(newest), "seed 0, now 5", "module.weight_decay 0.5, now 0.05"):
+        assert part in caplog.text
 
 
 def test_a_setting_that_came_later_counts_as_unchanged(tmp_path):
     old = config.plain(config.Settings())
     del old["module"]["roll"]
     expected = record(tmp_path, 1, old)
-    assert find_run(changed(ckpt_path="last"), tmp_path) == expected
-    other = changed(ckpt_path="last", module={"roll": 50})
-    assert find_run(other, tmp_path) is None
-
-
-def test_what_version_0_1_had_by_default_is_kept(tmp_path):
-    """Its patchout was 22 columns, whatever the clip."""
-    earlier = {"s_patchout_t": 22, "checkpoint_swa_weights": False}
-    last = record(tmp_path, 1, changed(maest=earlier))
-    weights = get_maest("maest_toy", n_classes=3, input_t=93).state_dict()
-    torch.save({"state_dict": {f"net.{name}": value for name, value in weights.items()}}, last)
-    wanted = changed(ckpt_path="last")
-    assert find_run(wanted, tmp_path) == last
-    assert resumed_settings(wanted, None).maest.s_patchout_t is None
-    assert resumed_settings(wanted, read_continued(last)).maest.s_patchout_t == 22
-    for given in (4, 22):
-        chosen = changed(ckpt_path="last", maest={"s_patchout_t": given})
-        assert find_run(chosen, tmp_path) == (last if given == 22 else None)
-        assert resumed_settings(chosen, read_continued(last)).maest.s_patchout_t == given
-
-
-def test_clips_of_an_epoch_that_version_0_1_had_by_default_are_kept(tmp_path):
-    """They were 2400, however few tracks there are."""
-    last = record(tmp_path, 1, changed(datamodule={"clips_per_epoch": 2400}))
-    weights = get_maest("maest_toy", n_classes=3, input_t=93).state_dict()
-    torch.save({"state_dict": {f"net.{name}": value for name, value in weights.items()}}, last)
-    wanted = changed(ckpt_path="last")
-    assert find_run(wanted, tmp_path) == last
-    assert resumed_settings(wanted, read_continued(last)).datamodule.clips_per_epoch == 2400
+    assert find_run(changed(), tmp_path) == expected
+    assert find_run(changed(module={"roll": 50}), tmp_path) is None
 
 
 @pytest.mark.parametrize(
-    ("seconds", "columns"), [(5, 15), (10, 30), (20, 60), (30, 90), (2, 6), (0.5, 1), (0.26, 0)]
+    ("section", "name", "before", "chosen"),
+    [
+        ("maest", "s_patchout_t", 22, 4),  # whatever the clip
+        ("datamodule", "clips_per_epoch", 2400, 7),  # however few tracks there are
+    ],
 )
-def test_about_half_of_a_clips_columns_are_dropped(seconds, columns):
-    settings = plan.decided(config.Settings(), input_frames(seconds), tracks=9)
+def test_what_version_0_1_had_by_default_is_kept(tmp_path, section, name, before, chosen):
+    earlier = {"maest": {"checkpoint_swa_weights": False}}
+    earlier[section] = {**earlier.get(section, {}), name: before}
+    last = record(tmp_path, 1, changed(**earlier))
+
+    def value(wanted: config.Settings, continued: Path | None) -> Any:
+        settings = resumed_settings(wanted, read_continued(continued))
+        return getattr(getattr(settings, section), name)
+
+    assert find_run(changed(), tmp_path) == last
+    assert value(changed(), None) == getattr(getattr(config.Settings(), section), name)
+    assert value(changed(), last) == before
+    for given in (chosen, before):
+        wanted = changed(**{section: {name: given}})
+        assert find_run(wanted, tmp_path) == (last if given == before else None)
+        assert value(wanted, last) == given
+
+
+@pytest.mark.parametrize(
+    ("maest", "seconds", "columns"),
+    [
+        *(({}, *row) for row in [(5, 15), (10, 30), (20, 60), (30, 90), (2, 6), (0.5, 1)]),
+        ({}, 0.26, 0),
+        ({"s_patchout_t_interleaved": 2}, 5, 0),  # where others always are dropped
+        ({"s_patchout_t_indices": [3]}, 5, 0),
+    ],
+)
+def test_about_half_of_a_clips_columns_are_dropped(maest, seconds, columns):
+    settings = plan.decided(changed(maest=maest), input_frames(seconds), tracks=9)
     assert settings.maest.s_patchout_t == columns
-
-
-@pytest.mark.parametrize("always", [{"s_patchout_t_interleaved": 2}, {"s_patchout_t_indices": [3]}])
-def test_no_columns_are_dropped_at_random_where_others_always_are(always):
-    assert plan.decided(changed(maest=always), 312, tracks=9).maest.s_patchout_t == 0
 
 
 @pytest.mark.parametrize(
@@ -209,34 +204,21 @@ def test_a_training_without_a_step_leaves_no_model(toy, tmp_path):
     [
         ("multi-label", "train", [[0, 0, 0]] * 4),  # nothing to learn
         ("multi-label", "val", [[0, 1, 0]] * 4),  # nothing to choose the best epoch by
-        ("multi-label", "val", [[0, 0, 0]] * 4),
-        ("multi-label", "val", [[0, 1, 0]]),
         ("regression", "val", [[0.5, 1, 2]] * 4),
     ],
 )
 def test_targets_that_say_nothing_are_refused_before_the_first_step(
     toy, tmp_path, task, split, targets
 ):
-    for name in ("train", "val"):
+    line = f"with datamodule.base_dir={toy.mels} maest.task={task} {QUICK}"
+    for name, folder in (("train", "train"), ("val", "validation")):
         rows = targets if name == split else [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
-        keys = [f"{'train' if name == 'train' else 'validation'}/{i:02d}.mmap" for i in range(9)]
-        write_groundtruth(tmp_path / f"{name}.pk", dict(zip(keys, rows, strict=False)), task=task)
-    line = " ".join(f"datamodule.groundtruth_{n}={tmp_path}/{n}.pk" for n in ("train", "val"))
-    line = f"with {line} datamodule.base_dir={toy.mels} maest.task={task} {QUICK}"
+        groundtruth = {f"{folder}/{i:02d}.mmap": row for i, row in enumerate(rows)}
+        write_groundtruth(tmp_path / f"{name}.pk", groundtruth, task=task)
+        line += f" datamodule.groundtruth_{name}={tmp_path}/{name}.pk"
     message = bad("ex_maest.py", line, tmp_path)
     assert f"datamodule.groundtruth_{split}: {tmp_path / f'{split}.pk'}: " in message
     assert not (newest(tmp_path) / "checkpoints").exists()
-
-
-def test_validation_of_few_tracks_counts_the_labels_that_it_skips(toy, tmp_path):
-    keys = [f"validation/{i:02d}.mmap" for i in range(2)]
-    write_groundtruth(tmp_path / "val.pk", dict(zip(keys, [[1, 0, 0], [0, 0, 0]], strict=True)))
-    line = f"with {settings(toy)} datamodule.groundtruth_val={tmp_path / 'val.pk'} {QUICK}"
-    good("ex_maest.py", line, tmp_path)
-    results = json.loads((newest(tmp_path) / "results.json").read_text())
-    assert results["val_classes_left_out"] == 2
-    assert results["val_ap"] in (0.5, 1.0)
-    assert [row["ap"] for row in results["per_label"]][1:] == [None, None]
 
 
 def test_a_training_that_diverges_names_the_last_good_checkpoint(toy, tmp_path, monkeypatch):
@@ -247,22 +229,14 @@ def test_a_training_that_diverges_names_the_last_good_checkpoint(toy, tmp_path, 
         return loss(*arguments) * (math.nan if len(calls) > 2 else 1)
 
     monkeypatch.setattr(training, "task_loss", fails_in_the_second_epoch)
-    line = f"with {settings(toy)} {QUICK}"
-    message = bad("ex_maest.py", line, tmp_path)
-    assert "epoch 2, at step 3 " in message
-    assert sum(calls) == 3
+    done = run("ex_maest.py", f"with {settings(toy)} {QUICK}", tmp_path)
+    assert (done.code, sum(calls)) == (1, 3)
     last = Path("exp_logs") / newest(tmp_path).name / LAST
-    typed = message.strip().splitlines()[-1].split()
-    assert typed[:3] == ["python", "ex_maest.py", "with"]
+    typed = done.err.strip().splitlines()[-1].split()
     assert {"module.lr=0.0001", f"ckpt_path={last}"} <= set(typed)
     monkeypatch.setattr(training, "task_loss", loss)
     good("ex_maest.py", " ".join([*typed[2:], "module.betas=[0,0]"]), tmp_path)
     assert [row["epoch"] for row in read_history(newest(tmp_path) / "history.csv")] == [1, 2]
-
-
-def test_a_rate_that_is_far_too_high_is_one_line(toy, tmp_path):
-    message = bad("ex_maest.py", f"with {settings(toy)} {QUICK} module.lr=1e30", tmp_path)
-    assert "NaN or infinite" in message
 
 
 # ---------------------------------------------------------------- where no run can be recorded
@@ -271,21 +245,19 @@ def test_a_rate_that_is_far_too_high_is_one_line(toy, tmp_path):
 def test_what_needs_no_record_goes_on_where_none_can_be_kept(music, model, tmp_path):
     (tmp_path / "exp_logs").write_text("no folder")
     line = f"with maest.checkpoint={model} inference.audio={music} inference.transformer_block=1"
-    done = run("ex_maest.py", f"extract_embeddings {line} inference.out_dir=out", tmp_path)
-    assert done.code == 0, done.err
+    good("ex_maest.py", f"extract_embeddings {line} inference.out_dir=out", tmp_path)
     assert list((tmp_path / "out").rglob("*.npy"))
-    assert run("ex_maest.py", "print_config", tmp_path).code == 0
+    good("ex_maest.py", "print_config", tmp_path)
     line = f"export with maest.checkpoint={model} export.format=safetensors"
     good("ex_maest.py", line, tmp_path)
     assert (tmp_path / "export" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("command", ["pretrain", "check_data"])
-def test_what_needs_a_record_says_so_in_a_line(toy, tmp_path, command):
+def test_what_needs_a_record_is_refused_there(toy, tmp_path, command):
     (tmp_path / "exp_logs").write_text("no folder")
     message = bad("ex_maest.py", f"{command} with {settings(toy)}", tmp_path)
     assert f"{tmp_path / 'exp_logs'}: " in message
-    assert len(message.strip().splitlines()) == 1
 
 
 def test_a_disk_that_is_full_later_costs_the_record_only(music, model, tmp_path, monkeypatch):
@@ -309,4 +281,3 @@ def test_ctrl_c_is_one_line(toy, tmp_path, monkeypatch, command):
     done = run("ex_maest.py", f"{command} with {settings(toy)}", tmp_path)
     assert done.code == 130
     assert "Traceback" not in done.err
-    assert "SIGINT: stopped" in done.err
