@@ -61,8 +61,8 @@ class Cache:
 
     def clips(self, recipe: str) -> dict[str, dict[str, Any]]:
         """Rows of a recipe's clips, by key."""
-        query = "SELECT key, row FROM clips WHERE recipe = ?"
-        return {key: json.loads(row) for key, row in self._db.execute(query, (recipe,))}
+        rows = self._db.execute("SELECT key, row FROM clips WHERE recipe = ?", (recipe,))
+        return {key: json.loads(row) for key, row in rows}
 
     def forget_clips(self, keys: Iterable[str]) -> None:
         """Delete clips that will be overwritten: a killed run must not leave their rows."""

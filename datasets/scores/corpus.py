@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from maest.datasets.scores.tables import COLLECTIONS, Collection
 from maest.helpers.errors import InputError
 
@@ -41,6 +43,12 @@ def package_file(package: str, name: str) -> Path:
 
 def corpus_folder() -> Path:
     return package_file("music21", "corpus")
+
+
+def generator(text: str, size: int) -> np.random.Generator:
+    """Random numbers that depend on a text: on ``size`` bytes of its hash."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:size], "little"))
 
 
 def list_works(folder: Path) -> list[Work]:

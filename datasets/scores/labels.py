@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from maest.datasets.scores.corpus import Work
+from maest.datasets.scores.corpus import Work, generator
 from maest.datasets.scores.reading import Score
 from maest.datasets.scores.tables import COLLECTIONS, DANCES, ORIGINS
 from maest.datasets.splitting import SPLITS
@@ -134,15 +133,10 @@ def group_works(works: Sequence[Work], scores: Mapping[str, Score], seed: int) -
 def split_of(leader: Work, seed: int) -> str:
     """The split of a group, from its first work: close to 71/14/14 in every collection."""
     # The works of a collection take turns through seven days; collections start on different days.
-    days = _generator(seed, "days").permutation(["train"] * 5 + ["validation", "test"])
-    starts = _generator(seed, "collections").permutation(len(COLLECTIONS))
+    days = generator(f"days {seed}", 8).permutation(["train"] * 5 + ["validation", "test"])
+    starts = generator(f"collections {seed}", 8).permutation(len(COLLECTIONS))
     start = starts[list(COLLECTIONS).index(leader.collection)]
     return str(days[(leader.rank + start) % len(days)])
-
-
-def _generator(seed: int, purpose: str) -> np.random.Generator:
-    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
 # ---- which labels stay ---------------------------------------------------------------------------

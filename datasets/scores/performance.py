@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -57,11 +56,6 @@ class Clip(NamedTuple):
 
 class TooShort(ValueError):
     """The work lasts less than the shortest clip."""
-
-
-def generator(seed: int, work: Work, rendition: int) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}\n{work.id}\n{rendition}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
 # ---- arranging -----------------------------------------------------------------------------------
@@ -259,9 +253,8 @@ def _sounding_instruments(voices: list[Voice], first: float, length: float) -> l
     on: dict[Instrument, np.ndarray] = {}
     for voice in voices:
         mask = on.setdefault(voice.instrument, np.zeros(steps, bool))
-        start = (voice.notes[:, 0] - first) / _GRID
-        end = (voice.notes[:, 0] + voice.notes[:, 1] - first) / _GRID
-        bounds = np.clip([np.floor(start), np.ceil(end)], 0, steps).astype(int)
-        for a, b in bounds.T:
+        start = np.floor((voice.notes[:, 0] - first) / _GRID)
+        end = np.ceil((voice.notes[:, 0] + voice.notes[:, 1] - first) / _GRID)
+        for a, b in np.clip([start, end], 0, steps).astype(int).T:
             mask[a:b] = True
     return [instrument for instrument, mask in on.items() if mask.mean() >= _MIN_SHARE]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from maest.datasets.scores.cache import Cache
-from maest.datasets.scores.corpus import Work
-from maest.datasets.scores.performance import TooShort, arrange, generator, render_clip
+from maest.datasets.scores.corpus import Work, generator
+from maest.datasets.scores.performance import TooShort, arrange, render_clip
 from maest.datasets.scores.reading import Score, Unreadable, read
 from maest.helpers.audio.constants import SAMPLE_RATE
 from maest.helpers.errors import InputError
@@ -107,7 +107,8 @@ def _perform(task: Task, out_dir: Path, settings: Settings) -> tuple[str, Row, b
     from maest.helpers.audio.mel import front_end
 
     work, score, rendition = task
-    key, rng = clip_key(work, rendition), generator(settings.seed, work, rendition)
+    key = clip_key(work, rendition)
+    rng = generator(f"{settings.seed}\n{work.id}\n{rendition}", 16)
     try:
         arrangement = arrange(work, score, rng)
         clip = render_clip(arrangement, settings.clip_seconds, rng)

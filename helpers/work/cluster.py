@@ -55,10 +55,11 @@ def _connect(scheduler: str) -> Any:
         what, hint = "Dask is not installed", 'Type pip install "dask[distributed]".'
         raise InputError(what, kind="dependency", hint=hint, setting="--backend") from None
 
-    # Client leaves closing to the garbage collector. If another client starts meanwhile, both wait
-    # for the same lock for ever.
     class ClosedClient(Client):
-        """Closes at once if it finds no scheduler or no worker."""
+        """Closes at once if it finds no scheduler or no worker.
+
+        Otherwise the garbage collector closes it: then it and one that starts wait for ever.
+        """
 
         def start(self, **options: Any) -> None:
             try:

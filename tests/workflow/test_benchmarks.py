@@ -16,7 +16,7 @@ import extraction
 import training
 from maest.helpers.audio.reading import read_audio
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def test_all_ways_of_extraction_give_the_same_embeddings():
@@ -42,7 +42,6 @@ def test_music_is_stereo_at_44100_and_may_have_several_names(tmp_path):
     assert third.samefile(first)
 
 
-@pytest.mark.slow
 def test_memory_and_latency_of_extraction():
     record = extraction.main(["--quick", "--parts", "memory", "latency"])
     memory, latency = record["results"].values()
@@ -50,7 +49,6 @@ def test_memory_and_latency_of_extraction():
     assert all(row["seconds"] > 0 for row in latency.values())
 
 
-@pytest.mark.slow
 def test_training_steps():
     [rows] = training.main(["--quick"])["results"].values()
     assert set(rows) == set(training.WAYS)
@@ -58,21 +56,18 @@ def test_training_steps():
     assert all(0 < row["utilisation"] < 3 for row in rows.values())
 
 
-@pytest.mark.slow
 def test_loading():
     memory, *cases = loading.main(["--quick"])["results"].items()
     assert f"epoch_{loading.EPOCHS}" in memory[1]["ours"]
     assert [title.split(",")[0] for title, _ in cases] == ["warm", "cold"]
 
 
-@pytest.mark.slow
 def test_loading_models():
     [rows] = loading_models.main(["--quick"])["results"].values()
     assert set(rows) == set(loading_models.FILES)
     assert all(row["seconds"] > 0 for row in rows.values())
 
 
-@pytest.mark.slow
 def test_preprocessing():
     record = preprocessing.main(["--quick"])
     assert max(record["largest_difference_bands_0_to_84"].values()) < 0.02
@@ -80,7 +75,6 @@ def test_preprocessing():
     assert len(rows) == 6
 
 
-@pytest.mark.slow
 def test_probes_and_engines():
     [rows] = probe.main(["--quick"])["results"].values()
     assert rows["ours, sweep"]["probes"] == 2 * 7 * 3
