@@ -58,7 +58,8 @@ def process_map(
     ``num_workers`` 0 works in this process, where nothing is caught. A worker that is killed, or
     gives no result within ``time_limit`` seconds, is replaced, and its item retried alone after all
     others; if that fails too, the result is ``failed(item, reason)``. Closing the iteration gives
-    workers some seconds to finish their item. They end with the thread that first asked for one.
+    workers, of one thread each, some seconds to finish their item. They end with the main process
+    (on Linux, with the thread that asked for the first result).
 
     InputError, kind "worker": as :func:`refuse_lost`, or processes end before they begin an item.
     An error of ``function`` has the worker's traceback as a note.
