@@ -38,8 +38,8 @@ def test_key_of_a_path(path, key):
 
 
 def test_what_is_found(tmp_path):
-    audio = touch(tmp_path / "audio", "b/z.wav", "b/a.WAV", "a.mp3", ".hidden/x.wav", "b/x.mmap")
-    touch(audio, "notes.txt", "cover.Jpg", "README", "mels/listen.wav")
+    audio = touch(tmp_path / "audio", "b/z.wav", "b/a.WAV", "a.mp3", ".hidden/x.wav", ".tmp-1.wav")
+    touch(audio, "b/x.mmap", "notes.txt", "cover.Jpg", "README", "mels/listen.wav")
     touch(tmp_path / "other", "linked.wav")
     (audio / "b" / "round").symlink_to(audio)
     (audio / "other").symlink_to(tmp_path / "other")

@@ -254,11 +254,12 @@ def test_an_archive_with_folders_around_the_clips(place, around):
     assert {path.name for path in place.root.iterdir()} == {"download", "audio"}
 
 
-def test_own_clips_of_another_size_stay(place):
+def test_own_clips_of_another_size_stay_and_are_told(place, capsys):
     clip = place.path(CLIPS[0])
     clip.parent.mkdir(parents=True)
     clip.write_bytes(b"of another size")
     place.run("download", "unpack")
+    assert CLIPS[0] in capsys.readouterr().err
     assert clip.read_bytes() == b"of another size"
     place.run("download", "unpack", "--force")
     place.check_audio()

@@ -452,12 +452,15 @@ def test_an_interrupt_keeps_what_is_known_of_failures(audio, store, monkeypatch)
         assert listed(store / "failed.csv") == before
 
 
-def test_a_file_that_crashes_its_decoder_costs_itself_only(audio, store, monkeypatch):
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_file_that_crashes_its_decoder_costs_itself_only(audio, store, monkeypatch, killed):
     stream = module.stream_audio
 
     def crash(path, seconds):
         if path.name == "1.wav":
-            os.kill(os.getpid(), signal.SIGKILL)
+            if killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("a decoder's own")
         return stream(path, seconds)
 
     monkeypatch.setattr(module, "stream_audio", crash)  # in the workers, too, which are forks
