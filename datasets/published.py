@@ -19,7 +19,7 @@ from maest.datasets.groundtruth import check_key
 from maest.datasets.melspectrograms import mel_path
 from maest.datasets.preprocess import preprocess
 from maest.datasets.splitting import SPLITS
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.names import check_choice, first_few
 from maest.helpers.reports.report import table
 
@@ -110,7 +110,8 @@ def open_table(
     except FileNotFoundError:
         raise InputError("no such file", kind="missing", path=path, hint=hint) from None
     except (ValueError, csv.Error) as error:
-        what, kind = f"line {rows.line_num}: {error}", getattr(error, "kind", "corrupt")
+        kind: Kind = error.kind if isinstance(error, InputError) else "corrupt"
+        what = f"line {rows.line_num}: {error}"
         raise InputError(what, kind=kind, path=path, hint=hint) from None
 
 
