@@ -74,7 +74,7 @@ def find_teacher(settings: Settings) -> Path | None:
     message = f"{len(folders)} models have logits there" if folders else "no such folder"
     hint = f"Give one of {', '.join(map(str, folders))}."
     if not folders:
-        hint = "Write them: python ex_maest.py extract_logits with maest.checkpoint=<the teacher>"
+        hint = "Write them by `ex_maest.py extract_logits with maest.checkpoint=<the teacher>`."
     raise InputError(message, kind=kind, setting="datamodule.teacher_dir", path=folder, hint=hint)
 
 

@@ -134,7 +134,7 @@ def _check_data(plan: Plan) -> None:
     stops = [f for f in report.problems if f.kind == "files"]
     if stops and not skip:
         hint = "To see all that is wrong: python ex_maest.py check_data with the same settings. "
-        hint += "To go on without bad files: datamodule.on_error=skip"
+        hint += "To go on without bad files, set datamodule.on_error=skip."
         setting = f"datamodule.groundtruth_{stops[0].split}"
         raise InputError(str(report), kind="corrupt", hint=hint, setting=setting)
     for finding in (*report.problems, *report.warnings):

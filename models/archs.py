@@ -123,18 +123,14 @@ def size_name(embed_dim: int, num_heads: int, depth: int) -> str | None:
 
 def input_frames(clip_length: float) -> int:
     """Frames of an input of ``clip_length`` seconds: 5 → 312, 10 → 625, 20 → 1250, 30 → 1875."""
-    return int(clip_length * SAMPLE_RATE // HOP_LENGTH)
+    return int(round(clip_length * SAMPLE_RATE, 3) // HOP_LENGTH)  # 16.08 · 16000 is just below
 
 
 def clip_seconds(input_t: int) -> float:
     """The inverse of :func:`input_frames`: 312 → 5."""
     exact = input_t * HOP_LENGTH / SAMPLE_RATE
-    for digits in range(3):  # the roundest number that makes as many frames
-        scale = 10.0**digits
-        rounded = math.ceil(exact * scale) / scale
-        if input_frames(rounded) == input_t:
-            return rounded
-    return exact
+    rounded = (math.ceil(round(exact * scale, 6)) / scale for scale in (1, 10, 100))
+    return next(seconds for seconds in rounded if input_frames(seconds) == input_t)
 
 
 # SPDX licences that let derived works choose another licence; works keep any other licence.

@@ -54,9 +54,9 @@ def fetch(name: str, average: bool | None = None) -> Checkpoint:
     try:
         checkpoint = load_checkpoint(files[0] if len(files) == 1 else files[0].parent)
     except CheckpointError as error:  # damaged on the way or in the cache, or never weights
-        removed = "It was removed" if _remove(files) else "Remove it"
+        _remove(files)
         message = f"the weights of {name}: {error.message}"
-        hint = f"{removed} from the cache: try again. {_by_hand(arch)}"
+        hint = f"Remove them, if they are still in the cache, and try again. {_by_hand(arch)}"
         raise DownloadError(message, kind=error.kind, hint=hint, path=error.path) from None
     checkpoint.arch = name
     checkpoint.trained_on = {"data": arch.data, "licence": arch.licence}
@@ -84,13 +84,11 @@ def _hub_files(arch: Arch) -> list[Path]:
     return files
 
 
-def _remove(files: list[Path]) -> bool:
-    """Remove files from the cache, if permitted; return whether they are gone."""
-    with suppress(OSError):
+def _remove(files: list[Path]) -> None:
+    with suppress(OSError):  # not permitted
         for file in files:  # in the hub's cache, a link and what it links to
             file.resolve().unlink(missing_ok=True)
             file.unlink(missing_ok=True)
-    return not any(file.exists() for file in files)
 
 
 def _check_digest(path: Path) -> None:
@@ -104,8 +102,7 @@ def _check_digest(path: Path) -> None:
 
 
 def _release_file(arch: Arch) -> Path:
-    # No hash of it is published: loading it shows whether it is whole.
-    file = _cached(arch)
+    file = _cached(arch)  # no hash of it is published: loading it shows whether it is whole
     if not file.is_file():
         log.info("fetching %s", arch.url)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -41,12 +41,11 @@ def export_onnx(
 
     Inputs and outputs are those of `build`. Fewer than 16 frames are padded with silence. The
     longest input is `longest_input`: the caller cuts tracks (`helpers.audio.patches.cut`).
-    ``metadata_props`` hold the properties below and ``metadata``. The file drops the columns and
+    ``metadata_props`` hold ``metadata`` and the properties below. The file drops the columns and
     rows that patchout always drops. Weights are float32; NaN and infinite inputs are not refused.
     The front end needs a runtime with float64 products, as onnxruntime has on a CPU.
 
-    InputError: no such block, a name in ``metadata`` that is taken, a network that one ONNX file
-    cannot hold, or as `own_files`.
+    InputError: no such block, a network that one ONNX file cannot hold, or as `own_files`.
     """
     blocks = list(chosen_blocks(blocks, model.depth))
     if model.time_new_pos_embed.shape[-1] == 1:
@@ -73,11 +72,8 @@ def export_onnx(
     }
     if model.labels is not None:
         properties["labels"] = json.dumps(model.labels, ensure_ascii=False)
-    if taken := {*properties, "labels"} & {*(metadata or {})}:
-        message, hint = f"the export writes {', '.join(sorted(taken))} itself", "Give other names."
-        raise InputError(message, kind="conflict", hint=hint, setting="metadata")
     proto = build(model, blocks, True, waveform=with_frontend)
-    helper.set_model_props(proto, properties | dict(metadata or {}))
+    helper.set_model_props(proto, dict(metadata or {}) | properties)
     proto.doc_string = (
         f"A MAEST network. Input: {name} [batch, {'' if with_frontend else 'bands, '}{length}], "
         f"of at most {limit} {length} (the model was trained on {clip_seconds(model.input_t):g} "

@@ -32,8 +32,9 @@ from maest.models.sizes import invalid
 DEFAULT_ARCH = "discogs-maest-30s-pw-129e"  # of `load_model()`
 
 # A timestamp's embedding is that of the 16 frames around it, one patch column, as in PaSST: the
-# shortest input locates a sound best, and fits every model. HEAR asks for a hop of 50 ms or less:
-# 3 frames are 48 ms, and one spectrogram serves all windows.
+# shortest input locates a sound best, and fits every model. They are of the whole sound's
+# spectrogram: one of the window alone would fade in and out, as no clip does in training. HEAR asks
+# for a hop of 50 ms or less: 3 frames are 48 ms.
 WINDOW_FRAMES, HOP_FRAMES = PATCH_SIZE, 3
 HOP_SAMPLES = HOP_FRAMES * HOP_LENGTH
 # From a window's centre, between two frames, to the centre of its first or last frame: 7.5 hops.
@@ -89,11 +90,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """Embed the 256 ms around each timestamp, one every 48 ms.
-
-    A window is 16 frames of the whole sound's spectrogram, 8 on each side of its timestamp, with
-    silence beyond the sound. Its outer frames hear the sound around it, as a clip's do in training:
-    a spectrogram of the window alone would fade in and out.
+    """Embed the 256 ms around each timestamp, one every 48 ms; silence is beyond the sound.
 
     Arguments and errors are those of :func:`get_scene_embeddings`. Returns, on the model's device,
     ``(embeddings, timestamps)``: float32 [S, K, model.timestamp_embedding_size] with

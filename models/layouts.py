@@ -118,8 +118,9 @@ def fit_positions(
         tensors[name] = _resized(found, size)
         log.warning("%s: %s resized from %s to %s", path, name, tuple(found.shape[2:]), size)
         if (longer := size[1] / found.shape[3]) > _LONG:
-            message = "%s: inputs are %.0f times as long as those of its training: expect little "
-            message += "of the results, or give a shorter input_t"
+            message = (
+                "%s: inputs are %.0f times as long as in training: a shorter input_t is better"
+            )
             log.warning(message, path, longer)
     return tensors
 
@@ -226,9 +227,8 @@ def _split_positions(positions: Tensor) -> dict[str, Tensor]:
     grid = grid.unflatten(2, (rows, -1))  # [1, D, F, T]
     time, freq = grid[:, :, :1], grid[..., :1] - grid[:, :, :1, :1]
     if not (error := float((freq + time - grid).abs().max())) <= rounding:
-        message = f"position_embeddings are no sum of frequency and time (off by {error:.2g}), "
-        message += "which is all that this network has: trained further without that constraint, "
-        raise ValueError(message + "or no MAEST")
+        message = "position_embeddings are no sum of frequency and time, as those of MAEST are"
+        raise ValueError(f"{message} (off by {error:.2g}): trained further, or another network")
     names = ("new_pos_embed", "freq_new_pos_embed", "time_new_pos_embed")
     return dict(zip(names, (two.transpose(1, 2), freq, time), strict=True))
 

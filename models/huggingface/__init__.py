@@ -18,8 +18,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
-from maest.helpers.audio import constants as mel_constants
-from maest.helpers.audio import mel as melspectrogram
+from maest.helpers.audio import constants, mel
 from maest.helpers.audio.constants import N_MELS, SAMPLE_RATE
 from maest.helpers.audio.patches import PATCH_SIZE
 from maest.helpers.errors import InputError
@@ -90,9 +89,9 @@ def export_huggingface(
     }
     texts = {CONFIG_NAME: to_json(config), "preprocessor_config.json": to_json(extractor)}
     texts |= {CARD: card, EXTRACTOR.name: EXTRACTOR.read_text("utf-8")}
-    for module in (melspectrogram, mel_constants):  # the front end itself, one beside the other
-        path = Path(str(module.__file__))
-        texts[path.name] = path.read_text("utf-8").replace("from maest.helpers.", "from .")
+    for name, module in (("melspectrogram.py", mel), ("mel_constants.py", constants)):
+        front_end = Path(str(module.__file__)).read_text("utf-8")
+        texts[name] = front_end.replace(constants.__name__, ".mel_constants")
     notes, old = unsupported_features(model), folder / CARD
     older = (folder / CONFIG_NAME).read_bytes() if (folder / CONFIG_NAME).is_file() else b""
     edited = old.is_file() and _digest(old.read_bytes()).encode() not in older
