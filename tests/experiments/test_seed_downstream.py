@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from command_line import bad, good, settings
 from http_server import Server
-from hub_cache import into_hub_cache, released
 from miniature_mtt import miniature
 from music import save_small_model
+from published import into_hub_cache, released
 
 from maest.datasets.groundtruth import read_groundtruth
 from maest.models import ARCHS

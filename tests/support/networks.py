@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from maest.models.maest import Maest
 
@@ -17,3 +18,23 @@ def small(**options) -> Maest:
             for parameter in block.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
     return net
+
+
+def tiny(seed: int = 0, **options) -> Maest:
+    """Two blocks of 64 channels whose every parameter does something."""
+    torch.manual_seed(seed)
+    sizes = {"n_classes": 3, "input_t": 312, "embed_dim": 64, "num_heads": 1, "depth": 2}
+    return perturbed(Maest(**(sizes | options)), seed)
+
+
+@torch.no_grad()
+def perturbed(module: nn.Module, seed: int = 0) -> nn.Module:
+    """No bias is zero and no norm does nothing; outputs are about 1, whatever the width."""
+    for i, parameter in enumerate(module.parameters()):
+        amount = 0.4 / max(parameter.shape) ** 0.5
+        parameter.add_(amount * noise(*parameter.shape, seed=1000 * seed + i))
+    return module.eval()
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

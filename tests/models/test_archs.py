@@ -1,0 +1,40 @@
+"""The named architectures and their lengths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maest.models import ARCHS, get_maest, list_models
+from maest.models.archs import DEIT, PASST, clip_seconds, input_frames
+
+COLUMNS = {5: 31, 10: 62, 20: 125, 30: 187}
+
+
+def test_published_weights():
+    released = [name for name in ARCHS if name.startswith("discogs-maest-")]
+    assert len(released) == 8
+    assert {*list_models()} == {*released, PASST, DEIT, "maest-tiny-scores"}
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_the_shapes_of_every_architecture(name):
+    arch = ARCHS[name]
+    with torch.device("meta"):
+        model = get_maest(name, pretrained=False, n_classes=None if arch.n_classes else 5)
+    width = 192 if "tiny" in name else 384 if "small" in name else 768
+    seconds = next((s for s in COLUMNS if f"-{s}s-" in name), 5 if "scores" in name else 10)
+    classes = {PASST: 527, DEIT: 1000, "maest-tiny-scores": 55}.get(name, 400)
+    classes = 519 if name.endswith("519l") else classes if arch.n_classes else 5
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    assert (model.depth, model.num_heads, model.input_f) == (12, width // 64, 96)
+    assert model.input_t == seconds * 16000 // 256
+    assert shapes["freq_new_pos_embed"] == (1, width, 9, 1)
+    assert shapes["time_new_pos_embed"] == (1, width, 1, COLUMNS[seconds])
+    assert shapes["head.1.weight"] == shapes["head_dist.weight"] == (classes, width)
+    assert shapes["blocks.11.mlp.fc1.weight"] == (4 * width, width)
+
+
+def test_seconds_are_the_inverse_of_frames():
+    assert all(input_frames(clip_seconds(frames)) == frames for frames in range(1, 20_000))
+    assert [clip_seconds(frames) for frames in (312, 625, 1250, 1875)] == [*COLUMNS]

@@ -1,0 +1,318 @@
+"""Weights that others wrote: same outputs as the source, every adaptation logged, keys named."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from made_up import refuses
+from networks import noise
+from published import STATE, deit_state, hub_model, hub_state, maest_state, passt_state
+from timm.models.vision_transformer import Block
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import ASTForAudioClassification
+
+from maest.models import CheckpointError, Maest, get_maest
+
+LAST = ("head.1.weight", "head.1.bias", "head_dist.weight", "head_dist.bias")
+HEAD = ("head.0.weight", "head.0.bias", *LAST)
+POSITIONS = "audio_spectrogram_transformer.embeddings.position_embeddings"
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def write(state: STATE, path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def warned(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+# ------------------------------------------------------------------ the independent reference:
+# a state dict's outputs, from the papers' formulas and timm's blocks, whose keys these are
+
+
+def along_own_axis(positions: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(positions, size=size, mode="bicubic", align_corners=False)
+
+
+def blocks_of(state: STATE, width: int) -> torch.nn.Module:
+    inside = {n.removeprefix("blocks."): t for n, t in state.items() if n.startswith("blocks.")}
+    blocks, norm = torch.nn.Sequential(), functools.partial(torch.nn.LayerNorm, eps=1e-6)
+    for _ in range(1 + max(int(name.split(".")[0]) for name in inside)):
+        blocks.append(Block(width, width // 64, 4.0, qkv_bias=True, norm_layer=norm))
+    blocks.load_state_dict(inside)
+    return blocks.eval()
+
+
+def expected_outputs(state: STATE, mel: Tensor, columns: int) -> tuple[list[Tensor], Tensor]:
+    """``(of each block [B, 3·D], after the last norm [B, D])`` of a network of T = columns."""
+    width = state["cls_token"].shape[-1]
+    if "pos_embed" in state:
+        two, grid = state["pos_embed"].tensor_split([2], dim=1)
+        side = int(grid.shape[1] ** 0.5)
+        grid = grid.permute(0, 2, 1).reshape(1, width, side, side)
+        grid = along_own_axis(grid, (9, columns))
+        freq, time = grid.mean(3, keepdim=True), grid.mean(2, keepdim=True)
+    else:
+        two = state["new_pos_embed"]
+        freq = along_own_axis(state["freq_new_pos_embed"], (9, 1))
+        time = along_own_axis(state["time_new_pos_embed"], (1, columns))
+    kernel = state["patch_embed.proj.weight"].sum(1, keepdim=True)
+    x = F.conv2d(mel[:, None], kernel, state["patch_embed.proj.bias"], stride=10)
+    x = x + freq + time[..., : x.shape[-1]]
+    x = x.reshape(len(mel), width, -1).permute(0, 2, 1)  # index f · T + t
+    tokens = torch.cat((state["cls_token"], state["dist_token"]), 1) + two
+    x = torch.cat((tokens.expand(len(mel), -1, -1), x), 1)
+    outputs = []
+    for block in blocks_of(state, width):
+        x = block(x)
+        outputs.append(torch.cat((x[:, 0], x[:, 1], x[:, 2:].mean(1)), 1))
+    x = F.layer_norm(x, (width,), state["norm.weight"], state["norm.bias"], 1e-6)
+    return outputs, (x[:, 0] + x[:, 1]) / 2
+
+
+def compare(model: Maest, mel: Tensor, embeddings: list[Tensor], logits: Tensor | None) -> None:
+    """With the outputs of each block and the last norm."""
+    assert not model.training
+    blocks = [*range(model.depth), -1]
+    found = model.encode(mel, blocks)
+    for block, expected in zip(blocks, embeddings, strict=True):
+        close(found.embeddings[block].flatten(1), expected)
+    if logits is not None:
+        close(found.logits, logits)
+
+
+@torch.no_grad()
+def check_outputs(model: Maest, state: STATE, logits: bool = True) -> None:
+    """For whole inputs and for short ones."""
+    state = {name: tensor.float() for name, tensor in state.items()}
+    for frames in {model.input_t, min(model.input_t, 100)}:
+        mel = noise(2, 96, frames, seed=frames)
+        blocks, final = expected_outputs(state, mel, max(1, model.input_t // 10))
+        expected = None
+        if logits:
+            norm = state["head.0.weight"], state["head.0.bias"]
+            x = F.layer_norm(final, (model.embed_dim,), *norm, 1e-5)
+            expected = x @ state["head.1.weight"].T + state["head.1.bias"]
+        compare(model, mel, [*blocks, final], expected)
+
+
+@torch.no_grad()
+def check_against_hub(model: Maest, source: ASTForAudioClassification) -> None:
+    mel = noise(1, 96, source.config.max_length)
+    found = source(mel.transpose(1, 2), output_hidden_states=True)
+    embeddings = [torch.cat((x[:, 0], x[:, 1], x[:, 2:].mean(1)), 1) for x in found.hidden_states]
+    x = source.audio_spectrogram_transformer(mel.transpose(1, 2)).last_hidden_state
+    compare(model, mel, [*embeddings[1:], (x[:, 0] + x[:, 1]) / 2], found.logits)
+
+
+def hub_folder(source, folder: Path, **changes) -> Path:
+    source.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config = {name: v for name, v in (config | changes).items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+# ------------------------------------------------------------------ lengths
+
+
+@pytest.mark.parametrize(
+    ("make", "frames", "warnings"),
+    [
+        *((deit_state, frames, 2) for frames in (16, 240, 625, 1875)),  # positions, head
+        *((passt_state, frames, 3) for frames in (None, 312, 1875)),  # both positions, head
+        (passt_state, 998, 2),  # its own length
+        *((maest_state, frames, 0) for frames in (None, 312)),
+        *((maest_state, frames, 1) for frames in (160, 625, 1240)),
+        *((maest_state, frames, 2) for frames in (1250, 1875)),  # over 4 times that of training
+    ],
+)
+def test_outputs_at_any_length(tmp_path, caplog, make, frames, warnings):
+    state, classes = make(), 7 if make is deit_state else None
+    path = write(state, tmp_path / "w.pt")
+    model = get_maest(checkpoint=path, input_t=frames, n_classes=classes)
+    assert model.input_t == (frames or (312 if make is maest_state else 625))
+    assert model.input_f == 96
+    check_outputs(model, state, logits=make is not deit_state)
+    lines = warned(caplog)
+    assert len(lines) == warnings
+    assert all(line.startswith(str(path)) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("columns", "frames"),
+    [(31, 312), (62, 625), (125, 1250), (187, 1875), (1, 16), (2, 20), (46, 460), (93, 930)],
+)
+def test_maest_files_keep_their_positions_whose_number_tells_the_length(
+    tmp_path, caplog, columns, frames
+):
+    state = maest_state(columns, n_classes=5)
+    model = get_maest(checkpoint=write(state, tmp_path / "w.pt"))
+    assert (model.input_t, model.n_classes) == (frames, 5)
+    assert all(torch.equal(model.state_dict()[name], t) for name, t in state.items())
+    check_outputs(model, state)
+    assert not warned(caplog)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", [maest_state, passt_state, deit_state])
+def test_half_precision_sources(tmp_path, make, dtype):
+    state = {name: tensor.to(dtype) for name, tensor in make().items()}
+    model = get_maest(checkpoint=write(state, tmp_path / "w.pt"), n_classes=5)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    check_outputs(model, state, logits=False)  # colours are summed in float32
+
+
+# ------------------------------------------------------------------ heads
+
+
+@pytest.mark.parametrize("make", [maest_state, passt_state, lambda: hub_state(False)])
+@pytest.mark.parametrize(
+    ("given", "fresh"),
+    [
+        ({"n_classes": 6}, LAST),
+        ({"labels": list("abcdef")}, LAST),
+        ({"discard_head": True}, HEAD),
+        ({"discard_head": True, "n_classes": 6}, HEAD),
+    ],
+)
+def test_a_new_head_keeps_the_norm_before_it_unless_discarded(tmp_path, caplog, make, given, fresh):
+    path = write(make(), tmp_path / "w.pt")
+    own = get_maest(checkpoint=path)
+    caplog.clear()
+    model = get_maest(checkpoint=path, **given)
+    assert model.uninitialized == set(fresh)
+    assert model.n_classes == (6 if len(given) > ("discard_head" in given) else own.n_classes)
+    for name, tensor in model.state_dict().items():
+        if name not in fresh:
+            assert torch.equal(tensor, own.state_dict()[name]), name
+        elif tensor.ndim == 2:
+            assert 0.015 < tensor.std() < 0.025, name
+        else:
+            assert (tensor == float(name == "head.0.weight")).all(), name
+    assert any("head" in line for line in warned(caplog))
+
+
+def test_passt_without_heads(tmp_path, caplog):
+    state = {n: t for n, t in passt_state().items() if not n.startswith("head")}
+    path = write(state, tmp_path / "w.pt")
+    model = get_maest(checkpoint=path, labels=["x", "y"])
+    check_outputs(model, state, logits=False)
+    assert model.uninitialized == set(HEAD)
+    assert any("head" in line for line in warned(caplog))
+    with refuses("missing", "w.pt", "n_classes"):
+        get_maest(checkpoint=path)
+
+
+def test_hub_weights_have_no_second_head(tmp_path, caplog):
+    path = write(hub_state(False), tmp_path / "w.pt")
+    assert not get_maest(checkpoint=path).uninitialized - set(LAST[2:])
+    assert not warned(caplog)  # it is not used
+    model = get_maest(checkpoint=path, distilled_type="separated")
+    assert model.uninitialized == set(LAST[2:])
+    assert warned(caplog)
+
+
+# ------------------------------------------------------------------ the hub's folders
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize(
+    ("columns", "classes", "frames"),
+    [(31, 400, 312), (62, 400, 625), (125, 12, 1250), (187, 519, 1875)],
+)
+def test_hub_folders(tmp_path, caplog, columns, classes, frames, in_memory):
+    source = hub_model(columns, classes, heads=4)  # a number that only the configuration has
+    folder = hub_folder(source, tmp_path / "hub")
+    if in_memory:
+        safetensors.torch.save_file(source.state_dict(), folder / "model.safetensors")
+    model = get_maest(checkpoint=folder)
+    check_against_hub(model, source)
+    assert model.labels == list(source.config.id2label.values())
+    assert (model.input_t, model.n_classes, model.num_heads) == (frames, classes, 4)
+    assert not warned(caplog)
+
+
+def test_labels_follow_their_numbers_and_the_head(tmp_path, caplog):
+    source = hub_model(n_classes=12)
+    labels = source.config.id2label
+    shuffled = {str(i): labels[i] for i in sorted(labels, key=lambda i: str(i)[::-1])}
+    folder = hub_folder(source, tmp_path / "hub", id2label=shuffled)
+    assert get_maest(checkpoint=folder, input_t=160).labels == list(labels.values())
+    assert get_maest(checkpoint=folder, n_classes=5).labels is None
+    caplog.clear()
+    folder = hub_folder(source, folder, id2label={"0": "a"})
+    assert get_maest(checkpoint=folder).labels is None
+    assert warned(caplog)
+    folder = hub_folder(source, folder, id2label={str(i): f"LABEL_{i}" for i in range(12)})
+    assert get_maest(checkpoint=folder).labels is None  # transformers' own names
+
+
+HUB_SIZES = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 3}
+HUB_FIXED = {"num_mel_bins": 128, "layer_norm_eps": 1e-5, "time_stride": 8, "patch_size": 8}
+HUB_FIXED |= {"frequency_stride": 16, "qkv_bias": False, "hidden_act": "relu"}
+# Missing: what transformers takes then is not what MAEST has.
+HUB_MISSING = [("num_mel_bins", None), ("layer_norm_eps", None), ("problem_type", "tagging")]
+
+
+@pytest.mark.parametrize(("name", "value"), [*(HUB_SIZES | HUB_FIXED).items(), *HUB_MISSING])
+def test_hub_settings_of_another_network_are_refused(tmp_path, name, value):
+    folder = hub_folder(hub_model(), tmp_path / "hub", **{name: value})
+    with refuses("mismatch", "hub/config.json") as caught:
+        get_maest(checkpoint=folder)
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "amount"),
+    [
+        (torch.float32, 1.0),
+        (torch.float32, 1e-4),
+        (torch.float16, 0.03),
+        (torch.bfloat16, 0.25),
+    ],
+)
+def test_positions_that_are_no_sum_are_refused(tmp_path, dtype, amount):
+    state = hub_model().state_dict()
+    positions = state[POSITIONS].clone()
+    positions[0, 2 + 5 * 31 + 7] += amount * positions.abs().max()
+    half = {n: t.to(dtype) for n, t in (state | {POSITIONS: positions}).items()}
+    with pytest.raises(CheckpointError, match="position_embeddings"):
+        get_maest(checkpoint=write(half, tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "within"), [(torch.float32, 1e-5), (torch.float16, 0.02), (torch.bfloat16, 0.02)]
+)
+def test_hub_weights_without_their_folder(tmp_path, dtype, within):
+    source = hub_model()
+    half = {name: tensor.to(dtype) for name, tensor in source.state_dict().items()}
+    source.load_state_dict({name: tensor.float() for name, tensor in half.items()})
+    model, mel = get_maest(checkpoint=write(half, tmp_path / "w.pt")), noise(1, 96, 316)
+    with torch.no_grad():  # rounded positions are a sum no more, but for a few roundings
+        x = source(mel.transpose(1, 2), output_hidden_states=True).hidden_states[3][:, :2]
+        found = model.encode(mel, (2,), False).embeddings[2][:, :2]
+    assert (x - found).abs().max() < within * x.std()
+
+
+def test_a_hub_folder_without_a_classifier(tmp_path):
+    """`ASTModel`: only PaSST's and DeiT's heads may be missing."""
+    inner = hub_model().audio_spectrogram_transformer
+    inner.save_pretrained(tmp_path / "hub")
+    with pytest.raises(CheckpointError, match="head"):
+        get_maest(checkpoint=tmp_path / "hub", n_classes=3)
+    model = get_maest(checkpoint=tmp_path / "hub", n_classes=3, discard_head=True)
+    assert model.uninitialized == set(HEAD)
+    assert torch.equal(model.norm.weight, inner.layernorm.weight)

@@ -1,0 +1,115 @@
+"""Models are written whole or not at all, come back exactly, and replace no files of others."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from folders import full_disk, killed_at, tree
+from made_up import refuses
+from networks import noise, tiny
+
+from maest.models import Maest, get_maest, load_checkpoint, save_model
+
+LABELS = ["Folk---Jig", "Folk---Reel", "Früh---Messe"]
+WHOLE = ["model/config.json", "model/model.safetensors"]
+
+
+def same(folder: Path, other: Maest) -> None:
+    a, b = get_maest(checkpoint=folder).state_dict(), other.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_folder_comes_back_exactly(tmp_path):
+    scale = {"norm_mean": -1.25, "norm_std": 0.75, "head_eps": 1e-6, "mlp_ratio": 2.0}
+    model = tiny(labels=LABELS, input_t=400, num_heads=4, distilled_type="separated", **scale)
+    trained_on = {"data": "scores", "licence": "CC-BY-NC-4.0", "metrics": {"ap": 0.5}}
+    folder = save_model(tmp_path / "run/model", model.train(), "maest_tiny", trained_on)
+    assert sorted(tree(tmp_path / "run")) == WHOLE
+    wave = noise(30_000)
+    for path in (folder, str(folder), folder / "model.safetensors"):
+        checkpoint = load_checkpoint(path)
+        assert (checkpoint.arch, checkpoint.trained_on) == ("maest_tiny", trained_on)
+        assert checkpoint.licence == "CC-BY-NC-4.0"
+        found = get_maest(checkpoint=checkpoint)
+        assert not found.training
+        assert (found.sizes(), found.labels) == (model.sizes(), LABELS)
+        with torch.no_grad():
+            for one, other in zip(found(wave), model.eval()(wave), strict=True):
+                assert torch.equal(one, other)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert (config["arch"], config["labels"]) == ("maest_tiny", LABELS)
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    assert state.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_files_are_as_open_as_any_others(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        folder = save_model(tmp_path / "model", tiny())
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode}
+
+
+def test_an_older_folder_is_replaced_and_other_files_stay(tmp_path):
+    folder = save_model(tmp_path / "model", tiny(labels=LABELS))
+    (folder / "thesis.tex").write_text("thesis")
+    save_model(folder, tiny(seed=1), average=tiny(seed=2))
+    same(folder, tiny(seed=2))
+    save_model(folder, tiny(seed=3, input_f=64))  # the average was another model's
+    assert sorted(tree(tmp_path)) == [*WHOLE, "model/thesis.tex"]
+    same(folder, tiny(seed=3, input_f=64))
+    assert get_maest(checkpoint=folder).labels is None
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model-swa.safetensors"])
+@pytest.mark.parametrize("content", ['{"model_type": "bert"}', "{", ""])
+def test_files_of_others_are_not_replaced(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with refuses("exists", tmp_path.name):
+        save_model(tmp_path, tiny())
+    assert tree(tmp_path) == {name: content.encode()}
+
+
+def test_links_and_files_where_the_folder_should_be(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to("disk")
+    save_model(tmp_path / "model", tiny())
+    assert (tmp_path / "model").is_symlink()
+    same(tmp_path / "disk", tiny())
+    (tmp_path / "file").write_text("")
+    with refuses("access", "file"):
+        save_model(tmp_path / "file", tiny())
+
+
+@pytest.mark.parametrize("renamed", [0, 1])
+def test_a_save_that_is_cut_off_never_mixes_two_models(tmp_path, renamed):
+    folder = save_model(tmp_path / "model", tiny(labels=LABELS))
+    with killed_at(renamed, os, "replace"):
+        save_model(folder, tiny(seed=1))
+    assert sorted(tree(tmp_path)) == WHOLE
+    if renamed:  # new weights, and labels of the older model
+        with refuses("mismatch", "model/config.json"):
+            load_checkpoint(folder)
+    else:
+        same(folder, tiny())
+    save_model(folder, tiny(seed=1))
+    same(folder, tiny(seed=1))
+
+
+def test_a_full_disk_leaves_the_older_folder(tmp_path):
+    folder = save_model(tmp_path / "model", tiny())
+    with pytest.raises(TypeError):
+        save_model(folder, tiny(seed=1), trained_on={"data": object()})
+    for place in (folder, tmp_path / "new"):
+        with full_disk(50_000), refuses("access", place.name):
+            save_model(place, tiny(seed=1))
+    assert sorted(tree(tmp_path)) == WHOLE
+    same(folder, tiny())
