@@ -35,9 +35,8 @@ PARTS = ("mp3.zip.001", "mp3.zip.002", "mp3.zip.003")
 TABLE = "annotations_final.csv"
 # The first character of a clip's path is its folder.
 FOLDERS = {"train": "0123456789ab", "validation": "c", "test": "def"}
-# Without the three clips that are empty files.
 PUBLISHED = {"train": 18_706, "validation": 1_825, "test": 5_329, "labels": 50}
-# Empty files in the archive; other copies lack them.
+# Empty files in the archive: tagged, but in no split
 EMPTY = {
     "6/norine_braun-now_and_zen-08-gently-117-146.mp3",
     "8/jacob_heringman-josquin_des_prez_lute_settings-19-gintzler__pater_noster-204-233.mp3",
@@ -70,7 +69,11 @@ def read_annotations(path: Path) -> Task:
     counts = Counter(tag for own in clips.values() for tag in own)
     # Among equally frequent tags, the first in the table win.
     labels = frozenset(sorted(tags, key=lambda tag: -counts[tag])[: PUBLISHED["labels"]])
-    tracks = {name: (split_of[name[0]], labels.intersection(own)) for name, own in clips.items()}
+    tracks = {
+        name: (split_of[name[0]], labels.intersection(own))
+        for name, own in clips.items()
+        if name not in EMPTY
+    }
     return Task(sorted(labels), tracks, PUBLISHED)
 
 
@@ -80,7 +83,7 @@ def _get_audio(options: argparse.Namespace, clips: Collection[str]) -> None:
     steps = [step for step in ("download", "unpack") if step in options.steps]
     missing = {name for name in clips if not (audio_dir / name).is_file()}
     # An empty folder is never complete, whatever the archive lacks.
-    complete = len(missing) < len(clips) and missing <= archive.missing() | EMPTY
+    complete = len(missing) < len(clips) and missing <= archive.missing()
     if complete and not options.force:
         if steps:
             what = " and ".join(steps)

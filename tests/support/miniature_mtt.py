@@ -7,14 +7,14 @@ import io
 import zipfile
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from maest.datasets.mtt.preprocess import EMPTY
+
 FOLDERS = "0123456789abcdef"
 SPLITS = {"train": "0123456789ab", "validation": "c", "test": "def"}
-EMPTY = ("6/empty-one-117-146.mp3", "8/empty-two-0-29.mp3", "9/empty-three-88-117.mp3")
 PARTS = ("mp3.zip.001", "mp3.zip.002", "mp3.zip.003")
 TABLE = "annotations_final.csv"
 _FREQUENT, _RARE, _RATE = 50, 14, 16_000
@@ -49,11 +49,6 @@ class Miniature:
         for number, (clip, own) in enumerate(self.tags.items(), 2):
             rows.writerow([number, *(int(tag in own) for tag in self.columns), clip])
         return text.getvalue().encode()
-
-    def write_audio(self, folder: Path) -> None:
-        for clip, content in self.audio.items():
-            (folder / clip).parent.mkdir(parents=True, exist_ok=True)
-            (folder / clip).write_bytes(content)
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -97,7 +92,7 @@ def miniature(clips_per_folder: int = 2, seconds: float = 0.5) -> Miniature:
     tags |= {clip: [frequent[0]] for clip in EMPTY}
     audio = dict.fromkeys(sorted(tags), b"")
     time = np.arange(round(seconds * _RATE)) / _RATE
-    for clip in audio.keys() - set(EMPTY):
+    for clip in audio.keys() - EMPTY:
         sound = 0.01 * np.random.default_rng(len(tags[clip])).standard_normal(len(time))
         for tag in set(tags[clip]) & set(frequent):
             sound += 0.03 * np.sin(2 * np.pi * 150 * 1.07 ** frequent.index(tag) * time)
