@@ -79,11 +79,7 @@ _TITLE_NOISE = re.compile(
 
 
 def normal_title(title: str) -> str:
-    """Reduce a title to what variants share: no articles, dances, numbers or punctuation.
-
-    >>> normal_title("Miss McLeod's -- Reel"), normal_title("Miss MacLeods, The (2nd setting)")
-    ('missmcleods', 'missmcleods')
-    """
+    """Reduce a title to what variants share: no articles, dances, numbers or punctuation."""
     text = unicodedata.normalize("NFKD", title.lower())
     text = "".join(c for c in text if not unicodedata.combining(c))
     text = re.sub(r"['’`]", "", text)

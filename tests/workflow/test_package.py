@@ -117,14 +117,10 @@ def test_an_installed_package_works_anywhere(installed, tmp_path):
     version = run(code, tmp_path, "-I")
     (metadata,) = installed.glob("*.dist-info/METADATA")
     assert f"Version: {version}\n" in metadata.read_text("utf-8")
-
-
-@pytest.mark.slow
-def test_data_of_an_installed_package(installed, tmp_path):
-    code = (
+    data = (
         f"import sys; sys.path.insert(0, {str(installed)!r})\n"
         "from maest.datasets.scores import DATA_DIR; print(DATA_DIR)\n"
         "from maest.datasets.scores.tables import COLLECTIONS; assert COLLECTIONS"
     )
-    assert run(code, tmp_path, "-I") == str(tmp_path / "cache/maest/scores/data")
-    assert run(code, ROOT, "-I") == str(ROOT / "datasets/scores/data")
+    assert run(data, tmp_path, "-I") == str(tmp_path / "cache/maest/scores/data")
+    assert run(data, ROOT, "-I") == str(ROOT / "datasets/scores/data")
