@@ -119,7 +119,8 @@ def check_name(name: str, seen: Collection[str]) -> None:
     """Raise InputError if a path leads out of the audio folder, or is in ``seen``."""
     check_key(name)
     if name in seen:
-        raise InputError(f"{name!r} is there twice", kind="conflict")
+        hint = "Name each track once."
+        raise InputError(f"{name!r} is there twice", kind="conflict", hint=hint)
 
 
 # ---- command line --------------------------------------------------------------------------------
