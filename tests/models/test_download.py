@@ -8,23 +8,19 @@ import hashlib
 import http.client
 import io
 import logging
-import os
 import re
 import socket
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants as hub_constants
 import pytest
 import safetensors.torch
 import torch
+from http_server import Reply, Server
 from huggingface_hub.utils import close_session
 from networks import noise
 from published import deit_state, hub_model, passt_state
@@ -36,7 +32,7 @@ from maest.models.download import fetch
 
 MAEST = "discogs-maest-5s-pw-129e"
 COMMIT, LATER = "a" * 40, "b" * 40
-PREFIX = {MAEST: f"/{ARCHS[MAEST].hub}/", DEIT: f"/{ARCHS[DEIT].hub}/", PASST: "/v0.0.1/"}
+PREFIX = {MAEST: f"{ARCHS[MAEST].hub}/", DEIT: f"{ARCHS[DEIT].hub}/", PASST: "v0.0.1/"}
 WEIGHTS = {MAEST: "model.safetensors", DEIT: "model.safetensors", PASST: "passt.pt"}
 NAMES = list(PREFIX)
 LICENCES = {MAEST: "CC-BY-NC-SA-4.0", DEIT: "Apache-2.0", PASST: "Apache-2.0"}
@@ -64,38 +60,27 @@ def saved(content: object) -> bytes:
 # ------------------------------------------------------------------ the server
 
 
-@dataclass
-class Reply:
-    """What a path answers, and how much of it before the connection drops."""
+class Hub(Server):
+    """GitHub's addresses, and the hub's protocol."""
 
-    content: bytes = b""
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    sent: int | None = None  # bytes; -1: not even headers
-    length: bool = True  # whether Content-Length is said
+    moved = False  # whether the repository has another commit once its configuration was fetched
 
+    def find(self, name: str) -> Reply:
+        found = re.fullmatch(r"(.+)/resolve/([^/]+)/(.+)", name)
+        if found is None:
+            return super().find(name)
+        missing = Reply(status=404, headers={"X-Error-Code": "EntryNotFound"})
+        reply = self.replies.get(f"{found[1]}/{found[3]}", missing)
+        if reply.etags:  # of a large file, its SHA-256
+            last = LATER if self.moved and found[3] != "config.json" else COMMIT
+            commit = found[2] if re.fullmatch("[0-9a-f]{40}", found[2]) else last
+            digest = hashlib.sha256(reply.content).hexdigest()
+            reply.headers = {"ETag": f'"{digest}"'} | reply.headers | {"X-Repo-Commit": commit}
+        return reply
 
-class Server(ThreadingHTTPServer):
-    """On the loopback, in a thread; it speaks the hub's protocol."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.replies: dict[str, Reply] = {}  # by path
-        self.requests: list[tuple[str, str]] = []  # method, path
-        self.commit = COMMIT
-        self.after: Callable[[str], None] = lambda _path: None
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.01,))
-        self.thread.start()
-
-    def close(self) -> None:
-        """From here on, connections are refused."""
-        if self.thread.is_alive():
-            self.shutdown()
-            self.thread.join()
-        self.server_close()
+    def answer(self, request) -> None:
+        if request.command == "HEAD" or self.find(request.path[1:]).status:
+            super().answer(request)
 
     def serve(self, name: str, reply: Reply | None = None, file: str | None = None) -> None:
         """The files of an arch; for its weights, or another file, ``reply``."""
@@ -104,53 +89,22 @@ class Server(ThreadingHTTPServer):
         if reply is not None:
             self.replies[PREFIX[name] + (file or WEIGHTS[name])] = reply
 
-
-class Answer(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        server = self.server
-        if not self.path.startswith("/api/"):  # the hub's library asks for its own things there
-            server.requests.append((self.command, self.path))
-        found = re.fullmatch(r"(/.+)/resolve/([^/]+)/(.+)", self.path)
-        missing = Reply(b"", 404, {"X-Error-Code": "EntryNotFound" if found else "RepoNotFound"})
-        reply = server.replies.get(f"{found[1]}/{found[3]}" if found else self.path, missing)
-        content, headers = reply.content, dict(reply.headers)
-        if found and "plain" not in headers:
-            commit = found[2] if re.fullmatch("[0-9a-f]{40}", found[2]) else server.commit
-            digest = hashlib.sha256(content).hexdigest()  # of a large file, as on the hub
-            headers = {"X-Repo-Commit": commit, "ETag": f'"{digest}"'} | headers
-        if reply.sent == -1 and self.command == "GET":
-            self.close_connection = True
-            return
-        self.send_response(reply.status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if reply.length:
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content[: reply.sent])
-            server.after(self.path)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_args) -> None:
-        pass
+    def asked(self) -> list[str]:
+        """The hub's library asks for its own things, too."""
+        return [name for name in super().asked() if not name.startswith("api/")]
 
 
 @pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.close()
+def server(no_waiting):
+    with Hub() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
 def world(monkeypatch, tmp_path, server) -> Path:
-    """Caches of our own, archs that are small, nothing but the loopback, and no waiting."""
+    """Caches of our own, archs that are small, and nothing but the loopback."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
     values = {
         "ENDPOINT": server.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -160,7 +114,6 @@ def world(monkeypatch, tmp_path, server) -> Path:
     }
     for name, value in values.items():
         monkeypatch.setattr(hub_constants, name, value)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     connect = socket.socket.connect
 
     def only_here(self, address):
@@ -218,8 +171,7 @@ def refused(name: str, world: Path, kind: str | None = None) -> str:
 def test_a_download_and_a_second_time_asks_nothing(server, world, name):
     server.serve(name)
     check(name, world)
-    gets = [path.rpartition("/")[2] for method, path in server.requests if method == "GET"]
-    assert sorted(gets) == sorted(published(name))  # each once
+    assert {path.rpartition("/")[2] for path in server.asked()} == {*published(name)}
     server.close()
     check(name, world)
     checkpoint = fetch(name)
@@ -238,9 +190,9 @@ def test_a_download_and_a_second_time_asks_nothing(server, world, name):
 def test_configuration_and_weights_are_of_one_commit(server, world):
     """Even if the repository moves on between the two."""
     server.serve(MAEST)
-    server.after = lambda path: path.endswith("config.json") and setattr(server, "commit", LATER)
+    server.moved = True
     check(MAEST, world)
-    weights = [path for _, path in server.requests if path.endswith("model.safetensors")]
+    weights = [path for path in server.asked() if path.endswith("model.safetensors")]
     assert weights
     assert all(f"/resolve/{COMMIT}/" in path for path in weights)
 
@@ -302,18 +254,23 @@ def changed_byte(whole: bytes) -> Reply:
     return Reply(content, headers={"ETag": f'"{digest}"'})
 
 
+def drops(whole: bytes, after: int, **options) -> Reply:
+    """The connection, each time."""
+    return Reply(whole, drops=[after] * 99, ranges=False, **options)
+
+
 FAULTS: dict[str | int, Callable[[bytes], Reply]] = {
     **{
         status: lambda _, status=status: Reply(b"<html>sorry</html>", status)
         for status in (401, 403, 404, 429, 500, 503)
     },
-    "half of it": lambda whole: Reply(whole, sent=len(whole) // 2),
-    "length not said": lambda whole: Reply(whole, sent=len(whole) // 2, length=False),
-    "the last byte": lambda whole: Reply(whole, sent=len(whole) - 1),
-    "the headers alone": lambda whole: Reply(whole, sent=0),
-    "no answer": lambda whole: Reply(whole, sent=-1),
+    "half of it": lambda whole: drops(whole, len(whole) // 2),
+    "length not said": lambda whole: drops(whole, len(whole) // 2, length=None),
+    "the last byte": lambda whole: drops(whole, len(whole) - 1),
+    "the headers alone": lambda whole: drops(whole, 0),
+    "no answer": lambda whole: Reply(whole, status=0),
     "a page": lambda whole: Reply(b"<!DOCTYPE html><html>Please log in</html>"),
-    "a portal": lambda whole: Reply(b"<html>log in</html>", headers={"plain": "1"}),
+    "a portal": lambda whole: Reply(b"<html>log in</html>", etags=None),
     "nothing": lambda whole: Reply(b""),
     "the end is gone": lambda whole: Reply(whole[:-100]),
     "zeros": lambda whole: Reply(bytes(len(whole))),
@@ -386,10 +343,10 @@ def test_the_hub_switched_off(server, world, monkeypatch, name):
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)  # HF_HUB_OFFLINE=1
     close_session()
     refused(name, world, "network")
-    assert not server.requests
+    assert not server.asked()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_random_weights_need_no_network(server, name):
     assert get_maest(name, pretrained=False).embed_dim == 64
-    assert not server.requests
+    assert not server.asked()
