@@ -239,6 +239,20 @@ def test_a_work_that_is_too_short(seconds, samples):
         assert len(performance.render_clip(two_seconds, seconds, rng).audio) == samples
 
 
+def test_a_broken_voice_of_the_font_is_an_error(monkeypatch):
+    import symusic
+
+    class Broken:
+        def __init__(self, **_) -> None: ...
+
+        def render(self, *_, **__) -> np.ndarray:
+            return np.full((1, 10), np.nan)
+
+    monkeypatch.setattr(symusic, "Synthesizer", Broken)
+    with pytest.raises(RuntimeError, match="40"):
+        performance.synthesize([voice("violin", (0, 1, 70, 90))])
+
+
 def test_a_window_without_notes_is_silent():
     rests = Arrangement([voice("violin", (0, 1, 70, 90), (1000, 1, 70, 90))], 1.0, 0)
     clip = performance.render_clip(rests, 5.0, np.random.default_rng(1))
@@ -473,6 +487,12 @@ def test_another_build_is_waited_for(copied, monkeypatch):
 def test_settings_that_cannot_be_used_are_refused(wrong, kind, setting, tmp_path):
     with refuses(kind, setting=setting):
         build(tmp_path, **wrong)
+
+
+def test_works_without_a_label_that_stays_are_too_few(copied, monkeypatch):
+    monkeypatch.setattr(labels, "MAX_SHARE", {"style": 0.0})
+    with refuses("empty", setting="--works"):
+        build(copied)
 
 
 def test_the_command_says_in_one_line_what_a_user_can_mend(tmp_path, monkeypatch, capsys):
