@@ -58,10 +58,12 @@ class SplitCheck:
         partly = f" in the {self.looked_at} looked at" if self.looked_at < self.tracks else ""
         labels = "" if self.counts is None else f", {len(self.counts)} labels"
         text = f"{self.tracks} tracks{labels}, {self.hours:.2f} hours{partly} ({self.path})"
-        if self.counts:
-            rare, common = (f(self.counts, key=lambda n: self.counts[n]) for f in (min, max))
-            text += f"\n  tracks to a label: {self.counts[rare]} ({rare}) to "
-            text += f"{self.counts[common]} ({common}), median {median_high(self.counts.values())}"
+        if counts := self.counts:
+            rare, common = (end(counts, key=counts.__getitem__) for end in (min, max))
+            text += (
+                f"\n  tracks to a label: {counts[rare]} ({rare}) to {counts[common]} ({common}), "
+            )
+            text += f"median {median_high(counts.values())}"
         return text
 
 

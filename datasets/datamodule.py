@@ -63,8 +63,6 @@ class MaestDataModule(pl.LightningDataModule):
         epoch, batches = progress.processed, trainer.fit_loop.epoch_loop.batch_idx + 1
         if progress.started == progress.processed:  # between two epochs
             batches = 0
-        elif batches >= trainer.num_training_batches:
-            epoch, batches = epoch + 1, 0
         return {"epoch": epoch, "batches": batches, **self._plan()}
 
     def _plan(self) -> dict[str, int]:

@@ -87,7 +87,8 @@ class StepLimit(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         trainer.should_stop |= trainer.global_step >= self.max_steps
 
-    on_train_batch_end = on_train_start
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.on_train_start(trainer)
 
 
 class Checkpoints(Checkpoint):

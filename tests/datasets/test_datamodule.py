@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,6 @@ from hypothesis import strategies as st
 from made_up import refuses
 from torch.utils.data import DataLoader
 
-from command_line import bad, settings  # isort: skip
-
 from maest.config.settings import TrainerSettings
 from maest.datasets import scores
 from maest.datasets.batches import ClipBatch, CropDataset, PackedStrings, TrackBatch, collate_tracks
@@ -34,14 +32,10 @@ from maest.datasets.teacher import read_teacher_logits
 from maest.experiments import devices
 from maest.helpers.audio.patches import cut, times, write_times
 from maest.helpers.errors import InputError
-from maest.models.archs import ARCHS, Arch
 
 
-def module(toy: Any, rank: int = 0, world_size: int = 1, **options: Any) -> MaestDataModule:
-    """The data of one of the processes that train together."""
-    data = MaestDataModule(**{"clip_frames": 40, "seed": 4, **toy.data(), **options})
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, current_epoch=0)
-    return data
+def module(toy: Any, **options: Any) -> MaestDataModule:
+    return MaestDataModule(**{"clip_frames": 40, "seed": 4, **toy.data(), **options})
 
 
 def labels_are_beside(batch: ClipBatch) -> bool:
@@ -189,21 +183,12 @@ def test_training_goes_on_without_bad_files(faulty, toy, workers):
     assert same == [key not in bad for key in keys]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_file_stops_a_training_by_its_name(toy, tmp_path, monkeypatch, workers):
-    monkeypatch.setitem(ARCHS, "maest_toy", Arch(embed_dim=64, num_heads=1, depth=1))
-    shutil.copytree(toy.root, tmp_path / "copy")
-    copy = replace(toy, root=tmp_path / "copy")
-    np.full((200, 96), np.nan, np.float16).tofile(copy.mels / "train/02.mmap")
-    line = f"with {settings(copy)} maest.arch=maest_toy maest.norm_mean=2 maest.norm_std=1 "
-    line += f"datamodule.clips_per_epoch=None datamodule.num_workers={workers}"
-    message = bad("ex_maest.py", line, tmp_path)
-    assert message.strip().splitlines()[-1].startswith(f"Error: {copy.mels / 'train/02.mmap'}: ")
-
-
-def test_a_bad_file_stops_an_evaluation_by_its_name(faulty):
+def test_a_bad_file_is_refused_by_its_name(faulty):
     with refuses("missing", "test/03.mmap"):
         list(module(faulty[0]).test_dataloader())
+    with pytest.raises(InputError) as error:
+        list(module(faulty[0]).train_dataloader())
+    assert str(Path(error.value.path).relative_to(faulty[0].mels)) in faulty[1]
 
 
 def test_skipping_ends_where_nothing_can_be_read(tmp_path):

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from command_line import bad, good, newest, read_history, settings  # isort: skip
+from command_line import bad, good, newest, read_history, refused, settings  # isort: skip
 
 from maest.experiments import pretrain
 from maest.helpers.training.averaging import PREFIX
@@ -219,6 +219,20 @@ def test_a_training_that_ends_before_it_begins(train, plain):
     assert not any(name.startswith("val_swa") for row in found.rows for name in row)
     assert "swa" not in found.results
     assert {path.name for path in found.model.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_continued_average_is_that_of_an_unbroken_run(train, averaged):
+    begun = train(f"module.swa_start={START} trainer.max_epochs={EPOCHS - 1}")
+    found = train(f"module.swa_start={START} ckpt_path={begun.path}")
+    assert_close(found.last, averaged.last, atol=0)
+    for ours, theirs in zip(found.rows, averaged.rows, strict=True):
+        names = [name for name in theirs if name not in CLOCK]
+        assert [ours[name] for name in names] == [theirs[name] for name in names]
+
+
+def test_a_training_of_other_batches_is_not_continued(averaged, toy):
+    line = f"with {settings(toy)} {LINE} datamodule.batch_size_train=2 ckpt_path={averaged.path}"
+    refused("ex_maest.py", line, averaged.home, "mismatch", "ckpt_path")
 
 
 def test_the_prefix_is_the_one_that_checkpoints_are_read_by():

@@ -22,7 +22,7 @@ from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
 from maest.datasets.melspectrograms import write_mel
 from maest.helpers.reports.metrics import baseline
 from maest.helpers.training.augment import mixup
-from maest.helpers.training.history import History, ProgressLines, epoch_line
+from maest.helpers.training.history import History, ProgressLines
 from maest.models.evaluation import task_loss
 from maest.models.maest import Maest
 from maest.models.sizes import TASKS
@@ -271,33 +271,10 @@ def test_options_that_do_not_go_with_the_network_or_each_other(name, value, kind
         MaestModule(network(), replace(Recipe(), **{name: value}))
 
 
-# --- What is said of it -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("metrics", "expected"),
-    [
-        (
-            {"ap": 0.25, "roc_auc": 0.5, "classes_left_out": 1.0},
-            "val AP 0.2500  val ROC-AUC 0.5000",
-        ),
-        ({"accuracy": 0.25, "macro_f1": 0.5}, "val accuracy 0.2500  val macro F1 0.5000"),
-        ({"r2": -0.25, "mse": 2.0}, "val R² -0.2500  val MSE 2.0000"),
-    ],
-)
-def test_an_epochs_line_has_the_metrics_of_the_task(metrics, expected):
-    row = {"epoch": 1, "train_loss": 1.0, "val_loss": 2.0, "seconds": 3.0}
-    row |= {f"val_{name}": value for name, value in metrics.items()}
-    line = f"epoch   1  train loss 1.0000  val loss 2.0000  {expected}  3 s"
-    assert epoch_line(row) == line
-
-
 def test_lines_of_progress_within_an_epoch(caplog):
-    module = MaestModule(network().train(), PLAIN)
+    module, batches = MaestModule(network().train(), PLAIN), [ClipBatch(mels(2), torch.zeros(2, 3))]
     with caplog.at_level(logging.INFO):
-        batches = [ClipBatch(mels(2), torch.zeros(2, 3))] * 3
-        fit(module, batches, callbacks=[ProgressLines(steps=6, every=0)])
+        fit(module, batches * 3, callbacks=[ProgressLines(steps=6, every=0)])
     lines = [r.getMessage() for r in caplog.records if r.name == ProgressLines.__module__]
-    starts = [f"epoch {1 + i // 3}, step {i + 1} of 6: " for i in range(6)]
-    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+    assert len(lines) == 6  # one a step
     assert all("nan" not in line for line in lines)
