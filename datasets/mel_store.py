@@ -12,9 +12,8 @@ import functools
 import json
 import os
 import posixpath
-import stat
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from maest.datasets.audio_folder import mel_key
-from maest.datasets.melspectrograms import size_problem
+from maest.datasets.melspectrograms import is_whole
 from maest.helpers.audio.constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import TEMPORARY, read_bytes, valid_utf8, write_error, write_json
@@ -47,41 +46,41 @@ def _settings(seconds: float | None) -> dict[str, Any]:
     }
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """The recipe of a store; None if it is missing or damaged."""
-    try:
-        recipe = json.loads((folder / RECIPE_FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return recipe if isinstance(recipe, dict) else None
+def _recipe(store: Path) -> dict[str, Any]:
+    """The recipe of a store; {} if it is missing or damaged."""
+    with suppress(OSError, ValueError):
+        recipe = json.loads((store / RECIPE_FILE).read_text("utf-8"))
+        if isinstance(recipe, dict):
+            return recipe
+    return {}
 
 
 def kept_seconds(melspec_dir: Path) -> float | None:
     """Most seconds that a store keeps of a track; None: all, or unknown."""
-    seconds = (_read(melspec_dir) or {}).get("seconds")
+    seconds = _recipe(melspec_dir).get("seconds")
     return float(seconds) if isinstance(seconds, int | float) else None
 
 
-def _made_from(audio_dir: Path, store: Path) -> list[str]:
+def _places(audio_dir: Path, store: Path) -> list[str]:
     """The audio folder, as given and relative to the store, since both may move together."""
     return [valid_utf8(str(audio_dir)), valid_utf8(os.path.relpath(audio_dir, store))]
 
 
-def _sources(recipe: dict[str, Any] | None) -> list[str]:
+def _sources(recipe: dict[str, Any]) -> list[str]:
     """The audio folder in a recipe: [] from an early version, one path if a user wrote it."""
-    source = (recipe or {}).get("source", [])
+    source = recipe.get("source", [])
     return [source] if isinstance(source, str) else list(source)
 
 
 def is_of_other_audio(store: Path, audio_dir: Path) -> bool:
     """Whether a folder is a store, made from another audio folder."""
-    sources = _sources(_read(store))
-    return bool(sources) and not set(sources) & set(_made_from(audio_dir, store))
+    sources = _sources(_recipe(store))
+    return bool(sources) and not set(sources) & set(_places(audio_dir, store))
 
 
 def check_subfolder(store: Path, name: str, seconds: float | None) -> None:
     """Raise InputError if settings differ, or if that folder has log-mel files of the store."""
-    _check_settings(store, _read(store), seconds)
+    _check_settings(store, _recipe(store), seconds)
     folder = store / name
     if not (folder / RECIPE_FILE).exists() and any(mel_files(folder)):
         what, hint = "holds log-mel files of the folder around it", "Give another name."
@@ -101,56 +100,51 @@ def open_store(
 
     ``names`` are audio files, all of the folder's if ``every``; ``whole`` is false for a shard.
     """
-    path = store / RECIPE_FILE
-    recipe = _settings(seconds) | {"source": _made_from(audio_dir, store)}
+    path, recipe = store / RECIPE_FILE, _settings(seconds)
+    recipe["source"] = _places(audio_dir, store)
     try:
         store.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            present = _first_made(store, names)
-            # Another shard writes the recipe before its first file: look again.
-            if not path.exists():
-                if present:
-                    what = f"holds {present!r} already, and no {RECIPE_FILE}: how was it made?"
-                    raise InputError(what, kind="exists", path=store, hint=_EMPTY)
-                write_json(path, recipe)
-        known, other = _read(store), is_of_other_audio(store, audio_dir)
-        differs = known is None or known != known | _settings(seconds) or other
+        present = None if path.exists() else _first_made(store, names)
+        if not path.exists():  # still: another shard writes it before its first file
+            if present:
+                what = f"holds {present!r} already, and no {RECIPE_FILE}: how was it made?"
+                raise InputError(what, kind="exists", path=store, hint=_EMPTY)
+            write_json(path, recipe)
+        known = _recipe(store)
         # A recipe without log-mel files gives way, but not to a shard: others may use it.
-        if differs and whole and not any(mel_files(store)):
+        if whole and known != recipe and not any(mel_files(store)):
             write_json(path, recipe)
             return []
-        if known is None:
+        if not known:
             what = "is damaged: expected the settings of the log-mel files, as JSON"
             raise InputError(what, kind="corrupt", path=path, hint=_EMPTY)
         _check_settings(store, known, seconds)
         sources = _sources(known)
-        if sources and not other:
-            return []
-        if other or (every and not _first_made(store, names) and any(mel_files(store))):
-            source = sources[0] if other else "other audio"
+        unknown = not sources and every and not _first_made(store, names)
+        if is_of_other_audio(store, audio_dir) or (unknown and any(mel_files(store))):
+            source = sources[0] if sources else "other audio"
             what = f"its log-mel files were made from {source}, not from {audio_dir}"
             hint = "Give --subfolder NAME, a folder of its own for this audio, or another "
             hint += "MELSPEC_DIR. Is it the same music in another place? Then write "
             hint += f'{audio_dir} under "source" in {path}.'
             raise InputError(what, kind="conflict", path=store, hint=hint)
+        if sources:
+            return []
         write_json(path, recipe)
     except OSError as error:
         what, hint = f"cannot be written to ({error.strerror or error})", "Give another folder."
         raise InputError(what, kind="access", path=store, hint=hint) from None
-    return [
-        f"{store}: made by an earlier version, which did not keep from what. Its files are taken "
-        f"to be made from {audio_dir}"
-    ]
+    return [f"{store}: made by an earlier version; its audio is taken to be {audio_dir}"]
 
 
 def _first_made(store: Path, names: Sequence[str]) -> str | None:
     return next((key for key in map(mel_key, names) if os.path.exists(store / key)), None)
 
 
-def _check_settings(store: Path, known: dict[str, Any] | None, seconds: float | None) -> None:
+def _check_settings(store: Path, known: dict[str, Any], seconds: float | None) -> None:
     wanted = _settings(seconds)
     differ = [name for name in wanted if known and known.get(name) != wanted[name]]
-    if known and differ:
+    if differ:
         was, now = (", ".join(f"{n} {own.get(n)}" for n in differ) for own in (known, wanted))
         what = f"the log-mel files were made with {was}; this run is for {now}"
         hint, path = "Give another MELSPEC_DIR, or the same settings.", store / RECIPE_FILE
@@ -225,57 +219,50 @@ class MelIndex:
 
     def is_made(self, audio: str, key: str, audio_dir: Path) -> bool:
         """Whether a log-mel file is whole, and made from the present audio."""
+        known = self.key(audio) == key
         try:
             mel = (self._store / key).stat()
         except OSError:
             return False
-        if not stat.S_ISREG(mel.st_mode) or size_problem(mel):
-            return False
-        known = self.key(audio) == key
-        if key in self.owners and not known:
+        if not is_whole(mel) or (key in self.owners and not known):
             return False
         try:
-            found = (audio_dir / audio).stat()
+            present = (audio_dir / audio).stat()
         except OSError:
             return True
         if known:  # compare for equality: an older file may replace the audio
             source = self.sources[audio]
-            return (source.size, source.mtime_ns) == (found.st_size, found.st_mtime_ns)
-        if found.st_mtime_ns > mel.st_mtime_ns:
+            return (source.size, source.mtime_ns) == (present.st_size, present.st_mtime_ns)
+        if present.st_mtime_ns > mel.st_mtime_ns:
             return False
         # An early version, or a run just before it was killed, left no record: add it.
-        self.add(audio, Source(key, found.st_size, found.st_mtime_ns))
+        self.add(audio, Source(key, present.st_size, present.st_mtime_ns))
         return True
 
-    def full_keys(self, names: Sequence[str], audio_dir: Path) -> dict[str, str]:
-        """Audio → log-mel file, where that keeps the audio's suffix; for others see `mel_key`.
+    def keys(self, names: Sequence[str], audio_dir: Path) -> dict[str, str]:
+        """Audio → log-mel file: `mel_key`, or with the audio's suffix (``song.mp3.mmap``).
 
-        Of ``song.flac`` and ``song.mp3``, the one that ``song.mmap`` was made from keeps it, and
-        the other has ``song.mp3.mmap``. The first of ``names`` gets ``song.mmap`` if neither is
-        made yet, or if the audio that it was made from is gone.
+        Of ``song.flac`` and ``song.mp3``, the one that ``song.mmap`` was made from keeps it. The
+        first of ``names`` gets it if neither is made yet, or if the audio that it was made from is
+        gone.
         """
-        alike = Counter(map(mel_key, names))
         groups: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            key = mel_key(name)
-            moved = self.owners.get(key, name) != name or self.key(name) not in (None, key)
-            if moved or alike[key] > 1:
-                groups[key].append(name)
-        full: dict[str, str] = {}
-        for key, group in groups.items():
-            owner, free = self.owners.get(key), []
-            for name in group:
-                if name == owner:
-                    continue
-                if self.key(name) or (self._store / f"{name}.mmap").exists():
-                    full[name] = f"{name}.mmap"
-                else:
-                    free.append(name)
-            kept = owner in group or (owner is not None and (audio_dir / owner).exists())
-            if free and not kept:
-                free.remove(_maker(free, self._store / key, audio_dir))
-            full |= {name: f"{name}.mmap" for name in free}
-        return full
+            groups[mel_key(name)].append(name)
+        keys: dict[str, str] = {}
+        for short, group in groups.items():
+            first, owner = group[0], self.owners.get(short)
+            if group == [owner or first] and self.key(first) in (None, short):
+                keys[first] = short
+                continue
+            free = [n for n in group if n != owner and not self._is_full(n)]
+            if owner is None or not (owner in group or (audio_dir / owner).exists()):
+                owner = _maker(free, self._store / short, audio_dir)
+            keys |= {name: short if name == owner else f"{name}.mmap" for name in group}
+        return keys
+
+    def _is_full(self, audio: str) -> bool:
+        return bool(self.key(audio)) or (self._store / f"{audio}.mmap").exists()
 
 
 def _parse(line: bytes) -> tuple[int, str, Source]:
@@ -286,14 +273,14 @@ def _parse(line: bytes) -> tuple[int, str, Source]:
     return int(entry["time"]), audio, source
 
 
-def _maker(names: Sequence[str], mel: Path, audio_dir: Path) -> str:
+def _maker(names: Sequence[str], mel: Path, audio_dir: Path) -> str | None:
     """The audio that an unrecorded log-mel file may be made from, by the times; or the first."""
     with suppress(OSError):
         made = mel.stat().st_mtime_ns
         for name in names:
             if (audio_dir / name).stat().st_ctime_ns <= made:
                 return name
-    return names[0]
+    return names[0] if names else None
 
 
 def store_keys(store: str | Path, names: Sequence[str]) -> list[str]:
@@ -313,12 +300,10 @@ def store_keys(store: str | Path, names: Sequence[str]) -> list[str]:
 
     def key(name: str) -> str:
         folder = home(posixpath.dirname(name))
-        audio = posixpath.relpath(name, folder or ".")
-        known = index(folder)
-        found = known.key(audio) or mel_key(audio)
-        taken = known.owners.get(found, audio) != audio
-        if taken or (store / folder / f"{audio}.mmap").exists():
-            found = f"{audio}.mmap"
-        return posixpath.join(folder, found)
+        audio, known = posixpath.relpath(name, folder or "."), index(folder)
+        key = known.key(audio) or mel_key(audio)
+        if known.owners.get(key, audio) != audio or (store / folder / f"{audio}.mmap").exists():
+            key = f"{audio}.mmap"
+        return posixpath.join(folder, key)
 
     return [key(name) if mel_key(name) != name else name for name in names]

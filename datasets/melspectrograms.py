@@ -21,13 +21,8 @@ from maest.helpers.files.atomic import atomic_path
 
 DTYPE = np.dtype(np.float16)
 FRAME_BYTES = N_MELS * DTYPE.itemsize
-_SUFFIXES = ("", ".mmap", ".npy")  # that a key may lack
 _CHUNK = 20_000  # frames of a chunk: 320 s, 3.8 MB
-_AGAIN = "Make it again with the data set's preprocess.py."
-
-
-def _fault(path: str | Path, message: str, kind: Kind = "corrupt") -> InputError:
-    return InputError(message, kind=kind, hint=_AGAIN, path=path)
+_INFINITY = 0x7C00  # the bits of float16's infinity: all of the exponent
 
 
 def write_mel(path: str | Path, mel: np.ndarray) -> None:
@@ -39,7 +34,7 @@ def write_mel(path: str | Path, mel: np.ndarray) -> None:
     if mel.ndim != 2 or mel.shape[1] != N_MELS or not len(mel):
         raise ValueError(f"{path}: expected an array [frames, {N_MELS}], got {mel.shape}")
     stored = np.ascontiguousarray(mel, dtype=DTYPE)
-    if not np.isfinite(stored).all():
+    if not all_finite(stored):
         raise ValueError(f"{path}: the log-mel spectrogram has NaN or infinite values")
     with atomic_path(path) as temporary:  # `tofile` may not notice a full disk
         temporary.write_bytes(stored.data)
@@ -48,7 +43,7 @@ def write_mel(path: str | Path, mel: np.ndarray) -> None:
 def mel_path(base_dir: str | Path, key: str) -> Path:
     """The file of a ground-truth key: ``base_dir/key``, or that with .mmap or .npy added."""
     path = Path(base_dir) / key
-    added = (path.with_name(f"{path.name}{suffix}") for suffix in _SUFFIXES)
+    added = (path.with_name(path.name + suffix) for suffix in ("", ".mmap", ".npy"))
     return next((candidate for candidate in added if candidate.is_file()), path)
 
 
@@ -56,12 +51,6 @@ def read_mel(path: str | Path) -> np.ndarray:
     """Read a whole log-mel file: floats [frames, 96]."""
     with MelFile(path) as file:
         return file.read(0, len(file))
-
-
-def _unreadable(path: str | Path, error: Exception) -> InputError:
-    if isinstance(error, FileNotFoundError):
-        return _fault(path, "no such file", "missing")
-    return _fault(path, f"cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 class MelFile:
@@ -74,27 +63,27 @@ class MelFile:
         self.path = os.fspath(path)
         self.dtype = DTYPE  # a .npy has its file's
         self._mapped: np.ndarray | None = None  # a .npy
-        self._descriptor = -1
         try:
-            if self.path.endswith(".npy"):
-                self._mapped = mel = load_array(self.path, mapped=True)
+            if not self.path.endswith(".npy"):
+                # Reading takes one call a crop, straight into the caller's array. A file that
+                # shrinks is an error; a mapped one would end the process.
+                self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
             else:
-                # Reading by position takes one system call a step, straight into the caller's
-                # array. A file that shrinks is an error; a mapped one would end the process.
-                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-                found = os.fstat(self._descriptor)
+                self._mapped = mel = load_array(self.path, mapped=True)
         except (OSError, ValueError, EOFError) as error:
-            raise _unreadable(self.path, error) from error
+            raise self._unreadable(error) from error
         if self._mapped is not None:
             if mel.ndim != 2 or mel.shape[1] != N_MELS or mel.dtype.kind != "f" or not len(mel):
                 what = f"holds {mel.dtype} {mel.shape}, expected floats [frames, {N_MELS}]"
-                raise _fault(self.path, what, "invalid")
+                raise self._fault(what, "invalid")
             self._frames, self.dtype = len(mel), mel.dtype
             return
-        if problem := size_problem(found):
-            self.close()
-            raise _fault(self.path, problem)
-        self._frames = found.st_size // FRAME_BYTES
+        status = os.fstat(self._file.fileno())
+        self._frames, rest = divmod(status.st_size, FRAME_BYTES)
+        if not is_whole(status):
+            self._file.close()
+            what = f"{self._frames} frames and {rest} bytes, expected whole frames: truncated?"
+            raise self._fault(what)
 
     @classmethod
     def of_key(cls, base_dir: str | Path, key: str) -> MelFile:
@@ -107,10 +96,17 @@ class MelFile:
                 return cls(path)
             if path.is_file():
                 raise
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
-        what += " (nor with .mmap or .npy added)"
         hint = "Check datamodule.base_dir, or make the file with the data set's preprocess.py."
+        what = "no such file (nor with .mmap or .npy added)"
         raise InputError(what, kind="missing", hint=hint, path=path)
+
+    def _fault(self, message: str, kind: Kind = "corrupt") -> InputError:
+        hint = "Make it again with the data set's preprocess.py."
+        return InputError(message, kind=kind, hint=hint, path=self.path)
+
+    def _unreadable(self, error: Exception) -> InputError:
+        kind: Kind = "missing" if isinstance(error, FileNotFoundError) else "corrupt"
+        return self._fault(f"cannot be read ({getattr(error, 'strerror', None) or error})", kind)
 
     def __len__(self) -> int:
         return self._frames
@@ -119,13 +115,8 @@ class MelFile:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        self._mapped = None
+        if self._mapped is None:
+            self._file.close()
 
     def read_into(self, out: np.ndarray, first: int) -> None:
         """Read frames from ``first`` on into a C-ordered array [n, 96] of the file's ``dtype``.
@@ -135,19 +126,19 @@ class MelFile:
         if self._mapped is not None:
             out[:] = self._mapped[first : first + len(out)]
         else:
-            buffer, offset = out.data.cast("B"), first * FRAME_BYTES
-            while len(buffer):  # once, unless the file system returns short reads
-                try:
-                    done = os.preadv(self._descriptor, [buffer], offset)
-                except OSError as error:
-                    raise _unreadable(self.path, error) from error
-                if not done:
-                    what = f"ends at byte {offset}, and was longer: another program writes it"
-                    raise _fault(self.path, what)
-                buffer, offset = buffer[done:], offset + done
+            buffer = out.data.cast("B")
+            try:
+                self._file.seek(first * FRAME_BYTES)
+                while len(buffer):  # once, unless the file system returns short reads
+                    done = self._file.readinto(buffer)
+                    if not done:
+                        raise EOFError("it became shorter: another program writes it")
+                    buffer = buffer[done:]
+            except (OSError, EOFError) as error:
+                raise self._unreadable(error) from error
         if not all_finite(out):
             frames = f"{first}-{first + len(out)}"
-            raise _fault(self.path, f"NaN or infinite values in frames {frames}", "invalid")
+            raise self._fault(f"NaN or infinite values in frames {frames}", "invalid")
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Read frames ``first`` to ``last`` (exclusive): [last - first, 96]."""
@@ -170,19 +161,10 @@ class MelFile:
         return None if constant else digest.digest()
 
 
-def size_problem(found: os.stat_result) -> str | None:
-    """The fault that a ``.mmap`` file's size shows, if any."""
-    if stat.S_ISDIR(found.st_mode):
-        return "is a folder, not a file"
-    if not found.st_size:
-        return "the file is empty"
-    if found.st_size % FRAME_BYTES:
-        frames = f"frames ({FRAME_BYTES} bytes each)"
-        return f"{found.st_size} bytes are no whole number of {frames}: truncated, or not a .mmap"
-    return None
-
-
-_INFINITY = 0x7C00  # the bits of float16's infinity: all of the exponent
+def is_whole(status: os.stat_result) -> bool:
+    """Whether a ``.mmap`` file has whole frames, one or more."""
+    size = status.st_size
+    return stat.S_ISREG(status.st_mode) and size > 0 and size % FRAME_BYTES == 0
 
 
 def all_finite(mel: np.ndarray) -> bool:
@@ -203,9 +185,9 @@ def read_crop(mel: MelFile, frames: int, rng: np.random.Generator) -> np.ndarray
     out = np.zeros((frames, N_MELS), mel.dtype)
     if len(mel) >= frames:
         mel.read_into(out, int(rng.integers(len(mel) - frames + 1)))
-        return out
-    start = (frames - len(mel)) // 2
-    mel.read_into(out[start : start + len(mel)], 0)
+    else:
+        start = (frames - len(mel)) // 2
+        mel.read_into(out[start : start + len(mel)], 0)
     return out
 
 
@@ -216,7 +198,5 @@ def read_patches(base_dir: str | Path, key: str, longest: int) -> list[np.ndarra
     same result from audio and from its file. Zeros (silence) pad a track to 16 frames at its end.
     """
     with MelFile.of_key(base_dir, key) as mel:
-        pieces = [mel.read(first, last) for first, last in patches.cut(len(mel), longest)]
-    if len(pieces[0]) < patches.PATCH_SIZE:
-        pieces[0] = np.pad(pieces[0], ((0, patches.PATCH_SIZE - len(pieces[0])), (0, 0)))
-    return pieces
+        pieces = (mel.read(first, last) for first, last in patches.cut(len(mel), longest))
+        return [patches.padded(piece) for piece in pieces]

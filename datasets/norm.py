@@ -13,18 +13,7 @@ from maest.helpers.audio.constants import N_MELS
 from maest.helpers.errors import InputError
 from maest.helpers.work.parallel import thread_map
 
-Moments = tuple[int, float, float]  # number, mean and sum of squared deviations of values
-
-
-def combined(a: Moments, b: Moments) -> Moments:
-    """Merge the moments of two sets; a plain sum of squares would lose precision.
-
-    T. F. Chan, G. H. Golub and R. J. LeVeque, "Algorithms for computing the sample variance", The
-    American Statistician 37 (1983).
-    """
-    count, delta = a[0] + b[0], b[1] - a[1]
-    share = b[0] / max(count, 1)
-    return count, a[1] + delta * share, a[2] + b[2] + delta**2 * a[0] * share
+_EQUAL = 1e-9  # of the squared mean: a variance that is rounding only
 
 
 @dataclass(frozen=True)
@@ -37,54 +26,50 @@ class NormStats:
 
 
 def norm_stats(
-    base_dir: str | Path, keys: Sequence[str], num_workers: int | None = None, progress: bool = True
+    base_dir: str | Path,
+    keys: Sequence[str],
+    num_workers: int | None = None,
+    progress: bool = True,
+    tracks: int | None = None,
 ) -> NormStats:
     """Compute mean and standard deviation over all values in float64, for any number of threads.
 
-    Raises InputError if no track can be read, or if all values are equal.
+    ``tracks`` reads at most so many, evenly spread over ``keys``. Raises InputError if no track can
+    be read, or if all values are equal.
     """
+    if tracks is not None and tracks < len(keys):
+        keys = [keys[i] for i in np.linspace(0, len(keys) - 1, tracks).astype(int)]
 
-    def of_key(key: str) -> Moments | str:
-        own: Moments = (0, 0.0, 0.0)
+    def sums(key: str) -> np.ndarray | str:
+        """Frames, sum and sum of squares of a track; or why it cannot be read."""
+        total = np.zeros(3)
         try:
             with MelFile.of_key(base_dir, key) as mel:
                 for chunk in mel.chunks():
                     values = chunk.astype(np.float64)
-                    mean = float(values.mean())
-                    values -= mean
-                    squares = float(np.square(values, out=values).sum())
-                    own = combined(own, (values.size, mean, squares))
+                    total += len(values), values.sum(), np.square(values, out=values).sum()
         except InputError as error:
             return error.reason
-        return own
+        return total
 
-    total: Moments = (0, 0.0, 0.0)
-    failed, first = dict[str, str](), ""
-    results = thread_map(of_key, keys, num_workers, "norm statistics" if progress else None)
+    total, failed, first = np.zeros(3), dict[str, str](), ""
+    results = thread_map(sums, keys, num_workers, "norm statistics" if progress else None)
     for key, result in zip(keys, results, strict=True):
         if isinstance(result, str):
             failed[key] = result
         else:
             first = first or key
-            total = combined(total, result)
+            total += result
     if not first:
         key, reason = next(iter(failed.items()), ("", "there are no tracks"))
         what = f"none of the {len(keys)} log-mel files can be read; the first, {key!r}: "
         hint = "Check datamodule.base_dir."
         raise InputError(what + reason.rstrip("."), kind="missing", path=base_dir, hint=hint)
-    count, mean, squares = total
-    if not squares:
+    mean, square = total[1:] / (total[0] * N_MELS)
+    variance = square - mean**2
+    if variance <= _EQUAL * square:
         what = f"all values of the log-mel files are equal, {mean:g}: nothing to normalise by"
         hint = "Check the audio that they were made from."
         raise InputError(what, path=Path(base_dir, first), hint=hint)
-    deviation = float(np.sqrt(squares / count))
-    return NormStats(mean, deviation, len(keys) - len(failed), count // N_MELS, failed)
-
-
-def sampled_mean_and_std(
-    base_dir: str | Path, keys: Sequence[str], tracks: int = 200
-) -> tuple[float, float]:
-    """Mean and standard deviation over at most ``tracks`` tracks, evenly spread over ``keys``."""
-    some = np.linspace(0, len(keys) - 1, min(tracks, len(keys))).astype(int)
-    stats = norm_stats(base_dir, [keys[i] for i in some], progress=False)
-    return stats.mean, stats.std
+    read = len(keys) - len(failed)
+    return NormStats(float(mean), float(np.sqrt(variance)), read, int(total[0]), failed)

@@ -32,6 +32,7 @@ if not __package__:  # started as a script: import from the repository root, not
 from maest.datasets import audio_folder, commands, mel_store
 from maest.datasets.groundtruth import check_key
 from maest.datasets.melspectrograms import write_mel
+from maest.helpers.audio.blocks import Meter
 from maest.helpers.audio.constants import HOP_LENGTH, SAMPLE_RATE
 from maest.helpers.audio.reading import AudioError, stream_audio
 from maest.helpers.errors import InputError
@@ -90,8 +91,7 @@ def preprocess(
         store /= subfolder
     notes = mel_store.open_store(store, names, seconds, audio_dir, whole=whole, every=every)
     index = mel_store.MelIndex(store, part)
-    keys = {name: audio_folder.mel_key(name) for name in names}
-    keys |= index.full_keys(names, audio_dir)
+    keys = index.keys(names, audio_dir)
     orphans = []
     if whole and every:
         atomic.remove_leftovers(store, {".mmap"})
@@ -195,7 +195,8 @@ def _make(
     with suppress(OSError):  # before reading, in case the file is replaced meanwhile
         size, mtime = (status := audio.stat()).st_size, status.st_mtime_ns
     try:
-        with closing(stream_audio(audio, seconds)) as blocks:
+        meter = Meter()
+        with closing(stream_audio(audio, seconds, meter)) as blocks:
             mel = np.concatenate(list(log_mel_pieces(blocks)))
     except AudioError as error:
         kept = "; its log-mel file from before is kept" if target.exists() else ""
@@ -208,7 +209,7 @@ def _make(
         if error.errno in atomic.NAMES_FILE_ONLY:
             return name, f"its log-mel file cannot be written: {error.strerror}", 0
         raise atomic.write_error(target, error, "MELSPEC_DIR") from None
-    source = mel_store.Source(key, size, mtime, tuple(blocks.warnings))
+    source = mel_store.Source(key, size, mtime, tuple(meter.warnings()))
     return name, source, (len(mel) - 1) * HOP_LENGTH / SAMPLE_RATE
 
 

@@ -14,7 +14,7 @@ from maest.config import Settings
 from maest.config.schema import tagged
 from maest.config.settings import DEFAULT_ARCH, DEFAULT_CLIP_LENGTH, Network
 from maest.datasets.groundtruth import GroundTruth, labels_beside, read_labels
-from maest.datasets.norm import sampled_mean_and_std
+from maest.datasets.norm import norm_stats
 from maest.helpers.audio.constants import NORM_MEAN, NORM_STD
 from maest.helpers.errors import InputError
 from maest.models import Maest, get_maest, load_checkpoint
@@ -24,6 +24,8 @@ from maest.models.sizes import TASKS
 from maest.models.weights import Checkpoint
 
 log = logging.getLogger(__name__)
+
+_NORM_TRACKS = 200  # of the training split, to measure its mean and deviation
 
 
 @contextmanager
@@ -158,7 +160,9 @@ def build_network(
     if missing:
         norm = NORM_MEAN, NORM_STD
         if groundtruth is not None:
-            norm = sampled_mean_and_std(settings.datamodule.base_dir, groundtruth.keys)
+            base_dir = settings.datamodule.base_dir
+            stats = norm_stats(base_dir, groundtruth.keys, progress=False, tracks=_NORM_TRACKS)
+            norm = stats.mean, stats.std
         measured = dict(zip(("norm_mean", "norm_std"), norm, strict=True))
         arguments |= {name: measured[name] for name in missing}
     with in_section("maest"):

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from maest.helpers.audio import patches
 from maest.helpers.audio.blocks import Meter
-from maest.helpers.audio.constants import SAMPLE_RATE
 from maest.helpers.audio.log_mel import log_mel_pieces
 from maest.helpers.audio.patches import PATCH_SIZE, PatchPlan, WeightedMean, seconds
 from maest.helpers.audio.reading import AudioError
@@ -128,7 +127,8 @@ class Extractor:
         mels = list(log_mel_pieces(meter.mix(wave[:, None].numpy()) for wave in waves))
         if not mels:
             raise AudioError("the waveform has no samples", kind="empty", hint="Give one or more.")
-        return Track(key, 0, np.concatenate(mels), meter.warnings(meter.frames / SAMPLE_RATE))
+        meter.samples = meter.frames
+        return Track(key, 0, np.concatenate(mels), meter.warnings())
 
     def outputs(self, track: Track) -> TrackResult:
         """Compute the result of a log-mel. AudioError: it is too short for ``tail="drop"``."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
 
-from maest.helpers.audio.blocks import DAMAGED, SPARE, AudioError, Meter, central, joined, resampled
-from maest.helpers.audio.headers import chunk_bytes, mp3_seconds
+from maest.helpers.audio.blocks import ANEW, DAMAGED, AudioError, Meter, joined, resampled
+from maest.helpers.audio.constants import SAMPLE_RATE
+from maest.helpers.audio.headers import chunk_bytes, mp3_seconds, sound_pieces
 
 # FFmpeg's names of formats whose headers tell the length; elsewhere it is an estimate.
 _TELL_LENGTH = {"flac", "au", "caf", "tta", "wv", "nistsphere", "ogg", "mov,mp4,m4a,3gp,3g2,mj2"}
@@ -23,15 +25,18 @@ _TELL_LENGTH = {"flac", "au", "caf", "tta", "wv", "nistsphere", "ogg", "mov,mp4,
 _SEEKABLE = {"wav", "w64", "aiff", "au", "flac", "mp3", "mov,mp4,m4a,3gp,3g2,mj2", "ogg", "caf"}
 # The larger of both may be missing: encoders and taggers disagree by as much.
 _MISSING_SECONDS, _MISSING_SHARE = 0.5, 0.01
+# Decoded on both sides of a part and dropped again: longer than a resampler's filter, and than
+# the start that decoders of compressed formats get wrong.
+_SPARE = 0.25  # seconds
 _LOWEST_RATE = 2_000  # Hz
 _TAG = re.compile(rb"ID3[\2-\4]\0|APETAGEX|LYRICSBEGIN")  # between files that were joined
 _LARGEST_MP3_FRAME = 2_881  # bytes, with padding; a larger packet holds skipped ones
 _JUMP = 0.2  # seconds; a larger step between the times of two frames is a hole
-ANEW = "Get the file again, or leave it out."
 
 
-def undecodable(reason: str) -> AudioError:
-    return AudioError(f"FFmpeg cannot decode it ({reason})", kind="corrupt", hint=ANEW)
+def undecodable(error: av.FFmpegError, path: Path | None = None) -> AudioError:
+    what = f"FFmpeg cannot decode it ({error.strerror or error})"
+    return AudioError(what, kind="corrupt", hint=ANEW, path=path)
 
 
 def _refuse_missing(decoded: float, promised: float, hole: float | None = None) -> None:
@@ -42,20 +47,20 @@ def _refuse_missing(decoded: float, promised: float, hole: float | None = None) 
         raise AudioError(f"{where}: {what}", kind="corrupt", hint=DAMAGED)
 
 
-class _Sound:
+class Sound:
     """The first audio stream of an open file."""
 
-    def __init__(self, container: av.container.InputContainer, xing: float | None) -> None:
+    def __init__(self, container: av.container.InputContainer, xing: float) -> None:
         name = container.format.name
         streams = [stream for stream in container.streams.audio if stream.rate]
         if not streams:
             what = f"no audio in it (FFmpeg takes it for {name})"
             raise AudioError(what, kind="empty", hint=ANEW)
-        self.container, self.stream = container, streams[0]
-        if self.stream.rate < _LOWEST_RATE:
+        self.container, self.stream, self.name = container, streams[0], name
+        self.rate = self.stream.rate
+        if self.rate < _LOWEST_RATE:
             hint = f"Expected {_LOWEST_RATE} Hz or more: check the header."
-            what = f"a sample rate of {self.stream.rate} Hz"
-            raise AudioError(what, kind="unsupported", hint=hint)
+            raise AudioError(f"a sample rate of {self.rate} Hz", kind="unsupported", hint=hint)
         if self.stream.codec_context.name in ("flac", "wavpack", "tta"):  # better none than noise
             self.stream.codec_context.options = {"err_detect": "crccheck+explode"}
         self.tick = float(self.stream.time_base or 0)
@@ -63,17 +68,16 @@ class _Sound:
         # Seconds by the header or an estimate, and by the header alone; 0 if unknown
         self.length = (self.stream.duration or 0) * self.tick
         late = max(0, self.first) * self.tick
-        self.promised = self.length if name in _TELL_LENGTH else 0.0
-        if name == "mp3":
-            self.promised = xing or 0.0
-        elif name == "caf":  # the length of PCM covers only the bytes present
-            self.promised = max(self.length, self.stream.frames / self.stream.rate)
+        self.promised = self.length if name in _TELL_LENGTH else xing if name == "mp3" else 0.0
+        if name == "caf":  # the length of PCM covers only the bytes present
+            self.promised = max(self.length, self.stream.frames / self.rate)
         elif name == "ogg":  # a recording may begin in the middle of a stream
             self.promised -= late
         elif name == "matroska,webm" and len(container.streams) == 1 and not self.length:
             self.promised = (container.duration or 0) / 1e6 - late  # with a length, an estimate
-        self.seconds, self.error = 0.0, ""  # decoded so far; the last message of FFmpeg
+        self.seconds = 0.0  # decoded so far
         self.hole: float | None = None  # seconds before the first piece that was not decoded
+        self.error: AudioError | None = None  # the last one
         self._bytes = self._lost = 0
         self._largest = _LARGEST_MP3_FRAME if name == "mp3" else math.inf
 
@@ -86,7 +90,7 @@ class _Sound:
                     frames = packet.decode()
                     damaged |= packet.size > self._largest
                 except av.FFmpegError as error:
-                    frames, damaged, self.error = [], True, error.strerror or str(error)
+                    frames, damaged, self.error = [], True, undecodable(error)
                 if self.seconds and (damaged or not frames):
                     gap += before + bytes(packet)  # a tag may begin in the packet before
                 for frame in frames:
@@ -101,7 +105,7 @@ class _Sound:
                 self._bytes += packet.size if frames else 0
                 before = bytes(packet)[-10:]
         except av.FFmpegError as error:  # of the container: demuxing ends
-            self.error = error.strerror or str(error)
+            self.error = undecodable(error)
             if self.hole is None:
                 self.hole = self.seconds
 
@@ -110,67 +114,103 @@ class _Sound:
         offset = self.first + int(max(0, second) / self.tick)
         self.container.seek(offset, stream=self.stream)
         for frame in self.frames():
-            if frame.pts is None or frame.sample_rate != self.stream.rate:
+            if frame.pts is None or frame.sample_rate != self.rate:
                 raise ValueError("no position")
-            yield round((frame.pts - self.first) * self.tick * frame.sample_rate), frame
+            yield round((frame.pts - self.first) * self.tick * self.rate), frame
 
     def refuse_missing(self) -> None:
         """Raise AudioError if too much could not be decoded, in the middle or at the end."""
         if not self.seconds and self.error:
-            raise undecodable(self.error)
+            raise self.error
         expected = self.seconds * (1 + self._lost / max(1, self._bytes))
         _refuse_missing(self.seconds, max(self.promised, expected), self.hole)
 
 
 @contextmanager
-def _opened(file: Any) -> Iterator[_Sound]:
+def _opened(file: Any) -> Iterator[Sound]:
     """Open a file for FFmpeg; raise AudioError if its header shows that bytes are missing."""
-    xing, (there, missing) = mp3_seconds(file), chunk_bytes(file)
+    xing, (present, missing) = mp3_seconds(file), chunk_bytes(file)
     file.seek(0)
     nothing_else = {"protocol_whitelist": "none"}  # no playlist opens other files or addresses
     with av.open(file, metadata_errors="replace", options=nothing_else) as container:
-        sound = _Sound(container, xing)
+        sound = Sound(container, xing)
         if missing and sound.stream.bit_rate:
             rate = sound.stream.bit_rate / 8
-            _refuse_missing(there / rate, (there + missing) / rate)
+            _refuse_missing(present / rate, (present + missing) / rate)
         yield sound
 
 
-def whole(file: Any, meter: Meter) -> Iterator[np.ndarray]:
-    """Yield all of the sound, mixed by ``meter``, in blocks at 16 kHz; some may be empty.
+def decoded(file: BinaryIO, meter: Meter, seconds: float | None) -> Generator[np.ndarray]:
+    """Yield the sound, mixed by ``meter``, in blocks at 16 kHz; or its central part in one block.
 
-    Raises AudioError or av.FFmpegError if it cannot be decoded, or too much is missing.
+    Blocks may be empty. Raises AudioError or av.FFmpegError if the sound cannot be decoded, or too
+    much of it is missing.
     """
-    with _opened(file) as sound:
+    pieces = sound_pieces(file)
+    blocks = (block for piece in pieces for block in _whole(piece, meter))
+    if seconds is None:
+        yield from blocks
+        return
+    part = _centre(pieces[0], meter, seconds) if len(pieces) == 1 else None
+    yield _cut_central(joined(blocks), seconds) if part is None else part
+
+
+def _whole(piece: Any, meter: Meter) -> Iterator[np.ndarray]:
+    with _opened(piece) as sound:
         mono = ((frame.sample_rate, meter.mix(_channels(frame))) for frame in sound.frames())
         for rate, group in groupby(mono, itemgetter(0)):  # the rate may change midway
             yield from resampled((block for _, block in group), rate)
         sound.refuse_missing()
 
 
-def centre(file: Any, meter: Meter, seconds: float) -> np.ndarray | None:
+def _centre(piece: Any, meter: Meter, seconds: float) -> np.ndarray | None:
     """Return the central part at 16 kHz; None if finding it takes decoding the whole file."""
-    with _opened(file) as sound:
-        rate = sound.stream.rate
-        if sound.container.format.name not in _SEEKABLE or sound.length <= seconds:
+    with _opened(piece) as sound:
+        if sound.name not in _SEEKABLE or sound.length <= seconds:
             return None
         try:
             ((last, frame),) = deque(sound.frames_from(sound.length - 1), maxlen=1)
             frames = last + frame.samples
-            _refuse_missing(frames / rate, sound.promised)
-            first, behind, kept = central(frames, rate, seconds)
+            _refuse_missing(frames / sound.rate, sound.promised)
+            first, behind, kept = _central(frames, sound.rate, seconds)
             blocks, end = [], None
-            for position, frame in sound.frames_from(first / rate - SPARE):
+            for position, frame in sound.frames_from(first / sound.rate - _SPARE):
                 if position != end and (end is not None or position > first):
                     return None
-                block, end = _channels(frame), position + frame.samples
-                blocks.append(meter.mix(block[max(0, first - position) : behind - position]))
+                end = position + frame.samples
+                block = _channels(frame)[max(0, first - position) : behind - position]
+                blocks.append(meter.mix(block))
                 if end >= behind:
                     break
         except (av.FFmpegError, ValueError):
             return None
-        part = joined(resampled(blocks, rate))[kept]
+        part = joined(resampled(blocks, sound.rate))[kept]
         return part if len(part) == kept.stop - kept.start else None
+
+
+def _central(frames: int, rate: int, seconds: float) -> tuple[int, int, slice]:
+    """Locate the central part: first frame to decode, end frame (exclusive), slice at 16 kHz.
+
+    The first frame coincides with a sample at 16 kHz, so that resampling the part gives the very
+    samples that resampling the whole gives there.
+    """
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    step_in, step_out = rate // divisor, SAMPLE_RATE // divisor
+    keep = round(seconds * SAMPLE_RATE)
+    total = (2 * frames * SAMPLE_RATE + rate) // (2 * rate)  # soxr rounds to the nearest
+    start = (total - keep) // 2
+    margin = math.ceil(_SPARE * rate)
+    step = max(0, start // step_out - math.ceil(margin / step_in))
+    last = min(frames, math.ceil((start + keep) * rate / SAMPLE_RATE) + margin)
+    skip = start - step * step_out
+    return step * step_in, last, slice(skip, skip + keep)
+
+
+def _cut_central(samples: np.ndarray, seconds: float) -> np.ndarray:
+    """Return the middle ``seconds`` of a waveform at 16 kHz, or all of a shorter one."""
+    keep = round(seconds * SAMPLE_RATE)
+    start = max(0, len(samples) - keep) // 2
+    return samples[start : start + keep]
 
 
 def _channels(frame: av.AudioFrame) -> np.ndarray:

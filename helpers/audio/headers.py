@@ -12,11 +12,9 @@ from typing import BinaryIO
 from maest.helpers.audio.blocks import DAMAGED, AudioError
 from maest.helpers.files.pieces import Pieces
 
-Range = tuple[int, int]  # offsets in a file: first byte, end (exclusive)
-
 _OGG_PAGE = re.compile(rb"OggS\0[\0-\x07]")  # version 0, and a page's flags
 _OGG_FIRST = 2  # the flag of a stream's first page
-_SEARCHED = 65_536  # bytes at a time
+_SEARCHED = 8_192  # bytes at a time
 _NO_SIZE = 0x7FFF_0000  # bytes, or more, that stand for "not known" in a WAV or AIFF
 _MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 
@@ -33,25 +31,23 @@ def behind_id3(file: BinaryIO) -> int:
         at += 10 if head[5] & 0x10 else 0  # a footer
 
 
-def mp3_seconds(file: BinaryIO) -> float | None:
-    """Return an MP3's length by the Xing or Info header in its first frame; None without one."""
+def mp3_seconds(file: BinaryIO) -> float:
+    """Return an MP3's length by the Xing or Info header in its first frame; 0 without one."""
     # http://gabriel.mp3-tech.org/mp3infotag.html
     file.seek(behind_id3(file))
-    frame = file.read(48)
-    header = int.from_bytes(frame[:4], "big")
-    version, layer, rate = header >> 19 & 3, header >> 17 & 3, header >> 10 & 3
-    if len(frame) < 48 or header >> 21 != 0x7FF or layer != 1 or version == 1 or rate == 3:
-        return None
-    mono = header >> 6 & 3 == 3
-    tag = frame[4 + ((17 if mono else 32) if version == 3 else (9 if mono else 17)) :]
-    if tag[:4] not in (b"Xing", b"Info") or not tag[7] & 1:  # 1: it has the number of frames
-        return None
-    samples = 1152 if version == 3 else 576
-    return int.from_bytes(tag[8:12], "big") * samples / _MP3_RATES[version][rate]
+    frame = file.read(48).ljust(48, b"\0")
+    version, rate = frame[1] >> 3 & 3, frame[2] >> 2 & 3
+    for at in (36, 21, 13):  # behind the side information of MPEG 1 or 2, stereo or mono
+        tag, flags = frame[at : at + 4], frame[at + 7]
+        if tag in (b"Xing", b"Info") and flags & 1 and version in _MP3_RATES and rate < 3:
+            samples = 1152 if version == 3 else 576
+            count = int.from_bytes(frame[at + 8 : at + 12], "big")  # flag 1: it has this number
+            return count * samples / _MP3_RATES[version][rate]
+    return 0.0
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the chunks of a WAV or AIFF: name, offset and bytes of the content."""
+    """Yield the chunks of a WAV or AIFF up to its audio: name, offset and bytes of the content."""
     end, at = file.seek(0, os.SEEK_END), 12
     file.seek(0)
     kind = file.read(4)
@@ -59,6 +55,8 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         file.seek(at)
         name, size = struct.unpack("<4sI" if kind in (b"RIFF", b"RF64") else ">4sI", file.read(8))
         yield name, at + 8, size
+        if name in (b"data", b"SSND"):
+            return
         at += 8 + size + size % 2
 
 
@@ -70,8 +68,8 @@ def chunk_bytes(file: BinaryIO) -> tuple[int, int]:
             file.seek(at)
             long_size = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
         if name in (b"data", b"SSND"):
-            found = file.seek(0, os.SEEK_END) - at
-            return found, max(0, (long_size if size >= _NO_SIZE else size) - found)
+            present = file.seek(0, os.SEEK_END) - at
+            return present, max(0, (long_size if size >= _NO_SIZE else size) - present)
     return 0, 0
 
 
@@ -81,83 +79,72 @@ def sound_pieces(file: BinaryIO) -> list[Pieces]:
     `Pieces` let FFmpeg seek beyond the system's largest offset. Raises AudioError if the last page
     of an Ogg stream is cut off.
     """
-    streams = _ogg_streams(file)
-    return [Pieces([(file, *part) for part in parts]) for parts in streams] or [_mended_aiff(file)]
+    streams = [Pieces([(file, *part) for part in parts]) for parts in _ogg_streams(file)]
+    if streams:
+        return streams
+    head = _mended_aiff(file)
+    size = file.seek(0, os.SEEK_END)
+    return [Pieces([(io.BytesIO(head), 0, len(head)), (file, len(head), size)])]
 
 
-def _mended_aiff(file: BinaryIO) -> Pieces:
-    """Return the whole file; an AIFF whose recording was cut off gets sizes that FFmpeg takes."""
-    # Sizes of 0 become the largest; an impossible number of frames, such as -1, becomes 0.
-    changes: dict[int, int] = {}
+def _mended_aiff(file: BinaryIO) -> bytes:
+    """Return what precedes an AIFF's audio, with sizes that FFmpeg takes; b"" of another file."""
+    offsets = {name: at for name, at, _ in _chunks(file)}
     file.seek(0)
-    head = file.read(12)
-    if head[:4] == b"FORM" and head[8:11] == b"AIF":
-        if head[4:8] == b"\0\0\0\0":
-            changes[4] = _NO_SIZE
-        for name, at, size in _chunks(file):
-            file.seek(at + 2)
-            if name == b"COMM" and file.read(1) >= b"\x80":
-                changes[at + 2] = 0
-            if name == b"SSND":
-                if not size:
-                    changes[at - 4] = _NO_SIZE
-                break
-    pieces: list[tuple[BinaryIO, int, int]] = []
-    done = 0
-    for at, value in sorted(changes.items()):
-        pieces += [(file, done, at), (io.BytesIO(value.to_bytes(4, "big")), 0, 4)]
-        done = at + 4
-    return Pieces([*pieces, (file, done, file.seek(0, os.SEEK_END))])
+    head = bytearray(file.read(offsets.get(b"SSND", 0)))
+    if head:
+        # A recording was cut off: sizes of 0 become the largest, an impossible number of frames 0.
+        for at in (4, len(head) - 4):
+            head[at : at + 4] = head[at : at + 4].replace(bytes(4), _NO_SIZE.to_bytes(4, "big"))
+        frames = offsets.get(b"COMM", len(head)) + 2
+        if head[frames : frames + 1] >= b"\x80":
+            head[frames : frames + 4] = bytes(4)
+    return bytes(head)
 
 
-def _ogg_streams(file: BinaryIO) -> list[list[Range]]:
+def _ogg_streams(file: BinaryIO) -> list[list[tuple[int, int]]]:
     """Return the byte ranges of each stream of a chained Ogg; none for another file.
 
     A stream is its whole pages (RFC 3533), without anything between them; streams that run side by
     side, such as a film's sound and pictures, count as one.
     """
-    streams: list[list[Range]] = []
-    size, at = file.seek(0, os.SEEK_END), behind_id3(file)
-    cut = was_first = False
-    page: int | None = at if _is_page(file, at) else None
+    streams: list[list[tuple[int, int]]] = []
+    page: int | None = behind_id3(file)
+    size, end = file.seek(0, os.SEEK_END), 0
+    cut = broken = was_first = False  # broken: a page is longer than what is there of it
+    file.seek(page or 0)
+    if not _OGG_PAGE.match(file.read(6)):
+        return []
     while page is not None:
         file.seek(page)
-        head = file.read(27 + 255)  # byte 26 counts the lengths that follow, of the rest
-        sizes = head[27 : 27 + head[26]] if len(head) > 26 else b""
-        end = page + 27 + len(sizes) + sum(sizes) if len(head) > 26 else size + 1
-        following = end if _is_page(file, end) else _find_page(file, page + 4)
-        is_first = bool(head[5] & _OGG_FIRST)
+        head = file.read(27 + 255).ljust(27, b"\xff")  # byte 26 counts the lengths that follow
+        sizes, is_first = head[27 : 27 + head[26]], bool(head[5] & _OGG_FIRST)
+        end = page + 27 + head[26] + sum(sizes)
+        cut |= broken and is_first
         if is_first and not was_first:
             streams.append([])
-        if end > (size if following is None else following):
-            cut |= following is None or _is_page(file, following, first=True)
-        elif streams:
+        following = _find_page(file, end)
+        if following != end:
+            following = _find_page(file, page + 4)
+        broken = end > (size if following is None else following)
+        if streams and not broken:
             joins = streams[-1] and streams[-1][-1][1] == page
-            start = streams[-1].pop()[0] if joins else page
-            streams[-1].append((start, end))
-            if following is None:
-                file.seek(end)
-                rest = file.read(5)
-                cut |= bool(rest) and b"OggS\0".startswith(rest)
+            streams[-1].append((streams[-1].pop()[0] if joins else page, end))
         page, was_first = following, is_first
-    if cut:
+    file.seek(end)
+    rest = file.read(5)
+    if cut or broken or (rest and b"OggS\0".startswith(rest)):
         what = "its end is missing: a page of the Ogg stream is cut off"
         raise AudioError(what, kind="corrupt", hint=DAMAGED)
     return streams
-
-
-def _is_page(file: BinaryIO, at: int, first: bool = False) -> bool:
-    file.seek(at)
-    head = file.read(6)
-    return bool(_OGG_PAGE.match(head)) and (not first or bool(head[5] & _OGG_FIRST))
 
 
 def _find_page(file: BinaryIO, at: int) -> int | None:
     while True:
         file.seek(at)
         block = file.read(_SEARCHED)
-        if found := _OGG_PAGE.search(block):
-            return at + found.start()
+        if page := _OGG_PAGE.search(block):
+            return at + page.start()
         if len(block) < _SEARCHED:
             return None
         at += _SEARCHED - 5

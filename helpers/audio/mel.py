@@ -26,25 +26,12 @@ def slaney_filter_bank() -> Tensor:
     by at most 3e-7, or 2e-3 in the logarithm where a strong tone sits on the edge of a band.
     """
     f32 = np.float32
-    log_step = f32(np.log(f32(6.4)) / f32(27.0))
-
-    def to_mel(hertz: np.float32) -> np.float32:
-        if hertz < 1000:
-            return f32(hertz / f32(200.0 / 3.0))
-        return f32(f32(15.0) + f32(np.log(f32(hertz / f32(1000.0)))) / log_step)
-
-    def to_hertz(mel: np.float32) -> np.float32:
-        if mel < 15:
-            return f32(mel * f32(200.0 / 3.0))
-        return f32(f32(1000.0) * f32(np.exp(f32(log_step * f32(mel - f32(15.0))))))
-
-    lowest, highest = to_mel(f32(0)), to_mel(f32(SAMPLE_RATE / 2))
-    step = f32(f32(highest - lowest) / f32(N_MELS + 1))
-    mels = [lowest]
-    for _ in range(N_MELS + 1):
-        mels.append(f32(mels[-1] + step))
-    edges = np.array([to_hertz(m) for m in mels], dtype=f32)
-
+    hertz_per_mel, log_step = f32(200 / 3), np.log(f32(6.4)) / f32(27)  # below, above 15 mel
+    highest = f32(15) + np.log(f32(SAMPLE_RATE / 2000)) / log_step
+    mels = np.cumsum(np.full(N_MELS + 1, highest / f32(N_MELS + 1)), dtype=f32)
+    mels = np.concatenate([np.zeros(1, f32), mels])
+    above = f32(1000) * np.exp(log_step * (mels - f32(15)))
+    edges = np.where(mels < 15, mels * hertz_per_mel, above)
     bins = np.arange(N_FFT // 2 + 1, dtype=f32) * f32(SAMPLE_RATE / N_FFT)
     lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
     rising = (bins[:, None] - lower) / (centre - lower)
@@ -88,29 +75,23 @@ class MelSpectrogram(nn.Module):
         if samples == 0:
             raise ValueError(f"the waveform is empty, of shape {tuple(waveform.shape)}")
         frames = n_frames(samples)
-        with torch.autocast(waveform.device.type, enabled=False):
-            signal = waveform.to(torch.float32)
-            # From half a frame before the first centre to half a frame after the last.
-            end = (frames - 1) * HOP_LENGTH + N_FFT // 2
-            signal = F.pad(signal, (N_FFT // 2, end - samples))
-            pieces = []
-            for first in range(0, frames, _FRAMES_PER_PIECE):
-                last = min(first + _FRAMES_PER_PIECE, frames)
-                piece = signal[..., first * HOP_LENGTH : (last - 1) * HOP_LENGTH + N_FFT]
-                pieces.append(self._log_mel(piece))
+        # From half a frame before the first centre to half a frame after the last.
+        end = (frames - 1) * HOP_LENGTH + N_FFT // 2
+        signal = F.pad(waveform.to(torch.float32), (N_FFT // 2, end - samples))
+        pieces = []
+        for first in range(0, frames, _FRAMES_PER_PIECE):
+            last = min(first + _FRAMES_PER_PIECE, frames)
+            piece = signal[..., first * HOP_LENGTH : (last - 1) * HOP_LENGTH + N_FFT]
+            pieces.append(self.of_padded(piece))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
     def of_padded(self, signal: Tensor) -> Tensor:
-        """Map padded samples [..., 256 (T - 1) + 512], part of a longer signal, to [..., 96, T]."""
+        """Map float32 [..., 256 (T - 1) + 512], part of a longer signal, to [..., 96 bands, T]."""
         with torch.autocast(signal.device.type, enabled=False):
-            return self._log_mel(signal.to(torch.float32))
-
-    def _log_mel(self, signal: Tensor) -> Tensor:
-        frames = signal.unfold(-1, N_FFT, HOP_LENGTH) * self.window
-        spectrum = torch.fft.rfft(frames)
-        power = spectrum.real.square() + spectrum.imag.square()
-        mel = power @ self.filter_bank
-        return torch.log10(1 + 10_000 * mel).transpose(-1, -2)
+            frames = signal.unfold(-1, N_FFT, HOP_LENGTH) * self.window
+            spectrum = torch.fft.rfft(frames)
+            power = spectrum.real.square() + spectrum.imag.square()
+            return torch.log10(1 + 10_000 * (power @ self.filter_bank)).transpose(-1, -2)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from maest.helpers.audio.constants import HOP_LENGTH, SAMPLE_RATE
-from maest.helpers.errors import InputError, Kind
+from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import write_rows
 from maest.helpers.names import check_choice
 
@@ -48,11 +48,8 @@ def cut(
 
 def new_frames(patches: Sequence[tuple[int, int]]) -> list[int]:
     """Count the frames of each patch that no earlier patch has: its weight in a track's mean."""
-    covered, counts = 0, []
-    for first, last in patches:
-        counts.append(last - max(first, covered))
-        covered = last
-    return counts
+    ends = [0, *(last for _, last in patches)]
+    return [last - max(first, end) for (first, last), end in zip(patches, ends, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,13 @@ class PatchPlan:
 
     def take(self, mel: np.ndarray, span: tuple[int, int]) -> np.ndarray:
         """Return one patch of a track's log-mel [T, 96], padded with silence at its end."""
-        patch = mel[slice(*span)]
-        missing = self.patch_frames(span) - len(patch)
-        return np.pad(patch, ((0, missing), (0, 0))) if missing else np.asarray(patch)
+        return padded(mel[slice(*span)], self.patch_frames(span))
+
+
+def padded(patch: np.ndarray, frames: int = PATCH_SIZE) -> np.ndarray:
+    """Add silence at the end of a log-mel [T, 96], up to ``frames`` frames."""
+    missing = max(0, frames - len(patch))
+    return np.pad(patch, ((0, missing), (0, 0))) if missing else np.asarray(patch)
 
 
 def seconds(frames: int) -> float:
@@ -93,10 +94,8 @@ def times(patches: Sequence[tuple[int, int]], frames: int) -> list[tuple[float, 
     ``(frames - 1) / 62.5``.
     """
     end = max(1, frames - 1)
-    return [
-        (seconds(first), seconds(first + min(last, end)) / 2, seconds(min(last, end)))
-        for first, last in patches
-    ]
+    spans = ((first, min(last, end)) for first, last in patches)
+    return [(seconds(first), seconds(first + last) / 2, seconds(last)) for first, last in spans]
 
 
 # ---- the mean over a track's patches -------------------------------------------------------------
@@ -110,7 +109,6 @@ class WeightedMean:
         self._weights = 0.0
 
     def add(self, value: np.ndarray, weight: float) -> None:
-        """Add the values of one patch, with its weight."""
         self._sum = self._sum + weight * value.astype(np.float64)
         self._weights += weight
 
@@ -133,8 +131,7 @@ def weights_of(times: np.ndarray) -> list[int]:
     # A patch that ends with the track has an end one frame too early (see times). Every other
     # patch is as long as the first.
     lengths = frames[:, 1] - frames[:, 0]
-    if lengths[-1] != lengths[0]:
-        frames[-1, 1] += 1
+    frames[-1, 1] += lengths[-1] != lengths[0]
     return new_frames(frames.tolist())
 
 
@@ -147,16 +144,16 @@ def write_times(path: str | Path, times: np.ndarray) -> None:
 def read_times(path: Path) -> np.ndarray:
     """Read the file of :func:`write_times`: float64 [P, 3]. InputError: "missing" or "corrupt"."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            times = [[float(row[name]) for name in _TIMES] for row in csv.DictReader(file)]
+        rows = csv.DictReader(path.read_text("utf-8").splitlines())
+        times = np.array([[float(row[name]) for name in _TIMES] for row in rows])
+        if times.size and np.isfinite(times).all():
+            return times
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
-        times = []
-    if not times or not np.isfinite(times).all():
-        message = f"expected the times of a track's patches: {', '.join(_TIMES)}, in seconds"
-        kind: Kind = "corrupt" if path.exists() else "missing"
-        hint = "Delete it, and extract this track again."
-        raise InputError(message, kind=kind, hint=hint, path=path)
-    return np.array(times)
+        pass
+    message = f"expected the times of a track's patches: {', '.join(_TIMES)}, in seconds"
+    hint = "Delete it, and extract this track again."
+    kind = "corrupt" if path.exists() else "missing"
+    raise InputError(message, kind=kind, hint=hint, path=path)
 
 
 def pooled_file(values: np.ndarray, path: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maest.helpers.audio.blocks import AudioError
+from maest.helpers.audio.blocks import AudioError, Meter
 from maest.helpers.audio.constants import N_MELS
 from maest.helpers.audio.log_mel import log_mel_pieces
 from maest.helpers.audio.reading import stream_audio
@@ -71,8 +71,9 @@ def read_audio_mel(
     ``seconds`` limits reading to the central part. For ``scratch``, see :func:`collect`.
     AudioError: see `helpers.audio.reading.read_audio`.
     """
-    with closing(stream_audio(path, seconds)) as blocks:
-        return collect(log_mel_pieces(blocks), scratch), blocks.warnings
+    meter = Meter()
+    with closing(stream_audio(path, seconds, meter)) as blocks:
+        return collect(log_mel_pieces(blocks), scratch), meter.warnings()
 
 
 def collect(pieces: Iterable[np.ndarray], scratch: Path) -> np.ndarray:

@@ -10,49 +10,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from test_audio import RATE, music, write_encoded
+from made_up import refuses
+from sounds import RATE, centre_of, chords, pitch, sweep, write
 
 from maest.helpers.audio.reading import AudioError, read_audio, stream_audio
 
 
-def numbers(error: AudioError) -> list[float]:
-    """The seconds in a message: where the damage is (none: at the end), decoded, of how many."""
-    return [float(number) for number in re.findall(r"\d+\.\d+", error.message)]
-
-
 def refusal(path: Path, seconds: float | None = None) -> list[float]:
-    with pytest.raises(AudioError) as caught:
+    """The seconds in a refusal: where the damage is (none: at the end), decoded, of how many."""
+    with refuses("corrupt", path.name) as caught:
         read_audio(path, seconds)
-    assert caught.value.kind == "corrupt"
-    assert caught.value.path == path
-    return numbers(caught.value)
+    return [float(number) for number in re.findall(r"\d+\.\d+", caught.value.message)]
 
 
-def sweep(seconds: float, rate: int = RATE, start: float = 300, channels: int = 2) -> np.ndarray:
-    """A tone that rises by 200 Hz a second: its pitch tells where in it one is."""
-    t = np.arange(round(seconds * rate)) / rate
-    tone = 0.3 * np.sin(2 * np.pi * (start * t + 100 * t * t))
-    return np.tile(tone[:, None], (1, channels)).astype(np.float32)
-
-
-def pitch(samples: np.ndarray, second: float) -> float:
-    """The mean pitch of the tenth of a second from there on, in Hz."""
-    part = samples[int(second * 16_000) :][:1_600] * np.hanning(1_600)
-    return np.abs(np.fft.rfft(part, 16_000)).argmax()
+def length(path: Path, seconds: float | None = None) -> float:
+    return len(read_audio(path, seconds)) / 16_000
 
 
 def mp3(path: Path, seconds: float = 6, vbr: bool = True, header: bool = True, **tone) -> bytes:
     """An MP3; without a header it is its frames only, which tell no length."""
-    rate = tone.pop("rate", RATE)
-    mode = "VARIABLE" if vbr else "CONSTANT"
-    sound = sweep(seconds, rate, **tone)
-    soundfile.write(path, sound, rate, format="MP3", bitrate_mode=mode, compression_level=0.5)
-    content = path.read_bytes()
+    mode = {"bitrate_mode": "VARIABLE" if vbr else "CONSTANT", "compression_level": 0.5}
+    sound = sweep(seconds, **tone)
+    content = write(path, sound, tone.get("rate", RATE), format="MP3", **mode)
     if not header:
         tag = max(content.find(b"Xing"), content.find(b"Info"))
         content = content[content.find(content[:2], tag) :]
-        path.write_bytes(content)
+    path.write_bytes(content)
     return content
+
+
+def encoded(path: Path, seconds: float = 6) -> bytes:
+    """A rising tone in the format of the suffix."""
+    if path.suffix == ".mp3":
+        return mp3(path, seconds)
+    rate = 48_000 if path.suffix == ".opus" else RATE
+    pcm = {"codec": "pcm_f32le"} if path.suffix == ".mov" else {}
+    index_first = {"movflags": "faststart"} if path.suffix in (".m4a", ".mov") else None
+    return write(path, sweep(seconds, rate), rate, muxer=index_first, **pcm)
 
 
 def id3(body: bytes) -> bytes:
@@ -60,33 +54,10 @@ def id3(body: bytes) -> bytes:
     return b"ID3\x03\0\0" + size + body
 
 
-def encoded(path: Path, seconds: float = 6) -> bytes:
-    """A file in the format of the suffix."""
-    codec = {
-        ".aac": "aac",
-        ".m4a": "aac",
-        ".mka": "aac",
-        ".mp2": "mp2",
-        ".ac3": "ac3",
-        ".eac3": "eac3",
-        ".wv": "wavpack",
-        ".tta": "tta",
-    }.get(path.suffix)
-    if path.suffix == ".mp3":
-        return mp3(path, seconds)
-    if path.suffix == ".opus":
-        soundfile.write(path, sweep(seconds, 48_000), 48_000, format="OGG", subtype="OPUS")
-    elif codec is None:
-        soundfile.write(path, sweep(seconds), RATE)
-    else:
-        muxer = {"movflags": "faststart"} if path.suffix == ".m4a" else {}
-        write_encoded(path, sweep(seconds), codec, muxer)
-    return path.read_bytes()
-
-
 # ---- what is no damage ---------------------------------------------------------------------------
 
 
+PICTURE = id3(b"APIC" + np.random.default_rng(0).bytes(300_000))
 TAILS = {
     "ID3v1": b"TAG" + b"x" * 125,
     "ID3v2": id3(b"TXXX" + bytes(900)),
@@ -100,64 +71,55 @@ FORMATS = [".mp3", ".flac", ".wav", ".ogg", ".opus", ".m4a", ".mka", ".aac", ".m
 
 
 @pytest.mark.parametrize("suffix", [*FORMATS, ".eac3", ".wv", ".tta"])
-def test_what_stands_behind_the_last_frame_is_no_damage(tmp_path, suffix):
+def test_what_stands_behind_the_last_frame(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     content = encoded(path)
-    expected = read_audio(path)
+    expected = length(path)
     for name, tail in TAILS.items():
         path.write_bytes(content + tail)
-        found = read_audio(path)
-        assert abs(len(found) - len(expected)) < 800, name  # AC-3: less its last frame
-        assert len(read_audio(path, 2.0)) == 32_000, name
+        assert length(path) == pytest.approx(expected, abs=0.05), name  # AC-3: less a last frame
+        assert length(path, 2.0) == 2, name
 
 
 @pytest.mark.parametrize("vbr", [True, False])
-@pytest.mark.parametrize("tail", TAILS)
-def test_what_stands_behind_an_mp3_that_does_not_tell_its_length(tmp_path, vbr, tail):
+def test_what_stands_behind_an_mp3_that_does_not_tell_its_length(tmp_path, vbr):
     path = tmp_path / "a.mp3"
     content = mp3(path, vbr=vbr, header=False)
-    expected = len(read_audio(path))
-    path.write_bytes(content + TAILS[tail])
-    assert abs(len(read_audio(path)) - expected) < 500
+    expected = length(path)
+    for name, tail in TAILS.items():
+        path.write_bytes(content + tail)
+        assert length(path) == pytest.approx(expected, abs=0.03), name
 
 
-@pytest.mark.parametrize(
-    "junk", [bytes(1), bytes(70_000), b"\xaa" * 5_000, id3(bytes(8192)), id3(b"a") + id3(b"b")]
-)
+BEFORE = [
+    bytes(1),
+    bytes(70_000),
+    b"\xaa" * 5_000,
+    id3(bytes(8192)),
+    id3(b"a") + id3(b"b"),
+    PICTURE,
+]
+# Words that an MP3's header has, too
+BEFORE += [id3(b"a") + id3(w) for w in (b"More Information", b"Xing", bytes(6000) + b"Info")]
+
+
 @pytest.mark.parametrize("header", [True, False])
-def test_what_stands_before_the_first_frame(tmp_path, junk, header):
+@pytest.mark.parametrize("before", range(len(BEFORE) + 1))
+def test_what_stands_before_the_first_frame(tmp_path, before, header):
     path = tmp_path / "a.mp3"
     content = mp3(path, header=header)
+    frames = id3(b"APIC" + content[len(content) // 2 :][:4000] * 50)  # a picture of frames
     for cut in (0, 137):  # a first frame that is cut in two
-        path.write_bytes(junk + content[cut:])
-        assert abs(len(read_audio(path)) - 96_000) < 1_600
+        path.write_bytes([*BEFORE, frames][before] + content[cut:])
+        assert length(path) == pytest.approx(6, abs=0.1)
 
 
-@pytest.mark.parametrize("word", [b"More Information", b"Xing", bytes(6000) + b"Info"])
-def test_a_tag_is_not_taken_for_a_length(tmp_path, word):
-    """A variable bit rate, of which the first frames give a bad estimate."""
-    path = tmp_path / "a.mp3"
-    content = mp3(path, 12, header=False)
-    path.write_bytes(id3(b"a") + id3(word) + content)
-    assert abs(len(read_audio(path)) - 192_000) < 1_600
-
-
-def test_pictures_in_a_tag(tmp_path):
-    path = tmp_path / "a.mp3"
-    content = mp3(path)
-    frame = content[len(content) // 2 :][:4000]
-    for picture in (np.random.default_rng(0).bytes(300_000), frame * 50):
-        path.write_bytes(id3(b"APIC" + picture) + content)
-        assert abs(len(read_audio(path)) - 96_000) < 100
-
-
-def test_tags_without_audio(tmp_path):
-    path = tmp_path / "a.mp3"
-    for content in (id3(bytes(3000)), id3(bytes(3000)) + TAILS["ID3v1"], TAILS["ID3v1"]):
-        path.write_bytes(content)
-        with pytest.raises(AudioError) as caught:
-            read_audio(path)
-        assert caught.value.kind in ("corrupt", "empty")
+@pytest.mark.parametrize("content", [id3(bytes(3000)), PICTURE + TAILS["ID3v1"], TAILS["ID3v1"]])
+def test_tags_without_audio(tmp_path, content):
+    (tmp_path / "a.mp3").write_bytes(content)
+    with pytest.raises(AudioError) as caught:
+        read_audio(tmp_path / "a.mp3")
+    assert caught.value.kind in ("corrupt", "empty")
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.1, 0.3])
@@ -165,9 +127,7 @@ def test_tags_without_audio(tmp_path):
 def test_tiny_mp3s(tmp_path, seconds, header):
     path = tmp_path / "a.mp3"
     path.write_bytes(mp3(path, seconds, header=header) + TAILS["ID3v1"])
-    stream = stream_audio(path)
-    assert abs(sum(len(block) for block in stream) - seconds * 16_000) < 1_000
-    assert len(stream.warnings) == 1
+    assert length(path) == pytest.approx(seconds, abs=0.06)
 
 
 # ---- lengths in headers --------------------------------------------------------------------------
@@ -180,94 +140,76 @@ def test_a_wrong_number_of_frames_ends_nothing(tmp_path, frames, vbr):
     content = mp3(path, vbr=vbr)
     assert content[36:40] in (b"Xing", b"Info")
     path.write_bytes(content[:44] + frames.to_bytes(4, "big") + content[48:])
-    assert abs(len(read_audio(path)) - 96_000) < 500
-    centre = read_audio(path, 2.0)
-    assert pitch(centre, 1.0) == pytest.approx(300 + 200 * 3.05, abs=30)
+    assert length(path) == pytest.approx(6, abs=0.03)
+    assert pitch(read_audio(path, 2.0), 1.0) == pytest.approx(300 + 200 * 3.05, abs=30)
 
 
-def test_an_mp3_that_does_not_tell_its_length_is_read_to_its_end(tmp_path):
-    """Silence first: the estimate from the first frames' size is far off."""
-    sound = music(20)
-    sound[: 10 * RATE] = 0
-    path = tmp_path / "a.mp3"
-    write_encoded(path, sound, "libmp3lame", {"write_xing": "0"}, flags="+qscale", q="2")
-    assert not any(tag in path.read_bytes() for tag in (b"Xing", b"Info"))
-    found = read_audio(path)
-    assert abs(len(found) - 320_000) < 2_000
-    assert np.abs(found[: 9 * 16_000]).max() < 1e-3
-    assert np.sqrt(np.mean(found[19 * 16_000 : int(19.8 * 16_000)] ** 2)) > 0.05
-    part, start = read_audio(path, 4.0), (len(found) - 64_000) // 2
-    np.testing.assert_allclose(part, found[start : start + 64_000], atol=1e-6)
-
-
-@pytest.mark.parametrize("codec", ["aac", "libmp3lame", "pcm_f32le"])
-def test_a_matroska_that_was_streamed_does_not_tell_its_length(tmp_path, codec):
-    """Silence first: FFmpeg's estimate from the first frames is far off."""
-    sound = music(20)
-    sound[: 10 * RATE] = 0
-    quality = {"flags": "+qscale", "q": "2"} if codec == "libmp3lame" else {}
-    write_encoded(tmp_path / "a.mka", sound, codec, {"live": "1"}, **quality)
-    assert abs(len(read_audio(tmp_path / "a.mka")) - 320_000) < 800
-
-
-@pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_FFFF, 0x7FFF_F000, 0])
-def test_a_wav_that_was_streamed_does_not_tell_its_length(tmp_path, size):
-    path = tmp_path / "a.wav"
-    soundfile.write(path, music(3, channels=1), RATE, subtype="PCM_16")
-    content = path.read_bytes()
-    expected = read_audio(path)
-    assert content[36:40] == b"data"
-    path.write_bytes(content[:40] + size.to_bytes(4, "little") + content[44:])
-    np.testing.assert_array_equal(read_audio(path), expected)
-    assert len(read_audio(path, 2.0)) == 32_000
+VBR = {"flags": "+qscale", "q": "2"}
 
 
 @pytest.mark.parametrize(
-    ("name", "chunk", "size"),
+    ("name", "muxer", "options"),
     [
-        ("a.aiff", b"SSND", 0xFFFF_FFFF),
-        ("a.aiff", b"SSND", 0x7FFF_FFFF),
-        ("a.aiff", b"SSND", 0),
-        ("a.aiff", b"FORM", 0),
-        ("a.aiff", b"COMM\0\0\0\x12\0\x02", 0),
-        ("a.aiff", b"COMM\0\0\0\x12\0\x02", 0xFFFF_FFFF),
-        ("a.au", b".snd\0\0\0\x18", 0xFFFF_FFFF),
+        ("a.mp3", {"write_xing": "0"}, {"codec": "libmp3lame"} | VBR),
+        ("a.mka", {"live": "1"}, {"codec": "libmp3lame"} | VBR),
+        ("a.mka", {"live": "1"}, {"codec": "aac"}),
+        ("a.mka", {"live": "1"}, {"codec": "pcm_f32le"}),
     ],
 )
-def test_an_aiff_or_au_that_was_streamed(tmp_path, name, chunk, size):
-    path = tmp_path / name
-    soundfile.write(path, music(3), RATE, subtype="PCM_16")
-    content = path.read_bytes()
+def test_what_does_not_tell_its_length_is_read_to_its_end(tmp_path, name, muxer, options):
+    """Silence first: FFmpeg's estimate from the first frames is far off."""
+    sound, path = chords(20), tmp_path / name
+    sound[: 10 * RATE] = 0
+    content = write(path, sound, muxer=muxer, **options)
+    assert not any(tag in content for tag in (b"Xing", b"Info\0"))
+    found = read_audio(path)
+    assert len(found) == pytest.approx(320_000, abs=2_000)
+    assert np.abs(found[: 9 * 16_000]).max() < 1e-3
+    assert np.std(found[19 * 16_000 : int(19.8 * 16_000)]) > 0.05
+    np.testing.assert_allclose(read_audio(path, 4.0), centre_of(found, 4.0), atol=1e-6)
+
+
+WAV, AIFF, COMM = (b"data", "little"), (b"SSND", "big"), (b"COMM\0\0\0\x12\0\x02", "big")
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "size"),
+    [
+        *[("a.wav", WAV, size) for size in (0xFFFF_FFFF, 0x7FFF_FFFF, 0x7FFF_F000, 0)],
+        *[("a.aiff", AIFF, size) for size in (0xFFFF_FFFF, 0x7FFF_FFFF, 0)],
+        ("a.aiff", (b"FORM", "big"), 0),
+        *[("a.aiff", COMM, frames) for frames in (0xFFFF_FFFF, 0)],
+        ("a.au", (b".snd\0\0\0\x18", "big"), 0xFFFF_FFFF),
+    ],
+)
+def test_a_recording_that_was_cut_off_or_streamed_does_not_tell_its_length(
+    tmp_path, name, field, size
+):
+    path, (chunk, order) = tmp_path / name, field
+    content = write(path, chords(3), subtype="PCM_16")
     at = content.find(chunk) + len(chunk)
     expected = read_audio(path)
-    path.write_bytes(content[:at] + size.to_bytes(4, "big") + content[at + 4 :])
+    path.write_bytes(content[:at] + size.to_bytes(4, order) + content[at + 4 :])
     np.testing.assert_array_equal(read_audio(path), expected)
-    assert len(read_audio(path, 2.0)) == 32_000
+    assert length(path, 2.0) == 2
 
 
 @pytest.mark.parametrize("seconds", [None, 2.0])
-def test_a_caf_with_a_tag_behind_it_is_whole_and_one_that_is_cut_off_is_not(
-    tmp_path, capfd, seconds
-):
+def test_a_caf_with_a_tag_behind_it_is_whole(tmp_path, capfd, seconds):
     path = tmp_path / "a.caf"
-    soundfile.write(path, music(5), RATE, subtype="PCM_16")
-    expected, content = read_audio(path, seconds), path.read_bytes()
-    path.write_bytes(content + b"TAG" + b"x" * 125)  # a chunk of more bytes than a file can have
+    content = write(path, chords(5), subtype="PCM_16")
+    expected = read_audio(path, seconds)
+    path.write_bytes(content + TAILS["ID3v1"])  # a chunk of more bytes than a file can have
     np.testing.assert_array_equal(read_audio(path, seconds), expected)
     assert not capfd.readouterr().err
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(AudioError) as refused:
-        read_audio(path, seconds)
-    assert refused.value.kind == "corrupt"
 
 
 @pytest.mark.parametrize("seconds", [None, 2.0])
 def test_a_flac_without_its_length_is_read_to_its_end(tmp_path, seconds):
     """As it is when FLAC is written to a pipe: 36 bits of STREAMINFO are 0."""
     path = tmp_path / "a.flac"
-    soundfile.write(path, music(5), RATE)
+    content = bytearray(write(path, chords(5)))
     expected = read_audio(path, seconds)
-    content = bytearray(path.read_bytes())
     content[21] &= 0xF0
     content[22:26] = bytes(4)
     path.write_bytes(content)
@@ -277,20 +219,17 @@ def test_a_flac_without_its_length_is_read_to_its_end(tmp_path, seconds):
 # ---- joined files --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("between", ["", "ID3v1", "ID3v2", "picture", "APE"])
+@pytest.mark.parametrize("between", [b"", *[TAILS[tag] for tag in ("ID3v1", "ID3v2", "APE")], None])
 @pytest.mark.parametrize("header", [True, False])
 def test_joined_mp3s_are_read_whole(tmp_path, between, header):
     path = tmp_path / "a.mp3"
-    picture = id3(b"APIC" + np.random.default_rng(1).bytes(300_000))
-    tag = {"": b"", "picture": TAILS["ID3v1"] + picture}.get(between) or TAILS.get(between, b"")
     first, second = mp3(path, header=header), mp3(path, header=header, start=2_000)
-    path.write_bytes(first + tag + second)
+    path.write_bytes(first + (TAILS["ID3v1"] + PICTURE if between is None else between) + second)
     found = read_audio(path)
-    assert abs(len(found) - 192_000) < 2_400
+    assert len(found) == pytest.approx(192_000, abs=2_400)
     assert pitch(found, 5) == pytest.approx(300 + 200 * 5, abs=40)
     assert pitch(found, 11) == pytest.approx(2_000 + 200 * 5, abs=40)
-    start = (len(found) - 32_000) // 2
-    np.testing.assert_allclose(read_audio(path, 2.0), found[start : start + 32_000], atol=1e-6)
+    np.testing.assert_allclose(read_audio(path, 2.0), centre_of(found, 2.0), atol=1e-6)
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(48_000, 2), (22_050, 1), (8_000, 1)])
@@ -320,49 +259,31 @@ def test_other_joined_files(tmp_path, suffix):
 # ---- damage --------------------------------------------------------------------------------------
 
 
+PCM = ["a.wav", "a.rf64", "a.aiff", "a.mp3", "tagged.mp3", "count.mp3"]
+OTHERS = ["a.flac", "a.m4a", "a.mka", "a.tta", "a.au", "a.caf", "a.mov"]
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9])
-@pytest.mark.parametrize("name", ["a.wav", "a.rf64", "a.aiff", "a.mp3", "tagged.mp3", "c.mp3"])
+@pytest.mark.parametrize("name", [*PCM, *OTHERS])
 def test_a_missing_end_is_told(tmp_path, name, share):
     path = tmp_path / name
-    soundfile.write(path, music(10), RATE, subtype=None if "mp3" in name else "PCM_16")
-    content = path.read_bytes()
+    content = encoded(path, 10)
     if name == "tagged.mp3":
         content = id3(bytes(8192)) + content
-    if name == "c.mp3":  # frames only, no bytes: Xing's flags are 15
+    if name == "count.mp3":  # frames only, no bytes: Xing's flags are 15
         assert content[36:44] == b"Xing\0\0\0\x0f"
         content = content[:43] + b"\x01" + content[44:]
     path.write_bytes(content)
-    assert abs(len(read_audio(path)) - 160_000) < 2_000
+    assert length(path) == pytest.approx(10, abs=0.1)
     path.write_bytes(content[: int(len(content) * share)])
     for seconds in (None, 2.0):
         found, promised = refusal(path, seconds)
-        assert found == pytest.approx(10 * share, abs=1)
+        assert found == pytest.approx(10 * share, abs=1.2)
         assert promised == pytest.approx(10, abs=0.1)
-    # A frame or two are not what anybody misses.
-    path.write_bytes(content[: int(len(content) * 0.97)])
-    assert abs(len(read_audio(path)) - 155_000) < 2_500
-    assert len(read_audio(path, 2.0)) == 32_000
-
-
-@pytest.mark.parametrize("suffix", [".flac", ".m4a", ".mka", ".tta", ".au"])
-def test_a_missing_end_in_other_formats(tmp_path, suffix):
-    path = tmp_path / f"a{suffix}"
-    content = encoded(path)
-    path.write_bytes(content[: int(len(content) * 0.6)])
-    for seconds in (None, 2.0):
-        found, promised = refusal(path, seconds)
-        assert found == pytest.approx(3.6, abs=0.6)
-        assert promised == pytest.approx(6, abs=0.1)
-
-
-def test_a_film_whose_end_is_missing(tmp_path):
-    """Its index, at the start, tells the length; PCM has no packet that a cut breaks."""
-    path = tmp_path / "a.mov"
-    write_encoded(path, music(10), "pcm_f32le", {"movflags": "faststart"})
-    content = path.read_bytes()
-    assert len(read_audio(path)) == 160_000
-    path.write_bytes(content[: len(content) // 2])
-    assert refusal(path)[-1] == 10
+    if name in PCM:  # a frame or two are not what anybody misses
+        path.write_bytes(content[: int(len(content) * 0.97)])
+        assert length(path) == pytest.approx(9.7, abs=0.15)
+        assert length(path, 2.0) == 2
 
 
 @pytest.mark.parametrize("noise", [True, False])
@@ -386,9 +307,10 @@ def test_a_frame_that_is_missing_is_not_damage(tmp_path):
     """Twenty zeros in one header."""
     path = tmp_path / "a.mp3"
     content = bytearray(mp3(path, vbr=False))
-    content[len(content) // 2 :][:20] = bytes(20)
+    at = content.find(content[:2], len(content) // 2)
+    content[at : at + 20] = bytes(20)
     path.write_bytes(content)
-    assert abs(len(read_audio(path)) - 96_000) < 4_000
+    assert length(path) == pytest.approx(6, abs=0.25)
 
 
 def test_damaged_frames_give_no_noise(tmp_path):
@@ -404,26 +326,20 @@ def test_damaged_frames_give_no_noise(tmp_path):
 # ---- Ogg -----------------------------------------------------------------------------------------
 
 
-def write_in_ogg(path: Path, sound: np.ndarray) -> None:
-    """FLAC in Ogg, by FFmpeg."""
-    import av
+def ogg(path: Path, subtype: str, seconds: float, level: float = 0.4, **sound) -> bytes:
+    if subtype == "FLAC":  # soundfile writes it without an end
+        import av
 
-    with av.open(str(path), "w", format="ogg") as container:
-        stream = container.add_stream("flac", rate=RATE, layout="stereo", format="s16")
-        integers = (sound.reshape(1, -1) * 32767).astype(np.int16)
-        frame = av.AudioFrame.from_ndarray(integers, "s16", "stereo")
-        frame.sample_rate, frame.pts = RATE, 0
-        container.mux([*stream.encode(frame), *stream.encode(None)])
-
-
-def ogg(path: Path, subtype: str, seconds: float, **sound) -> bytes:
-    rate, level = sound.pop("rate", 48_000), sound.pop("level", 0.4)
-    if subtype == "FLAC":
-        write_in_ogg(path, sweep(seconds, RATE, **sound))
+        integers = (sweep(seconds, RATE, **sound).reshape(1, -1) * 32767).astype(np.int16)
+        with av.open(str(path), "w", format="ogg") as container:
+            stream = container.add_stream("flac", rate=RATE, layout="stereo", format="s16")
+            frame = av.AudioFrame.from_ndarray(integers, "s16", "stereo")
+            frame.sample_rate, frame.pts = RATE, 0
+            container.mux([*stream.encode(frame), *stream.encode(None)])
     else:
-        samples = sweep(seconds, rate, **sound)
-        kwargs = {"format": "OGG", "subtype": subtype, "compression_level": level}
-        soundfile.write(path, samples, rate, **kwargs)
+        tone = {"rate": 48_000} | sound
+        kind = {"format": "OGG", "subtype": subtype, "compression_level": level}
+        soundfile.write(path, sweep(seconds, **tone), tone["rate"], **kind)
     return path.read_bytes()
 
 
@@ -451,12 +367,12 @@ def changed(page: bytes, at: int, value: bytes) -> bytes:
 def test_an_ogg_whose_last_page_is_cut_off(tmp_path, subtype):
     path = tmp_path / "a.ogg"
     content = ogg(path, subtype, 6)
-    *_, last = pages(content)
-    for size in (100, len(content) // 2 + 1, -len(last) + 3, -len(last) + 5, -len(last) + 20, -1):
+    last = len(pages(content)[-1])
+    for size in (100, len(content) // 2 + 1, -last + 3, -last + 5, -last + 20, -1):
         path.write_bytes(content[:size])
         refusal(path)
         refusal(path, 2.0)
-        with pytest.raises(AudioError):
+        with refuses("corrupt", "a.ogg"):
             next(stream_audio(path))
 
 
@@ -484,14 +400,15 @@ def test_what_may_stand_behind_an_ogg_or_before_it(tmp_path, subtype):
         (content + TAILS["ID3v1"], 4),
         (content + np.random.default_rng(0).bytes(3000), 4),
         (content + bytes(70_000), 4),
+        (content + b"OggS" * 5000, 4),
         (tag + content, 4),
         (content + other, 7),
         (tag + content + TAILS["ID3v1"] + tag + other, 7),
     ):
         path.write_bytes(whole)
-        assert abs(len(read_audio(path)) - seconds * 16_000) < 400
-        assert sum(len(block) for block in stream_audio(path)) == len(read_audio(path))
-        assert len(read_audio(path, 2.0)) == 32_000
+        assert length(path) == pytest.approx(seconds, abs=0.02)
+        assert sum(map(len, stream_audio(path))) == len(read_audio(path))
+        assert length(path, 2.0) == 2
     for cut in ((content + other)[:-10_000], (tag + content)[:-5000], content[:-9000] + other):
         path.write_bytes(cut)
         refusal(path)
@@ -526,11 +443,10 @@ def test_each_piece_of_a_chain_is_a_stream_of_its_own(tmp_path, pieces):
         assert pitch(found, 4 * i + 2) == pytest.approx(expected, abs=40)
         part = found[(4 * i + 1) * 16_000 :][:32_000]
         assert np.sqrt(np.mean(part**2)) == pytest.approx(0.3 / 2**0.5, rel=0.05)
-    start = (len(found) - 48_000) // 2
-    np.testing.assert_array_equal(read_audio(path, 3.0), found[start : start + 48_000])
+    np.testing.assert_array_equal(read_audio(path, 3.0), centre_of(found, 3.0))
 
 
-def test_a_piece_without_sound_is_refused_in_words(tmp_path):
+def test_a_piece_without_sound_is_refused(tmp_path):
     path = tmp_path / "a.ogg"
     first, *rest = pages(ogg(path, "VORBIS", 2))
     unknown = first.replace(b"vorbis", b"violin")
@@ -551,19 +467,6 @@ def test_lost_pages(tmp_path, subtype):
         assert 2 < where < 5
         assert decoded == pytest.approx(8.7, abs=0.7)
         assert promised == pytest.approx(12, abs=0.1)
-
-
-@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
-def test_a_recording_that_began_in_the_middle_of_a_stream(tmp_path, subtype):
-    """Its positions count from the start of the stream."""
-    path = tmp_path / "a.ogg"
-    found = pages(ogg(path, subtype, 12))
+    # A recording began in the middle of a stream: its positions count from the stream's start.
     path.write_bytes(b"".join(found[:2] + found[6:]))
-    assert 6 * 16_000 < len(read_audio(path)) < 9 * 16_000
-
-
-def test_many_words_that_look_like_pages(tmp_path):
-    path = tmp_path / "a.ogg"
-    content = ogg(path, "VORBIS", 2)
-    path.write_bytes(content + b"OggS" * 5000)
-    assert abs(len(read_audio(path)) - 32_000) < 100
+    assert 6 < length(path) < 9
