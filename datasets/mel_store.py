@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -197,12 +197,7 @@ class MelIndex:
     def add(self, audio: str, source: Source) -> None:
         self.sources[audio] = source
         self.owners[source.key] = audio
-        entry = {"path": audio, "size": source.size, "mtime_ns": source.mtime_ns}
-        if source.key != mel_key(audio):
-            entry["key"] = source.key
-        if source.warnings:
-            entry["warnings"] = source.warnings
-        entry["time"] = time.time_ns()
+        entry = {"path": audio, **asdict(source), "time": time.time_ns()}
         # ASCII, as a name may have any bytes; "\n" first, as the last line may be cut off.
         line = b"\n" + json.dumps(entry).encode() + b"\n"
         try:

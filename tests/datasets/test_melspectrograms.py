@@ -39,24 +39,17 @@ def test_layout_on_disk(tmp_path):
     mel = mel_of(70)
     write_mel(tmp_path / "a.mmap", mel.astype(np.float32))
     np.testing.assert_array_equal(np.fromfile(tmp_path / "a.mmap", np.float16), mel.ravel())
-    np.testing.assert_array_equal(read_mel(tmp_path / "a.mmap"), mel)
+    for order in "CF":
+        np.save(tmp_path / "a.npy", np.asarray(mel, np.float32, order=order))
+        for name in ("a.mmap", "a.npy"):
+            np.testing.assert_array_equal(read_mel(tmp_path / name), mel)
 
 
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_npy_is_read_too(tmp_path, order):
-    mel = np.asarray(mel_of(70), np.float32, order=order)
-    np.save(tmp_path / "a.npy", mel)
-    np.testing.assert_array_equal(read_patches(tmp_path, "a.npy", 100)[0], mel)
+BEYOND = [np.full((3, 96), value) for value in (np.nan, np.inf, 1e6)]  # of float16
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
-@pytest.mark.parametrize(
-    "mel",
-    [
-        *[np.zeros((96, 70)), np.zeros((0, 96)), np.full((3, 96), np.nan)],
-        np.full((3, 96), 1e6),  # beyond float16
-    ],
-)
+@pytest.mark.parametrize("mel", [np.zeros((96, 70)), np.zeros((0, 96)), *BEYOND])
 def test_what_is_not_written(tmp_path, mel):
     with pytest.raises(ValueError, match=r"a\.mmap"):
         write_mel(tmp_path / "a.mmap", mel)
@@ -123,13 +116,11 @@ def test_a_file_of_a_key(tmp_path):
 
 def test_finite_by_the_bits_is_finite():
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    finite = np.isfinite(every)
-    for value, expected in zip(every, finite, strict=True):
+    for value, expected in zip(every, np.isfinite(every), strict=True):
         assert all_finite(np.array([[1, value]], np.float16)) == expected
-    assert all_finite(every[finite])
     assert all_finite(np.zeros((0, 96), np.float16))
-    assert not all_finite(np.array([0, np.inf]))
     assert all_finite(np.array([0, 1e300]))
+    assert not all_finite(np.array([0, np.inf]))
 
 
 # ---- crops and patches ---------------------------------------------------------------------------
@@ -153,9 +144,8 @@ def test_a_short_track_is_centred_in_silence(tmp_path, frames):
     with MelFile(tmp_path / "a.mmap") as file:
         crop = read_crop(file, 20, np.random.default_rng(0))
     before = (20 - frames) // 2
-    np.testing.assert_array_equal(
-        crop, np.pad(np.ones((frames, 96)), ((before, 20 - frames - before), (0, 0)))
-    )
+    assert crop[before : before + frames].all()
+    assert crop.sum() == 96 * frames
 
 
 WAVEFORM = noise(10)[:, 0]
@@ -164,9 +154,12 @@ WAVEFORM = noise(10)[:, 0]
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(samples=st.integers(1, len(WAVEFORM)), longest=st.integers(16, 700))
 def test_audio_and_its_file_give_the_same_patches(tmp_path_factory, samples, longest):
-    folder, mel, plan = tmp_path_factory.getbasetemp(), log_mel(WAVEFORM[:samples]), None
+    folder, mel, plan = (
+        tmp_path_factory.getbasetemp(),
+        log_mel(WAVEFORM[:samples]),
+        PatchPlan(longest),
+    )
     write_mel(folder / "a.mmap", mel)
-    plan = PatchPlan(longest)
     expected = [plan.take(mel, span) for span in plan.spans(len(mel))]
     found = read_patches(folder, "a", longest)
     assert [len(patch) for patch in found] == [len(patch) for patch in expected]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from made_up import refuses
 from sounds import RATE, centre_of, chords, pitch, sweep, write
 
@@ -40,9 +39,9 @@ def mp3(path: Path, seconds: float = 6, vbr: bool = True, header: bool = True, *
 
 
 def encoded(path: Path, seconds: float = 6) -> bytes:
-    """A rising tone in the format of the suffix."""
+    """A rising tone in the format of the suffix; for MP3 see the stem."""
     if path.suffix == ".mp3":
-        return mp3(path, seconds)
+        return mp3(path, seconds, vbr="cbr" not in path.stem, header="raw" not in path.stem)
     rate = 48_000 if path.suffix == ".opus" else RATE
     pcm = {"codec": "pcm_f32le"} if path.suffix == ".mov" else {}
     index_first = {"movflags": "faststart"} if path.suffix in (".m4a", ".mov") else None
@@ -67,28 +66,19 @@ TAILS = {
     "padding": b"\xaa" * 4000,
     "a web page": b"<html><body>" * 500,
 }
-FORMATS = [".mp3", ".flac", ".wav", ".ogg", ".opus", ".m4a", ".mka", ".aac", ".mp2", ".ac3"]
+FORMATS = ["a.mp3", "raw.mp3", "raw cbr.mp3", "a.flac", "a.wav", "a.ogg", "a.opus", "a.m4a"]
+FORMATS += ["a.mka", "a.aac", "a.mp2", "a.ac3", "a.eac3", "a.wv", "a.tta"]
 
 
-@pytest.mark.parametrize("suffix", [*FORMATS, ".eac3", ".wv", ".tta"])
-def test_what_stands_behind_the_last_frame(tmp_path, suffix):
-    path = tmp_path / f"a{suffix}"
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_stands_behind_the_last_frame(tmp_path, name):
+    path = tmp_path / name
     content = encoded(path)
     expected = length(path)
-    for name, tail in TAILS.items():
+    for kind, tail in TAILS.items():
         path.write_bytes(content + tail)
-        assert length(path) == pytest.approx(expected, abs=0.05), name  # AC-3: less a last frame
-        assert length(path, 2.0) == 2, name
-
-
-@pytest.mark.parametrize("vbr", [True, False])
-def test_what_stands_behind_an_mp3_that_does_not_tell_its_length(tmp_path, vbr):
-    path = tmp_path / "a.mp3"
-    content = mp3(path, vbr=vbr, header=False)
-    expected = length(path)
-    for name, tail in TAILS.items():
-        path.write_bytes(content + tail)
-        assert length(path) == pytest.approx(expected, abs=0.03), name
+        assert length(path) == pytest.approx(expected, abs=0.05), kind  # AC-3: less a last frame
+        assert length(path, 2.0) == 2, kind
 
 
 BEFORE = [
@@ -169,51 +159,37 @@ def test_what_does_not_tell_its_length_is_read_to_its_end(tmp_path, name, muxer,
     np.testing.assert_allclose(read_audio(path, 4.0), centre_of(found, 4.0), atol=1e-6)
 
 
-WAV, AIFF, COMM = (b"data", "little"), (b"SSND", "big"), (b"COMM\0\0\0\x12\0\x02", "big")
+def field(chunk: bytes, value: int, order: str = "big"):
+    """What sets the four bytes behind a chunk's name."""
+
+    def change(content: bytes) -> bytes:
+        at = content.find(chunk) + len(chunk)
+        return content[:at] + value.to_bytes(4, order) + content[at + 4 :]
+
+    return change
 
 
-@pytest.mark.parametrize(
-    ("name", "field", "size"),
-    [
-        *[("a.wav", WAV, size) for size in (0xFFFF_FFFF, 0x7FFF_FFFF, 0x7FFF_F000, 0)],
-        *[("a.aiff", AIFF, size) for size in (0xFFFF_FFFF, 0x7FFF_FFFF, 0)],
-        ("a.aiff", (b"FORM", "big"), 0),
-        *[("a.aiff", COMM, frames) for frames in (0xFFFF_FFFF, 0)],
-        ("a.au", (b".snd\0\0\0\x18", "big"), 0xFFFF_FFFF),
-    ],
-)
-def test_a_recording_that_was_cut_off_or_streamed_does_not_tell_its_length(
-    tmp_path, name, field, size
-):
-    path, (chunk, order) = tmp_path / name, field
-    content = write(path, chords(3), subtype="PCM_16")
-    at = content.find(chunk) + len(chunk)
-    expected = read_audio(path)
-    path.write_bytes(content[:at] + size.to_bytes(4, order) + content[at + 4 :])
-    np.testing.assert_array_equal(read_audio(path), expected)
-    assert length(path, 2.0) == 2
+COMM = b"COMM\0\0\0\x12\0\x02"
+LARGEST = 0xFFFF_FFFF
+# As recorders that were cut off, and programs that write to a pipe, leave it
+UNTOLD = [
+    *[("a.wav", field(b"data", n, "little")) for n in (LARGEST, 0x7FFF_FFFF, 0x7FFF_F000, 0)],
+    *[("a.aiff", field(b"SSND", size)) for size in (LARGEST, 0x7FFF_FFFF, 0)],
+    *[("a.aiff", field(chunk, n)) for chunk, n in ((b"FORM", 0), (COMM, 0), (COMM, LARGEST))],
+    ("a.au", field(b".snd\0\0\0\x18", LARGEST)),
+    ("a.flac", lambda c: c[:21] + bytes([c[21] & 0xF0, 0, 0, 0, 0]) + c[26:]),
+    ("a.caf", lambda c: c + TAILS["ID3v1"]),  # a chunk of more bytes than a file can have
+]
 
 
 @pytest.mark.parametrize("seconds", [None, 2.0])
-def test_a_caf_with_a_tag_behind_it_is_whole(tmp_path, capfd, seconds):
-    path = tmp_path / "a.caf"
-    content = write(path, chords(5), subtype="PCM_16")
-    expected = read_audio(path, seconds)
-    path.write_bytes(content + TAILS["ID3v1"])  # a chunk of more bytes than a file can have
-    np.testing.assert_array_equal(read_audio(path, seconds), expected)
+@pytest.mark.parametrize(("name", "change"), UNTOLD)
+def test_a_header_that_does_not_tell_the_length(tmp_path, capfd, name, change, seconds):
+    content = write(tmp_path / name, chords(4), subtype="PCM_16")
+    expected = read_audio(tmp_path / name, seconds)
+    (tmp_path / name).write_bytes(change(content))
+    np.testing.assert_allclose(read_audio(tmp_path / name, seconds), expected, atol=1e-6)
     assert not capfd.readouterr().err
-
-
-@pytest.mark.parametrize("seconds", [None, 2.0])
-def test_a_flac_without_its_length_is_read_to_its_end(tmp_path, seconds):
-    """As it is when FLAC is written to a pipe: 36 bits of STREAMINFO are 0."""
-    path = tmp_path / "a.flac"
-    content = bytearray(write(path, chords(5)))
-    expected = read_audio(path, seconds)
-    content[21] &= 0xF0
-    content[22:26] = bytes(4)
-    path.write_bytes(content)
-    np.testing.assert_allclose(read_audio(path, seconds), expected, atol=1e-6)
 
 
 # ---- joined files --------------------------------------------------------------------------------
@@ -249,11 +225,9 @@ def test_the_rate_of_an_mp3_changes(tmp_path, rate, channels, header):
 @pytest.mark.parametrize("suffix", [".flac", ".aac", ".mp2"])
 def test_other_joined_files(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
-    content = encoded(path)
-    path.write_bytes(content + content)
-    found = read_audio(path)
-    assert abs(len(found) - 192_000) < 2_000
-    assert pitch(found, len(found) / 16_000 - 2) == pytest.approx(300 + 200 * 4, abs=40)
+    path.write_bytes(encoded(path) * 2)
+    assert length(path) == pytest.approx(12, abs=0.12)
+    assert pitch(read_audio(path), length(path) - 2) == pytest.approx(300 + 200 * 4, abs=40)
 
 
 # ---- damage --------------------------------------------------------------------------------------
@@ -287,13 +261,10 @@ def test_a_missing_end_is_told(tmp_path, name, share):
 
 
 @pytest.mark.parametrize("noise", [True, False])
-@pytest.mark.parametrize("name", ["vbr.mp3", "cbr.mp3", "raw.mp3", "a.flac", "a.m4a", "a.ac3"])
-def test_damage_in_the_middle_is_told_there(tmp_path, name, noise):
+@pytest.mark.parametrize("name", ["a.mp3", "cbr.mp3", "raw.mp3", "a.flac", "a.m4a", "a.ac3"])
+def test_damage_in_the_middle_is_told_there(tmp_path, capfd, name, noise):
     path = tmp_path / name
-    if name.endswith(".mp3"):
-        content = mp3(path, vbr=name != "cbr.mp3", header=name != "raw.mp3")
-    else:
-        content = encoded(path)
+    content = encoded(path)
     half, hole = len(content) // 2, len(content) // 4
     junk = np.random.default_rng(0).bytes(hole) if noise else bytes(hole)
     path.write_bytes(content[:half] + junk + content[half + hole :])
@@ -301,6 +272,7 @@ def test_damage_in_the_middle_is_told_there(tmp_path, name, noise):
     assert where == pytest.approx(3, abs=0.3)
     assert found == pytest.approx(4.5, abs=0.4)
     assert promised == pytest.approx(6, abs=0.6)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_frame_that_is_missing_is_not_damage(tmp_path):
@@ -327,20 +299,12 @@ def test_damaged_frames_give_no_noise(tmp_path):
 
 
 def ogg(path: Path, subtype: str, seconds: float, level: float = 0.4, **sound) -> bytes:
+    tone = {"rate": RATE if subtype == "FLAC" else 48_000} | sound
+    samples = sweep(seconds, **tone)
     if subtype == "FLAC":  # soundfile writes it without an end
-        import av
-
-        integers = (sweep(seconds, RATE, **sound).reshape(1, -1) * 32767).astype(np.int16)
-        with av.open(str(path), "w", format="ogg") as container:
-            stream = container.add_stream("flac", rate=RATE, layout="stereo", format="s16")
-            frame = av.AudioFrame.from_ndarray(integers, "s16", "stereo")
-            frame.sample_rate, frame.pts = RATE, 0
-            container.mux([*stream.encode(frame), *stream.encode(None)])
-    else:
-        tone = {"rate": 48_000} | sound
-        kind = {"format": "OGG", "subtype": subtype, "compression_level": level}
-        soundfile.write(path, sweep(seconds, **tone), tone["rate"], **kind)
-    return path.read_bytes()
+        return write(path, samples, codec="flac")
+    kind = {"format": "OGG", "subtype": subtype, "compression_level": level}
+    return write(path, samples, tone["rate"], **kind)
 
 
 def pages(content: bytes) -> list[bytes]:
@@ -350,17 +314,6 @@ def pages(content: bytes) -> list[bytes]:
         found.append(content[:size])
         content = content[size:]
     return found
-
-
-def changed(page: bytes, at: int, value: bytes) -> bytes:
-    """A page with other bytes in its header, and the checksum of that (RFC 3533, section 6)."""
-    page = page[:at] + value + page[at + len(value) :]
-    page, crc = page[:22] + bytes(4) + page[26:], 0
-    for byte in page:
-        crc ^= byte << 24
-        for _ in range(8):
-            crc = crc << 1 ^ (0x104C11DB7 if crc & 0x8000_0000 else 0)
-    return page[:22] + crc.to_bytes(4, "little") + page[26:]
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS", "FLAC"])
@@ -378,16 +331,11 @@ def test_an_ogg_whose_last_page_is_cut_off(tmp_path, subtype):
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS", "FLAC"])
 def test_an_end_of_stream_mark_may_be_missing(tmp_path, subtype):
-    """As recorders leave it that were stopped: the last page is not marked, or is not there."""
+    """As recorders leave it that were stopped: with the last page."""
     path = tmp_path / "a.ogg"
     content = ogg(path, subtype, 6)
     expected = read_audio(path)
-    *others, last = pages(content)
-    assert last[5] & 4
-    path.write_bytes(b"".join(others) + changed(last, 5, bytes([last[5] & ~4])))
-    found = read_audio(path)  # with what an encoder adds to fill its last frame
-    np.testing.assert_allclose(found[: len(expected) - 100], expected[:-100], atol=1e-6)
-    path.write_bytes(b"".join(others))
+    path.write_bytes(b"".join(pages(content)[:-1]))
     assert 48_000 < len(read_audio(path)) <= len(expected)
 
 
@@ -444,16 +392,6 @@ def test_each_piece_of_a_chain_is_a_stream_of_its_own(tmp_path, pieces):
         part = found[(4 * i + 1) * 16_000 :][:32_000]
         assert np.sqrt(np.mean(part**2)) == pytest.approx(0.3 / 2**0.5, rel=0.05)
     np.testing.assert_array_equal(read_audio(path, 3.0), centre_of(found, 3.0))
-
-
-def test_a_piece_without_sound_is_refused(tmp_path):
-    path = tmp_path / "a.ogg"
-    first, *rest = pages(ogg(path, "VORBIS", 2))
-    unknown = first.replace(b"vorbis", b"violin")
-    path.write_bytes(first + b"".join(rest) + changed(unknown, 5, bytes([2])))
-    with pytest.raises(AudioError) as caught:
-        read_audio(path)
-    assert caught.value.kind in ("empty", "corrupt")
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from contextlib import contextmanager
 from pathlib import Path
 
 import essentia
@@ -93,31 +92,11 @@ def test_the_front_end_is_essentias(name):
     assert name == "silence" or expected.max() > 0.02, "the signal is no test"
 
 
-@pytest.mark.parametrize(
-    ("periodic", "padding", "too_far", "where"),
-    [
-        (True, "constant", 0.01, slice(2, -2)),  # the wrong window shows inside
-        (False, "reflect", 0.1, slice(None)),  # the wrong padding shows at the ends
-    ],
-)
-def test_the_usual_shortcuts_are_not(periodic, padding, too_far, where):
-    signal = SIGNALS["music"][: 256 * 300]
-    window = torch.hann_window(512, periodic=periodic)
-    shape = {"n_fft": 512, "hop_length": 256, "window": window, "pad_mode": padding}
-    spectrum = torch.stft(torch.from_numpy(signal), center=True, return_complex=True, **shape)
-    bank = torch.from_numpy(librosa.filters.mel(sr=RATE, n_fft=512, n_mels=96))
-    found = torch.log10(1 + 10_000 * bank @ spectrum.abs().square()).numpy()
-    assert np.abs(found - essentia_log_mel(signal))[:, where].max() > too_far
-
-
 def test_the_filter_bank_is_the_slaney_bank():
-    bank = slaney_filter_bank()
-    expected = librosa.filters.mel(
-        sr=RATE, n_fft=512, n_mels=96, fmin=0, fmax=8000, htk=False, norm="slaney"
-    )
-    assert bank.dtype == torch.float32
-    assert bank.shape == (257, 96)
-    assert np.abs(bank.numpy() - expected.T).max() <= 4e-7
+    expected = librosa.filters.mel(sr=RATE, n_fft=512, n_mels=96, fmin=0, fmax=8000, norm="slaney")
+    found = slaney_filter_bank()
+    assert (found.dtype, found.shape) == (torch.float32, (257, 96))
+    assert np.abs(found.numpy() - expected.T).max() <= 4e-7
 
 
 def test_the_constants_are_those_of_the_released_models():
@@ -140,19 +119,15 @@ def test_a_batch_is_its_members_one_by_one():
     torch.testing.assert_close(module(batch.view(2, 3, -1)), found.view(2, 3, 96, -1))
 
 
-@contextmanager
-def default_type(dtype: torch.dtype):
-    torch.set_default_dtype(dtype)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_it_computes_in_float32_whatever_the_types(dtype):
     signal = torch.from_numpy(0.5 * noise(5000)).to(dtype)
     expected = MelSpectrogram()(signal.float())
-    with default_type(dtype):
+    torch.set_default_dtype(dtype)
+    try:
         found = [MelSpectrogram()(signal)]
+    finally:
+        torch.set_default_dtype(torch.float32)
     found += [torch.nn.Sequential(MelSpectrogram()).to(dtype)(signal)]
     if dtype != torch.float64:
         with torch.autocast("cpu", dtype=dtype):

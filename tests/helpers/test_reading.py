@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -115,27 +114,16 @@ def test_mel_is_that_of_essentia_and_its_loader(tmp_path):
     np.testing.assert_allclose(found[:, :85], expected[:, :85], atol=2e-3)
 
 
-def test_the_content_counts_where_the_suffix_is_wrong(tmp_path):
-    content = write(tmp_path / "a.m4a", chords(2))
-    for name in ("b.mp3", "c.wav"):
-        (tmp_path / name).write_bytes(content)
-        np.testing.assert_array_equal(read_audio(tmp_path / name), read_audio(tmp_path / "a.m4a"))
+NAMES = ["two\nlines.wav", "-rf.mp3", "http:.flac", "...dots", "\u4e16 cafe\u0301.wav", "x" * 240]
+NAMES += [os.fsdecode(b"caf\xe9.wav"), "a 'b' \"c\" [d] (e) & f; $g `h` %d{0}$ #1 *?.ogg"]
 
 
-NAMES = [
-    *[b"two\nlines", b"caf\xe9", "\uc138\uc0c1\uc5d0 \u4e16\u754c".encode(), b"...dots.", b"-rf"],
-    *["\N{MUSICAL SCORE} cafe\u0301".encode(), b"a 'b' \"c\" [d] (e) & f; $g `h` %d{0}$ #1 *?"],
-    *[b"x" * 204, b"http:"],
-]
-
-
-@pytest.mark.parametrize("suffix", [".wav", ".m4a"])
-def test_any_name(tmp_path, suffix):
-    content = write(tmp_path / f"a{suffix}", chords(0.2))
+def test_neither_name_nor_suffix_counts(tmp_path):
+    content = write(tmp_path / "a.m4a", chords(0.2))
+    expected = read_audio(tmp_path / "a.m4a")
     for name in NAMES:
-        path = tmp_path / (os.fsdecode(name) + suffix)
-        path.write_bytes(content)
-        assert len(read_audio(str(path))) >= 3_200
+        (tmp_path / name).write_bytes(content)
+        np.testing.assert_array_equal(read_audio(str(tmp_path / name)), expected)
 
 
 def test_one_sample(tmp_path):
@@ -172,15 +160,6 @@ def test_rate_and_channels_may_change_midway(tmp_path, codec, suffix, first, sec
 
 
 # ---- the central part ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000])
-@pytest.mark.parametrize("seconds", [2.0, 3.37])
-def test_the_central_part_is_that_of_the_whole(tmp_path, rate, seconds):
-    path = tmp_path / "a.flac"
-    write(path, chords(7.123, rate), rate)
-    expected = centre_of(read_audio(path), seconds)
-    np.testing.assert_allclose(read_audio(path, seconds), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("priming", [0, 1024, 2112])
@@ -272,7 +251,7 @@ def playlist(*lines: str):
     ],
 )
 @pytest.mark.parametrize("read", [read_audio, drain, read_part])
-def test_what_cannot_be_read(tmp_path, name, make, kinds, read):
+def test_what_cannot_be_read(tmp_path, capfd, name, make, kinds, read):
     path = tmp_path / name
     make(path)
     with pytest.raises(AudioError) as caught:
@@ -282,6 +261,7 @@ def test_what_cannot_be_read(tmp_path, name, make, kinds, read):
     # Even while somebody holds the error, and with its traceback all that was under way.
     assert caught.value.__traceback__
     assert not path.is_file() or not is_open(path)
+    assert capfd.readouterr() == ("", "")  # libraries do not name the file
 
 
 @pytest.mark.parametrize(("owner", "name"), [(Path, "open"), (decoding, "_channels")])
@@ -319,28 +299,7 @@ def test_what_precedes_nan_is_handed_on(tmp_path, rate):
     assert 15 < sum(map(len, blocks)) / 16_000 < 20
 
 
-def test_nothing_is_written_to_the_terminal(tmp_path, capfd):
-    """Libraries do not name the file that they complain about."""
-    path = tmp_path / "a.mp3"
-    content = write(path, chords(5))
-    half = len(content) // 2
-    for damaged in (content[:half] + bytes(5000) + content[half + 5000 :], b"no music" * 1000):
-        path.write_bytes(damaged)
-        with suppress(AudioError):
-            read_audio(path)
-    assert capfd.readouterr() == ("", "")
-
-
 # ---- block by block ------------------------------------------------------------------------------
-
-
-def test_blocks_that_were_handed_on_do_not_change(tmp_path):
-    write(tmp_path / "a.wav", noise(20), 16_000)
-    stream = stream_audio(tmp_path / "a.wav")
-    first = next(stream)
-    before = first.copy()
-    next(stream)
-    np.testing.assert_array_equal(first, before)
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".m4a"])
@@ -397,14 +356,8 @@ def test_warnings_after_the_last_block(tmp_path, sound, expected):
     assert meter.warnings() == expected
 
 
-@pytest.mark.parametrize(
-    ("frames", "peak", "expected"),
-    [
-        (64, 0.1, []),
-        (64, 0, ["silent"]),
-        (26, 0.1, ["0.4 s only"]),
-        (2, 0, ["silent", "0.02 s only"]),
-    ],
-)
-def test_warnings_of_a_log_mel(frames, peak, expected):
-    assert mel_warnings(frames, peak) == expected
+def test_warnings_of_a_log_mel():
+    assert mel_warnings(64, 0.1) == []
+    assert mel_warnings(64, 0) == ["silent"]
+    assert mel_warnings(26, 0.1) == ["0.4 s only"]
+    assert mel_warnings(2, 0) == ["silent", "0.02 s only"]
