@@ -427,10 +427,10 @@ def test_an_interrupt_keeps_what_is_known_of_failures(audio, store, monkeypatch)
     assert sorted(before) == ["0.wav", "9.wav", "b.c/5.wav"]
     stream = module.stream_audio
 
-    def interrupt(path, seconds):
+    def interrupt(path, *more):
         if path.name == stop:
             raise KeyboardInterrupt
-        return stream(path, seconds)
+        return stream(path, *more)
 
     monkeypatch.setattr(module, "stream_audio", interrupt)
     stop = ""
@@ -449,12 +449,12 @@ def test_an_interrupt_keeps_what_is_known_of_failures(audio, store, monkeypatch)
 def test_a_file_that_crashes_its_decoder_costs_itself_only(audio, store, monkeypatch, killed):
     stream = module.stream_audio
 
-    def crash(path, seconds):
+    def crash(path, *more):
         if path.name == "1.wav":
             if killed:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("a decoder's own")
-        return stream(path, seconds)
+        return stream(path, *more)
 
     monkeypatch.setattr(module, "stream_audio", crash)  # in the workers, too, which are forks
     for _ in range(2):  # and again, when it alone is left
