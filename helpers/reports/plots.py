@@ -190,9 +190,9 @@ def heat_map(
     if max(n_rows, n_columns) <= 24 and table.count():
         middle = (table.min() + table.max()) / 2
         for i, j in np.argwhere(~np.ma.getmaskarray(table)):
-            colour, number = "black" if table[i, j] > middle else "white", table[i, j]
-            style = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
-            axes.text(j, i, numbers.format(number), **style)
+            colour = "black" if table[i, j] > middle else "white"
+            number = numbers.format(table[i, j])
+            axes.text(j, i, number, ha="center", va="center", fontsize=8, color=colour)
     return save_figure(figure, path)
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from tqdm.utils import disp_len, disp_trim
 
-from maest.helpers.errors import InputError, Kind
-from maest.helpers.files.atomic import encodable, valid_utf8, write_json, write_rows
+from maest.helpers.errors import InputError
+from maest.helpers.files.atomic import encodable, read_bytes, valid_utf8, write_json, write_rows
 from maest.helpers.results.tracks import TrackResult
 
 SEPARATOR = "; "  # between the warnings in a table's cell
@@ -76,8 +76,8 @@ def write_predictions(
         return {"start": start, "end": end, "labels": entries}
 
     whole = part(0.0, round(result.seconds, 3), result.activations)
-    spans = result.times[:, [0, 2]].round(3).tolist()
-    patches = [part(*span, v) for span, v in zip(spans, result.patch_activations, strict=True)]
+    spans = zip(result.times.round(3).tolist(), result.patch_activations, strict=True)
+    patches = [part(start, end, values) for (start, _, end), values in spans]
     prediction = {
         "track": valid_utf8(result.key),
         "seconds": whole["end"],
@@ -106,18 +106,15 @@ def read_predictions(path_json: Path) -> dict[str, Any]:
 
     InputError: the file is missing, unreadable or corrupt.
     """
+    content = read_bytes(path_json, missing="Run predict for this track first.")
     try:
-        prediction = {"warnings": [], **json.loads(path_json.read_text("utf-8"))}
+        prediction = {"warnings": [], **json.loads(content)}
         output, whole = output_name(prediction["task"]), {"start": 0, "end": prediction["seconds"]}
         for part in ({**prediction, **whole}, *prediction["patches"]):
             float(part["start"]), float(part["end"])
             for entry in part["labels"]:
                 str(entry["label"]), float(entry[output])
         str(prediction["track"]), SEPARATOR.join(prediction["warnings"])
-    except OSError as error:
-        kind: Kind = "missing" if isinstance(error, FileNotFoundError) else "access"
-        message, hint = f"cannot be read ({error.strerror})", "Run predict for this track first."
-        raise InputError(message, kind=kind, hint=hint, path=path_json) from None
     except (ValueError, LookupError, TypeError, AttributeError):
         message, hint = "expected a track's predictions as JSON", "Run predict again."
         raise InputError(message, kind="corrupt", hint=hint, path=path_json) from None

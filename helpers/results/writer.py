@@ -83,9 +83,9 @@ class Output:
 
         OSError or ValueError: a file is missing, truncated, or no file.
         """
-        suffixes = ("npy",)
+        suffixes = ["npy"]
         if self.kind == "predictions":
-            suffixes = ("json", "csv", "png") if plot else ("json", "csv")
+            suffixes = ["json", "csv", *["png"] * plot]
         # Text, not paths: there may be millions of tracks.
         place = f"{self.folder}/{key}.{self.kind}"
         return min(self._check(key, place, suffix) for suffix in suffixes)
@@ -111,9 +111,12 @@ class Output:
 def _header(head: bytes) -> tuple[tuple[int, ...], int]:
     """Return the shape in an .npy file's first bytes, and the length of the whole file."""
     file = io.BytesIO(head)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("another version")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("another version")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # a damaged header may raise any, such as the tokenizer's
+        raise ValueError(f"no header of an array: {error}") from None
     return shape, file.tell() + dtype.itemsize * math.prod(shape)
 
 

@@ -114,16 +114,6 @@ def test_intervals_leave_out_resamples_without_a_figure():
     assert np.isnan([nothing["low"], nothing["high"]]).all()
 
 
-def test_more_tracks_make_narrower_intervals():
-    widths = []
-    for n_tracks in (30, 3000):
-        targets, outputs = a_split("multi-label", n_tracks)
-        found = interval(resampled_figures("multi-label", targets, outputs, 50, 0)["ap"], 0.95)
-        assert found["low"] < found["value"] < found["high"]
-        widths.append(found["high"] - found["low"])
-    assert widths[1] < widths[0] / 4
-
-
 def test_rare_labels_are_left_out_of_the_resamples_that_lack_them():
     targets, outputs = a_split("multi-label")
     targets[:, 0] = np.arange(N) == 5

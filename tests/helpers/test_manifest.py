@@ -86,11 +86,8 @@ def test_results_without_a_manifest_are_not_ours(tmp_path, name, overwrite):
     with refuses("exists", tmp_path.name):
         opened(tmp_path, overwrite=overwrite)
     assert files(tmp_path) == {name}
-
-
-def test_files_that_are_no_results_do_not_matter(tmp_path):
-    put(tmp_path, "thesis.tex", "a.logits.npy", "a/.tmp-x.embeddings.npy")
-    assert opened(tmp_path)["sources"] == ["/music"]
+    put(tmp_path / "other", "thesis.tex", "a.logits.npy", "a/.tmp-x.embeddings.npy")
+    assert opened(tmp_path / "other", overwrite=overwrite)["sources"] == ["/music"]
 
 
 @pytest.mark.parametrize(

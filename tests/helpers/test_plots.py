@@ -30,23 +30,11 @@ def texts(labels) -> list[str]:
 @pytest.mark.parametrize(
     ("metrics", "loss", "names", "lowest"),
     [
-        (
-            {"ap": [0.1, 0.2], "roc_auc": [0.5, 0.6]},
-            *("binary cross-entropy", ["AP", "ROC-AUC", "chance (AP 0.250)"], 0),
-        ),
-        (
-            {"accuracy": [0.1, 0.2], "macro_f1": [0.5, 0.6]},
-            *("cross-entropy", ["accuracy", "macro F1", "chance (accuracy 0.250)"], 0),
-        ),
-        (
-            {"r2": [-0.5, 0.2], "mse": [9.0, 8.0]},
-            *("mean squared error", ["R²", "chance (R² 0.250)"], -0.55),
-        ),
-        (
-            {"r2": [-80, np.nan], "mse": [9.0, 8.0]},
-            *("mean squared error", ["R²", "chance (R² 0.250)"], -1),
-        ),
-        ({}, "binary cross-entropy", ["AP", "ROC-AUC", "chance (AP 0.250)"], 0),
+        ({"ap": [0.1, 0.2], "roc_auc": [0.5, 0.6]}, "binary cross-entropy", ["AP", "ROC-AUC"], 0),
+        ({"accuracy": [0, 1], "macro_f1": [0, 1]}, "cross-entropy", ["accuracy", "macro F1"], 0),
+        ({"r2": [-0.5, 0.2], "mse": [9.0, 8.0]}, "mean squared error", ["R²"], -0.55),
+        ({"r2": [-80, np.nan], "mse": [9.0, 8.0]}, "mean squared error", ["R²"], -1),
+        ({}, "binary cross-entropy", ["AP", "ROC-AUC"], 0),
     ],
 )
 def test_learning_curve_of_each_task(tmp_path, figures, metrics, loss, names, lowest):
@@ -59,7 +47,8 @@ def test_learning_curve_of_each_task(tmp_path, figures, metrics, loss, names, lo
     assert path.read_bytes().startswith(b"\x89PNG")
     left, right = figures[0].axes
     assert left.get_title() == loss
-    assert [line.get_label() for line in right.get_lines()] == names
+    level = f"chance ({names[0]} 0.250)"
+    assert [line.get_label() for line in right.get_lines()] == [*names, level]
     assert right.get_ylim() == pytest.approx((lowest, 1))
 
 

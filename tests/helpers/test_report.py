@@ -15,12 +15,7 @@ PRETRAINING = {
         {"epoch": 2, "train_loss": 0.4},  # an epoch without validation
         {"epoch": 3, "train_loss": 0.3, "val_ap": 0.75, "val_roc_auc": 0.875, "val_loss": 0.4},
     ],
-    "val_ap": 0.75,
-    "val_roc_auc": 0.875,
-    "val_tracks": 11,
-    "best_epoch": 3,
-    "best_steps": 30,
-    "steps": 30,
+    **{"val_ap": 0.75, "val_tracks": 11, "best_epoch": 3, "best_steps": 30},
     "chance": {"ap": 0.25, "roc_auc": 0.5},
     "label_frequencies": {"ap": 0.2, "roc_auc": 0.5},
 }

@@ -151,7 +151,7 @@ def test_damaged_files_are_not_done(tmp_path, pooled):
         path = tmp_path / name
         damaged = [b"", whole[:100], whole[:-1], whole[:-30], b"x" * 300]
         if path.suffix == ".npy":
-            damaged.append(whole + b"x")
+            damaged += whole + b"x", whole[:6] + b"\2" + whole[7:], whole.replace(b"), }", b"([ }")
         if name.endswith("times.csv"):  # a row for each patch
             damaged = [whole[: whole.rindex(b"3,6")], whole[:26], b""]
         for content in damaged:
@@ -206,24 +206,18 @@ def listed(path: Path) -> dict[str, str]:
     return read_failures(path, value="warnings")
 
 
-def test_warnings_stand_beside_the_results(tmp_path):
-    tracks = {"ä\n\udcff": (), "b": ("silent", "0.1 s only"), "a": ("silent",)}
-    writer = write(outputs(tmp_path), *(result(k, warnings=why) for k, why in tracks.items()))
-    assert (writer.written, writer.warned) == (3, 2)
+def test_warnings_stand_beside_the_results_and_are_the_last_ones(tmp_path):
+    runs = [
+        ({"a": ["silent"], "b": ["silent", "0.1 s only"], "c": ["channels cancel"]}, 3),
+        ({"ä\n\udcff": [], "a": [], "b": ["0.1 s only"]}, 1),
+    ]
+    for tracks, warned in runs:
+        found = [result(key, warnings=why) for key, why in tracks.items()]
+        assert write(outputs(tmp_path), *found).warned == warned
     for level in ("7", "final", "logits"):
         found = listed(tmp_path / level / "warnings.csv")
-        assert list(found.items()) == [("a", "silent"), ("b", "silent; 0.1 s only")]
+        assert list(found.items()) == [("b", "0.1 s only"), ("c", "channels cancel")]
     assert not (tmp_path / "predictions/warnings.csv").exists()
-
-
-def test_a_track_that_is_made_again_has_its_new_warnings(tmp_path):
-    runs = [
-        {"a": ["silent"], "b": ["silent"], "c": ["channels cancel"]},
-        {"a": [], "b": ["0.1 s only"], "d": []},
-    ]
-    for tracks in runs:
-        write(outputs(tmp_path), *(result(key, warnings=why) for key, why in tracks.items()))
-    assert listed(tmp_path / "7/warnings.csv") == {"b": "0.1 s only", "c": "channels cancel"}
     write(outputs(tmp_path), result("b"), result("c"))
     assert listed(tmp_path / "7/warnings.csv") == {}
 
@@ -296,22 +290,6 @@ def test_a_full_disk_ends_the_run(tmp_path, size, file):
         writer.put(result())
 
 
-def test_a_folder_that_takes_no_files(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with refuses("access", "b.mp3.embeddings.npy"):
-        write(outputs(tmp_path), result())
-
-
-def test_a_slip_in_the_program_surfaces(tmp_path):
-    other = result()
-    del other.embeddings[7]
-    with pytest.raises(KeyError):
-        write(outputs(tmp_path), other)
-
-
 def test_a_picture_that_cannot_be_drawn_costs_its_track(tmp_path):
     track = result()
     track.picture = np.zeros(3)
@@ -340,12 +318,14 @@ def test_few_results_wait_and_all_are_written_after_an_exception(tmp_path, monke
     assert writer.written == MAX_WAITING + 5
 
 
+def test_an_error_of_the_last_track_is_raised_at_the_end(tmp_path):
+    with full_disk(60), refuses("access", "7/a/b.mp3.embeddings.npy"):
+        write(outputs(tmp_path), result(pooled=False))
+
+
 def test_the_first_error_is_raised_with_the_other_as_a_note(tmp_path):
-    with (  # noqa: PT012
-        pytest.raises(Killed) as caught,
-        full_disk(60),
-        ResultWriter(outputs(tmp_path)) as writer,
-    ):
+    writer = ResultWriter(outputs(tmp_path))
+    with pytest.raises(Killed) as caught, full_disk(60), writer:  # noqa: PT012
         writer.put(result())
         raise Killed
     assert len(caught.value.__notes__) == 1
