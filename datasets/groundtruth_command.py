@@ -43,9 +43,9 @@ def show(options: argparse.Namespace) -> list[str]:
         else:
             notes = ["", f"{names_file}: not used: {what}"]
     lines = _values(groundtruth, names) if regression else _counts(groundtruth, names)
-    for key, row in zip(
-        groundtruth.keys[: max(options.first, 0)], groundtruth.targets, strict=False
-    ):
+    shown = groundtruth.keys[: max(options.first, 0)]
+    lines += ["", "first keys"] if shown else []
+    for key, row in zip(shown, groundtruth.targets, strict=False):
         labels = ", ".join(names[i] for i in np.flatnonzero(row)) or "(no label)"
         values = first_few((f"{value:.4g}" for value in row), _BINS)
         lines.append(f"  {key!r}: {values if regression else labels}")
@@ -68,7 +68,7 @@ def _counts(groundtruth: GroundTruth, names: list[str]) -> list[str]:
         bar = "#" * math.ceil(_BAR * size / sizes.max())
         lines.append(f"  {bin_name:>9} {size:>8} {bar}".rstrip())
     counts = zip(names, groundtruth.counts(), strict=True)
-    return [*lines, "", "tracks with each label", *(f"  {n:>8} {name}" for name, n in counts), ""]
+    return [*lines, "", "tracks with each label", *(f"  {n:>8} {name}" for name, n in counts)]
 
 
 def _values(groundtruth: GroundTruth, names: list[str]) -> list[str]:
@@ -82,7 +82,7 @@ def _values(groundtruth: GroundTruth, names: list[str]) -> list[str]:
     columns = (values.min(0), values.mean(0), values.max(0), values.std(0))
     for name, *row in zip(names, *columns, strict=True):
         lines.append("  " + " ".join(f"{value:>10.4g}" for value in row) + f" {name}")
-    return [*lines, ""]
+    return lines
 
 
 def _fractions(text: str) -> list[float]:

@@ -105,7 +105,7 @@ class _GroupSplitter:
         for split in range(3):
             for label in np.flatnonzero((self.groups >= 3) & (self.holders[split] == 0)):
                 # A group that was moved for another label may have brought this one.
-                holders = np.flatnonzero(self.counts[:, label])
+                holders = np.flatnonzero(self.counts[:, label]).tolist()
                 able = [group for group in holders if self._can_leave(group)]
                 if able and not self.holders[split, label]:
                     self.move(min(able, key=lambda g: (self.sizes[g], self.order[g])), split)

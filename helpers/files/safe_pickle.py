@@ -26,11 +26,8 @@ import numpy as np
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import read_bytes
 
-_RESAVE = (
-    "Only dicts, lists, tuples, strings, numbers and bool, integer or float NumPy arrays are read, "
-    "and nothing else in the file was run: if you trust it, re-save it with plain lists or NumPy "
-    "arrays."
-)
+_RESAVE = "Only dicts, lists, tuples, strings, numbers and NumPy arrays of numbers are read, and "
+_RESAVE += "nothing else in the file was run: if you trust it, re-save it with those."
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 80, 80, 80
 _MAX_DEPTH = 50
@@ -121,13 +118,10 @@ class _Reader(pickle._Unpickler):  # Python's reader: a dict as memo, and a tabl
         _require(type(unfinished) is _Unfinished and not unfinished.built, "state of an object")
         unfinished.built = True
         match unfinished.value, state:
-            case None, (1, tuple() as shape, dtype, (True | False) as fortran, raw):
+            case None, (1, tuple() as shape, dtype, bool() as fortran, raw):
                 unfinished.value = self.array(raw, dtype, shape, "F" if fortran else "C")
-            # The last three, size, alignment and flags, are -1, -1, 0 but for text.
-            case (
-                np.dtype() as dtype,
-                (3, ("<" | ">" | "|" | "=") as order, None, None, None, int(), int(), int()),
-            ):
+            # More follows: size, alignment and flags, which only text has.
+            case np.dtype() as dtype, (3, ("<" | ">" | "|" | "=") as order, None, None, None, *_):
                 unfinished.value = dtype.newbyteorder(order)
             case _:
                 raise _Refused(f"the state of an array or a dtype is {short_repr(state)}")
