@@ -15,6 +15,7 @@ from published import STATE, deit_state, hub_state, maest_state, passt_state
 
 from maest.helpers.errors import InputError
 from maest.models import CheckpointError, Maest, get_maest, load_checkpoint, save_model
+from maest.models.weights import load_into
 
 LABELS = ["Folk---Jig", "Folk---Reel", "Früh---Messe"]
 
@@ -205,6 +206,13 @@ def test_arguments_win_over_the_checkpoint(folder, caplog):
     with pytest.raises(InputError) as caught:
         get_maest(checkpoint=folder, labels=["x", "y"], n_classes=3)
     assert (caught.value.kind, caught.value.setting) == ("mismatch", "labels")
+
+
+def test_a_network_keeps_the_head_that_a_checkpoint_does_not_have(folder):
+    model, own = tiny(seed=1, n_classes=5), tiny(seed=1, n_classes=5)
+    load_into(model, load_checkpoint(folder))
+    assert torch.equal(model.head[1].weight, own.head[1].weight)
+    assert torch.equal(model.norm.weight, tiny().norm.weight)
 
 
 # ------------------------------------------------------------------ what does not fit
