@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class RunResults:
 def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     """Compare finished runs, or probes of several extractions, with intervals."""
     folder, options = run_dir(run), settings.compare
-    folders, to_probe = _split_spaces(settings.runs), _split_spaces(options.embeddings_dirs)
+    folders, to_probe = list(settings.runs or ()), list(options.embeddings_dirs or ())
     if len(folders) + len(to_probe) < 2:
         hint = "Give folders of finished runs, such as runs=[exp_logs/4,exp_logs/5], or of "
         hint += "extractions that are still to be probed, such as compare.embeddings_dirs="
@@ -71,13 +70,6 @@ def compare(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     page.write(folder / "comparison.md")
     print(f"{page.text}\n\n{folder / 'comparison.md'}")
     return {"folder": str(folder), "runs": results["runs"]}
-
-
-def _split_spaces(given: Sequence[str] | None) -> list[str]:
-    """Return folders; a single quoted text may name several, separated by spaces."""
-    if given is not None and len(given) == 1 and not Path(given[0]).exists():
-        return given[0].split()
-    return list(given or ())
 
 
 def _page(folder: Path, results: dict[str, Any]) -> Page:
@@ -145,18 +137,16 @@ def align_tracks(runs: list[RunResults]) -> list[RunResults]:
     """Return the runs with tracks in the first run's order. InputError: tracks or labels differ."""
     first, aligned = runs[0], []
     for run in runs:
-        message, rows = "", {key: i for i, key in enumerate(run.keys)}
+        rows, different = {key: i for i, key in enumerate(run.keys)}, ""
         order = [rows[key] for key in first.keys if key in rows]
         if (run.task, run.labels) != (first.task, first.labels):
-            one, other = (f"{own.task}, {len(own.labels)} labels" for own in (run, first))
-            how = f"{one}; {other}" if one != other else f"{one}, of other names or in other order"
-            message = f"has another task than {first.folder} ({how})"
-        elif differing := rows.keys() ^ set(first.keys):
-            message = f"was not tested on the same tracks as {first.folder}: {len(differing)} are "
-            message += "in one of them only"
+            different = "another task, or other labels"
+        elif apart := rows.keys() ^ set(first.keys):
+            different = f"other test tracks ({len(apart)} are in one of them only)"
         elif not np.array_equal(run.targets[order], first.targets):
-            message = f"was tested on the same tracks as {first.folder}, with other labels"
-        if message:
+            different = "other labels of the same test tracks"
+        if different:
+            message = f"has {different} than {first.folder}"
             hint = "Probe both on the same ground truths, with features for all of their tracks."
             raise InputError(message, kind="mismatch", path=run.folder, setting="runs", hint=hint)
         outputs = run.outputs[:, order]
