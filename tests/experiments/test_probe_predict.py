@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +11,27 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from command_line import bad, good, newest, run
-from music import save_small_model, write_music
+from command_line import good, newest, refused, run
+from folders import read_json, rows
+from music import RATE, arrays, noise, save_small_model, write_music
 from safetensors.numpy import load_file, save_file
 
 from maest.config import ProbeSettings
 from maest.datasets.embeddings import find_folders, read_tokens
-from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
+from maest.datasets.groundtruth import read_any_groundtruth, write_groundtruth, write_labels
 from maest.datasets.preprocess import main as preprocess
 from maest.experiments.probe_predict import extraction_settings
 from maest.helpers.audio.reading import read_audio
+from maest.helpers.errors import Kind
+from maest.helpers.files.atomic import write_json
 from maest.models.extraction import Extractor
 
-BLOCK = 1
 LABELS = {
     "multi-label": ["drums", "flute", "voice"],
     "single-label": ["jig", "mass", "reel"],
     "regression": ["arousal", "tempo"],
 }
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 @dataclass
@@ -42,184 +43,129 @@ class Home:
     music: Path
     probes: dict[str, Path]
 
+    def extract(self, out: str, *typed: str) -> None:
+        """Embeddings of block 1 of the old music."""
+        line = f"extract_embeddings with maest.checkpoint={self.model} inference.out_dir={out}"
+        line += " inference.transformer_block=1 inference.audio=old"
+        good("ex_maest.py", " ".join([line, *typed]), self.folder)
+
+    def probe(self, *typed: str, task: str = "multi-label", home: Path | None = None) -> Path:
+        """Train a probe; its folder."""
+        splits = (
+            f"data.groundtruth_{short}={self.folder}/{task}/groundtruth-{name}.pk"
+            for short, name in SPLITS.items()
+        )
+        line = f"with data.task={task} seeds=2 probe.max_epochs=4 probe.lr=0.01 data.types=ct"
+        good("ex_tl.py", " ".join([line, *splits, *typed]), home or self.folder)
+        return newest(home or self.folder)
+
+    def predict(self, *typed: str, probe: Path | None = None, code: int = 0) -> Path:
+        """Apply a probe; the folder of what it finds."""
+        line = f"predict with probe={probe or self.probes['multi-label']} audio={self.music}"
+        done = run("ex_tl.py", " ".join([line, *typed]), self.folder)
+        assert done.code == code, done.err[-3000:]
+        return newest(self.folder)
+
+    def refuse(self, kind: Kind, setting: str, *typed: str, place: str = "") -> None:
+        line = f"predict with probe={self.probes['multi-label']} audio={self.music}"
+        refused("ex_tl.py", " ".join([line, *typed]), self.folder, kind, setting, place)
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Home:
     folder = tmp_path_factory.mktemp("home")
-    model = save_small_model(folder / "model")
+    home = Home(folder, save_small_model(folder / "model"), folder / "new", {})
     names = write_music(folder / "old", 16)
-    good(
-        "ex_maest.py",
-        f"extract_embeddings with maest.checkpoint={model} inference.audio=old "
-        f"inference.transformer_block=[{BLOCK},2]",
-        folder,
-    )
+    home.extract("embeddings", "inference.transformer_block=[1,2]")
     rng = np.random.default_rng(0)
-    probes = {}
     for task, labels in LABELS.items():
         targets = {
             "multi-label": rng.random((16, 3)) < 0.5,
             "single-label": np.eye(3, dtype=bool)[np.arange(16) % 3],
             "regression": rng.normal((60, 120), (5, 30), (16, 2)).astype(np.float32),
         }[task]
-        for split, rows in (("train", range(8)), ("validation", range(8, 12)),
-                            ("test", range(12, 16))):  # fmt: skip
-            # As they are named where log-mel files are made of the same music.
-            own = {names[i].replace(".flac", ".mmap"): targets[i] for i in rows}
-            write_groundtruth(folder / task / f"groundtruth-{split}.pk", own, task)
+        # As tracks are named where log-mel files are made of the same music.
+        keys = [name.replace(".flac", ".mmap") for name in names]
+        for split, first, end in (("train", 0, 8), ("validation", 8, 12), ("test", 12, 16)):
+            path = folder / task / f"groundtruth-{split}.pk"
+            truth = dict(zip(keys[first:end], targets[first:end], strict=True))
+            write_groundtruth(path, truth, task)
         write_labels(folder / task / "labels.json", labels)
-        good(
-            "ex_tl.py",
-            f"with data.embeddings_dir=embeddings data.block={BLOCK} data.types=ct data.task={task}"
-            f" data.groundtruth_train={task}/groundtruth-train.pk seeds=2 probe.max_epochs=4"
-            f" data.groundtruth_val={task}/groundtruth-validation.pk probe.lr=0.01"
-            f" data.groundtruth_test={task}/groundtruth-test.pk",
-            folder,
-        )
-        probes[task] = newest(folder)
-    write_music(folder / "new", 3)
-    return Home(folder, model, folder / "new", probes)
+        home.probes[task] = home.probe("data.embeddings_dir=embeddings data.block=1", task=task)
+    write_music(home.music, 3)
+    return home
 
 
-def predicted(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """Columns, tracks and values of predictions.csv."""
-    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
-    values = np.array([[float(cell) for cell in row[1:-1]] for row in rows])
-    return header, [row[0] for row in rows], values
+def predicted(folder: Path) -> dict[str, np.ndarray]:
+    """Track → values, in predictions.csv."""
+    table = rows(folder / "predictions.csv")
+    return {row["track"]: np.array([float(v) for v in list(row.values())[1:-1]]) for row in table}
 
 
-def by_hand(home: Home, task: str, track: str) -> np.ndarray:
+def by_hand(home: Home, probe: Path, task: str, track: str) -> np.ndarray:
     """The network's embedding of a whole track, through each seed's layers."""
-    embedding = Extractor(home.model, blocks=[BLOCK])(home.music / track).embeddings[BLOCK]
-    features = embedding[[0, 2]].mean(axis=0)
+    embeddings = Extractor(home.model, blocks=[1, 2])(home.music / track).embeddings
     outputs = []
     for seed in (0, 1):
-        state = load_file(home.probes[task] / "probe" / f"seed-{seed}.safetensors")
-        hidden = np.maximum(state["net.0.weight"] @ features + state["net.0.bias"], 0)
+        state = load_file(probe / f"probe/seed-{seed}.safetensors")
+        x = embeddings[1][[0, 2]].mean(axis=0)
+        if "mix" in state:
+            x = np.stack([embeddings[block][[0, 2]].mean(axis=0) for block in (1, 2)])
+            x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+            x = np.exp(state["mix"]) / np.exp(state["mix"]).sum() @ x
+        hidden = np.maximum(state["net.0.weight"] @ x + state["net.0.bias"], 0)
         out = state["net.2.weight"] @ hidden + state["net.2.bias"]
         outputs.append(torch.from_numpy(out * state["scale"] + state["shift"]))
     logits = torch.stack(outputs)
-    if task == "multi-label":
-        logits = logits.sigmoid()
-    elif task == "single-label":
-        logits = logits.softmax(dim=1)
-    return logits.mean(dim=0).numpy()
+    activations = {"multi-label": logits.sigmoid(), "single-label": logits.softmax(dim=1)}
+    return activations.get(task, logits).mean(dim=0).numpy()
 
 
 @pytest.mark.parametrize("task", LABELS)
 def test_the_values_are_the_networks_and_the_probes(home, task):
-    out = good(
-        "ex_tl.py", f"predict with probe={home.probes[task]} audio={home.music}", home.folder
-    )
-    header, tracks, values = predicted(newest(home.folder))
-    assert header == ["track", *LABELS[task], "warnings"]
-    assert tracks == ["a/000.flac", "a/002.flac", "b/001.flac"]
-    for track, own in zip(tracks, values, strict=True):
-        np.testing.assert_allclose(own, by_hand(home, task, track), rtol=1e-4, atol=1e-5)
-    assert "3 tracks" in out
-    assert "a/000.flac: " in out
-    found = json.loads((newest(home.folder) / "predictions.json").read_text())
-    assert (found["task"], [own["track"] for own in found["tracks"]]) == (task, tracks)
-    (figure,) = set(found["tracks"][0]) - {"track", "warnings"}
-    for entry, own in zip(found["tracks"], values, strict=True):
-        assert list(entry[figure].values()) == pytest.approx(list(own), abs=1e-6)
-        assert list(entry[figure]) == LABELS[task]
+    probe = home.probes[task]
+    folder = home.predict(probe=probe)
+    assert list(rows(folder / "predictions.csv")[0]) == ["track", *LABELS[task], "warnings"]
+    table, found = predicted(folder), read_json(folder / "predictions.json")
+    assert list(table) == ["a/000.flac", "a/002.flac", "b/001.flac"]
+    assert (found["task"], [own["track"] for own in found["tracks"]]) == (task, list(table))
+    (name,) = set(found["tracks"][0]) - {"track", "warnings"}
+    for entry, (track, own) in zip(found["tracks"], table.items(), strict=True):
+        np.testing.assert_allclose(own, by_hand(home, probe, task, track), rtol=1e-4, atol=1e-5)
+        assert entry[name] == pytest.approx(dict(zip(LABELS[task], own, strict=True)), abs=1e-6)
+
+
+def test_a_probe_of_mixed_blocks_on_one_file(home):
+    probe = home.probe("data.embeddings_dir=embeddings data.block=mix")
+    table = predicted(home.predict(f"audio={home.music}/b/001.flac", probe=probe))
+    expected = by_hand(home, probe, "multi-label", "b/001.flac")
+    assert list(table) == ["001.flac"]
+    np.testing.assert_allclose(table["001.flac"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_silent_track_has_a_warning_beside_its_labels(home, tmp_path):
-    soundfile.write(tmp_path / "silence.wav", np.zeros(48_000), 16_000)
-    soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).normal(0, 0.1, 48_000), 16_000)
-    out = good(
-        "ex_tl.py", f"predict with probe={home.probes['multi-label']} audio={tmp_path}", home.folder
-    )
-    assert "silence.wav: " in out
-    assert "(silent" in out
-    assert "1 with warnings" in out
-    with (newest(home.folder) / "predictions.csv").open(newline="") as file:
-        assert {row["track"]: row["warnings"] for row in csv.DictReader(file)} == {
-            "noise.wav": "",
-            "silence.wav": "silent",
-        }
-    found = json.loads((newest(home.folder) / "predictions.json").read_text())
-    assert [own["warnings"] for own in found["tracks"]] == [[], ["silent"]]
-
-
-def test_a_probe_of_mixed_blocks(home):
-    task = "multi-label"
-    good(
-        "ex_tl.py",
-        f"with {home.probes[task].relative_to(home.folder)}/config.json data.block=mix",
-        home.folder,
-    )
-    probe = newest(home.folder)
-    out = good("ex_tl.py", f"predict with probe={probe} audio={home.music}", home.folder)
-    assert "/{1,2}" in out
-    _, tracks, values = predicted(newest(home.folder))
-    for track, own in zip(tracks, values, strict=True):
-        embeddings = Extractor(home.model, blocks=[1, 2])(home.music / track).embeddings
-        x = np.stack([embeddings[block][[0, 2]].mean(axis=0) for block in (1, 2)])
-        x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
-        found = []
-        for seed in (0, 1):
-            state = load_file(probe / "probe" / f"seed-{seed}.safetensors")
-            weights = np.exp(state["mix"]) / np.exp(state["mix"]).sum()
-            hidden = state["net.0.weight"] @ (weights @ x) + state["net.0.bias"]
-            logits = state["net.2.weight"] @ np.maximum(hidden, 0) + state["net.2.bias"]
-            found.append(1 / (1 + np.exp(-logits)))
-        np.testing.assert_allclose(own, np.mean(found, axis=0), rtol=1e-4, atol=1e-5)
-
-
-def test_one_file(home):
-    line = f"predict with probe={home.probes['multi-label']} audio={home.music}/b/001.flac"
-    out = good("ex_tl.py", line, home.folder)
-    _, tracks, values = predicted(newest(home.folder))
-    assert tracks == ["001.flac"]
-    highest = LABELS["multi-label"][values[0].argmax()]
-    assert f"001.flac: {highest} {values[0].max():.3f}, " in out
-    np.testing.assert_allclose(
-        values[0], by_hand(home, "multi-label", "b/001.flac"), rtol=1e-4, atol=1e-5
-    )
+    soundfile.write(tmp_path / "silence.wav", np.zeros(48_000), RATE)
+    soundfile.write(tmp_path / "noise.wav", noise(3), RATE)
+    folder = home.predict(f"audio={tmp_path}")
+    warned = {row["track"]: row["warnings"] for row in rows(folder / "predictions.csv")}
+    assert warned == {"noise.wav": "", "silence.wav": "silent"}
+    found = read_json(folder / "predictions.json")["tracks"]
+    assert [own["warnings"] for own in found] == [[], ["silent"]]
 
 
 def test_a_broken_file_costs_that_file_only(home, tmp_path):
-    shutil.copytree(home.music, tmp_path / "music")
-    (tmp_path / "music" / "broken.mp3").write_bytes(b"no music" * 100)
-    done = run("ex_tl.py", f"predict with probe={home.probes['multi-label']} "
-               f"audio={tmp_path}/music predict.out_dir={tmp_path}/kept", home.folder)  # fmt: skip
-    assert done.code == 1
-    assert "1 failed" in done.out
-    _, tracks, _ = predicted(newest(home.folder))
-    assert len(tracks) == 3
-    kept = tmp_path / "kept" / "2sec" / str(BLOCK)
-    assert "broken.mp3" in (kept / "failed.csv").read_text()
-    done = run("ex_tl.py", f"predict with probe={home.probes['multi-label']} "
-               f"audio={tmp_path}/music predict.out_dir={tmp_path}/kept", home.folder)  # fmt: skip
-    assert "3 there already" in done.out
+    music, kept = shutil.copytree(home.music, tmp_path / "music"), tmp_path / "kept/2sec/1"
+    (music / "broken.mp3").write_bytes(b"no music" * 100)
+    typed = f"audio={music} predict.out_dir={tmp_path}/kept"
+    assert len(predicted(home.predict(typed, code=1))) == 3
+    assert [row["key"] for row in rows(kept / "failed.csv")] == ["broken.mp3"]
     # What is there of a file that has been replaced since, by one that cannot be read, is stale.
-    (tmp_path / "music" / "b" / "001.flac").write_bytes(b"no music" * 100)
-    run("ex_tl.py", f"predict with probe={home.probes['multi-label']} "
-        f"audio={tmp_path}/music predict.out_dir={tmp_path}/kept", home.folder)  # fmt: skip
-    _, tracks, _ = predicted(newest(home.folder))
-    assert tracks == ["a/000.flac", "a/002.flac"]
-    assert (kept / "b" / "001.flac.embeddings.npy").is_file()
+    (music / "b/001.flac").write_bytes(b"no music" * 100)
+    assert list(predicted(home.predict(typed, code=1))) == ["a/000.flac", "a/002.flac"]
+    assert (kept / "b/001.flac.embeddings.npy").is_file()
 
 
-def test_embeddings_of_another_model_or_setting_are_not_used(home, tmp_path):
-    """Where the folder of the new embeddings holds some already."""
-    line = f"predict with probe={home.probes['multi-label']} audio={home.music}"
-    for name, options in (
-        ("model", f"maest.checkpoint={other_model(tmp_path / 'other')}"),
-        ("hop", f"maest.checkpoint={home.model} inference.patch_hop=0.96"),
-    ):
-        good(
-            "ex_maest.py",
-            f"extract_embeddings with {options} inference.transformer_block={BLOCK} "
-            f"inference.audio={home.music} inference.out_dir={tmp_path / name}",
-            home.folder,
-        )
-        message = bad("ex_tl.py", f"{line} predict.out_dir={tmp_path / name}", home.folder)
-        assert f"predict.out_dir: {tmp_path / name}" in message
+# ---- the model, and the settings of its extraction -----------------------------------------------
 
 
 def other_model(folder: Path) -> Path:
@@ -231,154 +177,89 @@ def other_model(folder: Path) -> Path:
     return folder
 
 
+def test_embeddings_of_another_model_or_setting_are_not_used(home, tmp_path):
+    """Where the folder of the new embeddings holds some already."""
+    other = other_model(tmp_path / "other")
+    home.refuse("mismatch", "predict.checkpoint", f"predict.checkpoint={other}", place="other")
+    for name, typed in (
+        ("model", f"maest.checkpoint={other}"),
+        ("hop", "inference.patch_hop=0.96"),
+    ):
+        home.extract(str(tmp_path / name), typed, f"inference.audio={home.music}")
+        home.refuse("mismatch", "predict.out_dir", f"predict.out_dir={tmp_path / name}")
+
+
 def test_a_model_that_has_moved_is_named(home, tmp_path):
-    probe = home.probes["multi-label"]
-    assert json.loads((probe / "probe" / "probe.json").read_text())["made_by"]["checkpoint"] == str(
-        home.model
-    )
     moved = shutil.move(home.model, tmp_path / "elsewhere")
-    line = f"predict with probe={probe} audio={home.music}"
     try:
-        message = bad("ex_tl.py", line, home.folder)
-        assert str(home.model) in message
-        assert "predict.checkpoint" in message
-        good("ex_tl.py", f"{line} predict.checkpoint={moved}", home.folder)
+        home.refuse("missing", "predict.checkpoint", place=str(home.model))
+        home.predict(f"predict.checkpoint={moved}")
     finally:
         shutil.move(moved, home.model)
 
 
-def test_another_model_is_refused(home, tmp_path):
-    other = other_model(tmp_path / "other")
-    line = f"predict with probe={home.probes['multi-label']} audio={home.music}"
-    message = bad("ex_tl.py", f"{line} predict.checkpoint={other}", home.folder)
-    assert f"predict.checkpoint: {other}: " in message
-
-
-def test_the_newest_training_is_no_probe(home):
-    """``exp_logs/latest`` is what a training leaves: the message lists the probes."""
-    (home.folder / "exp_logs" / "training" / "model").mkdir(parents=True)
-    latest = home.folder / "exp_logs" / "latest"
-    latest.symlink_to("training")
-    try:
-        message = bad("ex_tl.py", "predict with probe=exp_logs/latest audio=new", home.folder)
-    finally:
-        latest.unlink()
-    assert "probe: exp_logs/latest/probe/probe.json: " in message
-    probes = [f"exp_logs/{home.probes[task].name}" for task in reversed(LABELS)]
-    assert sum(probe in message for probe in probes) >= 1
-    assert "exp_logs/latest," not in message
-
-
-def test_what_is_no_finished_probe(home, tmp_path):
-    line = f"audio={home.music}"
-    message = bad("ex_tl.py", f"predict with probe=nowhere {line}", home.folder)
-    assert "probe: nowhere: " in message
-    file = home.probes["multi-label"] / "results.json"
-    message = bad("ex_tl.py", f"predict with probe={file} {line}", home.folder)
-    assert f"exp_logs/{home.probes['multi-label'].name}" in message
-    copied = shutil.copytree(home.probes["multi-label"], tmp_path / "probe")
-    weights = copied / "probe" / "seed-1.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    assert str(copied) in bad("ex_tl.py", f"predict with probe={copied} {line}", home.folder)
-    weights.unlink()
-    assert "seed-1" in bad("ex_tl.py", f"predict with probe={copied} {line}", home.folder)
-    about = copied / "probe" / "probe.json"
-    for changes, words in (
-        ({"features": "mel_statistics"}, "mel_statistics"),
-        ({"extraction": None}, "manifest.json"),
-    ):
-        whole = json.loads((home.probes["multi-label"] / "probe" / "probe.json").read_text())
-        about.write_text(json.dumps(whole | changes))
-        shutil.copy(home.probes["multi-label"] / "probe" / "seed-1.safetensors", weights)
-        assert words in bad("ex_tl.py", f"predict with probe={copied} {line}", home.folder)
-
-
-def test_what_is_not_named(home):
-    probe = home.probes["multi-label"]
-    assert "probe=exp_logs/4" in bad("ex_tl.py", f"predict with audio={home.music}", home.folder)
-    assert "audio=my/music" in bad("ex_tl.py", f"predict with probe={probe}", home.folder)
-    assert "nowhere" in bad("ex_tl.py", f"predict with probe={probe} audio=nowhere", home.folder)
-
-
 def test_the_settings_of_the_extraction_are_kept(home):
     """Hop, tail and block are the probe's, whatever this program's defaults are."""
-    folder = home.folder / "hop"
-    folder.mkdir(exist_ok=True)
-    extract = (
-        f"extract_embeddings with maest.checkpoint={home.model} inference.out_dir=hop/embeddings "
-        f"inference.patch_hop=0.96 inference.tail=drop inference.transformer_block={BLOCK}"
-    )
-    assert run("ex_maest.py", f"{extract} inference.audio=old", home.folder).code == 1  # short ones
-    truths = " ".join(
-        f"data.groundtruth_{short}=multi-label/groundtruth-{split}.pk"
-        for short, split in (("train", "train"), ("val", "validation"), ("test", "test"))
-    )
-    line = f"with data.embeddings_dir=hop/embeddings {truths} data.missing=skip"
-    good("ex_tl.py", f"{line} seeds=1 probe.max_epochs=1", home.folder)
-    line = f"predict with probe={newest(home.folder)} audio=new predict.out_dir=hop/found"
-    run("ex_tl.py", line, home.folder)  # too short tracks fail, as tail=drop has it
-    good_ones = sorted(p.name for p in (home.folder / "hop/found").rglob("*.npy"))
-    run("ex_maest.py", extract.replace("hop/embeddings", "hop/again") + " inference.audio=new",
-        home.folder)  # fmt: skip
-    again = sorted(p for p in (home.folder / "hop/again").rglob("*.npy"))
-    assert good_ones == sorted(p.name for p in again) != []
-    for path in again:
-        same = home.folder / "hop/found" / path.relative_to(home.folder / "hop/again")
-        np.testing.assert_array_equal(np.load(path), np.load(same))
+    typed = "inference.patch_hop=0.96 inference.tail=drop inference.transformer_block=1"
+    line = f"extract_embeddings with maest.checkpoint={home.model} {typed}"
+    for audio in ("old", "new"):  # too short tracks fail, as tail=drop has it
+        out = f"inference.out_dir=hop/{audio} inference.audio={audio}"
+        assert run("ex_maest.py", f"{line} {out}", home.folder).code == 1
+    probe = home.probe("data.embeddings_dir=hop/old data.missing=skip")
+    home.predict("predict.out_dir=hop/found", probe=probe, code=1)
+    found, expected = (arrays(home.folder / "hop" / name) for name in ("found", "new"))
+    assert list(found) == list(expected) != []
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
 
 
 def test_log_mel_files_of_the_central_part(home, tmp_path):
     """A probe on what ``preprocess.py --seconds`` keeps hears as much of new music."""
     with contextlib.chdir(tmp_path):
         assert preprocess([str(home.folder / "old"), "mels", "--seconds", "1.2"]) == 0
-    truths = home.folder / "multi-label"
-    splits = {s: truths / f"groundtruth-{s}.pk" for s in ("train", "validation", "test")}
     everything = {}
-    for path in splits.values():
-        split = read_groundtruth(path)
-        everything |= dict(zip(split.keys, split.targets, strict=True))
+    for split in SPLITS.values():
+        part = read_any_groundtruth(str(home.folder / f"multi-label/groundtruth-{split}.pk"))
+        everything |= {key: [1, 0, 0] for key in part.keys}
     write_groundtruth(tmp_path / "all.pk", everything)
-    good(
-        "ex_maest.py",
+    line = (
         f"extract_embeddings with maest.checkpoint={home.model} datamodule.base_dir=mels "
-        f"datamodule.groundtruth_predict=all.pk inference.transformer_block={BLOCK}",
-        tmp_path,
+        "datamodule.groundtruth_predict=all.pk inference.transformer_block=1"
     )
-    typed = " ".join(
-        f"data.groundtruth_{short}={splits[name]}"
-        for short, name in (("train", "train"), ("val", "validation"), ("test", "test"))
-    )
-    line = f"with data.embeddings_dir=embeddings {typed} seeds=1 probe.max_epochs=1"
-    good("ex_tl.py", line, tmp_path)
-    probe = newest(tmp_path)
-    good("ex_tl.py", f"predict with probe={probe} audio={home.music}", tmp_path)
-    extract = Extractor(home.model, blocks=[BLOCK])
-    for path in sorted((newest(tmp_path) / "embeddings").rglob("*.npy")):
-        track = path.relative_to(newest(tmp_path) / "embeddings" / "2sec" / str(BLOCK))
-        waveform = read_audio(home.music / str(track).removesuffix(".embeddings.npy"), 1.2)
-        assert len(waveform) <= 1.2 * 16_000
-        soundfile.write(tmp_path / "part.wav", waveform, 16_000, "FLOAT")
-        expected = extract(tmp_path / "part.wav").embeddings[BLOCK]
-        np.testing.assert_allclose(np.load(path), expected, rtol=1e-3, atol=1e-4)
+    good("ex_maest.py", line, tmp_path)
+    probe = home.probe("data.embeddings_dir=embeddings", home=tmp_path)
+    extract = Extractor(home.model, blocks=[1])
+    for name, found in arrays(home.predict(probe=probe) / "embeddings/2sec/1").items():
+        waveform = read_audio(home.music / name.removesuffix(".embeddings.npy"), 1.2)
+        assert len(waveform) <= 1.2 * RATE
+        soundfile.write(tmp_path / "part.wav", waveform, RATE, "FLOAT")
+        expected = extract(tmp_path / "part.wav").embeddings[1]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-MADE = {
-    "input": "audio",
-    "patch_seconds": 2.0,
-    "hop_seconds": 1.0,
-    "tail": "pad",
-    "patchout": {"s_patchout_t_interleaved": 2},
-    "precision": "32-true",
-    "quantize": None,
-    "block": 7,
-    "pool": "mean",
-}
+def test_patches_that_were_kept_give_the_pooled_embedding(home):
+    """Of tracks whose last patch is shorter than the others, too."""
+    made = {}
+    for pool in ("none", "mean"):
+        typed = f"datamodule.clip_length=1 inference.patch_hop=0.8 inference.pool={pool}"
+        home.extract(f"pool/{pool}", typed)
+        (folder,) = find_folders(home.folder / "pool" / pool)
+        paths = sorted(folder.folder.rglob("*.npy"))
+        assert {np.load(path).ndim for path in paths} == {3 if pool == "none" else 2}
+        made[pool] = [read_tokens(path) for path in paths]
+    assert len(made["none"]) == 16
+    np.testing.assert_allclose(made["none"], made["mean"], rtol=1e-5, atol=1e-6)
 
 
 def asked(extraction: dict | None = None, **made_by):
     """The settings of the extraction that a probe asks for."""
+    made = {
+        **{"input": "audio", "patch_seconds": 2.0, "hop_seconds": 1.0, "tail": "pad", "block": 7},
+        **{"patchout": {"s_patchout_t_interleaved": 2}, "precision": "32-true", "pool": "mean"},
+        **{"quantize": None},
+    }
     made_by = {"arch": "maest_tiny", "checkpoint": None} | made_by
-    about = {"extraction": MADE | (extraction or {}), "made_by": made_by}
+    about = {"extraction": made | (extraction or {}), "made_by": made_by}
     return extraction_settings(about, ProbeSettings(audio="music"), Path("out"))
 
 
@@ -388,7 +269,7 @@ def test_all_settings_of_the_extraction_are_asked_for():
     assert (own.patch_hop, own.tail, own.transformer_block) == (1.0, "pad", (7,))
     assert (found.datamodule.clip_length, found.maest.arch) == (2.0, "maest_tiny")
     assert found.maest.s_patchout_t_interleaved == 2
-    assert found.trainer.precision == "32-true"
+    assert asked({"quantize": "int8"}).trainer.accelerator == "cpu"
 
 
 @pytest.mark.parametrize(("gpu", "precision"), [(True, "16-mixed"), (False, "32-true")])
@@ -397,15 +278,15 @@ def test_the_precision_is_that_of_the_extraction_where_it_can_be(monkeypatch, gp
     assert asked({"precision": "16-mixed"}).trainer.precision == precision
 
 
-def test_quantized_embeddings_are_made_on_a_cpu():
-    found = asked({"quantize": "int8"})
-    assert (found.inference.quantize, found.trainer.accelerator) == ("int8", "cpu")
-
-
-@pytest.mark.parametrize(("kept", "typed"), [(True, None), (False, False), (None, False)])
-def test_the_average_is_taken_where_it_was(kept, typed):
-    """Version 0.1 took it only where it was asked for."""
-    made_by = {} if kept is None else {"checkpoint_swa_weights": kept}
+@pytest.mark.parametrize(
+    ("made_by", "typed"),
+    [
+        ({"checkpoint_swa_weights": True}, None),
+        ({"checkpoint_swa_weights": False}, False),
+        ({}, False),  # version 0.1 took it only where it was asked for
+    ],
+)
+def test_the_average_is_taken_where_it_was(made_by, typed):
     assert asked(**made_by).maest.checkpoint_swa_weights is typed
 
 
@@ -423,21 +304,38 @@ def test_as_much_of_each_track_is_heard(extraction, made_by, seconds):
     assert asked(extraction, **made_by).inference.max_seconds == seconds
 
 
-def test_patches_that_were_kept_give_the_pooled_embedding(home):
-    """Of tracks whose last patch is shorter than the others, too."""
-    made = {}
-    for pool in ("none", "mean"):
-        good(
-            "ex_maest.py",
-            f"extract_embeddings with maest.checkpoint={home.model} inference.audio=old "
-            f"inference.transformer_block={BLOCK} inference.out_dir=pool/{pool} "
-            f"datamodule.clip_length=1 inference.patch_hop=0.8 inference.pool={pool}",
-            home.folder,
-        )
-        (folder,) = find_folders(home.folder / "pool" / pool)
-        paths = list(folder.folder.rglob("*.npy"))
-        assert {np.load(path).ndim for path in paths} == {3 if pool == "none" else 2}
-        made[pool] = {path.relative_to(folder.folder): read_tokens(path) for path in paths}
-    assert len(made["none"]) == 16
-    for name, expected in made["mean"].items():
-        np.testing.assert_allclose(made["none"][name], expected, rtol=1e-5, atol=1e-6)
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+def test_what_is_no_finished_probe(home):
+    """``exp_logs/latest`` is what a training leaves: the hint lists the probes."""
+    latest, probe = home.folder / "exp_logs/latest", home.probes["multi-label"]
+    (home.folder / "exp_logs/training/model").mkdir(parents=True)
+    latest.symlink_to("training")
+    line = "predict with audio=new probe=exp_logs/latest"
+    error = refused("ex_tl.py", line, home.folder, "missing", "probe", "probe.json")
+    latest.unlink()
+    assert any(f"exp_logs/{own.name}" in error.hint for own in home.probes.values())
+    assert "exp_logs/latest," not in error.hint
+    home.refuse("missing", "probe", "probe=nowhere", place="nowhere")
+    home.refuse("missing", "probe", f"probe={probe}/results.json", place="results.json")
+
+
+def test_a_probe_that_is_damaged(home, tmp_path):
+    copied = shutil.copytree(home.probes["multi-label"], tmp_path / "probe")
+    weights, about = copied / "probe/seed-1.safetensors", copied / "probe/probe.json"
+    whole, content = weights.read_bytes(), read_json(about)
+    weights.write_bytes(whole[:100])
+    home.refuse("corrupt", "probe", f"probe={copied}", place="seed-1.safetensors")
+    weights.unlink()
+    home.refuse("corrupt", "probe", f"probe={copied}", place="seed-1.safetensors")
+    weights.write_bytes(whole)
+    for changes in ({"features": "mel_statistics"}, {"extraction": None}):
+        write_json(about, content | changes)
+        home.refuse("unsupported", "probe", f"probe={copied}", place="probe")
+
+
+def test_what_is_not_given(home):
+    home.refuse("missing", "probe", "probe=None")
+    home.refuse("missing", "audio", "audio=None")
+    home.refuse("missing", "audio", "audio=nowhere", place="nowhere")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cpuinfo
 import numpy as np
 import pytest
-import torch
+
+from command_line import good, newest, refused  # isort: skip
 
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.results.manifest import open_folder
 
 D = 8
@@ -40,21 +42,60 @@ class MadeUp:
     def targets(self, split: str) -> np.ndarray:
         return read_groundtruth(self.groundtruth(split), task=self.task).targets
 
-    def block(self, block: int, seconds: str = "5") -> Path:
+    def relabel(self, split: str, change: Callable, task: str = "multi-label") -> None:
+        """Change the targets of a split, row by row."""
+        changed = map(change, self.targets(split))
+        targets = dict(zip(self.keys(split), changed, strict=True))
+        write_groundtruth(self.groundtruth(split), targets, task)
+
+    def block(self, block: int | str, seconds: str = "5") -> Path:
         return self.root / "embeddings" / f"{seconds}sec" / str(block)
 
     def embedding(self, block: int, key: str) -> Path:
         return self.block(block) / f"{key}.embeddings.npy"
 
-    def line(self, *more: str) -> str:
+    def lose(self, *keys: str) -> None:
+        """Remove the embeddings of block 7 of some tracks."""
+        for key in keys:
+            self.embedding(7, key).unlink()
+
+    def line(self, *typed: str) -> str:
         """Settings as they are typed."""
         splits = (
             f"data.groundtruth_{name}=groundtruth/groundtruth-{split}.pk"
             for name, split in SETTINGS.items()
         )
-        return " ".join(
-            ["data.embeddings_dir=embeddings", *splits, f"data.task={self.task}", QUICK, *more]
-        )
+        base = "data.embeddings_dir=embeddings", *splits, f"data.task={self.task}", QUICK
+        return " ".join([*base, *typed])
+
+    def run(self, command: str, *typed: str) -> Path:
+        """Run a command of ex_tl.py; the folder of the run."""
+        good("ex_tl.py", f"{command} with {self.line(*typed)}", self.root)
+        return newest(self.root)
+
+    def probe(self, *typed: str) -> Path:
+        return self.run("probe", "data.block=7", *typed)
+
+    def refused(
+        self, command: str, typed: str, kind: Kind, setting: str | None = None, place: str = ""
+    ) -> InputError:
+        """Run a command that must be refused so."""
+        line = f"{command} with {self.line(typed)}"
+        return refused("ex_tl.py", line, self.root, kind, setting, place)
+
+
+def read_predictions(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a run's test split."""
+    with np.load(folder / "predictions.npz", allow_pickle=False) as found:
+        return dict(found)
+
+
+def other_manifest(folder: Path, block: int, **options) -> None:
+    """Give a folder of embeddings another manifest."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        open_block(Path(elsewhere), block, **options)
+        shutil.copy(Path(elsewhere) / "manifest.json", folder)
 
 
 def open_block(
@@ -105,19 +146,6 @@ def make_up(root: Path, task: str = "multi-label", blocks: Sequence[int] = (6, 7
         write_groundtruth(made.groundtruth(split), groundtruth, task)
     write_labels(made.groundtruth("train").parent / "labels.json", LABELS)
     return made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """One thread: tiny steps on several wait for one another, above all on a busy machine. The
-    processor's name takes a second to find out, and every run tells it.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpuinfo, "get_cpu_info", lambda: {"brand_raw": "a processor"})
-        yield
-    torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

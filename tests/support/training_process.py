@@ -6,23 +6,25 @@ smaller than any that is offered.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import safetensors.torch
 import torch
 
 from command_line import newest, read_history  # isort: skip
+
+from folders import read_json
 
 import ex_maest
 from maest.experiments.runs import run_command_line
@@ -43,7 +45,6 @@ class Training:
     process: Any
     output: Path
     begun: Any  # an event: the first batch is next
-    started: float = field(default_factory=time.monotonic)
 
     @property
     def text(self) -> str:
@@ -79,16 +80,12 @@ def start(home: Path, arguments: str | list[str], *prepare: Callable[[], None]) 
 
 
 def _begin_to_serve() -> None:
-    before = dict(os.environ)
     _FORKS.set_forkserver_preload(["pytest", "training_process"])
     folder = Path(__file__).resolve().parent
-    paths = [str(folder), str(folder.parents[1]), *filter(None, [before.get("PYTHONPATH")])]
-    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    try:
+    paths = [str(folder), str(folder.parents[1]), os.environ.get("PYTHONPATH", "")]
+    ours = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    with mock.patch.dict(os.environ, ours):
         forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _run(arguments: list[str], home: str, output: str, begun: Any, prepare: tuple) -> None:
@@ -124,15 +121,16 @@ def _run(arguments: list[str], home: str, output: str, begun: Any, prepare: tupl
 
 @dataclass
 class Before:
-    """Does something before a method's n-th call, counted from 0."""
+    """Does something before the n-th call, counted from 0, of a class's or module's function."""
 
-    owner: type
+    owner: type | str
     method: str
     n: int
     action: Callable[[], None]
 
     def __call__(self) -> None:
-        original, calls = getattr(self.owner, self.method), 0
+        owner = sys.modules[self.owner] if isinstance(self.owner, str) else self.owner
+        original, calls = getattr(owner, self.method), 0
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
@@ -141,18 +139,19 @@ class Before:
                 self.action()
             return original(*args, **kwargs)
 
-        setattr(self.owner, self.method, wrapped)
+        setattr(owner, self.method, wrapped)
 
 
 @dataclass
 class Signal:
-    """Sends the process one or more signals."""
+    """Sends the process, or all of its group, one or more signals."""
 
     numbers: tuple[int, ...]
+    group: bool = False
 
     def __call__(self) -> None:
         for number in self.numbers:
-            os.kill(os.getpid(), number)
+            os.kill(0 if self.group else os.getpid(), number)
 
 
 @dataclass
@@ -194,22 +193,17 @@ class KilledWhileSaving:
 def outcome(home: Path) -> dict[str, Any]:
     """All that a finished training leaves, but what a clock decides."""
     folder = newest(home)
-    results = json.loads((folder / "results.json").read_text())
-    rows = read_history(folder / "history.csv")
+    results = read_json(folder / "results.json")
+    history = read_history(folder / "history.csv")
     last = torch.load(folder / LAST, weights_only=True)
-    models = {
-        path.name: safetensors.torch.load_file(path)
-        for path in sorted((folder / "model").glob("*.safetensors"))
-    }
+    kept = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers")
+    models = sorted((folder / "model").glob("*.safetensors"))
     return {
-        "history": [{k: v for k, v in row.items() if k not in CLOCK} for row in rows],
+        "history": [{k: v for k, v in row.items() if k not in CLOCK} for row in history],
         "results": {k: v for k, v in results.items() if k not in ("seconds", "epochs")},
         "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
-        "models": models,
-        "last": {
-            name: last[name]
-            for name in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers")
-        },
+        "models": {path.name: safetensors.torch.load_file(path) for path in models},
+        "last": {name: last[name] for name in kept},
     }
 
 
@@ -220,9 +214,7 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
         for key, value in expected.items():
             assert_same(found[key], value, f"{where}/{key}")
     elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for i, value in enumerate(expected):
-            assert_same(found[i], value, f"{where}/{i}")
+        assert_same(dict(enumerate(found)), dict(enumerate(expected)), where)
     elif isinstance(expected, torch.Tensor):
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape), where
         assert found.numpy().tobytes() == expected.numpy().tobytes(), where
