@@ -249,12 +249,11 @@ class ResultWriter:
         for path, keys in self._lists.items():
             if not why and result.key not in keys:
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():  # whole from its first instant
+                write_failures(path, {result.key: why}, value=_WARNINGS)
+                continue
             with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                table = csv.writer(file)
-                if not file.tell():
-                    table.writerow(("key", _WARNINGS))
-                table.writerow((encodable(result.key), why))
+                csv.writer(file).writerow((encodable(result.key), why))
 
 
 def _write_array(path: Path, values: np.ndarray) -> None:
