@@ -65,9 +65,9 @@ class MelFile:
         self._mapped: np.ndarray | None = None  # a .npy
         try:
             if not self.path.endswith(".npy"):
-                # Reading takes one call a crop, straight into the caller's array. A file that
-                # shrinks is an error; a mapped one would end the process.
-                self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+                # Reading by position takes one system call a crop, straight into the caller's
+                # array. A file that shrinks is an error; a mapped one would end the process.
+                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             else:
                 self._mapped = mel = load_array(self.path, mapped=True)
         except (OSError, ValueError, EOFError) as error:
@@ -78,10 +78,10 @@ class MelFile:
                 raise self._fault(what, "invalid")
             self._frames, self.dtype = len(mel), mel.dtype
             return
-        status = os.fstat(self._file.fileno())
+        status = os.fstat(self._descriptor)
         self._frames, rest = divmod(status.st_size, FRAME_BYTES)
         if not is_whole(status):
-            self._file.close()
+            os.close(self._descriptor)
             what = f"{self._frames} frames and {rest} bytes, expected whole frames: truncated?"
             raise self._fault(what)
 
@@ -116,7 +116,7 @@ class MelFile:
 
     def __exit__(self, *exception: object) -> None:
         if self._mapped is None:
-            self._file.close()
+            os.close(self._descriptor)
 
     def read_into(self, out: np.ndarray, first: int) -> None:
         """Read frames from ``first`` on into a C-ordered array [n, 96] of the file's ``dtype``.
@@ -126,14 +126,13 @@ class MelFile:
         if self._mapped is not None:
             out[:] = self._mapped[first : first + len(out)]
         else:
-            buffer = out.data.cast("B")
+            buffer, offset = out.data.cast("B"), first * FRAME_BYTES
             try:
-                self._file.seek(first * FRAME_BYTES)
                 while len(buffer):  # once, unless the file system returns short reads
-                    done = self._file.readinto(buffer)
+                    done = os.preadv(self._descriptor, [buffer], offset)
                     if not done:
                         raise EOFError("it became shorter: another program writes it")
-                    buffer = buffer[done:]
+                    buffer, offset = buffer[done:], offset + done
             except (OSError, EOFError) as error:
                 raise self._unreadable(error) from error
         if not all_finite(out):
