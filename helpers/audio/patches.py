@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from maest.helpers.audio.constants import HOP_LENGTH, SAMPLE_RATE
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.files.atomic import write_rows
 from maest.helpers.names import check_choice
 
@@ -152,7 +152,7 @@ def read_times(path: Path) -> np.ndarray:
         pass
     message = f"expected the times of a track's patches: {', '.join(_TIMES)}, in seconds"
     hint = "Delete it, and extract this track again."
-    kind = "corrupt" if path.exists() else "missing"
+    kind: Kind = "corrupt" if path.exists() else "missing"
     raise InputError(message, kind=kind, hint=hint, path=path)
 
 
