@@ -36,7 +36,7 @@ HEART = {
     "datasets/sampling.py": "tests/datasets/test_sampling.py",
     "helpers/audio/patches.py": "tests/helpers/test_patches.py",
     "helpers/reports/metrics.py": "tests/helpers/test_metrics.py",
-    "models/sizes.py": "tests/models/test_maest.py",
+    "models/sizes.py": "tests/models/test_sizes.py",
 }
 TIME_LIMIT = 120  # seconds; a mutant may loop for ever
 

@@ -71,14 +71,17 @@ class Sizes:
             raise InputError(message, kind="conflict", hint=hint, setting="num_heads")
         if self.target_mean is None and self.target_std is None:
             return
-        means, stds = list(self.target_mean or ()), list(self.target_std or ())
-        lengths = {len(means), len(stds)}
-        if self.task != "regression" or lengths != {self.n_classes} or not min(stds) > 0:
+        means, stds = (
+            [] if values is None else [float(value) for value in values]
+            for values in (self.target_mean, self.target_std)
+        )
+        fit = {len(means), len(stds)} == {self.n_classes} and all(std > 0 for std in stds)
+        if self.task != "regression" or not fit:
             message = f"{len(means)} means and {len(stds)} deviations above 0, for {self.task}"
             hint = f"They are for regression, {self.n_classes} values each. Give both or none."
             raise InputError(message, kind="conflict", hint=hint, setting="target_mean")
-        object.__setattr__(self, "target_mean", [float(value) for value in means])
-        object.__setattr__(self, "target_std", [float(value) for value in stds])
+        object.__setattr__(self, "target_mean", means)
+        object.__setattr__(self, "target_std", stds)
 
     @property
     def positions(self) -> int:
