@@ -63,7 +63,10 @@ def differs(mutation: Any) -> bool:
     source = Path(mutation.module_path).read_text("utf-8")
     operator = get_operator(mutation.operator_name)(**mutation.operator_args)
     codes = source, mutate_code(source, operator, mutation.occurrence)
-    before, after = (ast.dump(_Bare().visit(ast.parse(code))) for code in codes)
+    try:
+        before, after = (ast.dump(_Bare().visit(ast.parse(code))) for code in codes)
+    except SyntaxError:  # the star before keyword-only arguments is no product
+        return False
     return before != after
 
 

@@ -184,7 +184,9 @@ OPTIONS = {
 }
 
 
-@given(st.fixed_dictionaries(OPTIONS), st.integers(1, COLUMNS + 1), st.booleans(), st.integers(0, 9))
+@given(
+    st.fixed_dictionaries(OPTIONS), st.integers(1, COLUMNS + 1), st.booleans(), st.integers(0, 9)
+)
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_seed_gives_the_patches_of_the_description(options, columns, training, seed):
     names = {name: f"s_patchout_{name}" if name != "u" else "u_patchout" for name in options}
