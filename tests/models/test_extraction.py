@@ -1,4 +1,6 @@
-"""Extraction in Python: file → waveform → patches → outputs, without Sacred and Lightning."""
+"""Extraction in Python: file → waveform → patches → outputs, of one track and of many."""
+
+from __future__ import annotations
 
 import subprocess
 import sys
@@ -7,17 +9,24 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from made_up import refuses
 
 from maest.helpers.audio.log_mel import log_mel
+from maest.helpers.audio.patches import PatchPlan, new_frames, times
 from maest.helpers.audio.reading import AudioError, read_audio
 from maest.helpers.errors import InputError
-from maest.models import get_maest, save_model
-from maest.models.extraction import Extractor, patch_plan
+from maest.helpers.results.tracks import Track, TrackResult
+from maest.models import Maest, get_maest, save_model
+from maest.models.extraction import Extraction, Extractor, OutputSpec
 
 RATE = 16_000
+NAME = "maest-tiny-scores"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+# ---- one track -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -30,87 +39,67 @@ def song(tmp_path_factory):
     return path
 
 
-def stored(song) -> torch.Tensor:
-    """The song's log-mel as it would be on disk: [96, T], of float16 values."""
-    return torch.from_numpy(log_mel(read_audio(song)).astype(np.float32)).T
+@pytest.fixture(scope="module")
+def extract() -> Extractor:
+    return Extractor(NAME, blocks=[6, 7, -1], logits=True, activations=True)
 
 
-def test_three_lines(song):
-    extract = Extractor("maest-tiny-scores", blocks=[7])
-    embedding = extract(song).embeddings[7]
-    assert embedding.shape == (3, 192)
-    net = get_maest("maest-tiny-scores")
+def equal(one: TrackResult, other: TrackResult) -> None:
+    for block, values in one.embeddings.items():
+        np.testing.assert_array_equal(values, other.embeddings[block])
+    for name in ("logits", "activations", "times"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_a_file_gives_what_the_network_gives(song, extract):
+    result, net = extract(song), get_maest(NAME)
+    stored = torch.from_numpy(log_mel(read_audio(song)).astype(np.float32)).T  # as on disk
+    waveform = torch.from_numpy(read_audio(song))
+    mel = net.normalise(stored)
     with torch.no_grad():
-        mel = net.normalise(stored(song))
         rows = net(mel, 7, melspectrogram_input=True)[1].view(-1, 3, 192)
-        plain = net(torch.from_numpy(read_audio(song)), 7)[1].view(-1, 3, 192)
+        plain = net(waveform, 7)[1].view(-1, 3, 192)
     weights = [312, 312, 159]  # frames: 12.5 s are 783
-    expected = np.average(rows.numpy(), axis=0, weights=weights)
-    np.testing.assert_allclose(embedding, expected, rtol=1e-4, atol=1e-3)
-    in_float32 = np.average(plain.numpy(), axis=0, weights=weights)
-    cosine = torch.cosine_similarity(*map(torch.from_numpy, (embedding, in_float32)), dim=-1)
+    expected, exact = (np.average(x.numpy(), axis=0, weights=weights) for x in (rows, plain))
+    found = result.embeddings[7]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+    cosine = torch.cosine_similarity(torch.from_numpy(found), torch.from_numpy(exact), dim=-1)
     assert cosine.min() > 0.999999
-
-
-def test_the_ladder_gives_what_the_file_gives(song):
-    extract = Extractor("maest-tiny-scores", blocks=[6, -1], logits=True, activations=True)
-    whole = extract(song)
-    waveform = read_audio(song)
-    rungs = extract.outputs(extract.log_mel(waveform))
-    for one, other in (
-        (whole.embeddings[6], rungs.embeddings[6]),
-        (whole.embeddings[-1], rungs.embeddings[-1]),
-        (whole.logits, rungs.logits),
-        (whole.activations, rungs.activations),
-    ):
-        np.testing.assert_array_equal(one, other)
-    assert whole.times.tolist() == rungs.times.tolist()
-    tensor = extract.outputs(extract.log_mel(torch.from_numpy(waveform)))
-    np.testing.assert_array_equal(tensor.logits, whole.logits)
-
-
-def test_activations_are_those_of_predict_labels(song):
-    extract = Extractor("maest-tiny-scores", blocks=[], activations=True)
-    result, net = extract(song), get_maest("maest-tiny-scores")
-    activations, labels = net.predict_labels(net.normalise(stored(song)), True)
+    activations, labels = net.predict_labels(mel, True)
     np.testing.assert_allclose(result.activations, activations, atol=1e-5)
-    assert extract.labels == labels
-    assert result.patch_activations.shape == (3, len(labels))
+    assert (extract.labels, result.patch_activations.shape) == (labels, (3, len(labels)))
+    equal(extract.outputs(extract.log_mel(waveform)), result)  # step by step
 
 
 def test_all_blocks_of_a_model_folder(song, tmp_path):
-    net = get_maest("maest_tiny", n_classes=3, input_t=312, depth=3)
-    save_model(tmp_path / "model", net)
-    extract = Extractor(tmp_path / "model", blocks="all", pool="none")
-    result = extract(song)
+    save_model(tmp_path / "model", get_maest("maest_tiny", n_classes=3, input_t=312, depth=3))
+    result = Extractor(tmp_path / "model", blocks="all", pool="none")(song)
     assert {b: e.shape for b, e in result.embeddings.items()} == {b: (3, 3, 192) for b in range(3)}
     assert result.times[:, 0].tolist() == pytest.approx([0, 4.992, 9.984])
 
 
 def test_a_network_of_ones_own_and_other_patches(song):
-    net = get_maest("maest-tiny-scores", s_patchout_t_interleaved=2)
-    extract = Extractor(net, blocks=-1, patch_seconds=4, hop_seconds=2, tail="pad", pool="none")
-    result = extract(song)
+    net = get_maest(NAME, s_patchout_t_interleaved=2, s_patchout_f_indices=list(range(1, 9)))
+    options = {"patch_seconds": 4, "hop_seconds": 2, "tail": "pad", "pool": "none"}
+    result = Extractor(net, blocks=-1, **options)(song)
     assert result.times[:, 0].tolist() == [0, 2, 4, 6, 8]
     assert result.embeddings[-1].shape == (5, 192)
     assert result.times[-1, 2] == 12  # what is left is less than a second
 
 
 def test_the_network_is_left_as_it_is(song):
-    net = get_maest("maest-tiny-scores").train()
+    net = get_maest(NAME).train()
     types = [type(module) for module in net.modules()]
-    extract = Extractor(net, blocks=-1)
-    result = extract(song)
+    result = Extractor(net, blocks=-1)(song)
     assert all(module.training for module in net.modules())
     assert [type(module) for module in net.modules()] == types
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
-    other = Extractor(net.eval(), blocks=-1)(song)
-    np.testing.assert_array_equal(result.embeddings[-1], other.embeddings[-1])
+    equal(result, Extractor(net.eval(), blocks=-1)(song))
 
 
 @on_gpu
 def test_another_device_leaves_the_network_where_it_is(song):
-    net = get_maest("maest-tiny-scores")
+    net = get_maest(NAME)
     extract = Extractor(net, device="cuda", precision="32-true")
     assert {p.device.type for p in net.parameters()} == {"cpu"}
     expected, found = Extractor(net)(song).embeddings[7], extract(song).embeddings[7]
@@ -119,10 +108,7 @@ def test_another_device_leaves_the_network_where_it_is(song):
 
 @on_gpu
 def test_precision_on_a_gpu_is_the_commands(song):
-    half, single = (
-        Extractor("maest-tiny-scores", logits=True, precision=precision)
-        for precision in (None, "32-true")
-    )
+    half, single = (Extractor(NAME, logits=True, precision=p) for p in (None, "32-true"))
     assert half.extraction.engine.device.type == "cuda"
     one, other = half(song), single(song)
     assert not np.array_equal(one.logits, other.logits)
@@ -130,49 +116,35 @@ def test_precision_on_a_gpu_is_the_commands(song):
 
 
 def test_the_default_block_is_7_or_the_last_of_a_shallower_network():
-    assert Extractor("maest-tiny-scores").extraction.spec.blocks == (7,)
     net = get_maest("maest_tiny", n_classes=3, input_t=312, depth=3)
-    assert Extractor(net).extraction.spec.blocks == (2,)
+    assert [Extractor(model).extraction.spec.blocks for model in (NAME, net)] == [(7,), (2,)]
 
 
 @pytest.mark.parametrize(
     "blocks", [np.array([6, 7]), torch.tensor([6, 7]), (6.0, 7), [np.int64(6), 7], range(6, 8)]
 )
 def test_blocks_as_numbers_of_any_kind(blocks):
-    assert Extractor("maest-tiny-scores", blocks=blocks).extraction.spec.blocks == (6, 7)
+    assert Extractor(NAME, blocks=blocks).extraction.spec.blocks == (6, 7)
 
 
-def test_int8_is_close_and_says_how_close(song):
-    exact = Extractor("maest-tiny-scores", blocks=[6], logits=True)
-    coarse = Extractor("maest-tiny-scores", blocks=[6], logits=True, quantize="int8")
-    one, other = exact(song), coarse(song)
+def test_int8_is_close_and_says_how_close(song, extract):
+    coarse = Extractor(NAME, blocks=[6], logits=True, quantize="int8")
+    one, other = extract(song), coarse(song)
     assert not np.array_equal(one.logits, other.logits)
-    cosine = torch.cosine_similarity(
-        torch.from_numpy(one.embeddings[6]), torch.from_numpy(other.embeddings[6]), dim=-1
-    )
-    assert cosine.min() > 0.99
-    assert coarse.extraction.engine.similarity.keys() == {"block 6", "logits"}
-    assert all(0.99 < value <= 1.0001 for value in coarse.extraction.engine.similarity.values())
+    embeddings = (torch.from_numpy(result.embeddings[6]) for result in (one, other))
+    assert torch.cosine_similarity(*embeddings, dim=-1).min() > 0.99
+    similarity = coarse.extraction.engine.similarity
+    assert similarity.keys() == {"block 6", "logits"}
+    assert all(0.99 < value <= 1.0001 for value in similarity.values())
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    extract = Extractor("maest-tiny-scores")
+def test_tracks_that_cannot_be_read_are_named(tmp_path, extract):
     (tmp_path / "broken.mp3").write_bytes(b"no music")
-    for name in ("broken.mp3", "missing.wav"):
-        with pytest.raises(AudioError) as error:
-            extract(tmp_path / name)
-        assert error.value.path == tmp_path / name
-
-
-def test_a_track_that_is_too_short_for_tail_drop(tmp_path):
     soundfile.write(tmp_path / "short.wav", np.zeros(RATE), RATE)
-    with pytest.raises(AudioError) as error:
-        Extractor("maest-tiny-scores", tail="drop")(tmp_path / "short.wav")
-    assert error.value.path == tmp_path / "short.wav"
-
-
-def test_no_sample_is_no_track():
-    extract = Extractor("maest-tiny-scores")
+    for name in ("broken.mp3", "missing.wav", "short.wav"):
+        with pytest.raises(AudioError) as error:
+            (Extractor(NAME, tail="drop") if name == "short.wav" else extract)(tmp_path / name)
+        assert error.value.path == tmp_path / name
     with pytest.raises(AudioError) as error:
         extract(np.zeros(0, np.float32))
     assert error.value.kind == "empty"
@@ -193,48 +165,43 @@ def test_no_sample_is_no_track():
         ({"blocks": []}, "blocks"),
         ({"pool": "max"}, "pool"),
         ({"precision": "16-true"}, "precision"),
-        ({"precision": "16-mixed", "device": "cpu"}, "precision"),
     ],
 )
 def test_options_that_are_none(options, setting):
     with pytest.raises(InputError) as error:
-        Extractor("maest-tiny-scores", **options)
-    assert setting in str(error.value)
+        Extractor(NAME, **options)
+    assert error.value.setting == setting
 
 
-def test_patchout_that_leaves_little():
-    net = get_maest("maest-tiny-scores", s_patchout_f_indices=list(range(1, 9)))
-    Extractor(net)  # one row of nine
+def test_an_unknown_model():
+    with refuses("unknown", setting="arch") as caught:
+        Extractor("maest-tiny-score")
+    assert NAME in caught.value.hint
 
 
 def test_gaps_between_patches_are_told(caplog):
-    Extractor("maest-tiny-scores", hop_seconds=5)
+    Extractor(NAME, hop_seconds=5)
     assert not caplog.records  # 5 s are the length of a patch: 312 frames
-    Extractor("maest-tiny-scores", hop_seconds=10)
-    assert "not heard" in caplog.text
-
-
-# ------------------------------------------------------------------ waveforms
+    Extractor(NAME, hop_seconds=10)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 @pytest.mark.parametrize(
     "made", [np.float64, np.float32, np.float16, torch.from_numpy, lambda x: torch.tensor(x).half()]
 )
-def test_a_waveform_of_any_float_type(song, made):
-    extract, waveform = Extractor("maest-tiny-scores"), read_audio(song)
+def test_a_waveform_of_any_float_type(song, extract, made):
+    waveform = read_audio(song)
     given = waveform.astype(made) if isinstance(made, type) else made(waveform)
     expected, found = extract(song).embeddings[7], extract(given).embeddings[7]
     np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
 
 
-def test_samples_of_16_bits_are_scaled(song):
-    extract, waveform = Extractor("maest-tiny-scores"), read_audio(song)
-    samples = np.round(waveform * 32768).astype(np.int16)
-    expected = extract(samples.astype(np.float32) / 32768).embeddings[7]
+def test_samples_of_16_bits_are_scaled(song, extract):
+    samples = np.round(read_audio(song) * 32768).astype(np.int16)
+    expected = extract(samples.astype(np.float32) / 32768)
     for given in (samples, torch.from_numpy(samples)):
-        np.testing.assert_array_equal(extract(given).embeddings[7], expected)
-    pieces = extract.outputs(extract.log_mel([samples[:50_000], samples[50_000:]]))
-    np.testing.assert_array_equal(pieces.embeddings[7], expected)
+        equal(extract(given), expected)
+    equal(extract.outputs(extract.log_mel([samples[:50_000], samples[50_000:]])), expected)
 
 
 @pytest.mark.parametrize(
@@ -245,47 +212,197 @@ def test_samples_of_16_bits_are_scaled(song):
         np.zeros(100, bool),
         torch.zeros(2, 100),
         np.array(0.5),
+        np.full(RATE, np.nan, np.float32),
+        [np.zeros(RATE), np.full(RATE, np.inf)],
     ],
 )
-def test_what_is_no_waveform(waveform):
+def test_what_is_no_waveform(extract, waveform):
     with pytest.raises(InputError) as error:
-        Extractor("maest-tiny-scores")(waveform)
+        extract(waveform)
     assert error.value.setting == "waveform"
 
 
-def test_doubtful_waveforms_have_warnings(song):
-    extract, waveform = Extractor("maest-tiny-scores"), read_audio(song)
+def test_doubtful_waveforms_have_warnings(song, extract):
+    waveform = read_audio(song)
     assert extract(waveform).warnings == extract(song).warnings == []
     assert extract(np.zeros(2 * RATE)).warnings == ["silent"]
     assert extract(waveform[: RATE // 10]).warnings == ["0.1 s only"]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_no_numbers(value):
-    extract = Extractor("maest-tiny-scores")
-    with pytest.raises(InputError, match="NaN"):
-        extract(np.full(RATE, value, np.float32))
-    with pytest.raises(InputError, match="NaN"):
-        extract.log_mel([np.zeros(RATE), np.full(RATE, value)])
-
-
-def test_an_unknown_model():
-    with pytest.raises(InputError) as error:
-        Extractor("maest-tiny-score")
-    assert "'maest-tiny-scores'" in error.value.hint
-
-
-def test_the_plan_is_the_models_own_by_default():
-    net = get_maest("maest-tiny-scores")
-    found = patch_plan(net, None, None, "keep")
-    assert (found.length, found.hop, found.tail) == (312, None, "keep")
-
-
 def test_neither_lightning_nor_sacred_is_needed():
     code = (
         "import sys, maest.models.extraction\n"
-        "others = ('sacred', 'pytorch_lightning', 'lightning_fabric')\n"
-        "print([name for name in others if name in sys.modules])"
+        "others = {'sacred', 'pytorch_lightning', 'lightning_fabric'}\n"
+        "sys.exit(str(others & {*sys.modules}) if others & {*sys.modules} else 0)"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- many tracks: each is what it is alone -------------------------------------------------------
+
+LENGTH = 60  # frames of a patch
+PLAIN = PatchPlan(LENGTH)
+FIRST = OutputSpec((0,))
+SIZES = {"n_classes": 4, "input_t": LENGTH, "embed_dim": 32, "num_heads": 2, "depth": 3}
+
+
+@pytest.fixture(scope="module")
+def net() -> Maest:
+    torch.manual_seed(0)
+    net = Maest(**SIZES)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return net.eval()
+
+
+def tracks_of(*lengths: int) -> list[Track]:
+    """Tracks of so many samples."""
+    rng = np.random.default_rng(1)
+    waves = [rng.normal(0, 0.1, n).astype(np.float32) for n in lengths]
+    return [Track(f"track {i}", i, log_mel(wave)) for i, wave in enumerate(waves)]
+
+
+def extraction(net: Maest, spec: OutputSpec, plan=PLAIN, patches_per_pass=None) -> Extraction:
+    return Extraction(net, plan, spec, patches_per_pass, device="cpu")
+
+
+def run(what: Extraction, tracks: list[Track]) -> list[TrackResult | Track]:
+    found = list(what.results(tracks))
+    assert [(r.index, r.key) for r in found] == [(t.index, t.key) for t in tracks]
+    return found
+
+
+@torch.no_grad()
+def by_hand(net: Maest, track: Track, plan: PatchPlan = PLAIN):
+    """Outputs of each patch, one at a time, and the weights: the definition."""
+    mel = net.normalise(torch.from_numpy(track.mel.astype(np.float32)).T)
+    spans, silence = plan.spans(mel.shape[1]), float(net.normalise(torch.zeros(())))
+    rows = {"logits": [], 0: [], 1: [], -1: []}
+    for first, last in spans:
+        patch = mel[None, :, first:last]
+        if plan.tail == "pad":
+            missing = plan.length - (last - first)
+            patch = torch.nn.functional.pad(patch, (0, missing), value=silence)
+        for block in (0, 1):
+            rows[block].append(net(patch, transformer_block=block)[1].view(3, -1).numpy())
+        logits, final = net(patch)
+        rows["logits"].append(logits[0].numpy())
+        rows[-1].append(final[0].numpy())
+    return {name: np.stack(v) for name, v in rows.items()}, np.array(new_frames(spans)), spans
+
+
+@pytest.mark.parametrize("per_pass", [1, 3, None])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PatchPlan(LENGTH),
+        PatchPlan(LENGTH, hop=25),
+        PatchPlan(LENGTH, hop=90),
+        PatchPlan(LENGTH, tail="pad"),
+        PatchPlan(LENGTH, hop=17, tail="pad"),
+    ],
+)
+def test_every_track_is_what_it_is_alone(net, plan, per_pass):
+    tracks = tracks_of(100, 4_000, 15_000, 47_000, 80_000)  # from one short patch to six
+    pooled, single = (
+        run(extraction(net, OutputSpec((0, 1, -1), True, True, pool), plan, per_pass), tracks)
+        for pool in ("mean", "none")
+    )
+    for track, mean, each in zip(tracks, pooled, single, strict=True):
+        rows, weights, spans = by_hand(net, track, plan)
+        for name, values in rows.items():
+            own, patches = (
+                r.logits if name == "logits" else r.embeddings[name] for r in (mean, each)
+            )
+            expected = np.average(values, axis=0, weights=weights)
+            np.testing.assert_allclose(own, expected, rtol=1e-4, atol=2e-5)
+            np.testing.assert_allclose(patches, values, rtol=1e-4, atol=2e-5)
+            assert own.dtype == np.float32
+        activations = 1 / (1 + np.exp(-rows["logits"].astype(np.float64)))
+        for result in (mean, each):
+            np.testing.assert_allclose(result.patch_activations, activations, atol=2e-5)
+            expected = np.average(activations, axis=0, weights=weights)
+            np.testing.assert_allclose(result.activations, expected, atol=2e-5)
+            assert result.times.tolist() == [list(t) for t in times(spans, len(track.mel))]
+            assert result.seconds == pytest.approx((len(track.mel) - 1) * 0.016)
+
+
+@pytest.mark.parametrize(
+    ("frames", "at_once", "passes"),
+    [
+        ([122] * 6, 4, [4, 4, 4]),  # two whole patches each, and no remainder of a second
+        ([26, 29, 35], 8, [3]),  # all have two columns: frames that none covers do not tell
+    ],
+)
+def test_patches_of_different_tracks_share_a_pass(net, frames, at_once, passes):
+    what = extraction(net, FIRST, patches_per_pass=at_once)
+    sizes, engine = [], what.engine
+
+    class Counting:
+        device = engine.device
+
+        def __call__(self, mels):
+            sizes.append(len(mels))
+            return engine(mels)
+
+    what.engine = Counting()
+    tracks = tracks_of(*(256 * (n - 1) for n in frames))
+    found = run(what, tracks)
+    assert sizes == passes
+    for track, result in zip(tracks, found, strict=True):
+        expected = by_hand(net, track)[0][0].mean(0)
+        np.testing.assert_allclose(result.embeddings[0], expected, rtol=1e-4, atol=2e-5)
+
+
+def test_no_more_tracks_than_fill_some_passes_are_read_ahead(net):
+    taken, (track,) = [], tracks_of(15_104)  # a patch
+    results = extraction(net, FIRST, patches_per_pass=2).results(
+        taken.append(track) or track for _ in iter(int, 1)
+    )
+    for expected in [8] * 8 + [16]:
+        next(results)
+        assert len(taken) == expected
+
+
+def test_tracks_that_fail_leave_the_others_alone(net):
+    some = tracks_of(80_000, 4_000, 80_000)
+    some[0] = Track("track 0", 0, error="damaged")
+    found = run(extraction(net, FIRST, PatchPlan(LENGTH, tail="drop")), some)
+    assert found[0].error == "damaged"
+    assert found[1].error
+    (alone,) = run(extraction(net, FIRST), some[2:])
+    np.testing.assert_allclose(found[2].embeddings[0], alone.embeddings[0], atol=1e-5)
+    thinned = Maest(**SIZES, s_patchout_t_indices=[0]).eval()
+    found = run(extraction(thinned, FIRST), tracks_of(2_000, 20_400))  # a column and a second more
+    assert [type(result) for result in found] == [Track, TrackResult]
+    assert found[0].error
+
+
+def test_the_picture_is_of_the_whole_track(net):
+    (track,) = tracks_of(47_000)
+    what = extraction(net, OutputSpec((0,), pictures=True))
+    picture, whole = run(what, [track])[0].picture, len(track.mel) // 4
+    assert picture.shape == (96, -(-len(track.mel) // 4))
+    expected = track.mel[: 4 * whole].astype("f4").T.reshape(96, whole, 4).mean(2)
+    np.testing.assert_allclose(picture[:, :whole], expected, atol=1e-5)
+    long = Track("long", 0, np.tile(track.mel, (100, 1)))
+    assert 2048 < run(what, [long])[0].picture.shape[1] <= 4096
+
+
+def test_nothing_asked_for():
+    with refuses("empty", setting="blocks"):
+        OutputSpec()
+
+
+def test_only_the_blocks_that_are_needed_are_computed(net):
+    """A block that is not computed may have any weights."""
+    (track,) = tracks_of(31_000)
+    broken = Maest(**SIZES).eval()
+    broken.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        for parameter in broken.blocks[2].parameters():
+            parameter.fill_(torch.nan)
+    (one,), (other,) = (run(extraction(n, OutputSpec((1, 0))), [track]) for n in (net, broken))
+    equal(one, other)

@@ -229,13 +229,6 @@ def test_an_input_whose_columns_are_always_dropped():
     assert kept(layer, 3) == [2, 5, 8, 11, 14, 17, 20, 23, 26]
 
 
-def test_fewer_than_no_columns_and_rows_are_none():
-    layer = Patchout(CLIP, s_patchout_t=9, s_patchout_f=2, s_patchout_f_indices=[0, 1])
-    assert layer.n_patches(26, True) == 0
-    layer.kept_rows = torch.tensor([0])
-    assert layer.n_patches(26, True) == 0
-
-
 def test_inputs_shorter_than_a_patch_are_one_column():
     assert [Patchout(CLIP).n_patches(frames, True) for frames in (1, 16, 25, 26)] == [9, 9, 9, 18]
 
@@ -247,27 +240,26 @@ def test_numbers_of_columns_stay_on_the_cpu():
     assert layer(torch.zeros(1, 2, ROWS, COLUMNS, device="meta")).shape == (1, 2, 27)
 
 
-@pytest.mark.parametrize(
-    ("name", "least", "most"),
-    [
-        ("s_patchout_t", 0, 14),
-        ("s_patchout_f", 0, 8),
-        ("u_patchout", 0, 128),  # of 135: the rest are the least share of a clip
-        ("s_patchout_t_indices", 0, 15),
-        ("s_patchout_f_indices", 0, 8),
-        ("s_patchout_t_interleaved", 0, 15),
-        ("s_patchout_f_interleaved", 0, 99),
-    ],
-)
-def test_bounds_of_patchout(name, least, most):
-    for value in (least, np.int64(most)):
-        Patchout(CLIP, **{name: value})
-    wrong = [least - 1, True, 1.0]
-    if "interleaved" not in name:
-        wrong.append(most + 1 if name != "u_patchout" else 135)
-    for value in wrong:
-        with refuses("invalid", setting=name):
-            Patchout(CLIP, **{name: value})
+LARGEST = {
+    "s_patchout_t": 19,
+    "s_patchout_f": 7,
+    "u_patchout": 159,
+    "s_patchout_t_indices": 19,
+    "s_patchout_f_indices": 7,
+    "s_patchout_t_interleaved": None,
+    "s_patchout_f_interleaved": None,
+}
+
+
+@pytest.mark.parametrize(("name", "most"), LARGEST.items())
+def test_bounds_of_patchout(name, most):
+    sizes = Sizes(n_classes=1, input_t=206, input_f=86)  # 8 rows, 20 columns, 20 positions
+    for value in (0, np.int64(8 if most is None else most if most < 20 else 152)):
+        Patchout(sizes, **{name: value})
+    for value in (-1, True, 1.0, *([] if most is None else [most + 1])):
+        with refuses("invalid", setting=name) as caught:
+            Patchout(sizes, **{name: value})
+        assert f"0 {'or more' if most is None else f'to {most}'}" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["s_patchout_t_indices", "s_patchout_f_indices"])
@@ -276,12 +268,21 @@ def test_patchout_that_always_drops_everything(name):
         Patchout(CLIP, **{name: list(range(16 if "_t_" in name else 9))})
 
 
+ALL_T_AND_F = (
+    "s_patchout_t",
+    "s_patchout_t_interleaved",
+    "s_patchout_f",
+    "s_patchout_f_interleaved",
+)
+
+
 @pytest.mark.parametrize(
     ("input_t", "options"),
     [
         (165, {"u_patchout": 129}),
         (165, {"s_patchout_t": 12, "s_patchout_f": 7}),
         (165, {"s_patchout_t": 14, "u_patchout": 3}),
+        (165, dict(zip(ALL_T_AND_F, (14, 15, 5, 8), strict=True))),  # less than none of either
         (165, {"s_patchout_t": 10, "s_patchout_t_interleaved": 2}),
         (165, {"s_patchout_t_indices": range(15)}),
         (16, {"s_patchout_f": 8, "u_patchout": 1}),
