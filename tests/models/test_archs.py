@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from made_up import refuses
 
 from maest.models import ARCHS, get_maest, list_models
 from maest.models.archs import DEIT, PASST, clip_seconds, input_frames
@@ -38,3 +39,18 @@ def test_the_shapes_of_every_architecture(name):
 def test_seconds_are_the_inverse_of_frames():
     assert all(input_frames(clip_seconds(frames)) == frames for frames in range(1, 20_000))
     assert [clip_seconds(frames) for frames in (312, 625, 1250, 1875)] == [*COLUMNS]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "setting"),
+    [
+        ({"arch": "maest_tinny", "n_classes": 2}, "unknown", "arch"),
+        ({"arch": "maest_tiny", "n_classes": 3, "labels": ["a", "b"]}, "mismatch", "labels"),
+        ({"arch": "maest_tiny"}, "missing", "n_classes"),
+        ({"n_classes": 3}, "missing", "arch"),
+        ({"arch": "maest_tiny", "n_classes": 3, "pretrained": True}, "missing", "arch"),
+    ],
+)
+def test_models_that_are_not_there(arguments, kind, setting):
+    with refuses(kind, setting=setting):
+        get_maest(**arguments)
