@@ -15,8 +15,7 @@ from maest.datasets.melspectrograms import MelFile, mel_path
 from maest.datasets.splitting import SPLITS, split_by_group
 from maest.datasets.tables import Table, read_table, some
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.files.safe_pickle import short_repr
-from maest.helpers.names import first_few
+from maest.helpers.names import first_few, short_repr
 from maest.helpers.reports.report import table as markdown_table
 
 

@@ -20,8 +20,7 @@ from maest.datasets.melspectrograms import MelFile
 from maest.datasets.teacher import read_teacher_logits
 from maest.helpers.audio.patches import seconds
 from maest.helpers.errors import InputError
-from maest.helpers.files.safe_pickle import short_repr
-from maest.helpers.names import first_few
+from maest.helpers.names import first_few, short_repr
 from maest.helpers.work.parallel import thread_map
 
 BRIEF_FILES, BRIEF_SECONDS = 2000, 2.0  # limits of a brief check

@@ -27,8 +27,8 @@ if not __package__:  # started as a script: import from the repository root, not
 
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.files.atomic import read_bytes, to_json, write_changed
-from maest.helpers.files.safe_pickle import load_pickle, short_repr
-from maest.helpers.names import check_choice, first_few
+from maest.helpers.files.safe_pickle import load_pickle
+from maest.helpers.names import check_choice, first_few, short_repr
 
 TASKS: tuple[str, ...] = ("multi-label", "single-label", "regression")
 _NUMBERS = (int, float, np.bool_, np.integer, np.floating)

@@ -23,8 +23,6 @@ from contextlib import closing, suppress
 from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
-
 if not __package__:  # started as a script: import from the repository root, not from this folder
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
@@ -187,7 +185,7 @@ def _make(
     item: tuple[str, str], audio_dir: Path, store: Path, seconds: float | None
 ) -> tuple[str, mel_store.Source | str, float]:
     """For (audio, key): the audio, its source or the reason of the failure, and its seconds."""
-    from maest.helpers.audio.log_mel import log_mel_pieces  # imports torch, which takes seconds
+    from maest.helpers.audio.log_mel import log_mel  # imports torch, which takes seconds
 
     name, key = item
     audio, target = audio_dir / name, store / key
@@ -197,7 +195,7 @@ def _make(
     try:
         meter = Meter()
         with closing(stream_audio(audio, seconds, meter)) as blocks:
-            mel = np.concatenate(list(log_mel_pieces(blocks)))
+            mel = log_mel(blocks)
     except AudioError as error:
         kept = "; its log-mel file from before is kept" if target.exists() else ""
         return name, f"{error.reason}{kept}", 0

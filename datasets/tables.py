@@ -30,8 +30,7 @@ from maest.datasets.groundtruth import check_key
 from maest.datasets.mel_store import store_keys
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.files.atomic import read_bytes
-from maest.helpers.files.safe_pickle import short_repr
-from maest.helpers.names import first_few
+from maest.helpers.names import first_few, short_repr
 
 Value = TypeVar("Value")
 

@@ -26,8 +26,9 @@ from maest.helpers.audio.patches import seconds
 from maest.helpers.blocks import FINAL
 from maest.helpers.files.atomic import write_error
 from maest.helpers.results import predictions
+from maest.helpers.results.outputs import Output
 from maest.helpers.results.tracks import Track, TrackResult
-from maest.helpers.results.writer import WARNINGS, Output, ResultWriter, tidy_warnings
+from maest.helpers.results.writer import WARNINGS, ResultWriter, tidy_warnings
 from maest.helpers.work.parallel import cores
 from maest.models.archs import clip_seconds
 from maest.models.extraction import Extraction

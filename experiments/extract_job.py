@@ -34,7 +34,7 @@ from maest.helpers.differences import differences
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.files.atomic import remove_leftovers, write_failures
 from maest.helpers.results.manifest import model_hash, open_folder
-from maest.helpers.results.writer import SUFFIXES, Output, is_done
+from maest.helpers.results.outputs import SUFFIXES, Output, is_done
 from maest.models.archs import clip_seconds
 from maest.models.extraction import OutputSpec, patch_plan
 

@@ -20,8 +20,9 @@ from maest.experiments.probe_report import PROBE_FOLDER, no_probe
 from maest.experiments.runs import run_dir
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import encodable, read_failures, valid_utf8, write_json, write_rows
+from maest.helpers.results.outputs import Output, is_done
 from maest.helpers.results.predictions import SEPARATOR, best, output_name
-from maest.helpers.results.writer import WARNINGS, Output, is_done
+from maest.helpers.results.writer import WARNINGS
 from maest.models.probe import ProbeBank, layer_normalized
 
 log = logging.getLogger(__name__)

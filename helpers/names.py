@@ -1,15 +1,18 @@
-"""Names and lists of names, as people type them."""
+"""Names, lists of names and values, as people type them and as messages show them."""
 
 from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from maest.helpers.errors import InputError
 
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 80, 80, 80
 _LISTED = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|\([^)]*\)|[^,])+""")
 
 
@@ -46,3 +49,8 @@ def first_few(names: Iterable[str], shown: int = 5) -> str:
     """Return the first names as ``a, b, ...``, for a message."""
     names = list(names)
     return ", ".join(names[:shown]) + ", ..." * (len(names) > shown)
+
+
+def short_repr(value: object) -> str:
+    """Return ``repr(value)``, bounded in length and depth."""
+    return _REPR.repr(value)

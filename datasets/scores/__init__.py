@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from filelock import FileLock
+
 from maest.helpers.files.data_folder import data_folder
 
 log = logging.getLogger(__name__)
@@ -19,8 +21,6 @@ def build_if_missing(paths: Iterable[str | Path | None]) -> None:
     embedded = (DATA_DIR in Path(path).resolve().parents for path in paths if path is not None)
     if not any(embedded) or report.exists():
         return
-    from filelock import FileLock
-
     DATA_DIR.mkdir(parents=True, exist_ok=True)
     with FileLock(DATA_DIR / ".prepare.lock"):
         if not report.exists():

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from maest.datasets.melspectrograms import write_mel
 from maest.datasets.scores.cache import Cache
 from maest.datasets.scores.corpus import Work, generator
 from maest.datasets.scores.performance import TooShort, arrange, render_clip
@@ -103,7 +104,6 @@ def _perform(task: Task, out_dir: Path, settings: Settings) -> tuple[str, Row, b
     """Perform a work and write its files. Returns key, row, and whether to cache the row."""
     import torch
 
-    from maest.datasets.melspectrograms import write_mel
     from maest.helpers.audio.mel import front_end
 
     work, score, rendition = task

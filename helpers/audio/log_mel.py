@@ -14,9 +14,13 @@ from maest.helpers.work.parallel import one_torch_thread
 _FRAMES = 1_024  # of a piece: 16 s stay in a CPU's cache, four times as fast as minutes
 
 
-def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """Compute a track's log-mel as stored: float32 [samples] → float16 [T frames, 96 bands]."""
-    return np.concatenate(list(log_mel_pieces([waveform])))
+def log_mel(waveform: np.ndarray | Iterable[np.ndarray]) -> np.ndarray:
+    """Compute a track's log-mel as stored: float32 [samples] → float16 [T frames, 96 bands].
+
+    ``waveform`` may also be blocks, as :func:`log_mel_pieces` takes them.
+    """
+    blocks = [waveform] if isinstance(waveform, np.ndarray) else waveform
+    return np.concatenate(list(log_mel_pieces(blocks)))
 
 
 def log_mel_pieces(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

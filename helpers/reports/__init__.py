@@ -1,1 +1,4 @@
-"""Metrics with their intervals, and the tables and pictures that show them."""
+"""Reports of a model's quality: metrics with their intervals, tables in Markdown, pictures.
+
+Nothing here computes outputs or reads data: arrays and rows come in.
+"""

@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 LOCK = ".manifest.lock"
 _LONGEST_WAIT = 1800  # seconds, while another run removes results
 _ELSEWHERE = "Give another inference.out_dir, or move them away."
-# By kind: endings of results, then of the files beside them (`helpers.results.writer`)
+# By kind: endings of results, then of the files beside them (`helpers.results.outputs`)
 _ENDS = {
     "predictions": (".predictions.json", ".predictions.csv", ".predictions.png"),
     "embeddings": (".embeddings.npy", ".times.csv"),

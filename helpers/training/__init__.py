@@ -1,4 +1,4 @@
-"""What training uses beside the network: augmentation, averaging, checkpoints, its history.
+"""What training uses beside the network: augmentation of batches, and Lightning's callbacks.
 
-Lightning's callbacks live here, and the measure of throughput.
+They average weights, keep checkpoints and a history, and measure the speed.
 """

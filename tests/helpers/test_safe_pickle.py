@@ -110,7 +110,7 @@ def test_the_payloads_would_run_under_pickle_load(file, flag):
         (b"cnumpy\nndarray.tofile\n", "numpy.ndarray.tofile"),
         (b"cnumpy\ncore.multiarray.scalar\n", "numpy.core.multiarray.scalar"),
         (b"cnumpy.core.multiarray\n_reconstruct.__globals__\n", "_reconstruct.__globals__"),
-        (b"cmaest.helpers.files.safe_pickle\n_Reader\n", "maest.helpers.files.safe_pickle._Reader"),
+        (b"cmaest.helpers.files.pickle_reader\nReader\n", "files.pickle_reader.Reader"),
         (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93", "builtins.eval"),
         (b"\x80\x04\x8c\x02os\x8c\x0bpath.exists\x93", "os.path.exists"),
         (b"\x80\x04\x8c\x05numpy\x8c\x16f2py.diagnose.os.popen\x93", "numpy.f2py.diagnose"),

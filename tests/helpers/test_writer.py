@@ -18,16 +18,10 @@ from made_up import refuses
 from maest.datasets.embeddings import read_tokens
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import read_failures, remove_leftovers
+from maest.helpers.results.outputs import SUFFIXES, Output, is_done
 from maest.helpers.results.predictions import read_predictions
 from maest.helpers.results.tracks import TrackResult
-from maest.helpers.results.writer import (
-    MAX_WAITING,
-    SUFFIXES,
-    Output,
-    ResultWriter,
-    is_done,
-    tidy_warnings,
-)
+from maest.helpers.results.writer import MAX_WAITING, ResultWriter, tidy_warnings
 
 D, C, P = 8, 3, 4
 KEY = "a/b.mp3"
