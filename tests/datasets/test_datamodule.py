@@ -174,7 +174,7 @@ def test_training_goes_on_without_bad_files(faulty, toy, workers):
     (keys, whole), (_, first), (_, again) = epoch(toy), epoch(damaged), epoch(damaged)
     errors = {key: reason for batch in first for key, reason in batch.errors.items()}
     assert errors.keys() == bad.keys()
-    assert all(bad[key] in reason and key in reason for key, reason in errors.items())
+    assert all(key in reason for key, reason in errors.items())
     assert all(labels_are_beside(batch) for batch in first)  # of a substitute, its own
     whole, first, again = (torch.cat([b.mel for b in batches]) for batches in (whole, first, again))
     assert torch.equal(first, again)

@@ -30,6 +30,7 @@ class Reply:
     later: bytes | None = None  # the content from the second request on, if it changes
     kind: str | None = None  # Content-Type
     packed: bool = False  # sent as gzip, though nobody asked for that
+    headers: dict[str, str] = field(default_factory=dict)  # more of them
     asked: int = 0  # requests so far
 
 
@@ -44,6 +45,8 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 outer.answer(self)
+
+            do_HEAD = do_GET
 
             def log_message(self, *_args):
                 pass
@@ -71,10 +74,13 @@ class Server:
         """Names of the files that were asked for, in order."""
         return [name for name, _ in self.requests]
 
+    def find(self, name: str) -> Reply:
+        return self.replies.get(name) or Reply(b"<html>no such page</html>", 404)
+
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         name, wanted = request.path.removeprefix("/"), request.headers.get("Range")
         self.requests.append((name, wanted))
-        reply = self.replies.get(name) or Reply(b"<html>no such page</html>", 404)
+        reply = self.find(name)
         content = reply.content if reply.later is None or not reply.asked else reply.later
         tag = reply.etags[min(reply.asked, len(reply.etags) - 1)] if reply.etags else None
         status = reply.statuses.pop(0) if reply.statuses else reply.status
@@ -96,11 +102,12 @@ class Server:
             right = reply.length == "right" or status != 200
             headers["Content-Length"] = str(len(content) if right else reply.length)
         request.send_response(status)
-        for header, value in headers.items():
+        for header, value in {**headers, **reply.headers}.items():
             if value is not None:
                 request.send_header(header, value)
         request.end_headers()
-        request.wfile.write(content[: reply.drops.pop(0)] if reply.drops else content)
+        if request.command == "GET":
+            request.wfile.write(content[: reply.drops.pop(0)] if reply.drops else content)
 
 
 @pytest.fixture
