@@ -235,18 +235,14 @@ def by_hand(net: Maest, track: Track, plan: PatchPlan = PLAIN):
     """Outputs of each patch, one at a time, and the weights: the definition."""
     mel = net.normalise(torch.from_numpy(track.mel.astype(np.float32)).T)
     spans, silence = plan.spans(mel.shape[1]), float(net.normalise(torch.zeros(())))
-    rows = {"logits": [], 0: [], 1: [], -1: []}
+    outputs = []
     for first, last in spans:
-        patch = mel[None, :, first:last]
-        if plan.tail == "pad":
-            missing = plan.length - (last - first)
-            patch = torch.nn.functional.pad(patch, (0, missing), value=silence)
-        for block in (0, 1):
-            rows[block].append(net(patch, block)[1].view(3, -1).numpy())
-        logits, final = net(patch)
-        rows["logits"].append(logits[0].numpy())
-        rows[-1].append(final[0].numpy())
-    return {name: np.stack(v) for name, v in rows.items()}, np.array(new_frames(spans)), spans
+        missing = plan.length - (last - first) if plan.tail == "pad" else 0
+        patch = torch.nn.functional.pad(mel[:, first:last], (0, missing), value=silence)
+        outputs.append(net.encode(patch[None], (0, 1, -1)))
+    rows = {"logits": torch.cat([one.logits for one in outputs])}
+    rows |= {block: torch.cat([one.embeddings[block] for one in outputs]) for block in (0, 1, -1)}
+    return {name: v.numpy() for name, v in rows.items()}, np.array(new_frames(spans)), spans
 
 
 @pytest.mark.parametrize("per_pass", [1, 3, None])

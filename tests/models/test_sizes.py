@@ -233,6 +233,7 @@ ALL_T_AND_F = (
         (165, {"s_patchout_t": 14, "u_patchout": 3}),
         (165, dict(zip(ALL_T_AND_F, (14, 15, 5, 8), strict=True))),  # less than none of either
         (165, {"s_patchout_t": 10, "s_patchout_t_interleaved": 2}),
+        (165, {"s_patchout_f": 8, "s_patchout_f_interleaved": 2}),
         (165, {"s_patchout_t_indices": range(15)}),
         (16, {"s_patchout_f": 8, "u_patchout": 1}),
         (312, {"s_patchout_t": 29}),
