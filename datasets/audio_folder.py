@@ -43,21 +43,21 @@ def find_audio(
     system entries such as ``._song.mp3`` and ``@eaDir``, counted once a folder. Broken links with
     an audio suffix count as files. Raises InputError if there is nothing to read.
     """
-    found = AudioFolder([], {}, Counter())
+    audio = AudioFolder([], {}, Counter())
     folders = [("", [_identity(folder)])]
     while folders:
         prefix, parents = folders.pop()
         try:
             entries = list(os.scandir(folder / prefix))
         except OSError as error:
-            found.unreadable[prefix or "."] = f"the folder cannot be read: {error.strerror}"
+            audio.unreadable[prefix or "."] = f"the folder cannot be read: {error.strerror}"
             continue
         for entry in entries:
             name, suffix = prefix + entry.name, Path(entry.name).suffix.lower()
             if entry.name.startswith(TEMPORARY):
                 continue
             if _NOT_MUSIC.fullmatch(entry.name):
-                found.skipped["._*" if entry.name.startswith("._") else entry.name] += 1
+                audio.skipped["._*" if entry.name.startswith("._") else entry.name] += 1
                 continue
             try:
                 if entry.is_dir():
@@ -66,21 +66,21 @@ def find_audio(
                         folders.append((f"{name}/", [*parents, identity]))
                 elif suffix not in AUDIO_SUFFIXES:
                     if suffix != ".mmap":
-                        found.skipped[suffix or "no suffix"] += 1
+                        audio.skipped[suffix or "no suffix"] += 1
                 elif entry.is_file() or not os.path.exists(entry.path):  # no pipe
-                    found.files.append(name)
+                    audio.files.append(name)
             except OSError as error:  # a link to itself, or a folder without permission
                 if suffix in AUDIO_SUFFIXES:
-                    found.files.append(name)  # to be reported when it is read
+                    audio.files.append(name)  # to be reported when it is read
                 else:
-                    found.unreadable[name] = f"cannot be looked at: {error.strerror}"
-    if not found.files and not found.unreadable:
-        what = f"no audio in it; {summarize_skipped(found.skipped)}looked for files that end in "
+                    audio.unreadable[name] = f"cannot be read: {error.strerror}"
+    if not audio.files and not audio.unreadable:
+        what = f"no audio in it; {summarize_skipped(audio.skipped)}looked for files that end in "
         what += f"{' '.join(sorted(AUDIO_SUFFIXES))}, in all folders below"
         hint = "Give the folder that holds the music."
         raise InputError(what, kind="empty", hint=hint, path=folder, setting=setting)
-    found.files.sort(key=os.fsencode)
-    return found
+    audio.files.sort(key=os.fsencode)
+    return audio
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
@@ -92,9 +92,9 @@ def summarize_skipped(skipped: Counter[str]) -> str:
     """What is skipped, as ``6 files left out: .dsf 1, .txt 5; ``, or ""."""
     if not skipped:
         return ""
-    some = ", ".join(f"{suffix} {n}" for suffix, n in sorted(skipped.most_common(_SHOWN)))
-    more = f", and {len(skipped) - _SHOWN} more kinds" if len(skipped) > _SHOWN else ""
-    return f"{skipped.total()} file{'s' * (skipped.total() != 1)} left out: {some}{more}; "
+    kinds = [f"{suffix} {n}" for suffix, n in sorted(skipped.most_common(_SHOWN))]
+    kinds += [f"and {len(skipped) - _SHOWN} more kinds"] * (len(skipped) > _SHOWN)
+    return f"{skipped.total()} file{'s' * (skipped.total() != 1)} left out: {', '.join(kinds)}; "
 
 
 def parse_shard(text: str, setting: str) -> tuple[int, int]:
@@ -103,5 +103,5 @@ def parse_shard(text: str, setting: str) -> tuple[int, int]:
     k, n = map(int, match.groups()) if match else (0, 0)
     if not 1 <= k <= n:
         hint = "Give K/N, such as 3/100, with K from 1 to N."
-        raise InputError(f"{text!r} is no part of a whole", hint=hint, setting=setting)
+        raise InputError(f"{text!r} is not a shard", hint=hint, setting=setting)
     return k, n

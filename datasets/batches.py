@@ -186,5 +186,5 @@ def collate_tracks(
     for _, members in sorted(by_length.items(), reverse=True):
         mels, numbers = zip(*members, strict=True)
         groups.append((torch.from_numpy(np.stack(mels)), torch.tensor(numbers)))
-    targets = torch.from_numpy(np.array([own for *_, own in tracks], np.float32))
+    targets = torch.from_numpy(np.array([row for *_, row in tracks], np.float32))
     return TrackBatch([key for key, *_ in tracks], targets, groups, dict(errors))

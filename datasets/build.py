@@ -64,15 +64,15 @@ def build(options: Namespace) -> list[str]:
         what = f"no track for {' and '.join(empty)}"
         raise InputError(what, kind="empty", path=table.path, hint=hint)
     members = {split: np.flatnonzero(np.array(splits) == split) for split in SPLITS}
-    content = {split: {keys[i]: targets[i] for i in own} for split, own in members.items()}
+    content = {split: {keys[i]: targets[i] for i in numbers} for split, numbers in members.items()}
     write_splits(options.out_dir, content, names, task)
-    by_split = {split: targets[own] for split, own in members.items()}
+    by_split = {split: targets[numbers] for split, numbers in members.items()}
     warnings = table.warnings + _group_warnings(table)
-    for split, own in by_split.items() if task != "regression" else ():
-        if absent := [names[i] for i in np.flatnonzero(~own.any(axis=0))]:
+    for split, present in by_split.items() if task != "regression" else ():
+        if absent := [names[i] for i in np.flatnonzero(~present.any(axis=0))]:
             what = f"no track in {split} has {len(absent)} of the {len(names)} labels"
             warnings.append(f"{what}: {some(absent)}")
-    lines = [f"{what:<8} {', '.join(own)}" for what, own in table.columns.items() if own]
+    lines = [f"{what:<8} {', '.join(used)}" for what, used in table.columns.items() if used]
     lines += ["", _counts({**by_split, "all": targets}, names, task), "", *notes]
     lines += [f"warning: {why}" for why in warnings]
     what = "values" if task == "regression" else "labels"
@@ -150,8 +150,8 @@ def _label_targets(
     if dropped := [table.labels[i] for i in np.flatnonzero(~kept)]:
         notes.append(f"{len(dropped)} labels on too few tracks left out: {some(dropped)}")
     targets = np.zeros((len(rows), kept.sum()), bool)
-    column, own = np.cumsum(kept) - 1, kept[labels]
-    targets[position[tracks[own]], column[labels[own]]] = True
+    column, stays = np.cumsum(kept) - 1, kept[labels]
+    targets[position[tracks[stays]], column[labels[stays]]] = True
     return [table.labels[i] for i in np.flatnonzero(kept)], targets
 
 
@@ -208,4 +208,4 @@ def _group_warnings(table: Table) -> list[str]:
         what = "tracks of one artist may be in several splits, which inflates the scores"
         return [f"the table has neither a split nor a group (artist, album): {what}"]
     unknown = groups.count("")
-    return [f"{unknown} tracks have no group: each was taken for itself"] if unknown else []
+    return [f"{unknown} tracks have no group: each counts as a group"] if unknown else []

@@ -8,7 +8,7 @@ import posixpath
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import combinations_with_replacement, islice, product
+from itertools import chain, combinations_with_replacement, islice, product
 from pathlib import Path
 from statistics import median_high
 from typing import Any
@@ -59,10 +59,8 @@ class SplitCheck:
         text = f"{self.tracks} tracks{labels}, {self.hours:.2f} hours{partly} ({self.path})"
         if counts := self.counts:
             rare, common = (end(counts, key=counts.__getitem__) for end in (min, max))
-            text += (
-                f"\n  tracks to a label: {counts[rare]} ({rare}) to {counts[common]} ({common}), "
-            )
-            text += f"median {median_high(counts.values())}"
+            text += f"\n  tracks per label: {counts[rare]} ({rare}) to {counts[common]} ({common})"
+            text += f", median {median_high(counts.values())}"
         return text
 
 
@@ -153,9 +151,9 @@ def check_splits(
         except InputError as error:
             report.add("labels", str(error), name, problem=True)
         _check_targets(report, name, split, labels)
-    _look_at_all([track for own in tracks.values() for track in own], str(base_dir), brief)
-    for name, own in tracks.items():
-        _check_files(report, name, own, clip_frames, skip_unreadable)
+    _look_at_all([*chain(*tracks.values())], str(base_dir), brief)
+    for name in tracks:
+        _check_files(report, name, tracks[name], clip_frames, skip_unreadable)
     _check_twins(report, tracks)
     return report
 
@@ -257,7 +255,7 @@ def _check_twins(report: CheckReport, tracks: dict[str, list[_Track]]) -> None:
             names = (" = ".join(dict.fromkeys(short_repr(t.path) for t in p)) for p in twins)
             some, trained = first_few(islice(names, _NAMED + 1), _NAMED), "train" in (a, b)
             if twins and a == b:
-                text = f"{len(twins)} tracks are there again, as another key with the same {what}"
+                text = f"{len(twins)} tracks are repeated under another key, with the same {what}"
                 report.add("duplicate", f"{text} ({some})", a)
             elif twins:
                 why = "the test metrics are biased by the choice of the best epoch"

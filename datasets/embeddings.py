@@ -139,10 +139,10 @@ def find_folders(folder: str | Path, clip_length: float | None = None) -> list[E
     refusal = functools.partial(InputError, path=folder, setting=EMBEDDINGS_DIR)
     if not folder.is_dir():
         raise refusal("no such folder", kind="missing", hint=EXTRACT_THEM)
-    found = _search(folder, _DEPTH)
-    if not found:
+    folders = _search(folder, _DEPTH)
+    if not folders:
         raise refusal("no embeddings in it", kind="empty", hint=EXTRACT_THEM)
-    lengths = sorted({one.seconds for one in found if one.seconds is not None})
+    lengths = sorted({one.seconds for one in folders if one.seconds is not None})
     if clip_length is not None and lengths:
         nearest = min(lengths, key=lambda seconds: abs(seconds - clip_length))
         if abs(nearest - clip_length) >= _NEAR:
@@ -151,18 +151,18 @@ def find_folders(folder: str | Path, clip_length: float | None = None) -> list[E
             hint = f"Give data.clip_length={nearest:g}, or extract with "
             hint += f"datamodule.clip_length={clip_length:g}."
             raise refusal(message, kind="missing", setting="data.clip_length", hint=hint)
-        found, lengths = [one for one in found if one.seconds in (nearest, None)], [nearest]
-    places = dict.fromkeys(one.folder.parent for one in found)
+        folders, lengths = [one for one in folders if one.seconds in (nearest, None)], [nearest]
+    places = dict.fromkeys(one.folder.parent for one in folders)
     if len(places) > 1:
         message = f"has embeddings of several extractions: {', '.join(map(str, places))}"
         way = f"data.clip_length={lengths[0]:g}" if len(lengths) == len(places) else EMBEDDINGS_DIR
         raise refusal(message, kind="conflict", hint=f"Choose one, by {way}.")
-    found.sort(key=lambda one: (one.block is None, one.block == FINAL, one.block or 0))
-    for one, other in pairwise(found):
+    folders.sort(key=lambda one: (one.block is None, one.block == FINAL, one.block or 0))
+    for one, other in pairwise(folders):
         if one.block is not None and one.block == other.block:
             message = f"{one.folder} and {other.folder.name} hold embeddings of one block"
             raise refusal(message, kind="conflict", hint="Remove one of them.")
-    return found
+    return folders
 
 
 def _search(folder: Path, depth: int) -> list[EmbeddingFolder]:

@@ -100,8 +100,8 @@ def parser() -> argparse.ArgumentParser:
     add("--labels", type=Path, help="the labels' names (default: labels.json beside FILE)")
     add("--task", choices=TASKS, default="multi-label", help="what the targets are")
 
-    made = "make groundtruth-{train,validation,test,all}.pk and labels.json from a table"
-    command = commands.add_parser("build", help=made, description=_TABLE)
+    what = "make groundtruth-{train,validation,test,all}.pk and labels.json from a table"
+    command = commands.add_parser("build", help=what, description=_TABLE)
     command.set_defaults(run=build)
     add = command.add_argument
     several: dict[str, Any] = {"metavar": "NAME", "nargs": "+", "default": []}

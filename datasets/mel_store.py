@@ -23,6 +23,7 @@ from typing import Any
 from maest.datasets.audio_folder import mel_key
 from maest.datasets.melspectrograms import is_whole
 from maest.helpers.audio.constants import HOP_LENGTH, N_MELS, SAMPLE_RATE
+from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import TEMPORARY, read_bytes, valid_utf8, write_error, write_json
 
@@ -143,10 +144,9 @@ def _first_made(store: Path, names: Sequence[str]) -> str | None:
 
 def _check_settings(store: Path, known: dict[str, Any], seconds: float | None) -> None:
     wanted = _settings(seconds)
-    differ = [name for name in wanted if known and known.get(name) != wanted[name]]
-    if differ:
-        was, now = (", ".join(f"{n} {own.get(n)}" for n in differ) for own in (known, wanted))
-        what = f"the log-mel files were made with {was}; this run is for {now}"
+    differ = differences({name: known.get(name) for name in wanted}, wanted)
+    if known and differ:
+        what = f"the log-mel files were made with other settings: {'; '.join(differ)}"
         hint, path = "Give another MELSPEC_DIR, or the same settings.", store / RECIPE_FILE
         raise InputError(what, kind="mismatch", path=path, hint=hint)
 
@@ -271,9 +271,9 @@ def _parse(line: bytes) -> tuple[int, str, Source]:
 def _maker(names: Sequence[str], mel: Path, audio_dir: Path) -> str | None:
     """The audio that an unrecorded log-mel file may be made from, by the times; or the first."""
     with suppress(OSError):
-        made = mel.stat().st_mtime_ns
+        changed = mel.stat().st_mtime_ns
         for name in names:
-            if (audio_dir / name).stat().st_ctime_ns <= made:
+            if (audio_dir / name).stat().st_ctime_ns <= changed:
                 return name
     return names[0] if names else None
 

@@ -83,7 +83,7 @@ class MelFile:
         if not is_whole(status):
             os.close(self._descriptor)
             what = f"{self._frames} frames and {rest} bytes, expected whole frames: truncated?"
-            raise self._fault(what)
+            raise self._fault(what if status.st_size else "is empty")
 
     @classmethod
     def of_key(cls, base_dir: str | Path, key: str) -> MelFile:

@@ -87,8 +87,8 @@ def _write_task(name: str, task: Task, out_dir: Path, melspec_dir: Path) -> None
         print(f"no log-mel files in {melspec_dir} yet, so all tracks of the table are in; run the "
               "step groundtruth again to leave out those that cannot be read")  # fmt: skip
     if differ := [what for what, count in counts.items() if count != task.published[what]]:
-        found = ", ".join(f"{what} {counts[what]:,} ({task.published[what]:,})" for what in differ)
-        print(f"warning: counts differ from the published ones (in brackets): {found}. Figures do "
+        pairs = ", ".join(f"{what} {counts[what]:,} ({task.published[what]:,})" for what in differ)
+        print(f"warning: counts differ from the published ones (in brackets): {pairs}. Figures do "
               "not compare with those of the literature")  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def check_name(name: str, seen: Collection[str]) -> None:
     check_key(name)
     if name in seen:
         hint = "Name each track once."
-        raise InputError(f"{name!r} is there twice", kind="conflict", hint=hint)
+        raise InputError(f"{name!r} is named twice", kind="conflict", hint=hint)
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -129,16 +129,16 @@ def check_name(name: str, seen: Collection[str]) -> None:
 def parser(description: str, steps: Sequence[str], folder: Path) -> argparse.ArgumentParser:
     """An argument parser with the scripts' common options; ``folder`` holds their default paths."""
     style = argparse.ArgumentDefaultsHelpFormatter
-    made = argparse.ArgumentParser(description=description, formatter_class=style)
-    add = made.add_argument
+    result = argparse.ArgumentParser(description=description, formatter_class=style)
+    add = result.add_argument
     what = f"some of {', '.join(steps)}; none: all of them, but for what is done already"
     add("steps", nargs="*", metavar="STEP", help=what)
     add("--audio-dir", type=Path, default=folder / "audio", help="folder of audio")
     add("--melspec-dir", type=Path, default=folder / "melspectrograms")
     add("--out-dir", type=Path, default=folder, help="where the ground truths go")
     add("--num-workers", type=int, help="processes; by default one a core")
-    add("--force", action="store_true", help="fetch and make again what is there, in these steps")
-    return made
+    add("--force", action="store_true", help="fetch and make existing files again, in these steps")
+    return result
 
 
 def parse(

@@ -201,9 +201,9 @@ def _labels(rows: _Rows, columns: list[str], separator: str) -> tuple[list[str],
     same = defaultdict(list)
     for name in names:
         same[_fold(name)].append(name)
-    if alike := [" and ".join(map(short_repr, own)) for own in same.values() if len(own) > 1]:
+    if alike := [" and ".join(map(short_repr, ways)) for ways in same.values() if len(ways) > 1]:
         rows.warnings.append(
-            f"{len(alike)} labels are written in several ways, and each way is a label of its own: "
+            f"{len(alike)} labels are written in several ways, each of which is a label: "
             f"{first_few(alike)}"
         )
     return names, np.stack(np.divmod(np.unique(np.concatenate(marks)), size))
@@ -254,11 +254,11 @@ class _Rows:
 
     def named(self, names: Sequence[str], option: str) -> list[str]:
         """Names of the columns that an option names, each once."""
-        own = [n if n in self.cells else self.by_bare.get(_bare(n), "") for n in names]
-        if "" in own:
-            what, hint = f"no column {names[own.index('')]!r}", f"Give one of: {self.header}."
+        columns = [n if n in self.cells else self.by_bare.get(_bare(n), "") for n in names]
+        if "" in columns:
+            what, hint = f"no column {names[columns.index('')]!r}", f"Give one of: {self.header}."
             raise InputError(what, kind="unknown", path=self.path, setting=option, hint=hint)
-        return list(dict.fromkeys(own))
+        return list(dict.fromkeys(columns))
 
     def convert(
         self, column: str, read: Callable[[str], Value], expected: str, hint: str

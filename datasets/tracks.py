@@ -101,16 +101,16 @@ def _read(tracks: Tracks, scratch: Path, index: int) -> tuple[Track, Path | None
     return track, path
 
 
-# ---- which tracks there are, and which are this process's ----------------------------------------
+# ---- the tracks of a run, and of one process -----------------------------------------------------
 
 
-class Found(NamedTuple):
+class FoundTracks(NamedTuple):
     tracks: AudioTracks  # in the order of their names, as bytes
-    failed: dict[str, str]  # folders that cannot be read → reason
-    left_out: Counter[str]  # suffix or folder name, of files skipped → number
+    unreadable: dict[str, str]  # as in `AudioFolder`
+    skipped: Counter[str]  # as in `AudioFolder`
 
 
-def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found:
+def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> FoundTracks:
     """Find the audio of ``inference.audio``: a file with any suffix, or all audio in a folder.
 
     Skips the folder ``leave_out``, that of the results. Raises InputError if there is no audio.
@@ -122,12 +122,12 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
     try:
         path = Path(audio).expanduser()
         if path.is_file():
-            return Found(AudioTracks(path.parent, [path.name]), {}, Counter())
+            return FoundTracks(AudioTracks(path.parent, [path.name]), {}, Counter())
         if path.is_dir():
             folder = path.resolve()
             inside = None if leave_out is None else Path(leave_out).expanduser().resolve()
-            found = find_audio(folder, inside, setting)
-            return Found(AudioTracks(folder, found.files), found.unreadable, found.skipped)
+            files, unreadable, skipped = find_audio(folder, inside, setting)
+            return FoundTracks(AudioTracks(folder, files), unreadable, skipped)
         if path.exists():
             raise refusal("is neither a file nor a folder")
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
@@ -136,7 +136,7 @@ def find_tracks(audio: str | Path, leave_out: str | Path | None = None) -> Found
     raise refusal("no such file or folder", kind="missing")
 
 
-def own_share(
+def rank_share(
     total: int, shard: tuple[int, int] | None = None, rank: int = 0, world: int = 1
 ) -> range:
     """The indices of one rank's tracks within ``shard`` (k, n): part k of n, from 1."""

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from maest.config import Settings
-from maest.datasets.tracks import own_share, read_tracks
+from maest.datasets.tracks import rank_share, read_tracks
 from maest.experiments.extract_job import ExtractionJob
 from maest.experiments.model import in_section
 from maest.experiments.runs import interruptible, is_first_process, same_command
@@ -252,6 +252,6 @@ def _show_predictions(output: Output, job: ExtractionJob, failed: dict[str, str]
             print(predictions.table(found, get_terminal_size().columns))
         return
     path = output.folder / job.named("tracks.csv")
-    part = (keys[i] for i in own_share(len(keys), job.shard))
+    part = (keys[i] for i in rank_share(len(keys), job.shard))
     if predictions.write_table(path, output.folder, (key for key in part if key not in failed)):
         print(f"all in one table, a row each: {path}")

@@ -17,7 +17,7 @@ from maest.datasets.audio_folder import parse_shard, summarize_skipped
 from maest.datasets.embeddings import block_name
 from maest.datasets.groundtruth import GroundTruth, read_any_groundtruth
 from maest.datasets.mel_store import kept_seconds
-from maest.datasets.tracks import AudioTracks, MelTracks, find_tracks, own_share
+from maest.datasets.tracks import AudioTracks, MelTracks, find_tracks, rank_share
 from maest.experiments.data import check_files, limited
 from maest.experiments.devices import find_devices
 from maest.experiments.model import (
@@ -76,7 +76,7 @@ class ExtractionJob:
         self.outputs = [Output("embeddings", b, level / block_name(b)) for b in blocks]
         self.outputs += [Output(k, None, level / k) for k in kinds if k != "embeddings"]
         self._find_tracks(groundtruth)
-        self.own = own_share(len(self.tracks.keys), self.shard, self.ranks.rank, self.ranks.world)
+        self.own = rank_share(len(self.tracks.keys), self.shard, self.ranks.rank, self.ranks.world)
 
     def _find_model(self, kinds: tuple[str, ...], groundtruth: GroundTruth | None) -> None:
         settings, other = self.settings, kinds != ("embeddings",)

@@ -82,16 +82,16 @@ def read_task(task: str, tables_dir: Path) -> Task:
     return Task(labels, tracks, dict(zip(SPLITS, counts, strict=True)) | {"labels": n_labels})
 
 
-def as_there(task: Task, audio_dir: Path, melspec_dir: Path) -> Task:
+def existing_tracks(task: Task, audio_dir: Path, melspec_dir: Path) -> Task:
     """Rename tracks to ``.low.mp3`` where only these smaller files, or their log-mels, exist."""
 
-    def found(name: str) -> str:
+    def existing(name: str) -> str:
         both = (name, f"{name.removesuffix('.mp3')}.low.mp3")
-        audio = (own for own in both if (audio_dir / own).exists())
-        mels = (own for own in both if mel_path(melspec_dir, mel_key(own)).exists())
+        audio = (path for path in both if (audio_dir / path).exists())
+        mels = (path for path in both if mel_path(melspec_dir, mel_key(path)).exists())
         return next(chain(audio, mels), name)
 
-    return replace(task, tracks={found(name): own for name, own in task.tracks.items()})
+    return replace(task, tracks={existing(name): row for name, row in task.tracks.items()})
 
 
 def _main(arguments: list[str] | None = None) -> None:
@@ -100,15 +100,16 @@ def _main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--url", default=URL, help="of the folder with the tables")
     options = published.parse(parser, arguments, STEPS)
+    tables = options.tables_dir
     if "tables" in options.steps:
         for task, split in product(options.tasks, SPLITS):
             name = table_name(task, split)
             known = SHA256[f"{TASKS[task][0]}-{split}"] if options.url == URL else None
             url = f"{options.url.rstrip('/')}/{name}"
-            download(url, options.tables_dir / name, sha256=known, again=options.force)
+            download(url, tables / name, sha256=known, again=options.force)
     tasks = {
-        task: as_there(read_task(task, options.tables_dir), options.audio_dir, options.melspec_dir)
-        for task in options.tasks
+        name: existing_tracks(read_task(name, tables), options.audio_dir, options.melspec_dir)
+        for name in options.tasks
     }
     published.make(tasks, options)
 

@@ -15,6 +15,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 
 if not __package__:  # started as a script: import from the repository root, not from this folder
@@ -66,12 +67,12 @@ def read_annotations(path: Path) -> Task:
             clips[name] = [tag for tag, cell in zip(tags, cells, strict=True) if cell == "1"]
     if not clips:
         raise InputError("no clips in it", kind="empty", path=path, hint=_AGAIN)
-    counts = Counter(tag for own in clips.values() for tag in own)
+    counts = Counter(chain(*clips.values()))
     # Among equally frequent tags, the first in the table win.
     labels = frozenset(sorted(tags, key=lambda tag: -counts[tag])[: PUBLISHED["labels"]])
     tracks = {
-        name: (split_of[name[0]], labels.intersection(own))
-        for name, own in clips.items()
+        name: (split_of[name[0]], labels.intersection(tags_of_clip))
+        for name, tags_of_clip in clips.items()
         if name not in EMPTY
     }
     return Task(sorted(labels), tracks, PUBLISHED)
@@ -96,11 +97,11 @@ def _get_audio(options: argparse.Namespace, clips: Collection[str]) -> None:
     if "unpack" in steps:
         keep = options.keep_archives
         outcome = archive.unpack(audio_dir, clips, keep=keep, again=options.force)
-        print(f"unpacked {outcome.done:,} clips, {outcome.skipped:,} were there: {audio_dir}")
+        print(f"unpacked {outcome.done:,} clips, {outcome.skipped:,} existed already: {audio_dir}")
         commands.print_failures(outcome.failed, "not unpacked")
         if outcome.failed:
-            listed = f"{len(outcome.failed)} clips are not unpacked: {archive.failed_csv}"
-            print(listed, file=sys.stderr)
+            what = f"{len(outcome.failed)} clips are not unpacked: {archive.failed_csv}"
+            print(what, file=sys.stderr)
 
 
 def _main(arguments: list[str] | None = None) -> None:

@@ -276,7 +276,7 @@ def test_an_interrupted_unpacking_goes_on(place, monkeypatch, capsys):
         patch.setattr(zipfile.ZipFile, "open", until_interrupted)
         place.run(code=130)
     place.run("download", "unpack")
-    assert "unpacked 13 clips, 19 were there" in capsys.readouterr().out
+    assert "unpacked 13 clips, 19 existed already" in capsys.readouterr().out
     assert place.server.requests == []
     place.check_audio()
 

@@ -24,7 +24,7 @@ from maest.datasets.tracks import (
     AudioTracks,
     MelTracks,
     find_tracks,
-    own_share,
+    rank_share,
     read_tracks,
 )
 from maest.helpers.results import tracks as results
@@ -159,7 +159,7 @@ def test_a_folder(tmp_path, monkeypatch):
     for place in (tmp_path, "~", ".", str(tmp_path)):
         found = find_tracks(place, "out")
         assert list(found.tracks.keys) == ["a.MP3", "a.wav", "b/x.mp3/inside.flac", "broken.ogg"]
-        assert (found.tracks.folder, found.left_out) == (tmp_path, {".txt": 1})
+        assert (found.tracks.folder, found.skipped) == (tmp_path, {".txt": 1})
     assert found.tracks.read(3, tmp_path).error
 
 
@@ -173,7 +173,7 @@ def test_a_folder_that_may_not_be_read_is_told(folder, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     found = find_tracks(folder)
-    assert list(found.failed) == ["2/"]
+    assert list(found.unreadable) == ["2/"]
     assert list(found.tracks.keys) == [name for name in NAMES if not name.startswith("2")]
 
 
@@ -201,7 +201,7 @@ def test_places_without_audio(tmp_path, monkeypatch, audio, kind):
 @given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 6))
 def test_shares_are_all_and_each_once(total, parts, world):
     shares = [
-        own_share(total, (k + 1, parts), r, world) for k in range(parts) for r in range(world)
+        rank_share(total, (k + 1, parts), r, world) for k in range(parts) for r in range(world)
     ]
     assert sorted(index for share in shares for index in share) == list(range(total))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1 + (world > 1)
