@@ -14,7 +14,9 @@ import ast
 import json
 import os
 import random
+import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -32,12 +34,13 @@ from harness import ROOT, start_record
 
 # module → tests that must notice
 HEART = {
-    "datasets/groundtruth.py": "tests/datasets/test_groundtruth.py",
+    "datasets/groundtruth.py": "tests/datasets/test_groundtruth.py tests/datasets/test_check.py",
     "datasets/sampling.py": "tests/datasets/test_sampling.py",
     "helpers/audio/patches.py": "tests/helpers/test_patches.py",
-    "helpers/reports/metrics.py": "tests/helpers/test_metrics.py",
+    "helpers/reports/metrics.py": "tests/helpers/test_ranking.py tests/experiments/test_evaluation.py",
     "models/sizes.py": "tests/models/test_sizes.py",
 }
+PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
 TIME_LIMIT = 120  # seconds; a mutant may loop for ever
 
 
@@ -88,8 +91,7 @@ def enter_a_copy(folder: str) -> None:
 
 def survives(mutation: Any) -> tuple[str, bool, str]:
     module = Path(mutation.module_path).as_posix()
-    line = f"{sys.executable} -m pytest -x -q -n 0 -p no:cacheprovider {HEART[module]}"
-    result = mutate_and_test([mutation], line, TIME_LIMIT)
+    result = mutate_and_test([mutation], f"{shlex.join(PYTEST)} {HEART[module]}", TIME_LIMIT)
     return module, str(result.test_outcome) == "TestOutcome.SURVIVED", result.diff or result.output
 
 
@@ -102,6 +104,8 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     tried, left = Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         enter_a_copy(folder)
+        for tests in HEART.values():  # all pass as long as nothing is changed
+            subprocess.run(PYTEST + tests.split(), check=True)
         mutations = drawn(args.mutants)
         with ProcessPoolExecutor(
             os.cpu_count(), initializer=enter_a_copy, initargs=(folder,)
