@@ -194,7 +194,7 @@ def check_same_extraction(folders: Sequence[EmbeddingFolder]) -> None:
             values = [expected.get(name), settings.get(name)]
             if name == "model":
                 values = [model_name(expected, first.made_by), model_name(settings, other.made_by)]
-            message = f"{first.folder} and {other.folder} were made differently: {name} "
+            message = f"{first.folder} and {other.folder} were extracted differently: {name} "
             message += f"{values[0]} and {values[1]}"
             hint = "Extract each model into a folder of its own (inference.out_dir), all its "
             hint += "blocks in one run (inference.transformer_block=all)."
@@ -209,7 +209,7 @@ def check_types(types: str, setting: str = "data.types") -> None:
     if not types or not set(types) <= set(TOKENS) or len(set(types)) < len(types):
         hint = 'Give some of "c" (cls), "d" (dist) and "t" (average of the other tokens), each '
         hint += 'at most once, such as "c" or "cdt".'
-        raise InputError(f"{types!r} is no choice of tokens", setting=setting, hint=hint)
+        raise InputError(f"{types!r} is not a choice of tokens", setting=setting, hint=hint)
 
 
 def select_tokens(embeddings: np.ndarray, types: str, reduce: str) -> np.ndarray:

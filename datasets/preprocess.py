@@ -20,6 +20,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import closing, suppress
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -106,9 +107,8 @@ def preprocess(
     if todo:  # imported once, before worker processes fork
         importlib.import_module("maest.helpers.audio.log_mel")
     results = run_parallel(
-        _make,
+        partial(_make, audio_dir=audio_dir, store=store, seconds=seconds),
         todo,
-        (audio_dir, store, seconds),
         num_workers=num_workers,
         backend=backend,
         scheduler=scheduler,

@@ -31,7 +31,7 @@ def chosen_blocks(given: Any, depth: int, setting: str = "blocks") -> tuple[int,
     if not set(blocks) <= {FINAL, *range(depth)} or len(set(blocks)) < len(blocks):
         hint = f"Give a number from 0 to {depth - 1}, or -1 for the embedding after the final "
         hint += 'norm; several, each once, such as [6,7]; or "all".'
-        raise InputError(f"{given!r} is no choice of this network's", hint=hint, setting=setting)
+        raise InputError(f"{given!r} is not a choice of blocks", hint=hint, setting=setting)
     return tuple(blocks)
 
 

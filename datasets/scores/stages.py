@@ -6,6 +6,7 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,14 @@ def read_works(
     """Get each work's score, or why there is none, from the cache or else the corpus."""
     results = cache.works(work.id for work in works)
     missing = [work for work in works if work.id not in results]
-    # The last: whether to cache it. The next build retries a work whose worker was killed.
-    lost = {"failed": lambda work, reason: (work.id, reason, False)}
-    for identity, result, is_final in run(_read, missing, (folder,), **lost, title="read"):
+    # Last in a result: whether to cache it. The next build retries a work whose worker was killed.
+    read_now = run(
+        partial(_read, folder=folder),
+        missing,
+        failed=lambda work, reason: (work.id, reason, False),
+        title="read",
+    )
+    for identity, result, is_final in read_now:
         results[identity] = result
         if is_final:
             cache.add_work(identity, result)
@@ -91,9 +97,13 @@ def perform(
     cache.forget_clips(todo)
     if todo:
         importlib.import_module("maest.helpers.audio.mel")  # once, before processes fork
-    lost = {"failed": lambda task, reason: (clip_key(task[0], task[2]), {"error": reason}, False)}
-    items, arguments = [tasks[key] for key in todo], (out_dir, settings)
-    for key, row, is_final in run(_perform, items, arguments, **lost, title="perform"):
+    performed = run(
+        partial(_perform, out_dir=out_dir, settings=settings),
+        [tasks[key] for key in todo],
+        failed=lambda task, reason: (clip_key(task[0], task[2]), {"error": reason}, False),
+        title="perform",
+    )
+    for key, row, is_final in performed:
         rows[key] = row
         if is_final:
             cache.add_clip(settings.recipe, key, row)

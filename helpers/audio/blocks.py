@@ -76,11 +76,11 @@ def mel_warnings(frames: int, peak: float) -> list[str]:
 def resampled(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
     """Resample mono float32 blocks of any lengths to 16 kHz; some may come out empty."""
     stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-    size, held, length = min(_BLOCK, _BLOCK * rate // SAMPLE_RATE), [], 0
+    size, pending, length = min(_BLOCK, _BLOCK * rate // SAMPLE_RATE), [], 0
     for block in blocks:
-        held.append(block)
+        pending.append(block)
         length += len(block)
         if length >= size:
-            yield stream.resample_chunk(joined(held))
-            held, length = [], 0
-    yield stream.resample_chunk(joined(held), last=True)
+            yield stream.resample_chunk(joined(pending))
+            pending, length = [], 0
+    yield stream.resample_chunk(joined(pending), last=True)

@@ -54,7 +54,7 @@ class Sound:
         name = container.format.name
         streams = [stream for stream in container.streams.audio if stream.rate]
         if not streams:
-            what = f"no audio in it (FFmpeg takes it for {name})"
+            what = f"no audio in it (FFmpeg reads it as {name})"
             raise AudioError(what, kind="empty", hint=ANEW)
         self.container, self.stream, self.name = container, streams[0], name
         self.rate = self.stream.rate

@@ -86,7 +86,7 @@ class _Part:
 
     def refusal(self, message: str, hint: str = "") -> InputError:
         """Return the error for an answer that another try would not improve."""
-        hint += f"By hand: get {self.url} and put it to {self.path}."
+        hint += f"By hand: get {self.url} and save it as {self.path}."
         return InputError(message, kind="network", path=self.url, hint=hint)
 
     def fetch(self, bar: tqdm) -> str:
@@ -95,19 +95,20 @@ class _Part:
         start = self.length() if validator else 0
         if start and start == total:
             return self.finish(ends_known=True)
-        headers = {"Accept-Encoding": "identity"}  # bytes on the way are bytes of the file
+        request = {"Accept-Encoding": "identity"}  # bytes on the way are bytes of the file
         if start and validator:
-            headers |= {"Range": f"bytes={start}-", "If-Range": validator}
-        with requests.get(self.url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
-            status, said = answer.status_code, answer.headers
+            request |= {"Range": f"bytes={start}-", "If-Range": validator}
+        with requests.get(self.url, headers=request, stream=True, timeout=_TIMEOUT) as answer:
+            status, headers = answer.status_code, answer.headers
             if status in (408, 425, 429) or status >= 500:
                 return f"the server answers {status} {answer.reason}"  # temporary
             # Two answers have one version if a strong ETag, or the time of change, is the same.
-            tag = said.get("ETag", "W/")
-            same = said.get("Last-Modified") if tag.startswith("W/") else tag
+            tag = headers.get("ETag", "W/")
+            same = headers.get("Last-Modified") if tag.startswith("W/") else tag
             rest = f"bytes {start}-{(total or 0) - 1}/{total}"
-            other = said.get("Content-Range", "").strip() != rest or same not in (None, validator)
-            if status == 416 or (status == 206 and start and other):
+            differs = headers.get("Content-Range", "").strip() != rest
+            differs |= same not in (None, validator)
+            if status == 416 or (status == 206 and start and differs):
                 self.begin()  # the next try is for all of it
                 return "the server has another version of the file by now"
             if status == 200:
@@ -125,15 +126,15 @@ class _Part:
 
     def whole_length(self, answer: requests.Response) -> int | None:
         """Return the length in bytes of an answer with the whole file, if the server sends it."""
-        said = answer.headers
+        headers = answer.headers
         # A page for a login or of maintenance: the bytes so far stay.
-        if said.get("Content-Type", "").startswith("text/html"):
+        if headers.get("Content-Type", "").startswith("text/html"):
             raise self.refusal("the server gives a web page, not the file")
-        length = said.get("Content-Length", "")
-        if not (length or "chunked" in said.get("Transfer-Encoding", "") or self.sha256):
+        length = headers.get("Content-Length", "")
+        if not (length or "chunked" in headers.get("Transfer-Encoding", "") or self.sha256):
             raise self.refusal("the server does not say how long the file is")
         # Some servers compress the answer although nobody asked for it.
-        packed = said.get("Content-Encoding", "identity") != "identity"
+        packed = headers.get("Content-Encoding", "identity") != "identity"
         return int(length) if length.isdigit() and not packed else None
 
     def append(self, answer: requests.Response, bar: tqdm) -> None:
@@ -155,7 +156,7 @@ class _Part:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != self.sha256:
                 self.begin()
-                reason = f"another file came: its SHA-256 is {digest}, expected {self.sha256}"
+                reason = f"the SHA-256 is {digest}, expected {self.sha256}"
                 if ends_known:
                     raise self.refusal(reason)
                 return reason

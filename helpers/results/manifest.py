@@ -98,9 +98,9 @@ def _other_settings(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> I
 
 
 def _same_name(folder: Path, key: str, sources: list[str], source: str) -> InputError:
-    message = f"holds {key!r} already, made from {', '.join(sources)}, and this run reads {source}:"
-    message += " two tracks of one name would be taken for one"
-    hint = "Give another inference.out_dir, or inference.overwrite=True, which makes this run's "
+    message = f"has results of {key!r} from {', '.join(sources)}, and this run reads {source}: "
+    message += "duplicate track names"
+    hint = "Give another inference.out_dir, or inference.overwrite=True, which extracts this run's "
     hint += "tracks again. If the same music has moved, write its new place into the sources of "
     hint += f"{folder / MANIFEST}."
     return InputError(message, kind="conflict", hint=hint, path=folder)

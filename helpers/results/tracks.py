@@ -82,18 +82,18 @@ def collect(pieces: Iterable[np.ndarray], scratch: Path) -> np.ndarray:
     AudioError: there is no room for that.
     """
     pieces, frames = iter(pieces), 0
-    held: list[np.ndarray] = []
+    in_memory: list[np.ndarray] = []
     for piece in pieces:
-        held.append(piece)
+        in_memory.append(piece)
         frames += len(piece)
         if frames > FRAMES_IN_MEMORY:
             break
     else:
-        return np.concatenate(held)
+        return np.concatenate(in_memory)
     handle, path = tempfile.mkstemp(suffix=".mmap", dir=scratch)
     try:
         with os.fdopen(handle, "wb") as file:
-            for piece in chain(held, pieces):
+            for piece in chain(in_memory, pieces):
                 file.write(piece.data)
     except OSError as error:
         os.unlink(path)  # other tracks need the room

@@ -38,12 +38,12 @@ _WARNINGS = "warnings"  # its second column
 
 def tidy_warnings(path: Path, others: Sequence[Path] = ()) -> None:
     """Sort a ``warnings.csv`` and merge others into it; a track's last line counts."""
-    found: dict[str, str] = {}
+    warnings: dict[str, str] = {}
     for one in (*others, path):
-        found |= read_failures(one, value=_WARNINGS)
-    found = {key: why for key, why in found.items() if why}
-    if found or path.is_file():
-        write_failures(path, found, value=_WARNINGS)
+        warnings |= read_failures(one, value=_WARNINGS)
+    warnings = {key: why for key, why in warnings.items() if why}
+    if warnings or path.is_file():
+        write_failures(path, warnings, value=_WARNINGS)
 
 
 @dataclass

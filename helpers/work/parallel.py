@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -58,9 +57,8 @@ def check_backend(backend: str, scheduler: str | None, num_workers: int | None =
 
 
 def run_parallel(
-    function: Callable[..., Result],
+    function: Callable[[Item], Result],
     items: Sequence[Item],
-    arguments: tuple = (),
     *,
     num_workers: int | None = None,
     backend: str = "processes",
@@ -70,27 +68,23 @@ def run_parallel(
     title: str = "",
     unit: str = "item",
 ) -> Generator[Result]:
-    """Yield ``function(item, *arguments)`` of each item, in the order of completion.
+    """Yield ``function(item)`` of each item, in the order of completion.
 
-    ``function`` must be importable. ``num_workers`` None starts one process per core; 1 works in
-    this process, where a crash is not caught. Dask uses all threads of all its workers instead.
-    Raises as :func:`check_backend`, `process_map` and `cluster_map`.
+    ``function`` must be importable, or a `partial` of such a function. ``num_workers`` None starts
+    one process per core; 1 works in this process, where a crash is not caught. Dask uses all
+    threads of all its workers instead. Raises as :func:`check_backend`, `process_map` and
+    `cluster_map`.
     """
     check_backend(backend, scheduler, num_workers)
-    call = partial(_call, function, arguments)
     if scheduler and items:
-        results = cluster_map(call, items, scheduler, failed)
+        results = cluster_map(function, items, scheduler, failed)
     else:
         count = 0 if num_workers == 1 else num_workers or cores()
-        results = process_map(call, items, num_workers=count, failed=failed)
+        results = process_map(function, items, num_workers=count, failed=failed)
     with closing(results), _bar(len(items), title, unit, progress) as bar:
         for result in results:
             yield result
             bar.update()
-
-
-def _call(function: Callable[..., Result], arguments: tuple, item: Any) -> Result:
-    return function(item, *arguments)
 
 
 def thread_map(

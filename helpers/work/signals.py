@@ -36,8 +36,8 @@ def signals_to(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None
     try:
         yield
     finally:
-        for number, one in before.items():
-            signal.signal(number, signal.SIG_DFL if one is None else one)
+        for number, previous in before.items():
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
 
 def stoppable() -> AbstractContextManager[None]:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,9 @@ def add(number: int, amount: int) -> int:
 
 @pytest.mark.parametrize("num_workers", [None, 1, 2])
 def test_each_item_has_a_result(num_workers):
-    found = run_parallel(add, range(11), (100,), num_workers=num_workers, **QUIET)
+    found = run_parallel(partial(add, amount=100), range(11), num_workers=num_workers, **QUIET)
     assert sorted(found) == [100 + i for i in range(11)]
-    assert list(run_parallel(add, [], num_workers=num_workers)) == []
+    assert list(run_parallel(pid, [], num_workers=num_workers)) == []
 
 
 def test_one_worker_is_this_process_and_two_are_not():
@@ -114,7 +115,7 @@ def test_an_error_in_a_thread_reaches_the_caller():
 )
 def test_backend_and_scheduler_are_checked(how, kind, setting):
     with refuses(kind, setting=setting):
-        list(run_parallel(add, [1], (1,), **QUIET, **how))
+        list(run_parallel(partial(add, amount=1), [1], **QUIET, **how))
 
 
 # ---- Dask ----------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def on(scheduler: str) -> dict:
 def test_no_dask_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with refuses("dependency", setting="--backend") as caught:
-        list(run_parallel(add, [1], (1,), **on("tcp://127.0.0.1:8786")))
+        list(run_parallel(partial(add, amount=1), [1], **on("tcp://127.0.0.1:8786")))
     assert "pip install" in caught.value.hint
 
 
@@ -140,7 +141,7 @@ def test_no_scheduler_and_one_without_workers(monkeypatch, address):
     with LocalCluster(**how) as empty:
         address = address or empty.scheduler_address
         with refuses("missing", setting="--scheduler") as caught:
-            list(run_parallel(add, [1], (1,), **on(address)))
+            list(run_parallel(partial(add, amount=1), [1], **on(address)))
     assert address in str(caught.value)
     clients = [thing for thing in gc.get_objects() if issubclass(type(thing), Client)]
     assert {client.status for client in clients} <= {"closed"}, (
@@ -156,7 +157,9 @@ def scheduler(tmp_path_factory):
 
 def test_dask_gives_the_same_results_and_errors(scheduler, monkeypatch):
     monkeypatch.setattr(cluster, "_WINDOW", 3)
-    assert sorted(run_parallel(add, range(7), (1,), **on(scheduler))) == list(range(1, 8))
+    assert sorted(run_parallel(partial(add, amount=1), range(7), **on(scheduler))) == list(
+        range(1, 8)
+    )
     with refuses("unknown", setting="band"):
         list(run_parallel(refuse, ["input"], **on(scheduler)))
     with pytest.raises(PermissionError):
@@ -195,8 +198,8 @@ def test_what_kills_the_workers_of_a_cluster_is_found(monkeypatch):
     with once, LocalCluster(**ONE_WORKER) as small:
         how = on(small.scheduler_address)
         with refuses("worker"):
-            list(run_parallel(add, [4, 5, 6], (-1,), **how))
-        found = run_parallel(add, [4, 5, 6], (-1,), failed=lost, **how)
+            list(run_parallel(partial(add, amount=-1), [4, 5, 6], **how))
+        found = run_parallel(partial(add, amount=-1), [4, 5, 6], failed=lost, **how)
         (word, item, _), *others = sorted(found, key=str)
         assert (word, item, others) == ("lost", 5, [3, 5])
 
