@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.names import did_you_mean, listed
+from maest.helpers.names import did_you_mean, parse_list
 
 S = TypeVar("S")
 _UNFIT = object()
@@ -177,7 +177,7 @@ def _convert_list(value: Any, parts: tuple[Any, ...]) -> Any:
     if value is None or isinstance(value, Mapping):
         return _UNFIT
     if isinstance(value, str):
-        value = [int(part) if _WHOLE.fullmatch(part) else part for part in listed(value)]
+        value = [int(part) if _WHOLE.fullmatch(part) else part for part in parse_list(value)]
     items = list(value) if isinstance(value, list | tuple) else [value]
     kinds = [parts[0]] * len(items) if parts[-1] is ... else parts
     if len(items) != len(kinds):

@@ -231,8 +231,8 @@ def read_tokens(path: Path) -> np.ndarray:
     """Read one track's embedding: float32 [3, D], or [1, D] after the final norm.
 
     The file holds [3, D] or [D]; or, for single patches, [patches, 3, D] or [patches, 1, D], which
-    `patches.pooled_file` pools. Raises InputError for a damaged file, another shape or
-    dtype, NaN or infinity.
+    `patches.pooled_file` pools. Raises InputError for a damaged file, another shape or dtype, NaN
+    or infinity.
     """
     try:
         values = load_array(path)
@@ -241,14 +241,14 @@ def read_tokens(path: Path) -> np.ndarray:
         hint = "Extract it again: extraction makes damaged files again."
         raise InputError(message, kind="corrupt", path=path, hint=hint) from None
     tokens = values[None] if values.ndim == 1 else values  # [3, D], or [patches, 3, D]
-    hint = "Delete it, and extract it again, with trainer.precision=32-true."
     fits = tokens.ndim in (2, 3) and tokens.shape[-2] in (1, len(TOKENS)) and tokens.size
     if not fits or tokens.dtype.kind != "f":
         message = f"has {values.dtype} {list(values.shape)}, expected floats [3, D] or [D]"
-        raise InputError(message, path=path, hint=hint)
+        raise InputError(message, path=path, hint="Delete it, and extract it again.")
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
         pooled = pooled_file(tokens, path) if tokens.ndim == 3 else tokens.astype(np.float32)
     if not np.isfinite(pooled).all():
+        hint = "Delete it, and extract it again, with trainer.precision=32-true."
         raise InputError("has NaN or infinite values", path=path, hint=hint)
     return pooled
 

@@ -1,4 +1,7 @@
-"""Shared code of the scripts for published tasks: log-mel files and ground truths of a `Task`."""
+"""Shared code of the scripts for published tasks: log-mel files and ground truths of a `Task`.
+
+A new data set is a folder whose preprocess.py reads a `Task` and calls `make`, as mtt/ does.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from maest.helpers.errors import InputError
-from maest.helpers.names import listed
+from maest.helpers.names import parse_list
 
 FINAL = -1  # the number that stands for the embedding after the final norm
 DEFAULT_BLOCK = 7  # the paper's choice
@@ -27,7 +27,7 @@ def chosen_blocks(given: Any, depth: int, setting: str = "blocks") -> tuple[int,
         return tuple(range(depth))
     given = given.tolist() if hasattr(given, "tolist") else given  # NumPy's and PyTorch's
     several = isinstance(given, Iterable) and not isinstance(given, str)
-    blocks = [_whole(part) for part in (given if several else listed(given))]
+    blocks = [_whole(part) for part in (given if several else parse_list(given))]
     if not set(blocks) <= {FINAL, *range(depth)} or len(set(blocks)) < len(blocks):
         hint = f"Give a number from 0 to {depth - 1}, or -1 for the embedding after the final "
         hint += 'norm; several, each once, such as [6,7]; or "all".'

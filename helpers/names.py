@@ -30,7 +30,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
         raise InputError(f"{value!r} is not a choice", kind="unknown", setting=name, hint=hint)
 
 
-def listed(value: Any) -> list[Any]:
+def parse_list(value: Any) -> list[Any]:
     """Return a value, list, or typed ``[a,b]`` as a list; quotes or brackets keep commas."""
     if not isinstance(value, str):
         return list(value) if isinstance(value, list | tuple) else [value]
@@ -40,7 +40,7 @@ def listed(value: Any) -> list[Any]:
 
 
 def typed_list(setting: str, values: Sequence[str]) -> str:
-    """Return ``setting=[a,b]``, quoted for a shell; :func:`listed` reads the names back."""
+    """Return ``setting=[a,b]``, quoted for a shell; :func:`parse_list` reads the names back."""
     quoted = (f'"{value}"' if set(value) & set(",'()[] ") else value for value in values)
     return shlex.quote(f"{setting}=[{','.join(quoted)}]")
 

@@ -153,13 +153,13 @@ def choose_labels(
     scale = min(1.0, len(clips) / FULL_SIZE)
     needed = {split: max(1, int(number * scale)) for split, number in min_positives.items()}
     counts, dropped = {}, {}
-    for label, own in sorted(count.items()):
-        few = [f"{own[s]} in {s} (of {needed[s]})" for s in SPLITS if own[s] < needed[s]]
-        share = own.total() / len(clips)
+    for label, by_split in sorted(count.items()):
+        few = [f"{by_split[s]} in {s} (of {needed[s]})" for s in SPLITS if by_split[s] < needed[s]]
+        share = by_split.total() / len(clips)
         if share > max_share:
             dropped[label] = f"on {share:.0%} of the clips, more than {max_share:.0%}"
         elif few:
             dropped[label] = f"too few positives: {', '.join(few)}"
         else:
-            counts[label] = {split: own[split] for split in SPLITS}
+            counts[label] = {split: by_split[split] for split in SPLITS}
     return counts, dropped

@@ -35,6 +35,7 @@ from maest.datasets.scores.performance import soundfont
 from maest.datasets.scores.reading import Score
 from maest.datasets.splitting import SPLITS
 from maest.helpers.audio.constants import FRONT_END_VERSION
+from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import write_json, write_rows
 from maest.helpers.work.parallel import run_parallel
@@ -106,10 +107,9 @@ def _check_versions(cache: Cache, out_dir: Path) -> None:
         kept = json.loads(path.read_text("utf-8"))["versions"] if path.exists() else {}
         before = {name: str(kept.get(name, "unknown")) for name in _IN_REPORT}
     now = present | {"pretty_midi": version("pretty_midi")}  # which brings the SoundFont
-    differ = [name for name, value in (before or {}).items() if value != now.get(name)]
-    if differ:
-        was, wanted = (", ".join(f"{n} {v.get(n)}" for n in differ) for v in (before or {}, now))
-        what = f"was built with {was}; this run is for {wanted}, and the two must not mix"
+    expected = {name: now.get(name) for name in before or {}}
+    if differ := differences(before or {}, expected):
+        what = f"was built with other versions, which must not mix: {'; '.join(differ)}"
         hint = "Give another --out-dir, or delete this folder, or install those versions."
         raise InputError(what, kind="mismatch", hint=hint, path=out_dir)
     if is_of_0_1:

@@ -1,4 +1,7 @@
-"""Read pickles of plain data without running code from them, unlike ``pickle.load``."""
+"""Read pickles of plain data without running code from them, unlike ``pickle.load``.
+
+`pickle_reader` refuses what is not plain data while it reads.
+"""
 
 from __future__ import annotations
 

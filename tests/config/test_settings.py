@@ -23,7 +23,7 @@ from maest.config import reference
 from maest.config.command_line import check_arguments
 from maest.config.schema import Setting, parse, plain, setting, settings_of
 from maest.helpers.errors import InputError
-from maest.helpers.names import check_choice, listed, typed_list
+from maest.helpers.names import check_choice, parse_list, typed_list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,13 +180,13 @@ def test_choice():
     ],
 )
 def test_names_may_have_commas_in_quotes_or_brackets(typed, expected):
-    assert listed(typed) == expected
+    assert parse_list(typed) == expected
 
 
 @pytest.mark.parametrize("names", [["a/1", "b"], ["a,b", "c d"], ["x[1,2]", "y (z)"], ["it's"]])
 def test_a_list_is_read_as_it_is_typed(names):
     (argument,) = shlex.split(typed_list("runs", names))
-    assert listed(argument.removeprefix("runs=")) == names
+    assert parse_list(argument.removeprefix("runs=")) == names
 
 
 # ---------------------------------------------------------------- the settings there are
