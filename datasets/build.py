@@ -120,6 +120,10 @@ def _rows_with_files(options: Namespace, table: Table, notes: list[str]) -> np.n
     base_dir, rows = options.base_dir, np.arange(len(table.keys))
     if base_dir is None:
         return rows
+    if not base_dir.is_dir():
+        hint = "Give the folder of the .mmap files of datasets/preprocess.py."
+        message = "no such folder"
+        raise InputError(message, kind="missing", path=base_dir, setting="--base-dir", hint=hint)
     exists = np.array([mel_path(base_dir, key).is_file() for key in table.keys])
     if exists.all():
         return rows
@@ -128,8 +132,7 @@ def _rows_with_files(options: Namespace, table: Table, notes: list[str]) -> np.n
         named = (f"{short_repr(table.keys[i])} (line {table.lines[i]})" for i in rows[~exists])
         what += f" in {base_dir}: {first_few(named)}"
         hint = "Make them with datasets/preprocess.py, or leave them out with --skip-missing."
-        path = table.path
-        raise InputError(what, kind="missing", path=path, setting="--base-dir", hint=hint)
+        raise InputError(what, kind="missing", path=table.path, hint=hint)
     notes.append(f"{what}, and are left out")
     return rows[exists]
 

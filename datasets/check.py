@@ -58,7 +58,8 @@ class SplitCheck:
         labels = "" if self.counts is None else f", {len(self.counts)} labels"
         text = f"{self.tracks} tracks{labels}, {self.hours:.2f} hours{partly} ({self.path})"
         if counts := self.counts:
-            rare, common = (end(counts, key=counts.__getitem__) for end in (min, max))
+            ranked = sorted(counts, key=counts.__getitem__)
+            rare, common = ranked[0], ranked[-1]
             text += f"\n  tracks per label: {counts[rare]} ({rare}) to {counts[common]} ({common})"
             text += f", median {median_high(counts.values())}"
         return text

@@ -82,7 +82,7 @@ class MelFile:
         self._frames, rest = divmod(status.st_size, FRAME_BYTES)
         if not is_whole(status):
             os.close(self._descriptor)
-            what = f"{self._frames} frames and {rest} bytes, expected whole frames: truncated?"
+            what = f"{self._frames} frames and {rest} bytes: truncated, or no log-mel file"
             raise self._fault(what if status.st_size else "is empty")
 
     @classmethod

@@ -78,7 +78,8 @@ def preprocess(
     audio_dir, store = Path(audio_dir).resolve(), Path(melspec_dir).resolve()
     if not audio_dir.is_dir():
         hint = "Give a folder of audio files as AUDIO_DIR."
-        raise InputError("no such folder", kind="missing", path=audio_dir, hint=hint)
+        what = "is a file, not a folder" if audio_dir.exists() else "no such folder"
+        raise InputError(what, kind="missing", path=audio_dir, hint=hint)
     every, whole, part = files is None, shard is None, "" if shard is None else f"-{k}-of-{n}"
     if files is None:
         names, failed, other_files = audio_folder.find_audio(audio_dir, store)
@@ -214,8 +215,11 @@ def _make(
 # ---- command line --------------------------------------------------------------------------------
 
 
-def seconds_or_all(text: str) -> float | None:  # argparse shows the name: "invalid …"
-    return None if text == "all" else float(text)
+def _seconds(text: str) -> float | None:
+    try:
+        return None if text == "all" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, nor all") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -227,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("melspec_dir", type=Path, metavar="MELSPEC_DIR", help="where to")
     add("--subfolder", help="of MELSPEC_DIR: where the files of a second AUDIO_DIR go")
     kept = "seconds to keep from the centre of each track, or all (default: 300)"
-    add("--seconds", type=seconds_or_all, default=DEFAULT_SECONDS, help=kept)
+    add("--seconds", type=_seconds, default=DEFAULT_SECONDS, help=kept)
     add("--num-workers", type=int, help="processes (default: one a core)")
     add("--backend", choices=BACKENDS, default=BACKENDS[0])
     add("--scheduler", metavar="ADDRESS", help="of a Dask cluster")

@@ -119,8 +119,8 @@ def compute_norm_stats(run: Any, settings: Settings) -> dict[str, Any]:
     train = read(settings, _read_checkpoint(settings), "train")["train"]
     stats = norm_stats(settings.datamodule.base_dir, train.keys)
     write_json(run_dir(run) / "norm_stats.json", vars(stats))
-    for reason in list(stats.failed.values())[:10]:
-        log.error("%s", reason)
+    for key, reason in list(stats.failed.items())[:10]:
+        log.error("%s: %s", key, reason)
     print(
         f"{stats.tracks} tracks, {stats.frames} frames; {len(stats.failed)} files could not be "
         f"read\nmaest.norm_mean={stats.mean!r} maest.norm_std={stats.std!r}"

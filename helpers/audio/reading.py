@@ -87,7 +87,10 @@ def stream_audio(
     except OSError as error:
         kind: Kind = "missing" if error.errno in (errno.ENOENT, errno.ELOOP) else "access"
         hint = "Check the path, the file's permissions and the disk."
-        raise AudioError(error.strerror or str(error), kind=kind, hint=hint, path=path) from None
+        what = error.strerror or str(error)
+        if kind == "missing" and path.is_symlink():
+            what = f"a link that leads nowhere: {what}"
+        raise AudioError(what, kind=kind, hint=hint, path=path) from None
 
 
 def _refuse_values(block: np.ndarray, before: int) -> None:
@@ -97,5 +100,5 @@ def _refuse_values(block: np.ndarray, before: int) -> None:
         at = int(fits.argmin())
         second = (before + at) / SAMPLE_RATE
         what = f"a sample of {block[at]:.3g} at about second {second:.1f}, where full scale is 1"
-        hint = "Write the file again, with samples from -1 to 1 (of 16-bit integers: x / 32768)."
+        hint = "Write the file again, with finite samples from -1 to 1."
         raise AudioError(what, hint=hint)
