@@ -10,7 +10,7 @@ import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ from maest.helpers.audio.patches import pooled_file
 from maest.helpers.blocks import FINAL
 from maest.helpers.errors import InputError
 from maest.helpers.files.arrays import load_array
+from maest.helpers.files.atomic import files_below
 from maest.helpers.results.manifest import MANIFEST, read_manifest
 from maest.helpers.work.parallel import thread_map
 
@@ -76,7 +77,7 @@ class EmbeddingFolder:
     def _by_stem(self) -> dict[str, list[str]]:
         """Name without its suffix → names of tracks that have embeddings."""
         by_stem = defaultdict(list)
-        for path in _embedding_files(self.folder):
+        for path in files_below(self.folder, SUFFIX):
             track = path.removesuffix(SUFFIX)
             # Beside song.mp3, the log-mel file of song.flac is song.flac.mmap.
             for stem in {_stem(track), track}:
@@ -108,13 +109,6 @@ def _stem(track: str) -> str:
     """A track's name without an audio or log-mel suffix."""
     name = mel_key(track)
     return os.path.splitext(name)[0] if name.endswith((".mmap", ".npy")) else name
-
-
-def _embedding_files(folder: Path) -> Iterator[str]:
-    """Paths relative to the folder."""
-    for place, _, names in os.walk(folder):
-        inside = place.removeprefix(str(folder)).lstrip("/")
-        yield from (f"{inside}/{name}".lstrip("/") for name in names if name.endswith(SUFFIX))
 
 
 def block_name(block: int | str) -> str:
@@ -181,7 +175,7 @@ def _is_foreign(folder: Path) -> bool:
     for _, folders, names in os.walk(folder):
         if MANIFEST in names or any(map(_LEVEL.fullmatch, folders)):
             return False
-    return next(_embedding_files(folder), None) is not None
+    return next(files_below(folder, SUFFIX), None) is not None
 
 
 def check_same_extraction(folders: Sequence[EmbeddingFolder]) -> None:

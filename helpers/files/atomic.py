@@ -77,6 +77,15 @@ def remove_leftovers(folder: str | Path, suffixes: Collection[str]) -> None:
                     path.unlink()
 
 
+def files_below(folder: str | Path, endings: str | tuple[str, ...]) -> Iterator[str]:
+    """Yield finished files with these endings, at any depth, as paths relative to the folder."""
+    for place, _, names in os.walk(folder):  # enters no folder that is a link
+        inside = place.removeprefix(str(folder)).lstrip("/")
+        for name in names:
+            if name.endswith(endings) and not name.startswith(TEMPORARY):
+                yield f"{inside}/{name}" if inside else name
+
+
 def read_bytes(
     path: str | Path,
     missing: str,

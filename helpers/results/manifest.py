@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -21,7 +20,7 @@ from filelock import FileLock
 
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
-from maest.helpers.files.atomic import TEMPORARY, valid_utf8, write_json
+from maest.helpers.files.atomic import files_below, valid_utf8, write_json
 
 MANIFEST = "manifest.json"
 LOCK = ".manifest.lock"
@@ -107,9 +106,8 @@ def _same_name(folder: Path, key: str, sources: list[str], source: str) -> Input
 
 
 def _check_no_results(folder: Path, kind: str) -> None:
-    path = next(chain(_files(folder, _ENDS[kind]), _lists(folder)), None)
-    if path is not None:
-        name = path.relative_to(folder).as_posix()
+    name = next(chain(files_below(folder, _ENDS[kind]), (p.name for p in _lists(folder))), None)
+    if name is not None:
         message = f"holds {name!r}, and no {MANIFEST} says how that was made"
         raise InputError(message, kind="exists", hint=_ELSEWHERE, path=folder)
 
@@ -117,7 +115,7 @@ def _check_no_results(folder: Path, kind: str) -> None:
 def _remove_results(folder: Path, kind: str) -> None:
     """Remove results and the files beside them; refuse a link, which is not ours."""
     end, *beside = _ENDS[kind]
-    results = list(_files(folder, (end,)))
+    results = [folder / name for name in files_below(folder, end)]
     if link := next(filter(Path.is_symlink, results), None):
         message = "a link, which this program did not make, to a result of other settings"
         raise InputError(message, kind="exists", hint=_ELSEWHERE, path=link)
@@ -141,14 +139,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     message = "expected the settings that the results there were made with, as JSON"
     hint = "Give another inference.out_dir, or remove this folder if its results are yours."
     raise InputError(message, kind="corrupt", hint=hint, path=path)
-
-
-def _files(folder: Path, ends: tuple[str, ...]) -> Iterator[Path]:
-    """Yield files below a folder with these endings, without entering folders that are links."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            if name.endswith(ends) and not name.startswith(TEMPORARY):
-                yield Path(place, name)
 
 
 def _lists(folder: Path) -> list[Path]:
