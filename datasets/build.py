@@ -17,6 +17,7 @@ from maest.datasets.tables import Table, read_table, some
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.names import first_few, short_repr
 from maest.helpers.reports.report import table as markdown_table
+from maest.helpers.soft_labels import counted, known, positive
 
 
 def build(options: Namespace) -> list[str]:
@@ -36,19 +37,23 @@ def build(options: Namespace) -> list[str]:
         marks = targets > np.median(targets, axis=0)  # balanced over the splits
     else:
         names, targets = _label_targets(table, rows, options.min_positives, notes)
-        labelled = targets.any(axis=1)
+        marks, some_known = positive(targets), known(targets).any(axis=1)
+        labelled = marks.any(axis=1)
         single = task == "single-label"
-        if not labelled.all():
+        if lost := (~labelled & some_known).sum():
             what = "of those labels left out" if single else "without a label, negatives for all"
-            notes.append(f"tracks {what}: {(~labelled).sum()}")
+            notes.append(f"tracks {what}: {lost}")
+        if unsure := counted(targets):
+            notes.append(unsure)
+        if lost := (~some_known).sum():
+            notes.append(f"tracks without a known label, which training leaves out: {lost}")
         if single:
-            rows, targets = rows[labelled], targets[labelled]
-        marks = targets
+            rows, targets, marks = rows[labelled], targets[labelled], marks[labelled]
 
     keys = [table.keys[i] for i in rows]
-    known = table.groups or [""] * len(table.keys)
+    named = table.groups or [""] * len(table.keys)
     # A track without a group is a group by itself.
-    groups: list[Hashable] = [known[i] or (table.keys[i],) for i in rows]
+    groups: list[Hashable] = [named[i] or (table.keys[i],) for i in rows]
     if table.splits is not None:
         splits = [table.splits[i] for i in rows]
         hint = f"Column {table.columns['split'][0]!r} has none. To split by group: --ignore-split."
@@ -69,7 +74,7 @@ def build(options: Namespace) -> list[str]:
     by_split = {split: targets[numbers] for split, numbers in members.items()}
     warnings = table.warnings + _group_warnings(table)
     for split, present in by_split.items() if task != "regression" else ():
-        if absent := [names[i] for i in np.flatnonzero(~present.any(axis=0))]:
+        if absent := [names[i] for i in np.flatnonzero(~positive(present).any(axis=0))]:
             what = f"no track in {split} has {len(absent)} of the {len(names)} labels"
             warnings.append(f"{what}: {some(absent)}")
     lines = [f"{what:<8} {', '.join(used)}" for what, used in table.columns.items() if used]
@@ -103,6 +108,9 @@ def _check_options(options: Namespace, table: Table, task: str) -> None:
         what = f"{task} from a table that was read for another task"
         raise InputError(what, kind="conflict", setting="--task", hint=hint)
     n_labels = np.bincount(table.marks[0], minlength=len(table.keys))
+    if task == "single-label" and (table.amounts != 1).any():
+        what, hint = "soft labels: single-label needs 0 or 1", "Build for multi-label."
+        raise InputError(what, path=table.path, setting="--task", hint=hint)
     if task == "single-label" and (n_labels != 1).any():
         lines = [str(table.lines[i]) for i in np.flatnonzero(n_labels != 1)]
         what = f"tracks with no label or several: {len(lines)}, on lines {first_few(lines)}"
@@ -140,11 +148,15 @@ def _rows_with_files(options: Namespace, table: Table, notes: list[str]) -> np.n
 def _label_targets(
     table: Table, rows: np.ndarray, min_positives: int, notes: list[str]
 ) -> tuple[list[str], np.ndarray]:
-    """Names [C] of the labels on enough tracks, and targets bool [rows, C]."""
+    """Names [C] of the labels on enough tracks, and targets [rows, C].
+
+    They are bool; float32 if any is soft or unknown.
+    """
     position = np.full(len(table.keys), -1)
     position[rows] = np.arange(len(rows))
-    tracks, labels = table.marks[:, position[table.marks[0]] >= 0]
-    counts = np.bincount(labels, minlength=len(table.labels))
+    there = position[table.marks[0]] >= 0
+    (tracks, labels), amounts = table.marks[:, there], table.amounts[there]
+    counts = np.bincount(labels[positive(amounts)], minlength=len(table.labels))
     kept = counts >= max(1, min_positives)
     if not kept.any():
         hint = f"Give --min-positives below {min_positives}, or check --labels-column."
@@ -152,9 +164,9 @@ def _label_targets(
         raise InputError(what, kind="empty", path=table.path, hint=hint)
     if dropped := [table.labels[i] for i in np.flatnonzero(~kept)]:
         notes.append(f"{len(dropped)} labels on too few tracks left out: {some(dropped)}")
-    targets = np.zeros((len(rows), kept.sum()), bool)
+    targets = np.zeros((len(rows), kept.sum()), bool if (amounts == 1).all() else np.float32)
     column, stays = np.cumsum(kept) - 1, kept[labels]
-    targets[position[tracks[stays]], column[labels[stays]]] = True
+    targets[position[tracks[stays]], column[labels[stays]]] = amounts[stays]
     return [table.labels[i] for i in np.flatnonzero(kept)], targets
 
 
@@ -191,7 +203,7 @@ def _counts(by_split: Mapping[str, np.ndarray], names: Sequence[str], task: str)
         header = ["", "tracks", *(f"{name}, mean" for name in names)]
     rows = []
     for split, targets in by_split.items():
-        counts = targets.sum(axis=0)
+        counts = positive(targets).sum(axis=0)
         cells = [str((counts > 0).sum()), str(counts.min()), f"{np.median(counts):.0f}"]
         if task == "regression":
             cells = [f"{mean:.4g}" for mean in targets.mean(axis=0)]

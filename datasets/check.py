@@ -21,11 +21,13 @@ from maest.datasets.teacher import read_teacher_logits
 from maest.helpers.audio.patches import seconds
 from maest.helpers.errors import InputError
 from maest.helpers.names import first_few, short_repr
+from maest.helpers.soft_labels import highest, known, lowest, negative, positive
 from maest.helpers.work.parallel import thread_map
 
 BRIEF_FILES, BRIEF_SECONDS = 2000, 2.0  # limits of a brief check
 _SHOWN = 20  # bad files of a split that a report lists; its dict has all
 _NAMED = 3  # tracks or labels that a message names
+_NOTHING_KNOWN = "have no known label: left out of metrics, and of training"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class SplitCheck:
     path: str  # of the ground truth
     tracks: int
     counts: dict[str, int] | None = None  # label → how many tracks have it; not of a regression
-    unlabelled: int = 0
+    unlabelled: int = 0  # tracks without any label, of those where some are known
+    unknown: int = 0  # targets: NaN
+    soft: int = 0  # targets between 0 and 1
     looked_at: int = 0  # tracks whose files were checked; fewer than all if brief
     hours: float = 0.0  # of music in these files
     bad: dict[str, str] = field(default_factory=dict)  # key → reason; the teacher's files, too
@@ -57,6 +61,10 @@ class SplitCheck:
         partly = f" in the {self.looked_at} looked at" if self.looked_at < self.tracks else ""
         labels = "" if self.counts is None else f", {len(self.counts)} labels"
         text = f"{self.tracks} tracks{labels}, {self.hours:.2f} hours{partly} ({self.path})"
+        if self.unknown or self.soft:
+            cells = self.tracks * len(self.counts or ())
+            text += f"\n  of {cells} targets {self.unknown} are unknown "
+            text += f"({self.unknown / cells:.1%}), {self.soft} soft (between 0 and 1)"
         if counts := self.counts:
             ranked = sorted(counts, key=counts.__getitem__)
             rare, common = ranked[0], ranked[-1]
@@ -132,8 +140,9 @@ def check_splits(
     Problems: an unreadable ground truth or ``labels.json``; splits with different labels; a log-mel
     or teacher file that is missing, truncated, empty or has a NaN; a training track that another
     split has too, under its key, under another name of the file, or as a copy. Warnings: skipped
-    files, labels on no track or on all, tracks without labels, tracks shorter than a clip, constant
-    files, repeats within a split, and tracks that validation and test share.
+    files, labels on no track or on all, unknown labels, tracks without labels or without a known
+    one, tracks shorter than a clip, constant files, repeats within a split, and tracks that
+    validation and test share.
     """
     report, tracks = CheckReport(brief), dict[str, list[_Track]]()
     first: tuple[int, list[str] | None, str] | None = None  # number of labels, names, split
@@ -173,16 +182,35 @@ def _check_targets(
         rules = [(flat, "values are the same on all tracks: there is nothing to learn")]
     else:
         names = labels or [f"label {i}" for i in range(groundtruth.n_classes)]
-        counts, unlabelled = groundtruth.counts(), int((~targets.any(axis=1)).sum())
-        summary.counts = dict(zip(names, counts.tolist(), strict=True))
-        summary.unlabelled = unlabelled
-        if unlabelled:
-            text = f"{unlabelled} of {total} tracks have no label"
-            report.add("labels", text, split, problem=unlabelled == total)
+        summary.counts = dict(zip(names, groundtruth.counts().tolist(), strict=True))
+
+        # Of a soft target training takes the value, metrics only the side of 0.5.
+        def has(most: np.ndarray) -> np.ndarray:
+            return most > 0 if split == "train" else positive(most)
+
+        def lacks(least: np.ndarray) -> np.ndarray:
+            return least < 1 if split == "train" else negative(least)
+
+        no_label = ~has(highest(targets, 1))
+        known_tracks = ~no_label | lacks(lowest(targets, 1))
+        summary.unlabelled = unlabelled = int((no_label & known_tracks).sum())
+        if targets.dtype != np.uint8:
+            summary.unknown = int((~known(targets)).sum())
+            summary.soft = int(((targets > 0) & (targets < 1)).sum())
+        for count, text in (
+            (unlabelled, "have no label"),
+            (int((~known_tracks).sum()), f"{_NOTHING_KNOWN} without a teacher"),
+        ):
+            if count:
+                text = f"{count} of {total} tracks {text}"
+                report.add("labels", text, split, problem=bool(no_label.all()))
         lost = "they cannot be learnt" if split == "train" else "excluded from the metrics"
-        none = (counts == 0) & (unlabelled < total)
-        rules = [(none, f"labels are on no track: {lost}")]
-        rules += [(counts == total, "labels are on all tracks: uninformative")]
+        on_some, off_some = has(highest(targets, 0)), lacks(lowest(targets, 0))
+        rules = [
+            (~on_some & off_some & ~no_label.all(), f"labels are on no track: {lost}"),
+            (on_some & ~off_some, "labels are on all tracks: uninformative"),
+            (~on_some & ~off_some, f"labels are unknown on all tracks: {lost}"),
+        ]
     for which, what in rules:
         if chosen := [names[i] for i in np.flatnonzero(which)]:
             text = f"{len(chosen)} of {len(names)} {what} ({_some(chosen)})"

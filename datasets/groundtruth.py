@@ -1,4 +1,6 @@
-"""Ground truth: a pickled dict, track path relative to ``base_dir`` → multi-hot labels or values.
+"""Ground truth: a pickled dict, track path relative to ``base_dir`` → targets of labels, or values.
+
+A label's target is 0 or 1; between them where opinions differ (soft); NaN where nobody knows.
 
 python datasets/groundtruth.py show FILE                          # look at any ground truth
 python datasets/groundtruth.py build TABLE.csv --out-dir DIR      # build them from a table
@@ -7,14 +9,15 @@ python datasets/groundtruth.py build TABLE.csv --out-dir DIR      # build them f
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import posixpath
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,12 +32,16 @@ from maest.helpers.errors import InputError, Kind
 from maest.helpers.files.atomic import read_bytes, to_json, write_changed
 from maest.helpers.files.safe_pickle import load_pickle
 from maest.helpers.names import check_choice, first_few, short_repr
+from maest.helpers.soft_labels import highest, known, lowest, negative, positive
+
+log = logging.getLogger(__name__)
 
 TASKS: tuple[str, ...] = ("multi-label", "single-label", "regression")
 _NUMBERS = (int, float, np.bool_, np.integer, np.floating)
 _EXPECTED = {
-    "multi-label": "Expected 0 or 1 for each label: a 1-D array, a list or a tuple. Real values "
-    "are read with {task}=regression; show: --task regression.",
+    "multi-label": "Expected 0 or 1 for each label, a value between them (soft) or NaN (unknown): "
+    "a 1-D array, a list or a tuple. Real values are read with {task}=regression; show: --task "
+    "regression.",
     "single-label": "single-label means exactly one label to a track; for any number: "
     "{task}=multi-label; for real values: {task}=regression.",
     "regression": "Expected finite numbers below 3e38: a 1-D array, a list, a tuple, or one.",
@@ -47,7 +54,9 @@ class GroundTruth:
 
     path: Path  # the file it was read from
     keys: list[str]  # [N] tracks, as paths relative to ``base_dir``, in the file's order
-    targets: np.ndarray  # [N, C] uint8, 0 or 1; for the task "regression" float32
+    # [N, C] uint8, 0 or 1; float32 for the task "regression", and for "multi-label" if any is soft,
+    # between 0 and 1, or unknown, NaN
+    targets: np.ndarray
     task: str = "multi-label"  # one of TASKS
 
     def __len__(self) -> int:
@@ -59,8 +68,9 @@ class GroundTruth:
         return self.targets.shape[1]
 
     def counts(self) -> np.ndarray:
-        """Tracks with each label: int64 [C]."""
-        return self.targets.sum(axis=0, dtype=np.int64)
+        """Tracks with each label (soft ones: from 0.5 on): int64 [C]."""
+        targets = self.targets if self.targets.dtype == np.uint8 else positive(self.targets)
+        return targets.sum(axis=0, dtype=np.int64)
 
 
 def read_groundtruth(
@@ -68,8 +78,9 @@ def read_groundtruth(
 ) -> GroundTruth:
     """Read a pickled dict, relative path → targets: a NumPy array, a tuple or a list.
 
-    Multi-label targets are 0 or 1 for each label; single-label ones have exactly one 1; those of a
-    regression are finite values below 3e38, or one bare number. Hints name ``task_setting``.
+    Multi-label targets are 0 or 1 for each label, between them if soft, NaN if unknown;
+    single-label ones have exactly one 1; those of a regression are finite values below 3e38, or
+    one bare number. Hints name ``task_setting``.
     Raises InputError if `load_pickle` refuses the file, a key is no path inside ``base_dir``, or
     targets misfit the task or each other.
     """
@@ -92,34 +103,57 @@ def read_splits(
     task: str,
     section: str,
     task_setting: str = "maest.task",
+    whole: Collection[str] = (),
 ) -> dict[str, GroundTruth]:
-    """Read the splits of ``<section>.groundtruth_<split>``. Raises InputError if labels differ."""
+    """Read the splits of ``<section>.groundtruth_<split>``. Raises InputError if labels differ.
+
+    Tracks without a known label are left out, with a warning, except from the ``whole`` splits.
+    """
     splits: dict[str, GroundTruth] = {}
     for split, path in paths.items():
         setting = f"{section}.groundtruth_{split}"
         groundtruth = read_groundtruth(check_given(path, setting), task, task_setting)
+        if split not in whole:
+            groundtruth = _with_known_labels(groundtruth, split, setting)
         splits[split] = groundtruth
         first = next(iter(splits.values()))
         check_labels(groundtruth, first.n_classes, labels_beside(first), str(first.path), setting)
     return splits
 
 
+def _with_known_labels(groundtruth: GroundTruth, split: str, setting: str) -> GroundTruth:
+    """Leave out tracks whose labels are all unknown: no loss or metric takes them."""
+    if groundtruth.targets.dtype == np.uint8:
+        return groundtruth
+    rows = np.flatnonzero(known(groundtruth.targets).any(axis=1))
+    if not len(rows):
+        hint = "Give the labels that are known, 0 or 1, of a track or more."
+        what, path = "no track has a known label", groundtruth.path
+        raise InputError(what, kind="empty", setting=setting, path=path, hint=hint)
+    if lost := len(groundtruth) - len(rows):
+        log.warning("%s: %d of %d tracks, without a known label, are left out",
+                    split, lost, len(groundtruth))  # fmt: skip
+        keys = [groundtruth.keys[row] for row in rows]
+        groundtruth = replace(groundtruth, keys=keys, targets=groundtruth.targets[rows])
+    return groundtruth
+
+
 def write_groundtruth(
     path: str | Path, groundtruth: Mapping[str, Any], task: str = "multi-label"
 ) -> None:
-    """Write a pickled dict, key → [C] bool (float32 for a regression); an equal file stays.
+    """Write a pickled dict, key → [C] bool (float32 if not all are 0 or 1); an equal file stays.
 
     Raises InputError for a key or value that could not be read back.
     """
     keys, targets = _validate(groundtruth, Path(path), task)
-    rows = targets if task == "regression" else targets.view(np.bool_)
+    rows = targets.view(np.bool_) if targets.dtype == np.uint8 else targets
     write_changed(path, pickle.dumps(dict(zip(keys, rows, strict=True)), protocol=4))
 
 
 def _validate(
     groundtruth: object, path: Path, task: str, task_setting: str = "maest.task"
 ) -> tuple[list[str], np.ndarray]:
-    """Keys [N], and targets [N, C], uint8 or (for a regression) float32."""
+    """Keys [N], and targets [N, C], uint8 or float32."""
     check_choice("task", task, TASKS)
     if not isinstance(groundtruth, Mapping) or not groundtruth:
         kind: Kind = "empty" if isinstance(groundtruth, Mapping) else "invalid"
@@ -142,16 +176,17 @@ def _validate(
             what = f"found {len(row)} targets, and {len(rows[0])} in the first track"
             raise refusal(key, what, "Expected the same number for each track.")
     targets = np.concatenate(rows).reshape(len(rows), -1)
-    if task == "regression":
+    wrong = (targets != 0) & (targets != 1)
+    if real := task == "regression" or (task == "multi-label" and bool(wrong.any())):
         with np.errstate(over="ignore"):
             targets = targets.astype(np.float32)
-    wrong = ~np.isfinite(targets) if task == "regression" else (targets != 0) & (targets != 1)
+        wrong = ~np.isfinite(targets) if task == "regression" else (targets < 0) | (targets > 1)
     if wrong.any():
         track, place = np.unravel_index(wrong.argmax(), wrong.shape)
         raise refusal(keys[track], f"found {targets[track, place]:g} at place {place}")
     if task == "single-label" and (misfit := targets.sum(axis=1) != 1).any():
         raise refusal(keys[misfit.argmax()], "found no label, or several")
-    return keys, targets if task == "regression" else targets.astype(np.uint8)
+    return keys, targets if real else targets.astype(np.uint8)
 
 
 def _row(values: Any, task: str) -> np.ndarray | None:
@@ -212,10 +247,13 @@ def check_targets(
     """Raise InputError if targets (of some ``rows``) leave nothing to learn, or to score."""
     targets = groundtruth.targets if rows is None else groundtruth.targets[list(rows)]
     if split == "train":
-        nothing = groundtruth.task == "multi-label" and not targets.any()
+        nothing = groundtruth.task == "multi-label" and not highest(targets, 0).any()
         what = "no track has a label: there is nothing to learn"
+    elif groundtruth.task == "multi-label":
+        nothing = not (positive(highest(targets, 0)) & negative(lowest(targets, 0))).any()
+        what = "no label has both tracks with it and without it: there is nothing to score"
     else:
-        nothing = groundtruth.task != "single-label" and not (targets != targets[:1]).any()
+        nothing = groundtruth.task == "regression" and not (targets != targets[:1]).any()
         what = "all tracks have the same targets: there is nothing to score"
     if nothing:
         path = groundtruth.path

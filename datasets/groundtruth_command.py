@@ -15,14 +15,16 @@ from maest.datasets.commands import run
 from maest.datasets.groundtruth import TASKS, GroundTruth, read_groundtruth, read_labels
 from maest.helpers.errors import InputError
 from maest.helpers.names import first_few
+from maest.helpers.soft_labels import counted, known, positive
 
 _BAR = 40  # characters of the longest bar of the histogram
 _BINS = 10
 _TABLE = """A row of the table is a track: its path (of the audio, or of the log-mel file), its
 labels, and optionally its split or its group (artist, album). Columns are recognised by their
-names. A column of labels that has only 0, 1 and blanks (0) in it is one label, with the column's
-name; without a column of labels, all such columns are. Without a split, the tracks are split by
-group."""
+names. A column of labels that has only 0, 1 and blanks (0; with --unknown: unknown) in it is one
+label, with the column's name; without a column of labels, all such columns are. In columns that
+--labels-column names, values between 0 and 1 are soft labels. Without a split, the tracks are split
+by group."""
 
 
 def show(options: argparse.Namespace) -> list[str]:
@@ -46,29 +48,46 @@ def show(options: argparse.Namespace) -> list[str]:
     shown = groundtruth.keys[: max(options.first, 0)]
     lines += ["", "first keys"] if shown else []
     for key, row in zip(shown, groundtruth.targets, strict=False):
-        labels = ", ".join(names[i] for i in np.flatnonzero(row)) or "(no label)"
         values = first_few((f"{value:.4g}" for value in row), _BINS)
-        lines.append(f"  {key!r}: {values if regression else labels}")
+        lines.append(f"  {key!r}: {values if regression else _labels_of(row, names)}")
     return [str(groundtruth.path), *lines, *notes]
 
 
+def _labels_of(row: np.ndarray, names: list[str]) -> str:
+    """``rock, pop 0.4 (3 unknown)``: names, soft targets with their values."""
+    labels = [names[i] + (f" {row[i]:.2g}" if row[i] < 1 else "") for i in np.flatnonzero(row > 0)]
+    unknown = np.count_nonzero(~known(row))
+    return (", ".join(labels) or "(no label)") + (f" ({unknown} unknown)" if unknown else "")
+
+
 def _counts(groundtruth: GroundTruth, names: list[str]) -> list[str]:
-    per_clip = groundtruth.targets.sum(axis=1, dtype=np.int64)
+    targets = groundtruth.targets
+    are_known, per_clip = known(targets), positive(targets).sum(axis=1, dtype=np.int64)
     low, mean, high = per_clip.min(), per_clip.mean(), per_clip.max()
     lines = [
         f"tracks                {len(groundtruth)}",
         f"labels                {groundtruth.n_classes}",
-        f"tracks without labels {np.count_nonzero(per_clip == 0)}",
+        f"tracks without labels {np.count_nonzero((per_clip == 0) & are_known.any(axis=1))}",
         f"labels per clip       min {low}, mean {mean:.2f}, max {high}",
     ]
+    if unsure := counted(targets):
+        lines.append(unsure)
+    if unknown := np.count_nonzero(~are_known.any(axis=1)):
+        lines.append(f"tracks without a known label {unknown}: left out of training and metrics")
     edges = np.unique(np.linspace(low, high + 1, _BINS + 1).astype(int))
     sizes, _ = np.histogram(per_clip, bins=edges)
     for low, high, size in zip(edges[:-1], edges[1:] - 1, sizes, strict=True):
         bin_name = f"{low}" if low == high else f"{low}-{high}"
         bar = "#" * math.ceil(_BAR * size / sizes.max())
         lines.append(f"  {bin_name:>9} {size:>8} {bar}".rstrip())
-    counts = zip(names, groundtruth.counts(), strict=True)
-    return [*lines, "", "tracks with each label", *(f"  {n:>8} {name}" for name, n in counts)]
+    counts = [f"{n:>8}" for n in groundtruth.counts()]
+    title = "tracks with each label"
+    if not are_known.all():
+        title += ", of those where it is known"
+        per_label = are_known.sum(axis=0)
+        counts = [f"{n} of {of:>8}" for n, of in zip(counts, per_label, strict=True)]
+    named = (f"  {n} {name}" for n, name in zip(counts, names, strict=True))
+    return [*lines, "", title, *named]
 
 
 def _values(groundtruth: GroundTruth, names: list[str]) -> list[str]:
@@ -107,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     several: dict[str, Any] = {"metavar": "NAME", "nargs": "+", "default": []}
     fractions: dict[str, Any] = {"type": _fractions, "default": [0.8, 0.1, 0.1], "metavar": "T,V,T"}
     task = "default: multi-label, or regression with --values-column; single-label refuses others"
+    unknown = "take empty cells of 0/1 columns as unknown, not as 0, and those with such texts (NA)"
     shares = "of the tracks in train, validation and test (default 0.8,0.1,0.1)"
     together = "read the log-mel files, and keep copies of a recording in one split"
     add("table", type=Path, metavar="TABLE", help="CSV (, or ;) or TSV with column names")
@@ -114,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     add("--task", choices=TASKS, help=task)
     add("--path-column", metavar="NAME")
     add("--labels-column", **several, help="one or more")
+    add("--unknown", metavar="TEXT", nargs="*", help=unknown)
     add("--values-column", **several, help="of real values instead of labels: for a regression")
     add("--split-column", metavar="NAME")
     add("--group-column", metavar="NAME", help="what must stay in one split")

@@ -18,7 +18,10 @@ def label_balanced_weights(targets: np.ndarray) -> np.ndarray:
 
     Targets [N, C] of 0 and 1 → float64 [N] with sum 1. A clip weighs the sum over its labels of
     1000 / (count of the label + 100), before scaling; one without labels weighs the least of these.
+    Soft targets count by their value, unknown ones (NaN) not at all.
     """
+    if targets.dtype.kind == "f":
+        targets = np.nan_to_num(targets)
     per_label = 1000 / (targets.sum(axis=0, dtype=np.float64) + 100)
     weights = np.einsum("nc,c->n", targets, per_label)  # unlike @, makes no float64 copy of targets
     weights[weights == 0] = weights.min(where=weights > 0, initial=per_label.sum())

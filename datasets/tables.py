@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import ntpath
 import posixpath
 import re
@@ -60,6 +61,7 @@ class Table:
     lines: list[int]  # [N] the line in which a row ends, from 1
     labels: list[str]  # names, sorted
     marks: np.ndarray  # int64 [2, K]: a track and a label that it has, sorted and distinct
+    amounts: np.ndarray  # float32 [K]: 1; between 0 and 1 of a soft label; NaN of an unknown one
     values: np.ndarray | None  # float64 [N, C]: targets of a regression, in place of labels
     splits: list[str] | None  # [N] "train", "validation" or "test"
     # [N] "" if unknown; a name spelled in several ways (case, spaces) becomes its first spelling
@@ -73,7 +75,9 @@ def read_table(options: Namespace) -> Table:
     ``options`` are those of ``groundtruth.py build``. Without an option, a column is recognised by
     its name (``RECOGNISED``). A column of labels holds names with a separator between them, or
     only 0, 1 (false, true) and blanks: then its name is the label. With neither named nor
-    recognised, all such 0/1 columns are labels, unless named like a path, split or group.
+    recognised, all such 0/1 columns are labels, unless named like a path, split or group. Columns
+    named by ``labels_column`` may have values between 0 and 1. ``unknown``, texts of cells or None,
+    makes them and blanks unknown; without it blanks are 0.
 
     Keys are paths with ``.mmap`` in place of an audio suffix; the store ``base_dir`` knows whether
     song.mmap is of song.flac or song.mp3. Absolute paths become relative to ``audio_dir``. If no
@@ -86,6 +90,9 @@ def read_table(options: Namespace) -> Table:
     if options.values_column and options.labels_column:
         what, hint = "labels and values at once", "Give this or --labels-column."
         raise InputError(what, kind="conflict", setting="--values-column", hint=hint)
+    if options.unknown is not None and (options.values_column or options.task == "single-label"):
+        what, hint = "only multi-label tracks may have unknown targets", "Leave those rows out."
+        raise InputError(what, kind="conflict", setting="--unknown", hint=hint)
     rows = _read_rows(options.table)
     columns: dict[str, list[str]] = {}
     for what in ("path", "split", "group"):
@@ -101,6 +108,8 @@ def read_table(options: Namespace) -> Table:
         columns.pop("split", None)
 
     labels, marks, values = list[str](), np.empty((2, 0), np.int64), None
+    amounts, unknown = np.empty(0, np.float32), options.unknown
+    unknown = set() if unknown is None else {"", *(text.strip().lower() for text in unknown)}
     if options.values_column:
         columns["values"] = rows.named(options.values_column, "--values-column")
         hint = "Write it with a point for the decimals, or leave the row out."
@@ -108,8 +117,9 @@ def read_table(options: Namespace) -> Table:
         values = np.stack([np.array(column) for column in numbers], axis=1)
     else:
         named = rows.named(options.labels_column, "--labels-column")
-        columns["labels"] = named or _label_columns(rows, others)
-        labels, marks = _labels(rows, columns["labels"], options.separator)
+        columns["labels"] = named or _label_columns(rows, others, unknown)
+        flags = {n: _flags(rows.cells[n], unknown, bool(named)) for n in columns["labels"]}
+        labels, marks, amounts = _labels(rows, flags, options.separator, unknown)
     splits = groups = None
     if "split" in columns:
         expected = f"one of {', '.join(SPLIT_NAMES)}"
@@ -123,7 +133,17 @@ def read_table(options: Namespace) -> Table:
     columns["not used"] = [name for name in rows.cells if name not in used]
     keys = _keys(rows, columns["path"][0], options.audio_dir, options.base_dir)
     return Table(
-        rows.path, columns, keys, rows.lines, labels, marks, values, splits, groups, rows.warnings
+        rows.path,
+        columns,
+        keys,
+        rows.lines,
+        labels,
+        marks,
+        amounts,
+        values,
+        splits,
+        groups,
+        rows.warnings,
     )
 
 
@@ -147,19 +167,29 @@ def _number(cell: str) -> float:
     return value
 
 
-def _is_flags(cells: Iterable[str]) -> bool:
-    distinct = {cell.lower() for cell in set(cells)}
-    return distinct <= _FLAGS and distinct != {""}
+def _flags(cells: Iterable[str], unknown: set[str], soft: bool = False) -> dict[str, float]:
+    """Cell → target of a column that is one label: 0 or 1, NaN, if ``soft`` between; else {}."""
+    targets, distinct = dict[str, float](), set(cells)
+    for cell in distinct:
+        if cell.lower() in unknown:
+            targets[cell] = math.nan
+        elif cell.lower() in _FLAGS:
+            targets[cell] = float(cell.lower() in _ONE)
+        elif soft and re.fullmatch(r"0?\.\d+|\d(\.\d+)?e-\d+", cell.lower()):
+            targets[cell] = float(cell)
+        else:
+            return {}
+    return {} if distinct == {""} else targets
 
 
-def _label_columns(rows: _Rows, others: list[str]) -> list[str]:
+def _label_columns(rows: _Rows, others: list[str], unknown: set[str]) -> list[str]:
     """Columns of labels by default: the recognised one, or all of 0 and 1."""
     if known := [name for name in others if _bare(name) in RECOGNISED["labels"].split()]:
         if len(known) == 1:
             return known
         hint = f"Say which are: --labels-column {shlex.join(known)}."
         raise _refusal(rows.path, f"{', '.join(known)} may all be labels", hint, "conflict")
-    flags = [n for n in others if _bare(n) not in _NO_LABELS and _is_flags(rows.cells[n])]
+    flags = [n for n in others if _bare(n) not in _NO_LABELS and _flags(rows.cells[n], unknown)]
     if not flags:
         hint = "Name the one with the labels, or those with 0 and 1: --labels-column."
         raise _refusal(rows.path, f"no column of labels among {rows.header}", hint, "missing")
@@ -170,13 +200,19 @@ def _label_columns(rows: _Rows, others: list[str]) -> list[str]:
     return flags
 
 
-def _labels(rows: _Rows, columns: list[str], separator: str) -> tuple[list[str], np.ndarray]:
-    """Names of labels, and marks [2, K]."""
-    flags = {name: rows.cells[name] for name in columns if _is_flags(rows.cells[name])}
+def _labels(
+    rows: _Rows, columns: dict[str, dict[str, float]], separator: str, unknown: set[str]
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of labels, marks [2, K] and amounts [K]; ``columns`` have their :func:`_flags`."""
+    flags = {name: targets for name, targets in columns.items() if targets}
     texts = [rows.cells[name] for name in columns if name not in flags]
-    if blank := {name: cells.count("") for name, cells in flags.items() if "" in cells}:
-        count = sum(blank.values())
-        rows.warnings.append(f"{count} blank cells were taken as 0, in columns {some(blank)}")
+    taken = unknown or {""}
+    blank = {n: sum(rows.cells[n].count(c) for c in own if c.lower() in taken)
+             for n, own in flags.items()}  # fmt: skip
+    if blank := {name: count for name, count in blank.items() if count}:
+        text = f"{sum(blank.values())} {'cells' if unknown else 'blank cells'} were taken as "
+        text += f"{'unknown' if unknown else '0'}, in columns {some(blank)}"
+        rows.warnings.append(text)
     distinct = set().union(*texts)
     parts = {cell: {part.strip() for part in cell.split(separator)} - {""} for cell in distinct}
     written = set[str]().union(*parts.values())
@@ -186,10 +222,12 @@ def _labels(rows: _Rows, columns: list[str], separator: str) -> tuple[list[str],
         i * size + number[n] for cells in texts for i, cell in enumerate(cells) for n in parts[cell]
     )
     marks = [np.fromiter(at, np.int64)]
-    for name, cells in flags.items():
-        ones = {cell for cell in set(cells) if cell.lower() in _ONE}
-        is_one = np.fromiter(map(ones.__contains__, cells), bool, len(cells))
-        marks.append(np.flatnonzero(is_one) * size + number[name])
+    amounts = [np.ones(len(marks[0]), np.float32)]
+    for name, targets in flags.items():
+        cells = rows.cells[name]
+        column = np.fromiter(map(targets.__getitem__, cells), np.float32, len(cells))
+        marks.append(np.flatnonzero(column) * size + number[name])
+        amounts.append(column[column != 0])
 
     for other in _SEPARATORS if not any(separator in c for c in distinct) else "":
         if whole := sorted(name for name in written if other in name):
@@ -206,7 +244,9 @@ def _labels(rows: _Rows, columns: list[str], separator: str) -> tuple[list[str],
             f"{len(alike)} labels are written in several ways, each of which is a label: "
             f"{first_few(alike)}"
         )
-    return names, np.stack(np.divmod(np.unique(np.concatenate(marks)), size))
+    # Of a label that is named in a cell too, the first mark counts: that of the name.
+    places, first = np.unique(np.concatenate(marks), return_index=True)
+    return names, np.stack(np.divmod(places, size)), np.concatenate(amounts)[first]
 
 
 def _keys(

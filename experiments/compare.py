@@ -143,7 +143,7 @@ def align_tracks(runs: list[RunResults]) -> list[RunResults]:
             different = "another task, or other labels"
         elif apart := rows.keys() ^ set(first.keys):
             different = f"other test tracks ({len(apart)} are in one of them only)"
-        elif not np.array_equal(run.targets[order], first.targets):
+        elif not np.array_equal(run.targets[order], first.targets, equal_nan=True):
             different = "other labels of the same test tracks"
         if different:
             message = f"has {different} than {first.folder}"

@@ -51,9 +51,11 @@ def check_files(settings: Settings, *splits: str) -> None:
 
 
 def read(settings: Settings, checkpoint: Checkpoint | None, *splits: str) -> dict[str, GroundTruth]:
-    """Read splits of one data set. Raises InputError."""
+    """Read splits of one data set, without tracks that have no known label. Raises InputError."""
     task = find_task(settings, checkpoint)
-    return read_splits(paths_of(settings, *splits), task, "datamodule")
+    # A teacher tells something about those, too.
+    whole = ("train",) if settings.datamodule.teacher_dir is not None else ()
+    return read_splits(paths_of(settings, *splits), task, "datamodule", whole=whole)
 
 
 def find_teacher(settings: Settings) -> Path | None:
@@ -101,7 +103,8 @@ def check_data(run: Any, settings: Settings) -> dict[str, Any]:
     results: dict[str, GroundTruth | InputError] = {}
     for split in splits:
         try:
-            results[split] = read(settings, checkpoint, split)[split]
+            task = find_task(settings, checkpoint)
+            results |= read_splits(paths_of(settings, split), task, "datamodule", whole=(split,))
         except InputError as error:
             results[split] = error
     data, teacher = settings.datamodule, find_teacher(settings) if "train" in splits else None

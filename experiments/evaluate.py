@@ -22,6 +22,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import write_json
 from maest.helpers.reports import metrics
 from maest.helpers.reports.report import metrics_line
+from maest.helpers.soft_labels import positive
 from maest.models import Maest
 from maest.models.engines import PRECISIONS
 from maest.models.evaluation import Scored, TrackScores
@@ -68,7 +69,7 @@ def metrics_of(split: str, scored: Scored, net: Maest) -> dict[str, Any]:
         figures = {metric: values[i] for metric, values in evaluation.per_label.items()}
         row: dict[str, Any] = {n: None if np.isnan(v) else float(v) for n, v in figures.items()}
         if net.task != "regression":
-            row["positives"] = int(targets[:, i].sum())
+            row["positives"] = int(positive(targets[:, i]).sum())
         rows.append({"label": name, **row})
     return results | {"per_label": rows}
 

@@ -17,6 +17,7 @@ from maest.experiments.devices import find_device
 from maest.experiments.probe_data import FeatureSet, ProbeTask, read_features, read_task
 from maest.experiments.probe_report import RIDGE, few_tracks, write_run
 from maest.experiments.runs import interruptible, run_dir
+from maest.helpers import soft_labels
 from maest.helpers.files.atomic import valid_utf8
 from maest.helpers.reports import metrics
 from maest.helpers.reports.report import machine, metrics_line, versions
@@ -189,7 +190,8 @@ def _results(
         "machine": machine(),
     }
     if task.task != "regression":
-        for row, positives in zip(results["per_label"], targets.sum(axis=0), strict=True):
+        positive = soft_labels.positive(targets)
+        for row, positives in zip(results["per_label"], positive.sum(axis=0), strict=True):
             row["positives"] = int(positives)
     if task.task == "single-label":
         # Tracks of each class (row) by predicted class, mean over the seeds
@@ -226,6 +228,13 @@ def _ridge(task: ProbeTask, features: FeatureSet) -> dict[str, float]:
     from sklearn.preprocessing import StandardScaler
 
     linear = make_pipeline(StandardScaler(), Ridge(alpha=train.shape[1]))
-    outputs = linear.fit(train, task.splits["train"].targets).predict(test).reshape(targets.shape)
+    own, outputs = task.splits["train"].targets, np.zeros(targets.shape)
+    # Labels that are known of the same tracks are fitted together: of complete targets, all.
+    patterns, which = np.unique(soft_labels.known(own), axis=1, return_inverse=True)
+    for i, rows in enumerate(patterns.T):
+        labels = np.flatnonzero(which.reshape(-1) == i)
+        if rows.any():
+            linear.fit(train[rows], np.ascontiguousarray(own[rows][:, labels]))
+            outputs[:, labels] = linear.predict(test).reshape(len(test), -1)
     figures = metrics.evaluate(task.task, targets, outputs).figures
     return {name: figures[name] for name in metrics.SHOWN[task.task]}

@@ -22,8 +22,32 @@ from maest.models.sizes import on_device
 log = logging.getLogger(__name__)
 
 _PATCHES_PER_PASS = 32
+
+
+def known_factor(targets: Tensor) -> Tensor:
+    """All targets / known ones of [..., N, C]: makes a mean over all that of the known, [...].
+
+    It is exactly 1 for complete targets, and is computed on their device: nobody waits for it.
+    """
+    known = (~targets.isnan()).sum(dim=(-2, -1))
+    # Tensors by tensors: by or of a number, PyTorch may multiply by an inverse, which is not exact.
+    return torch.full_like(known, targets.shape[-2] * targets.shape[-1]) / known.clamp(min=1)
+
+
+def label_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Binary cross-entropy of logits [N, C] and targets, 0 to 1; of NaN, unknown ones, 0.
+
+    The mean is over the known targets: 0 if there are none.
+    """
+    known = (~targets.isnan()).to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(
+        logits, targets.nan_to_num(), known, reduction=reduction
+    )
+    return loss if reduction == "none" else loss * known_factor(targets)
+
+
 LOSSES: dict[str, Callable[..., Tensor]] = {
-    "multi-label": F.binary_cross_entropy_with_logits,
+    "multi-label": label_loss,
     "single-label": F.cross_entropy,  # with distributions over the classes as targets
     "regression": F.mse_loss,
 }
@@ -114,8 +138,8 @@ def task_loss(
 ) -> Tensor:
     """Mean loss of logits [N, C]; of two heads, the mean of their losses.
 
-    ``targets`` [N, C] may be mixtures. ``dist_targets``, if any, are the second head's; InputError:
-    the network has no second head.
+    ``targets`` [N, C] may be mixtures; unknown labels, NaN, take no part. ``dist_targets``, if any,
+    are the second head's; InputError: the network has no second head.
     """
     if isinstance(logits, tuple):
         cls, dist = logits

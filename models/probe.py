@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from maest.helpers.errors import InputError
 from maest.helpers.reports.metrics import MONITOR, evaluate
-from maest.models.evaluation import LOSSES
+from maest.models.evaluation import LOSSES, known_factor
 
 # The validation metric that chooses the epoch; the paper's is ROC-AUC.
 SELECTION = MONITOR | {"multi-label": "roc_auc"}
@@ -142,10 +142,14 @@ class ProbeBank:
     # ---- training --------------------------------------------------------------------------------
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean losses [M · S] of outputs [M · S, B, C] before ``scale``, and targets [S, B, C]."""
+        """Mean losses [M · S] of outputs [M · S, B, C] before ``scale``, and targets [S, B, C].
+
+        Unknown labels, NaN, do not count.
+        """
         targets = ((targets - self.shift) / self.scale).repeat(self.n_sets, 1, 1)
         tracks = outputs.flatten(0, 1), targets.flatten(0, 1)
-        return LOSSES[self.task](*tracks, reduction="none").view(len(self), -1).mean(1)
+        losses = LOSSES[self.task](*tracks, reduction="none").view(len(self), -1).mean(1)
+        return losses * known_factor(targets)
 
     def fit(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maest.helpers import soft_labels
 from maest.helpers.reports.ranking import ap_and_roc_auc, checked, rank
 
 # The two figures that a report shows. The first one ranks models; higher is better.
@@ -59,7 +60,8 @@ def evaluate(task: str, targets: np.ndarray, outputs: np.ndarray) -> Evaluation:
     Outputs are regression values, or activations, of which only the order counts (within a label,
     or within a track of a single-label task). The means leave out, and count: labels without a
     positive or a negative (multi-label); classes neither a target nor predicted (F1, single-label);
-    constant targets (R², regression). ValueError: another task, other shapes, non-finite outputs.
+    constant targets (R², regression). Multi-label targets may be soft or NaN: see
+    :func:`ranking.rank`. ValueError: another task, other shapes, non-finite outputs.
     """
     targets, outputs = checked(targets, outputs)
     figures: dict[str, float] = {}
@@ -101,7 +103,7 @@ def baseline(task: str, train_targets: np.ndarray, targets: np.ndarray) -> Evalu
 
     It is the labels' frequencies, the most frequent class, or the means of regression targets.
     """
-    answer = np.asarray(train_targets).mean(axis=0, dtype=np.float64)
+    answer = soft_labels.means(np.asarray(train_targets))
     return evaluate(task, targets, np.broadcast_to(answer, np.shape(targets)))
 
 

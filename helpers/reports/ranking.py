@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maest.helpers.soft_labels import known, positive
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -25,6 +27,7 @@ class Ranking:
     # [3, P] the first place of the label, the first of the tie, and the first after the tie
     places: np.ndarray
     pairs: np.ndarray  # [3, P] how many pairs come before each of these places
+    known: np.ndarray | None = None  # bool [C, N], as ``order``: the target is known; None: all are
 
 
 def checked(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +41,11 @@ def checked(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
-    """Sort tracks by scores [N, C] per label; targets [N, C] are 0 or 1 (see :func:`checked`)."""
+    """Sort tracks by scores [N, C] per label (see :func:`checked`).
+
+    Targets [N, C] are 0 or 1; soft ones are positive from 0.5 on. A track whose label is unknown
+    (NaN) does not count for that label.
+    """
     targets, scores = checked(targets, scores)
     falling = np.negative(scores.T, dtype=np.result_type(scores, np.float32), order="C")
     order = np.argsort(falling, axis=1)
@@ -47,12 +54,14 @@ def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
     np.not_equal(ranked[:, :-1], ranked[:, 1:], out=last[:, :-1])
     # No tie crosses labels, as `last` ends each of them.
     after_ties = np.append(0, np.flatnonzero(last) + 1)
-    pairs = np.flatnonzero(np.take_along_axis((targets > 0.5).T, order, axis=1))
+    pairs = np.flatnonzero(np.take_along_axis(positive(targets).T, order, axis=1))
     tie = np.searchsorted(after_ties, pairs, side="right")
     label = pairs // len(targets)
     places = np.stack([label * len(targets), after_ties[tie - 1], after_ties[tie]])
     track = order.reshape(-1)[pairs]
-    return Ranking(order, label, track, places, np.searchsorted(pairs, places))
+    are_known = known(targets)
+    ranked_known = None if are_known.all() else np.take_along_axis(are_known.T, order, axis=1)
+    return Ranking(order, label, track, places, np.searchsorted(pairs, places), ranked_known)
 
 
 def ap_and_roc_auc(
@@ -64,23 +73,26 @@ def ap_and_roc_auc(
     """
     n_labels, n_tracks = ranking.order.shape
     weights = np.ones(n_tracks) if weights is None else np.asarray(weights, np.float64)
-    weight, total = weights[ranking.track], weights.sum()
+    weight, total, ranked = weights[ranking.track], weights.sum(), weights[ranking.order]
+    if ranking.known is not None:
+        ranked *= ranking.known
+        total = ranked.sum(axis=1)
 
     def summed(values: np.ndarray) -> np.ndarray:
         return np.bincount(ranking.label, weights=weight * values, minlength=n_labels)
 
-    tracks_above, tracks = _sums(weights[ranking.order], ranking.places)
+    tracks_above, tracks = _sums(ranked, ranking.places)
     hits_above, hits = _sums(weight, ranking.pairs)
     positives = summed(np.ones(len(weight)))
     negatives = total - positives
     # A tie is one step of the precision-recall curve, and a straight line of the ROC curve.
     precision = np.divide(hits, tracks, out=np.zeros(len(weight)), where=tracks > 0)
     misses = (tracks_above - hits_above + tracks - hits) / 2
-    known = (positives > 0) & (negatives > 1e-12 * total)  # fractions do not add up exactly
+    scored = (positives > 0) & (negatives > 1e-12 * total)  # fractions do not add up exactly
     ap, roc_auc = np.full(n_labels, np.nan), np.full(n_labels, np.nan)
-    np.divide(summed(precision), positives, out=ap, where=known)
+    np.divide(summed(precision), positives, out=ap, where=scored)
     ranked_above = summed(negatives[ranking.label] - misses)
-    np.divide(ranked_above, positives * negatives, out=roc_auc, where=known)
+    np.divide(ranked_above, positives * negatives, out=roc_auc, where=scored)
     return ap, roc_auc
 
 

@@ -44,7 +44,8 @@ def stripes(batch: int, size: int, masks: int, max_width: int, device: torch.dev
 def mixup(x: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Mix clips [B, ...] and targets [B, C] with a random permutation of the batch; new tensors.
 
-    Each clip's weight is drawn from Beta(alpha, alpha), and at least 0.5. H. Zhang et al.,
+    Each clip's weight is drawn from Beta(alpha, alpha), and at least 0.5. A target that is unknown
+    (NaN) in either clip is unknown in their mixture. H. Zhang et al.,
     "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
     """
     if not alpha:

@@ -21,6 +21,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import to_json
 
 LOW, BOTH, NONE = [1, 0, 0], [1, 1, 0], [0, 0, 0]
+NAN = float("nan")
 
 
 @dataclass
@@ -117,6 +118,18 @@ SAME = object()
         (lambda s: s.label("val", NONE), ["labels val!"], SAME),
         (lambda s: s.label("val", LOW, BOTH, [1, 0, 1]), ["labels val"], SAME),  # on all
         (lambda s: s.label("val", LOW, [0, 1, 0]), ["labels val"], SAME),  # on none
+        (lambda s: s.label("val", [NAN, 0.6, 0.4], LOW, [0, 0.4, 0.6]), [], SAME),
+        (lambda s: s.label("val", LOW, [0, 1, 0.4]), ["labels val"], SAME),  # on none
+        (lambda s: s.label("val", LOW, [0, 1, NAN], [NAN] * 3), ["labels val"] * 2, SAME),
+        (lambda s: s.label("val", BOTH, [0, NAN, NAN]), ["labels val"] * 3, SAME),  # none, all
+        (
+            lambda s: s.label("val", [NAN, 1, NAN], [1, 1, NAN], [0, 0, NAN]),
+            ["labels val"] * 2,
+            SAME,
+        ),
+        (lambda s: s.label("val", [NAN] * 3), ["labels val!", "labels val"], SAME),
+        (lambda s: s.label("train", [0.1, 0.2, 0.3], [0.2, 0.1, NAN]), [], SAME),
+        (lambda s: s.label("train", [NAN] * 3, [0, NAN, 1]), ["labels train"] * 4, SAME),
         (lambda s: s.elsewhere("val", ["low", "middle", "high"]), [], SAME),
         (lambda s: s.elsewhere("val", None), [], SAME),
         (lambda s: s.elsewhere("val", ["low", "high", "middle"]), ["labels val!"], SAME),
@@ -155,6 +168,14 @@ def test_what_is_counted(good):
     assert train.hours == pytest.approx(24 * 125 / 62.5 / 3600)
     assert (val.counts, val.unlabelled) == ({"low": 5, "middle": 3, "high": 1}, 1)
     assert json.loads(to_json(report.to_dict()))["splits"]["val"]["tracks"] == 6
+
+
+def test_soft_and_unknown_labels_are_counted(good):
+    good.label("val", [1, NAN, 0.4], [NAN] * 3, [0, 0.7, NAN], NONE)
+    val = good.check().splits["val"]
+    assert (val.counts, val.unlabelled) == ({"low": 3, "middle": 1, "high": 0}, 1)
+    assert (val.unknown, val.soft) == (3 + 1 + 3, 3 + 1)
+    assert "of 18 targets 7 are unknown (38.9%), 4 soft" in str(val)
 
 
 def test_several_faults_do_not_hide_each_other(good):

@@ -39,10 +39,15 @@ def file(tmp_path):
 
 # ---- what is read --------------------------------------------------------------------------------
 
+NAN = float("nan")
 LABELS = [
     *([1, 0, 1], (1, 0, 1), [1.0, 0.0, True], [np.int64(1), np.float32(0), np.bool_(1)]),
     *(np.array([1, 0, 1], dtype) for dtype in ["?", "u1", "i8", "f2", "f8", ">f4"]),
     np.array([1, 9, 0, 9, 1])[::2],
+]
+SOFT = [
+    *([0.5, 0, NAN], (0.5, False, NAN), [np.float32(0.5), np.int64(0), NAN]),
+    *(np.array([0.5, 0, NAN], dtype) for dtype in ["f2", "f4", "f8", ">f4"]),
 ]
 ONE_LABEL = [[0, 1, 0], np.array([0, 1.0, 0]), (False, True, False)]
 VALUES = [
@@ -53,6 +58,8 @@ VALUES = [
 ONE_VALUE = [120.5, np.float64(120.5), np.float32(120.5), [120.5]]
 GOOD = [
     ("multi-label", LABELS, [1, 0, 1], np.uint8),
+    ("multi-label", SOFT, [0.5, 0, NAN], np.float32),
+    ("multi-label", [*LABELS, [1, 0, 1.0]], [1, 0, 1], np.uint8),
     ("single-label", ONE_LABEL, [0, 1, 0], np.uint8),
     ("regression", VALUES, [0.5, -3.0], np.float32),
     ("regression", ONE_VALUE, [120.5], np.float32),
@@ -75,14 +82,15 @@ def test_the_tasks_are_the_networks():
 
 
 MISFITS = [[0, 1, 0], [], "01", b"\x00\x01", None, {"x": 1}, [0, "1"], [0, None], [[0], [1]]]
-MISFITS += [np.zeros((1, 2)), np.array(1), [0, np.nan], np.array([np.inf, 0]), [0, 10**400]]
-NO_LABELS = [[0, 2], (0, -1), [0.5, 1], np.array([0, 2]), np.array([0.1, 0], "f4"), 1]
+MISFITS += [np.zeros((1, 2)), np.array(1), np.array([np.inf, 0]), [0, 10**400]]
+NO_LABELS = [[0, 2], (0, -1), [0.5, 1.1], np.array([0, 2]), np.array([-0.1, 0], "f4"), 1]
+NOT_SURE = [[0, np.nan], [0.5, 1], np.array([0.1, 0], "f4")]
 NOT_ONE_LABEL = [[0, 0], [1, 1], np.ones(2), np.zeros(2, bool)]
 NO_VALUES = [[0.5, 1e39], [0.5, 1j], [0.5], 1.0]  # 1e39 is infinite as float32
 BAD = [
     *(("multi-label", value) for value in MISFITS + NO_LABELS),
-    *(("single-label", value) for value in MISFITS + NO_LABELS + NOT_ONE_LABEL),
-    *(("regression", value) for value in MISFITS + NO_VALUES),
+    *(("single-label", value) for value in MISFITS + NO_LABELS + NOT_SURE + NOT_ONE_LABEL),
+    *(("regression", value) for value in [*MISFITS, NOT_SURE[0], *NO_VALUES]),
 ]
 
 
@@ -227,6 +235,18 @@ def test_labels_as_text(tmp_path, end, encoding):
     assert read_labels(path) == ["a", "ü"]
 
 
+def test_tracks_without_a_known_label_are_for_training_left_out_alone(tmp_path):
+    path, rows = tmp_path / "gt.pk", {"a": [NAN, NAN], "b": [NAN, 0.2], "c": [1, 0]}
+    write_groundtruth(path, rows)
+    assert gt.read_any_groundtruth(path).keys == ["a", "b", "c"]  # to predict
+    paths = {"val": path}
+    whole = gt.read_splits(paths, "multi-label", "data", whole=["val"])["val"]
+    assert whole.keys == ["a", "b", "c"]
+    found = gt.read_splits(paths, "multi-label", "data")["val"]
+    assert (found.keys, found.counts().tolist()) == (["b", "c"], [1, 0])
+    np.testing.assert_array_equal(found.targets, np.array([rows["b"], rows["c"]], np.float32))
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 
@@ -259,6 +279,18 @@ def test_show_labels(tmp_path, show):
     expected |= {"labels per clip min 0, mean 1.00, max 2", "'a/1.mmap': jig, reel"}
     assert expected | {"'a/2.mmap': (no label)"} <= set(lines)
     assert not any("a/3.mmap" in line for line in lines)
+
+
+def test_show_soft_and_unknown_labels(tmp_path, show):
+    rows = {"a": [1, 0.5, NAN], "b": [0, 0.4, NAN], "c": [NAN, NAN, NAN], "d": [0, 0, 1]}
+    write_groundtruth(tmp_path / "gt.pk", rows)
+    lines = show()
+    expected = {"tracks 4", "tracks without labels 1", "labels per clip min 0, mean 0.75, max 2"}
+    expected |= {"1 of 3 label 0", "1 of 3 label 1", "1 of 1 label 2"}
+    expected |= {"'a': label 0, label 1 0.5 (1 unknown)", "'b': label 1 0.4 (1 unknown)"}
+    assert expected | {"'c': (no label) (3 unknown)", "'d': label 2"} <= set(lines)
+    assert any("5 (41.7%) unknown and 2 soft" in line for line in lines)
+    assert any(line.startswith("tracks without a known label 1") for line in lines)
 
 
 def test_show_values(tmp_path, show):

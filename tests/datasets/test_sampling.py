@@ -26,6 +26,20 @@ def test_balanced_weights_by_hand():
     assert label_balanced_weights(np.zeros((4, 2), np.uint8)).tolist() == [0.25] * 4
 
 
+def test_balanced_weights_of_soft_and_unknown_labels_by_hand():
+    targets = np.array([[1, np.nan], [0.25, 0.5], [np.nan, np.nan], [0, np.nan]], np.float32)
+    first, second = 1000 / 101.25, 1000 / 100.5
+    expected = np.array([first, first / 4 + second / 2, 0, 0])
+    expected[2:] = expected[:2].min()
+    found = label_balanced_weights(targets)
+    np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-6)
+    assert np.isnan(targets).sum() == 4
+    complete = LONG_TAIL.astype(np.float32)
+    np.testing.assert_array_equal(
+        label_balanced_weights(complete), label_balanced_weights(LONG_TAIL)
+    )
+
+
 def test_weights_of_many_clips_take_little_memory():
     targets = (np.random.default_rng(0).random((50_001, 40)) < 0.05).astype(np.uint8)
     tracemalloc.start()
