@@ -220,8 +220,8 @@ def check_given(path: str | Path | None, setting: str) -> Path:
     given = path and Path(path).expanduser()
     if not given or not given.is_file():
         what = "no such file" if given else "it is not set"
-        hint = "Give a ground truth: a data set's own preprocess.py makes it, or `python "
-        hint += "datasets/groundtruth.py build`. (The embedded set's: `with target_scores_tl`.)"
+        hint = "Give a ground truth: of the embedded set by `with target_scores_tl`; others are made "
+        hint += "by a data set's preprocess.py, or by `python datasets/groundtruth.py build`."
         raise InputError(what, kind="missing", path=given, setting=setting, hint=hint)
     return given
 

@@ -321,3 +321,9 @@ def test_show_errors_are_one_line(tmp_path, capsys):
         captured = capsys.readouterr()
         assert (captured.out, captured.err.count("\n")) == ("", 1)
         assert str(tmp_path / name) in captured.err
+
+
+@pytest.mark.parametrize(("path", "place"), [(None, None), ("none.pk", "none.pk")])
+def test_a_ground_truth_that_is_not_given_or_not_there(path, place):
+    with refuses("missing", place, "datamodule.groundtruth_train"):
+        gt.check_given(path, "datamodule.groundtruth_train")

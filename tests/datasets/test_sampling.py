@@ -130,3 +130,10 @@ def test_tracks_of_all_ranks(size, world_size):
     in_turn = [part[i] for i in range(each) for part in parts]
     assert in_turn[:size] == list(range(size))
     assert len(in_turn) - size < world_size
+
+
+@pytest.mark.parametrize(("rank", "clips", "said"), [(0, 6, 1), (0, 4, 0), (1, 6, 0)])
+def test_repeated_tracks_of_a_balanced_epoch_are_said_once(caplog, rank, clips, said):
+    caplog.set_level("INFO")
+    ClipSampler(np.eye(5, dtype=np.uint8), clips, True, seed=0, rank=rank, world_size=2)
+    assert len(caplog.records) == said

@@ -169,3 +169,15 @@ def test_times_that_cannot_be_used(tmp_path, content, kind):
         (tmp_path / "a.times.csv").write_bytes(content)
     with refuses(kind, "a.times.csv"):
         pooled_file(np.zeros((2, 3)), tmp_path / "a.embeddings.npy")
+
+
+@pytest.mark.parametrize(
+    ("tail", "span", "frames"),
+    [("pad", (100, 130), 200), ("keep", (100, 130), 30), ("keep", (100, 104), 16)],
+)
+def test_a_last_patch_is_shorter_or_padded(tail, span, frames):
+    plan = PatchPlan(200, 100, tail)
+    mel = np.ones((span[1], 96), np.float16)
+    patch = plan.take(mel, span)
+    assert (plan.patch_frames(span), patch.shape) == (frames, (frames, 96))
+    assert patch.sum() == (span[1] - span[0]) * 96
