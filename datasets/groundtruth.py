@@ -220,8 +220,8 @@ def check_given(path: str | Path | None, setting: str) -> Path:
     given = path and Path(path).expanduser()
     if not given or not given.is_file():
         what = "no such file" if given else "it is not set"
-        hint = "Give a ground truth: of the embedded set by `with target_scores_tl`; others are made "
-        hint += "by a data set's preprocess.py, or by `python datasets/groundtruth.py build`."
+        hint = "Give a ground truth: the embedded set's by `with target_scores_tl`; others come "
+        hint += "from a data set's preprocess.py, or from `python datasets/groundtruth.py build`."
         raise InputError(what, kind="missing", path=given, setting=setting, hint=hint)
     return given
 
