@@ -37,8 +37,7 @@ HEART = {
     "datasets/groundtruth.py": "tests/datasets/test_groundtruth.py tests/datasets/test_check.py",
     "datasets/sampling.py": "tests/datasets/test_sampling.py",
     "helpers/audio/patches.py": "tests/helpers/test_patches.py",
-    "helpers/reports/metrics.py": "tests/helpers/test_ranking.py "
-    "tests/experiments/test_evaluation.py",
+    "helpers/reports/metrics.py": "tests/helpers/test_ranking.py tests/helpers/test_metrics.py",
     "models/sizes.py": "tests/models/test_sizes.py",
 }
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
