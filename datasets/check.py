@@ -21,7 +21,7 @@ from maest.datasets.teacher import read_teacher_logits
 from maest.helpers.audio.patches import seconds
 from maest.helpers.errors import InputError
 from maest.helpers.names import first_few, short_repr
-from maest.helpers.soft_labels import highest, known, lowest, negative, positive
+from maest.helpers.soft_labels import highest, lowest, negative, positive, unsure
 from maest.helpers.work.parallel import thread_map
 
 BRIEF_FILES, BRIEF_SECONDS = 2000, 2.0  # limits of a brief check
@@ -195,8 +195,7 @@ def _check_targets(
         known_tracks = ~no_label | lacks(lowest(targets, 1))
         summary.unlabelled = unlabelled = int((no_label & known_tracks).sum())
         if targets.dtype != np.uint8:
-            summary.unknown = int((~known(targets)).sum())
-            summary.soft = int(((targets > 0) & (targets < 1)).sum())
+            summary.unknown, summary.soft = unsure(targets)
         for count, text in (
             (unlabelled, "have no label"),
             (int((~known_tracks).sum()), f"{_NOTHING_KNOWN} without a teacher"),

@@ -42,10 +42,14 @@ def means(targets: np.ndarray) -> np.ndarray:
     return sums / np.maximum(are_known.sum(axis=0), 1)
 
 
+def unsure(targets: np.ndarray) -> tuple[int, int]:
+    """Count the targets that are unknown, and those that are soft."""
+    return int((~known(targets)).sum()), int(((targets > 0) & (targets < 1)).sum())
+
+
 def counted(targets: np.ndarray) -> str:
     """Say how many targets are unknown and how many soft; "" for complete 0/1 targets."""
-    unknown = int((~known(targets)).sum())
-    soft = int(((targets > 0) & (targets < 1)).sum())
+    unknown, soft = unsure(targets)
     parts = [f"{unknown} ({unknown / targets.size:.1%}) unknown"] if unknown else []
     parts += [f"{soft} soft (between 0 and 1)"] if soft else []
     return f"of {targets.size} targets {' and '.join(parts)}" if parts else ""
