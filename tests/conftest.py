@@ -17,6 +17,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they share
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import torch
+from audio_store import audio, made, store  # noqa: F401
 from http_server import http_server, no_waiting  # noqa: F401
 from music import LABELS, save_small_model, write_music
 

@@ -16,68 +16,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from audio_store import KEYS, NAMES, counts, listed, matches, mels, run
 from dask_cluster import dask_cluster
-from folders import full_disk, rows, tree
+from folders import full_disk
 from made_up import refuses
 from music import write_audio
 
 from maest.datasets import preprocess as module
 from maest.datasets.audio_folder import find_audio, mel_key
-from maest.datasets.commands import Outcome
-from maest.datasets.mel_store import store_keys
 from maest.datasets.melspectrograms import read_mel
 from maest.datasets.preprocess import main
-from maest.helpers.audio.log_mel import log_mel
 from maest.helpers.audio.mel import MelSpectrogram
 from maest.helpers.audio.reading import read_audio
 
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "preprocess.py"
-NAMES = ["5.wav", "6.mp3", "a/1.wav", "a/2.FLAC", "a/deep/er/3.mp3", "b.c/4.wav", "b.c/no.4.ogg"]
-KEYS = [mel_key(name) for name in NAMES]
 
 
-@pytest.fixture
-def audio(tmp_path) -> Path:
-    """Seven tracks of three formats in three folders."""
-    for seed, name in enumerate(NAMES):
-        write_audio(tmp_path / "audio" / name, 1 + 0.2 * seed, seed)
-    return tmp_path / "audio"
-
-
-@pytest.fixture
-def store(tmp_path) -> Path:
-    return tmp_path / "mels"
-
-
-@pytest.fixture
-def made(audio, store) -> dict[str, bytes]:
-    """The log-mel files of a first run."""
-    assert run(audio, store).done == 7
-    return mels(store)
-
-
-def run(audio: Path, store: Path, **options) -> Outcome:
-    return module.preprocess(audio, store, **{"progress": False, "num_workers": 1} | options)
-
-
-def counts(report: Outcome) -> tuple[int, int, list[str]]:
-    return report.done, report.skipped, sorted(report.failed)
-
-
-def mels(store: Path) -> dict[str, bytes]:
-    """The log-mel files of a store, leftovers of killed runs not among them."""
-    return tree(store, "[!.]*.mmap")
-
-
-def listed(path: Path) -> dict[str, str]:
-    return {row["path"]: row["reason"] for row in rows(path)}
-
-
-def matches(mel: Path, audio: Path) -> bool:
-    return mel.read_bytes() == log_mel(read_audio(audio)).astype(np.float16).tobytes()
-
-
-# ---- what is made --------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 def test_every_track_gets_the_front_ends_mel_under_its_name(audio, store):
@@ -121,7 +76,7 @@ def test_the_script_runs_anywhere_and_on_names_that_are_not_text(tmp_path):
     assert list(listed(tmp_path / "mels" / "failed.csv")) == [os.fsdecode(b"bad\xff.mp3")]
 
 
-def test_only_the_files_named(audio, store):
+def test_a_list_of_files(audio, store):
     report = run(audio, store, files=["a/1.wav", Path("6.mp3"), "not/there.mp3"])
     assert sorted(mels(store)) == ["6.mmap", "a/1.mmap"]
     assert list(report.failed) == ["not/there.mp3"]
@@ -132,15 +87,15 @@ def test_only_the_files_named(audio, store):
 
 def test_the_store_may_be_inside_the_audio(audio):
     run(audio, audio / "mels")
-    write_audio(audio / "mels" / "listen.wav")  # somebody's; not a track
+    write_audio(audio / "mels" / "listen.wav")  # not a track
     assert run(audio, audio / "mels").skipped == 7
     assert counts(run(audio, audio)) == (7, 0, ["mels/listen.wav"])  # in the other store
 
 
-# ---- again ---------------------------------------------------------------------------------------
+# ---- a second run --------------------------------------------------------------------------------
 
 
-def test_what_is_whole_is_skipped_and_what_is_not_is_made(audio, store, made):
+def test_whole_files_are_skipped_others_made_again(audio, store, made):
     (store / KEYS[0]).unlink()
     (store / KEYS[1]).write_bytes(made[KEYS[1]][:-1])
     (store / KEYS[2]).write_bytes(b"")
@@ -148,6 +103,10 @@ def test_what_is_whole_is_skipped_and_what_is_not_is_made(audio, store, made):
     assert counts(run(audio, store)) == (3, 4, [])
     assert mels(store) == made
     assert (store / KEYS[3]).stat().st_mtime_ns == kept
+    (store / KEYS[0]).write_bytes(bytes(192))  # whole frames, but other ones
+    assert run(audio, store).done == 0
+    assert run(audio, store, overwrite=True).done == 7
+    assert mels(store) == made
 
 
 def test_a_complete_store_on_a_read_only_disk(audio, store, made, monkeypatch):
@@ -160,32 +119,22 @@ def test_a_complete_store_on_a_read_only_disk(audio, store, made, monkeypatch):
 
 
 @pytest.mark.parametrize("seconds", [1.4, 0.5])
-def test_replaced_audio_is_made_again(audio, store, made, seconds):
+def test_replaced_audio_is_processed_again(audio, store, made, seconds):
     """Also if the new file is older, or has the old one's length."""
     os.utime(write_audio(audio / "a" / "1.wav", seconds, seed=20), (1, 1))
     (audio / "5.wav").write_bytes(b"no audio")
+    with refuses("mismatch", "preprocess.json"):  # other settings do not mix
+        run(audio, store, seconds=None)
+    assert mels(store) == made
     assert counts(run(audio, store)) == (1, 5, ["5.wav"])
     assert matches(store / "a/1.mmap", audio / "a/1.wav")
     assert mels(store)["5.mmap"] == made["5.mmap"]
     assert run(audio, store).skipped == 6
 
 
-def test_overwrite_makes_all_again(audio, store, made):
-    (store / KEYS[0]).write_bytes(bytes(192))
-    assert run(audio, store).done == 0
-    assert run(audio, store, overwrite=True).done == 7
-    assert mels(store) == made
-
-
-def test_other_settings_do_not_mix(audio, store, made):
-    with refuses("mismatch", "preprocess.json"):
-        run(audio, store, seconds=None)
-    assert mels(store) == made
-
-
 @pytest.mark.parametrize("content", ['{"seconds": null}', "[]", None])
-def test_settings_of_no_file_are_replaced(audio, store, content):
-    """A run that failed early, or a file of settings that never was right, poisons nothing."""
+def test_settings_of_an_empty_store_are_replaced(audio, store, content):
+    """Left by a run that failed early, or damaged."""
     store.mkdir()
     if content is None:
         run(audio, store, files=["not/there.wav"], seconds=7)
@@ -196,7 +145,7 @@ def test_settings_of_no_file_are_replaced(audio, store, content):
     assert run(audio, store).done == 7
 
 
-def test_files_of_unknown_making_are_not_taken_for_ours(audio, store):
+def test_files_of_other_programs_are_refused(audio, store):
     (store / "a").mkdir(parents=True)
     (store / "a" / "1.mmap").write_bytes(bytes(192))
     with refuses("exists", "mels"):
@@ -206,172 +155,12 @@ def test_files_of_unknown_making_are_not_taken_for_ours(audio, store):
         run(audio, store)
 
 
-def test_case_counts_where_the_disk_tells_it_apart(audio, store):
-    write_audio(audio / "A" / "1.wav", seed=9)
-    assert run(audio, store).done == 8
-    # A disk that does not: the recipe is found under any case.
-    (store / "PREPROCESS.JSON").touch()
-    assert counts(run(audio, store)) == (0, 7, ["a/1.wav"])
-
-
-# ---- files of one name, other folders ------------------------------------------------------------
-
-
-def before_the_index(store: Path) -> None:
-    """Make a store what earlier versions made."""
-    for path in store.glob("preprocess-index*.jsonl"):
-        path.unlink()
-    recipe = json.loads((store / "preprocess.json").read_text())
-    del recipe["source"]
-    (store / "preprocess.json").write_text(json.dumps(recipe))
-
-
-def test_files_that_differ_in_their_suffix_are_all_made(audio, store):
-    write_audio(audio / "a" / "1.flac", seed=20)
-    write_audio(audio / "a" / "2.mp3", seed=21)
-    run(audio, store, shard="1/2")
-    assert run(audio, store).failed == {}
-    assert sorted(mels(store)) == sorted([*KEYS, "a/1.wav.mmap", "a/2.mp3.mmap"])
-    for key, name in [
-        ("a/1.mmap", "a/1.flac"),
-        ("a/1.wav.mmap", "a/1.wav"),
-        ("a/2.mmap", "a/2.FLAC"),
-        ("a/2.mp3.mmap", "a/2.mp3"),
-    ]:
-        assert matches(store / key, audio / name)
-        assert store_keys(store, [name]) == [key]
-    assert run(audio, store).skipped == 9
-
-
-@pytest.mark.parametrize("indexed", [True, False])
-def test_a_log_mel_keeps_its_name_when_a_second_format_is_added(audio, store, made, indexed):
-    write_audio(audio / "a" / "1.flac", seed=20)
-    if not indexed:
-        before_the_index(store)
-    for shard in ("1/2", "2/2", None):
-        run(audio, store, shard=shard)
-    after = mels(store)
-    assert after.items() >= made.items()
-    assert after.keys() - made.keys() == {"a/1.flac.mmap"}
-    assert matches(store / "a/1.flac.mmap", audio / "a/1.flac")
-    # Nothing but the files tells whose is whose, and that is enough.
-    before_the_index(store)
-    assert run(audio, store).skipped == 8
-    assert mels(store) == after
-
-
-def test_another_format_takes_the_place_of_one_that_is_gone(audio, store, made):
-    (audio / "a" / "1.wav").unlink()
-    os.utime(write_audio(audio / "a" / "1.flac", seed=20), (0, 0))  # older than the log-mel
-    assert counts(run(audio, store)) == (1, 6, [])
-    assert matches(store / "a/1.mmap", audio / "a/1.flac")
-
-
-def test_a_clash_costs_the_files_that_clash(audio, store):
-    write_audio(audio / "a" / "1.flac.mp3", seed=20)  # a/1.flac.mmap, by its own name
-    run(audio, store)
-    write_audio(audio / "a" / "1.flac", seed=21)  # has that name, too, as 1.wav has 1.mmap
-    assert counts(run(audio, store)) == (0, 8, ["a/1.flac"])
-    shards = [run(audio, store, shard=f"{k}/2") for k in (1, 2)]
-    assert sum(report.skipped for report in shards) == 8
-    assert sum(len(report.failed) for report in shards) == 1
-
-
-def test_a_second_folder_is_refused_unless_it_has_a_subfolder(audio, store, made, tmp_path):
-    second = tmp_path / "second"
-    for i, name in enumerate(("5.wav", "new.wav")):
-        os.utime(write_audio(second / name, seed=30 + i), (0, 0))
-    for folder in (second, audio / "a"):
-        with refuses("conflict", "mels"):
-            run(folder, store)
-    before = tree(store)
-    assert run(second, store, subfolder="other").done == 2
-    assert run(second, store, subfolder="other").skipped == 2
-    assert tree(store).items() >= before.items()
-    assert matches(store / "other/5.mmap", second / "5.wav")
-    assert store_keys(store, ["other/5.wav", "5.wav"]) == ["other/5.mmap", "5.mmap"]
-    assert run(audio, store).warnings == {}
-    with refuses("conflict", "other"):
-        run(audio, store, subfolder="other")
-    with refuses("exists", "a", "--subfolder"):
-        run(second, store, subfolder="a")
-    with refuses("mismatch", "preprocess.json"):
-        run(second, store, subfolder="x", seconds=5)
-    # The first folder gets a folder of that name: its files are not taken for the other's.
-    write_audio(audio / "other" / "deep" / "5.wav", seed=40)
-    assert list(run(audio, store).failed) == ["other/deep/5.wav"]
-
-
-def test_a_store_of_parts_of_a_folder_is_that_of_the_folder(audio, store):
-    run(audio, store, files=["5.wav"])
-    run(audio / "a", store / "a")
-    assert counts(run(audio, store)) == (3, 4, [])
-
-
-def test_a_store_and_its_audio_may_be_moved(audio, store, made, tmp_path):
-    (tmp_path / "moved").mkdir()
-    audio, store = (path.rename(tmp_path / "moved" / path.name) for path in (audio, store))
-    assert run(audio, store).skipped == 7
-    audio = audio.rename(tmp_path / "music")
-    with refuses("conflict", "mels"):
-        run(audio, store)
-    path = store / "preprocess.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"source": str(audio)}))
-    assert run(audio, store).skipped == 7
-
-
-def test_a_store_of_an_earlier_version_is_taken_over_once(audio, store, made, tmp_path):
-    before_the_index(store)
-    second = write_audio(tmp_path / "second" / "new.wav").parent
-    with refuses("conflict", "mels"):  # nothing of it is in the store
-        run(second, store)
-    report = run(audio, store, shard="1/2")
-    assert (report.done, report.skipped, len(report.notes)) == (0, 4, 1)
-    report = run(audio, store)
-    assert (report.done, report.skipped, len(report.notes)) == (0, 7, 0)
-    assert mels(store) == made
-    with refuses("conflict", "mels"):
-        run(second, store)
-    os.utime(audio / "5.wav", (1, 1))
-    assert run(audio, store).done == 1
-
-
-def test_a_line_that_was_cut_off_costs_itself_only(audio, store, made):
-    index = store / "preprocess-index.jsonl"
-    os.truncate(index, index.stat().st_size - 20)
-    with index.open("ab") as file:
-        file.write(b'\n[1]\n{"path": 3}\n\xff')
-    write_audio(audio / "new.wav", seed=20)
-    assert counts(run(audio, store)) == (1, 7, [])
-    for name in ("new.wav", "5.wav"):
-        os.utime(audio / name, (1, 1))
-    assert run(audio, store).done == 2
-
-
-def test_log_mels_whose_audio_is_gone_are_listed(audio, store, made, monkeypatch):
-    (audio / "5.wav").rename(audio / "7.wav")
-    assert run(audio, store).failed == {}
-    assert list(listed(store / "warnings.csv")) == ["5.mmap"]
-    (store / "5.mmap").unlink()
-    scandir = os.scandir
-
-    def refuse(path):
-        if Path(path) == audio / "a":
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return scandir(path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "scandir", refuse)  # what cannot be seen is not gone
-        assert counts(run(audio, store)) == (0, 4, ["a/"])
-    assert not (store / "warnings.csv").exists()
-
-
 def test_silent_and_short_tracks_are_listed(audio, store, capsys):
     soundfile.write(audio / "0.wav", np.zeros(20_000), 16_000)
     write_audio(audio / "short.wav", 0.25)
     sound = np.random.default_rng(0).standard_normal((20_000, 1)) / 10
     soundfile.write(audio / "phase.wav", sound * [1, -1], 16_000)
-    for _ in range(2):  # of those that were made before, too
+    for _ in range(2):  # also where they are skipped
         assert main([str(audio), str(store), "--num-workers", "1"]) == 0
         out, err = capsys.readouterr()
         assert str(store / "warnings.csv") in out
@@ -379,10 +168,12 @@ def test_silent_and_short_tracks_are_listed(audio, store, capsys):
         assert sorted(listed(store / "warnings.csv")) == ["0.wav", "phase.wav", "short.wav"]
 
 
-# ---- what cannot be read or written --------------------------------------------------------------
+# ---- failures ------------------------------------------------------------------------------------
 
 
-def test_bad_files_cost_themselves_only(audio, store, capsys):
+def test_unreadable_files_are_listed_and_the_rest_is_made(audio, store, capsys):
+    long = "n" * 252 + ".au"  # the log-mel file's name has 257 bytes: too many
+    soundfile.write(audio / long, np.zeros(16_000), 16_000)
     (audio / "empty.mp3").touch()
     (audio / "text.wav").write_text("not audio" * 99)
     (audio / "gone.flac").symlink_to("nowhere.flac")
@@ -395,17 +186,11 @@ def test_bad_files_cost_themselves_only(audio, store, capsys):
     assert "failed: empty.mp3: " in err
     assert sorted(mels(store)) == KEYS
     bad = sorted(listed(store / "failed.csv"))
-    assert bad == ["empty.mp3", "gone.flac", "loud.wav", "text.wav"]
+    assert bad == ["empty.mp3", "gone.flac", "loud.wav", long, "text.wav"]
     for name in bad:
         (audio / name).unlink()
     assert main(line) == 0
     assert not (store / "failed.csv").exists()
-
-
-def test_a_name_too_long_costs_itself_only(audio, store):
-    name = "n" * 252 + ".au"  # that of its log-mel file has 257 bytes
-    soundfile.write(audio / name, np.zeros(16_000), 16_000)
-    assert list(run(audio, store).failed) == [name]
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(audio, store):
@@ -419,7 +204,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(audio, store):
         run(audio, store)
 
 
-def test_an_interrupt_keeps_what_is_known_of_failures(audio, store, monkeypatch):
+def test_an_interrupt_keeps_the_list_of_failures(audio, store, monkeypatch):
     for name in ("0.wav", "9.wav", "b.c/5.wav"):
         (audio / name).touch()
     run(audio, store, overwrite=True)
@@ -434,30 +219,30 @@ def test_an_interrupt_keeps_what_is_known_of_failures(audio, store, monkeypatch)
 
     monkeypatch.setattr(module, "stream_audio", interrupt)
     stop = ""
-    for last, mended in (("0.wav", None), ("5.wav", "9.wav")):
+    for last, replaced in (("0.wav", None), ("5.wav", "9.wav")):
         stop = last
-        if mended:
-            write_audio(audio / mended)
+        if replaced:
+            write_audio(audio / replaced)
         (store / "b.c/4.mmap").unlink(missing_ok=True)
         with pytest.raises(KeyboardInterrupt):
             run(audio, store)
-        before.pop(mended, None)
+        before.pop(replaced, None)
         assert listed(store / "failed.csv") == before
 
 
 @pytest.mark.parametrize("killed", [True, False])
-def test_a_file_that_crashes_its_decoder_costs_itself_only(audio, store, monkeypatch, killed):
+def test_a_file_that_crashes_its_decoder(audio, store, monkeypatch, killed):
     stream = module.stream_audio
 
     def crash(path, *more):
         if path.name == "1.wav":
             if killed:
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError("a decoder's own")
+            raise RuntimeError("decoder")
         return stream(path, *more)
 
     monkeypatch.setattr(module, "stream_audio", crash)  # in the workers, too, which are forks
-    for _ in range(2):  # and again, when it alone is left
+    for _ in range(2):  # also where no other file is left
         assert list(run(audio, store, num_workers=2).failed) == ["a/1.wav"]
         assert sorted(mels(store)) == [key for key in KEYS if key != "a/1.mmap"]
 
@@ -483,7 +268,7 @@ def test_a_file_that_crashes_its_decoder_costs_itself_only(audio, store, monkeyp
         (["a", "mels", "--backend", "dask"], "missing", None, "--scheduler"),
     ],
 )
-def test_what_is_refused(audio, monkeypatch, capsys, arguments, kind, place, setting):
+def test_refused_arguments(audio, monkeypatch, capsys, arguments, kind, place, setting):
     monkeypatch.chdir(audio)
     (audio / "none").mkdir()
     monkeypatch.setattr(module.commands, "run", lambda command, _program: command())
@@ -530,7 +315,7 @@ def test_two_runs_at_once(audio, store):
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
     ],
 )
-def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(tmp_path, store, sent, code):
+def test_an_interrupted_run_leaves_whole_files_and_can_be_resumed(tmp_path, store, sent, code):
     first = write_audio(tmp_path / "audio" / "000.wav", 40, rate=48_000)
     for i in range(1, 100):
         first.with_name(f"{i:03d}.wav").hardlink_to(first)
@@ -564,7 +349,7 @@ def test_an_interrupted_run_leaves_whole_files_and_is_taken_up(tmp_path, store, 
 
 
 def test_a_dask_cluster_makes_the_same_files(audio, made, tmp_path):
-    """Scheduler and worker start in another folder, and know nothing of this repository."""
+    """Scheduler and worker start outside of this repository."""
     (audio / "bad.mp3").touch()
     (tmp_path / "elsewhere").mkdir()
     with dask_cluster(tmp_path / "elsewhere") as address:
