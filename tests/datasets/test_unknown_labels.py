@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from label_tables import build, built, built_labels
 from made_up import refuses
 
-from maest.datasets.groundtruth import read_groundtruth, read_labels
-from maest.datasets.groundtruth_command import parser
+from maest.datasets.groundtruth import read_groundtruth
 from maest.datasets.splitting import SPLITS
 
 FLAGS = """path,rock,loud,tags,split
@@ -27,17 +25,6 @@ def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def build(text: str, *words: object) -> list[str]:
-    Path("t.csv").write_text(text)
-    options = parser().parse_args(["build", "t.csv", "--out-dir", "out", *map(str, words)])
-    return "\n".join(options.run(options)).splitlines()
-
-
-def built() -> dict[str, list[float]]:
-    groundtruth = read_groundtruth("out/groundtruth-all.pk")
-    return dict(zip(groundtruth.keys, groundtruth.targets.tolist(), strict=True))
-
-
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
@@ -47,7 +34,7 @@ def built() -> dict[str, list[float]]:
 )
 def test_blanks_are_unknown_if_asked_for(typed, expected):
     lines = build(FLAGS.replace("NA", "").replace("tags", "of"), *typed.split())
-    assert read_labels("out/labels.json") == ["loud", "rock"]
+    assert built_labels() == ["loud", "rock"]
     assert built() == {f"{key}.mmap": row for key, row in expected.items()}
     dtypes = [read_groundtruth(f"out/groundtruth-{s}.pk").targets.dtype for s in SPLITS]
     assert dtypes == (["f4", "u1", "f4"] if typed else ["u1"] * 3)
@@ -60,7 +47,7 @@ def test_blanks_are_unknown_if_asked_for(typed, expected):
 def test_texts_for_unknown_and_a_list_that_names_a_label():
     """What a cell names is known to be there; a list's other labels are known not to be."""
     build(FLAGS, "--labels-column", "rock", "loud", "tags", "--unknown", "na", "?")
-    assert read_labels("out/labels.json") == ["loud", "rock", "x"]
+    assert built_labels() == ["loud", "rock", "x"]
     assert built() == {
         "a.mmap": [NAN, 1, 1],
         "b.mmap": [1, 1, 1],
@@ -74,7 +61,7 @@ def test_soft_labels_of_columns_that_are_named():
     rows = "a,1.0,0.25,train\nb,.5,0,validation\nc,0,1e-3,test\n"
     text = f"path,rock,loud,split\n{rows}d,0.499,1,train\n"
     lines = build(text, "--labels-column", "rock", "loud")
-    assert read_labels("out/labels.json") == ["loud", "rock"]
+    assert built_labels() == ["loud", "rock"]
     found = {key: pytest.approx(row) for key, row in built().items()}
     assert found == {"a": [0.25, 1], "b": [0, 0.5], "c": [1e-3, 0], "d": [1, 0.499]}
     assert any("of 8 targets 4 soft" in line for line in lines)
@@ -85,7 +72,7 @@ def test_soft_labels_of_columns_that_are_named():
 def test_too_few_positives_are_counted_from_half_on():
     text = "path,rock,loud,split\na,1,0.4,train\nb,0.5,1,validation\nc,1,1,test\n"
     build(text, "--labels-column", "rock", "loud", "--min-positives", 3)
-    assert read_labels("out/labels.json") == ["rock"]
+    assert built_labels() == ["rock"]
 
 
 @pytest.mark.parametrize(

@@ -149,18 +149,6 @@ def test_the_baseline_is_one_answer_for_all(probed):
     assert results[main]["mean"] > results["chance"][main] + 0.1
 
 
-def test_the_best_epoch_is_chosen_on_the_validation_split(probed):
-    made, folder = probed
-    results = read_json(folder / "results.json")
-    chooses = {"multi-label": "roc_auc", "single-label": "accuracy", "regression": "r2"}
-    monitor = f"val_{chooses[made.task]}"
-    for i, history in enumerate(results["histories"]):
-        values = [row[monitor] for row in history]
-        assert [row["epoch"] for row in history] == [1, 2, 3, 4]
-        assert results["best_epochs"][i] == 1 + int(np.argmax(values))
-        assert results[monitor]["values"][i] == pytest.approx(max(values))
-
-
 def test_the_same_again_from_the_folder(probed):
     """Another seed comes to other outputs, which do not depend on its company."""
     made, folder = probed

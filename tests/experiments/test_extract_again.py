@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,7 @@ import soundfile
 from command_line import good, refused, run
 from music import RATE, arrays, assert_same_results, stamps, tone, write_music
 
-from maest.config import Settings
-from maest.config.schema import parse, setting
-from maest.config.settings import Inference
-from maest.experiments.extract import extract
 from maest.helpers.errors import InputError
-from maest.helpers.results.manifest import read_manifest
 
 OVERWRITE = "inference.overwrite=True"
 
@@ -81,28 +75,6 @@ def test_other_settings_do_not_mix(line, tmp_path, change, named):
         assert len(arrays(tmp_path / "1.9sec")) == 6
 
 
-def test_a_setting_that_comes_later_does_not_mix(music, model, tmp_path):
-    """To be declared as one that results depend on is all that it needs."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Later(Inference):
-        loudness: float | None = setting(None, "of the audio", tags="results")
-
-    given = {"maest": {"checkpoint": str(model)}, "trainer": {"accelerator": "cpu"}}
-    given["inference"] = {"audio": str(music), "out_dir": str(tmp_path)}
-    settings = parse(Settings, given)
-
-    def extracted(loudness: float | None) -> dict:
-        inference = Later(**vars(settings.inference), loudness=loudness)
-        return extract(replace(settings, inference=inference), "logits")
-
-    assert extracted(1.0)["written"] == 6
-    assert read_manifest(tmp_path / "2sec/logits")["settings"]["loudness"] == 1.0
-    with pytest.raises(InputError) as error:
-        extracted(None)
-    assert "loudness 1.0, now null" in error.value.message
-
-
 def test_another_model_does_not_mix_unless_told_to(line, model, tmp_path):
     logits(line, tmp_path)
     old = arrays(tmp_path / "2sec")
@@ -115,30 +87,6 @@ def test_another_model_does_not_mix_unless_told_to(line, model, tmp_path):
     logits(line, tmp_path, OVERWRITE)
     for name, values in arrays(tmp_path / "2sec").items():
         np.testing.assert_allclose(values, old[name] + 1, atol=1e-4)
-
-
-def test_overwrite_leaves_what_it_did_not_make(line, tmp_path):
-    result, others = tmp_path / "2sec/logits/a/000.flac.logits.npy", tmp_path / "elsewhere.npy"
-    result.parent.mkdir(parents=True)
-    result.write_text("mine")
-    for overwrite in (True, False):
-        refuse(
-            line, tmp_path, f"inference.overwrite={overwrite}", kind="exists", place="2sec/logits"
-        )
-    assert result.read_text() == "mine"
-    result.unlink()
-    logits(line, tmp_path)
-    (tmp_path / "2sec/logits/thesis.tex").write_text("mine")
-    before = result.read_bytes()
-    others.write_text("old")
-    result.unlink()
-    result.symlink_to(others)
-    logits(line, tmp_path, OVERWRITE)
-    assert result.is_symlink()  # followed, not replaced
-    assert others.read_bytes() == before
-    result.unlink()
-    logits(line, tmp_path, OVERWRITE, "inference.patch_hop=1")
-    assert (tmp_path / "2sec/logits/thesis.tex").read_text() == "mine"
 
 
 def test_two_folders_with_tracks_of_one_name(line, music, tmp_path):

@@ -15,11 +15,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from command_line import bad, good, newest, read_history, refused, settings  # isort: skip
+from command_line import good, newest, read_history, refused, settings  # isort: skip
 
 from maest.experiments import pretrain
 from maest.helpers.training.averaging import PREFIX
-from maest.models import get_maest, load_checkpoint
 from maest.models.archs import ARCHS, Arch
 from maest.models.weights import AVERAGE
 
@@ -149,31 +148,6 @@ def test_the_best_average_is_in_results_and_in_the_model_folder(averaged):
     raw = max(range(EPOCHS), key=lambda epoch: rows[epoch]["val_ap"])
     assert averaged.results["best_epoch"] == raw + 1
     assert_close(averaged.weights("model"), averaged.mean(raw, raw))
-
-
-@pytest.mark.parametrize(
-    ("average", "prefix", "file"),
-    [
-        (None, "net_swa.", "model-swa"),
-        (True, "net_swa.", "model-swa"),
-        (False, "net.", "model"),
-    ],
-)
-def test_it_is_loaded_unless_told_otherwise(averaged, average, prefix, file):
-    for path, expected in (
-        (averaged.path, averaged.part(prefix)),
-        (averaged.model, averaged.weights(file)),
-    ):
-        net = get_maest(checkpoint=load_checkpoint(path, average=average))
-        assert_close(net.state_dict(), expected, atol=0)
-
-
-@pytest.mark.parametrize("name", ["model", "path"])
-def test_where_there_is_none(plain, averaged, toy, name):
-    line = f"test with {settings(toy)} maest.checkpoint_swa_weights=True"
-    message = bad("ex_maest.py", f"{line} maest.checkpoint={getattr(plain, name)}", plain.home)
-    assert str(getattr(plain, name)) in message
-    good("ex_maest.py", f"{line} maest.checkpoint={getattr(averaged, name)}", averaged.home)
 
 
 @pytest.mark.parametrize("average", [True, False])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import soundfile
@@ -90,14 +87,6 @@ def test_a_network_of_ones_own_and_other_patches(song):
     assert result.times[:, 0].tolist() == [0, 2, 4, 6, 8]
     assert result.embeddings[-1].shape == (5, 192)
     assert result.times[-1, 2] == 12  # what is left is less than a second
-
-
-def test_the_network_is_left_as_it_is(song):
-    net = get_maest(NAME).train()
-    result = Extractor(net, blocks=-1)(song)
-    assert all(module.training for module in net.modules())
-    assert all(p.requires_grad and p.grad is None for p in net.parameters())
-    equal(result, Extractor(net.eval(), blocks=-1)(song))
 
 
 def test_blocks_are_numbers_of_any_kind_and_7_or_the_last_by_default():
@@ -186,12 +175,6 @@ def test_doubtful_waveforms_have_warnings(song, extract):
     assert extract(waveform).warnings == extract(song).warnings == []
     assert extract(np.zeros(2 * RATE)).warnings == ["silent"]
     assert extract(waveform[: RATE // 10]).warnings == ["0.1 s only"]
-
-
-def test_neither_lightning_nor_sacred_is_needed():
-    code = "import sys, maest.models.extraction; print(*sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"sacred", "pytorch_lightning", "lightning_fabric"} & {*out.stdout.split()}
 
 
 # ---- many tracks: each is what it is alone -------------------------------------------------------
@@ -341,15 +324,3 @@ def test_the_picture_is_of_the_whole_track(net):
     np.testing.assert_allclose(picture[:, :whole], expected, atol=1e-5)
     long = Track("long", 0, np.tile(track.mel, (100, 1)))
     assert 2048 < run(what, [long])[0].picture.shape[1] <= 4096
-
-
-def test_only_the_blocks_that_are_needed_are_computed(net):
-    """A block that is not computed may have any weights."""
-    (track,) = tracks_of(31_000)
-    broken = Maest(**SIZES).eval()
-    broken.load_state_dict(net.state_dict())
-    with torch.no_grad():
-        for parameter in broken.blocks[2].parameters():
-            parameter.fill_(torch.nan)
-    (one,), (other,) = (run(extraction(n, OutputSpec((1, 0))), [track]) for n in (net, broken))
-    equal(one, other)
