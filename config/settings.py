@@ -19,7 +19,8 @@ SEEDS = ">= 0, <= 4294967295"  # what NumPy takes
 DEVICE = "auto: a GPU if there is one"
 # Bounds. Upper ones are far beyond useful values; those of sizes near what fits into memory.
 FROM_0, FROM_1, SIZE = ">= 0, <= 1e9", ">= 1, <= 1e9", ">= 1, <= 1e6"
-SHARE = ">= 0, < 1"
+SHARE, PART = ">= 0, < 1", ">= 0, <= 1"
+DECIBELS = ">= 0, <= 60"
 CLIP = ">= 0.26, <= 3600"  # seconds
 # Values where neither the settings nor a checkpoint decide.
 DEFAULT_ARCH, DEFAULT_CLIP_LENGTH = "maest_tiny", 5
@@ -152,6 +153,29 @@ class Recipe(Schedule):
     time_mask_width: int = setting(8, "frames that each mask is narrower than", FROM_0)
     freq_masks: int = setting(0, "SpecAugment: masks in frequency", ">= 0, <= 1000")
     freq_mask_width: int = setting(5, "mel bands that each mask is narrower than", FROM_0)
+    gain: float = setting(0.0, "make each clip louder or softer, by at most so many dB", DECIBELS)
+    tilt: float = setting(0.0, "tilt its spectrum, by at most so many dB over all bands", DECIBELS)
+    band_limit_share: float = setting(
+        0.0,
+        "share of clips with a low-pass at 3.5 to 7.5 kHz, and with a high-pass below 400 Hz",
+        PART,
+    )
+    noise_share: float = setting(0.0, "share of clips with noise of any colour", PART)
+    noise_snr: float = setting(
+        10.0, "its lowest signal-to-noise ratio, in dB; the highest is 40", ">= -20, <= 40"
+    )
+    reverb_share: float = setting(0.0, "share of clips with a reverberation of 0.1 to 0.8 s", PART)
+    pitch_shift: float = setting(
+        0.0, "transpose each clip, by at most so many semitones", ">= 0, <= 12"
+    )
+    tempo_shift: float = setting(
+        0.0,
+        "change its tempo, by at most so large a share; a faster clip begins again",
+        ">= 0, <= 0.5",
+    )
+    blank_share: float = setting(
+        0.0, "share of clips that become silence, tones, clicks or noise, without a label", PART
+    )
     layer_decay: float = setting(
         1.0, "fine-tuning: a block's rate, divided by that of the next block", "> 0, <= 1"
     )

@@ -17,7 +17,9 @@ from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.helpers.reports.metrics import MONITOR
 from maest.helpers.training.augment import mixup, roll, spec_augment
+from maest.helpers.training.blank import blank
 from maest.helpers.training.checkpoints import diverged
+from maest.helpers.training.robustness import distorted
 from maest.models.evaluation import (
     Scored,
     TrackScores,
@@ -50,7 +52,8 @@ class MaestModule(pl.LightningModule):
 
     ``recipe``: the settings of section `module`. ``seed``: a step's random draws depend on it, the
     epoch, the batch's number and the process alone, so a resumed run repeats them. ``record``: what
-    a checkpoint keeps beside sizes and labels: arch, trained_on.
+    a checkpoint keeps beside sizes and labels: arch, trained_on. InputError: ``blank_share`` is
+    for multi-label networks.
     """
 
     def __init__(
@@ -62,6 +65,10 @@ class MaestModule(pl.LightningModule):
         record: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if recipe.blank_share and net.task != "multi-label":
+            hint = "Train with maest.task=multi-label, or set module.blank_share to 0."
+            what = f"clips without any label, and the task {net.task}"
+            raise InputError(what, kind="conflict", setting="module.blank_share", hint=hint)
         self.net, self.recipe, self.seed = net, recipe, seed
         self.patches_per_pass, self.record = patches_per_pass, record or {}
         self.optimiser = Optimiser(net, recipe)
@@ -97,7 +104,19 @@ class MaestModule(pl.LightningModule):
         if batch.teacher is not None:
             of_teacher = teacher_targets(batch.teacher, recipe.teacher_threshold)
             targets, heads = torch.cat((targets, of_teacher), dim=1), 2  # mixed by the same weights
-        x = roll(network_input(self.net, batch.mel), recipe.roll)
+        mel, targets = blank(batch.mel, targets, recipe.blank_share)
+        mel = distorted(
+            mel,
+            gain=recipe.gain,
+            tilt=recipe.tilt,
+            band_limit_share=recipe.band_limit_share,
+            noise_share=recipe.noise_share,
+            noise_snr=recipe.noise_snr,
+            reverb_share=recipe.reverb_share,
+            pitch_shift=recipe.pitch_shift,
+            tempo_shift=recipe.tempo_shift,
+        )
+        x = roll(network_input(self.net, mel), recipe.roll)
         time_masks = recipe.time_masks, recipe.time_mask_width
         x = spec_augment(x, *time_masks, recipe.freq_masks, recipe.freq_mask_width)
         x, targets = mixup(x, targets, recipe.mixup_alpha)

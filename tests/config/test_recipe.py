@@ -56,6 +56,9 @@ def test_the_numbers_of_the_paper(name):
     masks = {"time_masks": 20, "time_mask_width": 8, "freq_masks": 8, "freq_mask_width": 5}
     others = {"roll": 0, "mixup_alpha": 0.3, "teacher_threshold": 0.45}
     others |= {"layer_decay": 1.0, "freeze_blocks": 0}
+    shares = ("band_limit_share", "noise_share", "reverb_share", "blank_share")
+    others |= dict.fromkeys(("gain", "tilt", "pitch_shift", "tempo_shift", *shares), 0)
+    others |= {"noise_snr": 10}
     assert found["module"] == PAPER | optimiser | masks | others
     data, trainer, maest = found["datamodule"], found["trainer"], found["maest"]
     assert data["batch_size_train"] == (4 if student else 12)

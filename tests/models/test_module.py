@@ -22,7 +22,9 @@ from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
 from maest.datasets.melspectrograms import write_mel
 from maest.helpers.reports.metrics import baseline
 from maest.helpers.training.augment import mixup
+from maest.helpers.training.blank import blank
 from maest.helpers.training.history import History, ProgressLines
+from maest.helpers.training.robustness import distorted
 from maest.models.evaluation import task_loss
 from maest.models.maest import Maest
 from maest.models.sizes import TASKS
@@ -146,6 +148,31 @@ def test_units_hold_in_sixteen_bits():
             found = net(x)[0]
     deviations = (found - expected) / torch.tensor(scale["target_std"])
     assert deviations.abs().max() < 0.05
+
+
+# --- Robustness ---------------------------------------------------------------------------------
+
+
+def test_clips_are_distorted_and_some_are_blank():
+    """Before normalisation; with the teacher's targets, which are none then either."""
+    net = network(distilled_type="separated")
+    targets, teacher = torch.tensor([[1.0, np.nan, 0]] * 4), torch.tensor([[5.0, -5, -5]] * 4)
+    changes = {"gain": 6.0, "tilt": 9.0, "noise_share": 0.5, "noise_snr": 3.0, "pitch_shift": 1.0}
+    changes |= {"tempo_shift": 0.1, "reverb_share": 0.5, "band_limit_share": 0.5}
+    training_input(net, mels(4))  # seeds
+    both = torch.cat((targets, (teacher > 0).float()), dim=1)
+    mel, both = blank(mels(4), both, 0.5)
+    x = net.normalise(distorted(mel, **changes).float()).transpose(1, 2)
+    expected = task_loss(net, net(x)[0], both[:, :3], both[:, 3:])
+    assert (both[:2] == 0).all()
+    loss = step(net, mels(4), targets, teacher, blank_share=0.5, **changes)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"multi-label"}))
+def test_blank_clips_need_a_task_in_which_a_clip_may_have_no_label(task):
+    with refuses("conflict", setting="module.blank_share"):
+        step(network(task=task), mels(2), torch.zeros(2, 3), blank_share=0.1)
 
 
 # --- A teacher ----------------------------------------------------------------------------------
