@@ -3,6 +3,7 @@
 python ex_maest.py                                              # pre-train
 python ex_maest.py with maest_finetune datamodule.groundtruth_train=…
 python ex_maest.py test with maest.checkpoint=exp_logs/latest/model
+python ex_maest.py calibrate with maest.checkpoint=a/model datamodule.groundtruth_val=…
 python ex_maest.py extract_embeddings with maest.checkpoint=exp_logs/latest/model inference.audio=…
 python ex_maest.py extract_logits with maest.checkpoint=exp_logs/latest/model inference.audio=…
 python ex_maest.py predict with maest.arch=maest-tiny-scores inference.audio=song.mp3
@@ -21,6 +22,7 @@ COMMANDS = {
     "pretrain": ("pretrain", "Train, validate each epoch, and write a model folder."),
     "print_plan": ("pretrain", "Show what pretrain would do: model, data, steps, device."),
     "test": ("evaluate", "Evaluate maest.checkpoint on datamodule.groundtruth_test."),
+    "calibrate": ("evaluate", "Write maest.checkpoint with a threshold for each label's tags."),
     "check_data": ("data", "Look at all data for what would stop a training, or spoil it."),
     "compute_norm_stats": ("data", "Mean and deviation of all log-mel values to train on."),
     "extract_embeddings": ("extract", "Write embeddings of music, or of log-mel files."),

@@ -322,6 +322,12 @@ class Inference:
         tags="results",
     )
     top: int = setting(5, "labels that predict writes and prints", FROM_1, tags="results")
+    threshold: float | Literal["auto"] | None = setting(
+        "auto",
+        "predict: activation from which a label is a tag of a track; auto: each label's own, where "
+        "the model has them (calibrate); None: the top labels",
+        ">= 0, <= 1",
+    )
     plot: bool = setting(False, "predict: draw each track's activations and log-mel")
     engine: Literal["auto", "pytorch", "onnxruntime"] = setting(
         "auto", "what computes the network; auto: onnxruntime on x86 CPUs, else PyTorch"

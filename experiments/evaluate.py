@@ -1,4 +1,4 @@
-"""Evaluate a network on whole tracks, also for training; the command test."""
+"""Evaluate a network on whole tracks, also for training; the commands test and calibrate."""
 
 from __future__ import annotations
 
@@ -15,17 +15,26 @@ from maest.config import Settings
 from maest.datasets.groundtruth import check_labels
 from maest.experiments.data import check_files, limited, read
 from maest.experiments.devices import find_devices
-from maest.experiments.model import build_network, check_head, clip_frames, require_checkpoint
+from maest.experiments.model import (
+    build_network,
+    check_head,
+    clip_frames,
+    in_section,
+    network_arguments,
+    require_checkpoint,
+)
 from maest.experiments.plan import build_data
 from maest.experiments.runs import run_dir
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import write_json
 from maest.helpers.reports import metrics
 from maest.helpers.reports.report import metrics_line
+from maest.helpers.reports.thresholds import FEWEST, best_thresholds
 from maest.helpers.soft_labels import positive
-from maest.models import Maest
+from maest.models import Maest, get_maest, save_model
 from maest.models.engines import PRECISIONS
 from maest.models.evaluation import Scored, TrackScores
+from maest.models.weights import Checkpoint
 
 
 @torch.inference_mode()
@@ -80,24 +89,32 @@ def left_out(task: str, count: int) -> str:
     return f"{count} {what} skipped, as they cannot be scored"
 
 
-def test(run: Any, settings: Settings) -> dict[str, Any]:
-    """Evaluate maest.checkpoint on whole tracks of the test split."""
-    written = run_dir(run) / "results.json"
+def _evaluate_checkpoint(settings: Settings, split: str) -> tuple[Checkpoint, Maest, Scored]:
+    """Score maest.checkpoint, or published weights, on whole tracks of a split."""
     find_devices(settings.trainer)  # first, as it may refuse
-    check_files(settings, "test")
+    check_files(settings, split)
     checkpoint = require_checkpoint(settings)
-    splits, frames = read(settings, checkpoint, "test"), clip_frames(settings, checkpoint)
-    net = build_network(settings, checkpoint, splits["test"])
-    setting = "datamodule.groundtruth_test"
-    check_labels(splits["test"], net.n_classes, net.labels, "the model", setting)
+    splits, frames = read(settings, checkpoint, split), clip_frames(settings, checkpoint)
+    net = build_network(settings, checkpoint, splits[split])
+    setting = f"datamodule.groundtruth_{split}"
+    check_labels(splits[split], net.n_classes, net.labels, "the model", setting)
     check_head(checkpoint, net)
-    tracks = build_data(settings, splits, frames).test_dataloader()
+    data, trainer = build_data(settings, splits, frames), settings.trainer
+    tracks, limit = data.val_dataloader, trainer.limit_val_batches
+    if split == "test":
+        tracks, limit = data.test_dataloader, trainer.limit_test_batches
     try:
-        scored = evaluate(net, tracks, settings.trainer.limit_test_batches, settings, {})
+        return checkpoint, net, evaluate(net, tracks(), limit, settings, {})
     except FloatingPointError as error:
         hint = "Its weights are damaged, or their training has diverged: take others."
         what, path, setting = str(error), checkpoint.path, "maest.checkpoint"
         raise InputError(what, kind="corrupt", setting=setting, path=path, hint=hint) from None
+
+
+def test(run: Any, settings: Settings) -> dict[str, Any]:
+    """Evaluate maest.checkpoint on whole tracks of the test split."""
+    written = run_dir(run) / "results.json"
+    checkpoint, net, scored = _evaluate_checkpoint(settings, "test")
     results = metrics_of("test", scored, net) | {"average": checkpoint.average}
     write_json(written, results)
     shown = {name: results[f"test_{name}"] for name in metrics.SHOWN[net.task]}
@@ -106,3 +123,45 @@ def test(run: Any, settings: Settings) -> dict[str, Any]:
     count = left_out(net.task, scored.evaluation.left_out)
     print(f"{results['test_tracks']} tracks: {line}; {count}; one by one: {written}")
     return {f"test_{name}": value for name, value in shown.items()}
+
+
+def thresholds_of(scored: Scored, net: Maest) -> list[float | None] | None:
+    """Return the thresholds of a multi-label network's tags, by its scores on validation tracks."""
+    if net.task != "multi-label":
+        return None
+    return best_thresholds(scored.targets, scored.outputs)
+
+
+def with_thresholds(net: Maest) -> str:
+    """Say how many labels have a threshold."""
+    count = sum(threshold is not None for threshold in net.thresholds or ())
+    few = f"the others have fewer than {FEWEST} positives"
+    return f"{count} of {net.n_classes} labels{f' ({few})' * (count < net.n_classes)}"
+
+
+def calibrate(run: Any, settings: Settings) -> dict[str, Any]:
+    """Write maest.checkpoint as a model folder with thresholds, chosen on the validation split.
+
+    The folder is a new one, in the run's, as published weights and those of others stay unchanged.
+    """
+    folder = run_dir(run) / "model"
+    checkpoint, net, scored = _evaluate_checkpoint(settings, "val")
+    if net.task != "multi-label":
+        message, hint = f"{net.task} has no thresholds", "Give a multi-label model."
+        where, setting = checkpoint.path, "maest.checkpoint"
+        raise InputError(message, kind="unsupported", hint=hint, setting=setting, path=where)
+    thresholds = thresholds_of(scored, net)
+    if thresholds is None:
+        message = f"no label has {FEWEST} positives among its {len(scored.targets)} tracks"
+        path, setting = settings.datamodule.groundtruth_val, "datamodule.groundtruth_val"
+        hint = "Give a larger one; or predict with inference.threshold=<a number>."
+        raise InputError(message, kind="empty", setting=setting, path=path, hint=hint)
+    # Evaluation may have fitted positions to other clips. Of two sets of weights, one was scored.
+    with in_section("maest"):
+        model = get_maest(checkpoint=checkpoint, **network_arguments(settings, checkpoint))
+    model.thresholds = thresholds
+    model.to(next(iter(checkpoint.tensors.values())).dtype)
+    trained_on = {name: v for name, v in checkpoint.trained_on.items() if name != "swa"}
+    save_model(folder, model, checkpoint.arch, trained_on)
+    print(f"{with_thresholds(model)} have a threshold, by {len(scored.targets)} tracks: {folder}")
+    return {"folder": str(folder)}

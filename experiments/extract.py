@@ -27,6 +27,7 @@ from maest.helpers.blocks import FINAL
 from maest.helpers.files.atomic import write_error
 from maest.helpers.results import predictions
 from maest.helpers.results.outputs import Output
+from maest.helpers.results.terminal import printable, table
 from maest.helpers.results.tracks import Track, TrackResult
 from maest.helpers.results.writer import WARNINGS, ResultWriter, tidy_warnings
 from maest.helpers.work.parallel import cores
@@ -83,7 +84,8 @@ def _state() -> str:
 def _run(job: ExtractionJob, todo: list[int]) -> dict[str, Any]:
     progress, net, warnings = Progress(job, len(todo)), job.net, job.named(WARNINGS)
     top, pictures = job.settings.inference.top, job.spec.pictures
-    writer = ResultWriter(job.outputs, net.labels, net.task, top, pictures, warnings)
+    how = net.labels, net.task, top, pictures, job.thresholds
+    writer = ResultWriter(job.outputs, *how, warnings)
     failed: dict[str, str] = {}
     try:
         with writer, closing(progress):
@@ -146,6 +148,7 @@ class Progress:
     def __init__(self, job: ExtractionJob, total: int) -> None:
         self.seconds = self._computed = 0.0  # of finished tracks; of patches
         self._net, self._predicts, self._total, self._done = job.net, job.spec.activations, total, 0
+        self._thresholds = job.thresholds
         self._began = self._told = time.monotonic()
         first = job.ranks.rank == 0
         bar = first and job.settings.trainer.enable_progress_bar and sys.stderr.isatty()
@@ -173,16 +176,16 @@ class Progress:
         if isinstance(result, TrackResult):
             self.seconds += result.seconds
         if self._lines and self._predicts and self._total > 1:
-            labels = self._labels(result) or "failed"
-            print(f"{self._done} of {self._total}  {predictions.printable(result.key)}: {labels}")
+            labels = "failed" if isinstance(result, Track) else self._labels(result)
+            print(f"{self._done} of {self._total}  {printable(result.key)}: {labels}")
 
-    def _labels(self, result: TrackResult | Track) -> str:
-        if isinstance(result, Track) or result.activations is None:
-            return ""
-        names = predictions.label_names(self._net.labels, len(result.activations))
-        chosen = predictions.best(result.activations, _LABELS, self._net.task)[:_LABELS]
-        pairs = ((predictions.printable(names[i]), result.activations[i]) for i in chosen)
-        return ", ".join(f"{name} {value:.2f}" for name, value in pairs)
+    def _labels(self, result: TrackResult) -> str:
+        assert result.activations is not None
+        names, how = self._net.labels, (_LABELS, self._net.task, self._thresholds)
+        names = predictions.label_names(names, len(result.activations))
+        chosen = predictions.best(result.activations, *how)[:_LABELS]
+        pairs = ((printable(names[i]), result.activations[i]) for i in chosen)
+        return ", ".join(f"{name} {value:.2f}" for name, value in pairs) or predictions.NO_TAG
 
     def close(self) -> None:
         self._bar.close()
@@ -249,9 +252,11 @@ def _show_predictions(output: Output, job: ExtractionJob, failed: dict[str, str]
     if len(keys) == 1:
         if keys[0] not in failed and output.path(keys[0]).is_file():
             found = predictions.read_predictions(output.path(keys[0]))
-            print(predictions.table(found, get_terminal_size().columns))
+            print(table(found, get_terminal_size().columns))
         return
     path = output.folder / job.named("tracks.csv")
     part = (keys[i] for i in rank_share(len(keys), job.shard))
-    if predictions.write_table(path, output.folder, (key for key in part if key not in failed)):
+    most = None if job.thresholds is None else min(job.settings.inference.top, job.net.n_classes)
+    done = (key for key in part if key not in failed)
+    if predictions.write_table(path, output.folder, done, most):
         print(f"all in one table, a row each: {path}")

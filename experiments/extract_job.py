@@ -35,7 +35,9 @@ from maest.helpers.errors import InputError, Kind
 from maest.helpers.files.atomic import remove_leftovers, write_failures
 from maest.helpers.results.manifest import model_hash, open_folder
 from maest.helpers.results.outputs import SUFFIXES, Output, is_done
-from maest.models.archs import clip_seconds
+from maest.helpers.results.predictions import Thresholds
+from maest.models import Maest
+from maest.models.archs import clip_seconds, current_name
 from maest.models.extraction import OutputSpec, patch_plan
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class ExtractionJob:
             name = "inference.transformer_block"
             blocks = chosen_blocks(inference.transformer_block, self.net.depth, name)
         logits, predictions = "logits" in kinds, "predictions" in kinds
+        self.thresholds = _thresholds(settings, self.net) if predictions else None
         self.spec = OutputSpec(blocks, logits, predictions, inference.pool, inference.plot)
         level = out_dir_of(settings) / f"{clip_seconds(patch_frames):g}sec"
         self.outputs = [Output("embeddings", b, level / block_name(b)) for b in blocks]
@@ -133,7 +136,7 @@ class ExtractionJob:
         for output in self.outputs:
             about = {"kind": output.kind, **results}
             if output.kind == "predictions":
-                about["labels"] = self.net.labels
+                about |= {"labels": self.net.labels, "thresholds": self.thresholds}
             if output.kind == "embeddings":
                 about["block"] = output.block
             about.pop("pool" if output.kind == "predictions" else "top")
@@ -174,9 +177,9 @@ class ExtractionJob:
 
     def _origin(self) -> dict[str, Any]:
         """Return where model and tracks came from, on which results do not depend."""
-        path = self.settings.maest.checkpoint
+        arch, path = self.settings.maest.arch, self.settings.maest.checkpoint
         origin: dict[str, Any] = {
-            "arch": self.settings.maest.arch,
+            "arch": None if arch is None else current_name(arch),
             "checkpoint": None if path is None else str(Path(path).expanduser().resolve()),
             # Whether the average was used, also where the setting left it open.
             "checkpoint_swa_weights": self.checkpoint is not None and self.checkpoint.average,
@@ -211,12 +214,22 @@ def _check_options(settings: Settings, kinds: tuple[str, ...], device: torch.dev
     raise InputError(message, kind=kind, hint=hint, setting=f"inference.{name}")
 
 
+def _thresholds(settings: Settings, net: Maest) -> Thresholds | None:
+    """Return what ``inference.threshold`` stands for. InputError: a number, for a regression."""
+    threshold = settings.inference.threshold
+    if isinstance(threshold, float) and net.task == "regression":
+        message, hint = "a regression's values have no tags", "Leave it out."
+        setting = "inference.threshold"
+        raise InputError(message, kind="conflict", hint=hint, setting=setting)
+    return net.thresholds if threshold == "auto" else threshold
+
+
 def out_dir_of(settings: Settings) -> Path:
     """Return ``inference.out_dir``, else ``embeddings/<arch>`` or ``embeddings/run-4``."""
     if settings.inference.out_dir is not None:
         return Path(settings.inference.out_dir).expanduser()
     if settings.maest.checkpoint is None:
-        return Path("embeddings") / str(settings.maest.arch)
+        return Path("embeddings") / current_name(str(settings.maest.arch))
     path = Path(settings.maest.checkpoint).expanduser().resolve()
     name = path.parent.name if path.name == "model" else path.name.removesuffix(".ckpt")
     if "exp_logs" in path.parts[:-1]:

@@ -23,7 +23,13 @@ from maest.config.schema import tagged
 from maest.config.settings import TrainerSettings
 from maest.datasets.check import check_splits
 from maest.experiments.devices import find_devices
-from maest.experiments.evaluate import evaluate, left_out, metrics_of
+from maest.experiments.evaluate import (
+    evaluate,
+    left_out,
+    metrics_of,
+    thresholds_of,
+    with_thresholds,
+)
 from maest.experiments.plan import Plan, resolve
 from maest.experiments.ranks import check_processes, end_processes
 from maest.experiments.runs import LOG_DIR, Interrupted, run_dir, same_command
@@ -99,7 +105,8 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
         return {}
 
     best, scored = _best_weights(plan, module, history, checkpoints)
-    average, swa = _best_average(net, checkpoints, history)
+    net.thresholds = thresholds_of(scored, net)
+    average, swa = _best_average(plan, module, history, checkpoints)
     results = _summarize(scored, plan, history.epochs, folder)
     averaged = {"swa": swa} if swa else {}
     results |= averaged | {
@@ -118,6 +125,8 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
     save_model(model, net.eval(), plan.arch, trained_on=trained_on, average=average)
     point_link(folder.parent / "latest", folder)
     _print_report(results, net.task, folder, model)
+    if net.thresholds:
+        print(f"thresholds:     of {with_thresholds(net)}")
     terminate_workers(trainer)
     return {**shown, "folder": str(folder)}
 
@@ -269,12 +278,16 @@ def _best_weights(
         log.warning("no epoch could be scored (%s): the last one's weights are kept", monitor)
     if validated and best == last:
         return best, module.scored[""]
+    return best, _validate(plan.net, plan, module)
+
+
+def _validate(net: Maest, plan: Plan, module: MaestModule) -> Scored:
     limit, tracks = plan.settings.trainer.limit_val_batches, plan.data.val_dataloader()
-    return best, evaluate(plan.net, tracks, limit, plan.settings, module.skipped)
+    return evaluate(net, tracks, limit, plan.settings, module.skipped)
 
 
 def _best_average(
-    net: Maest, checkpoints: Checkpoints, history: History
+    plan: Plan, module: MaestModule, history: History, checkpoints: Checkpoints
 ) -> tuple[Maest | None, dict[str, Any]]:
     path = checkpoints.path("best-swa")
     if path is None:
@@ -283,7 +296,12 @@ def _best_average(
     row = next(row for row in history.epochs if row["epoch"] == epoch)
     swa = {name: checkpoint.trained_on[name] for name in ("epoch", "steps")}
     swa |= {n.replace("_swa_", "_"): v for n, v in row.items() if n.startswith("val_swa_")}
-    return load_into(deepcopy(net), checkpoint), swa
+    average = load_into(deepcopy(plan.net), checkpoint)
+    if average.task == "multi-label":
+        validated = "swa" in module.scored and epoch == history.epochs[-1]["epoch"]
+        scored = module.scored["swa"] if validated else _validate(average, plan, module)
+        average.thresholds = thresholds_of(scored, average)
+    return average, swa
 
 
 def _summarize(

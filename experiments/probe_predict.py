@@ -12,7 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from maest.config import ProbeSettings, Settings, parse
-from maest.datasets.embeddings import EmbeddingFolder, block_name, read_blocks, select_tokens
+from maest.datasets.embeddings import (
+    EmbeddingFolder,
+    block_name,
+    model_name,
+    read_blocks,
+    select_tokens,
+)
 from maest.datasets.preprocess import DEFAULT_SECONDS
 from maest.datasets.tracks import find_tracks
 from maest.experiments.extract import extract
@@ -54,6 +60,8 @@ def predict(run: Any, settings: ProbeSettings) -> dict[str, Any]:
     try:
         extracted = extract(request, "embeddings", expected=made)
     except InputError as error:
+        if error.setting == "predict.checkpoint":
+            error.message += f". Its model was {model_name(made, about.get('made_by'))}"
         error.setting = _SETTINGS.get(error.setting or "", error.setting)
         if Path(error.path or "").is_relative_to(out_dir):
             error.setting = "predict.out_dir"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maest.helpers.errors import InputError
-from maest.models.archs import ARCHS, CONFIG_NAME, find_arch, list_models
+from maest.models.archs import ARCHS, CONFIG_NAME, RENAMED, find_arch, list_models
 from maest.models.download import DownloadError, fetch
 from maest.models.maest import Maest
 from maest.models.saving import save_model
@@ -92,7 +92,10 @@ def get_maest(
         raise error(message, kind="missing", hint=hint, path=path, setting="n_classes")
     if weights is None:
         return Maest(labels=labels, **sizes).eval()
-    return load_into(Maest.without_weights(labels=labels, **sizes), weights, discard_head).eval()
+    model = load_into(Maest.without_weights(labels=labels, **sizes), weights, discard_head).eval()
+    if all(kept.get(name) == getattr(model, name) for name in ("n_classes", "task")):
+        model.thresholds = weights.thresholds  # they are of the checkpoint's head, too
+    return model
 
 
 def _is_path(model: str | Path) -> bool:
@@ -101,7 +104,8 @@ def _is_path(model: str | Path) -> bool:
     if path.is_file() or (path / CONFIG_NAME).is_file():
         return True
     # A missing path is reported as such, not as an unknown architecture.
-    return model not in ARCHS and (path.exists() or isinstance(model, Path) or "/" in model)
+    known = model in ARCHS or model in RENAMED
+    return not known and (path.exists() or isinstance(model, Path) or "/" in model)
 
 
 if __name__ == "models":  # imported by its older name, in a checkout

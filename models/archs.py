@@ -104,15 +104,26 @@ ARCHS = {
 }
 
 
+# Older names, which now give another model: older name → (that model's name, what has changed).
+# Checkpoints and probes of the older one keep their sizes, labels and hash.
+RENAMED: dict[str, tuple[str, str]] = {}
+
+
 def list_models() -> list[str]:
     """Names of the architectures with published weights."""
     return [name for name, arch in ARCHS.items() if arch.published]
 
 
 def find_arch(name: str) -> Arch:
-    """Look up an architecture; InputError lists the nearest name, and all."""
+    """Look up an architecture, by an older name too; InputError lists the nearest name, and all."""
+    name = current_name(name)
     check_choice("arch", name, ARCHS)
     return ARCHS[name]
+
+
+def current_name(name: str) -> str:
+    """Return the name of the model that an older name now gives; other names are unchanged."""
+    return RENAMED[name][0] if name in RENAMED else name
 
 
 def size_name(embed_dim: int, num_heads: int, depth: int) -> str | None:

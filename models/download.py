@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from maest.helpers.errors import InputError, first_cause, first_line
-from maest.models.archs import Arch, find_arch, list_models
+from maest.models.archs import RENAMED, Arch, find_arch, list_models
 from maest.models.weights import Checkpoint, CheckpointError, load_checkpoint, missing_weights
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,14 @@ class DownloadError(CheckpointError):
 def fetch(name: str, average: bool | None = None) -> Checkpoint:
     """Return an architecture's published weights, from the cache or the network.
 
-    InputError: an unknown name, or no published weights. DownloadError: the weights are not in the
-    cache and cannot be fetched, or arrive damaged.
+    An older name gives those of the model that has taken its place, with a warning. InputError: an
+    unknown name, or no published weights. DownloadError: the weights are not in the cache and
+    cannot be fetched, or arrive damaged.
     """
     arch = find_arch(name)
+    if name in RENAMED:
+        older, (name, change) = name, RENAMED[name]
+        log.warning("%s has become %s: %s", older, name, change)
     if not arch.published:
         message = f"there are no published weights of {name!r}"
         hint = f"Give a checkpoint, or an arch with weights: {', '.join(list_models())}. {_RANDOM}"

@@ -35,6 +35,7 @@ from maest.helpers.audio.reading import AudioError
 from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
 from maest.helpers.names import check_choice
+from maest.helpers.results.predictions import best, label_names
 from maest.helpers.results.tracks import Track, TrackResult, overview, read_audio_mel
 from maest.models import Maest, get_maest
 from maest.models.engines import best_device, create
@@ -55,8 +56,9 @@ _PASSES = 4  # that a group of tracks fills, at least, with whole patches
 class Extractor:
     """Embeddings, logits and activations of music, track by track.
 
-    ``labels`` names the C classes, if known. ``extraction.engine.similarity`` says how close int8
-    is to float32.
+    ``labels`` names the C classes, if known, and ``thresholds`` are those of the model, if it has
+    any: numbers, or None for a label that is never a tag (:meth:`tags`).
+    ``extraction.engine.similarity`` says how close int8 is to float32.
 
     Args:
         model: a network, which stays unchanged; a model folder or checkpoint file; or the name of
@@ -97,7 +99,8 @@ class Extractor:
             device = net.cls_token.device if net is model else best_device()
         engine = {"device": device, "precision": precision, "quantize": quantize}
         spec = OutputSpec(chosen_blocks(blocks, net.depth), logits, activations, pool)
-        self.labels, plan = net.labels, patch_plan(net, patch_seconds, hop_seconds, tail)
+        plan = patch_plan(net, patch_seconds, hop_seconds, tail)
+        self.labels, self.thresholds, self._task = net.labels, net.thresholds, net.task
         self.extraction = Extraction(net, plan, spec, patches_per_pass, **engine)
 
     def __call__(self, track: str | Path | np.ndarray | Tensor) -> TrackResult:
@@ -136,6 +139,19 @@ class Extractor:
         if isinstance(result, Track):
             raise AudioError(result.error or "", hint="Give a longer track, or tail=keep.")
         return result
+
+    def tags(self, result: TrackResult, top: int = 5) -> dict[str, float]:
+        """Return a result's tags and their activations, the highest first, ``top`` at most.
+
+        They are the labels at or above their thresholds, perhaps none; of a model without, the top
+        labels; of a regression, all values. InputError: the result has no activations.
+        """
+        if result.activations is None:
+            hint = "Give the Extractor activations=True."
+            raise InputError("not asked for", kind="missing", hint=hint, setting="activations")
+        names = label_names(self.labels, len(result.activations))
+        chosen = best(result.activations, top, self._task, self.thresholds)
+        return {names[i]: float(result.activations[i]) for i in chosen}
 
 
 def patch_plan(

@@ -20,7 +20,7 @@ from maest.helpers.blocks import chosen_blocks
 from maest.helpers.errors import InputError
 from maest.models.archs import clip_seconds
 from maest.models.maest import Maest
-from maest.models.saving import labels_file, own_files
+from maest.models.saving import label_files, own_files
 from maest.models.sizes import ACTIVATIONS, STRIDE
 
 _OPSET = 20  # the first with Gelu; LayerNormalization came with 17
@@ -37,7 +37,7 @@ def export_onnx(
     with_frontend: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a network as an ONNX file, and labels.json beside it; replace older exports.
+    """Write a network as an ONNX file, and `label_files` beside it; replace older exports.
 
     Inputs and outputs are those of `build`. Fewer than 16 frames are padded with silence. The
     longest input is `longest_input`: the caller cuts tracks (`helpers.audio.patches.cut`).
@@ -72,6 +72,8 @@ def export_onnx(
     }
     if model.labels is not None:
         properties["labels"] = json.dumps(model.labels, ensure_ascii=False)
+    if model.thresholds is not None:
+        properties["thresholds"] = json.dumps(model.thresholds)
     proto = build(model, blocks, True, waveform=with_frontend)
     helper.set_model_props(proto, dict(metadata or {}) | properties)
     proto.doc_string = (
@@ -80,7 +82,7 @@ def export_onnx(
         "s): cut longer tracks into patches and average what they give. The activation function "
         f"of logits: {ACTIVATIONS[model.task]}."
     )
-    with own_files(path, _MARK, [path.name], labels_file(model)) as paths:
+    with own_files(path, _MARK, [path.name], *label_files(model)) as paths:
         onnx.save(proto, paths[path.name], format="protobuf")  # whatever its suffix
         onnx.checker.check_model(paths[path.name], full_check=True)
 

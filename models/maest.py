@@ -130,6 +130,8 @@ class Maest(nn.Module):
             message, hint = f"{len(labels)} names", f"Give one for each of {s.n_classes} classes."
             raise InputError(message, kind="mismatch", hint=hint, setting="labels")
         self.labels = None if labels is None else list(labels)
+        # Of activations, by label: at or above it the label is a tag; None: it never is
+        self.thresholds: list[float | None] | None = None
         self.uninitialized: frozenset[str] = frozenset()  # parameters that the checkpoint lacks
         self.n_classes, self.input_t, self.input_f = s.n_classes, s.input_t, s.input_f
         self.embed_dim, self.depth, self.num_heads = s.embed_dim, s.depth, s.num_heads

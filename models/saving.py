@@ -18,6 +18,7 @@ from maest.models.archs import CONFIG_NAME, WEIGHTS_NAME
 from maest.models.maest import Maest
 
 AVERAGE_NAME = "model-swa.safetensors"  # the average of weights, if any
+AVERAGE_THRESHOLDS = "thresholds_swa"  # in config.json
 FORMAT = "maest"
 FORMAT_VERSION = 1
 TRAINER_KEY = "maest"  # the key of `model_record` in a file
@@ -31,8 +32,10 @@ def model_record(
     model: Maest, arch: str | None = None, trained_on: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The facts that weights alone do not tell of a model; each of its files keeps this record."""
-    known = {"sizes": model.sizes(), "labels": model.labels}
-    return {"arch": arch, **known, "trained_on": dict(trained_on or {})}
+    known: dict[str, Any] = {"arch": arch, "sizes": model.sizes(), "labels": model.labels}
+    if model.thresholds:
+        known["thresholds"] = model.thresholds
+    return known | {"trained_on": dict(trained_on or {})}
 
 
 def save_model(
@@ -45,11 +48,13 @@ def save_model(
     """Write a model folder, replacing an older one as by `own_files`; return its path.
 
     ``arch`` is for people; ``trained_on`` holds any JSON (data, epochs, seed, metrics; "swa"
-    describes the average); ``average`` is the network with averaged weights. Weights keep their
-    dtype.
+    describes the average); ``average`` is the network with averaged weights, which have thresholds
+    of their own. Weights keep their dtype.
     """
     folder, record = Path(folder), model_record(model, arch, trained_on)
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, **record}
+    if average is not None and average.thresholds:
+        config[AVERAGE_THRESHOLDS] = average.thresholds
     # Weight files keep the record too: each can be used alone, and must match the config.json.
     config["digest"] = hashlib.sha256(to_json(config).encode()).hexdigest()
     networks = {WEIGHTS_NAME: model} | ({} if average is None else {AVERAGE_NAME: average})
@@ -67,9 +72,9 @@ def save_safetensors(
     arch: str | None = None,
     trained_on: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write weights and record as one file, and labels.json beside it, as by `own_files`."""
+    """Write weights and record as one file, and `label_files` beside it, as by `own_files`."""
     path = Path(path)
-    with own_files(path, _FILE_MARK, [path.name], labels_file(model)) as paths:
+    with own_files(path, _FILE_MARK, [path.name], *label_files(model)) as paths:
         _write_weights(paths[path.name], model, model_record(model, arch, trained_on))
     return path
 
@@ -84,9 +89,15 @@ def cpu_state_dict(model: Maest) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
-def labels_file(model: Maest) -> dict[str, str]:
-    """File name → content, if the labels have names."""
-    return {"labels.json": to_json(model.labels)} if model.labels else {}
+def label_files(model: Maest) -> tuple[dict[str, str], set[str]]:
+    """Return file name → content of labels.json and thresholds.json, lists of C; and what is gone.
+
+    Labels without names have no labels.json. Thresholds of an older export must not stay.
+    """
+    texts = {"labels.json": to_json(model.labels)} if model.labels else {}
+    if model.thresholds:
+        return texts | {"thresholds.json": to_json(model.thresholds)}, set()
+    return texts, {"thresholds.json"}
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -28,7 +29,13 @@ from maest.helpers.errors import InputError, first_line
 from maest.models import layouts
 from maest.models.archs import ARCHS, CONFIG_NAME, WEIGHTS_NAME, canonical_licence
 from maest.models.maest import Maest
-from maest.models.saving import AVERAGE_NAME, FORMAT, FORMAT_VERSION, TRAINER_KEY
+from maest.models.saving import (
+    AVERAGE_NAME,
+    AVERAGE_THRESHOLDS,
+    FORMAT,
+    FORMAT_VERSION,
+    TRAINER_KEY,
+)
 from maest.models.sizes import STRIDE, Sizes, grid_size
 
 log = logging.getLogger(__name__)
@@ -56,6 +63,7 @@ class Checkpoint:
     layout: str = layouts.MAEST  # of the file
     arch: str | None = None
     labels: list[str] | None = None
+    thresholds: list[float | None] | None = None  # as those of `Maest`
     trained_on: dict[str, Any] = field(default_factory=dict)
     average: bool = False  # the average that a training keeps beside its weights
 
@@ -132,7 +140,8 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
             raise ValueError(f"of another version than {FORMAT_VERSION}, which this program reads")
         if isinstance(record, dict) and record.get("digest") != config.get("digest"):
             raise ValueError(f"of another model than {weights.name}: the save was cut off")
-    _merge_record(checkpoint, config, path)
+    thresholds = config.get(AVERAGE_THRESHOLDS if average else "thresholds")
+    _merge_record(checkpoint, config | {"thresholds": thresholds}, path)
     if average and isinstance(own := checkpoint.trained_on.get("swa"), dict):
         checkpoint.trained_on |= own
     return checkpoint
@@ -240,7 +249,13 @@ def _merge_record(checkpoint: Checkpoint, record: Any, path: Path) -> None:
         labels = record.get("labels")
         if labels is not None and [*map(type, labels)] != [str] * sizes["n_classes"]:
             raise ValueError("labels must be null, or a name for each of the classes (n_classes)")
-        checkpoint.sizes, checkpoint.labels = sizes, labels
+        thresholds = record.get("thresholds")
+        if thresholds is not None:
+            numbers = [one for one in thresholds if one is not None]
+            fit = len(thresholds) == sizes["n_classes"] and {*map(type, numbers)} <= {int, float}
+            if not (fit and all(map(isfinite, numbers))):
+                raise ValueError("thresholds must be null, or a number or null for each class")
+        checkpoint.sizes, checkpoint.labels, checkpoint.thresholds = sizes, labels, thresholds
         checkpoint.arch = record.get("arch")
         checkpoint.trained_on = dict(record.get("trained_on") or {})
 

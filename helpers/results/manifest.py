@@ -83,9 +83,10 @@ def open_folder(
 
 
 def _comparable(manifest: dict[str, Any] | None) -> dict[str, Any]:
-    # Before max_seconds existed, whole tracks were read. Version 0.1 has "input", audio or log-mel
-    # files, which give the same results.
-    settings = {"max_seconds": None, **(manifest or {}).get("settings", {})}
+    # Before these existed, whole tracks were read and the top labels written. Version 0.1 has
+    # "input", audio or log-mel files, which give the same results.
+    before = {"max_seconds": None, "thresholds": None}
+    settings = before | (manifest or {}).get("settings", {})
     settings.pop("input", None)
     return settings
 

@@ -1,32 +1,30 @@
-"""Predictions of tracks as JSON, CSV and picture, and as a table in a terminal.
+"""Predictions of tracks as JSON, CSV and picture.
 
 A classifier's outputs are activations, 0 to 1 (`Maest.activations`); the ``top`` labels are kept,
 highest first. A regression's are values of any size; all targets are kept, in the model's order.
 JSON entries and CSV columns are named ``activation`` or ``value`` accordingly.
+
+With thresholds, a track's labels are its tags: those at or above their threshold, ``top`` at most,
+and perhaps none. Its patches keep their ``top`` labels.
 """
 
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, pairwise, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.utils import disp_len, disp_trim
 
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import encodable, read_bytes, valid_utf8, write_json, write_rows
 from maest.helpers.results.tracks import TrackResult
 
 SEPARATOR = "; "  # between the warnings in a table's cell
-_LABELS_A_PATCH = 3  # in the table
-_PATCHES = 60  # rows of the table
-_BAR = 20  # characters
-_WHOLE_SECONDS = 2.0  # patches that start closer together are shown with tenths of seconds
+NO_TAG = "no tag above its threshold"  # of a track
 
 
 def output_name(task: str) -> str:
@@ -34,11 +32,23 @@ def output_name(task: str) -> str:
     return "value" if task == "regression" else "activation"
 
 
-def best(values: np.ndarray, top: int, task: str) -> np.ndarray:
-    """Return the indices of the ``top`` highest of [C] activations; all targets for regression."""
+Thresholds = float | Sequence[float | None]  # of all labels, or by label; None: it is never a tag
+
+
+def best(
+    values: np.ndarray, top: int, task: str, thresholds: Thresholds | None = None
+) -> np.ndarray:
+    """Return the indices of the ``top`` highest of [C] activations; all targets for regression.
+
+    With thresholds, only of activations at or above theirs.
+    """
     if task == "regression":
         return np.arange(len(values))
-    return np.argsort(-values, kind="stable")[:top]
+    order = np.argsort(-values, kind="stable")
+    if thresholds is not None:
+        lowest = np.asarray(thresholds, np.float64)  # None becomes NaN, which nothing reaches
+        order = order[(values >= lowest)[order]]
+    return order[:top]
 
 
 def label_names(labels: Sequence[str] | None, n_classes: int) -> list[str]:
@@ -55,6 +65,7 @@ def write_predictions(
     labels: Sequence[str] | None,
     top: int,
     task: str = "multi-label",
+    thresholds: Thresholds | None = None,
 ) -> None:
     """Write a track's predictions as JSON, and before it as CSV (``.csv`` for ``.json``).
 
@@ -63,19 +74,21 @@ def write_predictions(
     the whole track (``label`` and ``activation`` of each) and ``patches`` (``start`` and ``end`` in
     seconds, and ``labels``). The CSV has the columns ``scope`` ("track" or "patch"), ``start``,
     ``end``, ``rank`` (from 1), ``label``, ``activation`` and ``warnings`` (in the track's rows).
+    A track without a tag has the JSON's ``note`` and, in the CSV, a row of rank 0 that say so.
     """
     assert result.activations is not None
     assert result.patch_activations is not None
     names = [valid_utf8(name) for name in label_names(labels, len(result.activations))]
     output = output_name(task)
 
-    def part(start: float, end: float, values: np.ndarray) -> dict[str, Any]:
-        entries = [
-            {"label": names[i], output: round(float(values[i]), 6)} for i in best(values, top, task)
-        ]
+    def part(
+        start: float, end: float, values: np.ndarray, thresholds: Thresholds | None = None
+    ) -> dict[str, Any]:
+        chosen = best(values, top, task, thresholds)
+        entries = [{"label": names[i], output: round(float(values[i]), 6)} for i in chosen]
         return {"start": start, "end": end, "labels": entries}
 
-    whole = part(0.0, round(result.seconds, 3), result.activations)
+    whole = part(0.0, round(result.seconds, 3), result.activations, thresholds)
     spans = zip(result.times.round(3).tolist(), result.patch_activations, strict=True)
     patches = [part(start, end, values) for (start, _, end), values in spans]
     prediction = {
@@ -84,21 +97,23 @@ def write_predictions(
         "warnings": list(result.warnings),
         "task": task,
         "labels": whole["labels"],
+        **({} if whole["labels"] else {"note": NO_TAG}),
         "patches": patches,
     }
     header = ("scope", "start", "end", "rank", "label", output, "warnings")
     warnings = SEPARATOR.join(result.warnings)
     rows = (
-        (scope, f"{p['start']:.3f}", f"{p['end']:.3f}", rank, *_cells(entry, output), why)
+        (scope, f"{p['start']:.3f}", f"{p['end']:.3f}", rank, *cells, why)
         for scope, p, why in (("track", whole, warnings), *(("patch", p, "") for p in patches))
-        for rank, entry in enumerate(p["labels"], 1)
+        for rank, cells in enumerate(_cells(p["labels"], output), 1 if p["labels"] else 0)
     )
     write_rows(path_json.with_suffix(".csv"), header, rows)
     write_json(path_json, prediction)
 
 
-def _cells(entry: dict[str, Any], output: str) -> tuple[str, str]:
-    return entry["label"], f"{entry[output]:.6f}"
+def _cells(entries: list[dict[str, Any]], output: str) -> list[tuple[str, str]]:
+    none = [(f"({NO_TAG})", "")]
+    return [(entry["label"], f"{entry[output]:.6f}") for entry in entries] or none
 
 
 def read_predictions(path_json: Path) -> dict[str, Any]:
@@ -122,25 +137,36 @@ def read_predictions(path_json: Path) -> dict[str, Any]:
 
 
 def plot_predictions(
-    path: Path, result: TrackResult, labels: Sequence[str] | None, top: int, task: str
+    path: Path,
+    result: TrackResult,
+    labels: Sequence[str] | None,
+    top: int,
+    task: str,
+    thresholds: Thresholds | None = None,
 ) -> None:
-    """Draw the activations of the best labels over time, above the log-mel, as PNG."""
+    """Draw the activations of a track's tags over time, above the log-mel, as PNG.
+
+    Without a tag, those of the best labels.
+    """
     from maest.helpers.reports.activation_plot import activation_plot  # imports matplotlib
 
     assert result.activations is not None
     names = label_names(labels, len(result.activations))
-    shown = {int(i): names[i] for i in best(result.activations, top, task)}
+    chosen = best(result.activations, top, task, thresholds)
+    chosen = chosen if len(chosen) else best(result.activations, top, task)
+    shown = {int(i): names[i] for i in chosen}
     activation_plot(path, result, shown, output_name(task))
 
 
 # ---- one CSV over a folder -----------------------------------------------------------------------
 
 
-def write_table(path_csv: Path, folder: Path, keys: Iterable[str]) -> bool:
+def write_table(path_csv: Path, folder: Path, keys: Iterable[str], most: int | None = None) -> bool:
     """Write one CSV with a row per track: ``track,seconds,label_1,activation_1,…,warnings``.
 
     Skips tracks whose ``<key>.predictions.json`` in ``folder`` is missing or corrupt, or has
-    another number of labels than the first. Returns whether there is any row.
+    another number of labels than the first; with ``most``, which is for tags, has more. Returns
+    whether there is any row.
     """
 
     def readable() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -151,93 +177,24 @@ def write_table(path_csv: Path, folder: Path, keys: Iterable[str]) -> bool:
     tracks = readable()
     first = next(tracks, None)
     output, width = (output_name(first[1]["task"]), len(first[1]["labels"])) if first else ("", 0)
+    width = width if most is None or not first else most
+
+    def fits(labels: int) -> bool:
+        return labels == width if most is None else labels <= width
+
+    def padded(entries: list[dict[str, Any]]) -> list[str]:
+        cells = [cell for pair in _cells(entries, output) for cell in pair]
+        return cells + [""] * (2 * width - len(cells))
+
     columns = (f"{name}_{i}" for i in range(1, width + 1) for name in ("label", output))
     rows = (
         (
             *(encodable(key), f"{track['seconds']:.3f}"),
-            *(cell for entry in track["labels"] for cell in _cells(entry, output)),
+            *padded(track["labels"]),
             SEPARATOR.join(track["warnings"]),
         )
         for key, track in chain([first] if first else (), tracks)
-        if (output_name(track["task"]), len(track["labels"])) == (output, width)
+        if output_name(track["task"]) == output and fits(len(track["labels"]))
     )
     write_rows(path_csv, ("track", "seconds", *columns, "warnings"), rows)
     return first is not None
-
-
-# ---- in a terminal -------------------------------------------------------------------------------
-
-
-def table(prediction: dict[str, Any], width: int = 80) -> str:
-    """Return a track's predictions as text: warnings, top labels, first labels per patch.
-
-    ``prediction`` is that of :func:`read_predictions`; lines have at most ``width``, or 40,
-    columns.
-    """
-    width, output = max(width, 40), output_name(prediction["task"])
-    lines = [printable(f"{_clock(prediction['seconds'])}  {prediction['track']}")]
-    lines += [printable(f"  {why}: its labels mean little") for why in prediction["warnings"]]
-    names = [_cut(printable(entry["label"]), width - 31) for entry in prediction["labels"]]
-    values = [_bar(entry[output], output) for entry in prediction["labels"]]
-    lines += ["", *_grid(list(zip(names, values, strict=True)))]
-    patches = prediction["patches"]
-    lines += ["", *_grid(_patch_rows(patches[:_PATCHES], output, width))]
-    if len(patches) > _PATCHES:
-        lines.append(f"  … and {len(patches) - _PATCHES} more patches: see the CSV")
-    return "\n".join(_cut(line.rstrip(), width) for line in lines)
-
-
-def _bar(value: float, output: str) -> str:
-    if output != "activation":
-        return f"{value:>11.5g}"
-    filled = round(_BAR * min(max(value, 0), 1))
-    return f"{value:5.3f}  {'█' * filled}{'·' * (_BAR - filled)}"
-
-
-def _patch_rows(patches: list[dict[str, Any]], output: str, width: int) -> list[list[str]]:
-    steps = [later["start"] - sooner["start"] for sooner, later in pairwise(patches)]
-    tenths = min(steps, default=_WHOLE_SECONDS) < _WHOLE_SECONDS
-    spans = [f"{_clock(p['start'], tenths)}–{_clock(p['end'], tenths)}" for p in patches]
-    # Columns for a label and its number
-    room = (width - max(map(len, spans), default=0) - 2) // _LABELS_A_PATCH - 2
-
-    def cell(entry: dict[str, Any]) -> str:
-        number = f" {entry[output]:{'.2f' if output == 'activation' else '.3g'}}"
-        name = printable(entry["label"])
-        if disp_len(name + number) > room:  # of Discogs' "genre---style", the style
-            name = name.rpartition("---")[2]
-        return _cut(_cut(name, room - len(number)) + number, room)
-
-    labels = ([cell(entry) for entry in patch["labels"][:_LABELS_A_PATCH]] for patch in patches)
-    return [[span, *cells] for span, cells in zip(spans, labels, strict=True)]
-
-
-def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines whose columns are as wide as their widest cells."""
-    widths = [max(map(disp_len, column)) for column in zip_longest(*rows, fillvalue="")]
-    padded = (
-        (cell + " " * (width - disp_len(cell)) for cell, width in zip(row, widths, strict=False))
-        for row in rows
-    )
-    return [f"  {'  '.join(cells)}" for cells in padded]
-
-
-def _clock(seconds: float, tenths: bool = False) -> str:
-    """Return ``m:ss``, or ``h:mm:ss`` from an hour on."""
-    minutes, rest = divmod(round(seconds, 1 if tenths else 0), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    tail = f"{rest:04.1f}" if tenths else f"{rest:02.0f}"
-    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
-
-
-def printable(text: str) -> str:
-    """Return the text with escapes for characters that move a terminal's cursor or are no text.
-
-    Accents join their letters, so that each character takes one column, or two.
-    """
-    text = unicodedata.normalize("NFC", text)
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def _cut(text: str, columns: int) -> str:
-    return text if disp_len(text) <= columns else f"{disp_trim(text, max(0, columns - 1))}…"

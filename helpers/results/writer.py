@@ -28,7 +28,12 @@ from maest.helpers.files.atomic import (
     write_failures,
 )
 from maest.helpers.results.outputs import Output
-from maest.helpers.results.predictions import SEPARATOR, plot_predictions, write_predictions
+from maest.helpers.results.predictions import (
+    SEPARATOR,
+    Thresholds,
+    plot_predictions,
+    write_predictions,
+)
 from maest.helpers.results.tracks import TrackResult
 
 MAX_WAITING = 8  # pending results; `put` waits for room
@@ -60,6 +65,7 @@ class ResultWriter:
     task: str = "multi-label"
     top: int = 10
     plot: bool = False
+    thresholds: Thresholds | None = None
     warnings: str = WARNINGS  # the name of the list of tracks with warnings, in each folder
 
     def __post_init__(self) -> None:
@@ -131,7 +137,7 @@ class ResultWriter:
         if not wanted and beside.is_file() and not beside.is_symlink():  # of other settings
             beside.unlink()
         if output.kind == "predictions":
-            how = result, self.labels, self.top, self.task
+            how = result, self.labels, self.top, self.task, self.thresholds
             if wanted:
                 plot_predictions(beside, *how)
             write_predictions(path, *how)

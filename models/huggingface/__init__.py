@@ -55,12 +55,15 @@ def export_huggingface(
     frames = (model.time_new_pos_embed.shape[-1] - 1) * STRIDE + PATCH_SIZE
     # The network that the folder holds: one head on the mean of both tokens.
     head = {"distilled_type": "mean", "target_mean": None, "target_std": None}
-    record = {
+    record: dict[str, Any] = {
         "sizes": model.sizes() | head,
         "arch": arch,
         "trained_on": dict(trained_on or {}),
         "head": layouts.fingerprint(state["head.1.weight"]),
     }
+    # Those of two heads are of other activations.
+    if model.thresholds and model.distilled_type == "mean":
+        record["thresholds"] = model.thresholds
     card = model_card(folder.name, model, frames, record)
     record["card"] = _digest(card.encode())
     labels = model.labels or layouts.default_hub_labels(model.n_classes)
@@ -139,6 +142,9 @@ def model_card(name: str, model: Maest, frames: int, record: Mapping[str, Any]) 
     data = {k: v for k, v in trained_on.items() if k not in (*metrics, "licence", "parents")}
     facts = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items())
     descent = _lines(f"{row.get('name')}: {row.get('licence') or 'not stated'}" for row in parents)
+    labels = ", ".join(model.labels or []) or "without names"
+    if "thresholds" in record:
+        labels += f". Thresholds of their activations: `{TRAINER_KEY}.thresholds` in {CONFIG_NAME}"
     template = EXTRACTOR.with_name("card.md").read_text("utf-8")
     return template.format(
         name=name,
@@ -149,7 +155,7 @@ def model_card(name: str, model: Maest, frames: int, record: Mapping[str, Any]) 
         seconds=clip_seconds(model.input_t),
         activation=ACTIVATIONS[model.task],
         frames=frames,
-        labels=", ".join(model.labels or []) or "without names",
+        labels=labels,
         data=_lines(facts) or "Nothing is recorded.",
         metrics=_lines(f"{k}: {v}" for k, v in metrics.items()) or "None is recorded.",
         licence=licence or "Not stated. Whoever passes these weights on should say it here.",

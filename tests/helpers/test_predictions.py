@@ -13,10 +13,10 @@ from maest.helpers.files.atomic import read_failures, write_failures
 from maest.helpers.results.predictions import (
     best,
     read_predictions,
-    table,
     write_predictions,
     write_table,
 )
+from maest.helpers.results.terminal import table
 from maest.helpers.results.tracks import TrackResult
 
 LABELS = ["rock", "pop", "日本"]

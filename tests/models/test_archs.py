@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from command_line import good
+from folders import read_json
 from made_up import refuses
+from music import write_audio
+from networks import tiny
 
-from maest.models import ARCHS, get_maest, list_models
+from maest.models import ARCHS, archs, get_maest, list_models, load_checkpoint, save_model
 from maest.models.archs import DEIT, PASST, clip_seconds, input_frames
 
 COLUMNS = {5: 31, 10: 62, 20: 125, 30: 187}
@@ -54,3 +58,41 @@ def test_seconds_are_the_inverse_of_frames():
 def test_models_that_are_not_there(arguments, kind, setting):
     with refuses(kind, setting=setting):
         get_maest(**arguments)
+
+
+# ---- older names ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def renamed(monkeypatch) -> str:
+    """An older name of the model that comes with this repository."""
+    monkeypatch.setitem(archs.RENAMED, "maest-old", ("maest-tiny-scores", "its labels are others"))
+    return "maest-old"
+
+
+def test_an_older_name_gives_the_new_model_and_a_warning(renamed, caplog):
+    assert renamed not in list_models()
+    net = get_maest(renamed)
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert record.levelname == "WARNING"
+    assert all(part in text for part in (renamed, "maest-tiny-scores", "its labels are others"))
+    assert net.labels == get_maest("maest-tiny-scores").labels
+    assert len(caplog.records) == 1
+
+
+def test_a_checkpoint_of_an_older_name_keeps_its_own_labels_and_sizes(renamed, tmp_path, caplog):
+    model = tiny(labels=["a", "b", "c"])
+    folder = save_model(tmp_path / "model", model, renamed)
+    found = load_checkpoint(folder)
+    assert (found.arch, found.labels, found.sizes) == (renamed, model.labels, model.sizes())
+    assert get_maest(checkpoint=folder).labels == model.labels
+    assert not caplog.records
+
+
+def test_results_are_named_as_the_model_is_now(renamed, tmp_path):
+    write_audio(tmp_path / "music/song.wav", 1)
+    line = f"predict with maest.arch={renamed} inference.audio=music"
+    good("ex_maest.py", line, tmp_path)
+    manifest = read_json(tmp_path / "embeddings/maest-tiny-scores/5sec/predictions/manifest.json")
+    assert manifest["made_by"]["arch"] == "maest-tiny-scores"
