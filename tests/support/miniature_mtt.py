@@ -1,4 +1,4 @@
-"""A small MagnaTagATune in the format of the published one."""
+"""A small MagnaTagATune in the format of the published one, and runs of its preprocessing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import io
 import zipfile
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import soundfile
+from folders import tree
+from http_server import Server
 
-from maest.datasets.mtt.preprocess import EMPTY
+from maest.datasets.audio_folder import mel_key
+from maest.datasets.groundtruth import read_groundtruth, read_labels
+from maest.datasets.mtt.preprocess import EMPTY, main
 
 FOLDERS = "0123456789abcdef"
 SPLITS = {"train": "0123456789ab", "validation": "c", "test": "def"}
@@ -100,3 +105,54 @@ def miniature(clips_per_folder: int = 2, seconds: float = 0.5) -> Miniature:
         soundfile.write(file, sound, _RATE, format="MP3")
         audio[clip] = file.getvalue()
     return Miniature(audio, {clip: tags[clip] for clip in audio}, columns, sorted(frequent))
+
+
+MTT = miniature()
+CLIPS = MTT.sounding()
+
+
+@dataclass
+class Place:
+    """The folders of a run, and its command line."""
+
+    root: Path
+    server: Server
+
+    def run(self, *arguments: str, code: int = 0) -> None:
+        """The steps; ``server.requests`` are theirs."""
+        self.server.requests.clear()
+        folders = {"download": "download", "audio": "audio", "melspec": "mels", "out": "out"}
+        paths = [f"--{name}-dir={self.root / folder}" for name, folder in folders.items()]
+        line = [*arguments, *paths, f"--url={self.server.url}/", "--num-workers=1"]
+        assert main(line) == code
+
+    def path(self, clip: str) -> Path:
+        return self.root / "audio" / clip
+
+    def mel(self, clip: str) -> Path:
+        return self.root / "mels" / mel_key(clip)
+
+    def state(self) -> dict[str, tuple[int, int]]:
+        """Time of change and inode of each file; both differ after a rewrite."""
+        files = (path for path in self.root.rglob("*") if path.is_file())
+        found = {str(path.relative_to(self.root)): path.stat() for path in files}
+        return {name: (stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
+
+    def downloads(self) -> list[str]:
+        return sorted(tree(self.root / "download"))
+
+    def check_audio(self, without: tuple[str, ...] = ()) -> None:
+        wanted = {clip: MTT.audio[clip] for clip in CLIPS if clip not in without}
+        assert tree(self.root / "audio") == wanted
+
+    def check(self, without: tuple[str, ...] = ()) -> None:
+        """There are log-mel files and targets of all clips that are not empty."""
+        rows = {clip: MTT.target(clip) for clip in CLIPS if clip not in without}
+        for split in (*SPLITS, "all"):
+            found = read_groundtruth(self.root / "out" / f"groundtruth-{split}.pk")
+            expected = {
+                mel_key(c): row for c, row in rows.items() if split in ("all", MTT.split(c))
+            }
+            assert dict(zip(found.keys, found.targets.tolist(), strict=True)) == expected
+        assert read_labels(self.root / "out" / "labels.json") == MTT.labels
+        assert tree(self.root / "mels", "*.mmap").keys() == {mel_key(clip) for clip in rows}
