@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up import refuses
+from pickles import PROTOCOLS
 
 from maest.datasets import groundtruth as gt
 from maest.datasets.groundtruth import (
@@ -22,19 +23,7 @@ from maest.datasets.groundtruth_command import main
 from maest.helpers.errors import InputError
 from maest.models.sizes import TASKS
 
-PROTOCOLS = range(6)
 SCRIPT = Path(gt.__file__)
-
-
-@pytest.fixture
-def file(tmp_path):
-    """Write a value as a pickle; give its path."""
-
-    def save(value: object, protocol: int = 4) -> Path:
-        (tmp_path / "gt.pk").write_bytes(pickle.dumps(value, protocol))
-        return tmp_path / "gt.pk"
-
-    return save
 
 
 # ---- what is read --------------------------------------------------------------------------------
