@@ -40,16 +40,20 @@ $(BIN)/python:
 # systems differ in what they need (CUDA's packages).
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
 	-c requirements.lock
+# Its own requirement, PyAudio, is for loudspeakers, and needs a compiler and PortAudio's headers.
+INSTALL_ALONE := $(INSTALL) --no-deps tinysoundfont
 
 $(VENV)/.installed: requirements.txt requirements.lock | $(BIN)/python
 	$(INSTALL) -r requirements.txt
+	$(INSTALL_ALONE)
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt requirements.txt requirements.lock | $(BIN)/python
 	$(INSTALL) -r requirements-dev.txt
+	$(INSTALL_ALONE)
 	@touch $(VENV)/.installed $@
 
-# After a change of a pin, in a new .venv of requirements-dev.txt alone
+# After a change of a pin, in a new .venv of requirements-dev.txt and tinysoundfont alone
 lock:
 	$(BIN)/python -m pip freeze --all --exclude pip | sed 's/+.*//' > requirements.lock
 

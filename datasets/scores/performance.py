@@ -22,7 +22,7 @@ _QUALITY = 3
 
 # Seconds
 _LEAD_IN = 2.0  # before a window, so that notes held into it do not start with it
-_RING = 0.8  # after the last note
+RING = 0.8  # after the last note
 _FADE_CUT = 0.03  # where a window cuts through the music
 _SHORTEST_CLIP = 4.0
 _GRID = 0.02  # resolution of sounding time
@@ -165,18 +165,24 @@ def _loudness(
 # ---- rendering -----------------------------------------------------------------------------------
 
 
-def render_clip(arrangement: Arrangement, seconds: float, rng: np.random.Generator) -> Clip:
+def render_clip(
+    arrangement: Arrangement,
+    seconds: float,
+    rng: np.random.Generator,
+    render: Callable[[list[Voice]], np.ndarray] | None = None,
+) -> Clip:
     """Render a random window of ``seconds``, or all of a shorter arrangement.
 
+    ``render`` plays voices (float32 [samples], 16 kHz); by default :func:`synthesize`.
     Raises TooShort if the work lasts less than 4 s (or less than ``seconds``, if shorter).
     """
     total = max(float(voice.notes[:, :2].sum(axis=1).max()) for voice in arrangement.voices)
     shortest = min(_SHORTEST_CLIP, seconds)
     if total < shortest:
         raise TooShort(f"lasts {total:.1f} s, less than {shortest:g} s")
-    is_cut = total + _RING > seconds
+    is_cut = total + RING > seconds
     start = rng.uniform(0, max(total - seconds, 0.0))
-    length = seconds if is_cut else total + _RING
+    length = seconds if is_cut else total + RING
     lead_in = min(_LEAD_IN, start)
 
     voices = []
@@ -191,7 +197,7 @@ def render_clip(arrangement: Arrangement, seconds: float, rng: np.random.Generat
         if len(notes):
             voices.append(Voice(voice.instrument, notes))
 
-    audio = synthesize(voices)
+    audio = (render or synthesize)(voices)
     first, samples = round(lead_in * SAMPLE_RATE), round(length * SAMPLE_RATE)
     audio = audio[first : first + samples]
     audio = np.pad(audio, (0, samples - len(audio)))

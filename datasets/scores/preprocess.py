@@ -14,6 +14,7 @@ import logging
 import sqlite3
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ from maest.datasets.scores.cache import READER_VERSION, Cache, open_cache
 from maest.datasets.scores.corpus import corpus_folder, list_works
 from maest.datasets.scores.performance import soundfont
 from maest.datasets.scores.reading import Score
+from maest.datasets.scores.soundfonts import read_soundfonts
 from maest.datasets.splitting import SPLITS
 from maest.helpers.audio.constants import FRONT_END_VERSION
 from maest.helpers.differences import differences
@@ -55,17 +57,20 @@ def build(
     *,
     num_workers: int | None = None,
     progress: bool = True,
+    soundfonts: Sequence[str | Path] = (),
     **settings: Any,
 ) -> dict[str, Any]:
     """Build the data set with ``settings`` (see `stages.Settings`); skip complete clips.
 
+    Each clip draws one of ``soundfonts`` (.sf2, .sf3 files); by default pretty_midi's plays all.
     Waits for another build of the same folder. Returns the content of ``report.json``, among others
     the numbers of clips ``done``, ``skipped`` and ``failed``.
 
-    Raises InputError if a setting is out of range, works are too few for a split or a label set,
-    other versions began the build, or the folder cannot be written to.
+    Raises InputError if a setting is out of range, a SoundFont cannot be used, works are too few
+    for a split or a label set, other versions or SoundFonts began the build, or the folder cannot
+    be written to.
     """
-    chosen = stages.Settings(**settings)
+    chosen = stages.Settings(**settings, soundfonts=read_soundfonts(soundfonts))
     out_dir = Path(out_dir).resolve()
     run = partial(run_parallel, num_workers=num_workers, progress=progress, unit="work")
     lock = FileLock(out_dir / ".lock")
@@ -76,7 +81,7 @@ def build(
         except Timeout:
             log.warning("%s: another build is running, waiting for its end", out_dir)
         with lock, open_cache(out_dir / "notes.sqlite") as cache:
-            _check_versions(cache, out_dir)
+            _check_versions(cache, out_dir, versions() | chosen.soundfont_versions)
             return _build(out_dir, chosen, cache, run)
     except (OSError, sqlite3.OperationalError) as error:
         what = f"cannot be written to ({error})"
@@ -98,19 +103,22 @@ def versions() -> dict[str, str]:
     }
 
 
-def _check_versions(cache: Cache, out_dir: Path) -> None:
+def _check_versions(cache: Cache, out_dir: Path, present: dict[str, str]) -> None:
     """Raise InputError if other versions made the content of the cache."""
-    present, before = versions(), cache.versions()
+    before = cache.versions()
     is_of_0_1 = before == {}
     if is_of_0_1:  # it kept versions only in its report
         path = out_dir / "report.json"
         kept = json.loads(path.read_text("utf-8"))["versions"] if path.exists() else {}
         before = {name: str(kept.get(name, "unknown")) for name in _IN_REPORT}
+        before["SoundFont"] = versions()["SoundFont"]  # the default was its only one
     now = present | {"pretty_midi": version("pretty_midi")}  # which brings the SoundFont
     expected = {name: now.get(name) for name in before or {}}
     if differ := differences(before or {}, expected):
         what = f"was built with other versions, which must not mix: {'; '.join(differ)}"
-        hint = "Give another --out-dir, or delete this folder, or install those versions."
+        hint = (
+            "Give another --out-dir, or delete this folder, or use those versions and SoundFonts."
+        )
         raise InputError(what, kind="mismatch", hint=hint, path=out_dir)
     if is_of_0_1:
         log.warning("%s: built by version 0.1 with the same libraries; it is kept", out_dir)
@@ -162,13 +170,20 @@ def _build(out_dir: Path, settings: stages.Settings, cache: Cache, run: partial)
     if empty := [split for split in SPLITS if not sizes[split]]:
         raise _too_few(f"{len(works)} works leave no clip for {' and '.join(empty)}")
     label_sets = {name: _write_label_set(out_dir, name, clips) for name in labels.MAX_SHARE}
-    cells = ([clip[column] for column in _CLIP_COLUMNS] for clip in clips)
+    columns = (*_CLIP_COLUMNS, *(["soundfont"] if settings.soundfonts else []))
+    cells = ([clip[column] for column in columns] for clip in clips)
     joined = (["; ".join(map(str, c)) if isinstance(c, list) else c for c in row] for row in cells)
-    write_rows(out_dir / "clips.csv", _CLIP_COLUMNS, joined)
+    write_rows(out_dir / "clips.csv", columns, joined)
     unreadable = {w.id: results[w.id] for w in works if w.id not in scores}
     report = {
-        "settings": {**vars(settings), "works": settings.works or "all"},
-        "versions": versions() | {name: version(name) for name in ("pretty_midi", "torch")},
+        "settings": {
+            **vars(settings),
+            "works": settings.works or "all",
+            "soundfonts": [font.facts for font in settings.soundfonts],
+        },
+        "versions": versions()
+        | settings.soundfont_versions
+        | {name: version(name) for name in ("pretty_midi", "torch")},
         "done": len(performed - failed.keys()),
         "skipped": len(tasks.keys() - performed - failed.keys()),
         "failed": len(failed) + len(unreadable) * settings.renditions,
@@ -231,6 +246,8 @@ def _main(arguments: list[str] | None) -> None:
     add("--renditions", type=int, default=default.renditions, help="performances of each work")
     add("--seed", type=int, default=default.seed)
     add("--clip-seconds", type=float, default=default.clip_seconds)
+    what = "an .sf2 or .sf3 file; with several, each clip draws one (default: pretty_midi's)"
+    add("--soundfont", action="append", dest="soundfonts", default=argparse.SUPPRESS, help=what)
     add("--keep-audio", action="store_true", help="keep the audio too, as FLAC")
     add("--num-workers", type=int, help="processes; by default one a core")
     add("--out-dir", type=Path, default=DATA_DIR)

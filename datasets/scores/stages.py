@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from maest.datasets.melspectrograms import write_mel
+from maest.datasets.scores import soundfonts
 from maest.datasets.scores.cache import Cache
 from maest.datasets.scores.corpus import Work, generator
 from maest.datasets.scores.performance import TooShort, arrange, render_clip
 from maest.datasets.scores.reading import Score, Unreadable, read
+from maest.datasets.scores.soundfonts import SoundFont
 from maest.helpers.audio.constants import SAMPLE_RATE
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import atomic_path
@@ -37,6 +39,7 @@ class Settings:
     seed: int = 0  # of orchestration, performance and splits, not of the choice of works
     clip_seconds: float = 30.0  # longest clip
     keep_audio: bool = False  # as FLAC
+    soundfonts: tuple[SoundFont, ...] = ()  # drawn from, a clip at a time; none: the default one
 
     def __post_init__(self) -> None:
         for name in ("works", "renditions", "clip_seconds"):
@@ -49,7 +52,16 @@ class Settings:
     def recipe(self) -> str:
         """JSON of all that a clip depends on, besides its work and rendition."""
         made_by = {"performer": PERFORMER_VERSION, "symusic": version("symusic")}
+        made_by |= self.soundfont_versions
         return json.dumps({"seed": self.seed, "clip_seconds": self.clip_seconds, **made_by})
+
+    @property
+    def soundfont_versions(self) -> dict[str, str]:
+        """What clips depend on besides, where SoundFonts are named."""
+        if not self.soundfonts:
+            return {}
+        hashes = " ".join(font.sha256[:16] for font in self.soundfonts)
+        return {"SoundFont": hashes, "tinysoundfont": version("tinysoundfont")}
 
 
 def read_works(
@@ -83,7 +95,7 @@ def _reason(error: Exception) -> str:
     """Why a work is left out. Raises an OSError again: a full disk is not the work's fault."""
     if isinstance(error, OSError):
         raise error
-    if isinstance(error, Unreadable | TooShort):
+    if isinstance(error, Unreadable | TooShort | soundfonts.NoInstrument):
         return str(error)
     return f"{type(error).__name__}: {error}"[:200]
 
@@ -97,6 +109,8 @@ def perform(
     cache.forget_clips(todo)
     if todo:
         importlib.import_module("maest.helpers.audio.mel")  # once, before processes fork
+        for font in settings.soundfonts:  # whose samples they share
+            soundfonts.load(font.path)
     performed = run(
         partial(_perform, out_dir=out_dir, settings=settings),
         [tasks[key] for key in todo],
@@ -121,7 +135,18 @@ def _perform(task: Task, out_dir: Path, settings: Settings) -> tuple[str, Row, b
     rng = generator(f"{settings.seed}\n{work.id}\n{rendition}", 16)
     try:
         arrangement = arrange(work, score, rng)
-        clip = render_clip(arrangement, settings.clip_seconds, rng)
+        played_by: dict[str, str] = {}
+        render = None
+        if settings.soundfonts:
+            # Random numbers of its own: all else is as without a named SoundFont.
+            draw = generator(f"{settings.seed}\n{work.id}\n{rendition}\nSoundFont", 16)
+            programs = {voice.instrument.program for voice in arrangement.voices}
+            font = soundfonts.draw(settings.soundfonts, programs, draw)
+            render = partial(soundfonts.synthesize, font.path)
+            played_by = {"soundfont": font.name}
+        clip = render_clip(arrangement, settings.clip_seconds, rng, render)
+    except soundfonts.TooSlow as error:  # the machine may have been busy: tried again next time
+        return key, {"error": str(error)}, False
     except Exception as error:  # an odd score may raise anything; the others are performed
         return key, {"error": _reason(error)}, True
     if settings.keep_audio:
@@ -140,6 +165,7 @@ def _perform(task: Task, out_dir: Path, settings: Settings) -> tuple[str, Row, b
         "programs": sorted(one.program for one in clip.instruments),
         "instrument": sorted({one.label for one in clip.instruments}),
         "bytes": mel.numel() * 2,  # float16
+        **played_by,
     }
     return key, row, True
 
