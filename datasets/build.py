@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from maest.datasets.groundtruth import write_groundtruth, write_labels
 from maest.datasets.melspectrograms import MelFile, mel_path
-from maest.datasets.splitting import SPLITS, split_by_group
+from maest.datasets.splitting import SPLITS, Joined, split_by_group
 from maest.datasets.tables import Table, read_table, some
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.names import first_few, short_repr
@@ -178,13 +178,7 @@ def _join_duplicates(
     sizes = [path.stat().st_size for path in paths]
     several = {size for size, n in Counter(sizes).items() if n > 1}
     alike = [i for i, size in enumerate(sizes) if size in several]
-    leader = {group: group for group in groups}
-
-    def find(group: Hashable) -> Hashable:
-        while leader[group] != group:
-            group = leader[group]
-        return group
-
+    joined = Joined()
     first: dict[bytes, int] = {}
     copies = 0
     for i in tqdm(alike, desc="compare log-mels", unit="file", disable=None):
@@ -192,8 +186,8 @@ def _join_duplicates(
             content = mel.content_hash()
         if content is not None and (before := first.setdefault(content, i)) != i:  # None: silence
             copies += 1
-            leader[find(groups[i])] = find(groups[before])
-    return [find(group) for group in groups], copies
+            joined.join(groups[before], groups[i])
+    return [joined.leader(group) for group in groups], copies
 
 
 def _counts(by_split: Mapping[str, np.ndarray], names: Sequence[str], task: str) -> str:

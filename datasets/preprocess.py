@@ -23,6 +23,7 @@ from contextlib import closing, suppress
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 if not __package__:  # started as a script: import from the repository root, not from this folder
     _FOLDER = Path(__file__).resolve().parent
@@ -31,14 +32,27 @@ if not __package__:  # started as a script: import from the repository root, not
 from maest.datasets import audio_folder, commands, mel_store
 from maest.datasets.groundtruth import check_key
 from maest.datasets.melspectrograms import write_mel
-from maest.helpers.audio.blocks import Meter
+from maest.helpers.audio.blocks import Meter, joined
 from maest.helpers.audio.constants import HOP_LENGTH, SAMPLE_RATE
 from maest.helpers.audio.reading import AudioError, stream_audio
 from maest.helpers.errors import InputError
 from maest.helpers.files import atomic
 from maest.helpers.work.parallel import BACKENDS, check_backend, run_parallel
 
+if TYPE_CHECKING:
+    import numpy as np
+
 DEFAULT_SECONDS = 300.0
+
+
+class Beside(Protocol):
+    """What else is made of each track's audio, in the same pass. Workers get copies of it."""
+
+    def is_made(self, key: str) -> bool:
+        """Whether it is there, for a path of a log-mel file."""
+
+    def make(self, key: str, audio: np.ndarray) -> np.ndarray:
+        """Write it; return the audio that the log-mel is made of: float32 [samples], 16 kHz."""
 
 
 def preprocess(
@@ -54,14 +68,15 @@ def preprocess(
     shard: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    beside: Beside | None = None,
 ) -> commands.Outcome:
     """Make the log-mel file of each audio file that has none, or has changed since.
 
     ``subfolder`` of the store is for a second ``audio_dir``: a store holds one only. ``seconds``
     are kept from the centre of each track, or all (None). ``files`` are paths below ``audio_dir``;
     None: all. ``shard`` "K/N" takes every N-th file from the K-th, in the order of names, and
-    lists failures in ``failed-K-of-N.csv``. For the workers see `run_parallel`; the files do not
-    depend on them.
+    lists failures in ``failed-K-of-N.csv``. ``beside`` makes something else of the same audio.
+    For the workers see `run_parallel`; the files do not depend on them.
 
     The outcome's items are audio files; orphans, log-mel files without audio, are in
     ``warnings.csv`` only. Raises InputError if there is no audio, if the store has other audio or
@@ -104,11 +119,16 @@ def preprocess(
 
     todo = [(name, keys[name]) for name in names]
     if not overwrite:
-        todo = [pair for pair in todo if not index.is_made(*pair, audio_dir)]
+        todo = [
+            (name, key)
+            for name, key in todo
+            if not index.is_made(name, key, audio_dir)
+            or not (beside is None or beside.is_made(key))
+        ]
     if todo:  # imported once, before worker processes fork
         importlib.import_module("maest.helpers.audio.log_mel")
     results = run_parallel(
-        partial(_make, audio_dir=audio_dir, store=store, seconds=seconds),
+        partial(_make, audio_dir=audio_dir, store=store, seconds=seconds, beside=beside),
         todo,
         num_workers=num_workers,
         backend=backend,
@@ -183,7 +203,11 @@ def _clashes(
 
 
 def _make(
-    item: tuple[str, str], audio_dir: Path, store: Path, seconds: float | None
+    item: tuple[str, str],
+    audio_dir: Path,
+    store: Path,
+    seconds: float | None,
+    beside: Beside | None,
 ) -> tuple[str, mel_store.Source | str, float]:
     """For (audio, key): the audio, its source or the reason of the failure, and its seconds."""
     from maest.helpers.audio.log_mel import log_mel  # imports torch, which takes seconds
@@ -196,10 +220,12 @@ def _make(
     try:
         meter = Meter()
         with closing(stream_audio(audio, seconds, meter)) as blocks:
-            mel = log_mel(blocks)
+            mel = log_mel(blocks if beside is None else beside.make(key, joined(blocks)))
     except AudioError as error:
         kept = "; its log-mel file from before is kept" if target.exists() else ""
         return name, f"{error.reason}{kept}", 0
+    except InputError:  # of ``beside``: a model, or the disk, which fails for all files
+        raise
     except Exception as error:  # a corrupt file may raise anything; the others are made
         return name, f"{type(error).__name__}: {error}"[:300], 0
     try:
@@ -215,7 +241,7 @@ def _make(
 # ---- command line --------------------------------------------------------------------------------
 
 
-def _seconds(text: str) -> float | None:
+def seconds_or_all(text: str) -> float | None:
     try:
         return None if text == "all" else float(text)
     except ValueError:
@@ -231,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("melspec_dir", type=Path, metavar="MELSPEC_DIR", help="where to")
     add("--subfolder", help="of MELSPEC_DIR: where the files of a second AUDIO_DIR go")
     kept = "seconds to keep from the centre of each track, or all (default: 300)"
-    add("--seconds", type=_seconds, default=DEFAULT_SECONDS, help=kept)
+    add("--seconds", type=seconds_or_all, default=DEFAULT_SECONDS, help=kept)
     add("--num-workers", type=int, help="processes (default: one a core)")
     add("--backend", choices=BACKENDS, default=BACKENDS[0])
     add("--scheduler", metavar="ADDRESS", help="of a Dask cluster")

@@ -1,0 +1,112 @@
+"""What a teacher hears in each window of a track, written in the pass that makes the log-mel."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maest.helpers.audio.codecs import CODECS, round_trip
+from maest.helpers.errors import InputError
+from maest.helpers.files.arrays import load_array
+from maest.helpers.files.atomic import write_changed, write_error
+from maest.helpers.work.parallel import one_torch_thread
+
+if TYPE_CHECKING:
+    from maest.models.teacher import Teacher
+
+BIT_RATES = (32_000, 48_000, 64_000, 96_000, 128_000)
+
+
+def load_teacher(name: str) -> Teacher:
+    """Load a teacher of `models/`, which this set alone of all data sets needs."""
+    from maest.models import teacher
+
+    return teacher.load_teacher(name)
+
+
+def loaded(load: Callable[[str], Any], name: str) -> Teacher:
+    """The teacher of this process, loaded once: sessions of onnxruntime do not survive a fork."""
+    return _loaded(load, name, os.getpid())
+
+
+@functools.lru_cache(1)
+def _loaded(load: Callable[[str], Any], name: str, process: int) -> Teacher:
+    return load(name)
+
+
+def window_file(folder: str | Path, key: str) -> Path:
+    """The file of a track's windows, of a teacher's or of ours."""
+    return Path(folder) / f"{key}.npy"
+
+
+def write_windows(path: Path, windows: np.ndarray) -> None:
+    """Write [N, C] as float16. An equal file stays."""
+    content = io.BytesIO()
+    np.save(content, windows.astype(np.float16))
+    try:
+        write_changed(path, content.getvalue())
+    except OSError as error:
+        raise write_error(path, error, "--out-dir") from None
+
+
+def read_windows(path: Path, n_classes: int) -> np.ndarray | None:
+    """Read a teacher's windows, float16 [N, C]; None unless they are there and whole."""
+    try:
+        windows = load_array(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = windows.ndim == 2 and windows.shape[1] == n_classes and len(windows) > 0
+    return windows if fits and windows.dtype == np.float16 else None
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Writes a teacher's probabilities for the tracks of a source, and codes some tracks' audio."""
+
+    teacher: str
+    load: Callable[[str], Any]  # importable, name → Teacher
+    folder: Path
+    n_classes: int
+    codec_share: float = 0.0
+    seed: int = 0
+
+    def is_made(self, key: str) -> bool:
+        return read_windows(window_file(self.folder, key), self.n_classes) is not None
+
+    def make(self, key: str, audio: np.ndarray) -> np.ndarray:
+        """Write what the teacher hears; return the audio, of a share of tracks after a codec.
+
+        The teacher hears the audio as it is. Raises InputError if it cannot be loaded, or if the
+        file cannot be written; ValueError unless its output is [N, C] probabilities.
+        """
+        with one_torch_thread():
+            heard = np.asarray(loaded(self.load, self.teacher)(audio))
+        if heard.ndim != 2 or heard.shape[1] != self.n_classes or not len(heard):
+            raise ValueError(f"the teacher gives {heard.shape}, not [windows, {self.n_classes}]")
+        if not ((heard >= 0) & (heard <= 1)).all():
+            raise ValueError("the teacher gives values that are no probabilities")
+        write_windows(window_file(self.folder, key), heard)
+        return self._coded(key, audio)
+
+    def _coded(self, key: str, audio: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(
+            [self.seed, *f"{self.folder.name}/{key}".encode("utf-8", "surrogateescape")]
+        )
+        if rng.random() >= self.codec_share:
+            return audio
+        codec, bit_rate = str(rng.choice(sorted(CODECS))), int(rng.choice(BIT_RATES))
+        return round_trip(audio, codec, bit_rate)
+
+
+def check_codec_share(share: float) -> None:
+    """Raise InputError unless it is a share."""
+    if not 0 <= share <= 1:
+        hint = "Give a share of the tracks, from 0 to 1."
+        raise InputError(f"found {share}", setting="--codec-share", hint=hint)

@@ -1,0 +1,396 @@
+"""A set of recordings: what is made, resumed, labelled, and which split it goes to."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import teachers
+from folders import killed_at, read_json, rows, tree
+from made_up import refuses
+
+from maest.datasets import preprocess as mels
+from maest.datasets.groundtruth import (
+    read_groundtruth,
+    read_labels,
+    write_groundtruth,
+    write_labels,
+)
+from maest.datasets.melspectrograms import read_mel, write_mel
+from maest.datasets.recordings import copies
+from maest.datasets.recordings.labels import Label, Translation, read_vocabulary, track_labels
+from maest.datasets.recordings.preprocess import build
+from maest.datasets.recordings.splits import Recording, album_names, split_recordings
+from maest.datasets.splitting import SPLITS
+from maest.helpers.audio.codecs import round_trip
+from maest.helpers.audio.log_mel import log_mel
+from maest.helpers.audio.reading import read_audio
+from maest.helpers.audio.tags import read_tags
+
+RATE = 16_000
+NAN = np.nan
+
+
+def music(seconds: float, seed: int) -> np.ndarray:
+    """Notes that change every two thirds of a second, over some noise: float32 [samples]."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * RATE)) / RATE
+    step = (1.5 * t).astype(int)
+    pitches = 110 * 2 ** (rng.integers(0, 48, step.max() + 1)[step] / 12)
+    level = rng.uniform(0.02, 0.4, step.max() + 1)[step]
+    sound = level * np.sin(2 * np.pi * np.cumsum(pitches) / RATE)
+    return (sound + 0.005 * rng.standard_normal(len(t))).astype(np.float32)
+
+
+def put(path: Path, sound: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, sound, RATE)
+    return path
+
+
+@pytest.fixture
+def audio(tmp_path) -> Path:
+    """Two sources: 24 tracks in 12 albums, and four in one folder."""
+    for i in range(24):
+        put(tmp_path / f"audio/many/{i // 2:02d}/{i}.flac", music(3.2, i))
+    for i in range(4):
+        put(tmp_path / f"audio/few/{i}.wav", music(2.6, 100 + i))
+    return tmp_path / "audio"
+
+
+def make(audio: Path, *sources: str, **options):
+    options = {"teacher": "stand-in", "load": teachers.load, "num_workers": 1} | options
+    options = {"progress": False, "out_dir": audio.parent / "set", "seed": 1} | options
+    return build([audio / source for source in sources or ("many", "few")], **options)
+
+
+def targets(folder: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """key → split and targets."""
+    found = {}
+    for split in SPLITS:
+        truth = read_groundtruth(folder / f"tags/groundtruth-{split}.pk")
+        values = truth.targets.astype(np.float32)
+        found |= {key: (split, row) for key, row in zip(truth.keys, values, strict=True)}
+    return found
+
+
+def test_a_set_of_two_sources(audio, tmp_path):
+    outcome = make(audio, hold_out=["few"])
+    out = tmp_path / "set"
+    assert (outcome.done, outcome.skipped, outcome.failed) == (28, 0, {})
+    found = targets(out)
+    assert len(found) == 28
+    assert {found[key][0] for key in found if key.startswith("few/")} == {"test"}
+    albums = {(key.split("/")[1], found[key][0]) for key in found if key.startswith("many/")}
+    assert len(albums) == 12  # whole
+
+    key = "many/03/7.mmap"
+    sound = read_audio(audio / "many/03/7.flac")
+    assert (out / "melspectrograms" / key).read_bytes() == log_mel(sound).tobytes()
+    heard = np.load(out / f"teacher/{key}.npy")
+    assert heard.dtype == np.float16
+    np.testing.assert_array_equal(heard, teachers.Stand()(sound).astype(np.float16))
+
+    names = read_labels(out / "tags/labels.json")
+    assert names == ["Genre---Techno", "Instrument---Guitar"]
+    ours = np.load(out / f"windows/{key}.npy")
+    np.testing.assert_array_equal(ours, np.stack([heard[:, 2], heard[:, 1]], axis=1))
+    np.testing.assert_allclose(found[key][1], ours.astype(np.float64).mean(axis=0), atol=1e-6)
+    recipe = read_json(out / "windows/recipe.json")
+    assert (recipe["window_seconds"], recipe["labels"]) == (1.0, names)
+
+    table = {row["key"]: row for row in rows(out / "tracks.csv")}
+    assert table.keys() == found.keys()
+    assert (table[key]["source"], table[key]["split"]) == ("many", found[key][0])
+    assert float(table[key]["seconds"]) == pytest.approx(3.2, abs=0.02)
+    report = read_json(out / "report.json")
+    assert report["tracks"] == Counter(split for split, _ in found.values())
+    assert report["sources"]["few"] == {"test": 4}
+    assert "mtt/weird" in report["teacher_tags_left_out"]
+    assert not (out / "failed.csv").exists()
+
+
+def test_a_second_call_and_labels_alone_change_nothing(audio, tmp_path):
+    make(audio)
+    before = tree(tmp_path / "set")
+    again = make(audio)
+    assert (again.done, again.skipped) == (0, 28)
+    stay = {name for name in before if name != "report.json"}
+    assert {name: tree(tmp_path / "set")[name] for name in stay} == {n: before[n] for n in stay}
+    shutil.rmtree(audio)
+    make(audio, labels_only=True, load=teachers.load_none)
+    assert {name: tree(tmp_path / "set")[name] for name in stay} == {n: before[n] for n in stay}
+
+
+def test_processes_make_the_same(audio, tmp_path):
+    make(audio)
+    make(audio, num_workers=2, out_dir=tmp_path / "two")
+    one, two = tree(tmp_path / "set"), tree(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert {n: one[n] for n in one if "preprocess" not in n} == {
+        n: two[n] for n in two if "preprocess" not in n
+    }
+
+
+def test_what_is_missing_is_made_and_what_is_damaged(audio, tmp_path):
+    out = tmp_path / "set"
+    with killed_at(9, mels, "write_mel"):
+        make(audio)
+    assert len(list(out.rglob("*.mmap"))) == 9
+    outcome = make(audio)
+    assert (outcome.done, outcome.skipped) == (19, 9)
+    whole = tree(out)
+    (out / "teacher/few/0.mmap.npy").unlink()
+    (out / "teacher/few/1.mmap.npy").write_bytes(b"")
+    assert make(audio).done == 2
+    assert tree(out, "*.npy") == {n: whole[n] for n in whole if n.endswith(".npy")}
+
+
+def test_a_file_that_cannot_be_read_costs_that_file_only(audio, tmp_path):
+    (audio / "few/2.wav").write_bytes(b"RIFF")
+    outcome = make(audio)
+    assert (outcome.done, list(outcome.failed)) == (27, ["few/2.wav"])
+    assert [row["path"] for row in rows(tmp_path / "set/failed.csv")] == ["few/2.wav"]
+    assert "few/2.mmap" not in targets(tmp_path / "set")
+
+
+def test_another_teacher_needs_another_folder(audio):
+    make(audio)
+    with refuses("mismatch", "teacher/recipe.json"):
+        make(audio, load=teachers.load_newer)
+
+
+def test_settings_that_do_not_fit(audio, tmp_path):
+    with refuses("unknown", setting="--hold-out"):
+        make(audio, hold_out=["fewer"])
+    put(tmp_path / "other/few/0.wav", music(2, 0))
+    with refuses("conflict", "few", "AUDIO_DIR"):
+        build([audio / "few", tmp_path / "other/few"])
+    with refuses("invalid", setting="--codec-share"):
+        make(audio, codec_share=2)
+    with refuses("missing", "recipe.json"):
+        make(audio, labels_only=True)
+    with refuses("empty", setting="--seed"):
+        make(audio, "few", hold_out=["few"])
+
+
+def test_changed_labels_need_no_teacher(audio, tmp_path):
+    make(audio)
+    table = tmp_path / "labels.toml"
+    table.write_text(
+        '[labels]\n"Mood---Odd" = { teacher = ["mtt/weird", "mtt/techno"] }\n', "utf-8"
+    )
+    outcome = make(audio, labels=table, labels_only=True, load=teachers.load_none)
+    assert read_labels(tmp_path / "set/tags/labels.json") == ["Mood---Odd"]
+    assert len(outcome.notes) == 1  # of tags that the table does not name
+    heard = np.load(tmp_path / "set/teacher/few/0.mmap.npy")
+    ours = np.load(tmp_path / "set/windows/few/0.mmap.npy")
+    np.testing.assert_array_equal(ours[:, 0], heard[:, 2])
+
+
+# ---- known ground truths -------------------------------------------------------------------------
+
+
+def known_set(folder: Path, prefix: str = "") -> Path:
+    """Of the source "few": 0 and 1 to train, one each for the others; guitar known in some."""
+    splits = {"train": {"0": [1, NAN], "1": [0, 1]}, "validation": {"2": [NAN, 0]}}
+    splits["test"] = {"3": [1, 0]}
+    for split, tracks in splits.items():
+        truth = {f"{prefix}{key}.mmap": np.array(row) for key, row in tracks.items()}
+        write_groundtruth(folder / f"groundtruth-{split}.pk", truth)
+    write_labels(folder / "labels.json", ["Instrument---Guitar", "Instrument---Oboe"])
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["", "few/"])
+def test_known_labels_win_and_known_splits_stay(audio, tmp_path, prefix):
+    put(audio / "few/4.wav", music(2, 99))  # in no split
+    make(audio, known=[known_set(tmp_path / "known", prefix)])
+    out, found = tmp_path / "set", targets(tmp_path / "set")
+    names = read_labels(out / "tags/labels.json")
+    assert names == ["Genre---Techno", "Instrument---Guitar", "Instrument---Oboe"]
+    sides = [found[f"few/{i}.mmap"][0] for i in range(4)]
+    assert sides == ["train", "train", "validation", "test"]
+    assert "few/4.mmap" in read_json(out / "report.json")["left_out"]
+    heard = np.load(out / "teacher/few/2.mmap.npy").astype(np.float64)[:, 1].mean()
+    guitar = [found[f"few/{i}.mmap"][1][1] for i in range(4)]
+    np.testing.assert_allclose(guitar, [1, 0, heard, 1], atol=1e-3)
+    np.testing.assert_array_equal(np.load(out / "windows/few/1.mmap.npy")[:, 1:], [[0, 1]] * 3)
+    oboe = [found[f"few/{i}.mmap"][1][2] for i in range(4)]
+    assert oboe[1:] == [1, 0, 0]
+
+
+def test_known_sets_that_fit_no_source(audio, tmp_path):
+    known = known_set(tmp_path / "known", "nowhere/")
+    with refuses("missing", "known", "--known"):
+        make(audio, known=[known])
+    (known / "labels.json").unlink()
+    with refuses("missing", "groundtruth-train.pk", "--known"):
+        make(audio, known=[known])
+    with refuses("missing", "groundtruth-train.pk", "--known"):
+        make(audio, known=[tmp_path / "none"])
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+
+def test_each_rule_of_the_table():
+    labels = [
+        Label("A", teacher=("x", "y"), known=("a", "b")),
+        Label("B", known=("b",), absent_with=("A",)),
+        Label("C", teacher=("z",), implied_by=("a", "b")),
+    ]
+    made = Translation(labels, ["x", "y", "z"], ["a", "b"])
+    heard = np.array([[0.1, 0.3, 0.9], [0.5, 0.2, 0.1]], np.float16)
+    unknown = made.windows(heard)
+    expected = np.array([[0.3, NAN, 0.9], [0.5, 0, 0.1]], np.float16)
+    np.testing.assert_array_equal(unknown, expected)
+    np.testing.assert_allclose(track_labels(unknown), [0.4, 0, 0.5], atol=1e-3)
+    np.testing.assert_array_equal(
+        made.windows(heard, np.array([0, 0])), [[0, 0, np.float16(0.9)], [0, 0, np.float16(0.1)]]
+    )
+    np.testing.assert_array_equal(made.windows(heard, np.array([NAN, 1])), [[1, 1, 1]] * 2)
+    half = made.windows(heard, np.array([0, NAN]))
+    np.testing.assert_array_equal(half[:, 0], [0, 0])
+    np.testing.assert_array_equal(half[:, 1:], expected[:, 1:])
+
+
+def test_every_tag_of_musicnn_has_a_place():
+    vocabulary = read_vocabulary()
+    tags = [tag for label in vocabulary.labels for tag in label.teacher]
+    assert len(tags) == len(set(tags))
+    assert len({*tags, *vocabulary.left_out}) == 100
+    assert all(reason for reason in vocabulary.left_out.values())
+    assert all("---" in label.name for label in vocabulary.labels)
+    assert {label.name.split("---")[0] for label in vocabulary.labels} == {
+        "Instrument",
+        "Genre",
+        "Mood",
+        "Voice",
+    }
+    assert all(label.teacher or label.absent_with for label in vocabulary.labels)
+
+
+def test_a_model_of_this_vocabulary_can_teach(audio):
+    vocabulary = read_vocabulary()
+    names = [label.name for label in vocabulary.labels]
+    kept, unmade = vocabulary.kept(names, ())
+    assert ([label.name for label in kept], unmade, vocabulary.unused(names)) == (names, [], [])
+    heard = np.random.default_rng(0).random((2, len(names))).astype(np.float16)
+    np.testing.assert_array_equal(Translation(kept, names).windows(heard), heard)
+    with refuses("mismatch", setting="--labels"):
+        vocabulary.kept(["rumba"], ())
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("corrupt", "labels"),
+        ("empty", ""),
+        ("unknown", "[label]"),
+        ("invalid", '[labels]\nA = "x"'),
+        ("invalid", '[labels]\nA = { tag = ["x"] }'),
+        ("invalid", '[labels]\nA = { known = ["x"], absent_with = ["B"] }'),
+        ("conflict", '[labels]\nA = { teacher = ["x"] }\n[left_out]\nx = "why"'),
+    ],
+)
+def test_tables_that_are_refused(tmp_path, kind, text):
+    (tmp_path / "labels.toml").write_text(text, "utf-8")
+    with refuses(kind, "labels.toml", "--labels"):
+        read_vocabulary(tmp_path / "labels.toml")
+
+
+# ---- splits and copies ---------------------------------------------------------------------------
+
+
+def test_albums_are_split_by_a_hash():
+    everything = [Recording(f"{i}", f"album {i // 3}") for i in range(3_000)]
+    splits, left_out = split_recordings(everything, [], seed=0)
+    assert not left_out
+    shares = Counter(splits.values())
+    assert shares["train"] / 3_000 == pytest.approx(0.8, abs=0.04)
+    assert shares["test"] / 3_000 == pytest.approx(0.1, abs=0.03)
+    fewer, _ = split_recordings(everything[300:900], [], seed=0)
+    assert fewer == {key: splits[key] for key in fewer}
+    assert split_recordings(everything, [], seed=1)[0] != splits
+
+
+def test_copies_join_their_albums():
+    tracks = [Recording(f"{i}", f"album {i // 3}") for i in range(300)]
+    splits, _ = split_recordings(tracks, [(f"{i}", f"{i + 30}") for i in range(0, 270, 30)], 0)
+    assert len({splits[f"{i}"] for i in range(0, 300, 30)}) == 1
+    fixed = [*tracks, Recording("x", "other", "test")]
+    splits, left_out = split_recordings(fixed, [("x", "7")], seed=0)
+    assert [splits[key] for key in ("x", "6", "7", "8")] == ["test"] * 4
+    both = [*fixed, Recording("y", "third", "train", known=True)]
+    splits, left_out = split_recordings(both, [("x", "7"), ("7", "y")], seed=0)
+    assert (left_out.keys(), splits["y"]) == ({"x", "7"}, "train")
+
+
+def test_names_of_albums():
+    names, none = ["a/1", "a/2", "b/3"], [""] * 3
+    assert album_names("s", names, none) == ["s/a", "s/a", "s/b"]
+    assert len(set(album_names("s", names, ["", "Best of", "Best of"]))) == 2
+    assert len(set(album_names("s", ["a/1", "a/2"], ["", ""]))) == 2
+
+
+def test_tags_of_any_format(tmp_path):
+    import av
+
+    for name, codec in (("a.mp3", "libmp3lame"), ("a.ogg", "libopus"), ("a.m4a", "aac")):
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream(codec, rate=48_000, layout="mono")
+            (stream if name.endswith("ogg") else container).metadata["album"] = "Some Album"
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 48_000), np.float32), "fltp", "mono")
+            frame.sample_rate, frame.pts = 48_000, 0
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+        assert read_tags(tmp_path / name)["album"] == "Some Album", name
+    (tmp_path / "b.mp3").write_bytes(b"no")
+    assert read_tags(tmp_path / "b.mp3") == read_tags(tmp_path / "c.mp3") == {}
+
+
+def test_duplicates_are_kept_once(audio, tmp_path):
+    shutil.copy(audio / "many/00/0.flac", audio / "many/11/copy.flac")
+    put(audio / "few/same.wav", soundfile.read(audio / "many/05/10.flac", dtype="float32")[0])
+    make(audio, hold_out=["few"])
+    report, found = read_json(tmp_path / "set/report.json"), targets(tmp_path / "set")
+    expected = {"many/11/copy.mmap": "many/00/0.mmap", "many/05/10.mmap": "few/same.mmap"}
+    assert report["duplicates"] == expected
+    assert not found.keys() & expected.keys()
+
+
+def test_near_copies_are_found_and_others_are_not(tmp_path):
+    sounds = {i: music(40, i) for i in range(6)}
+    changed = {
+        "mp3": round_trip(sounds[0], "mp3", 32_000),
+        "opus": round_trip(sounds[1], "opus", 16_000),
+        "trimmed": sounds[2][2 * RATE + 4_000 :],
+        "quiet": sounds[3] * 0.2,
+        "excerpt": sounds[4][11 * RATE : 26 * RATE],
+    }
+    for name, sound in {**sounds, **changed}.items():
+        write_mel(tmp_path / f"{name}.mmap", log_mel(sound))
+    prints = [copies.print_of(tmp_path / f"{name}.mmap") for name in (*sounds, *changed)]
+    pairs = copies.near_copies(prints, num_workers=1, progress=False)
+    assert [(a, b) for a, b, _ in pairs] == [(i, 6 + i) for i in range(5)]
+    write_mel(tmp_path / "silent.mmap", log_mel(np.zeros(20 * RATE, np.float32)))
+    write_mel(tmp_path / "short.mmap", log_mel(music(5, 0)))
+    assert copies.print_of(tmp_path / "silent.mmap") is None
+    assert copies.print_of(tmp_path / "short.mmap") is None
+
+
+def test_a_share_of_the_tracks_goes_through_a_codec(audio, tmp_path):
+    make(audio)
+    make(audio, out_dir=tmp_path / "coded", codec_share=0.5)
+    heard = [tree(tmp_path / folder, "teacher/**/*.npy") for folder in ("set", "coded")]
+    assert heard[0] == heard[1]
+    plain, coded = (tree(tmp_path / folder, "*.mmap") for folder in ("set", "coded"))
+    share = np.mean([plain[key] != coded[key] for key in plain])
+    assert 0.2 < share < 0.8
+    for key in plain:
+        one, other = (read_mel(tmp_path / f / key) for f in ("set", "coded"))
+        assert len(one) == len(other)
