@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -267,7 +268,7 @@ def test_patches_that_were_kept_give_the_pooled_embedding(home):
 
 
 def asked(extraction: dict | None = None, **made_by):
-    """The settings of the extraction that a probe asks for."""
+    """Settings with which new music is extracted for a probe."""
     made = {
         **{"input": "audio", "patch_seconds": 2.0, "hop_seconds": 1.0, "tail": "pad", "block": 7},
         **{"patchout": {"s_patchout_t_interleaved": 2}, "precision": "32-true", "pool": "mean"},
@@ -278,45 +279,37 @@ def asked(extraction: dict | None = None, **made_by):
     return extraction_settings(about, ProbeSettings(audio="music"), Path("out"))
 
 
-def test_all_settings_of_the_extraction_are_asked_for():
-    found = asked()
-    own = found.inference
-    assert (own.patch_hop, own.tail, own.transformer_block) == (1.0, "pad", (7,))
-    assert (found.datamodule.clip_length, found.maest.arch) == (2.0, "maest_tiny")
-    assert found.maest.s_patchout_t_interleaved == 2
-    assert asked({"quantize": "int8"}).trainer.accelerator == "cpu"
+MELS, AVERAGE = {"input": "log-mel files"}, "maest.checkpoint_swa_weights"
+
+
+@pytest.mark.parametrize(
+    ("extraction", "made_by", "setting", "value"),
+    [
+        ({}, {}, "inference.patch_hop", 1.0),
+        ({}, {}, "inference.tail", "pad"),
+        ({}, {}, "inference.transformer_block", (7,)),
+        ({}, {}, "datamodule.clip_length", 2.0),
+        ({}, {}, "maest.arch", "maest_tiny"),
+        ({}, {}, "maest.s_patchout_t_interleaved", 2),
+        ({"quantize": "int8"}, {}, "trainer.accelerator", "cpu"),
+        ({}, {"checkpoint_swa_weights": True}, AVERAGE, None),
+        ({}, {"checkpoint_swa_weights": False}, AVERAGE, False),
+        ({}, {}, AVERAGE, False),  # version 0.1 took it only on request
+        ({}, {}, "inference.max_seconds", None),
+        ({"max_seconds": 60.0}, {}, "inference.max_seconds", 60.0),
+        (MELS, {"max_seconds": 60.0}, "inference.max_seconds", 60.0),
+        (MELS, {"max_seconds": None}, "inference.max_seconds", None),
+        (MELS, {}, "inference.max_seconds", 300.0),  # of version 0.1
+    ],
+)
+def test_a_setting_of_the_extraction_is_repeated(extraction, made_by, setting, value):
+    assert attrgetter(setting)(asked(extraction, **made_by)) == value
 
 
 @pytest.mark.parametrize(("gpu", "precision"), [(True, "16-mixed"), (False, "32-true")])
 def test_the_precision_is_that_of_the_extraction_where_it_can_be(monkeypatch, gpu, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert asked({"precision": "16-mixed"}).trainer.precision == precision
-
-
-@pytest.mark.parametrize(
-    ("made_by", "typed"),
-    [
-        ({"checkpoint_swa_weights": True}, None),
-        ({"checkpoint_swa_weights": False}, False),
-        ({}, False),  # version 0.1 took it only where it was asked for
-    ],
-)
-def test_the_average_is_taken_where_it_was(made_by, typed):
-    assert asked(**made_by).maest.checkpoint_swa_weights is typed
-
-
-@pytest.mark.parametrize(
-    ("extraction", "made_by", "seconds"),
-    [
-        ({}, {}, None),
-        ({"max_seconds": 60.0}, {}, 60.0),
-        ({"input": "log-mel files"}, {"max_seconds": 60.0}, 60.0),
-        ({"input": "log-mel files"}, {"max_seconds": None}, None),
-        ({"input": "log-mel files"}, {}, 300.0),  # of version 0.1
-    ],
-)
-def test_as_much_of_each_track_is_heard(extraction, made_by, seconds):
-    assert asked(extraction, **made_by).inference.max_seconds == seconds
 
 
 # ---- what is refused -----------------------------------------------------------------------------

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import good, refused, settings
 from folders import read_json
 from http_server import Server
 from miniature_mtt import miniature
-from music import save_small_model
 from published import into_hub_cache, released
 
 from maest.datasets.groundtruth import read_groundtruth
@@ -70,20 +68,3 @@ def test_as_typed(copy, tmp_path):
     assert results["tracks"] == {"train": 24, "val": 2, "test": 6}
     assert results["probe"]["max_epochs"] == 60
     assert np.isfinite(results["ap"]["values"]).all()
-
-
-def test_a_teacher_and_its_student(toy, tmp_path):
-    """The student finds the teacher's logits where extraction puts them by itself."""
-    save_small_model(tmp_path / "teacher")
-    line = f"with maest.checkpoint=teacher datamodule.base_dir={toy.mels}"
-    line += f" datamodule.groundtruth_predict={toy.groundtruth('train')}"
-    good("ex_maest.py", f"extract_logits {line}", tmp_path)
-    assert len(list((tmp_path / "embeddings/teacher/2sec/logits").rglob("*.npy"))) == 36
-    student = (
-        f"with {settings(toy)} datamodule.teacher_dir=embeddings/2sec/logits "
-        "maest.distilled_type=separated datamodule.clip_length=2 trainer.max_epochs=1 "
-        "datamodule.clips_per_epoch=8 maest.arch=maest_tiny"
-    )
-    good("ex_maest.py", student, tmp_path)
-    shutil.copytree(tmp_path / "embeddings/teacher", tmp_path / "embeddings/other")
-    refused("ex_maest.py", student, tmp_path, "conflict", "datamodule.teacher_dir")

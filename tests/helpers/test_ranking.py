@@ -66,16 +66,6 @@ def test_many_tracks(ties):
     assert_as_scikit_learn(targets, scores, rng.random(3000))
 
 
-def test_weights_count_tracks_as_often_as_copies_of_them():
-    rng = np.random.default_rng(2)
-    targets, scores = rng.random((90, 7)) < 0.3, rng.integers(10, size=(90, 7))
-    weights = rng.integers(0, 4, 90)
-    rows = np.repeat(np.arange(90), weights)
-    weighted = ap_and_roc_auc(rank(targets, scores), weights)
-    copied = ap_and_roc_auc(rank(targets[rows], scores[rows]))
-    np.testing.assert_allclose(weighted, copied, rtol=0, atol=1e-12)
-
-
 def test_labels_that_lose_their_positives_in_a_resample_are_nan():
     targets, scores = np.eye(4), np.random.default_rng(0).random((4, 4))
     found = ap_and_roc_auc(rank(targets, scores), np.array([0, 1, 3, 0]))

@@ -50,14 +50,6 @@ def test_each_label_is_scored_over_its_known_tracks(share):
         np.testing.assert_allclose(found, by_scikit_learn(targets, scores, weights), atol=1e-9)
 
 
-def test_the_score_of_an_unknown_target_does_not_matter():
-    scores = np.array([[0.3, 0.1, 0.2], [0.2, 0.2, 0.5], [0.0, 0.8, 0.5], [0.7, 0.5, 0.1]])
-    other = np.where(known(TARGETS), scores, 9)
-    one, two = (evaluate("multi-label", TARGETS, z).per_label["ap"] for z in (scores, other))
-    np.testing.assert_array_equal(one, two)
-    assert np.isnan(one).tolist() == [False, False, True]
-
-
 def test_baselines_of_labels_that_are_not_all_known():
     """A constant answer ranks nothing: AP is the share of positives among the known targets."""
     found = baseline("multi-label", TARGETS[:, ::-1], TARGETS)

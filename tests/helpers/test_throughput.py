@@ -190,10 +190,3 @@ def test_measuring_changes_nothing():
     (plain, state), (measured, other_state) = found
     assert torch.equal(plain, measured)
     assert torch.equal(state, other_state)
-
-
-def test_the_device_is_waited_for_only_around_epochs_and_validations(clock, monkeypatch):
-    waits = []
-    monkeypatch.setattr(throughput, "synchronise", waits.append)
-    fit(clock, [Throughput(1.0, 1.0, every=1)], 160, 4, max_epochs=2)
-    assert len(waits) == 4  # the clock is started and stopped, once an epoch

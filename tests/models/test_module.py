@@ -17,10 +17,6 @@ from command_line import read_history  # isort: skip
 
 from maest.config.settings import Recipe
 from maest.datasets.batches import ClipBatch, collate_tracks
-from maest.datasets.datamodule import MaestDataModule
-from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
-from maest.datasets.melspectrograms import write_mel
-from maest.helpers.reports.metrics import baseline
 from maest.helpers.training.augment import mixup
 from maest.helpers.training.blank import blank
 from maest.helpers.training.history import History, ProgressLines
@@ -97,46 +93,6 @@ def test_loss_of_each_task_by_hand(task, distilled_type):
         assert net.head_dist.weight.grad.abs().sum() > 0
 
 
-def learn(net: Maest, data: MaestDataModule, epochs: int, **changes: Any) -> dict[str, float]:
-    """Train; return the last validation's figures."""
-    pl.seed_everything(0, verbose=False)
-    flat = {"mixup_alpha": 0.3, "warmup_epochs": 0, "ramp_start": 100, "ramp_end": 101}
-    module = MaestModule(net.train(), replace(Recipe(), **flat | changes))
-    metrics = fit(module, data, epochs=epochs).callback_metrics
-    return {name: float(value) for name, value in metrics.items()}
-
-
-def test_single_label_is_learnt(toy):
-    data = MaestDataModule(clip_frames=62, **toy.data("single-label"))
-    figures = learn(network(task="single-label"), data, 6)
-    split = (data.splits[name].targets for name in ("train", "val"))
-    assert baseline("single-label", *split).figures["accuracy"] < 0.4
-    assert figures["val_accuracy"] > 0.9
-    assert figures["val_macro_f1"] > 0.9
-    assert figures["val_loss"] < 0.7 * np.log(3)
-
-
-def test_regression_is_learnt(tmp_path):
-    """The loudness of the low bands, and of the high ones."""
-    rng, splits = np.random.default_rng(0), {}
-    for split, tracks in (("train", 96), ("val", 24)):
-        groundtruth = {}
-        for i in range(tracks):
-            low, high = rng.uniform(-1, 1, 2)
-            mel = rng.random((62, 96), np.float32) + np.repeat([2 * low, 2 * high], 48)
-            write_mel(tmp_path / f"{split}/{i}.mmap", mel)
-            groundtruth[f"{split}/{i}.mmap"] = [low, 3 * high + 1]
-        write_groundtruth(tmp_path / f"{split}.pk", groundtruth, task="regression")
-        splits[split] = read_groundtruth(tmp_path / f"{split}.pk", task="regression")
-    data = MaestDataModule(splits, base_dir=tmp_path, clip_frames=62)
-    figures = learn(network(task="regression", n_classes=2), data, 20, mixup_alpha=0)
-    constant = baseline("regression", *(split.targets for split in splits.values())).figures
-    assert constant["r2"] <= 0
-    assert figures["val_r2"] > 0.7
-    assert figures["val_mse"] < constant["mse"] / 2
-    assert figures["val_loss"] == pytest.approx(figures["val_mse"], rel=1e-4)
-
-
 def test_units_hold_in_sixteen_bits():
     """1990 ± 20 and 100,000 ± 30,000 do not fit into half precision."""
     scale = {"target_mean": [1990, 1e5, 0], "target_std": [20, 3e4, 1]}
@@ -207,23 +163,6 @@ def test_a_teacher_needs_a_head_of_its_own():
     targets = torch.zeros(2, 3)
     with refuses("conflict", setting="distilled_type"):
         task_loss(network(distilled_type="mean"), targets, targets, targets)
-
-
-def test_training_with_a_teacher_from_disk(toy, tmp_path):
-    for i in range(36):  # a teacher that knows the labels, and is wrong by one
-        path = tmp_path / f"train/{i:02d}.mmap.logits.npy"
-        path.parent.mkdir(exist_ok=True)
-        np.save(path, (np.arange(3) == (i + 1) % 3).astype(np.float32) * 10 - 5)
-    data = MaestDataModule(clip_frames=62, teacher_dir=tmp_path, **toy.data())
-    net = network(distilled_type="separated")
-    learn(net, data, 6, mixup_alpha=0)
-    batch = next(iter(data.test_dataloader()))
-    mel, track = batch.groups[0]
-    with torch.no_grad():
-        cls, dist = net(training_input(net, mel))[0]
-    labels = batch.targets[track].argmax(1)
-    assert (cls.argmax(1) == labels).float().mean() > 0.9
-    assert (dist.argmax(1) == (labels + 1) % 3).float().mean() > 0.9
 
 
 # --- Layers -------------------------------------------------------------------------------------

@@ -48,16 +48,6 @@ def test_a_folder_comes_back_exactly(tmp_path):
     assert state.keys() == model.state_dict().keys()
 
 
-@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
-def test_files_are_as_open_as_any_others(tmp_path, umask, mode):
-    before = os.umask(umask)
-    try:
-        folder = save_model(tmp_path / "model", tiny())
-    finally:
-        os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode}
-
-
 def test_an_older_folder_is_replaced_and_other_files_stay(tmp_path):
     folder = save_model(tmp_path / "model", tiny(labels=LABELS))
     (folder / "thesis.tex").write_text("thesis")

@@ -127,14 +127,6 @@ def test_teacher_and_student(home, toy):
     assert card(home)["sizes"]["distilled_type"] == "separated"
 
 
-def test_a_configuration_typed_as_a_command(home):
-    data = "datamodule.groundtruth_train=my/groundtruth-train.pk"
-    line = f"maest_discogos_30s_pretrain with {data} datamodule.base_dir =my/data/"
-    right = f"with maest_discogs_30s_pretrain {data} datamodule.base_dir=my/data/"
-    assert f"'{right}'" in bad("ex_maest.py", line, home)
-    assert "my/groundtruth-train.pk: " in bad("ex_maest.py", right, home)
-
-
 def test_downstream(home, toy):
     """The three steps for MagnaTagATune, on other data; its own script is another matter."""
     splits = {"train": "train", "val": "validation", "test": "test"}
