@@ -35,6 +35,7 @@ from maest.datasets.scores.corpus import corpus_folder, list_works
 from maest.datasets.scores.performance import soundfont
 from maest.datasets.scores.reading import Score
 from maest.datasets.scores.soundfonts import read_soundfonts
+from maest.datasets.scores.tables import COLLECTIONS
 from maest.datasets.splitting import SPLITS
 from maest.helpers.audio.constants import FRONT_END_VERSION
 from maest.helpers.differences import differences
@@ -128,7 +129,8 @@ def _check_versions(cache: Cache, out_dir: Path, present: dict[str, str]) -> Non
 
 def _build(out_dir: Path, settings: stages.Settings, cache: Cache, run: partial) -> dict[str, Any]:
     folder = corpus_folder()
-    works = list_works(folder)[: settings.works]
+    works = [work for work in list_works(folder) if work.collection not in settings.leave_out]
+    works = works[: settings.works]
     results = stages.read_works(works, folder, cache, run)
     scores = {identity: r for identity, r in results.items() if isinstance(r, Score)}
     first: dict[bytes, str] = {}  # notes → the first work that has them
@@ -243,6 +245,8 @@ def _main(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(description=what, formatter_class=style)
     add, default = parser.add_argument, stages.Settings()
     add("--works", type=number_or_all, default=default.works, help="works to take, or all")
+    what = "a collection (see README.md) to leave out, for its licence say; may be repeated"
+    add("--leave-out", action="append", choices=COLLECTIONS, default=argparse.SUPPRESS, help=what)
     add("--renditions", type=int, default=default.renditions, help="performances of each work")
     add("--seed", type=int, default=default.seed)
     add("--clip-seconds", type=float, default=default.clip_seconds)

@@ -35,6 +35,7 @@ class Settings:
     """Settings that decide the content of a build."""
 
     works: int | None = 700  # None: the whole corpus
+    leave_out: tuple[str, ...] = ()  # collections
     renditions: int = 1  # performances of each work
     seed: int = 0  # of orchestration, performance and splits, not of the choice of works
     clip_seconds: float = 30.0  # longest clip

@@ -369,6 +369,15 @@ def test_more_works_and_renditions_extend(built, copied):
     assert splits.items() <= grown.items()
 
 
+def test_a_collection_is_left_out(copied):
+    before = {row["key"]: row["split"] for row in rows(copied / "clips.csv")}
+    build(copied, works=40, leave_out=["ryan"])
+    after = {row["key"]: row["split"] for row in rows(copied / "clips.csv")}
+    assert {row["collection"] for row in rows(copied / "clips.csv")} >= {"oneill", "aird"}
+    assert not any(key.startswith("ryan/") for key in after)
+    assert all(before[key] == split for key, split in after.items() if key in before)
+
+
 def test_unreadable_and_duplicate_works_are_counted(tmp_path, monkeypatch):
     bodies = ["GABc dedB|cBAG FEDC|", "EFGA BcdB|AGFE D2E2|", "cegc' bgec|dfaf dBAF|"]
     bodies += ["BdBd cece|dfdf g2G2|", "DEFD GABG|cdec d2D2|", "gfed cBAG|FGAB c2C2|"]
