@@ -40,6 +40,7 @@ from maest.datasets.recordings.recipe import RECIPE_FILE, open_recipe, read_reci
 from maest.datasets.recordings.splits import list_recordings, split_recordings
 from maest.datasets.splitting import SPLITS
 from maest.helpers import soft_labels
+from maest.helpers.audio.codecs import check_codec_share
 from maest.helpers.audio.constants import HOP_LENGTH, SAMPLE_RATE
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import write_failures, write_json, write_rows
@@ -74,7 +75,7 @@ def build(
     Raises InputError for settings that do not fit each other or what is in ``out_dir``, a split
     without tracks, or as `datasets.preprocess.preprocess`.
     """
-    teaching.check_codec_share(codec_share)
+    check_codec_share(codec_share)
     vocabulary = read_vocabulary(labels)
     sources = _name_sources(audio_dirs, hold_out)
     sets = [read_known(folder) for folder in known]

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maest.helpers.audio.codecs import CODECS, round_trip
-from maest.helpers.errors import InputError
+from maest.helpers.audio.codecs import coded
 from maest.helpers.files.arrays import load_array
 from maest.helpers.files.atomic import write_changed, write_error
 from maest.helpers.work.parallel import one_torch_thread
 
 if TYPE_CHECKING:
     from maest.models.teacher import Teacher
-
-BIT_RATES = (32_000, 48_000, 64_000, 96_000, 128_000)
 
 
 def load_teacher(name: str) -> Teacher:
@@ -99,14 +96,4 @@ class Teaching:
         rng = np.random.default_rng(
             [self.seed, *f"{self.folder.name}/{key}".encode("utf-8", "surrogateescape")]
         )
-        if rng.random() >= self.codec_share:
-            return audio
-        codec, bit_rate = str(rng.choice(sorted(CODECS))), int(rng.choice(BIT_RATES))
-        return round_trip(audio, codec, bit_rate)
-
-
-def check_codec_share(share: float) -> None:
-    """Raise InputError unless it is a share."""
-    if not 0 <= share <= 1:
-        hint = "Give a share of the tracks, from 0 to 1."
-        raise InputError(f"found {share}", setting="--codec-share", hint=hint)
+        return coded(audio, self.codec_share, rng)[0]

@@ -172,7 +172,8 @@ def _build(out_dir: Path, settings: stages.Settings, cache: Cache, run: partial)
     if empty := [split for split in SPLITS if not sizes[split]]:
         raise _too_few(f"{len(works)} works leave no clip for {' and '.join(empty)}")
     label_sets = {name: _write_label_set(out_dir, name, clips) for name in labels.MAX_SHARE}
-    columns = (*_CLIP_COLUMNS, *(["soundfont"] if settings.soundfonts else []))
+    drawn = {"soundfont": settings.soundfonts, "codec": settings.codec_share}
+    columns = (*_CLIP_COLUMNS, *(name for name, is_drawn in drawn.items() if is_drawn))
     cells = ([clip[column] for column in columns] for clip in clips)
     joined = (["; ".join(map(str, c)) if isinstance(c, list) else c for c in row] for row in cells)
     write_rows(out_dir / "clips.csv", columns, joined)
@@ -252,6 +253,8 @@ def _main(arguments: list[str] | None) -> None:
     add("--clip-seconds", type=float, default=default.clip_seconds)
     what = "an .sf2 or .sf3 file; with several, each clip draws one (default: pretty_midi's)"
     add("--soundfont", action="append", dest="soundfonts", default=argparse.SUPPRESS, help=what)
+    what = "share of clips that MP3, AAC or Opus has encoded and decoded"
+    add("--codec-share", type=float, default=default.codec_share, help=what)
     add("--keep-audio", action="store_true", help="keep the audio too, as FLAC")
     add("--num-workers", type=int, help="processes; by default one a core")
     add("--out-dir", type=Path, default=DATA_DIR)

@@ -18,6 +18,7 @@ from maest.datasets.scores.corpus import Work, generator
 from maest.datasets.scores.performance import TooShort, arrange, render_clip
 from maest.datasets.scores.reading import Score, Unreadable, read
 from maest.datasets.scores.soundfonts import SoundFont
+from maest.helpers.audio.codecs import check_codec_share, coded
 from maest.helpers.audio.constants import SAMPLE_RATE
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import atomic_path
@@ -41,6 +42,7 @@ class Settings:
     clip_seconds: float = 30.0  # longest clip
     keep_audio: bool = False  # as FLAC
     soundfonts: tuple[SoundFont, ...] = ()  # drawn from, a clip at a time; none: the default one
+    codec_share: float = 0.0  # of the clips, which a lossy codec has encoded and decoded
 
     def __post_init__(self) -> None:
         for name in ("works", "renditions", "clip_seconds"):
@@ -48,12 +50,15 @@ class Settings:
             if value is not None and not value >= 1:
                 setting = f"--{name.replace('_', '-')}"
                 raise InputError(f"found {value}", hint="Give 1 or more.", setting=setting)
+        check_codec_share(self.codec_share)
 
     @property
     def recipe(self) -> str:
         """JSON of all that a clip depends on, besides its work and rendition."""
         made_by = {"performer": PERFORMER_VERSION, "symusic": version("symusic")}
         made_by |= self.soundfont_versions
+        if self.codec_share:
+            made_by |= {"codec_share": self.codec_share, "av": version("av")}
         return json.dumps({"seed": self.seed, "clip_seconds": self.clip_seconds, **made_by})
 
     @property
@@ -146,6 +151,10 @@ def _perform(task: Task, out_dir: Path, settings: Settings) -> tuple[str, Row, b
             render = partial(soundfonts.synthesize, font.path)
             played_by = {"soundfont": font.name}
         clip = render_clip(arrangement, settings.clip_seconds, rng, render)
+        if settings.codec_share:
+            draw = generator(f"{settings.seed}\n{work.id}\n{rendition}\ncodec", 16)
+            audio, played_by["codec"] = coded(clip.audio, settings.codec_share, draw)
+            clip = clip._replace(audio=audio)
     except soundfonts.TooSlow as error:  # the machine may have been busy: tried again next time
         return key, {"error": str(error)}, False
     except Exception as error:  # an odd score may raise anything; the others are performed

@@ -31,6 +31,7 @@ CODECS = {
     "aac": Codec("aac", "fltp", "mp4", 44_100, 16_000, 256_000),
     "opus": Codec("libopus", "flt", "ogg", 48_000, 6_000, 256_000),
 }
+BIT_RATES = (32_000, 48_000, 64_000, 96_000, 128_000)  # of mono sound, in all of them
 
 
 def round_trip(audio: np.ndarray, codec: str, bit_rate: int) -> np.ndarray:
@@ -54,6 +55,24 @@ def round_trip(audio: np.ndarray, codec: str, bit_rate: int) -> np.ndarray:
     _encode(soxr.resample(audio, SAMPLE_RATE, how.rate), how, bit_rate, file)
     back = joined(decoded(file, Meter(), None))[: len(audio)]  # the last AAC frame is filled up
     return np.pad(back, (0, len(audio) - len(back)))
+
+
+def coded(audio: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """Send a share of all sounds through a codec at a bit rate, both drawn from ``rng``.
+
+    Returns the sound, float32 [samples], and "mp3 64000" or, where it is as it was, nothing.
+    """
+    if rng.random() >= share:
+        return audio, ""
+    codec, bit_rate = str(rng.choice(sorted(CODECS))), int(rng.choice(BIT_RATES))
+    return round_trip(audio, codec, bit_rate), f"{codec} {bit_rate}"
+
+
+def check_codec_share(share: float) -> None:
+    """Raise InputError unless it is a share."""
+    if not 0 <= share <= 1:
+        hint = "Give a share from 0 to 1."
+        raise InputError(f"found {share}", setting="--codec-share", hint=hint)
 
 
 def _encode(audio: np.ndarray, how: Codec, bit_rate: int, file: io.BytesIO) -> None:

@@ -338,6 +338,22 @@ def test_second_call_skips_and_a_lost_or_truncated_clip_comes_back(built, copied
     assert not differing(built[0], copied)
 
 
+def test_codecs_change_a_share_of_the_clips_and_nothing_else(built, copied):
+    report = build(copied, codec_share=0.5)
+    assert report["done"] == built[1]["done"]
+    clips, plain = rows(copied / "clips.csv"), rows(built[0] / "clips.csv")
+    codecs = {row.pop("key"): row.pop("codec") for row in clips}
+    assert [row.pop("key") for row in plain] == list(codecs)
+    assert clips == plain
+    for key, codec in codecs.items():
+        mels = [read_mel(folder / "melspectrograms" / key) for folder in (built[0], copied)]
+        assert mels[0].shape == mels[1].shape
+        assert np.array_equal(*mels) == (codec == "")
+    assert 0.3 < np.mean([codec == "" for codec in codecs.values()]) < 0.7
+    assert {codec.split()[0] for codec in codecs.values() if codec} == {"mp3", "aac", "opus"}
+    assert build(copied, codec_share=0.5)["skipped"] == report["done"]
+
+
 @pytest.mark.slow
 def test_workers_do_not_matter_and_the_script_runs_anywhere(built, tmp_path):
     """Both in processes of their own: libraries that other tests load change how one rounds."""
@@ -490,6 +506,7 @@ def test_another_build_is_waited_for(copied, monkeypatch):
         ({"renditions": 0}, "invalid", "--renditions"),
         ({"clip_seconds": float("nan")}, "invalid", "--clip-seconds"),
         ({"num_workers": 0}, "invalid", "--num-workers"),
+        ({"codec_share": 1.1}, "invalid", "--codec-share"),
         ({"works": 2}, "empty", "--works"),  # a split would have no clip
     ],
 )
