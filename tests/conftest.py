@@ -1,4 +1,4 @@
-"""What several tests need: a small data set whose labels can be heard."""
+"""Shared fixtures: a small data set whose labels are audible, music, and a model."""
 
 from __future__ import annotations
 
@@ -103,5 +103,5 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def line(model, music, tmp_path) -> str:
-    """What is typed after an extraction's command."""
+    """Arguments of an extraction command."""
     return f"with maest.checkpoint={model} inference.audio={music} inference.out_dir={tmp_path}"

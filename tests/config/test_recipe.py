@@ -98,7 +98,7 @@ def test_each_models_length_patchout_and_start(stem, expected):
 
 
 def test_block_of_the_embeddings():
-    """Block 7, or the last of a shallower network: nothing names another one."""
+    """Block 7, or the last of a shallower network; no named config has another."""
     assert (chosen_blocks(None, 12), chosen_blocks(None, 4)) == ((7,), (3,))
     assert config.MAEST["inference"]["transformer_block"] is None
     assert config.TL["data"]["block"] is None
@@ -110,7 +110,7 @@ def test_block_of_the_embeddings():
 
 @pytest.mark.parametrize("swa_lr", [None, 2e-5])
 def test_rates_of_a_training_by_the_paper(swa_lr):
-    """AdamW's rate in each of the 130 epochs; in the released code averaging holds it at 2e-5."""
+    """AdamW's rate in each of the 130 epochs; averaging may hold it at 2e-5."""
     recipe = configured("paper_recipe")["module"] | {"swa_lr": swa_lr}
     net = Maest(n_classes=2, input_t=62, embed_dim=64, num_heads=1, depth=1)
     module = MaestModule(net, config.parse(Recipe, recipe))

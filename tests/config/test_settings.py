@@ -189,7 +189,7 @@ def test_a_list_is_read_as_it_is_typed(names):
     assert parse_list(argument.removeprefix("runs=")) == names
 
 
-# ---------------------------------------------------------------- the settings there are
+# ---------------------------------------------------------------- all settings
 
 EXPERIMENTS = pytest.mark.parametrize(
     ("section", "named"),

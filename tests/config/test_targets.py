@@ -1,4 +1,4 @@
-"""The named targets: extraction, probe and the data's own scripts look in the same places."""
+"""The named targets: extraction, probe and the data sets' scripts use the same folders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_there_is_one_for_each_data_set():
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_extraction_reads_what_is_made_and_the_probe_what_is_extracted(name):
+def test_extraction_reads_the_data_set_and_the_probe_the_embeddings(name):
     folder, mels = MADE[name]
     extraction, probe = config.MAEST_NAMED[f"target_{name}"], config.TL_NAMED[f"target_{name}_tl"]
     assert Path(extraction["datamodule"]["groundtruth_predict"]) == folder / "groundtruth-all.pk"

@@ -37,7 +37,7 @@ def test_key_of_a_path(path, key):
     assert mel_key(path) == key
 
 
-def test_what_is_found(tmp_path):
+def test_audio_files_of_a_folder(tmp_path):
     audio = touch(tmp_path / "audio", "b/z.wav", "b/a.WAV", "a.mp3", ".hidden/x.wav", ".tmp-1.wav")
     touch(audio, "b/x.mmap", "notes.txt", "cover.Jpg", "README", "mels/listen.wav")
     touch(tmp_path / "other", "linked.wav")
@@ -87,7 +87,7 @@ def test_what_is_skipped_is_counted():
     assert summary.endswith(", and 2 more kinds; ")
 
 
-def test_links_that_lead_in_a_circle_cost_themselves_only(tmp_path):
+def test_circular_links_are_listed(tmp_path):
     touch(tmp_path, "1.wav")
     for name, target in (("self.mp3", "self.mp3"), ("self", "self"), ("x", "y"), ("y", "x")):
         (tmp_path / name).symlink_to(target)
@@ -98,7 +98,7 @@ def test_links_that_lead_in_a_circle_cost_themselves_only(tmp_path):
 
 @pytest.mark.parametrize(("function", "unreadable"), [("scandir", "closed/"), ("stat", "closed")])
 def test_a_folder_without_permission(tmp_path, monkeypatch, function, unreadable):
-    """It cannot be listed; or it is in one that may be listed and not entered."""
+    """It cannot be listed, or cannot be entered."""
     original = getattr(os, function)
 
     def refuse(path, **options):

@@ -1,4 +1,4 @@
-"""Each fault that is planted in a good set is found, and nothing else."""
+"""Exactly the faults planted in a good set are reported."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Set:
         self.tracks[split] |= dict(zip(self.tracks[split], others, strict=False))
 
     def elsewhere(self, split: str, labels: list[str] | None, columns: int = 3) -> None:
-        """Move a split's ground truth to a folder of its own, with these labels beside it."""
+        """Move a split's ground truth to another folder, with these labels beside it."""
         self.paths[split] = self.root / "other" / f"{split}.pk"
         rows = {key: np.eye(columns)[i % columns] for i, key in enumerate(self.tracks[split])}
         write_groundtruth(self.paths[split], rows)
@@ -226,7 +226,7 @@ def test_all_copies_are_counted_however_many_there_are_of_each(good):
         good.add("train/01.mmap", f"train/even{i}.mmap")
     good.add("train/00.mmap", "test/a.mmap")
     good.add("train/01.mmap", "test/b.mmap")
-    good.add("test/b.mmap", "test/c.mmap", os.link)  # one file under two names, told of once
+    good.add("test/b.mmap", "test/c.mmap", os.link)  # one file under two names, reported once
     good.add("train/02.mmap", "val/copy.mmap")
     good.add("train/02.mmap", "test/copy.mmap")
     report = good.check()

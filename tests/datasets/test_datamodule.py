@@ -46,7 +46,7 @@ def labels_are_beside(batch: ClipBatch) -> bool:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_is_the_clips_that_its_items_ask_for(toy, workers):
-    """Each by itself from the file, mapped into memory as a whole, as it is on disk."""
+    """Each equals the frames of the file on disk."""
     data = module(toy, clip_frames=100, batch_size_train=7, num_workers=workers)
     groundtruth, loader = data.splits["train"], data.train_dataloader()
     items, batches = list(loader.sampler), list(loader)
@@ -93,7 +93,7 @@ def test_batches_move_as_a_whole_and_a_gpu_is_not_waited_for():
     for device, given_, expected in (
         ("cuda:0", {}, True),
         (torch.device("cuda", 1), {"non_blocking": False}, False),
-        ("cpu", {}, False),  # a copy from a GPU must be there before it is looked at
+        ("cpu", {}, False),  # a copy from a GPU is complete before it is read
     ):
         ClipBatch(mel, targets, track).to(device, **given_)
         assert {tensor.moved for tensor in (mel, targets, track)} == {(device, expected)}
@@ -175,7 +175,7 @@ def test_training_goes_on_without_bad_files(faulty, toy, workers):
     errors = {key: reason for batch in first for key, reason in batch.errors.items()}
     assert errors.keys() == bad.keys()
     assert all(key in reason for key, reason in errors.items())
-    assert all(labels_are_beside(batch) for batch in first)  # of a substitute, its own
+    assert all(labels_are_beside(batch) for batch in first)  # also of a substitute
     whole, first, again = (torch.cat([b.mel for b in batches]) for batches in (whole, first, again))
     assert torch.equal(first, again)
     # other clips are those of an undisturbed run
@@ -201,7 +201,7 @@ def test_skipping_ends_where_nothing_can_be_read(tmp_path):
     for tracks in (500, 4):
         with refuses("empty", setting="datamodule.on_error"):
             next(iter(batches(tracks)))
-    np.ones((50, 96), np.float16).tofile(tmp_path / "3.mmap")  # one good file of the few is found
+    np.ones((50, 96), np.float16).tofile(tmp_path / "3.mmap")  # one good file is enough
     assert len(next(iter(batches(4)))) == 4
 
 

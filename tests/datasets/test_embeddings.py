@@ -191,7 +191,7 @@ def test_what_a_file_may_not_hold(tmp_path, kind, contents):
 
 
 def test_embeddings_are_found_from_anywhere_above(tmp_path, monkeypatch):
-    """In a folder of the model's name, too, and down to that of a block."""
+    """From the folder above the model's down to that of a block."""
     monkeypatch.setenv("HOME", str(tmp_path))
     out_dir = extracted(tmp_path / "out/model", seconds=5)
     for place in (tmp_path / "out", out_dir, out_dir / "5sec", out_dir / "5sec/7", "~/out"):
@@ -218,7 +218,6 @@ def test_lengths_are_chosen_in_whole_frames(tmp_path, model):
 
 
 def test_extractions_of_several_models_are_listed(tmp_path):
-    """Whether their lengths are the same or not."""
     for name, seconds in (("first", 5), ("second", 5), ("third", 10)):
         extracted(tmp_path / name, seconds=seconds)
     for clip_length, listed in ((None, ("first", "second", "third")), (5, ("first", "second"))):
@@ -365,7 +364,7 @@ def test_tracks_and_blocks_of_different_widths(tmp_path, shape):
 
 
 def test_features_are_in_memory_once():
-    """No list of all of them is made beside the array that is given back."""
+    """They are read into the array that is returned, not into a list first."""
     one = np.ones((3, 3000), np.float32)
 
     def read(number: int) -> np.ndarray:

@@ -251,7 +251,7 @@ def show(tmp_path, capsys):
 
 
 def test_show_as_a_script_of_any_folder(tmp_path):
-    """A reader that has seen enough (head) ends it without a word."""
+    """A closed pipe (head) ends it silently."""
     write_groundtruth(tmp_path / "gt.pk", {f"{i}": np.zeros(20000, bool) for i in range(2)})
     command = f"{sys.executable} {SCRIPT} show gt.pk | head -n 1"
     result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=True)

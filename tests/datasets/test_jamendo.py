@@ -57,7 +57,7 @@ def server(http_server):
 
 @pytest.fixture
 def audio(tmp_path) -> dict[str, Path]:
-    """The tracks; some in the smaller version, as the data set's own script fetches them."""
+    """The tracks, some in the smaller version that the data set's script downloads."""
     names = (name.replace(".mp3", ".low.mp3" * (i % 2) or ".mp3") for i, name in enumerate(TRACKS))
     return {
         track: write_audio(tmp_path / "audio" / name, 0.3)
@@ -67,7 +67,7 @@ def audio(tmp_path) -> dict[str, Path]:
 
 @pytest.fixture
 def run(server, tmp_path):
-    """The command line, with folders of one's own."""
+    """Run the command line in folders of this test."""
 
     def run(*arguments: str) -> int:
         server.requests.clear()
@@ -120,7 +120,7 @@ def test_one_task_needs_its_tables_and_tracks_only(run, server, audio, tmp_path)
 
 
 def test_ground_truths_need_no_audio_once_there_are_log_mel_files(run, server, audio, tmp_path):
-    """The smaller version's names are known by them."""
+    """The log-mel files show which tracks have the smaller version."""
     assert run("tables", "melspectrograms") == 0
     assert not (tmp_path / "out").exists()
     for path in audio.values():
@@ -131,7 +131,7 @@ def test_ground_truths_need_no_audio_once_there_are_log_mel_files(run, server, a
         check(tmp_path / "out", task)
 
 
-def test_tracks_that_are_missing_or_broken_cost_themselves_only(run, audio, tmp_path, capsys):
+def test_missing_and_broken_tracks_are_left_out(run, audio, tmp_path, capsys):
     broken, gone = "48/948.mp3", "15/215.mp3"
     audio[broken].write_bytes(b"broken")
     audio[gone].unlink()
@@ -144,7 +144,7 @@ def test_tracks_that_are_missing_or_broken_cost_themselves_only(run, audio, tmp_
 
 
 def test_the_published_tables_are_those_that_are_known(run, server, monkeypatch, tmp_path, capsys):
-    """Of a fixed version; those at another address are taken as they are."""
+    """Their checksums are known; those at another address are not checked."""
     assert module.COMMIT in module.URL
     names = {f"{name}-{split}" for name, *_ in module.TASKS.values() for split in SPLITS}
     assert module.SHA256.keys() == names

@@ -209,7 +209,7 @@ def test_norm_stats_are_numpys_to_the_last_bit_whatever_the_threads(store):
     assert norm_stats(folder, keys, tracks=3) == norm_stats(folder, [keys[i] for i in (0, 19, 39)])
 
 
-def test_what_cannot_be_read_is_left_out_and_named(store):
+def test_unreadable_files_are_left_out_and_named(store):
     folder, keys, _ = store
     (folder / "torn.mmap").write_bytes(bytes(96 * 2 + 1))
     nan = np.ones((300, 96), np.float16)

@@ -70,7 +70,7 @@ def test_each_clip_comes_as_often_as_its_labels_say(world_size):
 
 
 def test_the_draw_written_out():
-    """It must stay as it is: a run that is resumed goes on in the draw that it began with."""
+    """It must not change: a resumed run goes on in the draw that it began with."""
     rng = np.random.default_rng((7, 2))
     weights = label_balanced_weights(LONG_TAIL)
     order = rng.choice(500, 100, replace=False, p=weights)
@@ -133,7 +133,7 @@ def test_tracks_of_all_ranks(size, world_size):
 
 
 @pytest.mark.parametrize(("rank", "clips", "said"), [(0, 6, 1), (0, 4, 0), (1, 6, 0)])
-def test_repeated_tracks_of_a_balanced_epoch_are_said_once(caplog, rank, clips, said):
+def test_repeated_tracks_of_a_balanced_epoch_are_logged_once(caplog, rank, clips, said):
     caplog.set_level("INFO")
     ClipSampler(np.eye(5, dtype=np.uint8), clips, True, seed=0, rank=rank, world_size=2)
     assert len(caplog.records) == said

@@ -26,7 +26,7 @@ def test_groups_are_whole_and_shares_are_close(seed):
 
 
 def test_a_seed_gives_one_split():
-    """Kept, too, from one version to the next."""
+    """Also from one version to the next."""
     groups, marks = np.arange(60) // 3, np.arange(60)[:, None] % [4, 5, 7] == 0
     splits = [split_by_group(groups.tolist(), marks, (0.6, 0.2, 0.2), seed) for seed in (0, 0, 1)]
     assert splits[0] == splits[1] != splits[2]

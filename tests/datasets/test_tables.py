@@ -141,7 +141,7 @@ def test_another_separator_is_warned_of(cell):
 
 
 def test_names_in_several_spellings():
-    """Of labels, they are warned of; of artists, they are one group."""
+    """Spellings of labels are warned of; spellings of an artist are one group."""
     text = "path,labels\na.mp3,Pop\nb.mp3,pop\nc.mp3,Hip  Hop;rock\nd.mp3,hip hop;jazz\n"
     (warning,) = read(text).warnings
     assert all(name in warning for name in ("'Hip  Hop'", "'hip hop'", "'Pop'", "'pop'"))

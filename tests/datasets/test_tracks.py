@@ -53,7 +53,6 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("seconds", [None, 2.0])
 def test_audio_and_its_log_mel_file_are_the_same_bit_for_bit(folder, tmp_path, seconds):
-    """Also the central part."""
     audio, mels = AudioTracks(folder, NAMES), MelTracks(folder, MELS)
     if seconds:
         audio.seconds, mels = seconds, MelTracks(tmp_path, MELS)
@@ -100,7 +99,7 @@ def test_a_wide_npy_is_rounded(tmp_path):
     assert tracks.read(1, tmp_path).error
 
 
-def test_errors_are_told_without_the_folder(tmp_path, monkeypatch):
+def test_errors_do_not_repeat_the_folder(tmp_path, monkeypatch):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.mp3").write_text("no music " * 100)
     soundfile.write(tmp_path / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
@@ -163,7 +162,7 @@ def test_a_folder(tmp_path, monkeypatch):
     assert found.tracks.read(3, tmp_path).error
 
 
-def test_a_folder_that_may_not_be_read_is_told(folder, monkeypatch):
+def test_an_unreadable_folder_is_listed(folder, monkeypatch):
     scandir = os.scandir
 
     def refuse(path):
@@ -243,7 +242,7 @@ class Deadly(AudioTracks):
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_process_that_is_killed_costs_its_track_only(folder, tmp_path, num_workers):
+def test_only_the_track_of_a_killed_process_fails(folder, tmp_path, num_workers):
     (folder / "killed once").unlink(missing_ok=True)
     found = read(Deadly(folder, NAMES), range(6), num_workers)
     assert (found[1].error, found[1].key) == (KILLED, NAMES[1])
@@ -261,7 +260,7 @@ class Hanging(AudioTracks):
         return super()._mel(index, scratch)
 
 
-def test_a_track_that_hangs_its_process_costs_itself_only(folder, monkeypatch):
+def test_only_the_track_that_hangs_fails(folder, monkeypatch):
     monkeypatch.setattr("maest.datasets.tracks.process_map", partial(process_map, time_limit=1.0))
     found = read(Hanging(folder, NAMES), range(3), 2)
     assert [index for index, track in sorted(found.items()) if track.error] == [1]

@@ -45,7 +45,7 @@ def test_blanks_are_unknown_if_asked_for(typed, expected):
 
 
 def test_texts_for_unknown_and_a_list_that_names_a_label():
-    """What a cell names is known to be there; a list's other labels are known not to be."""
+    """Labels that a list names are positive, its other labels negative."""
     build(FLAGS, "--labels-column", "rock", "loud", "tags", "--unknown", "na", "?")
     assert built_labels() == ["loud", "rock", "x"]
     assert built() == {

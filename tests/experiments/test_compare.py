@@ -73,7 +73,7 @@ def choose(home: Path, number: int, tracks) -> None:
 
 
 def test_intervals_are_of_a_paired_bootstrap(compared):
-    """Drawn again here, with metrics of each resample."""
+    """Computed again here from the metrics of each resample."""
     made, folder = compared
     content = read_json(folder / "comparison.json")
     assert (content["task"], content["tracks"]) == (made.task, TRACKS["test"])
@@ -188,7 +188,7 @@ def test_one_run_is_no_comparison(home, typed):
 
 @pytest.mark.parametrize("typed", ["runs=[exp_logs/1,nowhere]", "runs=[exp_logs/1,2]"])
 def test_no_such_folder(home, typed):
-    """The hint lists finished probes, or the one that was meant."""
+    """The hint lists finished probes, or the nearest one."""
     line = f"compare with {typed}"
     error = refused("ex_tl.py", line, home, "missing", "runs", typed[17:-1])
     assert "exp_logs/2" in error.hint
@@ -235,7 +235,7 @@ def test_other_tracks_or_labels(home):
 
 
 def test_extractions_of_two_lengths(tmp_path):
-    """Which length, in one command: what the probe command finds for each."""
+    """One command compares both; each result is that of the probe command."""
     made = make_up(tmp_path)
     shutil.copytree(made.root / "embeddings/5sec", made.root / "embeddings/10sec")
     for block in made.blocks:
@@ -250,7 +250,7 @@ def test_extractions_of_two_lengths(tmp_path):
     for run, seconds in zip(found, (5, 10), strict=True):
         results = read_json(made.probe(f"seeds=2 data.clip_length={seconds}") / "results.json")
         assert run["ap"]["value"] == pytest.approx(results["ap"]["mean"])
-    # Each is a finished run of its own, to repeat, to use, and to compare with others.
+    # Each is a finished run, to repeat, to use, and to compare with others.
     own = found[1]["folder"]
     assert (tmp_path / own / "probe/probe.json").is_file()
     good("ex_tl.py", f"with {own}/config.json", tmp_path)
@@ -271,9 +271,7 @@ def test_extractions_of_two_lengths(tmp_path):
         ("[embeddings,other] data.missing=skip", "mismatch", "compare.embeddings_dirs"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_trained(
-    tmp_path, monkeypatch, typed, kind, setting
-):
+def test_mistakes_are_refused_before_training(tmp_path, monkeypatch, typed, kind, setting):
     monkeypatch.setattr(comparing, "run_probe", lambda *_: pytest.fail("has been trained"))
     made = make_up(tmp_path)
     shutil.copytree(made.block(7), tmp_path / "other/5sec/7")

@@ -65,7 +65,7 @@ sys.addaudithook(watch)
 
 @dataclass
 class Run:
-    """A command line that was run in processes of its own, all of which have ended."""
+    """A command line that was run in separate processes, all of which have ended."""
 
     out: str
     err: str
@@ -195,7 +195,7 @@ def test_weights_and_metrics_are_those_of_one_process(pair, alone):
 
 
 def test_metrics_of_uneven_data_are_those_of_one_process(pair, alone, place):
-    """Of the same weights: the best epoch's, which the first process validates again by itself."""
+    """The first process validates the best epoch's weights again alone."""
     found = read_json(pair.folder / "results.json")
     assert found["best_epoch"] == 2  # of three
     assert found["val_tracks"] == VALIDATED - 1
@@ -204,11 +204,11 @@ def test_metrics_of_uneven_data_are_those_of_one_process(pair, alone, place):
     # what was passed over by any process
     expected = read_json(alone / "results.json")["skipped"]
     assert set(found["skipped"]) == set(expected) == set(place.broken)
-    assert pair.err.count(f"{place.root / place.broken[1]}: ") == 1  # told once
+    assert pair.err.count(f"{place.root / place.broken[1]}: ") == 1  # logged once
 
 
 def test_each_process_reads_a_part_of_one_draw(pair, place):
-    """A new draw each epoch, of which no clip is read twice."""
+    """There is a new draw each epoch, and no clip of it is read twice."""
     draws, seen, size = [], [], CLIPS // 2
     for rank, reads in enumerate(pair.reads):
         own = [os.path.relpath(path, place.root) for path in reads]

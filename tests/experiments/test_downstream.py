@@ -145,12 +145,12 @@ def test_the_baseline_is_one_answer_for_all(probed):
     results = read_json(folder / "results.json")
     found, main = results[metrics.BASELINES[made.task]], metrics.SHOWN[made.task][0]
     assert found == pytest.approx(wanted, rel=1e-5)
-    assert results[main]["mean"] > found[main] + 0.1  # what is in the embeddings was learned
+    assert results[main]["mean"] > found[main] + 0.1  # the probe has learned
     assert results[main]["mean"] > results["chance"][main] + 0.1
 
 
 def test_the_same_again_from_the_folder(probed):
-    """Another seed comes to other outputs, which do not depend on its company."""
+    """Another seed gives other outputs, the same alone and beside others."""
     made, folder = probed
     line = f"with exp_logs/{folder.name}/config.json"
     good("ex_tl.py", line, made.root)
@@ -241,7 +241,7 @@ def test_strange_labels_do_not_spoil_a_run(made, monkeypatch):
 
 
 def test_a_best_epoch_within_the_warm_up(made):
-    """A probe that has hardly begun to learn: that stays with it."""
+    """The probe keeps the warning."""
     folder = made.probe("seeds=1 probe.warmup_epochs=4")
     warnings = read_json(folder / "results.json")["warnings"]
     assert len(warnings) == 2
@@ -276,7 +276,7 @@ def test_what_the_summary_proposes_runs(made):
     assert len(proposed(newest(made.root))) == 1
 
 
-def test_missing_embeddings_may_be_skipped_never_in_silence(made, caplog):
+def test_missing_embeddings_may_be_skipped_with_a_warning(made, caplog):
     made.lose("test/03.mmap", "test/09.mmap", "train/00.mmap")
     made.refused("probe", "data.block=7", "missing", place="train/00.mmap.embeddings.npy")
     with caplog.at_level(logging.WARNING):
@@ -290,7 +290,7 @@ def test_missing_embeddings_may_be_skipped_never_in_silence(made, caplog):
     np.testing.assert_array_equal(found["targets"], made.targets("test")[kept])
 
 
-def test_embeddings_that_do_not_say_what_made_them(made):
+def test_embeddings_without_a_manifest(made):
     (made.block(7) / "manifest.json").unlink()
     folder = made.probe("seeds=1")
     assert read_json(folder / "results.json")["extraction"] is None

@@ -91,7 +91,7 @@ def test_a_licence_is_not_loosened(tmp_path, form):
 
 
 @pytest.mark.parametrize("own", [None, "apache-2.0"])
-def test_a_licence_of_ones_own(tmp_path, own):
+def test_a_chosen_licence(tmp_path, own):
     """Where the weights have none yet, or one that allows any other."""
     save_model(tmp_path / "model", network(), trained_on={"licence": own} if own else None)
     good("ex_maest.py", typed("huggingface", "export.licence=mit"), tmp_path)

@@ -32,8 +32,8 @@ def refuse(
 # ---- a second run --------------------------------------------------------------------------------
 
 
-def test_a_second_run_skips_what_is_there(line, music, model, tmp_path):
-    """But not what is missing, truncated, or of audio that is newer."""
+def test_a_second_run_skips_finished_tracks(line, music, model, tmp_path):
+    """Tracks are extracted again that are missing, truncated, or older than their audio."""
     copy = shutil.copytree(music, tmp_path / "copy")
     line = line.replace(str(music), str(copy)) + " inference.outputs=[logits,predictions]"
     logits(line, tmp_path)
@@ -65,7 +65,6 @@ def test_a_second_run_skips_what_is_there(line, music, model, tmp_path):
     ],
 )
 def test_other_settings_do_not_mix(line, tmp_path, change, named):
-    """Another length has a folder of its own."""
     logits(line, tmp_path)
     before = stamps(tmp_path)
     assert named in refuse(line, tmp_path, change).message
@@ -75,7 +74,7 @@ def test_other_settings_do_not_mix(line, tmp_path, change, named):
         assert len(arrays(tmp_path / "1.9sec")) == 6
 
 
-def test_another_model_does_not_mix_unless_told_to(line, model, tmp_path):
+def test_another_model_does_not_mix_unless_overwriting(line, model, tmp_path):
     logits(line, tmp_path)
     old = arrays(tmp_path / "2sec")
     other = shutil.copytree(model, tmp_path / "other")
@@ -100,7 +99,7 @@ def test_two_folders_with_tracks_of_one_name(line, music, tmp_path):
 
 
 def test_the_tracks_of_all_shards_are_looked_for(line, music, tmp_path):
-    """One folder has been done; a shard of another would find none of its own tracks there."""
+    """Also where a shard has no track in common with the older results."""
     for name, numbers in (("A", [2]), ("B", [0, 2])):
         (tmp_path / name).mkdir()
         for i in numbers:
@@ -112,7 +111,7 @@ def test_the_tracks_of_all_shards_are_looked_for(line, music, tmp_path):
     assert list(arrays(tmp_path / "2sec")) == ["logits/x2.wav.logits.npy"]
 
 
-def test_a_full_disk_is_told(line, tmp_path, monkeypatch):
+def test_a_full_disk(line, tmp_path, monkeypatch):
     save, calls = np.save, []
 
     def full(*args, **kwargs):
@@ -146,8 +145,8 @@ def test_shards_together_are_one_run(line, tmp_path, typed):
     assert_same_results(tmp_path / "parts/2sec", tmp_path / "2sec")
 
 
-def test_failures_of_a_shard_have_their_own_list(line, music, tmp_path):
-    """Which the run over all of them replaces."""
+def test_each_shard_lists_its_failures(line, music, tmp_path):
+    """A run over all tracks replaces these lists."""
     folder = shutil.copytree(music, tmp_path / "copy")
     (folder / "a/000.flac").write_bytes(b"no")
     line = f"extract_logits {line.replace(str(music), str(folder))}"

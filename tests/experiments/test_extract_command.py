@@ -85,7 +85,7 @@ def computed(monkeypatch):
     return counts
 
 
-def test_all_that_there_is_from_one_pass(line, music, tmp_path, computed):
+def test_all_outputs_come_from_one_pass(line, music, tmp_path, computed):
     patches = sum(len(weights(read_audio(path))) for path in music.rglob("*.flac"))
     everything = "inference.transformer_block=all inference.outputs=[embeddings,logits,predictions]"
     extract(f"{line} {everything}", tmp_path)
@@ -130,7 +130,7 @@ def test_an_overlapping_mean_is_weighted_by_what_is_new(line, music, tmp_path):
 
 
 def test_tails(line, tmp_path):
-    """Of a track of 0.5 s: kept as it is, padded to a patch, or refused."""
+    """Of a track of 0.5 s: unchanged, padded to a patch, or refused."""
     found, short = {}, "a/000.flac.logits.npy"
     for tail in ("keep", "pad", "drop"):
         typed = line.replace(f"out_dir={tmp_path}", f"out_dir={tail}")
@@ -194,7 +194,7 @@ def test_predictions(line, music, model, tmp_path):
 
 
 def test_one_song_is_shown_as_a_table(line, music, tmp_path):
-    """Also where its result is there already."""
+    """Also where it was predicted before."""
     line = line.replace(str(music), str(min(music.rglob("*.flac"))))
     for _ in range(2):
         out = extract(f"{line} inference.top=3", tmp_path, "predict")
@@ -228,7 +228,7 @@ def test_doubtful_audio_has_warnings_beside_its_results(line, music, doubtful, t
         found = read_json(level / f"predictions/{key}.predictions.json")
         assert found["warnings"] == ([why] if why else [])
     before = stamps(level)
-    assert "with warnings" not in extract(line, tmp_path, "predict")  # none made now
+    assert "with warnings" not in extract(line, tmp_path, "predict")  # none was written now
     assert rows(listed)
     assert before == stamps(level)
     song = line.replace("/doubtful", "/doubtful/silence.wav")
@@ -250,7 +250,6 @@ def from_mels(audio: Path, model: Path, home: Path) -> str:
 
 
 def test_audio_gives_what_its_log_mel_file_gives(line, music, model, tmp_path):
-    """Bit for bit."""
     mels = from_mels(music, model, tmp_path)
     for typed in (line, mels):
         extract(f"{typed} inference.transformer_block=[1,-1]", tmp_path, "extract_embeddings")
@@ -262,7 +261,7 @@ def test_audio_gives_what_its_log_mel_file_gives(line, music, model, tmp_path):
 
 
 def test_log_mel_files_of_silence_have_warnings(doubtful, model, tmp_path):
-    (doubtful / "antiphase.wav").unlink()  # next to silent: rounding is heard there
+    (doubtful / "antiphase.wav").unlink()  # nearly silent, but for rounding
     extract(from_mels(doubtful, model, tmp_path), tmp_path)
     found = rows(tmp_path / "out/2sec/logits/warnings.csv")
     assert {row["key"] for row in found} == {"silence.mmap", "short.mmap"}
@@ -293,8 +292,8 @@ def test_each_patch_in_the_order_of_time(toy, model, tmp_path):
     assert [row["track"] for row in table] == keys
 
 
-def test_a_log_mel_file_that_is_missing_costs_itself(toy, model, tmp_path):
-    """Also where training would end; also of one shard alone."""
+def test_a_missing_log_mel_file_is_listed(toy, model, tmp_path):
+    """Also with on_error=raise, and in a shard."""
     keys = [*read_groundtruth(toy.groundtruth("test")).keys, "test/gone.mmap"]
     write_groundtruth(tmp_path / "all.pk", {key: np.array([1, 0, 0]) for key in keys})
     line = (

@@ -1,4 +1,4 @@
-"""Extraction that is killed, stopped or shared out: what is there is whole, and comes once."""
+"""Extraction that is killed, stopped or sharded: results are whole, and written once."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Place:
         return training_process.start(self.root, self.arguments(**options), *prepare)
 
     def check(self, out: str, partly: bool = True) -> int:
-        """All arrays under a final name are the unbroken run's; how many there are."""
+        """Check that the arrays equal those of the unbroken run; return their number."""
         return assert_same_results(self.root / out, self.root / "expected", partly)
 
 
@@ -154,7 +154,7 @@ def complete(folder: Path) -> dict[str, int]:
     "seed", [1, *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 12))]
 )
 def test_killed_at_random_instants(place, seed):
-    """What is complete is not made again."""
+    """Complete tracks are not written again."""
     out, before = f"killed-{seed}", {}
     found, expected = place.root / out, place.root / "expected"
 
@@ -207,7 +207,7 @@ def test_predict_killed_at_random_instants(place):
 
 @pytest.mark.parametrize("track", [0, 7])
 def test_killed_between_the_files_of_a_track(place, track):
-    """Some of its outputs are there: it is made again."""
+    """A track with a part of its outputs is extracted again."""
     out = f"between-{track}"
     place.start(Before("numpy", "save", 3 * track + 2, Signal((KILL,))), out=out).wait(-KILL)
     assert place.check(out) == 3 * track + 2
@@ -252,7 +252,7 @@ class WhileTheWriterFinishes:
     ],
 )
 def test_stopped_with_a_word_on_how_to_go_on(place, name, number, when, least):
-    """Also where the network does not compute; and what was to be overwritten is so once."""
+    """Also before and after the network computes; tracks are overwritten once only."""
     out = f"stopped-{name}"
     line = f"inference.overwrite=True trainer.max_epochs={len(name)}"
     said = place.start(when, out=out, extra=line).wait(128 + number)
@@ -268,7 +268,7 @@ def test_stopped_with_a_word_on_how_to_go_on(place, name, number, when, least):
 
 
 def test_no_reading_process_outlives_the_run(place):
-    """Even where it was killed."""
+    """Also where it was killed."""
     killed = Before(ResultWriter, "put", 5, Signal((KILL,)))
     run = place.start(killed, out="orphans", extra="datamodule.num_workers=3")
     run.wait(-KILL)

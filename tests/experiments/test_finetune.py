@@ -57,7 +57,7 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_own_labels(home, toy, tmp_path, tune):
-    """The head is fresh and is trained; what is frozen stays; the rest changes."""
+    """The head is new, frozen blocks do not change, and the rest is trained."""
     write_labels(tmp_path / "labels.json", ["calm", "driving"])
     own = ground_truths(toy, tmp_path, lambda label: [label > 0, label < 2], "multi-label")
     folder = tune(f"{own} module.freeze_blocks=6 trainer.max_epochs=1")
@@ -89,7 +89,7 @@ def test_only_the_same_labels_keep_the_head(home, toy, tmp_path, tune):
 
 
 def test_one_label_to_a_track(toy, tmp_path, tune):
-    """The task is the model's afterwards: it need not be said again."""
+    """The model keeps the task: later commands need no setting."""
     one = ground_truths(toy, tmp_path, lambda label: np.arange(3) == label, "single-label")
     folder = tune(f"{one} {LEARN} maest.task=single-label")
     results = read_json(folder / "results.json")
@@ -105,7 +105,7 @@ def test_one_label_to_a_track(toy, tmp_path, tune):
 
 
 def test_real_values(toy, tmp_path, tune):
-    """Of two scales; what comes out is in their units."""
+    """Two targets of different scales; outputs are in their units."""
     values = ground_truths(toy, tmp_path, lambda y: [80 + 40.0 * y, y / 9], "regression")
     results = read_json(tune(f"{values} {LEARN} maest.task=regression") / "results.json")
     assert results["val_r2"] >= 0.5

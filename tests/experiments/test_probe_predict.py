@@ -86,7 +86,7 @@ def home(tmp_path_factory) -> Home:
             "single-label": np.eye(3, dtype=bool)[np.arange(16) % 3],
             "regression": rng.normal((60, 120), (5, 30), (16, 2)).astype(np.float32),
         }[task]
-        # As tracks are named where log-mel files are made of the same music.
+        # The names of log-mel files of the same music.
         keys = [name.replace(".flac", ".mmap") for name in names]
         for split, first, end in (("train", 0, 8), ("validation", 8, 12), ("test", 12, 16)):
             path = folder / task / f"groundtruth-{split}.pk"
@@ -155,13 +155,13 @@ def test_a_silent_track_has_a_warning_beside_its_labels(home, tmp_path):
     assert [own["warnings"] for own in found] == [[], ["silent"]]
 
 
-def test_a_broken_file_costs_that_file_only(home, tmp_path):
+def test_a_broken_file_is_listed(home, tmp_path):
     music, kept = shutil.copytree(home.music, tmp_path / "music"), tmp_path / "kept/2sec/1"
     (music / "broken.mp3").write_bytes(b"no music" * 100)
     typed = f"audio={music} predict.out_dir={tmp_path}/kept"
     assert len(predicted(home.predict(typed, code=1))) == 3
     assert [row["key"] for row in rows(kept / "failed.csv")] == ["broken.mp3"]
-    # What is there of a file that has been replaced since, by one that cannot be read, is stale.
+    # The embedding of a file that was replaced by an unreadable one is stale.
     (music / "b/001.flac").write_bytes(b"no music" * 100)
     assert list(predicted(home.predict(typed, code=1))) == ["a/000.flac", "a/002.flac"]
     assert (kept / "b/001.flac.embeddings.npy").is_file()
@@ -180,7 +180,7 @@ def other_model(folder: Path) -> Path:
 
 
 def test_embeddings_of_another_model_or_setting_are_not_used(home, tmp_path):
-    """Where the folder of the new embeddings holds some already."""
+    """In the folder of the new embeddings."""
     other = other_model(tmp_path / "other")
     home.refuse("mismatch", "predict.checkpoint", f"predict.checkpoint={other}", place="other")
     for name, typed in (
@@ -215,7 +215,7 @@ def test_a_model_that_has_moved_is_named(home, tmp_path):
 
 
 def test_the_settings_of_the_extraction_are_kept(home):
-    """Hop, tail and block are the probe's, whatever this program's defaults are."""
+    """Hop, tail and block are those of the probe's embeddings."""
     typed = "inference.patch_hop=0.96 inference.tail=drop inference.transformer_block=1"
     line = f"extract_embeddings with maest.checkpoint={home.model} {typed}"
     for audio in ("old", "new"):  # too short tracks fail, as tail=drop has it
@@ -230,7 +230,7 @@ def test_the_settings_of_the_extraction_are_kept(home):
 
 
 def test_log_mel_files_of_the_central_part(home, tmp_path):
-    """A probe on what ``preprocess.py --seconds`` keeps hears as much of new music."""
+    """As much of new music is read as ``preprocess.py --seconds`` kept of the old."""
     with contextlib.chdir(tmp_path):
         assert preprocess([str(home.folder / "old"), "mels", "--seconds", "1.2"]) == 0
     everything = {}
@@ -254,7 +254,7 @@ def test_log_mel_files_of_the_central_part(home, tmp_path):
 
 
 def test_patches_that_were_kept_give_the_pooled_embedding(home):
-    """Of tracks whose last patch is shorter than the others, too."""
+    """Also where the last patch is shorter."""
     made = {}
     for pool in ("none", "mean"):
         typed = f"datamodule.clip_length=1 inference.patch_hop=0.8 inference.pool={pool}"

@@ -170,7 +170,7 @@ def test_a_signal_saves_and_says_how_to_continue(toy, unbroken, tmp_path, name, 
 
 @pytest.mark.parametrize("number", [INT, TERM])
 def test_a_signal_to_the_workers_too(toy, unbroken, tmp_path, number):
-    """To the group of processes, as a terminal and clusters send it."""
+    """Sent to the process group, as terminals and clusters do."""
     command = f"{line(toy, 'steps')} datamodule.num_workers=2"
     plan = Before(MaestModule, "training_step", 9, Signal((number,), group=True))
     text = stopped_run(tmp_path, command, number, os.setpgrp, plan)
@@ -200,7 +200,7 @@ def test_a_signal_when_all_is_trained(toy, unbroken, tmp_path):
 
 
 def test_a_finished_run_continued_again(toy, unbroken, tmp_path):
-    """It is the same; and does not need the folder of the first."""
+    """The result is the same, also without the folder of the first run."""
     command = f"{line(toy, 'steps')} ckpt_path=last"
     for number in (1, 2, 3):
         training.start(tmp_path, command).wait()
@@ -210,7 +210,7 @@ def test_a_finished_run_continued_again(toy, unbroken, tmp_path):
 
 
 def test_a_chain_of_runs_keeps_the_best_epoch(toy, unbroken, tmp_path):
-    """Though the folders before the last one are gone. With a rate of 0 the first is the best."""
+    """Also without the folders of earlier runs. With a rate of 0 the first epoch is the best."""
     command = f"{line(toy, 'steps')} module.lr=1e-30 ckpt_path=last"
     for step in (8, 4):  # in the second epoch, and in the third
         training.start(tmp_path, command, stop_at(step)).wait(128 + TERM)
@@ -224,7 +224,7 @@ def test_a_chain_of_runs_keeps_the_best_epoch(toy, unbroken, tmp_path):
 
 
 def test_other_settings_begin_a_new_training(toy, unbroken, tmp_path):
-    """More epochs are no other experiment; runs that cannot be continued are passed over."""
+    """A run with more epochs continues; runs that cannot be continued are ignored."""
     command = line(toy, "steps").replace("max_epochs=3", "max_epochs=1")
     training.start(tmp_path, command).wait()
     odd = tmp_path / "exp_logs/17"
@@ -249,7 +249,7 @@ def test_other_settings_begin_a_new_training(toy, unbroken, tmp_path):
 
 @pytest.fixture
 def stopped(toy, stopped_home, tmp_path) -> Path:
-    """A home of its own whose run was stopped after 9 steps, in the second of three epochs."""
+    """A copy of a home whose run was stopped after 9 steps, in the second of three epochs."""
     shutil.copytree(stopped_home, tmp_path, dirs_exist_ok=True, symlinks=True)
     return tmp_path
 
@@ -312,8 +312,8 @@ def test_another_rate_holds_from_where_it_goes_on(toy, stopped):
     assert max(rates[1:]) <= 1e-5
 
 
-def test_a_file_that_goes_changes_no_norm(toy, tmp_path):
-    """It was measured when training began: with a file less it would be another."""
+def test_a_file_that_disappears_changes_no_norm(toy, tmp_path):
+    """The norm is measured once, before training."""
     mels = shutil.copytree(toy.mels, tmp_path / "mels")
     command = f"{line(toy, 'steps')} datamodule.base_dir={mels}"
     training.start(tmp_path, command, stop_at(8)).wait(128 + TERM)

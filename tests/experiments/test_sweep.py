@@ -198,7 +198,7 @@ ALL = (6, 7, MIX)
         ),
     ],
 )
-def test_every_form_in_which_choices_are_typed(made, typed, blocks, choices):
+def test_choices_as_typed(made, typed, blocks, choices):
     results = sweep(made, typed, "probe.max_epochs=1")
     assert identities(results) == [(block, *choice) for choice in choices for block in blocks]
 
@@ -281,7 +281,7 @@ def stopped(made, monkeypatch) -> tuple[MadeUp, str]:
     return made, resume
 
 
-def test_a_sweep_goes_on_where_it_was_stopped(stopped, monkeypatch):
+def test_a_stopped_sweep_is_resumed(stopped, monkeypatch):
     made, resume = stopped
     trained = stopped_after(monkeypatch, -1)
     found = sweep(made, TOKENS, resume)
@@ -301,8 +301,8 @@ def test_a_sweep_goes_on_where_it_was_stopped(stopped, monkeypatch):
     assert identities(found) == [(b, t, "mean") for t in "ct" for b in ALL]
 
 
-def test_a_mix_of_other_blocks_is_made_again(tmp_path, monkeypatch):
-    """A mix of some blocks has a command of its own, too."""
+def test_a_mix_of_other_blocks_is_trained_again(tmp_path, monkeypatch):
+    """The summary has a command for a mix of some blocks, too."""
     made = make_up(tmp_path, blocks=(5, 6, 7))
     first = sweep(made, "sweep.tokens=c sweep.blocks=[5,6]")
     folder = newest(made.root)
@@ -349,7 +349,7 @@ def test_results_of_other_settings_do_not_mix(stopped, untrained):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"cells": 3}'])
-def test_results_that_are_none(made, content):
+def test_damaged_results(made, content):
     (made.root / "broken").mkdir()
     (made.root / "broken/sweep.json").write_text(content)
     made.refused("sweep", "sweep.resume=broken", "mismatch", "sweep.resume", "broken/sweep.json")
@@ -358,7 +358,7 @@ def test_results_that_are_none(made, content):
 # ---- several threads -----------------------------------------------------------------------------
 
 
-def test_threads_find_what_one_does(made):
+def test_several_threads_give_the_results_of_one(made):
     alone, several = (sweep(made, f"sweep.tokens=[c,cdt] sweep.num_workers={n}") for n in (1, 3))
     assert identities(several) == identities(alone)
     for one, other in zip(several["cells"], alone["cells"], strict=True):
@@ -367,7 +367,7 @@ def test_threads_find_what_one_does(made):
 
 
 def test_a_signal_ends_all_threads(made, monkeypatch):
-    """Soon, not when their probes are done."""
+    """At once, not after their probes."""
     stopped_after(monkeypatch, 1)
     line = made.line("seeds=1 sweep.tokens=[c,d] sweep.num_workers=2 probe.max_epochs=100000")
     before = set(threading.enumerate())

@@ -49,7 +49,7 @@ def test_masks_of_a_clip_are_independent():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_batch_has_stripes_of_its_clips_own_and_nothing_else(dtype):
+def test_each_clip_of_a_batch_has_stripes_of_zeros_and_no_other_change(dtype):
     mel = (torch.randn(64, 96, 312) + 10).to(dtype)
     before = mel.clone()
     masked = spec_augment(mel, 20, 8, 8, 5)
@@ -85,12 +85,12 @@ def weights(clips: int, alpha: float) -> torch.Tensor:
 
 
 def test_draws_are_a_weight_each_and_then_a_permutation():
-    """In this order, from torch's seed: so that a seed gives the run that it always gave."""
+    """The order must not change: a seed reproduces older runs."""
     torch.manual_seed(7)
     share = torch.distributions.Beta(0.3, 0.3).sample((12,))
     partner = torch.randperm(12)
     after = torch.get_rng_state()
-    share = torch.maximum(share, 1 - share)  # at least half of each clip is its own
+    share = torch.maximum(share, 1 - share)  # at least half of each clip stays
     expected = torch.diag(share) + torch.eye(12)[partner] * (1 - share)[:, None]
     assert torch.equal(weights(12, 0.3), expected)
     assert torch.equal(torch.get_rng_state(), after)
@@ -112,7 +112,7 @@ def test_mixed_clips_and_targets_are_the_same_mixtures(dtype):
 
 
 def test_a_large_alpha_mixes_halves_a_small_one_hardly_and_none_not_at_all():
-    # Of a clip that is its own partner, all is there.
+    # A clip that is its own partner is unchanged.
     assert weights(500, 1e4).diagonal().sort().values[-10] < 0.6
     assert weights(500, 1e-3).diagonal().median() > 0.999
     x, y = torch.rand(2, 4, 3)

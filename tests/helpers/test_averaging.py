@@ -152,7 +152,7 @@ def test_the_best_average_is_in_results_and_in_the_model_folder(averaged):
 
 @pytest.mark.parametrize("average", [True, False])
 def test_a_test_of_the_average(averaged, toy, average):
-    """On the validation split: what the training said of it."""
+    """On the validation split: the metrics of the training."""
     line = f"test with {settings(toy)} datamodule.groundtruth_test={toy.groundtruth('validation')}"
     flag = "" if average else "maest.checkpoint_swa_weigts=False"  # as older scripts spell it
     good("ex_maest.py", f"{line} {flag} maest.checkpoint={averaged.path}", averaged.home)
@@ -164,9 +164,7 @@ def test_a_test_of_the_average(averaged, toy, average):
 
 
 @pytest.mark.parametrize(("average", "name"), [(None, "model-swa"), (False, "model")])
-def test_fine_tuning_starts_from_the_average_unless_told_otherwise(
-    averaged, toy, tmp_path, average, name
-):
+def test_fine_tuning_starts_from_the_average_by_default(averaged, toy, tmp_path, average, name):
     line = f"with {settings(toy)} {LINE} maest.arch=None trainer.max_epochs=1 module.lr=1e-12 "
     line += f"module.weight_decay=0 maest.checkpoint={averaged.model} "
     good("ex_maest.py", f"{line} maest.checkpoint_swa_weights={average}", tmp_path)

@@ -260,7 +260,7 @@ def test_what_needs_a_record_is_refused_there(toy, tmp_path, command):
     assert f"{tmp_path / 'exp_logs'}: " in message
 
 
-def test_a_disk_that_is_full_later_costs_the_record_only(music, model, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_later_loses_the_record_only(music, model, tmp_path, monkeypatch):
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 

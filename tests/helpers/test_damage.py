@@ -141,7 +141,7 @@ VBR = {"flags": "+qscale", "q": "2"}
     ],
 )
 def test_a_file_without_a_length_is_read_to_its_end(tmp_path, name, muxer, options):
-    """Silence first: FFmpeg's estimate from the first frames is far off."""
+    """It begins with silence, so that FFmpeg's estimate of its length is far off."""
     sound, path = chords(20), tmp_path / name
     sound[: 10 * RATE] = 0
     content = write(path, sound, muxer=muxer, **options)

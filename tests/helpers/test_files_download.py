@@ -1,4 +1,4 @@
-"""Large downloads: they go on where they stopped, and are whole or not there."""
+"""Large downloads: they resume where they stopped, and leave whole files only."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def disk_with(monkeypatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10, 10, free))
 
 
-# ---- it arrives ----------------------------------------------------------------------------------
+# ---- success -------------------------------------------------------------------------------------
 
 
 def test_a_file_comes_whole_and_once(fetch, ranges, left):
@@ -131,8 +131,8 @@ def test_a_later_call_goes_on_where_an_earlier_one_gave_up(serve, fetch, ranges,
     assert ranges() == ["bytes=120000-"]
 
 
-def test_what_came_just_before_a_kill_is_used(serve, fetch, ranges, tmp_path):
-    """All of it was there, and had not got its name."""
+def test_a_complete_part_left_by_a_kill_is_used(serve, fetch, ranges, tmp_path):
+    """The part is complete, and has not been renamed yet."""
     serve(drops=[120_000, 0])
     with refuses("network", NAME):
         fetch(tries=1)
@@ -159,11 +159,11 @@ def test_fetched_again_the_old_one_stays_until_the_new_one_is_whole(serve, fetch
     assert fetch(again=True) == OTHER
 
 
-# ---- it does not ---------------------------------------------------------------------------------
+# ---- failure -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("url", ["example.org/file.001", "gopher://example.org/f", "http://"])
-def test_what_is_no_address_is_told_at_once(tmp_path, monkeypatch, url):
+def test_an_invalid_address_is_refused_at_once(tmp_path, monkeypatch, url):
     monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("waits"))
     with refuses("invalid", url):
         download(url, tmp_path / NAME)
@@ -177,7 +177,7 @@ def test_what_is_no_address_is_told_at_once(tmp_path, monkeypatch, url):
         {"content": b"<html>", "kind": "text/html"},
     ],
 )
-def test_a_refusal_is_told_at_once(serve, fetch, ranges, left, options):
+def test_a_permanent_error_is_not_retried(serve, fetch, ranges, left, options):
     serve(**options)
     with refuses("network", NAME):
         fetch()
@@ -217,12 +217,12 @@ def test_another_content_than_is_known_is_refused(serve, fetch, left):
     with refuses("network", NAME):
         fetch(sha256=SHA256, again=True)
     assert left()[NAME] == 300_000
-    serve(length=None, drops=[1000])  # what is known of the file tells where it ends
+    serve(length=None, drops=[1000])  # the checksum shows where the file ends
     assert fetch(sha256=SHA256, again=True) == CONTENT
     assert left() == {NAME: 300_000}
 
 
-def test_room_is_needed_for_what_is_still_to_come(serve, fetch, ranges, monkeypatch):
+def test_free_space_is_needed_for_the_rest_only(serve, fetch, ranges, monkeypatch):
     disk_with(monkeypatch, 299_999)
     with refuses("access", "in"):
         fetch()
@@ -234,8 +234,8 @@ def test_room_is_needed_for_what_is_still_to_come(serve, fetch, ranges, monkeypa
     assert fetch() == CONTENT
 
 
-def test_a_disk_that_takes_no_more(serve, fetch, ranges, left):
-    """What it took is kept, and used when there is room."""
+def test_a_full_disk(serve, fetch, ranges, left):
+    """The downloaded part is kept, and resumed when there is room."""
     with full_disk(100_000), refuses("access", f"{NAME}.part"):
         fetch()
     assert left()[f"{NAME}.part"] == 100_000

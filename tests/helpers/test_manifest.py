@@ -136,7 +136,7 @@ def test_sources(tmp_path):
         assert found == ["/music", "/b\\udcff"]
     with refuses("conflict", tmp_path.name):
         opened(tmp_path, source="/c", present="a")
-    # The caller makes its own tracks again; those of the others stay.
+    # The caller writes its tracks again; those of other sources stay.
     sources = opened(tmp_path, source="/c", present="a", overwrite=True)["sources"]
     assert sources == ["/music", "/b\\udcff", "/c"]
     assert files(tmp_path) == {"a.embeddings.npy"}

@@ -172,7 +172,7 @@ def test_the_pieces_of_four_minutes_do_not_show():
 
 
 def test_memory_of_pieces_does_not_grow_with_the_length():
-    """Of twenty minutes, 77 MB, no more is held than a piece."""
+    """Twenty minutes have 77 MB; a piece at a time is in memory."""
     block = noise(RATE)
     tracemalloc.start()
     try:

@@ -44,7 +44,7 @@ def test_each_item_has_a_result(num_workers):
 
 def test_one_worker_is_this_process_and_two_are_not():
     assert list(run_parallel(pid, [1, 2], num_workers=1, **QUIET)) == [os.getpid()] * 2
-    # Nor is it where there is one item, or one core: it may kill its process.
+    # Also for one item, or on one core: an item may kill its process.
     for items in ([1], range(20)):
         assert os.getpid() not in set(run_parallel(pid, items, **QUIET))
 
@@ -189,7 +189,7 @@ def test_workers_of_any_number_do_the_work_and_later_ones_join_in():
 
 
 @pytest.mark.slow
-def test_what_kills_the_workers_of_a_cluster_is_found(monkeypatch):
+def test_the_item_that_kills_workers_of_a_cluster_is_named(monkeypatch):
     import dask
     from distributed import LocalCluster
 

@@ -1,4 +1,4 @@
-"""How a track is cut: cases written from the rule's own words, and rules for any track."""
+"""How a track is cut: cases of the rule, and properties for any track."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_cases_of_the_rule(frames, longest, hop, tail, expected):
 
 @pytest.mark.parametrize(("length", "longest"), MODELS.items())
 @pytest.mark.parametrize("times", [1, 2, 6])
-def test_a_clip_of_several_lengths_costs_as_many_patches(length, longest, times):
+def test_a_clip_of_several_lengths_has_as_many_patches(length, longest, times):
     for more, patches in ((0, times), (RATE // 2, times), (RATE, times + 1)):
         frames = n_frames(times * length * RATE + more)
         assert frames > times * longest, "one frame more than the model's input"
@@ -92,7 +92,7 @@ tails = st.sampled_from(["keep", "drop", "pad"])
 @many
 @given(**tracks, tail=tails)
 def test_every_frame_is_in_exactly_the_patches_that_it_should_be_in(frames, longest, hop, tail):
-    """Written anew: by the starts that cover a frame, not by counting patches."""
+    """Stated by the starts of patches that cover a frame."""
     patches, hop = cut(frames, longest, hop, tail), hop or longest
     whole = [start for start in range(0, frames, hop) if start + longest <= frames]
     last = whole[-1] + hop if whole else 0

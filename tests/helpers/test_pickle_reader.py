@@ -115,7 +115,7 @@ def test_numbers_of_numpy_become_pythons(file, protocol):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_keys_from_an_array_of_text(file, protocol):
-    """As they stand in lists of splits that were saved by NumPy."""
+    """As in lists of splits saved by NumPy."""
     names = np.array(["a/1.mmap", "é/2.mmap", "日本/3.mmap"])
     loaded = load_pickle(file(dict.fromkeys(names, 1), protocol))
     assert same(loaded, dict.fromkeys(names.tolist(), 1))
@@ -124,7 +124,7 @@ def test_keys_from_an_array_of_text(file, protocol):
 @pytest.mark.parametrize("core", [b"_core", b"core"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_numpy_1_and_2_names(file, protocol, core):
-    """The files of both NumPys, made from the running one's by renaming its modules."""
+    """Files of both NumPys: this one's, with its modules renamed."""
     data = pickle.dumps({"a": np.array([True, False]), "b": [np.bool_(True)]}, protocol)
     assert b"numpy._core." in data
     for name in (b"numpy._core.multiarray", b"numpy._core.numeric"):

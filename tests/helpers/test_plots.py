@@ -109,7 +109,7 @@ def test_activations_over_time(tmp_path, figures, patches, labels, length, first
         assert abs(at - bank[round(hertz / 31.25)].argmax()) <= 1
 
 
-def test_values_of_a_regression_have_their_own_range_of_colours(tmp_path, figures):
+def test_colours_of_a_regression_span_its_values(tmp_path, figures):
     one = track(3, 2, 10, 4)
     for values in (one.patch_activations[:, 1], np.zeros(3)):
         one.patch_activations[:, 1] = values

@@ -138,7 +138,7 @@ class Deadly:
         pytest.param(die, 2, "spawn", marks=pytest.mark.slow),
     ],
 )
-def test_a_worker_that_is_killed_or_hangs_costs_its_item_only(tmp_path, how, num_workers, method):
+def test_only_the_item_of_a_killed_or_hanging_worker_fails(tmp_path, how, num_workers, method):
     options = {"failed": lost, "start_method": method}
     if how is hang:
         options["time_limit"] = LIMIT

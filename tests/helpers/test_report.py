@@ -39,7 +39,7 @@ def test_pretraining_table():
 
 
 def test_demo_streams_and_says_how_to_go_on(tmp_path, monkeypatch, capfd):
-    """Each step is a child process; one that fails ends the demo, which goes on from there."""
+    """Each step is a child process; the demo ends at one that fails, and can resume there."""
     (tmp_path / "step.py").write_text("import sys; print('step', sys.argv[1:]); sys.exit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "ROOT", tmp_path)

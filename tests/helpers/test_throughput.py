@@ -181,7 +181,6 @@ def test_a_short_run_and_a_cpu_have_no_figures(clock):
 
 
 def test_measuring_changes_nothing():
-    """Not a bit of the weights."""
     found = []
     for callbacks in ([], [Throughput(1e3, every=1)]):
         torch.manual_seed(5)

@@ -231,7 +231,7 @@ def test_warnings_of_shards_are_joined(tmp_path):
 
 @pytest.mark.parametrize("where", [0, 1, 2, 4])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_cost_their_track(tmp_path, where, value):
+def test_a_track_with_values_that_are_not_finite_fails(tmp_path, where, value):
     bad, wanted = result("bad"), outputs(tmp_path)
     arrays = (*bad.embeddings.values(), bad.logits, bad.activations, bad.patch_activations)
     arrays[where].flat[-1] = value
@@ -242,11 +242,11 @@ def test_values_that_are_not_finite_cost_their_track(tmp_path, where, value):
     others = [o for i, o in enumerate(wanted) if i != min(where, 3)]
     assert write(others, bad).written == 1  # what is not written need not be finite
     reason = write(wanted, bad).failed["bad"]
-    assert reason != writer.failed["bad"]  # it tells of the files from before
+    assert reason != writer.failed["bad"]  # it names the older files
     assert is_done("bad", others)
 
 
-def test_names_that_no_file_can_have_cost_their_tracks_only(tmp_path):
+def test_tracks_whose_names_no_file_can_have_fail(tmp_path):
     wanted = outputs(tmp_path)
     bad = {"n" * 245, "file.txt/x", "a/" + "d" * 300 + "/x", "nul\0", "lone\ud800", "folder"}
     for output in wanted:
@@ -284,7 +284,7 @@ def test_a_full_disk_ends_the_run(tmp_path, size, file):
         writer.put(result())
 
 
-def test_a_picture_that_cannot_be_drawn_costs_its_track(tmp_path):
+def test_a_track_whose_picture_cannot_be_drawn_fails(tmp_path):
     track = result()
     track.picture = np.zeros(3)
     writer = write(outputs(tmp_path), track, result("b"), plot=True)

@@ -81,7 +81,7 @@ def test_an_older_name_gives_the_new_model_and_a_warning(renamed, caplog):
     assert len(caplog.records) == 1
 
 
-def test_a_checkpoint_of_an_older_name_keeps_its_own_labels_and_sizes(renamed, tmp_path, caplog):
+def test_a_checkpoint_of_an_older_name_keeps_its_labels_and_sizes(renamed, tmp_path, caplog):
     model = tiny(labels=["a", "b", "c"])
     folder = save_model(tmp_path / "model", model, renamed)
     found = load_checkpoint(folder)

@@ -90,7 +90,7 @@ class Hub(Server):
             self.replies[PREFIX[name] + (file or WEIGHTS[name])] = reply
 
     def asked(self) -> list[str]:
-        """The hub's library asks for its own things, too."""
+        """Without the requests of the hub's library for its API."""
         return [name for name in super().asked() if not name.startswith("api/")]
 
 
@@ -102,7 +102,7 @@ def server(no_waiting):
 
 @pytest.fixture(autouse=True)
 def world(monkeypatch, tmp_path, server) -> Path:
-    """Caches of our own, archs that are small, and nothing but the loopback."""
+    """Temporary caches, small archs, and no network but the loopback."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     values = {
@@ -188,7 +188,7 @@ def test_a_download_and_a_second_time_asks_nothing(server, world, name):
 
 
 def test_configuration_and_weights_are_of_one_commit(server, world):
-    """Even if the repository moves on between the two."""
+    """Also if the repository changes between the two requests."""
     server.serve(MAEST)
     server.moved = True
     check(MAEST, world)
@@ -248,7 +248,7 @@ class Runs:
 
 
 def changed_byte(whole: bytes) -> Reply:
-    """Of the largest weight: only a digest or checksum tells."""
+    """In the largest weight, where only a checksum shows it."""
     at, digest = len(whole) // 2, hashlib.sha256(whole).hexdigest()
     content = whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :]
     return Reply(content, headers={"ETag": f'"{digest}"'})

@@ -93,7 +93,7 @@ def test_int8_of_trained_weights(trained, monkeypatch, seven_bits):
 @pytest.mark.parametrize("options", [ONNX, INT8])
 def test_a_patch_alone_and_among_others(trained, options):
     made = create(trained, **options, blocks=[6])
-    mel = sounds(trained, 4) * torch.tensor([1, 0.2, 3, 10]).view(-1, 1, 1)  # scales of their own
+    mel = sounds(trained, 4) * torch.tensor([1, 0.2, 3, 10]).view(-1, 1, 1)  # different scales
     among = made(mel)
     alone = [made(one[None]) for one in mel]
     assert torch.equal(among.embeddings[6], torch.cat([one.embeddings[6] for one in alone]))

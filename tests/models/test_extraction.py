@@ -80,7 +80,7 @@ def test_all_blocks_of_a_model_folder(song, tmp_path):
     assert result.times[:, 0].tolist() == pytest.approx([0, 4.992, 9.984])
 
 
-def test_a_network_of_ones_own_and_other_patches(song):
+def test_any_network_and_other_patches(song):
     net = get_maest(NAME, s_patchout_t_interleaved=2, s_patchout_f_indices=list(range(1, 9)))
     options = {"patch_seconds": 4, "hop_seconds": 2, "tail": "pad", "pool": "none"}
     result = Extractor(net, blocks=-1, **options)(song)
@@ -133,7 +133,7 @@ def test_an_unknown_model():
         Extractor("maest-tiny-score")
 
 
-def test_gaps_between_patches_are_told(caplog):
+def test_gaps_between_patches_are_warned_of(caplog):
     Extractor(NAME, hop_seconds=5)
     assert not caplog.records  # 5 s are the length of a patch: 312 frames
     Extractor(NAME, hop_seconds=10)

@@ -86,7 +86,7 @@ def test_layers_that_were_replaced_are_refused():
 
 
 class Exported:
-    """A file, and the network it was made of."""
+    """A file, and the network that was exported."""
 
     def __init__(self, folder: Path, model: Maest, blocks: tuple[int, ...], **options) -> None:
         self.path, self.model, self.blocks = folder / "new" / "model.onnx", model, blocks
@@ -128,7 +128,7 @@ def mel(tmp_path_factory) -> Exported:
 
 @pytest.fixture(scope="module")
 def wave(tmp_path_factory) -> Exported:
-    """Of a teacher-student network with a normalisation of its own."""
+    """Of a teacher-student network with another normalisation."""
     options = {"head_eps": 1e-6, "norm_mean": 1.3, "norm_std": 0.8, "task": "single-label"}
     model = tiny(distilled_type="separated", **options)
     return Exported(tmp_path_factory.mktemp("wave"), model, (0, 1, -1), with_frontend=True)
@@ -233,7 +233,7 @@ def test_properties(mel, wave):
     assert (properties["task"], properties["max_samples"]) == ("single-label", str(324 * HOP))
 
 
-def test_one_valid_file_that_tells_nothing_of_this_machine(mel, wave, thinned):
+def test_one_valid_file_without_paths_of_this_machine(mel, wave, thinned):
     for exported in (mel, wave, thinned):
         onnx.checker.check_model(exported.path, full_check=True)
         assert not any(weights.external_data for weights in exported.file.graph.initializer)

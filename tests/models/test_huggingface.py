@@ -1,4 +1,4 @@
-"""A model exported to transformers gives there what it gives here."""
+"""A model exported to transformers gives the same outputs there."""
 
 from __future__ import annotations
 

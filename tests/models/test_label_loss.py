@@ -82,8 +82,8 @@ def test_a_bank_of_probes_learns_from_known_targets():
         np.testing.assert_allclose(bias.grad[i], gradient.sum(axis=0), rtol=1e-4, atol=1e-7)
 
 
-def test_a_probe_does_not_depend_on_what_it_is_not_told():
-    """A label that nobody knows of the training tracks keeps its weights, but for their decay."""
+def test_a_probe_does_not_depend_on_unknown_targets():
+    """Without weight decay, a label without any known target keeps its weights."""
     rng, found = np.random.default_rng(0), []
     x = {split: rng.normal(size=(40, 1, 6)).astype(np.float32) for split in ("train", "val")}
     y = {split: (x[split].mean(axis=1)[:, :3] > 0).astype(np.float32) for split in x}

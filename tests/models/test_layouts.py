@@ -155,9 +155,7 @@ def test_outputs_at_any_length(tmp_path, caplog, make, frames, warnings):
     ("columns", "frames"),
     [(31, 312), (62, 625), (125, 1250), (187, 1875), (1, 16), (2, 20), (46, 460), (93, 930)],
 )
-def test_maest_files_keep_their_positions_whose_number_tells_the_length(
-    tmp_path, caplog, columns, frames
-):
+def test_the_number_of_positions_of_a_maest_file_is_its_length(tmp_path, caplog, columns, frames):
     state = maest_state(columns, n_classes=5)
     model = get_maest(checkpoint=write(state, tmp_path / "w.pt"))
     assert (model.input_t, model.n_classes) == (frames, 5)

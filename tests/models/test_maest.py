@@ -201,7 +201,7 @@ def test_tokens_and_positions_in_eval():
 @pytest.mark.parametrize("columns", [11, POSITIONS])
 @torch.no_grad()
 def test_tokens_in_training_are_drawn_in_this_order(options, columns):
-    """The positions' offset, then columns, rows, patches: a seed gives the run it always gave."""
+    """The positions' offset, then columns, rows, patches: a seed reproduces older runs."""
     model, mel = tiny(**options).train(), mels(2, 10 * columns + 6)
     seen, offsets = watch(model), set()
     for seed in range(40):

@@ -85,7 +85,7 @@ def trained(task: str, splits: Splits, mix: bool = False, **options) -> Trained:
 
 
 def probe_input(splits: Splits, split: str, index: int, bank: ProbeBank) -> Tensor:
-    """What a probe alone is given: its own set, or all blocks as they are."""
+    """The input of a single probe: its set, or all blocks unnormalized."""
     x = torch.from_numpy(splits[split][0])
     return x if "mix" in bank.weights else x[:, index // len(bank.seeds)]
 

@@ -182,7 +182,7 @@ class OwnStr(str):
         return super().__new__(cls, "a")
 
 
-# Made in a folder of its own, where some of them leave a file
+# Created in a temporary folder, where some of them leave a file
 EVIL = {
     "function": lambda: Calls(ran),
     "os.system": lambda: Calls(os.system, "touch ran"),

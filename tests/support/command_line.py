@@ -29,7 +29,7 @@ class Done:
 
 
 def run(script: str, line: str, cwd: Path) -> Done:
-    """Run a command line in a folder of its own, as `python script line` would."""
+    """Run a command line in a folder, as `python script line` would."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

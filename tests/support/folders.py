@@ -1,4 +1,4 @@
-"""What is in a folder or a table, and the ways in which writing there may end."""
+"""Contents of folders and tables, kills and full disks."""
 
 from __future__ import annotations
 

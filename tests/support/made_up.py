@@ -1,4 +1,4 @@
-"""A downstream task whose embeddings are made up: what extraction and a data set would leave."""
+"""A downstream task with made-up embeddings, as extraction and a data set would leave them."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def assert_same_results(found: Path, expected: Path, partly: bool = False) -> in
 
 
 def write_truncated(path: Path, seconds: float = 5, kept: float = 0.5) -> None:
-    """Audio of which only the first part is there, in the format of the suffix."""
+    """The first part of an audio file in the format of the suffix."""
     sound = tone(seconds, 20)
     if path.suffix == ".m4a":
         import av

@@ -75,7 +75,7 @@ def hub_model(
     seed: int = 0,
 ) -> ASTForAudioClassification:
     """A model as the hub has it: positions that are a sum, labels with names."""
-    torch.manual_seed(seed)  # each has weights of its own
+    torch.manual_seed(seed)  # different weights for each
     labels = {i: f"Genre {i % 7}---Style {i}" for i in range(n_classes)}
     config = ASTConfig(
         hidden_size=width,

@@ -1,4 +1,4 @@
-"""Sounds in which a place can be told by ear, and files of them in any format."""
+"""Sounds whose pitch gives the position, and files of them in any format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def chords(seconds: float, rate: int = RATE, channels: int = 2) -> np.ndarray:
 
 
 def sweep(seconds: float, rate: int = RATE, channels: int = 2, start: float = 300) -> np.ndarray:
-    """A tone that rises by 200 Hz a second: its pitch tells where in it one is."""
+    """A tone that rises by 200 Hz a second: its pitch gives the position."""
     t = np.arange(round(seconds * rate)) / rate
     tone = 0.3 * np.sin(2 * np.pi * (start * t + 100 * t * t))
     return np.tile(tone[:, None], (1, channels)).astype(np.float32)

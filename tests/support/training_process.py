@@ -1,4 +1,4 @@
-"""Runs `python ex_maest.py …` in processes of their own, which may be killed.
+"""Runs `python ex_maest.py …` in separate processes, which may be killed.
 
 They are forks of a process that has imported everything: they begin at once. Their network is
 smaller than any that is offered.
@@ -40,7 +40,7 @@ _FORKS = multiprocessing.get_context("forkserver")
 
 @dataclass
 class Training:
-    """A command line that runs in a process of its own."""
+    """A command line that runs in a separate process."""
 
     process: Any
     output: Path
@@ -208,7 +208,6 @@ def outcome(home: Path) -> dict[str, Any]:
 
 
 def assert_same(found: Any, expected: Any, where: str = "") -> None:
-    """Bit for bit."""
     if isinstance(expected, dict):
         assert list(found) == list(expected), where
         for key, value in expected.items():

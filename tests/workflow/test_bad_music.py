@@ -63,7 +63,7 @@ def bad_music(music, tmp_path) -> tuple[Path, set[str], set[str]]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_files_cost_themselves_and_nothing_else(bad_music, model, tmp_path, workers):
+def test_bad_files_are_listed_and_all_others_predicted(bad_music, model, tmp_path, workers):
     folder, done, failed = bad_music
     line = (
         f"predict with maest.checkpoint={model} inference.audio={folder} inference.out_dir=out "

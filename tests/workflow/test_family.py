@@ -128,7 +128,7 @@ def test_teacher_and_student(home, toy):
 
 
 def test_downstream(home, toy):
-    """The three steps for MagnaTagATune, on other data; its own script is another matter."""
+    """Extraction and probe for MagnaTagATune, on other data."""
     splits = {"train": "train", "val": "validation", "test": "test"}
     for split in splits.values():
         predict = f"{settings(toy)} datamodule.groundtruth_predict={toy.groundtruth(split)}"
@@ -181,7 +181,7 @@ def test_a_folder_typed_in_the_singular(toy, tmp_path):
     good("ex_maest.py", line, tmp_path)
 
 
-def test_own_weights_take_the_place_of_the_released_ones(home, toy):
+def test_other_weights_replace_the_released_ones(home, toy):
     line = f"extract_logits with maest_10s_from_deit_infer {settings(toy)} inference.out_dir=own"
     good("ex_maest.py", f"{line} maest.checkpoint=exp_logs/1/model", home)
     assert np.load(home / "own/10sec/logits/test/00.mmap.logits.npy").shape == (3,)

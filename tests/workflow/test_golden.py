@@ -81,7 +81,7 @@ def test_last_ckpt_gives_its_average_unless_the_raw_weights_are_asked_for(home, 
 
 
 def test_a_training_is_continued_from_its_raw_weights(home):
-    """Three epochs of version 0.1 and a fourth of this one; its settings lack what came later."""
+    """Three epochs of version 0.1 and a fourth of this one; its config lacks newer settings."""
     good(
         "ex_maest.py",
         "with maest.checkpoint=model datamodule.clip_length=2 maest.s_patchout_t=2 "
@@ -110,7 +110,7 @@ def test_extraction_goes_on_in_an_old_folder(home):
     assert changed == {"000.flac.embeddings.npy"}
 
 
-def test_an_old_store_is_not_made_again_and_a_new_one_holds_the_same_log_mels(home):
+def test_an_old_store_is_kept_and_a_new_one_holds_the_same_log_mels(home):
     times = {path: path.stat().st_mtime_ns for path in home.glob("mels/*/*.mmap")}
     with contextlib.chdir(home):
         for store in ("mels", "new"):

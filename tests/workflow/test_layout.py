@@ -15,7 +15,7 @@ import command_line  # isort: skip (first: it quiets warnings)
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Which of our packages each may import. What an experiment was told is in config; it hands it on.
+# The packages that each may import. Experiments read config, and hand plain arguments on.
 MAY_IMPORT = {
     "config": {"helpers"},
     "helpers": set(),
@@ -91,7 +91,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_the_packages_have_one_name():
-    """Under two, a class would be two classes."""
+    """With two names, a class would be two classes."""
     older = OURS - {"maest"}
     for path in ROOT.rglob("*.py"):
         if not any(part.startswith(".") for part in path.relative_to(ROOT).parts):

@@ -1,4 +1,4 @@
-"""The README's Python, as it stands there."""
+"""The Python code of the README runs."""
 
 from __future__ import annotations
 

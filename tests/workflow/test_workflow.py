@@ -87,7 +87,7 @@ def test_same_seed_same_result(model, toy, tmp_path):
 
 
 def test_a_checkpoint_can_be_used_as_a_model(home, model):
-    """What the weights alone do not say is in the checkpoint too."""
+    """Sizes and labels are in the checkpoint, too."""
     (path,) = (home / "exp_logs/1/checkpoints").glob("best-*.ckpt")
     found = get_maest(checkpoint=path)
     assert (found.sizes(), found.labels) == (model.sizes(), model.labels)
@@ -96,7 +96,7 @@ def test_a_checkpoint_can_be_used_as_a_model(home, model):
 
 
 def test_a_training_can_be_continued(toy, tmp_path):
-    """The epochs, the best checkpoint and the metrics of the first part are not lost."""
+    """Epochs, best checkpoint and metrics of the first part are kept."""
     line, last = f"with {settings(toy)} {QUICK}", "exp_logs/1/checkpoints/last.ckpt"
     maest(tmp_path, line)
     line += f" module.lr=1e-30 trainer.max_epochs=4 ckpt_path={last}"
@@ -126,7 +126,7 @@ def test_a_training_can_be_continued(toy, tmp_path):
     ],
 )
 def test_precision_and_compiling_are_decided(monkeypatch, changes, cuda, precision, compiled):
-    """Each rate of stochastic depth would be a graph of its own."""
+    """Each rate of stochastic depth would need another graph."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
 
     def trainer(**maest: float) -> config.settings.TrainerSettings:
@@ -178,7 +178,7 @@ def test_probe(home, toy):
     good("ex_tl.py", line, home)
     results = read_json(newest(home) / "results.json")
     assert (len(results["ap"]["values"]), results["features"]) == (2, 192)
-    # loud bands are what mel statistics are made of
+    # mel statistics show loud bands
     mel = f"data.features=mel_statistics data.base_dir={toy.mels} probe.lr=0.01 probe.batch_size=8"
     good("ex_tl.py", f"with {data} {mel} probe.max_epochs=10 seeds=1", home)
     assert read_json(newest(home) / "results.json")["ap"]["mean"] == 1
@@ -243,7 +243,7 @@ def test_a_file_of_settings_that_holds_none(tmp_path, name, content):
 
 @pytest.mark.slow
 def test_as_a_program(toy, tmp_path):
-    """The same through a process of its own: exit codes, and no noise."""
+    """Exit codes in a separate process, and no warnings."""
 
     def program(script: str, *arguments: str) -> subprocess.CompletedProcess:
         command = [sys.executable, str(ROOT / script), *arguments]
@@ -303,8 +303,8 @@ def test_check_data(data, tmp_path):
     assert ("groundtruth", "val") in [(problem["kind"], problem["split"]) for problem in problems]
 
 
-def test_missing_files_stop_a_training_at_once(data, tmp_path):
-    """All of them are named, and nothing has been trained; unless they are to be skipped."""
+def test_missing_files_are_refused_before_training(data, tmp_path):
+    """All of them are named; with on_error=skip, training goes on."""
     gone = {"train/01.mmap", "train/04.mmap", "validation/05.mmap"}
     for key in gone:
         (tmp_path / key).unlink()
@@ -318,7 +318,7 @@ def test_missing_files_stop_a_training_at_once(data, tmp_path):
     assert {"validation/05.mmap"} <= skipped <= gone
 
 
-def test_a_split_that_is_not_given_is_not_the_embedded_sets(data, tmp_path):
+def test_a_split_that_is_not_set_is_not_checked(data, tmp_path):
     maest(tmp_path, f"check_data with {data}")
     report = read_json(newest(tmp_path) / "check.json")
     assert list(report["splits"]) == ["train", "val"]
@@ -337,10 +337,10 @@ def test_norm_stats_can_be_pasted(toy, tmp_path):
     maest(tmp_path, line)
     sizes = read_json(newest(tmp_path) / "model/config.json")["sizes"]
     assert (sizes["norm_mean"], sizes["norm_std"]) == (stats["mean"], stats["std"])
-    # how fast it was is told with each epoch
+    # each epoch has its speed
     (row,) = read_history(newest(tmp_path) / "history.csv")
     assert row["clips_per_second"] > 0
-    assert "mfu" not in row  # which a CPU's means nothing
+    assert "mfu" not in row  # for GPUs only
 
 
 def test_norm_stats_leave_out_what_cannot_be_read(data, tmp_path):
