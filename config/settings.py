@@ -201,6 +201,11 @@ class Data:
     teacher_dir: str | None = setting(
         None, "teacher-student: a folder of the teacher's logits (extract_logits)"
     )
+    window_targets: str | None = setting(
+        None,
+        "a folder of targets in windows of each track (datasets/recordings), for training clips; "
+        "None: the track's",
+    )
     clip_length: float | None = setting(
         None, f"seconds of a clip; auto: {_FROM_IT}, else {DEFAULT_CLIP_LENGTH}", CLIP
     )

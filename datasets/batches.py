@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from maest.datasets.groundtruth import GroundTruth
 from maest.datasets.melspectrograms import MelFile, read_crop, read_patches
 from maest.datasets.teacher import read_teacher_logits
+from maest.datasets.windows import WindowTargets
 from maest.helpers.errors import InputError
 
 _TRIES = 50  # unreadable tracks in a row: more of them are no accident
@@ -105,10 +106,11 @@ class _Tracks(Dataset):
         frames: int,
         skip: bool = False,
         teacher_dir: str | Path | None = None,
+        windows: WindowTargets | None = None,
     ) -> None:
         self.keys, self.targets = PackedStrings(groundtruth.keys), groundtruth.targets
         self.base_dir, self.frames, self.skip = str(base_dir), frames, skip
-        self.teacher_dir = teacher_dir
+        self.teacher_dir, self.windows = teacher_dir, windows
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -123,15 +125,16 @@ class CropDataset(_Tracks):
         Raises InputError for an unreadable file; with ``skip``, for 50 in a row.
         """
         errors: dict[str, str] = {}
-        indices, mels, logits = zip(*(self._read(*item, errors) for item in items), strict=True)
-        targets = torch.from_numpy(self.targets[list(indices)].astype(np.float32))
+        clips = [self._read(*item, errors) for item in items]
+        mels, targets, logits = zip(*clips, strict=True)
         teacher = None if self.teacher_dir is None else torch.from_numpy(np.stack(logits))
-        return ClipBatch(torch.from_numpy(np.stack(mels)), targets, teacher, errors)
+        of_clips = torch.from_numpy(np.stack(targets).astype(np.float32))
+        return ClipBatch(torch.from_numpy(np.stack(mels)), of_clips, teacher, errors)
 
     def _read(
         self, index: int, seed: int, errors: dict[str, str]
-    ) -> tuple[int, np.ndarray, np.ndarray | None]:
-        """Return the track that was read, its crop and teacher logits; add to ``errors``."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return a crop, its targets and its track's teacher logits; add to ``errors``."""
         tried: set[int] = set()
         # Uniform over all tracks, whatever the sampler's weights: under ``balanced_sampling``, a
         # rare label loses a little where its files are bad.
@@ -142,11 +145,13 @@ class CropDataset(_Tracks):
             key = self.keys[index]
             try:
                 with MelFile.of_key(self.base_dir, key) as file:
-                    crop = read_crop(file, self.frames, np.random.default_rng(seed))
+                    crop, first = read_crop(file, self.frames, np.random.default_rng(seed))
+                target = self.targets[index]
+                if self.windows is not None:
+                    target = self.windows.of_crop(key, first, self.frames, target)
                 if self.teacher_dir is None:
-                    return index, crop, None
-                classes = self.targets.shape[1]
-                return index, crop, read_teacher_logits(self.teacher_dir, key, classes)
+                    return crop, target, None
+                return crop, target, read_teacher_logits(self.teacher_dir, key, len(target))
             except InputError as error:
                 if not self.skip:
                     raise

@@ -14,6 +14,7 @@ from maest.datasets.batches import CropDataset, TrackDataset
 from maest.datasets.groundtruth import GroundTruth
 from maest.datasets.sampling import ClipSampler, TrackSampler
 from maest.datasets.teacher import check_teacher_files
+from maest.datasets.windows import WindowTargets
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.helpers.work.signals import ignore_signals
@@ -25,7 +26,8 @@ class MaestDataModule(pl.LightningDataModule):
     Each training process loads a disjoint share of an epoch's one draw, and of the tracks to
     evaluate; Lightning must not replace the samplers (``Trainer(use_distributed_sampler=False)``).
     ``splits`` are those needed of "train", "val" and "test"; ``clip_frames`` is the length of a
-    crop and of a patch. `config/settings.py` explains the other arguments.
+    crop and of a patch. `config/settings.py` explains the other arguments. Raises InputError if
+    ``window_targets`` do not fit the training split.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class MaestDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         teacher_dir: Path | None = None,
+        window_targets: str | Path | None = None,
         on_error: str = "raise",
     ) -> None:
         super().__init__()
@@ -49,6 +52,9 @@ class MaestDataModule(pl.LightningDataModule):
         self.clips_per_epoch, self.balanced_sampling = clips_per_epoch, balanced_sampling
         self.num_workers, self.seed = num_workers, seed
         self.teacher_dir, self.on_error, self.skip = teacher_dir, on_error, on_error == "skip"
+        self.windows: WindowTargets | None = None
+        if window_targets is not None:
+            self.windows = WindowTargets(window_targets, splits["train"])
         self._start = 0, 0  # epoch and batch
 
     def setup(self, stage: str) -> None:
@@ -100,7 +106,9 @@ class MaestDataModule(pl.LightningDataModule):
         # Workers begin to read before Lightning sets the sampler's epoch.
         sampler.set_epoch(self._start[0])
         sampler.skip(self._start[1] * self.batch_size_train)
-        dataset = CropDataset(train, self.base_dir, self.clip_frames, self.skip, self.teacher_dir)
+        dataset = CropDataset(
+            train, self.base_dir, self.clip_frames, self.skip, self.teacher_dir, self.windows
+        )
         return self._loader(dataset, self.batch_size_train, sampler)
 
     def val_dataloader(self) -> DataLoader:

@@ -179,15 +179,19 @@ def all_finite(mel: np.ndarray) -> bool:
 # --- Reading for training and evaluation --------------------------------------------------------
 
 
-def read_crop(mel: MelFile, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """A uniform random crop [frames, 96]; a shorter track is centred in zeros (silence)."""
+def read_crop(mel: MelFile, frames: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """A uniform random crop [frames, 96], and its first frame in the track.
+
+    A shorter track is centred in zeros (silence); the first frame is then below 0.
+    """
     out = np.zeros((frames, N_MELS), mel.dtype)
     if len(mel) >= frames:
-        mel.read_into(out, int(rng.integers(len(mel) - frames + 1)))
+        first = int(rng.integers(len(mel) - frames + 1))
+        mel.read_into(out, first)
     else:
-        start = (frames - len(mel)) // 2
-        mel.read_into(out[start : start + len(mel)], 0)
-    return out
+        first = -((frames - len(mel)) // 2)
+        mel.read_into(out[-first : len(mel) - first], 0)
+    return out, first
 
 
 def read_patches(base_dir: str | Path, key: str, longest: int) -> list[np.ndarray]:

@@ -92,6 +92,7 @@ def resolve(settings: Settings, log_dir: Path) -> Plan:
     settings = resumed_settings(settings, before)
     frames, splits = clip_frames(settings, checkpoint), read(settings, checkpoint, "train", "val")
     settings = decided(settings, frames, len(splits["train"]))
+    data = build_data(settings, splits, frames)  # before minutes go into the data's norm
     net = build_network(settings, checkpoint, splits["train"], training=True)
     for split, groundtruth in splits.items():
         setting = f"datamodule.groundtruth_{split}"
@@ -99,7 +100,6 @@ def resolve(settings: Settings, log_dir: Path) -> Plan:
         check_targets(groundtruth, split, setting)
     _check_task(settings, net)
     origin = _origin(settings, splits["train"], checkpoint, before)
-    data = build_data(settings, splits, frames)
     return Plan(settings, continued, origin, data, net, *steps_of(settings))
 
 
@@ -150,6 +150,7 @@ def build_data(settings: Settings, splits: dict[str, GroundTruth], frames: int) 
         num_workers=find_devices(settings.trainer).workers(data.num_workers),
         seed=settings.seed,
         teacher_dir=find_teacher(settings) if "train" in splits else None,
+        window_targets=data.window_targets if "train" in splits else None,
         on_error=data.on_error,
     )
 

@@ -39,6 +39,7 @@ from maest.datasets.recordings.labels import (
 from maest.datasets.recordings.recipe import RECIPE_FILE, open_recipe, read_recipe
 from maest.datasets.recordings.splits import list_recordings, split_recordings
 from maest.datasets.splitting import SPLITS
+from maest.datasets.windows import window_file
 from maest.helpers import soft_labels
 from maest.helpers.audio.codecs import check_codec_share
 from maest.helpers.audio.constants import HOP_LENGTH, SAMPLE_RATE
@@ -223,15 +224,15 @@ def _write_windows(
     targets = {}
     for key in keys:
         source = key.partition("/")[0]
-        heard = teaching.read_windows(teaching.window_file(out_dir / "teacher", key), len(tags))
+        heard = teaching.read_windows(window_file(out_dir / "teacher", key), len(tags))
         if heard is None:
             what, hint = "is missing or damaged", "Run it again, without --labels-only."
-            path = teaching.window_file(out_dir / "teacher", key)
+            path = window_file(out_dir / "teacher", key)
             raise InputError(what, kind="corrupt", path=path, hint=hint)
         row = of_track(known_of[source], key) if source in known_of else None
         translation = translations.get(source, without)
         windows = translation.windows(heard, None if row is None else row[1])
-        teaching.write_windows(teaching.window_file(out_dir / "windows", key), windows)
+        teaching.write_windows(window_file(out_dir / "windows", key), windows)
         targets[key] = track_labels(windows)
     return targets
 

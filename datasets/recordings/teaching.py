@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maest.datasets.windows import window_file
 from maest.helpers.audio.codecs import coded
 from maest.helpers.files.arrays import load_array
 from maest.helpers.files.atomic import write_changed, write_error
@@ -38,12 +39,7 @@ def _loaded(load: Callable[[str], Any], name: str, process: int) -> Teacher:
     return load(name)
 
 
-def window_file(folder: str | Path, key: str) -> Path:
-    """The file of a track's windows, of a teacher's or of ours."""
-    return Path(folder) / f"{key}.npy"
-
-
-def write_windows(path: Path, windows: np.ndarray) -> None:
+def write_windows(path: str, windows: np.ndarray) -> None:
     """Write [N, C] as float16. An equal file stays."""
     content = io.BytesIO()
     np.save(content, windows.astype(np.float16))
@@ -53,7 +49,7 @@ def write_windows(path: Path, windows: np.ndarray) -> None:
         raise write_error(path, error, "--out-dir") from None
 
 
-def read_windows(path: Path, n_classes: int) -> np.ndarray | None:
+def read_windows(path: str, n_classes: int) -> np.ndarray | None:
     """Read a teacher's windows, float16 [N, C]; None unless they are there and whole."""
     try:
         windows = load_array(path)

@@ -161,6 +161,7 @@ def test_the_licence_of_the_weights_goes_along(home, toy, tmp_path, licence):
         ("maest.task=regression maest.n_classes=4", "conflict", "maest.n_classes"),
         ("datamodule.teacher_dir=nowhere", "missing", "datamodule.teacher_dir"),
         ("datamodule.teacher_dir=exp_logs", "conflict", "maest.distilled_type"),
+        ("datamodule.window_targets=nowhere", "missing", "datamodule.window_targets"),
         (
             "datamodule.teacher_dir=exp_logs maest.task=single-label",
             *("conflict", "datamodule.teacher_dir"),
