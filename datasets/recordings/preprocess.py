@@ -9,6 +9,7 @@ folder says what is written, and how the labels and the splits are made.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -152,7 +153,9 @@ def build(
          facts[key].sha256, _strongest(targets[key], names))
         for key in sorted(splits)
     ))  # fmt: skip
-    failed_csv = write_failures(out_dir / "failed.csv", failed, column="path")
+    failed_csv = None
+    if failed or not labels_only:  # which reads no audio again
+        failed_csv = write_failures(out_dir / "failed.csv", failed, column="path")
     unused = vocabulary.unused(tags)
     counts = {
         source: dict(Counter(splits[key] for key in sorted(splits) if tracks[key].source == source))
@@ -195,10 +198,10 @@ def _name_sources(audio_dirs: Sequence[str | Path], hold_out: Sequence[str]) -> 
     """Source → its folder. Raises InputError for no folder, equal names or unknown ones."""
     sources: dict[str, Path] = {}
     for folder in audio_dirs:
-        path = Path(folder).expanduser().resolve()
+        path = Path(os.path.abspath(Path(folder).expanduser()))  # a link has a name of its own
         if (before := sources.setdefault(path.name, path)) != path:
             what = f"{before} has the same name, which is that of its source"
-            hint = "Rename one of the folders."
+            hint = "Give a link of another name to one of the folders."
             raise InputError(what, kind="conflict", path=path, setting="AUDIO_DIR", hint=hint)
     if not sources:
         hint = "Give a folder of music or more."

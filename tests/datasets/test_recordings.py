@@ -22,7 +22,6 @@ from maest.datasets.groundtruth import (
 )
 from maest.datasets.melspectrograms import read_mel, write_mel
 from maest.datasets.recordings import copies
-from maest.datasets.recordings.labels import Label, Translation, read_vocabulary, track_labels
 from maest.datasets.recordings.preprocess import build
 from maest.datasets.recordings.splits import Recording, album_names, split_recordings
 from maest.datasets.splitting import SPLITS
@@ -114,6 +113,12 @@ def test_a_set_of_two_sources(audio, tmp_path):
     assert not (out / "failed.csv").exists()
 
 
+def test_a_link_gives_a_source_another_name(audio, tmp_path):
+    (audio / "linked").symlink_to(audio / "few")
+    make(audio, "many", "linked")
+    assert {"linked/0.mmap", "linked/3.mmap"} <= targets(tmp_path / "set").keys()
+
+
 def test_a_second_call_and_labels_alone_change_nothing(audio, tmp_path):
     make(audio)
     before = tree(tmp_path / "set")
@@ -156,6 +161,8 @@ def test_a_file_that_cannot_be_read_costs_that_file_only(audio, tmp_path):
     assert (outcome.done, list(outcome.failed)) == (27, ["few/2.wav"])
     assert [row["path"] for row in rows(tmp_path / "set/failed.csv")] == ["few/2.wav"]
     assert "few/2.mmap" not in targets(tmp_path / "set")
+    make(audio, labels_only=True)
+    assert (tmp_path / "set/failed.csv").exists()
 
 
 def test_another_teacher_needs_another_folder(audio):
@@ -233,75 +240,6 @@ def test_known_sets_that_fit_no_source(audio, tmp_path):
         make(audio, known=[known])
     with refuses("missing", "groundtruth-train.pk", "--known"):
         make(audio, known=[tmp_path / "none"])
-
-
-# ---- labels --------------------------------------------------------------------------------------
-
-
-def test_each_rule_of_the_table():
-    labels = [
-        Label("A", teacher=("x", "y"), known=("a", "b")),
-        Label("B", known=("b",), absent_with=("A",)),
-        Label("C", teacher=("z",), implied_by=("a", "b")),
-    ]
-    made = Translation(labels, ["x", "y", "z"], ["a", "b"])
-    heard = np.array([[0.1, 0.3, 0.9], [0.5, 0.2, 0.1]], np.float16)
-    unknown = made.windows(heard)
-    expected = np.array([[0.3, NAN, 0.9], [0.5, 0, 0.1]], np.float16)
-    np.testing.assert_array_equal(unknown, expected)
-    np.testing.assert_allclose(track_labels(unknown), [0.4, 0, 0.5], atol=1e-3)
-    np.testing.assert_array_equal(
-        made.windows(heard, np.array([0, 0])), [[0, 0, np.float16(0.9)], [0, 0, np.float16(0.1)]]
-    )
-    np.testing.assert_array_equal(made.windows(heard, np.array([NAN, 1])), [[1, 1, 1]] * 2)
-    half = made.windows(heard, np.array([0, NAN]))
-    np.testing.assert_array_equal(half[:, 0], [0, 0])
-    np.testing.assert_array_equal(half[:, 1:], expected[:, 1:])
-
-
-def test_every_tag_of_musicnn_has_a_place():
-    vocabulary = read_vocabulary()
-    tags = [tag for label in vocabulary.labels for tag in label.teacher]
-    assert len(tags) == len(set(tags))
-    assert len({*tags, *vocabulary.left_out}) == 100
-    assert all(reason for reason in vocabulary.left_out.values())
-    assert all("---" in label.name for label in vocabulary.labels)
-    assert {label.name.split("---")[0] for label in vocabulary.labels} == {
-        "Instrument",
-        "Genre",
-        "Mood",
-        "Voice",
-    }
-    assert all(label.teacher or label.absent_with for label in vocabulary.labels)
-
-
-def test_a_model_of_this_vocabulary_can_teach(audio):
-    vocabulary = read_vocabulary()
-    names = [label.name for label in vocabulary.labels]
-    kept, unmade = vocabulary.kept(names, ())
-    assert ([label.name for label in kept], unmade, vocabulary.unused(names)) == (names, [], [])
-    heard = np.random.default_rng(0).random((2, len(names))).astype(np.float16)
-    np.testing.assert_array_equal(Translation(kept, names).windows(heard), heard)
-    with refuses("mismatch", setting="--labels"):
-        vocabulary.kept(["rumba"], ())
-
-
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        ("corrupt", "labels"),
-        ("empty", ""),
-        ("unknown", "[label]"),
-        ("invalid", '[labels]\nA = "x"'),
-        ("invalid", '[labels]\nA = { tag = ["x"] }'),
-        ("invalid", '[labels]\nA = { known = ["x"], absent_with = ["B"] }'),
-        ("conflict", '[labels]\nA = { teacher = ["x"] }\n[left_out]\nx = "why"'),
-    ],
-)
-def test_tables_that_are_refused(tmp_path, kind, text):
-    (tmp_path / "labels.toml").write_text(text, "utf-8")
-    with refuses(kind, "labels.toml", "--labels"):
-        read_vocabulary(tmp_path / "labels.toml")
 
 
 # ---- splits and copies ---------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""Labels of recordings: from a teacher's tags, and from what is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_up import refuses
+
+from maest.datasets.recordings.labels import Label, Translation, read_vocabulary, track_labels
+
+NAN = np.nan
+
+
+def test_each_rule_of_the_table():
+    labels = [
+        Label("A", teacher=("x", "y"), known=("a", "b")),
+        Label("B", known=("b",), absent_with=("A",)),
+        Label("C", teacher=("z",), implied_by=("a", "b")),
+    ]
+    made = Translation(labels, ["x", "y", "z"], ["a", "b"])
+    heard = np.array([[0.1, 0.3, 0.9], [0.5, 0.2, 0.1]], np.float16)
+    unknown = made.windows(heard)
+    expected = np.array([[0.3, NAN, 0.9], [0.5, 0, 0.1]], np.float16)
+    np.testing.assert_array_equal(unknown, expected)
+    np.testing.assert_allclose(track_labels(unknown), [0.4, 0, 0.5], atol=1e-3)
+    np.testing.assert_array_equal(
+        made.windows(heard, np.array([0, 0])), [[0, 0, np.float16(0.9)], [0, 0, np.float16(0.1)]]
+    )
+    np.testing.assert_array_equal(made.windows(heard, np.array([NAN, 1])), [[1, 1, 1]] * 2)
+    half = made.windows(heard, np.array([0, NAN]))
+    np.testing.assert_array_equal(half[:, 0], [0, 0])
+    np.testing.assert_array_equal(half[:, 1:], expected[:, 1:])
+
+
+def test_every_tag_of_musicnn_has_a_place():
+    vocabulary = read_vocabulary()
+    tags = [tag for label in vocabulary.labels for tag in label.teacher]
+    assert len(tags) == len(set(tags))
+    assert len({*tags, *vocabulary.left_out}) == 100
+    assert all(reason for reason in vocabulary.left_out.values())
+    assert all("---" in label.name for label in vocabulary.labels)
+    assert {label.name.split("---")[0] for label in vocabulary.labels} == {
+        "Instrument",
+        "Genre",
+        "Mood",
+        "Voice",
+    }
+    assert all(label.teacher or label.absent_with for label in vocabulary.labels)
+
+
+def test_a_model_of_this_vocabulary_can_teach(audio):
+    vocabulary = read_vocabulary()
+    names = [label.name for label in vocabulary.labels]
+    kept, unmade = vocabulary.kept(names, ())
+    assert ([label.name for label in kept], unmade, vocabulary.unused(names)) == (names, [], [])
+    heard = np.random.default_rng(0).random((2, len(names))).astype(np.float16)
+    np.testing.assert_array_equal(Translation(kept, names).windows(heard), heard)
+    with refuses("mismatch", setting="--labels"):
+        vocabulary.kept(["rumba"], ())
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("corrupt", "labels"),
+        ("empty", ""),
+        ("unknown", "[label]"),
+        ("invalid", '[labels]\nA = "x"'),
+        ("invalid", '[labels]\nA = { tag = ["x"] }'),
+        ("invalid", '[labels]\nA = { known = ["x"], absent_with = ["B"] }'),
+        ("conflict", '[labels]\nA = { teacher = ["x"] }\n[left_out]\nx = "why"'),
+    ],
+)
+def test_tables_that_are_refused(tmp_path, kind, text):
+    (tmp_path / "labels.toml").write_text(text, "utf-8")
+    with refuses(kind, "labels.toml", "--labels"):
+        read_vocabulary(tmp_path / "labels.toml")
