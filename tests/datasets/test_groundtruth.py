@@ -114,15 +114,17 @@ def test_good_keys(file):
     assert read_groundtruth(file({key: [0, 1] for key in keys})).keys == keys
 
 
-def test_two_keys_for_one_track(file):
-    with refuses("conflict", "gt.pk"):
-        read_groundtruth(file({"a/b": [0], "c": [1], "a/./b": [0]}))
-
-
-@pytest.mark.parametrize("value", [{}, [], [("a", [1])], "text", None, np.zeros(3)])
-def test_no_dict_or_an_empty_one(file, value):
-    with refuses("empty" if isinstance(value, dict) else "invalid", "gt.pk"):
-        read_groundtruth(file(value))
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ({"a/b": [0], "c": [1], "a/./b": [0]}, "conflict"),  # one track
+        ({}, "empty"),
+        *((content, "invalid") for content in ([], [("a", [1])], "text", None, np.zeros(3))),
+    ],
+)
+def test_other_content_is_refused(file, content, kind):
+    with refuses(kind, "gt.pk"):
+        read_groundtruth(file(content))
 
 
 def test_an_unknown_task(file):

@@ -5,12 +5,12 @@ and deviation of a store, against NumPy on all values at once.
 from __future__ import annotations
 
 import os
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from folders import peak_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import refuses
@@ -236,9 +236,6 @@ def test_memory_does_not_grow_with_a_track(tmp_path):
     mel = np.zeros((200_000, 96), np.float16)  # 38 MB; 154 MB as float64
     mel[::2] = 2
     mel.tofile(tmp_path / "hours.mmap")
-    tracemalloc.start()
-    found = norm_stats(tmp_path, ["hours.mmap"], num_workers=1)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    found, peak = peak_memory(lambda: norm_stats(tmp_path, ["hours.mmap"], num_workers=1))
     assert (found.mean, found.std, found.frames) == (1, 1, 200_000)
     assert peak < 4e7

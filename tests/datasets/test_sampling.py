@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 import pytest
+from folders import peak_memory
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -42,10 +41,7 @@ def test_balanced_weights_of_soft_and_unknown_labels_by_hand():
 
 def test_weights_of_many_clips_take_little_memory():
     targets = (np.random.default_rng(0).random((50_001, 40)) < 0.05).astype(np.uint8)
-    tracemalloc.start()
-    found = label_balanced_weights(targets)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    found, peak = peak_memory(lambda: label_balanced_weights(targets))
     assert peak < 6e6  # all of them as float64 are 16 MB
     whole = targets @ (1000 / (targets.sum(axis=0) + 100))
     whole[whole == 0] = whole[whole > 0].min()

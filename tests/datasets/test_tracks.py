@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import soundfile
-from folders import full_disk
+from folders import full_disk, unreadable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import refuses
@@ -162,16 +162,9 @@ def test_a_folder(tmp_path, monkeypatch):
     assert found.tracks.read(3, tmp_path).error
 
 
-def test_an_unreadable_folder_is_listed(folder, monkeypatch):
-    scandir = os.scandir
-
-    def refuse(path):
-        if Path(path).name == "2":
-            raise PermissionError(13, "Permission denied")
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    found = find_tracks(folder)
+def test_an_unreadable_folder_is_listed(folder):
+    with unreadable("2"):
+        found = find_tracks(folder)
     assert list(found.unreadable) == ["2/"]
     assert list(found.tracks.keys) == [name for name in NAMES if not name.startswith("2")]
 

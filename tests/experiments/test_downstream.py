@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from by_scikit_learn import figures
 from command_line import good, newest
 from folders import read_json, rows
 from made_up import LABELS, TRACKS, D, MadeUp, make_up, open_block, read_predictions
@@ -79,31 +80,13 @@ def test_predictions_are_those_of_the_probes_weights(probed):
         np.testing.assert_allclose(outputs, own, rtol=1e-4, atol=1e-4)
 
 
-def by_scikit_learn(task: str, y: np.ndarray, z: np.ndarray, label=None) -> dict[str, float]:
-    """Metrics of targets and outputs [N, C], of all labels or of one."""
-    if task == "single-label":
-        y, z = y.argmax(1), z.argmax(1)
-        if label is None:
-            return {
-                "accuracy": sk.accuracy_score(y, z),
-                "macro_f1": sk.f1_score(y, z, average="macro"),
-            }
-        scores = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}
-        return {k: score(y == label, z == label, zero_division=0) for k, score in scores.items()}
-    if label is not None:
-        y, z = y[:, label], z[:, label]
-    if task == "multi-label":
-        return {"ap": sk.average_precision_score(y, z), "roc_auc": sk.roc_auc_score(y, z)}
-    return {"r2": sk.r2_score(y, z), "mse": sk.mean_squared_error(y, z)}
-
-
 def test_metrics_are_those_of_scikit_learn(probed):
     made, folder = probed
     found, results = read_predictions(folder), read_json(folder / "results.json")
 
     def check(row: dict, label: int | None = None) -> list[str]:
         y, outputs = found["targets"], found["outputs"]
-        wanted = [by_scikit_learn(made.task, y, z, label) for z in outputs]
+        wanted = [figures(made.task, y, z, label) for z in outputs]
         for name in wanted[0]:
             values = [one[name] for one in wanted]
             assert row[name]["values"] == pytest.approx(values, rel=1e-5)
@@ -141,7 +124,7 @@ def test_confusion_is_the_mean_over_the_seeds(probed):
 def test_the_baseline_is_one_answer_for_all(probed):
     made, folder = probed
     targets, answer = made.targets("test"), made.targets("train").mean(axis=0, dtype=np.float64)
-    wanted = by_scikit_learn(made.task, targets, np.tile(answer, (len(targets), 1)))
+    wanted = figures(made.task, targets, np.tile(answer, (len(targets), 1)))
     results = read_json(folder / "results.json")
     found, main = results[metrics.BASELINES[made.task]], metrics.SHOWN[made.task][0]
     assert found == pytest.approx(wanted, rel=1e-5)
@@ -180,7 +163,7 @@ def test_a_linear_probe_stands_beside_one_of_few_tracks(probed):
     train, test = ((x[split] - mean) / deviation for split in ("train", "test"))
     centred = y["train"] - y["train"].mean(axis=0)
     weights = np.linalg.solve(train.T @ train + D * np.eye(D), train.T @ centred)
-    expected = by_scikit_learn(made.task, y["test"], test @ weights + y["train"].mean(axis=0))
+    expected = figures(made.task, y["test"], test @ weights + y["train"].mean(axis=0))
     assert results["ridge"] == pytest.approx(expected, rel=1e-4)
     assert len(results["warnings"]) == 1  # of the validation split
 
@@ -227,8 +210,8 @@ def test_strange_labels_do_not_spoil_a_run(made, monkeypatch):
     labels = made.root / "groundtruth/labels.json"
     labels.write_text('["$x_{", "名 | \U0001f3b5", "half \\ud83d"]', "utf-8")
     made.relabel("test", lambda y: y * [1, 1, 0])
-    figures = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure) or path)
+    saved = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: saved.append(figure) or path)
     folder = made.probe("seeds=1")
     assert read_json(folder / "labels.json") == ["$x_{", "名 | \U0001f3b5", "half \\ud83d"]
     assert read_json(folder / "results.json")["per_label"][2]["ap"] is None
@@ -236,7 +219,7 @@ def test_strange_labels_do_not_spoil_a_run(made, monkeypatch):
     text = (folder / "summary.md").read_text("utf-8").replace("\\|", "")
     assert all(line.count("|") in (0, 4, 5) for line in text.splitlines())
     count = int(made.targets("test")[:, 0].sum())
-    drawn = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+    drawn = [label.get_text() for label in saved[0].axes[0].get_yticklabels()]
     assert any(label.endswith(f"({count})") for label in drawn)
 
 

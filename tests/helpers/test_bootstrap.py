@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    mean_squared_error,
-    r2_score,
-    roc_auc_score,
-)
+from by_scikit_learn import figures
 
 from maest.helpers.reports.bootstrap import interval, resampled_figures
 from maest.helpers.reports.metrics import SHOWN
@@ -32,17 +25,6 @@ def a_split(task: str, n_tracks: int = N) -> tuple[np.ndarray, np.ndarray]:
     return targets, (targets + rng.normal(size=(S, n_tracks, C))).astype(np.float32)
 
 
-def by_scikit_learn(task: str, targets: np.ndarray, output: np.ndarray) -> list[float]:
-    """The two figures that are shown, from the tracks as they come."""
-    if task == "multi-label":
-        return [score(targets, output) for score in (average_precision_score, roc_auc_score)]
-    if task == "single-label":
-        true, predicted = targets.argmax(axis=1), output.argmax(axis=1)
-        return [accuracy_score(true, predicted), f1_score(true, predicted, average="macro")]
-    targets, output = targets.astype(np.float64), output.astype(np.float64)
-    return [r2_score(targets, output), mean_squared_error(targets, output)]
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_a_plain_loop_over_resamples_gives_the_same(task):
     """Runs are paired: a run's resamples depend on nothing but the seed."""
@@ -52,7 +34,8 @@ def test_a_plain_loop_over_resamples_gives_the_same(task):
     rng = np.random.default_rng(3)
     for i in range(7):
         rows = rng.integers(0, N, N) if i else np.arange(N)
-        wanted = np.mean([by_scikit_learn(task, targets[rows], o[rows]) for o in outputs], axis=0)
+        each = [list(figures(task, targets[rows], o[rows]).values()) for o in outputs]
+        wanted = np.mean(each, axis=0)
         np.testing.assert_allclose([found[m][i] for m in found], wanted, rtol=0, atol=1e-12)
     other = resampled_figures(task, targets, outputs, 6, seed=4)
     assert all((other[name] != found[name]).any() for name in found)
@@ -102,8 +85,8 @@ def test_rare_labels_are_left_out_of_the_resamples_that_lack_them():
         rows = rng.integers(0, N, N)
         here = [c for c in range(C) if targets[rows, c].any()]
         lacking += len(here) < C
-        wanted = by_scikit_learn("multi-label", targets[rows][:, here], outputs[0, rows][:, here])
-        np.testing.assert_allclose([found[m][i] for m in found], wanted, rtol=0, atol=1e-12)
+        wanted = figures("multi-label", targets[rows][:, here], outputs[0, rows][:, here])
+        assert {m: found[m][i] for m in found} == pytest.approx(wanted, rel=0, abs=1e-12)
     assert 0 < lacking < 12
     nothing = resampled_figures("multi-label", np.zeros((N, C)), outputs, 3, 0)
     assert all(np.isnan(values).all() for values in nothing.values())

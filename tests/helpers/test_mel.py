@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from pathlib import Path
 
 import essentia
@@ -14,6 +13,7 @@ import pytest
 import symusic
 import torch
 from essentia.standard import FrameGenerator, TensorflowInputMusiCNN
+from folders import peak_memory
 
 from maest.helpers.audio import constants
 from maest.helpers.audio.log_mel import log_mel, log_mel_pieces
@@ -174,12 +174,8 @@ def test_the_pieces_of_four_minutes_do_not_show():
 def test_memory_of_pieces_does_not_grow_with_the_length():
     """Twenty minutes have 77 MB; a piece at a time is in memory."""
     block = noise(RATE)
-    tracemalloc.start()
-    try:
-        frames = sum(len(piece) for piece in log_mel_pieces(block for _ in range(1_200)))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    pieces = log_mel_pieces(block for _ in range(1_200))
+    frames, peak = peak_memory(lambda: sum(map(len, pieces)))
     assert frames == 75_001
     assert peak < 1e7
     assert not list(log_mel_pieces([]))

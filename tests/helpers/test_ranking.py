@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from by_scikit_learn import ranked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from maest.helpers.reports.ranking import ap_and_roc_auc, rank
 
 
-def expected(targets, scores, weights=None):
-    """Label by label; NaN where the tracks that count lack a positive or a negative."""
-    counted = np.ones(len(targets), bool) if weights is None else weights > 0
-    values = []
-    for target, score in zip(targets.T > 0, scores.astype(float).T, strict=True):
-        both = len(set(target[counted])) == 2
-        values.append(
-            [
-                metric(target[counted], score[counted], sample_weight=weights[counted])
-                if both
-                else np.nan
-                for metric in (average_precision_score, roc_auc_score)
-            ]
-        )
-    return np.array(values).T
-
-
 def assert_as_scikit_learn(targets, scores, weights=None):
-    ones = np.ones(len(targets)) if weights is None else np.asarray(weights, float)
     found = ap_and_roc_auc(rank(targets, scores), weights)
     assert {own.dtype for own in found} == {np.dtype(np.float64)}
-    np.testing.assert_allclose(found, expected(targets, scores, ones), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found, ranked(targets, scores, weights), rtol=0, atol=1e-9)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

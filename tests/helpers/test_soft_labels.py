@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from by_scikit_learn import ranked
 
 from maest.helpers.reports.bootstrap import resampled_figures
 from maest.helpers.reports.metrics import baseline, chance_scores, evaluate
@@ -24,30 +24,20 @@ def test_positive_negative_or_unknown():
     assert "12" in counted(TARGETS)
 
 
-def by_scikit_learn(targets, scores, weights=None):
-    weights, found = np.ones(len(targets)) if weights is None else weights, []
-    for y, z in zip(targets.T, scores.T, strict=True):
-        own = ~np.isnan(y) & (weights > 0)
-        both = len(set(y[own] >= 0.5)) == 2
-        found.append([f(y[own] >= 0.5, z[own], sample_weight=weights[own]) if both else NAN
-                      for f in (average_precision_score, roc_auc_score)])  # fmt: skip
-    return np.array(found).T
-
-
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
 def test_each_label_is_scored_over_its_known_tracks(share):
     rng = np.random.default_rng(0)
     targets = rng.random((80, 9)).round(1).astype(np.float32)
     targets[rng.random(targets.shape) < share] = NAN
     scores = rng.random(targets.shape).round(1)  # with ties
-    expected = by_scikit_learn(targets, scores)
+    expected = ranked(targets, scores)
     found = evaluate("multi-label", targets, scores)
     np.testing.assert_allclose(list(found.per_label.values()), expected, atol=1e-9)
     assert found.figures["ap"] == pytest.approx(np.nanmean(expected[0]))
     assert found.left_out == np.isnan(expected[0]).sum()
     for weights in (rng.integers(0, 3, 80).astype(float), rng.random(80)):
         found = ap_and_roc_auc(rank(targets, scores), weights)
-        np.testing.assert_allclose(found, by_scikit_learn(targets, scores, weights), atol=1e-9)
+        np.testing.assert_allclose(found, ranked(targets, scores, weights), atol=1e-9)
 
 
 def test_baselines_of_labels_that_are_not_all_known():
@@ -69,5 +59,5 @@ def test_resamples_leave_out_unknown_targets():
     draw = np.random.default_rng(0)
     drawn += [draw.integers(0, 40, 40) for _ in range(5)]
     for i, rows in enumerate(drawn):
-        ap = [np.nanmean(by_scikit_learn(targets[rows], z[rows])[0]) for z in outputs]
+        ap = [np.nanmean(ranked(targets[rows], z[rows])[0]) for z in outputs]
         assert found["ap"][i] == pytest.approx(np.mean(ap))

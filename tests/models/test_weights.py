@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from networks import tiny
+from networks import same_weights, tiny
 from published import STATE, deit_state, hub_state, maest_state, passt_state
 
 from maest.helpers.errors import InputError
@@ -18,12 +18,6 @@ from maest.models import CheckpointError, Maest, get_maest, load_checkpoint, sav
 from maest.models.weights import load_into
 
 LABELS = ["Folk---Jig", "Folk---Reel", "Früh---Messe"]
-
-
-def same(one: Maest, other: Maest | STATE) -> None:
-    a, b = (m.state_dict() if isinstance(m, Maest) else m for m in (one, other))
-    assert a.keys() == b.keys()
-    assert not [name for name in a if not torch.equal(a[name], b[name])]
 
 
 def refused(path: Path, kind: str, place: Path, average: bool | None = None, **options) -> str:
@@ -77,7 +71,7 @@ def test_files_of_every_kind(tmp_path, name, make):
     assert not found.training
     assert torch.equal(found.blocks[0].mlp.fc1.weight, state["blocks.0.mlp.fc1.weight"])
     if make is maest_state:
-        same(found, state)
+        assert same_weights(found, state)
 
 
 def lightning(state: STATE, average: STATE | None, raw: str = "net.", swa: str = "net_swa."):
@@ -108,19 +102,19 @@ def test_our_lightning_checkpoint_keeps_what_weights_do_not_say(tmp_path):
     found = get_maest(checkpoint=tmp_path / "w.ckpt")
     assert (found.sizes(), found.labels) == (model.sizes(), LABELS)
     assert load_checkpoint(tmp_path / "w.ckpt").trained_on == {"epoch": 4, "steps": 40}
-    same(found, model)
+    assert same_weights(found, model)
 
 
 @pytest.mark.parametrize("form", [torch.save, safetensors.torch.save_file])
 def test_a_folders_weights_are_read_by_their_content(folder, form):
     form(tiny(seed=1).state_dict() | FRONT_END, folder / "model.safetensors")
-    same(get_maest(checkpoint=folder), tiny(seed=1))
+    assert same_weights(get_maest(checkpoint=folder), tiny(seed=1))
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
 def test_wrappers_of_compile_and_of_distribution(tmp_path, prefix):
     torch.save({prefix + n: t for n, t in maest_state().items()}, tmp_path / "w.pt")
-    same(get_maest(checkpoint=tmp_path / "w.pt"), maest_state())
+    assert same_weights(get_maest(checkpoint=tmp_path / "w.pt"), maest_state())
 
 
 # ------------------------------------------------------------------ weights and their average
@@ -129,8 +123,8 @@ def test_wrappers_of_compile_and_of_distribution(tmp_path, prefix):
 def check_both(path: Path, raw: Maest, average: Maest) -> None:
     for given, expected in ((None, average), (True, average), (False, raw)):
         assert load_checkpoint(path, given).average == (expected is average)
-        same(get_maest(path, checkpoint_swa_weights=given), expected)
-        same(get_maest(path, checkpoint_swa_weigts=given), expected)  # as older scripts have it
+        for name in ("checkpoint_swa_weights", "checkpoint_swa_weigts"):  # an older spelling
+            assert same_weights(get_maest(path, **{name: given}), expected)
 
 
 def test_a_folder_gives_the_average_if_it_has_one(tmp_path, caplog):
@@ -163,7 +157,7 @@ def test_weights_that_a_file_lacks(tmp_path, prefix, average, given):
     torch.save({"state_dict": {prefix + n: t for n, t in maest_state().items()}}, path)
     refused(path, "missing", path, average)
     for choice in given:
-        same(get_maest(checkpoint=load_checkpoint(path, choice)), maest_state())
+        assert same_weights(get_maest(checkpoint=load_checkpoint(path, choice)), maest_state())
 
 
 def test_an_average_that_a_folder_lacks(folder):
@@ -175,12 +169,12 @@ def test_an_average_that_a_folder_lacks(folder):
 
 
 def test_a_model_is_named_by_its_path_or_its_arch(folder, monkeypatch):
-    same(get_maest(folder), tiny())
-    same(get_maest(str(folder), pretrained=True), tiny())
+    assert same_weights(get_maest(folder), tiny())
+    assert same_weights(get_maest(str(folder), pretrained=True), tiny())
     # A model folder goes before an arch of that name; any other folder does not.
     monkeypatch.chdir(folder.parent)
     folder.rename("maest_small")
-    same(get_maest("maest_small"), tiny())
+    assert same_weights(get_maest("maest_small"), tiny())
     assert get_maest("maest_small", pretrained=False, n_classes=2, depth=1).embed_dim == 384
     Path("maest_tiny").mkdir()
     assert get_maest("maest_tiny", n_classes=2, depth=1).embed_dim == 192
@@ -194,7 +188,7 @@ def test_a_model_is_named_by_its_path_or_its_arch(folder, monkeypatch):
 def test_arguments_win_over_the_checkpoint(folder, caplog):
     options = {"s_patchout_t": 3, "distilled_type": "separated", "norm_mean": 1.0}
     found = get_maest(checkpoint=folder, input_t=None, pretrained=True, **options)
-    same(found, tiny())
+    assert same_weights(found, tiny())
     assert (found.distilled_type, found.norm_mean, found.input_t) == ("separated", 1.0, 312)
     assert found.patchout.dropped["s_patchout_t"] == 3
     assert get_maest(checkpoint=folder, labels=list("xyz")).labels == list("xyz")

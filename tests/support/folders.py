@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
+import os
 import resource
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,29 @@ def read_json(path: Path) -> Any:
         raise AssertionError(f"{path}: {constant} is no JSON")
 
     return json.loads(path.read_text("utf-8"), parse_constant=refuse)
+
+
+@contextlib.contextmanager
+def unreadable(folder: str) -> Iterator[None]:
+    """Folders of this name cannot be listed."""
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path).name == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(path)
+
+    with mock.patch.object(os, "scandir", refuse):
+        yield
+
+
+def peak_memory(function: Callable[[], Any]) -> tuple[Any, int]:
+    """What a function returns, and the most bytes that it allocated at once."""
+    tracemalloc.start()
+    try:
+        return function(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 class Killed(BaseException):

@@ -36,5 +36,11 @@ def perturbed(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
+def same_weights(one: nn.Module | dict[str, Tensor], other: nn.Module | dict[str, Tensor]) -> bool:
+    """Whether two networks or state dicts have the same names and values."""
+    a, b = (m.state_dict() if isinstance(m, nn.Module) else m for m in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

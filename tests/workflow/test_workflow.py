@@ -14,6 +14,7 @@ import torch
 from command_line import bad, good, newest, read_history, refused, run, settings  # isort: skip
 
 from folders import read_json
+from networks import same_weights
 
 from maest import config
 from maest.datasets.groundtruth import write_groundtruth, write_labels
@@ -42,11 +43,6 @@ def home(tmp_path_factory, toy) -> Path:
 @pytest.fixture
 def model(home):
     return get_maest(checkpoint=home / "exp_logs/1/model")
-
-
-def same_weights(one, other) -> bool:
-    one, other = one.state_dict(), other.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
 
 
 # ---- training ------------------------------------------------------------------------------------
