@@ -112,9 +112,10 @@ class Patchout(nn.Module):
     """Drops patches, the same ones for a whole batch (K. Koutini et al., Interspeech 2022).
 
     Training drops ``s_patchout_t`` time columns, ``s_patchout_f`` frequency rows and ``u_patchout``
-    single patches at random. Always dropped are columns and rows by number (``…_indices``, which a
-    short input may lack), and all but every k-th (``…_interleaved``). InputError: a value is out of
-    bounds, or too few patches are left.
+    single patches at random; of clips shorter than ``input_t``, the same share of columns. Always
+    dropped are columns and rows by number (``…_indices``, which a short input may lack), and all
+    but every k-th (``…_interleaved``). InputError: a value is out of bounds, or too few patches are
+    left.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Patchout(nn.Module):
     ) -> None:
         super().__init__()
         self.rows, columns = grid_size(sizes.input_f), grid_size(sizes.input_t)
+        self.columns = columns  # of a clip of full length
         patches = self.rows * columns
         self.dropped = {  # at random
             "s_patchout_t": whole_number("s_patchout_t", s_patchout_t, 0, columns - 1),
@@ -154,10 +156,11 @@ class Patchout(nn.Module):
         if self.kept_columns is None and self.kept_rows is None and not random:
             return x.flatten(2)
         rows, columns = x.shape[2:]
-        t = self._select("s_patchout_t", columns, self.kept_columns)
-        f = self._select("s_patchout_f", rows, self.kept_rows)
+        dropped = self._dropped(columns) if self.training else (0, 0, 0)
+        t = _select("s_patchout_t", columns, self.kept_columns, dropped[0])
+        f = _select("s_patchout_f", rows, self.kept_rows, dropped[1])
         grid = torch.arange(rows * columns).view(rows, columns)[f][:, t].flatten()
-        grid = grid[self._select("u_patchout", len(grid), None)]
+        grid = grid[_select("u_patchout", len(grid), None, dropped[2])]
         return x.flatten(2).index_select(2, on_device(grid, x.device))
 
     def n_patches(self, frames: int, training: bool) -> int:
@@ -165,17 +168,23 @@ class Patchout(nn.Module):
         columns = grid_size(max(frames, PATCH_SIZE))
         t = columns if self.kept_columns is None else int((self.kept_columns < columns).sum())
         f = self.rows if self.kept_rows is None else len(self.kept_rows)
-        fewer_t, fewer_f, fewer = self.dropped.values() if training else (0, 0, 0)
+        fewer_t, fewer_f, fewer = self._dropped(columns) if training else (0, 0, 0)
         return max(0, t - fewer_t) * max(0, f - fewer_f) - fewer
 
-    def _select(self, name: str, available: int, kept: Tensor | None) -> Tensor:
-        """Choose positions of ``available``, sorted: the kept ones, less random ones."""
-        indices = torch.arange(available) if kept is None else kept[kept < available]
-        dropped = self.dropped[name] if self.training else 0
-        if len(indices) <= dropped:
-            message = f"drops {dropped} of the {len(indices)} that are left of {available}"
-            raise InputError(message, hint="Lower it, or use longer clips.", setting=name)
-        return indices[torch.randperm(len(indices))[dropped:].sort().values] if dropped else indices
+    def _dropped(self, columns: int) -> tuple[int, int, int]:
+        """Columns, rows and single patches that training drops of a clip of ``columns``."""
+        t, f, single = self.dropped.values()
+        share = min(1.0, columns / self.columns)
+        return int(t * share), f, single
+
+
+def _select(name: str, available: int, kept: Tensor | None, dropped: int) -> Tensor:
+    """Choose positions of ``available``, sorted: the kept ones, less random ones."""
+    indices = torch.arange(available) if kept is None else kept[kept < available]
+    if len(indices) <= dropped:
+        message = f"drops {dropped} of the {len(indices)} that are left of {available}"
+        raise InputError(message, hint="Lower it, or use longer clips.", setting=name)
+    return indices[torch.randperm(len(indices))[dropped:].sort().values] if dropped else indices
 
 
 def _kept(name: str, available: int, indices: Any, every: Any) -> Tensor | None:
