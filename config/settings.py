@@ -209,6 +209,11 @@ class Data:
     clip_length: float | None = setting(
         None, f"seconds of a clip; auto: {_FROM_IT}, else {DEFAULT_CLIP_LENGTH}", CLIP
     )
+    short_clips: float | None = setting(
+        None,
+        "seconds of the clips of half of the batches, drawn at random; None: clip_length",
+        CLIP,
+    )
     batch_size_train: int = setting(8, "clips in a batch", SIZE)
     batch_size_eval: int = setting(8, "whole tracks in a batch", SIZE, tags="free")
     clips_per_epoch: int | Literal["auto"] | None = setting(
@@ -217,6 +222,7 @@ class Data:
         FROM_1,
     )
     balanced_sampling: bool = setting(False, "draw clips with rare labels more often")
+    by_length: bool = setting(False, "draw a track as often as it is long, repeatedly")
     on_error: Literal["raise", "skip"] = setting(
         "raise",
         "skip: go on without a file that cannot be read, in training with another's clip",

@@ -107,17 +107,21 @@ class _Tracks(Dataset):
         skip: bool = False,
         teacher_dir: str | Path | None = None,
         windows: WindowTargets | None = None,
+        short_frames: int | None = None,
     ) -> None:
         self.keys, self.targets = PackedStrings(groundtruth.keys), groundtruth.targets
         self.base_dir, self.frames, self.skip = str(base_dir), frames, skip
-        self.teacher_dir, self.windows = teacher_dir, windows
+        self.teacher_dir, self.windows, self.short_frames = teacher_dir, windows, short_frames
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
 class CropDataset(_Tracks):
-    """Random crops for training, a batch at a time; ``skip`` replaces unreadable clips."""
+    """Random crops for training, a batch at a time; ``skip`` replaces unreadable clips.
+
+    Half of the batches, at random, have crops of ``short_frames``, if given.
+    """
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> ClipBatch:
         """Read a batch, from each clip's track index and the seed of its random crop.
@@ -125,14 +129,17 @@ class CropDataset(_Tracks):
         Raises InputError for an unreadable file; with ``skip``, for 50 in a row.
         """
         errors: dict[str, str] = {}
-        clips = [self._read(*item, errors) for item in items]
+        frames = self.frames
+        if self.short_frames is not None and items[0][1] % 2:
+            frames = self.short_frames
+        clips = [self._read(*item, frames, errors) for item in items]
         mels, targets, logits = zip(*clips, strict=True)
         teacher = None if self.teacher_dir is None else torch.from_numpy(np.stack(logits))
         of_clips = torch.from_numpy(np.stack(targets).astype(np.float32))
         return ClipBatch(torch.from_numpy(np.stack(mels)), of_clips, teacher, errors)
 
     def _read(
-        self, index: int, seed: int, errors: dict[str, str]
+        self, index: int, seed: int, frames: int, errors: dict[str, str]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return a crop, its targets and its track's teacher logits; add to ``errors``."""
         tried: set[int] = set()
@@ -145,10 +152,10 @@ class CropDataset(_Tracks):
             key = self.keys[index]
             try:
                 with MelFile.of_key(self.base_dir, key) as file:
-                    crop, first = read_crop(file, self.frames, np.random.default_rng(seed))
+                    crop, first = read_crop(file, frames, np.random.default_rng(seed))
                 target = self.targets[index]
                 if self.windows is not None:
-                    target = self.windows.of_crop(key, first, self.frames, target)
+                    target = self.windows.of_crop(key, first, frames, target)
                 if self.teacher_dir is None:
                     return crop, target, None
                 return crop, target, read_teacher_logits(self.teacher_dir, key, len(target))

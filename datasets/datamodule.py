@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maest.datasets.batches import CropDataset, TrackDataset
 from maest.datasets.groundtruth import GroundTruth
+from maest.datasets.melspectrograms import track_bytes
 from maest.datasets.sampling import ClipSampler, TrackSampler
 from maest.datasets.teacher import check_teacher_files
 from maest.datasets.windows import WindowTargets
@@ -26,7 +27,7 @@ class MaestDataModule(pl.LightningDataModule):
     Each training process loads a disjoint share of an epoch's one draw, and of the tracks to
     evaluate; Lightning must not replace the samplers (``Trainer(use_distributed_sampler=False)``).
     ``splits`` are those needed of "train", "val" and "test"; ``clip_frames`` is the length of a
-    crop and of a patch. `config/settings.py` explains the other arguments. Raises InputError if
+    crop and of a patch, ``short_frames`` that of the crops of half of the batches. `config/settings.py` explains the other arguments. Raises InputError if
     ``window_targets`` do not fit the training split.
     """
 
@@ -44,6 +45,8 @@ class MaestDataModule(pl.LightningDataModule):
         seed: int = 0,
         teacher_dir: Path | None = None,
         window_targets: str | Path | None = None,
+        short_frames: int | None = None,
+        by_length: bool = False,
         on_error: str = "raise",
     ) -> None:
         super().__init__()
@@ -52,6 +55,7 @@ class MaestDataModule(pl.LightningDataModule):
         self.clips_per_epoch, self.balanced_sampling = clips_per_epoch, balanced_sampling
         self.num_workers, self.seed = num_workers, seed
         self.teacher_dir, self.on_error, self.skip = teacher_dir, on_error, on_error == "skip"
+        self.short_frames, self.by_length = short_frames, by_length
         self.windows: WindowTargets | None = None
         if window_targets is not None:
             self.windows = WindowTargets(window_targets, splits["train"])
@@ -102,12 +106,19 @@ class MaestDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         train, (rank, processes) = self.splits["train"], self._rank()
         clips, balanced = self.clips_per_epoch, self.balanced_sampling
-        sampler = ClipSampler(train.targets, clips, balanced, self.seed, rank, processes)
+        lengths = track_bytes(self.base_dir, train.keys) if self.by_length else None
+        sampler = ClipSampler(train.targets, clips, balanced, self.seed, rank, processes, lengths)
         # Workers begin to read before Lightning sets the sampler's epoch.
         sampler.set_epoch(self._start[0])
         sampler.skip(self._start[1] * self.batch_size_train)
         dataset = CropDataset(
-            train, self.base_dir, self.clip_frames, self.skip, self.teacher_dir, self.windows
+            train,
+            self.base_dir,
+            self.clip_frames,
+            self.skip,
+            self.teacher_dir,
+            self.windows,
+            self.short_frames,
         )
         return self._loader(dataset, self.batch_size_train, sampler)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,18 @@ def mel_path(base_dir: str | Path, key: str) -> Path:
     path = Path(base_dir) / key
     added = (path.with_name(path.name + suffix) for suffix in ("", ".mmap", ".npy"))
     return next((candidate for candidate in added if candidate.is_file()), path)
+
+
+def track_bytes(base_dir: str | Path, keys: Iterable[str]) -> np.ndarray:
+    """The size of each track's file, int64 [N]; 0 where there is none. Opens none of them."""
+
+    def size(key: str) -> int:
+        try:
+            return os.stat(mel_path(base_dir, key)).st_size
+        except OSError:  # reading it will say why
+            return 0
+
+    return np.fromiter(map(size, keys), np.int64)
 
 
 def read_mel(path: str | Path) -> np.ndarray:

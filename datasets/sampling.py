@@ -29,7 +29,7 @@ def label_balanced_weights(targets: np.ndarray) -> np.ndarray:
 
 
 class ClipSampler(Sampler[tuple[int, int]]):
-    """Draws the clips of an epoch: pairs of a clip's index and the seed of its random crop.
+    """Draws the clips of an epoch: pairs of a track's index and the seed of its random crop.
 
     The draw depends only on ``seed`` and the epoch (Lightning calls :meth:`set_epoch`), not on the
     number of workers. Ranks share one draw: rank r takes positions r, r + world_size, …; a tail
@@ -37,8 +37,9 @@ class ClipSampler(Sampler[tuple[int, int]]):
 
     ``targets`` [N, C] are 0 and 1; unless ``balanced``, only N matters. ``clips_per_epoch`` counts
     all ranks together (None: N); beyond N, clips repeat. ``balanced`` draws by
-    :func:`label_balanced_weights`, with replacement if an epoch has N clips or more. Raises
-    InputError if an epoch has fewer clips than there are ranks.
+    :func:`label_balanced_weights`, with replacement if an epoch has N clips or more. ``lengths``
+    [N] multiply a track's chance; it is drawn with replacement then. Raises InputError if an epoch
+    has fewer clips than there are ranks.
     """
 
     def __init__(
@@ -49,11 +50,16 @@ class ClipSampler(Sampler[tuple[int, int]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        lengths: np.ndarray | None = None,
     ) -> None:
         self.size, self.clips = len(targets), clips_per_epoch or len(targets)
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch, self.to_skip = 0, 0
         self.weights = label_balanced_weights(targets) if balanced else None
+        self.repeats = self.clips >= self.size or lengths is not None
+        if lengths is not None and lengths.any():
+            self.weights = lengths * (1.0 if self.weights is None else self.weights)
+            self.weights = self.weights / self.weights.sum()
         if self.clips < world_size:
             what = f"an epoch of {self.clips} clips is too short for {world_size} processes"
             setting, hint = "datamodule.clips_per_epoch", "Raise it, or train on fewer devices."
@@ -76,7 +82,7 @@ class ClipSampler(Sampler[tuple[int, int]]):
         first, self.to_skip = self.to_skip, 0
         rng, size, clips = np.random.default_rng((self.seed, self.epoch)), self.size, self.clips
         if self.weights is not None:
-            order = rng.choice(size, clips, replace=clips >= size, p=self.weights)
+            order = rng.choice(size, clips, replace=self.repeats, p=self.weights)
         else:
             rounds = -(-clips // size)
             order = np.concatenate([rng.permutation(size) for _ in range(rounds)])

@@ -21,7 +21,7 @@ from maest.experiments.runs import newest_runs
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.models import Maest, load_checkpoint
-from maest.models.archs import clip_seconds, descent, size_name
+from maest.models.archs import clip_seconds, descent, input_frames, size_name
 from maest.models.sizes import grid_size
 from maest.models.weights import Checkpoint
 
@@ -93,6 +93,10 @@ def resolve(settings: Settings, log_dir: Path) -> Plan:
     frames, splits = clip_frames(settings, checkpoint), read(settings, checkpoint, "train", "val")
     settings = decided(settings, frames, len(splits["train"]))
     data = build_data(settings, splits, frames)  # before minutes go into the data's norm
+    if (data.short_frames or 0) > frames:
+        what = f"is longer than a clip, {clip_seconds(frames):g} s"
+        hint = "Give less, or a longer datamodule.clip_length."
+        raise InputError(what, kind="conflict", setting="datamodule.short_clips", hint=hint)
     net = build_network(settings, checkpoint, splits["train"], training=True)
     for split, groundtruth in splits.items():
         setting = f"datamodule.groundtruth_{split}"
@@ -151,6 +155,8 @@ def build_data(settings: Settings, splits: dict[str, GroundTruth], frames: int) 
         seed=settings.seed,
         teacher_dir=find_teacher(settings) if "train" in splits else None,
         window_targets=data.window_targets if "train" in splits else None,
+        short_frames=None if data.short_clips is None else input_frames(data.short_clips),
+        by_length=data.by_length,
         on_error=data.on_error,
     )
 

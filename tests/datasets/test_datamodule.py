@@ -44,6 +44,16 @@ def labels_are_beside(batch: ClipBatch) -> bool:
     return bool((loud.argmax(1) == batch.targets.argmax(1)).all())
 
 
+def test_batches_of_short_and_of_full_clips_take_turns(toy):
+    data = module(toy, clip_frames=60, short_frames=30, batch_size_train=2, clips_per_epoch=120)
+    loader = data.train_dataloader()
+    items, batches = list(loader.sampler), list(loader)
+    lengths = [batch.mel.shape[1] for batch in batches]
+    assert lengths == [30 if seed % 2 else 60 for _, seed in items[::2]]
+    assert set(lengths) == {30, 60}
+    assert all(labels_are_beside(batch) for batch in batches)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_is_the_clips_that_its_items_ask_for(toy, workers):
     """Each equals the frames of the file on disk."""

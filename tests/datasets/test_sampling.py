@@ -65,6 +65,24 @@ def test_each_clip_comes_as_often_as_its_labels_say(world_size):
     assert uniform > 10_000  # what the statistic says of weights that are wrong
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_track_comes_as_often_as_it_is_long(balanced):
+    lengths = np.arange(500) % 5
+    sampler = ClipSampler(LONG_TAIL, 90_000, balanced, 1, lengths=lengths)
+    found = np.bincount([index for index, _ in sampler], minlength=500)
+    expected = lengths * (label_balanced_weights(LONG_TAIL) if balanced else 1.0)
+    expected *= 90_000 / expected.sum()
+    assert not found[lengths == 0].any()
+    statistic = ((found - expected) ** 2 / expected.clip(1e-9)).sum()  # mean 399, deviation 28
+    assert 399 - 5 * 28 < statistic < 399 + 5 * 28
+
+
+def test_long_tracks_come_again_in_a_short_epoch():
+    lengths = np.where(np.arange(500) == 3, 1000, 1)
+    drawn = [index for index, _ in ClipSampler(LONG_TAIL, 100, False, 0, lengths=lengths)]
+    assert drawn.count(3) > 50
+
+
 def test_the_draw_written_out():
     """It must not change: a resumed run goes on in the draw that it began with."""
     rng = np.random.default_rng((7, 2))

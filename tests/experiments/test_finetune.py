@@ -159,6 +159,7 @@ def test_the_licence_of_the_weights_goes_along(home, toy, tmp_path, licence):
         ("module.layer_decay=0", "invalid", "module.layer_decay"),
         ("module.freeze_blocks=13", "invalid", "module.freeze_blocks"),
         ("maest.task=regression maest.n_classes=4", "conflict", "maest.n_classes"),
+        ("datamodule.short_clips=3000", "conflict", "datamodule.short_clips"),
         ("datamodule.teacher_dir=nowhere", "missing", "datamodule.teacher_dir"),
         ("datamodule.teacher_dir=exp_logs", "conflict", "maest.distilled_type"),
         ("datamodule.window_targets=nowhere", "missing", "datamodule.window_targets"),
