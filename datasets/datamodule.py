@@ -27,8 +27,9 @@ class MaestDataModule(pl.LightningDataModule):
     Each training process loads a disjoint share of an epoch's one draw, and of the tracks to
     evaluate; Lightning must not replace the samplers (``Trainer(use_distributed_sampler=False)``).
     ``splits`` are those needed of "train", "val" and "test"; ``clip_frames`` is the length of a
-    crop and of a patch, ``short_frames`` that of the crops of half of the batches. `config/settings.py` explains the other arguments. Raises InputError if
-    ``window_targets`` do not fit the training split.
+    crop and of a patch, ``short_frames`` that of the crops of half of the batches.
+    `config/settings.py` explains the other arguments. Raises InputError if ``window_targets`` do
+    not fit the training split.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from maest.helpers.files.atomic import read_bytes
 from maest.helpers.names import first_few
 
 LABELS_FILE = Path(__file__).with_name("labels.toml")
-HEARD = 0.4  # the teacher's value from which a label counts as heard
+HEARD = 0.7  # the value from which a label counts as heard, where it says that others are absent
 _HINT = "labels.toml in datasets/recordings explains the tables."
 
 
@@ -34,6 +34,13 @@ class Label:
 class Vocabulary:
     labels: tuple[Label, ...]
     left_out: dict[str, str]  # a teacher's tag → the reason
+    middle: dict[str, float]  # of tags that begin with this name → their value that becomes 0.5
+
+    def levelled(self, heard: np.ndarray, tags: Sequence[str]) -> np.ndarray:
+        """Shift a teacher's probabilities [N, Ct] in log odds, so that ``middle`` becomes 0.5."""
+        middle = np.array([self.middle.get(tag.partition("/")[0], 0.5) for tag in tags])
+        odds = heard / (1 - np.minimum(heard, 1 - 1e-6)) * ((1 - middle) / middle)
+        return odds / (1 + odds)
 
     def kept(self, tags: Collection[str], known: Collection[str]) -> tuple[list[Label], list[str]]:
         """The labels that the teacher's tags or known ones give, sorted; and the others' names."""
@@ -62,7 +69,7 @@ def read_vocabulary(path: str | Path = LABELS_FILE) -> Vocabulary:
         tables = tomllib.loads(read_bytes(path, "Give a file of labels as --labels.").decode())
     except ValueError as error:
         raise error if isinstance(error, InputError) else refusal(str(error), "corrupt") from None
-    if unknown := tables.keys() - {"sets", "labels", "left_out"}:
+    if unknown := tables.keys() - {"middle", "sets", "labels", "left_out"}:
         raise refusal(f"tables {first_few(sorted(unknown))}", "unknown")
     rows, sets = tables.get("labels", {}), tables.get("sets", {})
     keys, labels = {field.name for field in fields(Label)} - {"name"}, []
@@ -79,7 +86,10 @@ def read_vocabulary(path: str | Path = LABELS_FILE) -> Vocabulary:
     left_out = tables.get("left_out", {})
     if both := sorted({tag for label in labels for tag in label.teacher} & left_out.keys()):
         raise refusal(f"left out, and taken by a label: {first_few(both)}", "conflict")
-    return Vocabulary(tuple(sorted(labels, key=lambda label: label.name)), dict(left_out))
+    middle = tables.get("middle", {})
+    if wrong := [name for name, value in middle.items() if not 0 < value < 1]:
+        raise refusal(f"middle of {first_few(wrong)}: expected numbers between 0 and 1")
+    return Vocabulary(tuple(sorted(labels, key=lambda label: label.name)), dict(left_out), middle)
 
 
 def _is_texts(value: Any) -> bool:

@@ -34,6 +34,7 @@ from maest.datasets.recordings.labels import (
     LABELS_FILE,
     Label,
     Translation,
+    Vocabulary,
     read_vocabulary,
     track_labels,
 )
@@ -137,7 +138,7 @@ def build(
     tags, known_names = recipe["labels"], {name for one in sets for name in one.labels}
     kept, unmade = vocabulary.kept(tags, known_names)
     names = [label.name for label in kept]
-    targets = _write_windows(out_dir, splits, known_of, kept, tags)
+    targets = _write_windows(out_dir, splits, known_of, vocabulary, kept, tags)
     write_json(out_dir / "windows" / RECIPE_FILE, {
         "window_seconds": recipe["window_seconds"],
         "labels": names,
@@ -218,6 +219,7 @@ def _write_windows(
     out_dir: Path,
     keys: Iterable[str],
     known_of: Mapping[str, Known],
+    vocabulary: Vocabulary,
     labels: Sequence[Label],
     tags: Sequence[str],
 ) -> dict[str, np.ndarray]:
@@ -234,7 +236,8 @@ def _write_windows(
             raise InputError(what, kind="corrupt", path=path, hint=hint)
         row = of_track(known_of[source], key) if source in known_of else None
         translation = translations.get(source, without)
-        windows = translation.windows(heard, None if row is None else row[1])
+        levelled = vocabulary.levelled(heard.astype(np.float32), tags)
+        windows = translation.windows(levelled, None if row is None else row[1])
         teaching.write_windows(window_file(out_dir / "windows", key), windows)
         targets[key] = track_labels(windows)
     return targets

@@ -18,11 +18,11 @@ def test_each_rule_of_the_table():
         Label("C", teacher=("z",), implied_by=("a", "b")),
     ]
     made = Translation(labels, ["x", "y", "z"], ["a", "b"])
-    heard = np.array([[0.1, 0.3, 0.9], [0.5, 0.2, 0.1]], np.float16)
+    heard = np.array([[0.1, 0.3, 0.9], [0.8, 0.2, 0.1]], np.float16)
     unknown = made.windows(heard)
-    expected = np.array([[0.3, NAN, 0.9], [0.5, 0, 0.1]], np.float16)
+    expected = np.array([[0.3, NAN, 0.9], [0.8, 0, 0.1]], np.float16)
     np.testing.assert_array_equal(unknown, expected)
-    np.testing.assert_allclose(track_labels(unknown), [0.4, 0, 0.5], atol=1e-3)
+    np.testing.assert_allclose(track_labels(unknown), [0.55, 0, 0.5], atol=1e-3)
     np.testing.assert_array_equal(
         made.windows(heard, np.array([0, 0])), [[0, 0, np.float16(0.9)], [0, 0, np.float16(0.1)]]
     )
@@ -30,6 +30,12 @@ def test_each_rule_of_the_table():
     half = made.windows(heard, np.array([0, NAN]))
     np.testing.assert_array_equal(half[:, 0], [0, 0])
     np.testing.assert_array_equal(half[:, 1:], expected[:, 1:])
+
+
+def test_a_cautious_teacher_is_shifted():
+    heard = np.array([[0, 0.2, 0.5, 1], [0.5, 0.5, 0.5, 0.2]], np.float32)
+    levelled = read_vocabulary().levelled(heard, ["mtt/a", "msd/b", "Genre---C", "mtt/d"])
+    np.testing.assert_allclose(levelled, [[0, 0.5, 0.5, 1], [0.8, 0.8, 0.5, 0.5]], atol=1e-5)
 
 
 def test_every_tag_of_musicnn_has_a_place():
