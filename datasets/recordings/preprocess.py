@@ -60,6 +60,7 @@ def build(
     out_dir: str | Path = DATA_DIR,
     known: Sequence[str | Path] = (),
     hold_out: Sequence[str] = (),
+    no_music: Sequence[str] = (),
     labels: str | Path = LABELS_FILE,
     labels_only: bool = False,
     seconds: float | None = None,
@@ -72,7 +73,8 @@ def build(
     """Make the set; what is done is skipped. README.md says what is written.
 
     ``known`` are folders of ground truths, ``hold_out`` names of sources that are test only,
-    ``labels_only`` makes the labels again from what the teacher heard, without audio and teacher.
+    ``no_music`` names of sources without any label; ``labels_only`` makes the labels again from
+    what the teacher heard, without audio and teacher.
     ``load`` is importable: a teacher's name → the teacher.
 
     Raises InputError for settings that do not fit each other or what is in ``out_dir``, a split
@@ -80,7 +82,7 @@ def build(
     """
     check_codec_share(codec_share)
     vocabulary = read_vocabulary(labels)
-    sources = _name_sources(audio_dirs, hold_out)
+    sources = _name_sources(audio_dirs, hold_out, no_music)
     sets = [read_known(folder) for folder in known]
     out_dir = Path(out_dir).expanduser().resolve()
     store, heard_dir = out_dir / "melspectrograms", out_dir / "teacher"
@@ -138,7 +140,7 @@ def build(
     tags, known_names = recipe["labels"], {name for one in sets for name in one.labels}
     kept, unmade = vocabulary.kept(tags, known_names)
     names = [label.name for label in kept]
-    targets = _write_windows(out_dir, splits, known_of, vocabulary, kept, tags)
+    targets = _write_windows(out_dir, splits, known_of, no_music, vocabulary, kept, tags)
     write_json(out_dir / "windows" / RECIPE_FILE, {
         "window_seconds": recipe["window_seconds"],
         "labels": names,
@@ -166,6 +168,7 @@ def build(
         "teacher": {name: recipe[name] for name in recipe if name != "labels"},
         "seed": seed,
         "held_out": sorted(hold_out),
+        "no_music": sorted(no_music),
         "done": done,
         "skipped": skipped,
         "failed": len(failed),
@@ -195,7 +198,9 @@ def build(
     return commands.Outcome(done, skipped, failed, notes=notes, summary=summary)
 
 
-def _name_sources(audio_dirs: Sequence[str | Path], hold_out: Sequence[str]) -> dict[str, Path]:
+def _name_sources(
+    audio_dirs: Sequence[str | Path], hold_out: Sequence[str], no_music: Sequence[str]
+) -> dict[str, Path]:
     """Source → its folder. Raises InputError for no folder, equal names or unknown ones."""
     sources: dict[str, Path] = {}
     for folder in audio_dirs:
@@ -207,8 +212,9 @@ def _name_sources(audio_dirs: Sequence[str | Path], hold_out: Sequence[str]) -> 
     if not sources:
         hint = "Give a folder of music or more."
         raise InputError("none is given", kind="missing", setting="AUDIO_DIR", hint=hint)
-    for name in hold_out:
-        check_choice("--hold-out", name, sources)
+    for option, names in {"--hold-out": hold_out, "--no-music": no_music}.items():
+        for name in names:
+            check_choice(option, name, sources)
     return sources
 
 
@@ -219,6 +225,7 @@ def _write_windows(
     out_dir: Path,
     keys: Iterable[str],
     known_of: Mapping[str, Known],
+    no_music: Sequence[str],
     vocabulary: Vocabulary,
     labels: Sequence[Label],
     tags: Sequence[str],
@@ -238,6 +245,8 @@ def _write_windows(
         translation = translations.get(source, without)
         levelled = vocabulary.levelled(heard.astype(np.float32), tags)
         windows = translation.windows(levelled, None if row is None else row[1])
+        if source in no_music:
+            windows[:] = 0
         teaching.write_windows(window_file(out_dir / "windows", key), windows)
         targets[key] = track_labels(windows)
     return targets
@@ -289,6 +298,8 @@ def main(arguments: list[str] | None = None) -> int:
     what = "ground truths (a folder) of a source: their labels win, their splits stay"
     add("--known", **several, type=Path, metavar="GROUNDTRUTH_DIR", help=what)
     add("--hold-out", **several, metavar="NAME", help="sources that are for the test only")
+    what = "sources without music (speech, noises): no label is in them, whatever the teacher says"
+    add("--no-music", **several, metavar="NAME", help=what)
     add("--labels", type=Path, default=LABELS_FILE, help="how labels are made, as TOML")
     add("--labels-only", action="store_true", help="without audio and teacher: labels and splits")
     kept = "seconds to keep from the centre of each track, or all"

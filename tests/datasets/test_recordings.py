@@ -237,6 +237,16 @@ def test_known_labels_win_and_known_splits_stay(audio, tmp_path, prefix):
     assert oboe[1:] == [1, 0, 0]
 
 
+def test_a_source_without_music_has_no_label(audio, tmp_path):
+    make(audio, no_music=["few"])
+    found = targets(tmp_path / "set")
+    assert all(not row.any() for key, (_, row) in found.items() if key.startswith("few/"))
+    assert any(row.any() for key, (_, row) in found.items() if not key.startswith("few/"))
+    assert not np.load(tmp_path / "set/windows/few/1.mmap.npy").any()
+    with refuses("unknown", setting="--no-music"):
+        make(audio, no_music=["fewer"])
+
+
 def test_known_sets_that_fit_no_source(audio, tmp_path):
     known = known_set(tmp_path / "known", "nowhere/")
     with refuses("missing", "known", "--known"):
