@@ -11,21 +11,14 @@ import pytest
 import safetensors.torch
 import torch
 from networks import same_weights, tiny
-from published import STATE, deit_state, hub_state, maest_state, passt_state
+from published import STATE, deit_state, hub_state, legacy, maest_state, passt_state
+from published import refused_weights as refused
 
 from maest.helpers.errors import InputError
 from maest.models import CheckpointError, Maest, get_maest, load_checkpoint, save_model
 from maest.models.weights import load_into
 
 LABELS = ["Folk---Jig", "Folk---Reel", "Früh---Messe"]
-
-
-def refused(path: Path, kind: str, place: Path, average: bool | None = None, **options) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        get_maest(checkpoint=load_checkpoint(path, average), **options)
-    assert (caught.value.kind, caught.value.path) == (kind, place)
-    assert caught.value.hint
-    return str(caught.value)
 
 
 @pytest.fixture
@@ -39,10 +32,6 @@ FRONT_END = {
     "melspectrogram.spec.window": torch.ones(512),
     "melspectrogram.mel_scale.fb": torch.ones(257, 96),
 }
-
-
-def legacy(content: object, path: Path) -> None:
-    torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
 FILES = {

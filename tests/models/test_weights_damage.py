@@ -21,7 +21,8 @@ import pytest
 import safetensors.torch
 import torch
 from networks import tiny
-from published import hub_model, maest_state
+from published import hub_model, legacy, maest_state
+from published import refused_weights as refused
 from torch import Tensor
 
 from maest.models import CheckpointError, get_maest, load_checkpoint, save_model
@@ -44,14 +45,6 @@ def bounded():
     signal.alarm(0)
     signal.signal(signal.SIGALRM, handler)
     resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def refused(path: Path, kind: str, place: Path | None = None) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        get_maest(checkpoint=path)
-    assert (caught.value.kind, caught.value.path) == (kind, place or path)
-    assert caught.value.hint
-    return str(caught.value)
 
 
 @pytest.fixture
@@ -310,10 +303,6 @@ BAD_SAFETENSORS = {
 def test_crafted_files_are_refused(tmp_path, kind):
     (tmp_path / "w.safetensors").write_bytes(BAD_SAFETENSORS[kind])
     refused(tmp_path / "w.safetensors", "corrupt")
-
-
-def legacy(state: dict, path: Path) -> None:
-    torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
 @pytest.mark.parametrize("write", [torch.save, legacy, safetensors.torch.save_file])

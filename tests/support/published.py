@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import pytest
 import safetensors.torch
 import timm
 import torch
@@ -13,7 +15,7 @@ from networks import noise, perturbed
 from torch import Tensor
 from transformers import ASTConfig, ASTForAudioClassification
 
-from maest.models import ARCHS
+from maest.models import ARCHS, CheckpointError, get_maest, load_checkpoint
 
 COMMIT = "0" * 40
 STATE = dict[str, Tensor]
@@ -123,3 +125,19 @@ def into_hub_cache(cache: Path, repository: str, write) -> None:
     snapshot = folder / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     write(snapshot)
+
+
+def legacy(content: object, path: Path) -> None:
+    """Save in PyTorch's format from before zip archives."""
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def refused_weights(
+    path: Path, kind: str, place: Path | None = None, average: bool | None = None, **options: Any
+) -> str:
+    """Load weights that must be refused: an error of this kind and path; its message."""
+    with pytest.raises(CheckpointError) as caught:
+        get_maest(checkpoint=load_checkpoint(path, average), **options)
+    assert (caught.value.kind, caught.value.path) == (kind, place or path)
+    assert caught.value.hint
+    return str(caught.value)
