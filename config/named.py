@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from maest.config.settings import DATASETS, SCORES
+from maest.config.settings import DATASETS, RECORDINGS, SCORES
 from maest.helpers.audio.constants import NORM_MEAN, NORM_STD
 
 Sections = dict[str, dict[str, Any]]
@@ -75,6 +75,28 @@ _add(
         "maest": {"s_patchout_t": 22},
         "module": {"warmup_epochs": 0.5, "ramp_start": 7, "ramp_end": 18, "swa_start": 13},
         "trainer": {"max_epochs": 18},
+    },
+)
+
+_add(
+    "music_pretrain",
+    "How maest-tiny-music was trained, on a set of datasets/recordings/preprocess.py: performed "
+    "scores and recordings.",
+    {
+        "datamodule": {
+            **_splits(RECORDINGS / "tags"),
+            "base_dir": str(RECORDINGS / "melspectrograms"),
+            "window_targets": str(RECORDINGS / "windows"),
+            **{"clip_length": 10, "short_clips": 5, "batch_size_train": 32, "num_workers": 1},
+            **{"clips_per_epoch": 6400, "balanced_sampling": True, "by_length": True},
+        },
+        "maest": {"s_patchout_t": 46},
+        "module": {
+            **{"warmup_epochs": 0.5, "ramp_start": 5, "ramp_end": 12},
+            **{"gain": 6, "tilt": 9, "pitch_shift": 0.5, "tempo_shift": 0.08, "blank_share": 0.03},
+            **{"band_limit_share": 0.25, "noise_share": 0.3, "noise_snr": 10, "reverb_share": 0.3},
+        },
+        "trainer": {"max_epochs": 12},
     },
 )
 

@@ -14,6 +14,7 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Task = Literal["multi-label", "single-label", "regression"]
 DATASETS = data_folder()
 SCORES = DATASETS / "scores" / "data"
+RECORDINGS = DATASETS / "recordings" / "data"
 SEED = "of all random draws: the same seed, data and machine give the same run"
 SEEDS = ">= 0, <= 4294967295"  # what NumPy takes
 DEVICE = "auto: a GPU if there is one"
