@@ -19,12 +19,11 @@ LABELS = ["low", "middle", "high"]
 PATCH = 125  # frames: 2 s
 
 
-def save_small_model(folder: Path) -> Path:
+def save_small_model(folder: Path, labels: list[str] = LABELS) -> Path:
     """A model folder: three blocks of 32 channels, patches of 2 s, three labels."""
     torch.manual_seed(0)
-    net = Maest(
-        n_classes=3, input_t=PATCH, embed_dim=32, num_heads=2, depth=3, labels=LABELS, head_eps=1e-5
-    )
+    sizes = {"n_classes": len(labels), "input_t": PATCH, "embed_dim": 32, "num_heads": 2}
+    net = Maest(**sizes, depth=3, labels=labels, head_eps=1e-5)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.ndim > 1:
