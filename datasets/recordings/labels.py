@@ -27,6 +27,7 @@ class Label:
     teacher: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
     implied_by: tuple[str, ...] = ()
+    excluded_by: tuple[str, ...] = ()
     absent_with: tuple[str, ...] = ()  # labels
 
 
@@ -77,10 +78,13 @@ def read_vocabulary(path: str | Path = LABELS_FILE) -> Vocabulary:
         if not isinstance(row, dict) or row.keys() - keys or not all(map(_is_texts, row.values())):
             raise refusal(f"{name}: expected lists of names under {', '.join(sorted(keys))}")
         parts = {key: tuple(values) for key, values in row.items()}
-        absent = [x for entry in row.get("absent_with", ()) for x in sets.get(entry, [entry])]
+        for key in ("absent_with", "excluded_by"):
+            names = [name for entry in row.get(key, ()) for name in sets.get(entry, [entry])]
+            parts[key] = tuple(dict.fromkeys(names))
+        absent = parts["absent_with"]
         if strange := [x for x in absent if not rows.get(x, {}).get("teacher")]:
             raise refusal(f"{name}: absent_with {first_few(strange)}, no labels of a teacher")
-        labels.append(Label(name, **parts | {"absent_with": tuple(dict.fromkeys(absent))}))
+        labels.append(Label(name, **parts))
     if not labels:
         raise refusal("has no labels", "empty")
     left_out = tables.get("left_out", {})
@@ -114,6 +118,7 @@ class Translation:
         self._tags = [[tag_at[tag] for tag in _tags(label, tag_at)] for label in labels]
         self._known = [places(label.known, known_at) for label in labels]
         self._implied = [places(label.implied_by, known_at) for label in labels]
+        self._excluded = [places(label.excluded_by, known_at) for label in labels]
         self._absent = [places(label.absent_with, position) for label in labels]
 
     def windows(self, heard: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
@@ -132,6 +137,8 @@ class Translation:
         if known is None:
             return ours.astype(np.float16)
         for label in range(len(self._tags)):
+            if (known[self._excluded[label]] >= 0.5).any():
+                ours[:, label] = 0
             if (known[self._implied[label]] >= 0.5).any():
                 ours[:, label] = 1
             values = known[self._known[label]]

@@ -62,6 +62,7 @@ def build(
     hold_out: Sequence[str] = (),
     no_music: Sequence[str] = (),
     labels: str | Path = LABELS_FILE,
+    min_positives: int = 10,
     labels_only: bool = False,
     seconds: float | None = None,
     codec_share: float = 0.0,
@@ -73,7 +74,8 @@ def build(
     """Make the set; what is done is skipped. README.md says what is written.
 
     ``known`` are folders of ground truths, ``hold_out`` names of sources that are test only,
-    ``no_music`` names of sources without any label; ``labels_only`` makes the labels again from
+    ``no_music`` names of sources without any label. A label on fewer training tracks than
+    ``min_positives`` is left out. ``labels_only`` makes the labels again from
     what the teacher heard, without audio and teacher.
     ``load`` is importable: a teacher's name → the teacher.
 
@@ -140,7 +142,22 @@ def build(
     tags, known_names = recipe["labels"], {name for one in sets for name in one.labels}
     kept, unmade = vocabulary.kept(tags, known_names)
     names = [label.name for label in kept]
-    targets = _write_windows(out_dir, splits, known_of, no_music, vocabulary, kept, tags)
+    windows = _translate(out_dir / "teacher", splits, known_of, no_music, vocabulary, kept, tags)
+    targets = {key: track_labels(values) for key, values in windows.items()}
+    positives = sum(
+        soft_labels.positive(targets[key][None])[0] for key in splits if splits[key] == "train"
+    )
+    rare = dict(zip(names, positives.tolist(), strict=True))
+    rare = {name: count for name, count in rare.items() if count < min_positives}
+    columns = [i for i, name in enumerate(names) if name not in rare]
+    if not columns:
+        what = f"no label is on {min_positives} training tracks"
+        hint = "Give more music, or a lower number."
+        raise InputError(what, kind="empty", setting="--min-positives", hint=hint)
+    names = [names[i] for i in columns]
+    targets = {key: target[columns] for key, target in targets.items()}
+    for key, values in windows.items():
+        teaching.write_windows(window_file(out_dir / "windows", key), values[:, columns])
     write_json(out_dir / "windows" / RECIPE_FILE, {
         "window_seconds": recipe["window_seconds"],
         "labels": names,
@@ -180,6 +197,7 @@ def build(
         "sources": counts,
         "labels": _count_labels(content, names),
         "labels_not_made": unmade,
+        "labels_too_rare": rare,
         "teacher_tags_unused": unused,
         "teacher_tags_left_out": vocabulary.left_out,
         "left_out": dict(sorted(left_out.items())),
@@ -221,8 +239,8 @@ def _name_sources(
 # ---- splits and labels ---------------------------------------------------------------------------
 
 
-def _write_windows(
-    out_dir: Path,
+def _translate(
+    heard_dir: Path,
     keys: Iterable[str],
     known_of: Mapping[str, Known],
     no_music: Sequence[str],
@@ -230,26 +248,24 @@ def _write_windows(
     labels: Sequence[Label],
     tags: Sequence[str],
 ) -> dict[str, np.ndarray]:
-    """Write our labels of each window; return each track's, float32 [C]."""
+    """Return our labels in each track's windows, float16 [N, C]."""
     without = Translation(labels, tags)
     translations = {source: Translation(labels, tags, k.labels) for source, k in known_of.items()}
-    targets = {}
+    translated = {}
     for key in keys:
         source = key.partition("/")[0]
-        heard = teaching.read_windows(window_file(out_dir / "teacher", key), len(tags))
+        path = window_file(heard_dir, key)
+        heard = teaching.read_windows(path, len(tags))
         if heard is None:
             what, hint = "is missing or damaged", "Run it again, without --labels-only."
-            path = window_file(out_dir / "teacher", key)
             raise InputError(what, kind="corrupt", path=path, hint=hint)
         row = of_track(known_of[source], key) if source in known_of else None
         translation = translations.get(source, without)
         levelled = vocabulary.levelled(heard.astype(np.float32), tags)
-        windows = translation.windows(levelled, None if row is None else row[1])
+        translated[key] = translation.windows(levelled, None if row is None else row[1])
         if source in no_music:
-            windows[:] = 0
-        teaching.write_windows(window_file(out_dir / "windows", key), windows)
-        targets[key] = track_labels(windows)
-    return targets
+            translated[key][:] = 0
+    return translated
 
 
 def _seconds(path: Path) -> float:
@@ -301,6 +317,8 @@ def main(arguments: list[str] | None = None) -> int:
     what = "sources without music (speech, noises): no label is in them, whatever the teacher says"
     add("--no-music", **several, metavar="NAME", help=what)
     add("--labels", type=Path, default=LABELS_FILE, help="how labels are made, as TOML")
+    what = "leave out labels of fewer training tracks"
+    add("--min-positives", type=int, default=10, help=what)
     add("--labels-only", action="store_true", help="without audio and teacher: labels and splits")
     kept = "seconds to keep from the centre of each track, or all"
     add("--seconds", type=mels.seconds_or_all, default="all", help=kept)

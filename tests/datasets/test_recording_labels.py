@@ -16,17 +16,19 @@ def test_each_rule_of_the_table():
         Label("A", teacher=("x", "y"), known=("a", "b")),
         Label("B", known=("b",), absent_with=("A",)),
         Label("C", teacher=("z",), implied_by=("a", "b")),
+        Label("D", teacher=("z",), excluded_by=("b",)),
     ]
     made = Translation(labels, ["x", "y", "z"], ["a", "b"])
     heard = np.array([[0.1, 0.3, 0.9], [0.8, 0.2, 0.1]], np.float16)
     unknown = made.windows(heard)
-    expected = np.array([[0.3, NAN, 0.9], [0.8, 0, 0.1]], np.float16)
+    expected = np.array([[0.3, NAN, 0.9, 0.9], [0.8, 0, 0.1, 0.1]], np.float16)
     np.testing.assert_array_equal(unknown, expected)
-    np.testing.assert_allclose(track_labels(unknown), [0.55, 0, 0.5], atol=1e-3)
+    np.testing.assert_allclose(track_labels(unknown), [0.55, 0, 0.5, 0.5], atol=1e-3)
     np.testing.assert_array_equal(
-        made.windows(heard, np.array([0, 0])), [[0, 0, np.float16(0.9)], [0, 0, np.float16(0.1)]]
+        made.windows(heard, np.array([0, 0])),
+        [[0, 0, *[np.float16(0.9)] * 2], [0, 0, *[np.float16(0.1)] * 2]],
     )
-    np.testing.assert_array_equal(made.windows(heard, np.array([NAN, 1])), [[1, 1, 1]] * 2)
+    np.testing.assert_array_equal(made.windows(heard, np.array([NAN, 1])), [[1, 1, 1, 0]] * 2)
     half = made.windows(heard, np.array([0, NAN]))
     np.testing.assert_array_equal(half[:, 0], [0, 0])
     np.testing.assert_array_equal(half[:, 1:], expected[:, 1:])

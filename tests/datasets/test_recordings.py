@@ -69,6 +69,7 @@ def audio(tmp_path) -> Path:
 
 def make(audio: Path, *sources: str, **options):
     options = {"teacher": "stand-in", "load": teachers.load, "num_workers": 1} | options
+    options = {"min_positives": 0} | options
     options = {"progress": False, "out_dir": audio.parent / "set", "seed": 1} | options
     return build([audio / source for source in sources or ("many", "few")], **options)
 
@@ -235,6 +236,23 @@ def test_known_labels_win_and_known_splits_stay(audio, tmp_path, prefix):
     np.testing.assert_array_equal(np.load(out / "windows/few/1.mmap.npy")[:, 1:], [[0, 1]] * 3)
     oboe = [found[f"few/{i}.mmap"][1][2] for i in range(4)]
     assert oboe[1:] == [1, 0, 0]
+
+
+def test_labels_of_few_tracks_are_left_out(audio, tmp_path):
+    make(audio)
+    out = tmp_path / "set"
+    every, counts = read_labels(out / "tags/labels.json"), read_json(out / "report.json")["labels"]
+    positives = {name: counts[name]["train"]["positive"] for name in every}
+    assert positives[every[0]] != positives[every[1]]
+    make(audio, labels_only=True, min_positives=max(positives.values()))
+    kept = [name for name in every if positives[name] == max(positives.values())]
+    assert read_labels(out / "tags/labels.json") == kept
+    rare = {name: n for name, n in positives.items() if name not in kept}
+    assert read_json(out / "report.json")["labels_too_rare"] == rare
+    key = next(iter(targets(out)))
+    assert np.load(out / f"windows/{key}.npy").shape[1] == len(kept)
+    with refuses("empty", setting="--min-positives"):
+        make(audio, labels_only=True, min_positives=1000)
 
 
 def test_a_source_without_music_has_no_label(audio, tmp_path):
