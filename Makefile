@@ -1,4 +1,5 @@
-# make demo   installs into .venv, then runs the whole method on real music
+# make demo   installs into .venv, then shows on real music what pre-training buys, and tags
+#             an excerpt, or yours: DEMO="audio=song.mp3"
 # make test   installs into .venv if need be, then runs the tests (make test-slow: the long ones);
 #             TESTS="-x tests/models/test_maest.py" chooses and adds options, WORKERS=0 runs in one process
 # make lint   style and types; make coverage: the tests, and what they do not run
@@ -25,7 +26,7 @@ WORKERS ?= 2
 .PHONY: help install install-dev demo test test-slow coverage gpu lint format lock clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 7
+	@sed -n 's/^# //p' Makefile | head -n 8
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

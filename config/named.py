@@ -77,6 +77,16 @@ _add(
         "trainer": {"max_epochs": 18},
     },
 )
+_add(
+    "scores_demo",
+    "The minutes of training of `make demo`, on the embedded data set's tags.",
+    {
+        "datamodule": {**_splits(SCORES / "tags"), "clip_length": 5, "clips_per_epoch": 2000},
+        "maest": {"s_patchout_t": 22},  # of 30 columns: half the arithmetic of the default
+        "module": {"ramp_start": 0.5, "ramp_end": 2},
+        "trainer": {"max_epochs": 2},
+    },
+)
 
 _add(
     "music_pretrain",

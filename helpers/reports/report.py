@@ -55,19 +55,6 @@ def metrics_line(task: str, row: Mapping[str, Any]) -> str:
     return ", ".join(f"{FIGURE_NAMES[name]} {format_metric(row[name])}" for name in SHOWN[task])
 
 
-def pretraining_table(results: Mapping[str, Any]) -> str:
-    """Return validation metrics per epoch, and two baselines, from a run's ``results.json``."""
-    columns = {"train_loss": "training loss", "val_ap": "validation AP", "val_roc_auc": "ROC-AUC"}
-    rows: list[tuple[str, Mapping[str, Any]]] = []
-    for row in results["epochs"]:
-        kept = " (kept)" * (row["epoch"] == results["best_epoch"])
-        rows += [(f"epoch {row['epoch']:.0f}{kept}", row)] * ("val_ap" in row)
-    frequencies = "label frequencies, whatever the input", "label_frequencies"
-    for name, key in (frequencies, ("chance: random scores", "chance")):
-        rows.append((name, {f"val_{m}": value for m, value in results[key].items()}))
-    return metrics_table("multi-label", rows, columns=columns)
-
-
 # ---- pages ---------------------------------------------------------------------------------------
 
 
