@@ -374,4 +374,5 @@ def test_a_signal_ends_all_threads(made, monkeypatch):
     done = run("ex_tl.py", f"sweep with {line}", made.root)
     assert done.code == 128 + signal.SIGTERM
     for thread in set(threading.enumerate()) - before:
-        thread.join()  # or the test ends by its time limit
+        if not thread.daemon:  # as tqdm's monitor is, which never ends
+            thread.join()  # or the test ends by its time limit
