@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from maest.datasets.groundtruth import GroundTruth
 from maest.datasets.melspectrograms import MelFile, read_crop, read_patches
-from maest.datasets.teacher import read_teacher_logits
+from maest.datasets.teacher_logits import read_teacher_logits
 from maest.datasets.windows import WindowTargets
 from maest.helpers.errors import InputError
 

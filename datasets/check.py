@@ -17,7 +17,7 @@ import numpy as np
 
 from maest.datasets.groundtruth import GroundTruth, check_labels, labels_beside
 from maest.datasets.melspectrograms import MelFile
-from maest.datasets.teacher import read_teacher_logits
+from maest.datasets.teacher_logits import read_teacher_logits
 from maest.helpers.audio.patches import seconds
 from maest.helpers.errors import InputError
 from maest.helpers.names import first_few, short_repr

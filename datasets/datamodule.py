@@ -14,7 +14,7 @@ from maest.datasets.batches import CropDataset, TrackDataset
 from maest.datasets.groundtruth import GroundTruth
 from maest.datasets.melspectrograms import track_bytes
 from maest.datasets.sampling import ClipSampler, TrackSampler
-from maest.datasets.teacher import check_teacher_files
+from maest.datasets.teacher_logits import check_teacher_files
 from maest.datasets.windows import WindowTargets
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 DEFAULT_SECONDS = 300.0
 
 
-class Beside(Protocol):
+class Companion(Protocol):
     """What else is made of each track's audio, in the same pass. Workers get copies of it."""
 
     def is_made(self, key: str) -> bool:
@@ -68,14 +68,14 @@ def preprocess(
     shard: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
-    beside: Beside | None = None,
+    companion: Companion | None = None,
 ) -> commands.Outcome:
     """Make the log-mel file of each audio file that has none, or has changed since.
 
     ``subfolder`` of the store is for a second ``audio_dir``: a store holds one only. ``seconds``
     are kept from the centre of each track, or all (None). ``files`` are paths below ``audio_dir``;
     None: all. ``shard`` "K/N" takes every N-th file from the K-th, in the order of names, and
-    lists failures in ``failed-K-of-N.csv``. ``beside`` makes something else of the same audio.
+    lists failures in ``failed-K-of-N.csv``. ``companion`` makes something else of the same audio.
     For the workers see `run_parallel`; the files do not depend on them.
 
     The outcome's items are audio files; orphans, log-mel files without audio, are in
@@ -123,12 +123,12 @@ def preprocess(
             (name, key)
             for name, key in todo
             if not index.is_made(name, key, audio_dir)
-            or not (beside is None or beside.is_made(key))
+            or not (companion is None or companion.is_made(key))
         ]
     if todo:  # imported once, before worker processes fork
         importlib.import_module("maest.helpers.audio.log_mel")
     results = run_parallel(
-        partial(_make, audio_dir=audio_dir, store=store, seconds=seconds, beside=beside),
+        partial(_make, audio_dir=audio_dir, store=store, seconds=seconds, companion=companion),
         todo,
         num_workers=num_workers,
         backend=backend,
@@ -207,7 +207,7 @@ def _make(
     audio_dir: Path,
     store: Path,
     seconds: float | None,
-    beside: Beside | None,
+    companion: Companion | None,
 ) -> tuple[str, mel_store.Source | str, float]:
     """For (audio, key): the audio, its source or the reason of the failure, and its seconds."""
     from maest.helpers.audio.log_mel import log_mel  # imports torch, which takes seconds
@@ -220,11 +220,11 @@ def _make(
     try:
         meter = Meter()
         with closing(stream_audio(audio, seconds, meter)) as blocks:
-            mel = log_mel(blocks if beside is None else beside.make(key, joined(blocks)))
+            mel = log_mel(blocks if companion is None else companion.make(key, joined(blocks)))
     except AudioError as error:
         kept = "; its log-mel file from before is kept" if target.exists() else ""
         return name, f"{error.reason}{kept}", 0
-    except InputError:  # of ``beside``: a model, or the disk, which fails for all files
+    except InputError:  # of ``companion``: a model, or the disk, which fails for all files
         raise
     except Exception as error:  # a corrupt file may raise anything; the others are made
         return name, f"{type(error).__name__}: {error}"[:300], 0

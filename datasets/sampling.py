@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 def label_balanced_weights(targets: np.ndarray) -> np.ndarray:
     """Weigh clips by how rare their labels are, as PaSST does for AudioSet.
 
-    Targets [N, C] of 0 and 1 → float64 [N] with sum 1. A clip weighs the sum over its labels of
+    Targets [N, C], 0 … 1 → float64 [N] with sum 1. A clip weighs the sum over its labels of
     1000 / (count of the label + 100), before scaling; one without labels weighs the least of these.
     Soft targets count by their value, unknown ones (NaN) not at all.
     """
@@ -35,7 +35,7 @@ class ClipSampler(Sampler[tuple[int, int]]):
     number of workers. Ranks share one draw: rank r takes positions r, r + world_size, …; a tail
     of fewer than ``world_size`` clips is dropped, so that all ranks have equally many.
 
-    ``targets`` [N, C] are 0 and 1; unless ``balanced``, only N matters. ``clips_per_epoch`` counts
+    ``targets`` [N, C] are as for :func:`label_balanced_weights`; unless ``balanced``, only N matters. ``clips_per_epoch`` counts
     all ranks together (None: N); beyond N, clips repeat. ``balanced`` draws by
     :func:`label_balanced_weights`, with replacement if an epoch has N clips or more. ``lengths``
     [N] multiply a track's chance; it is drawn with replacement then. Raises InputError if an epoch

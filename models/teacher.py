@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from maest.helpers.audio.patches import seconds
 from maest.helpers.errors import InputError
 from maest.helpers.names import check_choice
 from maest.helpers.results.manifest import model_hash
-from maest.models import list_models
+from maest.helpers.teacher import Teacher
+from maest.models.archs import current_name, list_models
 from maest.models.engines import best_device
 from maest.models.extraction import Extractor
 from maest.models.inputs import as_waveforms
@@ -28,40 +28,19 @@ MUSICNN = "musicnn"
 _CPU_WINDOWS, _GPU_WINDOWS = 4, 128  # at once
 
 
-class Teacher(Protocol):
-    """Maps music to the probabilities of C labels in each of N consecutive windows."""
-
-    name: str
-    labels: tuple[str, ...]  # C
-    window_seconds: float  # whole frames of 16 ms
-    version: str  # of the weights: the same version gives the same probabilities, but for rounding
-
-    def __call__(self, audio: np.ndarray) -> np.ndarray:
-        """Map float32 [samples], mono at 16 kHz, to float32 [N, C].
-
-        What is left behind the last whole window is padded with silence to one more if it is half a
-        window or longer, and else left out; shorter audio is one window. InputError: no samples,
-        NaN or infinite ones, or another shape.
-        """
-        ...
-
-
-def load_teacher(name: str | Path, window_seconds: float | None = None) -> Teacher:
+def load_teacher(name: str | Path) -> Teacher:
     """Load a teacher, on a GPU if there is one.
 
-    ``name``: "musicnn" (windows of 2.992 s), or a model of ours that has labels: an arch with
-    weights, a model folder or a checkpoint. ``window_seconds``: of our models; None: the length of
-    their clips. InputError: no such model, its weights are not installed, or it has no labels or
-    no probabilities.
+    ``name``: "musicnn" (windows of 2.992 s), or a model of ours that has labels (windows as long
+    as its clips): an arch with weights, a model folder or a checkpoint. InputError: no such model,
+    its weights are not installed, or it has no labels or no probabilities.
     """
     if name == MUSICNN:
-        if window_seconds not in (None, seconds(WINDOW_FRAMES)):
-            message, hint = f"{window_seconds} s are not MusiCNN's window", "Leave it out."
-            raise InputError(message, hint=hint, setting="window_seconds")
         return MusicnnTeacher()
-    if isinstance(name, str) and not (Path(name).expanduser().exists() or "/" in name):
-        check_choice("teacher", name, [MUSICNN, *list_models()])
-    return MaestTeacher(name, window_seconds)
+    is_path = "/" in str(name) or Path(name).expanduser().exists()
+    if not is_path and current_name(str(name)) not in list_models():
+        check_choice("teacher", str(name), [MUSICNN, *list_models()])
+    return MaestTeacher(name)
 
 
 class MusicnnTeacher(Teacher):
@@ -93,8 +72,8 @@ class MusicnnTeacher(Teacher):
 class MaestTeacher(Teacher):
     """A model of ours."""
 
-    def __init__(self, model: str | Path, window_seconds: float | None = None) -> None:
-        self.extract = Extractor(model, activations=True, patch_seconds=window_seconds, tail="drop")
+    def __init__(self, model: str | Path) -> None:
+        self.extract = Extractor(model, activations=True, tail="drop")
         net, self.name = self.extract.extraction.net, str(model)
         if self.extract.labels is None:
             hint = "Give a model whose folder has labels."

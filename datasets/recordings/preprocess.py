@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import pkgutil
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,10 @@ if not __package__:  # started as a script: import from the repository root, not
 
 import numpy as np
 
-from maest.datasets import commands
+from maest.datasets import commands, mel_store
 from maest.datasets import preprocess as mels
 from maest.datasets.build import write_splits
-from maest.datasets.melspectrograms import MelFile
-from maest.datasets.recordings import DATA_DIR, teaching
+from maest.datasets.recordings import DATA_DIR, report, teaching
 from maest.datasets.recordings.copies import find_copies
 from maest.datasets.recordings.facts import find_tracks, gather
 from maest.datasets.recordings.known import Known, match, of_track, read_known
@@ -39,23 +39,21 @@ from maest.datasets.recordings.labels import (
     track_labels,
 )
 from maest.datasets.recordings.recipe import RECIPE_FILE, open_recipe, read_recipe
-from maest.datasets.recordings.splits import list_recordings, split_recordings
+from maest.datasets.recordings.splits import Recording, list_recordings, split_recordings
 from maest.datasets.splitting import SPLITS
 from maest.datasets.windows import window_file
 from maest.helpers import soft_labels
 from maest.helpers.audio.codecs import check_codec_share
-from maest.helpers.audio.constants import HOP_LENGTH, SAMPLE_RATE
 from maest.helpers.errors import InputError
-from maest.helpers.files.atomic import write_failures, write_json, write_rows
+from maest.helpers.files.atomic import write_failures, write_json
 from maest.helpers.names import check_choice, first_few
-
-_COLUMNS = ("key", "source", "album", "split", "seconds", "sha256", "strongest")
-_STRONGEST = 5  # tags of a track in tracks.csv
+from maest.helpers.teacher import Teacher
 
 
 def build(
     audio_dirs: Sequence[str | Path],
     *,
+    load: teaching.Load,
     teacher: str = "musicnn",
     out_dir: str | Path = DATA_DIR,
     known: Sequence[str | Path] = (),
@@ -69,15 +67,14 @@ def build(
     seed: int = 0,
     num_workers: int | None = None,
     progress: bool = True,
-    load: Callable[[str], Any] = teaching.load_teacher,
 ) -> commands.Outcome:
     """Make the set; what is done is skipped. README.md says what is written.
 
+    ``load``: the name ``teacher`` → the teacher, such as `maest.models.teacher.load_teacher`.
     ``known`` are folders of ground truths, ``hold_out`` names of sources that are test only,
     ``no_music`` names of sources without any label. A label on fewer training tracks than
     ``min_positives`` is left out. ``labels_only`` makes the labels again from
     what the teacher heard, without audio and teacher.
-    ``load`` is importable: a teacher's name → the teacher.
 
     Raises InputError for settings that do not fit each other or what is in ``out_dir``, a split
     without tracks, or as `datasets.preprocess.preprocess`.
@@ -85,33 +82,19 @@ def build(
     check_codec_share(codec_share)
     vocabulary = read_vocabulary(labels)
     sources = _name_sources(audio_dirs, hold_out, no_music)
-    sets = [read_known(folder) for folder in known]
+    truths = [read_known(folder) for folder in known]
     out_dir = Path(out_dir).expanduser().resolve()
-    store, heard_dir = out_dir / "melspectrograms", out_dir / "teacher"
-    done = skipped = 0
-    failed, notes = dict[str, str](), list[str]()
+    store, teacher_dir = out_dir / "melspectrograms", out_dir / "teacher"
+    _check_all_named(store, sources)
     if labels_only:
-        recipe = read_recipe(heard_dir)
+        recipe, outcome = read_recipe(teacher_dir), commands.Outcome(0, 0, {})
     else:
-        recipe = open_recipe(heard_dir, load, teacher, codec_share, seed, num_workers)
-        for source, folder in sources.items():
-            n_classes = len(recipe["labels"])
-            beside = teaching.Teaching(
-                teacher, load, heard_dir / source, n_classes, codec_share, seed
-            )
-            outcome = mels.preprocess(
-                folder,
-                store,
-                subfolder=source,
-                seconds=seconds,
-                num_workers=num_workers,
-                progress=progress,
-                beside=beside,
-            )
-            done, skipped = done + outcome.done, skipped + outcome.skipped
-            failed |= {f"{source}/{name}": reason for name, reason in outcome.failed.items()}
-            notes += outcome.notes
+        recipe = open_recipe(teacher_dir, load, teacher, codec_share, seed, num_workers)
+        n_classes = len(recipe["labels"])
+        taught = teaching.Teaching(teacher, load, teacher_dir, n_classes, codec_share, seed)
+        outcome = _listen(sources, store, taught, seconds, num_workers, progress)
 
+    failed = dict(outcome.failed)
     tracks = {
         track.key: track
         for source, folder in sources.items()
@@ -126,76 +109,37 @@ def build(
     if not tracks:
         hint = "Run it without --labels-only first." if labels_only else "See failed.csv."
         raise InputError("no track in it", kind="empty", path=out_dir, hint=hint)
-    known_of = match(sets, {s: [k for k in tracks if tracks[k].source == s] for s in sources})
+
+    known_of = match(truths, {s: [k for k in tracks if tracks[k].source == s] for s in sources})
     left_out = {key: ", ".join(track.warnings) for key, track in tracks.items() if track.warnings}
     recordings = list_recordings(tracks, facts, known_of, hold_out, left_out)
-    duplicates, copies = find_copies(recordings, facts, store, num_workers, progress)
+    duplicates, copies = find_copies(recordings, facts, store, no_music, num_workers, progress)
     recordings = [one for one in recordings if one.key not in duplicates]
     splits, torn = split_recordings(recordings, [pair[:2] for pair in copies], seed)
     left_out |= torn
-    if empty := [split for split in SPLITS if split not in splits.values()]:
-        albums = len({recording.album for recording in recordings})
-        what = f"{len(splits)} tracks of {albums} albums leave none for {' and '.join(empty)}"
-        hint = "Give more music, or another --seed."
-        raise InputError(what, kind="empty", setting="--seed", hint=hint)
+    _check_none_empty(recordings, splits)
 
-    tags, known_names = recipe["labels"], {name for one in sets for name in one.labels}
-    kept, unmade = vocabulary.kept(tags, known_names)
-    names = [label.name for label in kept]
-    windows = _translate(out_dir / "teacher", splits, known_of, no_music, vocabulary, kept, tags)
-    targets = {key: track_labels(values) for key, values in windows.items()}
-    positives = sum(
-        soft_labels.positive(targets[key][None])[0] for key in splits if splits[key] == "train"
-    )
-    rare = dict(zip(names, positives.tolist(), strict=True))
-    rare = {name: count for name, count in rare.items() if count < min_positives}
-    columns = [i for i, name in enumerate(names) if name not in rare]
-    if not columns:
-        what = f"no label is on {min_positives} training tracks"
-        hint = "Give more music, or a lower number."
-        raise InputError(what, kind="empty", setting="--min-positives", hint=hint)
-    names = [names[i] for i in columns]
-    targets = {key: target[columns] for key, target in targets.items()}
-    for key, values in windows.items():
-        teaching.write_windows(window_file(out_dir / "windows", key), values[:, columns])
-    write_json(out_dir / "windows" / RECIPE_FILE, {
-        "window_seconds": recipe["window_seconds"],
-        "labels": names,
-        "teacher": {name: recipe[name] for name in ("teacher", "version")},
-    })  # fmt: skip
-    members = {split: sorted(key for key in splits if splits[key] == split) for split in SPLITS}
-    content = {split: {key: targets[key] for key in keys} for split, keys in members.items()}
-    write_splits(out_dir / "tags", content, names)
-    album = {recording.key: recording.album for recording in recordings}
-    seconds_of = {key: _seconds(store / key) for key in splits}
-    write_rows(out_dir / "tracks.csv", _COLUMNS, (
-        (key, tracks[key].source, album[key], splits[key], round(seconds_of[key], 2),
-         facts[key].sha256, _strongest(targets[key], names))
-        for key in sorted(splits)
-    ))  # fmt: skip
+    known_names = {name for truth in truths for name in truth.labels}
+    kept, unmade = vocabulary.kept(recipe["labels"], known_names)
+    windows = _translate(teacher_dir, splits, known_of, no_music, vocabulary, kept, recipe)
+    names, rare = _drop_rare(windows, kept, splits, min_positives)
+    content = _write_labels(out_dir, windows, splits, names, recipe)
+    unused = vocabulary.unused(recipe["labels"])
+
+    report.write_tracks(out_dir / "tracks.csv", tracks, facts, recordings, content, names, store)
     failed_csv = None
     if failed or not labels_only:  # which reads no audio again
         failed_csv = write_failures(out_dir / "failed.csv", failed, column="path")
-    unused = vocabulary.unused(tags)
-    counts = {
-        source: dict(Counter(splits[key] for key in sorted(splits) if tracks[key].source == source))
-        for source in sources
-    }
     write_json(out_dir / "report.json", {
         "teacher": {name: recipe[name] for name in recipe if name != "labels"},
         "seed": seed,
         "held_out": sorted(hold_out),
         "no_music": sorted(no_music),
-        "done": done,
-        "skipped": skipped,
+        "done": outcome.done,
+        "skipped": outcome.skipped,
         "failed": len(failed),
-        "tracks": {split: len(keys) for split, keys in members.items()},
-        "hours": {
-            split: round(sum(seconds_of[key] for key in keys) / 3600, 3)
-            for split, keys in members.items()
-        },
-        "sources": counts,
-        "labels": _count_labels(content, names),
+        **report.count_tracks(content, sources, store),
+        "labels": report.count_labels(content, names),
         "labels_not_made": unmade,
         "labels_too_rare": rare,
         "teacher_tags_unused": unused,
@@ -204,16 +148,20 @@ def build(
         "duplicates": dict(sorted(duplicates.items())),
         "copies": [[one, other, score] for one, other, score in copies],
     })  # fmt: skip
+    notes = list(outcome.notes)
     if unused:
         notes.append(
             f"{len(unused)} of the teacher's tags are not in {labels}: {first_few(unused)}"
         )
-    summary = f"{done} done, {skipped} skipped, {len(failed)} failed"
+    summary = f"{outcome.done} done, {outcome.skipped} skipped, {len(failed)} failed"
     summary += f" (listed with reasons in {failed_csv}); " if failed_csv else "; "
     summary += f"{len(duplicates)} duplicates and {len(left_out)} others left out; "
-    summary += f"train / validation / test {' / '.join(str(len(k)) for k in members.values())}, "
-    summary += f"{len(names)} labels; {out_dir}"
-    return commands.Outcome(done, skipped, failed, notes=notes, summary=summary)
+    sizes = " / ".join(str(len(rows)) for rows in content.values())
+    summary += f"train / validation / test {sizes}, {len(names)} labels; {out_dir}"
+    return commands.Outcome(outcome.done, outcome.skipped, failed, notes=notes, summary=summary)
+
+
+# ---- sources and splits --------------------------------------------------------------------------
 
 
 def _name_sources(
@@ -236,70 +184,135 @@ def _name_sources(
     return sources
 
 
-# ---- splits and labels ---------------------------------------------------------------------------
+def _check_all_named(store: Path, sources: Mapping[str, Path]) -> None:
+    """Raise InputError if the set has other sources, too, which this call would drop."""
+    folders = (path.parent.name for path in store.glob(f"*/{mel_store.RECIPE_FILE}"))
+    if others := sorted({*folders} - sources.keys()):
+        what = f"the set has the sources {first_few(others)}, too"
+        hint = "Name their folders as well, remove theirs here, or give another --out-dir."
+        raise InputError(what, kind="conflict", path=store, setting="AUDIO_DIR", hint=hint)
+
+
+def _listen(
+    sources: Mapping[str, Path],
+    store: Path,
+    taught: teaching.Teaching,
+    seconds: float | None,
+    num_workers: int | None,
+    progress: bool,
+) -> commands.Outcome:
+    """Make the log-mels and the teacher's files of each source. Failures begin with its name."""
+    done = skipped = 0
+    failed, notes = dict[str, str](), list[str]()
+    for source, folder in sources.items():
+        outcome = mels.preprocess(
+            folder,
+            store,
+            subfolder=source,
+            seconds=seconds,
+            num_workers=num_workers,
+            progress=progress,
+            companion=replace(taught, folder=taught.folder / source),
+        )
+        done, skipped = done + outcome.done, skipped + outcome.skipped
+        failed |= {f"{source}/{name}": reason for name, reason in outcome.failed.items()}
+        notes += outcome.notes
+    return commands.Outcome(done, skipped, failed, notes=notes)
+
+
+def _check_none_empty(recordings: Sequence[Recording], splits: Mapping[str, str]) -> None:
+    """Raise InputError unless each split has a track."""
+    if empty := [split for split in SPLITS if split not in splits.values()]:
+        albums = len({recording.album for recording in recordings})
+        what = f"{len(splits)} tracks of {albums} albums leave none for {' and '.join(empty)}"
+        hint = "Give more music, or another --seed. A folder below a source is one album."
+        raise InputError(what, kind="empty", setting="--seed", hint=hint)
+
+
+# ---- labels --------------------------------------------------------------------------------------
 
 
 def _translate(
-    heard_dir: Path,
+    teacher_dir: Path,
     keys: Iterable[str],
     known_of: Mapping[str, Known],
     no_music: Sequence[str],
     vocabulary: Vocabulary,
     labels: Sequence[Label],
-    tags: Sequence[str],
+    recipe: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
     """Return our labels in each track's windows, float16 [N, C]."""
+    tags = recipe["labels"]
     without = Translation(labels, tags)
     translations = {source: Translation(labels, tags, k.labels) for source, k in known_of.items()}
     translated = {}
     for key in keys:
         source = key.partition("/")[0]
-        path = window_file(heard_dir, key)
-        heard = teaching.read_windows(path, len(tags))
-        if heard is None:
+        path = window_file(teacher_dir, key)
+        windows = teaching.read_windows(path, len(tags))
+        if windows is None:
             what, hint = "is missing or damaged", "Run it again, without --labels-only."
             raise InputError(what, kind="corrupt", path=path, hint=hint)
         row = of_track(known_of[source], key) if source in known_of else None
         translation = translations.get(source, without)
-        levelled = vocabulary.levelled(heard.astype(np.float32), tags)
+        levelled = vocabulary.levelled(windows.astype(np.float32), tags)
         translated[key] = translation.windows(levelled, None if row is None else row[1])
         if source in no_music:
             translated[key][:] = 0
     return translated
 
 
-def _seconds(path: Path) -> float:
-    with MelFile(path) as mel:
-        return (len(mel) - 1) * HOP_LENGTH / SAMPLE_RATE
+def _drop_rare(
+    windows: dict[str, np.ndarray],
+    labels: Sequence[Label],
+    splits: Mapping[str, str],
+    min_positives: int,
+) -> tuple[list[str], dict[str, int]]:
+    """Drop columns of ``windows`` with few training tracks. Returns names, and dropped counts."""
+    positives = sum(
+        soft_labels.positive(track_labels(windows[key])[None])[0]
+        for key in splits
+        if splits[key] == "train"
+    )
+    counts = dict(zip((label.name for label in labels), positives.tolist(), strict=True))
+    names = [name for name, count in counts.items() if count >= min_positives]
+    if not names:
+        what = f"no label is on {min_positives} training tracks"
+        hint = "Give more music, or a lower number."
+        raise InputError(what, kind="empty", setting="--min-positives", hint=hint)
+    columns = [i for i, label in enumerate(labels) if label.name in names]
+    for key, values in windows.items():
+        windows[key] = values[:, columns]
+    return names, {name: count for name, count in counts.items() if count < min_positives}
 
 
-def _strongest(target: np.ndarray, names: Sequence[str]) -> str:
-    order = np.argsort(-np.nan_to_num(target, nan=-1), kind="stable")[:_STRONGEST]
-    return "; ".join(f"{names[i]} {target[i]:.2f}" for i in order if target[i] > 0)
-
-
-def _count_labels(
-    content: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """For each label and split: the tracks where it is known, those with it, and its mean."""
-    counts: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for split, rows in content.items():
-        targets = np.stack(list(rows.values()))
-        mean, are_known, with_it = (
-            soft_labels.means(targets),
-            soft_labels.known(targets).sum(0),
-            soft_labels.positive(targets).sum(0),
-        )
-        for i, name in enumerate(names):
-            counts[name][split] = {
-                "known": int(are_known[i]),
-                "positive": int(with_it[i]),
-                "mean": round(float(mean[i]), 4),
-            }
-    return counts
+def _write_labels(
+    out_dir: Path,
+    windows: Mapping[str, np.ndarray],
+    splits: Mapping[str, str],
+    names: list[str],
+    recipe: Mapping[str, Any],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Write windows/ and tags/. Returns split → key → targets, float32 [C]."""
+    for key, values in windows.items():
+        teaching.write_windows(window_file(out_dir / "windows", key), values)
+    write_json(out_dir / "windows" / RECIPE_FILE, {
+        "window_seconds": recipe["window_seconds"],
+        "labels": names,
+        "teacher": {name: recipe[name] for name in ("teacher", "version")},
+    })  # fmt: skip
+    members = {split: sorted(key for key in splits if splits[key] == split) for split in SPLITS}
+    content = {s: {key: track_labels(windows[key]) for key in keys} for s, keys in members.items()}
+    write_splits(out_dir / "tags", content, names)
+    return content
 
 
 # ---- command line --------------------------------------------------------------------------------
+
+
+def load_teacher(name: str) -> Teacher:
+    """Load a teacher of `models/`. Data sets do not import it: this script hands it to them."""
+    return pkgutil.resolve_name("maest.models.teacher:load_teacher")(name)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -328,7 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--num-workers", type=int, help="processes; by default one a core")
     add("--no-progress", dest="progress", action="store_false")
     options = parser.parse_args(arguments)
-    return commands.run(lambda: build(**vars(options)), parser.prog)
+    return commands.run(lambda: build(load=load_teacher, **vars(options)), parser.prog)
 
 
 if __name__ == "__main__":

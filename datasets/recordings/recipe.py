@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ RECIPE_FILE = "recipe.json"
 _KEYS = {"teacher", "version", "window_seconds", "labels"}
 
 
-def _describe(name: str, load: Callable[[str], Any]) -> dict[str, Any]:
+def _describe(name: str, load: teaching.Load) -> dict[str, Any]:
     teacher = teaching.loaded(load, name)
     return {
         "teacher": name,
@@ -30,7 +29,7 @@ def _describe(name: str, load: Callable[[str], Any]) -> dict[str, Any]:
 
 def open_recipe(
     folder: Path,
-    load: Callable[[str], Any],
+    load: teaching.Load,
     teacher: str,
     codec_share: float,
     seed: int,

@@ -1,4 +1,4 @@
-"""Which split a recording goes to: albums and copies stay whole, known splits stay as they are."""
+"""The split of each recording: albums and copies stay together, and known splits are kept."""
 
 from __future__ import annotations
 
@@ -26,34 +26,35 @@ def split_recordings(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Choose the split of each recording. Returns key → split, and keys left out → the reason.
 
-    ``copies`` are pairs of keys. Albums that share a copy are one group; a group goes to the split
-    of its fixed members, or by a hash of the group and ``seed``: 80, 10 and 10 % on average, so
-    that more recordings leave the others where they are. Copies of fixed recordings in several
-    splits are left out, unless they are known ones.
+    ``copies`` are pairs of keys. Albums that share a copy are one group. Its fixed recordings
+    keep their splits. The others follow them, if these agree. If not, a copy of a fixed recording
+    follows that one, and the rest a hash of the group and ``seed``: 80, 10 and 10 % on average. So
+    more recordings move others only by joining their groups. A recording with copies in several
+    fixed splits is left out, unless it is a known one.
     """
     groups, twins = Joined(), Joined()
     albums = {recording.key: recording.album for recording in recordings}
     for one, other in copies:
         twins.join(one, other)
         groups.join(albums[one], albums[other])
-    fixed, members, sides = defaultdict(set), defaultdict(list), defaultdict(set)
+    fixed, members, fixed_copies = defaultdict(set), defaultdict(list), defaultdict(set)
     for recording in recordings:
         group = groups.leader(recording.album)
         members[group].append(recording)
         if recording.fixed:
             fixed[group].add(recording.fixed)
-            sides[twins.leader(recording.key)].add(recording.fixed)
+            fixed_copies[twins.leader(recording.key)].add(recording.fixed)
     splits, left_out = {}, {}
     for group, together in members.items():
         by_hash = _by_hash(min(recording.album for recording in together), seed)
         common = next(iter(fixed[group])) if len(fixed[group]) == 1 else None
         for recording in together:
-            its_sides = sides[twins.leader(recording.key)]
-            if len(its_sides) > 1 and not recording.known:
-                left_out[recording.key] = f"copies of it are in {' and '.join(sorted(its_sides))}"
+            of_copies = sorted(fixed_copies[twins.leader(recording.key)])
+            if len(of_copies) > 1 and not recording.known:
+                left_out[recording.key] = f"copies of it are in {' and '.join(of_copies)}"
                 continue
-            own_side = next(iter(its_sides)) if len(its_sides) == 1 else by_hash
-            splits[recording.key] = recording.fixed or common or own_side
+            of_copy = of_copies[0] if len(of_copies) == 1 else None
+            splits[recording.key] = recording.fixed or common or of_copy or by_hash
     return splits, left_out
 
 
@@ -63,14 +64,12 @@ def _by_hash(album: str, seed: int) -> str:
     return SPLITS[sum(place >= share for share in SHARES)]
 
 
-def album_names(source: str, names: Sequence[str], tags: Sequence[str]) -> list[str]:
-    """The album of each audio file of a source: its tag; else its folder, if there are several."""
-    folders = [name.rpartition("/")[0] for name in names]
-    by_file = len(set(folders)) == 1
-    return [
-        f"{source}/album {tag}" if tag else f"{source}/{name if by_file else folder}"
-        for name, folder, tag in zip(names, folders, tags, strict=True)
-    ]
+def album_name(source: str, name: str, tag: str) -> str:
+    """The album of an audio file of a source: its tag, else its folder below the source's.
+
+    Without either, it is an album by itself. No other file matters, so that more leave it as it is.
+    """
+    return f"{source}/album {tag}" if tag else f"{source}/{name.rpartition('/')[0] or name}"
 
 
 def list_recordings(
@@ -81,20 +80,15 @@ def list_recordings(
     left_out: dict[str, str],
 ) -> list[Recording]:
     """The tracks to split, without those ``left_out``; adds those that a ground truth lacks."""
-    by_source: dict[str, list[Track]] = defaultdict(list)
-    for track in tracks.values():
-        by_source[track.source].append(track)
     recordings = []
-    for source, members in by_source.items():
-        album_tags = [facts[track.key].album for track in members]
-        albums = album_names(source, [track.name for track in members], album_tags)
-        for (key, *_), album in zip(members, albums, strict=True):
-            fixed, is_known = "test" if source in hold_out else None, False
-            if source in known_of and key not in left_out:
-                if (row := of_track(known_of[source], key)) is None:
-                    left_out[key] = "it is not in the ground truth of its source"
-                else:
-                    fixed, is_known = fixed or row[0], True
-            if key not in left_out:
-                recordings.append(Recording(key, album, fixed, is_known))
+    for key, track in tracks.items():
+        album = album_name(track.source, track.name, facts[key].album)
+        fixed, is_known = "test" if track.source in hold_out else None, False
+        if track.source in known_of and key not in left_out:
+            if (row := of_track(known_of[track.source], key)) is None:
+                left_out[key] = "it is not in the ground truth of its source"
+            else:
+                fixed, is_known = fixed or row[0], True
+        if key not in left_out:
+            recordings.append(Recording(key, album, fixed, is_known))
     return recordings

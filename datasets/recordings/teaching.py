@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,26 +15,19 @@ from maest.datasets.windows import window_file
 from maest.helpers.audio.codecs import coded
 from maest.helpers.files.arrays import load_array
 from maest.helpers.files.atomic import write_changed, write_error
+from maest.helpers.teacher import Teacher
 from maest.helpers.work.parallel import one_torch_thread
 
-if TYPE_CHECKING:
-    from maest.models.teacher import Teacher
+Load = Callable[[str], Teacher]  # importable, since worker processes load it
 
 
-def load_teacher(name: str) -> Teacher:
-    """Load a teacher of `models/`, which this set alone of all data sets needs."""
-    from maest.models import teacher
-
-    return teacher.load_teacher(name)
-
-
-def loaded(load: Callable[[str], Any], name: str) -> Teacher:
+def loaded(load: Load, name: str) -> Teacher:
     """The teacher of this process, loaded once: sessions of onnxruntime do not survive a fork."""
     return _loaded(load, name, os.getpid())
 
 
 @functools.lru_cache(1)
-def _loaded(load: Callable[[str], Any], name: str, process: int) -> Teacher:
+def _loaded(load: Load, name: str, process: int) -> Teacher:
     return load(name)
 
 
@@ -64,7 +56,7 @@ class Teaching:
     """Writes a teacher's probabilities for the tracks of a source, and codes some tracks' audio."""
 
     teacher: str
-    load: Callable[[str], Any]  # importable, name → Teacher
+    load: Load
     folder: Path
     n_classes: int
     codec_share: float = 0.0
@@ -80,12 +72,12 @@ class Teaching:
         file cannot be written; ValueError unless its output is [N, C] probabilities.
         """
         with one_torch_thread():
-            heard = np.asarray(loaded(self.load, self.teacher)(audio))
-        if heard.ndim != 2 or heard.shape[1] != self.n_classes or not len(heard):
-            raise ValueError(f"the teacher gives {heard.shape}, not [windows, {self.n_classes}]")
-        if not ((heard >= 0) & (heard <= 1)).all():
+            windows = np.asarray(loaded(self.load, self.teacher)(audio))
+        if windows.ndim != 2 or windows.shape[1] != self.n_classes or not len(windows):
+            raise ValueError(f"the teacher gives {windows.shape}, not [windows, {self.n_classes}]")
+        if not ((windows >= 0) & (windows <= 1)).all():
             raise ValueError("the teacher gives values that are no probabilities")
-        write_windows(window_file(self.folder, key), heard)
+        write_windows(window_file(self.folder, key), windows)
         return self._coded(key, audio)
 
     def _coded(self, key: str, audio: np.ndarray) -> np.ndarray:

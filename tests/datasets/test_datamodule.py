@@ -28,7 +28,7 @@ from maest.datasets.batches import ClipBatch, CropDataset, PackedStrings, TrackB
 from maest.datasets.datamodule import MaestDataModule
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
 from maest.datasets.scores import preprocess
-from maest.datasets.teacher import read_teacher_logits
+from maest.datasets.teacher_logits import read_teacher_logits
 from maest.experiments import devices
 from maest.helpers.audio.patches import cut, times, write_times
 from maest.helpers.errors import InputError

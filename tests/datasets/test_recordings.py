@@ -22,8 +22,8 @@ from maest.datasets.groundtruth import (
 )
 from maest.datasets.melspectrograms import read_mel, write_mel
 from maest.datasets.recordings import copies
-from maest.datasets.recordings.preprocess import build
-from maest.datasets.recordings.splits import Recording, album_names, split_recordings
+from maest.datasets.recordings.preprocess import build, load_teacher, main
+from maest.datasets.recordings.splits import Recording, album_name, split_recordings
 from maest.datasets.splitting import SPLITS
 from maest.helpers.audio.codecs import round_trip
 from maest.helpers.audio.log_mel import log_mel
@@ -178,18 +178,37 @@ def test_another_teacher_needs_another_folder(audio):
         make(audio, load=teachers.load_newer)
 
 
+def test_the_script_knows_the_teachers_of_models(audio, tmp_path, capsys):
+    assert load_teacher("maest-tiny-scores").name == "maest-tiny-scores"
+    out = ["--out-dir", str(tmp_path / "set"), "--num-workers", "1"]
+    assert main([str(audio / "many"), "--teacher", "musicn", *out]) == 1
+    assert "musicnn" in capsys.readouterr().err
+
+
 def test_settings_that_do_not_fit(audio, tmp_path):
     with refuses("unknown", setting="--hold-out"):
         make(audio, hold_out=["fewer"])
     put(tmp_path / "other/few/0.wav", music(2, 0))
     with refuses("conflict", "few", "AUDIO_DIR"):
-        build([audio / "few", tmp_path / "other/few"])
+        make(tmp_path, "audio/few", "other/few")
     with refuses("invalid", setting="--codec-share"):
         make(audio, codec_share=2)
     with refuses("missing", "recipe.json"):
         make(audio, labels_only=True)
     with refuses("empty", setting="--seed"):
         make(audio, "few", hold_out=["few"])
+
+
+def test_a_call_that_would_drop_a_source_is_refused(audio, tmp_path):
+    make(audio)
+    before = tree(tmp_path / "set")
+    for labels_only in (False, True):
+        with refuses("conflict", "melspectrograms", "AUDIO_DIR"):
+            make(audio, "few", labels_only=labels_only)
+    assert tree(tmp_path / "set") == before
+    shutil.rmtree(tmp_path / "set/melspectrograms/few")
+    make(audio, "many")
+    assert all(key.startswith("many/") for key in targets(tmp_path / "set"))
 
 
 def test_changed_labels_need_no_teacher(audio, tmp_path):
@@ -304,10 +323,21 @@ def test_copies_join_their_albums():
 
 
 def test_names_of_albums():
-    names, none = ["a/1", "a/2", "b/3"], [""] * 3
-    assert album_names("s", names, none) == ["s/a", "s/a", "s/b"]
-    assert len(set(album_names("s", names, ["", "Best of", "Best of"]))) == 2
-    assert len(set(album_names("s", ["a/1", "a/2"], ["", ""]))) == 2
+    assert album_name("s", "a/1", "") == album_name("s", "a/2", "") != album_name("s", "b/3", "")
+    assert album_name("s", "1", "") != album_name("s", "2", "")
+    assert album_name("s", "a/1", "Best of") == album_name("s", "2", "Best of")
+    assert album_name("s", "a/1", "Best of") != album_name("t", "a/1", "Best of")
+
+
+def test_more_music_moves_no_other(audio, tmp_path):
+    make(audio)
+    before = targets(tmp_path / "set")
+    put(audio / "few/more/4.wav", music(2.6, 99))
+    put(audio / "many/4.wav", music(2.6, 98))
+    make(audio)
+    after = targets(tmp_path / "set")
+    assert after.keys() - before.keys() == {"few/more/4.mmap", "many/4.mmap"}
+    assert all(after[key][0] == before[key][0] for key in before)
 
 
 def test_tags_of_any_format(tmp_path):
@@ -353,6 +383,42 @@ def test_near_copies_are_found_and_others_are_not(tmp_path):
     write_mel(tmp_path / "short.mmap", log_mel(music(5, 0)))
     assert copies.print_of(tmp_path / "silent.mmap") is None
     assert copies.print_of(tmp_path / "short.mmap") is None
+
+
+def test_noises_are_no_copies(tmp_path):
+    rng = np.random.default_rng(0)
+    sounds = {f"music {i}": music(90, i) for i in range(4)}
+    for i in range(4):
+        noise = rng.standard_normal((2, 16 * RATE)).astype(np.float32)
+        fall = np.exp(-np.arange(16 * RATE) / ((1 + i) * RATE)).astype(np.float32)
+        sounds |= {f"explosion {i}": 0.3 * noise[0] * fall, f"hiss {i}": 0.1 * noise[1]}
+    for name, sound in sounds.items():
+        write_mel(tmp_path / f"{name}.mmap", log_mel(sound))
+    prints = [copies.print_of(tmp_path / f"{name}.mmap") for name in sounds]
+    whole = [one for one in prints if one is not None]
+    assert len(whole) > 8
+    assert copies.near_copies(whole, num_workers=1, progress=False) == []
+
+
+@pytest.mark.parametrize(("rows", "alike", "found"), [(25, 0.89, 0), (25, 0.95, 1), (60, 0.89, 1)])
+def test_short_tracks_must_be_more_alike(rows, alike, found):
+    rng = np.random.default_rng(0)
+    whole, other = rng.standard_normal((200, 16)), rng.standard_normal((rows, 16))
+    part = alike * whole[50 : 50 + rows] + (1 - alike**2) ** 0.5 * other
+    prints = [(one / np.linalg.norm(one)).astype(np.float32) for one in (whole, part)]
+    pairs = copies.near_copies(prints, num_workers=1, progress=False)
+    assert len(pairs) == found
+    assert all(score == pytest.approx(alike, abs=0.02) for *_, score in pairs)
+
+
+def test_what_is_no_music_has_no_near_copies(audio, tmp_path):
+    put(audio / "few/long.wav", music(12, 50))
+    put(audio / "many/long/quiet.wav", music(12, 50) * 0.3)
+    make(audio)
+    (pair,) = read_json(tmp_path / "set/report.json")["copies"]
+    assert pair[:2] == ["few/long.mmap", "many/long/quiet.mmap"]
+    make(audio, no_music=["few"])
+    assert read_json(tmp_path / "set/report.json")["copies"] == []
 
 
 def test_a_share_of_the_tracks_goes_through_a_codec(audio, tmp_path):

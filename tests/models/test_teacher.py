@@ -13,6 +13,7 @@ from networks import tiny
 
 from maest.helpers.errors import InputError
 from maest.models import musicnn, save_model
+from maest.models.archs import RENAMED
 from maest.models.teacher import load_teacher
 
 WINDOW = 187 * 256  # samples of a window of MusiCNN
@@ -87,15 +88,15 @@ def test_a_model_of_ours_tags_every_clip(folder, seconds, windows):
     np.testing.assert_allclose(found[0], expected, atol=2e-3)
 
 
-def test_windows_of_our_models_may_be_shorter(folder):
-    teacher = load_teacher(folder, window_seconds=3)
-    assert (teacher.window_seconds, len(teacher(AUDIO))) == (2.992, 3)
-
-
 def test_a_published_model_is_a_teacher():
     teacher = load_teacher("maest-tiny-scores")
     assert (teacher.name, len(teacher.labels)) == ("maest-tiny-scores", 55)
     assert teacher(AUDIO).shape == (2, 55)
+
+
+def test_an_older_name_is_a_teacher(monkeypatch):
+    monkeypatch.setitem(RENAMED, "maest-old", ("maest-tiny-scores", "its labels are others"))
+    assert len(load_teacher("maest-old").labels) == 55
 
 
 @pytest.mark.parametrize("audio", [np.zeros(0, np.float32), np.zeros((2, 10), np.float32)])
@@ -122,9 +123,3 @@ def test_what_is_no_teacher(tmp_path):
         with pytest.raises(InputError) as error:
             load_teacher(name)
         assert (error.value.kind, bool(error.value.hint)) == (kind, True), name
-
-
-def test_musicnns_window_is_fixed():
-    with pytest.raises(InputError) as error:
-        load_teacher("musicnn", window_seconds=5)
-    assert error.value.setting == "window_seconds"

@@ -25,8 +25,6 @@ MAY_IMPORT = {
     "maest": {"datasets", "helpers", "models"},
 }
 OURS = set(MAY_IMPORT)
-# A teacher of models/ tags the recordings; of datasets/, this file alone knows one.
-TAUGHT = {"datasets/recordings/teaching.py": {"models"}}
 # Files beside the experiments that may know Lightning.
 LIGHTNING = {"models/training.py", "datasets/datamodule.py"}
 
@@ -63,7 +61,7 @@ def test_imports_go_one_way(path):
     package = relative.parts[0]
     names = imported(path)
     ours = {name.split(".")[1] for name in names if name.startswith("maest.")} & OURS
-    assert ours <= MAY_IMPORT[package] | TAUGHT.get(str(relative), set()) | {package}
+    assert ours <= MAY_IMPORT[package] | {package}
     tops = {name.partition(".")[0] for name in names}
     assert not any(name.startswith("ex_") for name in tops) or package == "experiments"
     assert "sacred" not in tops or package == "experiments"
