@@ -35,11 +35,11 @@ class ClipSampler(Sampler[tuple[int, int]]):
     number of workers. Ranks share one draw: rank r takes positions r, r + world_size, …; a tail
     of fewer than ``world_size`` clips is dropped, so that all ranks have equally many.
 
-    ``targets`` [N, C] are as for :func:`label_balanced_weights`; unless ``balanced``, only N matters. ``clips_per_epoch`` counts
-    all ranks together (None: N); beyond N, clips repeat. ``balanced`` draws by
-    :func:`label_balanced_weights`, with replacement if an epoch has N clips or more. ``lengths``
-    [N] multiply a track's chance; it is drawn with replacement then. Raises InputError if an epoch
-    has fewer clips than there are ranks.
+    ``targets`` [N, C] are 0 … 1, NaN unknown; unless ``balanced``, only N matters.
+    ``clips_per_epoch`` counts all ranks together (None: N); beyond N, clips repeat. ``balanced``
+    draws by :func:`label_balanced_weights`, with replacement if an epoch has N clips or more.
+    ``lengths`` [N] multiply a track's chance; it is drawn with replacement then. Raises InputError
+    if an epoch has fewer clips than there are ranks.
     """
 
     def __init__(
