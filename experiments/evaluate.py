@@ -89,13 +89,22 @@ def left_out(task: str, count: int) -> str:
     return f"{count} {what} skipped, as they cannot be scored"
 
 
-def _evaluate_checkpoint(settings: Settings, split: str) -> tuple[Checkpoint, Maest, Scored]:
-    """Score maest.checkpoint, or published weights, on whole tracks of a split."""
+def _evaluate_checkpoint(
+    settings: Settings, split: str, with_thresholds: bool = False
+) -> tuple[Checkpoint, Maest, Scored]:
+    """Score maest.checkpoint, or published weights, on whole tracks of a split.
+
+    ``with_thresholds`` refuses a network whose task has none.
+    """
     find_devices(settings.trainer)  # first, as it may refuse
     check_files(settings, split)
     checkpoint = require_checkpoint(settings)
     splits, frames = read(settings, checkpoint, split), clip_frames(settings, checkpoint)
     net = build_network(settings, checkpoint, splits[split])
+    if with_thresholds and net.task != "multi-label":
+        message, hint = f"{net.task} has no thresholds", "Give a multi-label model."
+        where, setting = checkpoint.path, "maest.checkpoint"
+        raise InputError(message, kind="unsupported", hint=hint, setting=setting, path=where)
     setting = f"datamodule.groundtruth_{split}"
     check_labels(splits[split], net.n_classes, net.labels, "the model", setting)
     check_head(checkpoint, net)
@@ -132,11 +141,11 @@ def thresholds_of(scored: Scored, net: Maest) -> list[float | None] | None:
     return best_thresholds(scored.targets, scored.outputs)
 
 
-def with_thresholds(net: Maest) -> str:
+def thresholds_line(net: Maest) -> str:
     """Say how many labels have a threshold."""
     count = sum(threshold is not None for threshold in net.thresholds or ())
-    few = f"the others have fewer than {FEWEST} positives"
-    return f"{count} of {net.n_classes} labels{f' ({few})' * (count < net.n_classes)}"
+    others = f" (the others: fewer than {FEWEST} positives)" if count < net.n_classes else ""
+    return f"{count} of {net.n_classes} labels have a threshold{others}"
 
 
 def calibrate(run: Any, settings: Settings) -> dict[str, Any]:
@@ -145,11 +154,7 @@ def calibrate(run: Any, settings: Settings) -> dict[str, Any]:
     The folder is a new one, in the run's, as published weights and those of others stay unchanged.
     """
     folder = run_dir(run) / "model"
-    checkpoint, net, scored = _evaluate_checkpoint(settings, "val")
-    if net.task != "multi-label":
-        message, hint = f"{net.task} has no thresholds", "Give a multi-label model."
-        where, setting = checkpoint.path, "maest.checkpoint"
-        raise InputError(message, kind="unsupported", hint=hint, setting=setting, path=where)
+    checkpoint, net, scored = _evaluate_checkpoint(settings, "val", with_thresholds=True)
     thresholds = thresholds_of(scored, net)
     if thresholds is None:
         message = f"no label has {FEWEST} positives among its {len(scored.targets)} tracks"
@@ -163,5 +168,5 @@ def calibrate(run: Any, settings: Settings) -> dict[str, Any]:
     model.to(next(iter(checkpoint.tensors.values())).dtype)
     trained_on = {name: v for name, v in checkpoint.trained_on.items() if name != "swa"}
     save_model(folder, model, checkpoint.arch, trained_on)
-    print(f"{with_thresholds(model)} have a threshold, by {len(scored.targets)} tracks: {folder}")
+    print(f"{thresholds_line(model)}; {len(scored.targets)} tracks; {folder}")
     return {"folder": str(folder)}

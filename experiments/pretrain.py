@@ -27,8 +27,8 @@ from maest.experiments.evaluate import (
     evaluate,
     left_out,
     metrics_of,
+    thresholds_line,
     thresholds_of,
-    with_thresholds,
 )
 from maest.experiments.plan import Plan, resolve
 from maest.experiments.ranks import check_processes, end_processes
@@ -126,7 +126,7 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
     point_link(folder.parent / "latest", folder)
     _print_report(results, net.task, folder, model)
     if net.thresholds:
-        print(f"thresholds:     of {with_thresholds(net)}")
+        print(f"thresholds:     {thresholds_line(net)}")
     terminate_workers(trainer)
     return {**shown, "folder": str(folder)}
 

@@ -178,9 +178,11 @@ def synthesize(path: Path, voices: Sequence[Voice], time_limit: float | None = N
         player.channel_set_preset_index(channel, program)
         start, duration, pitch, velocity = voice.notes.T
         pitches = pitch.astype(int).tolist()
-        for times, is_on in ((start, True), (start + duration, False)):
-            samples = np.round(times * _RATE).astype(int).tolist()
-            columns = samples, repeat(is_on), repeat(channel), pitches, velocity.tolist()
+        on = np.round(start * _RATE).astype(int)
+        # Later than its start, or its end would come first, and the note would never end.
+        off = np.maximum(np.round((start + duration) * _RATE).astype(int), on + 1)
+        for samples, is_on in ((on, True), (off, False)):
+            columns = samples.tolist(), repeat(is_on), repeat(channel), pitches, velocity.tolist()
             events += zip(*columns, strict=False)
     events.sort()  # at one time, ends come first
     total = events[-1][0] + round(RING * _RATE) if events else 0

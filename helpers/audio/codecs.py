@@ -22,14 +22,12 @@ class Codec(NamedTuple):
     sample_format: str
     container: str
     rate: int  # Hz, as most music has it: an encoder's low-pass depends on it
-    lowest: int  # bits a second of mono sound
-    highest: int
 
 
 CODECS = {
-    "mp3": Codec("libmp3lame", "fltp", "mp3", 44_100, 32_000, 320_000),
-    "aac": Codec("aac", "fltp", "mp4", 44_100, 16_000, 256_000),
-    "opus": Codec("libopus", "flt", "ogg", 48_000, 6_000, 256_000),
+    "mp3": Codec("libmp3lame", "fltp", "mp3", 44_100),
+    "aac": Codec("aac", "fltp", "mp4", 44_100),
+    "opus": Codec("libopus", "flt", "ogg", 48_000),
 }
 BIT_RATES = (32_000, 48_000, 64_000, 96_000, 128_000)  # of mono sound, in all of them
 
@@ -39,19 +37,8 @@ def round_trip(audio: np.ndarray, codec: str, bit_rate: int) -> np.ndarray:
 
     ``codec`` is a name in CODECS, ``bit_rate`` in bits a second of mono sound, for Opus a mean.
     Deterministic. 10 s take 0.3 s.
-
-    Raises InputError for no samples, another codec ("unknown") or a bit rate it does not have.
     """
-    if codec not in CODECS:
-        hint = f"Expected {', '.join(CODECS)}."
-        raise InputError(f"no codec {codec!r}", kind="unknown", hint=hint, setting="codec")
-    how = CODECS[codec]
-    if not how.lowest <= bit_rate <= how.highest:
-        hint = f"Expected {how.lowest} to {how.highest} bits a second."
-        raise InputError(f"{codec} at {bit_rate}", hint=hint, setting="bit_rate")
-    if not len(audio):
-        raise InputError("no samples", kind="empty", hint="Give some sound.", setting="audio")
-    file = io.BytesIO()
+    how, file = CODECS[codec], io.BytesIO()
     _encode(soxr.resample(audio, SAMPLE_RATE, how.rate), how, bit_rate, file)
     back = joined(decoded(file, Meter(), None))[: len(audio)]  # the last AAC frame is filled up
     return np.pad(back, (0, len(audio) - len(back)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maest.helpers.audio.constants import HOP_LENGTH, N_FFT, N_MELS, SAMPLE_RATE
-from maest.helpers.audio.mel import slaney_filter_bank
+from maest.helpers.audio.mel import MelSpectrogram
 
 # Ranges that are drawn from, uniformly
 LOW_PASS, HIGH_PASS = (3_500.0, 7_500.0), (50.0, 400.0)  # Hz, where the filter begins to take
@@ -152,39 +152,28 @@ def with_noise(power: Tensor, level: Tensor, slopes: Tensor) -> Tensor:
 
     ``slopes``: dB by which its density rises over the bands; 0 is white noise.
     """
-    level = level * power.mean(dim=(1, 2))
-    return power + level[:, None, None] * noise(slopes, power.shape[1])
+    noisy = level > 0
+    if not noisy.any():
+        return power
+    level = (level * power.mean(dim=(1, 2)))[noisy, None, None]
+    power = power.clone()
+    power[noisy] += level * noise(slopes[noisy], power.shape[1])
+    return power
 
 
 def noise(slopes: Tensor, frames: int) -> Tensor:
-    """Power of noise [B, T, 96] of mean 1, as the front end sees it; slopes as in `with_noise`.
+    """Power of noise, float32 [B, T, 96], each clip's mean 1: white noise by way of the front end.
 
-    A band's triangle averages over its FFT bins, so white noise is flat, and the wide, high bands
-    fluctuate less than the narrow ones: by a gamma distribution, here by the cube of a normal one
-    (E. Wilson & M. Hilferty, "The distribution of chi-square", PNAS 1931). Frames are nearly
-    independent: their windows overlap by half.
+    ``slopes`` [B] as in `with_noise`.
     """
-    means, spread, mixing = _noise_of_bands(slopes.device)
-    colour = means * 10 ** (slope(slopes) / 10)
-    colour = colour / colour.mean(dim=1, keepdim=True)
-    normal = torch.randn(len(slopes), frames, N_MELS, device=slopes.device) @ mixing
-    root = (1 - spread.square() + spread * normal).clamp_(min=0)
-    return root.square() * root * colour[:, None]
+    samples = (frames - 1) * HOP_LENGTH + N_FFT
+    white = _mel_spectrogram(slopes.device).of_padded(
+        torch.randn(len(slopes), samples, device=slopes.device)
+    )
+    power = torch.expm1(white.mT * math.log(10)) * (10 ** (slope(slopes) / 10))[:, None]
+    return power / power.mean(dim=(1, 2), keepdim=True)
 
 
 @functools.cache
-def _noise_of_bands(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of white noise: mean [F], deviation of the cube root [F], and normal → correlated [F, F]."""
-    bank = slaney_filter_bank().double()
-    lag = torch.arange(N_FFT // 2 + 1)
-    lag = (lag[:, None] - lag).abs()
-    # The power of bins under a Hann window: its spectrum is 1, -1/2, and overlaps with itself.
-    bins = sum(c * (lag == k).double() for k, c in enumerate((1, 4 / 9, 1 / 36)))
-    covariance, means = bank.T @ bins @ bank, bank.sum(dim=0)
-    deviation = covariance.diagonal().sqrt()
-    correlation = covariance / deviation.outer(deviation)
-    # The small sum keeps rounding from making an eigenvalue negative.
-    mixing = torch.linalg.cholesky(correlation + 1e-9 * torch.eye(N_MELS)).T
-    white = means / means.mean(), deviation / means / 3
-    first, second, third = (part.float().to(device) for part in (*white, mixing))
-    return first, second, third
+def _mel_spectrogram(device: torch.device) -> MelSpectrogram:
+    return MelSpectrogram().to(device)

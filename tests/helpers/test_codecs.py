@@ -1,10 +1,9 @@
-"""Lossy codecs in memory: alignment, length, loss by bit rate, repeats, refusals."""
+"""Lossy codecs in memory: alignment, length, loss by bit rate, repeats."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_up import refuses
 from sounds import chords
 
 from maest.helpers.audio.codecs import CODECS, round_trip
@@ -50,17 +49,3 @@ def test_the_shortest_sounds_and_silence_come_back(codec, samples):
     silence = round_trip(np.zeros(samples, np.float32), codec, 64_000)
     assert silence.shape == (samples,)
     assert np.abs(silence).max() < 1e-3
-
-
-@pytest.mark.parametrize(
-    ("codec", "bit_rate", "samples", "kind", "setting"),
-    [
-        ("mp4", 64_000, 100, "unknown", "codec"),
-        ("mp3", 8_000, 100, "invalid", "bit_rate"),
-        ("opus", 64, 100, "invalid", "bit_rate"),
-        ("opus", 64_000, 0, "empty", "audio"),
-    ],
-)
-def test_refusals(codec, bit_rate, samples, kind, setting):
-    with refuses(kind, setting=setting):
-        round_trip(np.ones(samples, np.float32), codec, bit_rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -245,18 +245,11 @@ def test_drawn_ratios_lie_between_the_lowest_and_40_decibels():
 
 
 def test_white_noise_is_as_the_front_end_hears_it():
-    heard = to_power(front_end()(torch.randn(300 * RATE)).T)[2:-2]
+    heard = to_power(front_end()(torch.randn(60 * RATE)).T)[2:-2]
     drawn = robustness.noise(by_clip(0), len(heard))[0].double().numpy()
     heard /= heard.mean()
-    np.testing.assert_allclose(drawn.mean(0), heard.mean(0), atol=0.04)
-    np.testing.assert_allclose(drawn.std(0), heard.std(0), rtol=0.1)
-    neighbours = [
-        [np.corrcoef(power[:, b], power[:, b + 1])[0, 1] for b in range(95)]
-        for power in (heard, drawn)
-    ]
-    np.testing.assert_allclose(*neighbours, atol=0.1)
-    followers = [np.corrcoef(p[1:, 50], p[:-1, 50])[0, 1] for p in (heard, drawn)]
-    np.testing.assert_allclose(followers, 0, atol=0.05)
+    np.testing.assert_allclose(drawn.mean(0), heard.mean(0), atol=0.08)
+    np.testing.assert_allclose(drawn.std(0), heard.std(0), rtol=0.15)
 
 
 def test_coloured_noise_rises_by_its_slope():
@@ -289,28 +282,73 @@ def test_of_a_fraction_of_a_clip_chance_decides():
     assert np.mean(replaced) == pytest.approx(0.4, abs=0.1)
 
 
-def kinds(mels: torch.Tensor) -> dict[str, Any]:
-    """Shares of the clips [B, T, 96], told apart by how they sound."""
-    silent = ~mels.any(2).any(1)
-    power = 10**mels - 1
-    mean = power.mean(1)
-    # Clicks have quiet frames, and all bands
-    gaps = (mels.amax(2) == 0).float().mean(1) > 0.5
-    moving = power[:, :, 30].std(1) / (1e-9 + mean[:, 30]) > 0.4
-    narrow = (mean > 0.01 * mean.amax(1, keepdim=True)).sum(1) < 20
-    clicks = gaps & ~silent & ~narrow
-    noise = moving & ~silent & ~gaps
-    return {"silent": silent, "clicks": clicks, "noise": noise, "pure": narrow & ~silent}
+SILENCE, TONES, CLICKS, NOISE = range(4)
 
 
-def test_each_kind_is_there():
+@pytest.fixture
+def power_of(monkeypatch) -> Callable[[int], torch.Tensor]:
+    """Draw 100 clips of one kind: power [N, 300, 96] of those that are not silent."""
+
+    def draw(kind: int) -> torch.Tensor:
+        monkeypatch.setattr(torch, "randint", lambda high, size, device: torch.full(size, kind))
+        mels = no_music.no_music(100, 300, torch.device("cpu"))
+        assert torch.isfinite(mels).all()
+        assert (mels >= 0).all()
+        return 10 ** mels[mels.any(2).any(1)].double() - 1
+
+    return draw
+
+
+def spectra(power: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each clip the loudest frame [N, 96], and the level of each frame beside it [N, 300]."""
+    loudest = power.sum(2).argmax(1)
+    spectrum = power[torch.arange(len(power)), loudest]
+    level = power.sum(2) / spectrum.sum(1, keepdim=True)
+    return spectrum, level
+
+
+def test_silence(power_of):
+    assert not len(power_of(SILENCE))
+
+
+@pytest.mark.parametrize("kind", [TONES, CLICKS])
+def test_tones_and_clicks_have_one_spectrum_and_change_in_level_only(power_of, kind):
+    power = power_of(kind)
+    spectrum, level = spectra(power)
+    expected = level[..., None] * spectrum[:, None]
+    torch.testing.assert_close(power, expected, rtol=1e-2, atol=1e-2)
+    assert 4 < torch.log10(1 + spectrum.amax(1)).max() < 5.0001
+
+
+def test_tones_are_steady_or_beep(power_of):
+    spectrum, level = spectra(power_of(TONES))
+    assert set(level.round(decimals=4).unique().tolist()) == {0, 1}
+    steady = (level > 0.5).all(1).double().mean()  # a beep's share of its period: 0.1 to 2
+    assert 1 / 1.9 - 0.2 < steady < 1 / 1.9 + 0.2
+    narrow = (spectrum > 0.01 * spectrum.amax(1, keepdim=True)).sum(1) < 12
+    assert 0.3 < narrow.double().mean() < 0.9  # half are pure
+
+
+def test_clicks_have_all_bands_and_silence_between_them(power_of):
+    spectrum, level = spectra(power_of(CLICKS))
+    heard = spectrum.amax(1) > 100  # below, log10(1 + power) hides the slope in rounding
+    slopes = 10 * torch.log10(spectrum[heard] / spectrum[heard].roll(1, 1))[:, 1:]
+    torch.testing.assert_close(slopes, slopes[:, :1].expand_as(slopes), rtol=0, atol=0.05)
+    assert ((level > 0).double().mean(1) < 0.5).all()
+    counts = (level[heard] > 0).sum(1)
+    assert counts.min() >= 1
+    assert counts.max() > 20
+
+
+def test_noise_changes_in_every_frame_and_band(power_of):
+    power = power_of(NOISE)
+    deviation = power.std(1) / power.mean(1)
+    assert (deviation[power.mean((1, 2)) > 1] > 0.2).all()
+
+
+def test_a_quarter_is_silent():
     mels = no_music.no_music(400, 300, torch.device("cpu"))
-    assert torch.isfinite(mels).all()
-    assert (mels >= 0).all()
-    assert 4 < mels.max() < 7
-    found = {name: float(which.float().mean()) for name, which in kinds(mels).items()}
-    assert found["silent"] == pytest.approx(0.25, abs=0.07)
-    assert min(found.values()) > 0.08
+    assert 0.15 < (~mels.any(2).any(1)).float().mean() < 0.4  # and some irregular clicks
 
 
 @pytest.mark.parametrize("hertz", [55.0, 440.0, 1234.0, 4000.0])

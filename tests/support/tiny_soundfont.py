@@ -1,12 +1,14 @@
-"""A tiny SoundFont 2 file: a looped wave for each preset."""
+"""A tiny SoundFont, .sf2 or .sf3: a looped wave for each preset."""
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 RATE, PERIOD, PERIODS = 44_100, 100, 40  # samples a second; samples in a period; periods
 ROOT_KEY = 69  # MIDI pitch of the wave: 441 Hz, which is A4 but for 4 cents
@@ -17,12 +19,24 @@ def write_soundfont(
     path: Path, programs: Mapping[int, int], keys: tuple[int, int] = (0, 127)
 ) -> Path:
     """Write presets of bank 0: program → harmonics of its wave, sounding in ``keys`` only."""
-    waves, gap = [], np.zeros(46, "<i2")  # the format asks for silence after each sample
+    samples, headers = b"", b""
+    version = struct.pack("<HH", 3 if path.suffix == ".sf3" else 2, 1)
     for harmonics in programs.values():
         phase = 2 * np.pi * np.arange(PERIOD * PERIODS) / PERIOD
         wave = sum(np.sin(k * phase) / k for k in range(1, harmonics + 1))
-        waves += [np.round(wave / np.abs(wave).max() * 20_000).astype("<i2"), gap]
-    size = PERIOD * PERIODS
+        wave = np.round(wave / np.abs(wave).max() * 20_000).astype("<i2")
+        loop = np.array([PERIOD, len(wave) - PERIOD])
+        if path.suffix == ".sf3":  # Ogg Vorbis: where it lies in bytes, its loop in samples
+            file, kind, start = io.BytesIO(), 0x11, len(samples)
+            soundfile.write(file, wave, RATE, format="OGG", subtype="VORBIS")
+            samples += file.getvalue()
+            end = len(samples)
+        else:  # in samples; the format asks for silence after each
+            kind, start = 1, len(samples) // 2
+            end, loop = start + len(wave), loop + start
+            samples += wave.tobytes() + bytes(2 * 46)
+        fields = start, end, *loop.tolist(), RATE, ROOT_KEY, 0, 0, kind
+        headers += struct.pack("<20sIIIIIBbHH", b"wave", *fields)
 
     presets = b"".join(
         struct.pack("<20sHHHIII", b"preset", program, 0, i, 0, 0, 0)
@@ -44,19 +58,14 @@ def write_soundfont(
             for i in range(count)
         )
         + bytes(4),
-        "shdr": b"".join(
-            struct.pack(
-                "<20sIIIIIBbHH",
-                *(b"wave", start, start + size, start + PERIOD, start + size - PERIOD),
-                *(RATE, ROOT_KEY, 0, 0, 1),
-            )
-            for start in range(0, count * (size + len(gap)), size + len(gap))
-        )
-        + struct.pack("<20sIIIIIBbHH", b"EOS", 0, 0, 0, 0, 0, 0, 0, 0, 0),
+        "shdr": headers + struct.pack("<20sIIIIIBbHH", b"EOS", 0, 0, 0, 0, 0, 0, 0, 0, 0),
     }
     lists = [
-        (b"INFO", _chunk(b"ifil", struct.pack("<HH", 2, 1)) + _chunk(b"INAM", b"tiny\0\0")),
-        (b"sdta", _chunk(b"smpl", np.concatenate(waves).tobytes())),
+        (
+            b"INFO",
+            _chunk(b"ifil", version) + _chunk(b"INAM", b"tiny\0\0"),
+        ),
+        (b"sdta", _chunk(b"smpl", samples)),
         (b"pdta", b"".join(_chunk(name.encode(), data) for name, data in tables.items())),
     ]
     body = b"".join(_chunk(b"LIST", name + data) for name, data in lists)
