@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from day_one_features import THRESHOLD, Model, Tables, heard
+from day_one_features import THRESHOLD, Model, Tables, outputs_of
 from day_one_recordings import held_out_sources, recordings, styles
 from day_one_timbres import timbres
 
@@ -75,12 +75,12 @@ def blanks(args: argparse.Namespace, models: Sequence[Model]) -> Tables:
         music = np.isin([key.partition("/")[0] for key in truth.keys], held_out)
     tables: Tables = {"sounds": Counter(kind.tolist())}
     for model in models:
-        outputs = heard(args.work, model, root, list(sounds))["activations"]
+        outputs = outputs_of(args.work, model, root, list(sounds))["activations"]
         own = "its own" if model.has_thresholds else f"{THRESHOLD}, as it has none"
         rows: Tables = {"thresholds": own}
         rows |= {name: _tagged(model, outputs[kind == name]) for name in dict.fromkeys(kind)}
         if args.set and music.any():
-            outputs = heard(args.work, model, args.set / "melspectrograms", truth.keys)
+            outputs = outputs_of(args.work, model, args.set / "melspectrograms", truth.keys)
             rows["held-out recordings"] = _tagged(model, outputs["activations"][music])
         tables[model.name] = rows
     return tables

@@ -47,7 +47,7 @@ class Model:
         return [at.get(name, at.get(OTHER_NAMES.get(name, ""))) for name in names]
 
 
-def heard(work: Path, model: Model, root: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+def outputs_of(work: Path, model: Model, root: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """``features`` [N, 3 D] of block 7, tokens stacked, and ``activations`` [N, C] of log-mels."""
 
     def make() -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from day_one_features import STATISTICS, Model, Tables, heard, side_by_side, statistics_of
+from day_one_features import STATISTICS, Model, Tables, outputs_of, side_by_side, statistics_of
 
 from maest.datasets.groundtruth import read_groundtruth, read_labels
 from maest.datasets.melspectrograms import read_mel, write_mel
@@ -19,7 +19,7 @@ from maest.datasets.splitting import SPLITS
 from maest.helpers.audio.patches import FRAMES_PER_SECOND
 from maest.helpers.reports.metrics import evaluate
 
-HEARD = 0.2  # the teacher's mean value in a track from which a label is positive
+POSITIVE = 0.2  # the teacher's mean value in a track from which a label is positive
 ALPHAS = tuple(10.0**power for power in range(6))  # penalties of a ridge regression
 COSTS = tuple(10.0**power for power in range(-4, 1))  # of a logistic regression
 
@@ -34,10 +34,10 @@ def recordings(args: argparse.Namespace, models: Sequence[Model]) -> Tables:
     for split in SPLITS:
         truth = read_groundtruth(args.set / f"tags/groundtruth-{split}.pk")
         keys[split], values[split] = truth.keys, truth.targets[:, columns].astype(np.float64)
-        truths[split] = np.where(np.isnan(values[split]), np.nan, values[split] >= HEARD)
+        truths[split] = np.where(np.isnan(values[split]), np.nan, values[split] >= POSITIVE)
         x[split] = statistics_of(args.work, root, truth.keys)
     ridge, alpha = _ridge(x, values["train"], truths["validation"])
-    outputs = {model.name: heard(args.work, model, root, keys["test"]) for model in models}
+    outputs = {model.name: outputs_of(args.work, model, root, keys["test"]) for model in models}
     sources = np.array([key.partition("/")[0] for key in keys["test"]])
     held_out = np.isin(sources, held_out_sources(args.set))
     parts = {"held-out sources": held_out, "others": ~held_out}
@@ -136,7 +136,7 @@ def styles(args: argparse.Namespace, models: Sequence[Model]) -> Tables:
             if not (root / keys[-1]).is_file():
                 write_mel(root / keys[-1], piece)
     features = {STATISTICS: statistics_of(args.work, root, keys)}
-    features |= {m.name: heard(args.work, m, root, keys)["features"] for m in models}
+    features |= {m.name: outputs_of(args.work, m, root, keys)["features"] for m in models}
     kind, side = np.array([place[row["source"]] for row in rows]).T
     targets = np.eye(len(names), dtype=np.uint8)[kind]
     outputs = {f: _other_side(x, kind, side, np.array(track))[None] for f, x in features.items()}

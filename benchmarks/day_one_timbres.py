@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from day_one_features import STATISTICS, Model, Tables, heard, side_by_side, statistics_of
+from day_one_features import STATISTICS, Model, Tables, outputs_of, side_by_side, statistics_of
 
 from maest.config.probe import ProbeTraining
 from maest.datasets.groundtruth import GroundTruth, read_any_groundtruth
@@ -109,12 +109,12 @@ def probe(
 def timbres(args: argparse.Namespace, models: Sequence[Model]) -> Tables:
     clips = perform(args)
     *known, unseen = clips.roots
-    heard_by = {(model.name, font): heard(args.work, model, root, clips.keys)
+    outputs_by = {(model.name, font): outputs_of(args.work, model, root, clips.keys)
                 for model in models for font, root in clips.roots.items()}  # fmt: skip
     features = {STATISTICS: {font: statistics_of(args.work, root, clips.keys)
                              for font, root in clips.roots.items()}}  # fmt: skip
     for model in models:
-        own = {font: heard_by[model.name, font]["features"] for font in clips.roots}
+        own = {font: outputs_by[model.name, font]["features"] for font in clips.roots}
         features[model.name] = own
     test = clips.splits == "test"
     sizes = {name: int((clips.splits == name).sum()) for name in SPLITS}
@@ -132,7 +132,7 @@ def timbres(args: argparse.Namespace, models: Sequence[Model]) -> Tables:
     ]
     for font in (unseen, known[0]) if both else ():
         outputs = {
-            name: heard_by[name, font]["activations"][test][:, [own[i] for i in both]][None]
+            name: outputs_by[name, font]["activations"][test][:, [own[i] for i in both]][None]
             for name, own in columns.items()
         }
         targets = clips.targets[font][test][:, both]

@@ -69,12 +69,12 @@ class WindowTargets:
             return target
         windows, last = self._read(path), first + frames
         begin = max(0, int(first // self.frames))
-        heard = windows[begin : int(np.ceil(last / self.frames))].astype(np.float32)
-        starts = (begin + np.arange(len(heard))) * self.frames
+        values = windows[begin : int(np.ceil(last / self.frames))].astype(np.float32)
+        starts = (begin + np.arange(len(values))) * self.frames
         shares = np.minimum(starts + self.frames, last) - np.maximum(starts, first)
-        are_known = ~np.isnan(heard)
+        are_known = ~np.isnan(values)
         total = (shares[:, None] * are_known).sum(axis=0)
-        mean = (shares[:, None] * np.where(are_known, heard, 0)).sum(axis=0)
+        mean = (shares[:, None] * np.where(are_known, values, 0)).sum(axis=0)
         return np.where(total > 0, mean / np.where(total > 0, total, 1), target).astype(np.float32)
 
     def _read(self, path: str) -> np.ndarray:

@@ -59,7 +59,8 @@ class Plan:
     def lines(self) -> list[str]:
         """Return a summary, one line per fact."""
         maest, data, trainer = self.settings.maest, self.settings.datamodule, self.settings.trainer
-        net, frames, devices = self.net, self.data.clip_frames, find_devices(trainer)
+        net, devices = self.net, find_devices(trainer)
+        frames, short = self.data.clip_frames, self.data.short_frames
         weights = sum(parameter.numel() for parameter in net.parameters()) / 1e6
         tracks = [len(self.data.splits[split]) for split in ("train", "val")]
         licence = self.origin.get("licence")
@@ -69,7 +70,8 @@ class Plan:
             + (f", whose licence the model gets: {licence}" if licence else ""),
             "targets": f"{net.task}, {net.n_classes} labels",
             "tracks": f"{tracks[0]} training and {tracks[1]} validation tracks",
-            "clips": f"{data.clips_per_epoch} an epoch, of {clip_seconds(frames):g} s",
+            "clips": f"{data.clips_per_epoch} an epoch, of {clip_seconds(frames):g} s"
+            + (f", in half of the batches {clip_seconds(short):g} s" if short else ""),
             "patchout": f"{maest.s_patchout_t} of {grid_size(frames)} time columns are dropped",
             "batch": f"{data.batch_size_train} clips, {data.num_workers} workers",
             "device": f"{devices.processes} x {devices.device.type}, "

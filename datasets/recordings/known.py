@@ -48,7 +48,7 @@ def match(sets: Sequence[Known], keys: Mapping[str, Sequence[str]]) -> dict[str,
     Keys of a ground truth may have the source's name first, or not. Raises InputError for one
     without tracks, or for a source or a ground truth that cannot tell the other.
     """
-    found: dict[str, Known] = {}
+    known_of: dict[str, Known] = {}
 
     def refusal(what: str, kind: Kind, known: Known, hint: str) -> InputError:
         return InputError(what, kind=kind, path=known.folder, setting="--known", hint=hint)
@@ -63,11 +63,11 @@ def match(sets: Sequence[Known], keys: Mapping[str, Sequence[str]]) -> dict[str,
         if not sources:
             raise refusal("no source has its tracks", "missing", known, _HINT)
         for source in sources:
-            if source in found:
-                what = f"{source} has another ground truth, {found[source].folder}"
+            if source in known_of:
+                what = f"{source} has another ground truth, {known_of[source].folder}"
                 raise refusal(what, "conflict", known, "Give one for each source.")
-            found[source] = known
-    return found
+            known_of[source] = known
+    return known_of
 
 
 def of_track(known: Known, key: str) -> tuple[str, np.ndarray] | None:

@@ -70,8 +70,8 @@ def read_vocabulary(path: str | Path = LABELS_FILE) -> Vocabulary:
         tables = tomllib.loads(read_bytes(path, "Give a file of labels as --labels.").decode())
     except ValueError as error:
         raise error if isinstance(error, InputError) else refusal(str(error), "corrupt") from None
-    if unknown := tables.keys() - {"middle", "sets", "labels", "left_out"}:
-        raise refusal(f"tables {first_few(sorted(unknown))}", "unknown")
+    if unknown := sorted(tables.keys() - {"middle", "sets", "labels", "left_out"}):
+        raise refusal(f"tables {first_few(unknown)}", "unknown")
     if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
         raise refusal(f"expected tables: {first_few(wrong)}")
     rows, sets, left_out, middle = (

@@ -69,10 +69,12 @@ def test_pretraining_leaves_everything_in_its_folder(home, toy):
 
 def test_the_plan_is_shown_and_nothing_is_trained(toy, tmp_path):
     line = f"print_plan with {settings(toy)} datamodule.clip_length=1.5 trainer.max_epochs=2"
+    line += " datamodule.short_clips=0.5"
     shown = dict(row.split(":", 1) for row in maest(tmp_path, line).splitlines())
     # 16 clips of each of 36 tracks, 8 in a batch
     numbers = [shown[name].split()[0] for name in ("clips", "steps", "patchout", "tracks")]
     assert numbers == ["576", "144,", "4", "36"]
+    assert all(seconds in shown["clips"] for seconds in ("of 1.5", "0.5"))
     assert not list((tmp_path / "exp_logs").glob("*"))
 
 
