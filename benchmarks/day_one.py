@@ -9,7 +9,8 @@
 - speed: `predict` of a song, in turns
 
 Intervals are 95 % of a paired bootstrap over works or tracks; each row has its differences to the
-rows before it. What has been extracted stays in --work: a second call goes on from there.
+rows before it. What has been extracted stays in --work: a second call goes on from there, and the
+record keeps the parts of earlier calls, each with its own arguments and data.
 """
 
 from __future__ import annotations
@@ -26,13 +27,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from day_one_features import THRESHOLD, Model, Tables, outputs_of
-from day_one_recordings import held_out_sources, recordings, styles
+from day_one_features import THRESHOLD, Model, Tables, digest, keep_mel, outputs_of
+from day_one_recordings import (
+    held_out_sources,
+    recordings,
+    set_facts,
+    sources_of_styles,
+    styles,
+)
 from day_one_timbres import timbres
 
 from harness import ROOT, Way, command, in_turns, medians, start_record
 from maest.datasets.groundtruth import read_groundtruth
-from maest.datasets.melspectrograms import write_mel
 from maest.helpers.audio.constants import SAMPLE_RATE
 from maest.helpers.audio.log_mel import log_mel
 from maest.helpers.audio.reading import read_audio
@@ -42,7 +48,7 @@ from maest.helpers.results.predictions import best
 
 # Settings of a run in miniature
 QUICK = {"works": 48, "test": 6, "clip_seconds": 4.0, "epochs": 2, "least": 1, "resamples": 20,
-         "num_workers": 1, "repeats": 1, "song_seconds": 3.0}  # fmt: skip
+         "least_validation": 0, "num_workers": 1, "repeats": 1, "song_seconds": 3.0}  # fmt: skip
 VOICES = ("en-us", "en-gb", "de", "fr-fr")
 SENTENCES = (
     "The next train to the coast leaves at ten past nine from platform four.",
@@ -65,7 +71,7 @@ def blanks(args: argparse.Namespace, models: Sequence[Model]) -> Tables:
     sounds = dict(_no_music())
     sounds |= {f"speech/{p.stem}.mmap": read_audio(p)[: 10 * SAMPLE_RATE] for p in _speech(args)}
     for key, sound in sounds.items():
-        write_mel(root / key, log_mel(sound.astype(np.float32)))
+        keep_mel(root / key, log_mel(sound.astype(np.float32)))
     kind = np.array([key.partition("/")[0] for key in sounds])
     if args.set:
         truth, held_out = (
@@ -76,8 +82,8 @@ def blanks(args: argparse.Namespace, models: Sequence[Model]) -> Tables:
     tables: Tables = {"sounds": Counter(kind.tolist())}
     for model in models:
         outputs = outputs_of(args.work, model, root, list(sounds))["activations"]
-        own = "its own" if model.has_thresholds else f"{THRESHOLD}, as it has none"
-        rows: Tables = {"thresholds": own}
+        thresholds = "its own" if model.has_thresholds else f"{THRESHOLD}, as it has none"
+        rows: Tables = {"thresholds": thresholds}
         rows |= {name: _tagged(model, outputs[kind == name]) for name in dict.fromkeys(kind)}
         if args.set and music.any():
             outputs = outputs_of(args.work, model, args.set / "melspectrograms", truth.keys)
@@ -88,8 +94,8 @@ def blanks(args: argparse.Namespace, models: Sequence[Model]) -> Tables:
 
 def _tagged(model: Model, activations: np.ndarray) -> dict[str, Any]:
     chosen = [best(row, len(row), "multi-label", model.thresholds) for row in activations]
-    often = Counter(model.labels[i] for own in chosen for i in own).most_common(3)
-    shares = {"with_a_tag": float(np.mean([len(own) > 0 for own in chosen])),
+    often = Counter(model.labels[i] for tags in chosen for i in tags).most_common(3)
+    shares = {"with_a_tag": float(np.mean([len(tags) > 0 for tags in chosen])),
               "above_0.5": float((activations >= THRESHOLD).any(axis=1).mean())}  # fmt: skip
     return shares | {"most": "; ".join(f"{name} {count}" for name, count in often)}
 
@@ -118,17 +124,19 @@ def _no_music() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _speech(args: argparse.Namespace) -> list[Path]:
-    """Twenty files of speech: of a folder, or espeak-ng's; none without both."""
-    if args.speech:
-        return sorted(path for path in args.speech.rglob("*.*") if path.is_file())[:20]
-    folder = args.work / "speech"
-    if program := shutil.which("espeak-ng"):
+    """Twenty files of speech: of a folder, or espeak-ng's. Exits without both."""
+    folder = args.speech or args.work / "speech"
+    if not args.speech:
+        if not (program := shutil.which("espeak-ng")):
+            raise SystemExit("blanks: install espeak-ng (apt install espeak-ng), or give --speech")
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(20):
             voice, text = VOICES[number % len(VOICES)], " ".join(SENTENCES[number % 5 :])
             line = [program, "-v", voice, "-s", str(130 + 4 * number), "-w"]
             subprocess.run([*line, folder / f"{number:02d}.wav", text], check=True)
-    return sorted(folder.glob("*.wav"))
+    if not (paths := sorted(path for path in folder.rglob("*.*") if path.is_file())[:20]):
+        raise SystemExit(f"blanks: no file of speech in {folder}")
+    return paths
 
 
 # ---- speed ---------------------------------------------------------------------------------------
@@ -156,6 +164,19 @@ def speed(args: argparse.Namespace, models: Sequence[Model]) -> Tables:
 
 PARTS = {part.__name__: part for part in (timbres, recordings, styles, blanks, speed)}
 NEEDS = {"timbres": ("known", "unseen"), "recordings": ("set",), "styles": ("set", "styles")}
+CHECKS = {"styles": sources_of_styles, "blanks": _speech}  # which exit before any work
+
+
+def data_of(part: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Of which files a part's figures are."""
+    if part == "timbres":
+        fonts = {path.stem: digest(path) for path in (*args.known, args.unseen)}
+        trained_on = [digest(path) for path in args.trained_on]
+        return {"soundfonts_sha256": fonts, "trained_on_sha256": trained_on}
+    data = {"set": set_facts(args.set)} if part != "speed" and args.set else {}
+    if part == "blanks":
+        data["speech"] = len(_speech(args)) if args.speech else "espeak-ng"
+    return data
 
 
 def show(part: str, tables: Tables) -> None:
@@ -169,19 +190,16 @@ def show(part: str, tables: Tables) -> None:
 
     for title, rows in tables.items():
         print(f"\n{part}: {title}")
-        found = (
-            {n: r for n, r in rows.items() if isinstance(r, Mapping)}
-            if isinstance(rows, Mapping)
-            else {}
-        )
-        if not found:
+        items = rows.items() if isinstance(rows, Mapping) else ()
+        with_figures = {name: row for name, row in items if isinstance(row, Mapping)}
+        if not with_figures:
             print(json.dumps(rows, ensure_ascii=False, indent=1))
             continue
         columns = list(
-            dict.fromkeys(c for row in found.values() for c in row if c != "all_seconds")
+            dict.fromkeys(c for row in with_figures.values() for c in row if c != "all_seconds")
         )
         lines = [[name, *(text(c, row[c]) if c in row else "" for c in columns)]
-                 for name, row in found.items()]  # fmt: skip
+                 for name, row in with_figures.items()]  # fmt: skip
         print(table(["", *columns], lines), flush=True)
 
 
@@ -195,16 +213,18 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     add("--known", type=Path, nargs="+", help="SoundFonts that the models know; home is the first")
     add("--unseen", type=Path, help="SoundFont that they do not know")
     add("--trained-on", type=Path, nargs="+", default=[], help="ground truths: groups left out")
-    add("--works", type=int, default=4000)
-    add("--test", type=int, default=1000, help="works of the test, half of them at most")
+    add("--works", type=int, default=5500, help="of the corpus; two in seven are held out")
+    add("--test", type=int, default=1000, help="its works, if a quarter is left to train on")
     add("--clip-seconds", type=float, default=10.0)
     add("--epochs", type=int, default=60, help="of the probes")
     add("--seeds", type=int, default=3)
     add("--set", type=Path, help="what datasets/recordings/preprocess.py wrote")
     add("--without", nargs="+", default=[], help="sources of the set that are not tested")
     add("--least", type=int, default=5, help="positives, and negatives, of a label of recordings")
+    what = "positive validation tracks of such a label, of two sources"
+    add("--least-validation", type=int, default=10, help=what)
     add("--styles", type=Path, help="CSV: source, style; two sources of the set to a style")
-    add("--speech", type=Path, help="folder of speech; without, espeak-ng's if there is one")
+    add("--speech", type=Path, help="folder of speech; without, espeak-ng's")
     add("--resamples", type=int, default=1000)
     add("--num-workers", type=int, help="processes that perform scores")
     add("--repeats", type=int, default=3, help="turns of speed")
@@ -212,18 +232,19 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     add("--quick", action="store_true", help="does it run? In miniature")
     args = parser.parse_args(given)
     vars(args).update(QUICK if args.quick else {})
+    args.work = args.work.resolve()
     for part in args.parts:
         if lacking := [f"--{name}" for name in NEEDS.get(part, ()) if not getattr(args, name)]:
             parser.error(f"{part} needs {' and '.join(lacking)}")
-    args.work = args.work.resolve()
+        if part in CHECKS:
+            CHECKS[part](args)
     models = [Model(*one.split("=", 1)) for one in args.models]
     digests = {model.name: model.digest for model in models}
     places = {"models", "known", "unseen", "trained_on", "set", "styles", "speech"}
     shown = {name: value for name, value in vars(args).items() if name not in places}
-    record = start_record(
-        argparse.Namespace(**shown), ("torch", "numpy", "scikit-learn", "tinysoundfont")
-    )
-    record |= {"models": digests, "results": {}}
+    packages = ("torch", "numpy", "scikit-learn", "tinysoundfont")
+    made = start_record(argparse.Namespace(**shown), packages)
+    record: dict[str, Any] = {"models": digests, "results": {}}
     if args.record.is_file():
         before = json.loads(args.record.read_text("utf-8"))
         if before["models"] == digests:  # of other models, nothing is kept
@@ -233,7 +254,8 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
         tables = PARTS[part](args, models)
         show(part, tables)
         minutes = round((time.monotonic() - started) / 60, 2)
-        record["results"][part] = {"date": record["date"], "minutes": minutes} | tables
+        of_part = made | {"minutes": minutes, "data": data_of(part, args)}
+        record["results"][part] = {"made": of_part} | tables
         write_json(args.record, record)
     return record
 

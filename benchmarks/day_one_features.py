@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import harness  # noqa: F401 - which finds maest
 from maest.datasets.embeddings import mel_statistics, read_all, select_tokens
-from maest.datasets.melspectrograms import read_mel
+from maest.datasets.melspectrograms import read_mel, write_mel
 from maest.helpers.files.atomic import atomic_path
 from maest.helpers.reports.bootstrap import interval, resampled_figures
 from maest.helpers.reports.metrics import BOUNDS
@@ -35,8 +35,9 @@ class Model:
         self.name, self.folder = name, Path(folder).resolve()
         self.extract = Extractor(self.folder, activations=True)
         self.labels = list(self.extract.labels or ())
-        own = self.extract.thresholds
-        self.has_thresholds, self.thresholds = own is not None, THRESHOLD if own is None else own
+        thresholds = self.extract.thresholds
+        self.has_thresholds = thresholds is not None
+        self.thresholds = THRESHOLD if thresholds is None else thresholds
         sizes = json.loads((self.folder / "config.json").read_text("utf-8"))["sizes"]
         weights = (self.folder / "model.safetensors").read_bytes()
         self.digest = hashlib.sha256(weights + json.dumps(sizes).encode()).hexdigest()[:16]
@@ -84,8 +85,22 @@ def _kept(
         arrays = make()
         with atomic_path(path) as temporary:
             np.savez(temporary, **arrays)
-    with np.load(path) as found:
-        return dict(found)
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def keep_mel(path: Path, mel: np.ndarray) -> None:
+    """Write a log-mel, unless it is there: what has been extracted of it stays valid."""
+    if not path.is_file() or not np.array_equal(read_mel(path), mel.astype(np.float16)):
+        write_mel(path, mel)
+
+
+def digest(*paths: Path) -> str:
+    """SHA-256 of what the files hold, one after the other."""
+    sha256 = hashlib.sha256()
+    for path in paths:
+        sha256.update(path.read_bytes())
+    return sha256.hexdigest()
 
 
 def side_by_side(
@@ -97,10 +112,10 @@ def side_by_side(
         for name, values in outputs.items()
     }
     rows: Rows = {}
-    for name, own in samples.items():
-        row = {m: interval(values, 0.95, BOUNDS[m]) for m, values in own.items()}
+    for name, figures in samples.items():
+        row = {m: interval(values, 0.95, BOUNDS[m]) for m, values in figures.items()}
         for base in rows:
-            for m, values in own.items():
+            for m, values in figures.items():
                 row[f"{m} minus {base}"] = interval(values - samples[base][m], 0.95, (-1, 1))
         rows[name] = row
     return rows

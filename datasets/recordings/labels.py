@@ -54,6 +54,10 @@ class Vocabulary:
         names = {label.name for label in labels}
         return labels, [label.name for label in self.labels if label.name not in names]
 
+    def of_teacher(self, tags: Collection[str]) -> set[str]:
+        """The names of the labels that the teacher's tags make."""
+        return {label.name for label in self.labels if _tags(label, tags)}
+
     def unused(self, tags: Sequence[str]) -> list[str]:
         """The teacher's tags that no label takes, and that are not left out on purpose."""
         used = {tag for label in self.labels for tag in (*label.teacher, label.name)}

@@ -125,6 +125,7 @@ def build(
     names, rare = _drop_rare(windows, kept, splits, min_positives)
     content = _write_labels(out_dir, windows, splits, names, recipe)
     unused = vocabulary.unused(recipe["labels"])
+    of_teacher = vocabulary.of_teacher(recipe["labels"])
 
     report.write_tracks(out_dir / "tracks.csv", tracks, facts, recordings, content, names, store)
     failed_csv = None
@@ -140,6 +141,7 @@ def build(
         "failed": len(failed),
         **report.count_tracks(content, sources, store),
         "labels": report.count_labels(content, names),
+        "labels_of_teacher": [name for name in names if name in of_teacher],
         "labels_not_made": unmade,
         "labels_too_rare": rare,
         "teacher_tags_unused": unused,

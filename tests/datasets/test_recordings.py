@@ -116,6 +116,7 @@ def test_a_set_of_two_sources(audio, tmp_path):
     report = read_json(out / "report.json")
     assert report["tracks"] == Counter(split for split, _ in found.values())
     assert report["sources"]["few"] == {"test": 4}
+    assert report["labels_of_teacher"] == names
     assert "mtt/weird" in report["teacher_tags_left_out"]
     assert not (out / "failed.csv").exists()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import day_one
 import engines
 import loading
 import loading_models
@@ -12,15 +11,9 @@ import numpy as np
 import preprocessing
 import probe
 import pytest
-import soundfile
-import teachers
-from music import save_small_model, tone
-from tiny_soundfont import write_soundfont
 
 import extraction
 import training
-from maest.datasets.recordings.preprocess import build
-from maest.datasets.scores.tables import INSTRUMENTS
 from maest.helpers.audio.reading import read_audio
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -87,58 +80,3 @@ def test_probes_and_engines():
     assert rows["ours, sweep"]["probes"] == 2 * 7 * 3
     [rows] = engines.main(["--quick"])["results"].values()
     assert set(rows) == set(engines.ENGINES)
-
-
-@pytest.fixture
-def day_one_files(tmp_path) -> dict[str, Path]:
-    """Two models with some labels of the set, three SoundFonts, and a set of four sources."""
-    old, new = (
-        save_small_model(tmp_path / name, [*shared, "Instrument---Flute", "Voice---Choir"])
-        for name, shared in (("old", ["Texture---Four Voices"]), ("new", ["Instrument---Guitar"]))
-    )
-    programs = {instrument.program for instrument in INSTRUMENTS.values()}
-    fonts = [write_soundfont(tmp_path / f"{n}.sf2", dict.fromkeys(programs, n)) for n in (1, 4, 8)]
-    for number, (source, tracks) in enumerate({"a": 12, "b": 12, "c": 6, "d": 6}.items()):
-        (tmp_path / source).mkdir()
-        for i in range(tracks):
-            sound = (0.2 + i % 3) * tone(3.2, 20 * number + i)
-            soundfile.write(tmp_path / source / f"{i}.flac", sound, 16_000)
-    build(
-        [tmp_path / source for source in "abcd"],
-        **{"teacher": "stand-in", "load": teachers.load, "out_dir": tmp_path / "set", "seed": 1},
-        **{"hold_out": ["c", "d"], "num_workers": 1, "progress": False},
-    )
-    (tmp_path / "styles.csv").write_text("source,style\na,Folk\nb,Folk\nc,Rock\nd,Rock\n")
-    known, unseen = fonts[:2], fonts[2]
-    files = {"known": known, "unseen": unseen, "set": tmp_path / "set"}
-    return files | {"models": [f"old={old}", f"new={new}"], "styles": tmp_path / "styles.csv"}
-
-
-def test_day_one_measures_two_models_and_goes_on(day_one_files, tmp_path):
-    line = ["--quick", "--work", tmp_path / "work", "--record", tmp_path / "record.json"]
-    for name, value in day_one_files.items():
-        line += [f"--{name}", *(value if isinstance(value, list) else [value])]
-    line = [str(part) for part in line]
-    found = day_one.main([*line, "--parts", "timbres", "recordings", "styles", "blanks"])["results"]
-
-    probes = [rows for title, rows in found["timbres"].items() if "probes" in title]
-    assert [list(rows) for rows in probes] == [["mel statistics", "old", "new"]] * 3
-    assert {"ap", "roc_auc minus mel statistics", "ap minus old"} < probes[0]["new"].keys()
-    assert 0 <= probes[0]["new"]["roc_auc"]["value"] <= 1
-    assert any("own tags" in title for title in found["timbres"])
-
-    figures = {t: v for t, v in found["recordings"].items() if t.startswith("held-out")}
-    assert [v if v == "n/a" else list(v) for v in figures.values()] == ["n/a", ["ridge", "new"]]
-    assert found["styles"]["the other source"].keys() == {"mel statistics", "old", "new"}
-    assert found["blanks"]["sounds"]["clicks"] == 8
-    assert 0 <= found["blanks"]["new"]["held-out recordings"]["with_a_tag"] <= 1
-
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work/features").iterdir()}
-    again = day_one.main([*line, "--parts", "recordings", "speed"])["results"]
-    assert again.keys() == found.keys() | {"speed"}
-    assert again["recordings"]["strongest"] == found["recordings"]["strongest"]
-    assert kept == {
-        path: path.stat().st_mtime_ns for path in (tmp_path / "work/features").iterdir()
-    }
-    [rows] = [rows for title, rows in again["speed"].items() if "song" in title]
-    assert all(row["seconds"] > 0 for row in rows.values())
