@@ -223,7 +223,7 @@ class Data:
         FROM_1,
     )
     balanced_sampling: bool = setting(False, "draw clips with rare labels more often")
-    by_length: bool = setting(False, "draw a track as often as it is long, repeatedly")
+    by_length: bool = setting(False, "draw tracks in proportion to their length, with replacement")
     on_error: Literal["raise", "skip"] = setting(
         "raise",
         "skip: go on without a file that cannot be read, in training with another's clip",
