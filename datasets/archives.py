@@ -3,8 +3,6 @@
 Beside the parts, ``<archive>.json`` has their SHA-256, and ``failed.csv`` what is not unpacked.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import lzma

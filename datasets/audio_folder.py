@@ -1,7 +1,5 @@
 """The audio files of a folder, shards of them, and the names of their log-mel files."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

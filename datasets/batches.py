@@ -1,7 +1,5 @@
 """Data sets that a DataLoader's workers read and crop; all else runs batched on the device."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Ground truths from a table of tracks: split it by group, and write the pickles."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence

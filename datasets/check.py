@@ -1,7 +1,5 @@
 """Check all the data before training, and report every problem at once."""
 
-from __future__ import annotations
-
 import math
 import os
 import posixpath

@@ -1,7 +1,5 @@
 """Shared by the scripts of this folder: signals, exit codes and one-line errors."""
 
-from __future__ import annotations
-
 import importlib
 import io
 import os

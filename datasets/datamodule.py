@@ -1,7 +1,5 @@
 """The Lightning data module: ground truths and log-mel files in, batches out."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Settings come from a folder's ``manifest.json``, or else its name, ``<seconds>sec/<block>``.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import posixpath

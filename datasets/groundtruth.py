@@ -6,8 +6,6 @@ python datasets/groundtruth.py show FILE                          # look at any 
 python datasets/groundtruth.py build TABLE.csv --out-dir DIR      # build them from a table
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import pickle

@@ -1,7 +1,5 @@
 """The command line of `datasets/groundtruth.py`: show a ground truth, or build it from a table."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Sequence

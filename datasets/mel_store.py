@@ -5,8 +5,6 @@ soon as a log-mel file is made: the audio's path, size and time of change; a pat
 counts. A shard adds to an index of its own, so that shards may run at once.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import json

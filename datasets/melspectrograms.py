@@ -3,13 +3,12 @@
 A ``.npy`` file of the same shape is read too, a little slower.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -98,7 +97,7 @@ class MelFile:
             raise self._fault(what if status.st_size else "is empty")
 
     @classmethod
-    def of_key(cls, base_dir: str | Path, key: str) -> MelFile:
+    def of_key(cls, base_dir: str | Path, key: str) -> Self:
         """The file of a ground-truth key, as :func:`mel_path` chooses it."""
         try:
             return cls(os.path.join(base_dir, key))  # first: looking for others takes time
@@ -123,7 +122,7 @@ class MelFile:
     def __len__(self) -> int:
         return self._frames
 
-    def __enter__(self) -> MelFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

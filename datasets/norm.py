@@ -1,7 +1,5 @@
 """Mean and standard deviation of a store of log-mels, to normalise the input of a network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

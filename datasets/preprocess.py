@@ -8,8 +8,6 @@
 silent and very short tracks, and log-mel files without audio.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import math
@@ -23,11 +21,13 @@ from contextlib import closing, suppress
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 if not __package__:  # started as a script: import from the repository root, not from this folder
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parent), *(p for p in sys.path if Path(p).resolve() != _FOLDER)]
+
+import numpy as np
 
 from maest.datasets import audio_folder, commands, mel_store
 from maest.datasets.groundtruth import check_key
@@ -38,9 +38,6 @@ from maest.helpers.audio.reading import AudioError, stream_audio
 from maest.helpers.errors import InputError
 from maest.helpers.files import atomic
 from maest.helpers.work.parallel import BACKENDS, check_backend, run_parallel
-
-if TYPE_CHECKING:
-    import numpy as np
 
 DEFAULT_SECONDS = 300.0
 

@@ -3,8 +3,6 @@
 A new data set is a folder whose preprocess.py reads a `Task` and calls `make`, as mtt/ does.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Samplers choose the clips of a training epoch, the tracks of an evaluation, and their order."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 

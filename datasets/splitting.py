@@ -4,8 +4,6 @@ Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data" (E
 groups of tracks in place of tracks: the rarest label first, each group to the split that needs it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A teacher's logits, one file per track, as ``ex_maest.py extract_logits`` writes them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

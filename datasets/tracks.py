@@ -1,7 +1,5 @@
 """Whole tracks for extraction: find them, and have workers compute or read their log-mels."""
 
-from __future__ import annotations
-
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Sequence

@@ -1,7 +1,5 @@
 """Targets of a crop, from what a teacher heard in each window of its track."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

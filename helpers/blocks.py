@@ -1,7 +1,5 @@
 """Choice of the blocks of a network that give embeddings."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from numbers import Real

@@ -1,7 +1,5 @@
 """Differences of settings, in words."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The error that a user can mend, and what errors say."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

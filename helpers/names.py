@@ -1,7 +1,5 @@
 """Names, lists of names and values, as people type them and as messages show them."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import reprlib

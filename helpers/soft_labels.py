@@ -3,8 +3,6 @@
 The loss takes a soft target's value; counts and metrics take it as positive from 0.5 on.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

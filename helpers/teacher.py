@@ -1,7 +1,5 @@
 """What a teacher is: data sets ask one for tags, and models are ones."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import numpy as np

@@ -7,8 +7,6 @@ Scripts in https://github.com/MTG/mtg-jamendo-dataset download the audio (``DIR/
 ``….low.mp3``). A second call skips complete files.
 """
 
-from __future__ import annotations
-
 import csv
 import sys
 from dataclasses import replace

@@ -8,8 +8,6 @@ of 29 s in folders 0 to f. The usual split: 0 to b train, c validation, d to f t
 the 50 most frequent of 188.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Sets of recordings with a teacher's tags: music of your own, to train on."""
 
-from __future__ import annotations
-
 from maest.helpers.files.data_folder import data_folder
 
 DATA_DIR = data_folder() / "recordings" / "data"  # default folder of a set

@@ -4,8 +4,6 @@ A track's print is its log-mel in half seconds and 16 coarse bands, without its 
 spectrum. Two tracks are copies if their prints correlate where they overlap, at the best lag.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is known of each audio file: its content's hashes and its album, read once."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

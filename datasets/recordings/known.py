@@ -1,7 +1,5 @@
 """Ground truths of music that is known already: their labels win, and their splits stay."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Our labels, made from a teacher's tags and from labels that are known, by `labels.toml`."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields

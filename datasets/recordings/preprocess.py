@@ -6,8 +6,6 @@ Each AUDIO_DIR is a source, named as its folder. A second call skips what is don
 folder says what is written, and how the labels and the splits are made.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import pkgutil

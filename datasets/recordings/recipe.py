@@ -1,7 +1,5 @@
 """What the teacher's files are made by, kept beside them in ``recipe.json``."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from pathlib import Path

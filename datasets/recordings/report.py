@@ -1,7 +1,5 @@
 """What is in a set of recordings: a table of its tracks, and counts for the report."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The split of each recording: albums and copies stay together, and known splits are kept."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

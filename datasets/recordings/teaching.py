@@ -1,7 +1,5 @@
 """What a teacher hears in each window of a track, written in the pass that makes the log-mel."""
 
-from __future__ import annotations
-
 import functools
 import io
 import os

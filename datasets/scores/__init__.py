@@ -1,7 +1,5 @@
 """The embedded data set: compositions of the music21 corpus, performed by a SoundFont."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from pathlib import Path

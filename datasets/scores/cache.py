@@ -1,7 +1,5 @@
 """Keep read works and performed clips in an SQLite file, so that an interrupted build goes on."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import zlib

@@ -1,7 +1,5 @@
 """The works of the music21 corpus, in the order in which a build takes them."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import re

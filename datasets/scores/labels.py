@@ -1,7 +1,5 @@
 """Labels, groups and splits of clips, from scores and, for instruments, the rendered audio."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """Perform a score as 16 kHz audio, which depends only on its work, the seed and the rendition."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple

@@ -5,8 +5,6 @@
 Deterministic for a seed. A second call skips complete clips. See README.md in this folder.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Read works of the corpus: ABC with symusic (3 ms per tune), kern and MusicXML with music21."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

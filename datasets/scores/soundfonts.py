@@ -4,8 +4,6 @@ symusic plays the default SoundFont. On some others it never returns, and it loa
 for each clip.
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Collection, Sequence

@@ -1,7 +1,5 @@
 """The two stages of a build, each in parallel: scores → note events → log-mel clips."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections.abc import Callable

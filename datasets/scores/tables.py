@@ -1,7 +1,5 @@
 """The tables of `scores.toml`, which explains them."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path

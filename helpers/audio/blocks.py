@@ -1,7 +1,5 @@
 """Blocks of float32 waveforms: mixed to mono, resampled to 16 kHz, and their doubtful sound."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np

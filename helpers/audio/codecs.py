@@ -1,7 +1,5 @@
 """Sound through a lossy codec and back, in memory: what MP3, AAC and Opus leave of it."""
 
-from __future__ import annotations
-
 import io
 from typing import Any, NamedTuple
 

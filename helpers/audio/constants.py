@@ -1,7 +1,5 @@
 """Constants of the front end (`helpers.audio.mel`), without importing PyTorch."""
 
-from __future__ import annotations
-
 import math
 
 SAMPLE_RATE = 16_000  # Hz

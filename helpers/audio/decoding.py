@@ -1,7 +1,5 @@
 """Decoding of an open file with FFmpeg, and a check that nothing is missing."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import deque

@@ -1,7 +1,5 @@
 """Lengths by the headers of audio files, to see whether an end is missing; streams of an Ogg."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

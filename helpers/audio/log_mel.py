@@ -1,7 +1,5 @@
 """The log-mel of a track as stored on disk, from a waveform of any length."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np

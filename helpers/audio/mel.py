@@ -3,8 +3,6 @@
 It equals Essentia's ``TensorflowInputMusiCNN`` (tested), on any device.
 """
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

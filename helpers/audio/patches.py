@@ -3,8 +3,6 @@
 A change here changes the embeddings of every track that is longer than one patch.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ PyAV (FFmpeg) decodes block by block, channels are averaged and soxr resamples (
 librosa). Up to 7 kHz the log-mel bands match those of Essentia's loader to 2e-3.
 """
 
-from __future__ import annotations
-
 import errno
 import math
 import stat

@@ -1,7 +1,5 @@
 """What an audio file says about itself: artist, album, title."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import av

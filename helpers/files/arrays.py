@@ -1,7 +1,5 @@
 """Reading of NumPy files, safe in several threads."""
 
-from __future__ import annotations
-
 import io
 import threading
 from pathlib import Path

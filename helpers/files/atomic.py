@@ -1,7 +1,5 @@
 """Files that are whole or absent, and the errors of those that cannot be read or written."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import io

@@ -1,7 +1,5 @@
 """Download large files, and resume where a download stopped."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

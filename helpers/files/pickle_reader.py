@@ -5,8 +5,6 @@ are checked. A file may name a few functions of NumPy and Python; methods that c
 stand in for them. No declared size allocates more than the file's size.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import pickle

@@ -1,7 +1,5 @@
 """Read pieces of several files as one file."""
 
-from __future__ import annotations
-
 import os
 from typing import BinaryIO
 

@@ -3,8 +3,6 @@
 `pickle_reader` refuses what is not plain data while it reads.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Plots of activations over time, above the track's log-mel."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Metrics of multi-label, single-label (one label per track) and regression tasks."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

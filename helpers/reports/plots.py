@@ -1,7 +1,5 @@
 """Figures as PNG files: curves, bars, maps and intervals."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path

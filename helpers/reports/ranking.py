@@ -4,8 +4,6 @@ They equal scikit-learn's ``average_precision_score`` and ``roc_auc_score``, tie
 sort per label; all resamples of a bootstrap share that sort.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

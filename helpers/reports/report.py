@@ -1,7 +1,5 @@
 """Reports in Markdown: pages, tables, and the machine and versions behind a figure."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

@@ -1,7 +1,5 @@
 """Thresholds that make tags of scores: for each label, the best F1 on tracks with known targets."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from maest.helpers.reports.ranking import checked

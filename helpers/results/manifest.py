@@ -4,8 +4,6 @@
 and ``made_by``, the place of the model. Any number of runs may open a folder at once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

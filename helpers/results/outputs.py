@@ -8,8 +8,6 @@ They are in the folder of each :class:`Output`, written in this order:
 - ``<key>.predictions.png``, ``.csv`` and ``.json`` (`helpers.results.predictions`).
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

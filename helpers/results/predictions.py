@@ -8,8 +8,6 @@ With thresholds, a track's labels are its tags: those at or above their threshol
 and perhaps none. Its patches keep their ``top`` labels.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """A track's predictions as a table in a terminal."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise, zip_longest

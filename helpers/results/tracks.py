@@ -1,7 +1,5 @@
 """A track in extraction: its log-mel, then the network's results."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterable

@@ -4,8 +4,6 @@
 themselves. Each line precedes a track's last file, so that a killed run loses none.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections import deque
@@ -15,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -81,7 +80,7 @@ class ResultWriter:
             self._waiting.popleft()
         self._waiting.append(self._thread.submit(self._write, result))
 
-    def __enter__(self) -> ResultWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:

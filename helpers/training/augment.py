@@ -1,7 +1,5 @@
 """Augmentation of batches of clips: roll, SpecAugment and mixup; 0 switches each off."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Stochastic weight averaging (P. Izmailov et al., UAI 2018, arXiv 1803.05407)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytorch_lightning as pl

@@ -1,7 +1,5 @@
 """Sounds that are no music, from which a model learns to give no label."""
 
-from __future__ import annotations
-
 import math
 
 import torch

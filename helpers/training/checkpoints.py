@@ -1,7 +1,5 @@
 """Whole checkpoints of a training: a run killed at any instant continues from ``last.ckpt``."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """The record of a training run, a line per epoch on the screen and in a file; its progress."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

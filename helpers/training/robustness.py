@@ -5,8 +5,6 @@ recording of the same music, so targets stay. Each function takes its amounts by
 `distorted` draws them. Power is float32 [B, T, F], here in units of 1/10000.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

@@ -4,8 +4,6 @@ MFU (A. Chowdhery et al., "PaLM", 2022, arXiv 2204.02311, appendix B) is the flo
 operations that the network needs, over those that the device can do in that time.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """Work on a Dask cluster, for which ``pip install "dask[distributed]"`` is needed."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError

@@ -1,7 +1,5 @@
 """A result, or the error in its place, as it travels from a worker; arrays go as raw bytes."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import socket

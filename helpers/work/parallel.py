@@ -1,7 +1,5 @@
 """Work spread over processes, threads, or a cluster, with a progress bar."""
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence

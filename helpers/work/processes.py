@@ -4,8 +4,6 @@ When a worker of torch's DataLoader is killed, it raises an error in whatever co
 runs, loses what others had read, and does not name the item; in containers /dev/shm is too small.
 """
 
-from __future__ import annotations
-
 import gc
 import multiprocessing
 import os

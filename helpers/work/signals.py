@@ -1,7 +1,5 @@
 """Handle signals that stop a run, in the main process and in its workers."""
 
-from __future__ import annotations
-
 import ctypes
 import signal
 import sys
