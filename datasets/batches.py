@@ -48,7 +48,7 @@ def _apply(change: Callable[[Tensor], Tensor], value: Any) -> Any:
 class ClipBatch(_Batch):
     """Random crops, for training."""
 
-    mel: Tensor  # [B, T, F] as on disk: not normalised, float16 (``.npy``: the file's dtype)
+    mel: Tensor  # float16 [B, T, F] as on disk: not normalised
     targets: Tensor  # [B, C] float32
     teacher: Tensor | None = None  # [B, C] float32, the teacher's logits for whole tracks
     # Skipped files, key → reason; other clips take their places

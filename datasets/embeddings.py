@@ -105,8 +105,7 @@ class EmbeddingFolder:
 
 def _stem(track: str) -> str:
     """A track's name without an audio or log-mel suffix."""
-    name = mel_key(track)
-    return os.path.splitext(name)[0] if name.endswith((".mmap", ".npy")) else name
+    return mel_key(track).removesuffix(".mmap")
 
 
 def block_name(block: int | str) -> str:
@@ -226,12 +225,7 @@ def read_tokens(path: Path) -> np.ndarray:
     `patches.pooled_file` pools. Raises InputError for a damaged file, another shape or dtype, NaN
     or infinity.
     """
-    try:
-        values = load_array(path)
-    except Exception as error:  # a damaged header may raise any, even MemoryError
-        message = f"cannot be read ({' '.join(str(error).split())})"
-        hint = "Extract it again: extraction makes damaged files again."
-        raise InputError(message, kind="corrupt", path=path, hint=hint) from None
+    values = load_array(path, "Extract it again: extraction makes damaged files again.")
     tokens = values[None] if values.ndim == 1 else values  # [3, D], or [patches, 3, D]
     fits = tokens.ndim in (2, 3) and tokens.shape[-2] in (1, len(TOKENS)) and tokens.size
     if not fits or tokens.dtype.kind != "f":

@@ -1,7 +1,4 @@
-"""Log-mel files: a headerless, C-order float16 array [frames, 96] as ``.mmap``, not normalised.
-
-A ``.npy`` file of the same shape is read too, a little slower.
-"""
+"""Log-mel files: a headerless, C-order float16 array [frames, 96] as ``.mmap``, not normalised."""
 
 import hashlib
 import os
@@ -15,7 +12,6 @@ import numpy as np
 from maest.helpers.audio import patches
 from maest.helpers.audio.constants import N_MELS
 from maest.helpers.errors import InputError, Kind
-from maest.helpers.files.arrays import load_array
 from maest.helpers.files.atomic import atomic_path
 
 DTYPE = np.dtype(np.float16)
@@ -40,10 +36,10 @@ def write_mel(path: str | Path, mel: np.ndarray) -> None:
 
 
 def mel_path(base_dir: str | Path, key: str) -> Path:
-    """The file of a ground-truth key: ``base_dir/key``, or that with .mmap or .npy added."""
-    path = Path(base_dir) / key
-    added = (path.with_name(path.name + suffix) for suffix in ("", ".mmap", ".npy"))
-    return next((candidate for candidate in added if candidate.is_file()), path)
+    """The file of a ground-truth key: ``base_dir/key``, or that with .mmap added."""
+    path = Path(base_dir, key)
+    added = Path(f"{path}.mmap")
+    return added if added.is_file() and not path.is_file() else path
 
 
 def track_bytes(base_dir: str | Path, keys: Iterable[str]) -> np.ndarray:
@@ -59,7 +55,7 @@ def track_bytes(base_dir: str | Path, keys: Iterable[str]) -> np.ndarray:
 
 
 def read_mel(path: str | Path) -> np.ndarray:
-    """Read a whole log-mel file: floats [frames, 96]."""
+    """Read a whole log-mel file: float16 [frames, 96]."""
     with MelFile(path) as file:
         return file.read(0, len(file))
 
@@ -72,23 +68,12 @@ class MelFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = os.fspath(path)
-        self.dtype = DTYPE  # a .npy has its file's
-        self._mapped: np.ndarray | None = None  # a .npy
         try:
-            if not self.path.endswith(".npy"):
-                # Reading by position takes one system call a crop, straight into the caller's
-                # array. A file that shrinks is an error; a mapped one would end the process.
-                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            else:
-                self._mapped = mel = load_array(self.path, mapped=True)
-        except (OSError, ValueError, EOFError) as error:
+            # Reading by position takes one system call a crop, straight into the caller's array. A
+            # file that shrinks is an error; a mapped one would end the process.
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+        except (OSError, ValueError) as error:  # ValueError: no file can have that name
             raise self._unreadable(error) from error
-        if self._mapped is not None:
-            if mel.ndim != 2 or mel.shape[1] != N_MELS or mel.dtype.kind != "f" or not len(mel):
-                what = f"holds {mel.dtype} {mel.shape}, expected floats [frames, {N_MELS}]"
-                raise self._fault(what, "invalid")
-            self._frames, self.dtype = len(mel), mel.dtype
-            return
         status = os.fstat(self._descriptor)
         self._frames, rest = divmod(status.st_size, FRAME_BYTES)
         if not is_whole(status):
@@ -108,7 +93,7 @@ class MelFile:
             if path.is_file():
                 raise
         hint = "Check datamodule.base_dir, or make the file with the data set's preprocess.py."
-        what = "no such file (nor with .mmap or .npy added)"
+        what = "no such file (nor with .mmap added)"
         raise InputError(what, kind="missing", hint=hint, path=path)
 
     def _fault(self, message: str, kind: Kind = "corrupt") -> InputError:
@@ -126,33 +111,29 @@ class MelFile:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._mapped is None:
-            os.close(self._descriptor)
+        os.close(self._descriptor)
 
     def read_into(self, out: np.ndarray, first: int) -> None:
-        """Read frames from ``first`` on into a C-ordered array [n, 96] of the file's ``dtype``.
+        """Read frames from ``first`` on into a C-ordered float16 array [n, 96].
 
         Raises InputError if they cannot be read, or have NaN or infinite values.
         """
-        if self._mapped is not None:
-            out[:] = self._mapped[first : first + len(out)]
-        else:
-            buffer, offset = out.data.cast("B"), first * FRAME_BYTES
-            try:
-                while len(buffer):  # once, unless the file system returns short reads
-                    done = os.preadv(self._descriptor, [buffer], offset)
-                    if not done:
-                        raise EOFError("it became shorter: another program writes it")
-                    buffer, offset = buffer[done:], offset + done
-            except (OSError, EOFError) as error:
-                raise self._unreadable(error) from error
+        buffer, offset = out.data.cast("B"), first * FRAME_BYTES
+        try:
+            while len(buffer):  # once, unless the file system returns short reads
+                done = os.preadv(self._descriptor, [buffer], offset)
+                if not done:
+                    raise EOFError("it became shorter: another program writes it")
+                buffer, offset = buffer[done:], offset + done
+        except (OSError, EOFError) as error:
+            raise self._unreadable(error) from error
         if not all_finite(out):
             frames = f"{first}-{first + len(out)}"
             raise self._fault(f"NaN or infinite values in frames {frames}", "invalid")
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Read frames ``first`` to ``last`` (exclusive): [last - first, 96]."""
-        frames = np.empty((last - first, N_MELS), self.dtype)
+        frames = np.empty((last - first, N_MELS), DTYPE)
         self.read_into(frames, first)
         return frames
 
@@ -178,9 +159,7 @@ def is_whole(status: os.stat_result) -> bool:
 
 
 def all_finite(mel: np.ndarray) -> bool:
-    """Whether an array has no NaN or infinite value."""
-    if mel.dtype != DTYPE:
-        return bool(np.isfinite(mel).all())
+    """Whether a float16 array has no NaN or infinite value."""
     # NumPy's isfinite is slow for float16. Read as unsigned integers, finite values without a sign
     # come before infinity: for a log-mel, which has no sign, one pass is enough.
     bits = mel.view(np.uint16)
@@ -195,7 +174,7 @@ def read_crop(mel: MelFile, frames: int, rng: np.random.Generator) -> tuple[np.n
 
     A shorter track is centred in zeros (silence); the first frame is then below 0.
     """
-    out = np.zeros((frames, N_MELS), mel.dtype)
+    out = np.zeros((frames, N_MELS), DTYPE)
     if len(mel) >= frames:
         first = int(rng.integers(len(mel) - frames + 1))
         mel.read_into(out, first)

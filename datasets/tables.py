@@ -376,7 +376,7 @@ def _keys(
     seen: dict[str, int] = {}
     for i, key in enumerate(keys):
         # A key stands for its log-mel file without the suffix too.
-        stem = key.removesuffix(".mmap").removesuffix(".npy")
+        stem = key.removesuffix(".mmap")
         if (before := seen.setdefault(stem, i)) != i:
             what = f"path {short_repr(names[i])}: line {rows.lines[before]} has the same log-mel "
             what += f"file, {stem + '.mmap'!r} (of {short_repr(names[before])})"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from maest.helpers.audio.patches import pooled_file
-from maest.helpers.errors import InputError, Kind
+from maest.helpers.errors import InputError
 from maest.helpers.files.arrays import load_array
 from maest.helpers.names import first_few
 
@@ -35,12 +35,7 @@ def read_teacher_logits(folder: str | Path, key: str, n_classes: int) -> np.ndar
     Raises InputError if the file is missing, corrupt, not finite, or of another shape or dtype.
     """
     path = Path(folder) / f"{key}{_SUFFIX}"
-    try:
-        logits = load_array(path)
-    except (OSError, ValueError, EOFError) as error:
-        what = f"cannot be read ({' '.join(str(error).split())})"
-        kind: Kind = "missing" if isinstance(error, FileNotFoundError) else "corrupt"
-        raise InputError(what, kind=kind, path=path, hint=_HINT) from None
+    logits = load_array(path, _HINT)
     floats = logits.dtype.kind == "f" and logits.ndim in (1, 2) and len(logits) > 0
     if not floats or logits.shape[-1] != n_classes or not np.isfinite(logits).all():
         what = f"holds {logits.dtype} {logits.shape}; expected finite numbers [{n_classes}] or "

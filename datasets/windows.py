@@ -76,10 +76,7 @@ class WindowTargets:
         return np.where(total > 0, mean / np.where(total > 0, total, 1), target).astype(np.float32)
 
     def _read(self, path: str) -> np.ndarray:
-        try:
-            windows = load_array(path, mapped=True)
-        except (OSError, ValueError, EOFError) as error:
-            raise self._fault(f"cannot be read ({error})", "corrupt", path) from None
+        windows = load_array(path, _HINT, _SETTING, mapped=True)
         if windows.ndim != 2 or windows.shape[1] != self.n_classes or windows.dtype.kind != "f":
             what = f"holds {windows.dtype} {windows.shape}, expected floats [N, {self.n_classes}]"
             raise self._fault(what, "mismatch", path)

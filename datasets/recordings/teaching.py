@@ -11,6 +11,7 @@ import numpy as np
 
 from maest.datasets.windows import window_file
 from maest.helpers.audio.codecs import coded
+from maest.helpers.errors import InputError
 from maest.helpers.files.arrays import load_array
 from maest.helpers.files.atomic import write_changed, write_error
 from maest.helpers.teacher import Teacher
@@ -42,8 +43,8 @@ def write_windows(path: str, windows: np.ndarray) -> None:
 def read_windows(path: str, n_classes: int) -> np.ndarray | None:
     """Read a teacher's windows, float16 [N, C]; None unless they are there and whole."""
     try:
-        windows = load_array(path)
-    except (OSError, ValueError, EOFError):
+        windows = load_array(path, "It is made again.")
+    except InputError:
         return None
     fits = windows.ndim == 2 and windows.shape[1] == n_classes and len(windows) > 0
     return windows if fits and windows.dtype == np.float16 else None

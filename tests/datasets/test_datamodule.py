@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from maest.config.settings import TrainerSettings
 from maest.datasets import scores
-from maest.datasets.batches import ClipBatch, CropDataset, PackedStrings, TrackBatch, collate_tracks
+from maest.datasets.batches import ClipBatch, PackedStrings, TrackBatch, collate_tracks
 from maest.datasets.datamodule import MaestDataModule
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth
 from maest.datasets.scores import preprocess
@@ -77,20 +77,6 @@ def test_a_batch_is_the_clips_that_its_items_ask_for(toy, workers):
             padded += 1
         np.testing.assert_array_equal(clip, expected)
     assert 0 < padded < 36
-
-
-def test_npy_tracks_of_another_type_may_be_among_them(tmp_path):
-    rng = np.random.default_rng(0)
-    mels = {"a.mmap": rng.random((30, 96)).astype(np.float16), "b.npy": rng.random((30, 96))}
-    mels["a.mmap"].tofile(tmp_path / "a.mmap")
-    np.save(tmp_path / "b.npy", mels["b.npy"])
-    write_groundtruth(tmp_path / "gt.pk", {"a.mmap": [1, 0], "b.npy": [0, 1]})
-    tracks = CropDataset(read_groundtruth(tmp_path / "gt.pk"), tmp_path, 30)
-    batch = tracks.__getitems__([(1, 0), (0, 0), (1, 5)])
-    assert batch.mel.dtype == torch.float64
-    for clip, key in zip(batch.mel.numpy(), ("b.npy", "a.mmap", "b.npy"), strict=True):
-        np.testing.assert_array_equal(clip, mels[key])
-    assert tracks.__getitems__([(0, 0)]).mel.dtype == torch.float16
 
 
 def test_batches_move_as_a_whole_and_a_gpu_is_not_waited_for():

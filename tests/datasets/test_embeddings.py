@@ -301,7 +301,6 @@ def test_blocks_of_several_models(tmp_path, settings, differing):
         ("a/song.mp3", "a/song"),
         ("a/song.mmap", "a/song"),
         ("a/song", "a/song.mmap"),
-        ("a/song.mp3", "a/song.npy"),
         ("a/song.mmap", "a/song.mp3"),
         ("a/feat. x [2.0].flac", "a/feat. x [2.0].mmap"),
         ("a/feat. x", "a/feat. x"),

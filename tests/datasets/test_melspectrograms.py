@@ -39,10 +39,7 @@ def test_layout_on_disk(tmp_path):
     mel = mel_of(70)
     write_mel(tmp_path / "a.mmap", mel.astype(np.float32))
     np.testing.assert_array_equal(np.fromfile(tmp_path / "a.mmap", np.float16), mel.ravel())
-    for order in "CF":
-        np.save(tmp_path / "a.npy", np.asarray(mel, np.float32, order=order))
-        for name in ("a.mmap", "a.npy"):
-            np.testing.assert_array_equal(read_mel(tmp_path / name), mel)
+    np.testing.assert_array_equal(read_mel(tmp_path / "a.mmap"), mel)
 
 
 BEYOND = [np.full((3, 96), value) for value in (np.nan, np.inf, 1e6)]  # of float16
@@ -57,24 +54,20 @@ def test_what_is_not_written(tmp_path, mel):
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "kind"),
+    ("make", "kind"),
     [
-        ("a.mmap", lambda path: None, "missing"),
-        ("a.mmap", Path.touch, "corrupt"),
-        ("a.mmap", Path.mkdir, "corrupt"),
-        ("a.mmap", lambda path: path.write_bytes(bytes(96 * 2 * 5 + 1)), "corrupt"),
-        ("a.npy", lambda path: path.write_bytes(b"\x93NUMPY\x01"), "corrupt"),
-        ("a.npy", lambda path: np.save(path, np.array([[{}] * 96])), "corrupt"),
-        ("a.npy", lambda path: np.save(path, np.zeros((96, 5), np.float32)), "invalid"),
-        ("a.npy", lambda path: np.save(path, np.zeros((5, 96), int)), "invalid"),
+        (lambda path: None, "missing"),
+        (Path.touch, "corrupt"),
+        (Path.mkdir, "corrupt"),
+        (lambda path: path.write_bytes(bytes(96 * 2 * 5 + 1)), "corrupt"),
     ],
 )
-def test_broken_files_are_named_and_closed(tmp_path, name, make, kind):
-    make(tmp_path / name)
+def test_broken_files_are_named_and_closed(tmp_path, make, kind):
+    make(tmp_path / "a.mmap")
     before = os.listdir("/proc/self/fd")
-    with refuses(kind, name):
-        read_mel(tmp_path / name)
-    assert name == "a.npy" or os.listdir("/proc/self/fd") == before
+    with refuses(kind, "a.mmap"):
+        read_mel(tmp_path / "a.mmap")
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_only_the_frames_that_are_asked_for_are_looked_at(tmp_path):
@@ -97,14 +90,12 @@ def test_a_file_that_shrinks_while_it_is_open(tmp_path, left):
 
 
 def test_a_file_of_a_key(tmp_path):
-    for frames, name in enumerate(("a.mmap", "b.npy", "c", "x/d.mmap"), start=1):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        np.save(path, mel_of(frames)) if path.suffix == ".npy" else mel_of(frames).tofile(path)
+    for frames, name in enumerate(("a.mmap", "c", "x/d.mmap"), start=1):
+        write_mel(tmp_path / name, mel_of(frames))
     (tmp_path / "a").mkdir()  # a folder is no file of a track
     (tmp_path / "torn").write_bytes(bytes(5))
     mel_of(9).tofile(tmp_path / "torn.mmap")
-    keys = {"a.mmap": 1, "a": 1, "b.npy": 2, "b": 2, "c": 3, "x/d.mmap": 4, "x/d": 4}
+    keys = {"a.mmap": 1, "a": 1, "c": 2, "x/d.mmap": 3, "x/d": 3}
     for key, frames in keys.items():
         with MelFile.of_key(tmp_path, key) as file:
             assert len(file) == frames
@@ -119,8 +110,6 @@ def test_finite_by_the_bits_is_finite():
     for value, expected in zip(every, np.isfinite(every), strict=True):
         assert all_finite(np.array([[1, value]], np.float16)) == expected
     assert all_finite(np.zeros((0, 96), np.float16))
-    assert all_finite(np.array([0, 1e300]))
-    assert not all_finite(np.array([0, np.inf]))
 
 
 # ---- crops and patches ---------------------------------------------------------------------------
@@ -185,16 +174,15 @@ def test_the_network_cuts_audio_as_it_cuts_its_file(tmp_path, seconds):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Tracks of 1 to 400 frames of different levels, one a .npy; and all their values."""
+    """Tracks of 1 to 400 frames of different levels; and all their values."""
     folder = tmp_path_factory.mktemp("store")
     rng = np.random.default_rng(0)
     values, keys = [], []
     for i in range(40):
         mel = rng.random((int(rng.integers(1, 400)), 96)) * rng.uniform(0.1, 4) + i / 10
-        mel = mel.astype(np.float32 if i == 7 else np.float16)
-        keys.append("7.npy" if i == 7 else f"{i % 3}/{i}.mmap")
-        np.save(folder / keys[-1], mel) if i == 7 else write_mel(folder / keys[-1], mel)
-        values.append(mel.astype(np.float64))
+        keys.append(f"{i % 3}/{i}.mmap")
+        write_mel(folder / keys[-1], mel)
+        values.append(mel.astype(np.float16).astype(np.float64))
     return folder, keys, values
 
 

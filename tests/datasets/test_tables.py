@@ -186,7 +186,7 @@ def test_paths_of_windows():
         ("path,labels\na.mp3,x\nb.mp3,y\n./a.mp3,y\n", "conflict", 4),
         ("path,labels\na.mp3,x\na.wav,y\n", "conflict", 3),
         ("path,labels\n7,x\n8,x\n7.mp3,y\n", "conflict", 4),
-        ("path,labels\na.npy,x\na.mmap,y\n", "conflict", 3),
+        ("path,labels\na,x\na.mmap,y\n", "conflict", 3),
         ("path,labels\n/music/a.mp3,x\n", "invalid", 2),
         ("path,labels\nC:\\music\\a.mp3,x\n", "invalid", 2),
         ("path;labels\na.mp3;x;y\n", "invalid", 2),

@@ -90,15 +90,6 @@ def test_a_full_disk_leaves_no_truncated_log_mel_file(tmp_path, missing):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wide_npy_is_rounded(tmp_path):
-    values = np.random.default_rng(0).random((130, 96))
-    np.save(tmp_path / "a.npy", values)
-    np.save(tmp_path / "b.npy", 1e6 * values)
-    tracks = MelTracks(tmp_path, ["a", "b"])
-    np.testing.assert_array_equal(tracks.read(0, tmp_path).mel, values.astype(np.float16))
-    assert tracks.read(1, tmp_path).error
-
-
 def test_errors_do_not_repeat_the_folder(tmp_path, monkeypatch):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.mp3").write_text("no music " * 100)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from made_up import refuses
 
 from maest.helpers.files.arrays import load_array
 
@@ -16,7 +17,7 @@ def test_several_threads(tmp_path, mapped):
         np.save(tmp_path / f"{i}.npy", np.full((3, 5), i, np.float32))
 
     def read(i: int) -> bool:
-        return bool((load_array(tmp_path / f"{i % 8}.npy", mapped) == i % 8).all())
+        return bool((load_array(tmp_path / f"{i % 8}.npy", "Again.", mapped=mapped) == i % 8).all())
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -30,6 +31,6 @@ def test_several_threads(tmp_path, mapped):
 def test_what_is_no_array(tmp_path):
     np.savez(tmp_path / "many.npz", a=np.ones(2), b=np.ones(3))
     (tmp_path / "text.npy").write_text("no array")
-    for name, error in (("none.npy", OSError), ("many.npz", ValueError), ("text.npy", ValueError)):
-        with pytest.raises(error):
-            load_array(tmp_path / name)
+    for name, kind in (("none.npy", "missing"), ("many.npz", "corrupt"), ("text.npy", "corrupt")):
+        with refuses(kind, name, "data.folder"):
+            load_array(tmp_path / name, "Again.", "data.folder")
