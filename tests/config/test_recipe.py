@@ -31,9 +31,6 @@ def test_schedule_without_warmup_or_ramp():
     assert {Schedule(**flat).factor(e) for e in range(30)} == {1}
 
 
-# --- The paper's recipe, number by number --------------------------------------------------------
-
-
 def configured(name: str) -> dict[str, dict]:
     """All settings of `ex_maest.py with <name>`."""
     changes = config.MAEST_NAMED[name]

@@ -189,8 +189,6 @@ def test_a_list_is_read_as_it_is_typed(names):
     assert parse_list(argument.removeprefix("runs=")) == names
 
 
-# ---------------------------------------------------------------- all settings
-
 EXPERIMENTS = pytest.mark.parametrize(
     ("section", "named"),
     [(config.Settings, config.MAEST_NAMED), (config.ProbeSettings, config.TL_NAMED)],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -112,9 +111,6 @@ def test_what_cannot_be_calibrated(home, toy, typed, kind, setting, monkeypatch)
     refused("ex_maest.py", f"calibrate with {line}", home, kind, setting)
 
 
-# ---- predict -------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def tagging(model, music, tmp_path):
     """Predict with a model of certain thresholds; the folder of what is written, and the output."""
@@ -218,9 +214,6 @@ def test_a_regression_has_no_tags(line, tmp_path):
     refused("ex_maest.py", line, tmp_path, "conflict", "inference.threshold")
 
 
-# ---- kept and handed on --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("form", ["huggingface", "onnx", "safetensors"])
 def test_exports_carry_them(model, tmp_path, form):
     net, thresholds = get_maest(checkpoint=model), [0.25, None, 0.5]
@@ -252,12 +245,3 @@ def test_a_new_head_has_none(model, tmp_path):
     assert get_maest(checkpoint=folder, labels=["a", "b", "c"]).thresholds == net.thresholds
     for other in ({"n_classes": 5}, {"task": "single-label"}, {"discard_head": True}):
         assert get_maest(checkpoint=folder, **other).thresholds is None
-
-
-@pytest.mark.parametrize("wrong", ["[1]", '[1, 1, "x"]', "3", "[1, NaN, 1]", "[true, 1, 1]"])
-def test_damaged_thresholds(model, tmp_path, wrong):
-    folder = shutil.copytree(model, tmp_path / "model")
-    text = (folder / "config.json").read_text("utf-8")
-    (folder / "config.json").write_text(text.replace("{", f'{{"thresholds": {wrong},', 1))
-    line = "predict with maest.checkpoint=model inference.audio=."
-    refused("ex_maest.py", line, tmp_path, "mismatch", place="config.json")

@@ -272,12 +272,6 @@ def test_one_that_fails_ends_all(place, rank):
     assert f"{place.root / key}: " in done.err
 
 
-@pytest.mark.slow
-def test_torchrun_with_another_number_of_processes(place):
-    done = place.run(TWO.replace("devices=2", "devices=1"), 1, TORCHRUN)
-    assert "trainer.devices: " in done.err
-
-
 @pytest.mark.parametrize(
     "environment",
     [{"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}, {"SLURM_STEP_NUM_TASKS": "4"}],
@@ -288,20 +282,6 @@ def test_another_number_of_processes_than_is_set(place, tmp_path, monkeypatch, e
     line = f"with {place.settings} datamodule.on_error=skip"
     refused("ex_maest.py", line, tmp_path, "conflict", "trainer.devices")
 
-
-def test_accumulated_batches_are_one(place, tmp_path):
-    line = f"with {place.settings} datamodule.clips_per_epoch=24 trainer.max_epochs=1"
-    line += " datamodule.on_error=skip"
-    good("ex_maest.py", f"{line} datamodule.batch_size_train=4", tmp_path)
-    half = "datamodule.batch_size_train=2 trainer.accumulate_grad_batches=2"
-    good("ex_maest.py", f"{line} {half}", tmp_path)
-    whole, accumulated = (tmp_path / "exp_logs" / name for name in "12")
-    assert [read_json(f / "results.json")["steps"] for f in (whole, accumulated)] == [6, 6]
-    assert_close(last(accumulated), last(whole))
-    assert history(accumulated)[0] == pytest.approx(history(whole)[0], rel=1e-4)
-
-
-# ---- which process keeps the run -----------------------------------------------------------------
 
 ENVIRONMENTS = [
     ({}, True),

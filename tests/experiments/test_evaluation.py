@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from made_up import refuses
+from networks import tiny
 from torch.nn import functional as F
 
 from maest.config import Settings
@@ -21,11 +23,7 @@ from maest.models.evaluation import Scored, TrackScores, track_means
 from maest.models.maest import Maest
 from maest.models.sizes import TASKS
 
-
-def network(seed: int = 0, **options) -> Maest:
-    torch.manual_seed(seed)
-    sizes = {"n_classes": 3, "input_t": 62, "embed_dim": 64, "num_heads": 1, "depth": 2}
-    return Maest(**sizes | options).eval()
+network = partial(tiny, input_t=62)
 
 
 def mels(*lengths: int, seed: int = 0) -> list[np.ndarray]:

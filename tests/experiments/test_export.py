@@ -106,9 +106,6 @@ def test_the_licence_of_published_weights(tmp_path):
     assert load_checkpoint(by_hand).licence == "CC-BY-NC-SA-4.0"
 
 
-# ---------------------------------------------------------------- refused
-
-
 @pytest.mark.parametrize(("form", "name"), [(f, name) for f in OTHERS for name in OTHERS[f]])
 def test_files_of_others_are_not_replaced(home, form, name):
     (home / "export").mkdir()

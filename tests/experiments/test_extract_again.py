@@ -29,9 +29,6 @@ def refuse(
     return refused("ex_maest.py", typed, home, kind, None, place)
 
 
-# ---- a second run --------------------------------------------------------------------------------
-
-
 def test_a_second_run_skips_finished_tracks(line, music, model, tmp_path):
     """Tracks are extracted again that are missing, truncated, or older than their audio."""
     copy = shutil.copytree(music, tmp_path / "copy")
@@ -125,9 +122,6 @@ def test_a_full_disk(line, tmp_path, monkeypatch):
         line = f"extract_logits {line}"
         refused("ex_maest.py", line, tmp_path, "access", None, ".logits.npy")
     assert "4 tracks done" in good("ex_maest.py", line, tmp_path)
-
-
-# ---- many machines -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

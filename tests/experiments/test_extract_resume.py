@@ -290,9 +290,6 @@ def processes_with(output: Path) -> list[int]:
     return found
 
 
-# ---- several processes ---------------------------------------------------------------------------
-
-
 def in_two_ranks(place: Place, code: int = 0, **options) -> str:
     done = subprocess.run(
         [sys.executable, ROOT / "ex_maest.py", *place.arguments(**options), "trainer.devices=2"],
@@ -333,9 +330,6 @@ def test_two_ranks_are_one_run(place, shards):
         else:
             place.start(out=out, extra=extra).wait()
     place.check(out, partly=False)
-
-
-# ---- memory --------------------------------------------------------------------------------------
 
 
 @dataclass

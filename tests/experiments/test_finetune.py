@@ -1,7 +1,8 @@
-"""Fine-tuning through the command line: own labels, every task, slower and frozen blocks."""
+"""Training on own labels, through the commands: every task, frozen blocks, unknown labels."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from music import arrays
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
 from maest.models import get_maest, load_checkpoint, save_model
 
+NAN = float("nan")
 QUICK = "datamodule.clip_length=1.5 maest.s_patchout_t=2 datamodule.batch_size_train=4"
 LEARN = "module.lr=2e-3 trainer.max_epochs=4 module.ramp_end=4 datamodule.batch_size_train=6"
 
@@ -173,3 +175,63 @@ def test_mistakes(home, toy, typed, kind, setting):
     model = "maest.checkpoint=exp_logs/latest/model"
     line = f"with maest_finetune {model} {settings(toy)} {QUICK} {typed}"
     refused("ex_maest.py", line, home, kind, setting)
+
+
+# ---- labels that are not all known ---------------------------------------------------------------
+
+
+@pytest.fixture
+def partial(toy, tmp_path) -> str:
+    """The toy set with soft labels; odd tracks know one, and the last of each split none."""
+    for split in SPLITS.values():
+        whole = read_groundtruth(toy.groundtruth(split))
+        targets = whole.targets * np.float32(0.8)
+        targets[1::2, :2] = NAN
+        targets[-1] = NAN
+        content = dict(zip(whole.keys, targets, strict=True))
+        write_groundtruth(tmp_path / f"{split}.pk", content)
+    paths = (f"datamodule.groundtruth_{n}={tmp_path / split}.pk" for n, split in SPLITS.items())
+    return " ".join(
+        (settings(toy), QUICK, "trainer.max_epochs=1 datamodule.balanced_sampling=True", *paths)
+    )
+
+
+def test_training_leaves_out_tracks_of_which_nothing_is_known(toy, tmp_path, partial, caplog):
+    with caplog.at_level(logging.WARNING):
+        good("ex_maest.py", f"with {partial}", tmp_path)
+    results = read_json(newest(tmp_path) / "results.json")
+    tracks = {split: len(read_groundtruth(toy.groundtruth(split))) for split in SPLITS.values()}
+    assert results["val_tracks"] == tracks[SPLITS["val"]] - 1
+    left_out = [r.args for r in caplog.records if r.name.endswith("groundtruth")]
+    assert left_out == [(n, 1, tracks[SPLITS[n]]) for n in ("train", "val")]
+    assert results["val_ap"] > 0
+    model = newest(tmp_path) / "model"
+    good("ex_maest.py", f"test with {partial} maest.checkpoint={model}", tmp_path)
+    tested = read_json(newest(tmp_path) / "results.json")
+    assert tested["test_tracks"] == tracks[SPLITS["test"]] - 1
+    assert 0 < tested["test_ap"] <= 1
+    good("ex_maest.py", f"check_data with {partial}", tmp_path)
+    checked = read_json(newest(tmp_path) / "check.json")["splits"]
+    for split, name in SPLITS.items():
+        assert checked[split]["tracks"] == tracks[name]
+        assert checked[split]["unknown"] >= tracks[name]
+        assert checked[split]["soft"] > 0
+
+
+def test_a_teacher_knows_something_of_those_tracks(toy, tmp_path, partial, caplog):
+    for key in read_groundtruth(toy.groundtruth("train")).keys:
+        path = tmp_path / f"logits/{key}.logits.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.zeros(3, np.float32))
+    line = f"with {partial} maest.distilled_type=separated datamodule.teacher_dir={tmp_path}/logits"
+    with caplog.at_level(logging.WARNING):
+        good("ex_maest.py", line, tmp_path)
+    left_out = [r.args[0] for r in caplog.records if r.name.endswith("groundtruth")]
+    assert left_out == ["val"]
+
+
+def test_a_split_of_which_nothing_is_known_is_refused(tmp_path, partial):
+    path = tmp_path / f"{SPLITS['train']}.pk"
+    write_groundtruth(path, dict.fromkeys(read_groundtruth(path).keys, [NAN] * 3))
+    line, setting = f"with {partial}", "datamodule.groundtruth_train"
+    refused("ex_maest.py", line, tmp_path, "empty", setting, path.name)

@@ -18,7 +18,6 @@ from music import RATE, arrays, noise, save_small_model, write_music
 from safetensors.numpy import load_file, save_file
 
 from maest.config import ProbeSettings
-from maest.datasets.embeddings import find_folders, read_tokens
 from maest.datasets.groundtruth import read_any_groundtruth, write_groundtruth, write_labels
 from maest.datasets.preprocess import main as preprocess
 from maest.experiments.probe_predict import extraction_settings
@@ -214,21 +213,6 @@ def test_a_model_that_has_moved_is_named(home, tmp_path):
         shutil.move(moved, home.model)
 
 
-def test_the_settings_of_the_extraction_are_kept(home):
-    """Hop, tail and block are those of the probe's embeddings."""
-    typed = "inference.patch_hop=0.96 inference.tail=drop inference.transformer_block=1"
-    line = f"extract_embeddings with maest.checkpoint={home.model} {typed}"
-    for audio in ("old", "new"):  # too short tracks fail, as tail=drop has it
-        out = f"inference.out_dir=hop/{audio} inference.audio={audio}"
-        assert run("ex_maest.py", f"{line} {out}", home.folder).code == 1
-    probe = home.probe("data.embeddings_dir=hop/old data.missing=skip")
-    home.predict("predict.out_dir=hop/found", probe=probe, code=1)
-    found, expected = (arrays(home.folder / "hop" / name) for name in ("found", "new"))
-    assert list(found) == list(expected) != []
-    for name, values in expected.items():
-        np.testing.assert_array_equal(found[name], values)
-
-
 def test_log_mel_files_of_the_central_part(home, tmp_path):
     """As much of new music is read as ``preprocess.py --seconds`` kept of the old."""
     with contextlib.chdir(tmp_path):
@@ -251,20 +235,6 @@ def test_log_mel_files_of_the_central_part(home, tmp_path):
         soundfile.write(tmp_path / "part.wav", waveform, RATE, "FLOAT")
         expected = extract(tmp_path / "part.wav").embeddings[1]
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_patches_that_were_kept_give_the_pooled_embedding(home):
-    """Also where the last patch is shorter."""
-    made = {}
-    for pool in ("none", "mean"):
-        typed = f"datamodule.clip_length=1 inference.patch_hop=0.8 inference.pool={pool}"
-        home.extract(f"pool/{pool}", typed)
-        (folder,) = find_folders(home.folder / "pool" / pool)
-        paths = sorted(folder.folder.rglob("*.npy"))
-        assert {np.load(path).ndim for path in paths} == {3 if pool == "none" else 2}
-        made[pool] = [read_tokens(path) for path in paths]
-    assert len(made["none"]) == 16
-    np.testing.assert_allclose(made["none"], made["mean"], rtol=1e-5, atol=1e-6)
 
 
 def asked(extraction: dict | None = None, **made_by):

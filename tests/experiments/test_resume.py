@@ -73,9 +73,6 @@ def last_checkpoint(home: Path) -> dict:
     return torch.load(newest(home) / LAST, weights_only=True)
 
 
-# ---- kills ---------------------------------------------------------------------------------------
-
-
 def torn(home: Path) -> int:
     """The number of parts of checkpoints."""
     return len(list((home / "exp_logs").glob("*/checkpoints/.tmp-*.ckpt")))

@@ -355,9 +355,6 @@ def test_damaged_results(made, content):
     made.refused("sweep", "sweep.resume=broken", "mismatch", "sweep.resume", "broken/sweep.json")
 
 
-# ---- several threads -----------------------------------------------------------------------------
-
-
 def test_several_threads_give_the_results_of_one(made):
     alone, several = (sweep(made, f"sweep.tokens=[c,cdt] sweep.num_workers={n}") for n in (1, 3))
     assert identities(several) == identities(alone)

@@ -60,9 +60,6 @@ def test_models_that_are_not_there(arguments, kind, setting):
         get_maest(**arguments)
 
 
-# ---- older names ---------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def renamed(monkeypatch) -> str:
     """An older name of the model that comes with this repository."""

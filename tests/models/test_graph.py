@@ -11,11 +11,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from networks import noise, perturbed, small, tiny
+from made_up import refuses
+from networks import noise, small, tiny
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 from torch import Tensor, nn
 
-from maest.helpers.errors import InputError
 from maest.models import Maest, get_maest, graph
 from maest.models.graph import export_onnx
 
@@ -77,12 +77,8 @@ def test_layers_that_were_replaced_are_refused():
     hooked.blocks[0].register_forward_hook(lambda *_: None)
     large = Maest.without_weights(n_classes=3, input_t=312, embed_dim=2048, num_heads=16, depth=11)
     for one in (net, hooked, large):  # 2 GiB of weights
-        with pytest.raises(InputError) as caught:
+        with refuses("unsupported", setting=...):
             graph.build(one, [0], True)
-        assert caught.value.kind == "unsupported"
-
-
-# ------------------------------------------------------------------ files
 
 
 class Exported:
@@ -144,36 +140,21 @@ def thinned(tmp_path_factory) -> Exported:
 
 def signals() -> dict[str, Tensor]:
     """[samples] each, of what a front end may meet."""
-    time = torch.arange(80_000, dtype=torch.float64) / 16_000  # s
-    turns = 2 * math.pi * time
-    chirp = torch.sin(2 * math.pi * (20 * time + 790 * time**2))
-    notes = sum(torch.sin(220 * k * turns) / k for k in range(1, 15)) * torch.exp(-4 * (time % 0.4))
     lengths = (1, 255, 256, 257, 3584, 3585, 3840, 16_001, 38_399, 38_400, 38_401, 324 * HOP)
+    turns = 2 * math.pi * torch.arange(80_000, dtype=torch.float64) / 16_000
     return {
         **{f"noise of {n} samples": noise(n).clamp(-1, 1) for n in lengths},
         "faint noise": 1e-4 * noise(80_000),
-        "music": 0.3 * notes + 0.01 * noise(80_000),
-        "chirp": chirp,
-        "far too loud": 30 * chirp,
-        "click": (time == 2.5).float(),
+        "far too loud": 30 * torch.sin(440 * turns),
+        "click": (turns == turns[40_000]).float(),
         "silence": torch.zeros(80_000),
         "constant": torch.ones(80_000),
-        "square": torch.sign(torch.sin(300.5 * turns)),
-        **{f"sine of {f} Hz": torch.sin(f * turns) for f in (50, 440, 1000, 7990)},
     }
 
 
 @pytest.mark.parametrize("name", signals())
 def test_the_front_end_is_ours(wave, name):
     wave.check(signals()[name].float().expand(2, -1))
-
-
-@pytest.mark.slow
-def test_a_network_of_the_size_of_maest_base(tmp_path):
-    model = perturbed(get_maest("maest_base", n_classes=400))
-    exported = Exported(tmp_path, model, (7, 11, -1))
-    assert 300e6 < exported.path.stat().st_size < 400e6
-    exported.check(torch.randn(1, 96, 313))
 
 
 @pytest.mark.parametrize(
@@ -189,9 +170,6 @@ def test_a_network_of_the_size_of_maest_base(tmp_path):
 def test_inputs_that_fail(request, made, shape, error):
     with pytest.raises((Fail, InvalidArgument), match=error):
         request.getfixturevalue(made).run(torch.randn(shape))
-
-
-# ------------------------------------------------------------------ what a file says
 
 
 def test_names_and_shapes(mel, wave):
@@ -240,9 +218,6 @@ def test_one_valid_file_without_paths_of_this_machine(mel, wave, thinned):
         assert str(ROOT).encode() not in exported.path.read_bytes()
 
 
-# ------------------------------------------------------------------ refused
-
-
 @pytest.mark.parametrize(
     ("sizes", "blocks", "options", "setting"),
     [
@@ -252,7 +227,6 @@ def test_one_valid_file_without_paths_of_this_machine(mel, wave, thinned):
     ],
 )
 def test_what_a_file_cannot_carry(tmp_path, sizes, blocks, options, setting):
-    with pytest.raises(InputError) as caught:
+    with refuses(..., setting=setting):
         export_onnx(tmp_path / "model.onnx", tiny(**sizes), blocks, **options)
-    assert caught.value.setting == setting
     assert not list(tmp_path.iterdir())

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up import refuses
 from networks import noise, tiny
 from transformers import ASTForAudioClassification, AutoFeatureExtractor, pipeline
 
 from maest.helpers.audio.mel import MelSpectrogram
-from maest.helpers.errors import InputError
 from maest.models import Maest, get_maest, load_checkpoint
 from maest.models.huggingface import export_huggingface
 
@@ -63,13 +63,6 @@ def test_transformers_gives_the_same_and_so_does_the_folder_here(hub, options, n
     assert (again.sizes(), again.labels) == (model.sizes() | alike, model.labels)
 
 
-@pytest.mark.slow
-def test_a_base_model(hub):
-    model = get_maest("maest_base", n_classes=400)
-    export_huggingface(hub, model)
-    compare(model, hub, 5e-4)
-
-
 def test_what_the_layout_cannot_carry_is_said(hub):
     model = network(distilled_type="separated", s_patchout_t_indices=[3], labels=None)
     notes = export_huggingface(hub, model)
@@ -79,9 +72,8 @@ def test_what_the_layout_cannot_carry_is_said(hub):
     plain = network()  # the rest: the first head, on the mean of both tokens
     plain.load_state_dict(model.state_dict())
     compare(plain, hub, 5e-4)
-    with pytest.raises(InputError) as caught:
+    with refuses("unsupported", setting="format"):
         export_huggingface(hub.with_name("other"), network(input_f=128))
-    assert (caught.value.kind, caught.value.setting) == ("unsupported", "format")
     assert not hub.with_name("other").exists()
 
 
@@ -140,9 +132,8 @@ def test_trained_further_in_transformers(hub):
     assert found.trained_on == {}
     assert (found.sizes["head_eps"], found.sizes["task"]) == (1e-6, "single-label")
     assert found.sizes["norm_mean"] == 1.5  # the feature extractor's
-    with pytest.raises(InputError) as caught:
+    with refuses("exists", str(hub), ...):
         export_huggingface(hub, network())
-    assert (caught.value.kind, caught.value.path) == ("exists", hub)
 
 
 def test_a_card_that_was_edited_is_kept(hub):

@@ -192,17 +192,6 @@ def test_waveforms_in_any_form(as_given):
         np.testing.assert_array_equal(*(model.predict_labels(x)[0] for x in (given, wave)))
 
 
-@pytest.mark.parametrize(
-    "as_given", [torch.Tensor.numpy, torch.Tensor.double, lambda mel: mel.half()]
-)
-def test_log_mels_in_any_form(as_given):
-    model, mel = tiny(), noise(2, 96, 60).half().float()
-    for x, options in ((mel, {}), (mel[0], MEL)):
-        found = model(as_given(x), **options)[0]
-        assert found.dtype == torch.float32
-        assert torch.equal(found, model(x, **options)[0])
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("shape", "at", "options"),

@@ -1,4 +1,4 @@
-"""Weights that others wrote: same outputs as the source, every adaptation logged, keys named."""
+"""Weights that others wrote: those of the source, every adaptation logged, keys named."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 from made_up import refuses
-from networks import noise
+from networks import noise, same_weights
 from published import STATE, deit_state, hub_model, hub_state, maest_state, passt_state
-from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ASTForAudioClassification
@@ -38,74 +37,32 @@ def warned(caplog) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-# ------------------------------------------------------------------ the independent reference:
-# a state dict's outputs, from the papers' formulas and timm's blocks, whose keys these are
-
-
-def along_own_axis(positions: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(positions, size=size, mode="bicubic", align_corners=False)
-
-
-def blocks_of(state: STATE, width: int) -> torch.nn.Module:
-    inside = {n.removeprefix("blocks."): t for n, t in state.items() if n.startswith("blocks.")}
-    blocks, norm = torch.nn.Sequential(), functools.partial(torch.nn.LayerNorm, eps=1e-6)
-    for _ in range(1 + max(int(name.split(".")[0]) for name in inside)):
-        blocks.append(Block(width, width // 64, 4.0, qkv_bias=True, norm_layer=norm))
-    blocks.load_state_dict(inside)
-    return blocks.eval()
-
-
-def expected_outputs(state: STATE, mel: Tensor, columns: int) -> tuple[list[Tensor], Tensor]:
-    """``(of each block [B, 3·D], after the last norm [B, D])`` of a network of T = columns."""
-    width = state["cls_token"].shape[-1]
-    if "pos_embed" in state:
-        two, grid = state["pos_embed"].tensor_split([2], dim=1)
-        side = int(grid.shape[1] ** 0.5)
-        grid = grid.permute(0, 2, 1).reshape(1, width, side, side)
-        grid = along_own_axis(grid, (9, columns))
-        freq, time = grid.mean(3, keepdim=True), grid.mean(2, keepdim=True)
-    else:
-        two = state["new_pos_embed"]
-        freq = along_own_axis(state["freq_new_pos_embed"], (9, 1))
-        time = along_own_axis(state["time_new_pos_embed"], (1, columns))
-    kernel = state["patch_embed.proj.weight"].sum(1, keepdim=True)
-    x = F.conv2d(mel[:, None], kernel, state["patch_embed.proj.bias"], stride=10)
-    x = x + freq + time[..., : x.shape[-1]]
-    x = x.reshape(len(mel), width, -1).permute(0, 2, 1)  # index f · T + t
-    tokens = torch.cat((state["cls_token"], state["dist_token"]), 1) + two
-    x = torch.cat((tokens.expand(len(mel), -1, -1), x), 1)
-    outputs = []
-    for block in blocks_of(state, width):
-        x = block(x)
-        outputs.append(torch.cat((x[:, 0], x[:, 1], x[:, 2:].mean(1)), 1))
-    x = F.layer_norm(x, (width,), state["norm.weight"], state["norm.bias"], 1e-6)
-    return outputs, (x[:, 0] + x[:, 1]) / 2
-
-
-def compare(model: Maest, mel: Tensor, embeddings: list[Tensor], logits: Tensor | None) -> None:
-    """With the outputs of each block and the last norm."""
-    assert not model.training
-    blocks = [*range(model.depth), -1]
-    found = model.encode(mel, blocks)
-    for block, expected in zip(blocks, embeddings, strict=True):
-        close(found.embeddings[block].flatten(1), expected)
-    if logits is not None:
-        close(found.logits, logits)
-
-
-@torch.no_grad()
-def check_outputs(model: Maest, state: STATE, logits: bool = True) -> None:
-    """For whole inputs and for short ones."""
+def adapted(state: STATE, columns: int) -> STATE:
+    """Our weights of other layouts, by the papers' formulas: positions resized, colours summed."""
     state = {name: tensor.float() for name, tensor in state.items()}
-    for frames in {model.input_t, min(model.input_t, 100)}:
-        mel = noise(2, 96, frames, seed=frames)
-        blocks, final = expected_outputs(state, mel, max(1, model.input_t // 10))
-        expected = None
-        if logits:
-            norm = state["head.0.weight"], state["head.0.bias"]
-            x = F.layer_norm(final, (model.embed_dim,), *norm, 1e-5)
-            expected = x @ state["head.1.weight"].T + state["head.1.bias"]
-        compare(model, mel, [*blocks, final], expected)
+    resized = functools.partial(F.interpolate, mode="bicubic", align_corners=False)
+    if "pos_embed" in state:
+        two, grid = state.pop("pos_embed").tensor_split([2], dim=1)
+        side = int(grid.shape[1] ** 0.5)
+        grid = grid.permute(0, 2, 1).reshape(1, -1, side, side)
+        grid = resized(grid, size=(9, columns))
+        freq, time = grid.mean(3, keepdim=True), grid.mean(2, keepdim=True)
+        state = {n: t for n, t in state.items() if "head" not in n} | {"new_pos_embed": two}
+    else:
+        freq = resized(state["freq_new_pos_embed"], size=(9, 1))
+        time = resized(state["time_new_pos_embed"], size=(1, columns))
+    kernel = state["patch_embed.proj.weight"].sum(1, keepdim=True)
+    state |= {"freq_new_pos_embed": freq, "time_new_pos_embed": time}
+    return state | {"patch_embed.proj.weight": kernel}
+
+
+def check_weights(model: Maest, state: STATE, heads: bool = True) -> None:
+    expected = adapted(state, max(1, model.input_t // 10))
+    assert not model.training
+    assert (model.num_heads, model.head_eps) == (1, 1e-5)
+    for name, tensor in model.state_dict().items():
+        if heads or "head" not in name:
+            close(tensor, expected[name])
 
 
 @torch.no_grad()
@@ -114,7 +71,11 @@ def check_against_hub(model: Maest, source: ASTForAudioClassification) -> None:
     found = source(mel.transpose(1, 2), output_hidden_states=True)
     embeddings = [torch.cat((x[:, 0], x[:, 1], x[:, 2:].mean(1)), 1) for x in found.hidden_states]
     x = source.audio_spectrogram_transformer(mel.transpose(1, 2)).last_hidden_state
-    compare(model, mel, [*embeddings[1:], (x[:, 0] + x[:, 1]) / 2], found.logits)
+    assert not model.training
+    logits, own = model.encode(mel, [*range(model.depth), -1])
+    close(logits, found.logits)
+    for one, other in zip(own.values(), [*embeddings[1:], (x[:, 0] + x[:, 1]) / 2], strict=True):
+        close(one.flatten(1), other)
 
 
 def hub_folder(source, folder: Path, **changes) -> Path:
@@ -139,13 +100,13 @@ def hub_folder(source, folder: Path, **changes) -> Path:
         *((maest_state, frames, 2) for frames in (1250, 1875)),  # over 4 times that of training
     ],
 )
-def test_outputs_at_any_length(tmp_path, caplog, make, frames, warnings):
+def test_weights_at_any_length(tmp_path, caplog, make, frames, warnings):
     state, classes = make(), 7 if make is deit_state else None
     path = write(state, tmp_path / "w.pt")
     model = get_maest(checkpoint=path, input_t=frames, n_classes=classes)
     assert model.input_t == (frames or (312 if make is maest_state else 625))
     assert model.input_f == 96
-    check_outputs(model, state, logits=make is not deit_state)
+    check_weights(model, state, heads=make is not deit_state)
     lines = warned(caplog)
     assert len(lines) == warnings
     assert all(line.startswith(str(path)) for line in lines)
@@ -159,8 +120,7 @@ def test_the_number_of_positions_of_a_maest_file_is_its_length(tmp_path, caplog,
     state = maest_state(columns, n_classes=5)
     model = get_maest(checkpoint=write(state, tmp_path / "w.pt"))
     assert (model.input_t, model.n_classes) == (frames, 5)
-    assert all(torch.equal(model.state_dict()[name], t) for name, t in state.items())
-    check_outputs(model, state)
+    assert same_weights(model, state)
     assert not warned(caplog)
 
 
@@ -170,7 +130,7 @@ def test_half_precision_sources(tmp_path, make, dtype):
     state = {name: tensor.to(dtype) for name, tensor in make().items()}
     model = get_maest(checkpoint=write(state, tmp_path / "w.pt"), n_classes=5)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    check_outputs(model, state, logits=False)  # colours are summed in float32
+    check_weights(model, state, heads=False)  # colours are summed in float32
 
 
 # ------------------------------------------------------------------ heads
@@ -207,7 +167,7 @@ def test_passt_without_heads(tmp_path, caplog):
     state = {n: t for n, t in passt_state().items() if not n.startswith("head")}
     path = write(state, tmp_path / "w.pt")
     model = get_maest(checkpoint=path, labels=["x", "y"])
-    check_outputs(model, state, logits=False)
+    check_weights(model, state, heads=False)
     assert model.uninitialized == set(HEAD)
     assert any("head" in line for line in warned(caplog))
     with refuses("missing", "w.pt", "n_classes"):

@@ -182,9 +182,6 @@ def test_a_block_is_timms(rates, training):
         close(block(x, queries=2), outputs[1][:, :2])
 
 
-# ---- tokens --------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def test_tokens_and_positions_in_eval():
     model, mel = tiny(**RANDOM), mels(2)
@@ -222,9 +219,6 @@ def test_tokens_in_training_are_drawn_in_this_order(options, columns):
     assert offsets == set(range(POSITIONS - columns + 1))
 
 
-# ---- several outputs of one pass -----------------------------------------------------------------
-
-
 @BOTH_HEADS
 @pytest.mark.parametrize("patchout", [{}, {"s_patchout_t_interleaved": 2}])
 @pytest.mark.parametrize(
@@ -242,9 +236,6 @@ def test_outputs_are_those_of_single_passes(blocks, logits, distilled_type, patc
     assert (found is None) == (not logits)
     if logits:
         close(found, expected)
-
-
-# ---- chance --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", [-1, 1])
@@ -345,9 +336,6 @@ def test_values_are_not_looked_at_in_an_exported_network():
     mel = mels(1, 60, seed=9)
     close(exported(mel)[0], tiny()(mel)[0])
     assert exported(torch.full_like(mel, math.nan))[0].isnan().all()
-
-
-# ---- tagging -------------------------------------------------------------------------------------
 
 
 def test_activations_of_a_track_are_weighted_by_seconds():

@@ -64,9 +64,6 @@ def fit(module: MaestModule, *data: Any, callbacks: Any = (), epochs: int = 2) -
     return trainer
 
 
-# --- Tasks --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("distilled_type", ["mean", "separated"])
 def test_loss_of_each_task_by_hand(task, distilled_type):
@@ -104,9 +101,6 @@ def test_units_hold_in_sixteen_bits():
             found = net(x)[0]
     deviations = (found - expected) / torch.tensor(scale["target_std"])
     assert deviations.abs().max() < 0.05
-
-
-# --- Robustness ---------------------------------------------------------------------------------
 
 
 def test_clips_are_distorted_and_some_are_blank():

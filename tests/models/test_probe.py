@@ -175,28 +175,6 @@ def test_training_is_that_of_plain_pytorch(monkeypatch, task, mix, onednn):
             assert train_loss == pytest.approx(total / 70, rel=1e-4)
 
 
-def test_probes_do_not_reach_each_other():
-    splits = made_up("multi-label")
-    other = {s: (x * [[[1], [1000]]], y) for s, (x, y) in splits.items()}
-    one, two = (trained("multi-label", own) for own in (splits, other))
-    torch.testing.assert_close(one.epochs[-1][:2], two.epochs[-1][:2], rtol=0, atol=0)
-    assert not np.allclose(one.outputs[2:], two.outputs[2:])
-
-
-@pytest.mark.parametrize("mix", [False, True])
-def test_the_same_seeds_give_the_same_weights_bit_for_bit(mix):
-    splits, found = made_up("multi-label"), []
-    for global_seed in (0, 1):
-        torch.manual_seed(global_seed)
-        found.append(trained("multi-label", splits, mix))
-    torch.testing.assert_close(*(one.bank.weights for one in found), rtol=0, atol=0)
-    assert np.array_equal(found[0].outputs, found[1].outputs)
-    assert found[0].bank.histories == found[1].bank.histories
-    other = Trained(new_bank("multi-label", splits, (4, 5), mix), splits)
-    assert not np.array_equal(other.outputs[0], found[0].outputs[0])
-    assert np.array_equal(other.outputs[1], found[0].outputs[1])
-
-
 def test_the_default_recipe_is_the_papers():
     size = {"hidden": 512, "dropout": 0.5, "batch_size": 128, "max_epochs": 60}
     schedule = {"warmup_epochs": 10, "ramp_start": 10, "ramp_end": 60, "last_lr_factor": 1e-7}
@@ -215,23 +193,6 @@ def test_first_weights_are_drawn_as_those_of_linear_layers():
         assert 0.9 * bound < own[0].abs().max() <= bound
         assert own[0].std() == pytest.approx(expected.std(), rel=0.25)
         assert own[0].mean().abs() < bound / 4
-
-
-def test_the_mix_moves_to_the_block_that_tells():
-    """With the default recipe, too, in the few hundred steps of a small data set."""
-    splits = made_up("multi-label", noise=0, n_sets=1, n_train=128)
-    rng = np.random.default_rng(1)
-    for split, (x, targets) in splits.items():
-        noise = rng.normal(size=(len(x), 2, WIDTH)).astype(np.float32)
-        splits[split] = (np.concatenate([noise[:, :1], x, noise[:, 1:]], axis=1), targets)
-    slow = {"weight_decay": 1e-3, "warmup_epochs": 10, "ramp_start": 10, "ramp_end": 60}
-    shares = []
-    for epochs, lr in ((60, 1e-4), (30, 2e-3)):
-        bank = new_bank("multi-label", splits, mix=True, hidden=64)
-        last = Trained(bank, splits, epochs, lr, **slow).epochs[-1]
-        shares.append(torch.stack([own["mix"] for own in last]).softmax(dim=1))
-    assert (shares[0][:, 1] > 1.1 * shares[0][:, [0, 2]].amax(dim=1)).all()
-    assert (shares[1][:, 1] > 0.6).all()
 
 
 # ---- what comes out ------------------------------------------------------------------------------
@@ -319,9 +280,6 @@ def test_a_bank_takes_the_weights_of_another(task, mix):
         other.load([bank.state(index) for index in kept])
 
 
-# ---- dropout -------------------------------------------------------------------------------------
-
-
 def transparent(dropout: float, seeds: Sequence[int] = SEEDS, hidden: int = 50) -> ProbeBank:
     """Probes whose outputs are their dropout."""
     bank = ProbeBank(1, hidden, seeds, hidden=hidden, dropout=dropout, n_sets=2)
@@ -357,16 +315,6 @@ def test_dropout_leaves_out_as_much_as_it_says(dropout):
         assert near(own.mean(dim=1), 50)  # of each track
         neighbours = ((own[:, 1:] - dropout) * (own[:, :-1] - dropout)).mean() / deviation**2
         assert neighbours.abs() < 5 / math.sqrt(399 * 49)
-
-
-def test_dropout_is_that_of_the_seed():
-    one, two = transparent(0.5), transparent(0.5, (5, 9))
-    for _ in range(2):
-        found, other = applied(one, 3), applied(two, 3)
-        assert torch.equal(found[:2], found[2:])  # another set, the same seeds
-        assert torch.equal(found[1], other[0])
-        assert not torch.equal(found[0], found[1])
-    assert not torch.equal(applied(one, 3), found)
 
 
 def test_no_dropout_is_none():

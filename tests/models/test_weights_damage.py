@@ -73,6 +73,7 @@ WRONG = [
     *({"sizes": value} for value in (3, {"depth": 2}, {"n_classes": 3, "input_t": 312}, [])),
     *({"labels": value} for value in (["a"], 7, [1, 2, 3])),
     *({"trained_on": value} for value in ([1], "scores", 7)),
+    *({"thresholds": value} for value in ([1], 3, [1, 1, "x"], [1, float("nan"), 1], [True, 1, 1])),
     {"format_version": 2},
 ]
 

@@ -20,7 +20,7 @@ def ranked(targets: np.ndarray, scores: np.ndarray, weights=None) -> np.ndarray:
 
 
 def figures(task: str, y: np.ndarray, z: np.ndarray, label: int | None = None) -> dict[str, float]:
-    """Metrics of known targets and outputs [N, C], of all labels or of one."""
+    """Metrics of targets and outputs [N, C], of all labels or of one; NaN is unknown."""
     if task == "single-label":
         y, z = y.argmax(1), z.argmax(1)
         if label is None:
@@ -30,7 +30,7 @@ def figures(task: str, y: np.ndarray, z: np.ndarray, label: int | None = None) -
         return {k: score(y == label, z == label, zero_division=0) for k, score in scores.items()}
     y, z = y.astype(float), z.astype(float)
     if label is not None:
-        y, z = y[:, label], z[:, label]
+        y, z = y[:, [label]], z[:, [label]]
     if task == "multi-label":
-        return {"ap": sk.average_precision_score(y, z), "roc_auc": sk.roc_auc_score(y, z)}
+        return dict(zip(("ap", "roc_auc"), ranked(y, z).mean(axis=1), strict=True))
     return {"r2": sk.r2_score(y, z), "mse": sk.mean_squared_error(y, z)}

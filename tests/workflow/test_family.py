@@ -127,19 +127,6 @@ def test_teacher_and_student(home, toy):
     assert card(home)["sizes"]["distilled_type"] == "separated"
 
 
-def test_downstream(home, toy):
-    """Extraction and probe for MagnaTagATune, on other data."""
-    splits = {"train": "train", "val": "validation", "test": "test"}
-    for split in splits.values():
-        predict = f"{settings(toy)} datamodule.groundtruth_predict={toy.groundtruth(split)}"
-        line = f"extract_embeddings with maest_30s_from_passt_infer target_mtt {predict}"
-        good("ex_maest.py", line, home)
-    assert len(list((home / "embeddings/mtt/30sec/7").rglob("*.npy"))) == 60
-    data = (f"data.groundtruth_{name}={toy.groundtruth(s)}" for name, s in splits.items())
-    line = f"with target_mtt_tl {' '.join(data)} probe.max_epochs=2 seeds=1"
-    assert "test AP" in good("ex_tl.py", line, home)
-
-
 # ---------------------------------------------------------------- the whole family
 
 RELEASED = {
@@ -186,9 +173,6 @@ def test_other_weights_replace_the_released_ones(home, toy):
     good("ex_maest.py", f"{line} maest.checkpoint=exp_logs/1/model", home)
     assert np.load(home / "own/10sec/logits/test/00.mmap.logits.npy").shape == (3,)
     assert "maest.n_classes" in bad("ex_maest.py", f"{line} maest.n_classes=5", home)
-
-
-# ---------------------------------------------------------------- the model of this repository
 
 
 def test_the_shipped_model_is_small_whole_and_has_its_card():

@@ -70,25 +70,6 @@ def embeddings(net: torch.nn.Module, mel: torch.Tensor, block: int = 7) -> torch
         return net(mel, block, melspectrogram_input=True)[1]
 
 
-def test_columns_left_out_by_patchout():
-    net = get_maest(NAME, s_patchout_t_interleaved=2, s_patchout_f_indices=[0, 3])
-    expected = embeddings(net, mels())
-    found = embeddings(net.to(DEVICE), mels().to(DEVICE))
-    assert relative(found, expected) < TOLERANCE[torch.float32]
-
-
-def test_random_patchout_is_the_same_from_the_same_seed():
-    net = get_maest(NAME, s_patchout_t=15).to(DEVICE).train()
-    mel = mels().to(DEVICE)
-
-    def logits() -> torch.Tensor:
-        torch.manual_seed(3)
-        with torch.no_grad():
-            return net(mel, melspectrogram_input=True)[0]
-
-    torch.testing.assert_close(logits(), logits())
-
-
 @pytest.mark.skipif(DEVICE == "cpu", reason="pinned memory is a GPU's")
 def test_pinned_batches_arrive_whole():
     batch = ClipBatch(mels().transpose(1, 2).half(), torch.rand(6, 5)).pin_memory()

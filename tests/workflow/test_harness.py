@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -46,29 +44,6 @@ def test_figures_are_medians_of_turns():
     assert rows["a"] == {"seconds": 2.0, "all_seconds": [3.0, 1.0, 2.0]}
     harness.times_as_fast(rows, "a")
     assert rows["b"]["times_as_fast"] == 0.5
-
-
-def test_a_command_has_its_time_and_the_exit_code_that_it_should():
-    line = [sys.executable, "-c", "import time; time.sleep(0.1); exit('on purpose')"]
-    found = harness.command(line, exit_code=1)
-    assert found["seconds"] > 0.1
-    assert found["cpu_seconds"] > 0
-    with pytest.raises(RuntimeError, match="on purpose"):
-        harness.command(line)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_is_the_highest():
-    with harness.watching(lambda: harness.memory_mib("RssAnon"), 0.001) as highest:
-        before = harness.memory_mib("RssAnon")
-        data = bytearray(b"x" * 2**26)
-    assert highest[0] > before + 60
-    del data
-    line = [sys.executable, "-c", "print(flush=True); input()"]
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        child.stdout.readline()
-        assert harness.highest_child() > 1
-        child.communicate(b"\n")
 
 
 def test_a_record_says_what_was_measured_and_where(tmp_path):

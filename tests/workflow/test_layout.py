@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import graphlib
-import importlib
 import re
 import subprocess
 import sys
@@ -125,14 +124,6 @@ def test_every_public_name_is_there():
         maest.get_mest  # noqa: B018
 
 
-def test_scripts_have_a_module_level_experiment():
-    succeeds(
-        "import ex_maest, ex_tl; from sacred import Experiment;"
-        "assert isinstance(ex_maest.ex, Experiment); assert isinstance(ex_tl.ex, Experiment);"
-        "assert {'print_config'} < ex_maest.ex.commands.keys() & ex_tl.ex.commands.keys()"
-    )
-
-
 @pytest.mark.parametrize("script", ["ex_maest", "ex_tl"])
 def test_what_was_typed_is_looked_at_without_heavy_imports(tmp_path, script):
     succeeds(
@@ -161,6 +152,14 @@ def test_looking_at_ground_truths_and_help_need_no_torch():
     )
 
 
+def test_tagging_needs_neither_sacred_nor_lightning():
+    succeeds(
+        "import sys, torch, maest.models.hear, maest.models.extraction, maest.models.probe\n"
+        "maest.models.get_maest('maest-tiny-scores').predict_labels(torch.zeros(9))\n"
+        "assert not {'sacred', 'pytorch_lightning', 'lightning'} & set(sys.modules)"
+    )
+
+
 def test_nothing_tracked_is_large_or_names_a_home_folder():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     for name in filter(None, files.stdout.split("\0")):
@@ -168,13 +167,6 @@ def test_nothing_tracked_is_large_or_names_a_home_folder():
         if path.is_file():
             assert path.stat().st_size < 12 * 2**20, name
             assert not re.search(rb"/(root|home)/[a-z]", path.read_bytes()), name
-
-
-@pytest.mark.parametrize("script", ["ex_maest", "ex_tl"])
-def test_each_command_is_a_function_of_its_file(script):
-    for name, (module, sentence) in importlib.import_module(script).COMMANDS.items():
-        assert callable(getattr(importlib.import_module(f"maest.experiments.{module}"), name))
-        assert sentence.endswith(".")
 
 
 def test_no_colour_codes_in_a_pipe(tmp_path):

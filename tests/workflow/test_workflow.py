@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,24 +91,6 @@ def test_a_checkpoint_can_be_used_as_a_model(home, model):
     assert same_weights(found, model)
 
 
-def test_a_training_can_be_continued(toy, tmp_path):
-    """Epochs, best checkpoint and metrics of the first part are kept."""
-    line, last = f"with {settings(toy)} {QUICK}", "exp_logs/1/checkpoints/last.ckpt"
-    maest(tmp_path, line)
-    line += f" module.lr=1e-30 trainer.max_epochs=4 ckpt_path={last}"
-    maest(tmp_path, f"{line} trainer.check_val_every_n_epoch=3")
-    first, second = (read_json(tmp_path / f"exp_logs/{i}/results.json") for i in (1, 2))
-    assert [row["epoch"] for row in second["epochs"]] == [1, 2, 3, 4]
-    assert second["epochs"][0] == first["epochs"][0]
-    assert ["val_ap" in row for row in second["epochs"]] == [True, False, True, False]
-    assert second["steps"] == 8
-    assert second["val_ap"] >= first["val_ap"]
-    # A limit of steps counts those of the run that is continued.
-    maest(tmp_path, f"{line} trainer.max_steps=5")
-    third = read_json(tmp_path / "exp_logs/3/results.json")
-    assert (third["steps"], len(third["epochs"])) == (5, 3)
-
-
 @pytest.mark.parametrize(
     ("changes", "cuda", "precision", "compiled"),
     [
@@ -135,22 +115,6 @@ def test_precision_and_compiling_are_decided(monkeypatch, changes, cuda, precisi
     assert trainer(drop_path_rate=0.1).compile is (changes.get("compile") is True)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a compiler")
-def test_a_compiled_training_is_the_same(toy, tmp_path):
-    for compiled in (False, True):
-        maest(tmp_path, f"with {settings(toy)} {QUICK} trainer.compile={compiled}")
-    plain, compiled = (
-        read_history(tmp_path / f"exp_logs/{i}/history.csv")[0]["train_loss"] for i in (1, 2)
-    )
-    assert compiled == pytest.approx(plain, rel=1e-4)
-    net = get_maest(checkpoint=tmp_path / "exp_logs/2/model")
-    assert not any("_orig_mod" in name for name in net.state_dict())
-
-
-# ---- what a model is used for --------------------------------------------------------------------
-
-
 def test_test_command(home, toy, tmp_path):
     line = f"test with {settings(toy)}"
     (home / "own.yaml").write_text("maest:\n  checkpoint: exp_logs/1/model\n")
@@ -161,28 +125,6 @@ def test_test_command(home, toy, tmp_path):
     write_labels(tmp_path / "labels.json", reversed(toy.labels))
     line += f" own.yaml datamodule.groundtruth_test={tmp_path}/test.pk"
     refused("ex_maest.py", line, home, "mismatch", "datamodule.groundtruth_test", "labels.json")
-
-
-def test_probe(home, toy):
-    typed = [f"data.groundtruth_{k[12:]}={v}" for k, v in toy.settings().items() if k[:1] == "g"]
-    for split in ("train", "validation", "test"):
-        maest(
-            home,
-            f"extract_embeddings with {settings(toy)} maest.checkpoint=exp_logs/latest/model "
-            f"datamodule.groundtruth_predict={toy.groundtruth(split)} inference.out_dir=probe",
-        )
-    data = " ".join(typed)
-    line = f"with {data} data.embeddings_dir=probe/1.5sec/7 probe.max_epochs=3 seeds=2"
-    good("ex_tl.py", line, home)
-    results = read_json(newest(home) / "results.json")
-    assert (len(results["ap"]["values"]), results["features"]) == (2, 192)
-    # mel statistics show loud bands
-    mel = f"data.features=mel_statistics data.base_dir={toy.mels} probe.lr=0.01 probe.batch_size=8"
-    good("ex_tl.py", f"with {data} {mel} probe.max_epochs=10 seeds=1", home)
-    assert read_json(newest(home) / "results.json")["ap"]["mean"] == 1
-
-
-# ---- mistakes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -237,27 +179,6 @@ def test_a_file_of_settings_that_holds_none(tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_text(content)
     assert f"Error: {name}: " in bad("ex_maest.py", f"with {name}", tmp_path)
-
-
-@pytest.mark.slow
-def test_as_a_program(toy, tmp_path):
-    """Exit codes in a separate process, and no warnings."""
-
-    def program(script: str, *arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / script), *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert "Warning" not in done.stderr, done.stderr
-        return done
-
-    done = program("ex_maest.py", "print_config")
-    assert (done.returncode, "groundtruth_train" in done.stdout) == (0, True)
-    assert not (tmp_path / "exp_logs").exists()
-    assert "target_scores_tl" in program("ex_tl.py", "print_named_configs").stdout
-    done = program("ex_maest.py", "with", "datamodule.base_dir", "=my/data/dir/")
-    assert done.returncode == 1
-    assert done.stderr.startswith("Error: datamodule.base_dir: ")
-    done = program("ex_maest.py", "with", *f"{settings(toy)} {QUICK} trainer.max_steps=2".split())
-    assert done.returncode == 0, done.stderr
 
 
 # ---- data ----------------------------------------------------------------------------------------
