@@ -2,7 +2,8 @@
 
     python benchmarks/day_one.py --models old=FOLDER new=FOLDER --work FOLDER [--parts …]
 
-- timbres: instruments of performed scores, by three SoundFonts of which one is new to the models
+- timbres: instruments of performed scores, as the embedded set plays them, by SoundFonts that the
+  models may know, and by one that they do not
 - recordings: the tags that a teacher hears in a set of recordings (datasets/recordings)
 - styles: probes that learn styles from one source of music and are tested on another
 - blanks: how often sounds that are no music get a tag, and music gets none
@@ -210,7 +211,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     add("--work", type=Path, required=True, help="folder that keeps what is extracted")
     add("--record", type=Path, default=ROOT / "benchmarks/records/day-one.json")
-    add("--known", type=Path, nargs="+", help="SoundFonts that the models know; home is the first")
+    add("--known", type=Path, nargs="+", help="SoundFonts that the models know")
     add("--unseen", type=Path, help="SoundFont that they do not know")
     add("--trained-on", type=Path, nargs="+", default=[], help="ground truths: groups left out")
     add("--works", type=int, default=5500, help="of the corpus; two in seven are held out")
