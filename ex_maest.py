@@ -10,8 +10,6 @@ python ex_maest.py predict with maest.arch=maest-tiny-scores inference.audio=son
 python ex_maest.py export with maest.checkpoint=exp_logs/latest/model export.format=onnx
 """
 
-from __future__ import annotations
-
 import sys
 
 from maest.config import MAEST_NAMED, SECTION_ALIASES, Settings

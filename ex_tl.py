@@ -8,8 +8,6 @@ python ex_tl.py compare with target_mtt_tl compare.embeddings_dirs=[emb/5sec,emb
 python ex_tl.py predict with probe=exp_logs/4 audio=my/music
 """
 
-from __future__ import annotations
-
 import sys
 
 from maest.config import TL_ALIASES, TL_NAMED, ProbeSettings

@@ -1,15 +1,12 @@
 """The settings of both experiments, and named configs: typed, checked, each declared once."""
 
-from __future__ import annotations
-
 from maest.config import named
 from maest.config.probe import ProbeSettings
 from maest.config.schema import parse, plain
-from maest.config.settings import DEFAULT_ARCH, DEFAULT_CLIP_LENGTH, Settings
+from maest.config.settings import Settings
 
-__all__ = ["DEFAULT_ARCH", "DEFAULT_CLIP_LENGTH", "ProbeSettings", "Settings", "parse", "plain"]
+__all__ = ["ProbeSettings", "Settings", "parse", "plain"]
 
-MAEST, TL = plain(Settings()), plain(ProbeSettings())  # defaults, as plain data
 MAEST_NAMED, TL_NAMED = named.MAEST, named.TL
 SENTENCES = named.SENTENCES  # what each named config is for
 

@@ -1,7 +1,5 @@
 """Check a command line of the form ``[command] with [named config | key=value] …``."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Sequence
 from itertools import pairwise, zip_longest

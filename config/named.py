@@ -1,7 +1,5 @@
 """Named configs: the settings that each changes, and a sentence on its purpose."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

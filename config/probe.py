@@ -1,7 +1,5 @@
 """The settings of `ex_tl.py`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

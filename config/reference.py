@@ -1,7 +1,5 @@
 """Write the reference of all settings: ``python -m maest.config.reference > docs/settings.md``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints

@@ -1,7 +1,5 @@
 """Settings as fields of frozen dataclasses: the source of defaults, checks and reference."""
 
-from __future__ import annotations
-
 import math
 import operator
 import re

@@ -1,7 +1,5 @@
 """The settings of `ex_maest.py`."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,10 +1,6 @@
 """The command ``compare`` of ``ex_tl.py``: finished runs side by side on the same test tracks."""
 
-from __future__ import annotations
-
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,9 +102,6 @@ def _in_words(metric: dict[str, float] | None, difference: bool = False) -> str:
     return f"{value} [{low}, {high}]{star}"
 
 
-# ---- finished runs -------------------------------------------------------------------------------
-
-
 def read_run(folder: Path) -> RunResults:
     """Read a probe run's predictions. InputError: the folder has none, or they are corrupt."""
     folder = folder.expanduser()
@@ -123,7 +116,7 @@ def read_run(folder: Path) -> RunResults:
         shape = (len(keys), len(labels))
         if targets.shape != shape or outputs.shape[1:] != shape or task not in metrics.SHOWN:
             raise ValueError("its arrays do not fit together")
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # NumPy's, or those of a damaged archive
         message, hint = f"cannot be read ({error})", "Run that probe again."
         raise InputError(message, kind="corrupt", path=path, hint=hint) from None
     try:
@@ -174,9 +167,6 @@ def _intervals(runs: list[RunResults], settings: ProbeSettings) -> list[dict[str
                 row[f"{m}_difference"] = interval(values - samples[0][m], confidence, bounds)
         rows.append(row)
     return rows
-
-
-# ---- extractions that are still to be probed -----------------------------------------------------
 
 
 def _probes(sources: list[str], settings: ProbeSettings) -> list[ProbeSettings]:

@@ -1,7 +1,5 @@
 """Find, read and check a command's data; the commands check_data and compute_norm_stats."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Device, precision, processes and reading workers, decided once from the settings."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Evaluate a network on whole tracks, also for training; the commands test and calibrate."""
 
-from __future__ import annotations
-
 import os
 from itertools import islice
 from typing import Any
@@ -161,12 +159,11 @@ def calibrate(run: Any, settings: Settings) -> dict[str, Any]:
         path, setting = settings.datamodule.groundtruth_val, "datamodule.groundtruth_val"
         hint = "Give a larger one; or predict with inference.threshold=<a number>."
         raise InputError(message, kind="empty", setting=setting, path=path, hint=hint)
-    # Evaluation may have fitted positions to other clips. Of two sets of weights, one was scored.
+    # Evaluation may have fitted positions to other clips.
     with in_section("maest"):
         model = get_maest(checkpoint=checkpoint, **network_arguments(settings, checkpoint))
     model.thresholds = thresholds
     model.to(next(iter(checkpoint.tensors.values())).dtype)
-    trained_on = {name: v for name, v in checkpoint.trained_on.items() if name != "swa"}
-    save_model(folder, model, checkpoint.arch, trained_on)
+    save_model(folder, model, checkpoint.arch, checkpoint.trained_on)
     print(f"{thresholds_line(model)}; {len(scored.targets)} tracks; {folder}")
     return {"folder": str(folder)}

@@ -1,7 +1,5 @@
 """The command export: write a model and its metadata for other programs."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path
@@ -27,9 +25,8 @@ def export(run: Any, settings: Settings) -> dict[str, Any]:
     check_head(checkpoint, net)
     with in_section("export"):
         licence = export_licence(options.licence, checkpoint.licence)
-        # Of two sets of weights, one is exported.
-        trained_on = {name: v for name, v in checkpoint.trained_on.items() if name != "swa"}
-        about = checkpoint.arch, trained_on | ({"licence": licence} if licence else {})
+        trained_on = checkpoint.trained_on | ({"licence": licence} if licence else {})
+        about = checkpoint.arch, trained_on
         notes: list[str] = []
         if options.format == "huggingface":
             from maest.models.huggingface import export_huggingface

@@ -1,7 +1,5 @@
 """The work of an extraction: model, tracks, outputs, and folders of results."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Find a command's weights, and build the network from them, the settings and the data."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The commands pretrain, also for fine-tuning, and print_plan."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
@@ -89,9 +87,18 @@ def pretrain(run: Any, settings: Settings) -> dict[str, Any]:
         {"best": monitor, "best-swa": monitor.replace("val_", "val_swa_")},
         minutes=settings.trainer.checkpoint_minutes,
     )
+    flops = clip_flops(
+        tokens=net.n_tokens(plan.data.clip_frames),
+        embed_dim=net.embed_dim,
+        depth=net.depth,
+        outputs=net.n_classes * (2 if net.distilled_type == "separated" else 1),
+        mlp_ratio=net.mlp_ratio,
+        training=True,
+        frozen_blocks=settings.module.freeze_blocks,
+    )
     average_from = settings.module.swa_start
     callbacks = [
-        *(Throughput(_flops_per_clip(plan)), history, checkpoints, LearningRateMonitor("step")),
+        *(Throughput(flops), history, checkpoints, LearningRateMonitor("step")),
         *([] if average_from is None else [WeightAverage(average_from)]),
         ProgressBar(refresh_rate=5) if _with_bar(settings) else ProgressLines(plan.steps),
     ]
@@ -148,19 +155,6 @@ def _check_data(plan: Plan) -> None:
         raise InputError(str(report), kind="corrupt", hint=hint, setting=setting)
     for finding in (*report.problems, *report.warnings):
         log.warning("%s", finding.message)
-
-
-def _flops_per_clip(plan: Plan) -> float:
-    net = plan.net
-    return clip_flops(
-        tokens=net.n_tokens(plan.data.clip_frames),
-        embed_dim=net.embed_dim,
-        depth=net.depth,
-        outputs=net.n_classes * (2 if net.distilled_type == "separated" else 1),
-        mlp_ratio=net.mlp_ratio,
-        training=True,
-        frozen_blocks=plan.settings.module.freeze_blocks,
-    )
 
 
 def _with_bar(settings: Settings) -> bool:

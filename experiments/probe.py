@@ -1,7 +1,5 @@
 """The command ``probe`` of ``ex_tl.py``: train probes on saved embeddings, test them, report."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence

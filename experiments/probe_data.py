@@ -1,7 +1,5 @@
 """A probe's labels of three splits, and its features: embeddings or statistics of mel bands."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Sequence

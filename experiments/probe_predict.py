@@ -1,7 +1,5 @@
 """The command ``predict`` of ``ex_tl.py``: apply a finished probe to new music."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

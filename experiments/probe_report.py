@@ -1,7 +1,5 @@
 """Write a probe run's files, pictures and summary; find other finished probes."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping

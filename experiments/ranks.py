@@ -4,8 +4,6 @@
 each writes its counts to a file in the folder of results, and the first process joins them.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

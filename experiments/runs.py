@@ -4,8 +4,6 @@ Every run has a folder ``exp_logs/<id>/`` in the working directory with its conf
 and results. This module imports neither torch nor Lightning.
 """
 
-from __future__ import annotations
-
 import errno
 import importlib
 import json

@@ -1,7 +1,5 @@
 """The command ``sweep`` of ``ex_tl.py``: probe every block, choice of tokens, and mix of blocks."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import logging
@@ -217,9 +215,6 @@ def _train(
         if mix:
             entries[choice]["weights"] = mix_weights(bank)
     return entries
-
-
-# ---- resume --------------------------------------------------------------------------------------
 
 
 def _earlier(

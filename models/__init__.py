@@ -5,8 +5,6 @@
 >>> activations, labels = model.predict_labels(waveform)  # tensor or array, mono, 16 kHz
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The named architectures: sizes, published weights and licences."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

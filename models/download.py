@@ -4,8 +4,6 @@ MAEST and DeiT come from the Hugging Face hub (`huggingface_hub`; ``HF_HOME`` mo
 PaSST from a GitHub release (`torch.hub`; ``TORCH_HOME``). Cached files need no network.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import sys

@@ -6,8 +6,6 @@ quantised dynamically (no calibration), with one scale per layer and patch. Atte
 sums, patch convolution and heads stay float32.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import platform
@@ -66,8 +64,8 @@ def create(
     onnxruntime on a CPU. ``precision``: "32-true", or PyTorch's "16-mixed" (not on a CPU) or
     "bf16-mixed"; None: float16 on CUDA, else float32.
 
-    InputError: options do not go together, or onnxruntime is asked for and is missing or cannot
-    compute the network.
+    InputError: options do not go together, or onnxruntime is asked for and cannot compute the
+    network.
     """
     check_choice("engine", engine, ("auto", "pytorch", "onnxruntime"))
     check_choice("quantize", quantize, (None, "int8"))
@@ -137,14 +135,10 @@ class OnnxEngine(Engine):
     def __init__(
         self, net: Maest, blocks: Sequence[int], logits: bool, quantize: str | None
     ) -> None:
-        try:
-            from onnxruntime import InferenceSession, OrtValue, SessionOptions
+        from onnxruntime import InferenceSession, OrtValue, SessionOptions
 
-            from maest.models import graph
-        except ImportError as error:
-            setting = "quantize" if quantize else "engine"
-            hint = "Install it: pip install onnx onnxruntime"
-            raise InputError(str(error), kind="dependency", hint=hint, setting=setting) from error
+        from maest.models import graph
+
         self.name, self.device = f"onnxruntime, {quantize or 'float32'}", torch.device("cpu")
         self._blocks, self._logits = tuple(blocks), logits
         options = SessionOptions()
@@ -187,7 +181,7 @@ def _similarity(found: Outputs, exact: Outputs) -> dict[str, float]:
     return similarity
 
 
-def _in_int8(model: onnx.ModelProto) -> bytes:
+def _in_int8(model: "onnx.ModelProto") -> bytes:
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata

@@ -1,7 +1,5 @@
 """Evaluation of networks on whole tracks: validation and test."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -139,16 +137,12 @@ def task_loss(
     """Mean loss of logits [N, C]; of two heads, the mean of their losses.
 
     ``targets`` [N, C] may be mixtures; unknown labels, NaN, take no part. ``dist_targets``, if any,
-    are the second head's; InputError: the network has no second head.
+    are the second head's.
     """
     if isinstance(logits, tuple):
         cls, dist = logits
         other = targets if dist_targets is None else dist_targets
         return (task_loss(net, cls, targets) + task_loss(net, dist, other)) / 2
-    if dist_targets is not None:
-        hint = "Build the network with distilled_type='separated'."
-        message = "a teacher's targets, but no second head to learn them"
-        raise InputError(message, kind="conflict", hint=hint, setting="distilled_type")
     logits = logits.float()
     if net.target_std is not None:  # values of any scale count alike
         deviation = on_device(torch.tensor(net.target_std), logits.device)

@@ -1,7 +1,5 @@
 """The network in eval mode as an ONNX graph, node by node; batch B and length T are free."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -12,8 +12,6 @@ https://hearbenchmark.com/hear-api.html. An embedding is a transformer block's c
 token and the mean of its other tokens. Shapes: S sounds, P patches, K timestamps.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -79,10 +77,10 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
     ``audio``: floats [S, samples] in -1..1, mono at 16 kHz, of any length, on any device. Returns
     float32 [S, model.scene_embedding_size] on the model's device. Sounds do not affect each other,
-    but for rounding. TypeError: ``audio`` is no tensor of numbers, or ``model`` not from
-    :func:`load_model`. InputError: wrong shape, empty audio, NaN or infinite values.
+    but for rounding. InputError (a TypeError, too, if it is no tensor of numbers): wrong shape,
+    empty audio, NaN or infinite values.
     """
-    audio = _checked(audio, model)
+    audio = as_waveforms(audio, 2, "audio")
     spans = patches.cut(n_frames(audio.shape[1]), model.net.input_t)
     embeddings = _windows(audio, spans, model)  # [P, S, 3·D]
     pooled = patches.pooled(embeddings.cpu().numpy(), patches.new_frames(spans))
@@ -97,7 +95,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     K = 1 + floor(samples / 768), and float32 [S, K], the windows' centres in ms: 0, 48, 96 … up to
     the end of the sound.
     """
-    audio = _checked(audio, model)
+    audio = as_waveforms(audio, 2, "audio")
     sounds, samples = audio.shape
     count = 1 + samples // HOP_SAMPLES
     # Padding puts 7.5 hops before the first timestamp, 0, and as many behind the last. Fewer than
@@ -108,12 +106,6 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     hop = 1000 * HOP_SAMPLES / SAMPLE_RATE  # milliseconds
     timestamps = hop * torch.arange(count, dtype=torch.float32, device=embeddings.device)
     return embeddings, timestamps.repeat(sounds, 1)
-
-
-def _checked(audio: Tensor, model: HearModel) -> Tensor:
-    if not isinstance(model, HearModel):
-        raise TypeError(f"model is a {type(model).__name__}: expected what load_model returned")
-    return as_waveforms(audio, 2, "audio")
 
 
 def _windows(audio: Tensor, spans: list[tuple[int, int]], model: HearModel) -> Tensor:

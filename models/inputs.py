@@ -1,7 +1,5 @@
 """Checks of waveforms and spectrograms: type, shape and values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

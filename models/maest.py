@@ -6,14 +6,12 @@ named as in the released checkpoints. Shapes: B batch, F frequency rows, T time 
 patch columns, as said), N tokens, D channels, C classes.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -158,7 +156,7 @@ class Maest(nn.Module):
         self.init_weights()
 
     @classmethod
-    def without_weights(cls, **options: Any) -> Maest:
+    def without_weights(cls, **options: Any) -> Self:
         """Build on the meta device, for ``load_state_dict(..., assign=True)``."""
         with torch.device("meta"):
             model = cls(**options)

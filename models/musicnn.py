@@ -8,8 +8,6 @@ TensorFlow. The network's layers have the sizes of these weights unless told oth
 Shapes: B windows, T frames, R rows (mel bands, or channels of the layer before), C tags.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping
@@ -22,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maest.helpers.audio.constants import HOP_LENGTH, N_FFT, N_MELS
+from maest.helpers.audio.constants import N_FFT, N_MELS
 from maest.helpers.audio.mel import MelSpectrogram
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import atomic_path
@@ -30,7 +28,6 @@ from maest.models.tensor_bundle import read_tensor_bundle
 
 PACKAGE_VERSION = "0.1.0"
 WINDOW_FRAMES = 187  # of an input: 2.992 s
-_FRAMES_PER_PIECE = 16_384  # of a spectrum in memory
 _EPSILON = 1e-3  # of a batch norm of TensorFlow
 
 # Tags, in the order of the outputs; spelt as the data sets spell them
@@ -55,8 +52,6 @@ NETWORKS = {
     "MSD_musicnn": tuple(f"msd/{tag}" for tag in _MSD.split(", ")),
 }
 
-# ---- the front end -------------------------------------------------------------------------------
-
 
 def log_mel(audio: np.ndarray) -> Tensor:
     """Map float32 [samples], mono at 16 kHz, to float32 [1 + samples // 256, 96].
@@ -69,13 +64,7 @@ def log_mel(audio: np.ndarray) -> Tensor:
     mel = MelSpectrogram()
     mel.window = torch.hann_window(N_FFT)
     signal = torch.from_numpy(np.pad(audio.astype(np.float32), N_FFT // 2, mode="reflect"))
-    frames = 1 + len(audio) // HOP_LENGTH
-    pieces = []
-    for first in range(0, frames, _FRAMES_PER_PIECE):
-        last = min(first + _FRAMES_PER_PIECE, frames)
-        piece = signal[first * HOP_LENGTH : (last - 1) * HOP_LENGTH + N_FFT]
-        pieces.append(mel.of_padded(piece).T)
-    return torch.cat(pieces)
+    return mel.of_padded(signal).T.contiguous()
 
 
 # ---- the network ---------------------------------------------------------------------------------
@@ -153,23 +142,19 @@ class Musicnn(nn.Module):
 
 # ---- the weights ---------------------------------------------------------------------------------
 
-_TENSORS: dict[
-    str, dict[str, tuple[str, tuple[int, ...]]]
-] = {  # of a layer: TensorFlow's name → ours, and the order of the axes
-    "batch_normalization": {
-        "gamma": ("weight", (0,)),
-        "beta": ("bias", (0,)),
-        "moving_mean": ("running_mean", (0,)),
-        "moving_variance": ("running_var", (0,)),
-    },
-    "conv2d": {"kernel": ("weight", (3, 1, 0, 2)), "bias": ("bias", (0,))},
-    "dense": {"kernel": ("weight", (1, 0)), "bias": ("bias", (0,))},
+_Names = dict[str, tuple[str, tuple[int, ...]]]
+_NORM: _Names = {
+    "gamma": ("weight", (0,)),
+    "beta": ("bias", (0,)),
+    "moving_mean": ("running_mean", (0,)),
+    "moving_variance": ("running_var", (0,)),
 }
-_KINDS: dict[type[nn.Module], str] = {
-    nn.BatchNorm1d: "batch_normalization",
-    nn.BatchNorm2d: "batch_normalization",
-    nn.Conv2d: "conv2d",
-    nn.Linear: "dense",
+# TensorFlow's name of a layer; and of its arrays, with ours and the order of the axes
+_LAYERS: dict[type[nn.Module], tuple[str, _Names]] = {
+    nn.BatchNorm1d: ("batch_normalization", _NORM),
+    nn.BatchNorm2d: ("batch_normalization", _NORM),
+    nn.Conv2d: ("conv2d", {"kernel": ("weight", (3, 1, 0, 2)), "bias": ("bias", (0,))}),
+    nn.Linear: ("dense", {"kernel": ("weight", (1, 0)), "bias": ("bias", (0,))}),
 }
 
 
@@ -181,19 +166,16 @@ def load_weights(net: Musicnn, arrays: Mapping[str, np.ndarray]) -> Musicnn:
     numbers: Counter[str] = Counter()
     rest = {name for name in arrays if is_weight(name)}
     for module in net.modules():
-        kind = _KINDS.get(type(module), "")
+        kind, names = _LAYERS.get(type(module), ("", {}))
         layer = f"{kind}_{numbers[kind]}" if numbers[kind] else kind
         numbers[kind] += 1
-        for name, (attribute, axes) in _TENSORS.get(kind, {}).items():
-            target, source = getattr(module, attribute), arrays.get(f"{layer}/{name}")
-            if source is None:
-                raise _mismatch(f"{layer}/{name} is missing")
-            if source.ndim != len(axes) or source.transpose(axes).shape != target.shape:
-                wanted = tuple(target.shape[axes.index(axis)] for axis in range(len(axes)))
-                raise _mismatch(f"{layer}/{name} is of shape {source.shape}, not {wanted}")
-            with torch.no_grad():
-                target.copy_(torch.from_numpy(source.transpose(axes).copy()))
-            rest.discard(f"{layer}/{name}")
+        for name, (attribute, axes) in names.items():
+            key, target = f"{layer}/{name}", getattr(module, attribute).detach()
+            try:
+                target.copy_(torch.from_numpy(arrays[key].transpose(axes).copy()))
+            except (KeyError, ValueError, RuntimeError):
+                raise _mismatch(f"{key} is missing, or of another shape") from None
+            rest.discard(key)
     if rest:
         raise _mismatch(f"no layer is named {min(rest)}")
     return net.eval()

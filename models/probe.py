@@ -1,7 +1,5 @@
 """Probes: small networks on fixed features, which measure what can be read from them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

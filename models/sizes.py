@@ -1,7 +1,5 @@
 """A network's sizes, and the patches that its blocks get (`Patchout`)."""
 
-from __future__ import annotations
-
 import math
 import operator
 import sys

@@ -4,8 +4,6 @@
 >>> probabilities = teacher(waveform)  # [N windows, C], of teacher.labels
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

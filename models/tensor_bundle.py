@@ -6,8 +6,6 @@ A checkpoint is a "tensor bundle". ``.index`` is a table of names in the format 
 the arrays, one after another.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Iterator
@@ -28,8 +26,8 @@ _DTYPE, _SHAPE, _OFFSET, _SIZE, _DIM, _LENGTH = 1, 2, 4, 5, 2, 1
 def read_tensor_bundle(prefix: str | Path) -> dict[str, np.ndarray]:
     """Read the float32 arrays of ``<prefix>.index`` and ``<prefix>.data-00000-of-00001``, by name.
 
-    Arrays of other types are left out. InputError: a file is missing or damaged, or the table is
-    compressed (TensorFlow does not compress it).
+    Arrays of other types are left out. The table must not be compressed, as TensorFlow's is not.
+    InputError: a file is missing or damaged.
     """
     index, data = Path(f"{prefix}.index"), Path(f"{prefix}.data-00000-of-00001")
     try:
@@ -67,8 +65,6 @@ def _arrays(table: bytes, values: bytes) -> Iterator[tuple[str, np.ndarray]]:
 
 def _entries(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """Yield the keys and values of a block; a key repeats the start of the one before it."""
-    if table[offset + size] != 0:
-        raise ValueError("its index is compressed")
     (restarts,) = struct.unpack_from("<I", table, offset + size - 4)
     at, end, key = offset, offset + size - 4 * (1 + restarts), b""
     while at < end:

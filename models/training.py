@@ -1,8 +1,7 @@
-"""The Lightning module that trains a network; `evaluation.py` scores it on whole tracks."""
-
-from __future__ import annotations
+"""The Lightning module that trains a network, and its optimiser; `evaluation.py` scores it."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 
 from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
@@ -29,7 +29,6 @@ from maest.models.evaluation import (
     task_loss,
 )
 from maest.models.maest import Maest
-from maest.models.optimiser import Optimiser
 from maest.models.saving import TRAINER_KEY
 from maest.models.weights import AVERAGE
 
@@ -47,13 +46,44 @@ def teacher_targets(logits: Tensor, threshold: float) -> Tensor:
     return torch.where(targets.any(dim=1, keepdim=True), targets, highest)
 
 
+def layer_level(name: str, depth: int) -> int:
+    """Find a parameter's level, for the layer-wise decay of the learning rate.
+
+    0: patch embedding, tokens and positions; i + 1: block i; depth + 1: the last norm and the
+    heads. Level l has the rate lr · layer_decay^(depth + 1 - l): layers near the input change
+    least. As in BEiT, H. Bao et al., ICLR 2022 (arXiv 2106.08254), after ELECTRA, K. Clark et al.,
+    ICLR 2020 (arXiv 2003.10555).
+    """
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    return depth + 1 if name.startswith(("norm.", "head.", "head_dist.")) else 0
+
+
+def parameter_groups(net: Maest, recipe: Any) -> list[dict[str, Any]]:
+    """Group the parameters to train: one group, or one per level with ``layer_decay``."""
+    trained = {n: p for n, p in net.named_parameters() if p.requires_grad}
+    if recipe.layer_decay == 1:
+        return [{"params": list(trained.values()), "lr": recipe.lr}]
+    levels: dict[int, list[Tensor]] = defaultdict(list)
+    for name, parameter in trained.items():
+        levels[layer_level(name, net.depth)].append(parameter)
+    return [
+        {
+            "params": own,
+            "lr": recipe.lr * recipe.layer_decay ** (net.depth + 1 - level),
+            "name": f"level {level}",
+        }
+        for level, own in sorted(levels.items())
+    ]
+
+
 class MaestModule(pl.LightningModule):
     """Trains a :class:`models.maest.Maest` with the loss of its task, and validates it.
 
     ``recipe``: the settings of section `module`. ``seed``: a step's random draws depend on it, the
     epoch, the batch's number and the process alone, so a resumed run repeats them. ``record``: what
-    a checkpoint keeps beside sizes and labels: arch, trained_on. InputError: ``blank_share`` is
-    for multi-label networks.
+    a checkpoint keeps beside sizes and labels: arch, trained_on. InputError: settings conflict
+    with each other or with the network.
     """
 
     def __init__(
@@ -69,9 +99,25 @@ class MaestModule(pl.LightningModule):
             hint = "Train with maest.task=multi-label, or set module.blank_share to 0."
             what = f"clips without any label, and the task {net.task}"
             raise InputError(what, kind="conflict", setting="module.blank_share", hint=hint)
+        if recipe.freeze_blocks > net.depth:
+            message = f"{recipe.freeze_blocks} blocks cannot be frozen, of {net.depth}"
+            hint = f"Give 0 (nothing) to {net.depth}."
+            raise InputError(message, setting="module.freeze_blocks", hint=hint)
+        if recipe.swa_lr is not None and recipe.swa_start is None:
+            message = "there is no average that this rate is for"
+            hint = "Set module.swa_start to the number of epochs before it, or leave it out."
+            raise InputError(message, kind="conflict", setting="module.swa_lr", hint=hint)
         self.net, self.recipe, self.seed = net, recipe, seed
         self.patches_per_pass, self.record = patches_per_pass, record or {}
-        self.optimiser = Optimiser(net, recipe)
+        # Frozen modules stay in eval mode (no dropout); their parameters have no gradients.
+        self.frozen: list[torch.nn.Module] = []
+        if net.distilled_type == "mean":  # which leaves the second head out
+            net.head_dist.requires_grad_(False)
+        if blocks := recipe.freeze_blocks:
+            self.frozen = [net.patch_embed, net.pos_drop, *net.blocks[:blocks]]
+            for name, parameter in net.named_parameters():
+                if layer_level(name, net.depth) <= blocks:
+                    parameter.requires_grad_(False)
         self.also_evaluated: dict[str, Maest] = {}  # validated too, as val_<name>_…
         self.scored: dict[str, Scored] = {}  # of the last validation; "" is ``net``
         self.skipped: dict[str, str] = {}  # unreadable files → reasons (on_error=skip)
@@ -83,14 +129,23 @@ class MaestModule(pl.LightningModule):
     def on_train_start(self) -> None:
         self._freeze()  # a resumed epoch does not start again
         if self.trainer.ckpt_path is not None:
-            self.optimiser.overrule(self.trainer.lr_scheduler_configs[0].scheduler)  # type: ignore[arg-type]
+            # This recipe counts; the checkpoint's moments and position stay.
+            schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
+            for i, group in enumerate(parameter_groups(self.net, self.recipe)):
+                schedule.base_lrs[i] = group["lr"]
+                schedule.optimizer.param_groups[i] |= {
+                    "initial_lr": group["lr"],
+                    "lr": group["lr"] * schedule.lr_lambdas[i](schedule.last_epoch),
+                    "weight_decay": self.recipe.weight_decay,
+                    "betas": tuple(self.recipe.betas),
+                }
 
     def on_train_epoch_start(self) -> None:
         self._freeze()  # validation puts all modules back in training mode
         self._loss, self._clips = torch.zeros(()), 0
 
     def _freeze(self) -> None:
-        for part in self.optimiser.frozen:
+        for part in self.frozen:
             part.eval()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -121,19 +176,16 @@ class MaestModule(pl.LightningModule):
         x = spec_augment(x, *time_masks, recipe.freq_masks, recipe.freq_mask_width)
         x, targets = mixup(x, targets, recipe.mixup_alpha)
         loss = task_loss(self.net, self.net(x)[0], *targets.chunk(heads, dim=1))
-        self._count(loss.detach(), len(x))
+        # Summed in float64, which Apple's MPS lacks; checked on a CPU, as a GPU would have to wait.
+        exact = torch.float32 if loss.device.type == "mps" else torch.float64
+        self._loss = self._loss + loss.detach().to(exact) * len(x)
+        self._clips += len(x)
+        if loss.device.type == "cpu":
+            self._check_loss()
         note_skipped(self.skipped, batch.errors)
         # Not for the bar, for which Lightning would fetch it from the device after each batch.
         self.log("train_loss_step", loss.detach(), batch_size=len(x))
         return loss
-
-    def _count(self, loss: Tensor, clips: int) -> None:
-        """Add to the epoch's loss, and check it on a CPU; a GPU would have to wait."""
-        # Apple's MPS has no float64.
-        exact = torch.float32 if loss.device.type == "mps" else torch.float64
-        self._loss, self._clips = self._loss + loss.to(exact) * clips, self._clips + clips
-        if loss.device.type == "cpu":
-            self._check_loss()
 
     def _check_loss(self) -> None:
         if not torch.isfinite(self._loss):
@@ -181,19 +233,27 @@ class MaestModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         # One kernel; under mixed precision it unscales gradients too late to clip them.
-        fused = True if self.trainer.gradient_clip_val is None else None
-        optimiser, schedule = self.optimiser.build(self._epochs, fused)
-        unit: str = self.recipe.lr_interval
+        recipe, fused = self.recipe, True if self.trainer.gradient_clip_val is None else None
+        optimiser = torch.optim.AdamW(
+            parameter_groups(self.net, recipe),
+            weight_decay=recipe.weight_decay,
+            betas=recipe.betas,
+            fused=fused,
+        )
+        schedule, unit = LambdaLR(optimiser, self._rate), recipe.lr_interval
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": unit}}
 
-    def _epochs(self, step: int) -> float:
-        """Convert the schedule's steps to epochs."""
-        if self.recipe.lr_interval == "epoch" or not step:
-            return step
-        # The number of batches is unknown before the first step. The last, smaller group of
-        # accumulated batches is a step too.
-        batches = self.trainer.num_training_batches
-        return step / math.ceil(batches / self.trainer.accumulate_grad_batches)
+    def _rate(self, step: int) -> float:
+        """Return the learning rate over its base after so many of the schedule's steps."""
+        recipe, epoch = self.recipe, float(step)
+        if recipe.lr_interval == "step" and step:
+            # The number of batches is unknown before the first step. The last, smaller group of
+            # accumulated batches is a step too.
+            batches = self.trainer.num_training_batches
+            epoch = step / math.ceil(batches / self.trainer.accumulate_grad_batches)
+        if recipe.swa_lr is not None and epoch >= recipe.swa_start:
+            return float(recipe.swa_lr / recipe.lr)
+        return float(recipe.factor(epoch))
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -213,7 +273,7 @@ class MaestModule(pl.LightningModule):
         before = {n: value for n, value in record.get("sizes", {}).items() if n in sizes}
         differing = differences(before, {name: sizes[name] for name in before})
         groups = [len(g["params"]) for g in checkpoint["optimizer_states"][0]["param_groups"]]
-        if groups != [len(group["params"]) for group in self.optimiser.groups()]:
+        if groups != [len(g["params"]) for g in parameter_groups(self.net, self.recipe)]:
             differing.append("other settings of module.layer_decay or module.freeze_blocks")
         if differing:
             message = f"the checkpoint is of another training: {'; '.join(differing)}"

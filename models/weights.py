@@ -5,8 +5,6 @@ A *model folder* holds ``config.json`` (sizes, normalisation, labels, what it wa
 of before version 1.6): a tensor takes memory when a network takes it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -142,8 +140,9 @@ def _load_folder(folder: Path, average: bool | None) -> Checkpoint:
             raise ValueError(f"of another model than {weights.name}: the save was cut off")
     thresholds = config.get(AVERAGE_THRESHOLDS if average else "thresholds")
     _merge_record(checkpoint, config | {"thresholds": thresholds}, path)
-    if average and isinstance(own := checkpoint.trained_on.get("swa"), dict):
-        checkpoint.trained_on |= own
+    of_average = (config.get("trained_on") or {}).get("swa")
+    if average and isinstance(of_average, dict):
+        checkpoint.trained_on |= of_average
     return checkpoint
 
 
@@ -258,6 +257,7 @@ def _merge_record(checkpoint: Checkpoint, record: Any, path: Path) -> None:
         checkpoint.sizes, checkpoint.labels, checkpoint.thresholds = sizes, labels, thresholds
         checkpoint.arch = record.get("arch")
         checkpoint.trained_on = dict(record.get("trained_on") or {})
+        checkpoint.trained_on.pop("swa", None)  # what is said of the average
 
 
 def _shapes(sizes: Mapping[str, Any]) -> dict[str, Any]:

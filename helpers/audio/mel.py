@@ -72,19 +72,20 @@ class MelSpectrogram(nn.Module):
         samples = waveform.shape[-1] if waveform.ndim else 0
         if samples == 0:
             raise ValueError(f"the waveform is empty, of shape {tuple(waveform.shape)}")
-        frames = n_frames(samples)
         # From half a frame before the first centre to half a frame after the last.
-        end = (frames - 1) * HOP_LENGTH + N_FFT // 2
-        signal = F.pad(waveform.to(torch.float32), (N_FFT // 2, end - samples))
-        pieces = []
-        for first in range(0, frames, _FRAMES_PER_PIECE):
-            last = min(first + _FRAMES_PER_PIECE, frames)
-            piece = signal[..., first * HOP_LENGTH : (last - 1) * HOP_LENGTH + N_FFT]
-            pieces.append(self.of_padded(piece))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+        end = (n_frames(samples) - 1) * HOP_LENGTH + N_FFT // 2
+        return self.of_padded(F.pad(waveform.to(torch.float32), (N_FFT // 2, end - samples)))
 
     def of_padded(self, signal: Tensor) -> Tensor:
         """Map float32 [..., 256 (T - 1) + 512], part of a longer signal, to [..., 96 bands, T]."""
+        frames, pieces = (signal.shape[-1] - N_FFT) // HOP_LENGTH + 1, []
+        for first in range(0, frames, _FRAMES_PER_PIECE):
+            last = min(first + _FRAMES_PER_PIECE, frames)
+            piece = signal[..., first * HOP_LENGTH : (last - 1) * HOP_LENGTH + N_FFT]
+            pieces.append(self._log_mel(piece))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
+    def _log_mel(self, signal: Tensor) -> Tensor:
         with torch.autocast(signal.device.type, enabled=False):
             frames = signal.unfold(-1, N_FFT, HOP_LENGTH) * self.window
             spectrum = torch.fft.rfft(frames)

@@ -5,8 +5,6 @@
 in the folder: the front end of transformers for this kind of model computes other features.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping

@@ -36,7 +36,7 @@ def configured(name: str) -> dict[str, dict]:
     changes = config.MAEST_NAMED[name]
     return {
         section: values | changes.get(section, {})
-        for section, values in config.MAEST.items()
+        for section, values in config.plain(config.Settings()).items()
         if isinstance(values, dict)
     }
 
@@ -97,8 +97,8 @@ def test_each_models_length_patchout_and_start(stem, expected):
 def test_block_of_the_embeddings():
     """Block 7, or the last of a shallower network; no named config has another."""
     assert (chosen_blocks(None, 12), chosen_blocks(None, 4)) == ((7,), (3,))
-    assert config.MAEST["inference"]["transformer_block"] is None
-    assert config.TL["data"]["block"] is None
+    assert config.Settings().inference.transformer_block is None
+    assert config.ProbeSettings().data.block is None
     for name in config.MAEST_NAMED:
         assert configured(name)["inference"]["transformer_block"] is None, name
     for named in config.TL_NAMED.values():

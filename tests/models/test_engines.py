@@ -155,14 +155,6 @@ def test_a_replaced_layer_is_computed_by_pytorch():
             create(net, **options)
 
 
-def test_without_onnxruntime(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert create(small(), device="cpu").name == "PyTorch, 32-true"
-    for options, setting in ((ONNX, "engine"), (INT8, "quantize")):
-        with refuses("dependency", setting=setting):
-            create(small(), **options)
-
-
 @pytest.mark.parametrize(
     ("kind", "setting", "options"),
     [

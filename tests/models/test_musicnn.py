@@ -86,13 +86,6 @@ def test_the_front_end_is_librosas(samples):
     np.testing.assert_allclose(log_mel(audio), np.log10(10_000 * power.T + 1), atol=2e-3)
 
 
-def test_the_front_end_computes_long_signals_in_pieces(monkeypatch):
-    audio = sounds.chords(1, 16_000, 1)[:, 0]
-    whole = log_mel(audio)
-    monkeypatch.setattr(musicnn, "_FRAMES_PER_PIECE", 10)
-    torch.testing.assert_close(log_mel(audio), whole)
-
-
 def test_weights_are_read_once_from_the_package(package, hub):
     read = read_weights()
     assert not [name for name in read if "Adam" in name or "power" in name]
