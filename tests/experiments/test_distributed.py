@@ -283,6 +283,18 @@ def test_another_number_of_processes_than_is_set(place, tmp_path, monkeypatch, e
     refused("ex_maest.py", line, tmp_path, "conflict", "trainer.devices")
 
 
+def test_accumulated_batches_are_one(place, tmp_path):
+    line = f"with {place.settings} datamodule.clips_per_epoch=24 trainer.max_epochs=1"
+    line += " datamodule.on_error=skip"
+    good("ex_maest.py", f"{line} datamodule.batch_size_train=4", tmp_path)
+    half = "datamodule.batch_size_train=2 trainer.accumulate_grad_batches=2"
+    good("ex_maest.py", f"{line} {half}", tmp_path)
+    whole, accumulated = (tmp_path / "exp_logs" / name for name in "12")
+    assert [read_json(f / "results.json")["steps"] for f in (whole, accumulated)] == [6, 6]
+    assert_close(last(accumulated), last(whole))
+    assert history(accumulated)[0] == pytest.approx(history(whole)[0], rel=1e-4)
+
+
 ENVIRONMENTS = [
     ({}, True),
     # of torchrun

@@ -59,6 +59,11 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, name, kept):
         read_tensor_bundle(f"{tmp_path}/")
 
 
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    with refuses("corrupt", ".index"):
+        read_tensor_bundle(f"{tmp_path}/")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

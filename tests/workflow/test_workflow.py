@@ -91,6 +91,24 @@ def test_a_checkpoint_can_be_used_as_a_model(home, model):
     assert same_weights(found, model)
 
 
+def test_a_training_can_be_continued(toy, tmp_path):
+    """Epochs, best checkpoint and metrics of the first part are kept."""
+    line, last = f"with {settings(toy)} {QUICK}", "exp_logs/1/checkpoints/last.ckpt"
+    maest(tmp_path, line)
+    line += f" module.lr=1e-30 trainer.max_epochs=4 ckpt_path={last}"
+    maest(tmp_path, f"{line} trainer.check_val_every_n_epoch=3")
+    first, second = (read_json(tmp_path / f"exp_logs/{i}/results.json") for i in (1, 2))
+    assert [row["epoch"] for row in second["epochs"]] == [1, 2, 3, 4]
+    assert second["epochs"][0] == first["epochs"][0]
+    assert ["val_ap" in row for row in second["epochs"]] == [True, False, True, False]
+    assert second["steps"] == 8
+    assert second["val_ap"] >= first["val_ap"]
+    # A limit of steps counts those of the run that is continued.
+    maest(tmp_path, f"{line} trainer.max_steps=5")
+    third = read_json(tmp_path / "exp_logs/3/results.json")
+    assert (third["steps"], len(third["epochs"])) == (5, 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "cuda", "precision", "compiled"),
     [
