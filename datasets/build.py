@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from maest.datasets.groundtruth import write_groundtruth, write_labels
 from maest.datasets.melspectrograms import MelFile, mel_path
-from maest.datasets.splitting import SPLITS, Joined, split_by_group
+from maest.datasets.splitting import SPLITS, split_by_group
 from maest.datasets.tables import Table, read_table, some
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.names import first_few, short_repr
@@ -172,11 +172,13 @@ def _join_duplicates(
     base_dir: Path, keys: Sequence[str], groups: Sequence[Hashable]
 ) -> tuple[list[Hashable], int]:
     """Groups, joined where they share a recording; and the number of copies."""
+    from scipy.cluster.hierarchy import DisjointSet  # takes a second to import
+
     paths = [mel_path(base_dir, key) for key in keys]
     sizes = [path.stat().st_size for path in paths]
     several = {size for size, n in Counter(sizes).items() if n > 1}
     alike = [i for i, size in enumerate(sizes) if size in several]
-    joined = Joined()
+    joined = DisjointSet(groups)
     first: dict[bytes, int] = {}
     copies = 0
     for i in tqdm(alike, desc="compare log-mels", unit="file", disable=None):
@@ -184,8 +186,8 @@ def _join_duplicates(
             content = mel.content_hash()
         if content is not None and (before := first.setdefault(content, i)) != i:  # None: silence
             copies += 1
-            joined.join(groups[before], groups[i])
-    return [joined.leader(group) for group in groups], copies
+            joined.merge(groups[before], groups[i])
+    return [joined[group] for group in groups], copies
 
 
 def _counts(by_split: Mapping[str, np.ndarray], names: Sequence[str], task: str) -> str:

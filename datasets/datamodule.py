@@ -6,12 +6,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from maest.datasets.batches import CropDataset, TrackDataset
 from maest.datasets.groundtruth import GroundTruth
 from maest.datasets.melspectrograms import track_bytes
-from maest.datasets.sampling import ClipSampler, TrackSampler
+from maest.datasets.sampling import ClipSampler
 from maest.datasets.teacher_logits import check_teacher_files
 from maest.datasets.windows import WindowTargets
 from maest.helpers.differences import differences
@@ -129,7 +129,8 @@ class MaestDataModule(pl.LightningDataModule):
 
     def _tracks(self, split: str) -> DataLoader:
         dataset = TrackDataset(self.splits[split], self.base_dir, self.clip_frames, self.skip)
-        sampler = TrackSampler(len(dataset), *self._rank())
+        rank, processes = self._rank()  # the last repeat first tracks: gathering drops those
+        sampler = DistributedSampler(dataset, processes, rank, shuffle=False)
         return self._loader(dataset, self.batch_size_eval, sampler)
 
     def _rank(self) -> tuple[int, int]:

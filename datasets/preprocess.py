@@ -235,9 +235,6 @@ def _make(
     return name, source, (len(mel) - 1) * HOP_LENGTH / SAMPLE_RATE
 
 
-# ---- command line --------------------------------------------------------------------------------
-
-
 def seconds_or_all(text: str) -> float | None:
     try:
         return None if text == "all" else float(text)

@@ -124,9 +124,6 @@ def check_name(name: str, seen: Collection[str]) -> None:
         raise InputError(f"{name!r} is named twice", kind="conflict", hint=hint)
 
 
-# ---- command line --------------------------------------------------------------------------------
-
-
 def parser(description: str, steps: Sequence[str], folder: Path) -> argparse.ArgumentParser:
     """An argument parser with the scripts' common options; ``folder`` holds their default paths."""
     style = argparse.ArgumentDefaultsHelpFormatter

@@ -1,4 +1,4 @@
-"""Samplers choose the clips of a training epoch, the tracks of an evaluation, and their order."""
+"""The sampler chooses the clips of a training epoch, and their order."""
 
 import logging
 from collections.abc import Iterator
@@ -88,17 +88,3 @@ class ClipSampler(Sampler[tuple[int, int]]):
         step = self.world_size
         share = slice(self.rank + first * step, len(self) * step, step)
         yield from zip(order[share].tolist(), seeds[share].tolist(), strict=True)
-
-
-class TrackSampler(Sampler[int]):
-    """Yields tracks r, r + world_size, … to rank r; the last ranks repeat the first tracks."""
-
-    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.size, self.rank, self.world_size = size, rank, world_size
-
-    def __len__(self) -> int:
-        return -(-self.size // self.world_size)  # equal on all ranks, for collective operations
-
-    def __iter__(self) -> Iterator[int]:
-        places = range(self.rank, len(self) * self.world_size, self.world_size)
-        return (place % self.size for place in places)  # gathering drops repeated keys

@@ -13,22 +13,6 @@ from maest.helpers.errors import InputError
 SPLITS = ("train", "validation", "test")
 
 
-class Joined:
-    """Groups that grow together: each is known by its leader, itself at first."""
-
-    def __init__(self) -> None:
-        self._above: dict[Hashable, Hashable] = {}
-
-    def leader(self, group: Hashable) -> Hashable:
-        while (above := self._above.get(group, group)) != group:
-            group = above
-        return group
-
-    def join(self, group: Hashable, other: Hashable) -> None:
-        """Join two groups; the leader of the first leads both."""
-        self._above[self.leader(other)] = self.leader(group)
-
-
 def split_by_group(
     groups: Sequence[Hashable], targets: np.ndarray, fractions: Sequence[float], seed: int
 ) -> list[str]:

@@ -36,7 +36,6 @@ from maest.datasets.recordings.labels import (
     read_vocabulary,
     track_labels,
 )
-from maest.datasets.recordings.recipe import RECIPE_FILE, open_recipe, read_recipe
 from maest.datasets.recordings.splits import Recording, list_recordings, split_recordings
 from maest.datasets.splitting import SPLITS
 from maest.datasets.windows import window_file
@@ -85,9 +84,9 @@ def build(
     store, teacher_dir = out_dir / "melspectrograms", out_dir / "teacher"
     _check_all_named(store, sources)
     if labels_only:
-        recipe, outcome = read_recipe(teacher_dir), commands.Outcome(0, 0, {})
+        recipe, outcome = teaching.read_recipe(teacher_dir), commands.Outcome(0, 0, {})
     else:
-        recipe = open_recipe(teacher_dir, load, teacher, codec_share, seed, num_workers)
+        recipe = teaching.open_recipe(teacher_dir, load, teacher, codec_share, seed, num_workers)
         n_classes = len(recipe["labels"])
         taught = teaching.Teaching(teacher, load, teacher_dir, n_classes, codec_share, seed)
         outcome = _listen(sources, store, taught, seconds, num_workers, progress)
@@ -296,7 +295,7 @@ def _write_labels(
     """Write windows/ and tags/. Returns split → key → targets, float32 [C]."""
     for key, values in windows.items():
         teaching.write_windows(window_file(out_dir / "windows", key), values)
-    write_json(out_dir / "windows" / RECIPE_FILE, {
+    write_json(out_dir / "windows" / teaching.RECIPE_FILE, {
         "window_seconds": recipe["window_seconds"],
         "labels": names,
         "teacher": {name: recipe[name] for name in ("teacher", "version")},
@@ -305,9 +304,6 @@ def _write_labels(
     content = {s: {key: track_labels(windows[key]) for key in keys} for s, keys in members.items()}
     write_splits(out_dir / "tags", content, names)
     return content
-
-
-# ---- command line --------------------------------------------------------------------------------
 
 
 def load_teacher(name: str) -> Teacher:

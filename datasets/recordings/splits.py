@@ -5,9 +5,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from scipy.cluster.hierarchy import DisjointSet
+
 from maest.datasets.recordings.facts import Facts, Track
 from maest.datasets.recordings.known import Known, of_track
-from maest.datasets.splitting import SPLITS, Joined
+from maest.datasets.splitting import SPLITS
 
 SHARES = (0.8, 0.9)  # where train ends, and validation
 
@@ -30,24 +32,24 @@ def split_recordings(
     more recordings move others only by joining their groups. A recording with copies in several
     fixed splits is left out, unless it is a known one.
     """
-    groups, twins = Joined(), Joined()
     albums = {recording.key: recording.album for recording in recordings}
+    groups, twins = DisjointSet(albums.values()), DisjointSet(albums)
     for one, other in copies:
-        twins.join(one, other)
-        groups.join(albums[one], albums[other])
+        twins.merge(one, other)
+        groups.merge(albums[one], albums[other])
     fixed, members, fixed_copies = defaultdict(set), defaultdict(list), defaultdict(set)
     for recording in recordings:
-        group = groups.leader(recording.album)
+        group = groups[recording.album]
         members[group].append(recording)
         if recording.fixed:
             fixed[group].add(recording.fixed)
-            fixed_copies[twins.leader(recording.key)].add(recording.fixed)
+            fixed_copies[twins[recording.key]].add(recording.fixed)
     splits, left_out = {}, {}
     for group, together in members.items():
         by_hash = _by_hash(min(recording.album for recording in together), seed)
         common = next(iter(fixed[group])) if len(fixed[group]) == 1 else None
         for recording in together:
-            of_copies = sorted(fixed_copies[twins.leader(recording.key)])
+            of_copies = sorted(fixed_copies[twins[recording.key]])
             if len(of_copies) > 1 and not recording.known:
                 left_out[recording.key] = f"copies of it are in {' and '.join(of_copies)}"
                 continue

@@ -2,20 +2,27 @@
 
 import functools
 import io
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from maest.datasets.windows import window_file
 from maest.helpers.audio.codecs import coded
+from maest.helpers.differences import differences
 from maest.helpers.errors import InputError
 from maest.helpers.files.arrays import load_array
-from maest.helpers.files.atomic import write_changed, write_error
+from maest.helpers.files.atomic import read_bytes, to_json, write_changed, write_error
 from maest.helpers.teacher import Teacher
-from maest.helpers.work.parallel import one_torch_thread
+from maest.helpers.work.parallel import one_torch_thread, run_parallel
+
+RECIPE_FILE = "recipe.json"  # what the files are made by
+_KEYS = {"teacher", "version", "window_seconds", "labels"}
 
 Load = Callable[[str], Teacher]  # importable, since worker processes load it
 
@@ -34,8 +41,12 @@ def write_windows(path: str, windows: np.ndarray) -> None:
     """Write [N, C] as float16. An equal file stays."""
     content = io.BytesIO()
     np.save(content, windows.astype(np.float16))
+    _write(path, content.getvalue())
+
+
+def _write(path: str | Path, content: bytes) -> None:
     try:
-        write_changed(path, content.getvalue())
+        write_changed(path, content)
     except OSError as error:
         raise write_error(path, error, "--out-dir") from None
 
@@ -48,6 +59,54 @@ def read_windows(path: str, n_classes: int) -> np.ndarray | None:
         return None
     fits = windows.ndim == 2 and windows.shape[1] == n_classes and len(windows) > 0
     return windows if fits and windows.dtype == np.float16 else None
+
+
+def _describe(name: str, load: Load) -> dict[str, Any]:
+    teacher = loaded(load, name)
+    return {
+        "teacher": name,
+        "version": teacher.version,
+        "window_seconds": float(teacher.window_seconds),
+        "labels": list(teacher.labels),
+    }
+
+
+def open_recipe(
+    folder: Path,
+    load: Load,
+    teacher: str,
+    codec_share: float,
+    seed: int,
+    num_workers: int | None,
+) -> dict[str, Any]:
+    """Write how the teacher's files are made. Raises InputError if others were made otherwise."""
+    # In a process of its own: forks of this one could not use sessions, nor a GPU, that it opened.
+    ask = partial(_describe, load=load)
+    (recipe,) = run_parallel(ask, [teacher], num_workers=num_workers, progress=False)
+    recipe["codec_share"] = float(codec_share)
+    if codec_share:
+        recipe["codec_seed"] = seed
+    path = folder / RECIPE_FILE
+    if path.exists() and (differ := differences(read_recipe(folder), recipe)):
+        what = f"the teacher's files were made otherwise: {'; '.join(differ)}"
+        hint = "Give another --out-dir, or the same settings."
+        raise InputError(what, kind="mismatch", path=path, hint=hint)
+    _write(path, to_json(recipe).encode())
+    return recipe
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    path = folder / RECIPE_FILE
+    hint = "Run it without --labels-only first."
+    try:
+        recipe = json.loads(read_bytes(path, hint))
+        if recipe.keys() >= _KEYS:
+            return recipe
+    except (ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+    what, hint = "expected what the teacher is, as JSON", "Give another --out-dir."
+    raise InputError(what, kind="corrupt", path=path, hint=hint)
 
 
 @dataclass(frozen=True)

@@ -231,9 +231,6 @@ def _write_label_set(
     return counts, dropped
 
 
-# ---- command line --------------------------------------------------------------------------------
-
-
 def number_or_all(text: str) -> int | None:
     return None if text == "all" else int(text)
 

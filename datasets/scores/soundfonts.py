@@ -85,12 +85,8 @@ def read_soundfonts(paths: Sequence[str | Path]) -> tuple[SoundFont, ...]:
     # A damaged SoundFont may crash the library: in a process of its own.
     programs = process_map(_programs, found, num_workers=1, failed=_refuse) if found else ()
     checked = dict(programs)
-    return tuple(
-        sorted(
-            (SoundFont(path, _sha256(path), checked[path]) for path in found),
-            key=lambda font: font.sha256,
-        )
-    )
+    fonts = (SoundFont(path, _sha256(path), checked[path]) for path in found)
+    return tuple(sorted(fonts, key=lambda font: font.sha256))
 
 
 def _check_header(path: Path) -> None:

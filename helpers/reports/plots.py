@@ -79,9 +79,6 @@ def _lowest(*values: float) -> float:
     return max(_LOWEST, 1.1 * float(np.nanmin([0.0, *values])))
 
 
-# ---- over epochs ---------------------------------------------------------------------------------
-
-
 def learning_curve(path: Path, epochs: Rows, lines: Mapping[str, float]) -> Path:
     """Draw loss and validation metrics over epochs.
 
@@ -127,9 +124,6 @@ def seed_curves(
     if len(names) <= _MOST_NAMED:
         right.legend(fontsize=8)
     return save_figure(figure, path)
-
-
-# ---- over labels, blocks, runs -------------------------------------------------------------------
 
 
 def label_bars(

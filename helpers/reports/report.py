@@ -11,8 +11,6 @@ from typing import Any
 from maest.helpers.files.atomic import atomic_path
 from maest.helpers.reports.metrics import FIGURE_NAMES, SHOWN
 
-# ---- tables --------------------------------------------------------------------------------------
-
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table that lines up in plain text too, numbers to the right."""
@@ -53,9 +51,6 @@ def metrics_line(task: str, row: Mapping[str, Any]) -> str:
     return ", ".join(f"{FIGURE_NAMES[name]} {format_metric(row[name])}" for name in SHOWN[task])
 
 
-# ---- pages ---------------------------------------------------------------------------------------
-
-
 class Page:
     """A report in Markdown, filled from top to bottom."""
 
@@ -90,9 +85,6 @@ class Page:
     def write(self, path: Path) -> None:
         with atomic_path(path) as temporary:
             temporary.write_text("\n\n".join(part for part, _ in self._parts) + "\n", "utf-8")
-
-
-# ---- where it was measured -----------------------------------------------------------------------
 
 
 @functools.cache

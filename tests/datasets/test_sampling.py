@@ -10,7 +10,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from made_up import refuses
 
-from maest.datasets.sampling import ClipSampler, TrackSampler, label_balanced_weights
+from maest.datasets.sampling import ClipSampler, label_balanced_weights
 
 LONG_TAIL = (np.random.default_rng(0).random((500, 6)) < [0.6, 0.3, 0.1, 0.05, 0.02, 0]).astype(
     np.uint8
@@ -133,17 +133,6 @@ def test_ranks_share_one_draw_and_a_resumed_epoch_is_its_rest(
     elif total < tracks:
         assert often.max() == 1
     assert len(set(whole)) == total  # a clip that comes again is cropped elsewhere
-
-
-@examples(max_examples=200, deadline=None, derandomize=True)
-@given(size=st.integers(1, 50), world_size=st.integers(1, 8))
-def test_tracks_of_all_ranks(size, world_size):
-    parts = [list(TrackSampler(size, rank, world_size)) for rank in range(world_size)]
-    each = len(TrackSampler(size, 0, world_size))
-    assert {len(part) for part in parts} == {each}  # collective operations would hang
-    in_turn = [part[i] for i in range(each) for part in parts]
-    assert in_turn[:size] == list(range(size))
-    assert len(in_turn) - size < world_size
 
 
 @pytest.mark.parametrize(("rank", "clips", "said"), [(0, 6, 1), (0, 4, 0), (1, 6, 0)])
