@@ -130,7 +130,7 @@ class MaestDataModule(pl.LightningDataModule):
     def _tracks(self, split: str) -> DataLoader:
         dataset = TrackDataset(self.splits[split], self.base_dir, self.clip_frames, self.skip)
         rank, processes = self._rank()  # the last repeat first tracks: gathering drops those
-        sampler = DistributedSampler(dataset, processes, rank, shuffle=False)
+        sampler: Sampler[int] = DistributedSampler(dataset, processes, rank, shuffle=False)
         return self._loader(dataset, self.batch_size_eval, sampler)
 
     def _rank(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from maest.datasets.audio_folder import find_audio
 from maest.datasets.batches import PackedStrings
-from maest.datasets.melspectrograms import MelFile, all_finite, mel_path
+from maest.datasets.melspectrograms import MelFile, mel_path
 from maest.helpers.audio.blocks import mel_warnings
 from maest.helpers.audio.constants import N_MELS
 from maest.helpers.errors import InputError
@@ -36,10 +36,7 @@ class Tracks:
         """Read a track; a failure goes into its ``error``. Very long log-mels go to ``scratch``."""
         key = self.keys[index]
         try:
-            mel, warnings = self._mel(index, scratch)
-            if all_finite(mel):
-                return Track(key, index, mel, warnings)
-            reason = "NaN or infinite values. Make it again."
+            return Track(key, index, *self._mel(index, scratch))
         except InputError as error:
             reason = error.reason
         except Exception as error:  # a corrupt file may raise anything; the others are read

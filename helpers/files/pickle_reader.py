@@ -21,7 +21,7 @@ import numpy as np
 from maest.helpers.names import short_repr
 
 _DTYPES = {"b1", "f2", "f4", "f8", *(kind + size for kind in "iu" for size in "1248")}
-SCALARS = frozenset([bool, int, float, str, bytes, bytearray, type(None)])
+_SCALARS = frozenset([bool, int, float, str, bytes, bytearray, type(None)])
 # What the file may name → the method of `Reader` that stands in for it
 _GLOBALS = {"numpy.ndarray": "ndarray", "numpy.dtype": "dtype", "_codecs.encode": "encode"}
 for _core in ("core", "_core"):  # NumPy 1.x, NumPy 2.x
@@ -134,7 +134,7 @@ class Reader(pickle._Unpickler):  # Python's reader: a dict as memo, and a table
             container.extend(items)
             return
         # Keys: only what is hashed without recursion, which CPython does not bound.
-        plain = type(container) is dict and SCALARS.issuperset(map(type, items[::2]))
+        plain = type(container) is dict and _SCALARS.issuperset(map(type, items[::2]))
         require(plain, "items of what is no list or dict, or keys that are no strings or numbers")
         container.update(zip(items[::2], items[1::2], strict=True))
 

@@ -7,28 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import read_bytes
-from maest.helpers.files.pickle_reader import SCALARS, Reader, Refused, require
+from maest.helpers.files.pickle_reader import Reader, Refused
 
 _RESAVE = "Only dicts, lists, tuples, strings, numbers and NumPy arrays of numbers are read, and "
 _RESAVE += "nothing else in the file was run: if you trust it, re-save it with those."
-_MAX_DEPTH = 50
-
-
-def _check_data(value: Any, seen: set[int], depth: int = 0) -> None:
-    """Raise `Refused` unless ``value`` holds only containers, arrays and scalars, not too deep."""
-    if type(value) in SCALARS or type(value) is np.ndarray or id(value) in seen:
-        return
-    require(type(value) in (dict, list, tuple), f"a {type(value).__name__}, which is no data")
-    require(depth <= _MAX_DEPTH, f"containers nested more than {_MAX_DEPTH} deep")
-    items = value.values() if type(value) is dict else value
-    if not SCALARS.issuperset(map(type, items)):
-        seen.add(id(value))
-        for item in items:
-            _check_data(item, seen, depth + 1)
 
 
 def load_pickle(path: str | Path) -> Any:
@@ -38,6 +22,9 @@ def load_pickle(path: str | Path) -> Any:
     numbers, None, and read-only arrays of NumPy 1.x and 2.x (bool, integer, float). NumPy numbers
     become Python numbers. InputError: the file cannot be read, is truncated or damaged, has bytes
     after its end (which ``pickle.load`` drops in silence), or holds anything else.
+
+    Callers check types: a hostile file may nest containers deeply, or leave what the reader uses
+    (a dtype, an array without its values) in them.
     """
     data = read_bytes(path, "Check the path, or make the file with the data set's preprocess.py.")
     reader = Reader(data)
@@ -45,7 +32,6 @@ def load_pickle(path: str | Path) -> Any:
         value = reader.load()
         with suppress(EOFError):
             raise ValueError(f"more bytes follow its end, {reader.read(1)!r}")
-        _check_data(value, set())
     except Refused as error:
         what = f"refused: {error}"
         raise InputError(what, kind="unsupported", path=path, hint=_RESAVE) from None

@@ -166,9 +166,6 @@ ATTACKS = {
     "SETITEMS of an array": ARRAY + b"(K\x01K\x02u.",
     "constructor as a key": b"}" + NDARRAY + b"K\x01s.",
     "array in a tuple as a key": b"}" + ARRAY + b"\x85K\x01s.",
-    "constructor as data": b"]" + NDARRAY + b"a.",
-    "dtype as data": b"]" + DTYPE + b"a.",
-    "unfinished array": b"]" + ARRAY + b"a.",
     "array of another class": RECONSTRUCT + b"(Vx\n(K\x00tC\x01btR.",
     "other encoding": ENCODE + b"(Va\nVzip\ntR.",
     "encode of no text": ENCODE + b"(K\x01Vlatin1\ntR.",
@@ -190,6 +187,12 @@ def test_attacks_on_the_stand_ins(file, flag, monkeypatch, name):
     with refuses("corrupt" if name == "too many arguments" else "unsupported", "gt.pk"):
         load_pickle(file(ATTACKS[name]))
     assert not flag.exists()
+
+
+@pytest.mark.parametrize("left", [NDARRAY, DTYPE, ARRAY])
+def test_what_the_reader_leaves_is_no_target(file, left):
+    with refuses("invalid", "gt.pk"):
+        read_groundtruth(file(b"}Va\n" + left + b"s."))
 
 
 # ---- damage, and bombs ---------------------------------------------------------------------------
@@ -239,7 +242,7 @@ def test_missing_file_and_folder(tmp_path):
 )
 def test_declared_sizes_and_depth_are_bounded(file, content):
     with pytest.raises(InputError):
-        load_pickle(file(content))
+        read_groundtruth(file(content))
 
 
 @pytest.mark.parametrize(
