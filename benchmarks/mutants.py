@@ -65,10 +65,12 @@ def differs(mutation: Any) -> bool:
     """Whether a mutation changes more than annotations."""
     source = Path(mutation.module_path).read_text("utf-8")
     operator = get_operator(mutation.operator_name)(**mutation.operator_args)
-    codes = source, mutate_code(source, operator, mutation.occurrence)
     try:
+        codes = source, mutate_code(source, operator, mutation.occurrence)
         before, after = (ast.dump(_Bare().visit(ast.parse(code))) for code in codes)
-    except SyntaxError:  # the star before keyword-only arguments is no product
+    except (SyntaxError, AttributeError):
+        # The star before keyword-only arguments is no product; cosmic-ray fails on errors that are
+        # named with their module.
         return False
     return before != after
 
