@@ -10,8 +10,10 @@ import shutil
 import struct
 import zipfile
 import zlib
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,7 +32,7 @@ _DAMAGED = (
 )
 # Reasons in failed.csv, which the next run reads
 _ABSENT = "not in the archive"
-_ONCE = "damaged in the archive; the next run fetches it again"
+_ONCE = "damaged in the archive; the next run fetches that part again"
 _TWICE = "damaged in the archive, also after it was fetched again"
 
 
@@ -76,8 +78,8 @@ class SplitArchive:
 
         ``wanted`` are paths below ``out_dir``, each a folder and a file; in the archive they may
         lie deeper. A file gets its name when its checksum (CRC-32) is right. Existing files stay,
-        unless they are empty or ``again`` is set. The parts are deleted, too, if files in them are
-        damaged, so that `fetch` gets them again; files that are damaged then count as missing.
+        unless they are empty or ``again`` is set. A part with damaged files is deleted, so that
+        `fetch` gets it again; files that are damaged then, too, count as missing.
 
         Raises InputError if a part is missing, the parts are no zip archive, or writing fails.
         """
@@ -106,18 +108,24 @@ class SplitArchive:
             todo = {n: member for n, member in members.items() if again or n not in kept}
             failed = _extract(whole, todo, out_dir)
 
-        done, known = len(todo) - len(failed), self._failures()
-        for name, reason in failed.items():
-            if reason == _ONCE and known.get(name) in (_ONCE, _TWICE):
+        done, ends, bad_parts = len(todo) - len(failed), list(accumulate(sizes)), set[Path]()
+        known = self._failures()
+        for name in [name for name, reason in failed.items() if reason == _ONCE]:
+            if known.get(name) in (_ONCE, _TWICE):
                 failed[name] = _TWICE
-        damaged = _ONCE in failed.values()
+                continue
+            # A member's bytes follow a header of 30 bytes and the name.
+            first = members[name].header_offset
+            last = first + 29 + len(members[name].filename) + members[name].compress_size
+            bad_parts.update(self.parts[bisect_right(ends, first) : bisect_right(ends, last) + 1])
         all_out = all(reason == _TWICE for reason in failed.values())
         failed |= dict.fromkeys((name for name in wanted if name not in members), _ABSENT)
         other = [n for n in kept - todo.keys() if present[n] != members[n].file_size]
         failed |= dict.fromkeys(other, "a file of another size is there; --force replaces it")
         atomic.write_failures(self.failed_csv, failed, column="path")
-        if damaged or (all_out and not keep):
-            self.delete()
+        for part in self.parts:
+            if part in bad_parts or (all_out and not keep):
+                part.unlink()
         return Outcome(done, len(members) - len(todo) - len(other), failed)
 
 

@@ -117,7 +117,7 @@ def damage(clip: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("repaired", [True, False])
-def test_a_damaged_archive_is_fetched_once_more(place, capsys, repaired):
+def test_a_damaged_part_is_fetched_once_more(place, capsys, repaired):
     clip = CLIPS[18]
     serve(place, damage(clip))
     place.run()
@@ -126,7 +126,7 @@ def test_a_damaged_archive_is_fetched_once_more(place, capsys, repaired):
     place.check_audio((clip,))
     if repaired:
         serve(place, MTT.files())
-    for requested in (list(PARTS), []):
+    for requested in ([PARTS[1]], []):
         place.run()
         assert place.server.asked() == requested
         place.check(() if repaired else (clip,))
