@@ -176,9 +176,3 @@ def test_other_audio_is_refused(model, audio):
 def test_a_half_precision_model_gives_float32(folder, model):
     half = hear.load_model(str(folder), transformer_block=1).to(torch.bfloat16)
     same(both(sound(1, 0.3), half), both(sound(1, 0.3), model), atol=0.1)
-
-
-def test_another_model_is_refused(net):
-    for function in (hear.get_scene_embeddings, hear.get_timestamp_embeddings):
-        with pytest.raises(TypeError):
-            function(sound(1, 0.1), net)
