@@ -21,6 +21,7 @@ from audio_store import audio, made, store  # noqa: F401
 from http_server import http_server, no_waiting  # noqa: F401
 from music import LABELS, save_small_model, write_music
 from pickles import file  # noqa: F401
+from tunes import reels  # noqa: F401
 
 from maest.datasets.groundtruth import read_groundtruth, write_groundtruth, write_labels
 from maest.datasets.melspectrograms import write_mel

@@ -113,11 +113,6 @@ def test_a_folder_without_permission(tmp_path, monkeypatch, function, unreadable
     assert list(found.unreadable) == [unreadable]
 
 
-def test_no_audio(tmp_path):
-    with refuses("empty", tmp_path.name, "inference.audio"):
-        find_audio(touch(tmp_path, "cover.jpg"), None, "inference.audio")
-
-
 def test_a_shard_as_typed():
     assert parse_shard("3/100", "--shard") == (3, 100)
     assert parse_shard("100/100", "--shard") == (100, 100)

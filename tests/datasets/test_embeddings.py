@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import time
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from maest.datasets.embeddings import (
 from maest.datasets.melspectrograms import write_mel
 from maest.helpers.audio.patches import cut, times, write_times
 from maest.helpers.blocks import FINAL
-from maest.helpers.results.manifest import MANIFEST, open_folder
+from maest.helpers.results.manifest import open_folder
 
 D = 4
 DIR = "data.embeddings_dir"
@@ -56,6 +55,12 @@ def extracted(out_dir: Path, blocks: Iterable[int] = (7,), seconds: float = 5, *
             tokens = EMBEDDING + 100 * block + i
             put(folder, key, content=tokens[0] if block == FINAL else tokens)
     return out_dir
+
+
+def saved(content: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, content)
+    return file.getvalue()
 
 
 # ---- tokens --------------------------------------------------------------------------------------
@@ -135,56 +140,24 @@ def test_patches_without_their_times_are_refused(per_patch):
         read_tokens(per_patch)
 
 
-def saved(content: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, content)
-    return file.getvalue()
-
-
 WHOLE = saved(EMBEDDING)
 
 
-def archive() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as zipped:
-        zipped.writestr("a.npy", WHOLE)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
-    ("kind", "contents"),
+    ("kind", "content"),
     [
-        (
-            "invalid",
-            [
-                *map(
-                    saved, map(np.zeros, [(2, D), (5, 2, D), (0, 3, D), (3, 0), (), (1, 1, 3, D)])
-                ),
-                *(saved(np.zeros((3, D), dtype)) for dtype in (int, complex, "U1")),
-                *(saved(np.full((1, 3, D), value)) for value in (np.nan, np.inf, 1e300)),
-                saved(np.where(np.arange(3 * D) == 11, -np.inf, 0).reshape(3, D)),
-            ],
-        ),
-        (
-            "corrupt",
-            [
-                *(b"", b"\x93NUMPY", WHOLE[:-1], WHOLE[:100]),
-                *(b"PK\x03\x04 no archive", b"<html>not found</html>", archive()),
-                WHOLE.replace(b"'shape'", b"'sh(pe'"),
-                WHOLE.replace(b"(3, 4)", b"(3, 4["),
-                WHOLE.replace(b"<f4", b"<q9"),
-                WHOLE.replace(b"(3, 4), }       ", b"(3, 400000000000)"),
-                WHOLE.replace(b"(3, 4), }          ", b"(3, 400000000000), }"),
-            ],
-        ),
+        *(("invalid", saved(np.zeros(shape))) for shape in [(2, D), (5, 2, D), (0, 3, D), (3, 0)]),
+        *(("invalid", saved(np.zeros((3, D), dtype))) for dtype in (int, complex, "U1")),
+        *(("invalid", saved(np.full((1, 3, D), value))) for value in (np.nan, 1e300)),
+        *(("corrupt", content) for content in (b"", WHOLE[:-1], b"PK\x03\x04", b"<html>")),
+        ("corrupt", WHOLE.replace(b"<f4", b"<q9")),
+        ("corrupt", WHOLE.replace(b"(3, 4), }       ", b"(3, 400000000000)")),
     ],
 )
-def test_what_a_file_may_not_hold(tmp_path, kind, contents):
-    path = tmp_path / "z.embeddings.npy"
-    for content in contents:
-        path.write_bytes(content)
-        with refuses(kind, path.name):
-            read_tokens(path)
+def test_what_a_file_may_not_hold(tmp_path, kind, content):
+    (tmp_path / "z.embeddings.npy").write_bytes(content)
+    with refuses(kind, "z.embeddings.npy"):
+        read_tokens(tmp_path / "z.embeddings.npy")
 
 
 # ---- which folder --------------------------------------------------------------------------------
@@ -195,11 +168,9 @@ def test_embeddings_are_found_from_anywhere_above(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     out_dir = extracted(tmp_path / "out/model", seconds=5)
     for place in (tmp_path / "out", out_dir, out_dir / "5sec", out_dir / "5sec/7", "~/out"):
-        for clip_length in (None, 5, 4.992):
+        for clip_length in (None, 4.992):
             (found,) = find_folders(place, clip_length)
-            assert found.folder == out_dir / "5sec/7"
-            assert (found.block, found.name, found.seconds) == (7, "7", 5)
-            assert found.settings["model"] == "a" * 64
+            assert (found.folder, found.seconds) == (out_dir / "5sec/7", 5)
     extracted(out_dir, blocks=(10, 2, FINAL, 0))
     assert [one.name for one in find_folders(out_dir)] == ["0", "2", "7", "10", "final"]
 
@@ -264,27 +235,17 @@ def test_without_manifests(tmp_path):
     assert found.block == FINAL
 
 
-def test_a_damaged_manifest(tmp_path):
-    (extracted(tmp_path) / "5sec/7" / MANIFEST).write_text("{")
-    with refuses("corrupt", f"7/{MANIFEST}"):
-        find_folders(tmp_path)
-
-
 @pytest.mark.parametrize(
-    ("settings", "differing"),
-    [
-        ({"model": "1" * 64}, ["maest_tiny (aaaaaaaaaaaa)", "maest_tiny (111111111111)"]),
-        ({"hop_seconds": 2.5}, ["hop_seconds", "2.5"]),
-        ({"patchout": {"s_patchout_t_interleaved": 2}}, ["patchout", "interleaved"]),
-    ],
+    ("name", "value", "shown"),
+    [("model", "1" * 64, "maest_tiny (111111111111)"), ("hop_seconds", 2.5, "2.5")],
 )
-def test_blocks_of_several_models(tmp_path, settings, differing):
+def test_blocks_of_several_models(tmp_path, name, value, shown):
     out_dir = extracted(tmp_path, blocks=(6,))
-    made = extracted(tmp_path / "other", blocks=(7,), **settings)
+    made = extracted(tmp_path / "other", blocks=(7,), **{name: value})
     (made / "5sec/7").rename(out_dir / "5sec/7")
     with refuses("mismatch", setting=DIR) as caught:
         check_same_extraction(find_folders(out_dir, 5))
-    assert all(word in str(caught.value) for word in ("5sec/6", "5sec/7", *differing))
+    assert all(word in str(caught.value) for word in ("5sec/6", "5sec/7", shown))
     again = find_folders(extracted(tmp_path / "again", blocks=(5,)))
     check_same_extraction(again + find_folders(tmp_path / "5sec/6"))
 
@@ -296,19 +257,16 @@ def test_blocks_of_several_models(tmp_path, settings, differing):
     ("stored", "key"),
     [
         ("a/song.mmap", "a/song.mmap"),
-        ("a/song.mp3", "a/song.mmap"),
         ("a/song.MP3", "./a/song.mmap"),
         ("a/song.mp3", "a/song"),
         ("a/song.mmap", "a/song"),
         ("a/song", "a/song.mmap"),
         ("a/song.mmap", "a/song.mp3"),
         ("a/feat. x [2.0].flac", "a/feat. x [2.0].mmap"),
-        ("a/feat. x", "a/feat. x"),
         ("a/s\udcff.ogg", "a/s\udcff.mmap"),
         ("with space/b.mp3/c.wav", "with space/b.mp3/c.mmap"),
         # What other audio is called has failed: it is another track.
-        *((None, key) for key in ("song.mmap", "a/Song.mmap", "a/song.txt", "a", "b/song.mmap")),
-        *((None, key) for key in ("\0", "a/other.wav")),
+        *((None, key) for key in ("song.mmap", "a/Song.mmap", "a/song.txt", "a/other.wav", "\0")),
     ],
 )
 def test_a_key_finds_its_embedding(tmp_path, stored, key):

@@ -12,6 +12,7 @@ import soundfile
 import teachers
 from folders import killed_at, read_json, rows, tree
 from made_up import refuses
+from music import melody
 
 from maest.datasets import preprocess as mels
 from maest.datasets.groundtruth import (
@@ -20,15 +21,11 @@ from maest.datasets.groundtruth import (
     write_groundtruth,
     write_labels,
 )
-from maest.datasets.melspectrograms import read_mel, write_mel
-from maest.datasets.recordings import copies
+from maest.datasets.melspectrograms import read_mel
 from maest.datasets.recordings.preprocess import build, load_teacher, main
-from maest.datasets.recordings.splits import Recording, album_name, split_recordings
 from maest.datasets.splitting import SPLITS
-from maest.helpers.audio.codecs import round_trip
 from maest.helpers.audio.log_mel import log_mel
 from maest.helpers.audio.reading import read_audio
-from maest.helpers.audio.tags import read_tags
 
 RATE = 16_000
 NAN = np.nan
@@ -38,17 +35,6 @@ def shifted(heard: np.ndarray) -> np.ndarray:
     """MusiCNN's 0.2 becomes 0.5."""
     odds = heard.astype(np.float64) / (1 - heard.astype(np.float64)) * 4
     return odds / (1 + odds)
-
-
-def music(seconds: float, seed: int) -> np.ndarray:
-    """Notes that change every two thirds of a second, over some noise: float32 [samples]."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(round(seconds * RATE)) / RATE
-    step = (1.5 * t).astype(int)
-    pitches = 110 * 2 ** (rng.integers(0, 48, step.max() + 1)[step] / 12)
-    level = rng.uniform(0.02, 0.4, step.max() + 1)[step]
-    sound = level * np.sin(2 * np.pi * np.cumsum(pitches) / RATE)
-    return (sound + 0.005 * rng.standard_normal(len(t))).astype(np.float32)
 
 
 def put(path: Path, sound: np.ndarray) -> Path:
@@ -61,9 +47,9 @@ def put(path: Path, sound: np.ndarray) -> Path:
 def audio(tmp_path) -> Path:
     """Two sources: 24 tracks in 12 albums, and four in one folder."""
     for i in range(24):
-        put(tmp_path / f"audio/many/{i // 2:02d}/{i}.flac", music(3.2, i))
+        put(tmp_path / f"audio/many/{i // 2:02d}/{i}.flac", melody(3.2, i))
     for i in range(4):
-        put(tmp_path / f"audio/few/{i}.wav", music(2.6, 100 + i))
+        put(tmp_path / f"audio/few/{i}.wav", melody(2.6, 100 + i))
     return tmp_path / "audio"
 
 
@@ -187,9 +173,10 @@ def test_the_script_knows_the_teachers_of_models(audio, tmp_path, capsys):
 
 
 def test_settings_that_do_not_fit(audio, tmp_path):
-    with refuses("unknown", setting="--hold-out"):
-        make(audio, hold_out=["fewer"])
-    put(tmp_path / "other/few/0.wav", music(2, 0))
+    for setting, option in (("--hold-out", "hold_out"), ("--no-music", "no_music")):
+        with refuses("unknown", setting=setting):
+            make(audio, **{option: ["fewer"]})
+    put(tmp_path / "other/few/0.wav", melody(2, 0))
     with refuses("conflict", "few", "AUDIO_DIR"):
         make(tmp_path, "audio/few", "other/few")
     with refuses("invalid", setting="--codec-share"):
@@ -242,7 +229,7 @@ def known_set(folder: Path, prefix: str = "") -> Path:
 
 @pytest.mark.parametrize("prefix", ["", "few/"])
 def test_known_labels_win_and_known_splits_stay(audio, tmp_path, prefix):
-    put(audio / "few/4.wav", music(2, 99))  # in no split
+    put(audio / "few/4.wav", melody(2, 99))  # in no split
     make(audio, known=[known_set(tmp_path / "known", prefix)])
     out, found = tmp_path / "set", targets(tmp_path / "set")
     names = read_labels(out / "tags/labels.json")
@@ -281,8 +268,6 @@ def test_a_source_without_music_has_no_label(audio, tmp_path):
     assert all(not row.any() for key, (_, row) in found.items() if key.startswith("few/"))
     assert any(row.any() for key, (_, row) in found.items() if not key.startswith("few/"))
     assert not np.load(tmp_path / "set/windows/few/1.mmap.npy").any()
-    with refuses("unknown", setting="--no-music"):
-        make(audio, no_music=["fewer"])
 
 
 def test_known_sets_that_fit_no_source(audio, tmp_path):
@@ -296,66 +281,6 @@ def test_known_sets_that_fit_no_source(audio, tmp_path):
         make(audio, known=[tmp_path / "none"])
 
 
-# ---- splits and copies ---------------------------------------------------------------------------
-
-
-def test_albums_are_split_by_a_hash():
-    everything = [Recording(f"{i}", f"album {i // 3}") for i in range(3_000)]
-    splits, left_out = split_recordings(everything, [], seed=0)
-    assert not left_out
-    shares = Counter(splits.values())
-    assert shares["train"] / 3_000 == pytest.approx(0.8, abs=0.04)
-    assert shares["test"] / 3_000 == pytest.approx(0.1, abs=0.03)
-    fewer, _ = split_recordings(everything[300:900], [], seed=0)
-    assert fewer == {key: splits[key] for key in fewer}
-    assert split_recordings(everything, [], seed=1)[0] != splits
-
-
-def test_copies_join_their_albums():
-    tracks = [Recording(f"{i}", f"album {i // 3}") for i in range(300)]
-    splits, _ = split_recordings(tracks, [(f"{i}", f"{i + 30}") for i in range(0, 270, 30)], 0)
-    assert len({splits[f"{i}"] for i in range(0, 300, 30)}) == 1
-    fixed = [*tracks, Recording("x", "other", "test")]
-    splits, left_out = split_recordings(fixed, [("x", "7")], seed=0)
-    assert [splits[key] for key in ("x", "6", "7", "8")] == ["test"] * 4
-    both = [*fixed, Recording("y", "third", "train", known=True)]
-    splits, left_out = split_recordings(both, [("x", "7"), ("7", "y")], seed=0)
-    assert (left_out.keys(), splits["y"]) == ({"x", "7"}, "train")
-
-
-def test_names_of_albums():
-    assert album_name("s", "a/1", "") == album_name("s", "a/2", "") != album_name("s", "b/3", "")
-    assert album_name("s", "1", "") != album_name("s", "2", "")
-    assert album_name("s", "a/1", "Best of") == album_name("s", "2", "Best of")
-    assert album_name("s", "a/1", "Best of") != album_name("t", "a/1", "Best of")
-
-
-def test_more_music_moves_no_other(audio, tmp_path):
-    make(audio)
-    before = targets(tmp_path / "set")
-    put(audio / "few/more/4.wav", music(2.6, 99))
-    put(audio / "many/4.wav", music(2.6, 98))
-    make(audio)
-    after = targets(tmp_path / "set")
-    assert after.keys() - before.keys() == {"few/more/4.mmap", "many/4.mmap"}
-    assert all(after[key][0] == before[key][0] for key in before)
-
-
-def test_tags_of_any_format(tmp_path):
-    import av
-
-    for name, codec in (("a.mp3", "libmp3lame"), ("a.ogg", "libopus"), ("a.m4a", "aac")):
-        with av.open(str(tmp_path / name), "w") as container:
-            stream = container.add_stream(codec, rate=48_000, layout="mono")
-            (stream if name.endswith("ogg") else container).metadata["album"] = "Some Album"
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 48_000), np.float32), "fltp", "mono")
-            frame.sample_rate, frame.pts = 48_000, 0
-            container.mux([*stream.encode(frame), *stream.encode(None)])
-        assert read_tags(tmp_path / name)["album"] == "Some Album", name
-    (tmp_path / "b.mp3").write_bytes(b"no")
-    assert read_tags(tmp_path / "b.mp3") == read_tags(tmp_path / "c.mp3") == {}
-
-
 def test_duplicates_are_kept_once(audio, tmp_path):
     shutil.copy(audio / "many/00/0.flac", audio / "many/11/copy.flac")
     put(audio / "few/same.wav", soundfile.read(audio / "many/05/10.flac", dtype="float32")[0])
@@ -366,55 +291,9 @@ def test_duplicates_are_kept_once(audio, tmp_path):
     assert not found.keys() & expected.keys()
 
 
-def test_near_copies_are_found_and_others_are_not(tmp_path):
-    sounds = {i: music(40, i) for i in range(6)}
-    changed = {
-        "mp3": round_trip(sounds[0], "mp3", 32_000),
-        "opus": round_trip(sounds[1], "opus", 16_000),
-        "trimmed": sounds[2][2 * RATE + 4_000 :],
-        "quiet": sounds[3] * 0.2,
-        "excerpt": sounds[4][11 * RATE : 26 * RATE],
-    }
-    for name, sound in {**sounds, **changed}.items():
-        write_mel(tmp_path / f"{name}.mmap", log_mel(sound))
-    prints = [copies.print_of(tmp_path / f"{name}.mmap") for name in (*sounds, *changed)]
-    pairs = copies.near_copies(prints, num_workers=1, progress=False)
-    assert [(a, b) for a, b, _ in pairs] == [(i, 6 + i) for i in range(5)]
-    write_mel(tmp_path / "silent.mmap", log_mel(np.zeros(20 * RATE, np.float32)))
-    write_mel(tmp_path / "short.mmap", log_mel(music(5, 0)))
-    assert copies.print_of(tmp_path / "silent.mmap") is None
-    assert copies.print_of(tmp_path / "short.mmap") is None
-
-
-def test_noises_are_no_copies(tmp_path):
-    rng = np.random.default_rng(0)
-    sounds = {f"music {i}": music(90, i) for i in range(4)}
-    for i in range(4):
-        noise = rng.standard_normal((2, 16 * RATE)).astype(np.float32)
-        fall = np.exp(-np.arange(16 * RATE) / ((1 + i) * RATE)).astype(np.float32)
-        sounds |= {f"explosion {i}": 0.3 * noise[0] * fall, f"hiss {i}": 0.1 * noise[1]}
-    for name, sound in sounds.items():
-        write_mel(tmp_path / f"{name}.mmap", log_mel(sound))
-    prints = [copies.print_of(tmp_path / f"{name}.mmap") for name in sounds]
-    whole = [one for one in prints if one is not None]
-    assert len(whole) > 8
-    assert copies.near_copies(whole, num_workers=1, progress=False) == []
-
-
-@pytest.mark.parametrize(("rows", "alike", "found"), [(25, 0.89, 0), (25, 0.95, 1), (60, 0.89, 1)])
-def test_short_tracks_must_be_more_alike(rows, alike, found):
-    rng = np.random.default_rng(0)
-    whole, other = rng.standard_normal((200, 16)), rng.standard_normal((rows, 16))
-    part = alike * whole[50 : 50 + rows] + (1 - alike**2) ** 0.5 * other
-    prints = [(one / np.linalg.norm(one)).astype(np.float32) for one in (whole, part)]
-    pairs = copies.near_copies(prints, num_workers=1, progress=False)
-    assert len(pairs) == found
-    assert all(score == pytest.approx(alike, abs=0.02) for *_, score in pairs)
-
-
 def test_what_is_no_music_has_no_near_copies(audio, tmp_path):
-    put(audio / "few/long.wav", music(12, 50))
-    put(audio / "many/long/quiet.wav", music(12, 50) * 0.3)
+    put(audio / "few/long.wav", melody(12, 50))
+    put(audio / "many/long/quiet.wav", melody(12, 50) * 0.3)
     make(audio)
     (pair,) = read_json(tmp_path / "set/report.json")["copies"]
     assert pair[:2] == ["few/long.mmap", "many/long/quiet.mmap"]

@@ -15,8 +15,7 @@ from folders import read_json, rows, tree
 from made_up import refuses
 from tiny_soundfont import write_soundfont
 
-from maest.datasets.scores import labels, performance, preprocess, soundfonts, stages
-from maest.datasets.scores.corpus import Work
+from maest.datasets.scores import performance, preprocess, soundfonts, stages
 from maest.datasets.scores.performance import Voice
 from maest.datasets.scores.soundfonts import SoundFont
 from maest.datasets.scores.tables import INSTRUMENTS
@@ -33,9 +32,6 @@ def folder(tmp_path_factory) -> Path:
     write_soundfont(folder / "bright.sf2", dict.fromkeys(EVERY, 8))
     write_soundfont(folder / "fiddle.sf2", {FIDDLE.program: 8})
     return folder
-
-
-# ---- checking ------------------------------------------------------------------------------------
 
 
 def test_what_a_soundfont_can_play(folder, tmp_path):
@@ -100,9 +96,6 @@ def test_a_soundfont_of_compressed_samples_sounds_alike(folder, tmp_path):
     assert np.corrcoef(compressed, whole)[0, 1] > 0.99
 
 
-# ---- drawing and playing -------------------------------------------------------------------------
-
-
 def test_a_soundfont_is_drawn_among_those_that_have_all_instruments():
     fonts = [
         SoundFont(Path("a.sf2"), "a", frozenset({1, 2})),
@@ -157,34 +150,18 @@ def test_a_render_beyond_its_time_limit(folder):
         soundfonts.synthesize(folder / "dull.sf2", [note(69)], time_limit=0.0)
 
 
-# ---- a build -------------------------------------------------------------------------------------
-
-BODIES = ("GABc dedB|cBAG FEDC|", "EFGA BcdB|AGFE D2E2|", "cegc' bgec|dfaf dBAF|")
-BODIES += ("BdBd cece|dfdf g2G2|", "DEFD GABG|cdec d2D2|", "gfed cBAG|FGAB c2C2|")
 SETTINGS = {"works": None, "clip_seconds": 4.0, "progress": False, "num_workers": 1}
 
 
-@pytest.fixture
-def little_corpus(monkeypatch):
-    """Six reels on a fiddle, two of each split."""
-    heads = (f"X:1\nT:Reel No {name}\nM:4/4\nL:1/8\nR:reel\nK:G\n" for name in "abcdef")
-    texts = [head + body * 4 + "\n" for head, body in zip(heads, BODIES, strict=True)]
-    works = [Work(f"ryan/w{i}", "ryan", "a.abc", text, 1, i) for i, text in enumerate(texts)]
-    monkeypatch.setattr(preprocess, "list_works", lambda folder: works)
-    monkeypatch.setattr(labels, "split_of", lambda one, seed: labels.SPLITS[one.rank % 3])
-    monkeypatch.setattr(labels, "MAX_SHARE", {"style": 1.0, "instrument": 1.0})
-    monkeypatch.setattr(performance, "choose_ensemble", lambda kind, rng: (("fiddle",),))
+def mels(out_dir: Path) -> dict[str, bytes]:
+    return tree(out_dir, "*.mmap")
 
 
 def build(out_dir: Path, *fonts: Path, **changes) -> dict:
     return preprocess.build(out_dir, soundfonts=fonts, **SETTINGS | changes)
 
 
-def mels_of(out_dir: Path) -> dict[str, bytes]:
-    return {name: data for name, data in tree(out_dir).items() if name.endswith(".mmap")}
-
-
-def test_a_build_draws_a_soundfont_for_each_clip(folder, tmp_path, little_corpus):
+def test_a_build_draws_a_soundfont_for_each_clip(folder, tmp_path, reels):
     fonts = folder / "dull.sf2", folder / "bright.sf2"
     report = build(tmp_path / "a", *fonts, renditions=3, keep_audio=True)
     assert report["done"] == 18
@@ -204,12 +181,12 @@ def test_a_build_draws_a_soundfont_for_each_clip(folder, tmp_path, little_corpus
     build(tmp_path / "b", renditions=3)
     named = [{k: v for k, v in clip.items() if k != "soundfont"} for clip in clips]
     assert rows(tmp_path / "b" / "clips.csv") == named
-    mels, others = mels_of(tmp_path / "a"), mels_of(tmp_path / "b")
-    assert mels.keys() == others.keys()
-    assert not any(mels[name] == others[name] for name in mels)
+    own, others = mels(tmp_path / "a"), mels(tmp_path / "b")
+    assert own.keys() == others.keys()
+    assert not any(own[name] == others[name] for name in own)
 
 
-def test_other_soundfonts_do_not_mix(folder, tmp_path, little_corpus):
+def test_other_soundfonts_do_not_mix(folder, tmp_path, reels):
     build(tmp_path / "named", folder / "dull.sf2")
     build(tmp_path / "default")
     for name, fonts in (
@@ -222,10 +199,10 @@ def test_other_soundfonts_do_not_mix(folder, tmp_path, little_corpus):
         with refuses("mismatch", name) as caught:
             build(tmp_path / name, *(folder / font for font in fonts))
         assert "SoundFont" in caught.value.message
-        assert mels_of(tmp_path / name).items() <= before.items()
+        assert mels(tmp_path / name).items() <= before.items()
 
 
-def test_a_build_of_a_version_without_soundfonts_goes_on(tmp_path, little_corpus):
+def test_a_build_of_a_version_without_soundfonts_goes_on(tmp_path, reels):
     build(tmp_path)
     older = {"seed": 0, "clip_seconds": 4.0, "performer": stages.PERFORMER_VERSION}
     with contextlib.closing(sqlite3.connect(tmp_path / "notes.sqlite")) as cache, cache:
@@ -234,7 +211,7 @@ def test_a_build_of_a_version_without_soundfonts_goes_on(tmp_path, little_corpus
     assert build(tmp_path)["skipped"] == 6
 
 
-def test_clips_that_no_soundfont_can_play_fail(folder, tmp_path, little_corpus, monkeypatch):
+def test_clips_that_no_soundfont_can_play_fail(folder, tmp_path, reels, monkeypatch):
     def ensemble(kind, rng):
         return (("fiddle",),) if rng.random() < 0.7 else (("flute",),)
 
@@ -247,7 +224,7 @@ def test_clips_that_no_soundfont_can_play_fail(folder, tmp_path, little_corpus, 
 
 
 def test_a_clip_that_takes_too_long_is_listed_and_made_the_next_time(
-    folder, tmp_path, little_corpus, monkeypatch
+    folder, tmp_path, reels, monkeypatch
 ):
     whole, calls = soundfonts.synthesize, iter(range(100))
 
@@ -261,7 +238,7 @@ def test_a_clip_that_takes_too_long_is_listed_and_made_the_next_time(
     assert build(tmp_path, folder / "dull.sf2", renditions=3)["done"] == 1
 
 
-def test_the_command_plays_several(folder, tmp_path, little_corpus):
+def test_the_command_plays_several(folder, tmp_path, reels):
     line = f"--soundfont {folder}/dull.sf2 --soundfont {folder}/bright.sf2 --out-dir {tmp_path}"
     line += " --works all --renditions 3 --clip-seconds 4 --num-workers 1"
     assert preprocess.main(line.split()) == 0

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import soundfile
-from folders import full_disk, unreadable
+from folders import full_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import refuses
@@ -46,9 +46,6 @@ def folder(tmp_path_factory) -> Path:
     for name in MELS:
         (store / name).rename(root / name)
     return root
-
-
-# ---- one track -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seconds", [None, 2.0])
@@ -126,9 +123,6 @@ def test_keys_that_are_no_text(tmp_path):
     assert len(MelTracks(tmp_path, [os.fsdecode(b"caf\xe9")]).read(0, tmp_path).mel) == 20
 
 
-# ---- which tracks --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [".hidden.wav", "no suffix", "music.xyz"])
 def test_a_file_whatever_its_name(tmp_path, name):
     soundfile.write(tmp_path / name, noise(1), RATE, format="WAV")
@@ -151,13 +145,6 @@ def test_a_folder(tmp_path, monkeypatch):
         assert list(found.tracks.keys) == ["a.MP3", "a.wav", "b/x.mp3/inside.flac", "broken.ogg"]
         assert (found.tracks.folder, found.skipped) == (tmp_path, {".txt": 1})
     assert found.tracks.read(3, tmp_path).error
-
-
-def test_an_unreadable_folder_is_listed(folder):
-    with unreadable("2"):
-        found = find_tracks(folder)
-    assert list(found.unreadable) == ["2/"]
-    assert list(found.tracks.keys) == [name for name in NAMES if not name.startswith("2")]
 
 
 @pytest.mark.parametrize(
@@ -190,24 +177,12 @@ def test_shares_are_all_and_each_once(total, parts, world):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1 + (world > 1)
 
 
-# ---- many tracks ---------------------------------------------------------------------------------
-
-
 def read(tracks: AudioTracks | MelTracks, indices, num_workers: int) -> dict:
     """The tracks by their numbers; no process is left."""
     found = list(read_tracks(tracks, indices, num_workers))
     assert sorted(track.index for track in found) == sorted(indices)
     assert not multiprocessing.active_children()
     return {track.index: track for track in found}
-
-
-def test_bad_files_beside_others(folder, tmp_path):
-    keys = [str(folder / name) for name in MELS]
-    (tmp_path / "bad.mmap").write_bytes(b"bad")
-    keys[2:2] = ["bad.mmap", "missing"]
-    found = read(MelTracks(tmp_path, keys), range(len(keys)), 2)
-    assert {index for index, track in found.items() if track.error} == {2, 3}
-    assert not read(MelTracks(tmp_path, keys), [], 2)
 
 
 class Deadly(AudioTracks):
@@ -248,12 +223,3 @@ def test_only_the_track_that_hangs_fails(folder, monkeypatch):
     monkeypatch.setattr("maest.datasets.tracks.process_map", partial(process_map, time_limit=1.0))
     found = read(Hanging(folder, NAMES), range(3), 2)
     assert [index for index, track in sorted(found.items()) if track.error] == [1]
-
-
-@pytest.mark.slow
-def test_processes_that_are_no_forks(folder, tmp_path, monkeypatch):
-    spawning = partial(process_map, start_method="spawn")
-    monkeypatch.setattr("maest.datasets.tracks.process_map", spawning)
-    tracks = AudioTracks(folder, NAMES)
-    for index, track in read(tracks, range(6), 1).items():
-        np.testing.assert_array_equal(track.mel, tracks.read(index, tmp_path).mel)

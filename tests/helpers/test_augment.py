@@ -20,9 +20,6 @@ def like_uniform(counts: np.ndarray) -> bool:
     return bool((np.abs(counts - expected) < 5 * np.sqrt(expected)).all())
 
 
-# --- SpecAugment --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("size", "max_width"), [(96, 5), (24, 8), (20, 2), (6, 100)])
 def test_a_mask_has_a_uniform_width_and_lies_anywhere_that_it_fits(size, max_width):
     hidden = stripes(100_000, size, 1, max_width, torch.device("cpu")).numpy()
@@ -75,9 +72,6 @@ def test_masks_off():
     assert spec_augment(ones, 4, 1, 4, 1) is ones  # widths below 1
 
 
-# --- Mixup --------------------------------------------------------------------------------------
-
-
 def weights(clips: int, alpha: float) -> torch.Tensor:
     """[clips, clips]: how much of each clip (column) is in each mixed one (row)."""
     torch.manual_seed(7)
@@ -119,9 +113,6 @@ def test_a_large_alpha_mixes_halves_a_small_one_hardly_and_none_not_at_all():
     state = torch.get_rng_state()
     assert mixup(x, y, 0) == (x, y)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-# --- Roll ---------------------------------------------------------------------------------------
 
 
 def test_each_clip_is_rolled_by_its_own_shift():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,15 @@ import pytest
 import pytorch_lightning as pl
 import safetensors.torch
 import torch
+from folders import read_json
 from torch import Tensor
+from training_process import CLOCK
 
-from command_line import good, newest, read_history, refused, settings  # isort: skip
+from command_line import good, newest, read_history, settings  # isort: skip
 
 from maest.experiments import pretrain
 from maest.helpers.training.averaging import PREFIX
 from maest.models.archs import ARCHS, Arch
-from maest.models.weights import AVERAGE
 
 EPOCHS, STEPS, START = 4, 3, 2  # the average is of epochs 2 and 3
 LINE = (
@@ -28,7 +28,6 @@ LINE = (
     f"datamodule.clips_per_epoch={4 * STEPS} datamodule.batch_size_train=4 "
     f"trainer.max_epochs={EPOCHS}"
 )
-CLOCK = ("seconds", "clips_per_second", "mfu")  # columns of the history that a clock decides
 
 
 @dataclass
@@ -59,7 +58,7 @@ class Training:
         self.model, self.path = self.folder / "model", self.folder / "checkpoints" / "last.ckpt"
         self.rows = read_history(self.folder / "history.csv")
         self.last = torch.load(self.path, weights_only=True)["state_dict"]
-        self.results = json.loads((self.folder / "results.json").read_text())
+        self.results = read_json(self.folder / "results.json")
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in self.last.items() if k.startswith(prefix)}
@@ -156,7 +155,7 @@ def test_a_test_of_the_average(averaged, toy, average):
     line = f"test with {settings(toy)} datamodule.groundtruth_test={toy.groundtruth('validation')}"
     flag = "" if average else "maest.checkpoint_swa_weigts=False"  # as older scripts spell it
     good("ex_maest.py", f"{line} {flag} maest.checkpoint={averaged.path}", averaged.home)
-    results = json.loads((newest(averaged.home) / "results.json").read_text())
+    results = read_json(newest(averaged.home) / "results.json")
     assert results["average"] is average
     for figure in ("ap", "roc_auc"):
         expected = averaged.rows[-1][f"val_swa_{figure}" if average else f"val_{figure}"]
@@ -191,21 +190,3 @@ def test_a_training_that_ends_before_it_begins(train, plain):
     assert not any(name.startswith("val_swa") for row in found.rows for name in row)
     assert "swa" not in found.results
     assert {path.name for path in found.model.iterdir()} == {"config.json", "model.safetensors"}
-
-
-def test_a_continued_average_is_that_of_an_unbroken_run(train, averaged):
-    begun = train(f"module.swa_start={START} trainer.max_epochs={EPOCHS - 1}")
-    found = train(f"module.swa_start={START} ckpt_path={begun.path}")
-    assert_close(found.last, averaged.last, atol=0)
-    for ours, theirs in zip(found.rows, averaged.rows, strict=True):
-        names = [name for name in theirs if name not in CLOCK]
-        assert [ours[name] for name in names] == [theirs[name] for name in names]
-
-
-def test_a_training_of_other_batches_is_not_continued(averaged, toy):
-    line = f"with {settings(toy)} {LINE} datamodule.batch_size_train=2 ckpt_path={averaged.path}"
-    refused("ex_maest.py", line, averaged.home, "mismatch", "ckpt_path")
-
-
-def test_the_prefix_is_the_one_that_checkpoints_are_read_by():
-    assert PREFIX == AVERAGE

@@ -63,9 +63,6 @@ def disk_with(monkeypatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10, 10, free))
 
 
-# ---- success -------------------------------------------------------------------------------------
-
-
 def test_a_file_comes_whole_and_once(fetch, ranges, left):
     assert fetch() == fetch() == CONTENT
     assert ranges() == [None]
@@ -159,9 +156,6 @@ def test_fetched_again_the_old_one_stays_until_the_new_one_is_whole(serve, fetch
     assert fetch(again=True) == OTHER
 
 
-# ---- failure -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("url", ["example.org/file.001", "gopher://example.org/f", "http://"])
 def test_an_invalid_address_is_refused_at_once(tmp_path, monkeypatch, url):
     monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("waits"))
@@ -203,12 +197,6 @@ def test_a_server_that_never_gets_further_is_given_up(
         fetch(tries=4)
     assert len(ranges()) <= requests
     assert NAME not in left()
-
-
-def test_nobody_there(fetch, http_server):
-    http_server.close()
-    with refuses("network", NAME):
-        fetch(tries=2)
 
 
 def test_another_content_than_is_known_is_refused(serve, fetch, left):

@@ -105,9 +105,6 @@ def test_the_constants_are_those_of_the_released_models():
     assert (constants.HOP_LENGTH, constants.N_MELS) == (256, 96)
 
 
-# ---- batches, types, pieces ----------------------------------------------------------------------
-
-
 def test_a_batch_is_its_members_one_by_one():
     batch = torch.from_numpy(np.stack([noise(5001, seed) for seed in range(6)]))
     before, module = batch.clone(), MelSpectrogram()

@@ -118,9 +118,6 @@ def test_backend_and_scheduler_are_checked(how, kind, setting):
         list(run_parallel(partial(add, amount=1), [1], **QUIET, **how))
 
 
-# ---- Dask ----------------------------------------------------------------------------------------
-
-
 def on(scheduler: str) -> dict:
     return {"backend": "dask", "scheduler": scheduler, **QUIET}
 

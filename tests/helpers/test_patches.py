@@ -123,9 +123,6 @@ def test_a_patch_is_padded_with_silence(frames, longest, hop, tail):
         assert not patch[last - first :].any()
 
 
-# ---- times, and the mean over patches ------------------------------------------------------------
-
-
 def test_times_end_with_the_track():
     assert seconds(625) == 10
     assert times([(0, 625), (625, 700)], 700) == [(0, 5.0, 10.0), (10.0, 10.592, 11.184)]

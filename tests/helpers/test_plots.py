@@ -66,9 +66,6 @@ def test_label_bars(tmp_path, figures, least, lowest):
     assert set(texts(axes.get_yticklabels())) == {"a (1)", "b (no positives)", "c"}
 
 
-# ---- activations over time -----------------------------------------------------------------------
-
-
 def track(patches: int, labels: int, hop=30.0, length=30.0, key: str = "a song") -> TrackResult:
     """Random activations."""
     start = hop * np.arange(patches)

@@ -180,9 +180,6 @@ def test_table_of_hours_keeps_the_style_of_a_long_label(path):
     assert lines[-1].split(maxsplit=1)[1].startswith("Deep ")
 
 
-# ---- the list of failures ------------------------------------------------------------------------
-
-
 def test_failures_come_back_as_they_were(tmp_path):
     failed = {'b\n\r,"': "two\nlines", "a\udcff": "x", "日本": "", "  ": "\udcfe"}
     path = tmp_path / "new" / "failed.csv"

@@ -17,8 +17,6 @@ from maest.models import Maest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# ------------------------------------------------------------------ floating-point operations
-
 
 def counted(training: bool, frozen: int = 0, frames: int = 165, **options) -> tuple[float, int]:
     """FLOPs of a clip as PyTorch counts them, and how many tokens the blocks got."""
@@ -76,9 +74,6 @@ def test_fast_math_is_for_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     fast_math()
     assert asked == ["high"]
-
-
-# ------------------------------------------------------------------ the callback
 
 
 class Clock:

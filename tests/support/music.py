@@ -40,6 +40,17 @@ def tone(seconds: float, seed: int, rate: int = RATE, channels: int = 1) -> np.n
     return (sound + rng.normal(0, 0.01, sound.shape)).astype(np.float32)
 
 
+def melody(seconds: float, seed: int) -> np.ndarray:
+    """Notes that change every two thirds of a second, over some noise: float32 [samples]."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * RATE)) / RATE
+    step = (1.5 * t).astype(int)
+    pitches = 110 * 2 ** (rng.integers(0, 48, step.max() + 1)[step] / 12)
+    level = rng.uniform(0.02, 0.4, step.max() + 1)[step]
+    sound = level * np.sin(2 * np.pi * np.cumsum(pitches) / RATE)
+    return (sound + 0.005 * rng.standard_normal(len(t))).astype(np.float32)
+
+
 def noise(seconds: float, seed: int = 0, rate: int = RATE, channels: int = 1) -> np.ndarray:
     """float32 [samples, channels]."""
     size = round(seconds * rate), channels
