@@ -1,7 +1,5 @@
 """Which files of a folder are audio."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections import Counter

@@ -1,7 +1,5 @@
 """From a table to the pickles of a ground truth."""
 
-from __future__ import annotations
-
 import csv
 import io
 from itertools import chain

@@ -1,7 +1,5 @@
 """Exactly the faults planted in a good set are reported."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What a batch is made of."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import threading

@@ -1,7 +1,5 @@
 """Embeddings of whole tracks for the probe: where they are, what is read, and what is refused."""
 
-from __future__ import annotations
-
 import io
 import time
 from collections.abc import Iterable

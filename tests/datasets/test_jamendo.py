@@ -1,7 +1,5 @@
 """MTG-Jamendo, from its tables and a folder of audio to log-mel files and ground truths."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

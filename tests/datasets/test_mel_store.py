@@ -1,7 +1,5 @@
 """Which log-mel file of a store is whose: names, formats, folders, and stores that moved."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -2,8 +2,6 @@
 and deviation of a store, against NumPy on all values at once.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """MagnaTagATune, from a server's split archive and table to log-mel files and ground truths."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import zipfile

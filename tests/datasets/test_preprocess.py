@@ -1,7 +1,5 @@
 """From a folder of audio to log-mel files: names, resume, failures, shards, kills, clusters."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Labels of recordings: from a teacher's tags, and from what is known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from made_up import refuses

@@ -1,7 +1,5 @@
 """Splits of recordings by album, near copies, and tags of files."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A set of recordings: what is made, resumed, labelled, and which split it goes to."""
 
-from __future__ import annotations
-
 import shutil
 from collections import Counter
 from pathlib import Path

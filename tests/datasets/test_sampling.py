@@ -1,7 +1,5 @@
 """Which clips and tracks each process gets, in which order."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from folders import peak_memory

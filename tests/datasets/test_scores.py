@@ -1,7 +1,5 @@
 """The embedded data set's parts: reading, labels, grouping, performing."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

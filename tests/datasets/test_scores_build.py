@@ -1,7 +1,5 @@
 """The embedded data set as a whole: built, extended, and resumed."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import os

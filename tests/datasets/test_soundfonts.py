@@ -1,7 +1,5 @@
 """SoundFonts by name: checking, drawing and playing them, and a build with them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

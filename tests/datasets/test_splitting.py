@@ -1,7 +1,5 @@
 """Splits by group: whole groups, shares close to those asked for, every label everywhere."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Tables of tracks and labels: delimiters, columns, names, paths, and what is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

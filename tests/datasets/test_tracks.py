@@ -1,7 +1,5 @@
 """Reading whole tracks: audio and log-mel files, in processes that may be killed."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

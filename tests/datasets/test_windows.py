@@ -1,7 +1,5 @@
 """A crop's targets from the windows of its track."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Augmentation, against a statement of it: how much, where, whose, and from which draws."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

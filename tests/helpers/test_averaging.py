@@ -1,7 +1,5 @@
 """Averages of weights: what they are of, and where they go."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Confidence intervals: the figures of resampled tracks, paired between runs."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from by_scikit_learn import figures

@@ -1,7 +1,5 @@
 """Which checkpoints are kept, and from which run a training goes on."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

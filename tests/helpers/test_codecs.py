@@ -1,7 +1,5 @@
 """Lossy codecs in memory: alignment, length, loss by bit rate, repeats."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from music import melody

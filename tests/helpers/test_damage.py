@@ -1,7 +1,5 @@
 """Damaged audio files, and files that only look damaged."""
 
-from __future__ import annotations
-
 import os
 import re
 import struct

@@ -1,7 +1,5 @@
 """Large downloads: they resume where they stopped, and leave whole files only."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import sys

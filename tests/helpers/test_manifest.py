@@ -1,7 +1,5 @@
 """Results of different settings do not mix in one folder."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """The front end, held against the real Essentia, and what must not change it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import essentia

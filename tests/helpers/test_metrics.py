@@ -1,7 +1,5 @@
 """Metrics of each task beside scikit-learn's, what their means leave out, and baselines."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.metrics import (

@@ -1,7 +1,5 @@
 """Work in parallel: processes, threads in order, a Dask cluster."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

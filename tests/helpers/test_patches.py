@@ -1,7 +1,5 @@
 """How a track is cut: cases of the rule, and properties for any track."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """The safe pickle: plain data of any protocol and NumPy is read, and damage runs nothing."""
 
-from __future__ import annotations
-
 import pickle
 import struct
 import sys

@@ -1,7 +1,5 @@
 """Pictures: what is in them, and that they are files."""
 
-from __future__ import annotations
-
 import threading
 import warnings
 

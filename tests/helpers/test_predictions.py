@@ -1,7 +1,5 @@
 """Predictions of a track as JSON, CSV, and a table for people."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

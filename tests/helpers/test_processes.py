@@ -1,7 +1,5 @@
 """Worker processes: what they give, and what becomes of items that kill them or hang."""
 
-from __future__ import annotations
-
 import gc
 import multiprocessing
 import os

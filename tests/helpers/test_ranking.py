@@ -1,7 +1,5 @@
 """Average precision and ROC-AUC of many labels at once are scikit-learn's."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from by_scikit_learn import ranked

@@ -1,7 +1,5 @@
 """Audio files: formats, mixing, resampling, the central part, block by block; and refusals."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Reports in Markdown."""
 
-from __future__ import annotations
-
 from maest.helpers.reports.report import table
 
 

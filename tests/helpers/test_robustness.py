@@ -1,7 +1,5 @@
 """Augmentation of power, against plain loops and the front end; and sounds that are no music."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Soft and unknown labels in counts, baselines, and metrics: each label over its known tracks."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from by_scikit_learn import ranked

@@ -1,7 +1,5 @@
 """The thresholds of labels, beside every threshold there could be."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score

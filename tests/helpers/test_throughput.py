@@ -1,7 +1,5 @@
 """How fast training is: what is counted, when the clock runs, and that it changes nothing."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

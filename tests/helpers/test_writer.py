@@ -1,7 +1,5 @@
 """Results of a track are on disk, whole, or the reason why they are not."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import threading

@@ -1,7 +1,5 @@
 """Tunes in ABC, and a corpus of six of them."""
 
-from __future__ import annotations
-
 import pytest
 
 from maest.datasets.scores import labels, performance, preprocess
