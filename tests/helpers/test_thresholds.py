@@ -8,7 +8,9 @@ from maest.helpers.reports.thresholds import FEWEST, best_thresholds
 
 
 def brute_force(positives: np.ndarray, scores: np.ndarray) -> float:
-    return max(f1_score(positives, scores >= score) for score in scores)
+    """The best F1 of any threshold."""
+    positives, above = positives >= 0.5, scores >= scores[:, None]  # [thresholds, tracks]
+    return (2 * (above & positives).sum(1) / (above.sum(1) + positives.sum())).max()
 
 
 @pytest.mark.parametrize("digits", [1, 2, 9])  # with one digit, nearly all scores are ties
