@@ -95,9 +95,6 @@ def test_epochs_of_version_0_1_counted_from_zero(tmp_path):
     assert again.best == checkpoints.best
 
 
-# ---------------------------------------------------------------- which run goes on
-
-
 def changed(**sections: Any) -> config.Settings:
     """The default settings with others in some sections."""
     return config.parse(config.Settings, {"ckpt_path": "last", **sections})
@@ -187,9 +184,6 @@ def test_clips_of_an_epoch(given, tracks, clips):
     assert plan.steps_of(settings) == (math.ceil(clips / 8), 4 * math.ceil(clips / 8))
 
 
-# ---------------------------------------------------------------- trainings that come to nothing
-
-
 def test_a_training_without_a_step_leaves_no_model(toy, tmp_path):
     line = f"with {settings(toy)} {QUICK} trainer.limit_train_batches=0.1"
     assert "limit_train_batches" in bad("ex_maest.py", line, tmp_path)
@@ -235,9 +229,6 @@ def test_a_training_that_diverges_names_the_last_good_checkpoint(toy, tmp_path, 
     monkeypatch.setattr(training, "task_loss", loss)
     good("ex_maest.py", " ".join([*typed[2:], "module.betas=[0,0]"]), tmp_path)
     assert [row["epoch"] for row in read_history(newest(tmp_path) / "history.csv")] == [1, 2]
-
-
-# ---------------------------------------------------------------- where no run can be recorded
 
 
 def test_what_needs_no_record_goes_on_where_none_can_be_kept(music, model, tmp_path):

@@ -209,13 +209,6 @@ def test_reverberation_by_a_loop():
 # --- Noise --------------------------------------------------------------------------------------
 
 
-def test_noise_has_the_signal_to_noise_ratio():
-    power = random_power(2, 600)
-    added = robustness.with_noise(power, by_clip(0.1, 0.001), by_clip(0, -20)) - power
-    ratio = 10 * np.log10((power.mean((1, 2)) / added.mean((1, 2))).numpy())
-    np.testing.assert_allclose(ratio, [10, 30], atol=0.2)
-
-
 def test_drawn_ratios_lie_between_the_lowest_and_40_decibels():
     mel = torch.log10(1 + random_power(200, 100))
     signal, both = to_power(mel), to_power(distorted(mel, noise_share=1, noise_snr=5))

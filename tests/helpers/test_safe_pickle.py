@@ -22,9 +22,6 @@ def flag(tmp_path):
     return tmp_path / "flag"
 
 
-# ---- payloads ------------------------------------------------------------------------------------
-
-
 class Payload:
     """Pickles as a call of ``function(*args)``."""
 
@@ -193,9 +190,6 @@ def test_attacks_on_the_stand_ins(file, flag, monkeypatch, name):
 def test_what_the_reader_leaves_is_no_target(file, left):
     with refuses("invalid", "gt.pk"):
         read_groundtruth(file(b"}Va\n" + left + b"s."))
-
-
-# ---- damage, and bombs ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
