@@ -138,18 +138,13 @@ def test_patches_without_their_times_are_refused(per_patch):
         read_tokens(per_patch)
 
 
-WHOLE = saved(EMBEDDING)
-
-
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
         *(("invalid", saved(np.zeros(shape))) for shape in [(2, D), (5, 2, D), (0, 3, D), (3, 0)]),
         *(("invalid", saved(np.zeros((3, D), dtype))) for dtype in (int, complex, "U1")),
         *(("invalid", saved(np.full((1, 3, D), value))) for value in (np.nan, 1e300)),
-        *(("corrupt", content) for content in (b"", WHOLE[:-1], b"PK\x03\x04", b"<html>")),
-        ("corrupt", WHOLE.replace(b"<f4", b"<q9")),
-        ("corrupt", WHOLE.replace(b"(3, 4), }       ", b"(3, 400000000000)")),
+        *(("corrupt", content) for content in (b"", saved(EMBEDDING)[:-1])),
     ],
 )
 def test_what_a_file_may_not_hold(tmp_path, kind, content):

@@ -30,7 +30,13 @@ def test_several_threads(tmp_path, mapped):
 
 def test_what_is_no_array(tmp_path):
     np.savez(tmp_path / "many.npz", a=np.ones(2), b=np.ones(3))
-    (tmp_path / "text.npy").write_text("no array")
-    for name, kind in (("none.npy", "missing"), ("many.npz", "corrupt"), ("text.npy", "corrupt")):
+    for name, kind in (("none.npy", "missing"), ("many.npz", "corrupt")):
         with refuses(kind, name, "data.folder"):
             load_array(tmp_path / name, "Again.", "data.folder")
+    np.save(tmp_path / "a.npy", np.ones((3, 4), np.float32))
+    whole = (tmp_path / "a.npy").read_bytes()
+    damaged = [b"", b"no array", b"PK\x03\x04", whole[:-1], whole.replace(b"<f4", b"<q9")]
+    for content in (*damaged, whole.replace(b"(3, 4), }       ", b"(3, 400000000000)")):
+        (tmp_path / "a.npy").write_bytes(content)
+        with refuses("corrupt", "a.npy"):
+            load_array(tmp_path / "a.npy", "Again.")
