@@ -121,9 +121,6 @@ def test_a_track_batch_groups_patches_of_one_length():
     assert found == [(10, [1, 2, 5], [0, 0, 2]), (7, [3, 4], [0, 1])]
 
 
-# --- Files that cannot be read ------------------------------------------------------------------
-
-
 @contextmanager
 def loading(loader: DataLoader) -> Iterator[DataLoader]:
     """Ends worker processes at once, which after an error wait for a garbage collection."""
@@ -197,9 +194,6 @@ def test_skipping_ends_where_nothing_can_be_read(tmp_path):
             next(iter(batches(tracks)))
     np.ones((50, 96), np.float16).tofile(tmp_path / "3.mmap")  # one good file is enough
     assert len(next(iter(batches(4)))) == 4
-
-
-# --- Tasks, and a teacher -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -287,9 +281,6 @@ def test_logits_of_patches_are_pooled_as_extraction_pools_them(tmp_path):
     write_times(tmp_path / "b.mmap.times.csv", np.array(times(cut(1945, 1875), 1945)))
     expected = [1875 / 1945, 70 / 1945, 2]
     np.testing.assert_allclose(read_teacher_logits(tmp_path, "b.mmap", 3), expected, rtol=1e-6)
-
-
-# --- Around a training ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

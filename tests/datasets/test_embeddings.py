@@ -61,9 +61,6 @@ def saved(content: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-# ---- tokens --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", [(), (5, 2)])
 @pytest.mark.parametrize("types", ["c", "d", "t", "cd", "ct", "dt", "cdt", "tc"])
 def test_tokens_as_plain_numpy(types, shape):
@@ -88,9 +85,6 @@ def test_bad_choices(types):
     check_types("tdc")
     with refuses("invalid", setting="sweep.tokens"):
         check_types(types, "sweep.tokens")
-
-
-# ---- one file ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -151,9 +145,6 @@ def test_what_a_file_may_not_hold(tmp_path, kind, content):
     (tmp_path / "z.embeddings.npy").write_bytes(content)
     with refuses(kind, "z.embeddings.npy"):
         read_tokens(tmp_path / "z.embeddings.npy")
-
-
-# ---- which folder --------------------------------------------------------------------------------
 
 
 def test_embeddings_are_found_from_anywhere_above(tmp_path, monkeypatch):
@@ -243,9 +234,6 @@ def test_blocks_of_several_models(tmp_path, name, value, shown):
     check_same_extraction(again + find_folders(tmp_path / "5sec/6"))
 
 
-# ---- which file ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("stored", "key"),
     [
@@ -282,9 +270,6 @@ def test_suffixes_that_leave_a_choice(tmp_path):
     assert folder.path("a/song.mp3.mmap").name == "song.mp3.embeddings.npy"
     mels = EmbeddingFolder(put(tmp_path / "mels", "song.mmap", "song.mp3.mmap"))
     assert mels.path("song.mp3").name == "song.mp3.mmap.embeddings.npy"
-
-
-# ---- many tracks ---------------------------------------------------------------------------------
 
 
 def test_tracks_come_in_the_order_of_their_paths(tmp_path):

@@ -26,8 +26,6 @@ from maest.models.sizes import TASKS
 SCRIPT = Path(gt.__file__)
 
 
-# ---- what is read --------------------------------------------------------------------------------
-
 NAN = float("nan")
 LABELS = [
     *([1, 0, 1], (1, 0, 1), [1.0, 0.0, True], [np.int64(1), np.float32(0), np.bool_(1)]),
@@ -132,9 +130,6 @@ def test_an_unknown_task(file):
         read_groundtruth(file({"a": [1]}), "tagging")
 
 
-# ---- writing -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_round_trip(tmp_path, task):
     path, draw = tmp_path / "new" / "gt.pk", np.random.default_rng(0).standard_normal((20, 7))
@@ -175,9 +170,6 @@ def test_disjoint():
     check_disjoint(split("a", "b"), split("c"), split("d"))
     with refuses("conflict", "d.pk"):
         check_disjoint(split("a", "x/b"), split("c"), split("d", "x/./b"))
-
-
-# ---- names of labels -----------------------------------------------------------------------------
 
 
 def test_labels_round_trip(tmp_path):
@@ -236,9 +228,6 @@ def test_tracks_without_a_known_label_are_for_training_left_out_alone(tmp_path):
     found = gt.read_splits(paths, "multi-label", "data")["val"]
     assert (found.keys, found.counts().tolist()) == (["b", "c"], [1, 0])
     np.testing.assert_array_equal(found.targets, np.array([rows["b"], rows["c"]], np.float32))
-
-
-# ---- the command ---------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -46,9 +46,6 @@ def done(finished, tmp_path, server) -> Place:
     return Place(tmp_path, server)
 
 
-# ---- the whole way -------------------------------------------------------------------------------
-
-
 def test_everything_from_nothing_and_nothing_twice(done):
     done.check()
     done.check_audio()
@@ -84,9 +81,6 @@ def test_counts_that_differ_from_the_published_ones(done, monkeypatch, capsys):
     monkeypatch.setattr(module, "PUBLISHED", TRACKS)
     done.run("groundtruth")
     assert "warning" not in capsys.readouterr().out
-
-
-# ---- clips and archives that are damaged ---------------------------------------------------------
 
 
 def test_broken_clips_are_left_out(done, capsys):
@@ -202,9 +196,6 @@ def test_clips_of_another_size_are_kept_and_named(place, capsys):
     place.check_audio()
 
 
-# ---- what interrupts -----------------------------------------------------------------------------
-
-
 def test_an_interrupted_unpacking_goes_on(place, monkeypatch, capsys):
     opened = zipfile.ZipFile.open
 
@@ -260,9 +251,6 @@ def test_force_makes_everything_again_and_may_fail(done):
     done.check()
 
 
-# ---- audio from elsewhere ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("steps", [(), ("melspectrograms", "groundtruth")])
 def test_audio_from_elsewhere_needs_the_table_only(place, steps):
     for clip in CLIPS:
@@ -312,9 +300,6 @@ def test_what_is_refused(place, capsys, steps, served, at):
     assert at in capsys.readouterr().err
     assert not tree(place.root / "audio")
     assert not (place.root / "out").exists()
-
-
-# ---- the table -----------------------------------------------------------------------------------
 
 
 def test_labels_are_the_most_frequent_tags_in_alphabetical_order(tmp_path, monkeypatch):

@@ -30,9 +30,6 @@ from maest.helpers.audio.reading import read_audio
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "preprocess.py"
 
 
-# ---- results -------------------------------------------------------------------------------------
-
-
 def test_every_track_gets_the_front_ends_mel_under_its_name(audio, store):
     assert counts(run(audio, store)) == (7, 0, [])
     assert sorted(mels(store)) == KEYS
@@ -66,9 +63,6 @@ def test_a_list_of_files(audio, store):
     for name in ("../other/1.wav", "a/../../other/1.wav", f"{audio}/5.wav"):
         with refuses("invalid"):
             run(audio, store, files=[name])
-
-
-# ---- a second run --------------------------------------------------------------------------------
 
 
 def test_whole_files_are_skipped_others_made_again(audio, store, made):
@@ -142,9 +136,6 @@ def test_silent_and_short_tracks_are_listed(audio, store, capsys):
         assert str(store / "warnings.csv") in out
         assert "warning: 0.wav: " in err
         assert sorted(listed(store / "warnings.csv")) == ["0.wav", "phase.wav", "short.wav"]
-
-
-# ---- failures ------------------------------------------------------------------------------------
 
 
 def test_unreadable_files_are_listed_and_the_rest_is_made(audio, store, capsys):
@@ -251,9 +242,6 @@ def test_refused_arguments(audio, monkeypatch, capsys, arguments, kind, place, s
     with refuses(kind, place, setting):
         main(arguments)
     assert not (audio / "mels").exists()
-
-
-# ---- parts, kills, clusters ----------------------------------------------------------------------
 
 
 def test_shards_are_disjoint_and_complete(audio, store):

@@ -211,9 +211,6 @@ def test_changed_labels_need_no_teacher(audio, tmp_path):
     np.testing.assert_array_equal(ours[:, 0], heard[:, 2])
 
 
-# ---- known ground truths -------------------------------------------------------------------------
-
-
 def known_set(folder: Path, prefix: str = "") -> Path:
     """Of the source "few": 0 and 1 to train, one each for the others; guitar known in some."""
     splits = {"train": {"0": [1, NAN], "1": [0, 1]}, "validation": {"2": [NAN, 0]}}

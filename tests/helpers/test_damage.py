@@ -51,9 +51,6 @@ def id3(body: bytes) -> bytes:
     return b"ID3\x03\0\0" + size + body
 
 
-# ---- tags and padding ----------------------------------------------------------------------------
-
-
 PICTURE = id3(b"APIC" + np.random.default_rng(0).bytes(300_000))
 TAILS = {
     "ID3v1": b"TAG" + b"x" * 125,
@@ -110,9 +107,6 @@ def test_tiny_mp3s(tmp_path, seconds, header):
     path = tmp_path / "a.mp3"
     path.write_bytes(mp3(path, seconds, header=header) + TAILS["ID3v1"])
     assert length(path) == pytest.approx(seconds, abs=0.06)
-
-
-# ---- lengths in headers --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("frames", [0, 115, 230])
@@ -184,9 +178,6 @@ def test_a_header_without_a_length(tmp_path, capfd, name, change, seconds):
     assert not capfd.readouterr().err
 
 
-# ---- joined files --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("between", [b"", *[TAILS[tag] for tag in ("ID3v1", "ID3v2", "APE")], None])
 @pytest.mark.parametrize("header", [True, False])
 def test_joined_mp3s_are_read_whole(tmp_path, between, header):
@@ -220,9 +211,6 @@ def test_other_joined_files(tmp_path, suffix):
     path.write_bytes(encoded(path) * 2)
     assert length(path) == pytest.approx(12, abs=0.12)
     assert pitch(read_audio(path), length(path) - 2) == pytest.approx(300 + 200 * 4, abs=40)
-
-
-# ---- damage --------------------------------------------------------------------------------------
 
 
 PCM = ["a.wav", "a.rf64", "a.aiff", "a.mp3", "tagged.mp3", "count.mp3"]
@@ -285,9 +273,6 @@ def test_damaged_frames_give_no_noise(tmp_path):
     found = read_audio(path)
     assert len(found) > 94_000
     assert np.abs(found).max() < 0.31
-
-
-# ---- Ogg -----------------------------------------------------------------------------------------
 
 
 def ogg(path: Path, subtype: str, seconds: float, level: float = 0.4, **sound) -> bytes:

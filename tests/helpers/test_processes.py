@@ -100,9 +100,6 @@ def test_an_error_of_the_work_passes_on_with_its_type_and_traceback():
     assert not multiprocessing.active_children()
 
 
-# ---- workers that are killed or hang -------------------------------------------------------------
-
-
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -189,9 +186,6 @@ def test_a_main_process_that_takes_its_time_does_not_take_its_workers_to_hang(
             now += 10 * LIMIT
         results.append(result)
     assert results == [0, 1, 2]
-
-
-# ---- the end -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["closed", "forgotten", "failed"])

@@ -31,9 +31,6 @@ def is_open(path: Path) -> bool:
     return any(link.exists() and link.samefile(path) for link in links)
 
 
-# ---- formats -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("suffix", "rate", "channels"),
     [
@@ -132,9 +129,6 @@ def test_one_sample(tmp_path):
             assert len(read_audio(tmp_path / "a.wav", seconds)) == found
 
 
-# ---- the central part ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("priming", [0, 1024, 2112])
 def test_the_central_part_of_an_m4a_whose_edit_list_drops_its_priming(tmp_path, priming):
     path = tmp_path / "a.m4a"
@@ -177,9 +171,6 @@ def test_a_file_shorter_than_the_part_is_read_as_a_whole(tmp_path):
 def test_a_length_out_of_range(tmp_path, seconds):
     with refuses("invalid", setting="seconds"):
         read_audio(tmp_path / "a.wav", seconds)
-
-
-# ---- refusals ------------------------------------------------------------------------------------
 
 
 def cut_off(path: Path) -> None:
@@ -265,9 +256,6 @@ def test_what_precedes_nan_is_handed_on(tmp_path, rate):
     with refuses("invalid", "a.wav"):
         blocks.extend(stream_audio(tmp_path / "a.wav"))
     assert 15 < sum(map(len, blocks)) / 16_000 < 20
-
-
-# ---- block by block ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".m4a"])

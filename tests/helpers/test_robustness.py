@@ -57,9 +57,6 @@ def reading(values: np.ndarray, at: float) -> np.ndarray:
     return (1 - share) * padded[below + 1] + share * padded[below + 2]
 
 
-# --- All together -------------------------------------------------------------------------------
-
-
 def test_off_gives_the_same_tensor_and_draws_nothing():
     mel, targets = torch.rand(2, 20, 96), torch.rand(2, 3)
     before = torch.get_rng_state()
@@ -114,9 +111,6 @@ def test_a_share_of_the_clips(name):
     assert changed.float().mean() == pytest.approx(expected, abs=0.08)
 
 
-# --- Level and colour ---------------------------------------------------------------------------
-
-
 def test_gain_is_in_decibels_of_the_sound():
     mel = torch.cat([sine(1000)] * 200)
     loud = mel[0, 20] > 1
@@ -158,9 +152,6 @@ def test_band_limits_leave_the_middle():
         assert edge.max() < 0
 
 
-# --- Pitch and tempo ----------------------------------------------------------------------------
-
-
 def test_bands_are_where_the_front_end_has_them():
     for band in (0, 3, 40, 70, 95):
         hertz = float(robustness.hertz_at(torch.tensor(float(band))))
@@ -191,9 +182,6 @@ def test_tempo_by_a_loop():
             np.testing.assert_allclose(changed[clip, frame], expected, rtol=1e-3, atol=0.01)
 
 
-# --- Rooms --------------------------------------------------------------------------------------
-
-
 def test_reverberation_by_a_loop():
     power, rt60, wet = random_power(frames=90), (0.1, 0.3, 0.8), (0.5, 0.0, 0.7)
     fading = robustness.reverberated(power, by_clip(*rt60), by_clip(*wet)).numpy()
@@ -204,9 +192,6 @@ def test_reverberation_by_a_loop():
             tail = decay * tail + (1 - decay) * power[clip, frame].numpy()
             expected = (1 - wet[clip]) * power[clip, frame].numpy() + wet[clip] * tail
             np.testing.assert_allclose(fading[clip, frame], expected, rtol=1e-4, atol=1e-4)
-
-
-# --- Noise --------------------------------------------------------------------------------------
 
 
 def test_drawn_ratios_lie_between_the_lowest_and_40_decibels():
@@ -231,9 +216,6 @@ def test_coloured_noise_rises_by_its_slope():
     rise = np.polyfit(np.linspace(0, 1, 96), decibels, 1)[0]
     assert rise == pytest.approx(-30, abs=0.5)
     assert drawn.mean() == pytest.approx(1, abs=0.02)
-
-
-# --- No music -----------------------------------------------------------------------------------
 
 
 def test_no_music_has_no_targets_not_even_unknown_ones():

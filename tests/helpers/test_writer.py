@@ -56,9 +56,6 @@ def write(outputs: list[Output], *results: TrackResult, **options) -> ResultWrit
     return writer
 
 
-# ---- what is written -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("pooled", [True, False])
 def test_files_of_a_track(tmp_path, pooled):
     wanted = outputs(tmp_path)
@@ -111,9 +108,6 @@ def test_any_order_of_results_gives_the_same_folder(order, pooled):
             return tree(Path(root))
 
     assert folder(order) == folder(range(5))
-
-
-# ---- done, or not --------------------------------------------------------------------------------
 
 
 def test_done_means_all_files_and_none_older_than_the_audio(tmp_path):
@@ -190,9 +184,6 @@ def test_a_kill_while_older_files_are_replaced_is_noticed(tmp_path):
         assert is_done(KEY, wanted, audio) == (n == 5)
 
 
-# ---- warnings ------------------------------------------------------------------------------------
-
-
 def listed(path: Path) -> dict[str, str]:
     tidy_warnings(path)
     return read_failures(path, value="warnings")
@@ -222,9 +213,6 @@ def test_warnings_of_shards_are_joined(tmp_path):
     path.write_text("key,warnings\r\nc,silent\r\nd", newline="")  # cut off
     tidy_warnings(path, sorted(path.parent.glob("warnings-*-of-*.csv")))
     assert read_failures(path, value="warnings") == dict.fromkeys("abc", "silent")
-
-
-# ---- what goes wrong -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", [0, 1, 2, 4])
