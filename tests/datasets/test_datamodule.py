@@ -196,6 +196,17 @@ def test_skipping_ends_where_nothing_can_be_read(tmp_path):
     assert len(next(iter(batches(4)))) == 4
 
 
+def test_targets_of_a_regression(toy, tmp_path):
+    values = {"test/00.mmap": [0.5, -2.0], "test/01.mmap": [1.5, 3.0]}
+    write_groundtruth(tmp_path / "values.pk", values, task="regression")
+    split = read_groundtruth(tmp_path / "values.pk", task="regression")
+    data = module(toy, splits={"train": split, "test": split})
+    targets = next(iter(data.train_dataloader())).targets
+    assert targets.dtype == torch.float32
+    assert sorted(targets.tolist()) == sorted(values.values())
+    assert next(iter(data.test_dataloader())).targets.tolist() == list(values.values())
+
+
 @pytest.fixture
 def teacher(toy, tmp_path):
     """Logits for the toy set's training tracks: the track's number, times -1, 0 and 1."""
@@ -253,11 +264,14 @@ def test_tracks_without_logits_are_skipped_or_refused(toy, teacher, workers):
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        *((np.zeros(shape, np.float32), "mismatch") for shape in [4, (1, 2, 3), (0, 3), ()]),
+        *(
+            (np.zeros(shape, np.float32), "mismatch")
+            for shape in [4, (2, 4), (1, 2, 3), (0, 3), ()]
+        ),
         (np.zeros(3, int), "mismatch"),
         (np.array([0, np.nan, 0]), "mismatch"),
         (np.array([0, None, 0]), "corrupt"),
-        (b"\x93NUMPY half", "corrupt"),
+        *((content, "corrupt") for content in (b"", b"\x93NUMPY half")),
         (None, "missing"),
     ],
 )
@@ -291,6 +305,8 @@ def test_logits_of_patches_are_pooled_as_extraction_pools_them(tmp_path):
         (32, 32, 64, None, 1),
         (32, 32, 1, 3, 3),
         (128, 8, 4, None, 8),  # tasks that a scheduler has bound to some of the cores
+        (128, 1, 4, None, 1),
+        (128, 128, 16, None, 8),
     ],
 )
 def test_workers_are_shared_by_the_processes_of_a_machine(

@@ -25,7 +25,7 @@ from maest.datasets.embeddings import (
 from maest.datasets.melspectrograms import write_mel
 from maest.helpers.audio.patches import cut, times, write_times
 from maest.helpers.blocks import FINAL
-from maest.helpers.results.manifest import open_folder
+from maest.helpers.results.manifest import MANIFEST, open_folder
 
 D = 4
 DIR = "data.embeddings_dir"
@@ -136,8 +136,10 @@ def test_patches_without_their_times_are_refused(per_patch):
     ("kind", "content"),
     [
         *(("invalid", saved(np.zeros(shape))) for shape in [(2, D), (5, 2, D), (0, 3, D), (3, 0)]),
+        *(("invalid", saved(np.zeros(shape))) for shape in [(), (1, 1, 3, D)]),
         *(("invalid", saved(np.zeros((3, D), dtype))) for dtype in (int, complex, "U1")),
-        *(("invalid", saved(np.full((1, 3, D), value))) for value in (np.nan, 1e300)),
+        *(("invalid", saved(np.full((1, 3, D), value))) for value in (np.nan, np.inf, 1e300)),
+        ("invalid", saved(np.where(np.arange(3 * D) == 11, -np.inf, 0).reshape(3, D))),
         *(("corrupt", content) for content in (b"", saved(EMBEDDING)[:-1])),
     ],
 )
@@ -152,9 +154,11 @@ def test_embeddings_are_found_from_anywhere_above(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     out_dir = extracted(tmp_path / "out/model", seconds=5)
     for place in (tmp_path / "out", out_dir, out_dir / "5sec", out_dir / "5sec/7", "~/out"):
-        for clip_length in (None, 4.992):
+        for clip_length in (None, 5, 4.992):
             (found,) = find_folders(place, clip_length)
-            assert (found.folder, found.seconds) == (out_dir / "5sec/7", 5)
+            assert found.folder == out_dir / "5sec/7"
+            assert (found.block, found.name, found.seconds) == (7, "7", 5)
+            assert found.settings["model"] == "a" * 64
     extracted(out_dir, blocks=(10, 2, FINAL, 0))
     assert [one.name for one in find_folders(out_dir)] == ["0", "2", "7", "10", "final"]
 
@@ -170,6 +174,12 @@ def test_lengths_are_chosen_in_whole_frames(tmp_path, model):
     with refuses("conflict", setting=DIR) as caught:
         find_folders(tmp_path)
     assert "data.clip_length=" in caught.value.hint
+
+
+def test_a_damaged_manifest(tmp_path):
+    (extracted(tmp_path) / "5sec/7" / MANIFEST).write_text("{")
+    with refuses("corrupt", f"7/{MANIFEST}"):
+        find_folders(tmp_path)
 
 
 def test_extractions_of_several_models_are_listed(tmp_path):
@@ -221,7 +231,11 @@ def test_without_manifests(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value", "shown"),
-    [("model", "1" * 64, "maest_tiny (111111111111)"), ("hop_seconds", 2.5, "2.5")],
+    [
+        ("model", "1" * 64, "maest_tiny (111111111111)"),
+        ("hop_seconds", 2.5, "2.5"),
+        ("patchout", {"s_patchout_t_interleaved": 2}, "interleaved"),
+    ],
 )
 def test_blocks_of_several_models(tmp_path, name, value, shown):
     out_dir = extracted(tmp_path, blocks=(6,))
@@ -238,16 +252,19 @@ def test_blocks_of_several_models(tmp_path, name, value, shown):
     ("stored", "key"),
     [
         ("a/song.mmap", "a/song.mmap"),
+        ("a/song.mp3", "a/song.mmap"),
         ("a/song.MP3", "./a/song.mmap"),
         ("a/song.mp3", "a/song"),
         ("a/song.mmap", "a/song"),
         ("a/song", "a/song.mmap"),
         ("a/song.mmap", "a/song.mp3"),
         ("a/feat. x [2.0].flac", "a/feat. x [2.0].mmap"),
+        ("a/feat. x", "a/feat. x"),
         ("a/s\udcff.ogg", "a/s\udcff.mmap"),
         ("with space/b.mp3/c.wav", "with space/b.mp3/c.mmap"),
         # What other audio is called has failed: it is another track.
-        *((None, key) for key in ("song.mmap", "a/Song.mmap", "a/song.txt", "a/other.wav", "\0")),
+        *((None, key) for key in ("song.mmap", "a/Song.mmap", "a/song.txt", "a", "\0")),
+        *((None, key) for key in ("b/song.mmap", "a/other.wav")),
     ],
 )
 def test_a_key_finds_its_embedding(tmp_path, stored, key):

@@ -122,6 +122,18 @@ def test_ground_truths_need_no_audio_once_there_are_log_mel_files(run, server, a
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["genre"]
 
 
+def test_missing_and_broken_tracks_are_left_out(run, audio, tmp_path, capsys):
+    broken, gone = "48/948.mp3", "15/215.mp3"
+    audio[broken].write_bytes(b"broken")
+    audio[gone].unlink()
+    assert run() == 0
+    err = capsys.readouterr().err
+    assert str(audio[broken].relative_to(tmp_path / "audio")) in err
+    assert gone in err
+    check(tmp_path / "out", "genre", (broken,))
+    check(tmp_path / "out", "instrument", (gone,))
+
+
 def test_the_published_tables_are_those_that_are_known(run, server, monkeypatch, tmp_path, capsys):
     """Their checksums are known; those at another address are not checked."""
     assert module.COMMIT in module.URL

@@ -98,6 +98,12 @@ def test_a_second_folder_is_refused_unless_it_has_a_subfolder(audio, store, made
     assert list(run(audio, store).failed) == ["other/deep/5.wav"]
 
 
+def test_a_store_of_parts_of_a_folder_is_that_of_the_folder(audio, store):
+    run(audio, store, files=["5.wav"])
+    run(audio / "a", store / "a")
+    assert counts(run(audio, store)) == (3, 4, [])
+
+
 def test_a_store_and_its_audio_may_be_moved(audio, store, made, tmp_path):
     (tmp_path / "moved").mkdir()
     audio, store = (path.rename(tmp_path / "moved" / path.name) for path in (audio, store))

@@ -327,7 +327,9 @@ def test_labels_are_the_most_frequent_tags_in_alphabetical_order(tmp_path, monke
         (lambda table: table.replace(b'\t"1"\t', b'\t"2"\t', 1), "line "),
         (lambda table: b"clip_id\t\xff\tmp3_path\n", ""),
         (lambda table: table.replace(b'"0/', b'"g/', 1), "line 2"),
+        (lambda table: table.replace(b'"0/', b'"00/', 1), "line 2"),
         (lambda table: table.replace(b'"0/', b'"0/../../', 1), "line 2"),
+        (lambda table: table.replace(b'"0/', b'"/0/', 1), "line 2"),
         (lambda table: table + table.split(b"\n")[3], "line 37"),
     ],
 )

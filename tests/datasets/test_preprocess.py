@@ -18,7 +18,7 @@ from audio_store import KEYS, NAMES, counts, listed, matches, mels, run
 from dask_cluster import dask_cluster
 from folders import full_disk
 from made_up import refuses
-from music import write_audio
+from music import noise, write_audio
 
 from maest.datasets import preprocess as module
 from maest.datasets.audio_folder import find_audio, mel_key
@@ -63,6 +63,24 @@ def test_a_list_of_files(audio, store):
     for name in ("../other/1.wav", "a/../../other/1.wav", f"{audio}/5.wav"):
         with refuses("invalid"):
             run(audio, store, files=[name])
+
+
+def test_all_seconds_are_kept_where_asked_for(tmp_path):
+    sound = np.zeros(310 * 8_000, np.float32)
+    sound[-80_000:] = noise(5)[:, 0]
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio" / "a.wav", sound, 8_000)
+    for typed, frames in (("all", 19_376), ("2", 126)):
+        assert main([str(tmp_path / "audio"), str(tmp_path / typed), "--seconds", typed]) == 0
+        mel = read_mel(tmp_path / typed / "a.mmap")
+        assert (len(mel), np.asarray(mel).any()) == (frames, typed == "all")
+
+
+def test_the_store_may_be_inside_the_audio(audio):
+    run(audio, audio / "mels")
+    write_audio(audio / "mels" / "listen.wav")  # not a track
+    assert run(audio, audio / "mels").skipped == 7
+    assert counts(run(audio, audio)) == (7, 0, ["mels/listen.wav"])  # in the other store
 
 
 def test_whole_files_are_skipped_others_made_again(audio, store, made):
@@ -225,9 +243,9 @@ def test_a_file_that_crashes_its_decoder(audio, store, monkeypatch, killed):
         *(
             (["a", "mels", option, value], "invalid", None, option)
             for option, values in {
-                "--seconds": ("0", "nan"),
-                "--num-workers": ("0",),
-                "--shard": ("5/4",),
+                "--seconds": ("0", "nan", "inf"),
+                "--num-workers": ("0", "-3"),
+                "--shard": ("5/4", "0/4", "3"),
                 "--subfolder": ("", "..", "a/b"),
             }.items()
             for value in values

@@ -276,6 +276,17 @@ def test_known_sets_that_fit_no_source(audio, tmp_path):
         make(audio, known=[tmp_path / "none"])
 
 
+def test_more_music_moves_no_other(audio, tmp_path):
+    make(audio)
+    before = targets(tmp_path / "set")
+    put(audio / "few/more/4.wav", melody(2.6, 99))
+    put(audio / "many/4.wav", melody(2.6, 98))
+    make(audio)
+    after = targets(tmp_path / "set")
+    assert after.keys() - before.keys() == {"few/more/4.mmap", "many/4.mmap"}
+    assert all(after[key][0] == before[key][0] for key in before)
+
+
 def test_duplicates_are_kept_once(audio, tmp_path):
     shutil.copy(audio / "many/00/0.flac", audio / "many/11/copy.flac")
     put(audio / "few/same.wav", soundfile.read(audio / "many/05/10.flac", dtype="float32")[0])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -171,12 +172,13 @@ def test_unreadable_and_duplicate_works_are_counted(tmp_path, reels):
     assert report["failed"] == 1
 
 
-def test_what_other_versions_made_does_not_mix(copied, monkeypatch):
-    before, newer = results_of(copied), preprocess.versions() | {"music21": "newer"}
+@pytest.mark.parametrize("changed", ["music21", "symusic", "SoundFont", "front end", "performer"])
+def test_what_other_versions_made_does_not_mix(copied, monkeypatch, changed):
+    before, newer = results_of(copied), preprocess.versions() | {changed: "newer"}
     monkeypatch.setattr(preprocess, "versions", lambda: newer)
     with refuses("mismatch", str(copied)) as caught:
         build(copied, works=60)
-    assert "music21" in caught.value.message
+    assert changed in caught.value.message
     assert results_of(copied) == before
 
 
@@ -278,3 +280,18 @@ def test_works_without_a_label_that_stays_are_too_few(copied, monkeypatch):
     monkeypatch.setattr(labels, "MAX_SHARE", {"style": 0.0})
     with refuses("empty", setting="--works"):
         build(copied)
+
+
+def test_the_command_says_in_one_line_what_a_user_can_mend(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    assert preprocess.main(["--out-dir", str(tmp_path / "file" / "below")]) == 1
+    assert preprocess.main(["--works", "0", "--out-dir", str(tmp_path)]) == 1
+    first, last = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "file") in first
+    assert "--works" in last
+    with pytest.raises(SystemExit):
+        preprocess.main(["--works", "x"])
+    assert "'x'" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr(preprocess, "list_works", Mock(side_effect=KeyboardInterrupt))
+    assert preprocess.main(["--out-dir", str(tmp_path)]) == 130
+    assert len(capsys.readouterr().err.splitlines()) == 1

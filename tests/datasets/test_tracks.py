@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import soundfile
-from folders import full_disk
+from folders import full_disk, unreadable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import refuses
@@ -145,6 +145,13 @@ def test_a_folder(tmp_path, monkeypatch):
     assert found.tracks.read(3, tmp_path).error
 
 
+def test_an_unreadable_folder_is_listed(folder):
+    with unreadable("2"):
+        found = find_tracks(folder)
+    assert list(found.unreadable) == ["2/"]
+    assert list(found.tracks.keys) == [name for name in NAMES if not name.startswith("2")]
+
+
 @pytest.mark.parametrize(
     ("audio", "kind"),
     [
@@ -181,6 +188,15 @@ def read(tracks: AudioTracks | MelTracks, indices, num_workers: int) -> dict:
     assert sorted(track.index for track in found) == sorted(indices)
     assert not multiprocessing.active_children()
     return {track.index: track for track in found}
+
+
+def test_bad_files_beside_others(folder, tmp_path):
+    keys = [str(folder / name) for name in MELS]
+    (tmp_path / "bad.mmap").write_bytes(b"bad")
+    keys[2:2] = ["bad.mmap", "missing"]
+    found = read(MelTracks(tmp_path, keys), range(len(keys)), 2)
+    assert {index for index, track in found.items() if track.error} == {2, 3}
+    assert not read(MelTracks(tmp_path, keys), [], 2)
 
 
 class Deadly(AudioTracks):

@@ -35,8 +35,11 @@ def test_what_is_no_array(tmp_path):
             load_array(tmp_path / name, "Again.", "data.folder")
     np.save(tmp_path / "a.npy", np.ones((3, 4), np.float32))
     whole = (tmp_path / "a.npy").read_bytes()
-    damaged = [b"", b"no array", b"PK\x03\x04", whole[:-1], whole.replace(b"<f4", b"<q9")]
-    for content in (*damaged, whole.replace(b"(3, 4), }       ", b"(3, 400000000000)")):
+    damaged = [b"", b"no array", b"\x93NUMPY", b"PK\x03\x04", whole[:-1], whole[:100]]
+    changes = ("'shape'", "'sh(pe'"), ("(3, 4)", "(3, 4["), ("<f4", "<q9")
+    changes += (("(3, 4), }          ", "(3, 400000000000), }"),)
+    damaged += [whole.replace(old.encode(), new.encode()) for old, new in changes]
+    for content in damaged:
         (tmp_path / "a.npy").write_bytes(content)
         with refuses("corrupt", "a.npy"):
             load_array(tmp_path / "a.npy", "Again.")

@@ -163,7 +163,7 @@ def test_what_version_0_1_had_by_default_is_kept(tmp_path, section, name, before
 @pytest.mark.parametrize(
     ("maest", "seconds", "columns"),
     [
-        *(({}, *row) for row in [(30, 90), (2, 6), (0.5, 1)]),
+        *(({}, *row) for row in [(5, 15), (10, 30), (20, 60), (30, 90), (2, 6), (0.5, 1)]),
         ({}, 0.26, 0),
         ({"s_patchout_t_interleaved": 2}, 5, 0),  # where others always are dropped
         ({"s_patchout_t_indices": [3]}, 5, 0),

@@ -197,6 +197,12 @@ def test_a_server_that_never_gets_further_is_given_up(
     assert NAME not in left()
 
 
+def test_nobody_there(fetch, http_server):
+    http_server.close()
+    with refuses("network", NAME):
+        fetch(tries=2)
+
+
 def test_another_content_than_is_known_is_refused(serve, fetch, left):
     assert fetch(sha256=SHA256) == CONTENT
     serve(OTHER)

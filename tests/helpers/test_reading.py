@@ -129,6 +129,30 @@ def test_one_sample(tmp_path):
             assert len(read_audio(tmp_path / "a.wav", seconds)) == found
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix", "first", "second"),
+    [
+        ("aac", "aac", (RATE, 2), (48_000, 2)),
+        ("mp2", "ac3", (RATE, 2), (48_000, 2)),
+        ("mp2", "ac3", (RATE, 1), (RATE, 2)),
+        ("ac3", "ac3", (48_000, 2), (RATE, 1)),
+    ],
+)
+def test_rate_and_channels_may_change_midway(tmp_path, codec, suffix, first, second):
+    """As in recordings of a radio stream."""
+    path, content = tmp_path / f"joined.{suffix}", b""
+    for rate, channels in (first, second):
+        tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(2 * rate) / rate)
+        tones = np.tile(tone[:, None], (1, channels)).astype(np.float32)
+        content += write(tmp_path / f"piece.{codec}", tones, rate)
+    path.write_bytes(content)
+    found = read_audio(path)
+    np.testing.assert_array_equal(drain(path), found)
+    assert abs(len(found) - 64_000) < 1_600
+    for start in (8_000, 40_000):  # the tone is where it was, in both
+        assert np.abs(np.fft.rfft(found[start : start + 16_000])).argmax() == 1000
+
+
 @pytest.mark.parametrize("priming", [0, 1024, 2112])
 def test_the_central_part_of_an_m4a_whose_edit_list_drops_its_priming(tmp_path, priming):
     path = tmp_path / "a.m4a"
@@ -238,6 +262,11 @@ def test_errors_of_the_disk_are_no_damage_to_the_file(tmp_path, monkeypatch, own
     monkeypatch.setattr(owner, name, fail)
     with refuses("access", "a.wav"):
         read_audio(tmp_path / "a.wav")
+
+
+def test_loud_floats_are_read(tmp_path):
+    write(tmp_path / "a.wav", 10 * chords(1), subtype="FLOAT")
+    assert np.abs(read_audio(tmp_path / "a.wav")).max() > 2
 
 
 def test_a_missing_end_is_refused_before_the_first_block(tmp_path):
