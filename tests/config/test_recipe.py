@@ -1,7 +1,5 @@
 """The parts of the training recipe, each against an independent statement of it."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """A setting, named config or command that does not exist or does not fit is refused in a line."""
 
-from __future__ import annotations
-
 import json
 import math
 import shlex

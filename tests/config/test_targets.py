@@ -1,7 +1,5 @@
 """The named targets: extraction, probe and the data sets' scripts use the same folders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Thresholds of labels: made by a training or by calibrate, kept, exported, and used by predict."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Finished runs side by side: the same tracks, paired intervals, and what does not compare."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Two processes train as one does: typed as a user types it, and watched from outside."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The probe command: what a run leaves behind, and what is refused before anything is trained."""
 
-from __future__ import annotations
-
 import logging
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """The evaluation of whole tracks."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial

@@ -1,7 +1,5 @@
 """The command export: for each format, what is written, kept, refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A second extraction, or several at once, into the folders of a first one."""
 
-from __future__ import annotations
-
 import errno
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """extract_embeddings, extract_logits and predict on a folder of music, as they are typed."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

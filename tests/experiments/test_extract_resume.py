@@ -1,7 +1,5 @@
 """Extraction that is killed, stopped or sharded: results are whole, and written once."""
 
-from __future__ import annotations
-
 import os
 import random
 import re

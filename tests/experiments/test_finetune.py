@@ -1,7 +1,5 @@
 """Training on own labels, through the commands: every task, frozen blocks, unknown labels."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 
@@ -152,29 +150,6 @@ def test_the_licence_of_the_weights_goes_along(home, toy, tmp_path, licence):
     card = (tmp_path / "export/README.md").read_text("utf-8")
     assert f"license: {'unknown' if permissive else licence.lower()}\n" in card
     assert f"theirs: {licence}" in card
-
-
-@pytest.mark.parametrize(
-    ("typed", "kind", "setting"),
-    [
-        ("maest.checkpoint=None", "missing", "maest.checkpoint"),
-        ("module.layer_decay=0", "invalid", "module.layer_decay"),
-        ("module.freeze_blocks=13", "invalid", "module.freeze_blocks"),
-        ("maest.task=regression maest.n_classes=4", "conflict", "maest.n_classes"),
-        ("datamodule.short_clips=3000", "conflict", "datamodule.short_clips"),
-        ("datamodule.teacher_dir=nowhere", "missing", "datamodule.teacher_dir"),
-        ("datamodule.teacher_dir=exp_logs", "conflict", "maest.distilled_type"),
-        ("datamodule.window_targets=nowhere", "missing", "datamodule.window_targets"),
-        (
-            "datamodule.teacher_dir=exp_logs maest.task=single-label",
-            *("conflict", "datamodule.teacher_dir"),
-        ),
-    ],
-)
-def test_mistakes(home, toy, typed, kind, setting):
-    model = "maest.checkpoint=exp_logs/latest/model"
-    line = f"with maest_finetune {model} {settings(toy)} {QUICK} {typed}"
-    refused("ex_maest.py", line, home, kind, setting)
 
 
 # ---- labels that are not all known ---------------------------------------------------------------

@@ -1,7 +1,5 @@
 """A finished probe on new music: what ``python ex_tl.py predict`` writes, and what it refuses."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from dataclasses import dataclass

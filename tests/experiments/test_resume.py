@@ -1,7 +1,5 @@
 """No run is lost: a training that was killed or stopped goes on as if nothing had happened."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

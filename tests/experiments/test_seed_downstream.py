@@ -1,7 +1,5 @@
 """The three steps of the downstream evaluation, as they are typed, in a copy of the program."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The sweep: its cells are what the probe command finds, and it goes on after a stop."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

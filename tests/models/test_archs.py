@@ -1,7 +1,5 @@
 """The named architectures and their lengths."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from command_line import good

@@ -1,7 +1,5 @@
 """Published weights: fetched once, whole or not at all, and one error that says what to do."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Engines give what the network gives: PyTorch, onnxruntime, and int8 nearly so."""
 
-from __future__ import annotations
-
 import platform
 import sys
 import tempfile

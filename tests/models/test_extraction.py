@@ -1,7 +1,5 @@
 """Extraction in Python: file → waveform → patches → outputs, of one track and of many."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import soundfile

@@ -1,7 +1,5 @@
 """ONNX models and files give what the network gives, at every length and batch, or an error."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

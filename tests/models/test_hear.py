@@ -1,7 +1,5 @@
 """The HEAR 2021 API: what its evaluation kit asks for, and that embeddings are of what they say."""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 

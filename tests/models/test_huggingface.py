@@ -1,7 +1,5 @@
 """A model exported to transformers gives the same outputs there."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Waveforms and spectrograms that a network takes, and those that it refuses."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The loss of labels that are soft, or unknown: against NumPy, and the same bits without them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Weights that others wrote: those of the source, every adaptation logged, keys named."""
 
-from __future__ import annotations
-
 import functools
 import json
 import logging

@@ -1,7 +1,5 @@
 """The network: its contract with whoever calls it, block by block and token by token."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math

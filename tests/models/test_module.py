@@ -1,7 +1,5 @@
 """Training of the network."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """MusiCNN: its checkpoints are read as TensorFlow reads them, and its tags are those it gives."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

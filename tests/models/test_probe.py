@@ -1,7 +1,5 @@
 """Probes that are trained together: each is what plain PyTorch makes of it alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial

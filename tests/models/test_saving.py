@@ -1,7 +1,5 @@
 """Models are written whole or not at all, come back exactly, and replace no files of others."""
 
-from __future__ import annotations
-
 import json
 import os
 

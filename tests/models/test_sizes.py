@@ -1,7 +1,5 @@
 """Sizes of a network, and the patches that patchout leaves."""
 
-from __future__ import annotations
-
 import math
 import sys
 from dataclasses import asdict

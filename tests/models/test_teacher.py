@@ -1,7 +1,5 @@
 """Teachers: which windows they tag, with what, and what makes no teacher."""
 
-from __future__ import annotations
-
 import functools
 
 import miniature_musicnn as miniature

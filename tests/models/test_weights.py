@@ -1,7 +1,5 @@
 """Model folders and checkpoint files: every form is read, every mistake is refused."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import re

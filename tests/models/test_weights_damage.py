@@ -1,7 +1,5 @@
 """Absurd, damaged and malicious checkpoints: refused with their path, quickly, and nothing run."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import functools

@@ -1,7 +1,5 @@
 """A folder of audio, and the store of log-mel files that preprocessing makes of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Metrics by scikit-learn: label by label where targets are unknown or tracks have weights."""
 
-from __future__ import annotations
-
 import numpy as np
 from sklearn import metrics as sk
 

@@ -1,7 +1,5 @@
 """Runs what a user types, in this process."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from dataclasses import dataclass

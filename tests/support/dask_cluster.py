@@ -1,7 +1,5 @@
 """A Dask cluster of this machine, for tests."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

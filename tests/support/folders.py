@@ -1,7 +1,5 @@
 """Contents of folders and tables, kills and full disks."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import errno

@@ -1,7 +1,5 @@
 """A server on the loopback that answers as well, or as badly, as a test wants."""
 
-from __future__ import annotations
-
 import gzip
 import os
 import re
@@ -10,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 
 import pytest
 
@@ -56,7 +55,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

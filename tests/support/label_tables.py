@@ -1,7 +1,5 @@
 """Tables of tracks and labels, and what the ground-truth command makes of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from maest.datasets.groundtruth import read_groundtruth, read_labels

@@ -1,7 +1,5 @@
 """A downstream task with made-up embeddings, as extraction and a data set would leave them."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import tempfile

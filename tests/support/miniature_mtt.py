@@ -1,7 +1,5 @@
 """A small MagnaTagATune in the format of the published one, and runs of its preprocessing."""
 
-from __future__ import annotations
-
 import csv
 import io
 import zipfile

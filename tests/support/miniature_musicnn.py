@@ -1,7 +1,5 @@
 """The package musicnn in miniature: checkpoints of few channels, in TensorFlow's format."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A small folder of music, and a small model for it."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A small network whose blocks do something."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Values as pickles of any protocol."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable
 from pathlib import Path

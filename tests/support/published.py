@@ -1,7 +1,5 @@
 """Weights in the layouts that others publish: MAEST's, PaSST's, DeiT's, and the hub's folders."""
 
-from __future__ import annotations
-
 import functools
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sounds whose pitch gives the position, and files of them in any format."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import av

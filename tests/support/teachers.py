@@ -1,7 +1,5 @@
 """A teacher that needs no weights."""
 
-from __future__ import annotations
-
 import numpy as np
 
 RATE = 16_000

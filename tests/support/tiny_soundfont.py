@@ -1,7 +1,5 @@
 """A tiny SoundFont, .sf2 or .sf3: a looped wave for each preset."""
 
-from __future__ import annotations
-
 import io
 import struct
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ They are forks of a process that has imported everything: they begin at once. Th
 smaller than any that is offered.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """All that a folder of music may hold beside music: the music in it is done all the same."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The benchmarks: small trials, whose figures are not looked at for speed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import engines

@@ -1,7 +1,5 @@
 """What may go wrong in a training is named, and the last checkpoint stays usable."""
 
-from __future__ import annotations
-
 import resource
 import shutil
 from dataclasses import dataclass, replace

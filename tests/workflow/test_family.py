@@ -5,8 +5,6 @@ Their weights are made here, in the published formats, and lie in the caches whe
 looks before it asks the network.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -4,8 +4,6 @@ They use none of the other tests' fixtures, whose packages may be missing there.
 ``MAEST_TEST_DEVICE=cpu`` tries them without a GPU.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

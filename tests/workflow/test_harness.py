@@ -1,7 +1,5 @@
 """benchmarks/harness.py: how figures come about."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What may import what, and that both scripts can be imported."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import re

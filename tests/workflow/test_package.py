@@ -1,7 +1,5 @@
 """The repository as a package: what a wheel holds, and that it works away from a checkout."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The Python code of the README runs."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every refusal of a user's input names its kind, its place and what to do next."""
 
-from __future__ import annotations
-
 import ast
 import pickle
 from typing import get_args

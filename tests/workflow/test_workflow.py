@@ -1,7 +1,5 @@
 """The whole way through, as a user types it: pre-train → model folder → extract → probe."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -169,6 +167,18 @@ def test_test_command(home, toy, tmp_path):
         ("with trainer.precision=16-mixed {toy}", "unsupported", "trainer.precision"),
         ("with ckpt_path={tmp} {toy}", "missing", "ckpt_path"),
         ("with datamodule.groundtruth_train=no.pk", "missing", "datamodule.groundtruth_train"),
+        ("with maest_finetune {toy}", "missing", "maest.checkpoint"),
+        ("{tune} module.layer_decay=0", "invalid", "module.layer_decay"),
+        ("{tune} module.freeze_blocks=13", "invalid", "module.freeze_blocks"),
+        ("{tune} maest.task=regression maest.n_classes=4", "conflict", "maest.n_classes"),
+        ("{tune} datamodule.short_clips=3000", "conflict", "datamodule.short_clips"),
+        ("{tune} datamodule.window_targets=nowhere", "missing", "datamodule.window_targets"),
+        ("{tune} datamodule.teacher_dir=nowhere", "missing", "datamodule.teacher_dir"),
+        ("{tune} datamodule.teacher_dir={tmp}", "conflict", "maest.distilled_type"),
+        (
+            "{tune} datamodule.teacher_dir={tmp} maest.task=single-label",
+            *("conflict", "datamodule.teacher_dir"),
+        ),
         # of another folder than the one that was typed, the splits are not the embedded set's
         ("check_data with datamodule.base_dir={tmp}", "missing", "datamodule.groundtruth_train"),
         (
@@ -177,9 +187,10 @@ def test_test_command(home, toy, tmp_path):
         ),
     ],
 )
-def test_a_mistake_names_the_setting(toy, tmp_path, line, kind, setting):
+def test_a_mistake_names_the_setting(home, toy, tmp_path, line, kind, setting):
     shutil.copy(toy.groundtruth("train"), tmp_path / "train.pk")
-    line = line.format(toy=settings(toy), tmp=tmp_path)
+    tune = f"with maest_finetune maest.checkpoint={home}/exp_logs/1/model {settings(toy)} {QUICK}"
+    line = line.format(toy=settings(toy), tmp=tmp_path, tune=tune)
     refused("ex_maest.py", line, tmp_path, kind, setting)
 
 
