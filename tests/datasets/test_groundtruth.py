@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from maest.datasets import groundtruth as gt
 from maest.datasets.groundtruth import (
     GroundTruth,
     check_disjoint,
+    check_targets,
     read_groundtruth,
     read_labels,
     write_groundtruth,
@@ -218,7 +220,7 @@ def test_labels_as_text(tmp_path, end, encoding):
     assert read_labels(path) == ["a", "ü"]
 
 
-def test_tracks_without_a_known_label_are_for_training_left_out_alone(tmp_path):
+def test_tracks_without_a_known_label_are_for_training_left_out_alone(tmp_path, caplog):
     path, rows = tmp_path / "gt.pk", {"a": [NAN, NAN], "b": [NAN, 0.2], "c": [1, 0]}
     write_groundtruth(path, rows)
     assert gt.read_any_groundtruth(path).keys == ["a", "b", "c"]  # to predict
@@ -228,6 +230,10 @@ def test_tracks_without_a_known_label_are_for_training_left_out_alone(tmp_path):
     found = gt.read_splits(paths, "multi-label", "data")["val"]
     assert (found.keys, found.counts().tolist()) == (["b", "c"], [1, 0])
     np.testing.assert_array_equal(found.targets, np.array([rows["b"], rows["c"]], np.float32))
+    assert len(caplog.records) == 1
+    write_groundtruth(path, {name: rows[name] for name in ("b", "c")})
+    assert gt.read_splits(paths, "multi-label", "data")["val"].keys == ["b", "c"]
+    assert len(caplog.records) == 1  # none is left out
 
 
 @pytest.fixture
@@ -307,3 +313,26 @@ def test_show_errors_are_one_line(tmp_path, capsys):
 def test_a_ground_truth_that_is_not_given_or_not_there(path, place):
     with refuses("missing", place, "datamodule.groundtruth_train"):
         gt.check_given(path, "datamodule.groundtruth_train")
+
+
+@pytest.mark.parametrize(
+    ("split", "task", "values", "enough"),
+    [
+        ("train", "multi-label", [[0, 0], [0, 0]], False),
+        ("train", "multi-label", [[0, 1], [0, 1]], True),
+        ("train", "regression", [[0.0], [0.0]], True),
+        ("validation", "multi-label", [[0, 1], [0, 1]], False),  # each is on all or on none
+        ("validation", "multi-label", [[0, 1], [0, 0]], True),
+        ("test", "multi-label", [[1, 1], [1, 1]], False),
+        ("test", "multi-label", [[0, 0], [0, 0]], False),
+        ("test", "regression", [[2.0], [2.0]], False),
+        ("test", "regression", [[2.0], [1.0]], True),
+        ("test", "regression", [[1.0], [2.0]], True),
+    ],
+)
+def test_targets_that_leave_nothing_to_learn_or_to_score(tmp_path, split, task, values, enough):
+    path = tmp_path / "groundtruth.pk"
+    write_groundtruth(path, {f"{i}.mmap": np.array(row) for i, row in enumerate(values)}, task)
+    groundtruth = read_groundtruth(path, task)
+    with nullcontext() if enough else refuses("empty", setting="a.setting"):
+        check_targets(groundtruth, split, "a.setting")
