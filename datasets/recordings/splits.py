@@ -5,8 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from scipy.cluster.hierarchy import DisjointSet
-
 from maest.datasets.recordings.facts import Facts, Track
 from maest.datasets.recordings.known import Known, of_track
 from maest.datasets.splitting import SPLITS
@@ -32,6 +30,8 @@ def split_recordings(
     more recordings move others only by joining their groups. A recording with copies in several
     fixed splits is left out, unless it is a known one.
     """
+    from scipy.cluster.hierarchy import DisjointSet  # takes a second to import
+
     albums = {recording.key: recording.album for recording in recordings}
     groups, twins = DisjointSet(albums.values()), DisjointSet(albums)
     for one, other in copies:
@@ -67,7 +67,7 @@ def _by_hash(album: str, seed: int) -> str:
 def album_name(source: str, name: str, tag: str) -> str:
     """The album of an audio file of a source: its tag, else its folder below the source's.
 
-    Without either, it is an album by itself. No other file matters, so that more leave it as it is.
+    Without either, it is an album by itself. Other files do not change it.
     """
     return f"{source}/album {tag}" if tag else f"{source}/{name.rpartition('/')[0] or name}"
 
