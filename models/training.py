@@ -159,7 +159,8 @@ class MaestModule(pl.LightningModule):
         if batch.teacher is not None:
             of_teacher = teacher_targets(batch.teacher, recipe.teacher_threshold)
             targets, heads = torch.cat((targets, of_teacher), dim=1), 2  # mixed by the same weights
-        mel, targets = blank(batch.mel, targets, recipe.blank_share)
+        mel = batch.mel.float()  # a CPU's autocast cannot join float16
+        mel, targets = blank(mel, targets, recipe.blank_share)
         mel = distorted(
             mel,
             gain=recipe.gain,

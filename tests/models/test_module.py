@@ -109,12 +109,21 @@ def test_clips_are_distorted_and_some_are_blank():
     changes |= {"tempo_shift": 0.1, "reverb_share": 0.5, "band_limit_share": 0.5}
     training_input(net, mels(4))  # seeds
     both = torch.cat((targets, (teacher > 0).float()), dim=1)
-    mel, both = blank(mels(4), both, 0.5)
+    mel, both = blank(mels(4).float(), both, 0.5)
     x = net.normalise(distorted(mel, **changes).float()).transpose(1, 2)
     expected = task_loss(net, net(x)[0], both[:, :3], both[:, 3:])
     assert (both[:2] == 0).all()
     loss = step(net, mels(4), targets, teacher, blank_share=0.5, **changes)
     torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+
+
+def test_clips_are_distorted_in_mixed_precision_too():
+    changes = {"blank_share": 0.5, "gain": 6.0, "tilt": 9.0, "noise_share": 0.5, "pitch_shift": 1.0}
+    changes |= {"tempo_shift": 0.1, "reverb_share": 0.5, "band_limit_share": 0.5}
+    expected = step(net := network(), mels(4), torch.ones(4, 3), **changes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = step(net, mels(4), torch.ones(4, 3), **changes)
+    torch.testing.assert_close(loss, expected, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("task", sorted(set(TASKS) - {"multi-label"}))
