@@ -36,7 +36,7 @@ from harness import Bench, Figures, Way, times_as_fast
 
 BLOCK = 6  # whose embeddings are computed: blocks 0 to 6 are seven
 RATE = 44_100
-TRAINED = "maest-tiny-scores"
+TRAINED = "maest-tiny-music"
 PLAIN = "plain, 7 blocks"  # what the others are compared with
 INT8: dict[str, Any] = {"inference": {"quantize": "int8"}}
 WAYS: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ LINES = {
     "ours, a misspelt setting": ("{tree}/ex_maest.py with module.lrr=1", 1),
     "ours, the probe's print_config": ("{tree}/ex_tl.py print_config", 0),
     "ours, predict of a song": (
-        "{tree}/ex_maest.py predict with maest.arch=maest-tiny-scores inference.audio=song.wav",
+        "{tree}/ex_maest.py predict with maest.arch=maest-tiny-music inference.audio=song.wav",
         0,
     ),
 }

@@ -63,7 +63,7 @@ _add(
 )
 _add(
     "scores_pretrain",
-    "How maest-tiny-scores was trained, once the embedded data set has all works: "
+    "Pre-train on the embedded data set alone, once it has all works: "
     "datasets/scores/preprocess.py --works all --renditions 4 --clip-seconds 10.",
     {
         "datamodule": {
@@ -95,16 +95,16 @@ _add(
             **_splits(RECORDINGS / "tags"),
             "base_dir": str(RECORDINGS / "melspectrograms"),
             "window_targets": str(RECORDINGS / "windows"),
-            **{"clip_length": 10, "short_clips": 5, "batch_size_train": 32, "num_workers": 1},
-            **{"clips_per_epoch": 6400, "balanced_sampling": True, "by_length": True},
+            **{"clip_length": 10, "short_clips": 5, "batch_size_train": 32},
+            **{"clips_per_epoch": 12_800, "balanced_sampling": True, "by_length": True},
         },
         "maest": {"s_patchout_t": 46},
         "module": {
-            **{"warmup_epochs": 0.5, "ramp_start": 5, "ramp_end": 12},
+            **{"warmup_epochs": 0.5, "ramp_start": 3, "ramp_end": 8},
             **{"gain": 6, "tilt": 9, "pitch_shift": 0.5, "tempo_shift": 0.08, "blank_share": 0.03},
             **{"band_limit_share": 0.25, "noise_share": 0.3, "noise_snr": 10, "reverb_share": 0.3},
         },
-        "trainer": {"max_epochs": 12},
+        "trainer": {"max_epochs": 8},
     },
 )
 

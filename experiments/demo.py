@@ -27,7 +27,7 @@ from maest.helpers.files.atomic import write_json
 from maest.helpers.reports.report import Page, machine, metrics_table, versions
 from maest.helpers.results.predictions import NO_TAG, read_predictions
 
-MODEL = "maest-tiny-scores"  # the model in this repository
+MODEL = "maest-tiny-music"  # the model in this repository
 ROOT = Path(__file__).resolve().parent.parent
 EXCERPT = ROOT / "datasets/recordings/excerpt.ogg"
 REPORT = LOG_DIR / "demo" / "report.md"

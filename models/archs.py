@@ -63,15 +63,14 @@ ARCHS = {
     "maest_tiny": Arch(embed_dim=192, num_heads=3),  # 5.4 M parameters: learns on a laptop
     "maest_small": Arch(embed_dim=384, num_heads=6),  # 22 M
     "maest_base": Arch(),  # 86 M: the size of the released models
-    # Trained here, on the embedded data set
-    "maest-tiny-scores": Arch(
+    # Trained here; in this repository
+    "maest-tiny-music": Arch(
         embed_dim=192,
         num_heads=3,
-        clip_length=5,
-        n_classes=55,
+        n_classes=43,
         shipped=True,
-        licence="CC-BY-NC-4.0",
-        data="scores of the music21 corpus, performed",
+        licence="CC-BY-SA-4.0",
+        data="performed scores and recordings with a teacher's tags",
     ),
     **{
         name: Arch(
@@ -104,7 +103,12 @@ ARCHS = {
 
 # Older names, which now give another model: older name → (that model's name, what has changed).
 # Checkpoints and probes of the older one keep their sizes, labels and hash.
-RENAMED: dict[str, tuple[str, str]] = {}
+RENAMED: dict[str, tuple[str, str]] = {
+    "maest-tiny-scores": (
+        "maest-tiny-music",
+        "trained on recordings too, for clips of 10 s instead of 5, with other labels and weights",
+    ),
+}
 
 
 def list_models() -> list[str]:

@@ -1,7 +1,7 @@
 """From music to embeddings, logits and activations, in Python.
 
 >>> from maest import Extractor
->>> extract = Extractor("exp_logs/latest/model", blocks=[7])  # or "maest-tiny-scores"
+>>> extract = Extractor("exp_logs/latest/model", blocks=[7])  # or "maest-tiny-music"
 >>> embedding = extract("song.mp3").embeddings[7]  # [3, D]: cls token, dist token, mean of others
 
 Step by step:

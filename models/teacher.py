@@ -1,6 +1,6 @@
 """Teachers: networks that tag every few seconds of music, for others to learn from.
 
->>> teacher = load_teacher("musicnn")  # or "maest-tiny-scores", or "exp_logs/latest/model"
+>>> teacher = load_teacher("musicnn")  # or "maest-tiny-music", or "exp_logs/latest/model"
 >>> probabilities = teacher(waveform)  # [N windows, C], of teacher.labels
 """
 

@@ -164,7 +164,7 @@ def test_another_teacher_needs_another_folder(audio):
 
 
 def test_the_script_knows_the_teachers_of_models(audio, tmp_path, capsys):
-    assert load_teacher("maest-tiny-scores").name == "maest-tiny-scores"
+    assert load_teacher("maest-tiny-music").name == "maest-tiny-music"
     out = ["--out-dir", str(tmp_path / "set"), "--num-workers", "1"]
     assert main([str(audio / "many"), "--teacher", "musicn", *out]) == 1
     assert "musicnn" in capsys.readouterr().err

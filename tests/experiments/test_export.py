@@ -97,7 +97,7 @@ def test_a_chosen_licence(tmp_path, own):
 
 
 def test_the_licence_of_published_weights(tmp_path):
-    line = "export with maest.arch=maest-tiny-scores export.licence=mit"
+    line = "export with maest.arch=maest-tiny-music export.licence=mit"
     refused("ex_maest.py", line, tmp_path, "conflict", "export.licence")
     by_hand = tmp_path / "discogs-maest-5s-pw-129e-swa.ckpt"  # known by its name
     torch.save(network().state_dict(), by_hand)

@@ -8,16 +8,17 @@ from made_up import refuses
 from music import write_audio
 from networks import tiny
 
-from maest.models import ARCHS, archs, get_maest, list_models, load_checkpoint, save_model
-from maest.models.archs import DEIT, PASST, clip_seconds, input_frames
+from maest.models import ARCHS, get_maest, list_models, load_checkpoint, save_model
+from maest.models.archs import DEIT, PASST, RENAMED, clip_seconds, input_frames
 
+OLDER, SHIPPED = "maest-tiny-scores", "maest-tiny-music"
 COLUMNS = {5: 31, 10: 62, 20: 125, 30: 187}
 
 
 def test_published_weights():
     released = [name for name in ARCHS if name.startswith("discogs-maest-")]
     assert len(released) == 8
-    assert {*list_models()} == {*released, PASST, DEIT, "maest-tiny-scores"}
+    assert {*list_models()} == {*released, PASST, DEIT, SHIPPED}
 
 
 @pytest.mark.parametrize("name", ARCHS)
@@ -26,8 +27,8 @@ def test_the_shapes_of_every_architecture(name):
     with torch.device("meta"):
         model = get_maest(name, pretrained=False, n_classes=None if arch.n_classes else 5)
     width = 192 if "tiny" in name else 384 if "small" in name else 768
-    seconds = next((s for s in COLUMNS if f"-{s}s-" in name), 5 if "scores" in name else 10)
-    classes = {PASST: 527, DEIT: 1000, "maest-tiny-scores": 55}.get(name, 400)
+    seconds = next((s for s in COLUMNS if f"-{s}s-" in name), 10)
+    classes = {PASST: 527, DEIT: 1000, SHIPPED: 43}.get(name, 400)
     classes = 519 if name.endswith("519l") else classes if arch.n_classes else 5
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     assert (model.depth, model.num_heads, model.input_f) == (12, width // 64, 96)
@@ -58,36 +59,28 @@ def test_models_that_are_not_there(arguments, kind, setting):
         get_maest(**arguments)
 
 
-@pytest.fixture
-def renamed(monkeypatch) -> str:
-    """An older name of the model that comes with this repository."""
-    monkeypatch.setitem(archs.RENAMED, "maest-old", ("maest-tiny-scores", "its labels are others"))
-    return "maest-old"
-
-
-def test_an_older_name_gives_the_new_model_and_a_warning(renamed, caplog):
-    assert renamed not in list_models()
-    net = get_maest(renamed)
+def test_an_older_name_gives_the_new_model_and_a_warning(caplog):
+    assert OLDER not in list_models()
+    net = get_maest(OLDER)
     (record,) = caplog.records
-    text = record.getMessage()
     assert record.levelname == "WARNING"
-    assert all(part in text for part in (renamed, "maest-tiny-scores", "its labels are others"))
-    assert net.labels == get_maest("maest-tiny-scores").labels
+    assert all(part in record.getMessage() for part in (OLDER, *RENAMED[OLDER]))
+    assert net.labels == get_maest(SHIPPED).labels
     assert len(caplog.records) == 1
 
 
-def test_a_checkpoint_of_an_older_name_keeps_its_labels_and_sizes(renamed, tmp_path, caplog):
+def test_a_checkpoint_of_an_older_name_keeps_its_labels_and_sizes(tmp_path, caplog):
     model = tiny(labels=["a", "b", "c"])
-    folder = save_model(tmp_path / "model", model, renamed)
+    folder = save_model(tmp_path / "model", model, OLDER)
     found = load_checkpoint(folder)
-    assert (found.arch, found.labels, found.sizes) == (renamed, model.labels, model.sizes())
+    assert (found.arch, found.labels, found.sizes) == (OLDER, model.labels, model.sizes())
     assert get_maest(checkpoint=folder).labels == model.labels
     assert not caplog.records
 
 
-def test_results_are_named_as_the_model_is_now(renamed, tmp_path):
+def test_results_are_named_as_the_model_is_now(tmp_path):
     write_audio(tmp_path / "music/song.wav", 1)
-    line = f"predict with maest.arch={renamed} inference.audio=music"
+    line = f"predict with maest.arch={OLDER} inference.audio=music"
     good("ex_maest.py", line, tmp_path)
-    manifest = read_json(tmp_path / "embeddings/maest-tiny-scores/5sec/predictions/manifest.json")
-    assert manifest["made_by"]["arch"] == "maest-tiny-scores"
+    manifest = read_json(tmp_path / f"embeddings/{SHIPPED}/10sec/predictions/manifest.json")
+    assert manifest["made_by"]["arch"] == SHIPPED

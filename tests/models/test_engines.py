@@ -23,7 +23,7 @@ INT8 = {"quantize": "int8", "device": "cpu"}
 
 @pytest.fixture(scope="module")
 def trained() -> Maest:
-    return get_maest("maest-tiny-scores")
+    return get_maest("maest-tiny-music")
 
 
 def sounds(net: Maest, batch: int, samples: int = 79_872) -> Tensor:

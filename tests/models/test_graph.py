@@ -66,7 +66,7 @@ def test_the_graph_is_the_network(kind, fused):
 
 
 def test_a_shipped_network():
-    compare(get_maest("maest-tiny-scores"), [6, 7, -1], True, True, [312, 100])
+    compare(get_maest("maest-tiny-music"), [6, 7, -1], True, True, [625, 100])
 
 
 def test_layers_that_were_replaced_are_refused():

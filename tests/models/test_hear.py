@@ -82,7 +82,7 @@ def test_other_blocks_are_refused(folder, block):
 
 
 def test_a_name_asks_for_published_weights_and_a_folder_goes_before_it(monkeypatch, tmp_path):
-    assert hear.load_model("maest-tiny-scores").net.embed_dim == 192
+    assert hear.load_model("maest-tiny-music").net.embed_dim == 192
     for name in ("maest_tiny", "maest_tinny", "no/such/model"):  # random weights are no model
         with pytest.raises(InputError):
             hear.load_model(name)

@@ -23,7 +23,7 @@ from maest.models import ARCHS, get_maest
 from maest.models.archs import DEIT, PASST
 from maest.models.download import PRETRAINED
 
-SHIPPED = "maest-tiny-scores"
+SHIPPED = "maest-tiny-music"
 # Two steps of two clips, whatever the recipe says.
 TWO_STEPS = (
     "trainer.max_epochs=1 trainer.limit_train_batches=2 datamodule.clips_per_epoch=4 "
@@ -181,11 +181,12 @@ def test_the_shipped_model_is_small_whole_and_has_its_card():
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     known = json.loads((folder / "config.json").read_text("utf-8"))
     text = (folder / "README.md").read_text("utf-8")
-    for word in ("CC BY-NC 4.0", "music21", f"{known['trained_on']['steps']:,} steps"):
+    for word in ("CC BY-SA 4.0", "recordings", f"{known['trained_on']['steps']:,} steps"):
         assert word in text
     assert known["trained_on"]["licence"] == ARCHS[SHIPPED].licence
-    assert (model.embed_dim, model.input_t, len(model.labels)) == (192, 312, 55)
-    assert {"Instrument---Violin", "Renaissance---Mass", "Dance---Reel"} <= set(model.labels)
+    assert (model.embed_dim, model.input_t) == (192, ARCHS[SHIPPED].input_t)
+    assert len(model.labels) == len(model.thresholds) == ARCHS[SHIPPED].n_classes
+    assert {"Instrument---Violin", "Genre---Rock", "Voice---Singing"} <= set(model.labels)
     activations, labels = model.predict_labels(0.1 * noise(16_000 * 6))
     assert np.isfinite(activations).all()
     assert labels == model.labels
@@ -193,9 +194,10 @@ def test_the_shipped_model_is_small_whole_and_has_its_card():
 
 def test_the_shipped_model_extracts_tags_and_starts_a_training(toy, tmp_path):
     arch = f"maest.arch={SHIPPED} {settings(toy)}"
-    for command, path, shape in (("embeddings", "7", (3, 192)), ("logits", "logits", (55,))):
+    labels = ARCHS[SHIPPED].n_classes
+    for command, path, shape in (("embeddings", "7", (3, 192)), ("logits", "logits", (labels,))):
         good("ex_maest.py", f"extract_{command} with {arch}", tmp_path)
-        files = list((tmp_path / f"embeddings/{SHIPPED}/5sec/{path}").rglob("*.npy"))
+        files = list((tmp_path / f"embeddings/{SHIPPED}/10sec/{path}").rglob("*.npy"))
         assert len(files) == 12
         assert np.load(files[0]).shape == shape
     steps = "maest.s_patchout_t=0 trainer.max_epochs=1 trainer.limit_train_batches=1"

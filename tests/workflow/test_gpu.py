@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no GPU"),
 ]
-NAME = "maest-tiny-scores"
+NAME = "maest-tiny-music"
 BLOCKS = (0, 7, -1)
 # Relative to the norm of the float32 result on a CPU, after twelve blocks.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 6e-2}

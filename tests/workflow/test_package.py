@@ -106,10 +106,10 @@ def test_an_installed_package_works_anywhere(installed, tmp_path):
         "from maest import Extractor, get_maest\n"
         f"assert maest.__file__.startswith({str(installed)!r})\n"
         "assert datasets.OF == 'another project'\n"
-        "net = get_maest('maest-tiny-scores')\n"
+        "net = get_maest('maest-tiny-music')\n"
         "activations, labels = net.predict_labels(numpy.zeros(80_000, numpy.float32))\n"
         "assert len(activations) == len(labels)\n"
-        "assert Extractor('maest-tiny-scores')('song.wav').embeddings[7].shape == (3, 192)\n"
+        "assert Extractor('maest-tiny-music')('song.wav').embeddings[7].shape == (3, 192)\n"
         "print(maest.__version__)"
     )
     version = run(code, tmp_path, "-I")
