@@ -153,7 +153,7 @@ def test_looking_at_ground_truths_and_help_need_no_torch():
 def test_tagging_needs_neither_sacred_nor_lightning():
     succeeds(
         "import sys, torch, maest.models.hear, maest.models.extraction, maest.models.probe\n"
-        "maest.models.get_maest('maest-tiny-scores').predict_labels(torch.zeros(9))\n"
+        "maest.models.get_maest('maest-tiny-music').predict_labels(torch.zeros(9))\n"
         "assert not {'sacred', 'pytorch_lightning', 'lightning'} & set(sys.modules)"
     )
 
