@@ -26,12 +26,13 @@ _DAY = 24 * 3600  # seconds
 
 
 @contextmanager
-def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
+def atomic_path(path: str | Path, durable: bool = False, mode: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
 
     A reader sees the old file or the whole new one; with ``durable``, also after a power failure.
     An error leaves ``path`` as before. Missing folders are made; a symbolic link's target is
     replaced. The temporary name keeps the suffix, by which writers choose a format or add one.
+    ``mode`` is the file's in the end (permission bits); as the umask says without one.
     """
     path, suffix = Path(path), Path(path).suffix[-16:]
     if path.is_symlink():
@@ -43,7 +44,7 @@ def atomic_path(path: str | Path, durable: bool = False) -> Iterator[Path]:
     temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}{suffix}"
     # The kernel applies the umask: it cannot be read without a change to it, in all threads.
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode) if mode is None else mode
     os.close(handle)
     try:
         yield temporary
