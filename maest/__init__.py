@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from maest.helpers.audio.reading import read_audio as read_audio
     from maest.helpers.errors import InputError as InputError
     from maest.helpers.results.tracks import TrackResult as TrackResult
+    from maest.library import Library as Library
     from maest.models import get_maest as get_maest
     from maest.models import list_models as list_models
     from maest.models import save_model as save_model
@@ -28,6 +29,7 @@ __version__ = "0.2.0.dev0"
 _PUBLIC = {
     "Extractor": "models.extraction",
     "InputError": "helpers.errors",
+    "Library": "library",
     "Maest": "models.maest",
     "MelSpectrogram": "helpers.audio.mel",
     "TrackResult": "helpers.results.tracks",
