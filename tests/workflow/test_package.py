@@ -95,7 +95,8 @@ def run(code: str, folder: Path, *options: str) -> str:
 @pytest.mark.slow
 def test_an_installed_package_works_anywhere(installed, tmp_path):
     assert [path.name for path in installed.iterdir() if path.suffix != ".dist-info"] == ["maest"]
-    assert (installed / "maest/py.typed").is_file()
+    for name in ("page.css", "page.html", "page.js", "py.typed"):
+        assert (installed / "maest" / name).is_file()
     (tmp_path / "site").mkdir()
     (tmp_path / "site/datasets.py").write_text("OF = 'another project'")
     soundfile.write(tmp_path / "song.wav", np.ones(80_000, np.float32) / 9, 16_000)
