@@ -44,19 +44,25 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-b
 # Its own requirement, PyAudio, is for loudspeakers, and needs a compiler and PortAudio's headers.
 INSTALL_ALONE := $(INSTALL) --no-deps tinysoundfont
 
-$(VENV)/.installed: requirements.txt requirements.lock | $(BIN)/python
+# The command $(BIN)/maest, which runs what this folder has
+INSTALL_COMMAND := $(INSTALL) --no-deps --editable .
+
+$(VENV)/.installed: requirements.txt requirements.lock pyproject.toml | $(BIN)/python
 	$(INSTALL) -r requirements.txt
 	$(INSTALL_ALONE)
+	$(INSTALL_COMMAND)
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements.txt requirements.lock | $(BIN)/python
+$(VENV)/.installed-dev: requirements-dev.txt requirements.txt requirements.lock pyproject.toml \
+		| $(BIN)/python
 	$(INSTALL) -r requirements-dev.txt
 	$(INSTALL_ALONE)
+	$(INSTALL_COMMAND)
 	@touch $(VENV)/.installed $@
 
 # After a change of a pin, in a new .venv of requirements-dev.txt and tinysoundfont alone
 lock:
-	$(BIN)/python -m pip freeze --all --exclude pip | sed 's/+.*//' > requirements.lock
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude maest | sed 's/+.*//' > requirements.lock
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m maest.experiments.demo $(DEMO)
@@ -79,8 +85,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf .types && mkdir -p .types/maest
-	ln -s $(addprefix ../../,$(wildcard maest/*.py) config datasets experiments helpers models) \
-		.types/maest
+	ln -s $(addprefix ../../,$(wildcard maest/*.py) maest/command) \
+		$(addprefix ../../,config datasets experiments helpers models) .types/maest
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev

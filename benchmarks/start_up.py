@@ -15,6 +15,7 @@ from typing import Any
 import harness
 from harness import Bench, Figures, Way
 
+_MAEST = "-c 'import sys; sys.path.insert(0, \"{tree}\"); from maest.command import main; main()'"
 # What is measured → what is typed after "python", and the exit code
 LINES = {
     "import torch": ("-c 'import torch'", 0),
@@ -22,6 +23,8 @@ LINES = {
     "ours, --help": ("{tree}/ex_maest.py --help", 0),
     "ours, a misspelt setting": ("{tree}/ex_maest.py with module.lrr=1", 1),
     "ours, the probe's print_config": ("{tree}/ex_tl.py print_config", 0),
+    "maest --help": (f"{_MAEST} --help", 0),
+    "maest tag of a song": (f"{_MAEST} tag song.wav", 0),
     "ours, predict of a song": (
         "{tree}/ex_maest.py predict with maest.arch=maest-tiny-music inference.audio=song.wav",
         0,

@@ -15,7 +15,7 @@ from maest.datasets.batches import PackedStrings
 from maest.datasets.melspectrograms import MelFile, mel_path
 from maest.helpers.audio.blocks import mel_warnings
 from maest.helpers.audio.constants import N_MELS
-from maest.helpers.errors import InputError
+from maest.helpers.errors import InputError, Kind
 from maest.helpers.results.tracks import Track, collect, read_audio_mel
 from maest.helpers.work.processes import process_map
 
@@ -35,13 +35,14 @@ class Tracks:
     def read(self, index: int, scratch: Path) -> Track:
         """Read a track; a failure goes into its ``error``. Very long log-mels go to ``scratch``."""
         key = self.keys[index]
+        kind: Kind = "corrupt"
         try:
             return Track(key, index, *self._mel(index, scratch))
         except InputError as error:
-            reason = error.reason
+            reason, kind = error.reason, error.kind
         except Exception as error:  # a corrupt file may raise anything; the others are read
             reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
-        return Track(key, index, error=reason)
+        return Track(key, index, error=reason, kind=kind)
 
     def _mel(self, index: int, scratch: Path) -> tuple[np.ndarray, list[str]]:
         raise NotImplementedError
@@ -77,7 +78,7 @@ def read_tracks(tracks: Tracks, indices: Sequence[int], num_workers: int) -> Gen
             partial(_read, tracks, Path(scratch)),
             indices,
             num_workers=num_workers,
-            failed=lambda i, reason: (Track(tracks.keys[i], i, error=reason), None),
+            failed=lambda i, reason: (Track(tracks.keys[i], i, error=reason, kind="worker"), None),
         )
         with closing(results):
             for track, path in results:

@@ -23,9 +23,10 @@ from maest.experiments.runs import interruptible, is_first_process, same_command
 from maest.helpers.audio.patches import seconds
 from maest.helpers.blocks import FINAL
 from maest.helpers.files.atomic import write_error
+from maest.helpers.names import printable
 from maest.helpers.results import predictions
 from maest.helpers.results.outputs import Output
-from maest.helpers.results.terminal import printable, table
+from maest.helpers.results.terminal import table
 from maest.helpers.results.tracks import Track, TrackResult
 from maest.helpers.results.writer import WARNINGS, ResultWriter, tidy_warnings
 from maest.helpers.work.parallel import cores

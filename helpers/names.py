@@ -4,6 +4,7 @@ import difflib
 import re
 import reprlib
 import shlex
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -52,3 +53,12 @@ def first_few(names: Iterable[str], shown: int = 5) -> str:
 def short_repr(value: object) -> str:
     """Return ``repr(value)``, bounded in length and depth."""
     return _REPR.repr(value)
+
+
+def printable(text: str) -> str:
+    """Return the text with escapes for characters that move a terminal's cursor or are no text.
+
+    Accents join their letters, so that each character takes one column, or two.
+    """
+    text = unicodedata.normalize("NFC", text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -3,6 +3,8 @@
 >>> from maest import get_maest
 >>> model = get_maest("discogs-maest-30s-pw-129e")
 >>> activations, labels = model.predict_labels(waveform)  # tensor or array, mono, 16 kHz
+>>> for song in maest.tag("music"):  # a file or a folder; so does the command `maest tag music`
+...     print(song.path, song.tags)
 
 Names are imported on first use: `import maest` alone does not import PyTorch.
 """
@@ -14,6 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maest.analysis import Analyser as Analyser
+    from maest.analysis import embed as embed
+    from maest.analysis import tag as tag
     from maest.helpers.audio.mel import MelSpectrogram as MelSpectrogram
     from maest.helpers.audio.reading import read_audio as read_audio
     from maest.helpers.errors import InputError as InputError
@@ -27,16 +32,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0.dev0"
 _PUBLIC = {
+    "Analyser": "analysis",
     "Extractor": "models.extraction",
     "InputError": "helpers.errors",
     "Library": "library",
     "Maest": "models.maest",
     "MelSpectrogram": "helpers.audio.mel",
     "TrackResult": "helpers.results.tracks",
+    "embed": "analysis",
     "get_maest": "models",
     "list_models": "models",
     "read_audio": "helpers.audio.reading",
     "save_model": "models",
+    "tag": "analysis",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -18,7 +18,7 @@ import re
 import shutil
 import stat
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,25 +28,10 @@ from mutagen import MutagenError
 
 from maest.helpers.errors import InputError, Kind, first_cause, first_line
 from maest.helpers.files.atomic import atomic_path, read_bytes
-from maest.tag_entries import MEANINGS, Tags
+from maest.tag_entries import Tags
 from maest.tag_formats import open_tags, packets_digest
+from maest.tag_groups import by_meaning
 
-# What a label is about, by what stands before "---"; another word there is a genre, and its style
-# follows, as in the released models.
-_FACETS = {
-    "genre": "genre",
-    "style": "style",
-    "mood": "mood",
-    "theme": "mood",
-    "mood/theme": "mood",
-}
-_COMMENT_ONLY = {
-    "instrument",
-    "voice",
-    "texture",
-    "metre",
-    "mode",
-}  # players have no fields for them
 #: Endings of the copies that a killed run may leave; for `remove_leftovers`
 SUFFIXES = frozenset(
     case(f".{ending}")
@@ -159,22 +144,6 @@ def plan(
         Edit(name, (), tuple(value)) for name, value in file.carried.items() if name not in written
     ]
     return Change(path, (*older, *edits), tuple(kept), file.note, options.keep_dates)
-
-
-def by_meaning(tags: Iterable[tuple[str, float]]) -> dict[str, list[str]]:
-    """Sort labels into "genre", "style" and "mood"; "comment" has all. The highest come first."""
-    texts: dict[str, dict[str, None]] = {name: {} for name in MEANINGS}
-    for label, _ in sorted(tags, key=lambda tag: -tag[1]):
-        facet, _, name = (part.strip() for part in label.rpartition("---"))
-        known = facet.casefold()
-        if meaning := _FACETS.get(known):
-            texts[meaning][name] = None
-        elif facet and known not in _COMMENT_ONLY:
-            texts["genre"][facet] = None
-            texts["style"][name] = None
-            texts["comment"][facet] = None
-        texts["comment"][name] = None
-    return {meaning: list(names) for meaning, names in texts.items()}
 
 
 def apply(change: Change, log: str | Path) -> None:
@@ -313,6 +282,36 @@ def _changed(path: Path) -> InputError:
 
 
 # ---- the log -------------------------------------------------------------------------------------
+
+
+def note_done(log: str | Path, path: Path, settings: Mapping[str, Any]) -> None:
+    """Note that a file has all that was to be written; ``settings`` are of JSON's types."""
+    with suppress(OSError):  # it is gone, or the log cannot be written: the next run looks again
+        record = {"path": str(path.absolute()), "is": _stamp(path), "settings": settings}
+        _append(Path(log), [record])
+
+
+def done_before(log: str | Path, settings: Mapping[str, Any]) -> Callable[[Path], bool]:
+    """Return what tells files that were noted with these settings, and not changed since."""
+    stamps = {}
+    for line in Path(log).read_bytes().splitlines() if Path(log).is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            if "is" in record:
+                stamps[record["path"]] = (record["is"], record["settings"])
+
+    def done(path: Path) -> bool:
+        try:
+            return stamps.get(str(path.absolute())) == (_stamp(path), settings)
+        except OSError:
+            return False
+
+    return done
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()  # ctime: dates can be set back, and padding keeps the size
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _append(log: Path, records: list[dict[str, Any]]) -> None:

@@ -28,6 +28,8 @@ from maest.library_types import Model as Model
 from maest.library_types import Track as Track
 from maest.nearness import Vectors, groups
 
+#: Paths → each with its result, or the error that left it without one; in any order
+Analyse = Callable[[list[Path]], Iterable[tuple[Path, Analysis | InputError]]]
 _FILES = """SELECT files.id, path, sound, sounds.hash, seconds, size, mtime_ns, state, title,
     artist, album, album_artist FROM files JOIN sounds ON sounds.id = files.sound"""
 _NEAR = 0.98  # cosine of near copies
@@ -84,39 +86,51 @@ class Library:
         self,
         folder: str | Path,
         model: Model,
-        analyse: Callable[[Path], Analysis],
+        analyse: Analyse,
         again: bool = False,
         progress: Progress = iter,
+        at_once: int = 1,
     ) -> Indexed:
         """Scan a folder, and analyse the sounds in it that have no result of ``model``.
 
-        ``analyse`` raises InputError or OSError for a file that it cannot use: its reason is kept,
-        and it is tried again once the file has changed or, with ``again``, in this run. Ended at
-        any instant, it loses the track in hand; runs at once share the work.
+        ``analyse`` gets ``at_once`` paths at a time, and yields each with its result or error. The
+        error's reason is kept, and the file is tried again once it has changed or, with ``again``,
+        in this run. Ended at any instant, it loses the tracks in hand; runs at once share the work.
         """
         done = Indexed(self.scan(folder, progress))
         waiting = self.todo(model, folder, again)
         # Each run has an order of its own: of two at once, each finds what the other has done.
         random.Random().shuffle(waiting)
-        for track in progress(waiting):
-            if not again and self.has(track, model):
-                continue
-            try:
-                analysis = analyse(track.path)
-                status = track.path.stat()
-            except InputError as error:
-                done.failed[track.path] = error.reason
-                if error.kind not in ("missing", "access"):  # those are the disk's
-                    self.add_error(track, model, error.reason)
-            except OSError as error:
-                done.failed[track.path] = error.strerror or first_line(error)
-            else:
-                if (status.st_size, status.st_mtime_ns) == (track.size, track.mtime_ns):
-                    self.add(track, model, analysis)
-                    done.analysed += 1
-                else:
-                    done.failed[track.path] = "the file has changed meanwhile"
+        steps = iter(progress(waiting))
+        for start in range(0, len(waiting), at_once):
+            part = waiting[start : start + at_once]
+            tracks = {t.path: t for t in part if again or not self.has(t, model)}
+            for path, result in analyse(list(tracks)) if tracks else ():
+                self._keep(tracks[path], model, result, done)
+                next(steps, None)
+            for _ in range(len(part) - len(tracks)):
+                next(steps, None)
+        next(steps, None)  # by which a bar sees its end
         return done
+
+    def _keep(
+        self, track: Track, model: Model, result: Analysis | InputError, done: Indexed
+    ) -> None:
+        if isinstance(result, InputError):
+            done.failed[track.path] = result.reason
+            if result.kind not in ("missing", "access"):  # those are the disk's
+                self.add_error(track, model, result.reason)
+            return
+        try:
+            status = track.path.stat()
+        except OSError as error:
+            done.failed[track.path] = error.strerror or first_line(error)
+            return
+        if (status.st_size, status.st_mtime_ns) == (track.size, track.mtime_ns):
+            self.add(track, model, result)
+            done.analysed += 1
+        else:
+            done.failed[track.path] = "the file has changed meanwhile"
 
     def tracks(self, folder: str | Path | None = None) -> list[Track]:
         """List the files that are not gone, in the order of their paths; of a folder, or all."""

@@ -65,6 +65,20 @@ def fetch(name: str, average: bool | None = None) -> Checkpoint:
     return checkpoint
 
 
+def place(name: str) -> Path | None:
+    """Return the folder of a model's weights, if they are here; nothing is fetched."""
+    arch = find_arch(name)
+    if arch.shipped:
+        return PRETRAINED / name
+    if arch.url:
+        return _cached(arch).parent if _cached(arch).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(str(arch.hub), file) for file in arch.files]
+    paths = [Path(path) for path in found if isinstance(path, str)]
+    return paths[0].parent if len(paths) == len(arch.files) else None
+
+
 def _hub_files(arch: Arch) -> list[Path]:
     """Get files in the hub's cache, all of one commit, even if the hub changes meanwhile."""
     from huggingface_hub import hf_hub_download

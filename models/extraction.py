@@ -65,7 +65,7 @@ class Extractor:
             an arch with weights.
         blocks: blocks to embed: a number from 0, or -1 for the embedding after the final norm;
             several of them; "all"; or None for block 7 (of a shallower network, the last).
-        logits, activations, pool: as in :class:`OutputSpec`.
+        logits, activations, pool, pictures: as in :class:`OutputSpec`.
         patch_seconds: length of a patch; None: the model's.
         hop_seconds: from one patch to the next; None: ``patch_seconds``.
         tail: "keep", "drop" or "pad" a remainder (`helpers.audio.patches.cut`).
@@ -86,6 +86,7 @@ class Extractor:
         logits: bool = False,
         activations: bool = False,
         pool: str = "mean",
+        pictures: bool = False,
         patch_seconds: float | None = None,
         hop_seconds: float | None = None,
         tail: str = "keep",
@@ -98,7 +99,7 @@ class Extractor:
         if device is None:
             device = net.cls_token.device if net is model else best_device()
         engine = {"device": device, "precision": precision, "quantize": quantize}
-        spec = OutputSpec(chosen_blocks(blocks, net.depth), logits, activations, pool)
+        spec = OutputSpec(chosen_blocks(blocks, net.depth), logits, activations, pool, pictures)
         plan = patch_plan(net, patch_seconds, hop_seconds, tail)
         self.labels, self.thresholds, self._task = net.labels, net.thresholds, net.task
         self.extraction = Extraction(net, plan, spec, patches_per_pass, **engine)

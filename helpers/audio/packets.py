@@ -1,7 +1,5 @@
 """What a file sounds like, apart from its tags: a hash of its audio packets."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from contextlib import suppress
@@ -61,7 +59,23 @@ def _packets(container: av.container.InputContainer) -> Packets:
     if not size:
         raise ValueError("no packets")
     seconds = float((stream.duration or 0) * (stream.time_base or 0))
+    seconds = seconds or (container.duration or 0) / 1e6
+    return Packets(digest.digest(), seconds, _texts(container, stream))
+
+
+def read_texts(path: str | Path) -> dict[str, str]:
+    """Return a file's tags as `Packets.tags`; none of a file that FFmpeg cannot read."""
+    options = {"protocol_whitelist": "none"}
+    with (
+        suppress(av.FFmpegError, ValueError, OSError),
+        Path(path).open("rb") as file,
+        av.open(file, "r", metadata_errors="replace", options=options) as container,
+    ):
+        return _texts(container, container.streams.audio[0]) if container.streams.audio else {}
+    return {}
+
+
+def _texts(container: av.container.InputContainer, stream: av.AudioStream) -> dict[str, str]:
     # Ogg keeps tags in the stream, most other formats in the container, which comes first here.
     pairs = [*stream.metadata.items(), *container.metadata.items()]
-    tags = {name.lower(): text.strip() for name, text in pairs if text.strip()}
-    return Packets(digest.digest(), seconds or (container.duration or 0) / 1e6, tags)
+    return {name.lower(): text.strip() for name, text in pairs if text.strip()}

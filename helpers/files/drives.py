@@ -1,7 +1,5 @@
 """Drives: where they are mounted, and which are on a network."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,12 +1,12 @@
 """A track's predictions as a table in a terminal."""
 
-import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise, zip_longest
 from typing import Any
 
 from tqdm.utils import disp_len, disp_trim
 
+from maest.helpers.names import printable
 from maest.helpers.results.predictions import NO_TAG, output_name
 
 _LABELS_A_PATCH = 3
@@ -75,15 +75,6 @@ def _clock(seconds: float, tenths: bool = False) -> str:
     hours, minutes = divmod(int(minutes), 60)
     tail = f"{rest:04.1f}" if tenths else f"{rest:02.0f}"
     return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
-
-
-def printable(text: str) -> str:
-    """Return the text with escapes for characters that move a terminal's cursor or are no text.
-
-    Accents join their letters, so that each character takes one column, or two.
-    """
-    text = unicodedata.normalize("NFC", text)
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _cut(text: str, columns: int) -> str:

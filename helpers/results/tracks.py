@@ -14,6 +14,7 @@ from maest.helpers.audio.blocks import AudioError, Meter
 from maest.helpers.audio.constants import N_MELS
 from maest.helpers.audio.log_mel import log_mel_pieces
 from maest.helpers.audio.reading import stream_audio
+from maest.helpers.errors import Kind
 
 # Most frames of a log-mel in memory: three hours, 130 MB. A longer one goes to a file.
 FRAMES_IN_MEMORY = 675_000
@@ -30,6 +31,7 @@ class Track:
     mel: np.ndarray = field(default_factory=lambda: np.zeros((0, N_MELS), np.float16))
     warnings: list[str] = field(default_factory=list)  # `helpers.audio.blocks.sound_warnings`
     error: str | None = None  # why it cannot be read (``mel`` is empty then) or computed
+    kind: Kind | None = None  # of the error, where it is known
 
 
 @dataclass

@@ -24,8 +24,9 @@ from tagged_music import (
     write_tagged,
 )
 
-from maest.file_tags import apply, by_meaning, undo
+from maest.file_tags import apply, undo
 from maest.helpers.errors import InputError
+from maest.tag_groups import by_meaning
 
 # ---- every container -----------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from libraries import MODEL, write_wav
+from libraries import MODEL, each, write_wav
 
 from maest.helpers.errors import InputError
 from maest.library import Analysis, Library, Track
@@ -70,6 +70,7 @@ def library(tmp_path):
     for i in range(30):
         write_wav(tmp_path / f"music/{i % 5}/{i:02d}.wav", i)
 
+    @each
     def turning(path: Path) -> Analysis:
         angle = int(path.stem) / 30 * 2 * np.pi
         return Analysis([], np.array([np.cos(angle), np.sin(angle)]) + 3, 60)
@@ -142,11 +143,12 @@ def test_new_results_are_seen(library, tmp_path):
     assert len(near(library, seed, 99)) == 29
     write_wav(tmp_path / "music/9/99.wav", 99)
     with Library(library.path) as writer:
-        writer.index(tmp_path / "music", MODEL, lambda path: Analysis([], np.ones(2), 60))
+        writer.index(tmp_path / "music", MODEL, each(lambda path: Analysis([], np.ones(2), 60)))
     assert len(near(library, seed, 99)) == 30
 
 
 def test_near_copies(library, tmp_path):
+    @each
     def like_11(path: Path) -> Analysis:
         return Analysis([], library.result(tmp_path / "music/1/11.wav").embedding, 61)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from maest.library import Analysis, Library, Model
+from maest.helpers.errors import InputError
+from maest.library import Analyse, Analysis, Library, Model
 
 MODEL = Model("tiny", "0123", {"block": 7})
 
@@ -24,10 +26,26 @@ def write_wav(path: Path, seed: int, samples: int = 400) -> Path:
     return path
 
 
-def analyse(path: Path) -> Analysis:
+def each(function: Callable[[Path], Analysis]) -> Analyse:
+    """What analyses files one by one."""
+
+    def analyse(paths: list[Path]) -> Iterator[tuple[Path, Analysis | InputError]]:
+        for path in paths:
+            try:
+                yield path, function(path)
+            except InputError as error:
+                yield path, error
+
+    return analyse
+
+
+def analysis(path: Path) -> Analysis:
     """Made up of the file's first samples, so that equal sounds have equal results."""
     values = np.frombuffer(path.read_bytes()[44:108], np.int16) / 10_000
     return Analysis([("Genre---Noise", float(abs(values[0])))], values, 0.05, ["0.1 s only"])
+
+
+analyse = each(analysis)
 
 
 class Counted:
@@ -36,19 +54,20 @@ class Counted:
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def __call__(self, path: Path) -> Analysis:
-        self.names.append(path.name)
-        return analyse(path)
+    def __call__(self, paths: list[Path]) -> Iterator[tuple[Path, Analysis | InputError]]:
+        self.names += [path.name for path in paths]
+        return analyse(paths)
 
 
 def index_slowly(library: Path, folder: Path, seconds: float) -> None:
     """Index, in a process of its own, with this time for each track; log each analysis."""
 
+    @each
     def slowly(path: Path) -> Analysis:
         time.sleep(seconds)
         with open(library.with_name("log"), "a") as log:
             log.write(f"{os.getpid()} {path.name}\n")
-        return analyse(path)
+        return analysis(path)
 
     with Library(library) as opened:
         opened.index(folder, MODEL, slowly)

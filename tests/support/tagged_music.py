@@ -191,7 +191,7 @@ def skipped(path: Path, tags=TAGS, **options) -> str:
 
 def texts(path: Path) -> dict[str, list[str]]:
     """Genre, style and mood by mutagen."""
-    tags = File(path).tags
+    tags = File(path).tags or {}
     names = {
         "genre": ("TCON", "genre", "©gen"),
         "style": ("TXXX:STYLE", "style", "----:com.apple.iTunes:STYLE"),

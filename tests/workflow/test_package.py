@@ -34,7 +34,7 @@ def test_every_package_is_named():
     tops = ("maest", *(path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()))
     folders = {path.parent for top in tops for path in (ROOT / top).rglob("*.py")}
     names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    expected = {"maest", *(f"maest.{name}" for name in names - {"maest"})}
+    expected = {"maest", *(f"maest.{name.removeprefix('maest.')}" for name in names - {"maest"})}
     assert set(SETTINGS["tool"]["setuptools"]["packages"]) == expected
 
 
@@ -111,9 +111,13 @@ def test_an_installed_package_works_anywhere(installed, tmp_path):
         "activations, labels = net.predict_labels(numpy.zeros(80_000, numpy.float32))\n"
         "assert len(activations) == len(labels)\n"
         "assert Extractor('maest-tiny-music')('song.wav').embeddings[7].shape == (3, 192)\n"
+        "from maest.command import create_app\n"
+        "create_app()(['tag', 'song.wav'], standalone_mode=False)\n"
         "print(maest.__version__)"
     )
-    version = run(code, tmp_path, "-I")
+    version = run(code, tmp_path, "-I").splitlines()[-1]
+    (scripts,) = installed.glob("*.dist-info/entry_points.txt")
+    assert "maest = maest.command:main" in scripts.read_text("utf-8")
     (metadata,) = installed.glob("*.dist-info/METADATA")
     assert f"Version: {version}\n" in metadata.read_text("utf-8")
     data = (

@@ -1,0 +1,5 @@
+"""``python -m maest``: the command `maest`."""
+
+from maest.command import main
+
+main()

@@ -1,0 +1,155 @@
+"""``maest similar``: the nearest tracks of a library, and near copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from maest.command.common import (
+    JsonOption,
+    LibraryOption,
+    count,
+    print_json,
+    print_line,
+    tell,
+    usage,
+)
+from maest.helpers.errors import InputError
+
+if TYPE_CHECKING:
+    from maest.library import Library, Model, Track
+
+_NOT = "same-album"
+
+
+def similar(
+    song: Annotated[
+        Path | None, typer.Argument(metavar="SONG", help="A song, of the library or not.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Most tracks.")] = 10,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option("--also", metavar="SONG", help="Near this one, too; as often as you like."),
+    ] = None,
+    leave_out: Annotated[
+        str | None, typer.Option("--not", metavar=_NOT, help="Leave out the songs' albums.")
+    ] = None,
+    m3u: Annotated[
+        Path | None, typer.Option("--m3u", metavar="FILE.m3u8", help="Write a playlist.")
+    ] = None,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="List near copies, with no SONG.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="A model of the library's.  [default: the "
+                     "one of most results]"),
+    ] = None,
+    library: LibraryOption = None,
+    json: JsonOption = False,
+) -> None:  # fmt: skip
+    """List the tracks of the library that are nearest to a song, the nearest first.
+
+    \b
+    Example:
+      maest similar song.mp3 --not same-album --m3u playlist.m3u8
+
+    The number is the cosine of the embeddings, after what all tracks have in common is taken off.
+    """
+    if (song is None) != duplicates:
+        raise usage("Give a SONG, or --duplicates.", "SONG")
+    if leave_out not in (None, _NOT):
+        raise usage(f"{leave_out!r} is not {_NOT}.", "--not")
+    if duplicates and (also or leave_out or m3u):
+        raise usage("It goes with none of --also, --not and --m3u.", "--duplicates")
+
+    import maest
+
+    with maest.Library(library, read_only=True) as opened:
+        for warning in opened.warnings:
+            tell(warning)
+        chosen = _model(opened, model)
+        if song is None:
+            _show_groups(opened.duplicates(model=chosen), json)
+            return
+        try:
+            opened.track(song)
+            seed: Path | np.ndarray = song
+        except InputError:
+            seed = _embedding(opened, song, chosen)
+        options: dict[str, Any] = {"also": also or [], "not_same_album": bool(leave_out)}
+        found = opened.similar(seed, top, model=chosen, **options)
+    if m3u is not None:
+        from maest.playlist import write_m3u8
+
+        number = write_m3u8(m3u, [track for track, _ in found])
+        tell(f"{count(number, 'track')}: {m3u}")
+    if json:
+        print_json({"tracks": [{**_plain(track), "cosine": value} for track, value in found]})
+    else:
+        for track, value in found:
+            print_line(f"{value:6.3f}  {track.path}{_names(track)}")
+
+
+def _model(library: Library, name: str | None) -> Model | None:
+    """Return the model of a name that has most results. InputError: there is none."""
+    if name is None:
+        return None
+    known = [model for model, _ in library.models()]
+    names = {name, str(Path(name).resolve())}
+    model = next((m for m in known if names & {m.name, Path(m.name).name}), None)
+    if model is None:
+        there = ", ".join(dict.fromkeys(model.name for model in known)) or "none so far"
+        what, hint = f"the library has no results of {name!r}", f"It has results of: {there}."
+        raise InputError(what, kind="unknown", setting="--model", hint=hint)
+    return model
+
+
+def _embedding(library: Library, song: Path, model: Model | None) -> np.ndarray:
+    """Embed a song that the library does not have. InputError: it, or the model, cannot be used."""
+    models = library.models()
+    if model is None and not models:
+        hint = "Index your music first: maest index FOLDER"
+        raise InputError("no results in it", kind="missing", path=library.path, hint=hint)
+    known = model or models[0][0]
+
+    import maest
+
+    analyser = maest.Analyser(known.name, block=known.settings.get("block"))
+    if analyser.model != known:
+        hint = "Index your music again: maest index FOLDER"
+        what = f"{known.name} is not the model that it was, when the library was made"
+        raise InputError(what, kind="mismatch", path=library.path, hint=hint)
+    (result,) = maest.embed(song, analyser)
+    if result.error is not None:
+        raise InputError(result.error, kind="corrupt", path=song, hint="Give another song.")
+    return result.embeddings[0]
+
+
+def _show_groups(groups: list[list[Track]], json: bool) -> None:
+    if json:
+        print_json({"groups": [[_plain(track) for track in group] for group in groups]})
+        return
+    for number, group in enumerate(groups):
+        if number:
+            print_line("")
+        for track in group:
+            print_line(f"{track.path}{_names(track)}")
+    tell(f"{count(len(groups), 'group')} of near copies")
+
+
+def _plain(track: Track) -> dict[str, Any]:
+    names = {"title": track.title, "artist": track.artist, "album": track.album}
+    return {"path": str(track.path), "seconds": track.seconds, "state": track.state, **names}
+
+
+def _names(track: Track) -> str:
+    names = " - ".join(name for name in (track.artist, track.title) if name)
+    return (f"  {names}" if names else "") + ("  (offline)" if track.state == "offline" else "")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("similar")(similar)
