@@ -58,12 +58,8 @@ class Network:
     task: Task | None = setting(
         None, f"any of the labels, exactly one, or numbers; auto: {_FROM_IT}, else multi-label"
     )
-    n_classes: int | None = setting(
-        None, f"labels; auto: {_FROM_IT}, else the ground truth's", SIZE
-    )
-    input_t: int | None = setting(
-        None, f"frames of the input; auto: {_FROM_IT}, else a clip's", ">= 16, <= 1e6"
-    )
+    n_classes: int | None = setting(None, f"labels; auto: {_FROM_IT}, else the data's", SIZE)
+    input_t: int | None = setting(None, f"frames; auto: {_FROM_IT}, else a clip's", ">= 16, <= 1e6")
     distilled_type: Literal["mean", "separated"] | None = setting(
         None, f"one head, or one each for cls and dist; auto: {_FROM_IT}, else mean"
     )
@@ -98,9 +94,7 @@ class Network:
     )
     drop_rate: float = setting(0.0, "dropout after projections", SHARE, tags="training")
     attn_drop_rate: float = setting(0.0, "dropout of attention weights", SHARE, tags="training")
-    drop_path_rate: float = setting(
-        0.0, "stochastic depth of the last block", SHARE, tags="training"
-    )
+    drop_path_rate: float = setting(0.0, "stochastic depth, last block", SHARE, tags="training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +323,12 @@ class Inference:
     tail: Literal["keep", "drop", "pad"] = setting(
         "keep",
         "what the last whole patch leaves, if it is a second or more; pad: with silence",
+        tags="results",
+    )
+    max_windows: int | None = setting(
+        None,
+        "patches of a track that are computed, spread evenly over it, for long music; None: all",
+        FROM_1,
         tags="results",
     )
     top: int = setting(5, "labels that predict writes and prints", FROM_1, tags="results")

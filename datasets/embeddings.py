@@ -36,8 +36,8 @@ _LEVEL = re.compile(r"(\d+(?:\.\d+)?)sec")
 _DEPTH = 3  # <out_dir>/<model>/<seconds>sec/<block>
 _NEAR = 0.02  # seconds; patches are whole frames of 0.016 s
 # Settings that blocks must share to be probed together
-_SAME = ("model", "max_seconds", "patch_seconds", "hop_seconds", "tail", "patchout",
-         "pool", "quantize", "version")  # fmt: skip
+_SAME = ("model", "max_seconds", "max_windows", "patch_seconds", "hop_seconds", "tail",
+         "patchout", "pool", "quantize", "version")  # fmt: skip
 
 
 # ---- folders -------------------------------------------------------------------------------------

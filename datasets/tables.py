@@ -3,35 +3,28 @@
 A row holds path, labels, and perhaps a split, or a group (artist, album) to keep in one split.
 """
 
-import csv
-import io
-import json
 import math
 import ntpath
 import posixpath
 import re
 import shlex
-import sys
 import unicodedata
 from argparse import Namespace
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from maest.datasets.audio_folder import mel_key
 from maest.datasets.groundtruth import check_key
 from maest.datasets.mel_store import store_keys
-from maest.helpers.errors import InputError, Kind
-from maest.helpers.files.atomic import read_bytes
+from maest.datasets.table_rows import Rows, bare, read_rows, refusal
+from maest.helpers.errors import InputError
 from maest.helpers.names import first_few, short_repr
-
-Value = TypeVar("Value")
 
 # Names of columns, without case, spaces, hyphens and underscores; the first of each list wins.
 RECOGNISED = {
@@ -67,114 +60,6 @@ class Table:
     warnings: list[str]  # for the user, before training
 
 
-# ---- rows ----------------------------------------------------------------------------------------
-
-
-class _Rows:
-    def __init__(self, path: Path, rows: list[list[str]], lines: list[int]) -> None:
-        self.path, self.lines = path, lines[1:]  # in which the rows end, from 1
-        # Interned, as a large table has the same few cells again and again.
-        columns = zip(*(map(sys.intern, map(str.strip, row)) for row in rows), strict=True)
-        self.cells = {column[0]: column[1:] for column in columns}  # name of a column → [N]
-        self.by_bare = {_bare(name): name for name in reversed(self.cells)}
-        self.header = ", ".join(self.cells)
-        self.warnings: list[str] = []
-
-    def named(self, names: Sequence[str], option: str) -> list[str]:
-        """Names of the columns that an option names, each once."""
-        columns = [n if n in self.cells else self.by_bare.get(_bare(n), "") for n in names]
-        if "" in columns:
-            what, hint = f"no column {names[columns.index('')]!r}", f"Give one of: {self.header}."
-            raise InputError(what, kind="unknown", path=self.path, setting=option, hint=hint)
-        return list(dict.fromkeys(columns))
-
-    def convert(
-        self, column: str, read: Callable[[str], Value], expected: str, hint: str
-    ) -> list[Value]:
-        """Apply ``read`` to each cell; its KeyError or ValueError becomes an InputError."""
-        values = []
-        for cell, line in zip(self.cells[column], self.lines, strict=True):
-            try:
-                values.append(read(cell))
-            except (KeyError, ValueError):
-                what = f"{short_repr(cell)} in column {column!r}, expected {expected}"
-                raise _refusal(self.path, what, hint, line=line) from None
-        return values
-
-
-def _refusal(
-    path: Path, message: str, hint: str, kind: Kind = "invalid", line: int | None = None
-) -> InputError:
-    where = "" if line is None else f"line {line}: "
-    return InputError(where + message, kind=kind, path=path, hint=hint)
-
-
-def _read_rows(path: Path) -> _Rows:
-    """Cut columns as a line ``sep=;`` says, or at tabs, or at the more frequent of , and ;."""
-    wanted = "Expected a table: a CSV or TSV file, as UTF-8 or UTF-16 text."
-    content = read_bytes(path, missing="Check the path of the table.", access=wanted)
-    try:
-        text = content.decode(json.detect_encoding(content))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        what = f"not UTF-8 text (byte {content[error.start]:#04x})"
-        raise _refusal(path, what, wanted, line=line) from None
-    named = re.match(r'"?sep=(.)\1*"?(?=[\r\n])', text, re.IGNORECASE)
-    text = text[named.end() :] if named else text  # Excel's line; the rest keeps its line numbers
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    bare = re.sub(r'"[^"]*"', "", first)
-    delimiter = "\t" if "\t" in bare else max(",;", key=bare.count)
-    delimiter = named[1] if named else delimiter
-    plain = None
-    if delimiter == "\t" and '"' in text:
-        with suppress(InputError):  # titles such as "Heroes" live, not quoted as a cell
-            plain = _parse(path, text, delimiter, csv.QUOTE_NONE)
-    try:
-        quoted = _parse(path, text, delimiter)
-        # Two quote signs far apart may have swallowed the cells between them.
-        if plain is None or not any(re.search(r"[\t\n]", cell) for cell in chain(*quoted[0])):
-            return _Rows(path, *quoted)
-    except InputError:
-        if plain is None:
-            raise
-    rows = _Rows(path, *plain)
-    rows.warnings.append("quote signs of the table do not come in pairs: they were taken as text")
-    return rows
-
-
-def _parse(
-    path: Path, text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
-) -> tuple[list[list[str]], list[int]]:
-    """Rows that are not empty, the header first, and the lines in which they end."""
-    content = io.StringIO(text, newline="")
-    reader = csv.reader(content, delimiter=delimiter, quoting=quoting, strict=True)
-    rows, lines = [], []
-    try:
-        for row in reader:
-            if any(map(str.strip, row)):
-                rows.append(row)
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise _refusal(path, str(error), "Check its quotes.", line=reader.line_num) from None
-    hint = "Expected a line of distinct column names, and a row for each track."
-    if len(rows) < 2:
-        raise _refusal(path, "the table has no rows", hint, "empty")
-    header = [name.strip() for name in rows[0]]
-    if bad := [name for name, count in Counter(header).items() if count > 1 or not name]:
-        raise _refusal(path, f"{bad[0]!r} is no name, or twice a name", hint, line=lines[0])
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(header):
-            what = f"{len(row)} cells, expected {len(header)} as in the first line"
-            hint = f"A cell with the delimiter ({delimiter!r}) in it must stand in double quotes."
-            if {"TRACK_ID", "PATH", "TAGS"}.issubset(header):
-                hint = "This is a table of MTG-Jamendo: use datasets/jamendo/preprocess.py."
-            raise _refusal(path, what, hint, line=line)
-    return rows, lines
-
-
-# ---- the table ----------------------------------------------------------------------------------
-
-
 def read_table(options: Namespace) -> Table:
     """Read a table of tracks: UTF-8 or UTF-16 text, with the names of the columns in line 1.
 
@@ -199,7 +84,7 @@ def read_table(options: Namespace) -> Table:
     if options.unknown is not None and (options.values_column or options.task == "single-label"):
         what, hint = "only multi-label tracks may have unknown targets", "Leave those rows out."
         raise InputError(what, kind="conflict", setting="--unknown", hint=hint)
-    rows = _read_rows(options.table)
+    rows = read_rows(options.table)
     columns: dict[str, list[str]] = {}
     for what in ("path", "split", "group"):
         if given := getattr(options, f"{what}_column"):
@@ -208,7 +93,7 @@ def read_table(options: Namespace) -> Table:
             columns[what] = known[:1]
     if "path" not in columns:
         hint = "Name the column with the tracks' paths: --path-column NAME."
-        raise _refusal(rows.path, f"no column of paths among {rows.header}", hint, "missing")
+        raise refusal(rows.path, f"no column of paths among {rows.header}", hint, "missing")
     others = [name for name in rows.cells if [name] not in columns.values()]
     if options.ignore_split:
         columns.pop("split", None)
@@ -253,9 +138,38 @@ def read_table(options: Namespace) -> Table:
     )
 
 
-def _bare(name: str) -> str:
-    """``Artist Name``, ``artist_name``, ``artistName`` → ``artistname``."""
-    return re.sub(r"[\s_-]", "", name).casefold()
+class LabelledPaths(NamedTuple):
+    """A table of N files with labels of one's own."""
+
+    paths: list[str]  # as written
+    labels: list[str]  # [C] names, sorted
+    targets: np.ndarray  # bool [N, C]
+    warnings: list[str]
+
+
+def read_labels(path: Path, separator: str = ";") -> LabelledPaths:
+    """Read a table ``path,label[,label…]``: any number of labels in a row, or none.
+
+    A column is one of labels by its name (label, label 2, tags, genre …); without such a name,
+    columns of 0 and 1 are; without these, all are. A cell may hold several, with ``separator``
+    between them. For the rest, and for what is refused, see :func:`read_table`.
+    """
+    rows = read_rows(path, ragged=True)
+    known = [rows.by_bare[n] for n in RECOGNISED["path"].split() if n in rows.by_bare]
+    others = [n for n in rows.cells if bare(n) not in _NO_LABELS and n not in known]
+    if not (known and others):
+        hint = "Begin it with a line of the columns' names: path,label."
+        what = f"no column of {'labels' if known else 'paths'} among {rows.header}"
+        raise refusal(path, what, hint, "missing")
+    names = RECOGNISED["labels"].split()
+    named = [n for n in others if bare(n).rstrip("0123456789") in names]
+    flags = {name: _flags(rows.cells[name], set()) for name in named or others}
+    if not named:
+        flags = {name: own for name, own in flags.items() if own} or flags
+    labels, marks, _ = _labels(rows, flags, separator, set())
+    targets = np.zeros((len(rows.lines), len(labels)), bool)
+    targets[tuple(marks)] = True
+    return LabelledPaths(list(rows.cells[known[0]]), labels, targets, rows.warnings)
 
 
 def _fold(text: str) -> str:
@@ -288,17 +202,17 @@ def _flags(cells: Iterable[str], unknown: set[str], soft: bool = False) -> dict[
     return {} if distinct == {""} else targets
 
 
-def _label_columns(rows: _Rows, others: list[str], unknown: set[str]) -> list[str]:
+def _label_columns(rows: Rows, others: list[str], unknown: set[str]) -> list[str]:
     """Columns of labels by default: the recognised one, or all of 0 and 1."""
-    if known := [name for name in others if _bare(name) in RECOGNISED["labels"].split()]:
+    if known := [name for name in others if bare(name) in RECOGNISED["labels"].split()]:
         if len(known) == 1:
             return known
         hint = f"Say which are: --labels-column {shlex.join(known)}."
-        raise _refusal(rows.path, f"{', '.join(known)} may all be labels", hint, "conflict")
-    flags = [n for n in others if _bare(n) not in _NO_LABELS and _flags(rows.cells[n], unknown)]
+        raise refusal(rows.path, f"{', '.join(known)} may all be labels", hint, "conflict")
+    flags = [n for n in others if bare(n) not in _NO_LABELS and _flags(rows.cells[n], unknown)]
     if not flags:
         hint = "Name the one with the labels, or those with 0 and 1: --labels-column."
-        raise _refusal(rows.path, f"no column of labels among {rows.header}", hint, "missing")
+        raise refusal(rows.path, f"no column of labels among {rows.header}", hint, "missing")
     rows.warnings.append(
         f"no column of labels was named: {len(flags)} columns with only 0 and 1 were taken "
         f"({some(flags)}). To take others: --labels-column NAME ..."
@@ -307,7 +221,7 @@ def _label_columns(rows: _Rows, others: list[str], unknown: set[str]) -> list[st
 
 
 def _labels(
-    rows: _Rows, columns: dict[str, dict[str, float]], separator: str, unknown: set[str]
+    rows: Rows, columns: dict[str, dict[str, float]], separator: str, unknown: set[str]
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names of labels, marks [2, K] and amounts [K]; ``columns`` have their :func:`_flags`."""
     flags = {name: targets for name, targets in columns.items() if targets}
@@ -356,7 +270,7 @@ def _labels(
 
 
 def _keys(
-    rows: _Rows, column: str, audio_dir: str | Path | None, base_dir: str | Path | None
+    rows: Rows, column: str, audio_dir: str | Path | None, base_dir: str | Path | None
 ) -> list[str]:
     names = rows.cells[column]
     from_windows = not any("/" in name for name in names)
@@ -381,5 +295,5 @@ def _keys(
             what = f"path {short_repr(names[i])}: line {rows.lines[before]} has the same log-mel "
             what += f"file, {stem + '.mmap'!r} (of {short_repr(names[before])})"
             hint = "Join the rows, rename one of the files, or give --base-dir MELS."
-            raise _refusal(rows.path, what, hint, "conflict", rows.lines[i])
+            raise refusal(rows.path, what, hint, "conflict", rows.lines[i])
     return keys

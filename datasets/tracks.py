@@ -15,6 +15,7 @@ from maest.datasets.batches import PackedStrings
 from maest.datasets.melspectrograms import MelFile, mel_path
 from maest.helpers.audio.blocks import mel_warnings
 from maest.helpers.audio.constants import N_MELS
+from maest.helpers.audio.patches import PatchPlan
 from maest.helpers.errors import InputError, Kind
 from maest.helpers.results.tracks import Track, collect, read_audio_mel
 from maest.helpers.work.processes import process_map
@@ -50,9 +51,10 @@ class Tracks:
 
 class AudioTracks(Tracks):
     seconds: float | None = None  # read at most this much of each track, from its centre
+    plan: PatchPlan | None = None  # of few windows: read these alone, where that is possible
 
     def _mel(self, index: int, scratch: Path) -> tuple[np.ndarray, list[str]]:
-        return read_audio_mel(self.path(index), scratch, self.seconds)
+        return read_audio_mel(self.path(index), scratch, self.seconds, self.plan)
 
 
 class MelTracks(Tracks):

@@ -65,7 +65,8 @@ class ExtractionJob:
             groundtruth = read_any_groundtruth(str(settings.datamodule.groundtruth_predict))
         self._find_model(kinds, groundtruth)
         patch_frames = clip_frames(settings, self.checkpoint)
-        self.plan = patch_plan(self.net, seconds(patch_frames), inference.patch_hop, inference.tail)
+        cutting = inference.patch_hop, inference.tail, inference.max_windows
+        self.plan = patch_plan(self.net, seconds(patch_frames), *cutting)
         blocks: tuple[int, ...] = ()
         if "embeddings" in kinds:
             name = "inference.transformer_block"
@@ -107,7 +108,7 @@ class ExtractionJob:
             keys = [self.tracks.keys[i] for i in range(limited(total, limit))]
             self.tracks = type(self.tracks)(self.tracks.folder, keys)
         if isinstance(self.tracks, AudioTracks):
-            self.tracks.seconds = settings.inference.max_seconds
+            self.tracks.seconds, self.tracks.plan = settings.inference.max_seconds, self.plan
 
     def named(self, name: str) -> str:
         """Return the name of a file over all tracks; a shard's carries its numbers."""

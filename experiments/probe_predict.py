@@ -181,6 +181,7 @@ def extraction_settings(about: dict[str, Any], settings: ProbeSettings, out_dir:
                 "transformer_block": made["block"],
                 "out_dir": str(out_dir),
                 "patch_hop": made["hop_seconds"],
+                "max_windows": made.get("max_windows"),
                 **{name: made[name] for name in ("tail", "pool", "quantize")},
             },
             "trainer": {"accelerator": accelerator, "precision": precision},

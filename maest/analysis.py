@@ -8,7 +8,7 @@
 
 A model that is used more than once is loaded once:
 
->>> analyser = maest.Analyser("maest-tiny-scores")
+>>> analyser = maest.Analyser("maest-tiny-music")
 >>> songs = list(maest.tag("song.mp3", analyser))
 >>> with maest.Library() as library:
 ...     library.index("music", analyser.model, analyser)
@@ -25,7 +25,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,9 +41,10 @@ from maest.library_types import Analysis, Model
 from maest.models import Maest
 from maest.models.archs import current_name
 from maest.models.extraction import Extractor
+from maest.models.learned import Learned
 from maest.tag_groups import group_of
 
-DEFAULT_MODEL = "maest-tiny-scores"
+DEFAULT_MODEL = "maest-tiny-music"
 _LIBRARY_LABELS = 20  # of a track in a library, beside its tags
 _MOST_WORKERS = 12
 
@@ -82,12 +83,13 @@ class Analyser:
     """A model for many files: decoded in processes of their own, and once for all outputs.
 
     Args:
-        model: the name of a model (`maest models`), a model folder or checkpoint file, or a
-            network.
+        model: the name of a model (`maest models`), a model folder, also of `maest learn`, or
+            checkpoint file, or a network.
         block: the block to embed, from 0, or -1 for the embedding after the final norm; None: block
             7, or a shallower network's last.
         each_window: embed each window of a track, in place of their mean.
         pictures: results have a picture, `helpers.results.tracks.overview`.
+        max_windows: most windows of a track, spread evenly over it; None: all.
         device: None: a GPU if there is one.
 
     Raises InputError as `Extractor`.
@@ -100,6 +102,7 @@ class Analyser:
         block: int | None = None,
         each_window: bool = False,
         pictures: bool = False,
+        max_windows: int | None = None,
         device: str | None = None,
     ) -> None:
         self._extractor = Extractor(
@@ -108,27 +111,34 @@ class Analyser:
             activations=True,
             pool="none" if each_window else "mean",
             pictures=pictures,
+            max_windows=max_windows,
             device=device,
         )
         extraction = self._extractor.extraction
-        self._extraction, self.net = extraction, extraction.net
+        self._extraction, self.net, self.head = extraction, extraction.net, extraction.head
         self.is_pooled = not each_window
         self.block, *others = extraction.spec.blocks
         if others:
             hint = "Give one number."
             raise InputError(f"{block!r} are several blocks", hint=hint, setting="block")
         self.name = "a network" if isinstance(model, Maest) else _name(model)
-        self.labels = label_names(self.net.labels, self.net.n_classes)
+        self.labels = label_names(self.head.labels, self.head.n_classes)
 
     @cached_property
     def model(self) -> Model:
         """The model, as a library knows it."""
         weights = model_hash(self.net.state_dict(), self.net.sizes())
-        return Model(self.name, weights, {"block": self.block})
+        settings: dict[str, Any] = {}
+        if self._extraction.plan.most is not None:
+            settings["max_windows"] = self._extraction.plan.most
+        if isinstance(self.head, Learned):
+            settings["learned"] = self.head.hash
+        return Model(self.name, weights, {"block": self.block, **settings})
 
     def results(self, paths: Sequence[Path]) -> Iterator[tuple[Path, TrackResult | Track]]:
         """Yield each file, as it is done, with its result, or the track with its ``error``."""
         tracks = AudioTracks(os.sep, [str(path.absolute()) for path in paths])
+        tracks.plan = self._extraction.plan
         # On a CPU one process decodes, which takes few cycles from the network; one file needs none
         on_cpu = self._extraction.engine.device.type == "cpu"
         workers = min(len(paths), 1 if on_cpu else min(cores(), _MOST_WORKERS))
@@ -171,12 +181,12 @@ class Analyser:
         among = self.labels_of(groups)
         thresholds: Thresholds | None = None
         if threshold == "auto":
-            own = self.net.thresholds
+            own = self.head.thresholds
             thresholds = None if own is None else [own[i] for i in among]
         elif threshold is not None:
             thresholds = float(threshold)
         values = result.activations[among]
-        chosen = best(values, top, self.net.task, thresholds)
+        chosen = best(values, top, self.head.task, thresholds)
         return [(self.labels[among[i]], float(values[i])) for i in chosen]
 
     def labels_of(self, groups: Iterable[str]) -> list[int]:
@@ -211,7 +221,7 @@ def tag(
     analyser = model if isinstance(model, Analyser) else Analyser(model)
     music, groups = find_music(paths), list(groups)
     analyser.labels_of(groups)
-    if analyser.net.task == "regression" and threshold != "auto":
+    if analyser.head.task == "regression" and threshold != "auto":
         what, hint = "a regression's values have no tags", "Leave it out."
         raise InputError(what, kind="conflict", hint=hint, setting="threshold")
 

@@ -40,6 +40,7 @@ from maest.helpers.results.tracks import Track, TrackResult, overview, read_audi
 from maest.models import Maest, get_maest
 from maest.models.engines import best_device, create
 from maest.models.inputs import as_waveforms
+from maest.models.learned import Learned, is_learned, load_base, load_learned
 from maest.models.sizes import STRIDE, grid_size
 
 log = logging.getLogger(__name__)
@@ -61,14 +62,15 @@ class Extractor:
     ``extraction.engine.similarity`` says how close int8 is to float32.
 
     Args:
-        model: a network, which stays unchanged; a model folder or checkpoint file; or the name of
-            an arch with weights.
+        model: a network, which stays unchanged; a model folder, also of labels of one's own
+            (`models.learned`), or checkpoint file; or the name of an arch with weights.
         blocks: blocks to embed: a number from 0, or -1 for the embedding after the final norm;
             several of them; "all"; or None for block 7 (of a shallower network, the last).
         logits, activations, pool, pictures: as in :class:`OutputSpec`.
         patch_seconds: length of a patch; None: the model's.
         hop_seconds: from one patch to the next; None: ``patch_seconds``.
         tail: "keep", "drop" or "pad" a remainder (`helpers.audio.patches.cut`).
+        max_windows: most patches of a track, spread evenly over it; None: all.
         patches_per_pass: as in :class:`Extraction`.
         quantize: "int8" (on a CPU), or None.
         device: None: the network's; for a model by its name, a GPU if there is one.
@@ -90,19 +92,25 @@ class Extractor:
         patch_seconds: float | None = None,
         hop_seconds: float | None = None,
         tail: str = "keep",
+        max_windows: int | None = None,
         patches_per_pass: int | None = None,
         quantize: str | None = None,
         device: torch.device | str | None = None,
         precision: str | None = None,
     ) -> None:
-        net = model if isinstance(model, Maest) else get_maest(model, pretrained=True)
+        learned = load_learned(model) if is_learned(model) else None
+        if learned:
+            net = load_base(learned, str(model))
+        else:
+            net = model if isinstance(model, Maest) else get_maest(model, pretrained=True)
         if device is None:
             device = net.cls_token.device if net is model else best_device()
         engine = {"device": device, "precision": precision, "quantize": quantize}
         spec = OutputSpec(chosen_blocks(blocks, net.depth), logits, activations, pool, pictures)
-        plan = patch_plan(net, patch_seconds, hop_seconds, tail)
-        self.labels, self.thresholds, self._task = net.labels, net.thresholds, net.task
-        self.extraction = Extraction(net, plan, spec, patches_per_pass, **engine)
+        plan = patch_plan(net, patch_seconds, hop_seconds, tail, max_windows)
+        self.extraction = Extraction(net, plan, spec, patches_per_pass, learned, **engine)
+        head = self.extraction.head
+        self.labels, self.thresholds, self._task = head.labels, head.thresholds, head.task
 
     def __call__(self, track: str | Path | np.ndarray | Tensor) -> TrackResult:
         """Compute the result of a file, or of a waveform (see :meth:`log_mel`).
@@ -113,7 +121,9 @@ class Extractor:
             return self.outputs(self.log_mel(track))
         try:
             with tempfile.TemporaryDirectory(prefix="maest-") as scratch:
-                mel, warnings = read_audio_mel(Path(track), Path(scratch))
+                mel, warnings = read_audio_mel(
+                    Path(track), Path(scratch), None, self.extraction.plan
+                )
                 return self.outputs(Track(str(track), mel=mel, warnings=warnings))
         except AudioError as error:
             error.path = error.path or track
@@ -156,9 +166,16 @@ class Extractor:
 
 
 def patch_plan(
-    net: Maest, patch_seconds: float | None, hop_seconds: float | None, tail: str
+    net: Maest,
+    patch_seconds: float | None,
+    hop_seconds: float | None,
+    tail: str,
+    max_windows: int | None = None,
 ) -> PatchPlan:
-    """Plan how to cut tracks, in frames. InputError: a patch or hop is out of bounds."""
+    """Plan how to cut tracks, in frames. InputError: a value is out of bounds."""
+    if max_windows is not None and max_windows < 1:
+        hint, message = "Give 1 or more, or leave it out.", f"{max_windows} windows"
+        raise InputError(message, hint=hint, setting="max_windows")
     length, hop = net.input_t, None
     if patch_seconds is not None:  # rounded down to whole frames
         length = int(patch_seconds * patches.FRAMES_PER_SECOND + 1e-6)
@@ -174,12 +191,13 @@ def patch_plan(
     if hop is not None and hop > length:
         every = seconds(length), seconds(hop)
         log.warning("patches of %g s every %g s: what lies between them is not heard", *every)
-    return PatchPlan(length, hop, tail)
+    return PatchPlan(length, hop, tail, max_windows)
 
 
 # ---- many tracks ---------------------------------------------------------------------------------
 
-Name = int | Literal["logits", "activations"]  # an output; a number is a block's embedding
+# An output; a number is a block's embedding
+Name = int | Literal["logits", "activations", "learned"]
 
 
 @dataclass(frozen=True)
@@ -206,7 +224,8 @@ class Extraction:
 
     A track's result does not depend on the rest of a batch, but for rounding. Memory holds a few
     tracks at a time. ``patches_per_pass`` limits a batch; None: 32 on a GPU, 4,096 tokens on a CPU.
-    ``engine`` holds further arguments of `models.engines.create`.
+    Logits and activations are those of ``learned``, if given, in place of the network's head; who
+    gives them is ``head``. ``engine`` holds further arguments of `models.engines.create`.
     """
 
     def __init__(
@@ -215,11 +234,15 @@ class Extraction:
         plan: PatchPlan,
         spec: OutputSpec,
         patches_per_pass: int | None = None,
+        learned: Learned | None = None,
         **engine: Any,
     ) -> None:
         self.net, self.plan, self.spec, self._at_once = net, plan, spec, patches_per_pass
-        logits = spec.logits or spec.activations
-        self.engine = create(net, blocks=spec.blocks, logits=logits, **engine)
+        self.head: Maest | Learned = learned or net
+        self._learned, blocks, logits = learned, spec.blocks, spec.logits or spec.activations
+        if learned and logits:
+            blocks, logits = tuple(dict.fromkeys((*blocks, learned.block))), False
+        self.engine = create(net, blocks=blocks, logits=logits, **engine)
         # Called after each pass with the number of frames that it newly covers.
         self.on_pass: Callable[[int], None] = lambda frames: None
 
@@ -269,7 +292,7 @@ class Extraction:
             for first in range(0, len(same), size):
                 self._pass(same[first : first + size], _frames(columns))
         for track in group:
-            yield track.result(self.spec)
+            yield track.result(self.spec, self._learned)
 
     def _pass(self, batch: list[tuple[_Patches, int]], frames: int) -> None:
         """Run one batch; patch columns cover the first ``frames`` of each patch."""
@@ -278,15 +301,19 @@ class Extraction:
         with torch.inference_mode():
             mel = self.net.normalise(stacked.to(self.engine.device).float()).transpose(1, 2)
             outputs = self.engine(mel)
-            values: dict[Name, Tensor] = dict(outputs.embeddings.items())
-            if outputs.logits is not None and self.spec.logits:
-                values["logits"] = outputs.logits
-            if outputs.logits is not None and self.spec.activations:
-                values["activations"] = self.net.activations(outputs.logits)
+            values: dict[Name, Tensor] = {b: outputs.embeddings[b] for b in self.spec.blocks}
+            logits = outputs.logits
+            if self._learned and (self.spec.logits or self.spec.activations):
+                logits = self._learned.logits(outputs.embeddings[self._learned.block])
+                values["learned"] = logits
+            if logits is not None and self.spec.logits:
+                values["logits"] = logits
+            if logits is not None and self.spec.activations:
+                values["activations"] = self.head.activations(logits)
             arrays = {name: tensor.float().cpu().numpy() for name, tensor in values.items()}
         for row, (of, number) in enumerate(batch):
             for name, array in arrays.items():
-                if self.spec.pool == "mean" or name == "activations":
+                if self.spec.pool == "mean" or name in ("activations", "learned"):
                     of.means[name].add(array[row], of.weights[number])
                 if self.spec.pool == "none" or name == "activations":
                     of.rows[name].append(array[row].copy())
@@ -305,13 +332,16 @@ class _Patches:
         self.means: dict[Name, WeightedMean] = defaultdict(WeightedMean)
         self.rows: dict[Name, list[np.ndarray]] = defaultdict(list)
 
-    def result(self, spec: OutputSpec) -> TrackResult | Track:
+    def result(self, spec: OutputSpec, learned: Learned | None = None) -> TrackResult | Track:
         track, frames = self.track, len(self.track.mel)
         if track.error is not None:
             return track
         means = {name: mean.mean() for name, mean in self.means.items()}
         rows = {name: np.stack(values) for name, values in self.rows.items()}
         chosen = rows if spec.pool == "none" else means
+        if learned and spec.activations:  # learned on the embedding of whole tracks
+            logits = torch.from_numpy(means["learned"])
+            means["activations"] = learned.activations(logits).numpy()
         return TrackResult(
             track.key,
             track.index,

@@ -80,7 +80,7 @@ def export_onnx(
         "s): cut longer tracks into patches and average what they give. The activation function "
         f"of logits: {ACTIVATIONS[model.task]}."
     )
-    with own_files(path, _MARK, [path.name], *label_files(model)) as paths:
+    with own_files(path, _MARK, [path.name], *label_files(model, patchout=True)) as paths:
         onnx.save(proto, paths[path.name], format="protobuf")  # whatever its suffix
         onnx.checker.check_model(paths[path.name], full_check=True)
 

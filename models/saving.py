@@ -15,6 +15,7 @@ from torch import Tensor
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import atomic_path, to_json
 from maest.models.archs import CONFIG_NAME, WEIGHTS_NAME
+from maest.models.golden import AVERAGE, GOLDEN_NAME, MODEL, golden_text
 from maest.models.maest import Maest
 
 AVERAGE_NAME = "model-swa.safetensors"  # the average of weights, if any
@@ -59,7 +60,9 @@ def save_model(
     config["digest"] = hashlib.sha256(to_json(config).encode()).hexdigest()
     networks = {WEIGHTS_NAME: model} | ({} if average is None else {AVERAGE_NAME: average})
     gone = {WEIGHTS_NAME, AVERAGE_NAME} - networks.keys()
-    texts = {CONFIG_NAME: to_json(config)}
+    golden = golden_text({MODEL: model} | ({} if average is None else {AVERAGE: average}))
+    texts = {CONFIG_NAME: to_json(config)} | ({GOLDEN_NAME: golden} if golden else {})
+    gone |= {GOLDEN_NAME} - texts.keys()
     with own_files(folder / CONFIG_NAME, _FOLDER_MARK, networks, texts, gone) as paths:
         for name, network in networks.items():
             _write_weights(paths[name], network, config)
@@ -89,15 +92,19 @@ def cpu_state_dict(model: Maest) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
-def label_files(model: Maest) -> tuple[dict[str, str], set[str]]:
-    """Return file name → content of labels.json and thresholds.json, lists of C; and what is gone.
+def label_files(model: Maest, patchout: bool = False) -> tuple[dict[str, str], set[str]]:
+    """Return file name → content of a model's labels, thresholds (lists of C) and golden pair.
 
-    Labels without names have no labels.json. Thresholds of an older export must not stay.
+    And the names of what there is none of: an older export's thresholds and pair must not stay.
+    ``patchout`` is `golden_text`'s.
     """
-    texts = {"labels.json": to_json(model.labels)} if model.labels else {}
-    if model.thresholds:
-        return texts | {"thresholds.json": to_json(model.thresholds)}, set()
-    return texts, {"thresholds.json"}
+    texts = {
+        "labels.json": to_json(model.labels) if model.labels else None,
+        "thresholds.json": to_json(model.thresholds) if model.thresholds else None,
+        GOLDEN_NAME: golden_text({MODEL: model}, patchout),
+    }
+    gone = {name for name, text in texts.items() if text is None} - {"labels.json"}
+    return {name: text for name, text in texts.items() if text is not None}, gone
 
 
 @contextmanager

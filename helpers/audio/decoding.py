@@ -3,7 +3,7 @@
 import math
 import re
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -144,13 +144,18 @@ def decoded(file: BinaryIO, meter: Meter, seconds: float | None) -> Generator[np
     Blocks may be empty. Raises AudioError or av.FFmpegError if the sound cannot be decoded, or too
     much of it is missing.
     """
-    pieces = sound_pieces(file)
-    blocks = (block for piece in pieces for block in _whole(piece, meter))
+    if seconds is not None:
+        keep = round(seconds * SAMPLE_RATE)
+        centre = decoded_parts(file, meter, seconds, lambda all: [_middle(all, keep)])
+        if centre is not None:
+            yield from centre[1]
+            return
+    blocks = (block for piece in sound_pieces(file) for block in _whole(piece, meter))
     if seconds is None:
         yield from blocks
-        return
-    part = _centre(pieces[0], meter, seconds) if len(pieces) == 1 else None
-    yield _cut_central(joined(blocks), seconds) if part is None else part
+    else:  # the middle, or all of a shorter one
+        samples = joined(blocks)
+        yield samples[slice(*_middle(len(samples), min(keep, len(samples))))]
 
 
 def _whole(piece: Any, meter: Meter) -> Iterator[np.ndarray]:
@@ -161,8 +166,21 @@ def _whole(piece: Any, meter: Meter) -> Iterator[np.ndarray]:
         sound.refuse_missing()
 
 
-def _centre(piece: Any, meter: Meter, seconds: float) -> np.ndarray | None:
-    """Return the central part at 16 kHz; None if finding it takes decoding the whole file."""
+def decoded_parts(
+    file: BinaryIO,
+    meter: Meter,
+    seconds: float,
+    choose: Callable[[int], list[tuple[int, int]]],
+) -> tuple[int, list[np.ndarray]] | None:
+    """Decode parts of a sound that is longer than ``seconds``, and nothing between them.
+
+    ``choose`` takes the number of samples at 16 kHz, and returns the first of each part and one
+    past its last. Returns that number and the parts, sample for sample as in the whole; None where
+    only decoding the whole file finds them, or what is wrong with it.
+    """
+    piece, *others = sound_pieces(file)
+    if others:
+        return None
     with _opened(piece) as sound:
         if sound.name not in _SEEKABLE or sound.length <= seconds:
             return None
@@ -170,45 +188,48 @@ def _centre(piece: Any, meter: Meter, seconds: float) -> np.ndarray | None:
             ((last, frame),) = deque(sound.frames_from(sound.length - 1), maxlen=1)
             frames = last + frame.samples
             _refuse_missing(frames / sound.rate, sound.promised)
-            first, behind, kept = _central(frames, sound.rate, seconds)
-            blocks, end = [], None
-            for position, frame in sound.frames_from(first / sound.rate - _SPARE):
-                if position != end and (end is not None or position > first):
-                    return None
-                end = position + frame.samples
-                block = _channels(frame)[max(0, first - position) : behind - position]
-                blocks.append(meter.mix(block))
-                if end >= behind:
-                    break
+            samples = (2 * frames * SAMPLE_RATE + sound.rate) // (2 * sound.rate)  # soxr rounds
+            return samples, [_part(sound, meter, frames, *part) for part in choose(samples)]
         except (av.FFmpegError, ValueError):
             return None
-        part = joined(resampled(blocks, sound.rate))[kept]
-        return part if len(part) == kept.stop - kept.start else None
 
 
-def _central(frames: int, rate: int, seconds: float) -> tuple[int, int, slice]:
-    """Locate the central part: first frame to decode, end frame (exclusive), slice at 16 kHz.
+def _part(sound: Sound, meter: Meter, frames: int, start: int, stop: int) -> np.ndarray:
+    """Return samples from ``start`` to ``stop`` at 16 kHz; ValueError if they are not found."""
+    first, behind, kept = _located(frames, sound.rate, start, stop)
+    blocks, end = [], None
+    for position, frame in sound.frames_from(first / sound.rate - _SPARE):
+        if position != end and (end is not None or position > first):
+            raise ValueError("a hole")
+        end = position + frame.samples
+        block = _channels(frame)[max(0, first - position) : behind - position]
+        blocks.append(meter.mix(block))
+        if end >= behind:
+            break
+    part = joined(resampled(blocks, sound.rate))[kept]
+    if len(part) != stop - start:
+        raise ValueError("an early end")
+    return part
+
+
+def _located(frames: int, rate: int, start: int, stop: int) -> tuple[int, int, slice]:
+    """Locate a part: first frame to decode, end frame (exclusive), slice at 16 kHz.
 
     The first frame coincides with a sample at 16 kHz, so that resampling the part gives the very
     samples that resampling the whole gives there.
     """
     divisor = math.gcd(rate, SAMPLE_RATE)
     step_in, step_out = rate // divisor, SAMPLE_RATE // divisor
-    keep = round(seconds * SAMPLE_RATE)
-    total = (2 * frames * SAMPLE_RATE + rate) // (2 * rate)  # soxr rounds to the nearest
-    start = (total - keep) // 2
     margin = math.ceil(_SPARE * rate)
     step = max(0, start // step_out - math.ceil(margin / step_in))
-    last = min(frames, math.ceil((start + keep) * rate / SAMPLE_RATE) + margin)
+    last = min(frames, math.ceil(stop * rate / SAMPLE_RATE) + margin)
     skip = start - step * step_out
-    return step * step_in, last, slice(skip, skip + keep)
+    return step * step_in, last, slice(skip, skip + stop - start)
 
 
-def _cut_central(samples: np.ndarray, seconds: float) -> np.ndarray:
-    """Return the middle ``seconds`` of a waveform at 16 kHz, or all of a shorter one."""
-    keep = round(seconds * SAMPLE_RATE)
-    start = max(0, len(samples) - keep) // 2
-    return samples[start : start + keep]
+def _middle(samples: int, keep: int) -> tuple[int, int]:
+    start = (samples - keep) // 2
+    return start, start + keep
 
 
 def _channels(frame: av.AudioFrame) -> np.ndarray:

@@ -44,6 +44,14 @@ def cut(
     return patches
 
 
+def spread(patches: Sequence[tuple[int, int]], most: int | None) -> list[tuple[int, int]]:
+    """Return ``most`` of a track's patches, or all: the middle ones of so many equal parts."""
+    number = len(patches)
+    if most is None or most >= number:
+        return list(patches)
+    return [patches[(2 * part + 1) * number // (2 * most)] for part in range(most)]
+
+
 def new_frames(patches: Sequence[tuple[int, int]]) -> list[int]:
     """Count the frames of each patch that no earlier patch has: its weight in a track's mean."""
     ends = [0, *(last for _, last in patches)]
@@ -52,18 +60,22 @@ def new_frames(patches: Sequence[tuple[int, int]]) -> list[int]:
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """The arguments of :func:`cut`; ``length`` is its ``longest``. Lengths are in frames."""
+    """The arguments of :func:`cut`; ``length`` is its ``longest``. Lengths are in frames.
+
+    ``most`` patches of a track are taken, spread evenly over it (:func:`spread`); None: all.
+    """
 
     length: int
     hop: int | None = None
     tail: str = "keep"
+    most: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("tail", self.tail, ("keep", "drop", "pad"))
 
     def spans(self, frames: int) -> list[tuple[int, int]]:
         """Return the patches of a track of ``frames`` frames, as :func:`cut` does."""
-        return cut(frames, self.length, self.hop, self.tail)
+        return spread(cut(frames, self.length, self.hop, self.tail), self.most)
 
     def patch_frames(self, span: tuple[int, int]) -> int:
         """Count the frames of a patch, padding included."""

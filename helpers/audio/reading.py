@@ -7,16 +7,17 @@ librosa). Up to 7 kHz the log-mel bands match those of Essentia's loader to 2e-3
 import errno
 import math
 import stat
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
 
 from maest.helpers.audio.blocks import ANEW, AudioError, Meter, joined
 from maest.helpers.audio.constants import SAMPLE_RATE
-from maest.helpers.audio.decoding import decoded, undecodable
+from maest.helpers.audio.decoding import decoded, decoded_parts, undecodable
 from maest.helpers.errors import InputError, Kind
 
 _SUFFIXES = (
@@ -59,6 +60,40 @@ def stream_audio(
         message = f"expected a positive length, found {seconds}"
         raise InputError(message, setting="seconds", hint=hint)
     path, meter = Path(path), meter or Meter()
+    # An error's traceback would keep the inner generator alive.
+    with _opened(path) as file, closing(decoded(file, meter, seconds)) as blocks:
+        for block in blocks:
+            _refuse_values(block, meter.samples)
+            meter.samples += len(block)
+            if len(block):
+                yield block
+        if not meter.samples:
+            few = f"too short: {meter.frames} samples are less than one at {SAMPLE_RATE} Hz"
+            what = few if meter.frames else "no audio in it (0 samples)"
+            raise AudioError(what, kind="empty", hint=ANEW)
+
+
+def read_parts(
+    path: str | Path,
+    seconds: float,
+    choose: Callable[[int], list[tuple[int, int]]],
+    meter: Meter,
+) -> tuple[int, list[np.ndarray]] | None:
+    """Read parts of a file that is longer than ``seconds``, as `decoding.decoded_parts` says.
+
+    Raises AudioError as `read_audio` does, but for faults outside the parts.
+    """
+    with _opened(Path(path)) as file:
+        found = decoded_parts(file, meter, seconds, choose)
+        for part in () if found is None else found[1]:
+            _refuse_values(part, meter.samples)
+            meter.samples += len(part)
+        return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open an audio file; errors become an AudioError with its path."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe waits for a writer
@@ -66,17 +101,8 @@ def stream_audio(
             raise AudioError(what, hint="Name an audio file.")
         if not status.st_size:
             raise AudioError("the file is empty (0 bytes)", kind="empty", hint=ANEW)
-        # An error's traceback would keep the inner generator alive.
-        with path.open("rb") as file, closing(decoded(file, meter, seconds)) as blocks:
-            for block in blocks:
-                _refuse_values(block, meter.samples)
-                meter.samples += len(block)
-                if len(block):
-                    yield block
-        if not meter.samples:
-            few = f"too short: {meter.frames} samples are less than one at {SAMPLE_RATE} Hz"
-            what = few if meter.frames else "no audio in it (0 samples)"
-            raise AudioError(what, kind="empty", hint=ANEW)
+        with path.open("rb") as file:
+            yield file
     except AudioError as error:
         error.path = path
         raise

@@ -83,7 +83,7 @@ def open_folder(
 def _comparable(manifest: dict[str, Any] | None) -> dict[str, Any]:
     # Before these existed, whole tracks were read and the top labels written. Version 0.1 has
     # "input", audio or log-mel files, which give the same results.
-    before = {"max_seconds": None, "thresholds": None}
+    before = {"max_seconds": None, "max_windows": None, "thresholds": None}
     settings = before | (manifest or {}).get("settings", {})
     settings.pop("input", None)
     return settings

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from maest.helpers.audio.blocks import AudioError, Meter
-from maest.helpers.audio.constants import N_MELS
-from maest.helpers.audio.log_mel import log_mel_pieces
-from maest.helpers.audio.reading import stream_audio
+from maest.helpers.audio.constants import HOP_LENGTH, N_MELS, n_frames
+from maest.helpers.audio.log_mel import log_mel, log_mel_pieces
+from maest.helpers.audio.patches import PatchPlan
+from maest.helpers.audio.patches import seconds as plan_seconds
+from maest.helpers.audio.reading import read_parts, stream_audio
 from maest.helpers.errors import Kind
 
 # Most frames of a log-mel in memory: three hours, 130 MB. A longer one goes to a file.
@@ -64,16 +66,49 @@ def overview(mel: np.ndarray) -> np.ndarray:
 
 
 def read_audio_mel(
-    path: Path, scratch: Path, seconds: float | None = None
+    path: Path, scratch: Path, seconds: float | None = None, plan: PatchPlan | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """Return the log-mel of an audio file, float16 [T, 96], and warnings about its sound.
 
-    ``seconds`` limits reading to the central part. For ``scratch``, see :func:`collect`.
-    AudioError: see `helpers.audio.reading.read_audio`.
+    ``seconds`` limits reading to the central part. Of a ``plan`` with few windows of a long file,
+    only these are read where the format allows; the other frames are 0. For ``scratch``, see
+    :func:`collect`. AudioError: see `helpers.audio.reading.read_audio`.
     """
     meter = Meter()
+    if plan is not None and plan.most is not None and seconds is None:
+        mel = _windows(path, plan, scratch, meter)
+        if mel is not None:
+            return mel, meter.warnings()
+        meter = Meter()
     with closing(stream_audio(path, seconds, meter)) as blocks:
         return collect(log_mel_pieces(blocks), scratch), meter.warnings()
+
+
+def _windows(path: Path, plan: PatchPlan, scratch: Path, meter: Meter) -> np.ndarray | None:
+    """Read the windows of a plan alone; None if that is no gain, or not possible."""
+    spans: list[tuple[int, int]] = []
+
+    def parts(samples: int) -> list[tuple[int, int]]:
+        # A frame covers two hops. One more before the first keeps the edge out of it.
+        spans.extend(plan.spans(n_frames(samples)))
+        return [(max(0, a - 1) * HOP_LENGTH, min(samples, b * HOP_LENGTH)) for a, b in spans]
+
+    longer_than = 2 * (plan.most or 0) * plan_seconds(plan.length)
+    found = read_parts(path, longer_than, parts, meter)
+    if found is None:
+        return None
+    samples, waves = found
+    frames = n_frames(samples)
+    if frames > FRAMES_IN_MEMORY:
+        handle, name = tempfile.mkstemp(suffix=".mmap", dir=scratch)
+        os.close(handle)
+        mel: np.ndarray = np.memmap(name, np.float16, "w+", shape=(frames, N_MELS))
+    else:
+        mel = np.zeros((frames, N_MELS), np.float16)
+    for (a, b), wave in zip(spans, waves, strict=True):
+        skip = min(a, 1)
+        mel[a:b] = log_mel(wave)[skip : skip + b - a]
+    return mel
 
 
 def collect(pieces: Iterable[np.ndarray], scratch: Path) -> np.ndarray:

@@ -20,7 +20,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.names import printable
 from maest.helpers.work.signals import Stopped, stoppable
 
-SUBCOMMANDS = ("tag", "embed", "index", "similar", "models")
+SUBCOMMANDS = ("tag", "embed", "index", "similar", "learn", "models", "verify")
 
 FAILED = 1  # the exit code where a file, or all of it, has failed; typer's 2 is for what was typed
 _HELP = """Tag music, and find similar songs, by models that have learned from music.
@@ -30,6 +30,7 @@ _HELP = """Tag music, and find similar songs, by models that have learned from m
   maest tag music --write          tags into the files of a folder
   maest index music                analyse a library once
   maest similar song.mp3           the nearest tracks of the library
+  maest learn labels.csv -o mine   labels of your own; maest tag music --model mine
 
 Exit codes: 0, all is done; 1, something has failed, and the last line counts it; 2, the command
 cannot be understood; 130, stopped by Ctrl-C.

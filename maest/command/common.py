@@ -21,6 +21,10 @@ _LIBRARY = "The library, if not the one in your data folder."
 LibraryOption = Annotated[Path | None, typer.Option("--library", metavar="FILE", help=_LIBRARY)]
 _BLOCK = "The block to embed, from 0; -1: after the final norm.  [default: 7, or the last]"
 BlockOption = Annotated[int | None, typer.Option("--block", help=_BLOCK)]
+_WINDOWS = "Look at N windows, spread over each track: for long music.  [default: all]"
+WindowsOption = Annotated[
+    int | None, typer.Option("--max-windows", min=1, metavar="N", help=_WINDOWS)
+]
 
 
 def usage(message: str, option: str) -> typer.BadParameter:

@@ -13,6 +13,7 @@ from maest.command.common import (
     BlockOption,
     JsonOption,
     ModelOption,
+    WindowsOption,
     count,
     print_json,
     print_line,
@@ -34,6 +35,7 @@ def embed(
     ],
     model: ModelOption = None,
     block: BlockOption = None,
+    max_windows: WindowsOption = None,
     each_window: Annotated[
         bool, typer.Option("--each-window", help="A row a window, not one a track.")
     ] = False,
@@ -57,7 +59,9 @@ def embed(
     from maest.analysis import DEFAULT_MODEL, find_music
 
     music = find_music(paths)
-    analyser = maest.Analyser(model or DEFAULT_MODEL, block=block, each_window=each_window)
+    analyser = maest.Analyser(
+        model or DEFAULT_MODEL, block=block, each_window=each_window, max_windows=max_windows
+    )
     failed = len(music.unreadable)
     for path, reason in music.unreadable.items():
         tell_failed(path, reason)

@@ -13,6 +13,7 @@ from maest.command.common import (
     JsonOption,
     LibraryOption,
     ModelOption,
+    WindowsOption,
     count,
     print_json,
     print_line,
@@ -29,6 +30,7 @@ def index(
     library: LibraryOption = None,
     model: ModelOption = None,
     block: BlockOption = None,
+    max_windows: WindowsOption = None,
     again: Annotated[bool, typer.Option("--again", help="Also try again what has failed.")] = False,
     forget: Annotated[
         bool, typer.Option("--forget", help="Drop what is known of files that are gone.")
@@ -51,7 +53,7 @@ def index(
     with maest.Library(library) as opened:
         for warning in opened.warnings:
             tell(warning)
-        analyser = maest.Analyser(model or DEFAULT_MODEL, block=block)
+        analyser = maest.Analyser(model or DEFAULT_MODEL, block=block, max_windows=max_windows)
         done = opened.index(folder, analyser.model, analyser, again, progress, _AT_ONCE)
         forgotten = opened.forget() if forget else 0
         place = opened.path

@@ -58,7 +58,7 @@ def labels(name: Annotated[str, typer.Argument(metavar="MODEL")], json: JsonOpti
 
     \b
     Example:
-      maest models labels maest-tiny-scores
+      maest models labels maest-tiny-music
     """
     from maest.helpers.results.predictions import label_names
     from maest.models import get_maest

@@ -71,7 +71,7 @@ def similar(
     with maest.Library(library, read_only=True) as opened:
         for warning in opened.warnings:
             tell(warning)
-        chosen = _model(opened, model)
+        chosen = library_model(opened, model)
         if song is None:
             _show_groups(opened.duplicates(model=chosen), json)
             return
@@ -94,7 +94,7 @@ def similar(
             print_line(f"{value:6.3f}  {track.path}{_names(track)}")
 
 
-def _model(library: Library, name: str | None) -> Model | None:
+def library_model(library: Library, name: str | None) -> Model | None:
     """Return the model of a name that has most results. InputError: there is none."""
     if name is None:
         return None
@@ -118,7 +118,8 @@ def _embedding(library: Library, song: Path, model: Model | None) -> np.ndarray:
 
     import maest
 
-    analyser = maest.Analyser(known.name, block=known.settings.get("block"))
+    options: dict[str, Any] = {n: known.settings.get(n) for n in ("block", "max_windows")}
+    analyser = maest.Analyser(known.name, **options)
     if analyser.model != known:
         hint = "Index your music again: maest index FOLDER"
         what = f"{known.name} is not the model that it was, when the library was made"

@@ -12,6 +12,7 @@ from maest.command import FAILED
 from maest.command.common import (
     JsonOption,
     ModelOption,
+    WindowsOption,
     check_not_others,
     count,
     print_json,
@@ -51,6 +52,7 @@ def tag(
         typer.Option("--groups", metavar="NAMES", help="Only these, such as genre,mood."),
     ] = "",
     model: ModelOption = None,
+    max_windows: WindowsOption = None,
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Also list the tags there.")
     ] = None,
@@ -114,14 +116,16 @@ def tag(
     from maest.analysis import DEFAULT_MODEL, find_music
 
     music, failed = find_music(paths), 0
-    analyser = maest.Analyser(model or DEFAULT_MODEL, pictures=page is not None)
+    analyser = maest.Analyser(
+        model or DEFAULT_MODEL, pictures=page is not None, max_windows=max_windows
+    )
     options: dict[str, Any] = {"top": top, "threshold": limit}
     options["groups"] = sorted(filter(None, groups.split(",")))
     files, writer = list(music.files), None
     if write or dry_run:
         from maest.command.tag_writer import TagWriter
 
-        settings = {"model": analyser.model.hash, **options}
+        settings = {"model": analyser.model.hash, **analyser.model.settings, **options}
         writer = TagWriter(paths, log, dry_run, settings, replace, comment, keep_dates)
         if csv is None and page is None:
             files = [path for path in files if not writer.done(path)]

@@ -23,6 +23,7 @@ from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import to_json
 from maest.models import layouts
 from maest.models.archs import CONFIG_NAME, WEIGHTS_NAME, clip_seconds
+from maest.models.golden import GOLDEN_NAME, MODEL, golden_text
 from maest.models.layouts import HUB_EPS
 from maest.models.maest import Maest
 from maest.models.saving import TRAINER_KEY, cpu_state_dict, own_files
@@ -93,13 +94,18 @@ def export_huggingface(
     for name, module in (("melspectrogram.py", mel), ("mel_constants.py", constants)):
         front_end = Path(str(module.__file__)).read_text("utf-8")
         texts[name] = front_end.replace(constants.__name__, ".mel_constants")
+    carried = Maest.without_weights(**record["sizes"])
+    carried.load_state_dict(state, assign=True)
+    golden = golden_text({MODEL: carried})
+    texts |= {GOLDEN_NAME: golden} if golden else {}
+    gone = {GOLDEN_NAME} - texts.keys()
     notes, old = unsupported_features(model), folder / CARD
     older = (folder / CONFIG_NAME).read_bytes() if (folder / CONFIG_NAME).is_file() else b""
     edited = old.is_file() and _digest(old.read_bytes()).encode() not in older
     if edited and b'"card": "' in older:
         notes.append(f"{CARD} was edited since it was written, and is kept.")
         del texts[CARD]
-    with own_files(folder / CONFIG_NAME, _mark(folder), [WEIGHTS_NAME], texts) as paths:
+    with own_files(folder / CONFIG_NAME, _mark(folder), [WEIGHTS_NAME], texts, gone) as paths:
         hub = {name: tensor.contiguous() for name, tensor in layouts.write_hub(state).items()}
         safetensors.torch.save_file(hub, paths[WEIGHTS_NAME], metadata={"format": "pt"})
     return notes

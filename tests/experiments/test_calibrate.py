@@ -88,7 +88,7 @@ def test_calibrate_of_16_bits_and_of_an_average(home, toy):
         new = newest(home) / "model"
         assert digest(new) == digest(home / model)
         kept, weights = sorted(tree(new)), safetensors.torch.load_file(new / "model.safetensors")
-        assert kept == ["config.json", "model.safetensors"]
+        assert kept == ["config.json", "golden.json", "model.safetensors"]
         assert (str(weights["cls_token"].dtype) == "torch.float16") == (model == "half")
 
 

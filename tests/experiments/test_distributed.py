@@ -234,7 +234,9 @@ def test_the_first_process_alone_writes_and_speaks(pair, place):
     assert [path for path in pair.writes[1] if "exp_logs" in path or str(home) in path] == []
     assert any(path.endswith(".ckpt") for path in pair.writes[0])
     models = {path.name for path in (pair.folder / "model").iterdir()}
-    assert models == {"config.json", "model-swa.safetensors", "model.safetensors"}
+    assert models == {
+        *("config.json", "golden.json", "model-swa.safetensors", "model.safetensors"),
+    }
     assert read_json(pair.folder / "run.json")["status"] == "COMPLETED"
     assert pair.err.count("Running command") == pair.out.count("epoch   1") == 1
     assert "Warning" not in pair.err

@@ -56,6 +56,7 @@ def test_a_second_run_skips_finished_tracks(line, music, model, tmp_path):
         ("inference.pool=none", "pool"),
         ("inference.patch_hop=1", "hop_seconds"),
         ("inference.tail=drop", "tail"),
+        ("inference.max_windows=1", "max_windows"),
         ("maest.s_patchout_f_indices=[1]", "patchout"),
     ],
 )

@@ -263,6 +263,8 @@ MELS, AVERAGE = {"input": "log-mel files"}, "maest.checkpoint_swa_weights"
         ({}, {}, AVERAGE, False),  # version 0.1 took it only on request
         ({}, {}, "inference.max_seconds", None),
         ({"max_seconds": 60.0}, {}, "inference.max_seconds", 60.0),
+        ({}, {}, "inference.max_windows", None),  # older ones do not say so
+        ({"max_windows": 4}, {}, "inference.max_windows", 4),
         (MELS, {"max_seconds": 60.0}, "inference.max_seconds", 60.0),
         (MELS, {"max_seconds": None}, "inference.max_seconds", None),
         (MELS, {}, "inference.max_seconds", 300.0),  # of version 0.1

@@ -187,4 +187,5 @@ def test_a_training_that_ends_before_it_begins(train, plain):
     assert found.watch.rates == plain.watch.rates
     assert not any(name.startswith("val_swa") for row in found.rows for name in row)
     assert "swa" not in found.results
-    assert {path.name for path in found.model.iterdir()} == {"config.json", "model.safetensors"}
+    names = {"config.json", "golden.json", "model.safetensors"}
+    assert {path.name for path in found.model.iterdir()} == names

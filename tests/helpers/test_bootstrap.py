@@ -39,6 +39,16 @@ def test_a_plain_loop_over_resamples_gives_the_same(task):
     assert all((other[name] != found[name]).any() for name in found)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_groups_are_drawn_as_a_whole(task):
+    """Of tracks that are there twice, both or none: figures are those of one of each."""
+    targets, outputs = a_split(task)
+    groups = np.random.default_rng(1).permutation(np.repeat(np.arange(N), 2))
+    found = resampled_figures(task, targets[groups], outputs[:, groups], 6, 3, groups)
+    for name, values in resampled_figures(task, targets, outputs, 6, 3).items():
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-12)
+
+
 def test_intervals_are_percentiles_turned_round_the_figure():
     samples = np.concatenate([[0.5], np.random.default_rng(0).permutation(101) / 100])
     assert interval(samples, 0.9) == pytest.approx({"value": 0.5, "low": 0.05, "high": 0.95})

@@ -15,6 +15,7 @@ from maest.helpers.audio.patches import (
     pooled_file,
     read_times,
     seconds,
+    spread,
     times,
     weights_of,
     write_times,
@@ -69,6 +70,34 @@ def test_a_clip_of_several_lengths_has_as_many_patches(length, longest, times):
         assert frames > times * longest, "one frame more than the model's input"
         assert len(cut(frames, longest)) == patches
         assert more < RATE or cut(frames, longest)[-1][1] == frames
+
+
+@pytest.mark.parametrize(
+    ("most", "firsts"),
+    [
+        (1, [5]),
+        (2, [2, 7]),
+        (3, [1, 5, 8]),
+        (9, [0, 1, 2, 3, 5, 6, 7, 8, 9]),
+        (10, list(range(10))),
+        (11, list(range(10))),
+        (None, list(range(10))),
+    ],
+)
+def test_a_few_patches_are_the_middle_ones_of_equal_parts(most, firsts):
+    spans = PatchPlan(100, most=most).spans(1_062)
+    assert [first // 100 for first, _ in spans] == firsts
+    assert new_frames(spans) == [100] * len(spans)
+
+
+@many
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_a_few_patches_are_distinct_and_as_far_from_both_ends(number, most):
+    patches = [(i, i + 1) for i in range(number)]
+    chosen = [first for first, _ in spread(patches, most)]
+    assert len(set(chosen)) == min(number, most)
+    assert chosen == sorted(chosen)
+    assert abs(chosen[0] - (number - 1 - chosen[-1])) <= 1
 
 
 @pytest.mark.parametrize("arguments", [(0, 5), (-1, 5), (5, 0), (5, 5, 0)])

@@ -168,21 +168,21 @@ def test_embeddings_in_python(songs, model):
 
 def test_models_are_listed_with_licence_size_and_labels():
     (listed,) = maest("models", "--json").lines
-    shipped = next(row for row in listed["models"] if row["name"] == "maest-tiny-scores")
+    shipped = next(row for row in listed["models"] if row["name"] == "maest-tiny-music")
     assert (shipped["here"], shipped["labels"]) == (True, 55)
     assert shipped["licence"]
     assert shipped["megabytes"] > 0
-    assert "maest-tiny-scores" in maest("models").out
+    assert "maest-tiny-music" in maest("models").out
 
 
 def test_a_model_is_fetched_once():
-    (fetched,) = maest("models", "fetch", "maest-tiny-scores", "--json").lines
+    (fetched,) = maest("models", "fetch", "maest-tiny-music", "--json").lines
     assert Path(fetched["path"]).exists()
-    assert "maest-tiny-scores" in refused("unknown", "models", "fetch", "maest-tiny-score")
+    assert "maest-tiny-music" in refused("unknown", "models", "fetch", "maest-tiny-musi")
 
 
 def test_labels_have_groups():
-    (listed,) = maest("models", "labels", "maest-tiny-scores", "--json").lines
+    (listed,) = maest("models", "labels", "maest-tiny-music", "--json").lines
     groups = {row["label"]: row["group"] for row in listed["labels"]}
     assert groups["Instrument---Violin"] == "instrument"
     assert groups["Baroque---Chorale"] == "genre"

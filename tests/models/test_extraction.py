@@ -222,6 +222,7 @@ def by_hand(net: Maest, track: Track, plan: PatchPlan = PLAIN):
         PatchPlan(LENGTH, hop=90),
         PatchPlan(LENGTH, tail="pad"),
         PatchPlan(LENGTH, hop=17, tail="pad"),
+        PatchPlan(LENGTH, most=2),
     ],
 )
 def test_every_track_is_what_it_is_alone(net, plan, per_pass):

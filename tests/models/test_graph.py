@@ -89,7 +89,7 @@ class Exported:
         export_onnx(self.path, model, blocks, **options)
         assert [module.training for module in model.modules()] == modes
         assert all(torch.equal(before[name], v) for name, v in model.state_dict().items())
-        names = {"model.onnx", *(["labels.json"] if model.labels else [])}
+        names = {"model.onnx", "golden.json", *(["labels.json"] if model.labels else [])}
         assert {file.name for file in self.path.parent.iterdir()} == names
         model.float().eval()
         self.session, self.file = session(self.path), onnx.load(self.path)

@@ -9,6 +9,7 @@ import numpy as np
 import preprocessing
 import probe
 import pytest
+import windows
 
 import extraction
 import training
@@ -78,3 +79,10 @@ def test_probes_and_engines():
     assert rows["ours, sweep"]["probes"] == 2 * 7 * 3
     [rows] = engines.main(["--quick"])["results"].values()
     assert set(rows) == set(engines.ENGINES)
+
+
+def test_a_few_windows():
+    [rows] = windows.main(["--quick"])["results"].values()
+    few, more = rows.values()
+    assert (few["tracks"], few["windows"], few["share"], more["share"]) == (3, 4, 0.25, 0.5)
+    assert 0 < few["cosine"] < 1
