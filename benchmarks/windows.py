@@ -1,6 +1,6 @@
 """What a few windows of each track cost in agreement with all of them (inference.max_windows).
 
-python benchmarks/windows.py --music FOLDER [--model maest-tiny-scores] [--windows 1 2 4 8 16]
+python benchmarks/windows.py --music FOLDER [--model maest-tiny-music] [--windows 1 2 4 8 16]
     [--minutes 0] [--record FILE.json]
 
 Each track is computed once, window by window; a few windows are then taken from these as
@@ -35,7 +35,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
         ("torch", "onnxruntime"),
         1,
         music=("", "a few seconds of noise"),
-        model=("maest-tiny-scores", "maest-tiny-scores"),
+        model=("maest-tiny-music", "maest-tiny-music"),
         windows=([1, 2, 4, 8, 16], [1, 2]),
         minutes=(0.0, 0.0),
     )

@@ -9,6 +9,7 @@ import numpy as np
 import preprocessing
 import probe
 import pytest
+import similar
 import windows
 
 import extraction
@@ -86,3 +87,11 @@ def test_a_few_windows():
     few, more = rows.values()
     assert (few["tracks"], few["windows"], few["share"], more["share"]) == (3, 4, 0.25, 0.5)
     assert 0 < few["cosine"] < 1
+
+
+def test_what_is_similar():
+    speed, albums = similar.main(["--quick"])["results"].values()
+    assert all(row["next_seconds"] > 0 for row in speed.values())
+    assert 0 <= albums["maest-tiny-music"]["same_album"] <= 1
+    assert albums[similar.STATISTICS]["same_album"] == 1
+    assert albums["chance"] == {"same_album": pytest.approx(0.4), "tracks": 6, "albums": 2}
