@@ -21,6 +21,7 @@ from maest.command.common import (
     tell_failed,
     usage,
 )
+from maest.helpers.errors import InputError
 
 if TYPE_CHECKING:
     from maest.analysis import Analyser, Tagged
@@ -123,6 +124,13 @@ def tag(
     options["groups"] = sorted(filter(None, groups.split(",")))
     files, writer = list(music.files), None
     if write or dry_run:
+        if limit == "auto" and analyser.head.thresholds is None:
+            raise InputError(
+                f"{analyser.name} has no thresholds: its top labels may all be wrong",
+                kind="missing",
+                setting="--threshold",
+                hint="Give the lowest value of a tag that is written: --threshold 0.3",
+            )
         from maest.command.tag_writer import TagWriter
 
         settings = {"model": analyser.model.hash, **analyser.model.settings, **options}

@@ -220,6 +220,12 @@ def test_dates_are_kept(few, model):
     assert texts(few / "a.flac")["mood"] == ["Dark"]
 
 
+def test_labels_that_may_all_be_wrong_are_not_written(few, model):
+    before = {path: path.read_bytes() for path in few.iterdir()}
+    refused("missing", "tag", few, "--model", model, "--write")
+    assert {path: path.read_bytes() for path in few.iterdir()} == before
+
+
 def test_files_that_cannot_be_written_are_counted(few, model):
     write(few / "c.mka", chords(1, 16_000), 16_000)
     (few / "a.flac").chmod(0o444)
