@@ -19,7 +19,6 @@ A file that cannot be used costs that file only: its ``error`` says why.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -274,9 +273,9 @@ def embed(
 class Music:
     """The audio of files and folders."""
 
-    files: dict[Path, str] = field(default_factory=dict)  # → name below the folder that was given
+    # → name below the folder that was given or, where two would have one, that all are in
+    files: dict[Path, str] = field(default_factory=dict)
     unreadable: dict[Path, str] = field(default_factory=dict)  # files and folders → reason
-    skipped: Counter[str] = field(default_factory=Counter)  # as in `AudioFolder`
 
 
 def find_music(paths: Paths) -> Music:
@@ -291,7 +290,6 @@ def find_music(paths: Paths) -> Music:
                 found = find_audio(path)
                 music.files |= {path / name: name for name in found.files}
                 music.unreadable |= {path / name: why for name, why in found.unreadable.items()}
-                music.skipped += found.skipped
                 continue
             path.stat()
             music.files[path] = path.name
@@ -307,6 +305,10 @@ def find_music(paths: Paths) -> Music:
             music.unreadable[path] = what
     if first and not music.files:
         raise first
+    if len(set(music.files.values())) < len(music.files):
+        whole = {path: os.path.abspath(path) for path in music.files}
+        shared = os.path.commonpath(map(os.path.dirname, whole.values()))
+        music.files = {path: os.path.relpath(name, shared) for path, name in whole.items()}
     return music
 
 

@@ -5,10 +5,9 @@ Each holds, or has beside it: paths, times, the model's name and hash, and the b
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,8 @@ def check_target(path: Path) -> None:
 def write_embeddings(path: Path, model: Model, rows: Iterable[tuple[str, Embedded]]) -> int:
     """Write the embeddings of files, by the suffix of ``path``; return the number of rows.
 
-    ``rows`` are (name below the folder that was given, result); without a suffix, that is where a
-    track's ``.npy`` lies below ``path``. InputError: as :func:`check_target`, or "access".
+    ``rows`` are (name as of `analysis.Music`, result); without a suffix, that is where a track's
+    ``.npy`` lies below ``path``. InputError: as :func:`check_target`, or "access".
     """
     check_target(path)
     writers: dict[str, Callable[..., int]] = {".npz": _write_npz, ".parquet": _write_parquet}
@@ -137,12 +136,6 @@ def _write_folder(path: Path, about: dict[str, Any], rows: Iterable[tuple[str, E
         lines += [(file, row, os.fspath(result.path), *span) for row, span in spans]
     write_rows(path / TABLE, ("file", "row", "path", "start", "end"), lines)
     return len(lines)
-
-
-def read_table(folder: Path) -> Iterator[dict[str, str]]:
-    """Read the table of a folder of ``.npy`` files."""
-    with (folder / TABLE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        yield from csv.DictReader(file)
 
 
 def _pyarrow() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,6 @@ from sounds import chords, write
 
 import maest as package
 from maest.command import SUBCOMMANDS
-from maest.embedding_files import read_table
 from maest.helpers.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,12 +129,27 @@ def test_embeddings_of_each_window_as_parquet(songs, model, tmp_path):
     assert b"model_hash" in table.schema.metadata
 
 
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "embeddings.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def test_embeddings_as_a_file_a_track(songs, model, tmp_path):
     assert Done("embed", songs, "-o", tmp_path / "my", "--model", model).code == 1
-    rows = list(read_table(tmp_path / "my"))
+    rows = table(tmp_path / "my")
     assert [row["file"] for row in rows] == ["x/a.flac.npy", "y/b.mp3.npy"]
     assert np.load(tmp_path / "my" / rows[0]["file"]).shape == (1, 3, 32)
     refused("mismatch", "embed", songs, "-o", tmp_path / "my", "--model", model, "--block", 0)
+
+
+def test_songs_of_one_name_have_a_file_each(model, tmp_path):
+    paths = [write_wav(tmp_path / f"{i}/cd/01.wav", i, 16_000) for i in range(3)]
+    given = paths[0].parent, paths[1].parent, paths[2]  # two folders and a file
+    maest("embed", *given, "-o", tmp_path / "my", "--model", model)
+    rows = {Path(row["path"]): tmp_path / "my" / row["file"] for row in table(tmp_path / "my")}
+    assert (set(rows), len(set(rows.values()))) == (set(paths), 3)
+    for song in package.embed(paths, model):
+        np.testing.assert_allclose(np.load(rows[song.path]), song.embeddings, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
