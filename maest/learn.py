@@ -97,16 +97,18 @@ def learn(
     of none. ``model`` is one of the library's, by default the one of most results; ``separator``
     may stand between labels in a cell; ``seed`` is of folds and resamples.
 
-    Near copies, and tracks of one album (by album and artist tags), stay together in
-    cross-validation; where there is no album tag, an artist's, and else a folder's. Intervals
-    resample these groups.
+    Near copies (as of `Library.duplicates`), and tracks of one album (by album and artist tags),
+    stay together in cross-validation; where there is no album tag, an artist's, and else a
+    folder's. Intervals resample these groups.
 
     InputError: the table cannot be read, too few of its tracks are in the library, there is no
     label that some of them have and others lack, or ``out`` cannot be written.
     """
     rows = read_labels(Path(table), separator)
     model = model or _most_used(library)
-    tracks, targets, embeddings, unknown = _examples(library, Path(table), rows, model)
+    everything = library.embeddings(model)
+    tracks, targets, chosen, unknown = _examples(library, Path(table), rows, everything[0])
+    values = everything[1][chosen]
     told = list(rows.warnings)
     useful = targets.any(axis=0) & ~targets.all(axis=0)
     if len(tracks) < _FEWEST or not useful.any():
@@ -121,11 +123,12 @@ def learn(
     labels, targets = [rows.labels[i] for i in np.flatnonzero(useful)], targets[:, useful]
     single = len(labels) > 1 and bool((targets.sum(axis=1) == 1).all())
     task = "single-label" if single else "multi-label"
-    groups, split_by = _groups(tracks, embeddings)
+    groups, split_by = _groups(tracks, Vectors(values, everything[1]))
     told += _warnings(labels, targets, groups, rows.paths, unknown)
     if groups.max() == 0:  # nothing to split by but the tracks
         groups, split_by = np.arange(len(tracks)), {"track": len(tracks)}
 
+    embeddings = values.astype(np.float32)
     logits, folds = _cross_validated(embeddings, targets, groups, seed)
     from maest.models.learned import Learned, is_learned, load_learned, save_learned
 
@@ -170,29 +173,25 @@ def _block(model: Model) -> int:
 
 
 def _examples(
-    library: Library, table: Path, rows: LabelledPaths, model: Model
-) -> tuple[list[Track], np.ndarray, np.ndarray, list[str]]:
-    """Return N sounds of the table, targets bool [N, C], embeddings float32 [N, D], and the rows
-    whose sound has no result. Copies of a sound are one, which has the labels of all.
+    library: Library, table: Path, rows: LabelledPaths, embedded: Sequence[Track]
+) -> tuple[list[Track], np.ndarray, list[int], list[str]]:
+    """Return N sounds of the table, targets bool [N, C], the sounds' places among ``embedded``, and
+    the rows that have none. Copies of a sound are one, which has the labels of all.
     """
-    known = {_name(track.path): track for track in library.tracks()}
+    places = {track.sound: place for place, track in enumerate(embedded)}
+    known = {_name(track.path): track for track in library.tracks() if track.sound in places}
     tracks: dict[int, Track] = {}
     targets: dict[int, np.ndarray] = {}
-    embeddings: dict[int, np.ndarray] = {}
     missing = []
     for path, own in zip(rows.paths, rows.targets, strict=True):
         track = next((known[name] for name in _places(table, path) if name in known), None)
-        result = None if track is None else library.result(track, model)
-        if track is None or result is None:
+        if track is None:
             missing.append(path)
             continue
         tracks.setdefault(track.sound, track)
         targets[track.sound] = targets.get(track.sound, False) | own
-        embeddings[track.sound] = result.embedding.astype(np.float32).ravel()
-    width = (0, len(rows.labels))
-    joined = np.stack(list(targets.values())) if targets else np.zeros(width, bool)
-    values = np.stack(list(embeddings.values())) if embeddings else np.zeros((0, 0), np.float32)
-    return list(tracks.values()), joined, values, missing
+    joined = np.array(list(targets.values()), bool).reshape(-1, len(rows.labels))
+    return list(tracks.values()), joined, [places[sound] for sound in tracks], missing
 
 
 def _name(path: str | Path) -> str:
@@ -207,7 +206,7 @@ def _places(table: Path, path: str) -> list[str]:
     return [_name(name) for one in full for name in (one, os.path.realpath(one))]
 
 
-def _groups(tracks: Sequence[Track], embeddings: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+def _groups(tracks: Sequence[Track], vectors: Vectors) -> tuple[np.ndarray, dict[str, int]]:
     """Return the number of each track's group, from 0, and what made the groups → tracks."""
     members, kinds = defaultdict[tuple, list[int]](list), Counter[str]()
     artists = [_name(track.album_artist or track.artist).casefold() for track in tracks]
@@ -225,7 +224,7 @@ def _groups(tracks: Sequence[Track], embeddings: np.ndarray) -> tuple[np.ndarray
             members[_ARTIST, artist].append(i)
     pairs = [pair for own in members.values() for pair in pairwise(own)]
     seconds = np.array([track.seconds for track in tracks])
-    near = Vectors(embeddings.astype(np.float16)).near_pairs(seconds, _COPY, _SAME_LENGTH)
+    near = vectors.near_pairs(seconds, _COPY, _SAME_LENGTH)
     pairs += [(i, i) for i in range(len(tracks))] + [(i, j) for i, j, _ in near]
     numbers = np.zeros(len(tracks), int)
     for number, group in enumerate(joined(pairs)):

@@ -293,7 +293,7 @@ class Library:
         """Return groups of tracks with the same sound, or nearly so, in the order of their paths.
 
         Near copies have a cosine of ``threshold`` or more and durations that differ by at most
-        ``seconds``. Without results of a model, only equal sounds are found.
+        ``seconds``. Without results of a model, or with less than ten, only equal sounds are found.
         """
         with self._snapshot():
             of_sound: dict[int, list[Track]] = {}

@@ -14,15 +14,19 @@ class Vectors:
     """N embeddings, whose cosines are taken after their mean is taken off.
 
     Without that, the cosines of any two tracks are high, by what all music has in common. The mean
-    of less than ten says little, and stays.
+    of less than ten says little, and stays: then cosines have an order, and tell of no copies.
     """
 
-    def __init__(self, values: np.ndarray) -> None:
-        """``values``: float16 [N, D], kept as it is, so that a large library fits in memory."""
-        self.values = values
+    def __init__(self, values: np.ndarray, among: np.ndarray | None = None) -> None:
+        """``values``: float16 [N, D], kept as it is, so that a large library fits in memory.
+
+        The mean is that of ``among`` [M, D], by default the same.
+        """
+        among = values if among is None else among
+        self.values, self.is_centred = values, len(among) >= _FEWEST
         self.mean = np.zeros(values.shape[1], np.float32)
-        if len(values) >= _FEWEST:
-            self.mean = values.mean(axis=0, dtype=np.float32)
+        if self.is_centred:
+            self.mean = among.mean(axis=0, dtype=np.float32)
         blocks = [np.linalg.norm(block, axis=1) for _, block in self._blocks()]
         # A vector that is the mean is near nothing.
         norms = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
@@ -46,11 +50,13 @@ class Vectors:
     def near_pairs(
         self, seconds: np.ndarray, threshold: float, tolerance: float
     ) -> Iterator[tuple[int, int, float]]:
-        """Yield (i, j, cosine) of pairs whose cosine is at or above ``threshold``.
+        """Yield (i, j, cosine) of pairs whose cosine is at or above ``threshold``; none of few.
 
         Only pairs whose durations, ``seconds`` [N], differ by at most ``tolerance`` are compared:
         copies are as long as one another, and all pairs of a large library would take minutes.
         """
+        if not self.is_centred:
+            return
         order = np.argsort(seconds, kind="stable")
         ends = np.searchsorted(seconds[order], seconds[order] + tolerance, "right")
         step = 512

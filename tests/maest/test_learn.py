@@ -201,6 +201,17 @@ def test_near_copies_stay_together(collection):
     assert collection.learn().groups == 8
 
 
+@pytest.mark.parametrize("others", [0, 20])
+def test_few_tracks_are_no_near_copies(collection, others):
+    """They have much in common, as all music has: a library shows what."""
+    common = 40 * collection.direction()
+    for i in range(8 + others):
+        collection.add(f"{i // 2}/{i}", [["calm", "loud"][i % 2]], common + collection.direction())
+    del collection.rows[8:]
+    report = collection.learn()
+    assert (report.groups, report.split_by) == (4, {"folder": 8})
+
+
 def test_a_label_that_only_one_album_has_is_not_tested(collection):
     albums(
         collection, lambda album, track: ["fast"] if album == 0 else [["calm", "loud"][track % 2]]

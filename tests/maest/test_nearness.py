@@ -159,6 +159,15 @@ def test_near_copies(library, tmp_path):
     assert sorted(found) == [["x", "11"], ["y", "05"]]
 
 
+def test_of_few_tracks_only_equal_sounds_are_copies(tmp_path):
+    with Library(tmp_path / "library.sqlite") as library:
+        for i in range(9):
+            write_wav(tmp_path / f"music/{i}.wav", max(1, i))
+        library.index(tmp_path / "music", MODEL, each(lambda path: Analysis([], np.ones(2), 60)))
+        found = [[track.path.stem for track in group] for group in library.duplicates()]
+        assert found == [["0", "1"]]
+
+
 # ---- playlists -----------------------------------------------------------------------------------
 
 
