@@ -147,12 +147,12 @@ class LabelledPaths(NamedTuple):
     warnings: list[str]
 
 
-def read_labels(path: Path, separator: str = ";") -> LabelledPaths:
+def read_labels(path: Path) -> LabelledPaths:
     """Read a table ``path,label[,label…]``: any number of labels in a row, or none.
 
     A column is one of labels by its name (label, label 2, tags, genre …); without such a name,
-    columns of 0 and 1 are; without these, all are. A cell may hold several, with ``separator``
-    between them. For the rest, and for what is refused, see :func:`read_table`.
+    columns of 0 and 1 are; without these, all are. A cell may hold several, with ``;`` between
+    them. For the rest, and for what is refused, see :func:`read_table`.
     """
     rows = read_rows(path, ragged=True)
     known = [rows.by_bare[n] for n in RECOGNISED["path"].split() if n in rows.by_bare]
@@ -166,7 +166,7 @@ def read_labels(path: Path, separator: str = ";") -> LabelledPaths:
     flags = {name: _flags(rows.cells[name], set()) for name in named or others}
     if not named:
         flags = {name: own for name, own in flags.items() if own} or flags
-    labels, marks, _ = _labels(rows, flags, separator, set())
+    labels, marks, _ = _labels(rows, flags, ";", set(), "put ; in its place")
     targets = np.zeros((len(rows.lines), len(labels)), bool)
     targets[tuple(marks)] = True
     return LabelledPaths(list(rows.cells[known[0]]), labels, targets, rows.warnings)
@@ -221,9 +221,16 @@ def _label_columns(rows: Rows, others: list[str], unknown: set[str]) -> list[str
 
 
 def _labels(
-    rows: Rows, columns: dict[str, dict[str, float]], separator: str, unknown: set[str]
+    rows: Rows,
+    columns: dict[str, dict[str, float]],
+    separator: str,
+    unknown: set[str],
+    remedy: str = "",
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of labels, marks [2, K] and amounts [K]; ``columns`` have their :func:`_flags`."""
+    """Names of labels, marks [2, K] and amounts [K]; ``columns`` have their :func:`_flags`.
+
+    ``remedy`` is against another separator, by default the option for it.
+    """
     flags = {name: targets for name, targets in columns.items() if targets}
     texts = [rows.cells[name] for name in columns if name not in flags]
     taken = unknown or {""}
@@ -253,8 +260,8 @@ def _labels(
         if whole := sorted(name for name in written if other in name):
             rows.warnings.append(
                 f"{len(whole)} of {len(names)} labels have {other!r} in them ({some(whole)}), and "
-                f"no cell has {separator!r}. If {other!r} is between labels: --separator "
-                f"{shlex.quote(other)}"
+                f"no cell has {separator!r}. If {other!r} is between labels: "
+                f"{remedy or f'--separator {shlex.quote(other)}'}"
             )
     same = defaultdict(list)
     for name in names:

@@ -31,7 +31,7 @@ from maest.datasets.tables import LabelledPaths, read_labels
 from maest.helpers.errors import InputError
 from maest.helpers.names import first_few, short_repr
 from maest.helpers.reports.bootstrap import interval, resampled_figures
-from maest.helpers.reports.metrics import BOUNDS, SHOWN, baseline
+from maest.helpers.reports.metrics import BOUNDS, baseline
 from maest.helpers.reports.thresholds import best_thresholds
 from maest.library import Library
 from maest.library_types import Model, Track
@@ -58,11 +58,11 @@ class LabelReport:
     label: str
     examples: int  # tracks that have it
     groups: int  # of which they are
-    # "value", and the "low" and "high" of its 95 % interval; None: it could not be tested
-    ap: dict[str, float] | None
-    roc_auc: dict[str, float] | None
-    chance: float  # the AP of guessing: the label's share of the tracks
     threshold: float  # from which a track has it
+    # "value", the "low" and "high" of its 95 % interval, and "chance", what guessing gets. None:
+    # all examples are of one group, so that it could not be tested
+    ap: dict[str, float] | None = None
+    roc_auc: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ class Report:
     folds: int
     split_by: dict[str, int]  # what kept them together → tracks
     labels: list[LabelReport]
-    figures: dict[str, dict[str, float]]  # means over labels, each with its interval
-    chance: dict[str, float]  # of the same figures
+    # As of a label: the means over those that were tested; none without such a label. Accuracy and
+    # macro F1 are of their tracks.
+    figures: dict[str, dict[str, float]]
     not_in_library: list[str] = field(default_factory=list)  # rows of the table
     warnings: list[str] = field(default_factory=list)
 
@@ -88,14 +89,12 @@ def learn(
     out: str | Path,
     *,
     model: Model | None = None,
-    separator: str = ";",
-    seed: int = 0,
 ) -> Report:
     """Learn the labels of a table ``path,label[,label…]`` and write a model folder ``out``.
 
-    Paths are relative to the table, or to where this runs. A track without a label is an example
-    of none. ``model`` is one of the library's, by default the one of most results; ``separator``
-    may stand between labels in a cell; ``seed`` is of folds and resamples.
+    Paths are relative to the table, or to where this runs. A cell may hold several labels, with
+    ``;`` between them. A track without a label is an example of none. ``model`` is one of the
+    library's, by default the one of most results.
 
     Near copies (as of `Library.duplicates`), and tracks of one album (by album and artist tags),
     stay together in cross-validation; where there is no album tag, an artist's, and else a
@@ -104,7 +103,7 @@ def learn(
     InputError: the table cannot be read, too few of its tracks are in the library, there is no
     label that some of them have and others lack, or ``out`` cannot be written.
     """
-    rows = read_labels(Path(table), separator)
+    rows = read_labels(Path(table))
     model = model or _most_used(library)
     everything = library.embeddings(model)
     tracks, targets, chosen, unknown = _examples(library, Path(table), rows, everything[0])
@@ -129,7 +128,7 @@ def learn(
         groups, split_by = np.arange(len(tracks)), {"track": len(tracks)}
 
     embeddings = values.astype(np.float32)
-    logits, folds = _cross_validated(embeddings, targets, groups, seed)
+    logits, folds = _cross_validated(embeddings, targets, groups)
     from maest.models.learned import Learned, is_learned, load_learned, save_learned
 
     weight, bias = _fitted(embeddings, targets)
@@ -137,7 +136,22 @@ def learn(
     layer = _tensor(weight), _tensor(bias)
     learned = Learned(labels, task, None, *layer, _block(model), base, model.hash)
     scores = learned.activations(_tensor(logits)).numpy()
-    found, thresholds = _figures(labels, task, targets, scores, groups, seed)
+    n_groups = [len(set(groups[own])) for own in targets.T]
+    tested = np.array(n_groups) > 1
+    # None: fewer than 10 examples. Classes counted alike, so a half is in the middle.
+    best = best_thresholds(np.where(tested, targets, np.nan), scores) or [None] * len(labels)
+    thresholds = [0.5 if threshold is None else threshold for threshold in best]
+    reports: list[LabelReport] = []
+    figures: dict[str, dict[str, float]] = {}
+    for i, label in enumerate(labels):
+        own = _judged("multi-label", targets[:, [i]], scores[:, [i]], groups) if tested[i] else {}
+        examples = int(targets[:, i].sum())
+        reports.append(LabelReport(label, examples, n_groups[i], thresholds[i], **own))
+    if tested.any():
+        figures = _judged("multi-label", targets[:, tested], scores[:, tested], groups)
+        if single:
+            of_them = targets[:, tested].any(axis=1)
+            figures |= _judged(task, targets[of_them], scores[of_them], groups[of_them])
     report = Report(
         Path(out),
         task,
@@ -145,7 +159,8 @@ def learn(
         int(groups.max()) + 1,
         folds,
         split_by,
-        *found,
+        reports,
+        figures,
         unknown,
         told,
     )
@@ -282,7 +297,7 @@ def _fitted(features: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _cross_validated(
-    features: np.ndarray, targets: np.ndarray, groups: np.ndarray, seed: int
+    features: np.ndarray, targets: np.ndarray, groups: np.ndarray
 ) -> tuple[np.ndarray, int]:
     """Return the logits [N, C] of tracks by layers that did not see their group; and the folds."""
     from sklearn.model_selection import StratifiedGroupKFold
@@ -291,7 +306,7 @@ def _cross_validated(
     counts = np.where(targets, targets.sum(axis=0), len(targets) + 1)
     rarest = np.where(targets.any(axis=1), counts.argmin(axis=1), targets.shape[1])
     folds = int(min(_FOLDS, groups.max() + 1, np.bincount(rarest).max()))
-    splitter = StratifiedGroupKFold(max(2, folds), shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(max(2, folds), shuffle=True, random_state=0)
     logits = np.zeros(targets.shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of labels with fewer tracks than folds
@@ -307,42 +322,14 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, np.float32))
 
 
-def _figures(
-    labels: Sequence[str],
-    task: str,
-    targets: np.ndarray,
-    scores: np.ndarray,
-    groups: np.ndarray,
-    seed: int,
-) -> tuple[
-    tuple[list[LabelReport], dict[str, dict[str, float]], dict[str, float]], list[float | None]
-]:
-    """Return the labels' figures, those of all, and those of chance; and thresholds."""
-    n_groups = [len(set(groups[own])) for own in targets.T]
-    tested = np.where(np.array(n_groups) > 1, targets, np.nan)  # unknown labels do not count
-
-    def figures(task: str, columns: slice) -> dict[str, dict[str, float]]:
-        own, values = tested[:, columns], scores[None, :, columns]
-        if task == "single-label":
-            own = targets
-        samples = resampled_figures(task, own, values, _RESAMPLES, seed, groups)
-        return {name: interval(v, _CONFIDENCE, BOUNDS[name]) for name, v in samples.items()}
-
-    # None: fewer than 10 examples. Classes counted alike, so a half is in the middle.
-    chosen = best_thresholds(tested, scores) or [None] * len(labels)
-    thresholds = [0.5 if threshold is None else threshold for threshold in chosen]
-    reports = []
-    for i, label in enumerate(labels):
-        own = figures("multi-label", slice(i, i + 1)) if n_groups[i] > 1 else {}
-        ap, roc_auc = own.get("ap"), own.get("roc_auc")
-        counts = int(targets[:, i].sum()), n_groups[i]
-        share = float(targets[:, i].mean())
-        reports.append(LabelReport(label, *counts, ap, roc_auc, share, thresholds[i]))
-    tasks = dict.fromkeys(("multi-label", task))  # AP and ROC-AUC in any case
-    overall = {name: value for one in tasks for name, value in figures(one, slice(None)).items()}
-    chance: dict[str, float] = {}
-    for one in tasks:
-        judged = targets if one == "single-label" else tested
-        guessed = baseline(one, targets, judged).figures
-        chance |= {name: guessed[name] for name in SHOWN[one]}
-    return (reports, overall, chance), list(thresholds)
+def _judged(
+    task: str, targets: np.ndarray, scores: np.ndarray, groups: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Return a task's figures, with the intervals of resampled groups, and those of chance."""
+    groups = np.unique(groups, return_inverse=True)[1]
+    samples = resampled_figures(task, targets, scores[None], _RESAMPLES, 0, groups)
+    guessed = baseline(task, targets, targets).figures
+    return {
+        name: {**interval(values, _CONFIDENCE, BOUNDS[name]), "chance": guessed[name]}
+        for name, values in samples.items()
+    }

@@ -11,10 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from maest.helpers.errors import InputError
+from maest.helpers.files.atomic import finite
 from maest.helpers.names import printable
 
 _MODEL = "A model of `maest models`, or a model folder."
 ModelOption = Annotated[str | None, typer.Option("--model", metavar="MODEL", help=_MODEL)]
+_LIBRARYS = "A model of the library's.  [default: the one of most results]"
+LibraryModelOption = Annotated[str | None, typer.Option("--model", metavar="MODEL", help=_LIBRARYS)]
 _JSON = "Print JSON, for programs."
 JsonOption = Annotated[bool, typer.Option("--json", help=_JSON)]
 _LIBRARY = "The library, if not the one in your data folder."
@@ -42,8 +45,10 @@ def tell_failed(path: Path, reason: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one line of JSON, in ASCII; bytes of a name that are no UTF-8 are lone surrogates."""
-    typer.echo(json.dumps(value, allow_nan=False))
+    """Print one line of JSON, in ASCII: bytes of a name that are no UTF-8 are lone surrogates, and
+    numbers that are not finite null.
+    """
+    typer.echo(json.dumps(finite(value), allow_nan=False))
 
 
 def print_line(text: str) -> None:

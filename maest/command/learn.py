@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maest.command.common import JsonOption, LibraryOption, count, print_json, print_line, tell
+from maest.command.common import (
+    JsonOption,
+    LibraryModelOption,
+    LibraryOption,
+    count,
+    print_json,
+    print_line,
+    tell,
+)
 
 if TYPE_CHECKING:
     from maest.learn import Report
@@ -23,18 +31,7 @@ def learn(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The model to write.")],
     library: LibraryOption = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="A model of the library's.  [default: the one of most results]",
-        ),
-    ] = None,
-    separator: Annotated[
-        str, typer.Option("--separator", help="Between labels in one cell.")
-    ] = ";",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of folds and resamples.")] = 0,
+    model: LibraryModelOption = None,
     json: JsonOption = False,
 ) -> None:
     """Learn labels of your own from a table of tracks in the library.
@@ -57,7 +54,7 @@ def learn(
         for warning in opened.warnings:
             tell(warning)
         chosen = library_model(opened, model)
-        report = learn_labels(opened, table, out, model=chosen, separator=separator, seed=seed)
+        report = learn_labels(opened, table, out, model=chosen)
     if json:
         print_json({**asdict(report), "folder": str(report.folder)})
         return
@@ -79,18 +76,16 @@ def lines(report: Report) -> list[str]:
     ]
     for label in report.labels:
         name = label.label if len(label.label) <= _LABEL else f"{label.label[: _LABEL - 1]}…"
-        row = f"{name:{_LABEL}} {label.examples:8d}  "
-        figure = label.ap
-        row += "not tested        " if figure is None else _shown(figure)
-        found.append(f"{row}  {label.chance:.2f}")
+        shown = "not tested" if label.ap is None else _shown(label.ap)
+        found.append(f"{name:{_LABEL}} {label.examples:8d}  {shown}")
     for name, figure in report.figures.items():
         text = f"{_NAMES[name]}, {'all' if name == 'accuracy' else 'mean over labels'}"
-        found.append(f"{text:{_LABEL}} {'':8}  {_shown(figure)}  {report.chance[name]:.2f}")
+        found.append(f"{text:{_LABEL}} {'':8}  {_shown(figure)}")
     return found
 
 
 def _shown(figure: dict[str, float]) -> str:
-    return f"{figure['value']:.2f}  {figure['low']:.2f}-{figure['high']:.2f}  "
+    return "{value:.2f}  {low:.2f}-{high:.2f}    {chance:.2f}".format_map(figure)
 
 
 def register(app: typer.Typer) -> None:

@@ -52,31 +52,6 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], json: JsonOption
         print_line(f"{name} is here: {path}")
 
 
-@app.command("labels")
-def labels(name: Annotated[str, typer.Argument(metavar="MODEL")], json: JsonOption = False) -> None:
-    """List a model's labels, their groups, and the thresholds from which they are tags.
-
-    \b
-    Example:
-      maest models labels maest-tiny-music
-    """
-    from maest.helpers.results.predictions import label_names
-    from maest.models import get_maest
-    from maest.tag_groups import group_of
-
-    net = get_maest(name, pretrained=True)
-    names = label_names(net.labels, net.n_classes)
-    thresholds = net.thresholds or [None] * len(names)
-    if json:
-        rows = zip(names, thresholds, strict=True)
-        print_json(
-            {"labels": [{"label": x, "group": group_of(x), "threshold": t} for x, t in rows]}
-        )
-        return
-    for label, threshold in zip(names, thresholds, strict=True):
-        print_line(label + ("" if threshold is None else f"  {threshold:.3f}"))
-
-
 def _names() -> list[str]:
     from maest.models.archs import ARCHS, DEIT, PASST
 

@@ -194,10 +194,3 @@ def test_a_model_is_fetched_once():
     (fetched,) = maest("models", "fetch", "maest-tiny-music", "--json").lines
     assert Path(fetched["path"]).exists()
     assert "maest-tiny-music" in refused("unknown", "models", "fetch", "maest-tiny-musi")
-
-
-def test_labels_have_groups():
-    (listed,) = maest("models", "labels", "maest-tiny-music", "--json").lines
-    groups = {row["label"]: row["group"] for row in listed["labels"]}
-    assert groups["Instrument---Violin"] == "instrument"
-    assert groups["Baroque---Chorale"] == "genre"

@@ -53,6 +53,19 @@ def test_labels_are_learned_and_used(learned):
         assert row["tags"][0]["label"] == label
 
 
+def test_labels_that_cannot_be_tested(home):
+    for i in range(12):  # a folder a label
+        Path(f"sorted/{i // 6}").mkdir(parents=True, exist_ok=True)
+        Path(f"music/{i}/{2 * i}.wav").rename(f"sorted/{i // 6}/{i}.wav")
+    rows = [f"sorted/{i // 6}/{i}.wav,{('low', 'high')[i // 6]}" for i in range(12)]
+    Path("labels.csv").write_text("\n".join(["path,label", *rows]))
+    maest("index", "sorted", "--model", "base", *LIBRARY)
+    line = ("learn", "labels.csv", "-o", "mine", *LIBRARY)
+    (report,) = maest(*line, "--json").lines
+    assert (report["figures"], [row["ap"] for row in report["labels"]]) == ({}, [None, None])
+    assert "nan" not in maest(*line).out
+
+
 def test_what_cannot_be_learned(home):
     refused("missing", "learn", "labels.csv", "-o", "mine", *LIBRARY)
     assert not (home / "mine").exists()
