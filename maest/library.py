@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from maest import library_file
+from maest.helpers.audio.packets import read_texts
 from maest.helpers.errors import InputError, first_line
 from maest.helpers.files.atomic import valid_utf8
-from maest.library_scan import Progress, Scan, below, scan_folder
+from maest.library_scan import Progress, Scan, below, scan_folder, track_tags
 from maest.library_types import Analysis as Analysis
 from maest.library_types import Model as Model
 from maest.library_types import Track as Track
@@ -30,6 +31,8 @@ from maest.nearness import Vectors, groups
 
 #: Paths → each with its result, or the error that left it without one; in any order
 Analyse = Callable[[list[Path]], Iterable[tuple[Path, Analysis | InputError]]]
+#: A track of the library, another file with its embedding, or an embedding
+Seed = str | Path | tuple[str | Path, np.ndarray] | np.ndarray
 _FILES = """SELECT files.id, path, sound, sounds.hash, seconds, size, mtime_ns, state, title,
     artist, album, album_artist FROM files JOIN sounds ON sounds.id = files.sound"""
 _NEAR = 0.98  # cosine of near copies
@@ -239,37 +242,49 @@ class Library:
 
     def similar(
         self,
-        seed: str | Path | np.ndarray,
+        seed: Seed,
         top: int = 10,
         *,
-        also: Iterable[str | Path] = (),
+        also: Iterable[Seed] = (),
         not_same_album: bool = False,
         model: Model | None = None,
     ) -> list[tuple[Track, float]]:
         """Return the nearest tracks with their cosines, the nearest first; of copies, one.
 
-        ``seed`` and ``also`` are tracks of the library, which are left out of the answer, or the
-        first is an embedding; of several, the middle counts. ``not_same_album`` leaves out what
-        shares an album with one of them. See `nearness.Vectors` for the cosine.
+        ``seed`` and ``also`` are tracks of the library, which are left out of the answer; other
+        files, each with its embedding; or embeddings. Of several, the middle counts.
+        ``not_same_album`` leaves out what shares an album with one of them, by their tags. See
+        `nearness.Vectors` for the cosine.
+
+        Raises InputError, beside the usual: for an embedding of another size ("mismatch"), or one
+        that has no album ("conflict").
         """
         with self._snapshot():
             sounds, vectors = self._load(model)
-            seeds = [self.track(key) for key in also]
-            queries = np.zeros((0, vectors.values.shape[1]), np.float32)
-            if not isinstance(seed, np.ndarray):
-                seeds.insert(0, self.track(seed))
-            elif seed.size == queries.shape[1]:
-                queries = np.asarray(seed, np.float32).reshape(1, -1)
-            else:
-                what = f"an embedding of {seed.size} values; the library has {queries.shape[1]}"
-                hint = "Compute it by the library's model."
-                raise InputError(what, kind="mismatch", setting="seed", hint=hint)
-            rows = {sound: row for row, sound in enumerate(sounds)}
-            if lacking := [track.path for track in seeds if track.sound not in rows]:
-                hint = "Index its folder with this model: maest index FOLDER"
-                raise InputError("no embedding of it", kind="missing", path=lacking[0], hint=hint)
-            seed_rows = [rows[track.sound] for track in seeds]
-            cosines = vectors.cosines(np.concatenate([queries, vectors.values[seed_rows]]))
+            rows, width = {sound: row for row, sound in enumerate(sounds)}, vectors.values.shape[1]
+            seeds, queries, seed_rows = list[Track](), list[np.ndarray](), list[int]()
+            for one in (seed, *also):
+                if isinstance(one, str | Path):
+                    seeds.append(track := self.track(one))
+                    if track.sound not in rows:
+                        hint = "Index its folder with this model: maest index FOLDER"
+                        raise InputError("no embedding of it", kind="missing", path=one, hint=hint)
+                    seed_rows.append(rows[track.sound])
+                    queries.append(vectors.values[seed_rows[-1]])
+                    continue
+                path, values = (None, one) if isinstance(one, np.ndarray) else one
+                queries.append(values.ravel())
+                if values.size != width:
+                    what = f"an embedding of {values.size} values; the library has {width}"
+                    hint = "Compute it by the library's model."
+                    raise InputError(what, kind="mismatch", setting="seed", hint=hint)
+                if path is not None:
+                    seeds.append(_outside(path))
+                elif not_same_album:
+                    hint = "Give its file, too: (path, embedding)."
+                    setting = "not_same_album"
+                    raise InputError("no album", kind="conflict", setting=setting, hint=hint)
+            cosines = vectors.cosines(np.stack(queries))
             cosines[seed_rows] = -np.inf
             order = np.argsort(-cosines, kind="stable")[: len(cosines) - len(set(seed_rows))]
             found: list[tuple[Track, float]] = []
@@ -380,6 +395,13 @@ class Library:
             values = np.frombuffer(b"".join(blob for _, blob in rows), np.float16)
             self._vectors[number] = (moment, sounds, Vectors(values.reshape(len(rows), -1)))
         return self._vectors[number][1:]
+
+
+def _outside(path: str | Path) -> Track:
+    """Return a file that the library does not have; its numbers say nothing."""
+    folder, name = os.path.split(os.path.abspath(path))
+    place = Path(os.path.realpath(folder), name)
+    return Track(0, place, 0, "", 0.0, 0, 0, "here", **track_tags(read_texts(place)))
 
 
 def _in(folder: str | Path | None) -> tuple[str, tuple[bytes, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from maest.helpers.files.atomic import valid_utf8
 from maest.library_file import transaction
 
 Progress = Callable[[list[Any]], Iterable[Any]]  # yields the items of a list, and shows how far
-_TAGS = ("title", "artist", "album", "album_artist")
+_TAGS = {"title": "title", "artist": "artist", "album": "album", "album_artist": "albumartist"}
 
 
 @dataclass
@@ -45,6 +45,11 @@ def below(folder: str | Path) -> tuple[bytes, bytes]:
     """Return the first path below a folder, and the first behind those, in the order of bytes."""
     inside = os.path.join(os.fsencode(os.path.realpath(folder)), b"")
     return inside, inside[:-1] + bytes([inside[-1] + 1])
+
+
+def track_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return title, artist, album and album_artist of a file's tags; "" without one."""
+    return {ours: tags.get(ours) or tags.get(name, "") for ours, name in _TAGS.items()}
 
 
 def scan_folder(db: sqlite3.Connection, folder: str | Path, progress: Progress = iter) -> Scan:
@@ -115,7 +120,6 @@ def _note(
     else:
         identity = None
         (scan.new if is_new else scan.copies).append(path)
-    tags = {"album_artist": packets.tags.get("albumartist", ""), **packets.tags}
     values = {
         "id": identity,
         "path": key,
@@ -125,7 +129,7 @@ def _note(
         "sound": sound,
         "place": place,
         "state": "here",
-        **{name: tags.get(name, "") for name in _TAGS},
+        **track_tags(packets.tags),
     }
     names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
     db.execute(f"INSERT OR REPLACE INTO files ({names}) VALUES ({marks})", values)

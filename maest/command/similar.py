@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from maest.command.common import (
     JsonOption,
+    LibraryModelOption,
     LibraryOption,
     count,
     print_json,
@@ -20,19 +20,26 @@ from maest.command.common import (
 from maest.helpers.errors import InputError
 
 if TYPE_CHECKING:
-    from maest.library import Library, Model, Track
+    from maest.analysis import Analyser
+    from maest.library import Library, Model, Seed, Track
 
 _NOT = "same-album"
 
 
 def similar(
     song: Annotated[
-        Path | None, typer.Argument(metavar="SONG", help="A song, of the library or not.")
+        Path | None,
+        typer.Argument(metavar="SONG", dir_okay=False, help="A song, of the library or not."),
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Most tracks.")] = 10,
     also: Annotated[
         list[Path] | None,
-        typer.Option("--also", metavar="SONG", help="Near this one, too; as often as you like."),
+        typer.Option(
+            "--also",
+            metavar="SONG",
+            dir_okay=False,
+            help="Near this one, too; any number of times.",
+        ),
     ] = None,
     leave_out: Annotated[
         str | None, typer.Option("--not", metavar=_NOT, help="Leave out the songs' albums.")
@@ -43,14 +50,10 @@ def similar(
     duplicates: Annotated[
         bool, typer.Option("--duplicates", help="List near copies, with no SONG.")
     ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="MODEL", help="A model of the library's.  [default: the "
-                     "one of most results]"),
-    ] = None,
+    model: LibraryModelOption = None,
     library: LibraryOption = None,
     json: JsonOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """List the tracks of the library that are nearest to a song, the nearest first.
 
     \b
@@ -75,13 +78,9 @@ def similar(
         if song is None:
             _show_groups(opened.duplicates(model=chosen), json)
             return
-        try:
-            opened.track(song)
-            seed: Path | np.ndarray = song
-        except InputError:
-            seed = _embedding(opened, song, chosen)
-        options: dict[str, Any] = {"also": also or [], "not_same_album": bool(leave_out)}
-        found = opened.similar(seed, top, model=chosen, **options)
+        seed, *rest = _seeds(opened, [song, *(also or [])], chosen)
+        not_same = bool(leave_out)
+        found = opened.similar(seed, top, also=rest, not_same_album=not_same, model=chosen)
     if m3u is not None:
         from maest.playlist import write_m3u8
 
@@ -108,8 +107,27 @@ def library_model(library: Library, name: str | None) -> Model | None:
     return model
 
 
-def _embedding(library: Library, song: Path, model: Model | None) -> np.ndarray:
-    """Embed a song that the library does not have. InputError: it, or the model, cannot be used."""
+def _seeds(library: Library, songs: list[Path], model: Model | None) -> list[Seed]:
+    """Embed songs that the library does not have. InputError: one, or the model, cannot be used."""
+    import maest
+
+    seeds: list[Seed] = []
+    analyser: Analyser | None = None
+    for song in songs:
+        try:
+            library.track(song)
+            seeds.append(song)
+        except InputError:
+            analyser = analyser or _analyser(library, model)
+            (result,) = maest.embed(song, analyser)
+            if result.error is not None:
+                hint = "Give another song."
+                raise InputError(result.error, kind="corrupt", path=song, hint=hint) from None
+            seeds.append((song, result.embeddings[0]))
+    return seeds
+
+
+def _analyser(library: Library, model: Model | None) -> Analyser:
     models = library.models()
     if model is None and not models:
         hint = "Index your music first: maest index FOLDER"
@@ -124,10 +142,7 @@ def _embedding(library: Library, song: Path, model: Model | None) -> np.ndarray:
         hint = "Index your music again: maest index FOLDER"
         what = f"{known.name} is not the model that it was, when the library was made"
         raise InputError(what, kind="mismatch", path=library.path, hint=hint)
-    (result,) = maest.embed(song, analyser)
-    if result.error is not None:
-        raise InputError(result.error, kind="corrupt", path=song, hint="Give another song.")
-    return result.embeddings[0]
+    return analyser
 
 
 def _show_groups(groups: list[list[Track]], json: bool) -> None:

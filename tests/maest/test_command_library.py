@@ -15,6 +15,7 @@ import pytest
 from libraries import write_wav
 from maest_command import Done, maest, refused, save_model_of_moods
 from music import tone
+from mutagen.flac import FLAC
 from sounds import write
 from tagged_music import FILES, write_plain, write_tagged
 
@@ -210,6 +211,25 @@ def test_a_song_that_the_library_lacks(library, music, tmp_path):
     found = maest("similar", tmp_path / "b.flac", "--library", library, "--json")
     assert names(found)[0] == "b.mp3"
     refused("missing", "similar", tmp_path / "no.flac", "--library", library)
+    assert Done("similar", music, "--library", library).code == 2
+    also = maest("similar", music / "x/a.flac", "--also", tmp_path / "b.flac", "--library", library)
+    assert len(also.out.splitlines()) == 4
+
+
+def test_the_album_of_a_song_that_the_library_lacks(model, tmp_path):
+    tags = {"album": "Y", "albumartist": "Z", "artist": "Z"}
+    for i in range(4):
+        write_wav(tmp_path / f"music/{i}/{i}.wav", i, 16_000)
+        write(tmp_path / f"{i}.flac", tone(3, i), 16_000)
+        file = FLAC(tmp_path / f"{i}.flac")
+        file.update(tags)
+        file.save()
+    for i in (1, 2):
+        (tmp_path / f"{i}.flac").rename(tmp_path / f"music/{i}/y.flac")
+    maest("index", tmp_path / "music", "--model", model, "--library", tmp_path / "l.sqlite")
+    line = ("similar", tmp_path / "0.flac", "--library", tmp_path / "l.sqlite", "--json")
+    assert len(names(maest(*line))) == 6
+    assert sorted(names(maest(*line, "--not", "same-album"))) == [f"{i}.wav" for i in range(4)]
 
 
 def test_a_model_of_the_library_is_chosen(library, music, model):

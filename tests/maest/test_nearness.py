@@ -99,6 +99,18 @@ def test_the_album_of_a_seed_is_left_out(library, tmp_path):
     assert len(found) == 24
 
 
+def test_the_album_of_another_file_is_left_out(library, tmp_path):
+    """By its folder here, as none has tags."""
+    other = (write_wav(tmp_path / "music/1/new.wav", 99), np.array([4, 3], np.float16))
+    found = near(library, other, 99, not_same_album=True)
+    assert (len(found), found[0]) == (24, "00")
+    found = near(library, tmp_path / "music/2/02.wav", 99, also=[other], not_same_album=True)
+    assert len(found) == 18
+    with pytest.raises(InputError) as raised:
+        library.similar(other[1], not_same_album=True)
+    assert raised.value.kind == "conflict"
+
+
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [
