@@ -43,6 +43,8 @@ class Tracks:
             reason, kind = error.reason, error.kind
         except Exception as error:  # a corrupt file may raise anything; the others are read
             reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+            if isinstance(error, OSError | MemoryError):  # the machine's fault, not the file's
+                kind = "access"
         return Track(key, index, error=reason, kind=kind)
 
     def _mel(self, index: int, scratch: Path) -> tuple[np.ndarray, list[str]]:

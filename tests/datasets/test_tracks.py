@@ -108,6 +108,15 @@ def test_errors_do_not_repeat_the_folder(tmp_path, monkeypatch):
     assert AudioTracks(tmp_path, audio).read(0, tmp_path).error == f"MemoryError: {'x' * 287}"
 
 
+@pytest.mark.parametrize(
+    ("error", "kind"), [(OSError(28, "full"), "access"), (MemoryError(), "access"),
+                        (ValueError(), "corrupt")]
+)  # fmt: skip
+def test_a_fault_of_the_machine_is_not_the_files(folder, tmp_path, monkeypatch, error, kind):
+    monkeypatch.setattr(results, "collect", Mock(side_effect=error))
+    assert AudioTracks(folder, NAMES).read(0, tmp_path).kind == kind
+
+
 def test_keys_that_are_no_text(tmp_path):
     names = ["a\nb.wav", os.fsdecode(b"caf\xe9.wav"), "é.wav"]
     for name in names:
