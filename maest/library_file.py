@@ -112,9 +112,9 @@ def _prepare(db: sqlite3.Connection, path: Path, wal: bool) -> None:
             db.execute(f"PRAGMA application_id = {_MARK}")
             db.execute(f"PRAGMA user_version = {_VERSION}")
     _check(db, path)
+    with suppress(sqlite3.OperationalError):  # another process is at it: it does as much
+        db.execute(f"PRAGMA journal_mode = {'WAL' if wal else 'DELETE'}")
     if wal:  # readers and a writer do not wait for each other
-        with suppress(sqlite3.OperationalError):  # another process is at it: it does as much
-            db.execute("PRAGMA journal_mode = WAL")
         # A power failure may take the last steps; nothing does any harm to earlier ones.
         db.execute("PRAGMA synchronous = NORMAL")
 

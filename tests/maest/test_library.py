@@ -369,6 +369,16 @@ def test_a_network_drive_is_told_of(tmp_path, music, monkeypatch):
         assert library._db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
+def test_a_library_that_moved_to_a_network_drive_has_no_shared_memory(library, music, monkeypatch):
+    library.index(music, MODEL, analyse)
+    library.close()
+    monkeypatch.setattr(library_file, "network_drive", lambda folder: "nfs4")
+    with Library(library.path) as moved:
+        assert moved._db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        assert len(moved.tracks()) == 4
+        assert [path.name for path in library.path.parent.iterdir()] == [library.path.name]
+
+
 def test_disks_of_this_computer_are_not_network_drives(tmp_path):
     assert drives.network_drive(tmp_path) is None
     assert drives.mount_of("/proc/self") == "/proc"
