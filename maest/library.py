@@ -121,7 +121,7 @@ class Library:
     ) -> None:
         if isinstance(result, InputError):
             done.failed[track.path] = result.reason
-            if result.kind not in ("missing", "access"):  # those are the disk's
+            if result.kind not in ("missing", "access", "worker"):  # those are the machine's
                 self.add_error(track, model, result.reason)
             return
         try:

@@ -243,8 +243,8 @@ def test_a_broken_file_is_tried_once(library, music):
     assert library.failed() == {}
 
 
-@pytest.mark.parametrize("kind", ["access", "missing"])
-def test_a_disk_that_fails_is_tried_again(library, music, kind):
+@pytest.mark.parametrize("kind", ["access", "missing", "worker"])
+def test_a_machine_that_fails_is_tried_again(library, music, kind):
     @each
     def fails(path: Path) -> Analysis:
         raise AudioError("input/output error", kind=kind, hint="Look at the disk.")
