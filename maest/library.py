@@ -23,7 +23,7 @@ from maest import library_file
 from maest.helpers.audio.packets import read_texts
 from maest.helpers.errors import InputError, first_line
 from maest.helpers.files.atomic import valid_utf8
-from maest.library_scan import Progress, Scan, below, scan_folder, track_tags
+from maest.library_scan import Progress, Scan, below, note_emptied, scan_folder, track_tags
 from maest.library_types import Analysis as Analysis
 from maest.library_types import Model as Model
 from maest.library_types import Track as Track
@@ -150,9 +150,15 @@ class Library:
         hint = "Index its folder first: maest index FOLDER"
         raise InputError("not in the library", kind="unknown", path=Path(key), hint=hint)
 
-    def forget(self) -> int:
-        """Drop what is gone, and results of sounds without files; return the files' number."""
+    def forget(self, folder: str | Path | None = None) -> int:
+        """Drop what is gone, and results of sounds without files; return the files' number.
+
+        Of a ``folder`` without any music, or that does not exist, all is gone; but not what was on
+        a drive that is not there.
+        """
         with library_file.readable_errors(self.path), library_file.transaction(self._db):
+            if folder is not None:
+                note_emptied(self._db, folder)
             number = self._db.execute("DELETE FROM files WHERE state = 'gone'").rowcount
             unused = "NOT IN (SELECT sound FROM files)"
             self._db.execute(f"DELETE FROM results WHERE sound {unused}")

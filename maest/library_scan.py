@@ -97,6 +97,17 @@ def scan_folder(db: sqlite3.Connection, folder: str | Path, progress: Progress =
     return scan
 
 
+def note_emptied(db: sqlite3.Connection, folder: str | Path) -> None:
+    """Note that the files of a folder without any music are gone, if their drive is there."""
+    root = Path(os.path.realpath(folder))
+    try:
+        find_audio(root)
+    except (FileNotFoundError, InputError):
+        rows = db.execute("SELECT id, place FROM files WHERE path >= ? AND path < ?", below(root))
+        gone = [(number,) for number, place in rows if drives.is_mount(os.fsdecode(place))]
+        db.executemany("UPDATE files SET state = 'gone' WHERE id = ?", gone)
+
+
 def _note(
     db: sqlite3.Connection,
     scan: Scan,

@@ -21,6 +21,7 @@ from maest.command.common import (
     tell,
     tell_failed,
 )
+from maest.helpers.errors import InputError
 
 _AT_ONCE = 16  # tracks that are given out to be decoded
 
@@ -33,7 +34,8 @@ def index(
     max_windows: WindowsOption = None,
     again: Annotated[bool, typer.Option("--again", help="Also try again what has failed.")] = False,
     forget: Annotated[
-        bool, typer.Option("--forget", help="Drop what is known of files that are gone.")
+        bool,
+        typer.Option("--forget", help="Drop what is known of files, or all of FOLDER, if gone."),
     ] = False,
     json: JsonOption = False,
 ) -> None:
@@ -50,12 +52,17 @@ def index(
     import maest
     from maest.analysis import DEFAULT_MODEL
 
+    if library is not None and library.resolve().is_relative_to(folder.resolve()):
+        hint = "Keep it elsewhere: what is in the music may be moved, copied or deleted with it."
+        raise InputError(
+            "inside the music", kind="conflict", setting="--library", path=library, hint=hint
+        )
     with maest.Library(library) as opened:
         for warning in opened.warnings:
             tell(warning)
         analyser = maest.Analyser(model or DEFAULT_MODEL, block=block, max_windows=max_windows)
         done = opened.index(folder, analyser.model, analyser, again, progress, _AT_ONCE)
-        forgotten = opened.forget() if forget else 0
+        forgotten = opened.forget(folder) if forget else 0
         place = opened.path
     scan, failed = done.scan, {**done.scan.unreadable, **done.failed}
     for path, reason in failed.items():

@@ -90,19 +90,25 @@ def test_each_container_and_its_tags(tmp_path, model):
 
 
 def test_a_bad_file_costs_that_file_only(tmp_path, model):
-    write_plain(tmp_path / "a.flac")
-    (tmp_path / "b.mp3").write_bytes(b"no song")
-    line = ("index", tmp_path, "--model", model, "--library", tmp_path / "l.sqlite")
+    (tmp_path / "music").mkdir()
+    write_plain(tmp_path / "music/a.flac")
+    broken = tmp_path / "music/b.mp3"
+    broken.write_bytes(b"no song")
+    line = ("index", tmp_path / "music", "--model", model, "--library", tmp_path / "l.sqlite")
     done = Done(*line, "--json")
     assert done.code == 1
     assert (done.lines[0]["analysed"], done.lines[0]["failed"]) == (1, 1)
-    assert list(done.lines[0]["reasons"]) == [str(tmp_path / "b.mp3")]
+    assert list(done.lines[0]["reasons"]) == [str(broken)]
     assert "b.mp3" in done.err
     assert maest(*line)  # it is known, until it changes
     assert Done(*line, "--again").code == 1
-    (tmp_path / "b.mp3").unlink()
+    broken.unlink()
     (done,) = maest(*line, "--json", "--forget").lines
     assert (done["gone"], done["forgotten"]) == (1, 1)
+    (tmp_path / "music").rename(tmp_path / "away")
+    (done,) = maest(*line, "--json", "--forget").lines
+    assert (done["offline"], done["forgotten"]) == (1, 1)
+    refused("missing", *line)
 
 
 def test_names_that_are_no_utf_8(tmp_path, model):
@@ -124,6 +130,14 @@ def test_the_library_is_in_the_data_folder(tmp_path, model, monkeypatch):
     assert (tmp_path / "data/maest/library.sqlite").is_file()
     refused("missing", "index", tmp_path / "nothing", "--model", model)
     refused("missing", "similar", tmp_path / "a", "--library", tmp_path / "no.sqlite")
+
+
+def test_the_library_is_never_inside_the_music(tmp_path, model):
+    write_wav(tmp_path / "music/a.wav", 0, 16_000)
+    (tmp_path / "link").symlink_to(tmp_path / "music")
+    inside = tmp_path / "link/l.sqlite"
+    refused("conflict", "index", tmp_path / "music", "--model", model, "--library", inside)
+    assert [path.name for path in (tmp_path / "music").iterdir()] == ["a.wav"]
 
 
 @pytest.mark.slow

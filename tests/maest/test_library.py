@@ -158,6 +158,23 @@ def mounts(monkeypatch, *folders: Path) -> None:
     monkeypatch.setattr(drives, "is_mount", lambda folder: folder in mounted)
 
 
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_folder_that_was_deleted_is_forgotten(library, music, tmp_path, monkeypatch, empty):
+    mounts(monkeypatch, music / "y")
+    library.index(music, MODEL, analyse)
+    assert library.forget(music) == 0
+    music.rename(tmp_path / "away")
+    if empty:
+        music.mkdir()
+    mounts(monkeypatch)  # the drive of y is not there
+    assert library.scan(music).gone == []
+    assert library.forget(music / "y") == 0
+    assert (library.forget(music), states(library)) == (2, {"c.wav": "offline", "d.wav": "offline"})
+    mounts(monkeypatch, music / "y")
+    assert (library.forget(music / "y"), library.tracks()) == (2, [])
+    assert library.models() == [(MODEL, 0)]
+
+
 def test_a_drive_inside_the_folder_is_offline_alone(library, music, monkeypatch):
     mounts(monkeypatch, music / "y")
     library.index(music, MODEL, analyse)
