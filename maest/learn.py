@@ -165,7 +165,7 @@ def learn(
         told,
     )
     about = {name: value for name, value in asdict(report).items() if name != "folder"}
-    save_learned(out, replace(learned, thresholds=thresholds), about)
+    save_learned(out, replace(learned, thresholds=list(thresholds)), about)
     return report
 
 
