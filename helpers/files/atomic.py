@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -18,6 +19,7 @@ from typing import Any
 from maest.helpers.errors import InputError
 
 TEMPORARY = ".tmp-"  # prefix of unfinished files and folders
+_UNFINISHED = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{16}}(\.[^.]*)?")
 # Errors of a name, not of the disk: too long, invalid on this file system, a file in place of a
 # folder or the reverse, a loop of links.
 _NAME_ERRORS = "ENAMETOOLONG EILSEQ EINVAL EISDIR ENOTDIR EEXIST ELOOP"
@@ -68,9 +70,12 @@ def _flush(path: Path) -> None:
 
 
 def remove_leftovers(folder: str | Path, suffixes: Collection[str]) -> None:
-    """Remove unfinished files with ``suffixes``, a day old or more, below a folder if it exists."""
+    """Remove unfinished files with ``suffixes``, a day old or more, below a folder if it exists.
+
+    They are those that `atomic_path` names: other files of that prefix are somebody's.
+    """
     for place, _, names in os.walk(folder):  # enters no folder that is a link
-        for path in (Path(place) / name for name in names if name.startswith(TEMPORARY)):
+        for path in (Path(place) / name for name in names if _UNFINISHED.fullmatch(name)):
             with suppress(OSError):
                 if path.suffix in suffixes and time.time() - path.stat().st_mtime > _DAY:
                     path.unlink()

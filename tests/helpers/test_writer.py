@@ -312,11 +312,15 @@ def test_the_first_error_is_raised_with_the_other_as_a_note(tmp_path):
 
 
 def test_leftovers_of_yesterday_are_removed(tmp_path):
-    names = (".tmp-1.npy", ".tmp-2.csv", "x.npy", ".tmp-notes.txt")
+    ours = (
+        f".tmp-{digit * 16}{suffix}"
+        for digit, suffix in (("0", ".npy"), ("f", ".csv"), ("e", ".txt"))
+    )
+    names = (*ours, "x.npy", ".tmp-my own numbers.npy")
     past = time.time() - 2 * 24 * 3600
     for name in names:
         (tmp_path / name).write_text("x")
-        if name != ".tmp-2.csv":
+        if not name.endswith(".csv"):
             os.utime(tmp_path / name, (past, past))
     remove_leftovers(tmp_path, SUFFIXES)
     assert set(tree(tmp_path)) == set(names[1:])
