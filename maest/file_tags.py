@@ -125,8 +125,8 @@ def plan(
     for meaning in ("genre", "style", "mood"):
         name = file.names[meaning]
         before, after = tuple(file.get(name)), tuple(file.joined(texts[meaning]))
-        value = before or file.carried.get(name, ())
-        if not after or tuple(value) == after:
+        value = before or tuple(file.carried.get(name, ()))
+        if not after or value == after:
             continue
         if any(text.strip() for text in value) and not options.replace:
             kept.append(name)
@@ -135,14 +135,15 @@ def plan(
     if options.comment:
         name = file.names["comment"]
         before = tuple(file.get(name))
-        if (after := _with_part(before, texts["comment"])) != before:
+        value = before or tuple(file.carried.get(name, ()))
+        if (after := _with_part(value, texts["comment"])) != value:
             edits.append(Edit(name, before, after))
     if not edits:
         return Skip(path, "kept", "has values") if kept else Skip(path, "same", "nothing to write")
     written = {edit.field for edit in edits}
-    older = [
-        Edit(name, (), tuple(value)) for name, value in file.carried.items() if name not in written
-    ]
+    # Players that find a new tag look for no other.
+    others = {} if file.entries else file.carried
+    older = [Edit(name, (), tuple(own)) for name, own in others.items() if name not in written]
     return Change(path, (*older, *edits), tuple(kept), file.note, options.keep_dates)
 
 

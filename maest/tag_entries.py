@@ -8,7 +8,7 @@ the others to interpret, for it would write some of them differently.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from maest.helpers.errors import InputError
@@ -24,13 +24,13 @@ _SLACK = 1024  # bytes of padding where a file has no room for its tags
 class Tags(ABC):
     """The entries of one file; ``names`` has the field of each of MEANINGS.
 
-    ``carried`` has fields that an older tag holds and that new ones would hide; ``note`` says what
-    was chosen for the file.
+    ``carried`` has fields without an entry whose texts another kind of tag in the file has: entries
+    would hide them. ``note`` says what was chosen for the file.
     """
 
     names: Mapping[str, str]
     note = ""
-    carried: Mapping[str, list[str]] = {}
+    carried: Mapping[str, Sequence[str]] = {}
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,6 +47,14 @@ class Tags(ABC):
     @abstractmethod
     def save(self, copy: Path) -> None:
         """Write the file with these entries to ``copy``; the file itself stays."""
+
+    def carry(self, texts: Mapping[str, Sequence[str]]) -> None:
+        """Take what other tags of the file say: FFmpeg's names in lower case → texts."""
+        self.carried = {
+            field: texts[name]
+            for name, field in self.names.items()
+            if name in texts and not self.raw(field)
+        }
 
     def joined(self, texts: list[str]) -> list[str]:
         """Return several texts as this format keeps them."""
@@ -65,11 +73,6 @@ class Tags(ABC):
         kept = [entry for i, entry in enumerate(self.entries) if i not in at]
         first = at[0] if at else len(kept)
         self.entries = [*kept[:first], *entries, *kept[first:]]
-
-    def others(self, fields: Iterable[str]) -> list[bytes]:
-        """Return the entries of other fields."""
-        fields = set(fields)
-        return [entry for entry in self.entries if self.parse(entry)[0] not in fields]
 
 
 def unsupported(what: str) -> InputError:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import av
 from mutagen import MutagenError
 
+from maest.helpers.audio.packets import opened, texts
 from maest.helpers.errors import InputError, first_line
 from maest.tag_entries import MEND, Tags, unsupported
 from maest.tag_id3 import AiffTags, Mp3Tags, WaveTags
@@ -36,13 +34,16 @@ def open_tags(path: Path) -> Tags:
     none ("corrupt"), or that cannot be opened ("missing", "access").
     """
     try:
-        with _opened(path) as container:
+        with opened(path) as container:
             name = container.format.name.split(",")[0]
             if name == "ogg":
                 name += f" {container.streams[0].codec_context.name.removeprefix('lib')}"
+            said = {name: [text] for name, text in texts(container).items()}
         if name not in _FORMATS:
             raise unsupported(f"tags of the format {name!r}")
-        return _FORMATS[name](path)
+        tags = _FORMATS[name](path)
+        tags.carry(said)
+        return tags
     except InputError as error:
         error.path = error.path or path
         raise
@@ -59,18 +60,8 @@ def open_tags(path: Path) -> Tags:
 def packets_digest(path: Path) -> bytes:
     """Return a hash of all packets, of sound, pictures and chapters, by FFmpeg: bytes and order."""
     digest = hashlib.blake2b(digest_size=16)
-    with _opened(path) as container:
+    with opened(path) as container:
         for packet in container.demux():
             digest.update(struct.pack("<IQ", packet.stream_index, packet.size))
             digest.update(bytes(packet) if packet.size else b"")
     return digest.digest()
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    options = {"protocol_whitelist": "none"}  # no playlist opens other files or addresses
-    with (
-        path.open("rb") as file,
-        av.open(file, metadata_errors="replace", options=options) as container,
-    ):
-        yield container

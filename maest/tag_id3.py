@@ -8,17 +8,36 @@ from __future__ import annotations
 import shutil
 import struct
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from mutagen import MutagenError
 from mutagen.aiff import AIFF
+from mutagen.apev2 import TEXT, APEv2
 from mutagen.id3 import ID3, Frame, Frames, ID3NoHeaderError
 from mutagen.wave import WAVE
 
 from maest.helpers.errors import InputError
 from maest.tag_entries import MEND, Tags, room, unsupported
+
+# FFmpeg's and APEv2's names → frames of ID3v2.4, beside those that are written
+_FRAMES = {
+    "title": "TIT2",
+    "artist": "TPE1",
+    "author": "TPE1",
+    "album": "TALB",
+    "album_artist": "TPE2",
+    "album artist": "TPE2",
+    "composer": "TCOM",
+    "date": "TDRC",
+    "year": "TDRC",
+    "track": "TRCK",
+    "disc": "TPOS",
+    "copyright": "TCOP",
+}
 
 
 class _Id3(Tags):
@@ -41,6 +60,20 @@ class _Id3(Tags):
 
     @abstractmethod
     def _load(self, **options: Any) -> ID3 | None: ...
+
+    def carry(self, texts: Mapping[str, Sequence[str]]) -> None:
+        super().carry(texts)
+        if self.id3 is None and texts:  # players that find ID3v2 look for no other tag
+            fields = {_FRAMES[name]: list(texts[name]) for name in texts if name in _FRAMES}
+            fields = {field: own for field, own in fields.items() if self._keeps(field, own)}
+            self.carried = {**fields, **self.carried}
+            if self.carried:
+                self.note = "other tags so far: ID3v2.4 is added, with the same texts"
+
+    def _keeps(self, field: str, texts: list[str]) -> bool:
+        """Whether a frame can say just this: elsewhere a date may be any text."""
+        entries = filter(None, self.make(field, texts))
+        return [text for entry in entries for text in self.parse(entry)[1]] == texts
 
     @staticmethod
     def _check(id3: ID3) -> None:
@@ -107,19 +140,12 @@ class Mp3Tags(_Id3):
         except ID3NoHeaderError:
             return None
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        if self.id3 is not None:
-            return
-        try:
-            older = ID3(path)  # ID3v1, which players do not read beside v2
-        except ID3NoHeaderError:
-            return
-        fields = {
-            str(frame.HashKey): [str(text) for text in frame.text] for frame in older.values()
-        }
-        self.carried = {field: texts for field, texts in fields.items() if any(texts)}
-        self.note = "ID3v1 so far: ID3v2.4 is added, with the same texts"
+    def carry(self, texts: Mapping[str, Sequence[str]]) -> None:
+        with suppress(MutagenError):  # none, or damaged
+            ape = APEv2(self.path)  # which FFmpeg does not read here
+            more = {name.lower(): list(ape[name]) for name in ape if ape[name].kind == TEXT}
+            texts = {**texts, **more}
+        super().carry(texts)
 
     def save(self, copy: Path) -> None:
         """The whole tag stands before the audio: nothing after it is touched, ID3v1 neither."""

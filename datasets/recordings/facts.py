@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from maest.datasets.mel_store import MelIndex
 from maest.datasets.melspectrograms import MelFile
-from maest.helpers.audio.tags import read_tags
+from maest.helpers.audio.packets import read_texts
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import write_json
 from maest.helpers.work.parallel import run_parallel
@@ -93,5 +93,5 @@ def _read(track: Track, store: Path, audio_dirs: dict[str, Path]) -> tuple[str, 
         return track.key, error.reason
     except OSError as error:
         return track.key, f"cannot be read: {error.strerror or error}"
-    album = read_tags(path).get("album", "")
+    album = read_texts(path).get("album", "")
     return track.key, Facts(track.size, track.mtime_ns, sha256, content.hex(), album)

@@ -1,12 +1,13 @@
 """What a file sounds like, apart from its tags: a hash of its audio packets."""
 
 import hashlib
-import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
+from av.container import InputContainer
 
 _BYTES = 16  # of a hash
 _READ = 1 << 20  # bytes at a time
@@ -28,22 +29,17 @@ def read_packets(path: str | Path) -> Packets:
 
     Raises OSError if the file cannot be read.
     """
+    # Of a disk, errors raise again below.
+    with suppress(av.FFmpegError, ValueError, OSError), opened(path) as container:
+        return _packets(container)
     with Path(path).open("rb") as file:
-        if os.fstat(file.fileno()).st_size:
-            options = {"protocol_whitelist": "none"}  # no playlist opens other files or addresses
-            with (
-                suppress(av.FFmpegError, ValueError, OSError),  # a disk's raise again below
-                av.open(file, "r", metadata_errors="replace", options=options) as container,
-            ):
-                return _packets(container)
-        file.seek(0)
         digest = hashlib.blake2b(b"file ", digest_size=_BYTES)
         while block := file.read(_READ):
             digest.update(block)
         return Packets(digest.digest())
 
 
-def _packets(container: av.container.InputContainer) -> Packets:
+def _packets(container: InputContainer) -> Packets:
     """Raise ValueError for a file without audio."""
     streams = [stream for stream in container.streams.audio if stream.rate]
     if not streams:
@@ -60,22 +56,37 @@ def _packets(container: av.container.InputContainer) -> Packets:
         raise ValueError("no packets")
     seconds = float((stream.duration or 0) * (stream.time_base or 0))
     seconds = seconds or (container.duration or 0) / 1e6
-    return Packets(digest.digest(), seconds, _texts(container, stream))
+    return Packets(digest.digest(), seconds, texts(container))
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
     """Return a file's tags as `Packets.tags`; none of a file that FFmpeg cannot read."""
-    options = {"protocol_whitelist": "none"}
-    with (
-        suppress(av.FFmpegError, ValueError, OSError),
-        Path(path).open("rb") as file,
-        av.open(file, "r", metadata_errors="replace", options=options) as container,
-    ):
-        return _texts(container, container.streams.audio[0]) if container.streams.audio else {}
+    with suppress(av.FFmpegError, ValueError, OSError), opened(path) as container:
+        return texts(container)
     return {}
 
 
-def _texts(container: av.container.InputContainer, stream: av.AudioStream) -> dict[str, str]:
+@contextmanager
+def opened(path: str | Path) -> Iterator[InputContainer]:
+    """Open a file for FFmpeg, which opens no other for it."""
+    options = {"protocol_whitelist": "none"}  # of a playlist: no files and no addresses
+    with (
+        Path(path).open("rb") as file,
+        av.open(file, "r", metadata_errors="surrogateescape", options=options) as container,
+    ):
+        yield container
+
+
+def texts(container: InputContainer) -> dict[str, str]:
+    """Return an opened file's tags as `Packets.tags`; what is no UTF-8 is read as Latin-1."""
     # Ogg keeps tags in the stream, most other formats in the container, which comes first here.
-    pairs = [*stream.metadata.items(), *container.metadata.items()]
-    return {name.lower(): text.strip() for name, text in pairs if text.strip()}
+    sources = [*(stream.metadata for stream in container.streams.audio[:1]), container.metadata]
+    pairs = [(name, _text(text)) for source in sources for name, text in source.items()]
+    return {name.lower(): text for name, text in pairs if text}
+
+
+def _text(text: str) -> str:
+    raw = text.encode("utf-8", "surrogateescape")
+    with suppress(UnicodeDecodeError):
+        return raw.decode().strip()
+    return raw.decode("latin-1").strip()

@@ -12,7 +12,7 @@ from maest.datasets.recordings import copies
 from maest.datasets.recordings.splits import Recording, album_name, split_recordings
 from maest.helpers.audio.codecs import round_trip
 from maest.helpers.audio.log_mel import log_mel
-from maest.helpers.audio.tags import read_tags
+from maest.helpers.audio.packets import read_texts
 
 RATE = 16_000
 
@@ -58,9 +58,9 @@ def test_tags_of_any_format(tmp_path):
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 48_000), np.float32), "fltp", "mono")
             frame.sample_rate, frame.pts = 48_000, 0
             container.mux([*stream.encode(frame), *stream.encode(None)])
-        assert read_tags(tmp_path / name)["album"] == "Some Album", name
+        assert read_texts(tmp_path / name)["album"] == "Some Album", name
     (tmp_path / "b.mp3").write_bytes(b"no")
-    assert read_tags(tmp_path / "b.mp3") == read_tags(tmp_path / "c.mp3") == {}
+    assert read_texts(tmp_path / "b.mp3") == read_texts(tmp_path / "c.mp3") == {}
 
 
 def prints_of(folder: Path, sounds: dict[str, np.ndarray]) -> list[np.ndarray | None]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
 from folders import tree
 from mutagen import File
+from mutagen.apev2 import APEv2
 from mutagen.id3 import ID3, TCON
 from mutagen.mp4 import MP4
 from tagged_music import (
     FILES,
+    add_chunk,
     content,
     id3_header,
     metadata,
@@ -155,6 +158,60 @@ def test_an_older_tag_is_not_hidden(tmp_path, log):
     assert ID3(path, load_v1=False)["TIT2"].text == ["Title"]
     undo(log)
     assert path.read_bytes() == before
+
+
+def _write_info(path: Path) -> None:
+    """Tags of RIFF, as older programs write them: in Latin-1, a date of any kind."""
+    texts = {"IGNR": "Jazz", "ICMT": "a note", "INAM": "R\xf6ck", "ICRD": "in May"}
+    chunks = (
+        struct.pack("<4sI", name.encode(), len(text)) + text.encode("latin-1")
+        for name, text in texts.items()
+    )
+    add_chunk(path, b"LIST", b"INFO" + b"".join(chunks))
+
+
+def _write_ape(path: Path) -> None:
+    ape = APEv2()
+    ape.update({"Genre": "Jazz", "Comment": "a note", "Title": "R\xf6ck", "Year": "1999"})
+    ape.save(path)
+
+
+def _write_aiff_texts(path: Path) -> None:
+    add_chunk(path, b"NAME", "R\xf6ck".encode())
+    add_chunk(path, b"ANNO", b"a note")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.wav", _write_info), ("a.mp3", _write_ape), ("a.aiff", _write_aiff_texts)],
+)
+@pytest.mark.parametrize("comment", [False, True])
+def test_what_other_kinds_of_tags_say_is_not_hidden(tmp_path, log, name, write, comment):
+    path = write_plain(tmp_path / name)
+    write(path)
+    before, sound = path.read_bytes(), packets(path)
+    change = planned(path, comment=comment)
+    assert change.kept == (() if name == "a.aiff" else ("TCON",))
+    apply(change, log)
+    read = metadata(path)  # FFmpeg
+    assert read["GENRE"] == ("Electronic" if name == "a.aiff" else "Jazz")
+    assert read["TITLE"] == "R\xf6ck"
+    (note,) = File(path).tags.getall("COMM")
+    assert note.text[0].startswith("a note [maest: " if comment else "a note")
+    assert before[-20:] in path.read_bytes()
+    undo(log)
+    assert "STYLE" not in metadata(path)
+    assert packets(path) == sound
+    apply(planned(path, replace=True), log)
+    assert metadata(path)["GENRE"].startswith("Electronic")
+
+
+def test_other_tags_beside_id3(song, log):
+    """They are no older: only what is to be written counts."""
+    _write_ape(song)
+    change = planned(song)
+    assert change.kept == ("TCON",)
+    assert {edit.field for edit in change.edits} == {"TXXX:STYLE", "TMOO"}
 
 
 def test_older_genre_of_mp4(tmp_path, log):

@@ -97,15 +97,21 @@ def _write_id3(path: Path, version: int) -> list[bytes]:
         path.write_bytes(id3_header(version, len(content)) + content + path.read_bytes())
     else:
         if path.suffix == ".wav":
-            chunk = struct.pack("<4sI", b"acid", 24) + bytes(range(24))
-            riff = path.read_bytes()[8:] + chunk
-            path.write_bytes(struct.pack("<4sI", b"RIFF", len(riff)) + riff)
-            others.append(chunk)
+            add_chunk(path, b"acid", bytes(range(24)))
+            others.append(struct.pack("<4sI", b"acid", 24) + bytes(range(24)))
         opened = audio(path)
         opened.add_tags()
         opened.tags.unknown_frames, opened.tags._unknown_v2_version = raw, version
         opened.tags.save(path, v2_version=version)
     return [*others, *(entry for entry in raw if entry[:4] != b"COMM")]
+
+
+def add_chunk(path: Path, name: bytes, body: bytes) -> None:
+    """Add a chunk to a WAV or AIFF file."""
+    content = path.read_bytes()
+    sized = "<4sI" if content[:4] == b"RIFF" else ">4sI"
+    content = content[8:] + struct.pack(sized, name, len(body)) + body + bytes(len(body) % 2)
+    path.write_bytes(struct.pack(sized, path.read_bytes()[:4], len(content)) + content)
 
 
 def raw_frame(frame: Frame, version: int) -> bytes:
@@ -165,13 +171,13 @@ def content(path: Path) -> bytes:
 
 def packets(path: Path) -> list[bytes]:
     """All packets of the file, by FFmpeg."""
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="replace") as container:
         return [bytes(packet) for packet in container.demux() if packet.size]
 
 
 def metadata(path: Path) -> dict[str, str]:
     """What FFmpeg says about the file, names in upper case."""
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="replace") as container:
         pairs = {**container.streams.audio[0].metadata, **container.metadata}
     return {name.upper(): text for name, text in pairs.items()}
 
