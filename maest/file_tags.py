@@ -27,7 +27,7 @@ from typing import Any, Literal
 from mutagen import MutagenError
 
 from maest.helpers.errors import InputError, Kind, first_cause, first_line
-from maest.helpers.files.atomic import atomic_path, read_bytes
+from maest.helpers.files.atomic import atomic_path, read_bytes, refuse_others, write_error
 from maest.tag_entries import Tags
 from maest.tag_formats import open_tags, packets_digest
 from maest.tag_groups import by_meaning
@@ -38,6 +38,8 @@ SUFFIXES = frozenset(
     for ending in ("mp3", "wav", "aif", "aiff", "flac", "ogg", "oga", "opus", "m4a", "m4b", "mp4")
     for case in (str.lower, str.upper)
 )
+_BY = {"by": "maest tag"}  # each line of a log begins with it
+_MARK = json.dumps(_BY)[:-1]
 _PART = re.compile(r"\[maest: [^\]]*\]")
 
 
@@ -62,6 +64,10 @@ class Edit:
     before: tuple[str, ...]
     after: tuple[str, ...]
 
+    def __str__(self) -> str:
+        before, after = (", ".join(texts) or "-" for texts in (self.before, self.after))
+        return f"{self.field}: {before} → {after}"
+
 
 @dataclass(frozen=True)
 class Change:
@@ -75,10 +81,7 @@ class Change:
 
     def __str__(self) -> str:
         """For people: a line a field."""
-        lines = [
-            f"  {edit.field}: {', '.join(edit.before) or '-'} → {', '.join(edit.after) or '-'}"
-            for edit in self.edits
-        ]
+        lines = [f"  {edit}" for edit in self.edits]
         return "\n".join([f"{self.path}" + (f" ({self.note})" if self.note else ""), *lines])
 
 
@@ -151,7 +154,7 @@ def apply(change: Change, log: str | Path) -> None:
     """Write a planned change; what was there goes into ``log`` before, a JSON line a field.
 
     Raises InputError, and leaves the file, where it was changed since ("conflict"), cannot be
-    written ("access") or would not come out whole ("corrupt").
+    written ("access") or would not come out whole ("corrupt"); or as `open_log`, with its path.
     """
     _check_writable(change.path)
     file = open_tags(change.path)
@@ -175,8 +178,8 @@ def apply(change: Change, log: str | Path) -> None:
 def undo(log: str | Path, keep_dates: bool = False) -> Undone:
     """Put back every field that still holds the value in the log, the latest first.
 
-    Fields come back byte for byte. Run again, it does what is left. Raises InputError for a log
-    that cannot be read.
+    The entries of a field come back byte for byte, side by side. Run again, it does what is left.
+    Raises InputError for a log that cannot be read.
     """
     done = Undone()
     for path, records in _read_log(Path(log)).items():
@@ -287,7 +290,9 @@ def _changed(path: Path) -> InputError:
 
 def note_done(log: str | Path, path: Path, settings: Mapping[str, Any]) -> None:
     """Note that a file has all that was to be written; ``settings`` are of JSON's types."""
-    with suppress(OSError):  # it is gone, or the log cannot be written: the next run looks again
+    with suppress(
+        OSError, InputError
+    ):  # it is gone, or the log cannot be written: the next run looks again
         record = {"path": str(path.absolute()), "is": _stamp(path), "settings": settings}
         _append(Path(log), [record])
 
@@ -315,17 +320,27 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
+def open_log(log: str | Path) -> None:
+    """Make a log ready. InputError: a file of others ("exists"), or not writable ("access")."""
+    _append(Path(log), [])
+
+
 def _append(log: Path, records: list[dict[str, Any]]) -> None:
     """Add records, on disk when this returns; a line that a killed run left off is ended."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"
-            file.write(b"\n" if torn else b"")
-        file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
-        file.flush()
-        os.fsync(file.fileno())
+    refuse_others(log, _MARK)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                torn = file.read(1) != b"\n"
+                file.write(b"\n" if torn else b"")
+            lines = (json.dumps(_BY | record).encode() + b"\n" for record in records)
+            file.write(b"".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise write_error(log, error, "log") from None
 
 
 def _read_log(log: Path) -> dict[Path, list[dict[str, Any]]]:

@@ -22,8 +22,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from maest.helpers.errors import InputError
-from maest.helpers.files.atomic import atomic_path, valid_utf8, write_error
+from maest.helpers.files.atomic import atomic_path, refuse_others, valid_utf8, write_error
 
 BYTES_A_TRACK = 30_000  # most bytes of a track in the page, without embedded audio
 EMBEDDED_BYTES = 100_000_000  # most bytes of audio files that a page embeds
@@ -33,7 +32,7 @@ _QUALITIES = (75, 60, 45, 30, 15, 1)  # WebP's
 _HEAT_ROWS = 12  # labels
 _HEAT_COLUMNS = 200
 _HERE = Path(__file__).resolve().parent
-_MARK = b'<meta name="generator" content="maest">'  # by which a page is known to be ours
+_MARK = '<meta name="generator" content="maest">'  # by which a page is known to be ours
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def write_page(
     ``path``, "access": it cannot be written. Both come before the first track is asked for.
     """
     path = Path(path)
-    _check_target(path)
+    refuse_others(path, _MARK)
     before, after = _template(title)
     count, embedded, room = 0, 0, EMBEDDED_BYTES if embed_audio else 0
     try:
@@ -86,20 +85,6 @@ def write_page(
     except OSError as error:
         raise write_error(path, error, "file") from error
     return PageSummary(count, embedded)
-
-
-def _check_target(path: Path) -> None:
-    """Raise InputError "exists" for a file that is no page of ours, such as a song."""
-    try:
-        with path.open("rb") as file:
-            ours = _MARK in file.read(500)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise write_error(path, error, "file") from error
-    if not ours:
-        what, hint = "this file is not a page of maest", "Give another name, or move it away."
-        raise InputError(what, kind="exists", path=path, hint=hint)
 
 
 def _template(title: str) -> tuple[str, str]:

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from maest.helpers.errors import InputError
-from maest.helpers.files.atomic import atomic_path, write_error
+from maest.helpers.files.atomic import atomic_path, refuse_others, write_error
 
 _HEAD = "#EXTM3U\n#MAEST\n"  # the second line marks the files that this program may replace
 # What a line of UTF-8 cannot say, or players would drop: line breaks, bytes that are no text,
@@ -45,10 +44,8 @@ def write_m3u8(path: str | Path, tracks: Iterable[Song]) -> int:
         text = re.sub(r"[\s\ud800-\udfff]+", " ", name)
         lines.append(f"#EXTINF:{round(track.seconds) or -1},{text}\n{_line(track.path, folder)}\n")
         number += 1
+    refuse_others(path, _HEAD)
     try:
-        if path.exists() and not path.read_bytes().startswith(_HEAD.encode()):
-            hint = "Give the playlist another name, or remove that file."
-            raise InputError("another file is there", kind="exists", path=path, hint=hint)
         with atomic_path(path) as temporary:
             temporary.write_text("".join(lines), "utf-8")
     except OSError as error:

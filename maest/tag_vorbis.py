@@ -34,7 +34,8 @@ class _Vorbis(Tags):
     def _take(self, comments: Any, raw: bytes) -> None:
         """Take mutagen's comments, if they are all that is in the raw ones."""
         if not raw.startswith(_comments(comments)):
-            raise InputError("comments that are not valid UTF-8", kind="corrupt", hint=MEND)
+            what = "damaged comments: one is not UTF-8, or has no ="
+            raise InputError(what, kind="corrupt", hint=MEND)
         self.entries = [f"{key}={text}".encode() for key, text in comments]
 
     def _give(self, comments: Any) -> None:

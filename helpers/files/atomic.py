@@ -25,6 +25,7 @@ _UNFINISHED = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{16}}(\.[^.]*)?")
 _NAME_ERRORS = "ENAMETOOLONG EILSEQ EINVAL EISDIR ENOTDIR EEXIST ELOOP"
 NAMES_FILE_ONLY = {getattr(errno, name) for name in _NAME_ERRORS.split()}
 _DAY = 24 * 3600  # seconds
+_NEAR = 500  # bytes in which a mark stands
 
 
 @contextmanager
@@ -103,6 +104,23 @@ def read_bytes(
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise InputError(what, kind="access", path=path, hint=access) from None
+
+
+def refuse_others(path: str | Path, mark: str) -> None:
+    """Refuse to change a file without ``mark`` near its start, unless it is empty.
+
+    InputError: "exists", or "access" of a place that is no file or cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(_NEAR)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise write_error(path, error, "file") from None
+    if start and mark.encode() not in start:
+        hint = "Give another name, or move it away."
+        raise InputError("another file is there", kind="exists", path=path, hint=hint)
 
 
 def write_error(path: str | Path, error: OSError, other_place: str) -> InputError:

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import finite
 from maest.helpers.names import printable
 
@@ -65,19 +64,3 @@ def progress(items: Sequence[Any], title: str = "", unit: str = "file") -> Itera
     from tqdm import tqdm
 
     return tqdm(items, desc=title, unit=unit, disable=not sys.stderr.isatty())
-
-
-def check_not_others(path: Path, head: str) -> None:
-    """Refuse to replace a file that does not begin with ``head``. InputError: "exists"."""
-    try:
-        with path.open("rb") as file:
-            ours = file.read(len(head)) == head.encode()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        hint = "Give another name."
-        what = error.strerror or str(error)
-        raise InputError(what, kind="access", path=path, hint=hint) from None
-    if not ours:
-        hint = "Give another name, or move it away."
-        raise InputError("another file is there", kind="exists", path=path, hint=hint)

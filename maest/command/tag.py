@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +18,6 @@ from maest.command.common import (
     JsonOption,
     ModelOption,
     WindowsOption,
-    check_not_others,
     count,
     print_json,
     print_line,
@@ -22,9 +26,10 @@ from maest.command.common import (
     usage,
 )
 from maest.helpers.errors import InputError
+from maest.helpers.files.atomic import refuse_others, write_error, write_rows
 
 if TYPE_CHECKING:
-    from maest.analysis import Analyser, Tagged
+    from maest.analysis import Tagged
     from maest.command.tag_writer import TagWriter
 
 _CSV_HEAD = "path,seconds,rank,label,value,warnings,error"
@@ -38,6 +43,7 @@ def _flag(name: str, text: str) -> Any:
 
 
 def tag(
+    ctx: typer.Context,
     paths: PathsArgument = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Most tags of a track.")] = 5,
     threshold: Annotated[
@@ -80,7 +86,9 @@ def tag(
     ] = None,
     undo: Annotated[
         Path | None,
-        typer.Option("--undo", metavar="LOG", help="Put back what was there before --write."),
+        typer.Option(
+            "--undo", metavar="LOG", help="Put back what was there before all runs of a log."
+        ),
     ] = None,
 ) -> None:
     """Show the top tags of music, as they are found; write them into the files, if you like.
@@ -94,95 +102,92 @@ def tag(
       maest tag music --page report.html
 
     Nothing is written into music without --write, and no field that has a value without --replace.
-    Stopped, the same command goes on.
+    Files that are read-only, or have other hard links, are skipped. Stopped, the same command goes
+    on.
     """
+    given = {name for name in ctx.params if "COMMANDLINE" in str(ctx.get_parameter_source(name))}
     if undo is not None:
-        if paths or write or dry_run:
-            raise usage("It goes with no music, and not with --write.", "--undo")
+        if given - {"undo", "keep_dates", "json"}:
+            raise usage("It goes with --keep-dates and --json only.", "--undo")
         _undo(undo, keep_dates, json)
         return
     if not paths:
         raise usage("Give music: files, or folders.", "SONG_OR_FOLDER")
-    if (replace or comment or keep_dates or log) and not (write or dry_run):
+    if given & {"replace", "comment", "keep_dates", "log"} and not (write or dry_run):
         raise usage(
             "They are for --write, or --dry-run.", "--replace, --comment, --keep-dates, --log"
         )
     if embed_audio and page is None:
         raise usage("It is for --page FILE.html.", "--embed-audio")
-    limit = _threshold(threshold)
+    options: dict[str, Any] = {"top": top, "threshold": _threshold(threshold)}
+    options["groups"] = sorted(filter(None, groups.split(",")))
     if csv is not None:
-        check_not_others(csv, _CSV_HEAD)
+        refuse_others(csv, _CSV_HEAD)
 
     import maest
-    from maest.analysis import DEFAULT_MODEL, find_music
+    from maest.analysis import DEFAULT_MODEL, Tagged, find_music
 
-    music, failed = find_music(paths), 0
+    music, writer = find_music(paths), None
+    if write or dry_run:
+        from maest.command.tag_writer import Options, TagWriter
+
+        writer = TagWriter(paths, log, Options(replace, comment, keep_dates), dry_run)
     analyser = maest.Analyser(
         model or DEFAULT_MODEL, pictures=page is not None, max_windows=max_windows
     )
-    options: dict[str, Any] = {"top": top, "threshold": limit}
-    options["groups"] = sorted(filter(None, groups.split(",")))
-    files, writer = list(music.files), None
-    if write or dry_run:
-        if limit == "auto" and analyser.head.thresholds is None:
+    try:
+        analyser.labels_of(options["groups"])
+    except InputError as error:
+        raise usage(error.reason, "--groups") from None
+    files = list(music.files)
+    if writer is not None:
+        if threshold == "auto" and analyser.head.thresholds is None:
             raise InputError(
                 f"{analyser.name} has no thresholds: its top labels may all be wrong",
                 kind="missing",
                 setting="--threshold",
                 hint="Give the lowest value of a tag that is written: --threshold 0.3",
             )
-        from maest.command.tag_writer import TagWriter
-
-        settings = {"model": analyser.model.hash, **analyser.model.settings, **options}
-        writer = TagWriter(paths, log, dry_run, settings, replace, comment, keep_dates)
+        writer.start({"model": analyser.model.hash, **analyser.model.settings, **options})
         if csv is None and page is None:
             files = [path for path in files if not writer.done(path)]
-    rows: list[tuple[Any, ...]] = []
+    counts, rows = Counter[str](), list[tuple[Any, ...]]()
 
     def songs() -> Iterator[Tagged]:
         """Yield songs that have tags; what else is asked for is done on the way."""
-        nonlocal failed
-        for song in _tagged(music.unreadable, files, analyser, options):
+        broken = (Tagged(path, error=why) for path, why in music.unreadable.items())
+        for song in chain(broken, maest.tag(files, analyser, **options) if files else ()):
             told = writer.write(song) if writer and song.error is None else {}
-            failed += song.error is not None or "failed" in told
+            counts["failed"] += song.error is not None or "failed" in told
             _show(song, told, json)
-            rows.extend(_rows(song))
+            if csv is not None:
+                rows.extend(_rows(song))
             if song.error is None:
+                counts["tagged"] += 1
                 yield song
 
     try:
         if page is None:
-            shown = sum(1 for _ in songs())
+            deque(songs(), maxlen=0)
         else:
             from maest.command.tag_page import write_tag_page
 
-            shown = write_tag_page(page, songs(), analyser.labels, embed_audio)
-    finally:
-        if csv is not None and rows:  # also of a run that is stopped
+            write_tag_page(page, songs(), analyser.labels, embed_audio)
+    finally:  # also of a run that is stopped
+        _sum_up(counts, writer)
+        if csv is not None and rows:
             _write_csv(csv, rows)
-    _sum_up(shown, failed, writer)
-    if failed:
+    if counts["failed"]:
         raise typer.Exit(FAILED)
 
 
 def _threshold(text: str) -> Any:
     if text == "auto":
         return text
-    try:
-        return float(text)
-    except ValueError:
-        raise usage(f"{text!r} is neither auto nor a number.", "--threshold") from None
-
-
-def _tagged(
-    unreadable: dict[Path, str], files: list[Path], analyser: Analyser, options: dict[str, Any]
-) -> Iterator[Tagged]:
-    import maest
-    from maest.analysis import Tagged
-
-    yield from (Tagged(path, error=reason) for path, reason in unreadable.items())
-    if files:
-        yield from maest.tag(files, analyser, **options)
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise usage(f"{text!r} is neither auto nor a number.", "--threshold")
 
 
 def _show(song: Tagged, told: dict[str, Any], json: bool) -> None:
@@ -190,7 +195,7 @@ def _show(song: Tagged, told: dict[str, Any], json: bool) -> None:
         tags = [{"label": label, "value": round(value, 4)} for label, value in song.tags]
         about = {"path": str(song.path), "seconds": round(song.seconds, 3), "tags": tags}
         about |= {"warnings": song.warnings, "error": song.error}
-        told = {name: value for name, value in told.items() if name != "shown"}
+        told |= {"changes": [asdict(edit) for edit in told["changes"]]} if "changes" in told else {}
         print_json(about | told)
     elif song.error is not None:
         tell_failed(song.path, song.error)
@@ -200,8 +205,10 @@ def _show(song: Tagged, told: dict[str, Any], json: bool) -> None:
         tags_shown = ", ".join(f"{label} {value:.2f}" for label, value in song.tags) or NO_TAG
         doubt = f"  ({', '.join(song.warnings)})" if song.warnings else ""
         print_line(f"{song.path}: {tags_shown}{doubt}")
-        for line in told.get("shown", ()):
-            print_line(f"  {line}")
+        for edit in told.get("changes", ()):
+            print_line(f"  {edit}")
+        for reason in (told[name] for name in ("skipped", "failed") if name in told):
+            print_line(f"  not written: {reason}")
 
 
 def _rows(song: Tagged) -> Iterator[tuple[Any, ...]]:
@@ -214,21 +221,18 @@ def _rows(song: Tagged) -> Iterator[tuple[Any, ...]]:
 
 
 def _write_csv(path: Path, rows: list[tuple[Any, ...]]) -> None:
-    from maest.helpers.files.atomic import write_error, write_rows
-
     try:
         write_rows(path, _CSV_HEAD.split(","), rows)
     except OSError as error:
         raise write_error(path, error, "place for the table") from error
 
 
-def _sum_up(shown: int, failed: int, writer: TagWriter | None) -> None:
+def _sum_up(counts: Counter[str], writer: TagWriter | None) -> None:
     """Tell people what was done, unless that is a single song that was just shown."""
-    parts = [f"{count(shown, 'track')} tagged", *([f"{failed} failed"] if failed else [])]
-    if writer is not None:
-        parts += writer.summary()
-    if failed or shown != 1 or writer is not None:
-        tell(", ".join(parts))
+    failed = [f"{counts['failed']} failed"] if counts["failed"] else []
+    if failed or counts["tagged"] > 1 or writer is not None:
+        written = writer.summary() if writer is not None else []
+        tell(", ".join([f"{count(counts['tagged'], 'track')} tagged", *failed, *written]))
 
 
 def _undo(log: Path, keep_dates: bool, json: bool) -> None:

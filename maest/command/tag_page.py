@@ -13,8 +13,8 @@ from maest.page import PageTrack, write_page
 
 def write_tag_page(
     path: Path, songs: Iterable[Tagged], labels: Sequence[str], embed_audio: bool
-) -> int:
-    """Write a page of songs as they come; return their number."""
+) -> None:
+    """Write a page of songs as they come."""
 
     def tracks() -> Iterator[PageTrack]:
         for song in songs:
@@ -36,7 +36,6 @@ def write_tag_page(
     done = write_page(path, tracks(), "Tags", embed_audio)
     embedded = f", {done.embedded} with its sound" if embed_audio else ""
     tell(f"{path}: {count(done.tracks, 'track')}{embedded}")
-    return done.tracks
 
 
 def _title(path: Path) -> str:

@@ -10,7 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maest.file_tags import SUFFIXES, Change, Options, apply, done_before, note_done, plan
+from maest.file_tags import (
+    SUFFIXES,
+    Options,
+    Skip,
+    apply,
+    done_before,
+    note_done,
+    open_log,
+    plan,
+)
 from maest.helpers.errors import InputError
 from maest.helpers.files.atomic import remove_leftovers
 
@@ -21,27 +30,26 @@ if TYPE_CHECKING:
 class TagWriter:
     """Writes tags into files, or with ``dry_run`` says what it would write.
 
-    A file that is as an earlier run with these ``settings`` left it is :meth:`done`.
+    A file that an earlier run with the same settings left so is :meth:`done`. InputError: as
+    `file_tags.open_log`.
     """
 
     def __init__(
-        self,
-        given: Sequence[Path],
-        log: Path | None,
-        dry_run: bool,
-        settings: Mapping[str, Any],
-        replace: bool,
-        comment: bool,
-        keep_dates: bool,
+        self, given: Sequence[Path], log: Path | None, options: Options, dry_run: bool
     ) -> None:
-        self._options, self._dry_run = Options(replace, comment, keep_dates), dry_run
-        self._settings = {**settings, "replace": replace, "comment": comment}
-        self.log = log if log is not None else _log_of(given)
-        self._done_before = done_before(self.log, self._settings)
+        self._options, self._dry_run, self._begun = options, dry_run, False
+        self._log = log if log is not None else _log_of(given)
         self._counts: Counter[str] = Counter()
         if not dry_run:
+            open_log(self._log)
             for folder in filter(Path.is_dir, given):
                 remove_leftovers(folder, SUFFIXES)
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """Take the settings of this run, as JSON's types, and look what was done with them."""
+        options = {"replace": self._options.replace, "comment": self._options.comment}
+        self._settings = {**settings, **options}
+        self._done_before = done_before(self._log, self._settings)
 
     def done(self, path: Path) -> bool:
         """Tell whether a file needs no more; it is counted."""
@@ -50,44 +58,36 @@ class TagWriter:
         return done
 
     def write(self, song: Tagged) -> dict[str, Any]:
-        """Write a song's tags; return what was done, for programs, and as lines that are "shown".
-
-        "changes" are fields, with their texts before and after; "skipped" and "failed" are reasons.
+        """Write a song's tags; return the `Edit`\\ s that are its "changes", or why it was
+        "skipped", or has "failed".
         """
         change = plan(song.path, song.tags, self._options)
-        if not isinstance(change, Change):
+        if isinstance(change, Skip):
             self._counts[f"skipped ({change.reason})"] += 1
             if change.kind in ("same", "kept"):
                 self._note(song.path)
-            return {"skipped": change.reason, "shown": [f"not written: {change.reason}"]}
-        changes = [
-            {"field": edit.field, "before": edit.before, "after": edit.after}
-            for edit in change.edits
-        ]
-        lines = str(change).splitlines()[1:]
-        shown = [line.strip() for line in lines]
-        if self._dry_run:
-            self._counts["to be written"] += 1
-            return {"changes": changes, "shown": shown}
-        try:
-            apply(change, self.log)
-        except InputError as error:
-            self._counts["not written"] += 1
-            return {"failed": error.reason, "shown": [f"not written: {error.reason}"]}
-        self._note(song.path)
-        self._counts["written"] += 1
-        return {"changes": changes, "shown": shown}
+            return {"skipped": change.reason}
+        if not self._dry_run:
+            self._begun = True
+            try:
+                apply(change, self._log)
+            except InputError as error:
+                self._counts["not written"] += 1
+                return {"failed": str(error) if error.path == self._log else error.reason}
+            self._note(song.path)
+        self._counts["to be written" if self._dry_run else "written"] += 1
+        return {"changes": change.edits}
 
     def summary(self) -> list[str]:
         """Return what was done, as "3 written"; and how to put it back."""
         parts = [f"{number} {what}" for what, number in self._counts.items() if number]
-        if self._counts["written"]:
-            parts.append(f"to put back: maest tag --undo {shlex.quote(str(self.log))}")
+        if self._begun:
+            parts.append(f"to put back: maest tag --undo {shlex.quote(str(self._log))}")
         return parts
 
     def _note(self, path: Path) -> None:
         if not self._dry_run:
-            note_done(self.log, path, self._settings)
+            note_done(self._log, path, self._settings)
 
 
 def _log_of(given: Sequence[Path]) -> Path:

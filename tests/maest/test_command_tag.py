@@ -18,6 +18,7 @@ from tagged_music import FILES, metadata, packets, texts, write_plain, write_tag
 
 import maest as package
 from maest.command import tag_writer
+from maest.file_tags import apply
 from maest.helpers.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,8 +101,8 @@ def test_top_groups_and_thresholds(few, tmp_path):
         labels(*ALL, "--groups", "Mood, instrument", "--top", "1")
         == labels(*ALL, "--groups", "mood,instrument")[:1]
     )
-    refused("unknown", "tag", few, "--model", model, "--groups", "moods")
-    assert Done("tag", few, "--model", model, "--threshold", "high").code == 2
+    for wrong in (("--groups", "moods"), ("--threshold", "high"), ("--threshold", "nan")):
+        assert Done("tag", few, "--model", model, *wrong).code == 2
 
 
 def test_a_table(few, model, tmp_path):
@@ -238,7 +239,20 @@ def test_files_that_cannot_be_written_are_counted(few, model):
 
 def test_options_of_writing_need_it(few):
     assert Done("tag", few, "--replace").code == 2
-    assert Done("tag", few, "--undo", few / "log").code == 2
+    for other in ((few,), ("--page", few / "a.html"), ("--csv", few / "a.csv"), ("--top", 5)):
+        assert Done("tag", "--undo", few / "log", *other).code == 2
+
+
+def test_a_log_is_no_file_of_others(few, model, tmp_path):
+    """It is opened before the model."""
+    listed = maest("tag", few / "a.flac", "--model", model, "--json").out
+    (tmp_path / "tags.jsonl").write_text(listed)
+    before = tree(tmp_path)
+    line = ("tag", few, "--model", "no-such-model", *ALL, "--write", "--log")
+    for log in (few / "b.mp3", tmp_path / "tags.jsonl"):
+        assert str(log) in refused("exists", *line, log)
+    assert f" {few}:" in refused("access", *line, few)
+    assert tree(tmp_path) == before
 
 
 # ---- stopped, it goes on ---------------------------------------------------------------------
@@ -260,12 +274,16 @@ def test_a_stopped_run_goes_on(music, model):
     assert len(maest(*line, "--csv", music / "tags.csv").lines) == len(FILES) + 1
 
 
-def test_ctrl_c_says_so(few, model, monkeypatch):
-    def stop(*_: object) -> None:
+def test_ctrl_c_says_so(few, model, monkeypatch, tmp_path):
+    def stop(*values: object) -> None:
+        apply(*values)
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(tag_writer, "apply", stop)
-    done = Done("tag", few, "--model", model, *ALL, "--write", "--csv", few / "tags.csv")
+    log = tmp_path / "log.jsonl"
+    written = ("--write", "--log", log, "--csv", few / "tags.csv")
+    done = Done("tag", few, "--model", model, *ALL, *written)
+    assert f"--undo {log}" in done.err
     assert done.code == 130
     assert done.err.splitlines()[-1].startswith("SIGINT")
     assert "Traceback" not in done.err

@@ -90,11 +90,20 @@ def test_an_error_on_the_way(song, log, monkeypatch, function):
 
 def test_a_torn_line_in_the_log(song, log):
     log.parent.mkdir()
-    log.write_bytes(b'{"path": "/music/a.mp3", "fie')
+    log.write_bytes(b'{"by": "maest tag", "path": "/music/a.mp3", "fie')
     apply(planned(song), log)
     lines = log.read_text().splitlines()
     assert [json.loads(line)["field"] for line in lines[1:]] == ["TCON", "TXXX:STYLE", "TMOO"]
     assert len(undo(log).restored) == 3
+
+
+def test_a_log_that_cannot_be_written(tmp_path, song):
+    change, before = planned(song), song.read_bytes()
+    for log, kind in ((song, "exists"), (tmp_path, "access")):
+        with pytest.raises(InputError) as error:
+            apply(change, log)
+        assert (error.value.kind, error.value.path) == (kind, log)
+    assert song.read_bytes() == before
 
 
 def test_a_file_changed_since_the_plan(song, log):
