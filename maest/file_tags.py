@@ -141,8 +141,12 @@ def plan(
         value = before or tuple(file.carried.get(name, ()))
         if (after := _with_part(value, texts["comment"])) != value:
             edits.append(Edit(name, before, after))
+    if kept and not edits:
+        return Skip(path, "kept", "has values")
     if not edits:
-        return Skip(path, "kept", "has values") if kept else Skip(path, "same", "nothing to write")
+        plain = tags and not any("---" in label for label, _ in tags)
+        why = "labels of no field: give --comment, or learn them --as genre, style or mood"
+        return Skip(path, "same", why if plain and not options.comment else "nothing to write")
     written = {edit.field for edit in edits}
     # Players that find a new tag look for no other.
     others = {} if file.entries else file.carried

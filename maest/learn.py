@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -41,6 +41,7 @@ from maest.nearness import groups as joined
 if TYPE_CHECKING:
     import torch
 
+Group = Literal["genre", "style", "mood"]
 FEW = 10  # examples of a label, below which its figures mean little
 _FEWEST = 4  # tracks
 _FOLDS, _RESAMPLES, _CONFIDENCE = 5, 500, 0.95
@@ -89,12 +90,16 @@ def learn(
     out: str | Path,
     *,
     model: Model | None = None,
+    group: Group | None = None,
 ) -> Report:
     """Learn the labels of a table ``path,label[,label…]`` and write a model folder ``out``.
 
     Paths are relative to the table, or to where this runs. A cell may hold several labels, with
     ``;`` between them. A track without a label is an example of none. ``model`` is one of the
     library's, by default the one of most results.
+
+    ``group`` says what labels without one are: of "mood", "calm" becomes "Mood---calm". Only such
+    labels are written into files, but for their comments.
 
     Near copies (as of `Library.duplicates`), and tracks of one album (by album and artist tags),
     stay together in cross-validation; where there is no album tag, an artist's, and else a
@@ -122,6 +127,8 @@ def learn(
     labels, targets = [rows.labels[i] for i in np.flatnonzero(useful)], targets[:, useful]
     single = len(labels) > 1 and bool((targets.sum(axis=1) == 1).all())
     task = "single-label" if single else "multi-label"
+    if group is not None:
+        labels = [x if "---" in x else f"{group.capitalize()}---{x}" for x in labels]
     groups, split_by = _groups(tracks, Vectors(values, everything[1]))
     told += _warnings(labels, targets, groups, rows.paths, unknown)
     if groups.max() == 0:  # nothing to split by but the tracks

@@ -52,9 +52,9 @@ class Learned:
 
     @property
     def hash(self) -> str:
-        """A hash of the layer, for those that keep its results."""
-        content = (self.weight.numpy().tobytes(), self.bias.numpy().tobytes())
-        return hashlib.sha256(b"".join(content)).hexdigest()
+        """A hash of the layer and its labels, for those that keep its results."""
+        layer = self.weight.numpy().tobytes() + self.bias.numpy().tobytes()
+        return hashlib.sha256(layer + json.dumps(self.labels).encode()).hexdigest()
 
     def logits(self, embeddings: Tensor | np.ndarray) -> Tensor:
         """Embeddings [..., 3, D], or [..., D] after the final norm → logits [..., C].

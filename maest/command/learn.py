@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,13 +32,17 @@ def learn(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The model to write.")],
     library: LibraryOption = None,
     model: LibraryModelOption = None,
+    group: Annotated[
+        Literal["genre", "style", "mood"] | None,
+        typer.Option("--as", help="What the labels are: where maest tag --write writes them."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Learn labels of your own from a table of tracks in the library.
 
     \b
     Example:
-      maest learn labels.csv -o my-model
+      maest learn labels.csv -o my-model --as mood
       maest tag music --model my-model
 
     The tracks are those of a library: maest index music. The table begins with a line path,label.
@@ -54,7 +58,7 @@ def learn(
         for warning in opened.warnings:
             tell(warning)
         chosen = library_model(opened, model)
-        report = learn_labels(opened, table, out, model=chosen)
+        report = learn_labels(opened, table, out, model=chosen, group=group)
     if json:
         print_json({**asdict(report), "folder": str(report.folder)})
         return

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from maest_command import Done, maest, refused
 from music import save_small_model
+from tagged_music import texts
 
 RATE = 16_000
 LIBRARY = "--library", "library.sqlite"
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def home(tmp_path, monkeypatch) -> Path:
     """Twelve folders with a low and a high sound, a table of them, and a model."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     save_small_model(tmp_path / "base")
     rng, lines = np.random.default_rng(0), ["path,label"]
     for i in range(24):
@@ -64,6 +66,21 @@ def test_labels_that_cannot_be_tested(home):
     (report,) = maest(*line, "--json").lines
     assert (report["figures"], [row["ap"] for row in report["labels"]]) == ({}, [None, None])
     assert "nan" not in maest(*line).out
+
+
+def test_labels_are_written_as_what_they_are(learned):
+    """Plain ones, of no field, into the comment only."""
+    song, line = Path("music/0/0.wav"), ("tag", "music/0/0.wav", "--model", "mine", "--write")
+    before = song.read_bytes()
+    (row,) = maest(*line, "--json").lines
+    assert row["tags"]
+    assert "--as" in row["skipped"]
+    assert song.read_bytes() == before
+    (report,) = maest("learn", "labels.csv", "-o", "mine", "--as", "mood", "--json", *LIBRARY).lines
+    assert [row["label"] for row in report["labels"]] == ["Mood---high", "Mood---low"]
+    (row,) = maest(*line, "--json", "--groups", "mood").lines  # another model: not done before
+    assert texts(song) == {"genre": [], "style": [], "mood": ["low"]}
+    assert Done("learn", "labels.csv", "-o", "mine", "--as", "colour", *LIBRARY).code == 2
 
 
 def test_what_cannot_be_learned(home):
