@@ -38,58 +38,40 @@ PathsArgument = Annotated[
 ]
 
 
-def _flag(name: str, text: str) -> Any:
-    return typer.Option(name, help=text)
+def _option(name: str, text: str, value: str | None = None, **more: Any) -> Any:
+    return typer.Option(name, help=text, metavar=value, **more)
+
+
+_File = Path | None
+_LOWEST = "The lowest value of a tag; auto: by label, as the model says, else none."
+_PART = "Keep all tags in a part [maest: …] of the comment."
+_LOG = "Where what was there is kept, if not in your data folder."
+_UNDO = "Put back what was there before all runs of a log."
 
 
 def tag(
     ctx: typer.Context,
     paths: PathsArgument = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Most tags of a track.")] = 5,
-    threshold: Annotated[
-        str,
-        typer.Option(
-            "--threshold",
-            metavar="auto|NUMBER",
-            help="The lowest value of a tag; auto: by label, as the model says, else none.",
-        ),
-    ] = "auto",
-    groups: Annotated[
-        str,
-        typer.Option("--groups", metavar="NAMES", help="Only these, such as genre,mood."),
-    ] = "",
+    top: Annotated[int, _option("--top", "Most tags of a track.", min=1)] = 5,
+    threshold: Annotated[str, _option("--threshold", _LOWEST, "auto|NUMBER")] = "auto",
+    groups: Annotated[str, _option("--groups", "Only these, such as genre,mood.", "NAMES")] = "",
     model: ModelOption = None,
     max_windows: WindowsOption = None,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Also list the tags there.")
-    ] = None,
+    csv: Annotated[_File, _option("--csv", "Also list the tags there.", "FILE")] = None,
     json: JsonOption = False,
     page: Annotated[
-        Path | None,
-        typer.Option("--page", metavar="FILE.html", help="Also make a page to hear and see."),
+        _File, _option("--page", "Also make a page to hear and see.", "FILE.html")
     ] = None,
     embed_audio: Annotated[
-        bool, _flag("--embed-audio", "The page has the music in it, up to 100 MB.")
+        bool, _option("--embed-audio", "The page has the music in it, up to 100 MB.")
     ] = False,
-    write: Annotated[bool, _flag("--write", "Write genre, style and mood into the files.")] = False,
-    dry_run: Annotated[bool, _flag("--dry-run", "Show what --write would change.")] = False,
-    replace: Annotated[bool, _flag("--replace", "Also write fields that have a value.")] = False,
-    comment: Annotated[
-        bool, _flag("--comment", "Keep all tags in a part [maest: …] of the comment.")
-    ] = False,
-    keep_dates: Annotated[bool, _flag("--keep-dates", "The files' dates stay.")] = False,
-    log: Annotated[
-        Path | None,
-        typer.Option(
-            "--log", metavar="LOG", help="Where what was there is kept, if not in your data folder."
-        ),
-    ] = None,
-    undo: Annotated[
-        Path | None,
-        typer.Option(
-            "--undo", metavar="LOG", help="Put back what was there before all runs of a log."
-        ),
-    ] = None,
+    write: Annotated[bool, _option("--write", "Write genre, style, mood into files.")] = False,
+    dry_run: Annotated[bool, _option("--dry-run", "Show what --write would change.")] = False,
+    replace: Annotated[bool, _option("--replace", "Also write fields that have a value.")] = False,
+    comment: Annotated[bool, _option("--comment", _PART)] = False,
+    keep_dates: Annotated[bool, _option("--keep-dates", "The files' dates stay.")] = False,
+    log: Annotated[_File, _option("--log", _LOG, "LOG")] = None,
+    undo: Annotated[_File, _option("--undo", _UNDO, "LOG")] = None,
 ) -> None:
     """Show the top tags of music, as they are found; write them into the files, if you like.
 
