@@ -141,6 +141,10 @@ def timbres(args: argparse.Namespace, models: Sequence[Model]) -> Tables:
         tables[title] = side_by_side(outputs, targets, args.resamples, "multi-label")
     instruments = [f"Instrument---{name}" for name in clips.labels]
     columns = {model.name: model.columns(instruments) for model in models}
+    # A collection is a kind of music: what a model has heard no work of, it knows less well.
+    heard = {parts[-2] for path in args.trained_on for key in read_any_groundtruth(path).keys
+             if len(parts := key.split("/")) > 1}  # fmt: skip
+    known_kind = np.array([key.split("/")[0] in heard for key in clips.keys])[test]
     both = [
         i for i in range(len(clips.labels)) if all(at[i] is not None for at in columns.values())
     ]
@@ -152,4 +156,11 @@ def timbres(args: argparse.Namespace, models: Sequence[Model]) -> Tables:
         targets = clips.targets[font][test][:, both]
         title = f"the models' own tags for {len(both)} instruments, on {font}"
         tables[title] = side_by_side(outputs, targets, args.resamples, "multi-label")
+        for what, rows in (("trained on", known_kind), ("of no training work", ~known_kind)):
+            if font == home and rows.any() and not rows.all():
+                some = {name: values[:, rows] for name, values in outputs.items()}
+                title_of_kind = f"{title}: {int(rows.sum())} works of collections {what}"
+                tables[title_of_kind] = side_by_side(
+                    some, targets[rows], args.resamples, "multi-label"
+                )
     return tables
