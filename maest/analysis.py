@@ -153,8 +153,8 @@ class Analyser:
         """
         for path, result in self.results(paths):
             if isinstance(result, Track):
-                # The hint is in it.
-                yield path, InputError(result.error or "", kind=result.kind or "corrupt")
+                kind, hint = result.kind or "corrupt", "Get the file again, or leave it out."
+                yield path, InputError(result.error or "", kind=kind, hint=hint)
                 continue
             tags = dict(self.tags(result, len(self.labels)))
             tags |= dict(self.tags(result, _LIBRARY_LABELS, threshold=None))
