@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -26,12 +27,13 @@ class Done:
     err: str
 
 
-def run(script: str, line: str, cwd: Path) -> Done:
+def run(script: str, line: str | Sequence[str], cwd: Path) -> Done:
     """Run a command line in a folder, as `python script line` would."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = run_command_line(EXPERIMENTS[script], [script, *line.split()])
+            words = line.split() if isinstance(line, str) else line
+            code = run_command_line(EXPERIMENTS[script], [script, *words])
         except SystemExit as exit:
             code = exit.code
     return Done(code, out.getvalue(), err.getvalue())
