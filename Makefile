@@ -3,6 +3,8 @@
 # make test   installs into .venv if need be, then runs the tests (make test-slow: the long ones);
 #             TESTS="-x tests/models/test_maest.py" chooses and adds options, WORKERS=0 runs in one process
 # make lint   style and types; make coverage: the tests, and what they do not run
+# make docs   the guide as build/docs/index.html; make test-docs runs the commands of its pages
+#             and of the README (TESTS="-k my-music": those of one page)
 #
 # make gpu    on a machine with a GPU: the tests and figures that need one, in 8 minutes at most,
 #             by .venv or whatever Python has PyTorch and Lightning (GPU="--minutes 5 …": options)
@@ -23,10 +25,10 @@ GPU_PYTHON ?= $(shell for python in $(BIN)/python python3 python; do \
 #: processes that tests run in, a file in one of them
 WORKERS ?= 2
 
-.PHONY: help install install-dev demo test test-slow coverage gpu lint format lock clean
+.PHONY: help install install-dev demo docs test test-docs test-slow coverage gpu lint format lock clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 8
+	@sed -n 's/^# //p' Makefile | head -n 10
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -60,15 +62,28 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements.txt requirements.lock 
 	$(INSTALL_COMMAND)
 	@touch $(VENV)/.installed $@
 
-# After a change of a pin, in a new .venv of requirements-dev.txt and tinysoundfont alone
+$(VENV)/.installed-docs: requirements-docs.txt requirements.lock $(VENV)/.installed
+	$(INSTALL) -r requirements-docs.txt
+	@touch $@
+
+# After a change of a pin, in a new .venv of requirements-dev.txt, requirements-docs.txt and
+# tinysoundfont alone
 lock:
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude maest | sed 's/+.*//' > requirements.lock
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m maest.experiments.demo $(DEMO)
 
+# Warnings, such as a link to a page that is not there, are errors.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
+	@echo "The guide is build/docs/index.html"
+
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+
+test-docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m docs -n $(WORKERS) --dist load tests/docs $(TESTS)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600 $(TESTS)

@@ -55,11 +55,11 @@ class Tagged:
     """A file's tags, the highest first, perhaps none; or the ``error`` that left it without."""
 
     path: Path
-    tags: list[tuple[str, float]] = field(default_factory=list)  # label, value
-    seconds: float = 0.0  # duration
-    warnings: list[str] = field(default_factory=list)  # reasons to doubt the tags: "silent" …
+    tags: list[tuple[str, float]] = field(default_factory=list)  #: label, value
+    seconds: float = 0.0  #: duration
+    warnings: list[str] = field(default_factory=list)  #: reasons to doubt the tags: "silent" …
     error: str | None = None
-    result: TrackResult | None = None  # all labels' values, and those of each window
+    result: TrackResult | None = None  #: all labels' values, and those of each window
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Embedded:
     """
 
     path: Path
-    # float32 [W, 3, D]; of block -1 (the embedding after the final norm) [W, D]
+    #: float32 [W, 3, D]; of block -1 (the embedding after the final norm) [W, D]
     embeddings: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    # float64 [W, 2]: start and end in seconds
+    #: float64 [W, 2]: start and end in seconds
     times: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     warnings: list[str] = field(default_factory=list)
     error: str | None = None

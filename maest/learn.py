@@ -57,11 +57,11 @@ class LabelReport:
     """How well a label was recognised in tracks that were not learned from."""
 
     label: str
-    examples: int  # tracks that have it
-    groups: int  # of which they are
-    threshold: float  # from which a track has it
-    # "value", the "low" and "high" of its 95 % interval, and "chance", what guessing gets. None:
-    # all examples are of one group, so that it could not be tested
+    examples: int  #: tracks that have it
+    groups: int  #: of which they are
+    threshold: float  #: from which a track has it
+    #: "value", the "low" and "high" of its 95 % interval, and "chance", what guessing gets. None:
+    #: all examples are of one group, so that it could not be tested
     ap: dict[str, float] | None = None
     roc_auc: dict[str, float] | None = None
 
@@ -71,16 +71,16 @@ class Report:
     """What was learned, from what, and how good it is."""
 
     folder: Path
-    task: str  # "single-label" if each track has exactly one of several labels
+    task: str  #: "single-label" if each track has exactly one of several labels
     tracks: int
-    groups: int  # kept together in cross-validation
+    groups: int  #: kept together in cross-validation
     folds: int
-    split_by: dict[str, int]  # what kept them together → tracks
+    split_by: dict[str, int]  #: what kept them together → tracks
     labels: list[LabelReport]
-    # As of a label: the means over those that were tested; none without such a label. Accuracy and
-    # macro F1 are of their tracks.
+    #: As of a label: the means over those that were tested; none without such a label. Accuracy and
+    #: macro F1 are of their tracks.
     figures: dict[str, dict[str, float]]
-    not_in_library: list[str] = field(default_factory=list)  # rows of the table
+    not_in_library: list[str] = field(default_factory=list)  #: rows of the table
     warnings: list[str] = field(default_factory=list)
 
 

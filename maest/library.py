@@ -45,7 +45,7 @@ class Indexed:
 
     scan: Scan
     analysed: int = 0
-    failed: dict[Path, str] = field(default_factory=dict)  # → reason
+    failed: dict[Path, str] = field(default_factory=dict)  #: → reason
 
 
 class Library:

@@ -19,8 +19,8 @@ class Model:
     """What made results; another hash or other settings are another model."""
 
     name: str
-    hash: str  # of the weights
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of JSON's types
+    hash: str  #: of the weights
+    settings: Mapping[str, Any] = field(default_factory=dict)  #: of JSON's types
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Analysis:
     Raises InputError ("diverged") for an embedding without values, or not finite in float16.
     """
 
-    tags: Sequence[tuple[str, float]]  # label, value; as ("Electronic---Techno", 0.83)
-    embedding: np.ndarray  # float16, of the same shape for all sounds of a model
-    seconds: float  # duration
-    warnings: Sequence[str] = ()  # reasons to doubt the rest
+    tags: Sequence[tuple[str, float]]  #: label, value; as ("Electronic---Techno", 0.83)
+    embedding: np.ndarray  #: float16, of the same shape for all sounds of a model
+    seconds: float  #: duration
+    warnings: Sequence[str] = ()  #: reasons to doubt the rest
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):
@@ -51,13 +51,13 @@ class Track:
 
     id: int
     path: Path
-    sound: int  # equal for copies
-    hash: str  # of the audio packets
-    seconds: float  # duration; by its header where it was not analysed
-    size: int  # bytes
+    sound: int  #: equal for copies
+    hash: str  #: of the audio packets
+    seconds: float  #: duration; by its header where it was not analysed
+    size: int  #: bytes
     mtime_ns: int
     state: State
-    title: str  # by the file's tags; "" without one, and so on
+    title: str  #: by the file's tags; "" without one, and so on
     artist: str
     album: str
     album_artist: str

@@ -41,18 +41,18 @@ class TrackResult:
     """A track's results: P patches, D channels, C classes, float32; None if not requested."""
 
     key: str
-    index: int  # its number in the run
-    seconds: float  # its duration, rounded up to a whole frame (16 ms)
-    times: np.ndarray  # float64 [P, 3]: start, centre and end of each patch, in seconds
-    # By block: [3, D] pooled over patches, or [P, 3, D]; of block -1 (the embedding after the final
-    # norm) [D] or [P, D]
+    index: int  #: its number in the run
+    seconds: float  #: its duration, rounded up to a whole frame (16 ms)
+    times: np.ndarray  #: float64 [P, 3]: start, centre and end of each patch, in seconds
+    #: By block: [3, D] pooled over patches, or [P, 3, D]; of block -1 (the embedding after the
+    #: final norm) [D] or [P, D]
     embeddings: dict[int, np.ndarray] = field(default_factory=dict)
-    logits: np.ndarray | None = None  # [C] pooled, or [P, C]
-    # [C], the mean over patches of `Maest.activations`, weighted by the seconds they newly cover
+    logits: np.ndarray | None = None  #: [C] pooled, or [P, C]
+    #: [C], the mean over patches of `Maest.activations`, weighted by the seconds they newly cover
     activations: np.ndarray | None = None
-    patch_activations: np.ndarray | None = None  # [P, C]
-    picture: np.ndarray | None = None  # `overview` of the log-mel
-    # Reasons to doubt the results: "silent", "channels cancel", "0.1 s only"
+    patch_activations: np.ndarray | None = None  #: [P, C]
+    picture: np.ndarray | None = None  #: `overview` of the log-mel
+    #: Reasons to doubt the results: "silent", "channels cancel", "0.1 s only"
     warnings: list[str] = field(default_factory=list)
 
 

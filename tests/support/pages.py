@@ -185,7 +185,7 @@ def _pad(seconds: float, rate: int, seed: int) -> Any:
 
     rng = np.random.default_rng(seed)
     t = np.arange(round(seconds * rate)) / rate
-    sound = 0.002 * rng.standard_normal(len(t))
+    sound = rng.uniform(0.001, 0.01) * rng.standard_normal(len(t))
     for start in np.arange(0, seconds, 3):
         root = 110 * 2 ** (rng.integers(0, 12) / 12)
         level = np.clip(1 - abs(t - start - 1.5) / 2.2, 0, 1) ** 2

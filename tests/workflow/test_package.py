@@ -41,7 +41,7 @@ def test_every_package_is_named():
 def test_what_is_required_is_pinned_and_locked():
     project = SETTINGS["project"]
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
-    pinned = pins("requirements.txt") | pins("requirements-dev.txt")
+    pinned = pins("requirements.txt") | pins("requirements-dev.txt") | pins("requirements-docs.txt")
     locked = pins("requirements.lock")
     for line in [*project["dependencies"], *extras]:
         wanted = Requirement(line)
