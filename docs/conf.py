@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,6 +26,8 @@ add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+maximum_signature_line_length = 100
+smartquotes = False  # "Genre---Rock" is a label
 autoclass_content = "class"
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 
@@ -35,3 +38,23 @@ html_copy_source = False
 # Prompts are not copied.
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+
+def setup(app: Any) -> None:
+    """Keep Napoleon, which works at priority 500, from comments of fields.
+
+    It takes "scores: one a label" for a type and a meaning.
+    """
+    comments: dict[str, list[str]] = {}
+
+    def keep(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+        if what == "attribute":
+            comments[name] = list(lines)
+
+    def put_back(
+        app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]
+    ) -> None:
+        lines[:] = comments.pop(name, lines)
+
+    app.connect("autodoc-process-docstring", keep, priority=400)
+    app.connect("autodoc-process-docstring", put_back, priority=600)

@@ -45,6 +45,7 @@ LIMIT = 300  # seconds that a block may take
 _LANGUAGES = ("bibtex", "bash", "console", "css", "csv", "html", "ini", "json", "markdown")
 _LANGUAGES += ("python", "text", "toml", "xml", "yaml")
 _COMMENT = re.compile(r"<!-- *(not run|run with|run): *(.*?) *-->")
+_ASSIGNED = re.compile(r"\w+=")  # of the environment, before a command
 _SCRIPTS = ("ex_maest.py", "ex_tl.py")
 # Of the environment only this is kept: settings of a person's shell change nothing.
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")
@@ -113,15 +114,16 @@ def with_settings(code: str, settings: str) -> str:
 
 
 def typed(code: str, program: str) -> Iterator[list[str]]:
-    """Yield the words after a program's name, of each command that has it."""
+    """Yield the words after a program's or script's name, of each command that has it."""
     for line in _logical_lines(code):
         for start, end in _commands(line):
             with contextlib.suppress(ValueError):  # an open quote: no command
                 words = shlex.split(line[start:end])
-                for i, word in enumerate(words):
-                    if word == program:
-                        yield words[i + 1 :]
-                        break
+                while words and _ASSIGNED.match(words[0]):
+                    del words[0]
+                # A script may come after "python", "srun python" …
+                if program in words and (program.endswith(".py") or words[0] == program):
+                    yield words[words.index(program) + 1 :]
 
 
 def _logical_lines(code: str) -> list[str]:
