@@ -1,5 +1,6 @@
 """Write the reference of all settings: ``python -m maest.config.reference > docs/settings.md``."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
@@ -10,8 +11,21 @@ from maest.config.settings import DATASETS
 
 _HEAD = """# Settings
 
-Made by `python -m maest.config.reference`: change `config/`, not this page. A setting is typed as
-`name=value` after `with`. `auto` (or `None`) is worked out; a number stays within its bounds.
+```bash
+python ex_maest.py print_config with paper_recipe module.lr=1e-4    # all, and what these two change
+python ex_maest.py print_named_configs                              # settings that go together
+python ex_tl.py help compare                                        # those of one section
+```
+
+```text
+{listing}
+```
+
+A setting is typed as `name=value` after `with`; a list as `name=[1,2]`. `auto` (or `None`) means
+that the value is worked out. A number stays within its bounds. A setting that does not exist is
+refused, with the nearest that does.
+
+`python -m maest.config.reference` makes this page: change `config/`, not the page.
 """
 
 
@@ -32,21 +46,27 @@ def listing(root: type, section: str) -> str:
 
 def page() -> str:
     """Return all settings of both scripts as Markdown."""
-    parts = [_HEAD]
+    parts = [_HEAD.format(listing=listing(ProbeSettings, "compare"))]
     for script, root in (("ex_maest.py", Settings), ("ex_tl.py", ProbeSettings)):
         alone = [known for known in settings_of(root) if "." not in known.name]
         parts.append(_table(f"## `{script}`", alone))
         for name, kind in sections(root):
-            parts.append(_table(f"### `{name}`", list(settings_of(kind, f"{name}."))))
+            title = f"### `{name}`\n\n{_first_sentence(kind)}"
+            parts.append(_table(title, list(settings_of(kind, f"{name}."))))
     return "\n".join(parts)
 
 
 def _table(title: str, settings: list[Setting]) -> str:
     rows = [title, "", "| setting | default | value | meaning |", "|---|---|---|---|"]
     for known in settings:
-        cells = (f"`{known.name}`", f"`{_default(known)}`", known.values(), known.meaning)
+        meaning = re.sub(r"<(?=\w)", r"\\<", known.meaning)  # or it would be taken for HTML
+        cells = (f"`{known.name}`", f"`{_default(known)}`", known.values(), meaning)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def _first_sentence(section: type) -> str:
+    return re.split(r"(?<=\.)\s", section.__doc__ or "", maxsplit=1)[0]
 
 
 def _default(known: Setting) -> str:
