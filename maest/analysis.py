@@ -1,4 +1,4 @@
-"""Tags and embeddings of music files, as the command `maest` gives them.
+"""Tags and embeddings of music files, the same as by the command `maest`.
 
 >>> import maest
 >>> for song in maest.tag("music"):  # a file, a folder, or several
@@ -6,14 +6,14 @@
 >>> for song in maest.embed("music", block=7):
 ...     print(song.path, song.embeddings.shape)
 
-A model that is used more than once is loaded once:
+To use a model more than once, load it once:
 
 >>> analyser = maest.Analyser("maest-tiny-music")
 >>> songs = list(maest.tag("song.mp3", analyser))
 >>> with maest.Library() as library:
 ...     library.index("music", analyser.model, analyser)
 
-A file that cannot be used costs that file only: its ``error`` says why.
+A file that cannot be read does not stop the others: its ``error`` says why.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Paths = str | Path | Iterable[str | Path]
 
 @dataclass(frozen=True)
 class Tagged:
-    """A file's tags, the highest first, perhaps none; or the ``error`` that left it without."""
+    """A file and its tags, the highest first; or the ``error`` for which it has none."""
 
     path: Path
     tags: list[tuple[str, float]] = field(default_factory=list)  #: label, value
@@ -64,9 +64,10 @@ class Tagged:
 
 @dataclass(frozen=True)
 class Embedded:
-    """A file's embeddings of W windows, or one of the whole file; or its ``error``.
+    """A file and its embeddings: of the whole file (W is 1), or of each of W windows.
 
-    A block's embedding has three tokens: cls, dist and the mean of the others.
+    A block's embedding has three tokens: cls, dist and the mean of the others. A file that cannot
+    be read has an ``error`` and no embeddings.
     """
 
     path: Path
@@ -79,19 +80,20 @@ class Embedded:
 
 
 class Analyser:
-    """A model for many files: decoded in processes of their own, and once for all outputs.
+    """A loaded model for many files. Each file is decoded once, in another process.
 
     Args:
-        model: the name of a model (`maest models`), a model folder, also of `maest learn`, or
-            checkpoint file, or a network.
+        model: the name of a model (``maest models`` lists them); a model folder, also one that
+            ``maest learn`` has written; a checkpoint file; or a network.
         block: the block to embed, from 0, or -1 for the embedding after the final norm; None: block
             7, or a shallower network's last.
-        each_window: embed each window of a track, in place of their mean.
-        pictures: results have a picture, `helpers.results.tracks.overview`.
-        max_windows: most windows of a track, spread evenly over it; None: all.
-        device: None: a GPU if there is one.
+        each_window: keep the embedding of each window of a track; False: their mean.
+        pictures: add a picture of the log-mel to each result.
+        max_windows: use at most so many windows of a track, spread evenly over it; None: all.
+        device: such as "cpu" or "cuda"; None: a GPU if there is one.
 
-    Raises InputError as `Extractor`.
+    Raises:
+        InputError: as `Extractor`.
     """
 
     def __init__(
@@ -172,9 +174,9 @@ class Analyser:
         threshold: Literal["auto"] | float | None = "auto",
         groups: Iterable[str] = (),
     ) -> list[tuple[str, float]]:
-        """Return a result's labels with their values, the highest first, ``top`` at most.
+        """Return a result's labels and their values, the highest first.
 
-        See :func:`tag` for the options; a ``threshold`` of None leaves none out.
+        For the options see :func:`tag`. With a ``threshold`` of None no label is left out.
         """
         assert result.activations is not None
         among = self.labels_of(groups)
@@ -205,17 +207,18 @@ def tag(
     threshold: Literal["auto"] | float = "auto",
     groups: Iterable[str] = (),
 ) -> Iterator[Tagged]:
-    """Yield each audio file, below folders too, with its tags, as they are found.
+    """Tag audio files; yield each one as soon as it is done.
 
     Args:
-        paths: files and folders.
-        model: as for :class:`Analyser`, or one.
-        top: most tags of a file.
-        threshold: the lowest value of a tag, or "auto" for the thresholds that come with the model;
-            of a model without, the top labels are tags.
-        groups: what tags are about: "genre", "mood", "instrument" …; none: all of it.
+        paths: a file or folder, or several. A folder stands for all audio below it.
+        model: as for :class:`Analyser`; or an `Analyser`, if the model is already loaded.
+        top: the largest number of tags of a file.
+        threshold: the lowest value of a tag. "auto": the model has a threshold for each label; of a
+            model without thresholds, the top labels are tags.
+        groups: tags of these groups only: "genre", "mood", "instrument" …; default: all.
 
-    Raises InputError for paths without any audio, or options that cannot be.
+    Raises:
+        InputError: there is no audio, or an option does not fit the model.
     """
     analyser = model if isinstance(model, Analyser) else Analyser(model)
     music, groups = find_music(paths), list(groups)
@@ -243,10 +246,13 @@ def embed(
     block: int | None = None,
     each_window: bool = False,
 ) -> Iterator[Embedded]:
-    """Yield each audio file, below folders too, with its embedding, or those of its windows.
+    """Embed audio files; yield each one as soon as it is done.
 
-    Arguments are those of :class:`Analyser`; if ``model`` is one, it has the options. Raises
-    InputError for paths without any audio, or as `Analyser`.
+    ``paths`` are as for :func:`tag`, the other arguments as for :class:`Analyser`. If ``model`` is
+    an `Analyser`, its own options count.
+
+    Raises:
+        InputError: there is no audio, or as `Analyser`.
     """
     if not isinstance(model, Analyser):
         model = Analyser(model, block=block, each_window=each_window)

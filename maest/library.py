@@ -49,11 +49,15 @@ class Indexed:
 
 
 class Library:
-    """A library file, by default in the user's data folder; made if it is missing.
+    """A library file, by default in the user's data folder. It is made if it is missing.
 
     Several processes may use one at once. ``warnings`` tells of a place where that is not safe.
-    Methods raise InputError for a file that cannot be used, as `library_file.open_file` lists; for
-    a path that the library does not have ("unknown"); for a model without results ("missing").
+
+    Raises:
+        InputError: by ``kind``: "exists", another program's file; "corrupt", a damaged one;
+            "mismatch", one of a later version; "access", one that cannot be read or written;
+            "missing", no file, with ``read_only``. Methods raise it for a path that the library
+            does not have ("unknown"), and for a model without results ("missing").
     """
 
     def __init__(self, path: str | Path | None = None, read_only: bool = False) -> None:
@@ -79,8 +83,11 @@ class Library:
         """Compare a folder with the library, and note what is new, changed, moved or gone.
 
         New files and those of another size or date are read and hashed; each is noted at once.
-        ``progress``: such as `tqdm.tqdm`. Raises InputError for a folder that the library does not
-        know and that has no music ("empty") or does not exist ("missing").
+        ``progress`` wraps the list of files to read, as ``tqdm.tqdm`` does.
+
+        Raises:
+            InputError: the library does not know the folder, and the folder has no music ("empty")
+                or does not exist ("missing").
         """
         with library_file.readable_errors(self.path):
             return scan_folder(self._db, folder, progress)
@@ -96,9 +103,10 @@ class Library:
     ) -> Indexed:
         """Scan a folder, and analyse the sounds in it that have no result of ``model``.
 
-        ``analyse`` gets ``at_once`` paths at a time, and yields each with its result or error. The
-        error's reason is kept, and the file is tried again once it has changed or, with ``again``,
-        in this run. Ended at any instant, it loses the tracks in hand; runs at once share the work.
+        ``analyse`` gets ``at_once`` paths at a time, and yields each with its result or error; an
+        `Analyser` does. The reason of an error is kept: the file is tried again when it has changed
+        or, with ``again``, in this run. A run that is stopped loses only the tracks in hand.
+        Several runs at the same time share the work.
         """
         done = Indexed(self.scan(folder, progress))
         waiting = self.todo(model, folder, again)
@@ -189,7 +197,8 @@ class Library:
     def add(self, track: Track, model: Model, analysis: Analysis) -> None:
         """Keep a sound's result, in one step, in place of an earlier one of the same model.
 
-        Raises InputError for an embedding of another shape than the model's others ("mismatch").
+        Raises:
+            InputError: the embedding has another shape than the model's others ("mismatch").
         """
         tags = json.dumps([(label, round(float(v), 4)) for label, v in analysis.tags])
         shape = json.dumps(analysis.embedding.shape)
@@ -255,15 +264,16 @@ class Library:
         not_same_album: bool = False,
         model: Model | None = None,
     ) -> list[tuple[Track, float]]:
-        """Return the nearest tracks with their cosines, the nearest first; of copies, one.
+        """Return the nearest tracks and their cosines, the nearest first; one of each sound.
 
-        ``seed`` and ``also`` are tracks of the library, which are left out of the answer; other
-        files, each with its embedding; or embeddings. Of several, the middle counts.
-        ``not_same_album`` leaves out what shares an album with one of them, by their tags. See
-        `nearness.Vectors` for the cosine.
+        ``seed`` and ``also`` are tracks of the library; other files, each with its embedding; or
+        embeddings. Of several, their middle counts. Those of the library are left out of the
+        answer. ``not_same_album`` leaves out what shares an album with one of them, by their tags.
+        The cosine is between embeddings from which the mean over the library was taken.
 
-        Raises InputError, beside the usual: for an embedding of another size ("mismatch"), or one
-        that has no album ("conflict").
+        Raises:
+            InputError: also for an embedding of another size ("mismatch"), or one that has no album
+                ("conflict").
         """
         with self._snapshot():
             sounds, vectors = self._load(model)

@@ -57,23 +57,29 @@ _PASSES = 4  # that a group of tracks fills, at least, with whole patches
 class Extractor:
     """Embeddings, logits and activations of music, track by track.
 
-    ``labels`` names the C classes, if known, and ``thresholds`` are those of the model, if it has
-    any: numbers, or None for a label that is never a tag (:meth:`tags`).
+    ``labels`` has the names of the C classes, if they are known. ``thresholds`` has those of the
+    model, if any: a number for each label, or None for a label that is never a tag (:meth:`tags`).
     ``extraction.engine.similarity`` says how close int8 is to float32.
 
     Args:
-        model: a network, which stays unchanged; a model folder, also of labels of one's own
-            (`models.learned`), or checkpoint file; or the name of an arch with weights.
+        model: the name of a model with weights (`list_models`); a model folder, also one that
+            ``maest learn`` has written; a checkpoint file; or a network, which stays unchanged.
         blocks: blocks to embed: a number from 0, or -1 for the embedding after the final norm;
             several of them; "all"; or None for block 7 (of a shallower network, the last).
-        logits, activations, pool, pictures: as in :class:`OutputSpec`.
-        patch_seconds: length of a patch; None: the model's.
-        hop_seconds: from one patch to the next; None: ``patch_seconds``.
-        tail: "keep", "drop" or "pad" a remainder (`helpers.audio.patches.cut`).
-        max_windows: most patches of a track, spread evenly over it; None: all.
-        patches_per_pass: as in :class:`Extraction`.
-        quantize: "int8" (on a CPU), or None.
-        device: None: the network's; for a model by its name, a GPU if there is one.
+        logits: add the logits, before the sigmoid.
+        activations: add the activations of the track and of each patch.
+        pool: "mean" over a track's patches, each weighted by the seconds that no patch before it
+            covers; or "none", for the embeddings and logits of each patch.
+        pictures: add a picture of the log-mel.
+        patch_seconds: the length of a patch; None: the model's.
+        hop_seconds: from the start of one patch to that of the next; None: ``patch_seconds``.
+        tail: what becomes of a last patch that is shorter, if it has a second or more: "keep",
+            "drop", or "pad" it with silence.
+        max_windows: use at most so many patches of a track, spread evenly over it; None: all.
+        patches_per_pass: patches that go through the network at once; None: 32 on a GPU, and 4,096
+            tokens on a CPU.
+        quantize: "int8" for Linear layers in 8 bits, on a CPU; or None.
+        device: such as "cpu" or "cuda"; None: the network's own, or a GPU if there is one.
         precision: "32-true", "16-mixed" or "bf16-mixed"; None: float16 on CUDA, else float32.
 
     Raises:
@@ -115,7 +121,9 @@ class Extractor:
     def __call__(self, track: str | Path | np.ndarray | Tensor) -> TrackResult:
         """Compute the result of a file, or of a waveform (see :meth:`log_mel`).
 
-        AudioError (an InputError): the track cannot be read, or is too short for ``tail="drop"``.
+        Raises:
+            AudioError: (an InputError) the track cannot be read, or is too short for
+                ``tail="drop"``.
         """
         if not isinstance(track, str | Path):
             return self.outputs(self.log_mel(track))
@@ -130,10 +138,13 @@ class Extractor:
             raise
 
     def log_mel(self, waveform: np.ndarray | Tensor | Iterable[np.ndarray], key: str = "") -> Track:
-        """Compute the log-mel of a waveform; ``key`` names the track.
+        """Compute the log-mel of a waveform. ``key`` is the name of the track.
 
-        ``waveform``: [samples], mono at 16 kHz, floats or int16 (full scale 32768), or consecutive
-        pieces of one. InputError: wrong shape or type, NaN or infinite samples, or none.
+        ``waveform`` is [samples], mono at 16 kHz, floats or int16 (full scale 32768); or an
+        iterable of consecutive pieces of one.
+
+        Raises:
+            InputError: a wrong shape or type, no samples, or NaN or infinite ones.
         """
         meter = Meter()
         pieces = [waveform] if isinstance(waveform, np.ndarray | Tensor) else waveform
@@ -154,8 +165,11 @@ class Extractor:
     def tags(self, result: TrackResult, top: int = 5) -> dict[str, float]:
         """Return a result's tags and their activations, the highest first, ``top`` at most.
 
-        They are the labels at or above their thresholds, perhaps none; of a model without, the top
-        labels; of a regression, all values. InputError: the result has no activations.
+        A tag is a label at or above its threshold; there may be none. Of a model without
+        thresholds, the top labels are tags; of a regression, all values.
+
+        Raises:
+            InputError: the result has no activations.
         """
         if result.activations is None:
             hint = "Give the Extractor activations=True."
