@@ -83,7 +83,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 test-docs: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m docs -n $(WORKERS) --dist load tests/docs $(TESTS)
+	$(BIN)/python -m pytest -m docs -n $(WORKERS) --dist load --durations=5 tests/docs $(TESTS)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600 $(TESTS)

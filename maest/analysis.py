@@ -13,7 +13,7 @@ To use a model more than once, load it once:
 >>> with maest.Library() as library:
 ...     library.index("music", analyser.model, analyser)
 
-A file that cannot be read does not stop the others: its ``error`` says why.
+A file that cannot be read is yielded too: its ``error`` says why.
 """
 
 from __future__ import annotations

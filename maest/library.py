@@ -51,7 +51,7 @@ class Indexed:
 class Library:
     """A library file, by default in the user's data folder. It is made if it is missing.
 
-    Several processes may use one at once. ``warnings`` tells of a place where that is not safe.
+    Several processes may use one at once. ``warnings`` names a place where that is not safe.
 
     Raises:
         InputError: by ``kind``: "exists", another program's file; "corrupt", a damaged one;

@@ -35,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +105,9 @@ def with_settings(code: str, settings: str) -> str:
         for start, end in reversed(list(_commands(line))):
             command = line[start:end].rstrip()
             if any(script in command for script in _SCRIPTS):
-                word = " " if re.search(r"\swith(\s|$)", command) else " with "
-                line = (
-                    f"{line[:start]}{command}{word}{settings}{line[start:end][len(command) :]}"
-                    + (line[end:])
-                )
+                word = "" if re.search(r"\swith(\s|$)", command) else "with "
+                end = start + len(command)
+                line = f"{line[:end]} {word}{settings}{line[end:]}"
         done.append(line)
     return "\n".join(done) + "\n"
 
@@ -292,7 +291,7 @@ class Folder:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,
+            process_group=0,
             **options,
         )
 
@@ -413,6 +412,7 @@ def run_page(page: Path, folder: Path, music: Path, show: bool = False) -> int:
                 print(
                     f"\n\033[1m{name}:{block.line}{about}\033[0m\n{block.code.rstrip()}", flush=True
                 )
+            began = time.monotonic()
             try:
                 out = place.run(block)
             except PageError as error:
@@ -420,7 +420,8 @@ def run_page(page: Path, folder: Path, music: Path, show: bool = False) -> int:
                 raise PageError(f"{name}, line {block.line}:{code}\n{error}") from None
             number += block.action != "not run"
             if show:
-                print(f"\033[2m{out.rstrip()}\033[0m", flush=True)
+                took = f"{time.monotonic() - began:.1f} s"
+                print(f"\033[2m{out.rstrip()}\033[0m\n({took})", flush=True)
     return number
 
 
