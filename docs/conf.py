@@ -1,5 +1,6 @@
 """How `make docs` builds the guide: Markdown by MyST, the Python API from docstrings."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,14 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app: Any) -> None:
-    """Keep Napoleon, which works at priority 500, from comments of fields.
+    # To a Markdown file outside of docs/, which is no page of the guide, a link is to the file.
+    def link_to_files(app: Any, page: str, source: list[str]) -> None:
+        source[0] = re.sub(r"\]\((\.\./[^)#]+\.md)(#[^)]*)?\)", r"](path:\1)", source[0])
 
-    It takes "scores: one a label" for a type and a meaning.
-    """
+    app.connect("source-read", link_to_files)
+
+    # Napoleon, at priority 500, takes a field's comment "scores: one a label" for its type and
+    # meaning.
     comments: dict[str, list[str]] = {}
 
     def keep(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
