@@ -74,9 +74,10 @@ lock:
 demo: $(VENV)/.installed
 	$(BIN)/python -m maest.experiments.demo $(DEMO)
 
-# Warnings, such as a link to a page that is not there, are errors.
+# Warnings, such as a link to a page that is not there, are errors. All pages are read anew: a page that
+# has not changed would not warn again.
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going -b html docs build/docs
 	@echo "The guide is build/docs/index.html"
 
 test: $(VENV)/.installed-dev
