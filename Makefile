@@ -2,9 +2,10 @@
 #             an excerpt, or yours: DEMO="audio=song.mp3"
 # make test   installs into .venv if need be, then runs the tests (make test-slow: the long ones);
 #             TESTS="-x tests/models/test_maest.py" chooses and adds options, WORKERS=0 runs in one process
-# make lint   style and types; make coverage: the tests, and what they do not run
+# make lint   style, types, spelling; make coverage: the tests, and what they do not run
 # make docs   the guide as build/docs/index.html; make test-docs runs the commands of its pages
 #             and of the README (TESTS="-k my-music": those of one page)
+# make dist   a wheel and a source distribution, checked and tried in an empty environment
 #
 # make gpu    on a machine with a GPU: the tests and figures that need one, in 8 minutes at most,
 #             by .venv or whatever Python has PyTorch and Lightning (GPU="--minutes 5 …": options)
@@ -25,10 +26,10 @@ GPU_PYTHON ?= $(shell for python in $(BIN)/python python3 python; do \
 #: processes that tests run in, a file in one of them
 WORKERS ?= 2
 
-.PHONY: help install install-dev demo docs test test-docs test-slow coverage gpu lint format lock clean
+.PHONY: help install install-dev demo docs test test-docs test-slow coverage gpu lint format lock dist clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 10
+	@sed -n 's/^# //p' Makefile | head -n 11
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -104,10 +105,26 @@ lint: $(VENV)/.installed-dev
 	ln -s $(addprefix ../../,$(wildcard maest/*.py) maest/command) \
 		$(addprefix ../../,config datasets experiments helpers models) .types/maest
 	$(BIN)/mypy
+	git ls-files -z | xargs -0 $(BIN)/codespell
+	@! git grep -nIiEf .phrases -- ':!.phrases' ':!LICENSE' || { echo "Say it in plainer words" \
+		"(.phrases lists what not to write)."; exit 1; }
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A wheel is built from the source distribution, installed with what it needs (gigabytes: PyTorch),
+# and tags a song there, away from the checkout.
+dist:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found: make PYTHON=... dist"; exit 1; }
+	rm -rf dist build
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/pip install --disable-pip-version-check -q -r requirements-dist.txt
+	build/tools/bin/pyproject-build --no-isolation --skip-dependency-check --outdir dist
+	build/tools/bin/twine check --strict dist/*
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/pip install --disable-pip-version-check -q -c requirements.lock dist/*.whl
+	cd build/empty && bin/maest --version && bin/maest tag ../../datasets/recordings/excerpt.ogg
 
 clean:
 	rm -rf $(VENV) .coverage .hypothesis .pytest_cache .ruff_cache .mypy_cache .types build dist *.egg-info

@@ -1,4 +1,4 @@
-"""Pre-train or fine-tune MAEST, evaluate it, extract and predict with it, hand it on.
+"""Pre-train or fine-tune MAEST, evaluate it, extract and predict with it, export it.
 
 python ex_maest.py                                              # pre-train
 python ex_maest.py with maest_finetune datamodule.groundtruth_train=…

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from maest.models.extraction import Extractor as Extractor
     from maest.models.maest import Maest as Maest
 
-__version__ = "0.2.0.dev0"
+__version__ = "1.0.0"
 _PUBLIC = {
     "Analyser": "analysis",
     "Extractor": "models.extraction",

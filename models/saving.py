@@ -32,7 +32,7 @@ _FILE_MARK = rf'"{TRAINER_KEY}":"{{\n  \"arch\"'.encode()
 def model_record(
     model: Maest, arch: str | None = None, trained_on: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The facts that weights alone do not tell of a model; each of its files keeps this record."""
+    """The facts about a model that its weights do not hold; each of its files keeps this record."""
     known: dict[str, Any] = {"arch": arch, "sizes": model.sizes(), "labels": model.labels}
     if model.thresholds:
         known["thresholds"] = model.thresholds

@@ -53,7 +53,7 @@ def stream_audio(
     ``seconds``, the central part is one block. The file opens at the first block, and closes after
     the last, at an error, or by ``close()``. Raises AudioError as `read_audio` does: before the
     first block if the header shows that the end is missing, else at the fault. After the last
-    block, ``meter.warnings()`` tells of silence and the like.
+    block, ``meter.warnings()`` names silence and the like.
     """
     if seconds is not None and not 1 <= seconds * SAMPLE_RATE < math.inf:
         hint = "Give a number of seconds, or None for the whole file."

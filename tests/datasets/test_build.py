@@ -177,7 +177,7 @@ def test_options_that_are_refused(kind, setting, words):
 
 @pytest.mark.parametrize("several", [False, True], ids=["", "tracks of an artist"])
 def test_copies_of_a_recording_stay_in_one_split(tmp_path, several):
-    """Of every third recording the next track is a copy; so are two of silence, which is none."""
+    """Of every third recording the next track is a copy; two of silence are not copies."""
     for i in range(24):
         content = i - 1 if i % 3 == 1 else i
         mel = np.random.default_rng(content).random((4 + content % 5, 96))

@@ -146,7 +146,7 @@ def test_one_song_is_shown_as_a_table(line, music, tmp_path):
 
 @pytest.fixture
 def doubtful(tmp_path) -> Path:
-    """Files of which results can hardly mean much, but for one."""
+    """Files whose results mean little, except one."""
     folder, sound = tmp_path / "doubtful", tone(3, 0)
     folder.mkdir()
     soundfile.write(folder / "fine.wav", sound, RATE)

@@ -46,7 +46,7 @@ def music(tmp_path) -> Path:
 
 @pytest.fixture
 def few(tmp_path) -> Path:
-    """Three files, the last of which is none."""
+    """Three files; the last is not audio."""
     for name in ("a.flac", "b.mp3"):
         (tmp_path / "few").mkdir(exist_ok=True)
         write_plain(tmp_path / "few" / name)
@@ -68,7 +68,7 @@ def test_tags_as_json_a_line_a_track(few, model):
     assert values == sorted(values, reverse=True)
     assert first["seconds"] == pytest.approx(0.5, abs=0.05)
     assert (first["warnings"], first["error"]) == (["0.5 s only"], None)
-    # One bad file costs that file only, and the exit code tells.
+    # A bad file is skipped, and the exit code says so.
     assert broken["error"]
     assert broken["tags"] == []
     assert done.code == 1
