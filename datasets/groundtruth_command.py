@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     several: dict[str, Any] = {"metavar": "NAME", "nargs": "+", "default": []}
     fractions: dict[str, Any] = {"type": _fractions, "default": [0.8, 0.1, 0.1], "metavar": "T,V,T"}
     task = "default: multi-label, or regression with --values-column; single-label refuses others"
-    unknown = "take empty cells of 0/1 columns as unknown, not as 0, and those with these texts (NA)"
+    unknown = "take empty cells of 0/1 columns as unknown, not 0, and those with these texts (NA)"
     shares = "of the tracks in train, validation and test (default 0.8,0.1,0.1)"
     together = "read the log-mel files, and keep copies of a recording in one split"
     add("table", type=Path, metavar="TABLE", help="CSV (, or ;) or TSV with column names")
