@@ -9,6 +9,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import huggingface_hub
 import huggingface_hub.constants
 import numpy as np
 import pytest
@@ -181,6 +182,9 @@ def test_the_shipped_model_is_small_whole_and_has_its_card():
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     known = json.loads((folder / "config.json").read_text("utf-8"))
     text = (folder / "README.md").read_text("utf-8")
+    head = huggingface_hub.ModelCard(text).data.to_dict()
+    assert head["license"].upper() == ARCHS[SHIPPED].licence
+    assert (head["library_name"], head["pipeline_tag"]) == ("maest", "audio-classification")
     for word in ("CC BY-SA 4.0", "recordings", f"{known['trained_on']['steps']:,} steps"):
         assert word in text
     assert known["trained_on"]["licence"] == ARCHS[SHIPPED].licence

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from packaging.requirements import Requirement
 
+import maest
 from maest.helpers.files.data_folder import data_folder
 
 # Packages of the extras, which tagging and embedding do without
@@ -52,6 +54,14 @@ def test_what_is_required_is_pinned_and_locked():
     for requirement in locked.values():
         assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
         assert requirement.url is None
+
+
+def test_the_papers_say_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    changes = re.findall(r"^## (.*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert citation["version"] == maest.__version__
+    assert f"{maest.__version__} - {citation['date-released']}" in changes
+    assert citation["license"] == SETTINGS["project"]["license"]
 
 
 def test_where_data_lies(monkeypatch, tmp_path):
