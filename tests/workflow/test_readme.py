@@ -40,7 +40,7 @@ def test_python_of_the_readme(tmp_path, capsys):
             exec(compile(block, "README.md", "exec"), names)
     tags, embedding = capsys.readouterr().out.splitlines()
     assert "song.mp3 [" in tags
-    assert "song.mp3 (1, 576)" in embedding
+    assert "song.mp3 (1, 3, 192)" in embedding
     assert names["activations"].shape == (43,) == (len(names["labels"]),)
     assert names["embeddings"].shape == (2, 576)
 
