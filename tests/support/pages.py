@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 300  # seconds that a block may take
+LIMIT = 600  # seconds that a block may take
 _LANGUAGES = ("bibtex", "bash", "console", "css", "csv", "html", "ini", "json", "markdown")
 _LANGUAGES += ("python", "text", "toml", "xml", "yaml")
 _COMMENT = re.compile(r"<!-- *(not run|run with|run): *(.*?) *-->")
