@@ -43,7 +43,8 @@ def export(run: Any, settings: Settings) -> dict[str, Any]:
             parents = json.dumps(trained_on.get("parents", []), ensure_ascii=False)
             metadata = {"arch": checkpoint.arch or "", "licence": licence or "", "parents": parents}
             export_onnx(written, net, blocks, options.with_frontend, metadata)
-            most = f"up to {clip_seconds(net.input_t):g} s at a time (max_frames in its metadata)"
+            limit = "max_samples" if options.with_frontend else "max_frames"
+            most = f"up to {clip_seconds(net.input_t):g} s at a time ({limit} in its metadata)"
             notes = [f"It takes {most}: cut longer tracks into patches and average what they give."]
         else:
             written /= "model.safetensors"

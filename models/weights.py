@@ -315,7 +315,7 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
         if there not in (None, here):  # the norm before it fits any head
             dropped, reason = ("head.1.", "head_dist."), f"{name} {there} there, {here} here"
     if discard_head:
-        dropped, reason = layouts.HEADS, "it is discarded"
+        dropped, reason = layouts.HEADS, "the one there is left out, as asked"
     # A head is optional only as a whole: if it has some parts, the others are reported as missing.
     optional = layouts.OPTIONAL_HEADS.get(checkpoint.layout, ())
     absent = [head for head in optional if not any(name.startswith(head) for name in tensors)]
@@ -324,7 +324,7 @@ def load_into(model: Maest, checkpoint: Checkpoint, discard_head: bool = False) 
     used = layouts.HEADS if model.distilled_type == "separated" else layouts.HEADS[:1]
     if any(name.startswith(used) for name in fresh):
         parts = ", ".join(sorted({name.rpartition(".")[0] for name in fresh}))
-        log.warning("%s: the head is newly initialised (%s): %s", path, parts, reason)
+        log.warning("%s: the head starts from random weights (%s): %s", path, parts, reason)
     if not fresh and checkpoint.layout == layouts.PASST:
         message = "%s: the head is AudioSet's, or of %d classes without names"
         log.warning(message, path, model.n_classes)
