@@ -27,13 +27,12 @@ warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*")
 
 import colorama  # noqa: E402
 import sacred  # noqa: E402
+import yaml  # noqa: E402
 from sacred import SETTINGS, commands, utils  # noqa: E402
-from sacred.config import load_config_file  # noqa: E402
 from sacred.dependencies import Source  # noqa: E402
 from sacred.observers import FileStorageObserver  # noqa: E402
 from sacred.run import Run  # noqa: E402
 from sacred.serializer import flatten  # noqa: E402
-from yaml import YAMLError  # noqa: E402
 
 from maest.config import SENTENCES  # noqa: E402
 from maest.config.command_line import FILES, check_arguments  # noqa: E402
@@ -269,16 +268,33 @@ def _own_name(argument: str, aliases: Mapping[str, str]) -> str:
 
 
 def _check_settings_file(path: str) -> None:
-    """Raise InputError for a file without settings that Sacred can read."""
+    """Raise InputError for a file without settings, or with more than plain JSON or YAML.
+
+    Sacred's readers make the Python objects that a file names, and so may run code.
+    """
     hint = "Give a file such as exp_logs/4/config.json: sections, and settings in them."
     try:
-        content = load_config_file(path)
-    except (OSError, ValueError, YAMLError) as error:
+        text = Path(path).read_text("utf-8")
+        content = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         kind: Kind = "missing" if isinstance(error, OSError) else "corrupt"
         why = " ".join(str(getattr(error, "strerror", error)).split())
         raise InputError(f"cannot be read ({why})", kind=kind, path=path, hint=hint) from None
     if not isinstance(content, Mapping) or any("." in str(name) for name in content):
         raise InputError("no sections of settings", path=path, hint=hint)
+    if found := set(_names(content)) - {"py/tuple"}:
+        what = f"an object of Python ({min(found)}) in the place of a setting"
+        raise InputError(what, kind="unsupported", path=path, hint=hint)
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Yield the names, at any depth, by which jsonpickle makes objects."""
+    if isinstance(value, Mapping):
+        yield from (str(name) for name in value if str(name).startswith("py/"))
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _names(part)
 
 
 def _help(ex: Experiment, name: str) -> int:

@@ -210,6 +210,19 @@ def test_a_file_of_settings_that_holds_none(tmp_path, name, content):
     assert f"Error: {name}: " in bad("ex_maest.py", f"with {name}", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("own.json", '{"module": [{"py/reduce": [{"py/function": "os.mkdir"}, ["made"]]}]}'),
+        ("own.yaml", "module: !!python/object/apply:os.mkdir [made]"),
+    ],
+)
+def test_a_file_of_settings_runs_no_code(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert f"Error: {name}: " in bad("ex_maest.py", f"print_config with {name}", tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
 # ---- data ----------------------------------------------------------------------------------------
 
 
