@@ -41,7 +41,7 @@ from maest.models import Maest
 from maest.models.archs import current_name
 from maest.models.extraction import Extractor
 from maest.models.learned import Learned
-from maest.tag_groups import group_of
+from maest.tag_groups import GROUPS, group_of
 
 DEFAULT_MODEL = "maest-tiny-music"
 _LIBRARY_LABELS = 20  # of a track in a library, beside its tags
@@ -191,11 +191,16 @@ class Analyser:
         return [(self.labels[among[i]], float(values[i])) for i in chosen]
 
     def labels_of(self, groups: Iterable[str]) -> list[int]:
-        """Return the numbers of the labels of some groups, or all. InputError: an unknown group."""
+        """Return the numbers of the labels of some groups, or all.
+
+        InputError: an unknown group, or none that the model has a label of.
+        """
         of_labels = [group_of(label) for label in self.labels]
         groups = [group.strip().casefold() for group in groups]
+        known = sorted(set(of_labels) - {""})
         for group in groups:
-            check_choice("groups", group, sorted(set(of_labels) - {""}))
+            if group not in GROUPS or not set(groups) & set(known):
+                check_choice("groups", group, known)
         return [i for i, group in enumerate(of_labels) if not groups or group in groups]
 
 

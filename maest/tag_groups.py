@@ -17,6 +17,7 @@ _FACETS = {
 }
 # Players have no fields for these.
 _COMMENT_ONLY = {"instrument", "voice", "texture", "metre", "mode"}
+GROUPS = {"genre", "mood", *_COMMENT_ONLY}  # those that a model may have labels of
 
 
 def group_of(label: str) -> str:

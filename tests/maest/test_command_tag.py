@@ -97,11 +97,17 @@ def test_top_groups_and_thresholds(few, tmp_path):
     assert labels("--threshold", "1") == []
     assert len(labels(*ALL, "--top", "2")) == 2
     assert labels(*ALL, "--groups", "mood") == ["Mood---Dark"]
+    assert labels(*ALL, "--groups", "voice,mood") == ["Mood---Dark"]  # of voices it knows nothing
     assert (
         labels(*ALL, "--groups", "Mood, instrument", "--top", "1")
         == labels(*ALL, "--groups", "mood,instrument")[:1]
     )
-    for wrong in (("--groups", "moods"), ("--threshold", "high"), ("--threshold", "nan")):
+    for wrong in (
+        ("--groups", "moods"),
+        ("--groups", "voice"),
+        ("--threshold", "high"),
+        ("--threshold", "nan"),
+    ):
         assert Done("tag", few, "--model", model, *wrong).code == 2
 
 

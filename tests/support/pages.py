@@ -105,7 +105,7 @@ def with_settings(code: str, settings: str) -> str:
         for start, end in reversed(list(_commands(line))):
             command = line[start:end].rstrip()
             if any(script in command for script in _SCRIPTS):
-                word = "" if re.search(r"\swith(\s|$)", command) else "with "
+                word = "" if re.search(r"(?<!\S)with(\s|$)", command) else "with "
                 end = start + len(command)
                 line = f"{line[:end]} {word}{settings}{line[end:]}"
         done.append(line)
