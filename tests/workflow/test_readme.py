@@ -32,14 +32,14 @@ def test_python_of_the_readme(tmp_path, capsys):
     rng = np.random.default_rng(0)
     (tmp_path / "my/music").mkdir(parents=True)
     sound = 0.1 * rng.standard_normal(16_000 * 12)
-    soundfile.write(tmp_path / "my/music/song.mp3", sound, 16_000)
+    soundfile.write(tmp_path / "my/music/song.ogg", sound, 16_000)
     names: dict[str, Any] = {}
     with contextlib.chdir(tmp_path):
         for block in BLOCKS:
             exec(compile(block, "README.md", "exec"), names)
     tags, embedding = capsys.readouterr().out.splitlines()
-    assert "song.mp3 [" in tags
-    assert "song.mp3 (1, 3, 192)" in embedding
+    assert "song.ogg [" in tags
+    assert "song.ogg (1, 3, 192)" in embedding
     assert names["activations"].shape == (43,) == (len(names["labels"]),)
     assert names["embeddings"].shape == (2, 576)
 
