@@ -88,7 +88,7 @@ _add(
 
 _add(
     "music_pretrain",
-    "How maest-tiny-music was trained, on a set of datasets/recordings/preprocess.py: performed "
+    "The recipe behind maest-tiny-music, on a set of datasets/recordings/preprocess.py: performed "
     "scores and recordings.",
     {
         "datamodule": {

@@ -95,7 +95,7 @@ class Compare:
     embeddings_dirs: tuple[str, ...] | None = setting(
         None, "extractions (of other lengths, models, …) that are probed first, all alike"
     )
-    resamples: int = setting(1000, "of the bootstrap", SIZE)
+    resamples: int = setting(1000, "bootstrap resamples", SIZE)
     confidence: float = setting(0.95, "of the intervals", "> 0, < 1")
 
 

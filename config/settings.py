@@ -143,9 +143,9 @@ class Recipe(Schedule):
     mixup_alpha: float = setting(0.0, "of mixup's beta distribution; 0: no mixup", FROM_0)
     roll: int = setting(0, "rotate each clip in time, by at most so many frames; PaSST: 50", FROM_0)
     time_masks: int = setting(0, "SpecAugment: masks in time", ">= 0, <= 1000")
-    time_mask_width: int = setting(8, "frames that each mask is narrower than", FROM_0)
+    time_mask_width: int = setting(8, "masks have fewer frames than this", FROM_0)
     freq_masks: int = setting(0, "SpecAugment: masks in frequency", ">= 0, <= 1000")
-    freq_mask_width: int = setting(5, "mel bands that each mask is narrower than", FROM_0)
+    freq_mask_width: int = setting(5, "masks have fewer mel bands than this", FROM_0)
     gain: float = setting(0.0, "make each clip louder or softer, by at most so many dB", DECIBELS)
     tilt: float = setting(0.0, "tilt its spectrum, by at most so many dB over all bands", DECIBELS)
     band_limit_share: float = setting(
@@ -170,7 +170,7 @@ class Recipe(Schedule):
         0.0, "share of clips that become silence, tones, clicks or noise, without a label", PART
     )
     layer_decay: float = setting(
-        1.0, "fine-tuning: a block's rate, divided by that of the next block", "> 0, <= 1"
+        1.0, "fine-tuning: a block learns at so many times the rate of the one above", "> 0, <= 1"
     )
     freeze_blocks: int = setting(0, "first blocks that are not trained, nor what is before", FROM_0)
     teacher_threshold: float = setting(

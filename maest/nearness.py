@@ -14,7 +14,7 @@ class Vectors:
     """N embeddings, whose cosines are taken after their mean is taken off.
 
     Without that, the cosines of any two tracks are high, by what all music has in common. The mean
-    of less than ten says little, and stays: then cosines only have an order, and show no copies.
+    of less than ten says little, and stays: then cosines have an order, but show no copies.
     """
 
     def __init__(self, values: np.ndarray, among: np.ndarray | None = None) -> None:
