@@ -88,7 +88,8 @@ def albums(work: Path, music: Sequence[str | Path], name: str) -> dict[str, Figu
         for folder in music:
             library.index(folder, analyser.model, analyser, at_once=64)
             library.index(folder, statistics, statistics_of, at_once=64)
-        tracks = [track for track in library.tracks() if not library.failed().get(track.path)]
+        failed = library.failed()
+        tracks = [track for track in library.tracks() if track.path not in failed]
         one_each = list({track.sound: track for track in tracks}.values())
         mates = {t.path: sum(t.same_album(o) for o in one_each) - 1 for t in one_each}
         of_albums = [track for track in one_each if mates[track.path]]

@@ -170,19 +170,25 @@ def test_the_central_part_of_an_m4a_whose_edit_list_drops_its_priming(tmp_path, 
     assert errors[1] < 0.01
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "m4a"])
-def test_no_more_than_the_central_part_and_the_end_are_decoded(tmp_path, monkeypatch, suffix):
-    path = tmp_path / f"a.{suffix}"
-    write(path, chords(30))
-    decoded = []
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """The samples of each frame that is decoded."""
+    samples = []
 
     class Counting(decoding.Sound):
         def frames(self):
             for frame in super().frames():
-                decoded.append(frame.samples)
+                samples.append(frame.samples)
                 yield frame
 
     monkeypatch.setattr(decoding, "Sound", Counting)
+    return samples
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "m4a"])
+def test_no_more_than_the_central_part_and_the_end_are_decoded(tmp_path, decoded, suffix):
+    path = tmp_path / f"a.{suffix}"
+    write(path, chords(30))
     assert len(read_audio(path, 5.0)) == 80_000
     assert 5 * RATE <= sum(decoded) <= 9 * RATE
 
@@ -355,19 +361,11 @@ def test_warnings_of_a_log_mel():
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "opus", "m4a", "aiff", "mka"])
-def test_a_few_windows_are_those_of_the_whole_file(tmp_path, monkeypatch, suffix):
+def test_a_few_windows_are_those_of_the_whole_file(tmp_path, decoded, suffix):
     path, plan = tmp_path / f"a.{suffix}", PatchPlan(62, most=3)
     write(path, chords(30.2, 48_000), 48_000)
     whole, _ = read_audio_mel(path, tmp_path)
-    decoded = []
-
-    class Counting(decoding.Sound):
-        def frames(self):
-            for frame in super().frames():
-                decoded.append(frame.samples)
-                yield frame
-
-    monkeypatch.setattr(decoding, "Sound", Counting)
+    decoded.clear()
     few, warnings = read_audio_mel(path, tmp_path, plan=plan)
     assert (len(few), few.dtype, warnings) == (len(whole), np.float16, [])
     heard = np.zeros(len(whole), bool)
